@@ -1,0 +1,132 @@
+"""Who looks from where: training cameras as a pure function of (seed, rank, world size, step).
+
+Source: METHOD section 1 (Fantasia3D, arXiv 2303.13873, and its supplementary). Angles are degrees in the
+config and radians inside.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from jaxtyping import Float, Int
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from render.camera import Cameras, look_at_origin, rotate_x, rotate_y
+
+VIEW_NAMES = ("front", "side", "back")
+
+Elevation = Annotated[float, Ge(-90), Le(90)]
+FieldOfView = Annotated[float, Gt(0), Lt(180)]
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """Where the training cameras may stand."""
+
+    camera_random_jitter: float = Field(
+        0.4, ge=0, description="the object moves by up to this much in the camera's x and y (world units)"
+    )
+    fovy_range: tuple[FieldOfView, FieldOfView] = Field(
+        (25.71, 45.0), description="vertical field of view, degrees, drawn uniformly"
+    )
+    elevation_range: tuple[Elevation, Elevation] = Field(
+        (-10.0, 45.0), description="camera elevation, degrees above the horizon, drawn uniformly"
+    )
+    front_threshold: float = Field(
+        45.0, ge=0, le=90, description="azimuths within this many degrees of the front are a front view"
+    )
+    cam_near_far: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = Field(
+        (1.0, 50.0), description="near and far clipping distance, world units"
+    )
+    azimuth_spread: Literal["auto", "rank", "batch"] = Field(
+        "auto",
+        description="how azimuths spread: 'rank' gives each process a sector, 'batch' each view of a batch an "
+        "interval, 'auto' takes rank sectors with several processes and batch intervals with one",
+    )
+
+
+def step_generator(seed: int, rank: int, step: int, stream: int = 0) -> torch.Generator:
+    """A CPU generator that depends on these numbers alone, so that every step can be drawn again.
+
+    The numbers are mixed by a fixed 64-bit hash: neighbouring seeds, ranks and steps share no stream.
+    """
+    state = 0
+    for number in (seed, rank, step, stream):
+        state = (state ^ (number & (2**64 - 1))) * 0x9E3779B97F4A7C15 & (2**64 - 1)
+        state ^= state >> 31
+        state = state * 0xBF58476D1CE4E5B9 & (2**64 - 1)
+        state ^= state >> 29
+    generator = torch.Generator()
+    generator.manual_seed(state & (2**63 - 1))
+    return generator
+
+
+def azimuth_sector(rank: int, world_size: int) -> tuple[float, float]:
+    """(centre, width) in degrees of the sector that this rank looks from; sector 0 faces the front."""
+    sectors = min(world_size, 4)
+    return (rank % sectors) * 360.0 / sectors, 360.0 / sectors
+
+
+def draw_azimuths(
+    count: int, spread: str, rank: int, world_size: int, generator: torch.Generator
+) -> Float[Tensor, " count"]:
+    """Azimuths in degrees for one batch.
+
+    'rank': uniform in the rank's sector. 'batch': view k uniform in interval k of `count` equal ones that
+    tile the circle, the first centred on the front.
+    """
+    if spread == "auto":
+        spread = "rank" if world_size > 1 else "batch"
+    uniform = torch.rand(count, generator=generator)
+    if spread == "rank":
+        centre, width = azimuth_sector(rank, world_size)
+        return centre + (uniform - 0.5) * width
+    return (torch.arange(count) + uniform - 0.5) * (360.0 / count)
+
+
+def view_indices(azimuth: Float[Tensor, " B"], front_threshold: float) -> Int[Tensor, " B"]:
+    """0 front, 1 side, 2 back for azimuths in degrees (METHOD section 1)."""
+    folded = (azimuth + 180.0) % 360.0 - 180.0
+    front = (folded >= -front_threshold) & (folded < front_threshold)
+    back = (folded >= 180.0 - front_threshold) | (folded < -180.0 + front_threshold)
+    return torch.where(front, 0, torch.where(back, 2, 1))
+
+
+def sample_cameras(
+    config: CameraConfig,
+    count: int,
+    resolution: tuple[int, int],
+    generator: torch.Generator,
+    rank: int = 0,
+    world_size: int = 1,
+    spin_normals: bool = False,
+) -> Cameras:
+    """`count` training cameras on the CPU.
+
+    spin_normals gives every view its own random normal rotation R_y(U(0, 2π)) · R_x(U(−π, π)), the coarse
+    phase's augmentation (METHOD section 3); otherwise the identity.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    azimuth = draw_azimuths(count, config.azimuth_spread, rank, world_size, generator)
+    elevation = uniform(*config.elevation_range)
+    fovy = uniform(*config.fovy_range)
+    shift = uniform(-config.camera_random_jitter, config.camera_random_jitter, 2)
+    spin = None
+    if spin_normals:
+        spin = rotate_y(uniform(0.0, 2 * math.pi)) @ rotate_x(uniform(-math.pi, math.pi))
+    return look_at_origin(
+        torch.deg2rad(azimuth),
+        torch.deg2rad(elevation),
+        torch.deg2rad(fovy),
+        resolution,
+        shift=shift,
+        normal_rotation=spin,
+        view_index=view_indices(azimuth, config.front_threshold),
+        near_far=config.cam_near_far,
+    )

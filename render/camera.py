@@ -1,0 +1,128 @@
+"""Cameras as the renderer sees them.
+
+Right-handed world, +y up, object at the origin with its front to +z. The camera looks along its own −z.
+Clip space is OpenGL's (−w ≤ x, y, z ≤ w) with y turned over, so that image row 0 (the top of the picture)
+is at clip y/w = −1 and +y of the world points to row 0.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """B views of one scene.
+
+    world_to_clip [B,4,4] acts on column vectors; position [B,3] is the camera centre in the world;
+    normal_rotation [B,3,3] turns the rendered normals (identity unless the coarse phase spins them);
+    view_index [B] is 0 front, 1 side, 2 back; resolution is (height, width) in pixels.
+    """
+
+    world_to_clip: Float[Tensor, "B 4 4"]
+    position: Float[Tensor, "B 3"]
+    normal_rotation: Float[Tensor, "B 3 3"]
+    view_index: Int[Tensor, " B"]
+    resolution: tuple[int, int]
+
+    def to(self, device: torch.device | str) -> "Cameras":
+        return Cameras(
+            self.world_to_clip.to(device),
+            self.position.to(device),
+            self.normal_rotation.to(device),
+            self.view_index.to(device),
+            self.resolution,
+        )
+
+
+def rotate_x(angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:
+    """Rotation about +x by `angle` radians."""
+    s, c = angle.sin(), angle.cos()
+    one, zero = torch.ones_like(s), torch.zeros_like(s)
+    rows = [[one, zero, zero], [zero, c, -s], [zero, s, c]]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def rotate_y(angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:
+    """Rotation about +y by `angle` radians."""
+    s, c = angle.sin(), angle.cos()
+    one, zero = torch.ones_like(s), torch.zeros_like(s)
+    rows = [[c, zero, s], [zero, one, zero], [-s, zero, c]]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def perspective(
+    fovy: Float[Tensor, " B"], aspect: float, near: float, far: float
+) -> Float[Tensor, "B 4 4"]:
+    """Perspective projection; fovy is the vertical field of view in radians, aspect = width / height."""
+    focal = 1.0 / torch.tan(fovy / 2)
+    projection = torch.zeros(len(fovy), 4, 4, dtype=fovy.dtype, device=fovy.device)
+    projection[:, 0, 0] = focal / aspect
+    projection[:, 1, 1] = -focal
+    projection[:, 2, 2] = -(far + near) / (far - near)
+    projection[:, 2, 3] = -2 * far * near / (far - near)
+    projection[:, 3, 2] = -1
+    return projection
+
+
+def look_at_origin(
+    azimuth: Float[Tensor, " B"],
+    elevation: Float[Tensor, " B"],
+    fovy: Float[Tensor, " B"],
+    resolution: tuple[int, int],
+    shift: Float[Tensor, "B 2"] | None = None,
+    normal_rotation: Float[Tensor, "B 3 3"] | None = None,
+    view_index: Int[Tensor, " B"] | None = None,
+    radius: float = 3.0,
+    near_far: tuple[float, float] = (1.0, 50.0),
+) -> Cameras:
+    """Cameras on a sphere around the origin; all angles in radians.
+
+    Azimuth 0 looks from +z, the front; R_y(azimuth) turns the object, so azimuth 90° looks from −x;
+    elevation > 0 looks from above; shift moves the object in the camera's x, y (world units).
+    view = T(shift, −radius) · R_x(elevation) · R_y(azimuth).
+    """
+    count = len(azimuth)
+    rotation = rotate_x(elevation) @ rotate_y(azimuth)
+    translation = azimuth.new_zeros(count, 3)
+    translation[:, 2] = -radius
+    if shift is not None:
+        translation[:, :2] = shift
+    view = torch.eye(4, dtype=azimuth.dtype, device=azimuth.device).repeat(count, 1, 1)
+    view[:, :3, :3] = rotation
+    view[:, :3, 3] = translation
+    projection = perspective(fovy, resolution[1] / resolution[0], *near_far)
+    if normal_rotation is None:
+        normal_rotation = torch.eye(3, dtype=azimuth.dtype, device=azimuth.device).repeat(count, 1, 1)
+    if view_index is None:
+        view_index = torch.zeros(count, dtype=torch.long, device=azimuth.device)
+    return Cameras(
+        world_to_clip=projection @ view,
+        position=-(rotation.transpose(1, 2) @ translation[:, :, None])[:, :, 0],
+        normal_rotation=normal_rotation,
+        view_index=view_index,
+        resolution=resolution,
+    )
+
+
+def orbit(
+    count: int, resolution: tuple[int, int], elevation_degrees: float = 20.0, fovy_degrees: float = 45.0
+) -> Cameras:
+    """`count` views evenly spread around the object, the first from the front."""
+    azimuth = torch.arange(count, dtype=torch.float32) * (2 * math.pi / count)
+    return look_at_origin(
+        azimuth,
+        torch.full_like(azimuth, math.radians(elevation_degrees)),
+        torch.full_like(azimuth, math.radians(fovy_degrees)),
+        resolution,
+    )
+
+
+def transform_points(
+    matrices: Float[Tensor, "B 4 4"], points: Float[Tensor, "V 3"]
+) -> Float[Tensor, "B V 4"]:
+    """Homogeneous clip-space positions of world points under B matrices."""
+    return points @ matrices[:, :, :3].transpose(1, 2) + matrices[:, None, :, 3]

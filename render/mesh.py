@@ -1,0 +1,48 @@
+"""The triangle mesh that travels from geometry to the renderer and the exporters."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles with smooth normals and, once unwrapped, texture coordinates.
+
+    v_pos [V,3] world units; faces [F,3] counter-clockwise from outside; v_nrm [V,3] unit, area-weighted.
+    uv [U,2] in [0,1] with (0,0) at the top left of the texture image, and tangents [U,3] (unit, along +u),
+    both indexed by uv_faces [F,3], so that a position on a seam has several uv.
+    """
+
+    v_pos: Float[Tensor, "V 3"]
+    faces: Int[Tensor, "F 3"]
+    v_nrm: Float[Tensor, "V 3"]
+    uv: Float[Tensor, "U 2"] | None = None
+    uv_faces: Int[Tensor, "F 3"] | None = None
+    tangents: Float[Tensor, "U 3"] | None = None
+
+
+def face_cross(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F 3"]:
+    """Outward face vectors, twice the triangle's area long."""
+    a, b, c = (v_pos[faces[:, corner]] for corner in range(3))
+    return torch.linalg.cross(b - a, c - a, dim=-1)
+
+
+def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
+    """Area-weighted unit vertex normals; a vertex that no face uses gets +z."""
+    weighted = face_cross(v_pos, faces)
+    summed = torch.zeros_like(v_pos)
+    for corner in range(3):
+        summed = summed.index_add(0, faces[:, corner], weighted)
+    squared = summed.square().sum(-1, keepdim=True)
+    up = torch.tensor([0.0, 0.0, 1.0], dtype=v_pos.dtype, device=v_pos.device)
+    # Degenerate vertices are replaced before the root, whose gradient at 0 is infinite.
+    summed = torch.where(squared > 1e-20, summed, up)
+    return torch.nn.functional.normalize(summed, dim=-1)
+
+
+def make_mesh(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Mesh:
+    """A mesh without texture coordinates, its normals computed from positions and faces."""
+    return Mesh(v_pos, faces, smooth_normals(v_pos, faces))

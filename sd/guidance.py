@@ -1,0 +1,134 @@
+"""Score distillation: what the prior thinks of a batch of images, as a loss with the right gradient.
+
+Source: DreamFusion (arXiv 2209.14988) equation 3, with the weights of METHOD section 5.
+x_t = sqrt(abar) x + sqrt(1 − abar) noise; e = e_uncond + guidance_weight (e_text − e_uncond);
+gradient on the latent = w(t) (e − noise), summed over the batch.
+"""
+
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sd.prompts import directional_prompts, negative_prompt
+from sd.schedule import Phase, draw_timesteps
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """What is asked of the prior."""
+
+    text: str = Field("", description="the prompt")
+    negative_text: str = Field("", description="what the result should not be; empty = the mode's default")
+    add_directional_text: bool = Field(
+        False, description='append ", front view", ", side view" or ", back view" to the prompt'
+    )
+    guidance_weight: float = Field(100.0, ge=0, description="classifier-free guidance weight")
+    sd_model: str = Field(
+        "stable-diffusion-2-1-base",
+        min_length=1,
+        description="the prior: a folder in diffusers layout, a hub id, or stable-diffusion-2-1-base, which is "
+        "looked for in a list of places",
+    )
+
+
+class Prior(Protocol):
+    """A latent diffusion model as the guidance needs it (see sd/stable_diffusion.py)."""
+
+    alphas_cumprod: Float[Tensor, " T"]
+    latent_size: int
+    image_size: int
+
+    def embed(self, prompts: list[str]) -> Float[Tensor, "N L D"]: ...
+
+    def encode(
+        self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
+    ) -> Float[Tensor, "B C h w"]: ...
+
+    def predict_noise(
+        self, noisy: Float[Tensor, "N C h w"], timesteps: Int[Tensor, " N"], text: Float[Tensor, "N L D"]
+    ) -> Float[Tensor, "N C h w"]: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+
+def sds_gradient(
+    predicted: Float[Tensor, "B C h w"], noise: Float[Tensor, "B C h w"], weight: Float[Tensor, " B"]
+) -> Float[Tensor, "B C h w"]:
+    """w(t) (e − noise)."""
+    return weight[:, None, None, None] * (predicted - noise)
+
+
+def loss_with_gradient(
+    latents: Float[Tensor, "B C h w"], gradient: Float[Tensor, "B C h w"]
+) -> Float[Tensor, ""]:
+    """A scalar whose gradient with respect to the latents is exactly `gradient`."""
+    target = (latents - gradient).detach()
+    return 0.5 * (latents - target).square().sum()
+
+
+class Guidance(nn.Module):
+    """Images in, SDS loss out. Holds the prompt embeddings; the prior's weights get no gradient."""
+
+    def __init__(self, prior: Prior, config: GuidanceConfig, mode: str, device: torch.device):
+        super().__init__()
+        self.prior = prior
+        self.weight = config.guidance_weight
+        self.device = device
+        with torch.no_grad():
+            prompts = directional_prompts(config.text, config.add_directional_text)
+            embedded = prior.embed([*prompts, negative_prompt(config.negative_text, mode)])
+        self.register_buffer("text", embedded[:3], persistent=False)
+        self.register_buffer("negative", embedded[3:], persistent=False)
+
+    def forward(
+        self,
+        image: Float[Tensor, "B H W C"],
+        view_index: Int[Tensor, " B"],
+        phase: Phase,
+        generator: torch.Generator,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The loss and, for the log, its parts.
+
+        image: in the coarse phase (normal in [−1,1], mask in [0,1]), 4 channels; through the VAE 3 channels in
+        [−1, 1]. generator is on the CPU, so that the same step draws the same noise on every device.
+        """
+        count, channels, size = len(image), self.prior.latent_channels, self.prior.latent_size
+        shape = (count, channels, size, size)
+        steps = len(self.prior.alphas_cumprod)
+        timesteps = draw_timesteps(phase, count, steps, generator).to(self.device)
+        noise = torch.randn(shape, generator=generator).to(self.device)
+        encoder_noise = torch.randn(shape, generator=generator).to(self.device)
+        latents = self._latents(image.permute(0, 3, 1, 2), phase, encoder_noise)
+        abar = self.prior.alphas_cumprod[timesteps]
+        with torch.no_grad():
+            predicted = self._predict(latents.detach(), noise, abar, timesteps, view_index.to(self.device))
+            gradient = sds_gradient(predicted, noise, phase.weight(abar))
+        loss = loss_with_gradient(latents, gradient)
+        return loss, {"loss": loss.detach(), "gradient_norm": gradient.norm() / count}
+
+    def _latents(self, image: Tensor, phase: Phase, encoder_noise: Tensor) -> Tensor:
+        if phase.latents_from == "image":
+            # Area-weighted, so that every rendered pixel is seen and thin parts do not alias away.
+            size = (self.prior.latent_size, self.prior.latent_size)
+            return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+        size = (self.prior.image_size, self.prior.image_size)
+        if image.shape[-2:] != size:
+            image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+        return self.prior.encode(image[:, :3], encoder_noise)
+
+    def _predict(
+        self, latents: Tensor, noise: Tensor, abar: Tensor, timesteps: Tensor, view_index: Tensor
+    ) -> Tensor:
+        """Noise predicted under classifier-free guidance, both halves in one batch of 2B."""
+        abar = abar[:, None, None, None]
+        noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
+        text = torch.cat([self.negative.expand(len(latents), -1, -1), self.text[view_index]])
+        both = self.prior.predict_noise(torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]), text)
+        unconditional, conditional = both.chunk(2)
+        return unconditional + self.weight * (conditional - unconditional)

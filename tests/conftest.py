@@ -1,0 +1,17 @@
+"""Shared test set-up: thread settings before torch is imported, and the skip of GPU tests without a GPU."""
+
+import os
+
+# Spinning OpenMP workers make a step eight times slower as soon as another process is busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
