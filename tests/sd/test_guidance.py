@@ -1,0 +1,108 @@
+"""The SDS gradient against closed forms."""
+
+import pytest
+import torch
+
+from sd.guidance import Guidance, GuidanceConfig, loss_with_gradient
+from sd.prompts import directional_prompts, negative_prompt
+from sd.schedule import Phase, damped, one_minus_abar
+
+DEVICE = torch.device("cpu")
+
+
+class PointPrior:
+    """A prior concentrated on one latent per prompt: the exact score of a Dirac is known in closed form."""
+
+    latent_channels, latent_size, image_size = 4, 4, 8
+
+    def __init__(self):
+        self.alphas_cumprod = torch.linspace(0.999, 0.005, 1000)
+        self.prompts = []
+
+    def embed(self, prompts):
+        self.prompts = prompts
+        return torch.arange(len(prompts), dtype=torch.float32)[:, None, None].expand(-1, 1, 1) * 0.25
+
+    def encode(self, images, noise):
+        pooled = torch.nn.functional.avg_pool2d(images, 2)
+        return torch.cat([pooled, pooled.mean(1, keepdim=True)], 1)
+
+    def mean(self, text):
+        return text.mean((1, 2))[:, None, None, None]
+
+    def predict_noise(self, noisy, timesteps, text):
+        abar = self.alphas_cumprod[timesteps][:, None, None, None]
+        return (noisy - abar.sqrt() * self.mean(text)) / (1 - abar).sqrt()
+
+
+def fixed_time_phase(fraction, weight, latents_from):
+    return Phase("test", (fraction, fraction), weight, latents_from, spin_normals=False)
+
+
+@pytest.mark.parametrize("guidance_weight", [0.0, 1.0, 7.5])
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+@pytest.mark.parametrize("weight", [one_minus_abar, damped])
+def test_gradient_of_a_point_prior_is_the_closed_form(guidance_weight, fraction, weight):
+    prior = PointPrior()
+    config = GuidanceConfig(text="x", guidance_weight=guidance_weight)
+    guidance = Guidance(prior, config, "geometry_modeling", DEVICE)
+    image = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    view_index = torch.tensor([0, 1, 2])
+    phase = fixed_time_phase(fraction, weight, "image")
+    loss, _ = guidance(image, view_index, phase, torch.Generator().manual_seed(2))
+    loss.backward()
+    abar = prior.alphas_cumprod[int(1000 * fraction)]
+    negative, text = 0.75, 0.25 * view_index.float()
+    # e is affine in the mean, so guidance acts on the mean itself.
+    mean = negative + guidance_weight * (text - negative)
+    scale = weight(abar) * (abar / (1 - abar)).sqrt()
+    expected = scale * (image.detach() - mean[:, None, None, None])
+    assert torch.allclose(image.grad, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_gradient_reaches_the_image_through_the_encoder():
+    prior = PointPrior()
+    guidance = Guidance(prior, GuidanceConfig(guidance_weight=1.0), "appearance_modeling", DEVICE)
+    image = torch.zeros(1, 8, 8, 3, requires_grad=True)
+    phase = fixed_time_phase(0.3, one_minus_abar, "vae")
+    loss, stats = guidance(image, torch.tensor([1]), phase, torch.Generator().manual_seed(0))
+    loss.backward()
+    abar = prior.alphas_cumprod[300]
+    latent_gradient = (1 - abar) * (abar / (1 - abar)).sqrt() * (0 - 0.25)
+    # Each pixel is a quarter of a pooled value, which stands in its channel and a third of it in the mean.
+    expected = latent_gradient * 0.25 * (1 + 1 / 3)
+    assert torch.allclose(image.grad, expected.expand_as(image), rtol=1e-4)
+    assert stats["gradient_norm"] > 0
+
+
+def test_loss_has_exactly_the_given_gradient():
+    latents = torch.randn(2, 4, 3, 3, requires_grad=True)
+    gradient = torch.randn(2, 4, 3, 3)
+    loss_with_gradient(latents, gradient).backward()
+    assert torch.allclose(latents.grad, gradient, atol=1e-6)
+
+
+def test_same_generator_state_gives_the_same_loss_and_another_does_not():
+    guidance = Guidance(PointPrior(), GuidanceConfig(), "geometry_modeling", DEVICE)
+    image = torch.randn(2, 4, 4, 4)
+    phase = Phase("p", (0.02, 0.98), one_minus_abar, "image", spin_normals=False)
+
+    def loss(seed):
+        return guidance(image, torch.tensor([0, 1]), phase, torch.Generator().manual_seed(seed))[0]
+
+    assert loss(1) == loss(1)
+    assert loss(1) != loss(2)
+
+
+def test_prompts():
+    assert directional_prompts("A car", True) == ["A car, front view", "A car, side view", "A car, back view"]
+    assert directional_prompts("A car", False) == ["A car"] * 3
+    assert negative_prompt("blue", "geometry_modeling") == "blue"
+    assert negative_prompt("", "geometry_modeling") == "low quality"
+    assert negative_prompt("", "appearance_modeling") == "shadow, oversaturated, low quality, unrealistic"
+
+
+def test_negative_text_reaches_the_prior():
+    prior = PointPrior()
+    Guidance(prior, GuidanceConfig(text="a", negative_text="no legs"), "geometry_modeling", DEVICE)
+    assert prior.prompts[-1] == "no legs"

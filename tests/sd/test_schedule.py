@@ -1,0 +1,76 @@
+"""Phases, weights and timesteps against the table of the method."""
+
+import math
+
+import pytest
+import torch
+
+from sd.schedule import (
+    FIT_STEPS,
+    Phase,
+    ScheduleConfig,
+    appearance_schedule,
+    draw_timesteps,
+    geometry_schedule,
+    one_minus_abar,
+)
+
+ABAR = torch.tensor([0.9, 0.5, 0.1])
+
+
+def test_geometry_phase_border_is_one_step_after_coarse_iter():
+    schedule = geometry_schedule(ScheduleConfig(iter=3000, coarse_iter=1500))
+    assert schedule.last_step == 3000
+    names = [schedule.phase(step).name for step in (1, FIT_STEPS, FIT_STEPS + 1, 1500, 1501, 3000)]
+    assert names == ["fit", "fit", "coarse", "coarse", "fine", "fine"]
+    coarse, fine = schedule.phase(1500), schedule.phase(1501)
+    assert (coarse.latents_from, coarse.spin_normals) == ("image", True)
+    assert (fine.latents_from, fine.spin_normals) == ("vae", False)
+
+
+@pytest.mark.parametrize(("coarse_iter", "expected"), [(400, ["fit", "fine"]), (0, ["fit", "fine"])])
+def test_only_add_detail_has_no_coarse_phase(coarse_iter, expected):
+    schedule = geometry_schedule(ScheduleConfig(iter=1000, coarse_iter=coarse_iter))
+    assert [phase.name for _, phase in schedule.phases] == expected
+
+
+def test_every_key_switches_at_the_same_step():
+    config = ScheduleConfig(
+        iter=900, coarse_iter=600, early_time_step_range=(0.4, 0.6), late_time_step_range=(0.02, 0.5)
+    )
+    for schedule in (geometry_schedule(config), appearance_schedule(config)):
+        assert schedule.phase(600).t_range == (0.4, 0.6)
+        assert schedule.phase(601).t_range == (0.02, 0.5)
+
+
+def test_geometry_weights():
+    schedule = geometry_schedule(ScheduleConfig(iter=3000, coarse_iter=1500))
+    for step, expected in ((1000, [0.1, 0.5, 0.9]), (2000, [math.sqrt(a) * (1 - a) for a in (0.9, 0.5, 0.1)])):
+        assert torch.allclose(schedule.phase(step).weight(ABAR), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("strategy", [0, 1, 2])
+def test_appearance_weights(strategy):
+    damped = [math.sqrt(a) * (1 - a) for a in (0.9, 0.5, 0.1)]
+    inverse = [1 / (1 - a) for a in (0.9, 0.5, 0.1)]
+    early, late = {0: (damped, damped), 1: (inverse, inverse), 2: (damped, inverse)}[strategy]
+    config = ScheduleConfig(iter=20, coarse_iter=10, sds_weight_strategy=strategy)
+    schedule = appearance_schedule(config)
+    assert torch.allclose(schedule.phase(10).weight(ABAR), torch.tensor(early))
+    assert torch.allclose(schedule.phase(11).weight(ABAR), torch.tensor(late))
+    assert {schedule.phase(step).latents_from for step in (10, 11)} == {"vae"}
+
+
+def test_timesteps_are_uniform_over_the_closed_range():
+    phase = Phase("p", (0.02, 0.5), one_minus_abar, "vae", spin_normals=False)
+    drawn = draw_timesteps(phase, 200_000, 1000, torch.Generator().manual_seed(0))
+    assert drawn.min() == 20 and drawn.max() == 500
+    counts = torch.bincount(drawn)[20:]
+    assert len(counts) == 481
+    assert (counts.float() - 200_000 / 481).abs().max() < 6 * math.sqrt(200_000 / 481)
+
+
+def test_timesteps_never_reach_past_the_schedule():
+    phase = Phase("p", (0.98, 1.0), one_minus_abar, "vae", spin_normals=False)
+    drawn = draw_timesteps(phase, 5000, 1000, torch.Generator().manual_seed(0))
+    assert drawn.min() == 980 and drawn.max() == 999
