@@ -1,0 +1,89 @@
+"""A Stable Diffusion of the right layout and toy size, with random weights, written once to a folder."""
+
+import json
+
+import pytest
+import torch
+
+WORDS = ["low", "quality", "a", "car", "front", "view"]
+
+
+def write_tokenizer(folder):
+    letters = [chr(c) for c in range(33, 127)]
+    tokens = letters + [letter + "</w>" for letter in letters]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "CLIPTokenizer",
+                "model_max_length": 77,
+                "bos_token": "<|startoftext|>",
+                "eos_token": "<|endoftext|>",
+                "unk_token": "<|endoftext|>",
+                "pad_token": "!",
+            }
+        )
+    )
+    return len(tokens)
+
+
+def write_model(folder, prediction_type="epsilon"):
+    """A complete folder in diffusers layout; returns it."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    vocabulary = write_tokenizer(folder / "tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=0,
+    )
+    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    unet.save_pretrained(folder / "unet")
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.5,
+    )
+    vae.save_pretrained(folder / "vae")
+    DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        clip_sample=False,
+    ).save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("sd") / "model")
+
+
+@pytest.fixture(scope="session")
+def velocity_folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("sd") / "velocity", "v_prediction")

