@@ -1,0 +1,37 @@
+"""Procedural objects: the world that the embedded prior is trained on.
+
+Each kind is a family with random proportions, details and colours in a canonical pose: front +z, up +y, bounding box
+centred on the origin, largest distance from it solid.REACH.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from dataset.objects.draw import Draw
+from dataset.objects.fruit import pineapple, strawberry
+from dataset.objects.furniture import chair
+from dataset.objects.nature import mushroom
+from dataset.objects.solid import Part, ProceduralObject
+from dataset.objects.vehicles import car
+from dataset.objects.vessels import mug
+
+__all__ = ["KINDS", "Part", "ProceduralObject", "make_object"]
+
+_MAKERS: dict[str, Callable[[Draw], ProceduralObject]] = {
+    "pineapple": pineapple,
+    "strawberry": strawberry,
+    "mushroom": mushroom,
+    "mug": mug,
+    "car": car,
+    "chair": chair,
+}
+
+KINDS: tuple[str, ...] = tuple(_MAKERS)
+
+
+def make_object(kind: str, generator: torch.Generator) -> ProceduralObject:
+    """A random instance of `kind`; the generator lives on the CPU, so a seed gives one object on every device."""
+    if kind not in _MAKERS:
+        raise ValueError(f"unknown kind of object {kind!r}; known: {', '.join(KINDS)}")
+    return _MAKERS[kind](Draw(generator))

@@ -1,0 +1,38 @@
+"""Random numbers for a kind's proportions and colours, all drawn on the CPU from one generator."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+Option = TypeVar("Option")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A short hand for the draws that the kinds need; each call advances the generator."""
+
+    generator: torch.Generator
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=self.generator, dtype=torch.float64).item()
+
+    def vary(self, value: float, share: float = 0.1) -> float:
+        """`value` times a factor in [1 − share, 1 + share]."""
+        return value * self.uniform(1 - share, 1 + share)
+
+    def integer(self, low: int, high: int) -> int:
+        """Uniform in low … high, both included."""
+        return int(torch.randint(low, high + 1, (), generator=self.generator).item())
+
+    def chance(self, probability: float) -> bool:
+        return self.uniform(0, 1) < probability
+
+    def usually(self, common: Option, others: Sequence[Option], probability: float = 0.5) -> Option:
+        """`common` with the given probability, else one of the others."""
+        other = others[self.integer(0, len(others) - 1)]
+        return common if self.chance(probability) else other
+
+    def angle(self) -> float:
+        return self.uniform(-torch.pi, torch.pi)

@@ -1,0 +1,122 @@
+"""Pineapple and strawberry. Both are round about +y, so they may be turned freely."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dataset.objects.colour import bell, colour, mix, plain, ramp, shade, spots, tint
+from dataset.objects.draw import Draw
+from dataset.objects.primitives import (
+    Coordinates,
+    Distance,
+    blade,
+    ellipsoid,
+    norm,
+    round_cone,
+    sectors,
+    shift,
+    smooth_union,
+    union,
+)
+from dataset.objects.solid import Part, ProceduralObject, place
+
+
+def pineapple(draw: Draw) -> ProceduralObject:
+    """Ovoid body under a diamond pattern of scales, and a crown of three rings of pointed leaves."""
+    radius, half_height = draw.vary(0.36, 0.08), draw.vary(0.46, 0.07)
+    around, pitch = draw.integer(8, 9), draw.vary(4.1, 0.06)
+    relief, squareness = draw.uniform(0.040, 0.050), draw.uniform(0.05, 0.09)
+
+    def scales(p: Coordinates) -> Tensor:
+        """Height of the diamond pattern in [0, 1]: two families of spirals, `around` each, cross."""
+        azimuth = torch.atan2(p[0], p[2]) * (around / 2)
+        climb = p[1] * (math.pi * pitch)
+        return ((azimuth + climb).cos() * (azimuth - climb).cos()).abs().sqrt()
+
+    def body(p: Coordinates) -> Distance:
+        ovoid = ellipsoid(p, (0.0, 0.0, 0.0), (radius, half_height, radius)) - squareness * 0.5
+        # The spirals meet at the axis: the relief fades out there, and near the poles with it.
+        fade = ramp(norm(p[0], p[2]), 0.06, 0.2)
+        return (ovoid - relief * (scales(p) - 0.7) * fade) * 0.8
+
+    base = half_height + squareness * 0.5 - 0.07
+    crown_height, spread = draw.vary(0.50, 0.1), draw.vary(0.34, 0.1)
+    counts = (draw.integer(7, 8), draw.integer(6, 7), 5)
+    phases = (draw.angle(), draw.angle(), draw.angle())
+
+    def crown(p: Coordinates) -> Distance:
+        local = shift(p, (0.0, base, 0.0))
+        rings = []
+        for ring, (count, phase) in enumerate(zip(counts, phases, strict=True)):
+            out = spread * (1.0, 0.72, 0.38)[ring]
+            up = crown_height * (0.42, 0.74, 0.95)[ring]
+            joints = [(0.05, 0.0), (0.05 + 0.45 * out, 0.58 * up), (0.05 + out, (0.92, 1.0, 1.0)[ring] * up)]
+            rings.append(blade(sectors(local, count, phase), joints, (0.055, 0.050, 0.014), 1.6))
+        heart = round_cone(local, (0.0, 0.0, 0.0), (0.0, crown_height, 0.0), 0.11, 0.015)
+        return union(heart, *rings)
+
+    flesh = tint(draw, colour("#e8a317"))
+    groove, tip = shade(tint(draw, colour("#9a5a14")), 0.8), shade(flesh, 1.25)
+    leaf = tint(draw, colour("#4f9a3a"))
+
+    def skin(p: Coordinates) -> Tensor:
+        height = scales(p)
+        return mix(groove, flesh, ramp(height, 0.25, 0.6)) + (
+            mix(
+                (0.0, 0.0, 0.0),
+                tuple(t - f for t, f in zip(tip, flesh, strict=True)),
+                ramp(height, 0.85, 1.0),
+            )
+        )
+
+    def foliage(p: Coordinates) -> Tensor:
+        return mix(shade(leaf, 0.55), leaf, ramp(p[1], base, base + 0.6 * crown_height))
+
+    parts = (
+        Part("body", body, skin, roughness=draw.uniform(0.5, 0.65)),
+        Part("crown", crown, foliage, roughness=draw.uniform(0.5, 0.7)),
+    )
+    return place("pineapple", parts, draw.angle())
+
+
+def strawberry(draw: Draw) -> ProceduralObject:
+    """A plump cone, point down, sunk seeds all over, and a cap of leaves with a stalk."""
+    top, tip = draw.vary(0.42, 0.06), draw.vary(0.15, 0.1)
+    length = draw.vary(0.62, 0.08)
+    spacing, phase = draw.uniform(0.40, 0.46), draw.angle()
+
+    def seed_offsets(p: Coordinates) -> tuple[Tensor, Tensor]:
+        """Offsets (down the fruit, around it; radians seen from inside) to the nearest seed."""
+        y = (p[1] + 0.4 * length) / 1.25
+        return spots(torch.atan2(p[0], p[2]), torch.atan2(norm(p[0], p[2]), -y), spacing, phase)
+
+    def body(p: Coordinates) -> Distance:
+        cone = round_cone(p, (0.0, 0.0, 0.0), (0.0, -length, 0.0), top, tip)
+        belly = ellipsoid(p, (0.0, -0.3 * length, 0.0), (top * 0.97, 0.62 * length, top * 0.97))
+        flesh = smooth_union(cone, belly, 0.12)
+        along, across = seed_offsets(p)
+        fade = ramp(norm(p[0], p[1] + 0.4 * length, p[2]), 0.1, 0.3)
+        dimple = bell(norm(along, across), 0.17) * fade
+        return (flesh + 0.03 * dimple) * 0.85
+
+    leaves, turn = draw.integer(6, 8), draw.angle()
+    reach, lift = draw.vary(0.34, 0.08), draw.uniform(0.02, 0.10)
+
+    def cap(p: Coordinates) -> Distance:
+        joints = [(0.02, top - 0.005), (0.55 * reach, top - 0.03), (reach, 0.82 * top + lift)]
+        leaf = blade(sectors(p, leaves, turn), joints, (0.06, 0.055, 0.016), 1.75)
+        return union(leaf, round_cone(p, (0.0, top - 0.05, 0.0), (0.05, top + 0.17, 0.0), 0.065, 0.055))
+
+    red = tint(draw, colour("#d8201c"))
+    seed, leaf_colour = tint(draw, colour("#f0cf6a")), tint(draw, colour("#4c9e35"))
+
+    def skin(p: Coordinates) -> Tensor:
+        along, across = seed_offsets(p)
+        return mix(seed, red, ramp(norm(along * 0.7, across * 1.15), 0.05, 0.075))
+
+    parts = (
+        Part("body", body, skin, roughness=draw.uniform(0.3, 0.45)),
+        Part("cap", cap, plain(leaf_colour), roughness=draw.uniform(0.5, 0.7)),
+    )
+    return place("strawberry", parts, draw.angle())

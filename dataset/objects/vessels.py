@@ -1,0 +1,63 @@
+"""Mug. Its handle is at +x."""
+
+from dataset.objects.colour import colour, plain, tint
+from dataset.objects.draw import Draw
+from dataset.objects.primitives import (
+    Coordinates,
+    Distance,
+    box2,
+    cylinder,
+    norm,
+    revolve,
+    smooth_intersection,
+    smooth_union,
+    subtract,
+)
+from dataset.objects.solid import Part, ProceduralObject, place
+
+MUG_COLOURS = tuple(colour(c) for c in ("#d8382c", "#e9e4d8", "#3f9a57", "#eebb2c", "#e07b28", "#45b5b0"))
+
+
+def mug(draw: Draw) -> ProceduralObject:
+    """A hollow cylinder with a lip and a foot, and an ear-shaped handle at +x."""
+    radius, half_height = draw.vary(0.43, 0.05), draw.vary(0.50, 0.06)
+    wall, floor = draw.uniform(0.085, 0.10), draw.uniform(0.10, 0.13)
+    flare = draw.uniform(-0.02, 0.05)
+    tube, reach, tall = draw.uniform(0.062, 0.07), draw.vary(0.25, 0.06), draw.vary(0.28, 0.08)
+    middle = draw.uniform(-0.02, 0.05)
+
+    def shell(p: Coordinates) -> Distance:
+        # The radius grows with height by `flare` from the middle to the rim.
+        widen = 1 / (1 + flare * (p[1] / half_height).clamp(-1, 1) / radius)
+        return cylinder((p[0] * widen, p[1], p[2] * widen), (0.0, 0.0, 0.0), radius, half_height, 0.045)
+
+    def cavity(p: Coordinates) -> Distance:
+        height = half_height - floor / 2
+        widen = 1 / (1 + flare * (p[1] / half_height).clamp(-1, 1) / radius)
+        inner = (p[0] * widen, p[1], p[2] * widen)
+        return cylinder(inner, (0.0, floor / 2 + 0.2, 0.0), radius - wall, height + 0.2, 0.07)
+
+    def body(p: Coordinates) -> Distance:
+        return smooth_intersection(shell(p), -cavity(p), 0.04)
+
+    def handle(p: Coordinates) -> Distance:
+        outline = box2(p[0] - radius, p[1] - middle, (reach, tall), 0.8 * reach)
+        ear = norm(outline, p[2] * 0.9) - tube
+        return subtract(ear, revolve(p)[0] - (radius - 0.6 * wall))
+
+    outside = tint(draw, draw.usually(colour("#2f62b8"), MUG_COLOURS))
+    inside = tint(draw, colour("#ece8dc"), 0.04)
+    glaze = draw.uniform(0.3, 0.45)
+
+    def glazed(p: Coordinates) -> Distance:
+        """The outer skin of the body: everything but a thin layer around the cavity."""
+        return subtract(body(p), cavity(p) - 0.02)
+
+    def handled(p: Coordinates) -> Distance:
+        return smooth_union(glazed(p), handle(p), 0.04)
+
+    parts = (
+        Part("body", handled, plain(outside), roughness=glaze),
+        Part("lining", body, plain(inside), roughness=glaze),
+    )
+    return place("mug", parts)
