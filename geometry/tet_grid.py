@@ -1,0 +1,158 @@
+"""Tetrahedral grids that fill a cube: a body-centred cubic lattice made here, or a user's `.npz`.
+
+Lattice: n³ cells; the vertices are the (n+1)³ cell corners and the n³ cell centres. Each inner face between two
+cells gives four tets (both centres and one of the face's edges), each face on the cube's wall two (the centre and
+half of the face): 12 n³ tets, all of volume (size / n)³ / 12.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Vertex pairs of a tet's six edges, in the order of `tet_edges`.
+TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+
+
+@dataclass(frozen=True)
+class TetGrid:
+    """V vertices, T tets of positive volume and E unique edges; tet_edges follows TET_EDGES.
+
+    resolution is the name that the published grids go by (64, 128, 256), which scales the vertex offsets.
+    """
+
+    v_pos: Float[Tensor, "V 3"]
+    tets: Int[Tensor, "T 4"]
+    edges: Int[Tensor, "E 2"]
+    tet_edges: Int[Tensor, "T 6"]
+    resolution: int
+
+
+def cells_per_axis(resolution: int) -> int:
+    """Lattice cells with about as many vertices as the published grid of that name: 26, 51, 102 for 64, 128, 256."""
+    return max(2, round(resolution * 0.4))
+
+
+def make_tet_grid(resolution: int, scale: float) -> TetGrid:
+    """The lattice of about this resolution, filling [−0.5, 0.5]³ · scale. CPU tensors, int32 indices."""
+    n = cells_per_axis(resolution)
+    # Doubled lattice coordinates 0 … 2n: corners are even, centres odd.
+    corners = _lattice(np.arange(0, 2 * n + 1, 2))
+    centres = _lattice(np.arange(1, 2 * n, 2))
+    doubled = np.concatenate([corners, centres])
+    tets = np.concatenate([_axis_tets(n, axis) for axis in range(3)])
+    edges, tet_edges = _lattice_edges(doubled, tets, n)
+    v_pos = (doubled.astype(np.float32) / np.float32(2 * n) - np.float32(0.5)) * np.float32(scale)
+    return TetGrid(
+        torch.from_numpy(v_pos),
+        torch.from_numpy(tets),
+        torch.from_numpy(edges),
+        torch.from_numpy(tet_edges),
+        resolution,
+    )
+
+
+def _lattice(ticks: np.ndarray) -> np.ndarray:
+    """All points of a cubic lattice, x slowest: [len(ticks)³, 3] int32."""
+    axes = np.meshgrid(ticks, ticks, ticks, indexing="ij")
+    return np.stack(axes, -1).reshape(-1, 3).astype(np.int32)
+
+
+def _axis_tets(n: int, axis: int) -> np.ndarray:
+    """The tets across all faces that are perpendicular to `axis`: [4 n³, 4] int32."""
+    corner_step = np.roll([(n + 1) ** 2, n + 1, 1], -axis)  # along axis and the next two, cyclically
+    centre_step = np.roll([n * n, n, 1], -axis)
+    i, j, k = (part.reshape(-1).astype(np.int32) for part in np.indices((n + 1, n, n)))
+    base = (i * corner_step[0] + j * corner_step[1] + k * corner_step[2]).astype(np.int32)
+    ring = [base + offset for offset in _ring(corner_step)]  # counter-clockwise seen from +axis
+    above = (n + 1) ** 3 + i * centre_step[0] + j * centre_step[1] + k * centre_step[2]
+    below = above - centre_step[0]
+    inner, floor, ceiling = (i > 0) & (i < n), i == 0, i == n
+    tets = [
+        np.stack([ring[e][inner], ring[(e + 1) % 4][inner], below[inner], above[inner]], -1)
+        for e in range(4)
+    ]
+    for a, b, c in ((0, 1, 2), (0, 2, 3)):
+        tets.append(np.stack([ring[a][floor], ring[b][floor], ring[c][floor], above[floor]], -1))
+        tets.append(np.stack([ring[a][ceiling], ring[c][ceiling], ring[b][ceiling], below[ceiling]], -1))
+    return np.concatenate(tets).astype(np.int32)
+
+
+def _ring(step: np.ndarray) -> tuple[int, int, int, int]:
+    """Corner offsets around a face, counter-clockwise seen from the positive side of its axis."""
+    return 0, int(step[1]), int(step[1] + step[2]), int(step[2])
+
+
+def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unique edges by counting instead of sorting: no two edges of the lattice share a midpoint."""
+    size = 4 * n + 1  # the sum of two doubled coordinates is 0 … 4n
+    key = doubled[:, 0] * np.int32(size * size) + doubled[:, 1] * np.int32(size) + doubled[:, 2]
+    number = np.full(size**3, -1, dtype=np.int32)
+    for a, b in TET_EDGES:
+        number[key[tets[:, a]] + key[tets[:, b]]] = 0
+    used = np.flatnonzero(number == 0)
+    number[used] = np.arange(len(used), dtype=np.int32)
+    edges = np.empty((len(used), 2), dtype=np.int32)
+    tet_edges = np.empty((len(tets), 6), dtype=np.int32)
+    for slot, (a, b) in enumerate(TET_EDGES):
+        low, high = np.minimum(tets[:, a], tets[:, b]), np.maximum(tets[:, a], tets[:, b])
+        tet_edges[:, slot] = number[key[low] + key[high]]
+        edges[tet_edges[:, slot], 0], edges[tet_edges[:, slot], 1] = low, high
+    return edges, tet_edges
+
+
+def edge_table(tets: Int[Tensor, "T 4"]) -> tuple[Int[Tensor, "E 2"], Int[Tensor, "T 6"]]:
+    """Unique edges (lower vertex first) of any tets and the edge ids of each tet in the order of TET_EDGES."""
+    pairs = tets.long()[:, torch.tensor(TET_EDGES, device=tets.device)]  # [T, 6, 2]
+    low, high = pairs.amin(-1), pairs.amax(-1)
+    count = int(tets.max()) + 1
+    keys, ids = torch.unique((low * count + high).reshape(-1), return_inverse=True)
+    edges = torch.stack([torch.div(keys, count, rounding_mode="floor"), keys % count], -1)
+    return edges.int(), ids.reshape(-1, 6).int()
+
+
+def tet_volumes(v_pos: Float[Tensor, "V 3"], tets: Int[Tensor, "T 4"]) -> Float[Tensor, " T"]:
+    """Signed volumes: positive where vertex 3 lies on the side that (0, 1, 2) is counter-clockwise from behind."""
+    a, b, c, d = (v_pos[tets[:, corner]] for corner in range(4))
+    return (torch.linalg.cross(b - a, c - a, dim=-1) * (d - a)).sum(-1) / 6
+
+
+def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
+    """A grid from an `.npz` with `vertices` [V,3] (filling [−0.5, 0.5]³) and `indices` [T,4].
+
+    Tets of negative volume are turned. Raises FileNotFoundError, or ValueError naming the file and its fault.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"tet_grid_file: there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            vertices, indices = np.asarray(arrays["vertices"]), np.asarray(arrays["indices"])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"tet_grid_file {path}: not an .npz with `vertices` and `indices` ({error})") from error
+    fault = _grid_fault(vertices, indices)
+    if fault:
+        raise ValueError(f"tet_grid_file {path}: {fault}")
+    v_pos = torch.from_numpy(vertices.astype(np.float32)) * scale
+    tets = torch.from_numpy(indices.astype(np.int32))
+    negative = tet_volumes(v_pos, tets) < 0
+    tets[negative] = tets[negative][:, [0, 1, 3, 2]]
+    edges, tet_edges = edge_table(tets)
+    return TetGrid(v_pos, tets, edges, tet_edges, resolution)
+
+
+def _grid_fault(vertices: np.ndarray, indices: np.ndarray) -> str | None:
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or not np.issubdtype(vertices.dtype, np.floating):
+        return f"`vertices` must be floats of shape [V, 3], not {vertices.dtype} {list(vertices.shape)}"
+    if indices.ndim != 2 or indices.shape[1] != 4 or not np.issubdtype(indices.dtype, np.integer):
+        return f"`indices` must be integers of shape [T, 4], not {indices.dtype} {list(indices.shape)}"
+    if len(indices) == 0:
+        return "it holds no tetrahedra"
+    if not np.isfinite(vertices).all():
+        return "`vertices` holds NaN or infinity"
+    if indices.min() < 0 or indices.max() >= len(vertices):
+        return f"`indices` must lie in 0 … {len(vertices) - 1}, not {indices.min()} … {indices.max()}"
+    return None
