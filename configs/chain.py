@@ -1,0 +1,96 @@
+"""Several configs in one command: where each writes under the options, and which mesh the next one reads.
+
+A config is here still its flat values: `files` as the files have them, `values` with the options laid over.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from configs.run import MESH_FILE, output_folder
+from configs.schema import known_keys
+
+logger = logging.getLogger(__name__)
+
+Values = Mapping[str, object]
+SLUG_LENGTH = 40
+
+
+def resolve_chain(files: Sequence[Values], options: Values) -> list[dict[str, object]]:
+    """The options laid over every file, and what has to follow from them:
+
+    - --text without --out_dir: a config whose text changes writes beside its folder, not over it
+      (pineapple_demo → pineapple_demo-a-mug);
+    - --out_dir X for several configs: the first writes to X; a later one whose folder begins with the first
+      one's keeps its ending (pineapple_demo, pineapple_demo_appearance → X, X_appearance), any other adds its
+      own name;
+    - a base_mesh that an earlier file of the command writes follows that file's config to its new folder;
+    - --iter below coarse_iter without --coarse_iter: the run ends within its coarse phase.
+    """
+    resolved = [{**file, **options} for file in files]
+    for file, values in zip(files, resolved, strict=True):
+        if "out_dir" in file:
+            values["out_dir"] = _folder(file, files[0], options)
+        if "out_dir" in file and values["out_dir"] not in (file["out_dir"], options.get("out_dir")):
+            logger.warning("out_dir: %s (was %s)", values["out_dir"], file["out_dir"])
+        _shorten_coarse_phase(values, options)
+    if "base_mesh" not in options:
+        _follow_meshes(files, resolved)
+    return resolved
+
+
+def mesh_written(values: Values) -> Path | None:
+    """The mesh that a config writes, absolute; None where out_dir is not usable, which is told later."""
+    name = values.get("out_dir")
+    if not isinstance(name, str) or not name or "\0" in name:
+        return None
+    return (output_folder(name) / MESH_FILE).absolute()
+
+
+def _folder(file: Values, first: Values, options: Values) -> object:
+    """The out_dir of a config under the options; what is no text is left to be refused."""
+    own, target = file["out_dir"], options.get("out_dir")
+    if "out_dir" in options:
+        stem = first.get("out_dir", own)
+        if file is first or not all(isinstance(name, str) for name in (own, stem, target)):
+            return target
+        own, stem, target = own.rstrip("/"), stem.rstrip("/"), target.rstrip("/")
+        extends = own.startswith(stem) and own != stem
+        return target + own[len(stem) :] if extends else f"{target}_{Path(own).name}"
+    same_text = options.get("text", file.get("text", "")) == file.get("text", "")
+    if same_text or not own or not isinstance(own, str):
+        return own
+    return f"{own.rstrip('/')}-{slug(str(options['text']))}"
+
+
+def slug(text: str) -> str:
+    """A folder name from a prompt: "A mug" → "a-mug"; a hash tells apart what that loses."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    name = "-".join(words)
+    plain = re.fullmatch(r"[A-Za-z0-9 ]+", text) and len(name) <= SLUG_LENGTH
+    if plain and name:
+        return name
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:6]
+    return f"{name[:SLUG_LENGTH].strip('-')}-{digest}".strip("-")
+
+
+def _follow_meshes(files: Sequence[Values], resolved: Sequence[dict[str, object]]) -> None:
+    moves: dict[Path | None, dict[str, object]] = {}
+    for file, values in zip(files, resolved, strict=True):
+        named = values.get("base_mesh")
+        source = moves.get(Path(named).absolute()) if isinstance(named, str) and "\0" not in named else None
+        if source is not None and mesh_written(source) != Path(named).absolute() and mesh_written(source):
+            values["base_mesh"] = str(output_folder(source["out_dir"]) / MESH_FILE)
+            logger.warning("base_mesh: %s (was %s)", values["base_mesh"], named)
+        if mesh_written(file):
+            moves[mesh_written(file)] = values
+
+
+def _shorten_coarse_phase(values: dict[str, object], options: Values) -> None:
+    last, coarse = options.get("iter"), values.get("coarse_iter", known_keys()["coarse_iter"].default)
+    if "coarse_iter" in options or not type(last) is type(coarse) is int or coarse <= last:
+        return
+    logger.warning("coarse_iter: %d (was %d), because --iter %d ends the run before it", last, coarse, last)
+    values["coarse_iter"] = last

@@ -1,0 +1,66 @@
+"""Checks that see more than one key, and checks of files.
+
+`place(key)` says where the key's value comes from, for the message.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path, PurePath
+
+from configs.errors import ConfigError, shown
+
+Place = Callable[[str], str]
+
+RANGES = ("fovy_range", "elevation_range", "early_time_step_range", "late_time_step_range")
+MINIMA = (("kd_min", "kd_max"), ("ks_min", "ks_max"), ("nrm_min", "nrm_max"))
+FILES = ("base_mesh", "envmap", "relight", "tet_grid_file")
+
+
+def check_together(values: Mapping[str, object], place: Place) -> None:
+    """Refuse values that are fine alone and wrong together. values: every key, flat.
+
+    Raises:
+        ConfigError: naming both keys and their values.
+    """
+    _check_out_dir(values["out_dir"], place)
+    for key in RANGES:
+        low, high = values[key]
+        if low > high:
+            raise _refusal(key, values, place, "the lower end first, then the upper")
+    if values["cam_near_far"][0] >= values["cam_near_far"][1]:
+        raise _refusal("cam_near_far", values, place, "the near distance smaller than the far one")
+    for low, high in MINIMA:
+        if low in values and any(a > b for a, b in zip(values[low], values[high], strict=False)):
+            raise _refusal(low, values, place, f"numbers up to those of {high}, {shown(values[high])}")
+    if values["coarse_iter"] > values["iter"]:
+        raise _refusal("coarse_iter", values, place, f"at most iter, {values['iter']}")
+    if values["base_mesh"] is None:
+        for key, needy in (("mode", "appearance_modeling"), ("sdf_init_shape", "custom_mesh")):
+            if values.get(key) == needy:
+                raise _refusal("base_mesh", values, place, f"a mesh file, because {key} is {needy}")
+
+
+def check_files(values: Mapping[str, object], place: Place, written: Collection[Path]) -> None:
+    """Refuse files that are not there. written: what earlier configs of the same command will have written.
+
+    Raises:
+        ConfigError: naming key and path.
+    """
+    for key in FILES:
+        name = values.get(key)
+        if name is None or Path(name).absolute() in {path.absolute() for path in written}:
+            continue
+        if not Path(name).is_file():
+            what = "is a folder" if Path(name).is_dir() else "is not there"
+            raise _refusal(key, values, place, f"a file that exists, and {Path(name).absolute()} {what}")
+
+
+def _check_out_dir(name: str, place: Place) -> None:
+    parts = PurePath(name).parts
+    if not parts or ".." in parts or any(not character.isprintable() for character in name):
+        raise _refusal("out_dir", {"out_dir": name}, place, "a folder name without .. in it")
+
+
+def _refusal(key: str, values: Mapping[str, object], place: Place, allowed: str) -> ConfigError:
+    return ConfigError(
+        f"{place(key)}: key {shown(key)} has the value {shown(values[key])}; allowed is {allowed}"
+    )

@@ -1,0 +1,25 @@
+"""The one kind of error that a config can cause, and how it words things on one line."""
+
+import difflib
+import json
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message is one line naming file, key, value and what is allowed."""
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """`value` as JSON on one line, cut to `limit` characters."""
+    try:
+        text = json.dumps(value, ensure_ascii=True, default=repr)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word most like `word`, whatever the case and with - for _."""
+    words = sorted(known)
+    folded = word.lower().lstrip("-").replace("-", "_")
+    return max(words, key=lambda candidate: difflib.SequenceMatcher(None, folded, candidate.lower()).ratio())

@@ -1,0 +1,126 @@
+"""The flat keys of the JSON files, read off the config sections.
+
+A section is a pydantic dataclass beside the component that uses it. A key is a field's name, or its alias
+where the JSON has another name for it. Two sections may hold the same key; both then get its value.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from pydantic import TypeAdapter
+
+NUMBER_LIMITS = (
+    ("minimum", ">="),
+    ("exclusiveMinimum", ">"),
+    ("maximum", "<="),
+    ("exclusiveMaximum", "<"),
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: the sections that hold it, the JSON schema of its value, its default and its meaning."""
+
+    name: str
+    sections: tuple[str, ...]
+    schema: Mapping[str, object]
+    required: bool
+    default: object
+    description: str
+
+    @property
+    def allowed(self) -> str:
+        """What the value may be, in words."""
+        return allowed(self.schema)
+
+    @property
+    def nullable(self) -> bool:
+        return any(option.get("type") == "null" for option in self.schema.get("anyOf", ()))
+
+    def from_words(self, words: Sequence[str]) -> object:
+        """The value that command-line words stand for; what fits nothing is left as text, to be refused."""
+        kinds = {option.get("type") for option in self.schema.get("anyOf", (self.schema,))}
+        if self.nullable and list(words) == ["null"]:
+            return None
+        if "string" in kinds:
+            return " ".join(words)
+        if "boolean" in kinds:
+            word = " ".join(words)
+            return {"true": True, "false": False}.get(word.lower(), word)
+        if "array" in kinds and not (len(words) == 1 and words[0].lstrip().startswith("[")):
+            return [_from_json(word) for word in words]
+        return _from_json(words[0]) if len(words) == 1 else list(words)
+
+
+def _from_json(word: str) -> object:
+    try:
+        return json.loads(word)
+    except (ValueError, RecursionError):
+        return word
+
+
+@cache
+def adapter(section: type) -> TypeAdapter:
+    """The validator of a section; building one is slow."""
+    return TypeAdapter(section)
+
+
+def keys_of(sections: Mapping[str, type]) -> dict[str, Key]:
+    """All keys by name, in the order of the sections and their fields."""
+    keys: dict[str, Key] = {}
+    for section, kind in sections.items():
+        schema = adapter(kind).json_schema(by_alias=True)
+        for name, field in schema["properties"].items():
+            if name in keys:
+                known = keys[name]
+                keys[name] = Key(**{**vars(known), "sections": (*known.sections, section)})
+                continue
+            keys[name] = Key(
+                name,
+                (section,),
+                field,
+                required=name in schema.get("required", ()),
+                default=field.get("default"),
+                description=field.get("description", ""),
+            )
+    return keys
+
+
+def allowed(schema: Mapping[str, object]) -> str:
+    """A JSON schema in words: "an integer >= 1", "2 numbers, each > 0 and < 180", "one of 0, 1, 2"."""
+    if "allowed" in schema:
+        return str(schema["allowed"])
+    if "anyOf" in schema:
+        return " or ".join(allowed(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(str(value) for value in schema["enum"])
+    if "const" in schema:
+        return str(schema["const"])
+    kind = schema.get("type")
+    if kind == "array":
+        return _allowed_array(schema)
+    limits = " and ".join(f"{sign} {_plain(schema[name])}" for name, sign in NUMBER_LIMITS if name in schema)
+    noun = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
+    text = noun.get(kind, "text that is not empty" if schema.get("minLength") else "text")
+    return f"{text} {limits}".strip()
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+def _allowed_array(schema: Mapping[str, object]) -> str:
+    items = list(schema.get("prefixItems", ())) or [schema.get("items", {})]
+    fewest, most = schema.get("minItems"), schema.get("maxItems")
+    count = f"{fewest} " if fewest == most and fewest is not None else "a list of "
+    each = [allowed(item) for item in items]
+    noun = {"an": "integers", "a": "numbers"}
+    if len(set(each)) > 1:
+        return f"{count}values: " + ", ".join(each)
+    article, _, rest = each[0].partition(" ")
+    if article not in noun:
+        return f"{count}values, each {each[0]}"
+    limits = rest.partition(" ")[2]
+    return count + noun[article] + (f", each {limits}" if limits else "")

@@ -1,0 +1,151 @@
+"""From flat JSON values to a `Config`: strict, and then the file is forgotten.
+
+A section per component, declared beside the component that uses it; only train.py holds the whole.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Collection, Mapping
+from functools import cache
+
+from pydantic import ValidationError
+
+from configs.checks import check_together
+from configs.errors import ConfigError, nearest, shown
+from configs.keys import Key, adapter, keys_of
+from configs.run import RunConfig
+from dataset.cameras import CameraConfig
+from sd.guidance import GuidanceConfig
+from sd.schedule import ScheduleConfig
+
+# Keys of the published configs that have no meaning here.
+NO_EFFECT = frozenset(
+    {
+        "custom_mip",
+        "layers",
+        "local_rank",
+        "lock_light",
+        "lock_pos",
+        "min_roughness",
+        "mtl_override",
+        "multi_gpu",
+        "pre_load",
+        "random_textures",
+        "ref_mesh",
+        "spp",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of one run, a section per component."""
+
+    run: RunConfig
+    guidance: GuidanceConfig
+    schedule: ScheduleConfig
+    camera: CameraConfig
+
+    def to_json(self) -> dict[str, object]:
+        """Every key with its value, flat; `parse_config` makes the same Config of it."""
+        values: dict[str, object] = {}
+        for name, kind in section_types().items():
+            values.update(adapter(kind).dump_python(getattr(self, name), mode="json", by_alias=True))
+        return values
+
+
+def section_types() -> dict[str, type]:
+    """The sections of a `Config` by name."""
+    return {field.name: field.type for field in dataclasses.fields(Config)}
+
+
+@cache
+def known_keys() -> dict[str, Key]:
+    """Every key that has a meaning, by name."""
+    return keys_of(section_types())
+
+
+def parse_config(values: Mapping[str, object], source: str, overridden: Collection[str] = ()) -> Config:
+    """Check `values` and sort them into sections.
+
+    source: the file, for messages. overridden: the keys that came from the command line instead.
+
+    Raises:
+        ConfigError: one line naming source, key, value and what is allowed.
+    """
+
+    def place(key: str) -> str:
+        return f"{source}, --{key} on the command line" if key in overridden else source
+
+    keys = known_keys()
+    for key, value in values.items():
+        if key not in keys and key not in NO_EFFECT:
+            raise ConfigError(
+                f"{place(key)}: unknown key {shown(key)} (value {shown(value)}); "
+                f"the nearest known key is {shown(nearest(key, {*keys, *NO_EFFECT}))}"
+            )
+        if key in keys:
+            _check_plain(value, keys[key], place(key))
+    for key in keys.values():
+        if key.required and key.name not in values:
+            raise ConfigError(f"{source}: key {shown(key.name)} is missing; give it {key.allowed}")
+    sections = {name: _section(name, kind, values, place) for name, kind in section_types().items()}
+    config = Config(**sections)
+    check_together(config.to_json(), place)
+    return config
+
+
+def _section(name: str, kind: type, values: Mapping[str, object], place) -> object:
+    """One section from the keys that it holds; strict as JSON is: no text for a number, no 1 for true."""
+    keys = known_keys()
+    own = {key: value for key, value in values.items() if key in keys and name in keys[key].sections}
+    try:
+        return adapter(kind).validate_json(json.dumps(own), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        raise ConfigError(f"{place('')}: {' '.join(first['msg'].split())}")
+    key = keys[str(first["loc"][0])]
+    detail = f" ({' '.join(first['msg'].split())})" if first["type"] == "value_error" else ""
+    raise _refusal(key, own.get(key.name), place(key.name), detail)
+
+
+def _refusal(key: Key, value: object, place: str, detail: str = "") -> ConfigError:
+    return ConfigError(
+        f"{place}: key {shown(key.name)} has the value {shown(value)}; allowed is {key.allowed}{detail}"
+    )
+
+
+def _check_plain(value: object, key: Key, place: str) -> None:
+    """Refuse what JSON cannot hold, or a file name cannot: NaN, infinities, lone surrogates, NUL."""
+    for part in _leaves(value):
+        if isinstance(part, float) and not math.isfinite(part):
+            raise _refusal(key, value, place, " (NaN and infinity are not numbers here)")
+        if isinstance(part, int) and not isinstance(part, bool) and abs(part) >= 2**63:
+            raise _refusal(key, value, place, " (the number is too large)")
+        if isinstance(part, str) and ("\0" in part or not _encodable(part)):
+            raise _refusal(key, value, place, " (the text holds a character that is none)")
+        if not isinstance(part, bool | int | float | str | None):
+            raise _refusal(key, value, place)
+
+
+def _leaves(value: object):
+    """The values within nested lists and objects, and the objects' keys."""
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, Mapping):
+            pending += [*part.keys(), *part.values()]
+        elif isinstance(part, list | tuple):
+            pending += part
+        else:
+            yield part
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
