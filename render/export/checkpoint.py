@@ -1,0 +1,204 @@
+"""Checkpoints that are whole or absent: folder/step_000123/ {tensors.safetensors, state.json}, no pickle.
+
+A checkpoint is written into a hidden folder, flushed, then renamed. state.json carries the size and SHA-256
+of the tensor file, so that a damaged checkpoint is recognised and the one before it is used.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+FORMAT, VERSION = "fantasia3d-checkpoint", 1
+TENSORS, STATE = "tensors.safetensors", "state.json"
+_NAME = re.compile(r"step_(\d{6,})")
+_TEMPORARY = ".writing_"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `step` iterations: named tensors (on the CPU) and JSON values."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path | str, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Writes folder/step_000123 and removes all but the newest `keep`; returns its path.
+
+    Checkpoints of later steps go too: they belong to a run that this one has overtaken. meta must be JSON.
+    Raises OSError with one clear line where the disk is full or not writable; older checkpoints stay.
+    """
+    folder = Path(folder)
+    final, temporary = folder / f"step_{step:06d}", folder / f"{_TEMPORARY}step_{step:06d}"
+    try:
+        _remove_leftovers(folder)
+        temporary.mkdir(parents=True)
+        _write(temporary, step, tensors, meta)
+        if final.exists():
+            # A folder cannot be renamed over a full one.
+            final.rename(folder / f"{_TEMPORARY}replaced_{final.name}")
+        temporary.rename(final)
+        _flush(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(error.errno, _write_failure(folder, step, error)) from error
+    _remove_leftovers(folder)
+    numbered = _numbered(folder)
+    for other in [s for s in numbered if s > step] + [s for s in numbered if s <= step][:-keep]:
+        shutil.rmtree(numbered[other])
+    return final
+
+
+def load_latest(folder: Path | str) -> Checkpoint | None:
+    """The newest checkpoint that is whole, None where there is none.
+
+    Damaged or foreign ones are named in a warning and passed over.
+    """
+    numbered = _numbered(Path(folder))
+    for step in sorted(numbered, reverse=True):
+        try:
+            return _read(numbered[step], step)
+        except ValueError as error:
+            logger.warning("checkpoint passed over: %s", error)
+    return None
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimiser's state: tensors named "<parameter number>.<name>", and its parameter groups as JSON."""
+    state = optimizer.state_dict()
+    tensors = {}
+    for number, entries in state["state"].items():
+        for name, value in entries.items():
+            assert isinstance(value, Tensor), f"optimizer state {name} is no tensor"
+            tensors[f"{number}.{name}"] = value.detach().cpu()
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> None:
+    """Puts back what flatten_optimizer took out, bit for bit; the parameters must be the same in number and
+    shape.
+
+    Raises ValueError where they are not.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value.clone()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, entries in state.items():
+        for name, value in entries.items():
+            fits = number < len(parameters) and (name == "step" or value.shape == parameters[number].shape)
+            if not fits:
+                raise ValueError(
+                    f"the checkpoint's optimizer state {number}.{name} {tuple(value.shape)} does not"
+                    " fit the model; delete the checkpoint folder to start afresh"
+                )
+    groups = [
+        {
+            # JSON has no tuples (betas).
+            key: tuple(value) if isinstance(now.get(key), tuple) else value
+            for key, value in saved.items()
+        }
+        for saved, now in zip(meta["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    path = folder / TENSORS
+    # safetensors wants no two tensors in one storage and none with strides.
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+    _flush(path)
+    state = {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": step,
+        "tensors": {"bytes": path.stat().st_size, "sha256": _sha256(path)},
+        "meta": dict(meta),
+    }
+    with (folder / STATE).open("w", encoding="utf-8") as file:
+        json.dump(state, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _flush(folder)
+
+
+def _read(folder: Path, step: int) -> Checkpoint:
+    """Raises ValueError naming the file and what is wrong with it."""
+    path = folder / TENSORS
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder / STATE} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{folder / STATE} is not valid JSON") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{folder / STATE} is not a checkpoint of this program")
+    if state.get("version") != VERSION:
+        raise ValueError(f"{folder / STATE} has format version {state.get('version')}, not {VERSION}")
+    if state.get("step") != step:
+        raise ValueError(f"{folder / STATE} says step {state.get('step')}")
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    expected = state.get("tensors", {})
+    if path.stat().st_size != expected.get("bytes"):
+        raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {expected.get('bytes')}")
+    if _sha256(path) != expected.get("sha256"):
+        raise ValueError(f"{path} is damaged (its SHA-256 differs)")
+    return Checkpoint(step, load_file(path), state.get("meta", {}))
+
+
+def _numbered(folder: Path) -> dict[int, Path]:
+    """The checkpoint folders by step, ascending."""
+    if not folder.is_dir():
+        return {}
+    matches = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What an interrupted save left behind."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path)
+
+
+def _write_failure(folder: Path, step: int, error: OSError) -> str:
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    older = list(_numbered(folder).values())
+    rest = (
+        f"{older[-1]} is intact, run the same command again to resume" if older else "none was written before"
+    )
+    return f"cannot write the checkpoint of step {step} to {folder}: {reason}; {rest}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Asks the system to put a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

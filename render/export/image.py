@@ -1,0 +1,151 @@
+"""Pictures and films on disk: PNG, MP4, GIF, contact sheets, and the codes that turn numbers into colours.
+
+An image here is [H,W,C] in [0,1], C = 1 (grey) or 3; values outside are clipped. Files appear whole or not at
+all.
+"""
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from render.export.atomic import atomic_path, write_bytes
+
+
+def linear_to_srgb(linear: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Display code of linear light, IEC 61966-2-1; both in [0,1], clipped."""
+    linear = linear.clamp(0, 1)
+    return torch.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    )
+
+
+def encode_normal(normal: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"]:
+    """Vectors with components in [−1,1] as colours in [0,1]: n · 0.5 + 0.5."""
+    return normal * 0.5 + 0.5
+
+
+def to_bytes(image: Float[Tensor, "H W C"]) -> UInt8[np.ndarray, "H W C"]:
+    """[0,1] to the nearest of 0 … 255."""
+    return (image.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
+
+
+def to_pillow(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> Image.Image:
+    """The image for Pillow: grey for one channel, RGB for three."""
+    pixels = to_bytes(image) if isinstance(image, Tensor) else image
+    assert pixels.shape[-1] in (1, 3), f"an image has 1 or 3 channels, not {pixels.shape[-1]}"
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def png_bytes(image: Float[Tensor, "H W C"]) -> bytes:
+    """The image as a PNG file in memory, 8 bits a channel."""
+    buffer = io.BytesIO()
+    to_pillow(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_png(path: Path | str, image: Float[Tensor, "H W C"]) -> None:
+    """The image as an 8-bit PNG, atomically."""
+    write_bytes(path, png_bytes(image))
+
+
+def read_image(path: Path | str) -> Float[Tensor, "H W 3"]:
+    """An image file as RGB in [0,1]."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255)
+
+
+def as_rgb(image: Float[Tensor, "*batch H W C"]) -> Float[Tensor, "*batch H W 3"]:
+    """Grey repeated to three channels; colour as it is."""
+    return image if image.shape[-1] == 3 else image.expand(*image.shape[:-1], 3)
+
+
+def grid(
+    images: Sequence[Float[Tensor, "H W C"]], columns: int, gap: int = 0, background: float = 1.0
+) -> Float[Tensor, "H2 W2 3"]:
+    """Images of one size in rows of `columns`, `gap` pixels apart; empty cells take the background."""
+    assert images and columns > 0, "a grid needs at least one image and one column"
+    height, width = images[0].shape[:2]
+    rows = math.ceil(len(images) / columns)
+    sheet = torch.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3),
+        background,
+        dtype=images[0].dtype,
+        device=images[0].device,
+    )
+    for number, image in enumerate(images):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = as_rgb(image)
+    return sheet
+
+
+def write_mp4(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: int = 25) -> int:
+    """Frames of one size as an H.264 film that every browser plays (yuv420p); returns their number.
+
+    Odd sizes grow by one repeated row or column, since yuv420p wants even ones. Nothing is written for no
+    frames.
+    """
+    import imageio_ffmpeg
+
+    count, writer = 0, None
+    with atomic_path(path) as temporary:
+        try:
+            for frame in frames:
+                height, width = frame.shape[:2]
+                even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+                if writer is None:
+                    writer = imageio_ffmpeg.write_frames(
+                        str(temporary),
+                        (even.shape[1], even.shape[0]),
+                        fps=fps,
+                        codec="libx264",
+                        pix_fmt_out="yuv420p",
+                        macro_block_size=1,
+                        quality=None,
+                        output_params=["-crf", "18", "-movflags", "+faststart"],
+                    )
+                    writer.send(None)
+                writer.send(np.ascontiguousarray(even))
+                count += 1
+        finally:
+            if writer is not None:
+                writer.close()
+        if count == 0:
+            raise ValueError(f"{path}: no frames to make a film of")
+    return count
+
+
+def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) -> None:
+    """RGB frames of one size as a looping GIF under one palette, chosen from frames spread over the whole
+    film.
+
+    One palette for all frames keeps colours from flickering and lets Pillow store only what changes.
+    """
+    assert frames, "a GIF needs at least one frame"
+    colours = _shared_palette(frames)
+    indexed = [frame.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
+    with atomic_path(path) as temporary:
+        indexed[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=indexed[1:],
+            # GIF counts in hundredths of a second.
+            duration=round(100 / fps) * 10,
+            loop=0,
+            optimize=True,
+        )
+
+
+def _shared_palette(frames: Sequence[Image.Image], samples: int = 8, side: int = 128) -> Image.Image:
+    chosen = [frames[len(frames) * k // samples] for k in range(min(samples, len(frames)))]
+    strip = Image.new("RGB", (side * len(chosen), side))
+    for k, frame in enumerate(chosen):
+        strip.paste(frame.resize((side, side), Image.Resampling.NEAREST), (k * side, 0))
+    return strip.quantize(colors=256, method=Image.Quantize.MEDIANCUT, kmeans=2)

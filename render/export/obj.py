@@ -1,0 +1,66 @@
+"""Wavefront OBJ: mesh.obj, mesh.mtl and the textures beside them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from render.export.atomic import write_text
+from render.export.image import encode_normal, linear_to_srgb, write_png
+from render.mesh import Mesh
+
+MATERIAL = "surface"
+KD_FILE, KS_FILE, NORMAL_FILE = "texture_kd.png", "texture_ks.png", "texture_n.png"
+
+
+def write_obj(
+    folder: Path | str, mesh: Mesh, textures: Mapping[str, Float[Tensor, "H W 3"]] | None = None
+) -> Path:
+    """mesh.obj and mesh.mtl in `folder`, with the textures that are given; returns the path of mesh.obj.
+
+    textures: kd (linear RGB albedo, written as sRGB), ks (occlusion, roughness, metallic, as they are) and
+    normal (tangent space, components in [−1,1], written as n · 0.5 + 0.5, green along −v), each optional.
+    Positions round-trip exactly as float32; OBJ's v grows upward, so v is turned over. mesh.obj is written
+    last.
+    """
+    folder, textures = Path(folder), dict(textures or {})
+    assert not textures or mesh.uv is not None, "textures need texture coordinates"
+    assert textures.keys() <= {"kd", "ks", "normal"}, f"unknown texture among {sorted(textures)}"
+    if "kd" in textures:
+        write_png(folder / KD_FILE, linear_to_srgb(textures["kd"]))
+    if "ks" in textures:
+        write_png(folder / KS_FILE, textures["ks"])
+    if "normal" in textures:
+        write_png(folder / NORMAL_FILE, encode_normal(textures["normal"]))
+    write_text(folder / "mesh.mtl", _material(textures))
+    write_text(folder / "mesh.obj", _geometry(mesh))
+    return folder / "mesh.obj"
+
+
+def _material(textures: Mapping[str, Tensor]) -> str:
+    albedo = "1 1 1" if "kd" in textures else "0.5 0.5 0.5"
+    # Ks 0: readers that take map_Ks for a specular colour multiply (occlusion, roughness, metallic) away.
+    lines = [f"newmtl {MATERIAL}", "Ka 0 0 0", f"Kd {albedo}", "Ks 0 0 0", "Ns 1", "d 1", "illum 1"]
+    if "kd" in textures:
+        lines.append(f"map_Kd {KD_FILE}")
+    if "ks" in textures:
+        lines.append(f"map_Ks {KS_FILE}")
+    if "normal" in textures:
+        lines += [f"bump {NORMAL_FILE}", f"norm {NORMAL_FILE}"]
+    return "\n".join(lines) + "\n"
+
+
+def _geometry(mesh: Mesh) -> str:
+    # Nine digits name every float32 uniquely.
+    lines = ["mtllib mesh.mtl", "o mesh"]
+    lines += [f"v {x:.9g} {y:.9g} {z:.9g}" for x, y, z in mesh.v_pos.detach().cpu().tolist()]
+    faces = (mesh.faces.cpu() + 1).tolist()
+    if mesh.uv is not None and mesh.uv_faces is not None:
+        lines += [f"vt {u:.9g} {1 - v:.9g}" for u, v in mesh.uv.detach().cpu().tolist()]
+        corners = zip(faces, (mesh.uv_faces.cpu() + 1).tolist(), strict=True)
+        faces_text = [f"f {a}/{i}/{a} {b}/{j}/{b} {c}/{k}/{c}" for (a, b, c), (i, j, k) in corners]
+    else:
+        faces_text = [f"f {a}//{a} {b}//{b} {c}//{c}" for a, b, c in faces]
+    lines += [f"vn {x:.9g} {y:.9g} {z:.9g}" for x, y, z in mesh.v_nrm.detach().cpu().tolist()]
+    return "\n".join([*lines, f"usemtl {MATERIAL}", *faces_text]) + "\n"

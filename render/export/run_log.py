@@ -1,0 +1,104 @@
+"""What a run tells while it runs: log.jsonl, one JSON line a step, and one progress bar."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+from render.export.atomic import write_text
+
+
+class RunLog:
+    """Appends to out_dir/log.jsonl and moves one bar; a context manager.
+
+    On a terminal the bar shows phase, loss, iterations a second and time left, at most once a second;
+    elsewhere (a file, a pipe) a line appears about every tenth of the way. A resumed run drops the lines past
+    `resumed_step`, the last step that its checkpoint holds, and goes on.
+    """
+
+    def __init__(
+        self, out_dir: Path | str, last_step: int, resumed_step: int = 0, stream: TextIO | None = None
+    ) -> None:
+        self.path = Path(out_dir) / "log.jsonl"
+        self.last_step = last_step
+        self._stream = sys.stderr if stream is None else stream
+        self._first_step, self._start = resumed_step, time.monotonic()
+        self._tenth = 10 * resumed_step // max(last_step, 1)
+        _drop_lines_past(self.path, resumed_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._bar = tqdm(
+            total=last_step,
+            initial=resumed_step,
+            unit="it",
+            file=self._stream,
+            disable=not self._stream.isatty(),
+            mininterval=1.0,
+            dynamic_ncols=True,
+        )
+
+    def record(self, step: int, phase: str, values: Mapping[str, float]) -> None:
+        """One finished step (from 1): its phase and named numbers, of which "loss" is shown."""
+        self._write({"step": step, "phase": phase, **values})
+        loss = f"{values['loss']:.4g}" if "loss" in values else "-"
+        self._bar.set_postfix_str(f"loss {loss}", refresh=False)
+        self._bar.set_description_str(phase, refresh=False)
+        self._bar.update(step - self._bar.n if not self._bar.disable else 0)
+        if self._bar.disable and 10 * step // max(self.last_step, 1) > self._tenth:
+            self._tenth = 10 * step // self.last_step
+            self._say(step, phase, loss)
+
+    def event(self, step: int, name: str, **values: object) -> None:
+        """Something that happened after `step` other than a step, as a line with the key "event"."""
+        self._write({"step": step, "event": name, **values})
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, record: Mapping[str, object]) -> None:
+        self._file.write(json.dumps({key: _jsonable(value) for key, value in record.items()}) + "\n")
+        self._file.flush()
+
+    def _say(self, step: int, phase: str, loss: str) -> None:
+        seconds = time.monotonic() - self._start
+        rate = (step - self._first_step) / max(seconds, 1e-9)
+        left = tqdm.format_interval((self.last_step - step) / max(rate, 1e-9))
+        self._stream.write(
+            f"{phase}: step {step}/{self.last_step}, loss {loss}, {rate:.2f} it/s, {left} left\n"
+        )
+        self._stream.flush()
+
+
+def _jsonable(value: object) -> object:
+    """JSON has no NaN or infinity: they become their names."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_lines_past(path: Path, step: int) -> None:
+    """Keeps the whole lines up to `step`; a line that a killed run left unfinished goes as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and record.get("step", math.inf) <= step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
