@@ -1,0 +1,261 @@
+"""Antialiasing by silhouette edges: find the pixel pairs that an outline crosses, then blend those pairs.
+
+An edge is a silhouette where all its faces project to the same side of it (a fold, or an open border). Where such an
+edge, seen from the camera, passes between the centres of two neighbouring pixels, the pixel that holds the crossing is
+part object, part what lies beyond: with d in [0, 1] the distance from the inner pixel's centre to the crossing,
+  d < 0.5: the inner pixel gets the outer one's colour with weight 0.5 − d;
+  d > 0.5: the outer pixel gets the inner one's colour with weight d − 0.5.
+Steep edges are looked for between horizontal neighbours and flat ones between vertical neighbours, so that a slanted
+edge counts once. Starting from the edges, and not from the pixels' triangles as nvdiffrast does, keeps the
+gradient whole when triangles are as small as a pixel and the outline belongs to triangles that no pixel centre sees.
+
+Discovery is without gradient; the blend recomputes the crossings of the pairs found, differentiable in colour and in
+clip. Units are pixels; everything up to the weights is float64.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Edges:
+    """E edges of a mesh and, for each of them, the corners opposite in its faces.
+
+    vertices [E,2]; start [E+1]: faces start[e] to start[e+1] of `opposite` belong to edge e; opposite [N] vertices.
+    """
+
+    vertices: Int[Tensor, "E 2"]
+    start: Int[Tensor, " E+1"]
+    opposite: Int[Tensor, " N"]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """K pixel pairs that a visible silhouette crosses; at most one row a pair, sorted by view, axis and pixel.
+
+    inner, outer [K]: flat pixel indices over (B, H, W), inner on the object's side; edge [K,2]: the edge's vertices;
+    view [K]; axis [K]: 0 for a horizontal pair, 1 for a vertical one.
+    """
+
+    inner: Int[Tensor, " K"]
+    outer: Int[Tensor, " K"]
+    edge: Int[Tensor, "K 2"]
+    view: Int[Tensor, " K"]
+    axis: Int[Tensor, " K"]
+
+
+class CachedByFaces:
+    """Remembers what `build` made of the last faces tensor, for meshes whose triangles stay the same.
+
+    A tensor written to in place, or a new one, is built anew.
+    """
+
+    def __init__(self, build: Callable) -> None:
+        self._build = build
+        self._faces: weakref.ref | None = None
+        self._version = -1
+        self._built = None
+
+    def __call__(self, faces: Int[Tensor, "F 3"]):
+        same = self._faces is not None and self._faces() is faces and self._version == faces._version
+        if not same:
+            self._built = self._build(faces)
+            self._faces, self._version = weakref.ref(faces), faces._version
+        return self._built
+
+
+def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
+    """The unique edges of a mesh in ascending order of (smaller, larger) vertex."""
+    faces = faces.long()
+    pairs = torch.cat([faces[:, [1, 2]], faces[:, [2, 0]], faces[:, [0, 1]]])
+    opposite = torch.cat([faces[:, 0], faces[:, 1], faces[:, 2]])
+    low, high = pairs.amin(-1), pairs.amax(-1)
+    key, order = torch.sort((low << 32) | high, stable=True)
+    real = (key >> 32) != (key & 0xFFFFFFFF)
+    key, opposite = key[real], opposite[order][real]
+    unique, counts = torch.unique_consecutive(key, return_counts=True)
+    vertices = torch.stack([unique >> 32, unique & 0xFFFFFFFF], -1)
+    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return Edges(vertices, start, opposite)
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """Where silhouette edges cross a line of pixel centres, before the test of what is seen there.
+
+    edge [N,2] vertices; view [N]; axis [N]; line [N] the row (axis 0) or column (axis 1) whose centres are crossed;
+    place [N] the coordinate along that line; depth [N] z/w of the edge there; beyond [N]: the object lies on the side
+    of growing coordinates.
+    """
+
+    edge: Int[Tensor, "N 2"]
+    view: Int[Tensor, " N"]
+    axis: Int[Tensor, " N"]
+    line: Int[Tensor, " N"]
+    place: Float[Tensor, " N"]
+    depth: Float[Tensor, " N"]
+    beyond: Bool[Tensor, " N"]
+
+
+@torch.no_grad()
+def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edges: Edges) -> Pairs:
+    """The pixel pairs that a visible silhouette edge crosses; where several do, the outermost."""
+    height, width = rast.shape[1:3]
+    found = find_crossings(clip.detach().double(), edges, (height, width))
+    cell = (found.place - 0.5).floor()
+    steep = found.axis == 0
+    first = torch.where(steep, found.line * width + cell.long(), cell.long() * width + found.line)
+    first = first + found.view * height * width
+    second = first + torch.where(steep, 1, width)
+    inner, outer = torch.where(found.beyond, second, first), torch.where(found.beyond, first, second)
+    fraction = found.place - 0.5 - cell
+    distance = torch.where(found.beyond, 1 - fraction, fraction)
+
+    keep = (cell >= 0) & (cell < torch.where(steep, width, height) - 1)
+    keep = keep.nonzero()[:, 0]
+    keep = keep[is_seen(rast, inner[keep], outer[keep], found.depth[keep])]
+    # Sorted by view, axis, first pixel and direction; within such a group the outermost crossing leads.
+    keep = keep[torch.sort(distance[keep], descending=True, stable=True).indices]
+    key = (2 * found.view + found.axis) * height * width + first % (height * width)
+    key, order = torch.sort(2 * key[keep] + found.beyond[keep], stable=True)
+    leads = torch.ones_like(key, dtype=torch.bool)
+    leads[1:] = key[1:] != key[:-1]
+    keep = keep[order[leads]]
+    return Pairs(inner[keep], outer[keep], found.edge[keep], found.view[keep], found.axis[keep])
+
+
+def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple[int, int]) -> Crossings:
+    """Every crossing of a silhouette edge with the pixel rows (steep edges) or columns (flat ones) of the image."""
+    view, edge, side = silhouette_edges(clip, edges)
+    edge = edges.vertices[edge]
+    segment, ahead = visible_segments(clip[view[:, None], edge], resolution)
+    view, edge, side, segment = view[ahead], edge[ahead], side[ahead], segment[ahead]
+    start, end = segment.unbind(1)
+    extent = (end - start).abs()
+    axis = (extent[:, 0] > extent[:, 1]).long()
+    # The coordinate that is walked: y of a steep edge, x of a flat one.
+    walked = 1 - axis[:, None]
+    start_along, end_along = start.gather(1, walked)[:, 0], end.gather(1, walked)[:, 0]
+    # Half-open, so that a line of centres through the vertex between two edges is crossed once.
+    first = (torch.minimum(start_along, end_along) - 0.5).ceil().clamp(min=0)
+    stop = (torch.maximum(start_along, end_along) - 0.5).ceil()
+    stop = torch.minimum(stop, torch.where(axis == 0, resolution[0], resolution[1]))
+    counts = (stop - first).clamp(min=0).long()
+    row = torch.arange(len(counts), device=clip.device).repeat_interleave(counts)
+    line = first.long()[row] + torch.arange(len(row), device=clip.device) - (counts.cumsum(0) - counts)[row]
+
+    share = (line + 0.5 - start_along[row]) / (end_along - start_along)[row]
+    depth = start[row, 2] + share * (end[row, 2] - start[row, 2])
+    normal = edge_normal(clip, view[row], edge[row])
+    place = crossing_place(normal, axis[row], line, resolution)
+    beyond = side[row] * normal.gather(1, axis[row, None])[:, 0] > 0
+    return Crossings(edge[row], view[row], axis[row], line, place, depth, beyond)
+
+
+def silhouette_edges(
+    clip: Float[Tensor, "B V 4"], edges: Edges
+) -> tuple[Int[Tensor, " S"], Int[Tensor, " S"], Float[Tensor, " S"]]:
+    """View, edge and side (±1, the sign of normal · p on the object's side) of the silhouette edges.
+
+    All faces of the edge must lie on one side of it; a face seen exactly edge-on has no say.
+    """
+    xyw = clip[..., [0, 1, 3]]
+    normal = torch.linalg.cross(xyw[:, edges.vertices[:, 0]], xyw[:, edges.vertices[:, 1]], dim=-1)
+    edge_of = torch.arange(len(edges.vertices), device=clip.device).repeat_interleave(edges.start.diff())
+    side = (normal[:, edge_of] * xyw[:, edges.opposite]).sum(-1).sign()
+    edge_of = edge_of.expand_as(side)
+    lowest = side.new_zeros(normal.shape[:2]).scatter_reduce(1, edge_of, side, "amin")
+    highest = side.new_zeros(normal.shape[:2]).scatter_reduce(1, edge_of, side, "amax")
+    view, edge = ((lowest + highest).abs() == 1).nonzero().unbind(-1)
+    return view, edge, (lowest + highest)[view, edge]
+
+
+def visible_segments(
+    ends: Float[Tensor, "S 2 4"], resolution: tuple[int, int]
+) -> tuple[Float[Tensor, "S 2 3"], Bool[Tensor, " S"]]:
+    """Both ends in pixels (x, y) with their z/w after cutting at the near plane z = −w, and whether anything is left."""
+    above = ends[..., 2] + ends[..., 3]
+    start, end = ends.unbind(1)
+    share = (above[:, 0] / (above[:, 0] - above[:, 1]))[:, None]
+    cut = start + share * (end - start)
+    start, end = (torch.where(above[:, i, None] < 0, cut, p) for i, p in ((0, start), (1, end)))
+    kept = torch.stack([start, end], 1)
+    ahead = (above >= 0).any(1) & (kept[..., 3] > 0).all(1)
+    projected = kept[..., :3] / torch.where(ahead[:, None], kept[..., 3], 1)[..., None]
+    height, width = resolution
+    x, y = (projected[..., 0] + 1) * width / 2, (projected[..., 1] + 1) * height / 2
+    return torch.stack([x, y, projected[..., 2]], -1), ahead
+
+
+def edge_normal(
+    clip: Float[Tensor, "B V 4"], view: Int[Tensor, " N"], edge: Int[Tensor, "N 2"]
+) -> Float[Tensor, "N 3"]:
+    """Homogeneous line a × b over (x, y, w) of each edge: normal · (x/w, y/w, 1) = 0 on it."""
+    a, b = clip[view[:, None], edge][..., [0, 1, 3]].unbind(1)
+    return torch.linalg.cross(a, b, dim=-1)
+
+
+def crossing_place(
+    normal: Float[Tensor, "N 3"],
+    axis: Int[Tensor, " N"],
+    line: Int[Tensor, " N"],
+    resolution: tuple[int, int],
+) -> Float[Tensor, " N"]:
+    """Where the edge crosses the centres of row `line` (axis 0; x in pixels) or column `line` (axis 1; y)."""
+    height, width = resolution
+    steep = axis == 0
+    along, across = torch.where(steep, height, width), torch.where(steep, width, height)
+    centre = (line + 0.5) * 2 / along - 1
+    slope = torch.where(steep, normal[:, 0], normal[:, 1])
+    other = torch.where(steep, normal[:, 1], normal[:, 0])
+    return (1 - (other * centre + normal[:, 2]) / slope) * across / 2
+
+
+def is_seen(
+    rast: Float[Tensor, "B H W 4"],
+    inner: Int[Tensor, " N"],
+    outer: Int[Tensor, " N"],
+    depth: Float[Tensor, " N"],
+) -> Bool[Tensor, " N"]:
+    """Whether an edge at z/w = depth separates what two pixels show.
+
+    The inner pixel must show something nearer than the outer one, and the edge must not be hidden behind what
+    the outer pixel shows.
+    """
+    pixels = rast.detach().reshape(-1, 4)
+    z = torch.where(pixels[:, 3] > 0, pixels[:, 2], torch.inf).double()
+    return (z[inner] < z[outer]) & (depth < z[outer]) & (depth.abs() <= 1)
+
+
+def blend_pairs(
+    colour: Float[Tensor, "B H W C"], clip: Float[Tensor, "B V 4"], pairs: Pairs
+) -> Float[Tensor, "B H W C"]:
+    """Mixes across the pairs by coverage, differentiable in colour and clip.
+
+    A pixel may be met by several pairs. Pieces cut off on its left and right add up, as do those above and below;
+    what is left of its own colour is the product of both, which is exact for a corner and stays in [0, 1].
+    """
+    height, width = colour.shape[1:3]
+    steep = pairs.axis == 0
+    column, row = pairs.inner % width, pairs.inner // width % height
+    line, own = torch.where(steep, row, column), torch.where(steep, column, row)
+    ahead = torch.where(pairs.outer > pairs.inner, 1, -1)
+    normal = edge_normal(clip.double(), pairs.view, pairs.edge)
+    distance = (crossing_place(normal, pairs.axis, line, (height, width)) - own - 0.5) * ahead
+    lost = (distance < 0.5).detach()
+    target, source = torch.where(lost, pairs.inner, pairs.outer), torch.where(lost, pairs.outer, pairs.inner)
+    weight = torch.where(lost, 0.5 - distance, distance - 0.5)
+
+    flat = colour.reshape(-1, colour.shape[-1])
+    place = torch.unique(target, return_inverse=True)[1]
+    share = weight.new_zeros(len(target), 2).index_put((place, pairs.axis), weight, accumulate=True)[place]
+    covered = share.sum(-1)
+    # 1 − (1 − a)(1 − b) = (a + b) · this factor.
+    factor = 1 - share.prod(-1) / torch.where(covered > 0, covered, 1)
+    change = (factor * weight).to(colour.dtype)[:, None] * (flat[source] - flat[target])
+    return flat.index_add(0, target, change).view_as(colour)
