@@ -12,7 +12,7 @@ from geometry.tet_grid import TET_EDGES
 
 
 def _triangle_table() -> list[list[int]]:
-    """For each of the 16 sign patterns (bit v set: vertex v inside) up to two triangles as six edge slots, −1 unused.
+    """For each of the 16 sign patterns (bit v: vertex v inside) up to two triangles as six edge slots, −1 unused.
 
     Written for tets of positive volume: an edge slot's midpoint in the reference tet gives the orientation.
     """

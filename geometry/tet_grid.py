@@ -1,8 +1,8 @@
 """Tetrahedral grids that fill a cube: a body-centred cubic lattice made here, or a user's `.npz`.
 
-Lattice: n³ cells; the vertices are the (n+1)³ cell corners and the n³ cell centres. Each inner face between two
-cells gives four tets (both centres and one of the face's edges), each face on the cube's wall two (the centre and
-half of the face): 12 n³ tets, all of volume (size / n)³ / 12.
+Lattice: n³ cells; the vertices are the (n+1)³ cell corners and the n³ cell centres. Each inner face between
+two cells gives four tets (both centres and one of the face's edges), each face on the cube's wall two (the
+centre and half of the face): 12 n³ tets, all of volume (size / n)³ / 12.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class TetGrid:
 
 
 def cells_per_axis(resolution: int) -> int:
-    """Lattice cells with about as many vertices as the published grid of that name: 26, 51, 102 for 64, 128, 256."""
+    """Cells for about the vertex count of the published grid of that name: 26, 51, 102 for 64, 128, 256."""
     return max(2, round(resolution * 0.4))
 
 
@@ -72,8 +72,7 @@ def _axis_tets(n: int, axis: int) -> np.ndarray:
     below = above - centre_step[0]
     inner, floor, ceiling = (i > 0) & (i < n), i == 0, i == n
     tets = [
-        np.stack([ring[e][inner], ring[(e + 1) % 4][inner], below[inner], above[inner]], -1)
-        for e in range(4)
+        np.stack([ring[e][inner], ring[(e + 1) % 4][inner], below[inner], above[inner]], -1) for e in range(4)
     ]
     for a, b, c in ((0, 1, 2), (0, 2, 3)):
         tets.append(np.stack([ring[a][floor], ring[b][floor], ring[c][floor], above[floor]], -1))
@@ -105,7 +104,7 @@ def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.nd
 
 
 def edge_table(tets: Int[Tensor, "T 4"]) -> tuple[Int[Tensor, "E 2"], Int[Tensor, "T 6"]]:
-    """Unique edges (lower vertex first) of any tets and the edge ids of each tet in the order of TET_EDGES."""
+    """Unique edges (lower vertex first) of any tets, and each tet's edge ids in the order of TET_EDGES."""
     pairs = tets.long()[:, torch.tensor(TET_EDGES, device=tets.device)]  # [T, 6, 2]
     low, high = pairs.amin(-1), pairs.amax(-1)
     count = int(tets.max()) + 1
@@ -115,7 +114,7 @@ def edge_table(tets: Int[Tensor, "T 4"]) -> tuple[Int[Tensor, "E 2"], Int[Tensor
 
 
 def tet_volumes(v_pos: Float[Tensor, "V 3"], tets: Int[Tensor, "T 4"]) -> Float[Tensor, " T"]:
-    """Signed volumes: positive where vertex 3 lies on the side that (0, 1, 2) is counter-clockwise from behind."""
+    """Signed volumes (b − a) × (c − a) · (d − a) / 6."""
     a, b, c, d = (v_pos[tets[:, corner]] for corner in range(4))
     return (torch.linalg.cross(b - a, c - a, dim=-1) * (d - a)).sum(-1) / 6
 
@@ -132,7 +131,9 @@ def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
         with np.load(path, allow_pickle=False) as arrays:
             vertices, indices = np.asarray(arrays["vertices"]), np.asarray(arrays["indices"])
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"tet_grid_file {path}: not an .npz with `vertices` and `indices` ({error})") from error
+        raise ValueError(
+            f"tet_grid_file {path}: not an .npz with `vertices` and `indices` ({error})"
+        ) from error
     fault = _grid_fault(vertices, indices)
     if fault:
         raise ValueError(f"tet_grid_file {path}: {fault}")

@@ -1,9 +1,9 @@
-"""Multiresolution hash encoding of points (Müller et al. 2022, "Instant Neural Graphics Primitives", section 3).
+"""Multiresolution hash encoding of points (Müller et al. 2022, Instant Neural Graphics Primitives, section 3).
 
-Level l has round(coarsest · (finest / coarsest)^(l / (levels − 1))) cells an axis and so one more vertex an axis.
-Where the (cells + 1)³ vertices fit the table they are stored densely, otherwise they share 2^log2_entries rows
-through the spatial hash x ⊕ 2654435761 y ⊕ 805459861 z. A point's feature is the trilinear interpolation of its
-cell's eight corners, concatenated over the levels.
+Level l has round(coarsest · (finest / coarsest)^(l / (levels − 1))) cells an axis and one more vertex an axis.
+Where the (cells + 1)³ vertices fit the table they are stored densely, otherwise they share 2^log2_entries
+rows through the spatial hash x ⊕ 2654435761 y ⊕ 805459861 z. A point's feature is the trilinear interpolation
+of its cell's eight corners, concatenated over the levels.
 
 Only the points and the table are kept for the backward pass: indices and weights (levels × 8 numbers a point)
 are computed again, level by level.
@@ -176,7 +176,7 @@ class HashGrid(nn.Module):
         return _Encode.apply(self.to_unit(points), self.table, self.levels, forward, backward)
 
     def pin(self, points: Float[Tensor, "N 3"]) -> "PinnedEncoding":
-        """The same encoding for points that never move, several times faster on CPU. Pin after .to(device)."""
+        """The same encoding for points that never move, faster on CPU. Pin after .to(device)."""
         return PinnedEncoding(self, points)
 
 
@@ -209,7 +209,7 @@ class PinnedEncoding:
 def interpolation_matrices(
     points: Float[Tensor, "N 3"], levels: tuple[GridLevel, ...]
 ) -> tuple[Float[Tensor, "NL T"], Float[Tensor, "T NL"]]:
-    """The encoding of points in [0, 1]³ as a CSR matrix over the table's rows, and its transpose, also CSR."""
+    """The encoding of points in [0, 1]³ as a matrix over the table's rows, and its transpose, both CSR."""
     rows, entries = len(points) * len(levels), levels[-1].offset + levels[-1].entries
     column = torch.empty(len(points), len(levels), 8, dtype=torch.int32)
     value = torch.empty(len(points), len(levels), 8, dtype=points.dtype)

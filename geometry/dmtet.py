@@ -1,0 +1,93 @@
+"""DMTet: a signed-distance field on a tetrahedral grid whose zero surface is the mesh (Shen et al. 2021)."""
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from geometry.marching_tets import marching_tetrahedra
+from geometry.sdf_network import SdfNetwork
+from geometry.tet_grid import TetGrid, load_tet_grid, make_tet_grid
+from render.hash_grid import HashGrid, PinnedEncoding
+from render.mesh import Mesh, make_mesh
+
+
+@dataclass(frozen=True)
+class GeometryConfig:
+    """Config section of the tetrahedral grid and its field."""
+
+    dmtet_grid: int = Field(64, ge=5, le=512, description="resolution of the tetrahedral grid: 64, 128, 256")
+    mesh_scale: float = Field(2.1, gt=0, description="side of the cube that the grid fills, world units")
+    tet_grid_file: str | None = Field(
+        None,
+        description=".npz with vertices [V,3] in [-0.5, 0.5] and indices [T,4], instead of our own lattice",
+    )
+    hash_levels: int = Field(16, ge=1, le=32, description="levels of the hash encoding")
+    hash_log2_entries: int = Field(19, ge=4, le=24, description="log2 of the table rows a level")
+    hash_finest: int = Field(4096, ge=16, description="cells an axis of the finest level")
+
+
+class SurfaceVanished(ValueError):
+    """The field has no sign change left: there is nothing to render."""
+
+
+class DMTet(nn.Module):
+    """The field over a fixed grid; `mesh()` extracts the surface, differentiable in all parameters.
+
+    A grid vertex moves by tanh(d) / resolution (world units, per axis), resolution being the grid's name.
+    The grid's wall counts as outside, so the surface is always closed.
+    Move the module to its device before the first mesh(): the vertices' encoding is prepared once a device.
+    """
+
+    def __init__(self, config: GeometryConfig, generator: torch.Generator | None = None):
+        super().__init__()
+        grid = _grid(config)
+        self.resolution = grid.resolution
+        for name in ("v_pos", "tets", "edges", "tet_edges"):
+            self.register_buffer(name, getattr(grid, name), persistent=False)
+        low, high = grid.v_pos.amin(0), grid.v_pos.amax(0)
+        margin = 1e-4 * (high - low)
+        on_wall = ((grid.v_pos <= low + margin) | (grid.v_pos >= high - margin)).any(-1)
+        self.register_buffer("on_wall", on_wall, persistent=False)
+        # A fraction of a lattice cell, so that a cap at the wall lies within its outermost cells.
+        self.wall_distance = 0.5 * config.mesh_scale / config.dmtet_grid
+        encoding = HashGrid(
+            low,
+            high,
+            levels=config.hash_levels,
+            log2_entries=config.hash_log2_entries,
+            finest=config.hash_finest,
+            generator=generator,
+        )
+        self.network = SdfNetwork(encoding, generator=generator)
+        self._pinned: PinnedEncoding | None = None
+
+    def field(self) -> tuple[Float[Tensor, " V"], Float[Tensor, "V 3"]]:
+        """Signed distance at the grid's vertices (before the wall is closed) and their moved positions."""
+        if self._pinned is None or self._pinned.device != self.v_pos.device:
+            self._pinned = self.network.encoding.pin(self.v_pos)
+        sdf, offset = self.network(self._pinned)
+        return sdf, self.v_pos + offset.tanh() / self.resolution
+
+    def mesh(self) -> Mesh:
+        """The zero surface with smooth normals. Raises SurfaceVanished where the field has one sign only."""
+        sdf, v_pos = self.field()
+        sdf = torch.where(self.on_wall & (sdf < 0), sdf.new_tensor(self.wall_distance), sdf)
+        verts, faces = marching_tetrahedra(v_pos, sdf, self.tets, self.edges, self.tet_edges)
+        if len(faces) == 0:
+            raise SurfaceVanished(
+                "the surface vanished: lower guidance_weight, a larger sdf_init_shape_scale or another seed helps"
+            )
+        return make_mesh(verts, faces)
+
+    def fit_loss(self, points: Float[Tensor, "N 3"], distances: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+        """Mean squared error of the signed distance at points; the offsets get no gradient."""
+        sdf, _ = self.network(points)
+        return (sdf - distances).square().mean()
+
+
+def _grid(config: GeometryConfig) -> TetGrid:
+    if config.tet_grid_file is not None:
+        return load_tet_grid(config.tet_grid_file, config.mesh_scale, config.dmtet_grid)
+    return make_tet_grid(config.dmtet_grid, config.mesh_scale)

@@ -1,0 +1,194 @@
+"""The shape that the geometry starts from, and the points at which the field is fitted to it.
+
+Every shape is a triangle mesh, finely tessellated where it is curved and then scaled, turned and moved, so that
+its signed distance is true after an anisotropic scale too: the distance to the nearest triangle, negative where
+the winding number is above 0.5 (Barill et al. 2018), which holds for open meshes and some flipped faces.
+"""
+
+import math
+from dataclasses import dataclass as record
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from render.camera import rotate_x
+from render.mesh import face_cross
+from render.mesh_file import load_mesh
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class StartShapeConfig:
+    """Config section of the start shape: scaled, rotated about x, then moved. World units and degrees."""
+
+    sdf_init_shape: Literal["ellipsoid", "cylinder", "custom_mesh"] = Field(
+        "ellipsoid",
+        description="unit sphere, cylinder along z (radius 0.75, height 0.8), or the mesh base_mesh",
+    )
+    sdf_init_shape_scale: tuple[Positive, Positive, Positive] = Field(
+        (1.0, 1.0, 1.0), description="scale of the start shape along x, y, z"
+    )
+    sdf_init_shape_rotate_x: float = Field(0.0, description="rotation of the start shape about x, degrees")
+    translation_y: float = Field(0.0, description="move of the start shape along y")
+    translation_z: float = Field(0.0, description="move of the start shape along z")
+    base_mesh: str | None = Field(None, description="mesh file of the start shape custom_mesh")
+
+    @model_validator(mode="after")
+    def _mesh_is_named(self) -> Self:
+        if self.sdf_init_shape == "custom_mesh" and not self.base_mesh:
+            raise ValueError("sdf_init_shape custom_mesh needs base_mesh, the path of a mesh file")
+        return self
+
+
+@record(frozen=True)
+class StartShape:
+    """A shape as triangles in world space (CPU, float64)."""
+
+    v_pos: Float[Tensor, "V 3"]
+    faces: Int[Tensor, "F 3"]
+
+    def signed_distance(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
+        """True signed distance, negative inside, in world units; float32 on the points' device."""
+        import igl
+
+        queries = points.detach().cpu().double().contiguous().numpy()
+        v_pos, faces = self.v_pos.numpy(), self.faces.numpy()
+        tree = igl.AABB()
+        tree.init(v_pos, faces)
+        squared, _, _ = tree.squared_distance(v_pos, faces, queries)
+        distance = torch.from_numpy(squared).sqrt()
+        winding = torch.from_numpy(igl.fast_winding_number(v_pos, faces, queries))
+        return torch.where(winding > 0.5, -distance, distance).float().to(points.device)
+
+    def sample_surface(self, count: int, generator: torch.Generator) -> Float[Tensor, "N 3"]:
+        """Points uniform by area, float32 on the CPU; the generator must be a CPU one."""
+        area = face_cross(self.v_pos, self.faces).norm(dim=-1)
+        edges = area.cumsum(0)
+        draw = torch.rand(count, generator=generator, dtype=torch.float64) * edges[-1]
+        face = torch.searchsorted(edges, draw).clamp_max(len(edges) - 1)
+        u, v = torch.rand(2, count, 1, generator=generator, dtype=torch.float64)
+        # Folding the far half of the parallelogram back onto the triangle keeps the density even.
+        u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
+        a, b, c = (self.v_pos[self.faces[face, corner]] for corner in range(3))
+        return (a + u * (b - a) + v * (c - a)).float()
+
+
+def build_start_shape(config: StartShapeConfig) -> StartShape:
+    """The configured shape: scaled per axis, rotated about x, then moved along y and z.
+
+    Raises FileNotFoundError or ValueError where base_mesh cannot be read.
+    """
+    if config.sdf_init_shape == "ellipsoid":
+        v_pos, faces = _sphere()
+    elif config.sdf_init_shape == "cylinder":
+        v_pos, faces = _cylinder(radius=0.75, height=0.8)
+    else:
+        v_pos, faces = _unit_mesh(config.base_mesh)
+    scale = torch.tensor(config.sdf_init_shape_scale, dtype=torch.float64)
+    angle = torch.tensor([math.radians(config.sdf_init_shape_rotate_x)], dtype=torch.float64)
+    move = torch.tensor([0.0, config.translation_y, config.translation_z], dtype=torch.float64)
+    return StartShape((v_pos * scale) @ rotate_x(angle)[0].T + move, faces)
+
+
+def _unit_mesh(path: str | Path) -> tuple[Tensor, Tensor]:
+    """A mesh file centred on its vertex mean and divided by its largest vertex distance."""
+    mesh = load_mesh(path)
+    v_pos = mesh.v_pos.double()
+    v_pos = v_pos - v_pos.mean(0)
+    v_pos = v_pos / v_pos.norm(dim=-1).max()
+    faces = mesh.faces.long()
+    # A mesh that is inside out as a whole would have winding −1 within.
+    volume = (v_pos[faces[:, 0]] * face_cross(v_pos, faces)).sum() / 6
+    return v_pos, faces.flip(-1).contiguous() if volume < 0 else faces
+
+
+def _sphere(rings: int = 128, segments: int = 256) -> tuple[Tensor, Tensor]:
+    """Unit sphere; the facets lie at most 1e−4 inside it."""
+    angle = torch.linspace(-math.pi / 2, math.pi / 2, rings + 1, dtype=torch.float64)
+    return _revolve(angle.cos()[1:-1], angle.sin()[1:-1], poles=(-1.0, 1.0), segments=segments)
+
+
+def _cylinder(radius: float, height: float, segments: int = 256) -> tuple[Tensor, Tensor]:
+    """Closed cylinder along z around the origin; the facets lie at most 8e−5 · radius inside it."""
+    rim = torch.full((2,), radius, dtype=torch.float64)
+    level = torch.tensor([-height / 2, height / 2], dtype=torch.float64)
+    return _revolve(rim, level, poles=(-height / 2, height / 2), segments=segments)
+
+
+def _revolve(
+    radius: Float[Tensor, " R"], z: Float[Tensor, " R"], poles: tuple[float, float], segments: int
+) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
+    """Surface of revolution about z from a profile of rising z, closed by two poles, outward faces."""
+    rings = len(radius)
+    turn = torch.arange(segments, dtype=torch.float64) * (2 * math.pi / segments)
+    ring = torch.stack([turn.cos(), turn.sin()], -1)
+    side = torch.cat([radius[:, None, None] * ring, z[:, None, None].expand(-1, segments, 1)], -1)
+    ends = torch.tensor([[0, 0, pole] for pole in poles], dtype=torch.float64)
+    v_pos = torch.cat([side.reshape(-1, 3), ends])
+    here = torch.arange(segments)
+    ahead = (here + 1) % segments
+    first = torch.arange(rings - 1)[:, None] * segments
+    a, b, c, d = first + here, first + ahead, first + segments + ahead, first + segments + here
+    quads = torch.cat([torch.stack([a, b, c], -1), torch.stack([a, c, d], -1)]).reshape(-1, 3)
+    south, north = rings * segments, rings * segments + 1
+    last = (rings - 1) * segments
+    bottom = torch.stack([ahead, here, torch.full_like(here, south)], -1)
+    top = torch.stack([last + here, last + ahead, torch.full_like(here, north)], -1)
+    return v_pos, torch.cat([quads, bottom, top])
+
+
+@record(frozen=True)
+class FitPool:
+    """Points with exact signed distances, made once, that every fit batch is drawn from.
+
+    points: S on the surface, the same S moved by N(0, 0.05), then U uniform in the box; distances alike.
+    """
+
+    points: Float[Tensor, "P 3"]
+    distances: Float[Tensor, " P"]
+    surface_count: int
+
+    def draw(
+        self, generator: torch.Generator, surface: int = 5000, uniform: int = 3000
+    ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, " N"]]:
+        """`surface` surface points, the same moved, `uniform` box points: a function of the generator."""
+        on = torch.randint(self.surface_count, (surface,), generator=generator, device=generator.device)
+        box_count = len(self.points) - 2 * self.surface_count
+        box = torch.randint(box_count, (uniform,), generator=generator, device=generator.device)
+        index = torch.cat([on, on + self.surface_count, box + 2 * self.surface_count]).to(self.points.device)
+        return self.points[index], self.distances[index]
+
+    def to(self, device: torch.device | str) -> "FitPool":
+        return FitPool(self.points.to(device), self.distances.to(device), self.surface_count)
+
+
+def make_fit_pool(
+    shape: StartShape,
+    box_size: float,
+    generator: torch.Generator,
+    surface: int = 50_000,
+    uniform: int = 30_000,
+    noise: float = 0.05,
+) -> FitPool:
+    """A pool for the box [−box_size / 2, box_size / 2]³; the generator must be a CPU one.
+
+    Raises ValueError where no point is inside: the shape lies outside the box or encloses nothing.
+    """
+    on = shape.sample_surface(surface, generator)
+    near = on + noise * torch.randn(on.shape, generator=generator)
+    box = (torch.rand(uniform, 3, generator=generator) - 0.5) * box_size
+    points = torch.cat([on, near, box])
+    distances = torch.cat([torch.zeros(surface), shape.signed_distance(points[surface:])])
+    within = (points.abs() <= box_size / 2).all(-1)
+    if not (within & (distances < 0)).any():
+        raise ValueError(
+            "the start shape has no inside within the box: use a closed base_mesh, or a larger mesh_scale or "
+            "smaller translation_y, translation_z"
+        )
+    return FitPool(points, distances, surface)
