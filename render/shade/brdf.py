@@ -1,0 +1,110 @@
+"""Split-sum image-based shading of a metallic-roughness surface, and the sRGB transfer function.
+
+The BRDF is GGX (alpha = roughness²) with the height-correlated Smith masking-shadowing term and Schlick's Fresnel.
+Sources: B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2013; E. Heitz, "Understanding the
+Masking-Shadowing Function in Microfacet-Based BRDFs", JCGT 2014; J. Dupuy and A. Benyoub, "Sampling Visible GGX
+Normals with Spherical Caps", HPG 2023 (the quadrature points).
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from render.shade.prefilter import PrefilteredLight
+
+DIELECTRIC_REFLECTANCE = 0.04
+QUADRATURE = 16
+
+
+@lru_cache(maxsize=4)
+def split_sum_table(size: int = 256) -> Float[Tensor, "R R 2"]:
+    """(scale, bias) such that ∫ brdf · cos θ = F0 · scale + bias under a light that is 1 everywhere.
+
+    Row i is roughness (i + 0.5) / size, column j is n·v (j + 0.5) / size. Computed once a process, on the CPU.
+    """
+    centres = (torch.arange(size, dtype=torch.float32) + 0.5) / size
+    rows = [_integrate_row(float(roughness), centres) for roughness in centres]
+    return torch.stack(rows)
+
+
+def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
+    """Quadrature over visible half vectors for one roughness and every n·v."""
+    alpha = roughness * roughness
+    nodes = (torch.arange(QUADRATURE, dtype=torch.float32) + 0.5) / QUADRATURE
+    # The integrand is symmetric about the plane of n and v: half a turn is enough.
+    height, angle = (grid.reshape(-1, 1) for grid in torch.meshgrid(nodes, math.pi * nodes, indexing="ij"))
+    view_x, view_z = (1 - cosine.square()).sqrt(), cosine
+    stretch = (alpha * alpha * view_x.square() + view_z.square()).sqrt()
+    std_x, std_z = alpha * view_x / stretch, view_z / stretch
+    cap_z = (1 - height) * (1 + std_z) - std_z
+    cap_r = (1 - cap_z.square()).clamp_min(0).sqrt()
+    half_x = alpha * (cap_r * angle.cos() + std_x)
+    half_y = alpha * (cap_r * angle.sin())
+    half_z = cap_z + std_z
+    inverse = torch.rsqrt(half_x.square() + half_y.square() + half_z.square())
+    half_x, half_z = half_x * inverse, half_z * inverse
+    view_half = (view_x * half_x + view_z * half_z).clamp(0, 1)
+    light_z = 2 * view_half * half_z - view_z
+    # Samples have density G1(v) max(v·h, 0) D(h) / n·v, so each counts G2 / G1.
+    masked = (1 + _smith_lambda(alpha, view_z)) / (
+        1 + _smith_lambda(alpha, view_z) + _smith_lambda(alpha, light_z.clamp_min(1e-6))
+    )
+    masked = torch.where(light_z > 0, masked, 0.0)
+    fresnel = (1 - view_half) ** 5
+    return torch.stack([(masked * (1 - fresnel)).mean(0), (masked * fresnel).mean(0)], -1)
+
+
+def _smith_lambda(alpha: float, cosine: Tensor) -> Tensor:
+    return 0.5 * ((1 + alpha * alpha * (1 / cosine.square() - 1)).sqrt() - 1)
+
+
+def lookup_split_sum(
+    table: Float[Tensor, "R R 2"], cosine: Float[Tensor, "N 1"], roughness: Float[Tensor, "N 1"]
+) -> Float[Tensor, "N 2"]:
+    """Bilinear (scale, bias), differentiable in both coordinates; clamped at the table's outer texel centres."""
+    grid = (torch.cat([cosine, roughness], -1) * 2 - 1)[None, :, None]
+    image = table.permute(2, 0, 1)[None]
+    found = torch.nn.functional.grid_sample(
+        image, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return found[0, :, :, 0].T
+
+
+def shade(
+    kd: Float[Tensor, "N 3"],
+    ks: Float[Tensor, "N 3"],
+    normal: Float[Tensor, "N 3"],
+    view: Float[Tensor, "N 3"],
+    light: PrefilteredLight,
+    table: Float[Tensor, "R R 2"],
+) -> Float[Tensor, "N 3"]:
+    """Linear RGB radiance towards the viewer (METHOD section 4).
+
+    kd linear albedo; ks (occlusion, roughness, metallic), each in [0, 1], where occlusion 0 is fully open;
+    normal unit; view unit, from the surface to the viewer. The light is fixed to the frame in which normal and
+    view are given: pass both in camera axes (see light.camera_rotation) for a light that moves with the camera.
+    """
+    occlusion, roughness, metallic = ks.split(1, dim=-1)
+    cosine = (normal * view).sum(-1, keepdim=True).clamp(1e-4, 1)
+    mirrored = 2 * (normal * view).sum(-1, keepdim=True) * normal - view
+    scale, bias = lookup_split_sum(table, cosine, roughness).split(1, dim=-1)
+    specular_colour = DIELECTRIC_REFLECTANCE * (1 - metallic) + kd * metallic
+    diffuse_colour = kd * (1 - metallic)
+    diffuse = diffuse_colour * light.diffuse(normal)
+    specular = light.specular(mirrored, roughness) * (specular_colour * scale + bias)
+    return (diffuse + specular) * (1 - occlusion)
+
+
+def linear_to_srgb(linear: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """IEC 61966-2-1 encoding; values below 0 stay on the linear part, values above 1 are not clamped."""
+    curved = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear <= 0.0031308, linear * 12.92, curved)
+
+
+def srgb_to_linear(srgb: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The inverse of `linear_to_srgb`."""
+    curved = ((srgb.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4
+    return torch.where(srgb <= 0.04045, srgb / 12.92, curved)

@@ -1,0 +1,166 @@
+"""Cube maps and lat-long maps of the directions around a point.
+
+Directions are world space, right-handed, +y up; they need not be unit length.
+Lat-long map (equirectangular): row 0 is straight up (+y), the last row straight down. The centre of the image
+shows −z, what a camera in front of the object (on +z, azimuth 0) has behind the object; a quarter of the width
+further right is +x; the left and right borders meet at +z.
+Cube map [6,R,R,3]: faces +x, −x, +y, −y, +z, −z; rows and columns run along the axes in `FACE_AXES`.
+A cube is sampled from a table in which every face has a border of one texel taken from its neighbours, so that
+bilinear lookups are continuous over edges and corners.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# For each face: its outward axis, the axis of growing columns, the axis of growing rows (Vulkan and OpenGL order).
+FACE_AXES = (
+    ((1, 0, 0), (0, 0, -1), (0, -1, 0)),
+    ((-1, 0, 0), (0, 0, 1), (0, -1, 0)),
+    ((0, 1, 0), (1, 0, 0), (0, 0, 1)),
+    ((0, -1, 0), (1, 0, 0), (0, 0, -1)),
+    ((0, 0, 1), (1, 0, 0), (0, -1, 0)),
+    ((0, 0, -1), (-1, 0, 0), (0, -1, 0)),
+)
+
+
+def _axes(like: Tensor) -> Float[Tensor, "6 3 3"]:
+    return torch.tensor(FACE_AXES, dtype=like.dtype, device=like.device)
+
+
+def texel_directions(size: int) -> Float[Tensor, "6 R R 3"]:
+    """Unit directions of the texel centres of a cube with faces of size²."""
+    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * (2 / size) - 1
+    rows, columns = torch.meshgrid(centres, centres, indexing="ij")
+    local = torch.stack([torch.ones_like(rows), columns, rows], -1)
+    directions = torch.einsum("fac,ija->fijc", _axes(local), local)
+    return torch.nn.functional.normalize(directions, dim=-1).float()
+
+
+def texel_solid_angles(size: int) -> Float[Tensor, "R R"]:
+    """Solid angle in steradian of each texel of a face; six faces sum to 4π."""
+    corners = torch.linspace(-1, 1, size + 1, dtype=torch.float64)
+    y, x = torch.meshgrid(corners, corners, indexing="ij")
+    area = torch.atan2(x * y, (x * x + y * y + 1).sqrt())
+    return (area[1:, 1:] - area[1:, :-1] - area[:-1, 1:] + area[:-1, :-1]).float()
+
+
+def face_coordinates(
+    direction: Float[Tensor, "N 3"],
+) -> tuple[Int[Tensor, " N"], Float[Tensor, "N 2"]]:
+    """Face index and (column, row) coordinates in [−1, 1] on that face; differentiable in direction."""
+    magnitude, axis = direction.detach().abs().max(-1)
+    signed = direction.detach().gather(1, axis[:, None])[:, 0]
+    face = 2 * axis + (signed < 0)
+    local = (_axes(direction)[face] * direction[:, None, :]).sum(-1)
+    return face, local[:, 1:] / local[:, :1].clamp_min(torch.finfo(direction.dtype).tiny)
+
+
+@lru_cache(maxsize=32)
+def _border_sources(size: int) -> Int[Tensor, " 6*(R+2)*(R+2)"]:
+    """For every texel of the bordered faces, the texel of the plain faces it repeats (corners: see `bordered`)."""
+    step = 2 / size
+    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * step - 1
+    # Just beyond the edge, so that the nearest texel of the neighbour is the one across the edge.
+    beyond = torch.tensor([1 + 1e-3 * step], dtype=torch.float64)
+    positions = torch.cat([-beyond, centres, beyond])
+    rows, columns = torch.meshgrid(positions, positions, indexing="ij")
+    local = torch.stack([torch.ones_like(rows), columns, rows], -1)
+    directions = torch.einsum("fac,ija->fijc", _axes(local), local).reshape(-1, 3)
+    face, coordinates = face_coordinates(directions)
+    column, row = ((coordinates + 1) / step).long().clamp(0, size - 1).unbind(-1)
+    return (face * size + row) * size + column
+
+
+def bordered(cube: Float[Tensor, "6 R R 3"]) -> Float[Tensor, "T 3"]:
+    """The faces with a border of one texel from their neighbours, flattened: T = 6 (R + 2)².
+
+    A corner of the border has no texel of its own: it is the mean of the three texels that meet there, which
+    makes the lookup the same from all three faces.
+    """
+    size = cube.shape[1]
+    sources = _border_sources(size).to(cube.device)
+    faces = cube.reshape(-1, 3).index_select(0, sources).reshape(6, size + 2, size + 2, 3)
+    ends, inner = torch.tensor([0, 0, -1, -1]), torch.tensor([0, 0, size - 1, size - 1])
+    across, inner_across = torch.tensor([0, -1, 0, -1]), torch.tensor([0, size - 1, 0, size - 1])
+    beside = torch.where(across == 0, 1, size)
+    below = torch.where(ends == 0, 1, size)
+    own = cube[:, inner, inner_across]
+    corners = (own + faces[:, ends, beside] + faces[:, below, across]) / 3
+    faces = faces.index_put((torch.arange(6)[:, None], ends[None], across[None]), corners)
+    return faces.reshape(-1, 3)
+
+
+def sample_bordered(
+    table: Float[Tensor, "T 3"],
+    face: Int[Tensor, " N"],
+    coordinates: Float[Tensor, "N 2"],
+    size: int | Int[Tensor, " N"],
+    offset: int | Int[Tensor, " N"] = 0,
+) -> Float[Tensor, "N 3"]:
+    """Bilinear lookup in tables made by `bordered`; size and offset may differ from point to point."""
+    limit = size[:, None] if isinstance(size, Tensor) else size
+    # Texel centre i of the face is texel i + 1 of the bordered face.
+    position = (coordinates + 1) * (0.5 * limit) + 0.5
+    corner = position.detach().floor().long().clamp_min(0)
+    corner = corner.minimum(limit) if isinstance(size, Tensor) else corner.clamp_max(limit)
+    (x, y), (column, row) = (position - corner).unbind(-1), corner.unbind(-1)
+    stride = size + 2
+    first = offset + (face * stride + row) * stride + column
+    index = torch.stack([first, first + 1, first + stride, first + stride + 1])
+    weight = torch.stack([(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y])
+    texels = table.index_select(0, index.reshape(-1)).reshape(4, -1, 3)
+    return (texels * weight[:, :, None]).sum(0)
+
+
+def latlong_directions(height: int, width: int) -> Float[Tensor, "H W 3"]:
+    """Unit directions of the pixel centres of a lat-long map."""
+    polar = (torch.arange(height, dtype=torch.float64) + 0.5) * (math.pi / height)
+    around = (torch.arange(width, dtype=torch.float64) + 0.5) * (2 * math.pi / width) - math.pi
+    polar, around = torch.meshgrid(polar, around, indexing="ij")
+    components = [polar.sin() * around.sin(), polar.cos(), -polar.sin() * around.cos()]
+    return torch.stack(components, -1).float()
+
+
+def sample_latlong(image: Float[Tensor, "H W 3"], direction: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+    """Bilinear lookup, wrapping around the vertical axis and clamped at the poles."""
+    height, width = image.shape[:2]
+    x, y, z = torch.nn.functional.normalize(direction, dim=-1).unbind(-1)
+    column = (torch.atan2(x, -z) / (2 * math.pi) + 0.5) * width - 0.5
+    row = torch.acos(y.clamp(-1, 1)) / math.pi * height - 0.5
+    left, top = column.floor(), row.floor()
+    fx, fy = (column - left)[:, None], (row - top)[:, None]
+    columns = [(left.long() + step) % width for step in (0, 1)]
+    rows = [(top.long() + step).clamp(0, height - 1) for step in (0, 1)]
+    upper = image[rows[0], columns[0]] * (1 - fx) + image[rows[0], columns[1]] * fx
+    lower = image[rows[1], columns[0]] * (1 - fx) + image[rows[1], columns[1]] * fx
+    return upper * (1 - fy) + lower * fy
+
+
+def latlong_to_cube(image: Float[Tensor, "H W 3"], size: int) -> Float[Tensor, "6 R R 3"]:
+    """Resample a lat-long map to a cube with faces of size².
+
+    A map with more than four pixels to a texel's width is halved first, so that a small sun is not missed.
+    """
+    while image.shape[1] >= 8 * size and image.shape[0] % 2 == 0 and image.shape[1] % 2 == 0:
+        image = torch.nn.functional.avg_pool2d(image.permute(2, 0, 1), 2).permute(1, 2, 0)
+    directions = texel_directions(size).to(image)
+    return sample_latlong(image, directions.reshape(-1, 3)).reshape(6, size, size, 3)
+
+
+def cube_to_latlong(cube: Float[Tensor, "6 R R 3"], height: int) -> Float[Tensor, "H W 3"]:
+    """Resample a cube to a lat-long map of height × 2 height, in the orientation that `latlong_to_cube` reads."""
+    directions = latlong_directions(height, 2 * height).to(cube).reshape(-1, 3)
+    face, coordinates = face_coordinates(directions)
+    return sample_bordered(bordered(cube), face, coordinates, cube.shape[1]).reshape(height, 2 * height, 3)
+
+
+def halve(cube: Float[Tensor, "6 R R 3"]) -> Float[Tensor, "6 R/2 R/2 3"]:
+    """Each 2×2 block averaged by solid angle, which keeps the light's total power."""
+    size = cube.shape[1]
+    weight = texel_solid_angles(size).to(cube)[None, :, :, None]
+    blocks = torch.nn.functional.avg_pool2d((cube * weight).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    return blocks / torch.nn.functional.avg_pool2d(weight.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)

@@ -1,0 +1,121 @@
+"""The light around the object: its config section, its file, and the module that holds it."""
+
+import logging
+from functools import cache
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from pydantic import ConfigDict, Field, field_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from render.export.hdr import read_latlong
+from render.shade.cube import latlong_to_cube
+from render.shade.prefilter import PrefilteredLight, prefilter
+
+logger = logging.getLogger(__name__)
+
+MAP_FOLDER = Path(__file__).parents[2] / "data" / "irrmaps"
+DEFAULT_MAP = MAP_FOLDER / "overcast_city.hdr"
+# Radiance below this is invisible; the logarithm of a learned light needs a floor.
+DARKEST = 1e-4
+LEARNING_LOOKUPS = 2**19
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class LightConfig:
+    """Keys of the config about light."""
+
+    envmap: str | None = Field(
+        None, description="lat-long environment map, .hdr or .exr; null: the even default in data/irrmaps"
+    )
+    env_scale: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="factor on the environment's radiance"
+    )
+    relight: str | None = Field(None, description="a second environment map for pictures at the end")
+    learn_light: bool = Field(False, description="optimise the environment together with the material")
+    camera_space_light: bool = Field(False, description="the environment turns with the camera")
+    env_resolution: int = Field(
+        512, description="texels along a face of the environment's cube map: 64, 128, 256, 512 or 1024"
+    )
+
+    @field_validator("env_resolution")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value not in (64, 128, 256, 512, 1024):
+            raise ValueError(f"env_resolution is {value}: expected 64, 128, 256, 512 or 1024")
+        return value
+
+
+class Environment(nn.Module):
+    """The light as a cube map, fixed or learned.
+
+    Calling it gives the prefiltered light: computed once where it is fixed, in every call where it is learned
+    (then with fewer samples; choose env_resolution 64 or 128 on a CPU). A learned light is optimised as the
+    logarithm of radiance, which keeps it positive and makes steps relative.
+    """
+
+    def __init__(self, cube: Float[Tensor, "6 R R 3"], learn: bool = False):
+        super().__init__()
+        self.log_radiance = nn.Parameter(cube.clamp_min(DARKEST).log()) if learn else None
+        # A fixed light comes from its file again when a run resumes, so a checkpoint does not carry it.
+        self.register_buffer("fixed", None if learn else cube, persistent=False)
+        self._prefiltered: PrefilteredLight | None = None
+
+    @property
+    def cube(self) -> Float[Tensor, "6 R R 3"]:
+        """Linear radiance, env_scale included."""
+        return self.fixed if self.log_radiance is None else self.log_radiance.exp()
+
+    def forward(self) -> PrefilteredLight:
+        if self.log_radiance is not None:
+            return prefilter(self.cube, LEARNING_LOOKUPS)
+        if self._prefiltered is None or self._prefiltered.diffuse_table.device != self.fixed.device:
+            self._prefiltered = prefilter(self.fixed)
+        return self._prefiltered
+
+
+def load_environment(config: LightConfig) -> Environment:
+    """The light that the config describes; raises as `read_latlong` does."""
+    cube = load_cube(config.envmap, config.env_resolution, config.env_scale)
+    return Environment(cube, config.learn_light)
+
+
+def load_cube(path: str | None, resolution: int, scale: float = 1.0) -> Float[Tensor, "6 R R 3"]:
+    """Linear radiance times scale from a lat-long file; None gives the default map."""
+    return latlong_to_cube(read_latlong(resolve_map(path)), resolution) * scale
+
+
+def resolve_map(path: str | None) -> Path:
+    """The file to read.
+
+    Configs in circulation name maps in data/irrmaps that cannot be shipped here: such a name gives the default
+    map with a warning. A missing file anywhere else is left to the reader to refuse.
+    """
+    if path is None:
+        _say_once(logging.INFO, f"light: no envmap given, using the default {DEFAULT_MAP.name}")
+        return DEFAULT_MAP
+    given = Path(path)
+    in_map_folder = given.parent.resolve() == MAP_FOLDER or given.parent == Path("data/irrmaps")
+    if not given.exists() and in_map_folder:
+        shipped = MAP_FOLDER / given.name
+        if shipped.exists():
+            return shipped
+        _say_once(logging.WARNING, f"light: {path} is not shipped, using the default {DEFAULT_MAP.name}")
+        return DEFAULT_MAP
+    return given
+
+
+@cache
+def _say_once(level: int, message: str) -> None:
+    logger.log(level, message)
+
+
+def camera_rotation(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 3 3"]:
+    """Rotations from world to camera axes (x right, y up, −z forward), read off render.camera's matrices.
+
+    Rows of a projection are multiples of the camera's axes: clip x of right, clip y of down, clip w of forward.
+    """
+    right, down, forward = world_to_clip[:, 0, :3], world_to_clip[:, 1, :3], world_to_clip[:, 3, :3]
+    return torch.nn.functional.normalize(torch.stack([right, -down, -forward], 1), dim=-1)

@@ -1,0 +1,169 @@
+"""Environment light convolved with the lobes that shading needs, once, so that a lookup replaces an integral.
+
+Diffuse: irradiance / π, the mean of the light under a cosine lobe. Specular: the mean under the GGX lobe seen
+head on (n = v = r), weighted by n·l: the first of the two sums of the split-sum approximation
+(B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2013 course notes). alpha = roughness².
+Every lobe is a fixed set of directions on a spiral with equal probability each; a sample reads the mip of the
+source whose texel is as large as the solid angle that the sample stands for (M. Colbert and J. Krivanek, "GPU-based
+importance sampling", GPU Gems 3), so few samples give no noise.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from render.shade.cube import bordered, face_coordinates, halve, sample_bordered, texel_directions
+
+SMALLEST_MIP = 16
+LOWEST_ROUGHNESS, MIDDLE_ROUGHNESS = 0.08, 0.5
+GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
+
+
+@dataclass(frozen=True)
+class Lobe:
+    """S sample directions around +z, their weights (they sum to 1), and the solid angle in steradian each covers."""
+
+    direction: Float[Tensor, "S 3"]
+    weight: Float[Tensor, " S"]
+    solid_angle: Float[Tensor, " S"]
+
+
+@dataclass(frozen=True)
+class PrefilteredLight:
+    """Tables of bordered cubes (see cube.bordered): one diffuse cube, and the specular mips one after another."""
+
+    diffuse_table: Float[Tensor, "D 3"]
+    specular_table: Float[Tensor, "T 3"]
+    level_sizes: Int[Tensor, " L"]
+    level_offsets: Int[Tensor, " L"]
+
+    def diffuse(self, normal: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+        """Irradiance / π on a surface that faces `normal`: 1 under a light that is 1 everywhere."""
+        return sample_bordered(self.diffuse_table, *face_coordinates(normal), SMALLEST_MIP)
+
+    def specular(
+        self, direction: Float[Tensor, "N 3"], roughness: Float[Tensor, "N 1"]
+    ) -> Float[Tensor, "N 3"]:
+        """Light around the mirror direction under the GGX lobe of `roughness` (clamped to [0.08, 1])."""
+        last = len(self.level_sizes) - 1
+        level = roughness_to_level(roughness, last + 1)
+        fine = level.detach().long().clamp(0, last - 1)[:, 0]
+        blend = level - fine[:, None]
+        face, coordinates = face_coordinates(direction)
+        lower, upper = (
+            sample_bordered(
+                self.specular_table, face, coordinates, self.level_sizes[index], self.level_offsets[index]
+            )
+            for index in (fine, fine + 1)
+        )
+        return lower + (upper - lower) * blend
+
+
+def level_roughness(levels: int) -> list[float]:
+    """Roughness of each specular mip: 0.08 … 0.5 evenly, and 1 in the last."""
+    steps = levels - 2
+    spread = MIDDLE_ROUGHNESS - LOWEST_ROUGHNESS
+    return [LOWEST_ROUGHNESS + spread * level / steps for level in range(steps + 1)] + [1.0]
+
+
+def roughness_to_level(roughness: Float[Tensor, "N 1"], levels: int) -> Float[Tensor, "N 1"]:
+    """Fractional mip, the inverse of `level_roughness`."""
+    low = (roughness.clamp(LOWEST_ROUGHNESS, MIDDLE_ROUGHNESS) - LOWEST_ROUGHNESS) * (
+        (levels - 2) / (MIDDLE_ROUGHNESS - LOWEST_ROUGHNESS)
+    )
+    high = (roughness.clamp(MIDDLE_ROUGHNESS, 1.0) - MIDDLE_ROUGHNESS) / (1.0 - MIDDLE_ROUGHNESS)
+    return low + high
+
+
+def cosine_lobe(samples: int) -> Lobe:
+    """Directions with density cos θ / π."""
+    u = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
+    cosine = (1 - u).sqrt()
+    return Lobe(_spiral(cosine), torch.full((samples,), 1 / samples), (math.pi / (samples * cosine)).float())
+
+
+def ggx_lobe(roughness: float, samples: int) -> Lobe:
+    """Mirrored directions of GGX half vectors about n = v: density D(h) / 4, weight n·l; none below the horizon."""
+    alpha_squared = roughness**4
+    u = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
+    half_squared = (1 - u) / (1 + (alpha_squared - 1) * u)
+    cosine = 2 * half_squared - 1
+    density = alpha_squared / (math.pi * (half_squared * (alpha_squared - 1) + 1).square()) / 4
+    weight = cosine.clamp_min(0)
+    kept = weight > 0
+    return Lobe(
+        _spiral(cosine)[kept],
+        (weight / weight.sum())[kept].float(),
+        (1 / (samples * density))[kept].float(),
+    )
+
+
+def _spiral(cosine: Float[Tensor, " S"]) -> Float[Tensor, "S 3"]:
+    angle = torch.arange(len(cosine), dtype=torch.float64) * GOLDEN_ANGLE
+    sine = (1 - cosine.square()).clamp_min(0).sqrt()
+    return torch.stack([sine * angle.cos(), sine * angle.sin(), cosine], -1).float()
+
+
+def prefilter(cube: Float[Tensor, "6 R R 3"], lookups: int = 2**23) -> PrefilteredLight:
+    """Diffuse cube of 16² and specular mips R², (R/2)², … 16² of a light; R is a power of two, at least 64.
+
+    Differentiable in the light. `lookups` bounds the work per mip: a mip of T texels gets lookups / T samples,
+    between 8 and 1024. The default takes seconds on a CPU at 512²; where the light is learned and this runs in
+    every step, 2**19 is enough.
+    """
+    pyramid = [cube]
+    while pyramid[-1].shape[1] > 2:
+        pyramid.append(halve(pyramid[-1]))
+    sources = [(bordered(level), level.shape[1]) for level in pyramid]
+    sizes = [level.shape[1] for level in pyramid if level.shape[1] >= SMALLEST_MIP]
+    assert len(sizes) >= 3, "a cube of at least 64² texels"
+    tables = []
+    for size, roughness in zip(sizes, level_roughness(len(sizes)), strict=True):
+        lobe = ggx_lobe(roughness, _sample_count(size, lookups))
+        tables.append(bordered(_convolve(sources, size, lobe)))
+    diffuse = _convolve(sources, SMALLEST_MIP, cosine_lobe(_sample_count(SMALLEST_MIP, lookups)))
+    starts = [0]
+    for table in tables[:-1]:
+        starts.append(starts[-1] + len(table))
+    return PrefilteredLight(
+        bordered(diffuse),
+        torch.cat(tables),
+        torch.tensor(sizes, device=cube.device),
+        torch.tensor(starts, device=cube.device),
+    )
+
+
+def _sample_count(size: int, lookups: int) -> int:
+    return min(1024, max(8, lookups // (6 * size * size)))
+
+
+def _convolve(
+    sources: list[tuple[Float[Tensor, "T 3"], int]], size: int, lobe: Lobe
+) -> Float[Tensor, "6 R R 3"]:
+    """The light under the lobe turned towards each texel of a cube of size²."""
+    like = sources[0][0]
+    normal = texel_directions(size).to(like).reshape(-1, 3)
+    tangent, bitangent = tangent_frame(normal)
+    texel = 4 * math.pi / (6 * sources[0][1] ** 2)
+    mips = (0.5 * torch.log2(lobe.solid_angle / texel)).round().long().clamp(0, len(sources) - 1)
+    total = torch.zeros_like(normal)
+    for (x, y, z), weight, mip in zip(
+        lobe.direction.tolist(), lobe.weight.tolist(), mips.tolist(), strict=True
+    ):
+        face, coordinates = face_coordinates(tangent * x + bitangent * y + normal * z)
+        table, source_size = sources[mip]
+        total = total + weight * sample_bordered(table, face, coordinates, source_size)
+    return total.reshape(6, size, size, 3)
+
+
+def tangent_frame(normal: Float[Tensor, "N 3"]) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
+    """Two unit vectors that complete unit normals to right-handed frames (Duff et al., JCGT 2017)."""
+    x, y, z = normal.unbind(-1)
+    sign = torch.where(z < 0, -1.0, 1.0).to(normal)
+    a = -1 / (sign + z)
+    b = x * y * a
+    tangent = torch.stack([1 + sign * x * x * a, sign * b, -sign * x], -1)
+    return tangent, torch.stack([b, sign + y * y * a, -y], -1)
