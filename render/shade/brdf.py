@@ -1,9 +1,9 @@
 """Split-sum image-based shading of a metallic-roughness surface, and the sRGB transfer function.
 
-The BRDF is GGX (alpha = roughness²) with the height-correlated Smith masking-shadowing term and Schlick's Fresnel.
-Sources: B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2013; E. Heitz, "Understanding the
-Masking-Shadowing Function in Microfacet-Based BRDFs", JCGT 2014; J. Dupuy and A. Benyoub, "Sampling Visible GGX
-Normals with Spherical Caps", HPG 2023 (the quadrature points).
+The BRDF is GGX (alpha = roughness²) with the height-correlated Smith masking-shadowing term and Schlick's
+Fresnel. Sources: B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2013; E. Heitz, "Understanding the
+Masking-Shadowing Function in Microfacet-Based BRDFs", JCGT 2014; J. Dupuy and A. Benyoub, "Sampling Visible
+GGX Normals with Spherical Caps", HPG 2023 (the quadrature points).
 """
 
 import math
@@ -23,11 +23,16 @@ QUADRATURE = 16
 def split_sum_table(size: int = 256) -> Float[Tensor, "R R 2"]:
     """(scale, bias) such that ∫ brdf · cos θ = F0 · scale + bias under a light that is 1 everywhere.
 
-    Row i is roughness (i + 0.5) / size, column j is n·v (j + 0.5) / size. Computed once a process, on the CPU.
+    Row i is roughness (i + 0.5) / size, column j is n·v (j + 0.5) / size. Computed once, on the CPU.
     """
     centres = (torch.arange(size, dtype=torch.float32) + 0.5) / size
     rows = [_integrate_row(float(roughness), centres) for roughness in centres]
     return torch.stack(rows)
+
+
+@lru_cache(maxsize=4)
+def _table_on(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "R R 2"]:
+    return split_sum_table().to(device, dtype)
 
 
 def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
@@ -64,7 +69,7 @@ def _smith_lambda(alpha: float, cosine: Tensor) -> Tensor:
 def lookup_split_sum(
     table: Float[Tensor, "R R 2"], cosine: Float[Tensor, "N 1"], roughness: Float[Tensor, "N 1"]
 ) -> Float[Tensor, "N 2"]:
-    """Bilinear (scale, bias), differentiable in both coordinates; clamped at the table's outer texel centres."""
+    """Bilinear (scale, bias), differentiable in both, clamped at the outer texel centres."""
     grid = (torch.cat([cosine, roughness], -1) * 2 - 1)[None, :, None]
     image = table.permute(2, 0, 1)[None]
     found = torch.nn.functional.grid_sample(
@@ -79,14 +84,17 @@ def shade(
     normal: Float[Tensor, "N 3"],
     view: Float[Tensor, "N 3"],
     light: PrefilteredLight,
-    table: Float[Tensor, "R R 2"],
+    table: Float[Tensor, "R R 2"] | None = None,
 ) -> Float[Tensor, "N 3"]:
     """Linear RGB radiance towards the viewer (METHOD section 4).
 
     kd linear albedo; ks (occlusion, roughness, metallic), each in [0, 1], where occlusion 0 is fully open;
-    normal unit; view unit, from the surface to the viewer. The light is fixed to the frame in which normal and
-    view are given: pass both in camera axes (see light.camera_rotation) for a light that moves with the camera.
+    normal unit; view unit, from the surface to the viewer; table from `split_sum_table`, None for the usual one.
+    The light is fixed to the axes in which normal and view are given: turn both into camera axes (see
+    light.camera_rotation) for a light that moves with the camera.
     """
+    if table is None:
+        table = _table_on(kd.device, kd.dtype)
     occlusion, roughness, metallic = ks.split(1, dim=-1)
     cosine = (normal * view).sum(-1, keepdim=True).clamp(1e-4, 1)
     mirrored = 2 * (normal * view).sum(-1, keepdim=True) * normal - view

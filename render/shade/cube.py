@@ -1,12 +1,12 @@
 """Cube maps and lat-long maps of the directions around a point.
 
 Directions are world space, right-handed, +y up; they need not be unit length.
-Lat-long map (equirectangular): row 0 is straight up (+y), the last row straight down. The centre of the image
-shows −z, what a camera in front of the object (on +z, azimuth 0) has behind the object; a quarter of the width
-further right is +x; the left and right borders meet at +z.
+Lat-long map (equirectangular): row 0 is straight up (+y), the last row straight down. The centre of the
+image shows −z, what a camera in front of the object (on +z, azimuth 0) has behind the object; a quarter of the
+width further right is +x; the left and right borders meet at +z.
 Cube map [6,R,R,3]: faces +x, −x, +y, −y, +z, −z; rows and columns run along the axes in `FACE_AXES`.
-A cube is sampled from a table in which every face has a border of one texel taken from its neighbours, so that
-bilinear lookups are continuous over edges and corners.
+A cube is sampled from a table in which every face has a border of one texel taken from its neighbours, so
+that bilinear lookups are continuous over edges and corners.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# For each face: its outward axis, the axis of growing columns, the axis of growing rows (Vulkan and OpenGL order).
+# For each face: its outward axis, the axis of growing columns, the axis of growing rows.
 FACE_AXES = (
     ((1, 0, 0), (0, 0, -1), (0, -1, 0)),
     ((-1, 0, 0), (0, 0, 1), (0, -1, 0)),
@@ -61,7 +61,7 @@ def face_coordinates(
 
 @lru_cache(maxsize=32)
 def _border_sources(size: int) -> Int[Tensor, " 6*(R+2)*(R+2)"]:
-    """For every texel of the bordered faces, the texel of the plain faces it repeats (corners: see `bordered`)."""
+    """For every texel of the bordered faces, the texel of the plain faces that it repeats."""
     step = 2 / size
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * step - 1
     # Just beyond the edge, so that the nearest texel of the neighbour is the one across the edge.
@@ -152,7 +152,7 @@ def latlong_to_cube(image: Float[Tensor, "H W 3"], size: int) -> Float[Tensor, "
 
 
 def cube_to_latlong(cube: Float[Tensor, "6 R R 3"], height: int) -> Float[Tensor, "H W 3"]:
-    """Resample a cube to a lat-long map of height × 2 height, in the orientation that `latlong_to_cube` reads."""
+    """Resample a cube to a lat-long map of height × 2 height, as `latlong_to_cube` reads it."""
     directions = latlong_directions(height, 2 * height).to(cube).reshape(-1, 3)
     face, coordinates = face_coordinates(directions)
     return sample_bordered(bordered(cube), face, coordinates, cube.shape[1]).reshape(height, 2 * height, 3)

@@ -3,10 +3,11 @@
 import logging
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -36,23 +37,16 @@ class LightConfig:
     relight: str | None = Field(None, description="a second environment map for pictures at the end")
     learn_light: bool = Field(False, description="optimise the environment together with the material")
     camera_space_light: bool = Field(False, description="the environment turns with the camera")
-    env_resolution: int = Field(
-        512, description="texels along a face of the environment's cube map: 64, 128, 256, 512 or 1024"
+    env_resolution: Literal[64, 128, 256, 512, 1024] = Field(
+        512, description="texels along a face of the environment's cube map"
     )
 
-    @field_validator("env_resolution")
-    @classmethod
-    def _power_of_two(cls, value: int) -> int:
-        if value not in (64, 128, 256, 512, 1024):
-            raise ValueError(f"env_resolution is {value}: expected 64, 128, 256, 512 or 1024")
-        return value
 
-
-class Environment(nn.Module):
+class EnvironmentLight(nn.Module):
     """The light as a cube map, fixed or learned.
 
-    Calling it gives the prefiltered light: computed once where it is fixed, in every call where it is learned
-    (then with fewer samples; choose env_resolution 64 or 128 on a CPU). A learned light is optimised as the
+    The prefiltered light is computed once where it is fixed, and in every call where it is learned (then with
+    fewer samples; choose env_resolution 64 or 128 on a CPU). A learned light is optimised as the
     logarithm of radiance, which keeps it positive and makes steps relative.
     """
 
@@ -68,7 +62,8 @@ class Environment(nn.Module):
         """Linear radiance, env_scale included."""
         return self.fixed if self.log_radiance is None else self.log_radiance.exp()
 
-    def forward(self) -> PrefilteredLight:
+    def prefiltered(self) -> PrefilteredLight:
+        """Tables for `shade`; differentiable where the light is learned."""
         if self.log_radiance is not None:
             return prefilter(self.cube, LEARNING_LOOKUPS)
         if self._prefiltered is None or self._prefiltered.diffuse_table.device != self.fixed.device:
@@ -76,10 +71,10 @@ class Environment(nn.Module):
         return self._prefiltered
 
 
-def load_environment(config: LightConfig) -> Environment:
+def load_environment(config: LightConfig) -> EnvironmentLight:
     """The light that the config describes; raises as `read_latlong` does."""
     cube = load_cube(config.envmap, config.env_resolution, config.env_scale)
-    return Environment(cube, config.learn_light)
+    return EnvironmentLight(cube, config.learn_light)
 
 
 def load_cube(path: str | None, resolution: int, scale: float = 1.0) -> Float[Tensor, "6 R R 3"]:
@@ -90,8 +85,8 @@ def load_cube(path: str | None, resolution: int, scale: float = 1.0) -> Float[Te
 def resolve_map(path: str | None) -> Path:
     """The file to read.
 
-    Configs in circulation name maps in data/irrmaps that cannot be shipped here: such a name gives the default
-    map with a warning. A missing file anywhere else is left to the reader to refuse.
+    Configs in circulation name maps in data/irrmaps that cannot be shipped here: such a name gives the
+    default map with a warning. A missing file anywhere else is left to the reader to refuse.
     """
     if path is None:
         _say_once(logging.INFO, f"light: no envmap given, using the default {DEFAULT_MAP.name}")
@@ -115,7 +110,7 @@ def _say_once(level: int, message: str) -> None:
 def camera_rotation(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 3 3"]:
     """Rotations from world to camera axes (x right, y up, −z forward), read off render.camera's matrices.
 
-    Rows of a projection are multiples of the camera's axes: clip x of right, clip y of down, clip w of forward.
+    Rows of a projection are multiples of the camera's axes: x of right, y of down, w of forward.
     """
     right, down, forward = world_to_clip[:, 0, :3], world_to_clip[:, 1, :3], world_to_clip[:, 3, :3]
     return torch.nn.functional.normalize(torch.stack([right, -down, -forward], 1), dim=-1)

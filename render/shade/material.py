@@ -1,19 +1,23 @@
 """The material as a field over space: albedo, occlusion-roughness-metallic and tangent-space normal."""
 
 from dataclasses import dataclass as record
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from render.hash_grid import HashGrid
 from render.shade.normal import safe_normalize
 
-Vector = tuple[float, float, float]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Signed = Annotated[float, Field(ge=-1, le=1)]
 # Published configs write the albedo with a fourth number, an alpha that has no meaning here.
-VectorOrRgba = Vector | tuple[float, float, float, float]
+Albedo = tuple[Unit, Unit, Unit] | tuple[Unit, Unit, Unit, float]
+Surface = tuple[Unit, Unit, Unit]
+Normal = tuple[Signed, Signed, Unit]
 HIDDEN = 32
 
 
@@ -22,33 +26,17 @@ class MaterialConfig:
     """Keys of the config about the material; every pair bounds a channel of the field."""
 
     bump: bool = Field(True, alias="if_use_bump", description="let the field change the normal")
-    kd_min: VectorOrRgba = Field(
-        (0.0, 0.0, 0.0), description="least linear RGB albedo; a 4th number is ignored"
-    )
-    kd_max: VectorOrRgba = Field(
-        (1.0, 1.0, 1.0), description="most linear RGB albedo; a 4th number is ignored"
-    )
-    ks_min: Vector = Field((0.0, 0.08, 0.0), description="least occlusion, roughness, metallic")
-    ks_max: Vector = Field((1.0, 1.0, 1.0), description="most occlusion, roughness, metallic")
-    nrm_min: Vector = Field((-1.0, -1.0, 0.0), description="least tangent-space normal")
-    nrm_max: Vector = Field((1.0, 1.0, 1.0), description="most tangent-space normal")
-
-    @model_validator(mode="after")
-    def _ordered_and_in_range(self):
-        for name, least, most in (("kd", 0, 1), ("ks", 0, 1), ("nrm", -1, 1)):
-            low, high = getattr(self, f"{name}_min")[:3], getattr(self, f"{name}_max")[:3]
-            if not all(least <= a <= b <= most for a, b in zip(low, high, strict=True)):
-                raise ValueError(
-                    f"{name}_min {list(low)} and {name}_max {list(high)}: expected {least} ≤ min ≤ max ≤ {most}"
-                )
-        if self.nrm_min[2] < 0:
-            raise ValueError(f"nrm_min {list(self.nrm_min)}: the third number must not be negative")
-        return self
+    kd_min: Albedo = Field((0.0, 0.0, 0.0), description="smallest albedo; a fourth number is ignored")
+    kd_max: Albedo = Field((1.0, 1.0, 1.0), description="largest albedo; a fourth number is ignored")
+    ks_min: Surface = Field((0.0, 0.08, 0.0), description="smallest occlusion, roughness, metallic")
+    ks_max: Surface = Field((1.0, 1.0, 1.0), description="largest occlusion, roughness, metallic")
+    nrm_min: Normal = Field((-1.0, -1.0, 0.0), description="smallest tangent-space normal")
+    nrm_max: Normal = Field((1.0, 1.0, 1.0), description="largest tangent-space normal")
 
 
 @record(frozen=True)
 class Material:
-    """At N points: kd linear RGB albedo; ks (occlusion, roughness, metallic); normal unit, tangent space, z ≥ 0."""
+    """At N points: kd linear albedo; ks (occlusion, roughness, metallic); normal unit, tangent space, z ≥ 0."""
 
     kd: Float[Tensor, "N 3"]
     ks: Float[Tensor, "N 3"]
@@ -56,7 +44,10 @@ class Material:
 
 
 class MaterialField(nn.Module):
-    """Hash encoding over a box, one hidden layer of 32, no biases, 9 outputs scaled by a sigmoid into their bounds."""
+    """Hash encoding over a box, one hidden layer of 32 without biases, 9 outputs.
+
+    A sigmoid scales each output into the bounds of its channel. bumpy tells whether the normal is learned.
+    """
 
     def __init__(
         self,
@@ -68,7 +59,7 @@ class MaterialField(nn.Module):
         hash_finest: int = 4096,
     ):
         super().__init__()
-        self.bump = config.bump
+        self.bumpy = config.bump
         self.encoding = HashGrid(
             box_min, box_max, levels=hash_levels, log2_entries=hash_log2_entries, finest=hash_finest
         )
@@ -87,7 +78,7 @@ class MaterialField(nn.Module):
         """The material at world positions."""
         unit = self.network(self.encoding(positions)).sigmoid()
         kd, ks, normal = (self.least + (self.most - self.least) * unit).split(3, dim=-1)
-        if not self.bump:
+        if not self.bumpy:
             flat = torch.tensor([0.0, 0.0, 1.0], dtype=normal.dtype, device=normal.device)
             return Material(kd, ks, flat.expand_as(normal))
         return Material(kd, ks, safe_normalize(normal))

@@ -12,9 +12,9 @@ def shading_normal(
 ) -> Float[Tensor, "N 3"]:
     """Unit normals towards the viewer, bent to the face's own normal at grazing angles.
 
-    smooth is interpolated over the mesh, face is the triangle's outward normal, view points to the viewer; all
-    unit length. Where the face is seen from behind both normals turn round. Where view·smooth is below 0.1 the
-    result blends linearly into the face normal, and is that alone from 0 down.
+    smooth is interpolated over the mesh, face is the triangle's outward normal, view points to the viewer;
+    all unit length. Where the face is seen from behind both normals turn round. Where view·smooth is below
+    0.1 the result blends linearly into the face normal, and is that alone from 0 down.
     """
     towards = torch.where((face * view).sum(-1, keepdim=True) < 0, -1.0, 1.0).to(face)
     smooth, face = smooth * towards, face * towards
@@ -22,7 +22,7 @@ def shading_normal(
     return safe_normalize(face + (smooth - face) * blend)
 
 
-def bump_normal(
+def bump(
     normal: Float[Tensor, "N 3"], tangent: Float[Tensor, "N 3"], local: Float[Tensor, "N 3"]
 ) -> Float[Tensor, "N 3"]:
     """Tangent-space normals in world axes, unit length.

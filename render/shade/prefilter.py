@@ -4,8 +4,8 @@ Diffuse: irradiance / π, the mean of the light under a cosine lobe. Specular: t
 head on (n = v = r), weighted by n·l: the first of the two sums of the split-sum approximation
 (B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2013 course notes). alpha = roughness².
 Every lobe is a fixed set of directions on a spiral with equal probability each; a sample reads the mip of the
-source whose texel is as large as the solid angle that the sample stands for (M. Colbert and J. Krivanek, "GPU-based
-importance sampling", GPU Gems 3), so few samples give no noise.
+source whose texel is as large as the solid angle that the sample stands for (M. Colbert and J. Krivanek,
+"GPU-based importance sampling", GPU Gems 3), so few samples give no noise.
 """
 
 import math
@@ -24,7 +24,7 @@ GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
 @dataclass(frozen=True)
 class Lobe:
-    """S sample directions around +z, their weights (they sum to 1), and the solid angle in steradian each covers."""
+    """S directions around +z, their weights (they sum to 1), and the solid angle each covers, in steradian."""
 
     direction: Float[Tensor, "S 3"]
     weight: Float[Tensor, " S"]
@@ -33,7 +33,7 @@ class Lobe:
 
 @dataclass(frozen=True)
 class PrefilteredLight:
-    """Tables of bordered cubes (see cube.bordered): one diffuse cube, and the specular mips one after another."""
+    """Tables of bordered cubes (see cube.bordered): one diffuse cube; the specular mips one after another."""
 
     diffuse_table: Float[Tensor, "D 3"]
     specular_table: Float[Tensor, "T 3"]
@@ -86,7 +86,7 @@ def cosine_lobe(samples: int) -> Lobe:
 
 
 def ggx_lobe(roughness: float, samples: int) -> Lobe:
-    """Mirrored directions of GGX half vectors about n = v: density D(h) / 4, weight n·l; none below the horizon."""
+    """Mirrored directions of GGX half vectors about n = v: density D(h) / 4, weight n·l, or left out below 0."""
     alpha_squared = roughness**4
     u = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
     half_squared = (1 - u) / (1 + (alpha_squared - 1) * u)
