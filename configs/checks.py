@@ -3,10 +3,12 @@
 `place(key)` says where the key's value comes from, for the message.
 """
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePath
 
 from configs.errors import ConfigError, shown
+from configs.run import output_folder
 
 Place = Callable[[str], str]
 
@@ -40,7 +42,9 @@ def check_together(values: Mapping[str, object], place: Place) -> None:
 
 
 def check_files(values: Mapping[str, object], place: Place, written: Collection[Path]) -> None:
-    """Refuse files that are not there. written: what earlier configs of the same command will have written.
+    """Refuse files that are not there and an out_dir that cannot be.
+
+    written: the meshes that earlier configs of the same command will have written.
 
     Raises:
         ConfigError: naming key and path.
@@ -49,9 +53,21 @@ def check_files(values: Mapping[str, object], place: Place, written: Collection[
         name = values.get(key)
         if name is None or Path(name).absolute() in {path.absolute() for path in written}:
             continue
-        if not Path(name).is_file():
-            what = "is a folder" if Path(name).is_dir() else "is not there"
-            raise _refusal(key, values, place, f"a file that exists, and {Path(name).absolute()} {what}")
+        if not os.path.isfile(name):
+            what = "is a folder" if os.path.isdir(name) else "is not there"
+            raise _refusal(
+                key, values, place, f"a file that exists, and {shown(os.path.abspath(name))} {what}"
+            )
+    _check_writable(values, place)
+
+
+def _check_writable(values: Mapping[str, object], place: Place) -> None:
+    """The part of the output path that is there already must be a folder that can be written to."""
+    folder = output_folder(values["out_dir"]).absolute()
+    there = next((parent for parent in (folder, *folder.parents) if os.path.exists(parent)), folder)
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if os.path.isdir(there) else "is not a folder"
+        raise _refusal("out_dir", values, place, f"a folder that can be made, and {shown(str(there))} {what}")
 
 
 def _check_out_dir(name: str, place: Place) -> None:

@@ -35,21 +35,20 @@ class Key:
         """What the value may be, in words."""
         return allowed(self.schema)
 
-    @property
-    def nullable(self) -> bool:
-        return any(option.get("type") == "null" for option in self.schema.get("anyOf", ()))
+    def admits(self, kind: str) -> bool:
+        """Whether the value may be of this JSON type ("null", "boolean", "string", "array", …)."""
+        return any(option.get("type") == kind for option in self.schema.get("anyOf", (self.schema,)))
 
     def from_words(self, words: Sequence[str]) -> object:
         """The value that command-line words stand for; what fits nothing is left as text, to be refused."""
-        kinds = {option.get("type") for option in self.schema.get("anyOf", (self.schema,))}
-        if self.nullable and list(words) == ["null"]:
+        if self.admits("null") and list(words) == ["null"]:
             return None
-        if "string" in kinds:
+        if self.admits("string"):
             return " ".join(words)
-        if "boolean" in kinds:
+        if self.admits("boolean"):
             word = " ".join(words)
             return {"true": True, "false": False}.get(word.lower(), word)
-        if "array" in kinds and not (len(words) == 1 and words[0].lstrip().startswith("[")):
+        if self.admits("array") and not (len(words) == 1 and words[0].lstrip().startswith("[")):
             return [_from_json(word) for word in words]
         return _from_json(words[0]) if len(words) == 1 else list(words)
 

@@ -80,6 +80,12 @@ class RunConfig:
     preview_res: Resolution = Field(
         (512, 512), description="height and width of stills, film and turntable, pixels"
     )
+    flip_normal: bool = Field(
+        False,
+        alias="if_flip_the_normal",
+        description="in geometry_modeling, turn every positive x component of the rendered normals negative: "
+        "against several faces on one object",
+    )
     train_background: Literal["black", "white"] = Field(
         "black", description="behind the object in the training views"
     )

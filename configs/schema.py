@@ -16,6 +16,11 @@ from configs.errors import ConfigError, nearest, shown
 from configs.keys import Key, adapter, keys_of
 from configs.run import RunConfig
 from dataset.cameras import CameraConfig
+from geometry.dmtet import GeometryConfig
+from geometry.start_shape import StartShapeConfig
+from render.export.uv import ExportConfig
+from render.shade.light import LightConfig
+from render.shade.material import MaterialConfig
 from sd.guidance import GuidanceConfig
 from sd.schedule import ScheduleConfig
 
@@ -46,6 +51,11 @@ class Config:
     guidance: GuidanceConfig
     schedule: ScheduleConfig
     camera: CameraConfig
+    geometry: GeometryConfig
+    start_shape: StartShapeConfig
+    material: MaterialConfig
+    light: LightConfig
+    export: ExportConfig
 
     def to_json(self) -> dict[str, object]:
         """Every key with its value, flat; `parse_config` makes the same Config of it."""
@@ -104,10 +114,15 @@ def _section(name: str, kind: type, values: Mapping[str, object], place) -> obje
         return adapter(kind).validate_json(json.dumps(own), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+    reason = " ".join(first["msg"].removeprefix("Value error, ").split())
     if not first["loc"]:
-        raise ConfigError(f"{place('')}: {' '.join(first['msg'].split())}")
+        # A check of the section as a whole; its message names the keys.
+        named = max(
+            (key for key in own if key in reason), key=lambda key: place(key) != place(""), default=""
+        )
+        raise ConfigError(f"{place(named)}: {reason}")
     key = keys[str(first["loc"][0])]
-    detail = f" ({' '.join(first['msg'].split())})" if first["type"] == "value_error" else ""
+    detail = f" ({reason})" if first["type"] == "value_error" else ""
     raise _refusal(key, own.get(key.name), place(key.name), detail)
 
 
@@ -119,6 +134,8 @@ def _refusal(key: Key, value: object, place: str, detail: str = "") -> ConfigErr
 
 def _check_plain(value: object, key: Key, place: str) -> None:
     """Refuse what JSON cannot hold, or a file name cannot: NaN, infinities, lone surrogates, NUL."""
+    if isinstance(value, bool) and not key.admits("boolean"):
+        raise _refusal(key, value, place)
     for part in _leaves(value):
         if isinstance(part, float) and not math.isfinite(part):
             raise _refusal(key, value, place, " (NaN and infinity are not numbers here)")
