@@ -1,7 +1,7 @@
 """Procedural objects: the world that the embedded prior is trained on.
 
-Each kind is a family with random proportions, details and colours in a canonical pose: front +z, up +y, bounding box
-centred on the origin, largest distance from it solid.REACH.
+Each kind is a family with random proportions, details and colours in a canonical pose: front +z, up +y,
+bounding box centred on the origin, largest distance from it solid.REACH.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,11 @@ KINDS: tuple[str, ...] = tuple(_MAKERS)
 
 
 def make_object(kind: str, generator: torch.Generator) -> ProceduralObject:
-    """A random instance of `kind`; the generator lives on the CPU, so a seed gives one object on every device."""
+    """A random instance of `kind`.
+
+    The generator lives on the CPU, so that a seed gives the same object on every device.
+    Raises ValueError for a kind that is not in KINDS.
+    """
     if kind not in _MAKERS:
         raise ValueError(f"unknown kind of object {kind!r}; known: {', '.join(KINDS)}")
     return _MAKERS[kind](Draw(generator))

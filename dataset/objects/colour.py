@@ -23,8 +23,9 @@ def colour(code: str) -> Colour:
 
 
 def tint(draw: Draw, base: Colour, share: float = 0.12) -> Colour:
-    """The colour with each channel varied by up to `share`."""
-    return tuple(min(draw.vary(c, share), BRIGHTEST) for c in base)
+    """The colour with its brightness varied by up to `share`, and each channel by a quarter of that."""
+    brightness = draw.vary(1.0, share)
+    return tuple(min(draw.vary(c * brightness, share / 4), BRIGHTEST) for c in base)
 
 
 def shade(base: Colour, factor: float) -> Colour:
@@ -55,14 +56,16 @@ def bell(value: Tensor, width: float) -> Tensor:
 def spots(
     azimuth: Tensor, polar: Tensor, spacing: float, phase: float = 0.0, jitter: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Offset (along the meridian, along the parallel; radians) to the nearest of a sphere's evenly spread spots.
+    """Offset (along the meridian, along the parallel; radians) to the nearest of the spots on a sphere.
 
-    Spots sit on parallels `spacing` apart, the first at the pole polar = 0, with as many on each parallel as fit;
-    every parallel is turned by the golden angle against the last. jitter moves them along the meridian.
+    Spots sit on parallels `spacing` apart, the first at the pole polar = 0, with as many on each parallel as
+    fit without coming closer than `spacing`; every parallel is turned by the golden angle against the last.
+    jitter moves them along the meridian, in units of spacing. Continuous where no spot reaches its cell's
+    border, at (1 − 2·jitter)·spacing / 2.
     """
     row = torch.round(polar / spacing)
     height = (row * spacing).clamp(0, math.pi)
-    count = torch.round(2 * math.pi * height.sin() / spacing).clamp(min=1)
+    count = torch.floor(2 * math.pi * height.sin() / spacing).clamp(min=1)
     turned = azimuth - phase - row * 2.39996
     column = torch.round(turned * count / (2 * math.pi))
     across = turned - column * 2 * math.pi / count

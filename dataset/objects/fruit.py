@@ -26,19 +26,20 @@ def pineapple(draw: Draw) -> ProceduralObject:
     """Ovoid body under a diamond pattern of scales, and a crown of three rings of pointed leaves."""
     radius, half_height = draw.vary(0.36, 0.08), draw.vary(0.46, 0.07)
     around, pitch = draw.integer(8, 9), draw.vary(4.1, 0.06)
-    relief, squareness = draw.uniform(0.040, 0.050), draw.uniform(0.05, 0.09)
+    relief, squareness = draw.uniform(0.042, 0.052), draw.uniform(0.05, 0.09)
 
     def scales(p: Coordinates) -> Tensor:
         """Height of the diamond pattern in [0, 1]: two families of spirals, `around` each, cross."""
         azimuth = torch.atan2(p[0], p[2]) * (around / 2)
         climb = p[1] * (math.pi * pitch)
-        return ((azimuth + climb).cos() * (azimuth - climb).cos()).abs().sqrt()
+        ridge = ((azimuth + climb).cos() * (azimuth - climb).cos()).abs()
+        return ridge * (1.5 - 0.5 * ridge)
 
     def body(p: Coordinates) -> Distance:
         ovoid = ellipsoid(p, (0.0, 0.0, 0.0), (radius, half_height, radius)) - squareness * 0.5
         # The spirals meet at the axis: the relief fades out there, and near the poles with it.
-        fade = ramp(norm(p[0], p[2]), 0.06, 0.2)
-        return (ovoid - relief * (scales(p) - 0.7) * fade) * 0.8
+        fade = ramp(norm(p[0], p[2]), 0.04, 0.33)
+        return (ovoid - relief * (scales(p) - 0.6) * fade) * 0.75
 
     base = half_height + squareness * 0.5 - 0.07
     crown_height, spread = draw.vary(0.50, 0.1), draw.vary(0.34, 0.1)
@@ -62,11 +63,11 @@ def pineapple(draw: Draw) -> ProceduralObject:
 
     def skin(p: Coordinates) -> Tensor:
         height = scales(p)
-        return mix(groove, flesh, ramp(height, 0.25, 0.6)) + (
+        return mix(groove, flesh, ramp(height, 0.15, 0.4)) + (
             mix(
                 (0.0, 0.0, 0.0),
                 tuple(t - f for t, f in zip(tip, flesh, strict=True)),
-                ramp(height, 0.85, 1.0),
+                ramp(height, 0.75, 1.0),
             )
         )
 
@@ -82,8 +83,8 @@ def pineapple(draw: Draw) -> ProceduralObject:
 
 def strawberry(draw: Draw) -> ProceduralObject:
     """A plump cone, point down, sunk seeds all over, and a cap of leaves with a stalk."""
-    top, tip = draw.vary(0.42, 0.06), draw.vary(0.15, 0.1)
-    length = draw.vary(0.62, 0.08)
+    top, tip = draw.vary(0.45, 0.06), draw.vary(0.17, 0.1)
+    length = draw.vary(0.60, 0.08)
     spacing, phase = draw.uniform(0.40, 0.46), draw.angle()
 
     def seed_offsets(p: Coordinates) -> tuple[Tensor, Tensor]:
@@ -93,7 +94,7 @@ def strawberry(draw: Draw) -> ProceduralObject:
 
     def body(p: Coordinates) -> Distance:
         cone = round_cone(p, (0.0, 0.0, 0.0), (0.0, -length, 0.0), top, tip)
-        belly = ellipsoid(p, (0.0, -0.3 * length, 0.0), (top * 0.97, 0.62 * length, top * 0.97))
+        belly = ellipsoid(p, (0.0, -0.25 * length, 0.0), (top * 0.98, 0.85 * length, top * 0.98))
         flesh = smooth_union(cone, belly, 0.12)
         along, across = seed_offsets(p)
         fade = ramp(norm(p[0], p[1] + 0.4 * length, p[2]), 0.1, 0.3)
@@ -101,12 +102,12 @@ def strawberry(draw: Draw) -> ProceduralObject:
         return (flesh + 0.03 * dimple) * 0.85
 
     leaves, turn = draw.integer(6, 8), draw.angle()
-    reach, lift = draw.vary(0.34, 0.08), draw.uniform(0.02, 0.10)
+    reach, lift = draw.vary(0.41, 0.08), draw.uniform(0.0, 0.06)
 
     def cap(p: Coordinates) -> Distance:
-        joints = [(0.02, top - 0.005), (0.55 * reach, top - 0.03), (reach, 0.82 * top + lift)]
-        leaf = blade(sectors(p, leaves, turn), joints, (0.06, 0.055, 0.016), 1.75)
-        return union(leaf, round_cone(p, (0.0, top - 0.05, 0.0), (0.05, top + 0.17, 0.0), 0.065, 0.055))
+        joints = [(0.02, top - 0.01), (0.6 * reach, top - 0.06), (reach, 0.68 * top + lift)]
+        leaf = blade(sectors(p, leaves, turn), joints, (0.06, 0.062, 0.02), 2.0)
+        return union(leaf, round_cone(p, (0.0, top - 0.05, 0.0), (0.05, top + 0.15, 0.0), 0.07, 0.06))
 
     red = tint(draw, colour("#d8201c"))
     seed, leaf_colour = tint(draw, colour("#f0cf6a")), tint(draw, colour("#4c9e35"))

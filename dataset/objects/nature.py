@@ -21,18 +21,18 @@ from dataset.objects.solid import Part, ProceduralObject, place
 def mushroom(draw: Draw) -> ProceduralObject:
     """A spotted dome over a hollow underside, on a stem with a ring and a thick foot."""
     radius, dome = draw.vary(0.60, 0.07), draw.vary(0.50, 0.08)
-    spacing, phase, spot = draw.uniform(0.60, 0.70), draw.angle(), draw.uniform(0.20, 0.24)
+    spacing, phase, spot = draw.uniform(0.60, 0.70), draw.angle(), draw.uniform(0.20, 0.23)
     brown = draw.chance(0.25)
 
     def spot_distance(p: Coordinates) -> Tensor:
         """Radians from the nearest spot's centre, seen from the middle of the dome's base."""
         polar = torch.atan2(norm(p[0], p[2]) / radius, p[1] / dome)
-        return norm(*spots(torch.atan2(p[0], p[2]), polar, spacing, phase, jitter=0.08))
+        return norm(*spots(torch.atan2(p[0], p[2]), polar, spacing, phase, jitter=0.05))
 
     def cap(p: Coordinates) -> Distance:
         full = ellipsoid(p, (0.0, 0.0, 0.0), (radius, dome, radius))
         fade = ramp(norm(p[0], p[1], p[2]), 0.1, 0.3) * ramp(p[1], 0.0, 0.1)
-        raised = 0.03 * ramp(spot_distance(p), spot + 0.04, spot - 0.08) * fade
+        raised = 0.03 * ramp(spot_distance(p), spot + 0.03, spot - 0.09) * fade
         hollow = ellipsoid(p, (0.0, -0.10, 0.0), (0.88 * radius, 0.22, 0.88 * radius))
         bowl = smooth_intersection(full - raised, -hollow, 0.06)
         return smooth_intersection(bowl, -p[1] - 0.07, 0.10) * 0.85

@@ -1,8 +1,8 @@
 """Signed distances of simple solids, and the few operations that join them.
 
-Legend: `p` is a point cloud as three coordinate vectors (x, y, z), each [N]: one contiguous vector per axis is
-what the CPU reads fastest, and parameters that are Python floats never have to travel to a GPU.
-Distances are negative inside and 1-Lipschitz, exact unless a docstring says otherwise. Lengths in world units.
+Legend: `p` is a point cloud as three coordinate vectors (x, y, z), each [N]: one contiguous vector per axis
+is what the CPU reads fastest, and parameters that are Python floats never have to travel to a GPU.
+Distances are negative inside and 1-Lipschitz, exact unless a docstring says otherwise.
 """
 
 import math
@@ -46,7 +46,7 @@ def turn_z(p: Coordinates, angle: float) -> Coordinates:
 
 
 def sectors(p: Coordinates, count: int, phase: float = 0.0) -> Coordinates:
-    """Fold the circle about +y onto one sector of `count`, so that a solid built around +z appears `count` times.
+    """Fold the circle about +y onto one sector, so that a solid built around +z appears `count` times.
 
     The solid must be symmetric in x; then the distance stays continuous at the borders between sectors.
     """
@@ -141,8 +141,8 @@ def round_cone(
 ) -> Distance:
     """Convex hull of two spheres.
 
-    The hull is the union of spheres centred at t0 on the axis; the sphere nearest to a point at (t, ρ) along and
-    across the axis has t0 = t − ρ·tan α, where sin α = (radius_start − radius_end) / length.
+    The hull is the union of spheres centred at t0 on the axis; the sphere nearest to a point at (t, ρ) along
+    and across the axis has t0 = t − ρ·tan α, where sin α = (radius_start − radius_end) / length.
     """
     axis = [e - s for s, e in zip(start, end, strict=True)]
     length = math.sqrt(sum(component**2 for component in axis))

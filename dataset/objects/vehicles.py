@@ -14,8 +14,8 @@ from dataset.objects.primitives import (
     mirror_x,
     norm,
     polygon,
-    shift,
     smooth_intersection,
+    smooth_union,
     subtract,
     union,
 )
@@ -26,55 +26,46 @@ CAR_COLOURS = tuple(colour(c) for c in ("#2b62c4", "#eebd24", "#e6e4de", "#3a9b5
 
 def car(draw: Draw) -> ProceduralObject:
     """A small saloon: body, cabin with inset windows, four wheels, lamps and bumpers."""
-    half, length = draw.vary(0.33, 0.05), draw.vary(0.70, 0.04)
-    belt, roof = draw.uniform(0.10, 0.14), draw.uniform(0.36, 0.42)
-    wheel, front, rear = draw.uniform(0.165, 0.185), draw.uniform(0.40, 0.44), draw.uniform(-0.44, -0.40)
-    screen, boot = draw.uniform(0.22, 0.32), draw.uniform(-0.60, -0.50)
-    axle = -0.16
-    edge = 0.05
-    profile = [
-        (-length + edge, -0.15),
-        (-length, 0.0),
-        (-length + 0.06, belt - 0.04),
-        (boot, belt - edge + 0.01),
-        (screen, belt - edge + 0.01),
-        (length - 0.10, belt - 0.09),
-        (length, 0.0 - 0.03),
-        (length - edge, -0.15),
+    half, length = draw.vary(0.33, 0.04), draw.vary(0.68, 0.04)
+    belt, roof = draw.uniform(0.10, 0.14), draw.uniform(0.38, 0.43)
+    wheel, axle = draw.uniform(0.175, 0.195), -0.15
+    front, rear = draw.uniform(0.38, 0.41), draw.uniform(-0.43, -0.39)
+    screen, boot = draw.uniform(0.22, 0.30), draw.uniform(-0.58, -0.50)
+    middle, edge = (screen + boot) / 2, 0.07
+    sides = [  # of the body, (z, y), before it grows by `edge`
+        (-length + 0.10, -0.12),
+        (-length + edge, 0.0),
+        (-length + 0.10, belt - edge),
+        (screen, belt - edge),
+        (length - 0.14, belt - edge - 0.05),
+        (length - edge, -0.03),
+        (length - 0.10, -0.12),
     ]
-    house = [(boot, belt - 0.06), (boot + 0.14, roof), (screen - 0.20, roof), (screen, belt - 0.06)]
-    glass = [
-        (boot + 0.12, belt + 0.05),
-        (boot + 0.19, roof - 0.05),
-        (screen - 0.22, roof - 0.05),
-        (screen - 0.11, belt + 0.05),
-    ]
+    house = [(boot, belt - 0.08), (boot + 0.13, roof), (screen - 0.19, roof), (screen + 0.02, belt - 0.08)]
+    low, high = belt + 0.055, roof - 0.055
+    panes = [(boot + 0.10, low), (boot + 0.165, high), (screen - 0.20, high), (screen - 0.10, low)]
 
     def wheels(p: Coordinates, radius: float, inner: float, outer: float, rounding: float) -> Distance:
-        x, y, z = mirror_x(p)
-        across = x - (inner + outer) / 2
-        pair = [
-            box2(norm(y - axle, z - at), across, (radius, (outer - inner) / 2), rounding)
-            for at in (front, rear)
-        ]
-        return union(*pair)
+        across = p[0].abs() - (inner + outer) / 2
+        size = (radius, (outer - inner) / 2)
+        return union(*(box2(norm(p[1] - axle, p[2] - z), across, size, rounding) for z in (front, rear)))
 
     def body(p: Coordinates) -> Distance:
-        hull = extrude(polygon(p[2], p[1], profile), p[0], half - edge) - edge
+        hull = extrude(polygon(p[2], p[1], sides), p[0], half - edge) - edge
         return subtract(hull, wheels(p, wheel + 0.035, half - 0.15, half + 0.3, 0.0))
 
     def cabin(p: Coordinates) -> Distance:
         side = polygon(p[2], p[1], house)
-        # The side walls lean inwards: 0.25 to the height of 1.
+        # The side walls lean inwards, by 0.25 to a height of 1.
         wall = (p[0].abs() + 0.25 * (p[1] - belt) - (half - 0.04)) * 0.97
-        return smooth_intersection(side, wall, 0.08) - 0.02
+        return smooth_intersection(side, wall, 0.14) - 0.02
 
     def openings(p: Coordinates) -> Distance:
         """Prisms through the cabin: side windows with a pillar between them, and both screens."""
-        side = subtract(polygon(p[2], p[1], glass), (p[2] - (boot + screen) / 2).abs() - 0.035)
-        screens = box2(p[0], p[1] - (belt + roof) / 2, (half - 0.12, (roof - belt) / 2 - 0.045))
-        ends = -((p[2] - (boot + screen) / 2).abs() - (screen - boot) / 2 + 0.13)
-        return union(side, smooth_intersection(screens, ends, 0.01))
+        along = (p[2] - middle).abs()
+        side = subtract(polygon(p[2], p[1], panes), along - 0.035)
+        screens = box2(p[0], p[1] - (low + high) / 2, (half - 0.125, (high - low) / 2 + 0.01))
+        return union(side, smooth_intersection(screens, (screen - boot) / 2 - 0.14 - along, 0.01))
 
     def pillars(p: Coordinates) -> Distance:
         return subtract(cabin(p), openings(p))
@@ -83,38 +74,37 @@ def car(draw: Draw) -> ProceduralObject:
         return cabin(p) + 0.022
 
     def tyres(p: Coordinates) -> Distance:
-        return wheels(p, wheel, half - 0.14, half + 0.015, 0.04)
+        return wheels(p, wheel, half - 0.14, half + 0.02, 0.04)
 
     def hubs(p: Coordinates) -> Distance:
-        return wheels(p, 0.55 * wheel, half - 0.10, half + 0.03, 0.02)
+        return wheels(p, 0.58 * wheel, half - 0.10, half + 0.035, 0.02)
 
-    def lamps(p: Coordinates) -> Distance:
-        return ellipsoid(mirror_x(p), (half - 0.11, 0.0, length - 0.02), (0.075, 0.06, 0.05))
+    def headlamps(p: Coordinates) -> Distance:
+        return ellipsoid(mirror_x(p), (half - 0.12, 0.005, length - 0.015), (0.085, 0.07, 0.05))
 
-    def tail(p: Coordinates) -> Distance:
-        return box(mirror_x(p), (half - 0.10, 0.015, -length - 0.01), (0.07, 0.05, 0.05), 0.02)
+    def tail_lamps(p: Coordinates) -> Distance:
+        return box(mirror_x(p), (half - 0.12, 0.02, 0.02 - length), (0.075, 0.055, 0.05), 0.03)
 
     def bumpers(p: Coordinates) -> Distance:
-        x, y, z = p
-        ends = (x, y, (z.abs() - (length - 0.02)))
-        grille = box(shift(p, (0.0, -0.01, length)), (0.0, 0.0, 0.0), (0.10, 0.04, 0.045), 0.02)
-        return union(box(ends, (0.0, -0.13, 0.0), (half, 0.055, 0.06), 0.04), grille)
+        ends = (p[0], p[1], p[2].abs() - (length - 0.03))
+        bars = box(ends, (0.0, -0.125, 0.0), (half - 0.01, 0.06, 0.07), 0.05)
+        grille = box(p, (0.0, -0.01, length - 0.02), (0.10, 0.05, 0.045), 0.02)
+        return smooth_union(bars, grille, 0.02)
 
     paint = tint(draw, draw.usually(colour("#cf2620"), CAR_COLOURS))
-    rubber, rim = tint(draw, colour("#35353a")), tint(draw, colour("#c9ccd0"), 0.05)
     gloss = draw.uniform(0.3, 0.45)
 
     def pane(p: Coordinates) -> Tensor:
-        return mix(colour("#3a4a5c"), colour("#6f8aa3"), ramp(p[1], belt, roof))
+        return mix(colour("#2c3a4b"), colour("#65809b"), ramp(p[1], belt, roof))
 
     parts = (
         Part("body", body, plain(paint), gloss),
         Part("cabin", pillars, plain(paint), gloss),
         Part("windows", windows, pane, 0.3),
-        Part("tyres", tyres, plain(rubber), 0.9),
-        Part("hubs", hubs, plain(rim), 0.35, 0.5),
-        Part("lamps", lamps, plain(colour("#f6edc4")), 0.3),
-        Part("tail lamps", tail, plain(colour("#8e1010")), 0.35),
+        Part("tyres", tyres, plain(tint(draw, colour("#35353a"))), 0.9),
+        Part("hubs", hubs, plain(tint(draw, colour("#c9ccd0"), 0.05)), 0.35, 0.5),
+        Part("headlamps", headlamps, plain(colour("#f6edc4")), 0.3),
+        Part("tail lamps", tail_lamps, plain(colour("#8e1010")), 0.35),
         Part("bumpers", bumpers, plain(colour("#6b6e74")), 0.6),
     )
     return place("car", parts)
