@@ -119,10 +119,10 @@ def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edg
     keep = (cell >= 0) & (cell < torch.where(steep, width, height) - 1)
     keep = keep.nonzero()[:, 0]
     keep = keep[is_seen(rast, inner[keep], outer[keep], found.depth[keep])]
-    # Sorted by view, axis, first pixel and direction; within such a group the outermost crossing leads.
+    # Sorted by view, axis and first pixel; of the crossings of one pair the outermost leads.
     keep = keep[torch.sort(distance[keep], descending=True, stable=True).indices]
     key = (2 * found.view + found.axis) * height * width + first % (height * width)
-    key, order = torch.sort(2 * key[keep] + found.beyond[keep], stable=True)
+    key, order = torch.sort(key[keep], stable=True)
     leads = torch.ones_like(key, dtype=torch.bool)
     leads[1:] = key[1:] != key[:-1]
     keep = keep[order[leads]]
@@ -189,7 +189,8 @@ def visible_segments(
     projected = kept[..., :3] / torch.where(ahead[:, None], kept[..., 3], 1)[..., None]
     height, width = resolution
     x, y = (projected[..., 0] + 1) * width / 2, (projected[..., 1] + 1) * height / 2
-    return torch.stack([x, y, projected[..., 2]], -1), ahead
+    segment = torch.stack([x, y, projected[..., 2]], -1)
+    return segment, ahead & segment.isfinite().all(-1).all(-1)
 
 
 def edge_normal(
