@@ -77,7 +77,7 @@ class DMTet(nn.Module):
         verts, faces = marching_tetrahedra(v_pos, sdf, self.tets, self.edges, self.tet_edges)
         if len(faces) == 0:
             raise SurfaceVanished(
-                "the surface vanished: lower guidance_weight, a larger sdf_init_shape_scale or another seed helps"
+                "the surface vanished: try a lower guidance_weight, a larger start shape or another seed"
             )
         return make_mesh(verts, faces)
 

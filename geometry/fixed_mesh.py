@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 def load_fixed_mesh(path: str | Path) -> Mesh:
     """A mesh file as it is, with smooth normals; a closed mesh that is inside out gets its faces turned.
 
-    uv and uv_faces are set where every face has uv within [0, 1], otherwise None: the caller unwraps.
+    uv and uv_faces are set where every face has uv, otherwise None: the caller judges or unwraps them, and
+    computes the tangents.
     Raises FileNotFoundError or ValueError naming the file and its fault.
     """
     source = load_mesh(path)

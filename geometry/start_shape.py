@@ -1,8 +1,9 @@
 """The shape that the geometry starts from, and the points at which the field is fitted to it.
 
-Every shape is a triangle mesh, finely tessellated where it is curved and then scaled, turned and moved, so that
-its signed distance is true after an anisotropic scale too: the distance to the nearest triangle, negative where
-the winding number is above 0.5 (Barill et al. 2018), which holds for open meshes and some flipped faces.
+Every shape is a triangle mesh, finely tessellated where it is curved and then scaled, turned and moved, so
+that its signed distance is true after an anisotropic scale too: the distance to the nearest triangle,
+negative where the winding number is above 0.5 (Barill et al. 2018), which also holds for open meshes and
+some flipped faces.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Multiresolution hash encoding of points (Müller et al. 2022, Instant Neural Graphics Primitives, section 3).
+"""Multiresolution hash encoding of points (Müller et al. 2022, Instant Neural Graphics Primitives).
 
-Level l has round(coarsest · (finest / coarsest)^(l / (levels − 1))) cells an axis and one more vertex an axis.
+Level l has round(coarsest · (finest / coarsest)^(l / (levels − 1))) cells an axis, and one more vertex.
 Where the (cells + 1)³ vertices fit the table they are stored densely, otherwise they share 2^log2_entries
 rows through the spatial hash x ⊕ 2654435761 y ⊕ 805459861 z. A point's feature is the trilinear interpolation
 of its cell's eight corners, concatenated over the levels.
@@ -10,7 +10,7 @@ are computed again, level by level.
 """
 
 import importlib.util
-import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,11 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
-
 HASH_PRIMES = (1, 2654435761, 805459861)
-# Above this many weights (12 bytes each, twice) a pinned encoding would outweigh the points it saves.
-MAX_PINNED_WEIGHTS = 1 << 26
+# Above this many weights (8 bytes each, twice) a pinned encoding would outweigh the points it saves.
+MAX_PINNED_WEIGHTS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -217,10 +215,15 @@ def interpolation_matrices(
         column[:, number], value[:, number] = level_corners(points, level)
     column, value = column.reshape(-1), value.reshape(-1)
     start = torch.arange(0, rows * 8 + 1, 8, dtype=torch.int32)
-    matrix = torch.sparse_csr_tensor(start, column, value, (rows, entries), check_invariants=False)
+    matrix = _csr(start, column, value, (rows, entries))
     order = torch.argsort(column, stable=True)
     counts = torch.bincount(column, minlength=entries).cumsum(0)
     start = torch.cat([counts.new_zeros(1), counts]).int()
     row = torch.div(order, 8, rounding_mode="floor").int()
-    transpose = torch.sparse_csr_tensor(start, row, value[order], (entries, rows), check_invariants=False)
-    return matrix, transpose
+    return matrix, _csr(start, row, value[order], (entries, rows))
+
+
+def _csr(start: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(start, column, value, shape, check_invariants=False)

@@ -21,7 +21,8 @@ class MeshFile:
     """All triangles of a file, as one mesh, float32 and int64 on the CPU.
 
     Equal positions are one vertex, also where the file splits them along uv seams or holds a triangle soup.
-    uv [U,2] with (0,0) at the top left of the texture and uv_faces [F,3] are None unless every face has uv.
+    uv [U,2] with (0,0) at the top left of the texture and uv_faces [F,3] are None unless every face has uv;
+    a uv vertex belongs to one position, a position has as many as charts meet there.
     """
 
     v_pos: Float[Tensor, "V 3"]
@@ -114,10 +115,17 @@ def _clean(
     v_pos, faces = _referenced(positions, faces[whole])
     if uv is None or not np.isfinite(uv).all():
         return MeshFile(torch.from_numpy(v_pos), torch.from_numpy(faces))
-    uv, uv_faces = _referenced(uv.astype(np.float32), uv_faces[whole])
-    return MeshFile(
-        torch.from_numpy(v_pos), torch.from_numpy(faces), torch.from_numpy(uv), torch.from_numpy(uv_faces)
-    )
+    uv, uv_faces = _uv_of_positions(faces, uv.astype(np.float32), uv_faces[whole])
+    return MeshFile(*(torch.from_numpy(part) for part in (v_pos, faces, uv, uv_faces)))
+
+
+def _uv_of_positions(
+    faces: np.ndarray, uv: np.ndarray, uv_faces: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """One uv vertex for each different (position, uv) that occurs."""
+    values, welded = np.unique(uv + np.float32(0), axis=0, return_inverse=True)
+    keys, uv_faces = np.unique(faces * len(values) + welded.reshape(-1)[uv_faces], return_inverse=True)
+    return np.ascontiguousarray(values[keys % len(values)]), uv_faces.reshape(-1, 3).astype(np.int64)
 
 
 def _referenced(values: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
