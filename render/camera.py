@@ -54,9 +54,7 @@ def rotate_y(angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
-def perspective(
-    fovy: Float[Tensor, " B"], aspect: float, near: float, far: float
-) -> Float[Tensor, "B 4 4"]:
+def perspective(fovy: Float[Tensor, " B"], aspect: float, near: float, far: float) -> Float[Tensor, "B 4 4"]:
     """Perspective projection; fovy is the vertical field of view in radians, aspect = width / height."""
     focal = 1.0 / torch.tan(fovy / 2)
     projection = torch.zeros(len(fovy), 4, 4, dtype=fovy.dtype, device=fovy.device)

@@ -1,6 +1,6 @@
 """The triangle mesh that travels from geometry to the renderer and the exporters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,14 @@ class Mesh:
     uv: Float[Tensor, "U 2"] | None = None
     uv_faces: Int[Tensor, "F 3"] | None = None
     tangents: Float[Tensor, "U 3"] | None = None
+
+    def to(self, device: torch.device | str) -> "Mesh":
+        values = (getattr(self, field.name) for field in fields(self))
+        return Mesh(*(None if value is None else value.to(device) for value in values))
+
+    def detach(self) -> "Mesh":
+        values = (getattr(self, field.name) for field in fields(self))
+        return Mesh(*(None if value is None else value.detach() for value in values))
 
 
 def face_cross(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F 3"]:

@@ -1,0 +1,152 @@
+"""Scenes: from cameras to the images that the prior judges and that people look at.
+
+`GeometryScene` shows the normals and the mask of a surface that is being sculpted (METHOD section 3);
+`AppearanceScene` shows a finished mesh under the environment light (METHOD section 4).
+Both are called with `Cameras` and answer an image for the prior; `.layers` answers pictures for people:
+sRGB in [0, 1], white background, by name.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from render.camera import Cameras
+from render.gbuffer import SurfacePoints, trace
+from render.mesh import Mesh
+from render.raster.contract import Rasteriser
+from render.shade.brdf import linear_to_srgb, shade
+from render.shade.light import EnvironmentLight, camera_rotation
+from render.shade.material import Material, MaterialField
+from render.shade.normal import bump
+
+CLAY = (0.6, 0.6, 0.6)
+
+
+class GeometryScene(nn.Module):
+    """The normals of a surface.
+
+    surface is a module whose `mesh()` gives the current Mesh; flip_normal makes every positive x component
+    of the normals negative (against the Janus problem).
+    """
+
+    def __init__(
+        self,
+        surface: nn.Module,
+        rasteriser: Rasteriser,
+        light: EnvironmentLight,
+        flip_normal: bool,
+    ):
+        super().__init__()
+        self.surface = surface
+        self.rasteriser = rasteriser
+        self.light = light
+        self.flip_normal = flip_normal
+
+    def forward(self, views: Cameras) -> Float[Tensor, "B H W 4"]:
+        """(normal in [−1, 1], background 0; antialiased mask in [0, 1])."""
+        mesh = self.surface.mesh()
+        points = trace(mesh, views, self.rasteriser)
+        rotation = views.normal_rotation[points.view_of_point]
+        normal = (rotation @ self._flipped(points.normal)[:, :, None])[:, :, 0]
+        image = torch.cat([points.place(normal), points.mask()], dim=-1)
+        return self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
+
+    def _flipped(self, normal: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+        if not self.flip_normal:
+            return normal
+        return torch.cat([-normal[:, :1].abs(), normal[:, 1:]], dim=-1)
+
+    @torch.no_grad()
+    def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
+        """shaded (as grey clay), normal, mask."""
+        mesh = self.surface.mesh()
+        points = trace(mesh, views, self.rasteriser)
+        clay = points.position.new_tensor(CLAY).expand_as(points.position)
+        rough = points.position.new_tensor([0.0, 0.8, 0.0]).expand_as(points.position)
+        shaded = shade(clay, rough, points.normal, points.to_viewer, self.light.prefiltered())
+        colours = {"shaded": linear_to_srgb(shaded), "normal": points.normal * 0.5 + 0.5}
+        return pictures(colours, points, mesh, self.rasteriser)
+
+
+class AppearanceScene(nn.Module):
+    """A finished mesh, its material field and the light on it."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        material: MaterialField,
+        light: EnvironmentLight,
+        rasteriser: Rasteriser,
+        background: float = 0.0,
+        light_follows_camera: bool = False,
+        relight: EnvironmentLight | None = None,
+    ):
+        """mesh has uv and tangents; background is the grey behind training views, 0 black to 1 white; relight
+        is a second light that only pictures are made under."""
+        super().__init__()
+        self.mesh = mesh
+        self.material = material
+        self.light = light
+        self.rasteriser = rasteriser
+        self.background = background
+        self.light_follows_camera = light_follows_camera
+        self.relight = relight
+
+    def forward(self, views: Cameras) -> Float[Tensor, "B H W 3"]:
+        """The shaded image in sRGB, mapped to [−1, 1], on black."""
+        points = trace(self.mesh, views, self.rasteriser)
+        material, normal = self._surface(points)
+        image = points.place(linear_to_srgb(self._lit(points, views, material, normal)), self.background)
+        return self.rasteriser.antialias(image, points.rast, points.clip, self.mesh.faces) * 2 - 1
+
+    @torch.no_grad()
+    def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
+        """shaded, kd, ks, normal, mask and, where there is a second light, relight."""
+        points = trace(self.mesh, views, self.rasteriser)
+        material, normal = self._surface(points)
+        colours = {
+            "shaded": linear_to_srgb(self._lit(points, views, material, normal)),
+            "kd": linear_to_srgb(material.kd),
+            "ks": material.ks,
+            "normal": normal * 0.5 + 0.5,
+        }
+        if self.relight is not None:
+            relit = self._lit(points, views, material, normal, self.relight)
+            colours["relight"] = linear_to_srgb(relit)
+        return pictures(colours, points, self.mesh, self.rasteriser)
+
+    def _surface(self, points: SurfacePoints) -> tuple[Material, Float[Tensor, "N 3"]]:
+        """The material at each point and the world-space normal that it is shaded with."""
+        material = self.material(points.position)
+        if not self.material.bumpy:
+            return material, points.normal
+        tangent = self.rasteriser.interpolate(self.mesh.tangents, points.rast, self.mesh.uv_faces)
+        return material, bump(points.normal, tangent[points.covered], material.normal)
+
+    def _lit(
+        self,
+        points: SurfacePoints,
+        views: Cameras,
+        material: Material,
+        normal: Float[Tensor, "N 3"],
+        light: EnvironmentLight | None = None,
+    ) -> Float[Tensor, "N 3"]:
+        """Linear radiance towards the viewer."""
+        to_viewer = points.to_viewer
+        if self.light_follows_camera:
+            rotation = camera_rotation(views.world_to_clip)[points.view_of_point]
+            normal, to_viewer = ((rotation @ v[:, :, None])[:, :, 0] for v in (normal, to_viewer))
+        light = self.light if light is None else light
+        return shade(material.kd, material.ks, normal, to_viewer, light.prefiltered())
+
+
+def pictures(
+    colours: dict[str, Float[Tensor, "N 3"]], points: SurfacePoints, mesh: Mesh, rasteriser: Rasteriser
+) -> dict[str, Float[Tensor, "B H W 3"]]:
+    """Each layer, and the mask, placed on white with antialiased outlines, clamped to [0, 1]."""
+    stacked = torch.cat([*colours.values(), torch.zeros_like(points.position)], dim=-1)
+    image = points.place(stacked, background=1.0)
+    image = rasteriser.antialias(image, points.rast, points.clip, mesh.faces).clamp(0, 1)
+    layers = dict(zip([*colours, "mask"], image.split(3, dim=-1), strict=True))
+    layers["mask"] = 1 - layers["mask"]
+    return layers

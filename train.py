@@ -1,0 +1,371 @@
+"""Text to 3D by score distillation: reads JSON configs and sculpts or paints, one config after the other.
+
+    python3 train.py --config configs/pineapple_demo_geometry.json configs/pineapple_demo_appearance.json
+
+This is the only place where everything meets: it parses, builds, runs the loop and exports. A step is a pure
+function of (weights, seed, rank, step), so the same command run again resumes where the last one stopped.
+"""
+
+import os
+
+# Before torch is imported: spinning OpenMP workers make a step eight times slower on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import hashlib
+import logging
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from configs.command_line import load_configs
+from configs.schema import Config
+from dataset.cameras import sample_cameras, step_generator
+from geometry.dmtet import DMTet, SurfaceVanished
+from geometry.fixed_mesh import load_fixed_mesh
+from geometry.start_shape import build_start_shape, make_fit_pool
+from render.export.bake import bake
+from render.export.checkpoint import (
+    Checkpoint,
+    flatten_optimizer,
+    load_latest,
+    restore_optimizer,
+    save_checkpoint,
+)
+from render.export.glb import write_glb
+from render.export.hdr import write_hdr
+from render.export.obj import write_obj
+from render.export.run_log import RunLog
+from render.export.uv import prepare_uv, unwrap
+from render.preview import Film, stills, write_orbit
+from render.raster.choose import choose_rasteriser
+from render.raster.contract import Rasteriser
+from render.scene import AppearanceScene, GeometryScene
+from render.shade.cube import cube_to_latlong
+from render.shade.light import EnvironmentLight, load_cube, load_environment
+from render.shade.material import MaterialField
+from sd.guidance import Guidance
+from sd.schedule import Phase, Schedule, appearance_schedule, geometry_schedule
+from sd.stable_diffusion import StableDiffusion, resolve_model
+
+logger = logging.getLogger("train")
+
+# Stream 0 of a step draws its cameras, t and noise; what is drawn once has its own.
+SETUP_STREAM, FIT_STREAM = 1, 2
+# A resumed run may differ from the one that wrote the checkpoint in these keys, and in no other.
+MAY_CHANGE = {
+    "checkpoint_interval",
+    "device",
+    "display",
+    "iter",
+    "preview_res",
+    "rasteriser",
+    "relight",
+    "save_interval",
+    "texture_res",
+    "unwrap",
+    "uv_padding_block",
+    "validate",
+    "video_interval",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a mode contributes to the loop: scene, phases, the fit (where there is one) and the export."""
+
+    scene: nn.Module
+    schedule: Schedule
+    fit: Callable[[torch.Generator], tuple[Tensor, dict[str, Tensor]]] | None
+    export: Callable[[], None]
+
+
+def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
+    """A DMTet surface that starts as the config's shape."""
+    surface = DMTet(config.geometry, step_generator(config.run.seed, 0, 0, SETUP_STREAM)).to(device)
+    pool = make_fit_pool(
+        build_start_shape(config.start_shape),
+        config.geometry.mesh_scale,
+        step_generator(config.run.seed, 0, 0, FIT_STREAM),
+    ).to(device)
+    light = load_environment(config.light).to(device).requires_grad_(False)
+    scene = GeometryScene(surface, rasteriser, light, config.run.flip_normal)
+
+    def export() -> None:
+        mesh = surface.mesh().detach()
+        folder = config.run.mesh_path.parent
+        mesh = unwrap(mesh, config.export.unwrap, config.export.texture_res, config.export.uv_padding_block)
+        write_obj(folder, mesh)
+        write_glb(folder / "mesh.glb", mesh)
+
+    def fit(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = surface.fit_loss(*pool.draw(generator))
+        return loss, {"loss": loss.detach()}
+
+    return Task(scene, geometry_schedule(config.schedule), fit, export)
+
+
+def build_appearance(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
+    """A material field over the mesh that base_mesh names."""
+    mesh = load_fixed_mesh(config.run.base_mesh).to(device)
+    mesh = prepare_uv(mesh, config.export, rasteriser)
+    # A flat mesh still needs a box with a volume.
+    low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
+    margin = 0.01 * (high - low).max()
+    torch.manual_seed(config.run.seed)
+    material = MaterialField(
+        config.material,
+        low - margin,
+        high + margin,
+        config.geometry.hash_levels,
+        config.geometry.hash_log2_entries,
+        config.geometry.hash_finest,
+    ).to(device)
+    light = load_environment(config.light).to(device)
+    scene = AppearanceScene(
+        mesh,
+        material,
+        light,
+        rasteriser,
+        background=float(config.run.train_background == "white"),
+        light_follows_camera=config.light.camera_space_light,
+        relight=_second_light(config, device),
+    )
+
+    def field(positions: Tensor) -> dict[str, Tensor]:
+        values = material(positions)
+        channels = {"kd": values.kd, "ks": values.ks}
+        return {**channels, "normal": values.normal} if material.bumpy else channels
+
+    def export() -> None:
+        folder = config.run.mesh_path.parent
+        textures = bake(mesh, field, config.export.texture_res, rasteriser)
+        write_obj(folder, mesh, textures)
+        write_glb(folder / "mesh.glb", mesh, textures)
+        write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach()).cpu())
+
+    return Task(scene, appearance_schedule(config.schedule), None, export)
+
+
+BUILDERS = {"geometry_modeling": build_geometry, "appearance_modeling": build_appearance}
+
+
+def _second_light(config: Config, device: torch.device) -> EnvironmentLight | None:
+    if config.light.relight is None:
+        return None
+    cube = load_cube(config.light.relight, config.light.env_resolution, config.light.env_scale)
+    return EnvironmentLight(cube).to(device)
+
+
+def run(config: Config) -> None:
+    """One config from start, or from its last checkpoint, to the exported files."""
+    started = time.monotonic()
+    device = pick_device(config.run.device)
+    out = config.run.output_folder
+    logger.info("%s: %r -> %s", config.run.mode, config.guidance.text, out)
+    rasteriser = choose_rasteriser(device, config.run.rasteriser)
+    task = BUILDERS[config.run.mode](config, device, rasteriser)
+    parameters = [p for p in task.scene.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.run.step_size, betas=(0.9, 0.99), eps=1e-15, weight_decay=0.01
+    )
+    step = restore(config, task.scene, optimizer)
+    if step < task.schedule.last_step:
+        prior = StableDiffusion.from_pretrained(config.guidance.sd_model, device)
+        guidance = Guidance(prior, config.guidance, config.run.mode, device)
+        train(config, task, guidance, optimizer, step)
+    logger.info("exporting to %s", config.run.mesh_path.parent)
+    task.export()
+    if config.run.validate:
+        write_orbit(task.scene.layers, out, config.run.preview_res)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    logger.info("done: %s in %.0f s, peak memory %.1f GB", out, time.monotonic() - started, peak)
+
+
+def train(
+    config: Config, task: Task, guidance: Guidance, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    """The loop: from `step` finished steps to the schedule's last."""
+    film = Film(config.run.output_folder, max(config.run.video_interval, 1), config.run.preview_res, step)
+    with RunLog(config.run.output_folder, task.schedule.last_step, step) as log, StopRequest() as stop:
+        while step < task.schedule.last_step:
+            step += 1
+            phase = task.schedule.phase(step)
+            generator = step_generator(config.run.seed, 0, step)
+            try:
+                loss, stats = (
+                    task.fit(generator) if phase.fit else distil(config, task, guidance, phase, generator)
+                )
+            except SurfaceVanished as error:
+                kept = f"the last checkpoint is kept in {checkpoint_folder(config)}"
+                raise SurfaceVanished(f"step {step} of {task.schedule.last_step}: {error}; {kept}") from error
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+            log.record(step, phase.name, {name: value.item() for name, value in stats.items()})
+            if config.run.video_interval and not phase.fit:
+                film.record(task.scene.layers, step)
+            if config.run.save_interval and step % config.run.save_interval == 0:
+                stills(
+                    task.scene.layers,
+                    config.run.output_folder / "stills" / f"{step:06d}.png",
+                    config.run.preview_res,
+                )
+            due = config.run.checkpoint_interval and step % config.run.checkpoint_interval == 0
+            if due or stop.requested or step == task.schedule.last_step:
+                save(config, task.scene, optimizer, step)
+            stop.leave_if_requested(step)
+    film.assemble()
+
+
+def distil(
+    config: Config, task: Task, guidance: Guidance, phase: Phase, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One batch of views, judged by the prior: the loss and, for the log, its parts."""
+    views = sample_cameras(
+        config.camera, config.run.batch, config.run.train_res, generator, spin_normals=phase.spin_normals
+    ).to(guidance.device)
+    return guidance(task.scene(views), views.view_index, phase, generator)
+
+
+class StopRequest:
+    """SIGINT and SIGTERM end the run after the step in hand, with a checkpoint; a context manager."""
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.requested = number
+
+    def leave_if_requested(self, step: int) -> None:
+        if self.requested is not None:
+            logger.info("stopped after step %d, saved; run the same command again to resume", step)
+            raise SystemExit(128 + self.requested)
+
+
+def checkpoint_folder(config: Config) -> Path:
+    return config.run.output_folder / "checkpoints"
+
+
+def settings(config: Config) -> dict[str, object]:
+    """What a checkpoint must agree on with the run that resumes it."""
+    values = {key: value for key, value in config.to_json().items() if key not in MAY_CHANGE}
+    if config.run.base_mesh is not None and Path(config.run.base_mesh).is_file():
+        values["content of base_mesh"] = hashlib.sha256(Path(config.run.base_mesh).read_bytes()).hexdigest()
+    return values
+
+
+def latest_checkpoint(config: Config) -> Checkpoint | None:
+    """The checkpoint to resume from, None to start afresh.
+
+    Raises:
+        ValueError: out_dir holds a run with other settings.
+    """
+    checkpoint = load_latest(checkpoint_folder(config))
+    if checkpoint is None:
+        return None
+    now, then = settings(config), checkpoint.meta["settings"]
+    different = [key for key in now if key in then and now[key] != then[key]]
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"out_dir = {config.run.out_dir!r}: it holds a run with another {key} ({then[key]!r}, now {now[key]!r}); "
+            f"choose another out_dir, or delete {checkpoint_folder(config)} to start afresh"
+        )
+    if checkpoint.step > config.schedule.iter:
+        raise ValueError(
+            f"iter = {config.schedule.iter}: {checkpoint_folder(config)} is already at step {checkpoint.step}; choose "
+            "another out_dir, or delete that folder to start afresh"
+        )
+    return checkpoint
+
+
+def save(config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Everything that the next step depends on, atomically."""
+    tensors, meta = flatten_optimizer(optimizer)
+    weights = {f"scene.{name}": value for name, value in scene.state_dict().items()}
+    moments = {f"optimizer.{name}": value for name, value in tensors.items()}
+    save_checkpoint(
+        checkpoint_folder(config), step, weights | moments, {"settings": settings(config), "optimizer": meta}
+    )
+
+
+def restore(config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put the last checkpoint back; returns its step, 0 where there is none."""
+    checkpoint = latest_checkpoint(config)
+    if checkpoint is None:
+        return 0
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
+
+    scene.load_state_dict(part("scene."))
+    restore_optimizer(optimizer, part("optimizer."), checkpoint.meta["optimizer"])
+    logger.info("resuming after step %d from %s", checkpoint.step, checkpoint_folder(config))
+    return checkpoint.step
+
+
+def pick_device(name: str) -> torch.device:
+    """Raises ValueError where CUDA is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices that torch can use; "
+            "run with --device cpu, or install a CUDA build of torch and a driver"
+        )
+    return device
+
+
+def check(config: Config) -> None:
+    """What can be known to fail before any work is done, for all configs of the command."""
+    pick_device(config.run.device)
+    resolve_model(config.guidance.sd_model)
+    latest_checkpoint(config)
+    out = config.run.output_folder
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(f"out_dir = {config.run.out_dir!r}: cannot write to {out}: {reason}") from error
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0 done, 2 something that the user can mend, 128 + n stopped by signal n."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        configs = load_configs(argv)
+        for config in configs:
+            check(config)
+        for config in configs:
+            run(config)
+    except (ValueError, OSError) as error:
+        logger.debug("traceback", exc_info=True)
+        logger.error("error: %s", " ".join(str(error).split()))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
