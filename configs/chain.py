@@ -5,6 +5,7 @@ A config is here still its flat values: `files` as the files have them, `values`
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,12 +42,12 @@ def resolve_chain(files: Sequence[Values], options: Values) -> list[dict[str, ob
     return resolved
 
 
-def mesh_written(values: Values) -> Path | None:
+def mesh_written(values: Values) -> str | None:
     """The mesh that a config writes, absolute; None where out_dir is not usable, which is told later."""
     name = values.get("out_dir")
     if not isinstance(name, str) or not name or "\0" in name:
         return None
-    return (output_folder(name) / MESH_FILE).absolute()
+    return os.path.abspath(output_folder(name) / MESH_FILE)
 
 
 def _folder(file: Values, first: Values, options: Values) -> object:
@@ -77,11 +78,12 @@ def slug(text: str) -> str:
 
 
 def _follow_meshes(files: Sequence[Values], resolved: Sequence[dict[str, object]]) -> None:
-    moves: dict[Path | None, dict[str, object]] = {}
+    moves: dict[str, dict[str, object]] = {}
     for file, values in zip(files, resolved, strict=True):
         named = values.get("base_mesh")
-        source = moves.get(Path(named).absolute()) if isinstance(named, str) and "\0" not in named else None
-        if source is not None and mesh_written(source) != Path(named).absolute() and mesh_written(source):
+        named_path = os.path.abspath(named) if isinstance(named, str) else None
+        source = moves.get(named_path)
+        if source is not None and mesh_written(source) not in (named_path, None):
             values["base_mesh"] = str(output_folder(source["out_dir"]) / MESH_FILE)
             logger.warning("base_mesh: %s (was %s)", values["base_mesh"], named)
         if mesh_written(file):

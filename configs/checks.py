@@ -51,10 +51,12 @@ def check_files(values: Mapping[str, object], place: Place, written: Collection[
     """
     for key in FILES:
         name = values.get(key)
-        if name is None or Path(name).absolute() in {path.absolute() for path in written}:
+        if name is None or os.path.abspath(name) in {os.path.abspath(path) for path in written}:
             continue
         if not os.path.isfile(name):
             what = "is a folder" if os.path.isdir(name) else "is not there"
+            if output_folder(name) == Path(name):
+                what += " (a config that writes it must run before, or earlier in the same command)"
             raise _refusal(
                 key, values, place, f"a file that exists, and {shown(os.path.abspath(name))} {what}"
             )

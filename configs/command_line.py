@@ -6,6 +6,7 @@ python3 train.py --config geometry.json appearance.json --seed 7 --train_res 256
 import argparse
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -75,7 +76,7 @@ def load_configs(argv: Sequence[str]) -> list[Config]:
 def _checked(path: str, file: dict, values: dict, options: dict, earlier: Sequence[Config]) -> Config:
     config = parse_config(values, path, overridden=options)
     written = [previous.run.mesh_path for previous in earlier]
-    if mesh_written(values) in {mesh.absolute() for mesh in written}:
+    if mesh_written(values) in {os.path.abspath(mesh) for mesh in written}:
         raise ConfigError(
             f'{path}: key "out_dir" has the value {shown(config.run.out_dir)}; allowed is a folder that no '
             "earlier config of the same command writes to"
