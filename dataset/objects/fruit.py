@@ -39,7 +39,7 @@ def pineapple(draw: Draw) -> ProceduralObject:
         ovoid = ellipsoid(p, (0.0, 0.0, 0.0), (radius, half_height, radius)) - squareness * 0.5
         # The spirals meet at the axis: the relief fades out there, and near the poles with it.
         fade = ramp(norm(p[0], p[2]), 0.04, 0.33)
-        return (ovoid - relief * (scales(p) - 0.6) * fade) * 0.75
+        return (ovoid - relief * (scales(p) - 0.6) * fade) * 0.72
 
     base = half_height + squareness * 0.5 - 0.07
     crown_height, spread = draw.vary(0.50, 0.1), draw.vary(0.34, 0.1)
@@ -55,7 +55,10 @@ def pineapple(draw: Draw) -> ProceduralObject:
             joints = [(0.05, 0.0), (0.05 + 0.45 * out, 0.58 * up), (0.05 + out, (0.92, 1.0, 1.0)[ring] * up)]
             rings.append(blade(sectors(local, count, phase), joints, (0.055, 0.050, 0.014), 1.6))
         heart = round_cone(local, (0.0, 0.0, 0.0), (0.0, crown_height, 0.0), 0.11, 0.015)
-        return union(heart, *rings)
+        # Fillets and a stout core close the pockets between the leaves and above the scales.
+        core = ellipsoid(local, (0.0, 0.02, 0.0), (0.21, 0.24, 0.21))
+        core = smooth_union(smooth_union(core, heart, 0.05), rings[0], 0.06)
+        return smooth_union(core, smooth_union(rings[1], rings[2], 0.06), 0.06)
 
     flesh = tint(draw, colour("#e8a317"))
     groove, tip = shade(tint(draw, colour("#9a5a14")), 0.8), shade(flesh, 1.25)

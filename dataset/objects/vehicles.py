@@ -52,7 +52,7 @@ def car(draw: Draw) -> ProceduralObject:
 
     def body(p: Coordinates) -> Distance:
         hull = extrude(polygon(p[2], p[1], sides), p[0], half - edge) - edge
-        return subtract(hull, wheels(p, wheel + 0.035, half - 0.15, half + 0.3, 0.0))
+        return subtract(hull, wheels(p, wheel + 0.035, half - 0.03, half + 0.3, 0.0))
 
     def cabin(p: Coordinates) -> Distance:
         side = polygon(p[2], p[1], house)

@@ -1,0 +1,249 @@
+"""Procedural objects against facts that a mesh of their zero level shows, measured by libigl and trimesh."""
+
+import functools
+import math
+
+import igl
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from dataset.objects import KINDS, ProceduralObject, make_object
+from dataset.objects import primitives as solids
+from dataset.objects.colour import colour, spots
+
+CELLS = 72
+POSED = {"mug": 1, "car": 1, "chair": 1, "teapot": 1}
+
+
+def instance(kind: str, seed: int) -> ProceduralObject:
+    return make_object(kind, torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def surface(kind: str, seed: int) -> trimesh.Trimesh:
+    """The zero level by marching cubes on ±0.9, cells of 0.025."""
+    axis = torch.linspace(-0.9, 0.9, CELLS + 1)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")  # igl wants x to run fastest
+    points = torch.stack([x, y, z], -1).reshape(-1, 3)
+    values = instance(kind, seed).signed_distance(points)
+    size = CELLS + 1
+    vertices, faces, *_ = igl.marching_cubes(
+        values.double().numpy(), points.double().numpy(), size, size, size, 0.0
+    )
+    return trimesh.Trimesh(vertices, faces, process=False)
+
+
+def random_points(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_is_one_watertight_centred_piece(kind, seed):
+    mesh = surface(kind, seed)
+    low, high = mesh.bounds
+    assert mesh.is_watertight
+    assert mesh.body_count == 1
+    np.testing.assert_allclose((low + high) / 2, 0, atol=0.02)
+    assert 0.68 < np.linalg.norm(mesh.vertices, axis=1).max() < 0.80
+    assert 0.04 < abs(mesh.volume) < 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sign_and_size_agree_with_the_mesh(kind):
+    mesh, shape = surface(kind, 0), instance(kind, 0)
+    points = random_points(3000) * 0.8
+    squared, _, _ = igl.point_mesh_squared_distance(points.numpy(), mesh.vertices, mesh.faces)
+    distance = torch.from_numpy(np.sqrt(squared))
+    inside = torch.from_numpy(igl.fast_winding_number(mesh.vertices, mesh.faces, points.numpy())).abs() > 0.5
+    value = shape.signed_distance(points)
+    clear = distance > 0.03
+    assert torch.equal((value < 0)[clear], inside[clear])
+    # A sphere tracer must not step through the surface, and must not crawl. Solids are lower bounds inside.
+    assert (value.abs() <= distance * 1.15 + 0.015).all()
+    outside = clear & ~inside
+    assert (value[outside] >= 0.45 * distance[outside]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changes_no_faster_than_distance(kind):
+    shape = instance(kind, 2)
+    start = random_points(40_000)
+    step = torch.nn.functional.normalize(random_points(40_000, 1), dim=-1) * 1e-3
+    slope = (shape.signed_distance(start + step) - shape.signed_distance(start)).abs() / 1e-3
+    # Deeper inside nothing looks: there the ellipsoid's centre is a singular point.
+    assert slope[shape.signed_distance(start) > -0.2].max() < 2.0
+    assert (slope > 1.2).double().mean() < 5e-3
+    near = shape.signed_distance(start).abs() < 0.03
+    assert slope[near].max() < 1.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_seed_decides_the_object(kind):
+    points = random_points(2000)
+    first, again, other = (instance(kind, seed).signed_distance(points) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert (first - other).abs().mean() > 2e-3
+    kd = [instance(kind, seed).material(points)[0] for seed in (3, 3, 4)]
+    assert torch.equal(kd[0], kd[1])
+    assert (kd[0] - kd[2]).abs().max() > 5e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_materials_are_plausible(kind):
+    for seed in range(3):
+        shape = instance(kind, seed)
+        kd, ks = shape.material(torch.from_numpy(surface(kind, 0).vertices).float())
+        assert kd.shape == ks.shape and kd.dtype == torch.float32
+        assert kd.min() >= 0 and kd.max() <= 0.86
+        assert kd.mean() > 0.04
+        assert (ks[:, 0] == 0).all()
+        assert ks[:, 1].min() >= 0.3 and ks[:, 1].max() <= 0.9
+        assert ks[:, 2].min() >= 0 and ks[:, 2].max() <= 1
+        assert len(kd.unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_follows_the_dtype_of_the_points(kind):
+    shape, points = instance(kind, 0), random_points(5000)
+    coarse, fine = shape.signed_distance(points.float()), shape.signed_distance(points)
+    assert coarse.dtype == torch.float32 and fine.dtype == torch.float64
+    # Float rounding may fall to either side of a cell border, never on more than a handful of points.
+    assert ((coarse - fine).abs() > 1e-4).sum() <= 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_follows_the_device_of_the_points(kind):
+    shape, points = instance(kind, 0), random_points(5000)
+    kd, ks = shape.material(points.cuda())
+    assert kd.is_cuda and ks.is_cuda
+    difference = shape.signed_distance(points.cuda()).cpu() - shape.signed_distance(points)
+    assert (difference.abs() > 1e-4).sum() <= 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mug_has_one_handle_and_a_cavity(seed):
+    assert surface("mug", seed).euler_number == 0  # 2 − 2·genus: a single hole, the handle's
+    mug = instance("mug", seed)
+    box = surface("mug", seed).bounds
+    radius = (box[1, 2] - box[0, 2]) / 2
+    axis_x = box[0, 0] + radius
+    at_axis = torch.tensor(
+        [[axis_x, 0.0, 0.0], [axis_x, 0.9 * box[1, 1], 0.0], [axis_x, box[0, 1] + 0.03, 0.0]]
+    )
+    middle, top, floor = mug.signed_distance(at_axis).tolist()
+    assert middle > 0.2 and top > 0.2 and floor < 0
+    # Along +x from the wall: through the hole, at least 0.16 wide, then through the handle.
+    x = torch.linspace(axis_x, box[1, 0], 400)
+    ray = torch.stack([x, torch.full_like(x, 0.0), torch.zeros_like(x)], -1)
+    outside = x[(mug.signed_distance(ray) > 0) & (x > axis_x + 0.9 * radius)]
+    assert outside.max() - outside.min() > 0.16
+
+
+def test_chair_has_its_back_at_minus_z_and_stands_on_four_legs():
+    for seed in range(3):
+        mesh = surface("chair", seed)
+        vertices = mesh.vertices
+        assert vertices[vertices[:, 1] > 0.3][:, 2].max() < 0
+        section = mesh.section(plane_origin=[0, vertices[:, 1].min() + 0.1, 0], plane_normal=[0, 1, 0])
+        assert len(section.discrete) == 4
+
+
+def test_car_is_longest_along_z_and_has_dark_windows_and_wheels():
+    extents = surface("car", 0).extents
+    assert extents[2] > 1.7 * extents[0] > 1.7 * 0.9 * extents[1]
+    names = {part.name for part in instance("car", 0).parts}
+    assert {"windows", "tyres", "headlamps"} <= names
+
+
+@pytest.mark.parametrize("name, kind", [("crown", "pineapple"), ("cap", "strawberry")])
+def test_leaves_are_green_above_a_warm_body(name, kind):
+    vertices = torch.from_numpy(surface(kind, 0).vertices)
+    kd, _ = instance(kind, 0).material(vertices)
+    top, low = kd[vertices[:, 1] > 0.5].mean(0), kd[vertices[:, 1] < 0].mean(0)
+    assert top[1] > 1.5 * top[0] and low[0] > 1.3 * low[1] > low[2]
+
+
+def test_default_colours_lead():
+    """About half of the cars are red, of the mugs blue."""
+    cars = [instance("car", seed).parts[0].albedo((torch.zeros(1),) * 3)[0] for seed in range(40)]
+    red = sum(bool(c[0] > 3 * c[1] and c[0] > 3 * c[2]) for c in cars)
+    assert 12 <= red <= 28
+    assert len({tuple(round(v, 1) for v in c.tolist()) for c in cars}) > 4
+
+
+def test_unknown_kind_is_named():
+    with pytest.raises(ValueError, match="unicorn.*pineapple"):
+        make_object("unicorn", torch.Generator())
+
+
+def test_round_cone_is_the_union_of_its_spheres():
+    points = random_points(500)
+    start, end = torch.tensor([0.1, -0.3, 0.2]).double(), torch.tensor([-0.2, 0.4, 0.1]).double()
+    t = torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None, None]
+    slow = ((points - start - t * (end - start)).norm(dim=-1) - (0.3 + t[..., 0] * (0.1 - 0.3))).amin(0)
+    fast = solids.round_cone(points.unbind(-1), tuple(start.tolist()), tuple(end.tolist()), 0.3, 0.1)
+    torch.testing.assert_close(fast, slow, atol=1e-6, rtol=0)
+
+
+def test_box_and_polygon_agree_on_a_rectangle():
+    x, y, _ = random_points(2000).unbind(-1)
+    corners = [(-0.5, -0.3), (0.5, -0.3), (0.5, 0.3), (-0.5, 0.3)]
+    torch.testing.assert_close(solids.polygon(x, y, corners), solids.box2(x, y, (0.5, 0.3)))
+    torch.testing.assert_close(solids.polygon(x, y, corners[::-1]), solids.box2(x, y, (0.5, 0.3)))
+
+
+def test_ellipsoid_is_exact_on_a_sphere():
+    p = random_points(500).unbind(-1)
+    torch.testing.assert_close(
+        solids.ellipsoid(p, (0.1, 0.2, 0.0), (0.4, 0.4, 0.4)), solids.sphere(p, (0.1, 0.2, 0.0), 0.4)
+    )
+
+
+def test_sectors_repeat_a_solid():
+    points = random_points(500)
+    five = solids.sphere(solids.sectors(points.unbind(-1), 5, 0.3), (0.0, 0.1, 0.5), 0.1)
+    centres = [
+        (0.5 * math.sin(0.3 + k * 2 * math.pi / 5), 0.1, 0.5 * math.cos(0.3 + k * 2 * math.pi / 5))
+        for k in range(5)
+    ]
+    slow = solids.union(*(solids.sphere(points.unbind(-1), centre, 0.1) for centre in centres))
+    torch.testing.assert_close(five, slow)
+
+
+@pytest.mark.parametrize(
+    "turn, source, target",
+    [
+        (solids.turn_x, (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+        (solids.turn_y, (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)),
+        (solids.turn_z, (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
+    ],
+)
+def test_turns_follow_the_right_hand(turn, source, target):
+    """A solid at `source`, turned by 90°, is found at `target`."""
+    p = tuple(torch.tensor([v], dtype=torch.float64) for v in target)
+    assert solids.sphere(turn(p, math.pi / 2), source, 0.1).item() == pytest.approx(-0.1)
+
+
+def test_spots_keep_their_spacing():
+    """Points of offset zero, found on a fine grid of the sphere, lie at least about a spacing apart."""
+    polar, azimuth = torch.meshgrid(
+        torch.linspace(0.0, 2.6, 700, dtype=torch.float64),
+        torch.linspace(-math.pi, math.pi, 1400, dtype=torch.float64),
+        indexing="ij",
+    )
+    along, across = spots(azimuth.flatten(), polar.flatten(), 0.6)
+    on = along.hypot(across) < 0.012
+    a, p = azimuth.flatten()[on], polar.flatten()[on]
+    directions = torch.stack([a.sin() * p.sin(), p.cos(), a.cos() * p.sin()], -1)
+    apart = torch.cdist(directions, directions)
+    assert ((apart < 0.05) | (apart > 0.45)).all()
+    assert on.sum() > 20
+
+
+def test_colour_codes_are_decoded_to_linear():
+    assert colour("#808080") == pytest.approx((0.2158605,) * 3, abs=1e-6)
+    assert colour("#ffffff") == (0.85,) * 3
