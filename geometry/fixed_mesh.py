@@ -26,13 +26,6 @@ def load_fixed_mesh(path: str | Path) -> Mesh:
         logger.warning("mesh file %s: its faces point inwards; they are turned over", path)
         faces = faces.flip(-1)
         uv_faces = None if uv_faces is None else uv_faces.flip(-1)
-    if uv is not None and (uv.min() < -1e-4 or uv.max() > 1 + 1e-4):
-        logger.warning(
-            "mesh file %s: its uv leave [0, 1], one texture cannot hold them; they are ignored", path
-        )
-        uv, uv_faces = None, None
-    if uv is not None:
-        uv = uv.clamp(0, 1)
     return Mesh(v_pos, faces, smooth_normals(v_pos, faces), uv, uv_faces)
 
 

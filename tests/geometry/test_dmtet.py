@@ -1,0 +1,148 @@
+"""The field on the grid: fit to a start shape, closed surface, offsets, gradients, vanishing."""
+
+import pytest
+import torch
+
+from geometry.dmtet import DMTet, GeometryConfig, SurfaceVanished
+from geometry.fixed_mesh import is_closed, signed_volume
+from geometry.sdf_network import SdfNetwork
+from geometry.start_shape import StartShapeConfig, build_start_shape, make_fit_pool
+from render.hash_grid import HashGrid
+
+SMALL = {"hash_levels": 4, "hash_log2_entries": 12, "hash_finest": 64}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def small_dmtet(**changes) -> DMTet:
+    return DMTet(
+        GeometryConfig(**({"dmtet_grid": 20, "mesh_scale": 2.0} | SMALL | changes)), generator=seeded()
+    )
+
+
+def with_field(dmtet: DMTet, sdf: torch.Tensor, offset: torch.Tensor | None = None) -> DMTet:
+    """The same grid under a given field instead of the network's."""
+    offset = torch.zeros_like(dmtet.v_pos) if offset is None else offset
+    dmtet.network.forward = lambda points: (sdf, offset)
+    return dmtet
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[DMTet, list[float]]:
+    shape = build_start_shape(StartShapeConfig(sdf_init_shape_scale=(0.5, 0.7, 0.6), translation_y=-0.1))
+    dmtet = small_dmtet()
+    pool = make_fit_pool(shape, dmtet.v_pos, seeded(), surface=4000)
+    optimizer = torch.optim.AdamW(
+        dmtet.parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-15, weight_decay=0.01
+    )
+    losses = []
+    for step in range(200):
+        loss = dmtet.fit_loss(*pool.draw(seeded(step), surface=1000, box=600))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return dmtet, losses
+
+
+def test_fit_converges_to_the_start_shape(fitted):
+    dmtet, losses = fitted
+    assert losses[-1] < 1e-3 * losses[0]
+    sdf, _ = dmtet.field()
+    shape = build_start_shape(StartShapeConfig(sdf_init_shape_scale=(0.5, 0.7, 0.6), translation_y=-0.1))
+    assert (sdf - shape.signed_distance(dmtet.v_pos)).abs().mean() < 0.02
+
+
+def test_fitted_mesh_is_the_closed_outward_ellipsoid(fitted):
+    mesh = fitted[0].mesh()
+    assert is_closed(mesh.faces)
+    # Volume of the ellipsoid, 4/3 π a b c.
+    assert signed_volume(mesh.v_pos.detach(), mesh.faces) == pytest.approx(
+        4.18879 * 0.5 * 0.7 * 0.6, rel=0.05
+    )
+    assert torch.allclose(mesh.v_nrm.norm(dim=-1), torch.ones(len(mesh.v_nrm)), atol=1e-5)
+    outward = ((mesh.v_pos - torch.tensor([0, -0.1, 0])) * mesh.v_nrm).sum(-1) > 0
+    assert outward.float().mean() > 0.99
+
+
+def test_gradient_reaches_every_parameter(fitted):
+    dmtet = fitted[0]
+    dmtet.zero_grad()
+    mesh = dmtet.mesh()
+    (mesh.v_pos.square().sum() + mesh.v_nrm[:, 0].sum()).backward()
+    for name, parameter in dmtet.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+
+def test_vertices_move_by_tanh_over_the_grids_name():
+    dmtet = small_dmtet()
+    offset = torch.full_like(dmtet.v_pos, 100.0)
+    offset[:, 1] = 0.3
+    _, moved = with_field(dmtet, dmtet.v_pos[:, 0], offset).field()
+    step = moved - dmtet.v_pos
+    assert torch.allclose(step[:, 0], torch.tensor(1 / 20), atol=1e-6)
+    assert torch.allclose(step[:, 1], torch.tensor(0.3).tanh() / 20, atol=1e-6)
+
+
+@pytest.mark.parametrize("half", [0.8, 3.0])
+def test_surface_is_closed_even_where_it_meets_the_wall(half):
+    dmtet = small_dmtet()
+    mesh = with_field(dmtet, dmtet.v_pos[:, 1].abs() - half).mesh()
+    assert is_closed(mesh.faces)
+    volume = signed_volume(mesh.v_pos, mesh.faces)
+    assert volume == pytest.approx(4 * min(2 * half, 2), rel=0.1) and volume < 8
+
+
+def test_vanished_surface():
+    dmtet = small_dmtet()
+    with pytest.raises(SurfaceVanished, match="guidance_weight"):
+        with_field(dmtet, torch.ones(len(dmtet.v_pos))).mesh()
+
+
+def test_equal_seeds_give_equal_weights_and_the_grid_is_not_saved():
+    first, second = small_dmtet().state_dict(), small_dmtet().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert set(first) == {"network.encoding.table", *(f"network.mlp.{layer}.weight" for layer in (0, 2, 4))}
+
+
+def test_state_survives_a_round_trip(fitted):
+    copy = small_dmtet()
+    copy.field()  # the pinned encoding must follow weights that are loaded later
+    copy.load_state_dict(fitted[0].state_dict())
+    assert torch.equal(copy.mesh().v_pos, fitted[0].mesh().v_pos)
+
+
+def test_network_on_pinned_points_equals_plain_points():
+    encoding = HashGrid(
+        -torch.ones(3), torch.ones(3), levels=3, log2_entries=8, finest=40, generator=seeded()
+    )
+    network = SdfNetwork(encoding, generator=seeded())
+    with torch.no_grad():
+        encoding.table.normal_(generator=seeded())
+    points = torch.rand(100, 3, generator=seeded()) * 2 - 1
+    for plain, pinned in zip(network(points), network(encoding.pin(points)), strict=True):
+        assert torch.allclose(plain, pinned, atol=1e-5)
+    assert network(points)[0].shape == (100,) and network(points)[1].shape == (100, 3)
+    weights = [layer.weight for layer in network.mlp if isinstance(layer, torch.nn.Linear)]
+    assert [tuple(weight.shape) for weight in weights] == [(32, 6), (32, 32), (4, 32)]
+    # Kaiming-uniform for ReLU: bound sqrt(6 / fan_in).
+    assert weights[1].detach().abs().max().item() == pytest.approx((6 / 32) ** 0.5, rel=0.02)
+
+
+def test_config_ranges():
+    assert GeometryConfig() == GeometryConfig(64, 2.1, None, 16, 19, 4096)
+    for bad in ({"dmtet_grid": 2}, {"mesh_scale": 0}, {"hash_levels": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            GeometryConfig(**bad)
+
+
+@pytest.mark.gpu
+def test_cuda_mesh_equals_cpu(fitted):
+    expected = fitted[0].mesh()
+    cuda = small_dmtet().cuda()
+    cuda.load_state_dict(fitted[0].state_dict())
+    mesh = cuda.mesh()
+    assert torch.equal(mesh.faces.cpu(), expected.faces)
+    assert torch.allclose(mesh.v_pos.cpu(), expected.v_pos, atol=1e-4)

@@ -1,0 +1,102 @@
+"""The lattice against its counting formulas, and grids from files."""
+
+import numpy as np
+import pytest
+import torch
+
+from geometry.tet_grid import (
+    TET_EDGES,
+    cells_per_axis,
+    edge_table,
+    load_tet_grid,
+    make_tet_grid,
+    tet_volumes,
+)
+
+
+def sorted_faces(tets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unique triangles of the tets and how many tets share each."""
+    triples = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+    return torch.unique(tets.long()[:, triples].reshape(-1, 3).sort(1).values, dim=0, return_counts=True)
+
+
+def test_cells_of_the_published_names():
+    assert [cells_per_axis(name) for name in (64, 128, 256)] == [26, 51, 102]
+    assert cells_per_axis(1) == 2
+
+
+@pytest.mark.parametrize(("resolution", "scale"), [(5, 1.0), (8, 2.5), (32, 2.1)])
+def test_counts_and_volumes(resolution, scale):
+    n, grid = cells_per_axis(resolution), make_tet_grid(resolution, scale)
+    assert len(grid.v_pos) == (n + 1) ** 3 + n**3
+    assert len(grid.tets) == 12 * n**3
+    assert len(grid.edges) == 3 * n * (n + 1) ** 2 + 3 * n**2 * (n - 1) + 8 * n**3 + 6 * n**2
+    volumes = tet_volumes(grid.v_pos.double(), grid.tets)
+    assert torch.allclose(volumes, volumes.new_full((), (scale / n) ** 3 / 12), rtol=1e-4)
+    assert volumes.sum().item() == pytest.approx(scale**3, rel=1e-6)
+    assert grid.v_pos.amin(0).tolist() == pytest.approx([-scale / 2] * 3)
+    assert grid.v_pos.amax(0).tolist() == pytest.approx([scale / 2] * 3)
+    assert grid.resolution == resolution
+
+
+@pytest.mark.parametrize("resolution", [5, 20])
+def test_inner_faces_are_shared_by_two_tets_and_outer_ones_lie_on_the_wall(resolution):
+    n, grid = cells_per_axis(resolution), make_tet_grid(resolution, 2.0)
+    faces, counts = sorted_faces(grid.tets)
+    assert counts.max() == 2
+    wall = faces[counts == 1]
+    assert len(wall) == 12 * n * n
+    on_wall = grid.v_pos[wall].abs() > 1 - 1e-6  # [F, corner, axis]
+    assert on_wall.all(1).any(1).all()
+
+
+def test_lattice_edges_equal_sorted_unique_edges():
+    grid = make_tet_grid(12, 1.0)
+    edges, tet_edges = edge_table(grid.tets)
+    assert len(edges) == len(grid.edges)
+    assert set(map(tuple, edges.tolist())) == set(map(tuple, grid.edges.tolist()))
+    expected = grid.tets.long()[:, torch.tensor(TET_EDGES)].sort(-1).values
+    assert torch.equal(grid.edges[grid.tet_edges.long()].long(), expected)
+    assert torch.equal(edges[tet_edges.long()].long(), expected)
+
+
+def test_loaded_grid_is_scaled_and_its_negative_tets_turned(tmp_path):
+    grid = make_tet_grid(5, 1.0)
+    tets = grid.tets.numpy().copy()
+    tets[::2] = tets[::2][:, [1, 0, 2, 3]]
+    np.savez(tmp_path / "grid.npz", vertices=grid.v_pos.numpy(), indices=tets)
+    loaded = load_tet_grid(tmp_path / "grid.npz", scale=2.0, resolution=64)
+    volumes = tet_volumes(loaded.v_pos.double(), loaded.tets)
+    assert volumes.min() > 0 and volumes.sum().item() == pytest.approx(8, rel=1e-6)
+    assert loaded.resolution == 64
+    assert torch.equal(loaded.tets.sort(1).values, grid.tets.sort(1).values)
+
+
+FAULTS = {
+    "indices.*0 … 2": {"indices": [[0, 1, 2, 3]]},
+    "NaN": {"vertices": [[0.0, 0, 0], [1, 0, 0], [float("nan"), 0, 0]]},
+    "shape .V, 3.": {"vertices": [[0.0, 0.0]]},
+    "integers of shape": {"indices": [[0.5, 1, 2, 2]]},
+    "no tetrahedra": {"indices": np.zeros((0, 4), dtype=int)},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_broken_grid_files(tmp_path, fault):
+    arrays = {"vertices": [[0.0, 0, 0], [1, 0, 0], [0, 1, 0]], "indices": [[0, 1, 2, 2]]} | FAULTS[fault]
+    path = tmp_path / "bad.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=f"bad.npz.*{fault}"):
+        load_tet_grid(path, 1.0, 64)
+
+
+def test_missing_and_unreadable_grid_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.npz"):
+        load_tet_grid(tmp_path / "nowhere.npz", 1.0, 64)
+    for name, content in (("text.npz", b"no grid"), ("empty.npz", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            load_tet_grid(tmp_path / name, 1.0, 64)
+    np.savez(tmp_path / "keys.npz", points=np.zeros(3))
+    with pytest.raises(ValueError, match="vertices"):
+        load_tet_grid(tmp_path / "keys.npz", 1.0, 64)
