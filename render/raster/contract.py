@@ -1,8 +1,8 @@
 """What the renderer asks of a rasteriser; every backend of this folder answers to it.
 
 Legend, the same in all backends (it is nvdiffrast's layout):
-  clip   [B,V,4]   homogeneous clip positions (x, y, z, w). y/w = −1 is the top of image row 0, x/w = −1 the left
-                   of column 0; the centre of pixel (row i, column j) lies at y/w = (i + 0.5)·2/H − 1,
+  clip   [B,V,4]   homogeneous clip positions (x, y, z, w). y/w = −1 is the top of image row 0, x/w = −1 the
+                   left of column 0; the centre of pixel (row i, column j) lies at y/w = (i + 0.5)·2/H − 1,
                    x/w = (j + 0.5)·2/W − 1. Visible where −1 ≤ z/w ≤ 1 and w > 0; smaller z/w is nearer.
   faces  [F,3]     vertex indices, F < 2²⁴ (a float32 must hold F). Both sides of a face are drawn.
   rast   [B,H,W,4] (u, v, z/w, face index + 1), all 0 in the background. Perspective-correct barycentrics:
@@ -26,9 +26,9 @@ class Rasteriser(Protocol):
     ) -> Float[Tensor, "B H W 4"]:
         """The nearest face at each pixel centre; resolution = (height, width) in pixels.
 
-        A centre on an edge that two faces share belongs to exactly one of them (top-left rule). Triangles that
-        reach behind the camera are drawn where they are visible. Gradients flow from u, v to clip; z/w and the
-        face index carry none.
+        A centre on an edge that two faces share belongs to exactly one of them (top-left rule). Triangles
+        that reach behind the camera are drawn where they are visible. Gradients flow from u, v to clip;
+        z/w and the face index carry none.
         """
 
     def interpolate(
@@ -39,8 +39,8 @@ class Rasteriser(Protocol):
     ) -> Float[Tensor, "B H W C"]:
         """Vertex attributes at the pixel centres, 0 in the background; gradients to attributes and u, v.
 
-        `faces` indexes `attributes` and may differ from the faces that were rasterised (texture seams), as long
-        as row f still describes face f.
+        `faces` indexes `attributes` and may differ from the faces that were rasterised (texture seams), as
+        long as row f still describes face f.
         """
 
     def antialias(
@@ -52,14 +52,15 @@ class Rasteriser(Protocol):
     ) -> Float[Tensor, "B H W C"]:
         """Blends the pixels along visible silhouettes by coverage; gradients to colour and to clip.
 
-        The only way by which the outline of an object receives a gradient. Vertices that coincide must share an
-        index: an edge with one face counts as an open border.
+        The only way by which the outline of an object receives a gradient. Vertices that coincide must share
+        an index: an edge with one face counts as an open border.
         """
 
     def texture(
         self, texture: Float[Tensor, "Ht Wt C"], uv: Float[Tensor, "B H W 2"]
     ) -> Float[Tensor, "B H W C"]:
-        """Bilinear look-up, texel (i, j) centred at v = (i + 0.5)/Ht, u = (j + 0.5)/Wt, clamped at the border.
+        """Bilinear look-up, clamped at the border.
 
-        uv (0, 0) is the top-left corner of the texture. Gradients to texture and uv.
+        Texel (i, j) is centred at v = (i + 0.5)/Ht, u = (j + 0.5)/Wt; uv (0, 0) is the top-left corner of
+        the texture. Gradients to texture and uv.
         """

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from render.raster import numba_kernels as kernels
+from render.raster import numba_silhouette
 from render.raster.reference import sample_bilinear
-from render.raster.silhouette import CachedByFaces, Edges, Pairs, blend_pairs, build_edges
+from render.raster.silhouette import CachedByFaces, Edges, Pairs, blend_pairs
 
 
 class NumbaRasteriser:
@@ -61,11 +63,19 @@ class NumbaRasteriser:
     ) -> Pairs:
         positions, pixels = as_array(clip), as_array(rast)
         table = [as_array(part) for part in (edges.vertices, edges.start, edges.opposite)]
-        found = self._each_view(lambda b: kernels.find_pairs(positions[b], pixels[b], *table), len(clip))
+        found = self._each_view(
+            lambda b: numba_silhouette.find_pairs(positions[b], pixels[b], *table), len(clip)
+        )
         rows = torch.from_numpy(np.concatenate(found))
         view = torch.arange(len(found)).repeat_interleave(torch.tensor([len(part) for part in found]))
         offset = view * (rast.shape[1] * rast.shape[2])
         return Pairs(rows[:, 0] + offset, rows[:, 1] + offset, rows[:, 2:4], view, rows[:, 4])
+
+
+def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
+    """As silhouette.build_edges."""
+    vertex_count = int(faces.max()) + 1 if len(faces) else 0
+    return Edges(*map(torch.from_numpy, numba_silhouette.build_edges(as_array(faces.long()), vertex_count)))
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
@@ -84,6 +94,7 @@ class _Rasterize(torch.autograd.Function):
         return rast
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_rast):
         clip, faces, rast = ctx.saved_tensors
         arrays = as_array(clip), as_array(rast), as_array(grad_rast)
@@ -111,6 +122,7 @@ class _Interpolate(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_out):
         attributes, rast, faces = ctx.saved_tensors
         values, triangles = per_view(attributes, len(rast)), as_array(faces.long())

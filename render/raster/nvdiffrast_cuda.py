@@ -12,8 +12,8 @@ from render.raster.silhouette import CachedByFaces, blend_pairs, build_edges, fi
 class NvdiffrastRasteriser:
     """The contract by nvdiffrast (its CUDA rasteriser, no OpenGL); float32 on one CUDA device.
 
-    antialias: "nvdiffrast" (its own rule: fast, but it loses much of the silhouette's gradient where triangles
-    are about a pixel) or "edge" (silhouette.py).
+    antialias: "nvdiffrast" (its own rule: fast, but it loses much of the silhouette's gradient where
+    triangles are about a pixel) or "edge" (silhouette.py).
     """
 
     name = "nvdiffrast"

@@ -1,10 +1,11 @@
 """The readable rasteriser in torch: any device, no dependency, the oracle for the fast backends.
 
-Homogeneous edge functions (Olano and Greer, "Triangle scan conversion using 2D homogeneous coordinates", 1997): with
-vᵢ = (xᵢ, yᵢ, wᵢ) and a pixel centre p = (x, y, 1), solve p = Σ cᵢ vᵢ. The pixel sees the triangle where all cᵢ ≥ 0:
-no clipping at w = 0 is needed, the weights cᵢ / Σc are perspective-correct, and z/w = Σ cᵢ zᵢ. By Cramer's rule
-cᵢ = eᵢ / det with eᵢ = p · (vᵢ₊₁ × vᵢ₊₂). The eᵢ of a shared edge is the exact negative of the neighbour's (float32
-products are exact in float64), so that an edge leaves neither gaps nor pixels that are drawn twice.
+Homogeneous edge functions (Olano and Greer, "Triangle scan conversion using 2D homogeneous coordinates",
+1997): with vᵢ = (xᵢ, yᵢ, wᵢ) and a pixel centre p = (x, y, 1), solve p = Σ cᵢ vᵢ. The pixel sees the
+triangle where all cᵢ ≥ 0: no clipping at w = 0 is needed, the weights cᵢ / Σc are perspective-correct,
+and z/w = Σ cᵢ zᵢ. By Cramer's rule cᵢ = eᵢ / det with eᵢ = p · (vᵢ₊₁ × vᵢ₊₂). The eᵢ of a shared edge is
+the exact negative of the neighbour's (float32 products are exact in float64), so that an edge leaves
+neither gaps nor pixels that are drawn twice.
 """
 
 import torch
@@ -173,7 +174,7 @@ def owns_its_points(normal: Float[Tensor, "... 3"]) -> Int[Tensor, "..."]:
 def pixel_boxes(
     corners: Float[Tensor, "F 3 4"], det: Float[Tensor, " F"], resolution: tuple[int, int]
 ) -> tuple[Int[Tensor, "F 2"], Int[Tensor, "F 2"]]:
-    """First pixel (column, row) and size (columns, rows) of the box of pixel centres that each triangle may cover."""
+    """First pixel (column, row) and size of the box of centres that each triangle may cover."""
     limit = torch.tensor([resolution[1], resolution[0]], device=corners.device)
     w = corners[..., 3]
     ahead = (w > 0).all(-1)[:, None]

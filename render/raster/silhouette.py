@@ -1,16 +1,18 @@
 """Antialiasing by silhouette edges: find the pixel pairs that an outline crosses, then blend those pairs.
 
-An edge is a silhouette where all its faces project to the same side of it (a fold, or an open border). Where such an
-edge, seen from the camera, passes between the centres of two neighbouring pixels, the pixel that holds the crossing is
-part object, part what lies beyond: with d in [0, 1] the distance from the inner pixel's centre to the crossing,
+An edge is a silhouette where all its faces project to the same side of it (a fold, or an open border).
+Where such an edge, seen from the camera, passes between the centres of two neighbouring pixels, the pixel
+that holds the crossing is part object, part what lies beyond: with d in [0, 1] the distance from the
+inner pixel's centre,
   d < 0.5: the inner pixel gets the outer one's colour with weight 0.5 − d;
   d > 0.5: the outer pixel gets the inner one's colour with weight d − 0.5.
-Steep edges are looked for between horizontal neighbours and flat ones between vertical neighbours, so that a slanted
-edge counts once. Starting from the edges, and not from the pixels' triangles as nvdiffrast does, keeps the
-gradient whole when triangles are as small as a pixel and the outline belongs to triangles that no pixel centre sees.
+Steep edges are looked for between horizontal neighbours and flat ones between vertical neighbours, so
+that a slanted edge counts once. Starting from the edges, and not from the pixels' triangles as nvdiffrast
+does, keeps the gradient whole when triangles are as small as a pixel and no pixel centre sees those that
+form the outline.
 
-Discovery is without gradient; the blend recomputes the crossings of the pairs found, differentiable in colour and in
-clip. Units are pixels; everything up to the weights is float64.
+Discovery is without gradient; the blend recomputes the crossings of the pairs found, differentiable in
+colour and in clip. Units are pixels; everything up to the weights is float64.
 """
 
 import weakref
@@ -26,7 +28,7 @@ from torch import Tensor
 class Edges:
     """E edges of a mesh and, for each of them, the corners opposite in its faces.
 
-    vertices [E,2]; start [E+1]: faces start[e] to start[e+1] of `opposite` belong to edge e; opposite [N] vertices.
+    vertices [E,2]; opposite [N] vertices, of which start[e] to start[e+1] belong to edge e; start [E+1].
     """
 
     vertices: Int[Tensor, "E 2"]
@@ -36,10 +38,10 @@ class Edges:
 
 @dataclass(frozen=True)
 class Pairs:
-    """K pixel pairs that a visible silhouette crosses; at most one row a pair, sorted by view, axis and pixel.
+    """K pixel pairs that a visible silhouette crosses, each once, sorted by view, axis and pixel.
 
-    inner, outer [K]: flat pixel indices over (B, H, W), inner on the object's side; edge [K,2]: the edge's vertices;
-    view [K]; axis [K]: 0 for a horizontal pair, 1 for a vertical one.
+    inner, outer [K]: flat pixel indices over (B, H, W), inner on the object's side; edge [K,2]: the edge's
+    vertices; view [K]; axis [K]: 0 for a horizontal pair, 1 for a vertical one.
     """
 
     inner: Int[Tensor, " K"]
@@ -62,8 +64,10 @@ class CachedByFaces:
         self._built = None
 
     def __call__(self, faces: Int[Tensor, "F 3"]):
-        same = self._faces is not None and self._faces() is faces and self._version == faces._version
-        if not same:
+        # Tensors made in inference mode count no versions: a write to them would go unseen.
+        if faces.is_inference():
+            return self._build(faces)
+        if self._faces is None or self._faces() is not faces or self._version != faces._version:
             self._built = self._build(faces)
             self._faces, self._version = weakref.ref(faces), faces._version
         return self._built
@@ -88,9 +92,9 @@ def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
 class Crossings:
     """Where silhouette edges cross a line of pixel centres, before the test of what is seen there.
 
-    edge [N,2] vertices; view [N]; axis [N]; line [N] the row (axis 0) or column (axis 1) whose centres are crossed;
-    place [N] the coordinate along that line; depth [N] z/w of the edge there; beyond [N]: the object lies on the side
-    of growing coordinates.
+    edge [N,2] vertices; view [N]; axis [N]; line [N] the row (axis 0) or column (axis 1) whose centres
+    are crossed; place [N] the coordinate along that line; depth [N] z/w of the edge there; beyond [N]:
+    the object lies on the side of growing coordinates.
     """
 
     edge: Int[Tensor, "N 2"]
@@ -130,7 +134,7 @@ def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edg
 
 
 def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple[int, int]) -> Crossings:
-    """Every crossing of a silhouette edge with the pixel rows (steep edges) or columns (flat ones) of the image."""
+    """Every crossing of a silhouette edge with the pixel rows (steep edges) or columns (flat ones)."""
     view, edge, side = silhouette_edges(clip, edges)
     edge = edges.vertices[edge]
     segment, ahead = visible_segments(clip[view[:, None], edge], resolution)
@@ -178,7 +182,7 @@ def silhouette_edges(
 def visible_segments(
     ends: Float[Tensor, "S 2 4"], resolution: tuple[int, int]
 ) -> tuple[Float[Tensor, "S 2 3"], Bool[Tensor, " S"]]:
-    """Both ends in pixels (x, y) with their z/w after cutting at the near plane z = −w, and whether anything is left."""
+    """Ends in pixels (x, y) and z/w after cutting at the near plane z = −w, and whether anything is left."""
     above = ends[..., 2] + ends[..., 3]
     start, end = ends.unbind(1)
     share = (above[:, 0] / (above[:, 0] - above[:, 1]))[:, None]
@@ -238,8 +242,8 @@ def blend_pairs(
 ) -> Float[Tensor, "B H W C"]:
     """Mixes across the pairs by coverage, differentiable in colour and clip.
 
-    A pixel may be met by several pairs. Pieces cut off on its left and right add up, as do those above and below;
-    what is left of its own colour is the product of both, which is exact for a corner and stays in [0, 1].
+    A pixel may be met by several pairs. Pieces cut off on its left and right add up, as do those above and
+    below; what is left of its own colour is the product of both, exact for a corner and never negative.
     """
     height, width = colour.shape[1:3]
     steep = pairs.axis == 0
