@@ -5,6 +5,7 @@ where the JSON has another name for it. Two sections may hold the same key; both
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -57,7 +58,8 @@ def _from_json(word: str) -> object:
     try:
         return json.loads(word)
     except (ValueError, RecursionError):
-        return word
+        # JSON has no .5 and no 2., which people type.
+        return float(word) if re.fullmatch(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", word, re.I | re.ASCII) else word
 
 
 @cache

@@ -21,8 +21,9 @@ def folders(files, **options):
     return [values["out_dir"] for values in resolved], resolved[-1].get("base_mesh")
 
 
-def test_without_options_nothing_moves():
+def test_without_options_nothing_moves(caplog):
     assert resolve_chain([GEOMETRY, APPEARANCE], {}) == [GEOMETRY, APPEARANCE]
+    assert not caplog.records
 
 
 def test_out_dir_moves_the_pair_together():
@@ -68,6 +69,8 @@ def test_a_mesh_named_in_another_way_is_followed_too(tmp_path, monkeypatch):
 
 def test_an_explicit_base_mesh_and_a_foreign_one_stay():
     assert folders([GEOMETRY, APPEARANCE], out_dir="X", base_mesh="mine.obj")[1] == "mine.obj"
+    named = APPEARANCE["base_mesh"]
+    assert folders([GEOMETRY, APPEARANCE], out_dir="X", base_mesh=named)[1] == named
     foreign = {**APPEARANCE, "base_mesh": "data/person.obj"}
     assert folders([GEOMETRY, foreign], out_dir="X")[1] == "data/person.obj"
 
