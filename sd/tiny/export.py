@@ -1,0 +1,137 @@
+"""Writing the folder of the embedded prior, and starting from one."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import nn
+
+from sd.stable_diffusion import StableDiffusion
+from sd.tiny import models
+from sd.tiny.autoencoder import Latents
+from sd.tiny.card import model_card
+from sd.tiny.data import Views
+from sd.tiny.denoiser import DOMAINS, Denoiser
+from sd.tiny.samples import data_grid, domain_means, sample_grids
+
+if TYPE_CHECKING:
+    from sd.tiny.train import Run
+
+logger = logging.getLogger(__name__)
+
+TILE = 64
+
+
+def export(
+    run: "Run", denoiser: Denoiser, vae: nn.Module, tokenizer, latents: Latents, views: Views, seconds: float
+) -> None:
+    """The averaged weights as a folder in diffusers layout with its card; sample grids in the work folder.
+
+    The folder is made beside its place and moved there when it is complete and the project's own loader reads it.
+    """
+    unet, text_encoder = denoiser.averages
+    fresh = run.options.out.with_name(f".{run.options.out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    models.save_pretrained(fresh, unet, vae, text_encoder, run.work / "tokenizer")
+    check(fresh, unet, text_encoder, tokenizer)
+    means = domain_means(latents, vae.config.scaling_factor)
+    sample_grids((unet, text_encoder, vae), tokenizer, run.data.kinds, means, run.work, run.autocast)
+    data_grid(vae, views, len(run.data.kinds), run.work / "data_and_vae.png")
+    side_by_side([run.work / f"samples_{domain}.png" for domain in DOMAINS], run.shape.image_size, fresh)
+    (fresh / "README.md").write_text(model_card(run.data, _figures(run, denoiser, vae, views, seconds)))
+    shutil.rmtree(run.options.out, ignore_errors=True)
+    run.options.out.parent.mkdir(parents=True, exist_ok=True)
+    fresh.rename(run.options.out)
+    size = sum(path.stat().st_size for path in run.options.out.rglob("*") if path.is_file())
+    logger.info("%s: %.1f MB", run.options.out, size / 1e6)
+
+
+@torch.no_grad()
+def check(folder: Path, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> None:
+    """The folder, loaded by sd.stable_diffusion, predicts what the networks in memory do."""
+    loaded = StableDiffusion.from_pretrained(str(folder), torch.device("cpu"))
+    device = next(unet.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    size = unet.config.sample_size
+    noisy = torch.randn(1, models.LATENT_CHANNELS, size, size, generator=generator)
+    caption, timesteps = ["a photo of a mug"], torch.tensor([500])
+    found = loaded.predict_noise(noisy, timesteps, loaded.embed(caption))
+    text = models.embed(text_encoder, models.tokenize(tokenizer, caption).to(device)).float()
+    expected = unet(noisy.to(device), timesteps.to(device), encoder_hidden_states=text, return_dict=False)[0]
+    difference = ((found - expected.cpu()).norm() / expected.norm().cpu()).item()
+    assert difference < 0.05, f"the written folder predicts something else: relative difference {difference}"
+    logger.info("export: the folder loads; relative difference to the trained weights %.4f", difference)
+
+
+def side_by_side(paths: list[Path], tile: int, folder: Path) -> None:
+    """samples.png of the card: the grids in one row, a picture TILE pixels."""
+    grids = [Image.open(path) for path in paths]
+    scaled = [
+        grid.resize((grid.width * TILE // tile, grid.height * TILE // tile), Image.BOX) for grid in grids
+    ]
+    row = Image.new("RGB", (sum(grid.width for grid in scaled), scaled[0].height))
+    left = 0
+    for grid in scaled:
+        row.paste(grid, (left, 0))
+        left += grid.width
+    row.save(folder / "samples.png", optimize=True)
+
+
+def _figures(run: "Run", denoiser: Denoiser, vae: nn.Module, views: Views, seconds: float) -> dict:
+    counts = {name: models.parameter_count(network) / 1e6 for name, network in (
+        ("unet", denoiser.unet), ("vae", vae), ("text", denoiser.text_encoder)
+    )}  # fmt: skip
+    last = denoiser.history[-1] if denoiser.history else {}
+    device = torch.cuda.get_device_name() if run.device.type == "cuda" else "a CPU"
+    return {
+        **counts,
+        "millions": sum(counts.values()),
+        "latent": run.shape.latent_size,
+        "image": run.shape.image_size,
+        "instances": len(views) // (run.data.views * len(run.data.kinds)),
+        "device": device,
+        "total": seconds / 60,
+        "steps_done": denoiser.step,
+        "batch": run.options.batch,
+        "losses": ", ".join(f"{domain} {last[domain]:.4f}" for domain in DOMAINS if domain in last)
+        or "not noted",
+        "scaling": vae.config.scaling_factor,
+        "torch_version": torch.__version__,
+    }
+
+
+def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], tokenizer) -> None:
+    """Copy the weights of an earlier folder into (unet, vae, text encoder).
+
+    Words keep their embeddings by name, since another set of kinds gives another vocabulary.
+
+    Raises:
+        ValueError: its networks have other sizes.
+    """
+    from safetensors.torch import load_file
+
+    unet, vae, text_encoder = networks
+    try:
+        for network, name in ((unet, "unet"), (vae, "vae")):
+            network.load_state_dict(load_file(folder / name / "diffusion_pytorch_model.safetensors"))
+        from transformers import CLIPTextModel
+
+        earlier = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        weights, current = earlier.state_dict(), text_encoder.state_dict()
+        words = next(name for name in current if name.endswith("token_embedding.weight"))
+        old_vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+        embeddings = current[words].clone()
+        for word, number in tokenizer.get_vocab().items():
+            if word in old_vocabulary:
+                embeddings[number] = weights[words][old_vocabulary[word]]
+        text_encoder.load_state_dict({**weights, words: embeddings})
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--init {folder}: cannot start from it: {reason}") from error
+    vae.register_to_config(
+        scaling_factor=json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"]
+    )
