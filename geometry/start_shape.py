@@ -9,7 +9,7 @@ some flipped faces.
 import math
 from dataclasses import dataclass as record
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -41,7 +41,7 @@ class StartShapeConfig:
     base_mesh: str | None = Field(None, description="mesh file of the start shape custom_mesh")
 
     @model_validator(mode="after")
-    def _mesh_is_named(self) -> Self:
+    def _mesh_is_named(self) -> "StartShapeConfig":
         if self.sdf_init_shape == "custom_mesh" and not self.base_mesh:
             raise ValueError("sdf_init_shape custom_mesh needs base_mesh, the path of a mesh file")
         return self
@@ -118,7 +118,7 @@ def _sphere(rings: int = 128, segments: int = 256) -> tuple[Tensor, Tensor]:
 def _cylinder(radius: float, height: float, segments: int = 256) -> tuple[Tensor, Tensor]:
     """Closed cylinder along z around the origin; the facets lie at most 8e−5 · radius inside it."""
     half = height / 2
-    # Rings on the caps and the side: long thin triangles would overlap in the search tree and slow it tenfold.
+    # Rings on caps and side: long thin triangles would overlap in the search tree and slow it down.
     out = torch.linspace(0, radius, 17, dtype=torch.float64)[1:]
     up = torch.linspace(-half, half, 21, dtype=torch.float64)[1:-1]
     ring_radius = torch.cat([out, torch.full_like(up, radius), out.flip(0)])
@@ -129,7 +129,7 @@ def _cylinder(radius: float, height: float, segments: int = 256) -> tuple[Tensor
 def _revolve(
     radius: Float[Tensor, " R"], z: Float[Tensor, " R"], poles: tuple[float, float], segments: int
 ) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
-    """Surface of revolution about z, its profile given from the lower to the upper pole; outward faces."""
+    """Surface of revolution about z, its profile given from the lower pole up; outward faces."""
     rings = len(radius)
     turn = torch.arange(segments, dtype=torch.float64) * (2 * math.pi / segments)
     ring = torch.stack([turn.cos(), turn.sin()], -1)
@@ -181,7 +181,7 @@ def make_fit_pool(
     box_limit: int = 300_000,
     noise: float = 0.05,
 ) -> FitPool:
-    """A pool on the CPU: `surface` surface points, the same moved by N(0, noise), and points all over the box.
+    """A pool on the CPU: `surface` surface points, the same moved by N(0, noise), and points of the box.
 
     box_points: the grid's vertices, spread evenly over the box; beyond box_limit a random part of them. The
     field is only ever asked at those: fitted at as many other points instead, it is 60 times as wrong,

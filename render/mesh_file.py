@@ -64,7 +64,7 @@ def _read_trimesh(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None
         parts = [part for part in loaded.dump() if isinstance(part, trimesh.Trimesh)]
     # Loaders fail in their own ways on broken files; to the user each of them is an unreadable file.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"mesh file {path}: cannot be read as {path.suffix[1:]} ({reason})") from error
     if not parts:
         raise ValueError(f"mesh file {path}: it holds no faces")

@@ -62,8 +62,8 @@ def test_glb_scene_places_its_parts(tmp_path):
 def test_obj_polygons_negative_indices_comments_and_continuations(tmp_path):
     text = (
         "# a comment\nmtllib none.mtl\no first\nv 0 0 0\nv 1 0 0 # trailing\nv 1 1 0 0.5 0.5 0.5\nv 0 1 0\n"
-        "vn 0 0 1\nusemtl one\nf 1//1 2//1 3//1 4//1\no second\nv 0 0 1\nv 1 0 1\nv 0 1 1\nusemtl two\ns off\n"
-        "f -3 \\\n -2 -1\n"
+        "vn 0 0 1\nusemtl one\nf 1//1 2//1 3//1 4//1\no second\nv 0 0 1\nv 1 0 1\nv 0 1 1\n"
+        "usemtl two\ns off\nf -3 \\\n -2 -1\n"
     )
     mesh = load_mesh(write(tmp_path, text))
     expected = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1]])
