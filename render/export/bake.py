@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from render.export.uv import uv_areas
+from render.export.uv import uv_areas, uv_clip
 from render.mesh import Mesh, face_cross
 from render.raster.contract import Rasteriser
 
@@ -59,8 +59,7 @@ def texel_owners(mesh: Mesh, texture_res: tuple[int, int], rasteriser: Rasterise
     """
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     height, width = texture_res
-    flat = torch.cat([mesh.uv * 2 - 1, torch.zeros_like(mesh.uv[:, :1]), torch.ones_like(mesh.uv[:, :1])], -1)
-    rast = rasteriser.rasterize(flat[None], mesh.uv_faces, texture_res)[0]
+    rast = rasteriser.rasterize(uv_clip(mesh)[None], mesh.uv_faces, texture_res)[0]
     owner = rast[..., 3].round().long() - 1
 
     seen = torch.zeros(len(mesh.faces), dtype=torch.bool, device=owner.device)
@@ -130,19 +129,23 @@ def _barycentric(
 
 
 def fill_unknown(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Float[Tensor, "H W C"]:
-    """Unknown texels take the mean of the known ones in the smallest block 2^k × 2^k that holds any (pull,
-    push).
+    """Unknown texels take the mean of the known ones in the smallest aligned 2^k × 2^k block that has any.
 
-    A mip level averages such blocks, so it sees what is known and nothing else. All zero where nothing is
-    known.
+    A mip level averages such blocks, so it sees what is known and nothing else. All zero if nothing is known.
     """
-    height, width = known.shape
-    if bool(known.all()) or max(height, width) == 1:
-        return values * known[..., None]
     weight = known.to(values.dtype)[None, None]
-    channels = (values * known[..., None]).permute(2, 0, 1)[None]
-    some = F.avg_pool2d(weight, 2, ceil_mode=True)
-    coarse = F.avg_pool2d(channels, 2, ceil_mode=True) / some.clamp(min=1e-6)
-    coarse = fill_unknown(coarse[0].permute(1, 2, 0), some[0, 0] > 0)
-    fine = coarse.repeat_interleave(2, 0).repeat_interleave(2, 1)[:height, :width]
-    return torch.where(known[..., None], values, fine)
+    return _pull_push((values * known[..., None]).permute(2, 0, 1)[None], weight)[0].permute(1, 2, 0)
+
+
+def _pull_push(
+    weighted: Float[Tensor, "1 C H W"], weight: Float[Tensor, "1 1 H W"]
+) -> Float[Tensor, "1 C H W"]:
+    """weighted / weight where weight > 0, elsewhere the same of the level twice as coarse."""
+    height, width = weight.shape[2:]
+    values = weighted / weight.clamp(min=1e-20)
+    if bool((weight > 0).all()) or max(height, width) == 1:
+        return values
+    halves = [F.avg_pool2d(x, 2, ceil_mode=True, divisor_override=1) for x in (weighted, weight)]
+    coarse = _pull_push(*halves)
+    fine = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :height, :width]
+    return torch.where(weight > 0, values, fine)

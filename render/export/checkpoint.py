@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def save_checkpoint(
         _flush(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(error.errno, _write_failure(folder, step, error)) from error
+        raise OSError(_write_failure(folder, step, error)) from error
     _remove_leftovers(folder)
     numbered = _numbered(folder)
     for other in [s for s in numbered if s > step] + [s for s in numbered if s <= step][:-keep]:
@@ -112,6 +112,8 @@ def restore_optimizer(
                     f"the checkpoint's optimizer state {number}.{name} {tuple(value.shape)} does not"
                     " fit the model; delete the checkpoint folder to start afresh"
                 )
+    if len(meta["param_groups"]) != len(optimizer.param_groups):
+        raise ValueError("the checkpoint's optimizer has another number of parameter groups than this run's")
     groups = [
         {
             # JSON has no tuples (betas).
@@ -124,21 +126,17 @@ def restore_optimizer(
 
 
 def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    path = folder / TENSORS
     # safetensors wants no two tensors in one storage and none with strides.
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
-    _flush(path)
+    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+    _write_through(folder / TENSORS, content)
     state = {
         "format": FORMAT,
         "version": VERSION,
         "step": step,
-        "tensors": {"bytes": path.stat().st_size, "sha256": _sha256(path)},
+        "tensors": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
         "meta": dict(meta),
     }
-    with (folder / STATE).open("w", encoding="utf-8") as file:
-        json.dump(state, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    _write_through(folder / STATE, json.dumps(state, indent=1).encode("utf-8"))
     _flush(folder)
 
 
@@ -195,9 +193,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
-    """Asks the system to put a file, or the names in a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def _write_through(path: Path, content: bytes) -> None:
+    """Writes a file and waits until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    """Waits until the disk has the names in a folder."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from render.export.atomic import write_bytes
-from render.export.image import encode_normal, linear_to_srgb, png_bytes
+from render.export.image import encode_normal, png_bytes
 from render.export.uv import orthonormal_tangents
 from render.mesh import Mesh
+from render.shade.brdf import linear_to_srgb
 
 FLOAT, UINT32 = 5126, 5125
 VERTICES, INDICES = 34962, 34963

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from render.export.atomic import write_text
-from render.export.image import encode_normal, linear_to_srgb, write_png
+from render.export.image import encode_normal, write_png
 from render.mesh import Mesh
+from render.shade.brdf import linear_to_srgb
 
 MATERIAL = "surface"
 KD_FILE, KS_FILE, NORMAL_FILE = "texture_kd.png", "texture_ks.png", "texture_n.png"

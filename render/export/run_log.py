@@ -1,5 +1,6 @@
 """What a run tells while it runs: log.jsonl, one JSON line a step, and one progress bar."""
 
+import io
 import json
 import math
 import sys
@@ -7,7 +8,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
 
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ class RunLog:
     """
 
     def __init__(
-        self, out_dir: Path | str, last_step: int, resumed_step: int = 0, stream: TextIO | None = None
+        self, out_dir: Path | str, last_step: int, resumed_step: int = 0, stream: io.TextIOBase | None = None
     ) -> None:
         self.path = Path(out_dir) / "log.jsonl"
         self.last_step = last_step
@@ -48,7 +48,7 @@ class RunLog:
         loss = f"{values['loss']:.4g}" if "loss" in values else "-"
         self._bar.set_postfix_str(f"loss {loss}", refresh=False)
         self._bar.set_description_str(phase, refresh=False)
-        self._bar.update(step - self._bar.n if not self._bar.disable else 0)
+        self._bar.update(step - self._bar.n)
         if self._bar.disable and 10 * step // max(self.last_step, 1) > self._tenth:
             self._tenth = 10 * step // self.last_step
             self._say(step, phase, loss)
@@ -99,6 +99,6 @@ def _drop_lines_past(path: Path, step: int) -> None:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(record, dict) and record.get("step", math.inf) <= step:
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] <= step:
             kept.append(line + "\n")
     write_text(path, "".join(kept))

@@ -14,11 +14,12 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from render.mesh import Mesh
+from render.raster.contract import Rasteriser
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ TextureSide = Annotated[int, Field(ge=16, le=16384)]
 XATLAS_MOST_FACES = 20_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ExportConfig:
     """How the finished mesh is unwrapped and baked."""
 
@@ -53,7 +54,10 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
     if len(mesh.faces) == 0:
         raise ValueError("cannot unwrap a mesh without faces")
     chosen = _choose(method, len(mesh.faces))
-    positions = np.ascontiguousarray(mesh.v_pos.detach().cpu().numpy(), dtype=np.float32)
+    # Unit size: xatlas takes very small meshes apart into several pages.
+    extent = (mesh.v_pos.amax(0) - mesh.v_pos.amin(0)).max().clamp(min=1e-30)
+    scaled = (mesh.v_pos.detach() - mesh.v_pos.amin(0)) / extent
+    positions = np.ascontiguousarray(scaled.cpu().numpy(), dtype=np.float32)
     faces = np.ascontiguousarray(mesh.faces.cpu().numpy(), dtype=np.uint32)
     start = time.perf_counter()
     run = _run_xatlas if chosen == "xatlas" else _run_uvunwrap
@@ -93,9 +97,10 @@ def _run_xatlas(positions: np.ndarray, faces: np.ndarray, side: int, padding: in
     import xatlas
 
     chart_options = xatlas.ChartOptions()
-    # Without it about half of the charts come out mirrored.
     chart_options.fix_winding = True
     pack_options = xatlas.PackOptions()
+    # What it calls rotating swaps u and v, which mirrors the chart.
+    pack_options.rotate_charts = False
     pack_options.resolution = side
     # The packed atlas comes out up to a third larger than asked for, and shrinks again with its padding.
     pack_options.padding = padding + (padding + 2) // 3
@@ -168,10 +173,21 @@ def orthonormal_tangents(tangent: Float[Tensor, "N 3"], normal: Float[Tensor, "N
     return torch.nn.functional.normalize(chosen, dim=-1)
 
 
-def uv_fault(mesh: Mesh) -> str | None:
+def prepare_uv(mesh: Mesh, config: ExportConfig, rasteriser: Rasteriser) -> Mesh:
+    """The mesh with uv that can be baked into: its own, with tangents, or new where that has a fault."""
+    fault = uv_fault(mesh, rasteriser)
+    if fault is None:
+        return replace(mesh, tangents=tangents(mesh))
+    if mesh.uv is not None:
+        logger.warning("the mesh is unwrapped anew, since %s", fault)
+    return unwrap(mesh, config.unwrap, config.texture_res, config.uv_padding_block)
+
+
+def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 512) -> str | None:
     """Why a field over the surface cannot be baked into the mesh's own uv, in a few words; None where it can.
 
-    Overlap is found from the areas: charts that lie over each other sum to more than the union covers.
+    Overlap is found from areas: charts that lie over each other sum to more than their union covers, counted
+    in the pixels of a side × side image.
     """
     if mesh.uv is None or mesh.uv_faces is None:
         return "it has no texture coordinates"
@@ -184,4 +200,14 @@ def uv_fault(mesh: Mesh) -> str | None:
         return "its texture coordinates cover less than a thousandth of the image"
     if float(-areas.clamp(max=0).sum()) > 1e-3 * total:
         return "some of its charts are mirrored"
+    covered = rasteriser.rasterize(uv_clip(mesh)[None], mesh.uv_faces, (side, side))[..., 3] > 0
+    if total > 1.05 * float(covered.float().mean()):
+        return "its charts overlap"
     return None
+
+
+def uv_clip(mesh: Mesh) -> Float[Tensor, "U 4"]:
+    """Clip positions that put every uv vertex at its place in the image, for a rasteriser."""
+    assert mesh.uv is not None, "the mesh has no texture coordinates"
+    flat = mesh.uv * 2 - 1
+    return torch.cat([flat, torch.zeros_like(flat[:, :1]), torch.ones_like(flat[:, :1])], -1)

@@ -1,0 +1,46 @@
+"""A bumpy ball and a field over space, for the tests of export."""
+
+import torch
+import trimesh
+
+from render.mesh import Mesh, make_mesh
+
+
+def bumpy_ball(subdivisions: int = 3) -> Mesh:
+    """A closed surface of radius about 0.7 that no plane develops."""
+    ball = trimesh.creation.icosphere(subdivisions=subdivisions)
+    direction = torch.tensor(ball.vertices, dtype=torch.float32)
+    radius = 0.7 + 0.1 * torch.sin(5 * direction[:, :1]) * torch.cos(4 * direction[:, 1:2])
+    return make_mesh(direction * radius, torch.tensor(ball.faces))
+
+
+def smooth_field(points: torch.Tensor) -> dict[str, torch.Tensor]:
+    """kd, ks and normal that vary over the surface, in their ranges."""
+    x, y, z = points.unbind(-1)
+    wave = torch.stack([torch.sin(6 * x), torch.sin(5 * y + 1), torch.sin(7 * z + 2)], -1)
+    tilt = torch.stack([0.3 * torch.sin(4 * x), 0.3 * torch.cos(4 * y), torch.ones_like(z)], -1)
+    return {
+        "kd": 0.5 + 0.45 * wave,
+        "ks": 0.5 + 0.3 * wave.flip(-1),
+        "normal": torch.nn.functional.normalize(tilt, dim=-1),
+    }
+
+
+def surface_samples(mesh: Mesh, count: int, edge: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points on faces [N,3] and their uv [N,2]; with `edge` they lie on the faces' edges."""
+    generator = torch.Generator().manual_seed(1)
+    faces = torch.randint(len(mesh.faces), (count,), generator=generator)
+    weights = torch.rand(count, 3, generator=generator) + 1e-3
+    if edge:
+        weights[torch.arange(count), torch.randint(3, (count,), generator=generator)] = 0
+    weights = weights / weights.sum(-1, keepdim=True)
+    points = (mesh.v_pos[mesh.faces[faces]] * weights[..., None]).sum(1)
+    return points, (mesh.uv[mesh.uv_faces[faces]] * weights[..., None]).sum(1)
+
+
+def bilinear(texture: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:
+    """[N,C] looked up in [H,W,C] by an outside function: torch's grid_sample."""
+    sampled = torch.nn.functional.grid_sample(
+        texture.permute(2, 0, 1)[None], uv[None, None] * 2 - 1, align_corners=False, padding_mode="border"
+    )
+    return sampled[0, :, 0].T

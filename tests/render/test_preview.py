@@ -1,0 +1,107 @@
+"""Stills, orbit and film of a scene that paints the camera's azimuth."""
+
+import math
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from render.camera import Cameras, orbit
+from render.preview import Film, stills, views_in_batches, write_orbit
+
+
+class Scene:
+    """shaded: red grows with the camera's azimuth; mask: one channel, the left half covered."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.elevation: list[float] = []
+
+    def __call__(self, cameras: Cameras) -> dict[str, torch.Tensor]:
+        assert not torch.is_grad_enabled()
+        count = len(cameras.position)
+        self.batches.append(count)
+        self.elevation += (cameras.position[:, 1] / cameras.position.norm(dim=-1)).asin().rad2deg().tolist()
+        # Azimuth 0 looks from +z, 90° from −x.
+        azimuth = torch.atan2(-cameras.position[:, 0], cameras.position[:, 2]) % (2 * math.pi)
+        shaded = torch.ones(count, *cameras.resolution, 3)
+        shaded[..., 0] = (azimuth / (2 * math.pi))[:, None, None]
+        mask = torch.zeros(count, *cameras.resolution, 1)
+        mask[:, :, : cameras.resolution[1] // 2] = 1
+        return {"shaded": shaded, "mask": mask}
+
+
+def film_frames(path) -> list[np.ndarray]:
+    with imageio.get_reader(path) as reader:
+        return list(reader.iter_data())
+
+
+def test_stills_are_four_quarter_turns_by_layers(tmp_path):
+    stills(Scene(), tmp_path / "a.png", (16, 20))
+    sheet = np.asarray(Image.open(tmp_path / "a.png")).astype(float) / 255
+    assert sheet.shape == (2 * 16, 4 * 20, 3)
+    assert np.abs(sheet[0, [0, 20, 40, 60], 0] - [0, 0.25, 0.5, 0.75]).max() < 0.01
+    assert sheet[16, 0].tolist() == [1, 1, 1] and sheet[16, 19].tolist() == [0, 0, 0]
+
+
+def test_orbit_writes_frames_gifs_and_the_turntable(tmp_path):
+    scene = Scene()
+    written = write_orbit(scene, tmp_path, (16, 16), frames=10, batch=4)
+    assert scene.batches == [4, 4, 2] and max(abs(e - 20) for e in scene.elevation) < 1e-3
+    names = [str(path.relative_to(tmp_path)) for path in written]
+    assert names == ["validate/shaded.gif", "turntable.mp4", "validate/mask.gif"]
+    for layer in ("shaded", "mask"):
+        assert len(list((tmp_path / "validate" / layer).glob("*.png"))) == 10
+        with Image.open(tmp_path / "validate" / f"{layer}.gif") as gif:
+            # Pillow joins equal frames and shows them longer.
+            assert gif.n_frames == (10 if layer == "shaded" else 1)
+    frames = film_frames(tmp_path / "turntable.mp4")
+    assert len(frames) == 10
+    assert np.abs([frame[8, 8, 0] / 255 - k / 10 for k, frame in enumerate(frames)]).max() < 0.05
+
+
+def test_batches_are_the_same_views():
+    cameras = orbit(7, (8, 8))
+    parts = list(views_in_batches(cameras, 3))
+    assert [len(part.position) for part in parts] == [3, 3, 1]
+    assert torch.equal(torch.cat([part.world_to_clip for part in parts]), cameras.world_to_clip)
+
+
+def test_the_film_has_a_frame_every_interval_one_degree_further(tmp_path):
+    scene, film = Scene(), Film(tmp_path, 5, (16, 16))
+    for step in range(1, 52):
+        film.record(scene, step)
+    assert film.assemble() == tmp_path / "video_log.mp4"
+    assert scene.batches == [1] * 10 and max(abs(e - 20) for e in scene.elevation) < 1e-3
+    assert len(film_frames(tmp_path / "video_log.mp4")) == 10
+    asked: list[float] = []
+
+    def watch(cameras: Cameras) -> dict[str, torch.Tensor]:
+        x, _, z = cameras.position[0].tolist()
+        asked.append(math.degrees(math.atan2(-x, z)))
+        return scene(cameras)
+
+    for step in (5, 10, 360 * 5, 365 * 5):
+        film.record(watch, step)
+    assert asked == pytest.approx([1, 2, 0, 5], abs=1e-3)
+
+
+def test_a_resumed_film_equals_an_uninterrupted_one(tmp_path):
+    scene = Scene()
+    for folder, runs in (("whole", [(0, 60)]), ("resumed", [(0, 43), (30, 60)])):
+        for first, last in runs:
+            film = Film(tmp_path / folder, 5, (16, 16), resumed_step=first)
+            for step in range(first + 1, last + 1):
+                film.record(scene, step)
+    names = [
+        sorted(path.name for path in (tmp_path / folder / "film").iterdir())
+        for folder in ("whole", "resumed")
+    ]
+    assert names[0] == names[1] and len(names[0]) == 12
+    for name in names[0]:
+        whole, resumed = (tmp_path / folder / "film" / name for folder in ("whole", "resumed"))
+        assert whole.read_bytes() == resumed.read_bytes()
+    restarted = Film(tmp_path / "resumed", 5, (16, 16))
+    assert restarted.assemble() is None
