@@ -11,14 +11,18 @@ from render.raster.reference import ReferenceRasteriser
 
 log = logging.getLogger(__name__)
 
+REMEDY = {
+    "nvdiffrast": "needs --device cuda and nvdiffrast, installed from its sources with the CUDA toolkit",
+    "numba": "needs --device cpu and `pip install numba`",
+}
 NAMES = ("auto", "nvdiffrast", "numba", "reference")
 
 
 def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Rasteriser:
     """The rasteriser for tensors on `device`.
 
-    preferred: "auto" (the fastest that runs here; the log says once which one, and why) or "nvdiffrast", "numba",
-    "reference", which raise ValueError where they cannot run.
+    preferred: "auto" (the fastest that runs here; the log says once which one, and why) or "nvdiffrast",
+    "numba", "reference", which raise ValueError where they cannot run.
     """
     device = torch.device(device)
     if preferred not in NAMES:
@@ -39,14 +43,8 @@ def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Ra
     return rasteriser
 
 
-REMEDY = {
-    "nvdiffrast": "needs --device cuda and nvdiffrast, installed from its sources with the CUDA toolkit",
-    "numba": "needs --device cpu and `pip install numba`",
-}
-
-
 def build_nvdiffrast(device: torch.device) -> Rasteriser:
-    """RuntimeError or ImportError where it cannot run; its import may compile, and its context needs a driver."""
+    """RuntimeError, ImportError or OSError where it cannot run; its first use may compile it."""
     if device.type != "cuda":
         raise RuntimeError(f"it does not draw on {device.type}")
     module = importlib.import_module("render.raster.nvdiffrast_cuda")

@@ -1,0 +1,139 @@
+"""On a GPU: nvdiffrast, and the reference on CUDA, against the reference."""
+
+import pytest
+import torch
+
+from render.camera import orbit, transform_points
+from render.raster.choose import choose_rasteriser
+from render.raster.reference import ReferenceRasteriser
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def nvdiffrast():
+    pytest.importorskip("nvdiffrast.torch", exc_type=ImportError)
+    from render.raster.nvdiffrast_cuda import NvdiffrastRasteriser
+
+    return NvdiffrastRasteriser("cuda")
+
+
+@pytest.fixture(scope="module", params=[3, 5])
+def scene(request, bumpy_sphere):
+    """clip [4,V,4] on CUDA, faces, resolution: 1,280 or 20,480 faces at 128²."""
+    vertices, faces = bumpy_sphere(request.param)
+    clip = transform_points(orbit(4, (128, 128)).world_to_clip, vertices)
+    return clip.cuda(), faces.cuda(), (128, 128)
+
+
+def away_from_outlines(face):
+    """[B,H,W]: all nine ids around the pixel are covered, or none is."""
+    covered = (face > 0).float()[:, None]
+    mean = torch.nn.functional.avg_pool2d(covered, 3, 1, 1, count_include_pad=False)[:, 0]
+    return (mean == 0) | (mean == 1)
+
+
+def test_reference_is_the_same_on_cuda(scene):
+    clip, faces, resolution = scene
+    reference = ReferenceRasteriser()
+    expected = reference.rasterize(clip.cpu(), faces.cpu(), resolution)
+    got = reference.rasterize(clip, faces, resolution).cpu()
+    assert (got[..., 3] == expected[..., 3]).float().mean() > 0.9999
+    same = got[..., 3] == expected[..., 3]
+    torch.testing.assert_close(got[same], expected[same], atol=1e-4, rtol=1e-4)
+    smooth = reference.antialias((got[..., 3:] > 0).float().cuda(), got.cuda(), clip, faces)
+    torch.testing.assert_close(
+        smooth.cpu(), reference.antialias((got[..., 3:] > 0).float(), got, clip.cpu(), faces.cpu()),
+        atol=1e-4, rtol=1e-4,
+    )  # fmt: skip
+
+
+def test_same_ids_and_barycentrics(nvdiffrast, scene, record_property):
+    clip, faces, resolution = scene
+    expected = ReferenceRasteriser().rasterize(clip, faces, resolution)
+    got = nvdiffrast.rasterize(clip, faces, resolution)
+    same = got[..., 3] == expected[..., 3]
+    record_property("share_of_equal_ids", same.float().mean().item())
+    # nvdiffrast snaps vertices to a fraction of a pixel, so ids may differ where an edge passes by a centre.
+    assert (got[..., 3] > 0).eq(expected[..., 3] > 0)[away_from_outlines(expected[..., 3])].all()
+    assert same.float().mean() > 0.98
+    seen = same & (expected[..., 3] > 0)
+    torch.testing.assert_close(got[seen], expected[seen], atol=2e-3, rtol=0)
+
+
+def test_same_interpolation_and_gradients(nvdiffrast, scene):
+    """From one rast, so that only the interpolation and its way back to clip are compared."""
+    clip, faces, resolution = scene
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, *resolution, 3, generator=generator).cuda()
+    results = []
+    shared = nvdiffrast.rasterize(clip, faces, resolution)[..., 3]
+    for backend in (ReferenceRasteriser(), nvdiffrast):
+        position = clip.clone().requires_grad_()
+        attributes = clip[0, :, :3].clone().requires_grad_()
+        rast = backend.rasterize(position, faces, resolution)
+        image = backend.interpolate(attributes, rast, faces)
+        agreed = (rast[..., 3] == shared)[..., None]
+        if results:
+            agreed = agreed & results[0][3]
+        results.append((image, position, attributes, agreed))
+    both = results[0][3] & results[1][3]
+    grads = [
+        torch.autograd.grad((image * weight * both).sum(), (position, attributes))
+        for image, position, attributes, _ in results
+    ]
+    torch.testing.assert_close(results[0][0] * both, results[1][0] * both, atol=2e-3, rtol=0)
+    for expected, got in zip(*grads, strict=True):
+        assert (got - expected).norm() < 0.02 * expected.norm()
+
+
+def test_share_of_the_outline_gradient(nvdiffrast, scene, record_property):
+    """Area of the mask by scale: nvdiffrast's rule and the edge rule against finite differences on a fine grid."""
+    from render.raster.nvdiffrast_cuda import NvdiffrastRasteriser
+
+    clip, faces, resolution = scene
+    reference = ReferenceRasteriser()
+
+    def scaled(factor):
+        return clip * torch.tensor([1.0, 1.0, 0.0, 0.0], device=clip.device) * factor + clip * torch.tensor(
+            [0.0, 0.0, 1.0, 1.0], device=clip.device
+        )
+
+    areas = [
+        (reference.rasterize(scaled(1 + d), faces, (1024, 1024))[..., 3] > 0).sum() / 64
+        for d in (0.01, -0.01)
+    ]
+    expected = ((areas[0] - areas[1]) / 0.02).item()
+    shares = {}
+    for name, backend in (
+        ("nvdiffrast", nvdiffrast),
+        ("edge", NvdiffrastRasteriser("cuda", antialias="edge")),
+    ):
+        factor = torch.tensor(1.0, device=clip.device, requires_grad=True)
+        rast = backend.rasterize(scaled(factor), faces, resolution)
+        mask = backend.antialias((rast[..., 3:] > 0).float(), rast, scaled(factor), faces)
+        mask.sum().backward()
+        shares[name] = factor.grad.item() / expected
+        record_property(f"share_of_gradient_{name}", round(shares[name], 4))
+    assert abs(shares["edge"] - 1) < 0.05
+    # The reason for the edge rule; should nvdiffrast mend this, it can go.
+    assert shares["nvdiffrast"] < shares["edge"]
+
+
+def test_texture_and_empty_mesh(nvdiffrast):
+    generator = torch.Generator().manual_seed(0)
+    texture, uv = torch.rand(7, 5, 3, generator=generator), torch.rand(2, 6, 4, 2, generator=generator)
+    expected = ReferenceRasteriser().texture(texture, uv)
+    # The texture unit's weights have 8 bits.
+    torch.testing.assert_close(
+        nvdiffrast.texture(texture.cuda(), uv.cuda()).cpu(), expected, atol=4e-3, rtol=0
+    )
+    faces = torch.zeros(0, 3, dtype=torch.long, device="cuda")
+    clip = torch.zeros(2, 0, 4, device="cuda")
+    rast = nvdiffrast.rasterize(clip, faces, (8, 8))
+    image = nvdiffrast.interpolate(torch.zeros(0, 3, device="cuda"), rast, faces)
+    assert not nvdiffrast.antialias(image, rast, clip, faces).any()
+
+
+def test_auto_takes_nvdiffrast(nvdiffrast):
+    assert choose_rasteriser(torch.device("cuda")).name == "nvdiffrast"
