@@ -61,7 +61,9 @@ def _download(hub_id: str) -> str:
 
     patterns = ["*.json", "*.txt", "*.safetensors"]
     logger.info("sd_model: asking the hub for %s", hub_id)
-    return snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=["*.fp16.*", "*non_ema*", "v2-*"])
+    return snapshot_download(
+        hub_id, allow_patterns=patterns, ignore_patterns=["*.fp16.*", "*non_ema*", "v2-*"]
+    )
 
 
 def _checked_folder(folder: Path) -> str:

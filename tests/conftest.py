@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+from toy_model import write_model
 
 
 def pytest_collection_modifyitems(items):
@@ -15,3 +16,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("sd") / "model")
+
+
+@pytest.fixture(scope="session")
+def velocity_folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("sd") / "velocity", "v_prediction")

@@ -45,7 +45,10 @@ def test_every_key_switches_at_the_same_step():
 
 def test_geometry_weights():
     schedule = geometry_schedule(ScheduleConfig(iter=3000, coarse_iter=1500))
-    for step, expected in ((1000, [0.1, 0.5, 0.9]), (2000, [math.sqrt(a) * (1 - a) for a in (0.9, 0.5, 0.1)])):
+    for step, expected in (
+        (1000, [0.1, 0.5, 0.9]),
+        (2000, [math.sqrt(a) * (1 - a) for a in (0.9, 0.5, 0.1)]),
+    ):
         assert torch.allclose(schedule.phase(step).weight(ABAR), torch.tensor(expected))
 
 

@@ -1,11 +1,8 @@
-"""A Stable Diffusion of the right layout and toy size, with random weights, written once to a folder."""
+"""A Stable Diffusion of the right layout and toy size, with random weights."""
 
 import json
 
-import pytest
 import torch
-
-WORDS = ["low", "quality", "a", "car", "front", "view"]
 
 
 def write_tokenizer(folder):
@@ -77,13 +74,3 @@ def write_model(folder, prediction_type="epsilon"):
         clip_sample=False,
     ).save_pretrained(folder / "scheduler")
     return folder
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("sd") / "model")
-
-
-@pytest.fixture(scope="session")
-def velocity_folder(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("sd") / "velocity", "v_prediction")
