@@ -1,8 +1,8 @@
 """Training of the small VAE, and the latents of all views under it.
 
-It has to encode two image domains, normals on grey and shaded renders on black, and what an optimisation shows it on
-the way there: normals and colours that no object of the data has. So half of each batch has its normals turned or
-its colours changed.
+It has to encode two image domains, normals on grey and shaded renders on black, and what an optimisation
+shows it on the way there: normals and colours that no object of the data has. So half of each batch has its
+normals turned or its colours changed.
 """
 
 import logging
@@ -31,8 +31,8 @@ AUGMENTED_SHARE = 0.5
 class Latents:
     """All views as the denoiser is trained on them, before the scaling factor; half precision.
 
-    coarse (normal, mask), unturned, shrunk to the latents' size; the mean and the deviation of the VAE's posterior
-    for normal images and for shaded images; kind and view as in `Views`.
+    coarse (normal, mask), unturned, shrunk to the latents' size; the mean and the deviation of the VAE's
+    posterior for normal images and for shaded images; kind and view as in `Views`.
     """
 
     coarse: Float[Tensor, "N 4 s s"]

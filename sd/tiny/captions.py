@@ -21,7 +21,7 @@ TEMPLATES = (
     "a 3D model of {article} {name}",
     "{name}",
 )
-# What unconditional captions look like: nothing (twice, it is the usual one), or what the method does not want.
+# Unconditional captions: nothing (twice, it is the usual one), or the method's negative prompts.
 EMPTY_CAPTIONS = ("", "", *sorted(DEFAULT_NEGATIVE.values()))
 
 

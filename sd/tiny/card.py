@@ -11,34 +11,37 @@ pipeline_tag: text-to-image
 ---
 # tiny-sd: a Stable Diffusion of {millions:.1f} M parameters that knows {count} kinds of object
 
-A prior for score distillation on a CPU, in the layout of Stable Diffusion (`UNet2DConditionModel`, `AutoencoderKL`,
-`CLIPTextModel`, `CLIPTokenizer`, DDIM; latents {latent}×{latent}×4, images {image}×{image}, the noise is predicted).
-It is no general image model. It knows: {kinds}.
+A prior for score distillation on a CPU, in the layout of Stable Diffusion (`UNet2DConditionModel`,
+`AutoencoderKL`, `CLIPTextModel`, `CLIPTokenizer`, DDIM; latents {latent}×{latent}×4, images
+{image}×{image}, the noise is predicted). It is no general image model. It knows: {kinds}.
 
 ![samples](samples.png)
 
-A row a kind, in the order above; by pairs of columns the caption "a …", "a …, front view", "side view", "back view".
-Blocks from left to right: rotated normals (the latent itself), normals, shaded. DDIM, {steps} steps, guidance {guidance:g}.
+A row a kind, in the order above; by pairs of columns the caption "a …", "a …, front view", "side view",
+"back view". Blocks from left to right: rotated normals (the latent itself), normals, shaded. DDIM,
+{steps} steps, guidance {guidance:g}.
 
 ## Data and licence
 Apache-2.0, weights included. Trained from nothing on renders of this project's own procedural objects
-(`dataset/objects`), no other image, text or weight: {instances} random instances a kind × {views} views, cameras at
-radius 3, fovy {fovy[0]:g} to {fovy[1]:g}°, elevation {elevation[0]:g} to {elevation[1]:g}°, shifted by up to
-{jitter:g}; shaded under `data/irrmaps`' default map × {env_scale:g} (CC0, see data/README.md).
-A third of each batch each: (normal, mask) at {latent}², every view's normals turned at random, as the latent itself;
-normal images through the VAE (background 0); shaded renders through the VAE (sRGB, background black = −1).
-Captions: "a pineapple", "a photo of a pineapple" and so on, with ", front view", ", side view" or ", back view" in
-{view_share:.0%}; {dropped:.0%} are empty or one of the method's negative prompts.
+(`dataset/objects`), no other image, text or weight: {instances} random instances a kind × {views} views,
+cameras at radius 3, fovy {fovy[0]:g} to {fovy[1]:g}°, elevation {elevation[0]:g} to {elevation[1]:g}°,
+shifted by up to {jitter:g}; shaded under `data/irrmaps`' default map × {env_scale:g} (CC0, see
+data/README.md). A third of each batch each: (normal, mask) at {latent}², every view's normals turned at
+random, as the latent itself; normal images through the VAE (background 0); shaded renders through the
+VAE (sRGB, background black = −1). Captions: "a pineapple", "a photo of a pineapple" and so on, with ",
+front view", ", side view" or ", back view" in {view_share:.0%}; {dropped:.0%} are empty or one of the
+method's negative prompts.
 
 ## Training
-`python3 -m sd.tiny.train --out data/tiny-sd` on {device}: {total:.1f} minutes in all, {steps_done} steps of batch
-{batch} for the denoiser (loss at the end: {losses}). Parameters: denoiser {unet:.2f} M, VAE {vae:.2f} M, text encoder
-{text:.2f} M; stored in half precision. Scaling factor {scaling:.5f}. Made with torch {torch_version}.
+`python3 -m sd.tiny.train --out data/tiny-sd` on {device}: {total:.1f} minutes in all, {steps_done} steps
+of batch {batch} for the denoiser (loss at the end: {losses}). Parameters: denoiser {unet:.2f} M, VAE
+{vae:.2f} M, text encoder {text:.2f} M; stored in half precision. Scaling factor {scaling:.5f}. Made with
+torch {torch_version}.
 
 ## Limits
-Other objects, styles and colours named in a prompt are unknown words: they move the result at random. Objects stand
-upright, whole in the picture, front to +z, under one light. The smallest details are a latent pixel, a thirtieth of
-the picture.
+Other objects, styles and colours named in a prompt are unknown words: they move the result at random.
+Objects stand upright, whole in the picture, front to +z, under one light. The smallest details are a
+latent pixel, a thirtieth of the picture.
 """
 
 

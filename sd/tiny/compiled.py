@@ -1,7 +1,8 @@
 """The denoiser's training step through torch.compile, warmed up in a second process.
 
-Compiling takes a minute, as long as the data and the VAE need anyway: a child process compiles the same network for
-the same shapes meanwhile and leaves the kernels in inductor's cache on disk. If it fails, training stays eager.
+Compiling takes a minute, as long as the data and the VAE need anyway: a child process compiles the same
+network for the same shapes meanwhile and leaves the kernels in inductor's cache on disk. If it fails,
+training stays eager.
 """
 
 import json
@@ -15,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sd.tiny.models import LATENT_CHANNELS, Shape, build_unet
+from sd.tiny.tokenizer import LENGTH
 
 logger = logging.getLogger(__name__)
-
-TOKENS = 77
 
 
 def autocast_for(device: torch.device):
@@ -36,7 +36,7 @@ def example(shape: Shape, batch: int, device: torch.device) -> tuple[Tensor, Ten
     size = (batch, LATENT_CHANNELS, shape.latent_size, shape.latent_size)
     noisy = torch.randn(size, device=device).contiguous(memory_format=torch.channels_last)
     timesteps = torch.randint(1000, (batch,), device=device)
-    text = torch.randn(batch, TOKENS, shape.text_width, device=device, requires_grad=True)
+    text = torch.randn(batch, LENGTH, shape.text_width, device=device, requires_grad=True)
     return noisy, timesteps, text
 
 

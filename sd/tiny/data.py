@@ -1,8 +1,9 @@
-"""Training images of the embedded prior: procedural objects, meshed and rendered as the optimisation loop does it.
+"""Training images of the embedded prior: procedural objects, meshed and rendered as in the loop.
 
-An instance is one random object of a kind. Its signed distance is meshed by marching tetrahedra and a batch of
-views of that mesh is rendered by the scene's own functions: world-space normals, mask, and the shaded image under
-the default environment with the object's true material. Workers write shards; `load_views` puts them together.
+An instance is one random object of a kind. Its signed distance is meshed by marching tetrahedra and a batch
+of views of that mesh is rendered by the scene's own functions: world-space normals, mask, and the shaded
+image under the default environment with the object's true material. Workers write shards; `load_views` puts
+them together.
 
 Legend: N views, S pixels a side.
 """
@@ -38,9 +39,9 @@ SHAPE_STREAM, CAMERA_STREAM = 1, 2
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is rendered. box is the side of the cube that the tet grid fills; objects reach 0.75 from the origin.
+    """What is rendered. box is the side of the tet grid's cube; objects reach 0.75 from the origin.
 
-    The cameras keep the whole object in the picture: a prior that has seen cut objects grows parts without end.
+    The cameras keep the whole object in the picture: a prior that has seen cut objects grows parts for ever.
     """
 
     kinds: tuple[str, ...] = KINDS
@@ -53,15 +54,18 @@ class DataConfig:
     environment: LightConfig = field(default_factory=LightConfig)
     cameras: CameraConfig = field(
         default_factory=lambda: CameraConfig(
-            camera_random_jitter=0.15, fovy_range=(36.0, 46.0), elevation_range=(-10.0, 45.0), azimuth_spread="batch"
+            camera_random_jitter=0.15,
+            fovy_range=(36.0, 46.0),
+            elevation_range=(-10.0, 45.0),
+            azimuth_spread="batch",
         )
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
 class Views:
-    """N rendered views. normal is world-space, ×127, background 0; mask and shaded (sRGB, black background) are
-    ×255; kind [N] indexes the config's kinds, view [N] is `Cameras.view_index`."""
+    """N rendered views. normal is world-space, ×127, background 0; mask and shaded (sRGB, black background)
+    are ×255; kind [N] indexes the config's kinds, view [N] is `Cameras.view_index`."""
 
     normal: Int8[Tensor, "N 3 S S"]
     mask: UInt8[Tensor, "N 1 S S"]

@@ -1,8 +1,8 @@
 """Training of the denoiser and its text encoder on all three image domains at once.
 
-The noise is predicted (epsilon), t is uniform, and a third of each batch each is a coarse image (its normals turned
-afresh), the latent of a normal image, and the latent of a shaded image. What is kept is a running average of the
-weights.
+The noise is predicted (epsilon), t is uniform, and a third of each batch each is a coarse image (its
+normals turned afresh), the latent of a normal image, and the latent of a shaded image. What is kept is a
+running average of the weights.
 """
 
 import copy
@@ -32,7 +32,7 @@ REPORT_EVERY = 100
 
 @dataclass
 class Denoiser:
-    """Everything that a checkpoint holds: the networks, their averages, the optimiser and how far it all is."""
+    """What a checkpoint holds: the networks, their averages, the optimiser and how far it all is."""
 
     unet: nn.Module
     text_encoder: nn.Module
@@ -44,6 +44,8 @@ class Denoiser:
     # Of training as planned when it began; a resumed run trains for what is left of it.
     planned_seconds: float = 0.0
     rate_factor: float = 1.0
+    # Of all calls together, start to checkpoint.
+    spent_seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
 
     @property
@@ -76,7 +78,7 @@ class Denoiser:
             setattr(self, name, state["numbers"][name])
 
 
-_NUMBERS = ("step", "progress", "planned_seconds", "rate_factor", "history")
+_NUMBERS = ("step", "progress", "planned_seconds", "rate_factor", "spent_seconds", "history")
 
 
 def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device) -> Denoiser:
@@ -96,7 +98,7 @@ def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is learnt from: latents of all views, the factor on the VAE's, and the captions with their tokens."""
+    """Latents of all views, the factor on the VAE's, and the captions with their tokens."""
 
     latents: Latents
     scaling_factor: float
@@ -166,8 +168,8 @@ def train_denoiser(
 ) -> None:
     """Until `pace` says 1, or time.monotonic() passes `stop_at`.
 
-    pick_unet is asked every REPORT_EVERY steps which module to call for the denoiser (the compiled one, once it
-    is there); checkpoint(denoiser) is called every `checkpoint_seconds` and at the end.
+    pick_unet is asked every REPORT_EVERY steps which module to call for the denoiser (the compiled one,
+    once it is there); checkpoint(denoiser) is called every `checkpoint_seconds` and at the end.
 
     Raises:
         FloatingPointError: the loss is not a sensible number any more; the checkpoints before are sound.

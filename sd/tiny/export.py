@@ -26,12 +26,11 @@ logger = logging.getLogger(__name__)
 TILE = 64
 
 
-def export(
-    run: "Run", denoiser: Denoiser, vae: nn.Module, tokenizer, latents: Latents, views: Views, seconds: float
-) -> None:
+def export(run: "Run", denoiser: Denoiser, vae: nn.Module, tokenizer, latents: Latents, views: Views) -> None:
     """The averaged weights as a folder in diffusers layout with its card; sample grids in the work folder.
 
-    The folder is made beside its place and moved there when it is complete and the project's own loader reads it.
+    The folder is made beside its place and moved there when it is complete and the project's own loader
+    reads it.
     """
     unet, text_encoder = denoiser.averages
     fresh = run.options.out.with_name(f".{run.options.out.name}.new")
@@ -42,7 +41,7 @@ def export(
     sample_grids((unet, text_encoder, vae), tokenizer, run.data.kinds, means, run.work, run.autocast)
     data_grid(vae, views, len(run.data.kinds), run.work / "data_and_vae.png")
     side_by_side([run.work / f"samples_{domain}.png" for domain in DOMAINS], run.shape.image_size, fresh)
-    (fresh / "README.md").write_text(model_card(run.data, _figures(run, denoiser, vae, views, seconds)))
+    (fresh / "README.md").write_text(model_card(run.data, _figures(run, denoiser, vae, views)))
     shutil.rmtree(run.options.out, ignore_errors=True)
     run.options.out.parent.mkdir(parents=True, exist_ok=True)
     fresh.rename(run.options.out)
@@ -81,7 +80,7 @@ def side_by_side(paths: list[Path], tile: int, folder: Path) -> None:
     row.save(folder / "samples.png", optimize=True)
 
 
-def _figures(run: "Run", denoiser: Denoiser, vae: nn.Module, views: Views, seconds: float) -> dict:
+def _figures(run: "Run", denoiser: Denoiser, vae: nn.Module, views: Views) -> dict:
     counts = {name: models.parameter_count(network) / 1e6 for name, network in (
         ("unet", denoiser.unet), ("vae", vae), ("text", denoiser.text_encoder)
     )}  # fmt: skip
@@ -94,7 +93,7 @@ def _figures(run: "Run", denoiser: Denoiser, vae: nn.Module, views: Views, secon
         "image": run.shape.image_size,
         "instances": len(views) // (run.data.views * len(run.data.kinds)),
         "device": device,
-        "total": seconds / 60,
+        "total": denoiser.spent_seconds / 60,
         "steps_done": denoiser.step,
         "batch": run.options.batch,
         "losses": ", ".join(f"{domain} {last[domain]:.4f}" for domain in DOMAINS if domain in last)

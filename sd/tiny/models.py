@@ -1,8 +1,9 @@
 """The networks of the embedded prior and its folder: a Stable Diffusion in diffusers layout, only small.
 
-Sizes. The denoiser's layout was chosen by its time on 2 CPU cores (a guidance batch of 8 at 32×32×4, 77 tokens): four
-levels (48, 96, 128, 128) with attention at 8×8 and 4×4 take 0.7 of the time of three levels (48, 96, 192) with
-attention at 16×16 and 8×8, at 7.4 M parameters instead of 9.4 M: attention over 16×16 is what costs.
+Sizes. The denoiser's layout was chosen by its time on 2 CPU cores (a guidance batch of 8 at 32×32×4, 77
+tokens): four levels (48, 96, 128, 128) with attention at 8×8 and 4×4 take 0.7 of the time of three levels
+(48, 96, 192) with attention at 16×16 and 8×8, at 7.4 M parameters instead of 9.4 M: attention over 16×16 is
+what costs.
 """
 
 import json

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class Pace:
     """Progress from `start` towards 1, reached after `seconds` or, where given, `steps`.
 
-    Learning rates follow progress, so a stage always ends with its schedule complete, however fast the machine is.
+    Learning rates follow progress, so a stage always ends with its schedule complete.
     """
 
     seconds: float

@@ -1,8 +1,8 @@
 """A small CLIP tokenizer: byte-level pair encoding learnt on the captions.
 
-Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016), in CLIP's form: lower case,
-words end in "</w>". The vocabulary holds all 256 bytes, inside and at the end of a word, so that any text
-tokenises; whole words of the captions become one token each.
+Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016), in CLIP's form: lower
+case, words end in "</w>". The vocabulary holds all 256 bytes, inside and at the end of a word, so that any
+text tokenises; whole words of the captions become one token each.
 """
 
 import json
@@ -40,7 +40,7 @@ def split_words(text: str) -> list[str]:
 
 
 def learn_merges(texts: Iterable[str], limit: int = 1400) -> list[tuple[str, str]]:
-    """Pairs to join, the most frequent first, until every word of the texts is one symbol or `limit` is reached."""
+    """Pairs to join, the most frequent first, until every word is one symbol or `limit` is reached."""
     symbols = byte_symbols()
     counts = Counter(word for text in texts for word in split_words(text))
     words = {word: [symbols[byte] for byte in word.encode()] for word in counts}

@@ -1,11 +1,14 @@
-"""Make the embedded prior, data/tiny-sd, from nothing: `python3 -m sd.tiny.train --out data/tiny-sd --minutes 8`.
+"""Make the embedded prior, data/tiny-sd, from nothing.
 
-Four stages in one command: render views of procedural objects, train the VAE, encode all views, train the denoiser
-with its text encoder. Each leaves its result in the work folder, the denoiser a checkpoint every minute; the same
-command goes on where a killed one stopped. Made for one large GPU; `--toy` runs the same code on a CPU in seconds.
+    python3 -m sd.tiny.train --out data/tiny-sd --minutes 8
 
---minutes is the whole training, start to export; --stop-after ends this call earlier, for machines that lend their
-time in pieces. --init starts from the weights of an earlier folder (its VAE is kept as it is).
+Four stages in one command: render views of procedural objects, train the VAE, encode all views, train the
+denoiser with its text encoder. Each leaves its result in the work folder, the denoiser a checkpoint every
+minute; the same command goes on where a killed one stopped. Made for one large GPU; `--toy` runs the same
+code on a CPU in seconds.
+
+--minutes is the whole training, start to export; --stop-after ends this call earlier, for machines that
+lend their time in pieces. --init starts from the weights of an earlier folder (its VAE is kept as it is).
 --export-only writes the folder from the last checkpoint.
 """
 
@@ -25,6 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from dataset.cameras import step_generator
 from render.shade.light import LightConfig
 from sd.tiny import models
 from sd.tiny.autoencoder import Latents, encode_views, train_vae
@@ -44,6 +48,7 @@ STARTED = time.monotonic()
 RENDERING_SHARE, VAE_SHARE = 0.2, 0.14
 EXPORT_SECONDS = 20.0
 MOST_DIVERGENCES = 4
+VAE_STREAM, DENOISER_STREAM = 10, 11
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,10 @@ class Run:
     def seconds(self) -> float:
         return self.options.minutes * 60
 
-    def generator(self, stream: int) -> torch.Generator:
-        """On the device. Batches need not repeat exactly in a resumed run, so its seed moves on with the clock."""
-        seed = self.options.seed * 1000 + stream + (time.time_ns() if self.options.resumed else 0)
-        return torch.Generator(self.device).manual_seed(seed % 2**62)
+    def generator(self, stream: int, step: int = 0) -> torch.Generator:
+        """On the device; each stage, and each step at which a run resumes, has numbers of its own."""
+        mixed = step_generator(self.options.seed, 0, step, stream)
+        return torch.Generator(self.device).manual_seed(mixed.initial_seed())
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -104,7 +109,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.workers is None:
         options.workers = 6 if options.device.startswith("cuda") else 0
-    options.resumed = (options.work / "denoiser.pt").exists()
     return options
 
 
@@ -136,7 +140,7 @@ def claim_work_folder(run: Run) -> None:
     settings = json.loads(json.dumps({"shape": asdict(run.shape), "data": _plain(run.data)}))
     if path.exists() and json.loads(path.read_text()) != settings:
         raise ValueError(
-            f"--work {run.work}: it was begun with other settings (see {path}); give those, or an empty --work"
+            f"--work {run.work}: it was begun with other settings ({path}); give those or an empty --work"
         )
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -168,7 +172,7 @@ def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module
     if run.options.init is None:
         history: list[dict] = []
         pace = Pace(VAE_SHARE * run.seconds, steps=20 if run.options.toy else None)
-        train_vae(vae, views, pace, run.options.vae_batch, run.generator(1), run.autocast, history)
+        train_vae(vae, views, pace, run.options.vae_batch, run.generator(VAE_STREAM), run.autocast, history)
         draw_curves(history, ("l1",), run.work / "vae_curve.png")
     state = {"weights": vae.state_dict(), "scaling_factor": vae.config.scaling_factor}
     torch.save(state, path.with_suffix(".new"))
@@ -197,7 +201,8 @@ def unet_picker(run: Run) -> Callable[[torch.nn.Module], torch.nn.Module]:
     return pick
 
 
-def checkpoint(run: Run, denoiser: Denoiser) -> None:
+def checkpoint(run: Run, denoiser: Denoiser, spent_before: float) -> None:
+    denoiser.spent_seconds = spent_before + _elapsed()
     denoiser.save(run.work / "denoiser.pt")
     (run.work / "denoiser_history.json").write_text(json.dumps(denoiser.history))
     draw_curves(denoiser.history, DOMAINS, run.work / "denoiser_curve.png")
@@ -208,7 +213,12 @@ def fit(run: Run, denoiser: Denoiser, corpus: Corpus, pick_unet: Callable) -> No
     left = max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0)
     if denoiser.planned_seconds == 0:
         denoiser.planned_seconds = left
-    checkpoint(run, denoiser)
+    spent_before = denoiser.spent_seconds
+
+    def save(current: Denoiser) -> None:
+        checkpoint(run, current, spent_before)
+
+    save(denoiser)
     for attempt in range(MOST_DIVERGENCES):
         left = max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0)
         seconds = min(left, (1 - denoiser.progress) * denoiser.planned_seconds)
@@ -219,10 +229,10 @@ def fit(run: Run, denoiser: Denoiser, corpus: Corpus, pick_unet: Callable) -> No
                 corpus,
                 Pace(seconds, steps, denoiser.progress),
                 run.options.batch,
-                run.generator(2 + attempt),
+                run.generator(DENOISER_STREAM + attempt, denoiser.step),
                 run.autocast,
                 pick_unet,
-                lambda current: checkpoint(run, current),
+                save,
                 stop_at=STARTED + run.options.stop_after * 60 - EXPORT_SECONDS,
             )
             return
@@ -263,7 +273,7 @@ def train(run: Run) -> None:
         tokens = models.tokenize(tokenizer, captions.captions).to(run.device)
         fit(run, denoiser, Corpus(latents, vae.config.scaling_factor, captions, tokens), pick_unet)
         logger.info("%.0f s: denoiser at step %d", _elapsed(), denoiser.step)
-    export(run, denoiser, vae, tokenizer, latents, views, _elapsed())
+    export(run, denoiser, vae, tokenizer, latents, views)
     if denoiser.progress >= 1 and not options.keep_data:
         shutil.rmtree(run.work / "views")
     logger.info("%.0f s: %s written", _elapsed(), options.out)
