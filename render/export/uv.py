@@ -38,7 +38,9 @@ class ExportConfig:
     texture_res: tuple[TextureSide, TextureSide] = Field(
         (1024, 1024), description="height and width of the baked textures in pixels"
     )
-    uv_padding_block: int = Field(4, ge=0, le=64, description="empty texels between charts of the UV atlas")
+    uv_padding_block: int = Field(
+        4, ge=0, le=64, description="empty texels around every chart of the UV atlas"
+    )
     unwrap: Method = Field(
         "auto",
         description=f"UV unwrapper: xatlas, uvunwrap, or auto (xatlas up to {XATLAS_MOST_FACES} faces)",
@@ -48,7 +50,7 @@ class ExportConfig:
 def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int) -> Mesh:
     """The same mesh with new uv in [0,1], uv_faces and tangents; no chart mirrored, none overlapping another.
 
-    resolution is (height, width) of the texture, padding the texels between charts. Positions and faces stay
+    resolution is (height, width) of the texture, padding the texels kept free around each chart. Positions and faces stay
     as they are. Raises ValueError where the mesh has no faces or no unwrapper is installed.
     """
     if len(mesh.faces) == 0:
@@ -102,8 +104,7 @@ def _run_xatlas(positions: np.ndarray, faces: np.ndarray, side: int, padding: in
     # What it calls rotating swaps u and v, which mirrors the chart.
     pack_options.rotate_charts = False
     pack_options.resolution = side
-    # The packed atlas comes out up to a third larger than asked for, and shrinks again with its padding.
-    pack_options.padding = padding + (padding + 2) // 3
+    pack_options.padding = padding
     atlas = xatlas.Atlas()
     atlas.add_mesh(positions, faces)
     atlas.generate(chart_options, pack_options)
