@@ -104,8 +104,7 @@ def _clean(
     path: Path, v_pos: np.ndarray, faces: np.ndarray, uv: np.ndarray | None, uv_faces: np.ndarray | None
 ) -> MeshFile:
     """Weld equal positions, drop faces that collapse by it, then vertices and uv without a face."""
-    # Adding 0 makes −0 and 0 the same bytes.
-    positions, welded = np.unique(v_pos.astype(np.float32) + np.float32(0), axis=0, return_inverse=True)
+    positions, welded = np.unique(v_pos.astype(np.float32), axis=0, return_inverse=True)
     faces = welded.reshape(-1)[faces]
     whole = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
     if not whole.any():
@@ -123,7 +122,7 @@ def _uv_of_positions(
     faces: np.ndarray, uv: np.ndarray, uv_faces: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """One uv vertex for each different (position, uv) that occurs."""
-    values, welded = np.unique(uv + np.float32(0), axis=0, return_inverse=True)
+    values, welded = np.unique(uv, axis=0, return_inverse=True)
     keys, uv_faces = np.unique(faces * len(values) + welded.reshape(-1)[uv_faces], return_inverse=True)
     return np.ascontiguousarray(values[keys % len(values)]), uv_faces.reshape(-1, 3).astype(np.int64)
 

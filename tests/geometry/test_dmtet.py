@@ -141,7 +141,9 @@ def test_config_ranges():
 @pytest.mark.gpu
 def test_cuda_mesh_equals_cpu(fitted):
     expected = fitted[0].mesh()
-    cuda = small_dmtet().cuda()
+    cuda = small_dmtet()
+    cuda.field()  # what was pinned on the CPU must not stay there
+    cuda = cuda.cuda()
     cuda.load_state_dict(fitted[0].state_dict())
     mesh = cuda.mesh()
     assert torch.equal(mesh.faces.cpu(), expected.faces)

@@ -8,7 +8,7 @@ import torch
 import trimesh
 from scipy.optimize import brentq
 
-from geometry.start_shape import FitPool, StartShapeConfig, build_start_shape, make_fit_pool
+from geometry.start_shape import FitPool, StartShape, StartShapeConfig, build_start_shape, make_fit_pool
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -122,6 +122,15 @@ def test_mesh_with_a_hole_keeps_its_sign(ball):
     assert ((shape.signed_distance(points) < 0) != (expected < 0))[far].float().mean() < 0.005
 
 
+def test_open_half_is_closed_by_the_flattest_cap(ball):
+    shape = ball(keep=lambda centre: centre[:, 2] < 0)
+    rim = shape.v_pos[:, 2].amax().item()
+    side = torch.rand(500, 2, generator=seeded()) - 0.5
+    for height, inside in ((-0.1, True), (0.1, False), (0.3, False)):
+        points = torch.cat([side, torch.full((500, 1), rim + height)], -1)
+        assert ((shape.signed_distance(points) < 0) == inside).all()
+
+
 def test_flipped_faces_keep_the_sign_and_never_change_the_distance(ball):
     flip = np.random.default_rng(0).random(5120) < 0.1
     shape, points = ball(flip=flip), box_points_in(4000)
@@ -146,6 +155,15 @@ def test_surface_points_are_uniform_by_area_and_on_the_surface():
     cap = points[points[:, 2] > 0.4 - 1e-6]
     assert cap[:, 0].square().mean().item() == pytest.approx(0.75**2 / 4, rel=0.03)
     assert torch.equal(points, shape.sample_surface(40_000, seeded()))
+
+
+def test_points_spread_evenly_within_a_triangle():
+    shape = StartShape(torch.eye(3, dtype=torch.float64), torch.tensor([[0, 1, 2]]))
+    barycentric = shape.sample_surface(20_000, seeded())
+    assert barycentric.min() >= 0 and torch.allclose(barycentric.sum(-1), torch.ones(20_000))
+    # Moments of the uniform density on a triangle: E[b] = 1/3, E[b²] = 1/6.
+    assert barycentric.mean(0).tolist() == pytest.approx([1 / 3] * 3, rel=0.02)
+    assert barycentric.square().mean(0).tolist() == pytest.approx([1 / 6] * 3, rel=0.03)
 
 
 def test_fit_pool_groups_and_distances():
