@@ -50,8 +50,8 @@ class ExportConfig:
 def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int) -> Mesh:
     """The same mesh with new uv in [0,1], uv_faces and tangents; no chart mirrored, none overlapping another.
 
-    resolution is (height, width) of the texture, padding the texels kept free around each chart. Positions and faces stay
-    as they are. Raises ValueError where the mesh has no faces or no unwrapper is installed.
+    resolution is (height, width) of the texture, padding the texels kept free around each chart. Positions
+    and faces stay as they are. Raises ValueError where the mesh has no faces or no unwrapper is installed.
     """
     if len(mesh.faces) == 0:
         raise ValueError("cannot unwrap a mesh without faces")
