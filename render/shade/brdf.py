@@ -89,7 +89,7 @@ def shade(
     """Linear RGB radiance towards the viewer (METHOD section 4).
 
     kd linear albedo; ks (occlusion, roughness, metallic), each in [0, 1], where occlusion 0 is fully open;
-    normal unit; view unit, from the surface to the viewer; table from `split_sum_table`, None for the usual one.
+    normal unit; view unit, from the surface to the viewer; table from `split_sum_table`, None: the usual one.
     The light is fixed to the axes in which normal and view are given: turn both into camera axes (see
     light.camera_rotation) for a light that moves with the camera.
     """

@@ -2,8 +2,8 @@
 
 Directions are world space, right-handed, +y up; they need not be unit length.
 Lat-long map (equirectangular): row 0 is straight up (+y), the last row straight down. The centre of the
-image shows −z, what a camera in front of the object (on +z, azimuth 0) has behind the object; a quarter of the
-width further right is +x; the left and right borders meet at +z.
+image shows −z, what a camera in front of the object (on +z, azimuth 0) has behind the object; a quarter of
+the width further right is +x; the left and right borders meet at +z.
 Cube map [6,R,R,3]: faces +x, −x, +y, −y, +z, −z; rows and columns run along the axes in `FACE_AXES`.
 A cube is sampled from a table in which every face has a border of one texel taken from its neighbours, so
 that bilinear lookups are continuous over edges and corners.
@@ -52,11 +52,18 @@ def face_coordinates(
     direction: Float[Tensor, "N 3"],
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N 2"]]:
     """Face index and (column, row) coordinates in [−1, 1] on that face; differentiable in direction."""
-    magnitude, axis = direction.detach().abs().max(-1)
-    signed = direction.detach().gather(1, axis[:, None])[:, 0]
-    face = 2 * axis + (signed < 0)
-    local = (_axes(direction)[face] * direction[:, None, :]).sum(-1)
-    return face, local[:, 1:] / local[:, :1].clamp_min(torch.finfo(direction.dtype).tiny)
+    x, y, z = direction.unbind(-1)
+    with torch.no_grad():
+        on_x = (x.abs() >= y.abs()) & (x.abs() >= z.abs())
+        on_y = ~on_x & (y.abs() >= z.abs())
+        sign = torch.where(on_x, x, torch.where(on_y, y, z)).sign()
+        face = torch.where(on_x, 0, torch.where(on_y, 2, 4)) + (sign < 0)
+    # `FACE_AXES` written out: this is the inner loop of the prefilter.
+    outward = torch.where(on_x, x, torch.where(on_y, y, z)).abs()
+    column = torch.where(on_x, -z * sign, torch.where(on_y, x, x * sign))
+    row = torch.where(on_y, z * sign, -y)
+    scale = outward.clamp_min(torch.finfo(direction.dtype).tiny).reciprocal()
+    return face, torch.stack([column * scale, row * scale], -1)
 
 
 @lru_cache(maxsize=32)
