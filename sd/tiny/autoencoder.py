@@ -21,9 +21,9 @@ from sd.tiny.pace import Pace, cosine_rate
 
 logger = logging.getLogger(__name__)
 
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 1.5e-3
 # Of the divergence from N(0, 1), in nats per latent number, against errors per colour value.
-KL_WEIGHT = 3e-4
+KL_WEIGHT = 5e-5
 AUGMENTED_SHARE = 0.5
 
 

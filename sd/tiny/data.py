@@ -45,8 +45,8 @@ class DataConfig:
     """
 
     kinds: tuple[str, ...] = KINDS
-    instances: int = 320
-    views: int = 20
+    instances: int = 250
+    views: int = 18
     image_size: int = 128
     grid: int = 128
     box: float = 1.7

@@ -94,10 +94,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="KIND",
         help=f"of {', '.join(KINDS)}",
     )
-    add("--instances", type=int, default=320, help="objects of a kind, at most")
-    add("--views", type=int, default=20, help="of each object")
+    add("--instances", type=int, default=250, help="objects of a kind, at most")
+    add("--views", type=int, default=18, help="of each object")
     add("--batch", type=int, default=512, help="of the denoiser")
-    add("--vae-batch", type=int, default=96)
+    add("--vae-batch", type=int, default=128)
     add("--workers", type=int, help="rendering processes; default 6 on CUDA, else 0 (this one)")
     add("--env-scale", type=float, default=1.0, help="factor on the default environment")
     add("--seed", type=int, default=1)

@@ -15,6 +15,7 @@ from sd.tiny.captions import DROPPED_SHARE, TEMPLATES, VIEW_SHARE, CaptionTable
 from sd.tiny.denoiser import domain_sizes, draw_latents
 from sd.tiny.models import SCHEDULE, Shape, build_scheduler, build_unet, parameter_count
 from sd.tiny.pace import Pace, cosine_rate
+from sd.tiny.samples import ddim
 from sd.tiny.tokenizer import byte_symbols, learn_merges, write_tokenizer
 
 TWO_KINDS = ("mug", "ice_cream")
@@ -102,6 +103,22 @@ def test_schedule_is_stable_diffusions():
 def test_denoiser_has_the_stated_size():
     assert 5e6 < parameter_count(build_unet(Shape())) < 8e6
     assert Shape().image_size == 128
+
+
+def test_sampling_finds_the_only_image_that_there_is():
+    # For data concentrated at mu, the noise in x_t is (x_t − sqrt(abar) mu) / sqrt(1 − abar). DDIM steps keep
+    # that noise, so the last image is mu under the noise of SD's first step, sqrt(0.00085).
+    abar = build_scheduler().alphas_cumprod
+    mu = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    def denoiser(noisy, timesteps, encoder_hidden_states, return_dict):
+        signal = abar[timesteps].view(-1, 1, 1, 1)
+        return ((noisy - signal.sqrt() * mu) / (1 - signal).sqrt(),)
+
+    text, empty = torch.ones(3, 77, 16), torch.zeros(1, 77, 16)
+    found = ddim(denoiser, text, empty, torch.zeros(1, 4, 8, 8), torch.Generator().manual_seed(0))
+    assert found.shape == (3, 4, 8, 8)
+    assert (found - mu).square().mean().sqrt().item() == pytest.approx(0.00085**0.5, rel=0.1)
 
 
 def test_spun_normals_are_turned_and_the_background_stays():
