@@ -9,12 +9,13 @@ from collections.abc import Callable
 import torch
 
 from dataset.objects.draw import Draw
-from dataset.objects.fruit import pineapple, strawberry
+from dataset.objects.fruit import apple, pineapple, strawberry
 from dataset.objects.furniture import chair
-from dataset.objects.nature import mushroom
+from dataset.objects.nature import cactus, mushroom, snowman
 from dataset.objects.solid import Part, ProceduralObject
-from dataset.objects.vehicles import car
-from dataset.objects.vessels import mug
+from dataset.objects.sweets import ice_cream_cone
+from dataset.objects.vehicles import car, rocket
+from dataset.objects.vessels import mug, teapot
 
 __all__ = ["KINDS", "Part", "ProceduralObject", "make_object"]
 
@@ -25,6 +26,12 @@ _MAKERS: dict[str, Callable[[Draw], ProceduralObject]] = {
     "mug": mug,
     "car": car,
     "chair": chair,
+    "snowman": snowman,
+    "teapot": teapot,
+    "cactus": cactus,
+    "rocket": rocket,
+    "ice_cream_cone": ice_cream_cone,
+    "apple": apple,
 }
 
 KINDS: tuple[str, ...] = tuple(_MAKERS)

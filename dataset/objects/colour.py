@@ -48,6 +48,12 @@ def ramp(value: Tensor, low: float, high: float) -> Tensor:
     return ((value - low) / (high - low)).clamp(0, 1)
 
 
+def smooth_ramp(value: Tensor, low: float, high: float) -> Tensor:
+    """`ramp` with no kink at either end: 3t² − 2t³."""
+    t = ramp(value, low, high)
+    return t * t * (3 - 2 * t)
+
+
 def bell(value: Tensor, width: float) -> Tensor:
     """1 at 0, smoothly 0 from |value| = width on."""
     return torch.where(value.abs() < width, 0.5 + 0.5 * torch.cos(value * (math.pi / width)), 0.0)

@@ -1,11 +1,11 @@
-"""Pineapple and strawberry. Both are round about +y, so they may be turned freely."""
+"""Pineapple, strawberry and apple. All are round about +y, so they may be turned freely."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from dataset.objects.colour import bell, colour, mix, plain, ramp, shade, spots, tint
+from dataset.objects.colour import bell, colour, mix, plain, ramp, shade, smooth_ramp, spots, tint
 from dataset.objects.draw import Draw
 from dataset.objects.primitives import (
     Coordinates,
@@ -17,6 +17,7 @@ from dataset.objects.primitives import (
     sectors,
     shift,
     smooth_union,
+    turn_x,
     union,
 )
 from dataset.objects.solid import Part, ProceduralObject, place
@@ -124,3 +125,38 @@ def strawberry(draw: Draw) -> ProceduralObject:
         Part("cap", cap, plain(leaf_colour), roughness=draw.uniform(0.5, 0.7)),
     )
     return place("strawberry", parts, draw.angle())
+
+
+def apple(draw: Draw) -> ProceduralObject:
+    """A sphere with a pit at either end, narrower below, with a stalk and a leaf."""
+    offset, tube = draw.vary(0.20, 0.08), draw.vary(0.37, 0.04)
+    tall, taper = draw.uniform(1.20, 1.32), draw.uniform(0.14, 0.22)
+
+    def body(p: Coordinates) -> Distance:
+        # The outside of a ring whose tube is wider than its hole: dimpled at the poles.
+        radius = norm(p[0], p[2]) * (1 + taper * smooth_ramp(p[1], 0.25, -0.55))
+        return (norm(radius - offset, p[1] / tall) - tube) * 0.9
+
+    tilt, leafed = draw.uniform(0.03, 0.12), draw.chance(0.85)
+    pit = tall * math.sqrt(tube**2 - offset**2)
+
+    def stalk(p: Coordinates) -> Distance:
+        return round_cone(p, (0.0, pit - 0.12, 0.0), (tilt, pit + 0.18, 0.0), 0.045, 0.055)
+
+    def leaf(p: Coordinates) -> Distance:
+        lifted = turn_x(shift(p, (0.6 * tilt, pit + 0.13, 0.0)), -0.35)
+        joints = [(-0.02, 0.0), (0.09, 0.01), (0.20, 0.01), (0.33, -0.02)]
+        return blade(lifted, joints, (0.032, 0.052, 0.050, 0.022), 2.0)
+
+    fresh = draw.usually(colour("#c9221d"), (colour("#7fb23a"), colour("#dcb834")), 0.7)
+    skin, blush = tint(draw, fresh), tint(draw, draw.usually(colour("#e2b23c"), (fresh,), 0.6))
+
+    def flesh(p: Coordinates) -> Tensor:
+        return mix(skin, blush, 0.75 * ramp(norm(p[0], p[2]), 0.32, 0.05))
+
+    parts = (
+        Part("body", body, flesh, roughness=draw.uniform(0.3, 0.4)),
+        Part("stalk", stalk, plain(tint(draw, colour("#6d4a2a"))), 0.8),
+        Part("leaf", leaf, plain(tint(draw, colour("#4c9e35"))), 0.6),
+    )
+    return place("apple", parts if leafed else parts[:2], draw.angle())

@@ -1,19 +1,28 @@
-"""Mushroom. It is round about +y, so it may be turned freely."""
+"""Mushroom, round about +y and turned freely; cactus, its arms at ±x; snowman, who looks to +z."""
+
+import math
 
 import torch
 from torch import Tensor
 
-from dataset.objects.colour import bell, colour, mix, ramp, spots, tint
+from dataset.objects.colour import bell, colour, mix, plain, ramp, shade, spots, tint
 from dataset.objects.draw import Draw
 from dataset.objects.primitives import (
     Coordinates,
     Distance,
+    chain,
+    cylinder,
     ellipsoid,
+    mirror_x,
     norm,
     round_cone,
+    sectors,
+    shift,
     smooth_intersection,
     smooth_union,
+    sphere,
     torus,
+    union,
 )
 from dataset.objects.solid import Part, ProceduralObject, place
 
@@ -71,3 +80,120 @@ def mushroom(draw: Draw) -> ProceduralObject:
         ),
     )
     return place("mushroom", parts, draw.angle())
+
+
+def cactus(draw: Draw) -> ProceduralObject:
+    """A ribbed column with an arm on either side, in a clay pot; now and then in flower."""
+    thick, tall = draw.vary(0.20, 0.07), draw.vary(0.80, 0.06)
+    ribs, depth = draw.integer(9, 11), draw.uniform(0.016, 0.022)
+    arms = [
+        (side, draw.uniform(low, low + 0.08), draw.vary(0.36, 0.06), draw.vary(0.30, 0.12))
+        for side, low in draw.usually(((1, 0.20), (-1, 0.36)), (((1, 0.36), (-1, 0.20)),))
+    ]
+    arm = draw.vary(0.105, 0.06)
+    rim, foot, deep = draw.vary(0.32, 0.05), draw.vary(0.23, 0.05), draw.vary(0.40, 0.06)
+
+    def flutes(p: Coordinates) -> Tensor:
+        """Ribs of the column in [−1, 1], fading towards its axis, where they meet."""
+        return torch.cos(torch.atan2(p[0], p[2]) * ribs) * ramp(norm(p[0], p[2]), 0.02, 0.2)
+
+    def plant(p: Coordinates) -> Distance:
+        trunk = round_cone(p, (0.0, -0.15, 0.0), (0.0, tall - thick, 0.0), thick * 0.95, thick)
+        solid = (trunk - depth * flutes(p)) * 0.85
+        for side, low, out, up in arms:
+            elbow, hand = (side * out, low + 0.03, 0.0), (side * (out + 0.02), low + up, 0.0)
+            limb = chain(p, [(0.0, low, 0.0), elbow, hand], (arm, arm, 0.95 * arm))
+            solid = smooth_union(solid, limb, 0.06)
+        return solid
+
+    def pot(p: Coordinates) -> Distance:
+        wall = smooth_intersection(
+            (norm(p[0], p[2]) - rim - (p[1] + 0.05) * (rim - foot) / deep) * 0.95,
+            (p[1] + 0.05 + deep / 2).abs() - deep / 2,
+            0.04,
+        )
+        return smooth_union(wall, cylinder(p, (0.0, -0.08, 0.0), rim + 0.05, 0.07, 0.03), 0.02)
+
+    def soil(p: Coordinates) -> Distance:
+        return cylinder(p, (0.0, -0.08, 0.0), rim - 0.05, 0.085, 0.02)
+
+    def flower(p: Coordinates) -> Distance:
+        return sphere(sectors(shift(p, (0.0, tall, 0.0)), 5), (0.0, 0.0, 0.07), 0.07)
+
+    green = tint(draw, colour("#4a9148"))
+
+    def skin(p: Coordinates) -> Tensor:
+        return mix(shade(green, 0.55), green, ramp(flutes(p), -0.9, 0.3))
+
+    parts = (
+        Part("plant", plant, skin, draw.uniform(0.55, 0.75)),
+        Part(
+            "pot",
+            pot,
+            plain(tint(draw, draw.usually(colour("#bd6238"), (colour("#dcd4c4"), colour("#4a78a8")), 0.7))),
+            0.8,
+        ),
+        Part("soil", soil, plain(tint(draw, colour("#5b4130"))), 0.9),
+        Part("flower", flower, plain(tint(draw, colour("#e0569a"))), 0.6),
+    )
+    return place("cactus", parts if draw.chance(0.4) else parts[:3])
+
+
+def snowman(draw: Draw) -> ProceduralObject:
+    """Three balls of snow with a carrot, coals, arms of wood, and mostly a hat and a scarf."""
+    low, mid, head = draw.vary(0.38, 0.05), draw.vary(0.29, 0.05), draw.vary(0.22, 0.05)
+    belly = low + 0.62 * mid
+    chin = belly + 0.70 * mid
+    face = chin + 0.62 * head
+    wave, hatted, scarfed = draw.uniform(0.02, 0.20), draw.chance(0.8), draw.chance(0.65)
+
+    def snow(p: Coordinates) -> Distance:
+        balls = smooth_union(sphere(p, (0.0, 0.0, 0.0), low), sphere(p, (0.0, belly, 0.0), mid), 0.05)
+        return smooth_union(balls, sphere(p, (0.0, face, 0.0), head), 0.04)
+
+    def carrot(p: Coordinates) -> Distance:
+        return round_cone(p, (0.0, face, head - 0.06), (0.0, face - 0.02, head + 0.19), 0.068, 0.03)
+
+    def coals(p: Coordinates) -> Distance:
+        x, y, z = mirror_x(p)
+        eyes = sphere((x, y, z), (0.09, face + 0.05, 0.88 * head), 0.05)
+        buttons = [
+            sphere(p, (0.0, belly + mid * math.sin(a), mid * math.cos(a)), 0.052) for a in (0.45, -0.05)
+        ]
+        return union(eyes, *buttons)
+
+    def arms(p: Coordinates) -> Distance:
+        x, y, z = mirror_x(p)
+        hand = (mid + 0.25, belly + 0.12 + wave, 0.04)
+        fork = round_cone(
+            (x, y, z),
+            (mid + 0.15, belly + 0.11 + 0.66 * wave, 0.03),
+            (mid + 0.19, belly + 0.30 + wave, 0.03),
+            0.045,
+            0.04,
+        )
+        return union(round_cone((x, y, z), (0.5 * mid, belly + 0.04, 0.0), hand, 0.052, 0.045), fork)
+
+    def hat(p: Coordinates) -> Distance:
+        top = face + 0.74 * head
+        brim = cylinder(p, (0.0, top, 0.0), head + 0.07, 0.05, 0.04)
+        return smooth_union(brim, cylinder(p, (0.0, top + 0.13, 0.0), 0.80 * head, 0.16, 0.03), 0.03)
+
+    def scarf(p: Coordinates) -> Distance:
+        ring = torus(p, (0.0, chin - 0.01, 0.0), 0.72 * head + 0.03, 0.07)
+        end = round_cone(p, (0.10, chin - 0.03, 0.72 * head), (0.13, chin - 0.30, 0.95 * mid), 0.06, 0.065)
+        return smooth_union(ring, end, 0.03)
+
+    dark = tint(draw, colour("#37373c"))
+    cloth = tint(draw, draw.usually(colour("#c22a2a"), (colour("#2f6db5"), colour("#3f9a57")), 0.6))
+    parts = [
+        Part("snow", snow, plain(tint(draw, colour("#e6ebf0"), 0.05)), 0.85),
+        Part("carrot", carrot, plain(tint(draw, colour("#e9822a"))), 0.6),
+        Part("coals", coals, plain(dark), 0.7),
+        Part("arms", arms, plain(tint(draw, colour("#6f4a2a"))), 0.85),
+    ]
+    if hatted:
+        parts.append(Part("hat", hat, plain(dark), 0.75))
+    if scarfed:
+        parts.append(Part("scarf", scarf, plain(cloth), 0.9))
+    return place("snowman", tuple(parts))

@@ -91,7 +91,7 @@ def _surface_points(distance: Callable[[Tensor], Tensor], extent: float = 1.2, c
     for width in (cell / 2, cell / 4, cell / 8):
         middle = (points.amin(0) + points.amax(0)) / 2
         scores = torch.cat([points, -points, (points - middle).norm(dim=-1, keepdim=True)], 1)
-        outermost = points[scores.topk(12, dim=0).indices.flatten()].repeat(4, 1)
+        outermost = points[scores.topk(32, dim=0).indices.flatten()].repeat(2, 1)
         noise = width * torch.randn(outermost.shape, generator=scatter)
         points = torch.cat([points, _walk(distance, outermost + noise)])
     return points

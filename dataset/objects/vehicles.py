@@ -1,8 +1,10 @@
-"""Car. It drives towards +z."""
+"""Car, which drives towards +z, and rocket, its porthole at +z."""
+
+import math
 
 from torch import Tensor
 
-from dataset.objects.colour import colour, mix, plain, ramp, tint
+from dataset.objects.colour import colour, mix, plain, ramp, shade, tint
 from dataset.objects.draw import Draw
 from dataset.objects.primitives import (
     Coordinates,
@@ -14,6 +16,8 @@ from dataset.objects.primitives import (
     mirror_x,
     norm,
     polygon,
+    round_cone,
+    sectors,
     smooth_intersection,
     smooth_union,
     subtract,
@@ -108,3 +112,57 @@ def car(draw: Draw) -> ProceduralObject:
         Part("bumpers", bumpers, plain(colour("#6b6e74")), 0.6),
     )
     return place("car", parts)
+
+
+def rocket(draw: Draw) -> ProceduralObject:
+    """A spindle that stands on four fins, with a nose of another colour, a porthole at +z and a nozzle."""
+    radius, length = draw.vary(0.28, 0.06), draw.vary(0.54, 0.06)
+    fin, drop = draw.vary(0.27, 0.08), draw.uniform(0.16, 0.24)
+    nose = draw.vary(0.30, 0.1)
+    blade = [
+        (0.10, 0.05 - 0.45 * length),
+        (radius + 0.02, -0.35 * length),
+        (radius + fin, -length - drop + 0.10),
+    ]
+    blade += [(radius + fin, -length - drop), (radius + fin - 0.08, -length - drop), (0.10, -length + 0.02)]
+
+    def hull(p: Coordinates) -> Distance:
+        lower = round_cone(p, (0.0, 0.0, 0.0), (0.0, 0.17 - length, 0.0), radius, 0.66 * radius)
+        upper = round_cone(p, (0.0, 0.0, 0.0), (0.0, length + 0.10, 0.0), radius, 0.045)
+        belly = ellipsoid(p, (0.0, 0.08, 0.0), (radius * 1.08, 0.95 * length, radius * 1.08))
+        return smooth_union(union(lower, upper), belly, 0.08)
+
+    def skin(p: Coordinates) -> Distance:
+        return smooth_intersection(hull(p), p[1] - nose - 0.05, 0.01)
+
+    def tip(p: Coordinates) -> Distance:
+        return smooth_intersection(hull(p) - 0.015, nose - p[1], 0.02)
+
+    def fins(p: Coordinates) -> Distance:
+        x, y, z = sectors(p, 4, math.pi / 4)
+        return extrude(polygon(z, y, blade), x, 0.025) - 0.035
+
+    def nozzle(p: Coordinates) -> Distance:
+        return round_cone(p, (0.0, 0.12 - length, 0.0), (0.0, -length - 0.01, 0.0), 0.10, 0.15)
+
+    def disc(p: Coordinates, size: float, out: float) -> Distance:
+        return box2(norm(p[0], p[1] - 0.06), p[2] - 0.9 * radius, (size, 0.15 * radius + out), 0.02)
+
+    def frame(p: Coordinates) -> Distance:
+        return disc(p, 0.145, 0.045)
+
+    def pane(p: Coordinates) -> Distance:
+        return disc(p, 0.085, 0.06)
+
+    shell = tint(draw, draw.usually(colour("#e9e7e2"), (colour("#c3c8ce"), colour("#efb93a")), 0.7), 0.06)
+    trim = tint(draw, draw.usually(colour("#cf2a22"), CAR_COLOURS, 0.6))
+    steel, metal = tint(draw, colour("#8f959c")), draw.uniform(0.3, 0.6)
+    parts = (
+        Part("hull", skin, plain(shell), 0.4),
+        Part("nose", tip, plain(trim), 0.4),
+        Part("fins", fins, plain(trim), 0.4),
+        Part("nozzle", nozzle, plain(shade(steel, 0.6)), 0.5, metal),
+        Part("frame", frame, plain(steel), 0.4, metal),
+        Part("pane", pane, plain(tint(draw, colour("#4f9bd0"))), 0.3),
+    )
+    return place("rocket", parts)

@@ -1,4 +1,4 @@
-"""Mug. Its handle is at +x."""
+"""Mug, its handle at +x, and teapot, its spout at +x and its handle at −x."""
 
 from dataset.objects.colour import colour, plain, tint
 from dataset.objects.draw import Draw
@@ -7,10 +7,13 @@ from dataset.objects.primitives import (
     Distance,
     box2,
     cylinder,
+    ellipsoid,
     norm,
     revolve,
+    round_cone,
     smooth_intersection,
     smooth_union,
+    sphere,
     subtract,
 )
 from dataset.objects.solid import Part, ProceduralObject, place
@@ -61,3 +64,46 @@ def mug(draw: Draw) -> ProceduralObject:
         Part("lining", body, plain(inside), roughness=glaze),
     )
     return place("mug", parts)
+
+
+def teapot(draw: Draw) -> ProceduralObject:
+    """A round pot on a foot, a lid with a knob, a rising spout at +x and a handle at −x."""
+    radius, tall = draw.vary(0.46, 0.05), draw.vary(0.38, 0.07)
+    tube, reach, ear = draw.uniform(0.064, 0.074), draw.vary(0.27, 0.06), draw.vary(0.27, 0.07)
+    lip = draw.vary(0.30, 0.08)
+
+    def pot(p: Coordinates) -> Distance:
+        belly = ellipsoid(p, (0.0, 0.0, 0.0), (radius, tall, radius))
+        foot = cylinder(p, (0.0, 0.03 - tall, 0.0), 0.58 * radius, 0.07, 0.03)
+        return smooth_union(belly, foot, 0.05)
+
+    def spout(p: Coordinates) -> Distance:
+        joints = [(0.7 * radius, -0.12, 0.0), (radius + 0.13, 0.02, 0.0), (radius + 0.25, lip, 0.0)]
+        neck = smooth_union(
+            round_cone(p, joints[0], joints[1], 0.17, 0.10),
+            round_cone(p, joints[1], joints[2], 0.10, 0.075),
+            0.12,
+        )
+        # The mouth is cut level and drilled a little.
+        mouth = sphere(p, (joints[2][0] + 0.015, lip + 0.065, 0.0), 0.06)
+        return smooth_intersection(subtract(neck, mouth), p[1] - lip - 0.03, 0.03)
+
+    def handle(p: Coordinates) -> Distance:
+        half = (reach, ear)
+        ring = norm(box2(p[0] + 0.90 * radius, p[1] - 0.03, half, 0.96 * min(half)), p[2]) - tube
+        return subtract(ring, ellipsoid(p, (0.0, 0.0, 0.0), (0.8 * radius, 0.8 * tall, 0.8 * radius)))
+
+    def lid(p: Coordinates) -> Distance:
+        cover = ellipsoid(p, (0.0, 0.80 * tall, 0.0), (0.60 * radius, 0.16, 0.60 * radius))
+        return smooth_union(cover, sphere(p, (0.0, 0.80 * tall + 0.21, 0.0), 0.085), 0.06)
+
+    glaze = tint(draw, draw.usually(colour("#3f8f6b"), MUG_COLOURS))
+    trim = tint(draw, draw.usually(glaze, (colour("#ece8dc"), colour("#d9a63a")), 0.5))
+    gloss = draw.uniform(0.3, 0.45)
+    parts = (
+        Part("pot", pot, plain(glaze), gloss),
+        Part("spout", spout, plain(glaze), gloss),
+        Part("handle", handle, plain(trim), gloss),
+        Part("lid", lid, plain(trim), gloss),
+    )
+    return place("teapot", parts)
