@@ -7,7 +7,6 @@ normals turned or its colours changed.
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -80,10 +79,9 @@ def train_vae(
     pace: Pace,
     batch: int,
     generator: torch.Generator,
-    autocast: Callable,
     history: list[dict],
 ) -> None:
-    """L1 + squared error + a little KL, AdamW; sets the scaling factor at the end."""
+    """L1 + squared error + a little KL, AdamW, in full precision; sets the scaling factor at the end."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     vae.train()
     step, progress = 0, pace.progress(0)
@@ -91,13 +89,9 @@ def train_vae(
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(progress, LEARNING_RATE)
         images = draw_images(views, batch, generator).contiguous(memory_format=torch.channels_last)
-        with autocast():
-            posterior = vae.encode(images).latent_dist
-            decoded = vae.decode(_sample(posterior.mean, posterior.std, generator)).sample
-        error = decoded.float() - images
-        divergence = 0.5 * (
-            posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()
-        )
+        posterior = vae.encode(images).latent_dist
+        error = vae.decode(_sample(posterior.mean, posterior.std, generator)).sample - images
+        divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
         loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * divergence.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -117,7 +111,7 @@ def train_vae(
 
 def _sample(mean: Tensor, deviation: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    return mean + deviation * noise.to(mean.dtype)
+    return mean + deviation * noise
 
 
 @torch.no_grad()
@@ -129,18 +123,17 @@ def _scaling_factor(vae: nn.Module, views: Views, generator: torch.Generator, co
         for images in (views.normal_images(chunk), views.shaded_images(chunk)):
             posterior = vae.encode(images).latent_dist
             found.append(_sample(posterior.mean, posterior.std, generator))
-    return 1 / torch.cat(found).float().std().item()
+    return 1 / torch.cat(found).std().item()
 
 
 @torch.no_grad()
-def encode_views(vae: nn.Module, views: Views, autocast: Callable, chunk: int = 512) -> Latents:
+def encode_views(vae: nn.Module, views: Views, chunk: int = 512) -> Latents:
     """Posterior of every normal and shaded image, and the coarse images at the latents' size."""
     size = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
     parts: dict[str, list[Tensor]] = {}
     for rows in torch.arange(len(views), device=views.kind.device).split(chunk):
         for name, images in (("normal", views.normal_images(rows)), ("shaded", views.shaded_images(rows))):
-            with autocast():
-                posterior = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
+            posterior = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
             parts.setdefault(f"{name}_mean", []).append(posterior.mean.half())
             parts.setdefault(f"{name}_deviation", []).append(posterior.std.half())
         coarse = F.interpolate(

@@ -6,6 +6,7 @@ tokens): four levels (48, 96, 128, 128) with attention at 8×8 and 4×4 take 0.7
 what costs.
 """
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,11 +162,9 @@ def save_pretrained(
 
 def _as_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy on the CPU with contiguous weights."""
-    import copy
-
-    duplicate = copy.deepcopy(network).to("cpu", dtype)
+    duplicate = copy.deepcopy(network).cpu()
     for parameter in duplicate.parameters():
-        parameter.data = parameter.data.contiguous()
+        parameter.data = parameter.data.to(dtype).contiguous(memory_format=torch.contiguous_format)
     return duplicate
 
 

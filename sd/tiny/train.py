@@ -172,7 +172,7 @@ def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module
     if run.options.init is None:
         history: list[dict] = []
         pace = Pace(VAE_SHARE * run.seconds, steps=20 if run.options.toy else None)
-        train_vae(vae, views, pace, run.options.vae_batch, run.generator(VAE_STREAM), run.autocast, history)
+        train_vae(vae, views, pace, run.options.vae_batch, run.generator(VAE_STREAM), history)
         draw_curves(history, ("l1",), run.work / "vae_curve.png")
     state = {"weights": vae.state_dict(), "scaling_factor": vae.config.scaling_factor}
     torch.save(state, path.with_suffix(".new"))
@@ -263,7 +263,7 @@ def train(run: Run) -> None:
     pick_unet = (lambda unet: unet) if options.export_only else unet_picker(run)
     views = rendered_views(run)
     vae = trained_vae(run, networks[1], views)
-    latents: Latents = encode_views(vae, views, run.autocast)
+    latents: Latents = encode_views(vae, views)
     logger.info("%.0f s: views encoded", _elapsed())
     denoiser = make_denoiser(networks[0], networks[2], run.device)
     if checkpoint_file.exists():
