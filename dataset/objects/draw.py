@@ -1,5 +1,6 @@
 """Random numbers for a kind's proportions and colours, all drawn on the CPU from one generator."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,14 +21,14 @@ class Draw:
 
     def vary(self, value: float, share: float = 0.1) -> float:
         """`value` times a factor in [1 − share, 1 + share]."""
-        return value * self.uniform(1 - share, 1 + share)
+        return value * self.uniform(1.0 - share, 1.0 + share)
 
     def integer(self, low: int, high: int) -> int:
         """Uniform in low … high, both included."""
         return int(torch.randint(low, high + 1, (), generator=self.generator).item())
 
     def chance(self, probability: float) -> bool:
-        return self.uniform(0, 1) < probability
+        return self.uniform(0.0, 1.0) < probability
 
     def usually(self, common: Option, others: Sequence[Option], probability: float = 0.5) -> Option:
         """`common` with the given probability, else one of the others."""
@@ -35,4 +36,4 @@ class Draw:
         return common if self.chance(probability) else other
 
     def angle(self) -> float:
-        return self.uniform(-torch.pi, torch.pi)
+        return self.uniform(-math.pi, math.pi)
