@@ -18,8 +18,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -92,7 +94,7 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
     surface = DMTet(config.geometry, step_generator(config.run.seed, 0, 0, SETUP_STREAM)).to(device)
     pool = make_fit_pool(
         build_start_shape(config.start_shape),
-        config.geometry.mesh_scale,
+        surface.v_pos,
         step_generator(config.run.seed, 0, 0, FIT_STREAM),
     ).to(device)
     light = load_environment(config.light).to(device).requires_grad_(False)
@@ -149,7 +151,7 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
         textures = bake(mesh, field, config.export.texture_res, rasteriser)
         write_obj(folder, mesh, textures)
         write_glb(folder / "mesh.glb", mesh, textures)
-        write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach()).cpu())
+        write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
 
     return Task(scene, appearance_schedule(config.schedule), None, export)
 
@@ -199,26 +201,16 @@ def train(
             step += 1
             phase = task.schedule.phase(step)
             generator = step_generator(config.run.seed, 0, step)
-            try:
-                loss, stats = (
-                    task.fit(generator) if phase.fit else distil(config, task, guidance, phase, generator)
-                )
-            except SurfaceVanished as error:
-                kept = f"the last checkpoint is kept in {checkpoint_folder(config)}"
-                raise SurfaceVanished(f"step {step} of {task.schedule.last_step}: {error}; {kept}") from error
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            with vanishing_explained(config, step):
+                judge = task.fit if phase.fit else partial(distil, config, task.scene, guidance, phase)
+                loss, stats = judge(generator)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
 
-            log.record(step, phase.name, {name: value.item() for name, value in stats.items()})
-            if config.run.video_interval and not phase.fit:
-                film.record(task.scene.layers, step)
-            if config.run.save_interval and step % config.run.save_interval == 0:
-                stills(
-                    task.scene.layers,
-                    config.run.output_folder / "stills" / f"{step:06d}.png",
-                    config.run.preview_res,
-                )
+                log.record(step, phase.name, {name: value.item() for name, value in stats.items()})
+                if not phase.fit:
+                    look(config, task.scene, film, step)
             due = config.run.checkpoint_interval and step % config.run.checkpoint_interval == 0
             if due or stop.requested or step == task.schedule.last_step:
                 save(config, task.scene, optimizer, step)
@@ -227,13 +219,33 @@ def train(
 
 
 def distil(
-    config: Config, task: Task, guidance: Guidance, phase: Phase, generator: torch.Generator
+    config: Config, scene: nn.Module, guidance: Guidance, phase: Phase, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One batch of views, judged by the prior: the loss and, for the log, its parts."""
     views = sample_cameras(
         config.camera, config.run.batch, config.run.train_res, generator, spin_normals=phase.spin_normals
     ).to(guidance.device)
-    return guidance(task.scene(views), views.view_index, phase, generator)
+    return guidance(scene(views), views.view_index, phase, generator)
+
+
+def look(config: Config, scene: nn.Module, film: Film, step: int) -> None:
+    """The pictures that are due after `step`."""
+    if config.run.video_interval:
+        film.record(scene.layers, step)
+    if config.run.save_interval and step % config.run.save_interval == 0:
+        path = config.run.output_folder / "stills" / f"{step:06d}.png"
+        stills(scene.layers, path, config.run.preview_res)
+
+
+@contextmanager
+def vanishing_explained(config: Config, step: int) -> Iterator[None]:
+    """Adds to the message of a vanished surface when it happened and what is left."""
+    try:
+        yield
+    except SurfaceVanished as error:
+        kept = load_latest(checkpoint_folder(config))
+        left = f"the checkpoint of step {kept.step} is kept in {checkpoint_folder(config)}" if kept else ""
+        raise SurfaceVanished(f"step {step}: {error}; {left or 'no checkpoint was due yet'}") from error
 
 
 class StopRequest:
@@ -287,13 +299,13 @@ def latest_checkpoint(config: Config) -> Checkpoint | None:
     if different:
         key = different[0]
         raise ValueError(
-            f"out_dir = {config.run.out_dir!r}: it holds a run with another {key} ({then[key]!r}, now {now[key]!r}); "
-            f"choose another out_dir, or delete {checkpoint_folder(config)} to start afresh"
+            f"out_dir = {config.run.out_dir!r}: it holds a run with another {key} ({then[key]!r}, now "
+            f"{now[key]!r}); choose another out_dir, or delete {checkpoint_folder(config)} to start afresh"
         )
     if checkpoint.step > config.schedule.iter:
         raise ValueError(
-            f"iter = {config.schedule.iter}: {checkpoint_folder(config)} is already at step {checkpoint.step}; choose "
-            "another out_dir, or delete that folder to start afresh"
+            f"iter = {config.schedule.iter}: {checkpoint_folder(config)} is past it ({checkpoint.step}); "
+            "choose another out_dir, or delete that folder to start afresh"
         )
     return checkpoint
 
@@ -330,8 +342,8 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices that torch can use; "
-            "run with --device cpu, or install a CUDA build of torch and a driver"
+            f"device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices that torch "
+            "can use; run with --device cpu, or install a CUDA build of torch and a driver"
         )
     return device
 

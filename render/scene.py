@@ -45,6 +45,7 @@ class GeometryScene(nn.Module):
     def forward(self, views: Cameras) -> Float[Tensor, "B H W 4"]:
         """(normal in [−1, 1], background 0; antialiased mask in [0, 1])."""
         mesh = self.surface.mesh()
+        views = views.to(mesh.v_pos.device)
         points = trace(mesh, views, self.rasteriser)
         rotation = views.normal_rotation[points.view_of_point]
         normal = (rotation @ self._flipped(points.normal)[:, :, None])[:, :, 0]
@@ -60,6 +61,7 @@ class GeometryScene(nn.Module):
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
         """shaded (as grey clay), normal, mask."""
         mesh = self.surface.mesh()
+        views = views.to(mesh.v_pos.device)
         points = trace(mesh, views, self.rasteriser)
         clay = points.position.new_tensor(CLAY).expand_as(points.position)
         rough = points.position.new_tensor([0.0, 0.8, 0.0]).expand_as(points.position)
@@ -94,6 +96,7 @@ class AppearanceScene(nn.Module):
 
     def forward(self, views: Cameras) -> Float[Tensor, "B H W 3"]:
         """The shaded image in sRGB, mapped to [−1, 1], on black."""
+        views = views.to(self.mesh.v_pos.device)
         points = trace(self.mesh, views, self.rasteriser)
         material, normal = self._surface(points)
         image = points.place(linear_to_srgb(self._lit(points, views, material, normal)), self.background)
@@ -102,6 +105,7 @@ class AppearanceScene(nn.Module):
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
         """shaded, kd, ks, normal, mask and, where there is a second light, relight."""
+        views = views.to(self.mesh.v_pos.device)
         points = trace(self.mesh, views, self.rasteriser)
         material, normal = self._surface(points)
         colours = {

@@ -113,11 +113,15 @@ class StableDiffusion(nn.Module):
         folder = resolve_model(name)
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         try:
-            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
-            vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
+            # Without accelerate, which is not needed here, the low-memory path only warns.
+            plain = {"torch_dtype": dtype, "low_cpu_mem_usage": False}
+            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **plain)
+            vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **plain)
             text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
             tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
             scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")

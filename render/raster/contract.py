@@ -10,12 +10,13 @@ Legend, the same in all backends (it is nvdiffrast's layout):
   colour [B,H,W,C] any values at the pixel centres.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
+@runtime_checkable
 class Rasteriser(Protocol):
     """Triangles to pixels, differentiable in everything but which face a pixel sees."""
 

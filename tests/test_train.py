@@ -1,0 +1,269 @@
+"""The program from config to exported files, at toy size on real model classes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import trimesh
+
+import train
+from render.export.checkpoint import load_latest
+
+ROOT = Path(__file__).parents[1]
+FIT = 400
+TINY = {
+    "text": "a car",
+    "batch": 2,
+    "train_res": [24, 24],
+    "preview_res": [16, 16],
+    "texture_res": [64, 64],
+    "hash_levels": 3,
+    "hash_log2_entries": 10,
+    "hash_finest": 32,
+    "env_resolution": 64,
+    "guidance_weight": 1,
+    "video_interval": 1,
+    "save_interval": 2,
+    "validate": False,
+    "device": "cpu",
+}
+
+
+def write_config(folder, name, **values):
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({**TINY, "out_dir": str(folder / name), **values}))
+    return str(path)
+
+
+def geometry(folder, model, name="shape", **values):
+    start = {"dmtet_grid": 24, "mesh_scale": 2.0, "sdf_init_shape_scale": [0.6, 0.7, 0.6]}
+    settings = {"iter": FIT + 4, "coarse_iter": FIT + 2, **start, **values}
+    return write_config(folder, name, sd_model=str(model), **settings)
+
+
+def appearance(folder, model, mesh, name="paint", **values):
+    settings = {"mode": "appearance_modeling", "base_mesh": str(mesh), "iter": 4, "coarse_iter": 2, **values}
+    return write_config(folder, name, sd_model=str(model), **settings)
+
+
+def refused(argv, capsys, caplog):
+    """The one line that a faulty command prints; it exits 2."""
+    assert train.main(argv) == 2
+    message = caplog.records[-1].getMessage()
+    assert (
+        message.startswith("error: ") and "\n" not in message and "Traceback" not in capsys.readouterr().err
+    )
+    return message
+
+
+@pytest.fixture(scope="module")
+def pair(model_folder, tmp_path_factory):
+    """Both stages run in one command; the folder that holds them."""
+    folder = tmp_path_factory.mktemp("pair")
+    shape = geometry(folder, model_folder, validate=True)
+    paint = appearance(folder, model_folder, folder / "shape/dmtet_mesh/mesh.obj", validate=True)
+    assert train.main(["--config", shape, paint]) == 0
+    return folder
+
+
+def test_geometry_writes_a_closed_mesh_and_pictures(pair):
+    out = pair / "shape"
+    mesh = trimesh.load(out / "dmtet_mesh/mesh.obj", force="mesh")
+    mesh.merge_vertices(merge_tex=True, merge_norm=True)
+    assert mesh.is_watertight and 0.5 < mesh.volume < 1.5
+    for name in ("dmtet_mesh/mesh.glb", "dmtet_mesh/mesh.mtl", "video_log.mp4", "turntable.mp4", "log.jsonl"):
+        assert (out / name).stat().st_size > 0, name
+    assert (out / "stills/000402.png").exists()
+    assert len(list((out / "validate/normal").glob("*.png"))) == 100
+    assert (out / "validate/normal.gif").exists()
+
+
+def test_appearance_writes_every_file_of_the_contract(pair):
+    out = pair / "paint"
+    for name in ("mesh.obj", "mesh.mtl", "texture_kd.png", "texture_ks.png", "texture_n.png", "mesh.glb"):
+        assert (out / "dmtet_mesh" / name).stat().st_size > 0, name
+    assert (out / "dmtet_mesh/probe.hdr").exists()
+    assert {path.stem for path in (out / "validate").glob("*.gif")} == {
+        "shaded",
+        "kd",
+        "ks",
+        "normal",
+        "mask",
+    }
+
+
+def test_log_has_a_line_for_every_step_with_its_phase(pair):
+    lines = [json.loads(line) for line in (pair / "shape/log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "phase" in line]
+    assert [line["step"] for line in steps] == list(range(1, FIT + 5))
+    assert [line["phase"] for line in steps[FIT - 1 :]] == ["fit", "coarse", "coarse", "fine", "fine"]
+    assert steps[FIT - 1]["loss"] < 0.5 * steps[0]["loss"]  # the start shape is learned
+
+
+@pytest.mark.parametrize("mode", ["geometry", "appearance"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    pair, model_folder, tmp_path, mode, monkeypatch
+):
+    def make(name):
+        if mode == "geometry":
+            return geometry(tmp_path, model_folder, name, checkpoint_interval=1), FIT + 3
+        mesh = pair / "shape/dmtet_mesh/mesh.obj"
+        return appearance(tmp_path, model_folder, mesh, name, checkpoint_interval=1), 2
+
+    whole, stop_at = make("whole")
+    parts, _ = make("parts")
+    assert train.main(["--config", whole]) == 0
+
+    def stop(self, step):
+        if step == stop_at:
+            raise SystemExit(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.StopRequest, "leave_if_requested", stop)
+        with pytest.raises(SystemExit):
+            train.main(["--config", parts])
+    assert load_latest(tmp_path / "parts/checkpoints").step == stop_at
+    assert train.main(["--config", parts]) == 0
+    first, second = (load_latest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
+    assert first.step == second.step > stop_at
+    assert first.tensors.keys() == second.tensors.keys() and len(first.tensors) > 6
+    for name, tensor in first.tensors.items():
+        assert torch.equal(tensor, second.tensors[name]), name
+    mesh_files = [(tmp_path / name / "dmtet_mesh/mesh.obj").read_bytes() for name in ("whole", "parts")]
+    assert mesh_files[0] == mesh_files[1]
+    assert (tmp_path / "parts/log.jsonl").read_text() == (tmp_path / "whole/log.jsonl").read_text()
+
+
+def test_another_seed_gives_another_surface(pair, model_folder, tmp_path):
+    assert train.main(["--config", geometry(tmp_path, model_folder, seed=7)]) == 0
+    mine = (tmp_path / "shape/dmtet_mesh/mesh.obj").read_bytes()
+    assert mine != (pair / "shape/dmtet_mesh/mesh.obj").read_bytes()
+
+
+def test_a_folder_with_another_run_is_refused_and_left_alone(pair, model_folder, capsys, caplog):
+    before = {path: path.read_bytes() for path in (pair / "shape").rglob("*") if path.is_file()}
+    config = str(pair / "shape.json")
+    message = refused(
+        ["--config", config, "--text", "a cat", "--out_dir", str(pair / "shape")], capsys, caplog
+    )
+    assert "text" in message and "a car" in message and "out_dir" in message
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_interrupt_saves_and_the_same_command_goes_on(model_folder, tmp_path):
+    config = geometry(tmp_path, model_folder, iter=FIT + 400, coarse_iter=FIT + 200, video_interval=0)
+    command = [sys.executable, str(ROOT / "train.py"), "--config", config]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "shape/log.jsonl"
+    try:
+        for _ in process.stderr:
+            if log.exists() and log.read_text().count("\n") > FIT:
+                break
+        while log.read_text().count("\n") <= FIT + 5:
+            assert process.poll() is None, process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGINT, rest
+    assert "resume" in rest
+    step = load_latest(tmp_path / "shape/checkpoints").step
+    assert step == log.read_text().count("\n") > FIT
+
+
+def test_a_surface_that_vanishes_stops_with_advice(model_folder, tmp_path, capsys, caplog, monkeypatch):
+    from geometry.dmtet import DMTet, SurfaceVanished
+
+    config = geometry(tmp_path, model_folder, checkpoint_interval=FIT + 1)
+    calls, real = [], DMTet.mesh
+
+    def vanish(self):
+        calls.append(1)
+        if len(calls) > 4:
+            with torch.no_grad():
+                list(self.network.parameters())[-1].zero_()
+        return real(self)
+
+    assert issubclass(SurfaceVanished, ValueError)
+    monkeypatch.setattr(DMTet, "mesh", vanish)
+    message = refused(["--config", config], capsys, caplog)
+    for word in ("step 40", "guidance_weight", "start shape", "seed", "checkpoint"):
+        assert word in message
+    assert load_latest(tmp_path / "shape/checkpoints").step == FIT + 1
+
+
+BAD_MESHES = {
+    "empty": "",
+    "nan": "v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n",
+    "no_faces": "v 0 0 0\nv 1 0 0\nv 0 1 0\n",
+    "out_of_range": "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n",
+}
+
+
+@pytest.mark.parametrize("fault", [*BAD_MESHES, "missing"])
+def test_bad_meshes_are_one_line(fault, model_folder, tmp_path, capsys, caplog):
+    mesh = tmp_path / f"{fault}.obj"
+    if fault in BAD_MESHES:
+        mesh.write_text(BAD_MESHES[fault])
+    message = refused(["--config", appearance(tmp_path, model_folder, mesh)], capsys, caplog)
+    assert mesh.name in message
+
+
+def test_quads_without_uv_are_painted_in_place(model_folder, tmp_path):
+    mesh = tmp_path / "box.obj"
+    box = trimesh.creation.box()
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    lines = [f"v {x} {y} {z}" for x, y, z in box.vertices]
+    mesh.write_text("\n".join(lines + ["f " + " ".join(str(i + 1) for i in quad) for quad in quads]) + "\n")
+    assert train.main(["--config", appearance(tmp_path, model_folder, mesh)]) == 0
+    painted = trimesh.load(tmp_path / "paint/dmtet_mesh/mesh.glb", force="mesh")
+    assert len(painted.faces) == 12
+    assert painted.bounds.tolist() == box.bounds.tolist()
+    assert painted.visual.uv.min() >= 0 and painted.visual.uv.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (["--sd_model", "nowhere/at all/here"], ["sd_model", "no such folder", "mirror", "HF_HUB_OFFLINE"]),
+        (["--device", "cuda:7"], ["cuda:7", "--device cpu"]),
+        (["--envmap", "nowhere.hdr"], ["envmap", "nowhere.hdr"]),
+        (["--rasteriser", "nvdiffrast"], ["nvdiffrast"]),
+        (["--itr", "3"], ["itr", "iter"]),
+    ],
+)
+def test_bad_settings_are_one_line(override, words, model_folder, tmp_path, capsys, caplog):
+    message = refused(["--config", geometry(tmp_path, model_folder), *override], capsys, caplog)
+    for word in words:
+        assert word in message
+
+
+def test_unreadable_envmap_is_one_line(model_folder, tmp_path, capsys, caplog):
+    light = tmp_path / "light.hdr"
+    light.write_bytes(b"not a picture")
+    config = geometry(tmp_path, model_folder, envmap=str(light))
+    assert "light.hdr" in refused(["--config", config], capsys, caplog)
+
+
+def test_an_out_dir_that_cannot_be_written_is_one_line(model_folder, tmp_path, capsys, caplog):
+    (tmp_path / "file").write_text("in the way")
+    config = geometry(tmp_path, model_folder, out_dir=str(tmp_path / "file/inside"))
+    assert "out_dir" in refused(["--config", config], capsys, caplog)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_bad_input_ends_the_process_with_2_and_no_traceback(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "absent.json")]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert (
+        result.stderr.startswith("error: ")
+        and result.stderr.count("\n") == 1
+        and "absent.json" in result.stderr
+    )
