@@ -9,16 +9,23 @@ from transformers import CLIPTokenizer
 from dataset.objects import KINDS
 from sd.prompts import DEFAULT_NEGATIVE, directional_prompts
 from sd.stable_diffusion import StableDiffusion
+from sd.tiny import samples
 from sd.tiny import train as program
 from sd.tiny.autoencoder import Latents, recoloured, spins, spun
 from sd.tiny.captions import DROPPED_SHARE, TEMPLATES, VIEW_SHARE, CaptionTable
 from sd.tiny.denoiser import domain_sizes, draw_latents
 from sd.tiny.models import SCHEDULE, Shape, build_scheduler, build_unet, parameter_count
 from sd.tiny.pace import Pace, cosine_rate
-from sd.tiny.samples import ddim
 from sd.tiny.tokenizer import byte_symbols, learn_merges, write_tokenizer
 
 TWO_KINDS = ("mug", "ice_cream")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_sampling_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "STEPS", 3)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +123,7 @@ def test_sampling_finds_the_only_image_that_there_is():
         return ((noisy - signal.sqrt() * mu) / (1 - signal).sqrt(),)
 
     text, empty = torch.ones(3, 77, 16), torch.zeros(1, 77, 16)
-    found = ddim(denoiser, text, empty, torch.zeros(1, 4, 8, 8), torch.Generator().manual_seed(0))
+    found = samples.ddim(denoiser, text, empty, torch.zeros(1, 4, 8, 8), torch.Generator().manual_seed(0))
     assert found.shape == (3, 4, 8, 8)
     assert (found - mu).square().mean().sqrt().item() == pytest.approx(0.00085**0.5, rel=0.1)
 
@@ -181,7 +188,7 @@ def test_the_toy_folder_is_a_stable_diffusion(toy):
     folder = toy[0] / "tiny-sd"
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     picture = pipeline("a mug", num_inference_steps=2, output_type="np").images
     assert picture.shape == (1, 32, 32, 3)
     prior = StableDiffusion.from_pretrained(str(folder), torch.device("cpu"))
