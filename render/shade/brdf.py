@@ -9,6 +9,7 @@ GGX Normals with Spherical Caps", HPG 2023 (the quadrature points).
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from render.shade.prefilter import PrefilteredLight
 
 DIELECTRIC_REFLECTANCE = 0.04
-QUADRATURE = 16
+HEIGHT_NODES, ANGLE_NODES = 32, 12
 
 
 @lru_cache(maxsize=4)
@@ -38,9 +39,13 @@ def _table_on(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "R R 2"
 def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
     """Quadrature over visible half vectors for one roughness and every n·v."""
     alpha = roughness * roughness
-    nodes = (torch.arange(QUADRATURE, dtype=torch.float32) + 0.5) / QUADRATURE
+    # Gauss-Legendre points crowd towards the ends, where the long tail of GGX is.
+    nodes, shares = (torch.from_numpy(part).float() for part in np.polynomial.legendre.leggauss(HEIGHT_NODES))
     # The integrand is symmetric about the plane of n and v: half a turn is enough.
-    height, angle = (grid.reshape(-1, 1) for grid in torch.meshgrid(nodes, math.pi * nodes, indexing="ij"))
+    angles = (torch.arange(ANGLE_NODES) + 0.5) * (math.pi / ANGLE_NODES)
+    height = (nodes * 0.5 + 0.5).repeat_interleave(ANGLE_NODES)[:, None]
+    share = (shares * (0.5 / ANGLE_NODES)).repeat_interleave(ANGLE_NODES)
+    angle = angles.repeat(HEIGHT_NODES)[:, None]
     view_x, view_z = (1 - cosine.square()).sqrt(), cosine
     stretch = (alpha * alpha * view_x.square() + view_z.square()).sqrt()
     std_x, std_z = alpha * view_x / stretch, view_z / stretch
@@ -59,7 +64,7 @@ def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tenso
     )
     masked = torch.where(light_z > 0, masked, 0.0)
     fresnel = (1 - view_half) ** 5
-    return torch.stack([(masked * (1 - fresnel)).mean(0), (masked * fresnel).mean(0)], -1)
+    return torch.stack([share @ (masked * (1 - fresnel)), share @ (masked * fresnel)], -1)
 
 
 def _smith_lambda(alpha: float, cosine: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from render.shade.prefilter import PrefilteredLight, prefilter
 
 logger = logging.getLogger(__name__)
 
-MAP_FOLDER = Path(__file__).parents[2] / "data" / "irrmaps"
+MAP_FOLDER = Path(__file__).resolve().parents[2] / "data" / "irrmaps"
 DEFAULT_MAP = MAP_FOLDER / "overcast_city.hdr"
 # Radiance below this is invisible; the logarithm of a learned light needs a floor.
 DARKEST = 1e-4

@@ -26,10 +26,8 @@ class MaterialConfig:
     """Keys of the config about the material; every pair bounds a channel of the field."""
 
     bump: bool = Field(True, alias="if_use_bump", description="let the field change the normal")
-    kd_min: Albedo = Field(
-        (0.0, 0.0, 0.0), description="least albedo, linear RGB; a fourth number is ignored"
-    )
-    kd_max: Albedo = Field((1.0, 1.0, 1.0), description="most albedo, linear RGB; a fourth number is ignored")
+    kd_min: Albedo = Field((0.0, 0.0, 0.0), description="smallest albedo, linear; a fourth number is ignored")
+    kd_max: Albedo = Field((1.0, 1.0, 1.0), description="largest albedo, linear; a fourth number is ignored")
     ks_min: Surface = Field((0.0, 0.08, 0.0), description="smallest occlusion, roughness, metallic")
     ks_max: Surface = Field((1.0, 1.0, 1.0), description="largest occlusion, roughness, metallic")
     nrm_min: Normal = Field((-1.0, -1.0, 0.0), description="smallest tangent-space normal")
