@@ -60,7 +60,7 @@ def test_split_sum_table_of_a_mirror():
 
 def test_split_sum_table_never_makes_energy():
     total = split_sum_table().sum(-1)
-    assert total.max() <= 1 + 1e-6 and split_sum_table().min() >= 0
+    assert total.max() <= 1 + 1e-5 and split_sum_table().min() >= 0
     # Single scattering loses light as roughness grows (seen head on).
     assert (total[:, 255].diff() <= 1e-4).all() and total[255, 255] < 0.5
 
