@@ -27,7 +27,7 @@ def scene(request, bumpy_sphere):
 
 
 def away_from_outlines(face):
-    """[B,H,W]: all nine ids around the pixel are covered, or none is."""
+    """[B,H,W]: the nine pixels around are all covered, or none is."""
     covered = (face > 0).float()[:, None]
     mean = torch.nn.functional.avg_pool2d(covered, 3, 1, 1, count_include_pad=False)[:, 0]
     return (mean == 0) | (mean == 1)
@@ -41,11 +41,10 @@ def test_reference_is_the_same_on_cuda(scene):
     assert (got[..., 3] == expected[..., 3]).float().mean() > 0.9999
     same = got[..., 3] == expected[..., 3]
     torch.testing.assert_close(got[same], expected[same], atol=1e-4, rtol=1e-4)
-    smooth = reference.antialias((got[..., 3:] > 0).float().cuda(), got.cuda(), clip, faces)
-    torch.testing.assert_close(
-        smooth.cpu(), reference.antialias((got[..., 3:] > 0).float(), got, clip.cpu(), faces.cpu()),
-        atol=1e-4, rtol=1e-4,
-    )  # fmt: skip
+    mask = (got[..., 3:] > 0).float()
+    smooth = reference.antialias(mask.cuda(), got.cuda(), clip, faces).cpu()
+    expected = reference.antialias(mask, got, clip.cpu(), faces.cpu())
+    torch.testing.assert_close(smooth, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_same_ids_and_barycentrics(nvdiffrast, scene, record_property):
@@ -62,53 +61,40 @@ def test_same_ids_and_barycentrics(nvdiffrast, scene, record_property):
 
 
 def test_same_interpolation_and_gradients(nvdiffrast, scene):
-    """From one rast, so that only the interpolation and its way back to clip are compared."""
+    """Images and gradients to positions and attributes, over the pixels where both see the same face."""
     clip, faces, resolution = scene
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(4, *resolution, 3, generator=generator).cuda()
-    results = []
-    shared = nvdiffrast.rasterize(clip, faces, resolution)[..., 3]
+    weight = torch.randn(4, *resolution, 3, generator=torch.Generator().manual_seed(0)).cuda()
+    position, attributes = clip.clone().requires_grad_(), clip[0, :, :3].clone().requires_grad_()
+    rasts, images = [], []
     for backend in (ReferenceRasteriser(), nvdiffrast):
-        position = clip.clone().requires_grad_()
-        attributes = clip[0, :, :3].clone().requires_grad_()
-        rast = backend.rasterize(position, faces, resolution)
-        image = backend.interpolate(attributes, rast, faces)
-        agreed = (rast[..., 3] == shared)[..., None]
-        if results:
-            agreed = agreed & results[0][3]
-        results.append((image, position, attributes, agreed))
-    both = results[0][3] & results[1][3]
-    grads = [
-        torch.autograd.grad((image * weight * both).sum(), (position, attributes))
-        for image, position, attributes, _ in results
-    ]
-    torch.testing.assert_close(results[0][0] * both, results[1][0] * both, atol=2e-3, rtol=0)
-    for expected, got in zip(*grads, strict=True):
-        assert (got - expected).norm() < 0.02 * expected.norm()
+        rasts.append(backend.rasterize(position, faces, resolution))
+        images.append(backend.interpolate(attributes, rasts[-1], faces))
+    same = (rasts[0][..., 3:] == rasts[1][..., 3:]).float()
+    torch.testing.assert_close(images[0] * same, images[1] * same, atol=2e-3, rtol=0)
+    expected, got = (
+        torch.autograd.grad((image * weight * same).sum(), (position, attributes)) for image in images
+    )
+    for ours, theirs in zip(expected, got, strict=True):
+        assert (theirs - ours).norm() < 0.02 * ours.norm()
 
 
 def test_share_of_the_outline_gradient(nvdiffrast, scene, record_property):
-    """Area of the mask by scale: nvdiffrast's rule and the edge rule against finite differences on a fine grid."""
+    """The mask's area by the image's scale: both rules against finite differences on a fine grid."""
     from render.raster.nvdiffrast_cuda import NvdiffrastRasteriser
 
     clip, faces, resolution = scene
     reference = ReferenceRasteriser()
 
     def scaled(factor):
-        return clip * torch.tensor([1.0, 1.0, 0.0, 0.0], device=clip.device) * factor + clip * torch.tensor(
-            [0.0, 0.0, 1.0, 1.0], device=clip.device
-        )
+        return torch.cat([clip[..., :2] * factor, clip[..., 2:]], -1)
 
-    areas = [
-        (reference.rasterize(scaled(1 + d), faces, (1024, 1024))[..., 3] > 0).sum() / 64
-        for d in (0.01, -0.01)
-    ]
-    expected = ((areas[0] - areas[1]) / 0.02).item()
+    def fine_area(factor):
+        return (reference.rasterize(scaled(factor), faces, (1024, 1024))[..., 3] > 0).sum().item() / 64
+
+    expected = (fine_area(1.01) - fine_area(0.99)) / 0.02
     shares = {}
-    for name, backend in (
-        ("nvdiffrast", nvdiffrast),
-        ("edge", NvdiffrastRasteriser("cuda", antialias="edge")),
-    ):
+    edge_rule = NvdiffrastRasteriser("cuda", antialias="edge")
+    for name, backend in (("nvdiffrast", nvdiffrast), ("edge", edge_rule)):
         factor = torch.tensor(1.0, device=clip.device, requires_grad=True)
         rast = backend.rasterize(scaled(factor), faces, resolution)
         mask = backend.antialias((rast[..., 3:] > 0).float(), rast, scaled(factor), faces)

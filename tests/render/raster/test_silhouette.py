@@ -159,6 +159,8 @@ def test_fit_of_a_moved_disc(numba_rasteriser, disc):
 def test_hidden_silhouettes_do_not_blend(rasteriser, disc):
     """A disc behind a larger one: as if it were not there, and it gets no gradient."""
     front, faces = disc(0.7)
+    # Tilted, so that neighbouring pixels of the front disc differ in depth.
+    front[..., 2] = 0.1 * front[..., 0] + 0.07 * front[..., 1]
     behind = disc(0.4)[0] + torch.tensor([0.0, 0.0, 0.5, 0.0])
     clip = torch.cat([front, behind], 1).requires_grad_()
     both = torch.cat([faces, faces + front.shape[1]])
@@ -171,6 +173,16 @@ def test_hidden_silhouettes_do_not_blend(rasteriser, disc):
     image.square().sum().backward()
     assert (clip.grad[:, front.shape[1] :] == 0).all()
     assert clip.grad[:, : front.shape[1]].abs().sum() > 1
+
+
+def test_sliver_that_no_centre_sees(rasteriser):
+    """A thin strip in front of a wall's border can add to the mask, never take from it."""
+    wall = rectangle(*torch.tensor([7.9, -4.0, 20.0, 20.0]), 16, z=0.5)
+    strip = rectangle(*torch.tensor([7.7, -4.0, 8.45, 20.0]), 16)
+    clip, faces = torch.cat([wall, strip])[None], torch.cat([QUAD, QUAD + 4])
+    alone = mask_of(rasteriser, wall[None], QUAD, (16, 16))
+    both = mask_of(rasteriser, clip, faces, (16, 16))
+    assert (both >= alone).all()
 
 
 def test_object_in_front_of_an_object(rasteriser, disc):
