@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 STARTED = time.monotonic()
 # Shares of the whole time that rendering and the VAE may take; the denoiser gets the rest.
-RENDERING_SHARE, VAE_SHARE = 0.2, 0.14
+RENDERING_SHARE, VAE_SHARE = 0.15, 0.2
 EXPORT_SECONDS = 20.0
 MOST_DIVERGENCES = 4
 VAE_STREAM, DENOISER_STREAM = 10, 11
