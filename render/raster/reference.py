@@ -9,7 +9,7 @@ neither gaps nor pixels that are drawn twice.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from render.raster.silhouette import CachedByFaces, blend_pairs, build_edges, find_pairs
@@ -126,7 +126,7 @@ def edge_functions(
 
 def nearest_face(
     clip: Float[Tensor, "V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
-) -> Int[Tensor, " H*W"]:
+) -> Int[Tensor, " N"]:
     """Index of the nearest face at each pixel centre of one view, −1 in the background; float64 throughout.
 
     Of faces at the very same depth the first is taken.
@@ -162,7 +162,7 @@ def nearest_face(
     return torch.where(nearest < len(faces), nearest, -1)
 
 
-def owns_its_points(normal: Float[Tensor, "... 3"]) -> Int[Tensor, "..."]:
+def owns_its_points(normal: Float[Tensor, "... 3"]) -> Bool[Tensor, "..."]:
     """Top-left rule: whether a triangle keeps the centres exactly on the edge whose inward normal this is.
 
     True for exactly one of n and −n, hence for one of the two triangles that meet there.
