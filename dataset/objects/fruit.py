@@ -141,10 +141,10 @@ def apple(draw: Draw) -> ProceduralObject:
     pit = tall * math.sqrt(tube**2 - offset**2)
 
     def stalk(p: Coordinates) -> Distance:
-        return round_cone(p, (0.0, pit - 0.12, 0.0), (tilt, pit + 0.18, 0.0), 0.045, 0.055)
+        return round_cone(p, (0.0, pit - 0.12, 0.0), (tilt, pit + 0.20, 0.0), 0.048, 0.055)
 
     def leaf(p: Coordinates) -> Distance:
-        lifted = turn_x(shift(p, (0.6 * tilt, pit + 0.13, 0.0)), -0.35)
+        lifted = turn_x(shift(p, (0.6 * tilt, pit + 0.165, 0.0)), -0.35)
         joints = [(-0.02, 0.0), (0.09, 0.01), (0.20, 0.01), (0.33, -0.02)]
         return blade(lifted, joints, (0.032, 0.052, 0.050, 0.022), 2.0)
 

@@ -110,7 +110,7 @@ def cactus(draw: Draw) -> ProceduralObject:
         wall = smooth_intersection(
             (norm(p[0], p[2]) - rim - (p[1] + 0.05) * (rim - foot) / deep) * 0.95,
             (p[1] + 0.05 + deep / 2).abs() - deep / 2,
-            0.04,
+            0.05,
         )
         return smooth_union(wall, cylinder(p, (0.0, -0.08, 0.0), rim + 0.05, 0.07, 0.03), 0.02)
 
@@ -169,10 +169,10 @@ def snowman(draw: Draw) -> ProceduralObject:
             (x, y, z),
             (mid + 0.15, belly + 0.11 + 0.66 * wave, 0.03),
             (mid + 0.19, belly + 0.30 + wave, 0.03),
-            0.045,
-            0.04,
+            0.055,
+            0.05,
         )
-        return union(round_cone((x, y, z), (0.5 * mid, belly + 0.04, 0.0), hand, 0.052, 0.045), fork)
+        return union(round_cone((x, y, z), (0.5 * mid, belly + 0.04, 0.0), hand, 0.060, 0.055), fork)
 
     def hat(p: Coordinates) -> Distance:
         top = face + 0.74 * head

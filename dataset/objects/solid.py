@@ -77,7 +77,7 @@ def place(kind: str, parts: tuple[Part, ...], turn: float = 0.0) -> ProceduralOb
     return ProceduralObject(kind, parts, turn, tuple(centre.tolist()), REACH / reach.item())
 
 
-def _surface_points(distance: Callable[[Tensor], Tensor], extent: float = 1.2, cells: int = 24) -> Tensor:
+def _surface_points(distance: Callable[[Tensor], Tensor], extent: float = 1.5, cells: int = 30) -> Tensor:
     """Points on the zero level, dense where the surface is outermost; the parts must lie within ±extent.
 
     Grid points near the surface walk onto it; then the outermost ones in each direction of interest are
@@ -94,6 +94,7 @@ def _surface_points(distance: Callable[[Tensor], Tensor], extent: float = 1.2, c
         outermost = points[scores.topk(32, dim=0).indices.flatten()].repeat(2, 1)
         noise = width * torch.randn(outermost.shape, generator=scatter)
         points = torch.cat([points, _walk(distance, outermost + noise)])
+    assert points.abs().max() < extent - cell, "the object leaves the grid"
     return points
 
 
