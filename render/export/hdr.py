@@ -132,8 +132,6 @@ def _read_lines(body: memoryview, height: int, width: int) -> UInt8[np.ndarray, 
             else:
                 lines += data[at + 1 : at + 1 + count]
                 at += 1 + count
-            if count == 0:
-                raise ValueError("an empty run")
         if len(lines) != end:
             raise ValueError("a run crosses the end of a line")
     return np.frombuffer(lines, np.uint8).reshape(height, 4, width).transpose(0, 2, 1)

@@ -25,8 +25,9 @@ def write_exr(path, **channels):
 def test_round_trip_keeps_the_shared_exponents_precision(tmp_path, width):
     image = wide_range(width=width)
     write_hdr(tmp_path / "a.hdr", image)
-    # The largest mantissa is at least 128 of 256 and rounding moves each by at most half a step.
-    bound = image.amax(-1, keepdim=True) / 256
+    # The largest channel lies in [2^(e−1), 2^e) once rounded; a step is 2^(e−8), rounding moves by half of one.
+    _, exponent = torch.frexp(image.amax(-1, keepdim=True) * (256 / 255.5))
+    bound = 2.0 ** (exponent - 9)
     assert ((read_latlong(tmp_path / "a.hdr") - image).abs() <= bound * 1.0001).all()
 
 
@@ -95,6 +96,10 @@ def bad_files(folder):
     write_hdr(folder / "whole.hdr", torch.rand(6, 20, 3))
     data = (folder / "whole.hdr").read_bytes()
     marker = data.index(b"\x02\x02\x00\x14")
+    start = b"\x02\x02\x00\x08"
+    past_the_line = (
+        b"-Y 2 +X 8\n" + start + b"\x88\x80" * 3 + b"\x89\x80" + start + b"\x88\x80" * 3 + b"\x87\x80"
+    )
     nan = np.full((4, 8), np.nan, np.float32)
     fine = np.ones((4, 8), np.float32)
     write_exr(folder / "nan.exr", R=nan, G=fine, B=fine)
@@ -110,7 +115,7 @@ def bad_files(folder):
         "cut_flat.hdr": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 3 +X 4\n" + bytes(20),
         "other_width.hdr": data[:marker] + b"\x02\x02\x00\x15" + data[marker + 4 :],
         "no_pixels.hdr": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 0 +X 0\n",
-        "zero_run.hdr": data[: marker + 4] + b"\x00" + data[marker + 5 :],
+        "run_past_the_line.hdr": data[: data.index(b"-Y")] + past_the_line,
         "xyz.hdr": data.replace(b"rgbe\n", b"xyze\n"),
         "bottom_up.hdr": data.replace(b"-Y", b"+Y"),
     }

@@ -80,6 +80,11 @@ def test_no_seam_across_edges_and_corners(size):
                 assert (lookup(cube, inside) - lookup(cube, outside)).abs().max() < 1e-6
 
 
+def test_border_of_a_constant_cube_is_that_constant():
+    table = bordered(torch.full((6, 4, 4, 3), 1.7))
+    assert len(table) == 6 * 6 * 6 and torch.allclose(table, torch.tensor(1.7))
+
+
 def test_latlong_orientation():
     """Top row +y, centre −z, three quarters +x, borders +z."""
     height, width = 64, 128
