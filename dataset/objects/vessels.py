@@ -26,7 +26,7 @@ def mug(draw: Draw) -> ProceduralObject:
     radius, half_height = draw.vary(0.43, 0.05), draw.vary(0.50, 0.06)
     wall, floor = draw.uniform(0.085, 0.10), draw.uniform(0.10, 0.13)
     flare = draw.uniform(-0.02, 0.05)
-    tube, reach, tall = draw.uniform(0.062, 0.07), draw.vary(0.25, 0.06), draw.vary(0.28, 0.08)
+    tube, reach, tall = draw.uniform(0.062, 0.07), draw.vary(0.265, 0.05), draw.vary(0.28, 0.08)
     middle = draw.uniform(-0.02, 0.05)
 
     def shell(p: Coordinates) -> Distance:
