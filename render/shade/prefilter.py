@@ -113,7 +113,7 @@ def prefilter(cube: Float[Tensor, "6 R R 3"], lookups: int = 6_000_000) -> Prefi
     """Diffuse cube of 16² and specular mips R², (R/2)², … 16² of a light; R is a power of two, at least 64.
 
     Differentiable in the light. `lookups` bounds the work per mip: a mip of T texels gets lookups / T samples
-    a texel, between 8 and 1024. The default takes about 3 s at 512² on 2 CPU cores; where the light is
+    a texel, between 8 and 1024. The default takes about 4 s at 512² on 2 CPU cores; where the light is
     learned and this runs in every step, fewer do.
     """
     pyramid = [cube]
