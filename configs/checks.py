@@ -9,12 +9,14 @@ from pathlib import Path, PurePath
 
 from configs.errors import ConfigError, shown
 from configs.run import output_folder
+from render.shade.light import resolve_map
 
 Place = Callable[[str], str]
 
 RANGES = ("fovy_range", "elevation_range", "early_time_step_range", "late_time_step_range")
 MINIMA = (("kd_min", "kd_max"), ("ks_min", "ks_max"), ("nrm_min", "nrm_max"))
 FILES = ("base_mesh", "envmap", "relight", "tet_grid_file")
+MAPS = ("envmap", "relight")
 
 
 def check_together(values: Mapping[str, object], place: Place) -> None:
@@ -44,6 +46,7 @@ def check_together(values: Mapping[str, object], place: Place) -> None:
 def check_files(values: Mapping[str, object], place: Place, written: Collection[Path]) -> None:
     """Refuse files that are not there and an out_dir that cannot be.
 
+    An environment map that `resolve_map` replaces by the default is as good as there.
     written: the meshes that earlier configs of the same command will have written.
 
     Raises:
@@ -53,6 +56,8 @@ def check_files(values: Mapping[str, object], place: Place, written: Collection[
         name = values.get(key)
         if name is None or os.path.abspath(name) in {os.path.abspath(path) for path in written}:
             continue
+        if key in MAPS:
+            name = str(resolve_map(name))
         if not os.path.isfile(name):
             what = "is a folder" if os.path.isdir(name) else "is not there"
             if output_folder(name) == Path(name):

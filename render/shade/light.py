@@ -1,6 +1,7 @@
 """The light around the object: its config section, its file, and the module that holds it."""
 
 import logging
+import os
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -92,10 +93,11 @@ def resolve_map(path: str | None) -> Path:
         _say_once(logging.INFO, f"light: no envmap given, using the default {DEFAULT_MAP.name}")
         return DEFAULT_MAP
     given = Path(path)
-    in_map_folder = given.parent.resolve() == MAP_FOLDER or given.parent == Path("data/irrmaps")
-    if not given.exists() and in_map_folder:
+    # os.path.exists is false for what cannot be a path; Path's methods raise on some of it.
+    here = os.path.exists(given.parent) and given.parent.resolve() == MAP_FOLDER
+    if not os.path.exists(given) and (here or given.parent == Path("data/irrmaps")):
         shipped = MAP_FOLDER / given.name
-        if shipped.exists():
+        if os.path.exists(shipped):
             return shipped
         _say_once(logging.WARNING, f"light: {path} is not shipped, using the default {DEFAULT_MAP.name}")
         return DEFAULT_MAP

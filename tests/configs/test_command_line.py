@@ -141,6 +141,18 @@ def test_missing_files_are_told_with_their_key(folder, key):
     refusal("--config", write("a.json", **{key: "x" * 5000}))
 
 
+@pytest.mark.parametrize("key", ["envmap", "relight"])
+def test_maps_of_published_configs_that_are_not_shipped_are_accepted(folder, key, caplog):
+    load_configs(["--config", write("a.json", **{key: f"data/irrmaps/{key}_4k.hdr"})])
+    assert f"{key}_4k.hdr is not shipped" in caplog.text
+    load_configs(["--config", write("a.json", **{key: "data/irrmaps/overcast_city.hdr"})])
+    for absent in ("data/none.hdr", "data/irrmaps/mine/none.hdr", "a\0/none.hdr"):
+        message = refusal("--config", write("a.json", **{key: absent}))
+        assert message.startswith(f'a.json: key "{key}" has the value')
+    load_configs(["--config", write("a.json", **{key: "data/irrmaps/" + "x" * 5000})])
+    assert "is not there" in refusal("--config", write("a.json", base_mesh="data/irrmaps/mesh.obj"))
+
+
 def test_an_out_dir_that_cannot_be_made(folder, monkeypatch):
     Path("out").write_text("a file in the way")
     assert 'key "out_dir" has the value "thing"' in refusal("--config", write("a.json"))
