@@ -234,7 +234,8 @@ def look(config: Config, scene: nn.Module, film: Film, step: int) -> None:
         film.record(scene.layers, step)
     if config.run.save_interval and step % config.run.save_interval == 0:
         path = config.run.output_folder / "stills" / f"{step:06d}.png"
-        stills(scene.layers, path, config.run.preview_res)
+        environment = scene.light.cube.detach()
+        stills(scene.layers, path, config.run.preview_res, config.run.panels, environment)
 
 
 @contextmanager

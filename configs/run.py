@@ -7,6 +7,8 @@ from annotated_types import Ge, Le
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from render.preview import LATLONG
+
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 OUTPUT_ROOT = Path("out")
@@ -74,7 +76,8 @@ class RunConfig:
     validate: bool = Field(True, description="after the end, render the turntable and GIFs into validate/")
     display: tuple[MaterialPanel | LightPanel, ...] = Field(
         (),
-        description="panels beside the rendering in the preview stills",
+        description="rows below the rendering in the preview stills, in this order; none is all that there "
+        "is; what the mode does not have (kd and ks of a shape) is left out",
         json_schema_extra={"allowed": 'a list of {"bsdf": "kd" | "ks" | "normal"} and {"latlong": true}'},
     )
     preview_res: Resolution = Field(
@@ -109,6 +112,11 @@ class RunConfig:
     def mesh_path(self) -> Path:
         """The mesh that this run writes at its end."""
         return self.output_folder / MESH_FILE
+
+    @property
+    def panels(self) -> tuple[str, ...]:
+        """The names of the layers that `display` asks for."""
+        return tuple(LATLONG if isinstance(panel, LightPanel) else panel.bsdf for panel in self.display)
 
     @property
     def step_size(self) -> float:

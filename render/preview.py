@@ -7,7 +7,7 @@ layer is the main one, of which the films are made.
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from tqdm import tqdm
 from render.camera import Cameras, look_at_origin, orbit
 from render.export.atomic import atomic_path
 from render.export.image import as_rgb, grid, to_bytes, write_gif, write_mp4, write_png
+from render.shade.brdf import linear_to_srgb
+from render.shade.cube import cube_to_latlong
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ Render = Callable[[Cameras], dict[str, Float[Tensor, "B H W C"]]]
 
 ELEVATION_DEGREES, FOVY_DEGREES = 20.0, 45.0
 GIF_SIDE = 256
+LATLONG = "latlong"
 
 
 def views_in_batches(cameras: Cameras, batch: int) -> Iterator[Cameras]:
@@ -43,11 +46,41 @@ def views_in_batches(cameras: Cameras, batch: int) -> Iterator[Cameras]:
 
 
 @torch.no_grad()
-def stills(render: Render, path: Path | str, resolution: tuple[int, int]) -> None:
-    """One PNG: a column for each of four azimuths a quarter turn apart, a row for each layer."""
+def stills(
+    render: Render,
+    path: Path | str,
+    resolution: tuple[int, int],
+    panels: Sequence[str] = (),
+    environment: Float[Tensor, "6 R R 3"] | None = None,
+) -> None:
+    """One PNG: a column for each of four azimuths a quarter turn apart, a row for each layer.
+
+    panels: the layers to show below the main one, in this order, instead of all; LATLONG stands for the
+    environment (linear radiance, a cube map). One that the scene does not have is left out.
+    """
     layers = render(orbit(4, resolution, ELEVATION_DEGREES, FOVY_DEGREES))
-    cells = [view for images in layers.values() for view in as_rgb(images).cpu()]
-    write_png(path, grid(cells, columns=4))
+    main, *others = layers
+    rows = []
+    for name in (main, *(panels or others)):
+        if name in layers:
+            rows.append(torch.cat(list(as_rgb(layers[name]).cpu()), dim=1))
+        elif name == LATLONG and environment is not None:
+            rows.append(_latlong_row(environment, resolution))
+    write_png(path, grid(rows, columns=1))
+
+
+def _latlong_row(
+    environment: Float[Tensor, "6 R R 3"], resolution: tuple[int, int]
+) -> Float[Tensor, "H 4*W 3"]:
+    """The environment in sRGB as a lat-long map, as high as a view where that fits, on white."""
+    height, width = resolution
+    high = min(height, 2 * width)
+    # Resampled from a map as fine as the cube: fewer pixels straight from the cube would miss a small sun.
+    fine = cube_to_latlong(environment, environment.shape[1]).permute(2, 0, 1)[None]
+    small = torch.nn.functional.interpolate(fine, (high, 2 * high), mode="bilinear", antialias=True)
+    row = torch.ones(height, 4 * width, 3)
+    row[:high, : 2 * high] = linear_to_srgb(small[0].permute(1, 2, 0)).cpu()
+    return row
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import trimesh
+from PIL import Image
 
 import train
 from render.export.checkpoint import load_latest
@@ -66,7 +67,8 @@ def pair(model_folder, tmp_path_factory):
     """Both stages run in one command; the folder that holds them."""
     folder = tmp_path_factory.mktemp("pair")
     shape = geometry(folder, model_folder, validate=True)
-    paint = appearance(folder, model_folder, folder / "shape/dmtet_mesh/mesh.obj", validate=True)
+    mesh, panels = folder / "shape/dmtet_mesh/mesh.obj", [{"bsdf": "kd"}, {"latlong": True}]
+    paint = appearance(folder, model_folder, mesh, validate=True, display=panels)
     assert train.main(["--config", shape, paint]) == 0
     return folder
 
@@ -95,6 +97,13 @@ def test_appearance_writes_every_file_of_the_contract(pair):
         "normal",
         "mask",
     }
+
+
+def test_stills_show_all_layers_or_those_of_display(pair):
+    side = TINY["preview_res"][0]
+    for name, rows in (("shape/stills/000402.png", 3), ("paint/stills/000002.png", 3)):
+        with Image.open(pair / name) as still:
+            assert still.size == (4 * side, rows * side), name
 
 
 def test_log_has_a_line_for_every_step_with_its_phase(pair):

@@ -46,6 +46,29 @@ def test_stills_are_four_quarter_turns_by_layers(tmp_path):
     assert sheet[16, 0].tolist() == [1, 1, 1] and sheet[16, 19].tolist() == [0, 0, 0]
 
 
+def test_stills_show_the_panels_asked_for_in_their_order(tmp_path):
+    cube = torch.full((6, 8, 8, 3), 0.2140)  # linear; 0.5 in sRGB
+    cube[2] = 4.0  # bright above
+
+    def scene(cameras: Cameras) -> dict[str, torch.Tensor]:
+        shade = torch.ones(4, *cameras.resolution, 1)
+        return {"shaded": 0.2 * shade, "kd": 0.4 * shade, "ks": 0.6 * shade, "mask": 0.8 * shade}
+
+    panels = ("latlong", "normal", "ks", "kd")  # this scene has no normal
+    for (height, width), (high, wide) in {(16, 20): (16, 32), (20, 4): (8, 16)}.items():
+        stills(scene, tmp_path / "a.png", (height, width), panels, cube)
+        sheet = np.asarray(Image.open(tmp_path / "a.png")).astype(float) / 255
+        assert sheet.shape == (4 * height, 4 * width, 3)
+        shaded, environment, ks, kd = sheet.reshape(4, height, 4 * width, 3)
+        for row, value in ((shaded, 0.2), (ks, 0.6), (kd, 0.4)):
+            assert np.abs(row - value).max() < 0.003
+        assert np.abs(environment[3 * high // 4 : high, :wide] - 0.5).max() < 0.003
+        assert (environment[0, :wide] == 1).all()
+        assert (environment[high:] == 1).all() and (environment[:, wide:] == 1).all()
+    stills(scene, tmp_path / "a.png", (16, 20), environment=cube)
+    assert Image.open(tmp_path / "a.png").size == (4 * 20, 4 * 16)
+
+
 def test_orbit_writes_frames_gifs_and_the_turntable(tmp_path):
     scene = Scene()
     written = write_orbit(scene, tmp_path, (16, 16), frames=10, batch=4)
