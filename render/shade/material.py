@@ -63,9 +63,8 @@ class MaterialField(nn.Module):
         self.encoding = HashGrid(
             box_min, box_max, levels=hash_levels, log2_entries=hash_log2_entries, finest=hash_finest
         )
-        width = self.encoding(torch.zeros(1, 3)).shape[-1]
         self.network = nn.Sequential(
-            nn.Linear(width, HIDDEN, bias=False), nn.ReLU(), nn.Linear(HIDDEN, 9, bias=False)
+            nn.Linear(self.encoding.width, HIDDEN, bias=False), nn.ReLU(), nn.Linear(HIDDEN, 9, bias=False)
         )
         for layer in (self.network[0], self.network[2]):
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")

@@ -66,6 +66,12 @@ def test_every_parameter_is_trained():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
+def test_the_box_may_lie_on_another_device_than_the_new_weights():
+    # A mesh on the GPU hands over its bounds as they are; the meta device is the other one that is always there.
+    corner = torch.ones(3, device="meta")
+    MaterialField(MaterialConfig(), -corner, corner, hash_levels=4, hash_log2_entries=10, hash_finest=64)
+
+
 def test_field_learns_a_colour_that_varies_over_space():
     material, points = field(), positions(2000)
     target = (points * 0.5 + 0.5).clamp(0.05, 0.95)
