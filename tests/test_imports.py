@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "train": {"configs", "sd", "dataset", "geometry", "render"},
     "configs": {"configs", "sd", "dataset", "geometry", "render"},
+    "data": {"data", "dataset", "geometry", "render"},
     "sd.tiny": {"sd", "sd.tiny", "configs", "dataset", "geometry", "render"},
     "sd": {"sd"},
     "dataset": {"dataset", "render"},
@@ -120,6 +121,7 @@ def test_heavy_packages_are_imported_where_they_are_used():
         ("sd/guidance.py", "from sd.tiny import train", "sd.guidance imports sd.tiny"),
         ("configs/schema.py", "import train", "configs.schema imports train"),
         ("train.py", "from sd.tiny.world import x", "train imports sd.tiny.world"),
+        ("train.py", "import data.make_guides", "train imports data.make_guides"),
         ("sd/tiny/fit.py", "import train", "sd.tiny.fit imports train"),
     ],
 )

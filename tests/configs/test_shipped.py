@@ -148,7 +148,6 @@ def test_every_appearance_config_paints_what_a_geometry_config_writes():
             assert written[mesh].guidance.text == config.guidance.text, name
 
 
-@pytest.mark.xfail(strict=True, reason="data/person/person.obj of Gundam_geometry is not shipped yet")
 def test_every_start_shape_that_is_named_is_shipped():
     for path in PATHS:
         run = load(path).run
