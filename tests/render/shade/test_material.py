@@ -67,7 +67,7 @@ def test_every_parameter_is_trained():
 
 
 def test_the_box_may_lie_on_another_device_than_the_new_weights():
-    # A mesh on the GPU hands over its bounds as they are; the meta device is the other one that is always there.
+    # A mesh on the GPU hands over its bounds as they are; the meta device stands for it where there is none.
     corner = torch.ones(3, device="meta")
     MaterialField(MaterialConfig(), -corner, corner, hash_levels=4, hash_log2_entries=10, hash_finest=64)
 
