@@ -81,11 +81,15 @@ MAY_CHANGE = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a mode contributes to the loop: scene, phases, the fit (where there is one) and the export."""
+    """What a mode contributes to the loop: scene, phases, the fit (where there is one) and the export.
+
+    verify raises SurfaceVanished where nothing is left to go on from.
+    """
 
     scene: nn.Module
     schedule: Schedule
     fit: Callable[[torch.Generator], tuple[Tensor, dict[str, Tensor]]] | None
+    verify: Callable[[], object]
     export: Callable[[], None]
 
 
@@ -97,10 +101,15 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
         surface.v_pos,
         step_generator(config.run.seed, 0, 0, FIT_STREAM),
     ).to(device)
-    light = load_environment(config.light).to(device).requires_grad_(False)
+    # Only pictures for people are lit here, so there is nothing that learn_light could learn.
+    cube = load_cube(config.light.envmap, config.light.env_resolution, config.light.env_scale)
+    light = EnvironmentLight(cube).to(device)
     scene = GeometryScene(surface, rasteriser, light, config.run.flip_normal)
 
     def export() -> None:
+        if is_exported(config):
+            logger.info("kept as it is: %s", config.run.mesh_path)
+            return
         mesh = surface.mesh().detach()
         folder = config.run.mesh_path.parent
         mesh = unwrap(mesh, config.export.unwrap, config.export.texture_res, config.export.uv_padding_block)
@@ -111,7 +120,7 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
         loss = surface.fit_loss(*pool.draw(generator))
         return loss, {"loss": loss.detach()}
 
-    return Task(scene, geometry_schedule(config.schedule), fit, export)
+    return Task(scene, geometry_schedule(config.schedule), fit, torch.no_grad()(surface.mesh), export)
 
 
 def build_appearance(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
@@ -153,7 +162,7 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
         write_glb(folder / "mesh.glb", mesh, textures)
         write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
 
-    return Task(scene, appearance_schedule(config.schedule), None, export)
+    return Task(scene, appearance_schedule(config.schedule), None, lambda: mesh, export)
 
 
 BUILDERS = {"geometry_modeling": build_geometry, "appearance_modeling": build_appearance}
@@ -170,6 +179,7 @@ def run(config: Config) -> None:
     """One config from start, or from its last checkpoint, to the exported files."""
     started = time.monotonic()
     device = pick_device(config.run.device)
+    repeat_bit_for_bit(device)
     out = config.run.output_folder
     logger.info("%s: %r -> %s", config.run.mode, config.guidance.text, out)
     rasteriser = choose_rasteriser(device, config.run.rasteriser)
@@ -185,6 +195,8 @@ def run(config: Config) -> None:
         train(config, task, guidance, optimizer, step)
     logger.info("exporting to %s", config.run.mesh_path.parent)
     task.export()
+    # Here and not in the loop, so that a run that was stopped after its last step gets its film too.
+    make_film(config, task.schedule.last_step).assemble()
     if config.run.validate:
         write_orbit(task.scene.layers, out, config.run.preview_res)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -195,7 +207,7 @@ def train(
     config: Config, task: Task, guidance: Guidance, optimizer: torch.optim.Optimizer, step: int
 ) -> None:
     """The loop: from `step` finished steps to the schedule's last."""
-    film = Film(config.run.output_folder, max(config.run.video_interval, 1), config.run.preview_res, step)
+    film = make_film(config, step)
     with RunLog(config.run.output_folder, task.schedule.last_step, step) as log, StopRequest() as stop:
         while step < task.schedule.last_step:
             step += 1
@@ -213,9 +225,12 @@ def train(
                     look(config, task.scene, film, step)
             due = config.run.checkpoint_interval and step % config.run.checkpoint_interval == 0
             if due or stop.requested or step == task.schedule.last_step:
+                if not phase.fit or step == task.schedule.last_step:
+                    # A state without a surface must not take the place of a good checkpoint.
+                    with vanishing_explained(config, step):
+                        task.verify()
                 save(config, task.scene, optimizer, step)
             stop.leave_if_requested(step)
-    film.assemble()
 
 
 def distil(
@@ -226,6 +241,11 @@ def distil(
         config.camera, config.run.batch, config.run.train_res, generator, spin_normals=phase.spin_normals
     ).to(guidance.device)
     return guidance(scene(views), views.view_index, phase, generator)
+
+
+def make_film(config: Config, step: int) -> Film:
+    """The film of the run, with the frames up to `step` that are there already."""
+    return Film(config.run.output_folder, max(config.run.video_interval, 1), config.run.preview_res, step)
 
 
 def look(config: Config, scene: nn.Module, film: Film, step: int) -> None:
@@ -276,6 +296,19 @@ class StopRequest:
 
 def checkpoint_folder(config: Config) -> Path:
     return config.run.output_folder / "checkpoints"
+
+
+def is_exported(config: Config) -> bool:
+    """Whether the mesh has been written since the last checkpoint.
+
+    Runs that paint a mesh resume only from its very bytes, which another export may change: its UVs follow
+    texture_res, and sums on a GPU differ in their last bits.
+    """
+    folder = config.run.mesh_path.parent
+    files = [folder / "mesh.obj", folder / "mesh.glb"]
+    states = checkpoint_folder(config).glob("step_*/state.json")
+    newest = max((state.stat().st_mtime_ns for state in states), default=0)
+    return all(file.is_file() and file.stat().st_mtime_ns > newest for file in files)
 
 
 def settings(config: Config) -> dict[str, object]:
@@ -336,6 +369,13 @@ def restore(config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer) 
     return checkpoint.step
 
 
+def repeat_bit_for_bit(device: torch.device) -> None:
+    """On the CPU, have sums over threads come out alike in every run; on a GPU that would cost too much."""
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    # That mode also fills new memory, so that reads of it repeat; nothing here reads what it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def pick_device(name: str) -> torch.device:
     """Raises ValueError where CUDA is asked for and absent."""
     if name == "auto":
@@ -373,6 +413,9 @@ def main(argv: list[str]) -> int:
             check(config)
         for config in configs:
             run(config)
+    except KeyboardInterrupt:
+        logger.error("interrupted; run the same command again to resume")
+        return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         logger.debug("traceback", exc_info=True)
         logger.error("error: %s", " ".join(str(error).split()))

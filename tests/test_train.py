@@ -148,6 +148,50 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert (tmp_path / "parts/log.jsonl").read_text() == (tmp_path / "whole/log.jsonl").read_text()
 
 
+def test_gradients_of_shared_values_repeat_bit_for_bit_on_several_threads():
+    # Indexing's gradient sums by atomics as soon as two threads share it: about 12,000 faces suffice.
+    values, rows = torch.randn(3, 3), torch.randint(3, (200_000,))
+    weight, threads = torch.randn(200_000, 3), torch.get_num_threads()
+    train.repeat_bit_for_bit(torch.device("cpu"))
+    torch.set_num_threads(2)
+    try:
+        gradients = []
+        for _ in range(60):
+            leaf = values.clone().requires_grad_()
+            (leaf[rows] * weight).sum().backward()
+            gradients.append(leaf.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradients[0], other) for other in gradients)
+
+
+def test_a_finished_pair_runs_again_and_bakes_at_another_size(pair):
+    command = ["--config", str(pair / "shape.json"), str(pair / "paint.json"), "--validate", "false"]
+    before = (pair / "shape/dmtet_mesh/mesh.obj").read_bytes()
+    assert train.main([*command, "--texture_res", "32", "48"]) == 0
+    assert (pair / "shape/dmtet_mesh/mesh.obj").read_bytes() == before
+    assert Image.open(pair / "paint/dmtet_mesh/texture_kd.png").size == (48, 32)
+    (pair / "shape/dmtet_mesh/mesh.glb").unlink()
+    assert train.main(command) == 0
+    assert (pair / "shape/dmtet_mesh/mesh.glb").exists()
+
+
+def test_a_run_stopped_after_its_last_step_gets_its_film(model_folder, tmp_path, monkeypatch, pair):
+    config = appearance(tmp_path, model_folder, pair / "shape/dmtet_mesh/mesh.obj", iter=2)
+
+    def stop(self, step):
+        if step == 2:
+            raise SystemExit(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.StopRequest, "leave_if_requested", stop)
+        with pytest.raises(SystemExit):
+            train.main(["--config", config])
+    assert not (tmp_path / "paint/video_log.mp4").exists()
+    assert train.main(["--config", config]) == 0
+    assert (tmp_path / "paint/video_log.mp4").exists()
+
+
 def test_another_seed_gives_another_surface(pair, model_folder, tmp_path):
     assert train.main(["--config", geometry(tmp_path, model_folder, seed=7)]) == 0
     mine = (tmp_path / "shape/dmtet_mesh/mesh.obj").read_bytes()
@@ -204,6 +248,39 @@ def test_a_surface_that_vanishes_stops_with_advice(model_folder, tmp_path, capsy
     for word in ("step 40", "guidance_weight", "start shape", "seed", "checkpoint"):
         assert word in message
     assert load_latest(tmp_path / "shape/checkpoints").step == FIT + 1
+
+
+def test_a_state_without_a_surface_is_not_saved(model_folder, tmp_path, capsys, caplog, monkeypatch):
+    config = geometry(tmp_path, model_folder, checkpoint_interval=1, video_interval=0, save_interval=0)
+    steps, real = [], torch.optim.AdamW.step
+
+    def lethal(self, *arguments):
+        real(self, *arguments)
+        steps.append(1)
+        if len(steps) == FIT + 2:
+            with torch.no_grad():
+                self.param_groups[0]["params"][-1].zero_()
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", lethal)
+    message = refused(["--config", config], capsys, caplog)
+    assert f"step {FIT + 2}" in message and f"step {FIT + 1}" in message
+    assert load_latest(tmp_path / "shape/checkpoints").step == FIT + 1
+
+
+def test_geometry_learns_no_light(pair, model_folder, tmp_path):
+    config = geometry(tmp_path, model_folder, iter=FIT, coarse_iter=0, learn_light=True)
+    assert train.main(["--config", config]) == 0
+    names = load_latest(tmp_path / "shape/checkpoints").tensors
+    assert names and not [name for name in names if "light" in name]
+
+
+def test_an_interrupt_outside_the_loop_is_one_line(model_folder, tmp_path, monkeypatch, caplog):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run", interrupted)
+    assert train.main(["--config", geometry(tmp_path, model_folder)]) == 130
+    assert "resume" in caplog.records[-1].getMessage()
 
 
 BAD_MESHES = {
