@@ -135,6 +135,5 @@ def draw_timesteps(
     phase: Phase, count: int, num_train_timesteps: int, generator: torch.Generator
 ) -> torch.Tensor:
     """Integer timesteps [count], uniform in [steps·lo, steps·hi] and below num_train_timesteps."""
-    low = int(num_train_timesteps * phase.t_range[0])
-    high = min(int(num_train_timesteps * phase.t_range[1]), num_train_timesteps - 1)
-    return torch.randint(low, max(high, low) + 1, (count,), generator=generator)
+    low, high = (min(round(num_train_timesteps * end), num_train_timesteps - 1) for end in phase.t_range)
+    return torch.randint(low, high + 1, (count,), generator=generator)

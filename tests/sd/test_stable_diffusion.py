@@ -89,13 +89,56 @@ def test_missing_weights_are_noticed(model_folder, tmp_path):
         resolve_model(str(broken))
 
 
-def test_damaged_weights_are_one_line(model_folder, tmp_path):
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])
+def test_missing_words_of_the_tokenizer_are_noticed(model_folder, tmp_path, file):
     broken = tmp_path / "model"
     shutil.copytree(model_folder, broken)
-    next((broken / "unet").glob("*.safetensors")).write_bytes(b"not safetensors")
+    (broken / "tokenizer" / file).unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks tokenizer/{file}"):
+        resolve_model(str(broken))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "unet/*.safetensors",
+        "vae/*.safetensors",
+        "text_encoder/*.safetensors",
+        "*/config.json",
+        "tokenizer/vocab.json",
+    ],
+)
+def test_damaged_files_are_one_line(model_folder, tmp_path, damaged):
+    broken = tmp_path / "model"
+    shutil.copytree(model_folder, broken)
+    for file in broken.glob(damaged):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(ValueError, match="cannot be loaded") as error:
         StableDiffusion.from_pretrained(str(broken), CPU)
     assert "\n" not in str(error.value)
+
+
+def test_a_download_takes_the_parts_and_nothing_else(model_folder, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    needed = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json"]
+    needed += ["vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
+    needed += ["tokenizer/vocab.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json"]
+    others = ["v1-5-pruned.safetensors", "safety_checker/model.safetensors", "model_index.json"]
+    others += [
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+    ]
+    taken = []
+
+    def list_files(hub_id, **patterns):
+        taken.extend(filter_repo_objects(needed + others, **patterns))
+        return str(model_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", list_files)
+    assert resolve_model("someone/model") == str(model_folder)
+    assert taken == needed
 
 
 def test_unreachable_hub_id_names_the_ways_out(monkeypatch):
