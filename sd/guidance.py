@@ -31,8 +31,8 @@ class GuidanceConfig:
     sd_model: str = Field(
         "stable-diffusion-2-1-base",
         min_length=1,
-        description="the prior: a folder in diffusers layout, a hub id, or stable-diffusion-2-1-base, which is "
-        "looked for in a list of places",
+        description="the prior: a folder in diffusers layout, a hub id, or stable-diffusion-2-1-base, which "
+        "is looked for in a list of places",
     )
 
 
@@ -95,8 +95,8 @@ class Guidance(nn.Module):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss and, for the log, its parts.
 
-        image: in the coarse phase (normal in [−1,1], mask in [0,1]), 4 channels; through the VAE 3 channels in
-        [−1, 1]. generator is on the CPU, so that the same step draws the same noise on every device.
+        image: in the coarse phase (normal in [−1,1], mask in [0,1]), 4 channels; through the VAE the first 3
+        channels, in [−1, 1]. generator is on the CPU, so that the same step draws the same noise on every device.
         """
         count, channels, size = len(image), self.prior.latent_channels, self.prior.latent_size
         shape = (count, channels, size, size)

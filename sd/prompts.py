@@ -9,7 +9,7 @@ DEFAULT_NEGATIVE = {
 
 
 def directional_prompts(text: str, directional: bool) -> list[str]:
-    """Three prompts in the order of `Cameras.view_index`: front, side, back; all the same if not directional."""
+    """Three prompts in the order of `Cameras.view_index`: front, side, back; all alike if not directional."""
     return [text + suffix if directional else text for suffix in VIEW_SUFFIXES]
 
 
