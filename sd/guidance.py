@@ -96,7 +96,8 @@ class Guidance(nn.Module):
         """The loss and, for the log, its parts.
 
         image: in the coarse phase (normal in [−1,1], mask in [0,1]), 4 channels; through the VAE the first 3
-        channels, in [−1, 1]. generator is on the CPU, so that the same step draws the same noise on every device.
+        channels, in [−1, 1]. generator is on the CPU, so that the same step draws the same noise on every
+        device.
         """
         count, channels, size = len(image), self.prior.latent_channels, self.prior.latent_size
         shape = (count, channels, size, size)
