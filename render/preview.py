@@ -161,12 +161,11 @@ class Film:
             Image.fromarray(to_bytes(as_rgb(main)[0])).save(temporary, format="JPEG", quality=92)
 
     def assemble(self, fps: int = 25) -> Path | None:
-        """Joins the frames; returns the film's path, None where there are no frames."""
+        """Joins the frames; returns the film's path, None where there are no frames or no film writer."""
         paths = [frame for _, frame in self._frames()]
         if not paths:
             return None
-        write_mp4(self.path, _pixels(paths), fps)
-        return self.path
+        return self.path if write_mp4(self.path, _pixels(paths), fps) else None
 
     def _frames(self) -> list[tuple[int, Path]]:
         return sorted((int(path.stem), path) for path in self.folder.glob("[0-9]*.jpg"))

@@ -5,6 +5,7 @@ all.
 """
 
 import io
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from render.export.atomic import atomic_path, write_bytes
+
+logger = logging.getLogger(__name__)
 
 
 def encode_normal(normal: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"]:
@@ -80,10 +83,14 @@ def grid(
 def write_mp4(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: int = 25) -> int:
     """Frames of one size as an H.264 film that every browser plays (yuv420p); returns their number.
 
-    Odd sizes grow by one repeated row or column, since yuv420p wants even ones. Nothing is written for no
-    frames.
+    Odd sizes grow by one repeated row or column, since yuv420p wants even ones. Without imageio-ffmpeg there
+    is no film, with a warning, and 0 is returned: a run of hours does not end for want of a film.
     """
-    import imageio_ffmpeg
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        logger.warning("%s is not written: imageio-ffmpeg is missing (pip install imageio-ffmpeg)", path)
+        return 0
 
     count, writer = 0, None
     with atomic_path(path) as temporary:

@@ -7,6 +7,7 @@ image (−v), which is the frame that glTF's normal maps are written in, with ha
 
 import importlib.util
 import logging
+import math
 import time
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -29,6 +30,10 @@ TextureSide = Annotated[int, Field(ge=16, le=16384)]
 # Above this many faces xatlas takes more than about 7 s, and its time grows faster than the mesh
 # (2 cores: 6.5 s at 20 k faces, 45 s at 61 k, 161 s at 199 k; uvunwrap 0.6, 1.6 and 6.9 s).
 XATLAS_MOST_FACES = 20_000
+
+
+class UnwrapFailed(Exception):
+    """An unwrapper gave up on a mesh, or did not fit it into one texture."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -63,7 +68,12 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
     faces = np.ascontiguousarray(mesh.faces.cpu().numpy(), dtype=np.uint32)
     start = time.perf_counter()
     run = _run_xatlas if chosen == "xatlas" else _run_uvunwrap
-    uv, uv_faces, charts = run(positions, faces, max(resolution), padding)
+    try:
+        uv, uv_faces, charts = run(positions, faces, max(resolution), padding)
+    except UnwrapFailed as error:
+        logger.warning("%s failed on this mesh (%s); every face gets a place of its own", chosen, error)
+        chosen = "a grid of faces"
+        uv, uv_faces, charts = _face_grid(len(faces))
     logger.info(
         "unwrapped %d faces into %d charts with %s in %.1f s",
         len(faces),
@@ -111,7 +121,8 @@ def _run_xatlas(positions: np.ndarray, faces: np.ndarray, side: int, padding: in
     if atlas.atlas_count > 1:
         pack_options.resolution = 0
         atlas.generate(chart_options, pack_options)
-    assert atlas.atlas_count == 1, "xatlas spread the charts over several pages"
+    if atlas.atlas_count != 1:
+        raise UnwrapFailed(f"{atlas.atlas_count} pages instead of one")
     _, uv_faces, uv = atlas.get_mesh(0)
     return np.array(uv, dtype=np.float32), uv_faces.astype(np.int64), atlas.chart_count
 
@@ -119,11 +130,29 @@ def _run_xatlas(positions: np.ndarray, faces: np.ndarray, side: int, padding: in
 def _run_uvunwrap(positions: np.ndarray, faces: np.ndarray, side: int, padding: int):
     import uvunwrap
 
-    atlas = uvunwrap.generate([uvunwrap.Mesh(positions, faces)], page_size=side, padding=padding)
-    assert atlas.page_count == 1, "uvunwrap spread the charts over several pages"
+    try:
+        atlas = uvunwrap.generate([uvunwrap.Mesh(positions, faces)], page_size=side, padding=padding)
+    except BaseException as error:
+        # A panic of the library (seen on the torn surface of a million faces) is no Exception.
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise UnwrapFailed(str(error)) from error
+    if atlas.page_count != 1:
+        raise UnwrapFailed(f"{atlas.page_count} pages instead of one")
     output = atlas.meshes[0]
     uv = np.array(output.uv, dtype=np.float32).reshape(-1, 2)
     return uv, np.array(output.indices, dtype=np.int64).reshape(-1, 3), atlas.chart_count
+
+
+def _face_grid(count: int):
+    """Two faces in each cell of a square grid, a margin apart: fits any mesh, with a seam at every edge."""
+    side = math.ceil(math.sqrt((count + 1) // 2))
+    lower = np.array([[0.08, 0.08], [0.82, 0.08], [0.08, 0.82]])
+    corners = np.stack([lower, 1 - lower])
+    face = np.arange(count)
+    cell = np.stack([face // 2 % side, face // 2 // side], axis=-1)
+    uv = (cell[:, None] + corners[face % 2]) / side
+    return uv.reshape(-1, 2).astype(np.float32), np.arange(3 * count, dtype=np.int64).reshape(-1, 3), count
 
 
 def uv_areas(mesh: Mesh) -> Float[Tensor, " F"]:

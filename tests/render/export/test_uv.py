@@ -162,6 +162,28 @@ def test_a_missing_unwrapper_is_announced_and_the_other_one_used(monkeypatch, ca
         unwrap(bumpy_ball(1), "auto", (128, 128), 2)
 
 
+def test_an_unwrapper_that_panics_gives_way_to_a_grid_of_faces(monkeypatch, caplog):
+    import uvunwrap
+
+    class Panic(BaseException):
+        pass
+
+    def panic(*args, **kwargs):
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr(uvunwrap, "generate", panic)
+    ball = bumpy_ball()
+    mesh = unwrap(ball, "uvunwrap", (1024, 1024), 4)
+    assert "index out of bounds" in caplog.text
+    assert torch.equal(mesh.faces, ball.faces)
+    assert mesh.uv.min() >= 0 and mesh.uv.max() <= 1
+    assert (uv_areas(mesh) > 0).all()
+    # No two faces share ground: what they cover together is the sum of what each covers.
+    clip = uv_clip(mesh)[None]
+    covered = (RASTERISER.rasterize(clip, mesh.uv_faces, (2048, 2048))[..., 3] > 0).double().mean()
+    assert covered == pytest.approx(uv_areas(mesh).sum().item(), rel=0.02)
+
+
 def test_nothing_to_unwrap_is_an_error():
     empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, 3))
     with pytest.raises(ValueError, match="without faces"):
