@@ -43,8 +43,8 @@ class CameraConfig:
     )
     azimuth_spread: Literal["auto", "rank", "batch"] = Field(
         "auto",
-        description="how azimuths spread: 'rank' gives each process a sector, 'batch' each view of a batch an "
-        "interval, 'auto' takes rank sectors with several processes and batch intervals with one",
+        description="how azimuths spread: 'rank' gives each process a sector, 'batch' each view of a batch "
+        "an interval, 'auto' takes rank sectors with several processes and batch intervals with one",
     )
 
 
