@@ -16,8 +16,6 @@ from torch import Tensor
 
 from render.camera import Cameras, look_at_origin, rotate_x, rotate_y
 
-VIEW_NAMES = ("front", "side", "back")
-
 Elevation = Annotated[float, Ge(-90), Le(90)]
 FieldOfView = Annotated[float, Gt(0), Lt(180)]
 

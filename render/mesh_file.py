@@ -14,6 +14,7 @@ from render.obj_reader import read_obj
 logger = logging.getLogger(__name__)
 
 TRIMESH_FORMATS = (".ply", ".stl", ".glb", ".gltf", ".off")
+LARGEST = 1e9
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ def load_mesh(path: str | Path) -> MeshFile:
     """Read a mesh file, its objects and materials merged, polygons cut into triangles.
 
     Faces that use a position twice and vertices that no face uses are dropped. Raises FileNotFoundError, or
-    ValueError naming the file and its fault: unknown format, empty, unreadable, NaN or infinite positions,
-    indices out of range, no faces.
+    ValueError naming the file and its fault: unknown format, empty, unreadable, NaN, infinite or huge
+    positions, indices out of range, no faces, none with an area.
     """
     path = Path(path)
     if not path.is_file():
@@ -88,10 +89,12 @@ def _check(path: Path, v_pos: np.ndarray, faces: np.ndarray) -> None:
         raise ValueError(f"mesh file {path}: it holds no vertices")
     if len(faces) == 0:
         raise ValueError(f"mesh file {path}: it holds no faces")
-    broken = ~np.isfinite(v_pos).all(-1)
+    # Beyond LARGEST areas overflow; NaN is not below it either.
+    broken = ~(np.abs(v_pos) <= LARGEST).all(-1)
     if broken.any():
         raise ValueError(
-            f"mesh file {path}: vertex {int(broken.argmax()) + 1} has a position that is NaN or infinite"
+            f"mesh file {path}: vertex {int(broken.argmax()) + 1} has a position that is NaN, infinite or "
+            f"beyond {LARGEST:g}"
         )
     if faces.min() < 0 or faces.max() >= len(v_pos):
         raise ValueError(
@@ -107,7 +110,8 @@ def _clean(
     positions, welded = np.unique(v_pos.astype(np.float32), axis=0, return_inverse=True)
     faces = welded.reshape(-1)[faces]
     whole = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
-    if not whole.any():
+    a, b, c = (positions[faces[:, corner]].astype(np.float64) for corner in range(3))
+    if not np.cross(b - a, c - a)[whole].any():
         raise ValueError(f"mesh file {path}: all its faces are degenerate")
     if not whole.all():
         logger.info("mesh file %s: %d degenerate faces dropped", path, int((~whole).sum()))

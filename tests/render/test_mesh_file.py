@@ -131,8 +131,10 @@ FAULTS = {
     "line 5: a face needs 3 corners": SQUARE + "f 1 2\n",
     "line 2: 'v' needs 3 numbers": "v 0 0 0\nv 1 2\n",
     "line 1: 'v 0 0 zero' holds something that is not a number": "v 0 0 zero\n",
-    "vertex 2 has a position that is NaN or infinite": "v 0 0 0\nv nan 0 0\nv 1 1 0\nf 1 2 3\n",
-    "vertex 3 has a position that is NaN or infinite": "v 0 0 0\nv 1 0 0\nv 1 inf 0\nf 1 2 3\n",
+    "vertex 2 has a position that is NaN": "v 0 0 0\nv nan 0 0\nv 1 1 0\nf 1 2 3\n",
+    "vertex 3 has a position that is NaN, infinite": "v 0 0 0\nv 1 0 0\nv 1 inf 0\nf 1 2 3\n",
+    "or beyond 1e+09": "v 1e39 0 0\nv 1 0 0\nv 1 1 0\nf 1 2 3\n",
+    "faces are degenerate": "v 0 0 0\nv 1 0 0\nv 3 0 0\nf 1 2 3\n",
     "all its faces are degenerate": SQUARE + "f 1 1 2\n",
     "binary data": "v 0 0 0\n\0\1\2",
 }
