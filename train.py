@@ -191,6 +191,8 @@ def run(config: Config) -> None:
     step = restore(config, task.scene, optimizer)
     if step < task.schedule.last_step:
         prior = StableDiffusion.from_pretrained(config.guidance.sd_model, device)
+        if doubt := prior.doubt(config.guidance.text):
+            logger.warning("%s", doubt)
         guidance = Guidance(prior, config.guidance, config.run.mode, device)
         train(config, task, guidance, optimizer, step)
     logger.info("exporting to %s", config.run.mesh_path.parent)

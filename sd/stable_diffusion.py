@@ -5,6 +5,7 @@ Only the denoiser, the VAE encoder and the text encoder are kept.
 """
 
 import contextlib
+import json
 import logging
 import textwrap
 from pathlib import Path
@@ -85,8 +86,19 @@ def _checked_folder(folder: Path) -> str:
 class StableDiffusion(nn.Module):
     """A frozen latent diffusion model; see `sd.guidance.Prior` for the contract."""
 
-    def __init__(self, unet, vae, text_encoder, tokenizer, scheduler_config, device: torch.device):
+    def __init__(
+        self,
+        unet,
+        vae,
+        text_encoder,
+        tokenizer,
+        scheduler_config,
+        device: torch.device,
+        kinds: tuple[str, ...] = (),
+    ):
+        """kinds: what a small prior was trained on, empty for one that knows the world."""
         super().__init__()
+        self.kinds = kinds
         self.unet = unet.requires_grad_(False).eval()
         self.vae = vae.requires_grad_(False).eval()
         self.text_encoder = text_encoder.requires_grad_(False).eval()
@@ -135,7 +147,13 @@ class StableDiffusion(nn.Module):
         # Only the encoder is used: the decoder's weights would be memory for nothing.
         vae.decoder = None
         vae.post_quant_conv = None
-        return cls(unet, vae, text_encoder, tokenizer, scheduler.config, device)
+        return cls(unet, vae, text_encoder, tokenizer, scheduler.config, device, known_kinds(folder))
+
+    def doubt(self, text: str) -> str | None:
+        """What to tell the user about a prompt that names nothing this prior knows."""
+        if not self.kinds or any(kind in text.lower() for kind in self.kinds):
+            return None
+        return f"the prior does not know {text!r}; it was trained on: {', '.join(self.kinds)}"
 
     def _autocast(self):
         if self.device.type == "cuda":
@@ -178,6 +196,12 @@ class StableDiffusion(nn.Module):
             abar = self.alphas_cumprod[timesteps][:, None, None, None]
             output = abar.sqrt() * output + (1 - abar).sqrt() * noisy
         return output
+
+
+def known_kinds(folder: str) -> tuple[str, ...]:
+    """The objects that kinds.json beside a small prior's weights names; no file, no limit."""
+    path = Path(folder) / "kinds.json"
+    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()
 
 
 def _alphas_cumprod(config) -> Float[Tensor, " T"]:

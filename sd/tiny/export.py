@@ -13,6 +13,7 @@ from torch import nn
 from sd.stable_diffusion import StableDiffusion
 from sd.tiny import models
 from sd.tiny.autoencoder import Latents
+from sd.tiny.captions import readable_name
 from sd.tiny.card import model_card
 from sd.tiny.data import Views
 from sd.tiny.denoiser import DOMAINS, Denoiser
@@ -36,6 +37,8 @@ def export(run: "Run", denoiser: Denoiser, vae: nn.Module, tokenizer, latents: L
     fresh = out.with_name(f".{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     models.save_pretrained(fresh, unet, vae, text_encoder, work / "tokenizer")
+    names = [readable_name(kind) for kind in run.data.kinds]
+    (fresh / "kinds.json").write_text(json.dumps(names) + "\n")
     (fresh / "README.md").write_text(model_card(run.data, _figures(run, denoiser, vae, views)))
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)

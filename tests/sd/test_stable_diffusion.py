@@ -156,3 +156,14 @@ def test_unreachable_hub_id_names_the_ways_out(monkeypatch):
     assert "\n" not in message
     with pytest.raises(FileNotFoundError, match="no such folder"):
         resolve_model("./nowhere")
+
+
+def test_a_small_prior_says_what_it_does_not_know(model_folder, tmp_path, prior):
+    assert prior.doubt("a hamburger") is None  # no kinds.json: it may know everything
+    small = tmp_path / "small"
+    shutil.copytree(model_folder, small)
+    (small / "kinds.json").write_text('["mug", "ice cream cone"]')
+    known = StableDiffusion.from_pretrained(str(small), CPU)
+    assert known.doubt("A red Mug on a table") is None
+    assert known.doubt("an ice cream cone") is None
+    assert "mug, ice cream cone" in known.doubt("a hamburger")
