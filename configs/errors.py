@@ -19,7 +19,12 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word most like `word`, whatever the case and with - for _."""
-    words = sorted(known)
+    """The known word most like `word`, whatever the case and with - for _; one that begins it goes first."""
     folded = word.lower().lstrip("-").replace("-", "_")
-    return max(words, key=lambda candidate: difflib.SequenceMatcher(None, folded, candidate.lower()).ratio())
+
+    def likeness(candidate: str) -> tuple[bool, float]:
+        other = candidate.lower()
+        begins = folded.startswith(other) or other.startswith(folded)
+        return begins, difflib.SequenceMatcher(None, folded, other).ratio()
+
+    return max(sorted(known), key=likeness)

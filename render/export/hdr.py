@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from render.export.atomic import write_bytes
+
 SIGNATURES = (b"#?RADIANCE", b"#?RGBE")
 # The new run-length encoding stores the width in 15 bits and is not used for narrower lines than this.
 RLE_WIDTHS = range(8, 0x8000)
@@ -44,7 +46,7 @@ def read_latlong(path: str | Path) -> Float[Tensor, "H W 3"]:
 
 
 def write_hdr(path: str | Path, image: Float[Tensor, "H W 3"]) -> None:
-    """Write linear radiance as run-length encoded RGBE; values below 0 are written as 0."""
+    """Write linear radiance as run-length encoded RGBE, atomically; values below 0 are written as 0."""
     rgbe = _encode_rgbe(image.detach().cpu().float().numpy())
     height, width = rgbe.shape[:2]
     header = f"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y {height} +X {width}\n".encode()
@@ -55,7 +57,7 @@ def write_hdr(path: str | Path, image: Float[Tensor, "H W 3"]) -> None:
         )
     else:
         body = rgbe.tobytes()
-    Path(path).write_bytes(header + body)
+    write_bytes(path, header + body)
 
 
 def _encode_rgbe(image: Float[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 4"]:

@@ -136,6 +136,8 @@ def test_a_config_cannot_be_changed():
         ("dmtet_gird", "dmtet_grid"),
         ("guidence_weight", "guidance_weight"),
         ("flip_normal", "if_flip_the_normal"),
+        ("iterations", "iter"),
+        ("texture", "texture_res"),
     ],
 )
 def test_an_unknown_key_is_told_with_the_nearest(key, nearest):

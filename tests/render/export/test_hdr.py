@@ -139,3 +139,17 @@ def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="folder"):
         (tmp_path / "folder.hdr").mkdir()
         read_latlong(tmp_path / "folder.hdr")
+
+
+def test_a_write_that_fails_leaves_the_older_file(tmp_path, monkeypatch):
+    path = tmp_path / "probe.hdr"
+    write_hdr(path, torch.ones(4, 8, 3))
+    before = path.read_bytes()
+
+    def full(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError):
+        write_hdr(path, torch.zeros(4, 8, 3))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
