@@ -98,6 +98,7 @@ class StableDiffusion(nn.Module):
     ):
         """kinds: what a small prior was trained on, empty for one that knows the world."""
         super().__init__()
+        _check_parts(unet.config, vae.config, text_encoder.config)
         self.kinds = kinds
         self.unet = unet.requires_grad_(False).eval()
         self.vae = vae.requires_grad_(False).eval()
@@ -196,6 +197,21 @@ class StableDiffusion(nn.Module):
             abar = self.alphas_cumprod[timesteps][:, None, None, None]
             output = abar.sqrt() * output + (1 - abar).sqrt() * noisy
         return output
+
+
+def _check_parts(unet, vae, text_encoder) -> None:
+    """Refuse, by their configs, parts that do not work together as they are used here."""
+    refusal = "a text-to-image Stable Diffusion 1.x or 2.x is needed, no inpainting, depth or XL model"
+    if unet.in_channels != vae.latent_channels:
+        raise ValueError(
+            f"sd_model: the unet takes {unet.in_channels} channels and the vae gives {vae.latent_channels}: "
+            + refusal
+        )
+    if unet.cross_attention_dim != text_encoder.hidden_size:
+        raise ValueError(
+            f"sd_model: the unet reads text of width {unet.cross_attention_dim} and the text encoder gives "
+            f"{text_encoder.hidden_size}: {refusal}"
+        )
 
 
 def known_kinds(folder: str) -> tuple[str, ...]:

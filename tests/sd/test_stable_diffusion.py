@@ -118,6 +118,19 @@ def test_damaged_files_are_one_line(model_folder, tmp_path, damaged):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("key", "value"), [("in_channels", 9), ("cross_attention_dim", 48)])
+def test_models_of_another_make_are_refused(model_folder, tmp_path, key, value):
+    from diffusers import UNet2DConditionModel
+
+    other = tmp_path / "model"
+    shutil.copytree(model_folder, other)
+    config = UNet2DConditionModel.load_config(model_folder, subfolder="unet")
+    UNet2DConditionModel.from_config({**config, key: value}).save_pretrained(other / "unet")
+    with pytest.raises(ValueError, match=f"unet .*{value}.*2.x is needed") as error:
+        StableDiffusion.from_pretrained(str(other), CPU)
+    assert "\n" not in str(error.value)
+
+
 def test_a_download_takes_the_parts_and_nothing_else(model_folder, monkeypatch):
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
