@@ -39,12 +39,6 @@ def turn_y(p: Coordinates, angle: float) -> Coordinates:
     return c * p[0] - s * p[2], p[1], s * p[0] + c * p[2]
 
 
-def turn_z(p: Coordinates, angle: float) -> Coordinates:
-    """Turn the solid (not the points) by `angle` radians about +z: +x goes to +y."""
-    c, s = math.cos(angle), math.sin(angle)
-    return c * p[0] + s * p[1], c * p[1] - s * p[0], p[2]
-
-
 def sectors(p: Coordinates, count: int, phase: float = 0.0) -> Coordinates:
     """Fold the circle about +y onto one sector, so that a solid built around +z appears `count` times.
 

@@ -53,10 +53,6 @@ class RunLog:
             self._tenth = 10 * step // self.last_step
             self._say(step, phase, loss)
 
-    def event(self, step: int, name: str, **values: object) -> None:
-        """Something that happened after `step` other than a step, as a line with the key "event"."""
-        self._write({"step": step, "event": name, **values})
-
     def close(self) -> None:
         self._bar.close()
         self._file.close()

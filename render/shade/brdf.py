@@ -115,9 +115,3 @@ def linear_to_srgb(linear: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """IEC 61966-2-1 encoding; values below 0 stay on the linear part, values above 1 are not clamped."""
     curved = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear <= 0.0031308, linear * 12.92, curved)
-
-
-def srgb_to_linear(srgb: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The inverse of `linear_to_srgb`."""
-    curved = ((srgb.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4
-    return torch.where(srgb <= 0.04045, srgb / 12.92, curved)

@@ -40,14 +40,10 @@ def test_a_resumed_run_has_the_lines_of_an_uninterrupted_one(tmp_path):
     assert len(lines(tmp_path / "resumed")) == 2
 
 
-def test_events_and_numbers_that_json_lacks(tmp_path):
+def test_numbers_that_json_lacks(tmp_path):
     with RunLog(tmp_path, 5, stream=io.StringIO()) as log:
-        log.event(0, "start", seed=42)
         log.record(1, "coarse", {"loss": float("nan")})
-    assert lines(tmp_path) == [
-        {"step": 0, "event": "start", "seed": 42},
-        {"step": 1, "phase": "coarse", "loss": "nan"},
-    ]
+    assert lines(tmp_path) == [{"step": 1, "phase": "coarse", "loss": "nan"}]
 
 
 def test_away_from_a_terminal_a_line_every_tenth(tmp_path):
