@@ -28,6 +28,16 @@ class Cameras:
     view_index: Int[Tensor, " B"]
     resolution: tuple[int, int]
 
+    def select(self, some: slice) -> "Cameras":
+        """These views alone."""
+        return Cameras(
+            self.world_to_clip[some],
+            self.position[some],
+            self.normal_rotation[some],
+            self.view_index[some],
+            self.resolution,
+        )
+
     def to(self, device: torch.device | str) -> "Cameras":
         return Cameras(
             self.world_to_clip.to(device),

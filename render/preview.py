@@ -35,14 +35,7 @@ LATLONG = "latlong"
 def views_in_batches(cameras: Cameras, batch: int) -> Iterator[Cameras]:
     """The same views, at most `batch` at a time."""
     for start in range(0, len(cameras.position), batch):
-        some = slice(start, start + batch)
-        yield Cameras(
-            cameras.world_to_clip[some],
-            cameras.position[some],
-            cameras.normal_rotation[some],
-            cameras.view_index[some],
-            cameras.resolution,
-        )
+        yield cameras.select(slice(start, start + batch))
 
 
 @torch.no_grad()
