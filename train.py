@@ -218,6 +218,11 @@ def train(
             with vanishing_explained(config, step):
                 judge = task.fit if phase.fit else partial(distil, config, task.scene, guidance, phase)
                 loss, stats = judge(generator)
+                if not loss.isfinite():
+                    raise ValueError(
+                        f"step {step}: the loss is {loss.item()}; the run stops before that spoils every "
+                        "weight, what was saved is kept: try a lower guidance_weight or learning_rate"
+                    )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

@@ -267,6 +267,24 @@ def test_a_state_without_a_surface_is_not_saved(model_folder, tmp_path, capsys, 
     assert load_latest(tmp_path / "shape/checkpoints").step == FIT + 1
 
 
+def test_a_loss_that_is_no_number_stops_before_the_weights_are_lost(
+    pair, model_folder, tmp_path, capsys, caplog, monkeypatch
+):
+    config = appearance(tmp_path, model_folder, pair / "shape/dmtet_mesh/mesh.obj", checkpoint_interval=1)
+    calls, real = [], train.distil
+
+    def overflow(*arguments):
+        calls.append(1)
+        loss, stats = real(*arguments)
+        return (loss * float("inf") if len(calls) == 3 else loss), stats
+
+    monkeypatch.setattr(train, "distil", overflow)
+    message = refused(["--config", config], capsys, caplog)
+    assert "step 3" in message and "inf" in message and "learning_rate" in message
+    saved = load_latest(tmp_path / "paint/checkpoints")
+    assert saved.step == 2 and all(tensor.isfinite().all() for tensor in saved.tensors.values())
+
+
 def test_geometry_learns_no_light(pair, model_folder, tmp_path):
     config = geometry(tmp_path, model_folder, iter=FIT, coarse_iter=0, learn_light=True)
     assert train.main(["--config", config]) == 0
