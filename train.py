@@ -11,7 +11,6 @@ import os
 # Before torch is imported: spinning OpenMP workers make a step eight times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import hashlib
 import logging
 import resource
 import signal
@@ -22,25 +21,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from configs.command_line import load_configs
+from configs.resume import checkpoint_folder, is_exported, latest_checkpoint, restore_state, save_state
 from configs.schema import Config
 from dataset.cameras import sample_cameras, step_generator
 from geometry.dmtet import DMTet, SurfaceVanished
 from geometry.fixed_mesh import load_fixed_mesh
 from geometry.start_shape import build_start_shape, make_fit_pool
 from render.export.bake import bake
-from render.export.checkpoint import (
-    Checkpoint,
-    flatten_optimizer,
-    load_latest,
-    restore_optimizer,
-    save_checkpoint,
-)
+from render.export.checkpoint import load_latest
 from render.export.glb import write_glb
 from render.export.hdr import write_hdr
 from render.export.obj import write_obj
@@ -61,22 +54,6 @@ logger = logging.getLogger("train")
 
 # Stream 0 of a step draws its cameras, t and noise; what is drawn once has its own.
 SETUP_STREAM, FIT_STREAM = 1, 2
-# A resumed run may differ from the one that wrote the checkpoint in these keys, and in no other.
-MAY_CHANGE = {
-    "checkpoint_interval",
-    "device",
-    "display",
-    "iter",
-    "preview_res",
-    "rasteriser",
-    "relight",
-    "save_interval",
-    "texture_res",
-    "unwrap",
-    "uv_padding_block",
-    "validate",
-    "video_interval",
-}
 
 
 @dataclass(frozen=True)
@@ -188,7 +165,7 @@ def run(config: Config) -> None:
     optimizer = torch.optim.AdamW(
         parameters, lr=config.run.step_size, betas=(0.9, 0.99), eps=1e-15, weight_decay=0.01
     )
-    step = restore(config, task.scene, optimizer)
+    step = restore_state(config, task.scene, optimizer)
     if step < task.schedule.last_step:
         prior = StableDiffusion.from_pretrained(config.guidance.sd_model, device)
         if doubt := prior.doubt(config.guidance.text):
@@ -236,7 +213,7 @@ def train(
                     # A state without a surface must not take the place of a good checkpoint.
                     with vanishing_explained(config, step):
                         task.verify()
-                save(config, task.scene, optimizer, step)
+                save_state(config, task.scene, optimizer, step)
             stop.leave_if_requested(step)
 
 
@@ -299,81 +276,6 @@ class StopRequest:
         if self.requested is not None:
             logger.info("stopped after step %d, saved; run the same command again to resume", step)
             raise SystemExit(128 + self.requested)
-
-
-def checkpoint_folder(config: Config) -> Path:
-    return config.run.output_folder / "checkpoints"
-
-
-def is_exported(config: Config) -> bool:
-    """Whether the mesh has been written since the last checkpoint.
-
-    Runs that paint a mesh resume only from its very bytes, which another export may change: its UVs follow
-    texture_res, and sums on a GPU differ in their last bits.
-    """
-    folder = config.run.mesh_path.parent
-    files = [folder / "mesh.obj", folder / "mesh.glb"]
-    states = checkpoint_folder(config).glob("step_*/state.json")
-    newest = max((state.stat().st_mtime_ns for state in states), default=0)
-    return all(file.is_file() and file.stat().st_mtime_ns > newest for file in files)
-
-
-def settings(config: Config) -> dict[str, object]:
-    """What a checkpoint must agree on with the run that resumes it."""
-    values = {key: value for key, value in config.to_json().items() if key not in MAY_CHANGE}
-    if config.run.base_mesh is not None and Path(config.run.base_mesh).is_file():
-        values["content of base_mesh"] = hashlib.sha256(Path(config.run.base_mesh).read_bytes()).hexdigest()
-    return values
-
-
-def latest_checkpoint(config: Config) -> Checkpoint | None:
-    """The checkpoint to resume from, None to start afresh.
-
-    Raises:
-        ValueError: out_dir holds a run with other settings.
-    """
-    checkpoint = load_latest(checkpoint_folder(config))
-    if checkpoint is None:
-        return None
-    now, then = settings(config), checkpoint.meta["settings"]
-    different = [key for key in now if key in then and now[key] != then[key]]
-    if different:
-        key = different[0]
-        raise ValueError(
-            f"out_dir = {config.run.out_dir!r}: it holds a run with another {key} ({then[key]!r}, now "
-            f"{now[key]!r}); choose another out_dir, or delete {checkpoint_folder(config)} to start afresh"
-        )
-    if checkpoint.step > config.schedule.iter:
-        raise ValueError(
-            f"iter = {config.schedule.iter}: {checkpoint_folder(config)} is past it ({checkpoint.step}); "
-            "choose another out_dir, or delete that folder to start afresh"
-        )
-    return checkpoint
-
-
-def save(config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Everything that the next step depends on, atomically."""
-    tensors, meta = flatten_optimizer(optimizer)
-    weights = {f"scene.{name}": value for name, value in scene.state_dict().items()}
-    moments = {f"optimizer.{name}": value for name, value in tensors.items()}
-    save_checkpoint(
-        checkpoint_folder(config), step, weights | moments, {"settings": settings(config), "optimizer": meta}
-    )
-
-
-def restore(config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put the last checkpoint back; returns its step, 0 where there is none."""
-    checkpoint = latest_checkpoint(config)
-    if checkpoint is None:
-        return 0
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name[len(prefix) :]: t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
-
-    scene.load_state_dict(part("scene."))
-    restore_optimizer(optimizer, part("optimizer."), checkpoint.meta["optimizer"])
-    logger.info("resuming after step %d from %s", checkpoint.step, checkpoint_folder(config))
-    return checkpoint.step
 
 
 def repeat_bit_for_bit(device: torch.device) -> None:

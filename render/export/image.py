@@ -50,6 +50,12 @@ def write_png(path: Path | str, image: Float[Tensor, "H W C"]) -> None:
     write_bytes(path, png_bytes(image))
 
 
+def read_image(path: Path | str) -> Float[Tensor, "H W 3"]:
+    """A picture file as RGB in [0,1]; raises FileNotFoundError where there is none."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
+
+
 def as_rgb(image: Float[Tensor, "*batch H W C"]) -> Float[Tensor, "*batch H W 3"]:
     """Grey repeated to three channels; colour as it is."""
     return image if image.shape[-1] == 3 else image.expand(*image.shape[:-1], 3)

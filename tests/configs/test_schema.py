@@ -178,6 +178,7 @@ def test_out_dir_must_be_there():
         ("train_res", [512], "2 integers"),
         ("train_res", [512, 512, 3], "2 integers"),
         ("train_res", [0, 512], ">= 8"),
+        ("train_res", [512, 256], "a square"),
         ("fovy_range", [0, 45], "> 0 and < 180"),
         ("fovy_range", [25, 180], "> 0 and < 180"),
         ("fovy_range", [45, 25], "lower end first"),

@@ -1,0 +1,109 @@
+"""Resuming: what a checkpoint of a run holds, and whether a config may go on from it."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import Config
+from render.export.checkpoint import (
+    Checkpoint,
+    flatten_optimizer,
+    load_latest,
+    restore_optimizer,
+    save_checkpoint,
+)
+
+logger = logging.getLogger(__name__)
+
+# A resumed run may differ from the one that wrote the checkpoint in these keys, and in no other.
+MAY_CHANGE = {
+    "checkpoint_interval",
+    "device",
+    "display",
+    "iter",
+    "preview_res",
+    "rasteriser",
+    "relight",
+    "save_interval",
+    "texture_res",
+    "validate",
+    "video_interval",
+}
+
+
+def checkpoint_folder(config: Config) -> Path:
+    return config.run.output_folder / "checkpoints"
+
+
+def is_exported(config: Config) -> bool:
+    """Whether the mesh has been written since the last checkpoint.
+
+    Runs that paint a mesh resume only from its very bytes, which another export may change: its UVs follow
+    texture_res, and sums on a GPU differ in their last bits.
+    """
+    folder = config.run.mesh_path.parent
+    files = [folder / "mesh.obj", folder / "mesh.glb"]
+    states = checkpoint_folder(config).glob("step_*/state.json")
+    newest = max((state.stat().st_mtime_ns for state in states), default=0)
+    return all(file.is_file() and file.stat().st_mtime_ns > newest for file in files)
+
+
+def settings(config: Config) -> dict[str, object]:
+    """What a checkpoint must agree on with the run that resumes it."""
+    values = {key: value for key, value in config.to_json().items() if key not in MAY_CHANGE}
+    if config.run.base_mesh is not None and Path(config.run.base_mesh).is_file():
+        values["content of base_mesh"] = hashlib.sha256(Path(config.run.base_mesh).read_bytes()).hexdigest()
+    return values
+
+
+def latest_checkpoint(config: Config) -> Checkpoint | None:
+    """The checkpoint to resume from, None to start afresh.
+
+    Raises:
+        ValueError: out_dir holds a run with other settings.
+    """
+    checkpoint = load_latest(checkpoint_folder(config))
+    if checkpoint is None:
+        return None
+    now, then = settings(config), checkpoint.meta["settings"]
+    different = [key for key in now if key in then and now[key] != then[key]]
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"out_dir = {config.run.out_dir!r}: it holds a run with another {key} ({then[key]!r}, now "
+            f"{now[key]!r}); choose another out_dir, or delete {checkpoint_folder(config)} to start afresh"
+        )
+    if checkpoint.step > config.schedule.iter:
+        raise ValueError(
+            f"iter = {config.schedule.iter}: {checkpoint_folder(config)} is past it ({checkpoint.step}); "
+            "choose another out_dir, or delete that folder to start afresh"
+        )
+    return checkpoint
+
+
+def save_state(config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Everything that the next step depends on, atomically."""
+    tensors, meta = flatten_optimizer(optimizer)
+    weights = {f"scene.{name}": value for name, value in scene.state_dict().items()}
+    moments = {f"optimizer.{name}": value for name, value in tensors.items()}
+    save_checkpoint(
+        checkpoint_folder(config), step, weights | moments, {"settings": settings(config), "optimizer": meta}
+    )
+
+
+def restore_state(config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put the last checkpoint back; returns its step, 0 where there is none."""
+    checkpoint = latest_checkpoint(config)
+    if checkpoint is None:
+        return 0
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
+
+    scene.load_state_dict(part("scene."))
+    restore_optimizer(optimizer, part("optimizer."), checkpoint.meta["optimizer"])
+    logger.info("resuming after step %d from %s", checkpoint.step, checkpoint_folder(config))
+    return checkpoint.step
