@@ -6,7 +6,6 @@ order for any number of threads, and a run repeats bit for bit.
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
@@ -14,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from render.hash_grid import GridLevel
+from render.hash_levels import GridLevel
 
 
 @numba.njit(nogil=True, cache=True)
