@@ -64,7 +64,7 @@ def stills(
 
 def _latlong_row(
     environment: Float[Tensor, "6 R R 3"], resolution: tuple[int, int]
-) -> Float[Tensor, "H 4*W 3"]:
+) -> Float[Tensor, "H sheet 3"]:
     """The environment in sRGB as a lat-long map, as high as a view where that fits, on white."""
     height, width = resolution
     high = min(height, 2 * width)

@@ -5,7 +5,7 @@ x_t = sqrt(abar) x + sqrt(1 − abar) noise; e = e_uncond + guidance_weight (e_t
 gradient on the latent = w(t) (e − noise), summed over the batch.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +36,7 @@ class GuidanceConfig:
     )
 
 
+@runtime_checkable
 class Prior(Protocol):
     """A latent diffusion model as the guidance needs it (see sd/stable_diffusion.py)."""
 

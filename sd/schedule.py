@@ -18,7 +18,7 @@ from torch import Tensor
 FIT_STEPS = 400
 
 TimeFraction = Annotated[float, Ge(0), Le(1)]
-Weight = Callable[[Float[Tensor, " B"]], Float[Tensor, " B"]]
+Weight = Callable[[Float[Tensor, "*B"]], Float[Tensor, "*B"]]
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class ScheduleConfig:
     )
 
 
-def one_minus_abar(abar: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+def one_minus_abar(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """w = sigma² = 1 − abar, DreamFusion's weight."""
     return 1 - abar
 
 
-def damped(abar: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+def damped(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """w = sqrt(abar) (1 − abar): falls as t grows, against over-saturation at large t."""
     return abar.sqrt() * (1 - abar)
 
 
-def score(abar: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+def score(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """w = 1 / (1 − abar): the weight of the score itself, s = −e / sigma."""
     return 1 / (1 - abar)
 

@@ -7,7 +7,35 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
-from toy_model import write_model
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are checked at every call. Not in modules with numba kernels, which cannot hold checks.
+CHECKED = [
+    "dataset",
+    "geometry",
+    "render.camera",
+    "render.export.bake",
+    "render.export.hdr",
+    "render.export.image",
+    "render.export.uv",
+    "render.gbuffer",
+    "render.hash_grid",
+    "render.mesh",
+    "render.mesh_file",
+    "render.obj_reader",
+    "render.preview",
+    "render.raster.reference",
+    "render.raster.silhouette",
+    "render.scene",
+    "render.shade.brdf",
+    "render.shade.light",
+    "render.shade.material",
+    "render.shade.normal",
+    "sd.guidance",
+    "sd.schedule",
+    "sd.stable_diffusion",
+]
+install_import_hook(CHECKED, "beartype.beartype")
 
 
 def pytest_collection_modifyitems(items):
@@ -20,9 +48,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
+    from toy_model import write_model
+
     return write_model(tmp_path_factory.mktemp("sd") / "model")
 
 
 @pytest.fixture(scope="session")
 def velocity_folder(tmp_path_factory):
+    from toy_model import write_model
+
     return write_model(tmp_path_factory.mktemp("sd") / "velocity", "v_prediction")

@@ -88,6 +88,7 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
         mesh,
         uv=torch.from_numpy(uv.clip(0, 1)).to(device, mesh.v_pos.dtype),
         uv_faces=torch.from_numpy(uv_faces).to(device),
+        tangents=None,
     )
     return replace(unwrapped, tangents=tangents(unwrapped))
 

@@ -67,7 +67,7 @@ def face_coordinates(
 
 
 @lru_cache(maxsize=32)
-def _border_sources(size: int) -> Int[Tensor, " 6*(R+2)*(R+2)"]:
+def _border_sources(size: int) -> Int[Tensor, " T"]:
     """For every texel of the bordered faces, the texel of the plain faces that it repeats."""
     step = 2 / size
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * step - 1
@@ -165,7 +165,7 @@ def cube_to_latlong(cube: Float[Tensor, "6 R R 3"], height: int) -> Float[Tensor
     return sample_bordered(bordered(cube), face, coordinates, cube.shape[1]).reshape(height, 2 * height, 3)
 
 
-def halve(cube: Float[Tensor, "6 R R 3"]) -> Float[Tensor, "6 R/2 R/2 3"]:
+def halve(cube: Float[Tensor, "6 R R 3"]) -> Float[Tensor, "6 R//2 R//2 3"]:
     """Each 2×2 block averaged by solid angle, which keeps the light's total power."""
     size = cube.shape[1]
     weight = texel_solid_angles(size).to(cube)[None, :, :, None]
