@@ -1,5 +1,6 @@
 """Shared test set-up: thread settings before torch is imported, and the skip of GPU tests without a GPU."""
 
+import logging
 import os
 
 # Spinning OpenMP workers make a step eight times slower as soon as another process is busy.
@@ -44,6 +45,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def root_logger_as_it_was():
+    """Programs under test set up logging to streams that pytest closes after the test."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:], logging.root.level = handlers, level
 
 
 @pytest.fixture(scope="session")
