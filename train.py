@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -44,7 +44,7 @@ from render.raster.choose import choose_rasteriser
 from render.raster.contract import Rasteriser
 from render.scene import AppearanceScene, GeometryScene
 from render.shade.cube import cube_to_latlong
-from render.shade.light import EnvironmentLight, load_cube, load_environment
+from render.shade.light import EnvironmentLight, load_environment
 from render.shade.material import MaterialField
 from sd.guidance import Guidance
 from sd.schedule import Phase, Schedule, appearance_schedule, geometry_schedule
@@ -79,8 +79,7 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
         step_generator(config.run.seed, 0, 0, FIT_STREAM),
     ).to(device)
     # Only pictures for people are lit here, so there is nothing that learn_light could learn.
-    cube = load_cube(config.light.envmap, config.light.env_resolution, config.light.env_scale)
-    light = EnvironmentLight(cube).to(device)
+    light = load_environment(replace(config.light, learn_light=False)).to(device)
     scene = GeometryScene(surface, rasteriser, light, config.run.flip_normal)
 
     def export() -> None:
@@ -148,8 +147,8 @@ BUILDERS = {"geometry_modeling": build_geometry, "appearance_modeling": build_ap
 def _second_light(config: Config, device: torch.device) -> EnvironmentLight | None:
     if config.light.relight is None:
         return None
-    cube = load_cube(config.light.relight, config.light.env_resolution, config.light.env_scale)
-    return EnvironmentLight(cube).to(device)
+    second = replace(config.light, envmap=config.light.relight, learn_light=False)
+    return load_environment(second).to(device)
 
 
 def run(config: Config) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from render.camera import Cameras
+from render.export.image import encode_normal
 from render.gbuffer import SurfacePoints, trace
 from render.mesh import Mesh
 from render.raster.contract import Rasteriser
@@ -66,7 +67,7 @@ class GeometryScene(nn.Module):
         clay = points.position.new_tensor(CLAY).expand_as(points.position)
         rough = points.position.new_tensor([0.0, 0.8, 0.0]).expand_as(points.position)
         shaded = shade(clay, rough, points.normal, points.to_viewer, self.light.prefiltered())
-        colours = {"shaded": linear_to_srgb(shaded), "normal": points.normal * 0.5 + 0.5}
+        colours = {"shaded": linear_to_srgb(shaded), "normal": encode_normal(points.normal)}
         return pictures(colours, points, mesh, self.rasteriser)
 
 
@@ -112,7 +113,7 @@ class AppearanceScene(nn.Module):
             "shaded": linear_to_srgb(self._lit(points, views, material, normal)),
             "kd": linear_to_srgb(material.kd),
             "ks": material.ks,
-            "normal": normal * 0.5 + 0.5,
+            "normal": encode_normal(normal),
         }
         if self.relight is not None:
             relit = self._lit(points, views, material, normal, self.relight)
