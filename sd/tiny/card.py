@@ -42,6 +42,8 @@ torch {torch_version}.
 Other objects, styles and colours named in a prompt are unknown words: they move the result at random.
 Objects stand upright, whole in the picture, front to +z, under one light. The smallest details are a
 latent pixel, a thirtieth of the picture.
+One prompt serves all three domains, so a sample that starts as noise may end in another domain than its block
+is for: the pale, the inverted and the black cells above. Distillation starts from an image, which tells.
 """
 
 
