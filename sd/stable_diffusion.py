@@ -118,7 +118,7 @@ class StableDiffusion(nn.Module):
                 f"sd_model: prediction_type {self.prediction_type!r} in scheduler_config.json; epsilon or "
                 "v_prediction is supported"
             )
-        self.register_buffer("alphas_cumprod", _alphas_cumprod(scheduler_config), persistent=False)
+        self.register_buffer("_abar", _alphas_cumprod(scheduler_config), persistent=False)
         self.to(device)
 
     @classmethod
@@ -152,6 +152,11 @@ class StableDiffusion(nn.Module):
         vae.decoder = None
         vae.post_quant_conv = None
         return cls(unet, vae, text_encoder, tokenizer, scheduler.config, device, known_kinds(folder))
+
+    @property
+    def alphas_cumprod(self) -> Float[Tensor, " T"]:
+        """In float32. A property: Python 3.12's protocols do not see a module's buffers."""
+        return self._abar
 
     def doubt(self, text: str) -> str | None:
         """What to tell the user about a prompt that names nothing this prior knows."""
