@@ -7,6 +7,13 @@ function of (weights, seed, rank, step), so the same command run again resumes w
 """
 
 import os
+import sys
+
+from configs import doctor
+
+# Before anything is imported that may be missing: there, a missing package is a row and not a traceback.
+if __name__ == "__main__" and doctor.OPTION in sys.argv[1:]:
+    sys.exit(doctor.main(sys.argv[1:]))
 
 # Before torch is imported: spinning OpenMP workers make a step eight times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -14,7 +21,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import logging
 import resource
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator

@@ -96,9 +96,10 @@ def _read_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, object], 
     argv = [f" {word}" if NEGATIVE_NUMBER.match(word) else word for word in argv]
     parser = build_parser()
     found, rest = parser.parse_known_args(argv)
+    assert not found.check, "train.py answers --check before anything else"
     if rest:
         option = rest[0].partition("=")[0]
-        known = [*keys, *NO_EFFECT, "config", "dry_run", "help"]
+        known = [*keys, *NO_EFFECT, "config", "dry_run", "check", "help"]
         best = nearest(option, known).replace("dry_run", "dry-run")
         raise ConfigError(f"command line: unknown option {shown(option)}; the nearest known one is --{best}")
     if not found.config:
@@ -119,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser, with every key of the sections as an option."""
     parser = _Parser(
         prog=Path(sys.argv[0]).name or "train.py",
-        usage="%(prog)s --config FILE [FILE …] [--KEY VALUE …] [--dry-run]",
+        usage="%(prog)s --config FILE [FILE …] [--KEY VALUE …] [--dry-run] [--check]",
         description="From text to a textured mesh: runs the given configs in order.",
         epilog=RULES.format(no_effect=", ".join(sorted(NO_EFFECT))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -129,6 +130,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--config", nargs="+", action="extend", metavar="FILE", help="JSON files, run in order"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configs as JSON and leave")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="print what this machine has, what is missing and how to mend it; checks the configs too",
+    )
     groups = {name: parser.add_argument_group(_title(name, kind)) for name, kind in section_types().items()}
     for key in known_keys().values():
         default = "required" if key.required else f"default {json.dumps(key.default, ensure_ascii=False)}"

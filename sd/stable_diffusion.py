@@ -46,7 +46,7 @@ def resolve_model(name: str) -> str:
     for place in DEFAULT_PLACES if name == DEFAULT_MODEL else (name,):
         if Path(place).is_dir():
             return _checked_folder(Path(place))
-        if Path(place).is_absolute() or place.startswith((".", "data/")) or place.count("/") != 1:
+        if _names_a_folder(place):
             tried.append(f"{place} (no such folder)")
             continue
         try:
@@ -60,14 +60,48 @@ def resolve_model(name: str) -> str:
     )
 
 
-def _download(hub_id: str) -> str:
+def local_places(name: str) -> dict[str, str | None]:
+    """Every place where the model `name` is looked for, in order: what is wrong there, None where nothing is.
+
+    The network is not asked: of a hub id only the cache is seen.
+    """
+    found: dict[str, str | None] = {}
+    for place in DEFAULT_PLACES if name == DEFAULT_MODEL else (name,):
+        local = Path(place).is_dir()
+        if not local and _names_a_folder(place):
+            found[place] = "no such folder"
+            continue
+        try:
+            folder = place if local else _download(place, local_files_only=True)
+        except (OSError, ValueError):
+            found[place] = "not in the hub cache"
+            continue
+        try:
+            _checked_folder(Path(folder))
+            found[place] = None
+        except FileNotFoundError as error:
+            found[place] = str(error)
+    return found
+
+
+def _names_a_folder(place: str) -> bool:
+    return Path(place).is_absolute() or place.startswith((".", "data/")) or place.count("/") != 1
+
+
+def _download(hub_id: str, local_files_only: bool = False) -> str:
     from huggingface_hub import snapshot_download
 
     # By folder: the repositories also hold the same weights as single files, and a safety checker.
     wanted = [f"{part}/*.{suffix}" for part in COMPONENTS for suffix in ("json", "txt", "safetensors")]
     wanted.append(KINDS_FILE)
-    logger.info("sd_model: asking the hub for %s", hub_id)
-    return snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*non_ema*"])
+    if not local_files_only:
+        logger.info("sd_model: asking the hub for %s", hub_id)
+    return snapshot_download(
+        hub_id,
+        allow_patterns=wanted,
+        ignore_patterns=["*.fp16.*", "*non_ema*"],
+        local_files_only=local_files_only,
+    )
 
 
 def _checked_folder(folder: Path) -> str:

@@ -145,7 +145,7 @@ def test_a_download_takes_the_parts_and_nothing_else(model_folder, monkeypatch):
     ]
     taken = []
 
-    def list_files(hub_id, **patterns):
+    def list_files(hub_id, local_files_only, **patterns):
         taken.extend(filter_repo_objects(needed + others, **patterns))
         return str(model_folder)
 
