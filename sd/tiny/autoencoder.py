@@ -31,7 +31,7 @@ class Latents:
     """All views as the denoiser is trained on them, before the scaling factor; half precision.
 
     coarse (normal, mask), unturned, shrunk to the latents' size; the mean and the deviation of the VAE's
-    posterior for normal images and for shaded images; kind and view as in `Views`.
+    posterior for normal images and for shaded images; kind, view and material as in `Views`.
     """
 
     coarse: Float[Tensor, "N 4 s s"]
@@ -41,6 +41,7 @@ class Latents:
     shaded_deviation: Float[Tensor, "N 4 s s"]
     kind: Int[Tensor, " N"]
     view: Int[Tensor, " N"]
+    material: Int[Tensor, " N"]
 
 
 def spins(count: int, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
@@ -145,4 +146,4 @@ def encode_views(vae: nn.Module, views: Views, chunk: int = 512) -> Latents:
         )
         parts.setdefault("coarse", []).append(coarse.half())
     tensors = {name: torch.cat(chunks).contiguous() for name, chunks in parts.items()}
-    return Latents(**tensors, kind=views.kind, view=views.view)
+    return Latents(**tensors, kind=views.kind, view=views.view, material=views.material)

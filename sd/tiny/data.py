@@ -2,8 +2,8 @@
 
 An instance is one random object of a kind. Its signed distance is meshed by marching tetrahedra and a batch
 of views of that mesh is rendered by the scene's own functions: world-space normals, mask, and the shaded
-image under the default environment with the object's true material. Workers write shards; `load_views` puts
-them together.
+image under the default environment, in the object's own colours or made of one of MATERIALS. Workers write
+shards; `load_views` puts them together.
 
 Legend: N views, S pixels a side.
 """
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from dataset.cameras import CameraConfig, sample_cameras, step_generator
 from dataset.objects import KINDS, ProceduralObject, make_object
+from dataset.objects.draw import Draw
+from dataset.objects.materials import HELD_OUT, MATERIALS, dressed
 from geometry.marching_tets import marching_tetrahedra
 from geometry.tet_grid import TetGrid, make_tet_grid
 from render.camera import Cameras
@@ -30,18 +32,22 @@ from render.raster.contract import Rasteriser
 from render.shade.brdf import linear_to_srgb, shade
 from render.shade.light import LightConfig, load_environment
 from render.shade.prefilter import PrefilteredLight
+from sd.tiny.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
-# Streams of `step_generator`, so that shapes and cameras of one instance are independent.
-SHAPE_STREAM, CAMERA_STREAM = 1, 2
+# Streams of `step_generator`, so that shapes, cameras and materials of one instance are independent.
+SHAPE_STREAM, CAMERA_STREAM, MATERIAL_STREAM = 1, 2, 3
+MATERIAL_NAMES = tuple(MATERIALS)
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What is rendered. box is the side of the tet grid's cube; objects reach 0.75 from the origin.
 
-    The cameras keep the whole object in the picture: a prior that has seen cut objects grows parts for ever.
+    own_share of the views show the kind's own colours, the rest one of `materials` others that the instance
+    draws, never those that held_out pairs with its kind. The cameras keep the whole object in the picture:
+    a prior that has seen cut objects grows parts for ever.
     """
 
     kinds: tuple[str, ...] = KINDS
@@ -51,6 +57,9 @@ class DataConfig:
     grid: int = 128
     box: float = 1.7
     seed: int = 1
+    own_share: float = 0.4
+    materials: int = 4
+    held_out: frozenset[tuple[str, str]] = HELD_OUT
     environment: LightConfig = field(default_factory=LightConfig)
     cameras: CameraConfig = field(
         default_factory=lambda: CameraConfig(
@@ -65,13 +74,15 @@ class DataConfig:
 @dataclass(frozen=True)
 class Views:
     """N rendered views. normal is world-space, ×127, background 0; mask and shaded (sRGB, black background)
-    are ×255; kind [N] indexes the config's kinds, view [N] is `Cameras.view_index`."""
+    are ×255; kind [N] indexes the config's kinds, view [N] is `Cameras.view_index`; material [N] is 0 for the
+    kind's own colours, else 1 + the index in MATERIAL_NAMES."""
 
     normal: Int8[Tensor, "N 3 S S"]
     mask: UInt8[Tensor, "N 1 S S"]
     shaded: UInt8[Tensor, "N 3 S S"]
     kind: Int[Tensor, " N"]
     view: Int[Tensor, " N"]
+    material: Int[Tensor, " N"]
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -119,7 +130,14 @@ class Studio:
             (side, side),
             step_generator(seed, kind_number, instance, CAMERA_STREAM),
         )
-        images = self._render(subject, self.mesh(subject), cameras.to(self.device)).permute(0, 3, 1, 2)
+        draw = Draw(step_generator(seed, kind_number, instance, MATERIAL_STREAM))
+        material = draw_materials(self.config, kind_number, draw)
+        looks = {
+            number: dressed(subject, MATERIAL_NAMES[number - 1], draw) if number else subject
+            for number in material.unique().tolist()
+        }
+        mesh = self.mesh(subject)
+        images = self._render(looks, material, mesh, cameras.to(self.device)).permute(0, 3, 1, 2)
         normal, mask, shaded = images.split([3, 1, 3], dim=1)
         return Views(
             normal=(normal * 127).round().clamp(-127, 127).to("cpu", torch.int8),
@@ -127,6 +145,7 @@ class Studio:
             shaded=(shaded * 255).round().clamp(0, 255).to("cpu", torch.uint8),
             kind=torch.full((len(images),), kind_number),
             view=cameras.view_index.clone(),
+            material=material,
         )
 
     def mesh(self, subject: ProceduralObject) -> Mesh:
@@ -136,15 +155,32 @@ class Studio:
         )
         return make_mesh(v_pos, faces)
 
-    def _render(self, subject: ProceduralObject, mesh: Mesh, cameras: Cameras) -> Float[Tensor, "B H W 7"]:
-        """(normal 3, mask 1, shaded sRGB 3), the outlines antialiased."""
+    def _render(
+        self, looks: dict[int, ProceduralObject], material: Int[Tensor, " B"], mesh: Mesh, cameras: Cameras
+    ) -> Float[Tensor, "B H W 7"]:
+        """(normal 3, mask 1, shaded sRGB 3), the outlines antialiased; view i shows looks[material[i]]."""
         points = trace(mesh, cameras, self.rasteriser)
-        kd, ks = subject.material(points.position)
+        kd, ks = torch.empty_like(points.position), torch.empty_like(points.position)
+        worn = material.to(self.device)[points.view_of_point]
+        for number, subject in looks.items():
+            rows = (worn == number).nonzero()[:, 0]
+            kd[rows], ks[rows] = subject.material(points.position[rows])
         shaded = linear_to_srgb(shade(kd, ks, points.normal, points.to_viewer, self.light))
         image = torch.cat(
             [points.place(points.normal), points.mask(), points.place(shaded.clamp(0, 1))], dim=-1
         )
         return self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
+
+
+def draw_materials(config: DataConfig, kind_number: int, draw: Draw) -> Int[Tensor, " views"]:
+    """What each view of an instance is made of, as `Views.material` counts."""
+    kind = config.kinds[kind_number]
+    allowed = [n for n, name in enumerate(MATERIAL_NAMES, 1) if (kind, name) not in config.held_out]
+    own = round(config.own_share * config.views)
+    chosen = [allowed[draw.integer(0, len(allowed) - 1)] for _ in range(config.materials)]
+    others = [chosen[view % config.materials] for view in range(config.views - own)]
+    order = torch.randperm(config.views, generator=draw.generator)
+    return torch.tensor([0] * own + others)[order]
 
 
 def write_shard(
@@ -186,22 +222,25 @@ def render_shards(
     seconds: float,
     workers: int,
     rasteriser: str = "auto",
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Fill `folder` with shards; drawing an object and launching its kernels keep a CPU core busy, so several
-    processes share one GPU. workers 0 renders here.
+    """Fill `folder` with this rank's shards; workers 0 renders here.
+
+    Drawing an object and launching its kernels keep a CPU core busy, so several processes share one GPU.
 
     Raises:
         RuntimeError: no worker finished.
     """
     if workers == 0:
-        write_shard(config, folder, 0, 1, str(device), seconds, rasteriser)
+        write_shard(config, folder, ranks.rank, ranks.world, str(device), seconds, rasteriser)
         return
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(
-            target=write_shard, args=(config, folder, shard, workers, str(device), seconds, rasteriser)
+            target=write_shard,
+            args=(config, folder, shard, workers * ranks.world, str(device), seconds, rasteriser),
         )
-        for shard in range(workers)
+        for shard in range(ranks.rank * workers, (ranks.rank + 1) * workers)
     ]
     for process in processes:
         process.start()

@@ -21,6 +21,7 @@ from sd.tiny.captions import CaptionTable
 from sd.tiny.compiled import predict
 from sd.tiny.models import build_scheduler, embed
 from sd.tiny.pace import Pace, cosine_rate
+from sd.tiny.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ LEARNING_RATE = 8e-4
 AVERAGE_DECAY = 0.999
 DOMAINS = ("coarse", "normal", "shaded")
 REPORT_EVERY = 100
+# Steps between two looks at the clock: several ranks have to agree on the time.
+AGREE_EVERY = 10
 
 
 @dataclass
@@ -108,8 +111,8 @@ class Corpus:
 
 def draw_latents(
     latents: Latents, batch: int, scaling_factor: float, generator: torch.Generator
-) -> tuple[Float[Tensor, "B 4 s s"], Int[Tensor, " B"], Int[Tensor, " B"]]:
-    """(x_0, kind, view) of a batch, a third of each domain in the order of DOMAINS."""
+) -> tuple[Float[Tensor, "B 4 s s"], Int[Tensor, " B"]]:
+    """(x_0, its row in `latents`) of a batch, a third of each domain in the order of DOMAINS."""
     device = latents.kind.device
     rows = torch.randint(len(latents.kind), (batch,), generator=generator, device=device)
     coarse_rows, normal_rows, shaded_rows = rows.split(domain_sizes(batch))
@@ -123,7 +126,7 @@ def draw_latents(
         centre = mean[chosen].float()
         noise = torch.randn(centre.shape, generator=generator, device=device)
         parts.append((centre + deviation[chosen].float() * noise) * scaling_factor)
-    return torch.cat(parts), latents.kind[rows], latents.view[rows]
+    return torch.cat(parts), rows
 
 
 def domain_sizes(batch: int) -> list[int]:
@@ -141,15 +144,15 @@ def step_errors(
     autocast: Callable,
 ) -> Float[Tensor, " B"]:
     """Mean squared error of the predicted noise, per image of a fresh batch."""
-    x0, kind, view = draw_latents(corpus.latents, batch, corpus.scaling_factor, generator)
-    rows = corpus.captions.draw(kind, view, generator)
+    latents = corpus.latents
+    x0, rows = draw_latents(latents, batch, corpus.scaling_factor, generator)
+    said = corpus.captions.draw(latents.kind[rows], latents.view[rows], latents.material[rows], generator)
     timesteps = torch.randint(len(abar), (batch,), generator=generator, device=abar.device)
     noise = torch.randn(x0.shape, generator=generator, device=abar.device)
     signal = abar[timesteps].view(-1, 1, 1, 1)
     noisy = (signal.sqrt() * x0 + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     with autocast():
-        # Each distinct caption is embedded once a step, however often the batch holds it.
-        text = embed(denoiser.text_encoder, corpus.tokens).float()[rows]
+        text = embed(denoiser.text_encoder, corpus.tokens[said]).float()
         answer = predict(unet, noisy, timesteps, text)
     return (answer.float() - noise).square().mean(dim=(1, 2, 3))
 
@@ -165,6 +168,7 @@ def train_denoiser(
     checkpoint: Callable[[Denoiser], None],
     stop_at: float = float("inf"),
     checkpoint_seconds: float = 60.0,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Until `pace` says 1, or time.monotonic() passes `stop_at`.
 
@@ -178,7 +182,8 @@ def train_denoiser(
     unet, begun, first = denoiser.unet, time.monotonic(), denoiser.step
     saved = begun
     losses = torch.zeros(len(DOMAINS), device=abar.device)
-    while denoiser.progress < 1 and time.monotonic() < stop_at:
+    stopping = False
+    while denoiser.progress < 1 and not stopping:
         done = denoiser.step - first
         if done % REPORT_EVERY == 0:
             unet = pick_unet(denoiser.unet)
@@ -187,20 +192,24 @@ def train_denoiser(
             group["lr"] = rate
         errors = step_errors(denoiser, unet, corpus, batch, abar, generator, autocast)
         errors.mean().backward()
+        ranks.average_gradients(denoiser.parameters())
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         denoiser.optimizer.step()
         denoiser.optimizer.zero_grad(set_to_none=True)
         _move_averages(denoiser)
         losses += torch.stack([part.mean() for part in errors.detach().split(domain_sizes(batch))])
         denoiser.step += 1
-        denoiser.progress = pace.progress(done + 1)
+        if ranks.world == 1 or (done + 1) % AGREE_EVERY == 0:
+            denoiser.progress = ranks.agree(pace.progress(done + 1), abar.device)
+            stopping = ranks.agree(time.monotonic() > stop_at, abar.device) > 0
         if (done + 1) % REPORT_EVERY == 0:
             speed = (done + 1) / (time.monotonic() - begun)
-            _report(denoiser, (losses / REPORT_EVERY).tolist(), rate, speed)
+            _report(denoiser, ranks.mean(losses / REPORT_EVERY).tolist(), rate, speed)
             losses.zero_()
         if time.monotonic() - saved > checkpoint_seconds:
             checkpoint(denoiser)
             saved = time.monotonic()
+    assert ranks.alike(denoiser.parameters()), "the replicas have drifted apart"
     checkpoint(denoiser)
 
 

@@ -96,7 +96,7 @@ def _figures(run: "Run", denoiser: Denoiser, vae: nn.Module, views: Views) -> di
         "millions": sum(counts.values()),
         "latent": run.shape.latent_size,
         "image": run.shape.image_size,
-        "instances": len(views) // (run.data.views * len(run.data.kinds)),
+        "instances": run.ranks.world * len(views) // (run.data.views * len(run.data.kinds)),
         "device": device,
         "total": denoiser.spent_seconds / 60,
         "steps_done": denoiser.step,

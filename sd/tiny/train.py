@@ -7,6 +7,8 @@ denoiser with its text encoder. Each leaves its result in the work folder, the d
 minute; the same command goes on where a killed one stopped. Made for one large GPU; `--toy` runs the same
 code on a CPU in seconds.
 
+Under torchrun every GPU of a machine takes a share of the data and of each step (sd/tiny/ranks.py).
+
 --minutes is the whole training, start to export; --stop-after ends this call earlier, for machines that
 lend their time in pieces. --init starts from the weights of an earlier folder (its VAE is kept as it is).
 --export-only writes the folder from the last checkpoint.
@@ -38,6 +40,7 @@ from sd.tiny.data import KINDS, DataConfig, Views, load_views, render_shards
 from sd.tiny.denoiser import DOMAINS, Corpus, Denoiser, make_denoiser, train_denoiser
 from sd.tiny.export import export, start_from
 from sd.tiny.pace import Pace
+from sd.tiny.ranks import ALONE, Ranks, join
 from sd.tiny.samples import draw_curves
 from sd.tiny.tokenizer import write_tokenizer
 
@@ -59,6 +62,7 @@ class Run:
     device: torch.device
     shape: models.Shape
     data: DataConfig
+    ranks: Ranks = ALONE
 
     @property
     def work(self) -> Path:
@@ -74,7 +78,7 @@ class Run:
 
     def generator(self, stream: int, step: int = 0) -> torch.Generator:
         """On the device; each stage, and each step at which a run resumes, has numbers of its own."""
-        mixed = step_generator(self.options.seed, 0, step, stream)
+        mixed = step_generator(self.options.seed, self.ranks.rank, step, stream)
         return torch.Generator(self.device).manual_seed(mixed.initial_seed())
 
 
@@ -126,7 +130,8 @@ def make_run(options: argparse.Namespace) -> Run:
         light = LightConfig(env_scale=options.env_scale, env_resolution=64)
         data = replace(data, instances=2, views=4, grid=32, environment=light)
         options.batch, options.vae_batch, options.no_compile = 6, 4, True
-    return Run(options, torch.device(options.device), shape, replace(data, image_size=shape.image_size))
+    ranks, device = join(torch.device(options.device))
+    return Run(options, device, shape, replace(data, image_size=shape.image_size), ranks)
 
 
 def claim_work_folder(run: Run) -> None:
@@ -146,14 +151,17 @@ def claim_work_folder(run: Run) -> None:
 
 
 def _plain(data: DataConfig) -> dict:
-    return {name: str(value) for name, value in vars(data).items()}
+    # Sets have no order of their own that a later call would find again.
+    listed = {name: sorted(v) if isinstance(v, frozenset) else v for name, v in vars(data).items()}
+    return {name: str(value) for name, value in listed.items()}
 
 
 def rendered_views(run: Run) -> Views:
-    folder = run.work / "views"
+    folder = run.work / f"views_{run.ranks.rank}_of_{run.ranks.world}"
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        render_shards(run.data, folder, run.device, RENDERING_SHARE * run.seconds, run.options.workers)
+        share = RENDERING_SHARE * run.seconds
+        render_shards(run.data, folder, run.device, share, run.options.workers, ranks=run.ranks)
         (folder / "complete").touch()
     views = load_views(folder, run.device)
     logger.info("%.0f s: %d views of %d kinds", _elapsed(), len(views), len(run.data.kinds))
@@ -161,13 +169,17 @@ def rendered_views(run: Run) -> Views:
 
 
 def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module:
-    """The VAE on the device, trained or, where that was done before, loaded."""
+    """The VAE on the device, trained (by the first rank) or, where that was done before, loaded."""
     path = run.work / "vae.pt"
     vae = vae.to(run.device, memory_format=torch.channels_last)
+    if not run.ranks.first:
+        run.ranks.wait()
     if path.exists():
         state = torch.load(path, map_location=run.device, weights_only=True)
         vae.load_state_dict(state["weights"])
         vae.register_to_config(scaling_factor=state["scaling_factor"])
+        if run.ranks.first:
+            run.ranks.wait()
         return vae.eval().requires_grad_(False)
     if run.options.init is None:
         history: list[dict] = []
@@ -177,6 +189,7 @@ def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module
     state = {"weights": vae.state_dict(), "scaling_factor": vae.config.scaling_factor}
     torch.save(state, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
+    run.ranks.wait()
     logger.info("%.0f s: VAE ready", _elapsed())
     return vae.eval().requires_grad_(False)
 
@@ -202,6 +215,8 @@ def unet_picker(run: Run) -> Callable[[torch.nn.Module], torch.nn.Module]:
 
 
 def checkpoint(run: Run, denoiser: Denoiser, spent_before: float) -> None:
+    if not run.ranks.first:
+        return
     denoiser.spent_seconds = spent_before + _elapsed()
     denoiser.save(run.work / "denoiser.pt")
     (run.work / "denoiser_history.json").write_text(json.dumps(denoiser.history))
@@ -210,7 +225,7 @@ def checkpoint(run: Run, denoiser: Denoiser, spent_before: float) -> None:
 
 def fit(run: Run, denoiser: Denoiser, corpus: Corpus, pick_unet: Callable) -> None:
     """Train to the end of the time, going back to the last checkpoint where it diverges."""
-    left = max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0)
+    left = run.ranks.agree(max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0), run.device)
     if denoiser.planned_seconds == 0:
         denoiser.planned_seconds = left
     spent_before = denoiser.spent_seconds
@@ -219,6 +234,7 @@ def fit(run: Run, denoiser: Denoiser, corpus: Corpus, pick_unet: Callable) -> No
         checkpoint(run, current, spent_before)
 
     save(denoiser)
+    run.ranks.wait()
     for attempt in range(MOST_DIVERGENCES):
         left = max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0)
         seconds = min(left, (1 - denoiser.progress) * denoiser.planned_seconds)
@@ -234,6 +250,7 @@ def fit(run: Run, denoiser: Denoiser, corpus: Corpus, pick_unet: Callable) -> No
                 pick_unet,
                 save,
                 stop_at=STARTED + run.options.stop_after * 60 - EXPORT_SECONDS,
+                ranks=run.ranks,
             )
             return
         except FloatingPointError as error:
@@ -246,9 +263,11 @@ def fit(run: Run, denoiser: Denoiser, corpus: Corpus, pick_unet: Callable) -> No
 
 def train(run: Run) -> None:
     options, checkpoint_file = run.options, run.work / "denoiser.pt"
-    claim_work_folder(run)
     captions = CaptionTable(run.data.kinds)
-    write_tokenizer(run.work / "tokenizer", captions.captions)
+    if run.ranks.first:
+        claim_work_folder(run)
+        write_tokenizer(run.work / "tokenizer", captions.captions)
+    run.ranks.wait()
     tokenizer = models.load_tokenizer(run.work / "tokenizer")
     torch.manual_seed(options.seed)
     networks = (
@@ -273,10 +292,13 @@ def train(run: Run) -> None:
         tokens = models.tokenize(tokenizer, captions.captions).to(run.device)
         fit(run, denoiser, Corpus(latents, vae.config.scaling_factor, captions, tokens), pick_unet)
         logger.info("%.0f s: denoiser at step %d", _elapsed(), denoiser.step)
-    export(run, denoiser, vae, tokenizer, latents, views)
+    if run.ranks.first:
+        export(run, denoiser, vae, tokenizer, latents, views)
     if denoiser.progress >= 1 and not options.keep_data:
-        shutil.rmtree(run.work / "views")
-    logger.info("%.0f s: %s written", _elapsed(), options.out)
+        shutil.rmtree(run.work / f"views_{run.ranks.rank}_of_{run.ranks.world}")
+    run.ranks.leave()
+    if run.ranks.first:
+        logger.info("%.0f s: %s written", _elapsed(), options.out)
 
 
 def _elapsed() -> float:

@@ -1,6 +1,7 @@
 """Procedural objects against facts that a mesh of their zero level shows, measured by libigl and trimesh."""
 
 import functools
+import itertools
 import math
 
 import igl
@@ -12,6 +13,8 @@ import trimesh
 from dataset.objects import KINDS, ProceduralObject, make_object
 from dataset.objects import primitives as solids
 from dataset.objects.colour import colour, spots
+from dataset.objects.draw import Draw
+from dataset.objects.materials import HELD_OUT, MATERIALS, dressed
 
 CELLS = 72
 
@@ -256,3 +259,42 @@ def test_spots_keep_their_spacing():
 def test_colour_codes_are_decoded_to_linear():
     assert colour("#808080") == pytest.approx((0.2158605,) * 3, abs=1e-6)
     assert colour("#ffffff") == (0.85,) * 3
+
+
+@pytest.mark.parametrize("name", MATERIALS)
+def test_a_material_repaints_and_keeps_the_shape(name):
+    own = instance("mug", 0)
+    worn = dressed(own, name, Draw(torch.Generator().manual_seed(0)))
+    points = random_points(4000)
+    assert torch.equal(own.signed_distance(points), worn.signed_distance(points))
+    kd, ks = worn.material(points)
+    assert 0 <= kd.min() and kd.max() <= 0.86
+    assert (ks[:, 2] == (1.0 if name in ("golden", "silver") else 0.0)).all()
+    assert 0.3 <= ks[:, 1].min() and ks[:, 1].max() <= 0.9
+    # The hue is the material's all over: every point's colour is a multiple of one colour.
+    unit = torch.nn.functional.normalize(kd[kd.max(1).values < 0.84], dim=-1)
+    assert (unit - unit[0]).norm(dim=-1).max() < 1e-3
+
+
+def test_materials_differ_and_keep_dark_parts_darker():
+    own = instance("car", 0)
+    points = torch.from_numpy(surface("car", 0).vertices).float()
+    luminance = own.material(points)[0] @ torch.tensor([0.2126, 0.7152, 0.0722])
+    colours = {}
+    for name in MATERIALS:
+        kd, _ = dressed(own, name, Draw(torch.Generator().manual_seed(0))).material(points)
+        colours[name] = kd.mean(0)
+        assert kd[luminance < 0.06].mean() < 0.8 * kd[luminance > 0.3].mean()
+    for first, second in itertools.combinations(set(MATERIALS) - {"white", "silver", "stone", "wooden"}, 2):
+        assert (colours[first] - colours[second]).norm() > 0.05, (first, second)
+
+
+def test_unknown_material_is_named():
+    with pytest.raises(ValueError, match="'plaid'.*wooden"):
+        dressed(instance("mug", 0), "plaid", Draw(torch.Generator()))
+
+
+def test_pairs_held_out_are_of_this_world():
+    assert len(HELD_OUT) >= 12
+    assert {name for _, name in HELD_OUT} <= set(MATERIALS)
+    assert len({kind for kind, _ in HELD_OUT}) == len(HELD_OUT)

@@ -1,18 +1,31 @@
 """Making the embedded prior at toy size: captions, tokenizer, data, and the whole command with a resume."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import CLIPTokenizer
 
 from dataset.objects import KINDS
+from dataset.objects.draw import Draw
+from dataset.objects.materials import HELD_OUT, MATERIALS
 from sd.prompts import DEFAULT_NEGATIVE, directional_prompts
 from sd.stable_diffusion import StableDiffusion
 from sd.tiny import samples
 from sd.tiny import train as program
 from sd.tiny.autoencoder import Latents, recoloured, spins, spun
-from sd.tiny.captions import DROPPED_SHARE, TEMPLATES, VIEW_SHARE, CaptionTable
+from sd.tiny.captions import (
+    DROPPED_SHARE,
+    SUBSTANCE_TEMPLATES,
+    TEMPLATES,
+    VIEW_SHARE,
+    CaptionTable,
+    descriptions,
+)
+from sd.tiny.data import MATERIAL_NAMES, DataConfig, draw_materials
 from sd.tiny.denoiser import domain_sizes, draw_latents
 from sd.tiny.models import SCHEDULE, Shape, build_scheduler, build_unet, parameter_count
 from sd.tiny.pace import Pace, cosine_rate
@@ -84,19 +97,46 @@ def test_drawn_captions_fit_kind_and_view_and_come_in_the_stated_shares():
     generator = torch.Generator().manual_seed(0)
     kind = torch.randint(2, (count,), generator=generator)
     view = torch.randint(3, (count,), generator=generator)
-    drawn = [table.captions[row] for row in table.draw(kind, view, generator).tolist()]
+    material = torch.randint(1 + len(MATERIALS), (count,), generator=generator)
+    drawn = [table.captions[row] for row in table.draw(kind, view, material, generator).tolist()]
     empty = {"", *DEFAULT_NEGATIVE.values()}
     said = [
-        (text, k, v)
-        for text, k, v in zip(drawn, kind.tolist(), view.tolist(), strict=True)
+        (text, k, v, m)
+        for text, k, v, m in zip(drawn, kind.tolist(), view.tolist(), material.tolist(), strict=True)
         if text not in empty
     ]
     assert len(said) / count == pytest.approx(1 - DROPPED_SHARE, abs=0.01)
-    assert all(("mug", "ice cream")[k] in text for text, k, _ in said)
-    with_view = [(text, v) for text, _, v in said if text.endswith(" view")]
+    assert all(("mug", "ice cream")[k] in text for text, k, _, _ in said)
+    with_view = [(text, v) for text, _, v, _ in said if text.endswith(" view")]
     assert len(with_view) / len(said) == pytest.approx(VIEW_SHARE, abs=0.015)
     assert all(text.endswith((", front view", ", side view", ", back view")[v]) for text, v in with_view)
-    assert len({text for text, _, _ in said}) == 2 * 4 * len(set(TEMPLATES))
+    # A material's own words are said, and no other's.
+    for text, _, _, m in said:
+        words = set(text.replace(",", "").split())
+        named = {name for name, look in MATERIALS.items() if {look.adjective, look.substance} & words}
+        assert named == ({MATERIAL_NAMES[m - 1]} if m else set())
+    substances = sum(look.substance is not None for look in MATERIALS.values())
+    wordings = (1 + len(MATERIALS)) * len(set(TEMPLATES)) + substances * len(SUBSTANCE_TEMPLATES)
+    assert len({text for text, _, _, _ in said}) == 2 * 4 * wordings
+
+
+def test_materials_are_said_in_front_or_behind():
+    said = descriptions("ice_cream", MATERIALS["golden"])
+    assert "a golden ice cream" in said and "an ice cream made of gold" in said
+    assert descriptions("apple", MATERIALS["orange"])[0] == "an orange apple"
+    assert len(said) == len(descriptions("mug")) == len(descriptions("mug", MATERIALS["red"]))
+
+
+def test_views_wear_every_material_but_those_held_out():
+    kind = next(kind for kind, _ in sorted(HELD_OUT) if kind in KINDS)
+    config = DataConfig(kinds=(kind,), views=10, own_share=0.4, materials=3)
+    seen = set()
+    for seed in range(200):
+        drawn = draw_materials(config, 0, Draw(torch.Generator().manual_seed(seed))).tolist()
+        assert drawn.count(0) == 4 and 1 <= len(set(drawn) - {0}) <= 3
+        seen |= set(drawn)
+    held_out = {1 + MATERIAL_NAMES.index(name) for name in MATERIALS if (kind, name) in HELD_OUT}
+    assert held_out and seen == set(range(1 + len(MATERIALS))) - held_out
 
 
 def test_schedule_is_stable_diffusions():
@@ -159,11 +199,12 @@ def test_a_batch_holds_a_third_of_each_domain():
         shaded_deviation=torch.zeros(shape).half(),
         kind=torch.arange(5),
         view=torch.arange(5) % 3,
+        material=torch.zeros(5, dtype=torch.long),
     )
-    x0, kind, view = draw_latents(latents, 10, 0.5, torch.Generator().manual_seed(0))
+    x0, rows = draw_latents(latents, 10, 0.5, torch.Generator().manual_seed(0))
     assert domain_sizes(10) == [4, 3, 3]
     assert x0[:, 0, 0, 0].tolist() == [0.0] * 4 + [0.5] * 3 + [1.5] * 3
-    assert (view == kind % 3).all()
+    assert rows.shape == (10,) and 0 <= rows.min() and rows.max() < 5
 
 
 def test_pace_and_rate():
@@ -202,7 +243,7 @@ def test_the_scaling_factor_gives_unit_deviation(toy):
     root, _ = toy
     from sd.tiny.data import load_views
 
-    views = load_views(root / "work" / "views", torch.device("cpu"))
+    views = load_views(root / "work" / "views_0_of_1", torch.device("cpu"))
     prior = StableDiffusion.from_pretrained(str(root / "tiny-sd"), torch.device("cpu"))
     rows = torch.arange(len(views))
     images = torch.cat([views.normal_images(rows), views.shaded_images(rows)])
@@ -214,7 +255,7 @@ def test_rendered_views_are_what_the_phases_show(toy):
     root, _ = toy
     from sd.tiny.data import load_views
 
-    views = load_views(root / "work" / "views", torch.device("cpu"))
+    views = load_views(root / "work" / "views_0_of_1", torch.device("cpu"))
     rows = torch.arange(len(views))
     assert len(views) == 2 * 2 * 4
     coarse, shaded = views.coarse_images(rows), views.shaded_images(rows)
@@ -255,3 +296,16 @@ def test_a_folder_can_be_the_start_and_other_settings_are_refused(toy, capsys):
         for name in ("tiny-sd", "second")
     ]
     assert factors[0] == factors[1]
+
+
+def test_two_processes_train_one_denoiser(toy, tmp_path):
+    """Each renders half of the objects; the gradients' mean keeps the replicas alike to the last bit."""
+    _, arguments = toy
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29551"]
+    command += ["-m", "sd.tiny.train", *arguments, "--out", str(tmp_path / "out"), "--work", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(program.__file__).parents[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+    for rank in range(2):
+        assert len(list((tmp_path / f"views_{rank}_of_2").glob("shard_*.pt"))) == 1
+    assert done.stdout.count("the replicas agree") == 2
+    assert StableDiffusion.from_pretrained(str(tmp_path / "out"), torch.device("cpu")).latent_size == 8
