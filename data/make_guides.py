@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dataset.objects.figures import HEIGHT, person
+from dataset.objects.figures import HEIGHT, mannequin
 from dataset.objects.solid import ProceduralObject
 from geometry.marching_tets import marching_tetrahedra
 from geometry.tet_grid import make_tet_grid
@@ -42,7 +42,7 @@ def main() -> None:
     """Overwrites data/person/person.obj."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path = FOLDER / "person" / "person.obj"
-    v_pos, faces = guide(person())
+    v_pos, faces = guide(mannequin())
     write_text(path, obj_text(v_pos, faces))
     logger.info("%s: %d vertices, %d faces", path, len(v_pos), len(faces))
 

@@ -8,10 +8,14 @@ from collections.abc import Callable
 
 import torch
 
+from dataset.objects.animals import bird, fish, quadruped
+from dataset.objects.buildings import castle_tower, cottage
+from dataset.objects.craft import airplane, boat
 from dataset.objects.draw import Draw
 from dataset.objects.fruit import apple, pineapple, strawberry
 from dataset.objects.furniture import chair
-from dataset.objects.nature import cactus, mushroom, snowman
+from dataset.objects.nature import cactus, mushroom, snowman, tree
+from dataset.objects.people import head, person
 from dataset.objects.solid import Part, ProceduralObject
 from dataset.objects.sweets import ice_cream_cone
 from dataset.objects.vehicles import car, rocket
@@ -32,6 +36,16 @@ _MAKERS: dict[str, Callable[[Draw], ProceduralObject]] = {
     "rocket": rocket,
     "ice_cream_cone": ice_cream_cone,
     "apple": apple,
+    "cottage": cottage,
+    "castle_tower": castle_tower,
+    "airplane": airplane,
+    "boat": boat,
+    "tree": tree,
+    "person": person,
+    "head": head,
+    "quadruped": quadruped,
+    "fish": fish,
+    "bird": bird,
 }
 
 KINDS: tuple[str, ...] = tuple(_MAKERS)

@@ -18,7 +18,7 @@ from dataset.objects.solid import Part, ProceduralObject
 HEIGHT = 1.8
 
 
-def person() -> ProceduralObject:
+def mannequin() -> ProceduralObject:
     """A plain human, arms and legs held apart; HEIGHT tall, centred at half of it."""
     # Radii of the torso's ellipsoids by the height of their centres, from the hips to the chest.
     trunk: list[tuple[Vector, Vector]] = [
@@ -61,4 +61,4 @@ def person() -> ProceduralObject:
         return smooth_union(smooth_union(solid, leg(side), 0.08), head(side), 0.05)
 
     skin = Part("body", body, plain(colour("#b8b4ac")))
-    return ProceduralObject("person", (skin,), centre=(0.0, HEIGHT / 2, 0.0))
+    return ProceduralObject("mannequin", (skin,), centre=(0.0, HEIGHT / 2, 0.0))

@@ -1,4 +1,4 @@
-"""Mushroom, round about +y and turned freely; cactus, its arms at ±x; snowman, who looks to +z."""
+"""Mushroom and tree, turned freely about +y; cactus, its arms at ±x; snowman, who looks to +z."""
 
 import math
 
@@ -25,6 +25,8 @@ from dataset.objects.primitives import (
     union,
 )
 from dataset.objects.solid import Part, ProceduralObject, place
+
+LEAVES = tuple(colour(c) for c in ("#6faa3a", "#2f7a3a", "#8aa83a"))
 
 
 def mushroom(draw: Draw) -> ProceduralObject:
@@ -197,3 +199,51 @@ def snowman(draw: Draw) -> ProceduralObject:
     if scarfed:
         parts.append(Part("scarf", scarf, plain(cloth), 0.9))
     return place("snowman", tuple(parts))
+
+
+def tree(draw: Draw) -> ProceduralObject:
+    """A crown of leafy balls on a trunk that forks and spreads its roots."""
+    thick, bole = draw.vary(0.12, 0.1), draw.vary(0.52, 0.08)
+    core, lift = draw.vary(0.36, 0.06), draw.vary(0.30, 0.1)
+    around, phase = draw.integer(4, 5), draw.angle()
+    balls = [
+        (
+            phase + k * 2 * math.pi / around,
+            draw.vary(0.36, 0.1),
+            draw.uniform(-0.08, 0.12),
+            draw.vary(0.27, 0.1),
+        )
+        for k in range(around)
+    ]
+    top, roots, spread = draw.vary(0.28, 0.08), draw.integer(4, 5), draw.vary(0.20, 0.1)
+
+    def crown(p: Coordinates) -> Distance:
+        solid = sphere(p, (0.0, lift, 0.0), core)
+        for azimuth, out, up, size in balls:
+            centre = (out * math.sin(azimuth), lift + up - 0.04, out * math.cos(azimuth))
+            solid = smooth_union(solid, sphere(p, centre, size), 0.05)
+        return smooth_union(solid, sphere(p, (0.0, lift + 0.30, 0.0), top), 0.05)
+
+    def trunk(p: Coordinates) -> Distance:
+        stem = round_cone(p, (0.0, -bole, 0.0), (0.0, 0.1, 0.0), 1.15 * thick, 0.9 * thick)
+        root = round_cone(
+            sectors(p, roots, phase), (0.0, 0.12 - bole, 0.4 * thick), (0.0, -bole, spread), 0.08, 0.055
+        )
+        fork = round_cone(mirror_x(p), (0.0, -0.38 * bole, 0.0), (0.24, 0.08, 0.0), 0.07, 0.06)
+        return smooth_union(smooth_union(stem, root, 0.08), fork, 0.06)
+
+    leaf, bark = tint(draw, draw.usually(colour("#4c9a3c"), LEAVES, 0.6)), tint(draw, colour("#7a5032"))
+
+    def foliage(p: Coordinates) -> Tensor:
+        """Brighter above, mottled."""
+        mottle = torch.sin(13 * p[0] + 1.0) * torch.sin(12 * p[1]) * torch.sin(14 * p[2] + 2.0)
+        return mix(shade(leaf, 0.55), shade(leaf, 1.15), ramp(p[1] + 0.2 * mottle, 0.0, 0.8))
+
+    def streaks(p: Coordinates) -> Tensor:
+        return mix(shade(bark, 0.65), bark, 0.5 + 0.5 * torch.cos(torch.atan2(p[0], p[2]) * 9))
+
+    parts = (
+        Part("crown", crown, foliage, draw.uniform(0.75, 0.9)),
+        Part("trunk", trunk, streaks, 0.85),
+    )
+    return place("tree", parts, draw.angle())
