@@ -53,8 +53,10 @@ from render.shade.cube import cube_to_latlong
 from render.shade.light import EnvironmentLight, load_environment
 from render.shade.material import MaterialField
 from sd.guidance import Guidance
+from sd.lora import parse_lora
+from sd.places import resolve_model
 from sd.schedule import Phase, Schedule, appearance_schedule, geometry_schedule
-from sd.stable_diffusion import StableDiffusion, resolve_model
+from sd.stable_diffusion import StableDiffusion
 
 logger = logging.getLogger("train")
 
@@ -172,7 +174,8 @@ def run(config: Config) -> None:
     )
     step = restore_state(config, task.scene, optimizer)
     if step < task.schedule.last_step:
-        prior = StableDiffusion.from_pretrained(config.guidance.sd_model, device)
+        asked = config.guidance
+        prior = StableDiffusion.from_pretrained(asked.sd_model, device, asked.sd_lora, asked.sd_prediction)
         if doubt := prior.doubt(config.guidance.text):
             logger.warning("%s", doubt)
         guidance = Guidance(prior, config.guidance, config.run.mode, device)
@@ -307,6 +310,8 @@ def check(config: Config) -> None:
     """What can be known to fail before any work is done, for all configs of the command."""
     pick_device(config.run.device)
     resolve_model(config.guidance.sd_model)
+    for entry in config.guidance.sd_lora:
+        parse_lora(entry)
     latest_checkpoint(config)
     out = config.run.output_folder
     try:

@@ -265,7 +265,7 @@ def check_configs(argv: Sequence[str]) -> Iterator[Row]:
     try:
         from configs.command_line import load_configs
         from configs.resume import latest_checkpoint
-        from sd.stable_diffusion import DEFAULT_MODEL
+        from sd.places import DEFAULT_MODEL
     except Exception as error:  # Whatever a broken package raises when it is imported.
         yield Row("configs", "all", MISSING, f"cannot be read: {_one_line(error)}", "mend the packages first")
         return
@@ -332,12 +332,13 @@ def verdict(rows: Iterable[Row]) -> str:
 
 
 def _places(name: str) -> dict[str, str | None] | None:
-    """`local_places` of sd.stable_diffusion; None where it cannot be imported."""
+    """`local_places` of sd.places; None where packages that it needs are missing."""
     try:
-        from sd.stable_diffusion import local_places
+        from sd.places import local_places
+
+        return local_places(name)
     except Exception:  # Whatever a broken package raises: the packages' rows tell.
         return None
-    return local_places(name)
 
 
 def _fault(package: Package) -> str | None:

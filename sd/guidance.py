@@ -5,17 +5,19 @@ x_t = sqrt(abar) x + sqrt(1 − abar) noise; e = e_uncond + guidance_weight (e_t
 gradient on the latent = w(t) (e − noise), summed over the batch.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, StringConstraints, field_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd.prompts import directional_prompts, negative_prompt
 from sd.schedule import Phase, draw_timesteps
+
+LoraEntry = Annotated[str, StringConstraints(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,24 @@ class GuidanceConfig:
     sd_model: str = Field(
         "stable-diffusion-2-1-base",
         min_length=1,
-        description="the prior: a folder in diffusers layout, a hub id, or stable-diffusion-2-1-base, which "
-        "is looked for in a list of places",
+        description="the prior: a folder in diffusers layout, a single .safetensors checkpoint, a hub id, or "
+        "stable-diffusion-2-1-base or stable-diffusion-v1-5, which are looked for in a list of places",
     )
+    sd_prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
+        "auto", description="what the prior predicts; auto is what its own files say"
+    )
+    sd_lora: tuple[LoraEntry, ...] = Field(
+        (),
+        description="LoRA files whose changes are added to the prior; PATH:SCALE scales one (0.7 of it)",
+        json_schema_extra={"allowed": 'a path or a list of paths, each with ":SCALE" behind it or not'},
+    )
+
+    @field_validator("sd_lora", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value
 
 
 @runtime_checkable

