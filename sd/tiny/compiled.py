@@ -46,11 +46,15 @@ def start_warm_up(shape: Shape, batch: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
+def _compile(unet: nn.Module) -> nn.Module:
+    return torch.compile(unet, dynamic=False, mode="reduce-overhead")
+
+
 def compile_unet(unet: nn.Module, shape: Shape, batch: int, device: torch.device) -> nn.Module:
     """The compiled network, or the network itself if compiling fails or gives another answer."""
     arguments = example(shape, batch, device)
     try:
-        compiled = torch.compile(unet, dynamic=False)
+        compiled = _compile(unet)
         with autocast_for(device)():
             answer = predict(compiled, *arguments).float()
             answer.square().mean().backward()
@@ -71,7 +75,7 @@ def compile_unet(unet: nn.Module, shape: Shape, batch: int, device: torch.device
 def _warm_up(shape: Shape, batch: int) -> None:
     device = torch.device("cuda")
     unet = build_unet(shape).to(device, memory_format=torch.channels_last).train()
-    compiled = torch.compile(unet, dynamic=False)
+    compiled = _compile(unet)
     for _ in range(2):
         with autocast_for(device)():
             answer = predict(compiled, *example(shape, batch, device)).float()

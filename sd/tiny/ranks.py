@@ -32,14 +32,11 @@ class Ranks:
         """Every gradient becomes its mean over the ranks; they travel as one buffer."""
         if self.world == 1:
             return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        buffer = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        gradients = [_flat(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        buffer = torch.cat(gradients)
         dist.all_reduce(buffer)
         buffer /= self.world
-        pieces = buffer.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(
-            gradients, [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
-        )
+        torch._foreach_copy_(gradients, buffer.split([len(gradient) for gradient in gradients]))
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over the ranks, on all of them."""
@@ -77,6 +74,12 @@ class Ranks:
         if self.world > 1:
             dist.barrier()
             dist.destroy_process_group()
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A view of all numbers in the order of memory: channels-last gradients need not be rearranged."""
+    assert torch.ops.aten.is_non_overlapping_and_dense(tensor), "a gradient with gaps"
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 ALONE = Ranks()
