@@ -32,6 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from configs.command_line import load_configs
+from configs.fleet import load_fleet
+from configs.fleet_run import run_fleet
 from configs.resume import checkpoint_folder, is_exported, latest_checkpoint, restore_state, save_state
 from configs.schema import Config
 from dataset.cameras import sample_cameras, step_generator
@@ -324,9 +326,12 @@ def check(config: Config) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 something that the user can mend, 128 + n stopped by signal n."""
+    """Exit code: 0 done, 1 some of several results failed, 2 something that the user can mend, 128 + n
+    stopped by signal n."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        if fleet := load_fleet(argv):
+            return run_fleet(fleet, check)
         configs = load_configs(argv)
         for config in configs:
             check(config)

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from configs.run import MESH_FILE, output_folder
@@ -19,8 +19,10 @@ Values = Mapping[str, object]
 SLUG_LENGTH = 40
 
 
-def resolve_chain(files: Sequence[Values], options: Values) -> list[dict[str, object]]:
-    """The options laid over every file, and what has to follow from them:
+def resolve_chain(
+    files: Sequence[Values], options: Values, say: Callable[..., None] = logger.warning
+) -> list[dict[str, object]]:
+    """The options laid over every file, and what has to follow from them, each told by `say`:
 
     - --text without --out_dir: a config whose text changes writes beside its folder, not over it
       (pineapple_demo → pineapple_demo-a-mug);
@@ -35,10 +37,10 @@ def resolve_chain(files: Sequence[Values], options: Values) -> list[dict[str, ob
         if "out_dir" in file:
             values["out_dir"] = _folder(file, files[0], options)
         if "out_dir" in file and values["out_dir"] not in (file["out_dir"], options.get("out_dir")):
-            logger.warning("out_dir: %s (was %s)", values["out_dir"], file["out_dir"])
-        _shorten_coarse_phase(values, options)
+            say("out_dir: %s (was %s)", values["out_dir"], file["out_dir"])
+        _shorten_coarse_phase(values, options, say)
     if "base_mesh" not in options:
-        _follow_meshes(files, resolved)
+        _follow_meshes(files, resolved, say)
     return resolved
 
 
@@ -77,7 +79,9 @@ def slug(text: str) -> str:
     return f"{name[:SLUG_LENGTH].strip('-')}-{digest}".strip("-")
 
 
-def _follow_meshes(files: Sequence[Values], resolved: Sequence[dict[str, object]]) -> None:
+def _follow_meshes(
+    files: Sequence[Values], resolved: Sequence[dict[str, object]], say: Callable[..., None]
+) -> None:
     moves: dict[str, dict[str, object]] = {}
     for file, values in zip(files, resolved, strict=True):
         named = values.get("base_mesh")
@@ -85,14 +89,14 @@ def _follow_meshes(files: Sequence[Values], resolved: Sequence[dict[str, object]
         source = moves.get(named_path)
         if source is not None and mesh_written(source) not in (named_path, None):
             values["base_mesh"] = str(output_folder(source["out_dir"]) / MESH_FILE)
-            logger.warning("base_mesh: %s (was %s)", values["base_mesh"], named)
+            say("base_mesh: %s (was %s)", values["base_mesh"], named)
         if mesh_written(file):
             moves[mesh_written(file)] = values
 
 
-def _shorten_coarse_phase(values: dict[str, object], options: Values) -> None:
+def _shorten_coarse_phase(values: dict[str, object], options: Values, say: Callable[..., None]) -> None:
     last, coarse = options.get("iter"), values.get("coarse_iter", known_keys()["coarse_iter"].default)
     if "coarse_iter" in options or not type(last) is type(coarse) is int or coarse <= last:
         return
-    logger.warning("coarse_iter: %d (was %d), because --iter %d ends the run before it", last, coarse, last)
+    say("coarse_iter: %d (was %d), because --iter %d ends the run before it", last, coarse, last)
     values["coarse_iter"] = last

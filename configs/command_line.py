@@ -9,7 +9,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +23,8 @@ from configs.schema import NO_EFFECT, Config, known_keys, parse_config, section_
 logger = logging.getLogger(__name__)
 
 NEGATIVE_NUMBER = re.compile(r"-(\d|\.\d|inf|nan|Infinity|NaN)", re.ASCII)
+
+OPTIONS = ("config", "grid", "prompts", "jobs", "engine")
 
 RULES = """\
 files:
@@ -37,9 +40,54 @@ options:
   a base_mesh that an earlier config of the same command writes is read from its new place;
   --iter smaller than coarse_iter ends the run within its coarse phase.
 
+many results:
+  --grid seed=1,2 sdf_init_shape_scale="[.56,.74,.56],[.7,.7,.7]" runs every combination of the values, each
+  in a folder of its own in the first config's out_dir (seed=1_sdf_init_shape_scale=0.56,0.74,0.56);
+  --prompts FILE runs every line of FILE as the text. Both together make the product.
+  All configs are checked before the first run starts. The same command again skips what is done, goes on
+  with what was interrupted and tries again what failed. An overview is in index.html of that out_dir.
+  Runs are spread over all visible GPUs; under torchrun each rank takes its part.
+
 accepted without effect, for configs that other programs have used:
   {no_effect}
 """
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command line asks for: files, keys laid over all of them, and which results of them, run how."""
+
+    paths: tuple[str, ...]
+    files: tuple[dict[str, object], ...]
+    options: dict[str, object]
+    dry_run: bool
+    grid: tuple[str, ...]
+    prompts: str | None
+    jobs: int | None
+    engine: str
+
+    @property
+    def many(self) -> bool:
+        """Whether it asks for several results."""
+        return bool(self.grid) or self.prompts is not None
+
+    def configs(self, options: Mapping[str, object], say: Callable[..., None]) -> list[Config]:
+        """The files under `options`, checked; what follows from the options is told by `say`.
+
+        Raises:
+            ConfigError: one line naming file or option, key, value and what is allowed.
+        """
+        resolved = resolve_chain(self.files, options, say)
+        found: list[Config] = []
+        for path, values in zip(self.paths, resolved, strict=True):
+            found.append(_checked(path, values, options, found))
+        return found
+
+    def warn_of_keys_without_effect(self) -> None:
+        """One line that names them."""
+        ignored = sorted({key for values in (*self.files, self.options) for key in values} & NO_EFFECT)
+        if ignored:
+            logger.warning("these keys are accepted and have no effect: %s", ", ".join(ignored))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,23 +105,24 @@ def load_configs(argv: Sequence[str]) -> list[Config]:
     Raises:
         ConfigError: one line naming file or option, key, value and what is allowed.
     """
-    paths, options, dry_run = _read_arguments(argv)
-    files = [read_object(path) for path in paths]
-    resolved = resolve_chain(files, options)
-    configs: list[Config] = []
-    for path, file, values in zip(paths, files, resolved, strict=True):
-        configs.append(_checked(path, file, values, options, configs))
-    ignored = sorted({key for values in resolved for key in values} & NO_EFFECT)
-    if ignored:
-        logger.warning("these keys are accepted and have no effect: %s", ", ".join(ignored))
-    if dry_run:
+    command = read_command(argv)
+    configs = command.configs(command.options, logger.warning)
+    command.warn_of_keys_without_effect()
+    if command.dry_run:
         printed = [config.to_json() for config in configs]
-        sys.stdout.write(json.dumps(printed[0] if len(printed) == 1 else printed, indent=2) + "\n")
-        raise SystemExit(0)
+        print_and_leave(printed[0] if len(printed) == 1 else printed)
     return configs
 
 
-def _checked(path: str, file: dict, values: dict, options: dict, earlier: Sequence[Config]) -> Config:
+def print_and_leave(printed: object) -> NoReturn:
+    """What --dry-run does."""
+    sys.stdout.write(json.dumps(printed, indent=2) + "\n")
+    raise SystemExit(0)
+
+
+def _checked(
+    path: str, values: dict[str, object], options: Mapping[str, object], earlier: Sequence[Config]
+) -> Config:
     config = parse_config(values, path, overridden=options)
     written = [previous.run.mesh_path for previous in earlier]
     if mesh_written(values) in {os.path.abspath(mesh) for mesh in written}:
@@ -89,8 +138,12 @@ def _checked(path: str, file: dict, values: dict, options: dict, earlier: Sequen
     return config
 
 
-def _read_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, object], bool]:
-    """The config files, the values of the keys given as options, and whether it is a dry run."""
+def read_command(argv: Sequence[str]) -> Command:
+    """The command line and the files that it names, read and not yet checked; --help leaves.
+
+    Raises:
+        ConfigError: one line naming what cannot be understood.
+    """
     keys = known_keys()
     # A leading space keeps argparse from taking -1e-3 for an option.
     argv = [f" {word}" if NEGATIVE_NUMBER.match(word) else word for word in argv]
@@ -99,7 +152,7 @@ def _read_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, object], 
     assert not found.check, "train.py answers --check before anything else"
     if rest:
         option = rest[0].partition("=")[0]
-        known = [*keys, *NO_EFFECT, "config", "dry_run", "check", "help"]
+        known = [*keys, *NO_EFFECT, *OPTIONS, "dry_run", "check", "help"]
         best = nearest(option, known).replace("dry_run", "dry-run")
         raise ConfigError(f"command line: unknown option {shown(option)}; the nearest known one is --{best}")
     if not found.config:
@@ -109,7 +162,20 @@ def _read_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, object], 
     given = {key: words for key, words in vars(found).items() if words is not None}
     options = {key: keys[key].from_words(_unspaced(words)) for key, words in given.items() if key in keys}
     ignored = {key: words for key, words in given.items() if key in NO_EFFECT and key != "local_rank"}
-    return found.config, {**options, **ignored}, found.dry_run
+    command = Command(
+        paths=tuple(found.config),
+        files=tuple(read_object(path) for path in found.config),
+        options={**options, **ignored},
+        dry_run=found.dry_run,
+        grid=tuple(found.grid or ()),
+        prompts=found.prompts,
+        jobs=found.jobs,
+        engine=found.engine,
+    )
+    if not command.many and (command.jobs is not None or command.engine != "local"):
+        option = "--jobs" if command.jobs is not None else "--engine"
+        raise ConfigError(f"command line: {option} is for several results; add --grid or --prompts")
+    return command
 
 
 def _unspaced(words: Sequence[str]) -> list[str]:
@@ -120,7 +186,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser, with every key of the sections as an option."""
     parser = _Parser(
         prog=Path(sys.argv[0]).name or "train.py",
-        usage="%(prog)s --config FILE [FILE …] [--KEY VALUE …] [--dry-run] [--check]",
+        usage="%(prog)s --config FILE [FILE …] [--KEY VALUE …] [--grid KEY=VALUE,VALUE …] [--prompts FILE] "
+        "[--jobs N] [--engine ENGINE] [--dry-run] [--check]",
         description="From text to a textured mesh: runs the given configs in order.",
         epilog=RULES.format(no_effect=", ".join(sorted(NO_EFFECT))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -135,6 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print what this machine has, what is missing and how to mend it; checks the configs too",
     )
+    _add_many(parser)
     groups = {name: parser.add_argument_group(_title(name, kind)) for name, kind in section_types().items()}
     for key in known_keys().values():
         default = "required" if key.required else f"default {json.dumps(key.default, ensure_ascii=False)}"
@@ -145,6 +213,33 @@ def build_parser() -> argparse.ArgumentParser:
         names = ("--local-rank", "--local_rank") if name == "local_rank" else (f"--{name}",)
         parser.add_argument(*names, dest=name, nargs="*", help=argparse.SUPPRESS)
     return parser
+
+
+def _add_many(parser: argparse.ArgumentParser) -> None:
+    many = parser.add_argument_group("many results: a folder each, and a page that shows them all")
+    many.add_argument(
+        "--grid", nargs="+", action="extend", metavar="KEY=VALUE,VALUE", help="run every combination"
+    )
+    many.add_argument("--prompts", metavar="FILE", help="run every line as the text; # begins a comment")
+    many.add_argument(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="runs at a time, spread over the visible GPUs, several on each if there are more (default one "
+        "for each GPU, one on a CPU)",
+    )
+    many.add_argument(
+        "--engine",
+        choices=("local",),
+        default="local",
+        help="what the runs are handed to: this machine",
+    )
+
+
+def _positive(word: str) -> int:
+    if not re.fullmatch(r"0*[1-9]\d{0,5}", word, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{shown(word)} is not allowed; allowed is an integer >= 1")
+    return int(word)
 
 
 def _title(name: str, kind: type) -> str:

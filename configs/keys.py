@@ -58,8 +58,11 @@ def _from_json(word: str) -> object:
     try:
         return json.loads(word)
     except (ValueError, RecursionError):
-        # JSON has no .5 and no 2., which people type.
-        return float(word) if re.fullmatch(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", word, re.I | re.ASCII) else word
+        pass
+    # JSON has no .5 and no 2., which people type, in lists of numbers too.
+    if re.fullmatch(r"\[[\d\s.,e+-]*\]", word, re.I | re.ASCII):
+        return [_from_json(part.strip()) for part in word[1:-1].split(",")]
+    return float(word) if re.fullmatch(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", word, re.I | re.ASCII) else word
 
 
 @cache

@@ -1,0 +1,165 @@
+"""Many results of one command: its cells, and what is known of each on the disk.
+
+A cell is what one run of train.py would do: the command's configs under the options and the cell's own
+values. Its folder is named after it in the first config's out_dir: out/pineapple_demo/seed=1, and for a
+second config what its own name adds, out/pineapple_demo/seed=1_appearance. All that is known of a cell is in
+its folder, so that several processes can share the work and any of them can write the page.
+"""
+
+import json
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from configs.command_line import Command, print_and_leave, read_command
+from configs.errors import ConfigError, shown
+from configs.grid import choices, read_prompts
+from configs.resume import settings
+from configs.run import output_folder
+from configs.schema import NO_EFFECT, Config
+from render.export.atomic import write_text
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE, CONSOLE_FILE, PAGE_FILE = "cell.json", "console.log", "index.html"
+QUEUED, RUNNING, DONE, FAILED, STOPPED = "queued", "running", "done", "failed", "stopped"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One result: its name, the keys that make it differ, its configs, and train.py's words for it alone."""
+
+    name: str
+    changed: Mapping[str, object]
+    configs: tuple[Config, ...]
+    words: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """The first config's folder, which also holds the record and what the run printed."""
+        return self.configs[0].run.output_folder
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The cells of a command, the folder that they share, and how they are to be run."""
+
+    command: str
+    folder: Path
+    cells: tuple[Cell, ...]
+    jobs: int | None
+    engine: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a cell: its state, the line that tells why it failed, the seconds that it took."""
+
+    state: str = QUEUED
+    error: str | None = None
+    seconds: float = 0.0
+
+
+def load_fleet(argv: Sequence[str]) -> Fleet | None:
+    """The cells that the command line asks for, all configs checked; None where it asks for one result.
+
+    --help and --dry-run print and leave with SystemExit(0).
+
+    Raises:
+        ConfigError: one line naming file, option or cell, key, value and what is allowed.
+    """
+    command = read_command(argv)
+    if not command.many:
+        return None
+    prompts = read_prompts(command.prompts) if command.prompts is not None else []
+    if prompts and "text" in command.options:
+        raise ConfigError("command line: --text and --prompts both name the text; keep one of them")
+    twice = sorted(set(choices(command.grid, ())[0].changed) & command.options.keys())
+    if twice:
+        raise ConfigError(
+            f"command line: --{twice[0]} and --grid {twice[0]}=… both name it; keep one of them"
+        )
+    cells = tuple(_cell(command, choice.name, choice.changed) for choice in choices(command.grid, prompts))
+    _refuse_shared_folders(cells)
+    command.warn_of_keys_without_effect()
+    if command.dry_run:
+        print_and_leave(
+            [{"cell": cell.name, "configs": [config.to_json() for config in cell.configs]} for cell in cells]
+        )
+    folder = output_folder(str(_shared_out_dir(command)))
+    return Fleet(shlex.join(("train.py", *argv)), folder, cells, command.jobs, command.engine)
+
+
+def is_done(cell: Cell) -> bool:
+    """Whether the cell has been finished with these very settings, and its meshes are still there."""
+    known = _read(cell)
+    return (
+        known.get("state") == DONE
+        and all(config.run.mesh_path.is_file() for config in cell.configs)
+        and known.get("settings") == _settings(cell)
+    )
+
+
+def read_record(cell: Cell) -> Record:
+    """What the cell's folder tells of it."""
+    known = _read(cell)
+    return Record(**{key: known[key] for key in asdict(Record()) if key in known})
+
+
+def write_record(cell: Cell, record: Record) -> None:
+    """Put the record into the cell's folder; a finished cell's says with which settings."""
+    done = {"settings": _settings(cell)} if record.state == DONE else {}
+    write_text(cell.folder / RECORD_FILE, json.dumps({**asdict(record), **done}, indent=1) + "\n")
+
+
+def _read(cell: Cell) -> dict[str, object]:
+    try:
+        known = json.loads((cell.folder / RECORD_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        logger.warning("%s is damaged and is passed over", cell.folder / RECORD_FILE)
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _settings(cell: Cell) -> list[dict[str, object]]:
+    """Every key of every config, and the content of the meshes that are read."""
+    return [{**config.to_json(), **settings(config)} for config in cell.configs]
+
+
+def _cell(command: Command, name: str, changed: Mapping[str, object]) -> Cell:
+    options = {**command.options, **changed}
+    shared = _shared_out_dir(command)
+    if isinstance(shared, str) and shared:
+        options["out_dir"] = f"{shared.rstrip('/')}/{name}"
+    try:
+        configs = tuple(command.configs(options, logger.debug))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    options = {key: value for key, value in options.items() if key not in NO_EFFECT}
+    return Cell(name, changed, configs, ("--config", *command.paths, *map(_word, options.items())))
+
+
+def _word(option: tuple[str, object]) -> str:
+    """An option as one word that the command line reads back as the same value."""
+    key, value = option
+    return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _shared_out_dir(command: Command) -> object:
+    return command.options.get("out_dir", command.files[0].get("out_dir"))
+
+
+def _refuse_shared_folders(cells: Sequence[Cell]) -> None:
+    owners: dict[Path, str] = {}
+    for cell in cells:
+        for config in cell.configs:
+            other = owners.setdefault(config.run.output_folder.absolute(), cell.name)
+            if other != cell.name:
+                raise ConfigError(
+                    f"command line: {shown(other)} and {shown(cell.name)} would both write to "
+                    f"{config.run.output_folder}; rename one of the configs' out_dir"
+                )
