@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from configs.command_line import load_configs
 from configs.fleet import load_fleet
 from configs.fleet_run import run_fleet
+from configs.memory import shortage_explained
 from configs.resume import checkpoint_folder, is_exported, latest_checkpoint, restore_state, save_state
 from configs.schema import Config
 from dataset.cameras import sample_cameras, step_generator
@@ -336,7 +337,8 @@ def main(argv: list[str]) -> int:
         for config in configs:
             check(config)
         for config in configs:
-            run(config)
+            with shortage_explained(config):
+                run(config)
     except KeyboardInterrupt:
         logger.error("interrupted; run the same command again to resume")
         return 128 + signal.SIGINT

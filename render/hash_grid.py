@@ -9,15 +9,18 @@ Only the points and the table are kept for the backward pass: indices and weight
 are computed again, level by level.
 """
 
-import importlib.util
+import logging
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from render.hash_levels import GridLevel, grid_levels
+
+logger = logging.getLogger(__name__)
 
 HASH_PRIMES = (1, 2654435761, 805459861)
 # Above this many weights (8 bytes each, twice) a pinned encoding would outweigh the points it saves.
@@ -106,11 +109,21 @@ class _SparseProduct(torch.autograd.Function):
 
 def choose_encoder(device: torch.device, dtype: torch.dtype) -> tuple[Callable, Callable]:
     """The (forward, backward) functions for moving points: compiled on CPU in float32, otherwise torch."""
-    if device.type == "cpu" and dtype == torch.float32 and importlib.util.find_spec("numba") is not None:
-        from render import hash_grid_cpu
+    compiled = compiled_encoder() if device.type == "cpu" and dtype == torch.float32 else None
+    return compiled or (encode_torch, encode_torch_backward)
 
-        return hash_grid_cpu.encode, hash_grid_cpu.encode_backward
-    return encode_torch, encode_torch_backward
+
+@cache
+def compiled_encoder() -> tuple[Callable, Callable] | None:
+    """The pair that numba compiles; None, with one line in the log, where numba is missing or broken."""
+    try:
+        from render import hash_grid_cpu
+    # What a numba raises that does not fit the installed numpy differs from version to version.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("hash encoding: in torch (slower), as numba cannot run: %s; pip install numba", reason)
+        return None
+    return hash_grid_cpu.encode, hash_grid_cpu.encode_backward
 
 
 class HashGrid(nn.Module):

@@ -5,6 +5,7 @@ Only the denoiser, the VAE encoder and the text encoder are kept.
 """
 
 import contextlib
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from sd.lora import apply_lora
 from sd.places import resolve_model
 from sd.weights import Parts, load_parts
+
+logger = logging.getLogger(__name__)
 
 
 class StableDiffusion(nn.Module):
@@ -76,7 +79,9 @@ class StableDiffusion(nn.Module):
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Float[Tensor, "N L D"]:
-        """Text embeddings, truncated and padded to the tokenizer's length."""
+        """Text embeddings, truncated (with a warning) and padded to the tokenizer's length."""
+        if warning := cut_off(self.tokenizer, prompts):
+            logger.warning("%s", warning)
         tokens = self.tokenizer(
             prompts,
             padding="max_length",
@@ -110,6 +115,24 @@ class StableDiffusion(nn.Module):
             abar = self.alphas_cumprod[timesteps][:, None, None, None]
             output = abar.sqrt() * output + (1 - abar).sqrt() * noisy
         return output
+
+
+def cut_off(tokenizer, prompts: list[str]) -> str | None:
+    """What to tell the user where prompts are longer than the prior reads; None where all fit."""
+    most = tokenizer.model_max_length
+    cut = {}
+    for prompt in prompts:
+        tokens = tokenizer(prompt, verbose=False).input_ids
+        if len(tokens) > most:
+            # The last token marks the end; the cut text gets one of its own.
+            cut[prompt] = (len(tokens), tokenizer.decode(tokens[most - 1 : -1]).strip())
+    if not cut:
+        return None
+    length, lost = next(iter(cut.values()))
+    return (
+        f"{len(cut)} of {len(set(prompts))} prompts (views and negative_text count) are longer than the "
+        f"{most} tokens that the prior reads; the first has {length}, and its end is not seen: {lost!r}"
+    )
 
 
 def _check_parts(unet, vae, text_encoder) -> None:

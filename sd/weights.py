@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from torch import nn
 
 from sd import original_layout, single_file
 from sd.places import KINDS_FILE, weights_variant
+
+
+class WeightsMissing(ValueError):
+    """A part's files do not hold all of its weights."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def load_parts(path: str, device: torch.device, prediction: str = "auto") -> Par
     load = _from_folder if Path(path).is_dir() else _from_file
     try:
         return load(Path(path), dtype, device, None if prediction == "auto" else prediction)
-    except FileNotFoundError:
+    except (FileNotFoundError, WeightsMissing):
         raise
     # Loaders fail in their own ways on damaged files, some with a bare Exception.
     except Exception as error:
@@ -56,7 +61,12 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
     transformers_logging.disable_progress_bar()
 
     def load(kind, part: str, **options):
-        return kind.from_pretrained(folder, subfolder=part, variant=weights_variant(folder, part), **options)
+        variant = weights_variant(folder, part)
+        loaded, report = kind.from_pretrained(
+            folder, subfolder=part, variant=variant, output_loading_info=True, **options
+        )
+        _check_complete(folder, part, report["missing_keys"])
+        return loaded
 
     # Without accelerate, which is not needed here, the low-memory path only warns.
     plain = {"torch_dtype": dtype, "low_cpu_mem_usage": False}
@@ -84,6 +94,16 @@ def _from_file(path: Path, dtype: torch.dtype, device: torch.device, prediction:
         unet.register_to_config(sample_size=single_file.LATENT_OF_V)
     scheduler = DDPMScheduler(**single_file.SCHEDULE, prediction_type=prediction)
     return Parts(unet, vae, text_encoder, tokenizer, scheduler.config)
+
+
+def _check_complete(folder: Path, part: str, missing: Iterable[str]) -> None:
+    """Refuse weights that would be left at random; what only the VAE's unused decoder lacks is no matter."""
+    missing = sorted(key for key in missing if not key.startswith(("decoder.", "post_quant_conv.")))
+    if missing:
+        raise WeightsMissing(
+            f"sd_model: {len(missing)} weights of its {part} are missing in {folder}, {missing[0]} the first: "
+            "get the model again, or name another"
+        )
 
 
 def known_kinds(folder: str | Path) -> tuple[str, ...]:

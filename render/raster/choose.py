@@ -15,6 +15,8 @@ REMEDY = {
     "nvdiffrast": "needs --device cuda and nvdiffrast, installed from its sources with the CUDA toolkit",
     "numba": "needs --device cpu and `pip install numba`",
 }
+# What a package raises that is missing, or does not fit the others.
+BROKEN = (ImportError, RuntimeError, OSError, AttributeError, SystemError)
 NAMES = ("auto", "nvdiffrast", "numba", "reference")
 
 
@@ -32,7 +34,7 @@ def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Ra
     name = preferred if preferred != "auto" else "nvdiffrast" if device.type == "cuda" else "numba"
     try:
         rasteriser = build_nvdiffrast(device) if name == "nvdiffrast" else build_numba(device)
-    except (ImportError, RuntimeError, OSError) as error:
+    except BROKEN as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if preferred != "auto":
             raise ValueError(f"rasteriser: {name!r} cannot run: {reason} ({REMEDY[name]})") from error

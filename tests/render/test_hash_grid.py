@@ -1,5 +1,10 @@
 """The hash encoding against SciPy's trilinear interpolation, plain autograd, and its three forms."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +19,7 @@ from render.hash_grid import (
     interpolation_matrices,
 )
 
+ROOT = Path(__file__).parents[2]
 BOX = (torch.tensor([-1.0, -0.5, 0.0]), torch.tensor([1.0, 1.5, 3.0]))
 
 
@@ -177,3 +183,26 @@ def test_cuda_equals_cpu():
         (encoded * cotangent.cuda()).sum().backward()
         assert torch.allclose(encoded.cpu(), expected, rtol=1e-3, atol=1e-8)
         assert torch.allclose(grid.table.grad.cpu(), expected_grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fault", ["ImportError('needs an older numpy')", "AttributeError('no\\nsuch')"])
+def test_a_broken_numba_is_one_line_and_torch_takes_over(tmp_path, fault):
+    (tmp_path / "numba.py").write_text(f"raise {fault}")
+    program = """
+import logging, torch
+logging.basicConfig(format="%(message)s", level=logging.INFO)
+from render.hash_grid import HashGrid, encode_torch
+from render.raster.choose import choose_rasteriser
+grid, points = HashGrid(torch.zeros(3), torch.ones(3), levels=2, log2_entries=8, finest=32), torch.rand(5, 3)
+for _ in range(2):
+    assert torch.equal(grid(points), encode_torch(points, grid.table, grid.levels))
+assert choose_rasteriser("cpu").name == "reference"
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("hash encoding: in torch (slower), as numba cannot run: ")
+    assert lines[1].startswith("rasteriser: reference (slower)")

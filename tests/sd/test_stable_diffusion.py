@@ -181,3 +181,80 @@ def test_a_small_prior_says_what_it_does_not_know(model_folder, tmp_path, prior)
     assert known.doubt("A red Mug on a table") is None
     assert known.doubt("an ice cream cone") is None
     assert "mug, ice cream cone" in known.doubt("a hamburger")
+
+
+def take_weights_away(folder, part, names):
+    from safetensors.torch import load_file, save_file
+
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    taken = [key for key in weights if key.startswith(names)]
+    save_file({key: value for key, value in weights.items() if key not in taken}, file, {"format": "pt"})
+    return len(taken)
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [("unet", "conv_out."), ("vae", "encoder.conv_in."), ("text_encoder", "final_layer_norm.")],
+)
+def test_missing_weights_are_counted_and_refused(model_folder, tmp_path, part, names):
+    broken = tmp_path / "model"
+    shutil.copytree(model_folder, broken)
+    assert take_weights_away(broken, part, names) == 2
+    with pytest.raises(ValueError, match=f"2 weights of its {part} are missing in .*{names}") as error:
+        StableDiffusion.from_pretrained(str(broken), CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_the_decoder_may_be_missing(model_folder, tmp_path):
+    broken = tmp_path / "model"
+    shutil.copytree(model_folder, broken)
+    assert take_weights_away(broken, "vae", ("decoder.", "post_quant_conv.")) > 2
+    StableDiffusion.from_pretrained(str(broken), CPU)
+
+
+def test_names_of_an_older_layout_are_not_missing(model_folder, tmp_path, prior):
+    from safetensors.torch import load_file, save_file
+
+    older = tmp_path / "model"
+    shutil.copytree(model_folder, older)
+    (file,) = (older / "vae").glob("*.safetensors")
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(file)
+    renamed = {}
+    for key, value in weights.items():
+        for new, old in names.items():
+            key = key.replace(new, old)
+        renamed[key] = value
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, file, {"format": "pt"})
+    loaded = StableDiffusion.from_pretrained(str(older), CPU)
+    for (name, ours), theirs in zip(
+        prior.vae.encoder.named_parameters(), loaded.vae.encoder.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_prompt_that_is_cut_is_told_once_with_what_is_lost(prior, caplog):
+    words = " ".join("abcdefghij"[k % 10] for k in range(75))
+    prior.embed([words])
+    assert not caplog.records
+    prior.embed([f"{words} xyz", f"{words} q", "short"])
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "2 of 3 prompts" in message and "the first has 80" in message and "77 tokens" in message
+    assert "x" in message.partition("not seen:")[2] and "a" not in message.partition("not seen:")[2]
+
+
+def test_a_text_encoder_in_the_published_layout_is_complete(model_folder, tmp_path, prior):
+    """SD's own files prefix every name and hold a buffer that the class has not."""
+    from safetensors.torch import load_file, save_file
+
+    published = tmp_path / "model"
+    shutil.copytree(model_folder, published)
+    (file,) = (published / "text_encoder").glob("*.safetensors")
+    weights = {f"text_model.{name}": value for name, value in load_file(file).items()}
+    weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(weights, file, {"format": "pt"})
+    loaded = StableDiffusion.from_pretrained(str(published), CPU)
+    assert torch.equal(loaded.embed(["a car"]), prior.embed(["a car"]))

@@ -1,0 +1,64 @@
+"""Memory that runs out, as one line that says what to lower."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from configs.resume import checkpoint_folder
+from configs.schema import Config
+from render.export.checkpoint import load_latest
+
+# How allocators other than torch's own on CUDA word it: cuBLAS, the driver, nvdiffrast (2 is the driver's
+# number for it), torch's on the CPU.
+WORDINGS = ("CUBLAS_STATUS_ALLOC_FAILED", "out of memory", "Cuda error: 2[", "DefaultCPUAllocator")
+
+
+class OutOfMemory(ValueError):
+    """What a run asked for does not fit."""
+
+
+@contextmanager
+def shortage_explained(config: Config) -> Iterator[None]:
+    """Turns every kind of memory error within into `OutOfMemory`, which names the keys and what is kept."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        # The error holds the frames, and they the tensors: let go before the checkpoint is read.
+        message = f"out of memory{_amount(error)}"
+        error.__traceback__ = None
+    else:
+        return
+    raise OutOfMemory(f"{message}: {_advice(config)}; {_kept(config)}")
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or for a CPU."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(wording in str(error) for wording in WORDINGS)
+
+
+def _amount(error: BaseException) -> str:
+    tried = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
+    return f" (tried to allocate {tried[1]})" if tried else ""
+
+
+def _advice(config: Config) -> str:
+    values = config.to_json()
+    keys = ["batch", "train_res"]
+    keys += ["dmtet_grid"] if config.run.mode == "geometry_modeling" else ["env_resolution", "texture_res"]
+    lower = ", ".join(f"{key} ({values[key]})" for key in keys)
+    spare = "set low_memory, or " if values.get("low_memory") is False else ""
+    return f"{spare}lower one of {lower}, in another out_dir"
+
+
+def _kept(config: Config) -> str:
+    kept = load_latest(checkpoint_folder(config))
+    return (
+        f"the checkpoint of step {kept.step} is kept in {checkpoint_folder(config)}"
+        if kept
+        else "nothing was saved yet"
+    )

@@ -1,0 +1,81 @@
+"""Memory errors of every kind, as one line."""
+
+import json
+
+import pytest
+import torch
+
+import train
+from configs.memory import OutOfMemory, is_shortage, shortage_explained
+from configs.schema import parse_config
+from render.export.checkpoint import save_checkpoint
+
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total of 8 GiB")
+
+
+@pytest.mark.parametrize(
+    ("error", "shortage"),
+    [
+        (CUDA, True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("Cuda error: 2[cudaMalloc(&m_gpuPtr, bytes);]"), True),
+        (RuntimeError("Cuda error: 209[cudaLaunchKernel]"), False),
+        (RuntimeError("expected a tensor"), False),
+    ],
+)
+def test_what_counts_as_a_shortage(error, shortage):
+    assert is_shortage(error) == shortage
+
+
+def test_the_allocator_on_the_cpu_is_understood():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_shortage(error.value)
+
+
+def config(folder, **values):
+    return parse_config({"out_dir": str(folder), "batch": 8, **values}, "test")
+
+
+def test_the_line_names_the_keys_and_the_checkpoint(tmp_path):
+    save_checkpoint(tmp_path / "checkpoints", 300, {"x": torch.zeros(1)}, {})
+    with pytest.raises(OutOfMemory) as error, shortage_explained(config(tmp_path, dmtet_grid=128)):
+        raise CUDA
+    message = str(error.value)
+    for words in (
+        "2.50 GiB",
+        "batch (8)",
+        "train_res ([512, 512])",
+        "dmtet_grid (128)",
+        "step 300",
+        "out_dir",
+    ):
+        assert words in message
+    assert "\n" not in message
+
+
+def test_appearance_names_its_own_keys(tmp_path):
+    painted = config(tmp_path, mode="appearance_modeling", base_mesh="x.obj")
+    with pytest.raises(OutOfMemory, match=r"texture_res.*nothing was saved yet") as error:
+        with shortage_explained(painted):
+            raise MemoryError
+    assert "dmtet_grid" not in str(error.value)
+
+
+def test_other_errors_pass(tmp_path):
+    with pytest.raises(RuntimeError, match="a fault of ours"), shortage_explained(config(tmp_path)):
+        raise RuntimeError("a fault of ours")
+
+
+def test_the_program_ends_with_one_line_and_2(tmp_path, monkeypatch, caplog, capsys, model_folder):
+    def greedy(config):
+        raise CUDA
+
+    monkeypatch.setattr(train, "run", greedy)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"out_dir": str(tmp_path / "out"), "sd_model": str(model_folder)}))
+    assert train.main(["--config", str(path)]) == 2
+    assert caplog.records[-1].getMessage().startswith("error: out of memory (tried to allocate 2.50 GiB)")
+    assert "Traceback" not in capsys.readouterr().err
