@@ -101,7 +101,7 @@ def _check_complete(folder: Path, part: str, missing: Iterable[str]) -> None:
     missing = sorted(key for key in missing if not key.startswith(("decoder.", "post_quant_conv.")))
     if missing:
         raise WeightsMissing(
-            f"sd_model: {len(missing)} weights of its {part} are missing in {folder}, {missing[0]} the first: "
+            f"sd_model: {len(missing)} weights of its {part} are missing in {folder}, {missing[0]} first: "
             "get the model again, or name another"
         )
 
