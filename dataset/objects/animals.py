@@ -35,7 +35,7 @@ def quadruped(draw: Draw) -> ProceduralObject:
     apart = 0.72 * girth
     skull, rise, reach = draw.vary(0.21, 0.06), draw.uniform(0.24, 0.36), draw.uniform(0.20, 0.27)
     snout, floppy = draw.uniform(0.20, 0.27), draw.chance(0.5)
-    wag = draw.uniform(-0.08, 0.30)
+    wag = draw.uniform(0.0, 0.30)
     crown = (0.0, rise, long + reach)
 
     def trunk(p: Coordinates) -> Distance:
@@ -62,8 +62,8 @@ def quadruped(draw: Draw) -> ProceduralObject:
     def tail(p: Coordinates) -> Distance:
         joints = [
             (0.0, 0.10, -long - 0.5 * girth),
-            (0.0, 0.16 + 0.4 * wag, -long - girth - 0.10),
-            (0.0, 0.22 + wag, -long - girth - 0.20),
+            (0.0, 0.17 + 0.4 * wag, -long - girth - 0.06),
+            (0.0, 0.24 + wag, -long - girth - 0.12),
         ]
         return chain(p, joints, (0.075, 0.065, 0.055))
 
@@ -121,7 +121,7 @@ def fish(draw: Draw) -> ProceduralObject:
     fork, spread = draw.uniform(0.04, 0.12), draw.vary(0.36, 0.08)
     crest, keel = draw.vary(0.26, 0.1), draw.vary(0.16, 0.1)
     sweep, flap = draw.uniform(0.10, 0.20), draw.vary(0.26, 0.1)
-    thin = 0.045
+    thin = 0.055
 
     def body(p: Coordinates) -> Distance:
         # Deep inside, where the ellipsoid's distance is steep, a lower bound will do.
@@ -152,10 +152,10 @@ def fish(draw: Draw) -> ProceduralObject:
         return union(upright(p, back), upright(p, under))
 
     def side_fins(p: Coordinates) -> Distance:
-        joints = [(0.9 * wide, -0.10, 0.16), (wide + flap, -0.22, 0.12 - sweep)]
+        root, end = (0.9 * wide, -0.10), (wide + flap, -0.22)
         x, y, z = mirror_x(p)
-        # Flattened along the y axis: broad paddles.
-        return round_cone((x, y, z * 0.6), joints[0], (*joints[1][:2], joints[1][2] * 0.6), 0.05, 0.07)
+        # Drawn out along z: broad paddles.
+        return round_cone((x, y, 0.5 * z), (*root, 0.08), (*end, 0.06 - 0.5 * sweep), 0.055, 0.075)
 
     def whites(p: Coordinates) -> Distance:
         return sphere(mirror_x(p), (0.68 * wide, 0.10, 0.62 * long), 0.10)
@@ -213,12 +213,12 @@ def bird(draw: Draw) -> ProceduralObject:
         x, y, z = mirror_x(p)
         # Flat along x: broad shields on the flanks that taper backwards.
         local = ((x - 0.90 * plump + 0.12 * (z + 0.1).abs()) * 2.2, y, z)
-        return round_cone(local, (0.0, 0.06, 0.02), (0.0, -0.02, -long - 0.28), 0.21, 0.08) * 0.5
+        return round_cone(local, (0.0, 0.06, 0.02), (0.0, -0.02, -long - 0.26), 0.21, 0.11) * 0.5
 
     def legs(p: Coordinates) -> Distance:
         x, y, z = mirror_x(p)
         ground = -plump - stand
-        shank = round_cone((x, y, z), (apart, -0.7 * plump, 0.0), (apart, ground, 0.03), 0.062, 0.056)
+        shank = round_cone((x, y, z), (apart, -0.7 * plump, 0.0), (apart, ground, 0.03), 0.07, 0.062)
         toes = [
             round_cone((x, y, z), (apart, ground, 0.02), (apart + turn, ground - 0.01, 0.20), 0.056, 0.05)
             for turn in (-0.07, 0.07)
@@ -250,13 +250,13 @@ def bird(draw: Draw) -> ProceduralObject:
 
     parts = [
         Part("body", body, feathers, 0.8),
-        Part("tail", tail, plain(shade(coat, 0.6)), 0.8),
-        Part("wings", wings, plain(shade(coat, 0.6)), 0.8),
+        Part("tail", tail, plain(shade(coat, 0.38)), 0.8),
+        Part("wings", wings, plain(shade(coat, 0.38)), 0.8),
         Part("legs", legs, plain(shade(horn, 0.9)), 0.6),
         Part("beak", beak, plain(horn), 0.5),
         Part("whites", whites, plain(colour("#f2f0ea")), 0.4),
         Part("pupils", pupils, plain(colour("#22201f")), 0.3),
     ]
     if crested:
-        parts.append(Part("crest", crest, plain(shade(coat, 0.6)), 0.8))
+        parts.append(Part("crest", crest, plain(shade(coat, 0.38)), 0.8))
     return place("bird", tuple(parts))

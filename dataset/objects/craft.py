@@ -41,7 +41,7 @@ def airplane(draw: Draw) -> ProceduralObject:
         return smooth_union(smooth_union(tube, front, 0.05), rear, 0.05)
 
     def wing(p: Coordinates) -> Distance:
-        """Both wings, before they are cut into root and tip; 0.1 thick."""
+        """Both wings, before they are cut into root and tip; 0.12 thick."""
         x = p[0].abs()
         outline = [
             (0.0, plane + chord),
@@ -50,7 +50,7 @@ def airplane(draw: Draw) -> ProceduralObject:
             (0.0, plane - chord),
         ]
         level = p[1] - low - rise * x
-        return extrude(polygon(x, p[2], outline), level, 0.012) * 0.97 - 0.04
+        return extrude(polygon(x, p[2], outline), level, 0.012) * 0.97 - 0.047
 
     def tip(p: Coordinates) -> Distance:
         return p[0].abs() - 0.78 * span
@@ -58,11 +58,11 @@ def airplane(draw: Draw) -> ProceduralObject:
     def tailplane(p: Coordinates) -> Distance:
         x = p[0].abs()
         outline = [(0.0, 0.20 - length), (0.29, 0.08 - length), (0.29, -0.02 - length), (0.0, 0.0 - length)]
-        return extrude(polygon(x, p[2], outline), p[1] - 0.06, 0.01) - 0.042
+        return extrude(polygon(x, p[2], outline), p[1] - 0.06, 0.012) - 0.047
 
     def tail(p: Coordinates) -> Distance:
         outline = [(0.28 - length, 0.05), (0.07 - length, fin), (-0.05 - length, fin), (-length, 0.04)]
-        return extrude(polygon(p[2], p[1], outline), p[0], 0.012) - 0.042
+        return extrude(polygon(p[2], p[1], outline), p[0], 0.012) - 0.047
 
     def engines(p: Coordinates) -> Distance:
         x, y, z = p[0].abs() - out, p[1] - low - rise * out + 0.085, p[2] - plane - 0.02

@@ -8,6 +8,7 @@ from dataset.objects.draw import Draw
 from dataset.objects.primitives import (
     Coordinates,
     Distance,
+    box2,
     chain,
     ellipsoid,
     mirror_x,
@@ -19,9 +20,9 @@ from dataset.objects.primitives import (
 )
 from dataset.objects.solid import Part, ProceduralObject, place
 
-SKINS = tuple(colour(c) for c in ("#c98a62", "#8d5a3b", "#f2c9a8", "#5f3c28"))
+SKINS = tuple(colour(c) for c in ("#c98a62", "#8d5a3b", "#f2c9a8"))
 HAIRS = tuple(colour(c) for c in ("#2a2220", "#d8ab52", "#a2482a", "#8f8b86"))
-SHIRTS = tuple(colour(c) for c in ("#c8342a", "#3f9a57", "#e3a42f", "#e8e2d4", "#7d4ba0"))
+SHIRTS = tuple(colour(c) for c in ("#2f6db5", "#3f9a57", "#e3a42f", "#e8e2d4", "#7d4ba0"))
 TROUSERS = tuple(colour(c) for c in ("#4b4f58", "#6b4a30", "#8a8f96", "#22304e"))
 
 
@@ -93,10 +94,10 @@ def person(draw: Draw) -> ProceduralObject:
         return ellipsoid(p, (0.0, face - 0.115, 0.80 * skull), (0.075, 0.026, 0.045))
 
     flesh = tint(draw, draw.usually(colour("#e8b48c"), SKINS, 0.5), 0.06)
-    locks = tint(draw, draw.usually(colour("#5a3820"), HAIRS, 0.4))
+    locks = tint(draw, draw.usually(colour("#43281a"), HAIRS, 0.4))
     parts = (
         Part("skin", skin, plain(flesh), 0.6),
-        Part("shirt", shirt, plain(tint(draw, draw.usually(colour("#2f6db5"), SHIRTS, 0.4))), 0.85),
+        Part("shirt", shirt, plain(tint(draw, draw.usually(colour("#c8342a"), SHIRTS, 0.4))), 0.85),
         Part("trousers", trousers, plain(tint(draw, draw.usually(colour("#33456b"), TROUSERS, 0.4))), 0.85),
         Part("shoes", shoes, plain(tint(draw, colour("#3b2a22"))), 0.6),
         Part("hair", hair, plain(locks), 0.7),
@@ -109,11 +110,11 @@ def person(draw: Draw) -> ProceduralObject:
 def head(draw: Draw) -> ProceduralObject:
     """A human head on its neck: hair, brows, eyes, nose, lips and ears; now and then a beard."""
     wide, tall, deep = draw.vary(0.46, 0.05), draw.vary(0.56, 0.05), draw.vary(0.50, 0.04)
-    jaw, beak = draw.vary(0.24, 0.08), draw.vary(0.075, 0.12)
+    jaw, beak = draw.vary(0.26, 0.08), draw.vary(0.075, 0.12)
     neck, fringe = draw.vary(0.235, 0.07), draw.uniform(0.30, 0.40)
     apart, level = draw.uniform(0.40, 0.44) * wide, draw.uniform(0.02, 0.06)
     long_hair, bearded = draw.chance(0.4), draw.chance(0.2)
-    puff = draw.uniform(0.05, 0.08)
+    puff, phase = draw.uniform(0.05, 0.08), draw.angle()
 
     def skull(p: Coordinates) -> Distance:
         vault = ellipsoid(p, (0.0, 0.12, -0.04), (wide, 0.85 * tall, deep))
@@ -134,10 +135,11 @@ def head(draw: Draw) -> ProceduralObject:
 
     def hair(p: Coordinates) -> Distance:
         cap = ellipsoid(p, (0.0, 0.16, -0.07), (wide + puff, 0.85 * tall + puff, deep + puff))
-        # Behind a plane that leans back, so that forehead and ears stay free.
-        cut = (p[2] - 0.75 * (p[1] - fringe) - 0.34) * 0.8
+        # Behind a plane that leans back, so that forehead and ears stay free; locks along the edge.
+        locks = 0.03 * torch.sin(13 * p[0] + phase)
+        cut = (p[2] - 0.75 * (p[1] - fringe) - 0.34 + locks) * 0.8
         tuft = smooth_intersection(cap, cut, 0.08)
-        nape = -0.30 - p[1]
+        nape = -0.36 - p[1]
         if not long_hair:
             return smooth_intersection(tuft, nape, 0.08)
         fall = round_cone(p, (0.0, 0.05, -0.18), (0.0, -0.62, -0.24), wide + 0.06, 0.40)
@@ -145,24 +147,27 @@ def head(draw: Draw) -> ProceduralObject:
         return smooth_union(tuft, fall, 0.08)
 
     def whites(p: Coordinates) -> Distance:
-        return ellipsoid(mirror_x(p), (apart, level, 0.80 * deep), (0.11, 0.095, 0.10))
+        return ellipsoid(mirror_x(p), (apart, level, 0.80 * deep), (0.11, 0.08, 0.10))
 
     def pupils(p: Coordinates) -> Distance:
-        return ellipsoid(mirror_x(p), (apart, level, 0.80 * deep + 0.08), (0.055, 0.06, 0.045))
+        return ellipsoid(mirror_x(p), (1.05 * apart, level, 0.80 * deep + 0.078), (0.055, 0.06, 0.045))
 
     def brows(p: Coordinates) -> Distance:
         ends = [(0.55 * apart, level + 0.16, 0.88 * deep), (1.40 * apart, level + 0.17, 0.76 * deep)]
         return round_cone(mirror_x(p), *ends, 0.05, 0.042)
 
     def lips(p: Coordinates) -> Distance:
-        return ellipsoid(p, (0.0, -0.35, deep - 0.09), (0.15, 0.05, 0.075))
+        # Raised skin: a bar whose ends turn up.
+        bend = 1.2 * p[0].abs().clamp(max=0.2).square()
+        outline = box2(p[0], p[1] + 0.36 - bend, (0.16, 0.052), 0.045) * 0.9
+        return smooth_intersection(skull(p) - 0.045, torch.maximum(outline, 0.1 - p[2]), 0.03)
 
     def beard(p: Coordinates) -> Distance:
         chops = smooth_intersection(skull(p) - 0.035, p[1] + 0.22, 0.06)
         return smooth_intersection(chops, -(p[2] + 0.02), 0.06)
 
     flesh = tint(draw, draw.usually(colour("#e8b48c"), SKINS, 0.5), 0.06)
-    locks = tint(draw, draw.usually(colour("#5a3820"), HAIRS, 0.4))
+    locks = tint(draw, draw.usually(colour("#43281a"), HAIRS, 0.4))
     iris = tint(draw, draw.usually(colour("#4a2f1e"), (colour("#2f6db5"), colour("#3f7a4a")), 0.5))
 
     def strands(p: Coordinates) -> Tensor:

@@ -9,23 +9,32 @@ import trimesh
 
 from configs.json_file import read_object
 from configs.schema import parse_config
-from data.make_guides import guide, obj_text
-from dataset.objects.figures import mannequin
+from data.make_guides import FOLDER, guides, marched, obj_text
+from dataset.objects.solid import REACH
 from geometry.start_shape import build_start_shape
 from render.mesh_file import load_mesh
 
 ROOT = Path(__file__).parents[2]
-PERSON = ROOT / "data" / "person" / "person.obj"
+GUIDES = guides()
+PERSON = FOLDER / "person" / "person.obj"
+OF_KINDS = [name for name in GUIDES if name != "person/person.obj"]
+
+
+def opened(name: str) -> trimesh.Trimesh:
+    mesh = load_mesh(FOLDER / name)
+    return trimesh.Trimesh(mesh.v_pos.numpy(), mesh.faces.numpy(), process=False)
 
 
 @pytest.fixture(scope="module")
 def shipped() -> trimesh.Trimesh:
-    mesh = load_mesh(PERSON)
-    return trimesh.Trimesh(mesh.v_pos.numpy(), mesh.faces.numpy(), process=False)
+    return opened("person/person.obj")
 
 
-def test_the_shipped_file_is_what_the_script_writes():
-    made, kept = obj_text(*guide(mannequin())).splitlines(), PERSON.read_text().splitlines()
+@pytest.mark.parametrize("name", GUIDES)
+def test_the_shipped_file_is_what_the_script_writes(name):
+    guide = GUIDES[name]
+    made, kept = obj_text(*marched(guide), guide.unit).splitlines(), (FOLDER / name).read_text().splitlines()
+    assert made[0] == kept[0]
     faces, positions = (
         [[line.split()[1:] for line in lines if line[:2] == start] for lines in (made, kept)]
         for start in ("f ", "v ")
@@ -33,6 +42,54 @@ def test_the_shipped_file_is_what_the_script_writes():
     assert faces[0] == faces[1]
     # Another processor may round the last digit otherwise.
     np.testing.assert_allclose(*(np.array(lines, dtype=float) for lines in positions), atol=3e-5)
+
+
+@pytest.mark.parametrize("name", OF_KINDS)
+def test_a_guide_is_one_closed_piece_that_fits_the_scene(name):
+    mesh = opened(name)
+    assert mesh.is_watertight and mesh.is_winding_consistent and mesh.body_count == 1
+    assert mesh.volume > 0  # faces are counter-clockwise from outside
+    assert 5000 <= len(mesh.faces) <= 10_000 and (FOLDER / name).stat().st_size < 400_000
+    config = parse_config(
+        {
+            "mode": "geometry_modeling",
+            "text": "anything",
+            "out_dir": "anywhere",
+            "sdf_init_shape": "custom_mesh",
+            "base_mesh": str(FOLDER / name),
+            "sdf_init_shape_scale": [0.8, 0.8, 0.8],
+        },
+        "example.json",
+    )
+    # Every start mesh is brought to the unit ball about its vertex mean first.
+    assert 0.6 < build_start_shape(config.start_shape).v_pos.abs().max() < 0.8
+    centre = mesh.bounds.mean(0)
+    np.testing.assert_allclose(centre, 0, atol=0.02)
+    assert np.linalg.norm(mesh.vertices, axis=1).max() == pytest.approx(REACH, abs=0.02)
+
+
+def test_the_head_has_its_nose_in_front_and_a_level_neck():
+    points = opened("head/head.obj").vertices
+    tip = points[points[:, 2].argmax()]
+    assert abs(tip[0]) < 0.05 and abs(tip[1]) < 0.25
+    neck, widest = points[points[:, 1] < -0.6], np.ptp(points[:, 0])
+    assert np.ptp(neck[:, 0]) < 0.7 * widest and neck[:, 2].mean() < 0
+
+
+def test_the_animal_stands_on_four_legs_and_its_head_is_in_front():
+    mesh = opened("animal/animal.obj")
+    low, high = mesh.bounds
+    assert len(mesh.section(plane_origin=[0, low[1] + 0.2, 0], plane_normal=[0, 1, 0]).discrete) == 4
+    assert mesh.extents[2] > 1.8 * mesh.extents[0]
+    # The ears, at the top, are over the front legs; the body is lower.
+    assert mesh.vertices[mesh.vertices[:, 1] > high[1] - 0.05][:, 2].min() > 0.2
+
+
+def test_the_chair_stands_on_four_legs_and_its_back_is_behind():
+    mesh = opened("chair/chair.obj")
+    low, _ = mesh.bounds
+    assert len(mesh.section(plane_origin=[0, low[1] + 0.15, 0], plane_normal=[0, 1, 0]).discrete) == 4
+    assert mesh.vertices[mesh.vertices[:, 1] > 0.3][:, 2].max() < 0
 
 
 def test_the_person_is_one_closed_piece_of_moderate_size(shipped):
