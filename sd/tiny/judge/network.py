@@ -1,0 +1,145 @@
+"""The judge's networks: a small residual network for each domain, and the folder that holds them.
+
+Domains: "normal", images of turned normals; "shaded", images of the painted surface. Each answers the kind
+and the side that is seen (front, side, back); "shaded" answers the material as well.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+DOMAINS = ("normal", "shaded")
+SIDES = ("front", "side", "back")
+WIDTHS = (32, 64, 96, 160)
+WEIGHTS_FILE, SETTINGS_FILE = "model.safetensors", "judge.json"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits for B images; material is empty [B,0] in the domain that shows none."""
+
+    kind: Float[Tensor, "B K"]
+    material: Float[Tensor, "B M"]
+    side: Float[Tensor, "B 3"]
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and a way around them, the first with the given stride."""
+
+    def __init__(self, inside: int, outside: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inside, outside, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outside),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outside, outside, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outside),
+        )
+        self.around = nn.Sequential(
+            nn.AvgPool2d(stride), nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.around(x))
+
+
+class JudgeNetwork(nn.Module):
+    """A stem at half the resolution, a block a width, mean and maximum over the image, three heads."""
+
+    def __init__(self, kinds: int, materials: int, widths: tuple[int, ...] = WIDTHS):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+        )
+        steps = zip((widths[0], *widths[:-1]), widths, strict=True)
+        self.blocks = nn.Sequential(*(Block(a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(steps)))
+        self.drop = nn.Dropout(0.1)
+        self.kind = nn.Linear(2 * widths[-1], kinds)
+        self.material = nn.Linear(2 * widths[-1], materials) if materials else None
+        self.side = nn.Linear(2 * widths[-1], len(SIDES))
+
+    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Answers:
+        """images in [−1, 1]: normals as they are, shaded sRGB mapped from [0, 1]."""
+        found = self.blocks(self.stem(images))
+        found = self.drop(torch.cat([found.mean((2, 3)), found.amax((2, 3))], -1))
+        material = found.new_zeros(len(found), 0) if self.material is None else self.material(found)
+        return Answers(self.kind(found), material, self.side(found))
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """What the networks answer about, in the order of their logits; material 0 is the kind's own colours."""
+
+    kinds: tuple[str, ...]
+    materials: tuple[str, ...]
+    image_size: int
+    widths: tuple[int, ...] = WIDTHS
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Both networks by domain, and what is known about them (accuracies, cost: JSON)."""
+
+    settings: JudgeSettings
+    networks: dict[str, JudgeNetwork]
+    record: dict
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.networks["normal"].parameters()).device
+
+    @torch.no_grad()
+    def look(self, domain: str, images: Float[Tensor, "B 3 S S"]) -> Answers:
+        """Log-probabilities for images in [−1, 1]."""
+        answers = self.networks[domain].eval()(images)
+        return Answers(*(part.float().log_softmax(-1) for part in vars(answers).values()))
+
+
+def make_networks(settings: JudgeSettings, device: torch.device) -> dict[str, JudgeNetwork]:
+    """Fresh networks; only shaded images show a material."""
+    return {
+        domain: JudgeNetwork(
+            len(settings.kinds), len(settings.materials) if domain == "shaded" else 0, settings.widths
+        ).to(device)
+        for domain in DOMAINS
+    }
+
+
+def save_judge(folder: Path, judge: Judge) -> None:
+    """model.safetensors in half precision, and judge.json with the settings and the record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        f"{domain}.{name}": value.detach().cpu().half() if value.is_floating_point() else value.cpu()
+        for domain, network in judge.networks.items()
+        for name, value in network.state_dict().items()
+    }
+    save_file(weights, folder / WEIGHTS_FILE)
+    text = json.dumps({"settings": asdict(judge.settings), "record": judge.record}, indent=1)
+    (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_judge(folder: Path, device: torch.device) -> Judge:
+    """Raises FileNotFoundError where the folder holds no judge."""
+    for name in (WEIGHTS_FILE, SETTINGS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"--judge {folder}: there is no {name}; train a judge with python3 -m sd.tiny.judge train"
+            )
+    content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in content["settings"].items()
+    }
+    settings = JudgeSettings(**fields)
+    networks = make_networks(settings, device)
+    weights = load_file(folder / WEIGHTS_FILE, device=str(device))
+    for domain, network in networks.items():
+        own = {n.removeprefix(f"{domain}."): w for n, w in weights.items() if n.startswith(f"{domain}.")}
+        network.load_state_dict(own)
+        network.eval()
+    return Judge(settings, networks, content["record"])

@@ -1,0 +1,224 @@
+"""The judge's own objects: random instances of every kind, whole and battered, seen from around.
+
+A battered instance has waves of several lengths added to its signed distance before it is meshed: lumps, thin
+parts broken, crumbs. That is how sculpted surfaces differ from procedural ones.
+
+Legend: N images, S pixels a side.
+"""
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int8, UInt8
+from torch import Tensor
+
+from dataset.cameras import sample_cameras, step_generator, view_indices
+from dataset.objects import KINDS, ProceduralObject, make_object
+from dataset.objects.draw import Draw
+from dataset.objects.materials import MATERIALS, dressed
+from geometry.marching_tets import marching_tetrahedra
+from render.camera import Cameras
+from render.gbuffer import SurfacePoints
+from render.mesh import Mesh, make_mesh
+from render.shade.light import LightConfig
+from sd.tiny.data import DataConfig, Studio
+from sd.tiny.judge.sight import (
+    IMAGE_SIZE,
+    LIGHT,
+    SUPERSAMPLE,
+    TRAINING_CAMERAS,
+    VIEWS,
+    Sight,
+    azimuths,
+    judging_cameras,
+    see,
+)
+
+logger = logging.getLogger(__name__)
+
+OWN = "own"
+MATERIAL_NAMES = (OWN, *MATERIALS)
+SHAPE_STREAM, CAMERA_STREAM, BATTER_STREAM, MATERIAL_STREAM = 1, 2, 3, 4
+# Waves: cells along the cube, and how much of the amplitude each gets.
+WAVES = ((5, 0.5), (11, 0.3), (23, 0.2))
+LARGEST_WAVE = 0.06
+BATTERED_SHARE = 0.6
+# Views of an instance wear so many different materials; a part of them the kind's own colours.
+DRESSES, OWN_SHARE = 4, 0.2
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Which objects. training: random cameras around the judge's and random light yaw; otherwise the judge's
+    cameras and light. batter: None draws whether and how much, else this much (world units) always."""
+
+    seed: int
+    kinds: tuple[str, ...] = KINDS
+    instances: int = 40
+    views: int = 16
+    training: bool = True
+    batter: float | None = None
+    image_size: int = IMAGE_SIZE
+    grid: int = 96
+    environment: LightConfig = LIGHT
+
+    @property
+    def data(self) -> DataConfig:
+        """As the studio knows it."""
+        return DataConfig(
+            kinds=self.kinds,
+            instances=self.instances,
+            views=self.views,
+            image_size=SUPERSAMPLE * self.image_size,
+            grid=self.grid,
+            seed=self.seed,
+            environment=self.environment,
+            cameras=TRAINING_CAMERAS,
+        )
+
+
+@dataclass(frozen=True)
+class Images:
+    """normal is turned (see sight), ×127; shaded is sRGB ×255; kind and side index the kinds and SIDES;
+    material indexes MATERIAL_NAMES; asset numbers the instance (a dress of its own in held-out sets)."""
+
+    normal: Int8[Tensor, "N 3 S S"]
+    shaded: UInt8[Tensor, "N 3 S S"]
+    kind: Int[Tensor, " N"]
+    material: Int[Tensor, " N"]
+    side: Int[Tensor, " N"]
+    asset: Int[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def to(self, device: torch.device) -> "Images":
+        return Images(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def pictures(self, domain: str, rows: Tensor) -> Float[Tensor, "B 3 S S"]:
+        """What a network of this domain sees, in [−1, 1]."""
+        if domain == "normal":
+            return self.normal[rows].float() / 127
+        return self.shaded[rows].float() / 127.5 - 1
+
+
+def joined(parts: Iterable[Images]) -> Images:
+    parts = list(parts)
+    return Images(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Images)})
+
+
+def battered_mesh(
+    subject: ProceduralObject, studio: Studio, amplitude: float, generator: torch.Generator
+) -> Mesh:
+    """The object's surface with waves of about `amplitude` world units."""
+    grid = studio.grid
+    distance = subject.signed_distance(grid.v_pos)
+    if amplitude > 0:
+        unit = grid.v_pos[None, None, None] / (studio.config.box / 2)
+        for cells, share in WAVES:
+            noise = torch.randn(1, 1, cells, cells, cells, generator=generator).to(unit.device)
+            wave = F.grid_sample(noise, unit, align_corners=True)
+            distance = distance + amplitude * share * wave.flatten()
+    return make_mesh(*marching_tetrahedra(grid.v_pos, distance, grid.tets, grid.edges, grid.tet_edges))
+
+
+def shoot(config: WorldConfig, studio: Studio, kind: int, instance: int) -> Images:
+    """All images of one instance, on the CPU; a pure function of (config, kind, instance)."""
+
+    def stream(number: int) -> torch.Generator:
+        return step_generator(config.seed, kind, instance, number)
+
+    subject = make_object(config.kinds[kind], stream(SHAPE_STREAM))
+    draw = Draw(stream(BATTER_STREAM))
+    amplitude = config.batter
+    if amplitude is None:
+        amplitude = draw.uniform(0.0, LARGEST_WAVE) if draw.chance(BATTERED_SHARE) else 0.0
+    mesh = battered_mesh(subject, studio, amplitude, draw.generator)
+    views, yaw, side = _views(config, stream(CAMERA_STREAM))
+    dresses = DRESSES if config.training else 1
+    material, sights = [], []
+    draw = Draw(stream(MATERIAL_STREAM))
+    for some in torch.arange(len(side)).chunk(dresses):
+        number = 0 if draw.chance(OWN_SHARE) else draw.integer(1, len(MATERIAL_NAMES) - 1)
+        worn = dressed(subject, MATERIAL_NAMES[number], draw) if number else subject
+        rows = slice(int(some[0]), int(some[-1]) + 1)
+        sights.append(_see(mesh, worn, views.select(rows), yaw[rows], studio))
+        material += [number] * len(some)
+    normal, shaded = (torch.cat([getattr(s, name) for s in sights]) for name in ("normal", "shaded"))
+    return Images(
+        normal=(normal * 127).round().clamp(-127, 127).to("cpu", torch.int8),
+        shaded=(shaded * 255).round().clamp(0, 255).to("cpu", torch.uint8),
+        kind=torch.full((len(side),), kind),
+        material=torch.tensor(material),
+        side=side,
+        asset=torch.full((len(side),), kind * config.instances + instance),
+    )
+
+
+def _views(config: WorldConfig, generator: torch.Generator) -> tuple[Cameras, Tensor, Tensor]:
+    """Cameras, the light's yaw in each view, and the side that each sees."""
+    side = SUPERSAMPLE * config.image_size
+    if config.training:
+        cameras = sample_cameras(TRAINING_CAMERAS, config.views, (side, side), generator)
+        return cameras, 2 * torch.pi * torch.rand(config.views, generator=generator), cameras.view_index
+    cameras = judging_cameras(side)
+    sides = view_indices(torch.rad2deg(azimuths(cameras)), TRAINING_CAMERAS.front_threshold)
+    return cameras, torch.zeros(VIEWS), sides
+
+
+def _see(mesh: Mesh, subject: ProceduralObject, views: Cameras, yaw: Tensor, studio: Studio) -> Sight:
+    def paint(points: SurfacePoints) -> tuple[Tensor, Tensor, Tensor]:
+        return (*subject.material(points.position), points.normal)
+
+    device = studio.device
+    sight = see(mesh, views.to(device), studio.rasteriser, studio.light, paint, yaw.to(device))
+    return sight.smaller(SUPERSAMPLE)
+
+
+def render_share(
+    config: WorldConfig, share: int, shares: int, device: str, seconds: float
+) -> dict[str, np.ndarray]:
+    """Instances share, share + shards, … of every kind until the time is up, at least one of each.
+
+    Arrays and not tensors: they cross processes as plain bytes.
+    """
+    begun = time.monotonic()
+    if shares > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // shares))
+    studio = Studio(config.data, torch.device(device))
+    parts: list[Images] = []
+    for instance in range(share, config.instances, shares):
+        if parts and time.monotonic() - begun > seconds:
+            break
+        parts += [shoot(config, studio, kind, instance) for kind in range(len(config.kinds))]
+    return {name: value.numpy() for name, value in vars(joined(parts)).items()}
+
+
+def render_world(config: WorldConfig, device: torch.device, seconds: float, workers: int) -> Images:
+    """All images on the device. Several processes share one GPU, since drawing objects keeps a CPU core
+    busy; workers 0 renders here. Raises what a worker raised."""
+    workers = min(workers, config.instances)
+    if workers == 0:
+        found = [render_share(config, 0, 1, str(device), seconds)]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            tasks = [
+                pool.submit(render_share, config, share, workers, str(device), seconds)
+                for share in range(workers)
+            ]
+            found = [task.result() for task in tasks]
+    parts = [Images(**{n: torch.from_numpy(v) for n, v in arrays.items()}) for arrays in found]
+    return joined(parts).to(device)
+
+
+def held_out(config: WorldConfig, seed: int, instances: int, batter: float) -> WorldConfig:
+    """Other objects, seen as the judge sees an asset."""
+    return replace(config, seed=seed, instances=instances, training=False, batter=batter, views=VIEWS)
