@@ -173,7 +173,12 @@ def run(config: Config) -> None:
     task = BUILDERS[config.run.mode](config, device, rasteriser)
     parameters = [p for p in task.scene.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.run.step_size, betas=(0.9, 0.99), eps=1e-15, weight_decay=0.01
+        parameters,
+        lr=config.run.step_size,
+        betas=(0.9, 0.99),
+        eps=1e-15,
+        weight_decay=0.01,
+        fused=device.type == "cuda",
     )
     step = restore_state(config, task.scene, optimizer)
     if step < task.schedule.last_step:
