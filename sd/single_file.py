@@ -75,17 +75,18 @@ def build_modules(weights: layout.Weights, dtype: torch.dtype) -> tuple[nn.Modul
     # Not so the text encoder: it also holds numbers that are not in the file.
     text_encoder = CLIPTextModel(CLIPTextConfig(**layout.text_config(weights)))
     vae.decoder = vae.post_quant_conv = None
-    _fill(unet, layout.denoiser_weights(weights), "denoiser")
-    _fill(vae, layout.encoder_weights(weights), "VAE")
+    _fill(unet, layout.denoiser_weights(weights), dtype, "denoiser")
+    _fill(vae, layout.encoder_weights(weights), dtype, "VAE")
     own = [name.startswith("text_model.") for name in text_encoder.state_dict()]
     text = {("text_model." if all(own) else "") + n: v for n, v in layout.text_weights(weights).items()}
-    _fill(text_encoder, text, "text encoder")
-    return unet.to(dtype), vae.to(dtype), text_encoder.to(dtype)
+    _fill(text_encoder, text, dtype, "text encoder")
+    return unet, vae, text_encoder
 
 
-def _fill(module: nn.Module, weights: dict[str, Tensor], what: str) -> None:
+def _fill(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, what: str) -> None:
     try:
-        module.load_state_dict(weights, strict=True, assign=True)
+        cast = {name: value.to(dtype) for name, value in weights.items()}
+        module.load_state_dict(cast, strict=True, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the {what} of this checkpoint is not that of a 1.x or 2.x: {reason}") from error
