@@ -32,6 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from configs.command_line import load_configs
+from configs.export_only import OPTION as EXPORT_ONLY
+from configs.export_only import exported_again
 from configs.fleet import load_fleet
 from configs.fleet_run import run_fleet
 from configs.memory import shortage_explained
@@ -41,12 +43,15 @@ from dataset.cameras import sample_cameras, step_generator
 from geometry.dmtet import DMTet, SurfaceVanished
 from geometry.fixed_mesh import load_fixed_mesh
 from geometry.start_shape import build_start_shape, make_fit_pool
+from render.export.atomic import staged_folder
 from render.export.bake import bake
 from render.export.checkpoint import load_latest
+from render.export.decimate import decimate
 from render.export.glb import write_glb
 from render.export.hdr import write_hdr
 from render.export.obj import write_obj
 from render.export.run_log import RunLog
+from render.export.transfer import PAINTED_RES, for_export
 from render.export.uv import prepare_uv, unwrap
 from render.preview import Film, stills, write_orbit
 from render.raster.choose import choose_rasteriser
@@ -71,7 +76,8 @@ SETUP_STREAM, FIT_STREAM = 1, 2
 class Task:
     """What a mode contributes to the loop: scene, phases, the fit (where there is one) and the export.
 
-    verify raises SurfaceVanished where nothing is left to go on from.
+    verify raises SurfaceVanished where nothing is left to go on from. export_once: other runs depend on the
+    very bytes of the exported mesh, so the same state is exported only once.
     """
 
     scene: nn.Module
@@ -79,6 +85,7 @@ class Task:
     fit: Callable[[torch.Generator], tuple[Tensor, dict[str, Tensor]]] | None
     verify: Callable[[], object]
     export: Callable[[], None]
+    export_once: bool
 
 
 def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
@@ -94,26 +101,25 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
     scene = GeometryScene(surface, rasteriser, light, config.run.flip_normal)
 
     def export() -> None:
-        if is_exported(config):
-            logger.info("kept as it is: %s", config.run.mesh_path)
-            return
-        mesh = surface.mesh().detach()
-        folder = config.run.mesh_path.parent
-        mesh = unwrap(mesh, config.export.unwrap, config.export.texture_res, config.export.uv_padding_block)
-        write_obj(folder, mesh)
-        write_glb(folder / "mesh.glb", mesh)
+        mesh, wanted = surface.mesh().detach(), config.export
+        if wanted.export_faces:
+            mesh = decimate(mesh, wanted.export_faces)
+        mesh = unwrap(mesh, wanted.unwrap, wanted.texture_res, wanted.uv_padding_block)
+        with staged_folder(config.run.mesh_path.parent) as folder:
+            write_glb(folder / "mesh.glb", mesh)
+            write_obj(folder, mesh)
 
     def fit(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         loss = surface.fit_loss(*pool.draw(generator))
         return loss, {"loss": loss.detach()}
 
-    return Task(scene, geometry_schedule(config.schedule), fit, torch.no_grad()(surface.mesh), export)
+    return Task(scene, geometry_schedule(config.schedule), fit, torch.no_grad()(surface.mesh), export, True)
 
 
 def build_appearance(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
     """A material field over the mesh that base_mesh names."""
-    mesh = load_fixed_mesh(config.run.base_mesh).to(device)
-    mesh = prepare_uv(mesh, config.export, rasteriser)
+    own = load_fixed_mesh(config.run.base_mesh).to(device)
+    mesh = prepare_uv(own, replace(config.export, texture_res=PAINTED_RES), rasteriser)
     # A flat mesh still needs a box with a volume.
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
     margin = 0.01 * (high - low).max()
@@ -143,13 +149,14 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
         return {**channels, "normal": values.normal} if material.bumpy else channels
 
     def export() -> None:
-        folder = config.run.mesh_path.parent
-        textures = bake(mesh, field, config.export.texture_res, rasteriser)
-        write_obj(folder, mesh, textures)
-        write_glb(folder / "mesh.glb", mesh, textures)
-        write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
+        target, painting = for_export(mesh, field, config.export, own_uv=mesh.uv is own.uv)
+        textures = bake(target, painting, config.export.texture_res, rasteriser)
+        with staged_folder(config.run.mesh_path.parent) as folder:
+            write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
+            write_glb(folder / "mesh.glb", target, textures)
+            write_obj(folder, target, textures)
 
-    return Task(scene, appearance_schedule(config.schedule), None, lambda: mesh, export)
+    return Task(scene, appearance_schedule(config.schedule), None, lambda: mesh, export, False)
 
 
 BUILDERS = {"geometry_modeling": build_geometry, "appearance_modeling": build_appearance}
@@ -162,13 +169,11 @@ def _second_light(config: Config, device: torch.device) -> EnvironmentLight | No
     return load_environment(second).to(device)
 
 
-def run(config: Config) -> None:
-    """One config from start, or from its last checkpoint, to the exported files."""
-    started = time.monotonic()
+def build(config: Config) -> tuple[Task, torch.optim.Optimizer, torch.device]:
+    """The task of a config and what moves its weights."""
     device = pick_device(config.run.device)
     repeat_bit_for_bit(device)
-    out = config.run.output_folder
-    logger.info("%s: %r -> %s", config.run.mode, config.guidance.text, out)
+    logger.info("%s: %r -> %s", config.run.mode, config.guidance.text, config.run.output_folder)
     rasteriser = choose_rasteriser(device, config.run.rasteriser)
     task = BUILDERS[config.run.mode](config, device, rasteriser)
     parameters = [p for p in task.scene.parameters() if p.requires_grad]
@@ -180,6 +185,14 @@ def run(config: Config) -> None:
         weight_decay=0.01,
         fused=device.type == "cuda",
     )
+    return task, optimizer, device
+
+
+def run(config: Config) -> None:
+    """One config from start, or from its last checkpoint, to the exported files."""
+    started = time.monotonic()
+    task, optimizer, device = build(config)
+    out = config.run.output_folder
     step = restore_state(config, task.scene, optimizer)
     if step < task.schedule.last_step:
         asked = config.guidance
@@ -188,14 +201,27 @@ def run(config: Config) -> None:
             logger.warning("%s", doubt)
         guidance = Guidance(prior, config.guidance, config.run.mode, device)
         train(config, task, guidance, optimizer, step)
-    logger.info("exporting to %s", config.run.mesh_path.parent)
-    task.export()
+    if task.export_once and is_exported(config):
+        logger.info("kept as it is: %s (%s writes it anew)", config.run.mesh_path, EXPORT_ONLY)
+    else:
+        logger.info("exporting to %s", config.run.mesh_path.parent)
+        task.export()
     # Here and not in the loop, so that a run that was stopped after its last step gets its film too.
     make_film(config, task.schedule.last_step).assemble()
     if config.run.validate:
         write_orbit(task.scene.layers, out, config.run.preview_res)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     logger.info("done: %s in %.0f s, peak memory %.1f GB", out, time.monotonic() - started, peak)
+
+
+def export_again(config: Config) -> None:
+    """The export alone, from the last checkpoint, which stays as it is; so do the pictures."""
+    task, optimizer, _ = build(config)
+    step, folder = restore_state(config, task.scene, optimizer), config.run.mesh_path.parent
+    logger.info("exporting step %d of %d to %s", step, task.schedule.last_step, folder)
+    task.export()
+    if task.export_once:
+        logger.warning("runs that paint another export of this mesh do not go on with this one")
 
 
 def train(
@@ -339,6 +365,11 @@ def main(argv: list[str]) -> int:
         if fleet := load_fleet(argv):
             return run_fleet(fleet, check)
         configs = load_configs(argv)
+        if EXPORT_ONLY in argv:
+            for config in exported_again(configs):
+                with shortage_explained(config):
+                    export_again(config)
+            return 0
         for config in configs:
             check(config)
         for config in configs:

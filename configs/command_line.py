@@ -152,8 +152,8 @@ def read_command(argv: Sequence[str]) -> Command:
     assert not found.check, "train.py answers --check before anything else"
     if rest:
         option = rest[0].partition("=")[0]
-        known = [*keys, *NO_EFFECT, *OPTIONS, "dry_run", "check", "help"]
-        best = nearest(option, known).replace("dry_run", "dry-run")
+        known = [*keys, *NO_EFFECT, *OPTIONS, "dry_run", "check", "export_only", "help"]
+        best = nearest(option, known).replace("dry_run", "dry-run").replace("export_only", "export-only")
         raise ConfigError(f"command line: unknown option {shown(option)}; the nearest known one is --{best}")
     if not found.config:
         raise ConfigError(
@@ -172,6 +172,8 @@ def read_command(argv: Sequence[str]) -> Command:
         jobs=found.jobs,
         engine=found.engine,
     )
+    if command.many and found.export_only:
+        raise ConfigError("command line: --export-only is for one result; name its configs and --out_dir")
     if not command.many and (command.jobs is not None or command.engine != "local"):
         option = "--jobs" if command.jobs is not None else "--engine"
         raise ConfigError(f"command line: {option} is for several results; add --grid or --prompts")
@@ -187,7 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=Path(sys.argv[0]).name or "train.py",
         usage="%(prog)s --config FILE [FILE …] [--KEY VALUE …] [--grid KEY=VALUE,VALUE …] [--prompts FILE] "
-        "[--jobs N] [--engine ENGINE] [--dry-run] [--check]",
+        "[--jobs N] [--engine ENGINE] [--export-only] [--dry-run] [--check]",
         description="From text to a textured mesh: runs the given configs in order.",
         epilog=RULES.format(no_effect=", ".join(sorted(NO_EFFECT))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -201,6 +203,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         help="print what this machine has, what is missing and how to mend it; checks the configs too",
+    )
+    parser.add_argument(
+        "--export-only",
+        action="store_true",
+        help="write mesh and textures again from the last checkpoint, at another texture_res or export_faces",
     )
     _add_many(parser)
     groups = {name: parser.add_argument_group(_title(name, kind)) for name, kind in section_types().items()}

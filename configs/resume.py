@@ -23,6 +23,7 @@ MAY_CHANGE = {
     "checkpoint_interval",
     "device",
     "display",
+    "export_faces",
     "iter",
     "preview_res",
     "rasteriser",

@@ -28,6 +28,21 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def staged_folder(folder: Path | str) -> Iterator[Path]:
+    """Yields an empty folder beside `folder`; when the block ends well, its files take their places there.
+
+    So a set of files that belong together changes within milliseconds. Other files of `folder` stay. On an
+    exception nothing changes.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+        yield Path(name)
+        for file in sorted(Path(name).iterdir(), key=lambda file: file.stat().st_mtime_ns):
+            os.replace(file, folder / file.name)
+
+
 def write_bytes(path: Path | str, content: bytes) -> None:
     """`content` to `path`, atomically and flushed to the disk."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:

@@ -50,6 +50,9 @@ class ExportConfig:
         "auto",
         description=f"UV unwrapper: xatlas, uvunwrap, or auto (xatlas up to {XATLAS_MOST_FACES} faces)",
     )
+    export_faces: int = Field(
+        0, ge=0, le=10**8, description="decimate the exported mesh to about so many faces; 0 keeps all"
+    )
 
 
 def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int) -> Mesh:
