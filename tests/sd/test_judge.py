@@ -34,7 +34,7 @@ from sd.tiny.judge.sight import (
 )
 from sd.tiny.judge.training import directional, total_loss, two_faced
 from sd.tiny.judge.verdict import Court
-from sd.tiny.judge.world import MATERIAL_NAMES, WorldConfig, battered_mesh, held_out, render_world, shoot
+from sd.tiny.judge.world import MATERIAL_NAMES, WorldConfig, battered_mesh, held_out, render_worlds, shoot
 
 CPU = torch.device("cpu")
 KINDS = ("mug", "car")
@@ -171,7 +171,7 @@ def test_an_instance_is_a_function_of_its_numbers(studio):
 
 
 def test_a_held_out_asset_is_seen_as_a_run_is_and_wears_one_material(studio):
-    images = render_world(held_out(WORLD, 6, 1, 0.0), CPU, 1e9, 0)
+    images = render_worlds([held_out(WORLD, 6, 1, 0.0)], CPU, 1e9, 0)[0]
     assert len(images) == VIEWS * len(KINDS)
     assert images.side.reshape(-1, VIEWS)[:, [0, 2, 4, 6]].tolist() == [[0, 1, 2, 1]] * len(KINDS)
     worn = images.material.reshape(-1, VIEWS)
@@ -231,7 +231,7 @@ def test_the_judge_of_full_size_stays_under_three_megabytes():
 
 def test_only_directional_kinds_are_asked_for_their_side():
     assert directional(("mug", "car", "head"), torch.tensor([0, 1, 2])).tolist() == [False, True, True]
-    images = render_world(replace(WORLD, kinds=("mug", "car"), instances=1, views=4), CPU, 1e9, 0)
+    images = render_worlds([replace(WORLD, instances=1, views=4)], CPU, 1e9, 0)[0]
     side = torch.zeros(8, 3, requires_grad=True)
     answers = Answers(torch.zeros(8, 2), torch.zeros(8, 0), side)
     total_loss(answers, images, torch.arange(8), ("mug", "car")).backward()
@@ -320,7 +320,9 @@ def test_shapes_are_named(tmp_path, studio, judge):
     arguments = ["--judge", str(judge), "--out", str(out), "--device", "cpu"]
     assert program.main(["look", *(str(tmp_path / kind) for kind in KINDS), *arguments]) == 0
     found = json.loads(out.read_text())
-    assert found["r_precision"] == {"normal": {"assets": 2, "kind": 1.0}}
+    assert found["r_precision"] == {
+        "normal": {"assets": 2, "kind": 1.0, "by_kind": {"car": "1 of 1", "mug": "1 of 1"}}
+    }
     assert [asset["verdict"] for asset in found["assets"]] == [{"kind": kind} for kind in KINDS]
     assert found["failures"] == found["confusions"] == []
     assert [len(asset["views"]) for asset in found["assets"]] == [VIEWS] * 2
@@ -349,6 +351,7 @@ def test_painted_assets_are_counted(tmp_path, studio, fixed_judge):
         "shaded": {
             "assets": 4,
             "kind": 0.5,
+            "by_kind": {"car": "0 of 2", "mug": "2 of 2"},
             "assets_with_material": 3,
             "material": pytest.approx(1 / 3, abs=1e-4),
         }

@@ -86,7 +86,9 @@ def look(options: argparse.Namespace) -> None:
     if options.sheet:
         write_sheet(options.sheet, verdicts, found["assets"], options.columns)
     for domain, figures in found["r_precision"].items():
-        logger.info("R-precision, %s: %s", domain, figures)
+        logger.info("R-precision, %s: %s", domain, {k: v for k, v in figures.items() if k != "by_kind"})
+    if found["composition"]:
+        logger.info("composition: %s", found["composition"])
     for domain, figures in found["two_faced"].items():
         logger.info("two-faced, %s: %s", domain, figures)
     for failure in found["failures"]:

@@ -14,14 +14,14 @@ from sd.tiny.judge.card import write_card
 from sd.tiny.judge.network import DOMAINS, WIDTHS, Judge, JudgeSettings, make_networks, save_judge
 from sd.tiny.judge.sight import IMAGE_SIZE, LIGHT
 from sd.tiny.judge.training import accuracies, train_network, weak_kinds
-from sd.tiny.judge.world import MATERIAL_NAMES, Images, WorldConfig, held_out, render_world
+from sd.tiny.judge.world import MATERIAL_NAMES, WorldConfig, held_out, render_worlds
 from sd.tiny.pace import Pace
 
 logger = logging.getLogger(__name__)
 
 # The prior's objects have the seeds 1 and 2.
 TRAINING_SEED, HELD_OUT_SEED = 7001, 7002
-RENDERING_SHARE, HELD_OUT_SHARE = 0.45, 0.1
+RENDERING_SHARE = 0.5
 BATTERED = 0.04
 
 
@@ -58,8 +58,12 @@ def make_judge(config: MakeConfig, device: torch.device) -> Judge:
         grid=config.grid,
         environment=config.environment,
     )
-    images = render_world(world, device, RENDERING_SHARE * seconds, config.workers)
-    tests = _tests(config, world, device, seconds)
+    tests = {
+        name: held_out(world, HELD_OUT_SEED + number, config.held_out_instances, batter)
+        for number, (name, batter) in enumerate((("whole", 0.0), ("battered", BATTERED)))
+    }
+    *seen, images = render_worlds([*tests.values(), world], device, RENDERING_SHARE * seconds, config.workers)
+    unseen = dict(zip(tests, seen, strict=True))
     rendered = time.monotonic() - begun
     logger.info("%.0f s: %d images of %d kinds", rendered, len(images), len(config.kinds))
 
@@ -97,23 +101,10 @@ def make_judge(config: MakeConfig, device: torch.device) -> Judge:
                 **accuracies(judge, test),
                 "weak_kinds": {domain: weak_kinds(judge, test, domain) for domain in DOMAINS},
             }
-            for name, test in tests.items()
+            for name, test in unseen.items()
         },
     }
     judge = replace(judge, record=record)
     save_judge(config.out, judge)
     write_card(config.out, judge)
     return judge
-
-
-def _tests(config: MakeConfig, world: WorldConfig, device: torch.device, seconds: float) -> dict[str, Images]:
-    """Objects of another seed, whole and battered, as the judge sees an asset."""
-    return {
-        name: render_world(
-            held_out(world, HELD_OUT_SEED + number, config.held_out_instances, batter),
-            device,
-            HELD_OUT_SHARE * seconds,
-            min(config.workers, config.held_out_instances),
-        )
-        for number, (name, batter) in enumerate((("whole", 0.0), ("battered", BATTERED)))
-    }

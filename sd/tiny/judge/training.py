@@ -42,6 +42,8 @@ def train_network(
     device = images.kind.device
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    if device.type == "cuda":
+        network.to(memory_format=torch.channels_last)
     network.train()
     step = 0
     while (progress := pace.progress(step)) < 1:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dataset.objects.materials import HELD_OUT
 from render.raster.choose import choose_rasteriser
 from render.shade.light import LightConfig, load_environment
 from render.shade.prefilter import PrefilteredLight
@@ -145,6 +146,7 @@ def report(assets: list[dict], judge: Judge) -> dict:
             for domain in DOMAINS
             if (some := [asset for asset in assets if asset["domain"] == domain])
         },
+        "composition": _composition(assets),
         "two_faced": _two_faced(assets),
         "failures": failures,
         "confusions": _confusions(assets),
@@ -170,11 +172,33 @@ def _wrong(asset: dict) -> str:
 
 def _precision(assets: list[dict]) -> dict:
     """Shares of right verdicts; of materials among the assets whose prompt names one."""
-    found = {"assets": len(assets), "kind": _share([a["kind_right"] for a in assets])}
+    right: dict[str, list[bool]] = {}
+    for asset in assets:
+        right.setdefault(asset["expected"]["kind"], []).append(asset["kind_right"])
+    found = {
+        "assets": len(assets),
+        "kind": _share([a["kind_right"] for a in assets]),
+        "by_kind": {kind: f"{sum(some)} of {len(some)}" for kind, some in sorted(right.items())},
+    }
     named = [a["material_right"] for a in assets if "material_right" in a]
     if named:
         found |= {"assets_with_material": len(named), "material": _share(named)}
     return found
+
+
+def _composition(assets: list[dict]) -> dict:
+    """Of painted assets whose kind and material the prior has never seen together: both told right."""
+    found: dict[str, list[bool]] = {}
+    for asset in assets:
+        kind, material = asset["expected"]["kind"], asset["expected"]["material"]
+        if asset["domain"] == "shaded" and (kind, material) in HELD_OUT:
+            right = asset["kind_right"] and asset["material_right"]
+            found.setdefault(f"{material} {kind.replace('_', ' ')}", []).append(right)
+    everything = [right for some in found.values() for right in some]
+    if not everything:
+        return {}
+    pairs = {name: f"{sum(some)} of {len(some)}" for name, some in found.items()}
+    return {"assets": len(everything), "kind_and_material": _share(everything), "pairs": pairs}
 
 
 def _two_faced(assets: list[dict]) -> dict:

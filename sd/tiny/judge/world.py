@@ -9,7 +9,7 @@ Legend: N images, S pixels a side.
 import logging
 import multiprocessing
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 
@@ -183,40 +183,54 @@ def _see(mesh: Mesh, subject: ProceduralObject, views: Cameras, yaw: Tensor, stu
 
 
 def render_share(
-    config: WorldConfig, share: int, shares: int, device: str, seconds: float
-) -> dict[str, np.ndarray]:
-    """Instances share, share + shards, … of every kind until the time is up, at least one of each.
+    configs: Sequence[WorldConfig], share: int, shares: int, device: str, seconds: float
+) -> list[dict[str, np.ndarray]]:
+    """Of each config, instances share, share + shares, … of every kind, until the time is up.
 
-    Arrays and not tensors: they cross processes as plain bytes.
+    Each config gets at least one instance of a kind where the share has one. Arrays and not tensors: they
+    cross processes as plain bytes.
     """
     begun = time.monotonic()
     if shares > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // shares))
-    studio = Studio(config.data, torch.device(device))
-    parts: list[Images] = []
-    for instance in range(share, config.instances, shares):
-        if parts and time.monotonic() - begun > seconds:
-            break
-        parts += [shoot(config, studio, kind, instance) for kind in range(len(config.kinds))]
-    return {name: value.numpy() for name, value in vars(joined(parts)).items()}
+    studio = Studio(configs[0].data, torch.device(device))
+    found = []
+    for config in configs:
+        parts: list[Images] = []
+        for instance in range(share, config.instances, shares):
+            if parts and time.monotonic() - begun > seconds:
+                break
+            parts += [shoot(config, studio, kind, instance) for kind in range(len(config.kinds))]
+        found.append({name: value.numpy() for name, value in vars(joined(parts)).items()} if parts else {})
+    return found
 
 
-def render_world(config: WorldConfig, device: torch.device, seconds: float, workers: int) -> Images:
-    """All images on the device. Several processes share one GPU, since drawing objects keeps a CPU core
-    busy; workers 0 renders here. Raises what a worker raised."""
-    workers = min(workers, config.instances)
+def render_worlds(
+    configs: Sequence[WorldConfig], device: torch.device, seconds: float, workers: int
+) -> list[Images]:
+    """All images of each config, on the device; the configs differ in what the studio does not hold.
+
+    Several processes share one GPU, since drawing objects keeps a CPU core busy; workers 0 renders here.
+    Raises what a worker raised.
+    """
     if workers == 0:
-        found = [render_share(config, 0, 1, str(device), seconds)]
+        shares = [render_share(configs, 0, 1, str(device), seconds)]
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             tasks = [
-                pool.submit(render_share, config, share, workers, str(device), seconds)
+                pool.submit(render_share, configs, share, workers, str(device), seconds)
                 for share in range(workers)
             ]
-            found = [task.result() for task in tasks]
-    parts = [Images(**{n: torch.from_numpy(v) for n, v in arrays.items()}) for arrays in found]
-    return joined(parts).to(device)
+            shares = [task.result() for task in tasks]
+    return [
+        joined(
+            Images(**{name: torch.from_numpy(value) for name, value in arrays.items()}).to(device)
+            for arrays in of_config
+            if arrays
+        )
+        for of_config in zip(*shares, strict=True)
+    ]
 
 
 def held_out(config: WorldConfig, seed: int, instances: int, batter: float) -> WorldConfig:
