@@ -97,7 +97,7 @@ def cottage(draw: Draw) -> ProceduralObject:
 
 def castle_tower(draw: Draw) -> ProceduralObject:
     """A round tower of blocks that widens below a ring of battlements; slits and an arched door."""
-    radius, tall = draw.vary(0.34, 0.06), draw.vary(1.12, 0.06)
+    radius, tall = draw.vary(0.34, 0.06), draw.vary(1.1, 0.05)
     crown, lip = draw.uniform(0.10, 0.13), draw.uniform(0.13, 0.17)
     merlons, tooth = draw.integer(6, 7), draw.uniform(0.15, 0.18)
     batter = draw.uniform(0.05, 0.09)
