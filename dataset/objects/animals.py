@@ -144,7 +144,7 @@ def fish(draw: Draw) -> ProceduralObject:
     def fins(p: Coordinates) -> Distance:
         back = [
             (0.22, 0.85 * tall),
-            (0.02, tall + crest - 0.05),
+            (0.02, tall + crest),
             (-0.30, tall + 0.45 * crest),
             (-0.36, 0.6 * tall),
         ]

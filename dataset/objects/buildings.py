@@ -28,11 +28,11 @@ DOORS = tuple(colour(c) for c in ("#2f6db5", "#3f8a4c", "#b8322e"))
 def cottage(draw: Draw) -> ProceduralObject:
     """White walls under a steep roof, its gable and the door at +z; windows and a chimney."""
     half, depth = draw.vary(0.46, 0.06), draw.vary(0.46, 0.07)
-    eaves, rise = draw.vary(0.52, 0.06), draw.vary(0.42, 0.08)
+    eaves, rise = draw.vary(0.57, 0.05), draw.vary(0.42, 0.07)
     thick, over = draw.uniform(0.055, 0.065), draw.uniform(0.05, 0.08)
     door, lintel = draw.uniform(0.115, 0.13), draw.vary(0.36, 0.06)
     side, setback = draw.usually(1.0, (-1.0,)), draw.uniform(-0.30, -0.10)
-    pane = draw.uniform(0.095, 0.11)
+    pane = draw.uniform(0.08, 0.095)
     ridge, slope = eaves + rise, rise / half
 
     def walls(p: Coordinates) -> Distance:
@@ -54,11 +54,11 @@ def cottage(draw: Draw) -> ProceduralObject:
         return extrude(leaf, p[2] - depth, out)
 
     def gable_window(p: Coordinates, grow: float, out: float) -> Distance:
-        round_one = norm(p[0], p[1] - eaves - 0.30 * rise) - (0.85 * pane + grow)
+        round_one = norm(p[0], p[1] - eaves - 0.30 * rise) - (pane + grow)
         return extrude(round_one, p[2].abs() - depth, out)
 
     def side_windows(p: Coordinates, grow: float, out: float) -> Distance:
-        across = (p[2].abs() - 0.48 * depth, p[1] - 0.55 * eaves)
+        across = (p[2].abs() - 0.48 * depth, p[1] - 0.45 * eaves)
         return extrude(box2(*across, (pane + grow, pane + grow), 0.02), p[0].abs() - half, out)
 
     def windows(p: Coordinates, grow: float, out: float) -> Distance:

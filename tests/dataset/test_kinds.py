@@ -13,6 +13,7 @@ from dataset.objects import ProceduralObject, make_object
 
 STEP = 0.03
 SEEDS = range(2)
+HERE = ("cottage", "castle_tower", "airplane", "boat", "tree", "person", "head", "quadruped", "fish", "bird")
 
 
 @functools.cache
@@ -61,6 +62,12 @@ def pieces(kind: str, seed: int, height: float) -> list[float]:
     for x, _, z in (loop.T for loop in section.discrete):
         areas.append(abs(np.dot(x[:-1], z[1:]) - np.dot(x[1:], z[:-1])) / 2)
     return sorted(areas)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", HERE)
+def test_has_no_tunnels_nor_pockets(kind, seed):
+    assert surface(kind, seed).euler_number == 2
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -188,7 +195,9 @@ def test_fish_is_flat_with_an_upright_tail_behind_and_eyes_in_front(seed):
     assert tail[:, 2].min() < mesh.bounds[0, 2] + 0.04
     assert pupils[:, 2].min() > 0.2 and pupils[:, 0].min() < -0.1 and pupils[:, 0].max() > 0.1
     assert inside("fish", seed, "lips")[:, 2].max() > mesh.bounds[1, 2] - 0.05
+    # The taller fin is on the back, so the body hangs below the middle of the box.
     assert inside("fish", seed, "fins")[:, 1].max() > mesh.bounds[1, 1] - 0.05
+    assert inside("fish", seed, "body")[:, 1].mean() < -0.01
 
 
 @pytest.mark.parametrize("seed", SEEDS)
