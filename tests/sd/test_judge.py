@@ -34,7 +34,15 @@ from sd.tiny.judge.sight import (
 )
 from sd.tiny.judge.training import directional, total_loss, two_faced
 from sd.tiny.judge.verdict import Court
-from sd.tiny.judge.world import MATERIAL_NAMES, WorldConfig, battered_mesh, held_out, render_worlds, shoot
+from sd.tiny.judge.world import (
+    MATERIAL_NAMES,
+    WorldConfig,
+    battered_mesh,
+    held_out,
+    render_share,
+    render_worlds,
+    shoot,
+)
 
 CPU = torch.device("cpu")
 KINDS = ("mug", "car")
@@ -170,6 +178,24 @@ def test_an_instance_is_a_function_of_its_numbers(studio):
     assert len(first.material.unique()) > 1
 
 
+def test_shares_and_workers_render_what_one_process_renders():
+    world = replace(WORLD, kinds=("mug",), instances=3, views=4, grid=24, image_size=16)
+    whole = render_worlds([world], CPU, 1e9, 0)[0]
+    assert whole.asset.tolist() == [n for n in range(3) for _ in range(4)]
+    (even,), (odd,) = (render_share([world], share, 2, "cpu", 1e9) for share in (0, 1))
+    assert even["asset"].tolist() == [0] * 4 + [2] * 4 and odd["asset"].tolist() == [1] * 4
+    assert (whole.shaded[4:8].numpy() == odd["shaded"]).all()
+    other = render_worlds([replace(world, instances=1)], CPU, 1e9, 1)[0]
+    assert (whole.normal[:4].int() - other.normal.int()).abs().max() <= 1
+    assert torch.equal(whole.material[:4], other.material)
+
+
+def test_time_that_is_up_leaves_an_instance_of_every_kind():
+    worlds = [held_out(WORLD, 6, 3, 0.0), replace(WORLD, grid=24, image_size=16, views=4)]
+    for images in render_worlds([replace(w, grid=24, image_size=16) for w in worlds], CPU, 0.0, 0):
+        assert images.kind.unique().tolist() == [0, 1] and len(images.asset.unique()) == 2
+
+
 def test_a_held_out_asset_is_seen_as_a_run_is_and_wears_one_material(studio):
     images = render_worlds([held_out(WORLD, 6, 1, 0.0)], CPU, 1e9, 0)[0]
     assert len(images) == VIEWS * len(KINDS)
@@ -227,6 +253,19 @@ def test_the_judge_of_full_size_stays_under_three_megabytes():
     networks = make_networks(JudgeSettings(tuple(map(str, range(31))), MATERIAL_NAMES, 96), CPU)
     count = sum(w.numel() for network in networks.values() for w in network.state_dict().values())
     assert 2 * count < 2.8e6
+
+
+def test_a_judge_is_saved_and_loaded_whatever_its_layout(judge, tmp_path):
+    loaded = load_judge(judge, CPU)
+    for network in loaded.networks.values():
+        network.to(memory_format=torch.channels_last)
+    save_judge(tmp_path, loaded)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for domain in loaded.networks:
+        before, after = loaded.look(domain, images), load_judge(tmp_path, CPU).look(domain, images)
+        assert torch.allclose(before.kind, after.kind, atol=1e-4)
+        assert torch.allclose(after.kind.exp().sum(-1), torch.ones(3))
+    assert load_judge(tmp_path, CPU).settings == loaded.settings
 
 
 def test_only_directional_kinds_are_asked_for_their_side():

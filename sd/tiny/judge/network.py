@@ -114,7 +114,8 @@ def save_judge(folder: Path, judge: Judge) -> None:
     """model.safetensors in half precision, and judge.json with the settings and the record."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        f"{domain}.{name}": value.detach().cpu().half() if value.is_floating_point() else value.cpu()
+        # safetensors refuses other layouts, and on CUDA convolutions are trained in another one.
+        f"{domain}.{name}": (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for domain, network in judge.networks.items()
         for name, value in network.state_dict().items()
     }

@@ -191,8 +191,6 @@ def render_share(
     cross processes as plain bytes.
     """
     begun = time.monotonic()
-    if shares > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // shares))
     studio = Studio(configs[0].data, torch.device(device))
     found = []
     for config in configs:
@@ -217,7 +215,8 @@ def render_worlds(
         shares = [render_share(configs, 0, 1, str(device), seconds)]
     else:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        threads = max(1, torch.get_num_threads() // workers)
+        with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
             tasks = [
                 pool.submit(render_share, configs, share, workers, str(device), seconds)
                 for share in range(workers)
