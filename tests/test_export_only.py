@@ -81,7 +81,8 @@ def test_a_painted_mesh_gets_fewer_faces_and_other_textures_and_nothing_else_cha
         "150",
     ]
     assert train.main(command) == 0
-    files = ("mesh.obj", "mesh.glb", "texture_kd.png", "texture_ks.png", "texture_n.png")
+    files = ["mesh.obj", "mesh.glb"]
+    files += [f"texture_{name}.png" for name in ("kd", "ks", "n", "roughness", "metallic")]
     assert changed(before, contents(folder)) == {f"paint/dmtet_mesh/{file}" for file in files}
     assert Image.open(folder / "paint/dmtet_mesh/texture_n.png").size == (48, 32)
     for file in files[:2]:

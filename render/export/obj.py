@@ -13,6 +13,8 @@ from render.shade.brdf import linear_to_srgb
 
 MATERIAL = "surface"
 KD_FILE, KS_FILE, NORMAL_FILE = "texture_kd.png", "texture_ks.png", "texture_n.png"
+# Channels of ks as grey pictures of their own, for the names that the PBR extension of MTL reads.
+ROUGHNESS_FILE, METALLIC_FILE = "texture_roughness.png", "texture_metallic.png"
 
 
 def write_obj(
@@ -22,6 +24,7 @@ def write_obj(
 
     textures: kd (linear RGB albedo, written as sRGB), ks (occlusion, roughness, metallic, as they are) and
     normal (tangent space, components in [−1,1], written as n · 0.5 + 0.5, green along −v), each optional.
+    ks is written three times: as one picture, and roughness and metallic as grey ones for map_Pr and map_Pm.
     Positions round-trip exactly as float32; OBJ's v grows upward, so v is turned over. mesh.obj is written
     last.
     """
@@ -32,6 +35,8 @@ def write_obj(
         write_png(folder / KD_FILE, linear_to_srgb(textures["kd"]))
     if "ks" in textures:
         write_png(folder / KS_FILE, textures["ks"])
+        write_png(folder / ROUGHNESS_FILE, textures["ks"][..., 1:2])
+        write_png(folder / METALLIC_FILE, textures["ks"][..., 2:3])
     if "normal" in textures:
         write_png(folder / NORMAL_FILE, encode_normal(textures["normal"]))
     write_text(folder / "mesh.mtl", _material(textures))
@@ -46,7 +51,7 @@ def _material(textures: Mapping[str, Tensor]) -> str:
     if "kd" in textures:
         lines.append(f"map_Kd {KD_FILE}")
     if "ks" in textures:
-        lines.append(f"map_Ks {KS_FILE}")
+        lines += [f"map_Ks {KS_FILE}", "Pr 1", f"map_Pr {ROUGHNESS_FILE}", "Pm 1", f"map_Pm {METALLIC_FILE}"]
     if "normal" in textures:
         lines += [f"bump {NORMAL_FILE}", f"norm {NORMAL_FILE}"]
     return "\n".join(lines) + "\n"

@@ -11,6 +11,8 @@ from render.export.obj import write_obj
 from render.export.uv import unwrap
 from render.mesh import Mesh
 
+MAPS = ("map_Kd", "map_Ks", "map_Pr", "map_Pm", "bump", "norm")
+
 
 @pytest.fixture(scope="module")
 def mesh() -> Mesh:
@@ -55,7 +57,9 @@ def test_textures_hold_srgb_albedo_plain_ks_and_encoded_normals(mesh, textures, 
     write_obj(tmp_path, mesh, textures)
     kd = textures["kd"].double().numpy()
     srgb = np.where(kd <= 0.0031308, 12.92 * kd, 1.055 * kd ** (1 / 2.4) - 0.055)
-    expected = {"kd": srgb, "ks": textures["ks"].numpy(), "n": textures["normal"].numpy() * 0.5 + 0.5}
+    ks = textures["ks"].numpy()
+    expected = {"kd": srgb, "ks": ks, "n": textures["normal"].numpy() * 0.5 + 0.5}
+    expected |= {"roughness": ks[..., 1], "metallic": ks[..., 2]}
     for name, values in expected.items():
         stored = np.asarray(Image.open(tmp_path / f"texture_{name}.png"), dtype=float) / 255
         assert np.abs(stored - values).max() <= 0.5001 / 255, name
@@ -65,10 +69,12 @@ def test_the_material_names_the_files_that_are_there(mesh, textures, tmp_path):
     write_obj(tmp_path, mesh, textures)
     assert records(tmp_path / "mesh.obj", "mtllib") == [["mesh.mtl"]]
     assert records(tmp_path / "mesh.mtl", "newmtl") == records(tmp_path / "mesh.obj", "usemtl")
-    maps = {kind: records(tmp_path / "mesh.mtl", kind)[0][0] for kind in ("map_Kd", "map_Ks", "bump", "norm")}
+    maps = {kind: records(tmp_path / "mesh.mtl", kind)[0][0] for kind in MAPS}
     assert maps == {
         "map_Kd": "texture_kd.png",
         "map_Ks": "texture_ks.png",
+        "map_Pr": "texture_roughness.png",
+        "map_Pm": "texture_metallic.png",
         "bump": "texture_n.png",
         "norm": "texture_n.png",
     }
