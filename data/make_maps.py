@@ -1,0 +1,50 @@
+"""Writes the environment map that is ours: `python3 -m data.make_maps` from the root.
+
+A dark studio: a warm soft box in front at the upper left, a cool one behind at the right, a little light from
+everywhere. Made to be seen beside the even default: it shows what a relit material does. Nobody imports this.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from render.export.hdr import write_hdr
+from render.shade.cube import latlong_directions
+
+logger = logging.getLogger("data.make_maps")
+
+STUDIO = Path(__file__).parent / "irrmaps/studio.hdr"
+SIZE = (64, 128)
+AMBIENT = (0.12, 0.12, 0.14)
+# Direction towards the box, its half angle in degrees, radiance.
+BOXES = (
+    ((-0.7, 0.6, 0.8), 22.0, (9.0, 7.6, 6.0)),
+    ((0.9, 0.3, -0.6), 16.0, (2.4, 3.4, 5.2)),
+)
+EDGE = 6.0  # degrees over which a box fades
+
+
+def studio() -> Float[Tensor, "H W 3"]:
+    """Linear radiance."""
+    towards = latlong_directions(*SIZE)
+    image = torch.tensor(AMBIENT).expand(*SIZE, 3).clone()
+    for centre, half_angle, radiance in BOXES:
+        axis = torch.nn.functional.normalize(torch.tensor(centre), dim=0)
+        away = torch.rad2deg((towards @ axis).clamp(-1, 1).acos())
+        inside = ((half_angle + EDGE / 2 - away) / EDGE).clamp(0, 1)
+        image += (inside * inside * (3 - 2 * inside))[:, :, None] * torch.tensor(radiance)
+    return image
+
+
+def main() -> None:
+    """Overwrites the map."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    write_hdr(STUDIO, studio())
+    logger.info("%s: %d x %d pixels", STUDIO, SIZE[1], SIZE[0])
+
+
+if __name__ == "__main__":
+    main()
