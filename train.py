@@ -23,7 +23,7 @@ import resource
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from configs.command_line import load_configs
 from configs.export_only import OPTION as EXPORT_ONLY
 from configs.export_only import exported_again
+from configs.facts import facts_of, write_config
 from configs.fleet import load_fleet
 from configs.fleet_run import run_fleet
 from configs.memory import shortage_explained
@@ -56,6 +57,8 @@ from render.export.uv import prepare_uv, unwrap
 from render.preview import Film, stills, write_orbit
 from render.raster.choose import choose_rasteriser
 from render.raster.contract import Rasteriser
+from render.report.live import RunReport
+from render.report.machine import machine
 from render.scene import AppearanceScene, GeometryScene
 from render.shade.cube import cube_to_latlong
 from render.shade.light import EnvironmentLight, load_environment
@@ -188,44 +191,69 @@ def build(config: Config) -> tuple[Task, torch.optim.Optimizer, torch.device]:
     return task, optimizer, device
 
 
-def run(config: Config) -> None:
-    """One config from start, or from its last checkpoint, to the exported files."""
+def run(config: Config, words: Sequence[str]) -> None:
+    """One config from start, or from its last checkpoint, to the exported files; words: the command line."""
     started = time.monotonic()
-    task, optimizer, device = build(config)
+    with open_report(config, words) as report:
+        make(config, report)
     out = config.run.output_folder
-    step = restore_state(config, task.scene, optimizer)
-    if step < task.schedule.last_step:
-        asked = config.guidance
-        prior = StableDiffusion.from_pretrained(asked.sd_model, device, asked.sd_lora, asked.sd_prediction)
-        if doubt := prior.doubt(config.guidance.text):
-            logger.warning("%s", doubt)
-        guidance = Guidance(prior, config.guidance, config.run.mode, device)
-        train(config, task, guidance, optimizer, step)
-    if task.export_once and is_exported(config):
-        logger.info("kept as it is: %s (%s writes it anew)", config.run.mesh_path, EXPORT_ONLY)
-    else:
-        logger.info("exporting to %s", config.run.mesh_path.parent)
-        task.export()
-    # Here and not in the loop, so that a run that was stopped after its last step gets its film too.
-    make_film(config, task.schedule.last_step).assemble()
-    if config.run.validate:
-        write_orbit(task.scene.layers, out, config.run.preview_res)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     logger.info("done: %s in %.0f s, peak memory %.1f GB", out, time.monotonic() - started, peak)
 
 
-def export_again(config: Config) -> None:
+def open_report(config: Config, words: Sequence[str]) -> RunReport:
+    """The page that tells of a run, and beside it the whole config, from which the run can be made again."""
+    write_config(config)
+    return RunReport(facts_of(config, words, machine(pick_device(config.run.device))))
+
+
+def make(config: Config, report: RunReport) -> None:
+    """The work of a run: build, train what is left to train, export, film."""
+    with report.timed("set-up"):
+        task, optimizer, device = build(config)
+        report.step = step = restore_state(config, task.scene, optimizer)
+    if step < task.schedule.last_step:
+        with report.timed("the prior's set-up"):
+            asked = config.guidance
+            prior = StableDiffusion.from_pretrained(
+                asked.sd_model, device, asked.sd_lora, asked.sd_prediction
+            )
+            if doubt := prior.doubt(config.guidance.text):
+                logger.warning("%s", doubt)
+            guidance = Guidance(prior, config.guidance, config.run.mode, device)
+        train(config, task, guidance, optimizer, step, report)
+    with report.timed("export"):
+        if task.export_once and is_exported(config):
+            logger.info("kept as it is: %s (%s writes it anew)", config.run.mesh_path, EXPORT_ONLY)
+        else:
+            logger.info("exporting to %s", config.run.mesh_path.parent)
+            task.export()
+    with report.timed("films"):
+        # Here and not in the loop, so that a run that was stopped after its last step gets its film too.
+        make_film(config, task.schedule.last_step).assemble()
+        if config.run.validate:
+            write_orbit(task.scene.layers, config.run.output_folder, config.run.preview_res)
+
+
+def export_again(config: Config, words: Sequence[str]) -> None:
     """The export alone, from the last checkpoint, which stays as it is; so do the pictures."""
-    task, optimizer, _ = build(config)
-    step, folder = restore_state(config, task.scene, optimizer), config.run.mesh_path.parent
-    logger.info("exporting step %d of %d to %s", step, task.schedule.last_step, folder)
-    task.export()
+    with open_report(config, words) as report:
+        task, optimizer, _ = build(config)
+        report.step, folder = restore_state(config, task.scene, optimizer), config.run.mesh_path.parent
+        logger.info("exporting step %d of %d to %s", report.step, task.schedule.last_step, folder)
+        with report.timed("export"):
+            task.export()
     if task.export_once:
         logger.warning("runs that paint another export of this mesh do not go on with this one")
 
 
 def train(
-    config: Config, task: Task, guidance: Guidance, optimizer: torch.optim.Optimizer, step: int
+    config: Config,
+    task: Task,
+    guidance: Guidance,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    report: RunReport,
 ) -> None:
     """The loop: from `step` finished steps to the schedule's last."""
     film = make_film(config, step)
@@ -247,8 +275,7 @@ def train(
                 optimizer.step()
 
                 log.record(step, phase.name, {name: value.item() for name, value in stats.items()})
-                if not phase.fit:
-                    look(config, task.scene, film, step)
+                pictured = not phase.fit and look(config, task.scene, film, step)
             due = config.run.checkpoint_interval and step % config.run.checkpoint_interval == 0
             if due or stop.requested or step == task.schedule.last_step:
                 if not phase.fit or step == task.schedule.last_step:
@@ -256,6 +283,9 @@ def train(
                     with vanishing_explained(config, step):
                         task.verify()
                 save_state(config, task.scene, optimizer, step)
+            report.step = step
+            if due or pictured:
+                report.update(step)
             stop.leave_if_requested(step)
 
 
@@ -274,14 +304,15 @@ def make_film(config: Config, step: int) -> Film:
     return Film(config.run.output_folder, max(config.run.video_interval, 1), config.run.preview_res, step)
 
 
-def look(config: Config, scene: nn.Module, film: Film, step: int) -> None:
-    """The pictures that are due after `step`."""
+def look(config: Config, scene: nn.Module, film: Film, step: int) -> bool:
+    """The pictures that are due after `step`; whether there is a new still."""
     if config.run.video_interval:
         film.record(scene.layers, step)
-    if config.run.save_interval and step % config.run.save_interval == 0:
-        path = config.run.output_folder / "stills" / f"{step:06d}.png"
-        environment = scene.light.cube.detach()
-        stills(scene.layers, path, config.run.preview_res, config.run.panels, environment)
+    if not config.run.save_interval or step % config.run.save_interval:
+        return False
+    path = config.run.output_folder / "stills" / f"{step:06d}.png"
+    stills(scene.layers, path, config.run.preview_res, config.run.panels, scene.light.cube.detach())
+    return True
 
 
 @contextmanager
@@ -368,13 +399,13 @@ def main(argv: list[str]) -> int:
         if EXPORT_ONLY in argv:
             for config in exported_again(configs):
                 with shortage_explained(config):
-                    export_again(config)
+                    export_again(config, argv)
             return 0
         for config in configs:
             check(config)
         for config in configs:
             with shortage_explained(config):
-                run(config)
+                run(config, argv)
     except KeyboardInterrupt:
         logger.error("interrupted; run the same command again to resume")
         return 128 + signal.SIGINT

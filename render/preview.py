@@ -49,17 +49,18 @@ def stills(
     """One PNG: a column for each of four azimuths a quarter turn apart, a row for each layer.
 
     panels: the layers to show below the main one, in this order, instead of all; LATLONG stands for the
-    environment (linear radiance, a cube map). One that the scene does not have is left out.
+    environment (linear radiance, a cube map). One that the scene does not have is left out. The names of the
+    rows stand in the PNG's text entry "rows", with commas between.
     """
     layers = render(orbit(4, resolution, ELEVATION_DEGREES, FOVY_DEGREES))
     main, *others = layers
-    rows = []
+    rows = {}
     for name in (main, *(panels or others)):
         if name in layers:
-            rows.append(torch.cat(list(as_rgb(layers[name]).cpu()), dim=1))
+            rows[name] = torch.cat(list(as_rgb(layers[name]).cpu()), dim=1)
         elif name == LATLONG and environment is not None:
-            rows.append(_latlong_row(environment, resolution))
-    write_png(path, grid(rows, columns=1))
+            rows[name] = _latlong_row(environment, resolution)
+    write_png(path, grid(list(rows.values()), columns=1), {"rows": ",".join(rows)})
 
 
 def _latlong_row(

@@ -151,17 +151,20 @@ class _Document:
 
     def pack(self) -> bytes:
         """The document as a GLB file."""
-        self.binary.extend(bytes(-len(self.binary) % 4))
-        document = {**self.json, "buffers": [{"byteLength": len(self.binary)}]}
-        text = json.dumps(document, separators=(",", ":")).encode("utf-8")
-        text += b" " * (-len(text) % 4)
-        length = 12 + 8 + len(text) + 8 + len(self.binary)
-        return b"".join(
-            [
-                struct.pack("<4sII", b"glTF", 2, length),
-                struct.pack("<I4s", len(text), b"JSON"),
-                text,
-                struct.pack("<I4s", len(self.binary), b"BIN\0"),
-                bytes(self.binary),
-            ]
-        )
+        return pack_glb(self.json, bytes(self.binary))
+
+
+def pack_glb(document: Mapping[str, object], binary: bytes) -> bytes:
+    """A GLB file of a document, whose one buffer is `binary`."""
+    binary += bytes(-len(binary) % 4)
+    text = json.dumps({**document, "buffers": [{"byteLength": len(binary)}]}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    return b"".join(
+        [
+            struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(binary)),
+            struct.pack("<I4s", len(text), b"JSON"),
+            text,
+            struct.pack("<I4s", len(binary), b"BIN\0"),
+            binary,
+        ]
+    )

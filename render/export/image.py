@@ -7,13 +7,14 @@ all.
 import io
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from render.export.atomic import atomic_path, write_bytes
@@ -38,16 +39,21 @@ def to_pillow(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> Ima
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def png_bytes(image: Float[Tensor, "H W C"]) -> bytes:
-    """The image as a PNG file in memory, 8 bits a channel."""
+def png_bytes(image: Float[Tensor, "H W C"], notes: Mapping[str, str] | None = None) -> bytes:
+    """The image as a PNG file in memory, 8 bits a channel; notes become its text entries."""
+    entries = PngInfo()
+    for name, note in (notes or {}).items():
+        entries.add_text(name, note)
     buffer = io.BytesIO()
-    to_pillow(image).save(buffer, format="PNG")
+    to_pillow(image).save(buffer, format="PNG", pnginfo=entries)
     return buffer.getvalue()
 
 
-def write_png(path: Path | str, image: Float[Tensor, "H W C"]) -> None:
-    """The image as an 8-bit PNG, atomically."""
-    write_bytes(path, png_bytes(image))
+def write_png(
+    path: Path | str, image: Float[Tensor, "H W C"], notes: Mapping[str, str] | None = None
+) -> None:
+    """The image as an 8-bit PNG, atomically; notes become its text entries."""
+    write_bytes(path, png_bytes(image, notes))
 
 
 def read_image(path: Path | str) -> Float[Tensor, "H W 3"]:

@@ -19,7 +19,8 @@ class RunLog:
 
     On a terminal the bar shows phase, loss, iterations a second and time left, at most once a second;
     elsewhere (a file, a pipe) a line appears about every tenth of the way. A resumed run drops the lines past
-    `resumed_step`, the last step that its checkpoint holds, and goes on.
+    `resumed_step`, the last step that its checkpoint holds, and goes on. Each line's "seconds" is the time
+    spent in the loop up to it, pictures and checkpoints included, the sittings before a resume counted in.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class RunLog:
         self._stream = sys.stderr if stream is None else stream
         self._first_step, self._start = resumed_step, time.monotonic()
         self._tenth = 10 * resumed_step // max(last_step, 1)
-        _drop_lines_past(self.path, resumed_step)
+        self._seconds_before = _drop_lines_past(self.path, resumed_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._bar = tqdm(
             total=last_step,
@@ -44,7 +45,8 @@ class RunLog:
 
     def record(self, step: int, phase: str, values: Mapping[str, float]) -> None:
         """One finished step (from 1): its phase and named numbers, of which "loss" is shown."""
-        self._write({"step": step, "phase": phase, **values})
+        seconds = self._seconds_before + time.monotonic() - self._start
+        self._write({"step": step, "phase": phase, "seconds": round(seconds, 3), **values})
         loss = f"{values['loss']:.4g}" if "loss" in values else "-"
         self._bar.set_postfix_str(f"loss {loss}", refresh=False)
         self._bar.set_description_str(phase, refresh=False)
@@ -84,12 +86,15 @@ def _jsonable(value: object) -> object:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drop_lines_past(path: Path, step: int) -> None:
-    """Keeps the whole lines up to `step`; a line that a killed run left unfinished goes as well."""
+def _drop_lines_past(path: Path, step: int) -> float:
+    """Keeps the whole lines up to `step`; a line that a killed run left unfinished goes as well.
+
+    Returns the seconds of the last line that is kept, 0 where there are none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        return
-    kept = []
+        return 0.0
+    kept, seconds = [], 0.0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
@@ -97,4 +102,6 @@ def _drop_lines_past(path: Path, step: int) -> None:
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] <= step:
             kept.append(line + "\n")
+            seconds = record.get("seconds", seconds)
     write_text(path, "".join(kept))
+    return seconds

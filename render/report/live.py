@@ -1,0 +1,74 @@
+"""Writes report.html while the run goes on and when it ends, however it ends."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from render.export.atomic import write_text
+from render.report.run_page import REPORT_FILE, RunFacts, RunState, run_page
+
+logger = logging.getLogger(__name__)
+
+# Between two pages passes at least this time, and this many times what writing the last one took.
+PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 50.0
+
+
+@dataclass
+class RunReport:
+    """A context manager around a run; `step` is the number of finished steps.
+
+    When it is left, the page says done, exported (before the last step), stopped (Ctrl-C and the like) or
+    failed, with the error. A page that
+    cannot be written is a warning: a run of hours does not end for want of it.
+    """
+
+    facts: RunFacts
+    step: int = 0
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _doing: str = ""
+    _not_before: float = 0.0
+    _warned: bool = False
+
+    def update(self, step: int) -> None:
+        """After `step` finished steps: writes the page unless the last one is too fresh."""
+        self.step = step
+        if time.monotonic() >= self._not_before:
+            self._write("running", self._doing)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """A part of the run outside the loop; its time stands in the page."""
+        self._doing = name
+        self.update(self.step)
+        started = time.monotonic()
+        yield
+        self._seconds[name] = time.monotonic() - started
+        self._doing = ""
+
+    def __enter__(self) -> "RunReport":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._write("done" if self.step == self.facts.last_step else "exported", "")
+        elif isinstance(error, SystemExit | KeyboardInterrupt):
+            self._write("stopped", "Stopped by a signal. The command below goes on from the last checkpoint.")
+        else:
+            self._write("failed", f"{type(error).__name__}: {error}")
+
+    def _write(self, name: str, doing: str) -> None:
+        started = time.monotonic()
+        state = RunState(name, self.step, doing, dict(self._seconds), time.time())
+        try:
+            write_text(self.facts.out_dir / REPORT_FILE, run_page(self.facts, state))
+        except OSError as error:
+            if not self._warned:
+                logger.warning("%s is not written: %s", self.facts.out_dir / REPORT_FILE, error)
+            self._warned = True
+        finished = time.monotonic()
+        self._not_before = finished + max(PAUSE_SECONDS, PAUSE_FACTOR * (finished - started))

@@ -1,0 +1,73 @@
+"""What a run ran on: versions and hardware, in words."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = (
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "numba",
+    "nvdiffrast",
+    "kaolin",
+    "trimesh",
+    "libigl",
+    "xatlas",
+    "uvunwrap",
+    "pillow",
+    "OpenEXR",
+    "imageio-ffmpeg",
+    "pydantic",
+)
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Named facts: the program's commit, Python, torch, the device, the system and the packages in use."""
+    facts = {
+        "program": _commit(),
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": _device(device),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+    }
+    for name in PACKAGES:
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            facts[name] = "not installed"
+    return {name: value for name, value in facts.items() if value}
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"CPU, {_processor()}, {cores} cores, {torch.get_num_threads()} threads of torch"
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit of this checkout, with a mark where files were changed; empty where git cannot tell."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"commit {done.stdout.strip()}"

@@ -1,0 +1,160 @@
+"""Opens a page in headless Chromium as a person would, from the disk, and tells what happened.
+
+The browser is driven through its DevTools protocol over a pair of pipes (--remote-debugging-pipe): messages
+are JSON, each ends with a NUL.
+"""
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# WebGL without a GPU; nothing that the browser itself would fetch.
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
+
+
+def find() -> str | None:
+    """The browser's program, None where there is none."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+class Page:
+    """A page in a browser of its own; a context manager. `requests` are the addresses asked for (the start
+    of each), `errors` what went to the console as an error, uncaught exceptions among it."""
+
+    def __init__(self, size: tuple[int, int] = (1280, 900), dark: bool = False) -> None:
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self._size, self._dark = size, dark
+        self._number, self._answers, self._buffer, self._loaded = 0, {}, b"", False
+
+    def __enter__(self) -> "Page":
+        self._profile = tempfile.TemporaryDirectory()
+        from_us, self._write = os.pipe()
+        self._read, to_us = os.pipe()
+        command = ["bash", "-c", f'exec "$@" 3<&{from_us} 4>&{to_us}', "bash", find(), *FLAGS]
+        self._process = subprocess.Popen(
+            [*command, f"--user-data-dir={self._profile.name}", "about:blank"],
+            pass_fds=(from_us, to_us),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(from_us)
+        os.close(to_us)
+        self._session = None
+        targets = self.call("Target.getTargets")["targetInfos"]
+        target = next(info["targetId"] for info in targets if info["type"] == "page")
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if self._dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self._resize(*self._size)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.wait(30)
+        os.close(self._write)
+        os.close(self._read)
+        shutil.rmtree(self._profile.name, ignore_errors=True)
+        self._profile.cleanup()
+
+    def open(self, path: Path, timeout: float = 60) -> None:
+        """Opens a file and waits until it and all that it names are loaded."""
+        self._loaded = False
+        self.call("Page.navigate", url=path.resolve().as_uri())
+        self._listen(lambda: self._loaded, timeout, "the page to load")
+
+    def evaluate(self, expression: str) -> object:
+        """The value of a JavaScript expression in the page; waits where it is a promise."""
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
+        )
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait_for(self, expression: str, timeout: float = 60) -> None:
+        """Waits until a JavaScript expression is true."""
+        end = time.monotonic() + timeout
+        while not self.evaluate(expression):
+            assert time.monotonic() < end, f"waited {timeout} s for {expression}; console: {self.errors}"
+            time.sleep(0.1)
+
+    def screenshot(self, path: Path, whole: bool = True) -> None:
+        """The page as a PNG, all of its height where `whole`."""
+        if whole:
+            self._resize(self._size[0], int(self.evaluate("document.documentElement.scrollHeight")))
+            time.sleep(1)
+        picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(picture["data"]))
+
+    def call(self, method: str, **parameters: object) -> dict:
+        """One command of the protocol and its answer."""
+        self._number += 1
+        number = self._number
+        message: dict = {"id": number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        self._listen(lambda: number in self._answers, 120, method)
+        answer = self._answers.pop(number)
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        return answer["result"]
+
+    def _resize(self, width: int, height: int) -> None:
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+
+    def _listen(self, finished: Callable[[], bool], timeout: float, what: str) -> None:
+        end = time.monotonic() + timeout
+        while not finished():
+            ready, _, _ = select.select([self._read], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"waited {timeout} s for {what}"
+            received = os.read(self._read, 1 << 20)
+            assert received, "the browser is gone"
+            *messages, self._buffer = (self._buffer + received).split(b"\0")
+            for message in messages:
+                self._note(json.loads(message))
+
+    def _note(self, message: dict) -> None:
+        if "id" in message:
+            self._answers[message["id"]] = message
+            return
+        method, details = message["method"], message.get("params", {})
+        if method == "Page.loadEventFired":
+            self._loaded = True
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(details["request"]["url"][:200])
+        elif method == "Runtime.exceptionThrown":
+            self.errors.append(str(details["exceptionDetails"]))
+        elif method == "Log.entryAdded" and details["entry"]["level"] == "error":
+            self.errors.append(details["entry"]["text"])
+        elif method == "Runtime.consoleAPICalled" and details["type"] in ("error", "assert"):
+            self.errors.append(str(details["args"]))
