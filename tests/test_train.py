@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -117,6 +118,20 @@ def test_log_has_a_line_for_every_step_with_its_phase(pair):
     assert [line["step"] for line in steps] == list(range(1, FIT + 5))
     assert [line["phase"] for line in steps[FIT - 1 :]] == ["fit", "coarse", "coarse", "fine", "fine"]
     assert steps[FIT - 1]["loss"] < 0.5 * steps[0]["loss"]  # the start shape is learned
+
+
+def test_the_report_tells_of_both_stages(pair):
+    for name, steps, phases in (
+        ("shape", FIT + 4, ["fit", "coarse", "fine"]),
+        ("paint", 4, ["early", "late"]),
+    ):
+        page = (pair / name / "report.html").read_text(encoding="utf-8")
+        assert f"step {steps} of {steps}" in page and '<span class="state done">' in page
+        for text in (*phases, "set-up", "export", "films"):
+            assert f'<th scope="row">{text}</th>' in page
+        assert 'id="model"' in page and "data:video/mp4" in page and page.count('class="curve"') >= 2
+        assert '"rows": 3' in page and "<code>guidance_weight</code>" in page
+        assert shlex.quote(str(pair / name / "config.json")) in page
 
 
 @pytest.mark.parametrize("mode", ["geometry", "appearance"])
@@ -298,7 +313,7 @@ def test_geometry_learns_no_light(pair, model_folder, tmp_path):
 
 
 def test_an_interrupt_outside_the_loop_is_one_line(model_folder, tmp_path, monkeypatch, caplog):
-    def interrupted(config):
+    def interrupted(config, words):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "run", interrupted)

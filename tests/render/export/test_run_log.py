@@ -1,9 +1,20 @@
 """The log file and what is shown while a run goes on."""
 
 import io
+import itertools
 import json
 
+import pytest
+
+from render.export import run_log
 from render.export.run_log import RunLog
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Half a second passes at every look at the clock."""
+    ticks = itertools.count(100, 0.5)
+    monkeypatch.setattr(run_log.time, "monotonic", lambda: next(ticks))
 
 
 class Terminal(io.StringIO):
@@ -25,7 +36,7 @@ def run(folder, first: int, last: int, total: int = 40, stream: io.StringIO | No
 
 def test_one_line_a_step(tmp_path):
     run(tmp_path, 0, 3)
-    assert lines(tmp_path)[2] == {"step": 3, "phase": "coarse", "loss": 1 / 3, "area": 2.0}
+    assert lines(tmp_path)[2] == {"step": 3, "phase": "coarse", "seconds": 1.5, "loss": 1 / 3, "area": 2.0}
     assert [record["step"] for record in lines(tmp_path)] == [1, 2, 3]
 
 
@@ -43,7 +54,7 @@ def test_a_resumed_run_has_the_lines_of_an_uninterrupted_one(tmp_path):
 def test_numbers_that_json_lacks(tmp_path):
     with RunLog(tmp_path, 5, stream=io.StringIO()) as log:
         log.record(1, "coarse", {"loss": float("nan")})
-    assert lines(tmp_path) == [{"step": 1, "phase": "coarse", "loss": "nan"}]
+    assert lines(tmp_path) == [{"step": 1, "phase": "coarse", "seconds": 0.5, "loss": "nan"}]
 
 
 def test_away_from_a_terminal_a_line_every_tenth(tmp_path):
