@@ -1,0 +1,78 @@
+"""assets/demo.ipynb: executed from top to bottom in a kernel, at toy size, with the embedded prior."""
+
+import base64
+import re
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).parents[1]
+TOY = "--iter 60 --coarse_iter 60 --batch 1 --train_res 32 32 --preview_res 32 32 --texture_res 64 64 "
+TOY += "--dmtet_grid 24 --save_interval 30 --video_interval 0 --device cpu --validate false"
+
+
+def notebook(cells=None, **parameters):
+    """The notebook, its first `cells` cells, with other values in its first cell of code."""
+    found = nbformat.read(ROOT / "assets" / "demo.ipynb", as_version=4)
+    nbformat.validate(found)
+    assert "parameters" in found.cells[1].metadata.tags
+    found.cells[1].source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
+    found.cells = found.cells[:cells]
+    return found
+
+
+def execute(found, folder):
+    NotebookClient(
+        found, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
+    ).execute()
+    return found
+
+
+def outputs(found, kind):
+    """All outputs of a MIME type, or of printed text."""
+    every = [output for cell in found.cells if cell.cell_type == "code" for output in cell.outputs]
+    if kind == "text":
+        return "".join(output.text for output in every if output.output_type == "stream")
+    return [output.data[kind] for output in every if kind in output.get("data", {})]
+
+
+def test_it_is_kept_without_outputs_and_names_files_that_exist():
+    cells = [cell for cell in notebook().cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    named = re.findall(r"configs/\w+\.json|render/[\w/.-]+\.js|requirements\.txt", str(cells))
+    assert len(named) > 4 and all((ROOT / name).is_file() for name in named)
+
+
+def test_it_runs_inside_a_checkout_and_shows_pictures_and_the_mesh(tmp_path):
+    done = execute(notebook(OUT=str(tmp_path / "run"), OPTIONS=TOY.split()), ROOT / "assets")
+    text = outputs(done, "text")
+    assert f"working in {ROOT}\n" in text and "ready: the demo can run" in text
+    mesh = tmp_path / "run_appearance" / "dmtet_mesh" / "mesh.glb"
+    assert str(mesh) in text
+    assert len(outputs(done, "image/png")) >= 1
+    (page,) = (page for page in outputs(done, "text/html") if "model-viewer" in page)
+    assert base64.b64encode(mesh.read_bytes()).decode("ascii") in page
+    assert "http://" not in page.partition("<model-viewer")[2]
+
+
+def test_outside_a_checkout_it_asks_for_the_repository(tmp_path):
+    with pytest.raises(CellExecutionError, match="set REPOSITORY in the first cell"):
+        execute(notebook(cells=3), tmp_path)
+
+
+def test_it_clones_the_repository_that_is_named(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("what is to be cloned must be a git checkout")
+    done = execute(notebook(cells=3, REPOSITORY=f"file://{ROOT}"), tmp_path)
+    assert f"working in {tmp_path / 'checkout'}" in outputs(done, "text")
+    tracked = subprocess.run(["git", "ls-files"], cwd=tmp_path / "checkout", capture_output=True, text=True)
+    assert "train.py" in tracked.stdout.splitlines()
+
+
+def test_a_failing_program_stops_the_notebook(tmp_path):
+    with pytest.raises(CellExecutionError, match="exit code 2"):
+        execute(notebook(cells=7, OUT=str(tmp_path / "run"), OPTIONS=["--itr", "3"]), ROOT)
