@@ -35,8 +35,8 @@ from configs.command_line import load_configs
 from configs.export_only import OPTION as EXPORT_ONLY
 from configs.export_only import exported_again
 from configs.facts import facts_of, write_config
-from configs.fleet import load_fleet
-from configs.fleet_run import run_fleet
+from configs.fleet.cells import load_fleet
+from configs.fleet.run import run_fleet
 from configs.memory import shortage_explained
 from configs.resume import checkpoint_folder, is_exported, latest_checkpoint, restore_state, save_state
 from configs.schema import Config

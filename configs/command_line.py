@@ -237,9 +237,9 @@ def _add_many(parser: argparse.ArgumentParser) -> None:
     )
     many.add_argument(
         "--engine",
-        choices=("local",),
+        choices=("local", "ray"),
         default="local",
-        help="what the runs are handed to: this machine",
+        help="local is this machine; ray hands the runs to Ray (optional package), for several machines",
     )
 
 

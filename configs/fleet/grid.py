@@ -1,6 +1,6 @@
 """Many results from one command: the product of the values of a grid and of a list of prompts, with names.
 
-Pure functions of words; which folders are written and what runs where is for configs/fleet.py to say.
+Pure functions of words; which folders are written and what runs where is for configs/fleet/cells.py to say.
 """
 
 import hashlib

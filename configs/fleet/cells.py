@@ -15,7 +15,7 @@ from pathlib import Path
 
 from configs.command_line import Command, print_and_leave, read_command
 from configs.errors import ConfigError, shown
-from configs.grid import choices, read_prompts
+from configs.fleet.grid import choices, read_prompts
 from configs.resume import settings
 from configs.run import output_folder
 from configs.schema import NO_EFFECT, Config

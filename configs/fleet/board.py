@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from configs.fleet import (
+from configs.fleet.cells import (
     DONE,
     FAILED,
     PAGE_FILE,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
-from configs.grid import choices, read_axis, read_prompts, split_values
+from configs.fleet.grid import choices, read_axis, read_prompts, split_values
 
 
 def names(grid=(), prompts=()):

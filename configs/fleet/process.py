@@ -1,0 +1,154 @@
+"""A cell as a process of train.py: its environment, its end, and several at a time on this machine."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from configs.fleet.board import Board
+from configs.fleet.cells import CONSOLE_FILE, DONE, FAILED, QUEUED, RUNNING, STOPPED, Cell, Record
+
+PROGRAM = Path(__file__).parents[2] / "train.py"
+POLL_SECONDS = 0.1
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1
+
+# What torchrun tells its ranks; a cell's run is no rank of it.
+LAUNCHER_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+LAUNCHER_PREFIXES = ("TORCHELASTIC_", "GROUP_", "ROLE_")
+
+
+def child_environment(environment: Mapping[str, str], gpu: str | None, threads: int) -> dict[str, str]:
+    """The environment of a cell's run: its GPU, its share of the cores, and no launcher.
+
+    gpu: what CUDA_VISIBLE_DEVICES shall be, None to leave it. Thread counts that are set already are kept.
+    """
+    kept = {
+        key: value
+        for key, value in environment.items()
+        if key not in LAUNCHER_VARIABLES and not key.startswith(LAUNCHER_PREFIXES)
+    }
+    if gpu is not None:
+        kept["CUDA_VISIBLE_DEVICES"] = gpu
+    threads_of_pools = kept.get("OMP_NUM_THREADS", str(threads))
+    return {"OMP_NUM_THREADS": threads_of_pools, "NUMBA_NUM_THREADS": threads_of_pools, **kept}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A cell's process, and where in the console file what it prints begins."""
+
+    cell: Cell
+    process: subprocess.Popen
+    console: BinaryIO
+    begin: int
+    started: float
+
+
+def start(cell: Cell, environment: Mapping[str, str]) -> Running:
+    """The cell's run, in a process group of its own: a Ctrl-C reaches it through us alone."""
+    console = (cell.folder / CONSOLE_FILE).open("ab")
+    begin = console.seek(0, os.SEEK_END)
+    process = subprocess.Popen(
+        [sys.executable, str(PROGRAM), *cell.words],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=console,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        preexec_fn=_end_with_parent,
+    )
+    return Running(cell, process, console, begin, time.monotonic())
+
+
+def _end_with_parent() -> None:
+    """Without its parent, a run would go on in a folder that the next command takes for its own."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def outcome(run: Running, stopping: bool) -> Record:
+    """The record of a cell whose process has ended."""
+    run.console.close()
+    seconds, code = time.monotonic() - run.started, run.process.returncode
+    if code == 0:
+        return Record(DONE, None, seconds)
+    if stopping:
+        return Record(STOPPED, None, seconds)
+    with (run.cell.folder / CONSOLE_FILE).open("rb") as console:
+        console.seek(run.begin)
+        printed = console.read().decode(errors="replace")
+    return Record(FAILED, why(code, printed), seconds)
+
+
+def why(code: int, printed: str) -> str:
+    """The line that tells why a run ended with `code`: its error line, its last line, or the signal."""
+    number = -code if code < 0 else code - 128
+    if number in set(signal.Signals):
+        return f"ended by {signal.Signals(number).name} from outside (too little memory is one reason)"
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (told or lines or [f"exit code {code}"])[-1]
+
+
+def run_here(cells: Sequence[Cell], places: Sequence[str | None], threads: int, board: Board) -> int | None:
+    """The cells in order, as many at a time as there are places; returns the signal that stopped it.
+
+    places: the GPU of each run at a time. threads: for each of them.
+    """
+    waiting, running = list(cells), {}
+    with Stop() as stop:
+        while running or (waiting and stop.number is None):
+            for place, gpu in enumerate(places):
+                if place not in running and waiting and stop.number is None:
+                    cell = waiting.pop(0)
+                    running[place] = start(cell, child_environment(os.environ, gpu, threads))
+                    board.tell(cell, Record(RUNNING))
+            time.sleep(POLL_SECONDS)
+            stop.hand_on(run.process for run in running.values())
+            for place, run in list(running.items()):
+                if run.process.poll() is not None:
+                    board.tell(run.cell, outcome(run, stop.number is not None))
+                    del running[place]
+            board.refresh()
+    for cell in waiting:
+        board.tell(cell, Record(QUEUED))
+    return stop.number
+
+
+class Stop:
+    """Notes SIGINT, SIGTERM and SIGHUP, to be handed on to the running cells; a context manager.
+
+    At the first one they save and leave, at the second one they are ended at once.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._times = self._handed_on = 0
+
+    def __enter__(self) -> "Stop":
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._times += 1
+        self.number = number
+
+    def hand_on(self, processes: Iterable[subprocess.Popen]) -> None:
+        """The signals that have come since the last call."""
+        if self._times == self._handed_on:
+            return
+        self._handed_on = self._times
+        # train.py knows no SIGHUP: a terminal that was closed shall stop it like any other end.
+        first = signal.SIGTERM if self.number == signal.SIGHUP else self.number
+        for process in processes:
+            process.send_signal(first if self._times == 1 else signal.SIGKILL)
