@@ -14,7 +14,7 @@ from types import ModuleType
 from configs.errors import ConfigError
 from configs.fleet.board import Board
 from configs.fleet.cells import DONE, FAILED, QUEUED, RUNNING, STOPPED, Cell, Record
-from configs.fleet.process import Stop, child_environment, outcome, start
+from configs.fleet.process import POLL_SECONDS, Stop, child_environment, outcome, start
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +112,16 @@ def attempt(cell: Cell, folder: str, threads: int) -> Record:
     """
     os.chdir(folder)
     cell.folder.mkdir(parents=True, exist_ok=True)
+    # Ray cancels a task by this signal, which a worker that began in the background ignores.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run = start(cell, child_environment(os.environ, None, threads))
     try:
-        run.process.wait()
+        # Not wait(): the interrupt comes only between two of Python's steps.
+        while run.process.poll() is None:
+            time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        # Ray's way to cancel a task.
-        run.process.send_signal(signal.SIGINT)
+        # Not SIGINT: Ray's workers block it, and so do the processes that they start.
+        run.process.send_signal(signal.SIGTERM)
         run.process.wait()
     record = outcome(run, stopping=False)
     if record.state != DONE and run.process.returncode != USER_ERROR:
