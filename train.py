@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -374,7 +374,7 @@ def pick_device(name: str) -> torch.device:
 def check(config: Config) -> None:
     """What can be known to fail before any work is done, for all configs of the command."""
     pick_device(config.run.device)
-    resolve_model(config.guidance.sd_model)
+    model_found(config.guidance.sd_model)
     for entry in config.guidance.sd_lora:
         parse_lora(entry)
     latest_checkpoint(config)
@@ -386,6 +386,12 @@ def check(config: Config) -> None:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ValueError(f"out_dir = {config.run.out_dir!r}: cannot write to {out}: {reason}") from error
+
+
+@cache
+def model_found(name: str) -> None:
+    """Asked once for all of many results: a hub id is looked up over the network."""
+    resolve_model(name)
 
 
 def main(argv: list[str]) -> int:

@@ -18,7 +18,7 @@ from configs.errors import ConfigError, shown
 from configs.fleet.grid import choices, read_prompts
 from configs.resume import settings
 from configs.run import output_folder
-from configs.schema import NO_EFFECT, Config
+from configs.schema import NO_EFFECT, Config, known_keys
 from render.export.atomic import write_text
 
 logger = logging.getLogger(__name__)
@@ -98,8 +98,14 @@ def is_done(cell: Cell) -> bool:
     return (
         known.get("state") == DONE
         and all(config.run.mesh_path.is_file() for config in cell.configs)
-        and known.get("settings") == _settings(cell)
+        and _agree(known.get("settings", []), _settings(cell))
     )
+
+
+def _agree(then: Sequence[Mapping[str, object]], now: Sequence[Mapping[str, object]]) -> bool:
+    """Whether the settings are the same; a key that was not there yet had its default."""
+    defaults = {name: key.default for name, key in known_keys().items()}
+    return [{**defaults, **values} for values in then] == [{**defaults, **values} for values in now]
 
 
 def read_record(cell: Cell) -> Record:
