@@ -12,14 +12,16 @@ from dataset.objects.animals import bird, fish, quadruped
 from dataset.objects.buildings import castle_tower, cottage
 from dataset.objects.craft import airplane, boat
 from dataset.objects.draw import Draw
-from dataset.objects.fruit import apple, pineapple, strawberry
-from dataset.objects.furniture import chair
+from dataset.objects.food import hamburger
+from dataset.objects.fruit import apple, banana, pineapple, strawberry
+from dataset.objects.furniture import bed, chair, lamp, table
 from dataset.objects.nature import cactus, mushroom, snowman, tree
 from dataset.objects.people import head, person
 from dataset.objects.solid import Part, ProceduralObject
-from dataset.objects.sweets import ice_cream_cone
+from dataset.objects.sweets import donut, ice_cream_cone
+from dataset.objects.tools import hammer, key
 from dataset.objects.vehicles import car, rocket
-from dataset.objects.vessels import mug, teapot
+from dataset.objects.vessels import mug, teapot, vase
 
 __all__ = ["KINDS", "Part", "ProceduralObject", "make_object"]
 
@@ -46,6 +48,15 @@ _MAKERS: dict[str, Callable[[Draw], ProceduralObject]] = {
     "quadruped": quadruped,
     "fish": fish,
     "bird": bird,
+    "banana": banana,
+    "hamburger": hamburger,
+    "donut": donut,
+    "vase": vase,
+    "hammer": hammer,
+    "key": key,
+    "table": table,
+    "lamp": lamp,
+    "bed": bed,
 }
 
 KINDS: tuple[str, ...] = tuple(_MAKERS)

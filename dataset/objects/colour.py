@@ -43,6 +43,16 @@ def mix(first: Colour, second: Colour, weight: Float[Tensor, " N"]) -> Float[Ten
     return torch.stack([a + (b - a) * weight for a, b in zip(first, second, strict=True)], -1)
 
 
+def grain(base: Colour, depth: float) -> Callable[[Coordinates], Tensor]:
+    """Wood: streaks that follow each other along x, each running (and wavering) along the board."""
+
+    def albedo(p: Coordinates) -> Tensor:
+        wave = torch.sin(5 * (p[1] + p[2]) + 1.0) + 0.5 * torch.sin(11 * (p[1] - p[2]))
+        return mix(base, shade(base, 1 - depth), 0.5 + 0.5 * torch.sin(42 * p[0] + 1.2 * wave))
+
+    return albedo
+
+
 def ramp(value: Tensor, low: float, high: float) -> Tensor:
     """0 below `low`, 1 above `high` (either order), straight in between."""
     return ((value - low) / (high - low)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Pineapple, strawberry and apple. All are round about +y, so they may be turned freely."""
+"""Pineapple, strawberry and apple, round about +y and turned freely; banana, its stalk at +x."""
 
 import math
 
@@ -11,6 +11,7 @@ from dataset.objects.primitives import (
     Coordinates,
     Distance,
     blade,
+    chain,
     ellipsoid,
     norm,
     round_cone,
@@ -160,3 +161,63 @@ def apple(draw: Draw) -> ProceduralObject:
         Part("leaf", leaf, plain(tint(draw, colour("#4c9e35"))), 0.6),
     )
     return place("apple", parts if leafed else parts[:2], draw.angle())
+
+
+def banana(draw: Draw) -> ProceduralObject:
+    """A bow in the plane z = 0, its middle lowest, with blunt edges along it; stalk at +x, dark tip at −x."""
+    bend, half_angle = draw.vary(0.62, 0.08), draw.uniform(0.98, 1.15)
+    thick, ends = draw.vary(0.18, 0.08), draw.uniform(0.45, 0.52)
+    edges, phase = draw.uniform(0.010, 0.016), draw.angle()
+
+    def body(p: Coordinates) -> Distance:
+        """Spheres along an arc about (0, bend), smaller towards its ends."""
+        radius, angle = norm(p[0], p[1] - bend), torch.atan2(p[0], bend - p[1])
+        nearest = angle.clamp(-half_angle, half_angle)
+        fraction = (nearest / half_angle).abs()
+        # Around the arc's centre every sphere is as near: there all count as equally large.
+        apart = ramp(radius, 0.0, 0.6 * bend)
+        size = thick * (1 - ends * (0.35 + (fraction**2.6 - 0.35) * apart))
+        across, off = norm(p[0] - bend * nearest.sin(), p[1] - bend + bend * nearest.cos()), p[2]
+        around = torch.atan2(off, radius - bend)
+        fade = ramp(norm(across, off), 0.03, 0.14) * (1 - fraction**2) * apart
+        return (norm(across, off) - size - edges * torch.cos(5 * around + phase) * fade) * 0.88
+
+    sin, cos = math.sin(half_angle), math.cos(half_angle)
+
+    def beyond(distance: float, rise: float = 0.0) -> tuple[float, float, float]:
+        """A point on the tangent at the end at +x, `distance` past it."""
+        return bend * sin + cos * distance, bend * (1 - cos) + sin * distance + rise, 0.0
+
+    length = draw.uniform(0.20, 0.28)
+
+    def stalk(p: Coordinates) -> Distance:
+        joints = [beyond(-0.06), beyond(0.6 * length), beyond(length, 0.03)]
+        return chain(p, joints, (thick * (1 - ends) * 0.97, 0.062, 0.066))
+
+    def tip(p: Coordinates) -> Distance:
+        x, y, _ = beyond(0.06)
+        return round_cone(p, (-0.96 * bend * sin, 0.98 * bend * (1 - cos), 0.0), (-x, y, 0.0), 0.085, 0.055)
+
+    ripe = tint(draw, draw.usually(colour("#f2c81e"), (colour("#b9c234"), colour("#e6b422")), 0.7), 0.08)
+    green, brown = tint(draw, colour("#93a83a")), tint(draw, colour("#5a3d20"))
+    freckled = draw.chance(0.4)
+
+    def skin(p: Coordinates) -> Tensor:
+        peel = mix(ripe, green, 0.8 * ramp(p[0], 0.70 * bend * sin, 1.05 * bend * sin))
+        if not freckled:
+            return peel
+        noise = (23 * p[0] + 3 * p[2]).sin() * (19 * p[1] + 5 * p[0]).sin() * (27 * p[2] + 2 * p[1]).sin()
+        spot = ramp(noise, 0.45, 0.6)[:, None]
+        return peel + spot * (mix(brown, brown, p[0]) - peel)
+
+    def stem(p: Coordinates) -> Tensor:
+        cut = bend * (1 - cos) + sin * length
+        return mix(green, brown, ramp(p[1], cut - 0.02, cut + 0.04))
+
+    gloss = draw.uniform(0.4, 0.55)
+    parts = (
+        Part("body", body, skin, gloss),
+        Part("stalk", stalk, stem, gloss),
+        Part("tip", tip, plain(shade(brown, 0.6)), 0.8),
+    )
+    return place("banana", parts)

@@ -181,6 +181,24 @@ def polygon(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]], roundi
     return torch.where(inside, -distance, distance) - rounding
 
 
+def spline(points: Sequence[tuple[float, float]], steps: int = 5) -> list[tuple[float, float]]:
+    """Corners of the smooth curve through `points` (Catmull and Rom), `steps` from each point to the next."""
+    curve = []
+    padded = [points[0], *points, points[-1]]
+    for before, start, end, after in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
+        for step in range(steps):
+            t = step / steps
+            weights = (
+                (-t + 2 * t**2 - t**3) / 2,
+                (2 - 5 * t**2 + 3 * t**3) / 2,
+                (t + 4 * t**2 - 3 * t**3) / 2,
+                (t**3 - t**2) / 2,
+            )
+            corners = list(zip(weights, (before, start, end, after), strict=True))
+            curve.append((sum(w * c[0] for w, c in corners), sum(w * c[1] for w, c in corners)))
+    return [*curve, tuple(points[-1])]
+
+
 def extrude(flat: Distance, across: Tensor, half: float) -> Distance:
     """Give the plane figure `flat` the thickness 2·half along `across`."""
     edge = across.abs() - half

@@ -1,15 +1,25 @@
-"""Ice-cream cone. It is round about +y, so it may be turned freely."""
+"""Ice-cream cone, round about +y and turned freely; donut, on edge, its icing at +z."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from dataset.objects.colour import colour, mix, plain, ramp, shade, tint
+from dataset.objects.colour import colour, mix, plain, ramp, shade, smooth_ramp, tint
 from dataset.objects.draw import Draw
-from dataset.objects.primitives import Coordinates, Distance, norm, round_cone, smooth_union, sphere, torus
+from dataset.objects.primitives import (
+    Coordinates,
+    Distance,
+    norm,
+    round_cone,
+    smooth_intersection,
+    smooth_union,
+    sphere,
+    torus,
+)
 from dataset.objects.solid import Part, ProceduralObject, place
 
+SPRINKLES = tuple(colour(c) for c in ("#f6f1e4", "#f2cf3a", "#3fa7d6", "#59b54f", "#e2402f"))
 FLAVOURS = tuple(colour(c) for c in ("#f3e3b0", "#6b4126", "#9fd6ae", "#e9a04a"))
 
 
@@ -61,3 +71,60 @@ def ice_cream_cone(draw: Draw) -> ProceduralObject:
         Part("cherry", fruit, plain(tint(draw, colour("#b3121f"))), 0.3),
     )
     return place("ice_cream_cone", parts if cherry else parts[:2], draw.angle())
+
+
+def donut(draw: Draw) -> ProceduralObject:
+    """A ring of dough about +z under icing with a wavy border at +z; now and then with no sprinkles."""
+    radius, tube = draw.uniform(0.40, 0.45), draw.uniform(0.19, 0.215)
+    waves, phase, drip = draw.integer(6, 8), draw.angle(), draw.uniform(0.035, 0.05)
+    border, depth = draw.uniform(-0.03, 0.04), 0.03
+
+    def ring(p: Coordinates, size: float) -> Distance:
+        return norm(norm(p[0], p[1]) - radius, p[2]) - size
+
+    def dough(p: Coordinates) -> Distance:
+        return ring(p, tube)
+
+    def icing(p: Coordinates) -> Distance:
+        outward = smooth_ramp(norm(p[0], p[1]), radius - 0.12, radius + 0.5 * tube)
+        wave = drip * torch.cos(torch.atan2(p[0], p[1]) * waves + phase) * outward
+        return smooth_intersection(ring(p, tube + depth), (border + wave - p[2]) * 0.85, 0.04)
+
+    def on_icing(azimuth: float, tilt: float) -> tuple[float, float, float]:
+        """A point on the icing, `tilt` outwards from its crest."""
+        out, top = radius + (tube + depth) * math.sin(tilt), (tube + depth) * math.cos(tilt)
+        return out * math.sin(azimuth), out * math.cos(azimuth), top
+
+    count = draw.integer(13, 16)
+    grains = []
+    for number in range(count):
+        azimuth = 2 * math.pi * number / count + phase
+        tilt = (-0.55, 0.75, 0.10)[number % 3] + draw.uniform(-0.12, 0.12)
+        along = draw.angle()
+        step = (0.045 * math.cos(along) / (radius + tube * math.sin(tilt)), 0.045 * math.sin(along) / tube)
+        ends = [on_icing(azimuth + sign * step[0], tilt + sign * step[1]) for sign in (-1, 1)]
+        grains.append((*ends, SPRINKLES[draw.integer(0, len(SPRINKLES) - 1)]))
+
+    def grain_distances(p: Coordinates) -> Tensor:
+        return torch.stack([round_cone(p, start, end, 0.036, 0.036) for start, end, _ in grains])
+
+    def sprinkles(p: Coordinates) -> Distance:
+        return grain_distances(p).amin(0)
+
+    def grain_colours(p: Coordinates) -> Tensor:
+        palette = torch.tensor([tone for *_, tone in grains], dtype=p[0].dtype, device=p[0].device)
+        return palette[grain_distances(p).argmin(0)]
+
+    crust = tint(draw, colour("#cf8f45"))
+    cover = tint(draw, draw.usually(colour("#ef86ad"), (colour("#5b3220"), colour("#f3e9d6")), 0.6), 0.08)
+
+    def baked(p: Coordinates) -> Tensor:
+        """The belt where the dough floats in the oil stays pale."""
+        return mix(shade(crust, 1.5), crust, ramp(p[2].abs(), 0.02, 0.08))
+
+    parts = (
+        Part("dough", dough, baked, draw.uniform(0.65, 0.8)),
+        Part("icing", icing, plain(cover), draw.uniform(0.3, 0.4)),
+        Part("sprinkles", sprinkles, grain_colours, 0.5),
+    )
+    return place("donut", parts if draw.chance(0.85) else parts[:2])

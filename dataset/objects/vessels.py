@@ -1,6 +1,9 @@
-"""Mug, its handle at +x, and teapot, its spout at +x and its handle at −x."""
+"""Mug, its handle at +x; teapot, its spout at +x and its handle at −x; vase, round about +y."""
 
-from dataset.objects.colour import colour, plain, tint
+import torch
+from torch import Tensor
+
+from dataset.objects.colour import colour, mix, plain, ramp, tint
 from dataset.objects.draw import Draw
 from dataset.objects.primitives import (
     Coordinates,
@@ -9,11 +12,13 @@ from dataset.objects.primitives import (
     cylinder,
     ellipsoid,
     norm,
+    polygon,
     revolve,
     round_cone,
     smooth_intersection,
     smooth_union,
     sphere,
+    spline,
     subtract,
 )
 from dataset.objects.solid import Part, ProceduralObject, place
@@ -107,3 +112,62 @@ def teapot(draw: Draw) -> ProceduralObject:
         Part("lid", lid, plain(trim), gloss),
     )
     return place("teapot", parts)
+
+
+def vase(draw: Draw) -> ProceduralObject:
+    """Foot, belly, neck and a wide lip around a cavity; plain or with painted bands."""
+    tall, belly = draw.vary(0.66, 0.05), draw.uniform(0.36, 0.42)
+    foot, neck, lip = draw.uniform(0.20, 0.25), draw.uniform(0.20, 0.24), draw.uniform(0.28, 0.33)
+    widest, throat = draw.uniform(-0.25, 0.02) * tall, draw.uniform(0.60, 0.70) * tall
+    wall = draw.uniform(0.095, 0.11)
+    profile = spline(
+        [
+            (foot + 0.02, -tall),
+            (foot, 0.05 - 0.95 * tall),
+            (0.88 * belly, widest - 0.24),
+            (belly, widest),
+            (0.86 * belly, widest + 0.21),
+            (neck, throat),
+            (lip, tall),
+        ],
+        steps=7,
+    )
+    # Both outlines go on across the axis, where a polygon's own edge would count as surface.
+    outside = [(-0.3, -tall), *profile, (-0.3, tall)]
+    floor = 0.13 - tall
+    inner = [(max(r - wall, 0.08), y) for r, y in profile if y > floor]
+    inside = [
+        (-0.3, floor),
+        (inner[0][0], floor),
+        *inner,
+        (inner[-1][0] + 0.1, tall + 0.3),
+        (-0.3, tall + 0.3),
+    ]
+
+    def cavity(p: Coordinates) -> Distance:
+        return polygon(*revolve(p), inside)
+
+    def body(p: Coordinates) -> Distance:
+        return smooth_intersection(polygon(*revolve(p), outside), -cavity(p), 0.05)
+
+    glaze = tint(draw, draw.usually(colour("#2d5fa8"), (*MUG_COLOURS, colour("#b8623a"))))
+    paint = tint(draw, draw.usually(colour("#ece8dc"), (colour("#d9a63a"), colour("#2b2f3a")), 0.6), 0.05)
+    banded, petals, reach = draw.chance(0.65), draw.integer(5, 8), draw.uniform(0.05, 0.08)
+
+    def painted(p: Coordinates) -> Tensor:
+        """A wavy band around the belly, a ring around the neck and one on the foot."""
+        outer = mix(glaze, glaze, p[0])
+        if banded:
+            wave = reach * torch.cos(torch.atan2(p[0], p[2]) * petals)
+            bands = torch.stack(
+                [
+                    ramp((p[1] - widest - wave).abs(), 0.075, 0.055),
+                    ramp((p[1] - throat).abs(), 0.05, 0.035),
+                    ramp(p[1], 0.11 - tall, 0.09 - tall),
+                ]
+            ).amax(0)
+            outer = mix(glaze, paint, bands)
+        lining = ramp(cavity(p), 0.035, 0.02)[:, None]
+        return outer + lining * (mix(paint, paint, p[0]) - outer)
+
+    return place("vase", (Part("body", body, painted, draw.uniform(0.3, 0.45)),))
