@@ -24,7 +24,7 @@ def hamburger(draw: Draw) -> ProceduralObject:
     radius, dome = draw.vary(0.54, 0.05), draw.vary(0.40, 0.1)
     heel, meat = draw.uniform(0.22, 0.27), draw.uniform(0.17, 0.21)
     sliced, turn = draw.chance(0.6), draw.angle()
-    slice_height = 0.11 if sliced else 0.0
+    slice_height = 0.15 if sliced else 0.0
     bottom = -0.5 * (heel + meat)
     patty_at = bottom + heel + 0.5 * meat
     cheese_at = patty_at + 0.5 * meat + 0.03
@@ -36,18 +36,19 @@ def hamburger(draw: Draw) -> ProceduralObject:
         return cylinder(p, (0.0, bottom + 0.5 * heel, 0.0), 0.98 * radius, 0.5 * heel, 0.10)
 
     def patty(p: Coordinates) -> Distance:
-        """The meat, and a core through the layers above it that leaves no pockets between them."""
+        """The meat, and a core through the layers that leaves no pockets between them."""
         slab = cylinder(p, (0.0, patty_at, 0.0), 1.05 * radius, 0.5 * meat + 0.01, 0.08)
-        middle, half = 0.5 * (bottom + crown_at), 0.5 * (crown_at - bottom)
-        return union(slab, cylinder(p, (0.0, middle, 0.0), 0.85 * radius, half, 0.02))
+        low = bottom + 0.5 * heel
+        middle, half = 0.5 * (low + crown_at), 0.5 * (crown_at - low)
+        return union(slab, cylinder(p, (0.0, middle, 0.0), 0.89 * radius, half))
 
     def cheese(p: Coordinates) -> Distance:
-        hang = 0.75 * (norm(p[0], p[2]) - 1.0 * radius).clamp(min=0)
+        hang = 0.85 * (norm(p[0], p[2]) - 1.06 * radius).clamp(min=0)
         local = turn_y((p[0], p[1] - cheese_at + hang, p[2]), turn)
         return box(local, (0.0, 0.0, 0.0), (0.96 * radius, 0.05, 0.96 * radius), 0.045) * 0.8
 
     def tomato(p: Coordinates) -> Distance:
-        return cylinder(p, (0.0, cheese_at + 0.10, 0.0), 0.99 * radius, 0.075, 0.06)
+        return cylinder(p, (0.0, cheese_at + 0.12, 0.0), 0.99 * radius, 0.08, 0.06)
 
     ruffles, ruffle_phase = draw.integer(8, 10), draw.angle()
 

@@ -94,7 +94,8 @@ def table(draw: Draw) -> ProceduralObject:
                 apron, box(quarter, (corner[0], -0.5 * height, corner[1]), (leg, 0.5 * height, leg), 0.02)
             )
         foot = (corner[0] + splay, leg - height, corner[1] + splay)
-        return union(apron, round_cone(quarter, (corner[0], 0.0, corner[1]), foot, leg * 1.1, leg * 0.9))
+        hip = (corner[0], -0.5 * leg, corner[1])
+        return union(apron, round_cone(quarter, hip, foot, leg * 1.1, leg * 0.9))
 
     wooden, alike = draw.chance(0.8), draw.chance(0.7)
     wood = tint(draw, draw.usually(colour("#a56c38"), WOODS, 0.6))
@@ -170,7 +171,7 @@ def lamp(draw: Draw) -> ProceduralObject:
 def bed(draw: Draw) -> ProceduralObject:
     """A frame with a high headboard at −z and a low footboard, mattress, blanket, one pillow or two."""
     width, length = draw.uniform(0.42, 0.54), draw.uniform(0.68, 0.76)
-    head, foot = draw.uniform(0.40, 0.52), draw.uniform(0.20, 0.28)
+    head, foot = draw.uniform(0.46, 0.56), draw.uniform(0.20, 0.28)
     drop, deep = draw.uniform(0.24, 0.30), draw.uniform(0.09, 0.11)
     start = -length + draw.uniform(0.48, 0.60)
     double = width > 0.47
@@ -197,7 +198,7 @@ def bed(draw: Draw) -> ProceduralObject:
         return union(rails, feet, high, low)
 
     def mattress(p: Coordinates) -> Distance:
-        return box(p, (0.0, 0.07 + deep, 0.0), (width - 0.02, deep, length - 0.03), 0.07)
+        return box(p, (0.0, 0.07 + deep, 0.0), (width - 0.02, deep, length), 0.06)
 
     def cover(p: Coordinates, front: float, back: float, grow: float) -> Distance:
         middle, half = 0.5 * (front + back), 0.5 * (front - back)
@@ -210,8 +211,8 @@ def bed(draw: Draw) -> ProceduralObject:
         return cover(p, start + 0.17, start - 0.02, 0.025)
 
     def pillow(p: Coordinates) -> Distance:
-        centre = (0.5 * width, top + 0.04, -length + 0.20) if double else (0.0, top + 0.04, -length + 0.20)
-        half = (0.42 * width if double else 0.72 * width, 0.10, 0.16)
+        centre = (0.5 * width, top + 0.04, -length + 0.18) if double else (0.0, top + 0.04, -length + 0.18)
+        half = (0.40 * width if double else 0.72 * width, 0.10, 0.16)
         return box(mirror_x(p) if double else p, centre, half, 0.09)
 
     wooden = draw.chance(0.8)

@@ -1,6 +1,5 @@
 """Procedural objects against facts that a mesh of their zero level shows, measured by libigl and trimesh."""
 
-import functools
 import itertools
 import math
 
@@ -8,34 +7,13 @@ import igl
 import numpy as np
 import pytest
 import torch
-import trimesh
+from object_meshes import instance, surface
 
-from dataset.objects import KINDS, ProceduralObject, make_object
+from dataset.objects import KINDS, make_object
 from dataset.objects import primitives as solids
 from dataset.objects.colour import colour, spots
 from dataset.objects.draw import Draw
 from dataset.objects.materials import HELD_OUT, MATERIALS, dressed
-
-CELLS = 72
-
-
-@functools.cache
-def instance(kind: str, seed: int) -> ProceduralObject:
-    return make_object(kind, torch.Generator().manual_seed(seed))
-
-
-@functools.cache
-def surface(kind: str, seed: int) -> trimesh.Trimesh:
-    """The zero level by marching cubes on ±0.9, cells of 0.025."""
-    axis = torch.linspace(-0.9, 0.9, CELLS + 1)
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")  # igl wants x to run fastest
-    points = torch.stack([x, y, z], -1).reshape(-1, 3)
-    values = instance(kind, seed).signed_distance(points)
-    size = CELLS + 1
-    vertices, faces, *_ = igl.marching_cubes(
-        values.double().numpy(), points.double().numpy(), size, size, size, 0.0
-    )
-    return trimesh.Trimesh(vertices, faces, process=False)
 
 
 def random_points(count: int, seed: int = 0) -> torch.Tensor:
