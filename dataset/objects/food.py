@@ -20,11 +20,10 @@ from dataset.objects.solid import Part, ProceduralObject, place
 
 
 def hamburger(draw: Draw) -> ProceduralObject:
-    """From below: bun, patty, a square of cheese that hangs down, tomato or none, lettuce, seeded bun."""
+    """From below: bun, patty, a square of cheese that hangs down, tomato, lettuce, seeded bun."""
     radius, dome = draw.vary(0.54, 0.05), draw.vary(0.40, 0.1)
     heel, meat = draw.uniform(0.22, 0.27), draw.uniform(0.17, 0.21)
-    sliced, turn = draw.chance(0.6), draw.angle()
-    slice_height = 0.15 if sliced else 0.0
+    slice_height, turn = draw.uniform(0.15, 0.18), draw.angle()
     bottom = -0.5 * (heel + meat)
     patty_at = bottom + heel + 0.5 * meat
     cheese_at = patty_at + 0.5 * meat + 0.03
@@ -37,18 +36,20 @@ def hamburger(draw: Draw) -> ProceduralObject:
 
     def patty(p: Coordinates) -> Distance:
         """The meat, and a core through the layers that leaves no pockets between them."""
-        slab = cylinder(p, (0.0, patty_at, 0.0), 1.05 * radius, 0.5 * meat + 0.01, 0.08)
+        slab = cylinder(p, (0.0, patty_at - 0.01, 0.0), 1.05 * radius, 0.5 * meat + 0.02, 0.06)
         low = bottom + 0.5 * heel
         middle, half = 0.5 * (low + crown_at), 0.5 * (crown_at - low)
-        return union(slab, cylinder(p, (0.0, middle, 0.0), 0.89 * radius, half))
+        return union(slab, cylinder(p, (0.0, middle, 0.0), 0.95 * radius, half))
 
     def cheese(p: Coordinates) -> Distance:
-        hang = 0.85 * (norm(p[0], p[2]) - 1.06 * radius).clamp(min=0)
+        hang = 0.85 * (norm(p[0], p[2]) - 1.09 * radius).clamp(min=0)
         local = turn_y((p[0], p[1] - cheese_at + hang, p[2]), turn)
         return box(local, (0.0, 0.0, 0.0), (0.96 * radius, 0.05, 0.96 * radius), 0.045) * 0.8
 
     def tomato(p: Coordinates) -> Distance:
-        return cylinder(p, (0.0, cheese_at + 0.12, 0.0), 0.99 * radius, 0.08, 0.06)
+        return cylinder(
+            p, (0.0, cheese_at + 0.03 + 0.5 * slice_height, 0.0), radius, 0.5 * slice_height, 0.03
+        )
 
     ruffles, ruffle_phase = draw.integer(8, 10), draw.angle()
 
@@ -85,4 +86,4 @@ def hamburger(draw: Draw) -> ProceduralObject:
         Part("upper bun", upper_bun, crust, bun),
         Part("tomato", tomato, plain(tint(draw, colour("#cf2a1c"))), 0.35),
     )
-    return place("hamburger", parts if sliced else parts[:-1], draw.angle())
+    return place("hamburger", parts, draw.angle())

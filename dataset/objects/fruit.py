@@ -200,7 +200,7 @@ def banana(draw: Draw) -> ProceduralObject:
 
     ripe = tint(draw, draw.usually(colour("#f2c81e"), (colour("#b9c234"), colour("#e6b422")), 0.7), 0.08)
     green, brown = tint(draw, colour("#93a83a")), tint(draw, colour("#5a3d20"))
-    freckled = draw.chance(0.4)
+    freckled = draw.chance(0.3)
 
     def skin(p: Coordinates) -> Tensor:
         peel = mix(ripe, green, 0.8 * ramp(p[0], 0.70 * bend * sin, 1.05 * bend * sin))
