@@ -16,6 +16,7 @@ from render.camera import orbit
 from render.export.bake import bake
 from render.export.obj import write_obj
 from render.export.uv import unwrap
+from render.mesh import face_cross
 from render.shade.light import LightConfig
 from sd.tiny.data import Studio
 from sd.tiny.judge import __main__ as program
@@ -23,6 +24,7 @@ from sd.tiny.judge.asset import Wanted, find_run, load_asset, textured, wanted
 from sd.tiny.judge.augment import augmented
 from sd.tiny.judge.make import MakeConfig, make_judge
 from sd.tiny.judge.network import SIDES, Answers, load_judge, save_judge
+from sd.tiny.judge.nothing import NOTHING, make_nothing
 from sd.tiny.judge.sight import (
     TRAINING_CAMERAS,
     VIEWS,
@@ -33,7 +35,7 @@ from sd.tiny.judge.sight import (
     see,
 )
 from sd.tiny.judge.training import directional, total_loss, two_faced
-from sd.tiny.judge.verdict import Court
+from sd.tiny.judge.verdict import Court, describe, mean_probabilities
 from sd.tiny.judge.world import (
     MATERIAL_NAMES,
     WorldConfig,
@@ -46,6 +48,8 @@ from sd.tiny.judge.world import (
 
 CPU = torch.device("cpu")
 KINDS = ("mug", "car")
+# A seed of make_nothing that gives noise.
+NOISE = 3
 DIM = LightConfig(env_resolution=64)
 WORLD = WorldConfig(5, KINDS, 2, views=8, image_size=32, grid=40, environment=DIM)
 
@@ -171,6 +175,20 @@ def test_waves_batter_the_surface_by_about_their_size(studio):
     assert 0.005 < rough.v_pos.norm(dim=-1).std() < 0.05
 
 
+def test_nothing_is_noise_or_a_bare_shape_and_can_be_dressed(studio):
+    compact = []
+    for seed in range(12):
+        subject = make_nothing(torch.Generator().manual_seed(seed))
+        mesh = studio.mesh(subject)
+        assert len(mesh.faces) > 200
+        kd, ks = dressed(subject, "red", Draw(torch.Generator())).material(mesh.v_pos)
+        assert kd[:, 0].mean() > 3 * kd[:, 2].mean()
+        # Area against that of the ball of the same reach.
+        area = face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).sum() / 2
+        compact.append((area / (4 * torch.pi * mesh.v_pos.norm(dim=-1).max() ** 2)).item())
+    assert min(compact) < 0.9 and max(compact) > 1.5
+
+
 def test_an_instance_is_a_function_of_its_numbers(studio):
     first, again = shoot(WORLD, studio, 1, 3), shoot(WORLD, studio, 1, 3)
     assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
@@ -226,7 +244,7 @@ def test_augmentation_changes_every_image_and_leaves_the_background(domain):
 def test_the_toy_judge_tells_unseen_objects_apart(judge):
     record = load_judge(judge, CPU).record
     whole = record["held_out"]["whole"]
-    assert whole["assets"] == 4
+    assert whole["assets"] == 6
     assert whole["normal"]["kind_of_a_view"] > 0.8
     assert whole["shaded"]["kind_of_a_view"] > 0.6
     # Chance is 1 in 15.
@@ -306,7 +324,7 @@ def test_two_faced_is_a_front_at_both_ends():
     ],
 )
 def test_kind_and_material_come_from_the_words(prompt, kind, material):
-    kinds = ("mug", "pineapple", "chair", "car", "ice_cream_cone", "cone", "teapot", "pine")
+    kinds = ("cone", "pine", "mug", "pineapple", "chair", "car", "ice_cream_cone", "teapot")
     assert wanted(prompt, kinds) == Wanted(kind, material)
 
 
@@ -352,6 +370,13 @@ def test_textures_read_back_are_the_material_that_was_baked(tmp_path, studio):
     assert all(values.quantile(0.98) < 0.02 for values in difference)
 
 
+def test_views_are_weighed_by_their_logarithms():
+    # One view that is sure outweighs one that leans: 0.9 · 0.001 against 0.1 · 0.999.
+    views = torch.tensor([[0.9, 0.1], [0.001, 0.999]]).log()[None]
+    odds = (0.9 * 0.001 / (0.1 * 0.999)) ** 0.5
+    assert mean_probabilities(views)[0].item() == pytest.approx(odds / (1 + odds), rel=1e-4)
+
+
 def test_shapes_are_named(tmp_path, studio, judge):
     for kind in KINDS:
         export(tmp_path / kind, studio, kind, painted=False)
@@ -366,13 +391,13 @@ def test_shapes_are_named(tmp_path, studio, judge):
     assert found["failures"] == found["confusions"] == []
     assert [len(asset["views"]) for asset in found["assets"]] == [VIEWS] * 2
     views = found["assets"][0]["views"]
-    logs = torch.tensor([[view["kinds"]["mug"], view["kinds"]["car"]] for view in views]).log().mean(0)
-    assert found["assets"][0]["probability"]["kind"] == pytest.approx(logs.softmax(0)[0].item(), abs=2e-3)
+    logs = torch.tensor([[view["kinds"][k] for k in (*KINDS, NOTHING)] for view in views]).log().mean(0)
+    assert found["assets"][0]["probability"]["kind"] == pytest.approx(logs.softmax(0)[0].item(), abs=5e-3)
     assert all(view["expected"] == view["kinds"]["mug"] for view in views)
     # Only the car has a front.
     assert ["two_faced" in asset for asset in found["assets"]] == [False, True]
     assert found["two_faced"]["normal"]["assets"] == 1
-    assert found["judge"]["held_out"]["whole"]["assets"] == 4
+    assert found["judge"]["held_out"]["whole"]["assets"] == 6
 
 
 def test_painted_assets_are_counted(tmp_path, studio, fixed_judge):
@@ -413,6 +438,15 @@ def test_painted_assets_are_counted(tmp_path, studio, fixed_judge):
     # The green mug of the first cell is painted green.
     seen = pixels[40:110, 8:150]
     assert ((seen[..., 1] - seen[..., 0]) > 40).float().mean() > 0.1
+
+
+def test_noise_is_no_car(tmp_path, studio, judge):
+    mesh = studio.mesh(make_nothing(torch.Generator().manual_seed(NOISE)))
+    write_obj(tmp_path / "run/dmtet_mesh", mesh)
+    loaded = load_judge(judge, CPU)
+    run = find_run(f"{tmp_path / 'run'}=a car", KINDS)
+    record = describe(Court(loaded, DIM).try_run(run), loaded)
+    assert record["verdict"]["kind"] == NOTHING and record["kind_right"] is False
 
 
 def test_a_broken_mesh_is_a_failure_with_its_reason(tmp_path, judge):

@@ -23,6 +23,7 @@ from render.export.atomic import write_text
 from sd.tiny.judge.asset import find_run
 from sd.tiny.judge.make import TRAINING_SEED, MakeConfig, make_judge
 from sd.tiny.judge.network import load_judge
+from sd.tiny.judge.nothing import NOTHING
 from sd.tiny.judge.sheet import check_name, write_sheet
 from sd.tiny.judge.verdict import Court, judge_runs
 
@@ -80,7 +81,8 @@ def look(options: argparse.Namespace) -> None:
     if options.sheet:
         check_name(options.sheet)
     judge = load_judge(options.judge, torch.device(options.device))
-    runs = [find_run(argument, judge.settings.kinds) for argument in options.runs]
+    kinds = tuple(kind for kind in judge.settings.kinds if kind != NOTHING)
+    runs = [find_run(argument, kinds) for argument in options.runs]
     verdicts, found = judge_runs(runs, judge, Court(judge))
     write_text(options.out, json.dumps(found, indent=1) + "\n")
     if options.sheet:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sd.tiny.judge.network import Judge
+from sd.tiny.judge.nothing import NOTHING
 from sd.tiny.judge.sight import ELEVATION_DEGREES, FOVY_DEGREES, VIEWS
 
 CARD = """---
@@ -15,7 +16,7 @@ images of the painted surface, {side}×{side} pixels, {views} views around at {e
 field of view of {fovy:g}°. Each answers the kind and the side that is seen, the second the material as well.
 It judges what text-to-3D made (`python3 -m sd.tiny.judge look`); it took no part in making it.
 
-Kinds: {kinds}.
+Kinds: {kinds}, and "nothing": noise, and bare ellipsoids and cylinders.
 Materials: {material_names}; "own" is a kind's own colours.
 
 ## Data and licence
@@ -40,8 +41,8 @@ two-faced.
 torch {torch}. Stored in half precision.
 
 ## Limits
-It knows these kinds and materials alone and answers one of them whatever it is shown. A right verdict says
-that the asset looks more like its kind than like the other {others}, not that it is beautiful.
+It knows these kinds and materials alone. A right verdict says that the asset looks more like its kind than
+like the other {others} or like nothing, not that it is beautiful.
 """
 
 
@@ -50,14 +51,14 @@ def write_card(folder: Path, judge: Judge) -> None:
     settings, record = judge.settings, judge.record
     text = CARD.format(
         parameters=sum(record["parameters"].values()) / 1e6,
-        count=len(settings.kinds),
-        others=len(settings.kinds) - 1,
+        count=len(settings.kinds) - 1,
+        others=len(settings.kinds) - 2,
         materials=len(settings.materials) - 1,
         side=settings.image_size,
         views=VIEWS,
         elevation=ELEVATION_DEGREES,
         fovy=FOVY_DEGREES,
-        kinds=", ".join(name.replace("_", " ") for name in settings.kinds),
+        kinds=", ".join(name.replace("_", " ") for name in settings.kinds if name != NOTHING),
         material_names=", ".join(settings.materials),
         instances=record["instances_of_a_kind"],
         seed=record["seeds"]["training"],

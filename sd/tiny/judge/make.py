@@ -12,6 +12,7 @@ from dataset.objects import KINDS
 from render.shade.light import LightConfig
 from sd.tiny.judge.card import write_card
 from sd.tiny.judge.network import DOMAINS, WIDTHS, Judge, JudgeSettings, make_networks, save_judge
+from sd.tiny.judge.nothing import NOTHING
 from sd.tiny.judge.sight import IMAGE_SIZE, LIGHT
 from sd.tiny.judge.training import accuracies, train_network, weak_kinds
 from sd.tiny.judge.world import MATERIAL_NAMES, WorldConfig, held_out, render_worlds
@@ -28,7 +29,7 @@ BATTERED = 0.04
 @dataclass(frozen=True)
 class MakeConfig:
     """One judge to make. minutes counts everything; steps, where given, is the training of each network
-    instead of the time that is left."""
+    instead of the time that is left. The judge learns NOTHING as one more kind."""
 
     out: Path
     minutes: float = 2.0
@@ -52,7 +53,7 @@ def make_judge(config: MakeConfig, device: torch.device) -> Judge:
     torch.manual_seed(config.seed)
     world = WorldConfig(
         config.seed,
-        config.kinds,
+        (*config.kinds, NOTHING),
         config.instances,
         image_size=config.image_size,
         grid=config.grid,
@@ -67,7 +68,7 @@ def make_judge(config: MakeConfig, device: torch.device) -> Judge:
     rendered = time.monotonic() - begun
     logger.info("%.0f s: %d images of %d kinds", rendered, len(images), len(config.kinds))
 
-    settings = JudgeSettings(config.kinds, MATERIAL_NAMES, world.image_size, config.widths)
+    settings = JudgeSettings(world.kinds, MATERIAL_NAMES, world.image_size, config.widths)
     judge = Judge(settings, make_networks(settings, device), {})
     steps = {}
     for number, domain in enumerate(DOMAINS):
@@ -79,7 +80,7 @@ def make_judge(config: MakeConfig, device: torch.device) -> Judge:
             judge.networks[domain],
             domain,
             images,
-            config.kinds,
+            world.kinds,
             Pace(left, config.steps),
             config.batch,
             generator,

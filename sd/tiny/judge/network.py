@@ -73,7 +73,10 @@ class JudgeNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """What the networks answer about, in the order of their logits; material 0 is the kind's own colours."""
+    """What the networks answer about, in the order of their logits.
+
+    One of the kinds is "nothing"; material 0 is the kind's own colours.
+    """
 
     kinds: tuple[str, ...]
     materials: tuple[str, ...]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from render.gbuffer import SurfacePoints
 from render.mesh import Mesh, make_mesh
 from render.shade.light import LightConfig
 from sd.tiny.data import DataConfig, Studio
+from sd.tiny.judge.nothing import NOTHING, make_nothing
 from sd.tiny.judge.sight import (
     IMAGE_SIZE,
     LIGHT,
@@ -56,8 +58,11 @@ DRESSES, OWN_SHARE = 4, 0.2
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Which objects. training: random cameras around the judge's and random light yaw; otherwise the judge's
-    cameras and light. batter: None draws whether and how much, else this much (world units) always."""
+    """Which objects.
+
+    kinds may hold NOTHING. training: random cameras around the judge's and random light yaw; otherwise the
+    judge's cameras and light. batter: None draws whether and how much, else this much (world units) always.
+    """
 
     seed: int
     kinds: tuple[str, ...] = KINDS
@@ -135,7 +140,9 @@ def shoot(config: WorldConfig, studio: Studio, kind: int, instance: int) -> Imag
     def stream(number: int) -> torch.Generator:
         return step_generator(config.seed, kind, instance, number)
 
-    subject = make_object(config.kinds[kind], stream(SHAPE_STREAM))
+    name = config.kinds[kind]
+    make = make_nothing if name == NOTHING else partial(make_object, name)
+    subject = make(stream(SHAPE_STREAM))
     draw = Draw(stream(BATTER_STREAM))
     amplitude = config.batter
     if amplitude is None:
