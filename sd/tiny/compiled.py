@@ -76,7 +76,9 @@ def _warm_up(shape: Shape, batch: int) -> None:
     device = torch.device("cuda")
     unet = build_unet(shape).to(device, memory_format=torch.channels_last).train()
     compiled = _compile(unet)
-    for _ in range(2):
+    for _ in range(3):
+        # Gradients of the last turn live in the graph's memory, which the next turn overwrites.
+        unet.zero_grad(set_to_none=True)
         with autocast_for(device)():
             answer = predict(compiled, *example(shape, batch, device)).float()
             answer.square().mean().backward()
