@@ -72,7 +72,7 @@ def check(folder: Path, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> 
 
 
 def side_by_side(paths: list[Path], tile: int, folder: Path) -> None:
-    """samples.png of the card: the grids in one row, a picture TILE pixels."""
+    """samples.jpg of the card: the grids in one row, a picture TILE pixels."""
     grids = [Image.open(path) for path in paths]
     scaled = [
         grid.resize((grid.width * TILE // tile, grid.height * TILE // tile), Image.BOX) for grid in grids
@@ -82,7 +82,7 @@ def side_by_side(paths: list[Path], tile: int, folder: Path) -> None:
     for grid in scaled:
         row.paste(grid, (left, 0))
         left += grid.width
-    row.save(folder / "samples.png", optimize=True)
+    row.save(folder / "samples.jpg", quality=85)
 
 
 def _figures(run: "Run", denoiser: Denoiser, vae: nn.Module, views: Views) -> dict:
@@ -91,6 +91,8 @@ def _figures(run: "Run", denoiser: Denoiser, vae: nn.Module, views: Views) -> di
     )}  # fmt: skip
     last = denoiser.history[-1] if denoiser.history else {}
     device = torch.cuda.get_device_name() if run.device.type == "cuda" else "a CPU"
+    if run.ranks.world > 1:
+        device = f"{run.ranks.world} × {device}"
     return {
         **counts,
         "millions": sum(counts.values()),
@@ -100,7 +102,8 @@ def _figures(run: "Run", denoiser: Denoiser, vae: nn.Module, views: Views) -> di
         "device": device,
         "total": denoiser.spent_seconds / 60,
         "steps_done": denoiser.step,
-        "batch": run.options.batch,
+        "batch": run.options.batch * run.ranks.world,
+        "start": f", from the weights in {run.options.init}" if run.options.init else "",
         "losses": ", ".join(f"{domain} {last[domain]:.4f}" for domain in DOMAINS if domain in last)
         or "not noted",
         "scaling": vae.config.scaling_factor,
