@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ from render.export.glb import write_glb
 from render.export.hdr import write_hdr
 from render.export.obj import write_obj
 from render.export.run_log import RunLog
+from render.export.tensorboard_log import TensorBoardLog, check_installed
 from render.export.transfer import PAINTED_RES, for_export
 from render.export.uv import prepare_uv, unwrap
 from render.preview import Film, stills, write_orbit
@@ -257,7 +259,7 @@ def train(
 ) -> None:
     """The loop: from `step` finished steps to the schedule's last."""
     film = make_film(config, step)
-    with RunLog(config.run.output_folder, task.schedule.last_step, step) as log, StopRequest() as stop:
+    with open_log(config, task.schedule.last_step, step) as log, StopRequest() as stop:
         while step < task.schedule.last_step:
             step += 1
             phase = task.schedule.phase(step)
@@ -275,7 +277,9 @@ def train(
                 optimizer.step()
 
                 log.record(step, phase.name, {name: value.item() for name, value in stats.items()})
-                pictured = not phase.fit and look(config, task.scene, film, step)
+                still = None if phase.fit else look(config, task.scene, film, step)
+                if still:
+                    log.still(step, still)
             due = config.run.checkpoint_interval and step % config.run.checkpoint_interval == 0
             if due or stop.requested or step == task.schedule.last_step:
                 if not phase.fit or step == task.schedule.last_step:
@@ -284,7 +288,7 @@ def train(
                         task.verify()
                 save_state(config, task.scene, optimizer, step)
             report.step = step
-            if due or pictured:
+            if due or still:
                 report.update(step)
             stop.leave_if_requested(step)
 
@@ -304,15 +308,22 @@ def make_film(config: Config, step: int) -> Film:
     return Film(config.run.output_folder, max(config.run.video_interval, 1), config.run.preview_res, step)
 
 
-def look(config: Config, scene: nn.Module, film: Film, step: int) -> bool:
-    """The pictures that are due after `step`; whether there is a new still."""
+def open_log(config: Config, last_step: int, step: int) -> RunLog:
+    """The log of a run of which `step` steps are done."""
+    out = config.run.output_folder
+    mirror = TensorBoardLog(out, step) if config.run.log == "tensorboard" else None
+    return RunLog(out, last_step, step, mirror=mirror)
+
+
+def look(config: Config, scene: nn.Module, film: Film, step: int) -> Path | None:
+    """The pictures that are due after `step`; the new still, where there is one."""
     if config.run.video_interval:
         film.record(scene.layers, step)
     if not config.run.save_interval or step % config.run.save_interval:
-        return False
+        return None
     path = config.run.output_folder / "stills" / f"{step:06d}.png"
     stills(scene.layers, path, config.run.preview_res, config.run.panels, scene.light.cube.detach())
-    return True
+    return path
 
 
 @contextmanager
@@ -374,6 +385,8 @@ def pick_device(name: str) -> torch.device:
 def check(config: Config) -> None:
     """What can be known to fail before any work is done, for all configs of the command."""
     pick_device(config.run.device)
+    if config.run.log == "tensorboard":
+        check_installed()
     model_found(config.guidance.sd_model)
     for entry in config.guidance.sd_lora:
         parse_lora(entry)

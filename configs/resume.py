@@ -25,6 +25,7 @@ MAY_CHANGE = {
     "display",
     "export_faces",
     "iter",
+    "log",
     "preview_res",
     "rasteriser",
     "relight",

@@ -92,6 +92,11 @@ class RunConfig:
     train_background: Literal["black", "white"] = Field(
         "black", description="behind the object in the training views"
     )
+    log: Literal["jsonl", "tensorboard"] = Field(
+        "jsonl",
+        description="tensorboard writes the same numbers and the stills for TensorBoard as well (an optional "
+        "package); log.jsonl is always written",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$",

@@ -1,5 +1,6 @@
 """The program from config to exported files, at toy size on real model classes."""
 
+import importlib.util
 import json
 import os
 import shlex
@@ -310,6 +311,30 @@ def test_geometry_learns_no_light(pair, model_folder, tmp_path):
     assert train.main(["--config", config]) == 0
     names = load_latest(tmp_path / "shape/checkpoints").tensors
     assert names and not [name for name in names if "light" in name]
+
+
+def test_tensorboard_gets_the_numbers_and_the_stills(pair, model_folder, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = appearance(tmp_path, model_folder, pair / "shape/dmtet_mesh/mesh.obj", log="tensorboard")
+    assert train.main(["--config", config]) == 0
+    events = accumulator.EventAccumulator(str(tmp_path / "paint/tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "paint/log.jsonl").read_text().splitlines()]
+    for name in ("loss", "gradient_norm"):
+        told = [(event.step, event.value) for event in events.Scalars(name)]
+        assert told == [(line["step"], pytest.approx(line[name])) for line in lines]
+    assert [picture.step for picture in events.Images("stills")] == [2, 4]
+
+
+def test_tensorboard_without_its_package_is_refused_at_the_door(
+    model_folder, tmp_path, monkeypatch, capsys, caplog
+):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else real(name, *rest)
+    )
+    message = refused(["--config", geometry(tmp_path, model_folder), "--log", "tensorboard"], capsys, caplog)
+    assert "pip install tensorboard" in message and not (tmp_path / "shape").exists()
 
 
 def test_an_interrupt_outside_the_loop_is_one_line(model_folder, tmp_path, monkeypatch, caplog):

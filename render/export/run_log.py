@@ -12,6 +12,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from render.export.atomic import write_text
+from render.export.tensorboard_log import TensorBoardLog
 
 
 class RunLog:
@@ -21,11 +22,18 @@ class RunLog:
     elsewhere (a file, a pipe) a line appears about every tenth of the way. A resumed run drops the lines past
     `resumed_step`, the last step that its checkpoint holds, and goes on. Each line's "seconds" is the time
     spent in the loop up to it, pictures and checkpoints included, the sittings before a resume counted in.
+    mirror gets the same numbers, and the stills.
     """
 
     def __init__(
-        self, out_dir: Path | str, last_step: int, resumed_step: int = 0, stream: io.TextIOBase | None = None
+        self,
+        out_dir: Path | str,
+        last_step: int,
+        resumed_step: int = 0,
+        stream: io.TextIOBase | None = None,
+        mirror: TensorBoardLog | None = None,
     ) -> None:
+        self._mirror = mirror
         self.path = Path(out_dir) / "log.jsonl"
         self.last_step = last_step
         self._stream = sys.stderr if stream is None else stream
@@ -47,6 +55,8 @@ class RunLog:
         """One finished step (from 1): its phase and named numbers, of which "loss" is shown."""
         seconds = self._seconds_before + time.monotonic() - self._start
         self._write({"step": step, "phase": phase, "seconds": round(seconds, 3), **values})
+        if self._mirror:
+            self._mirror.record(step, values)
         loss = f"{values['loss']:.4g}" if "loss" in values else "-"
         self._bar.set_postfix_str(f"loss {loss}", refresh=False)
         self._bar.set_description_str(phase, refresh=False)
@@ -55,7 +65,14 @@ class RunLog:
             self._tenth = 10 * step // self.last_step
             self._say(step, phase, loss)
 
+    def still(self, step: int, path: Path) -> None:
+        """A picture of that step; the log itself holds none."""
+        if self._mirror:
+            self._mirror.still(step, path)
+
     def close(self) -> None:
+        if self._mirror:
+            self._mirror.close()
         self._bar.close()
         self._file.close()
 
