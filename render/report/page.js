@@ -58,6 +58,10 @@
         .catch(() => fail("The model in this page could not be unpacked."));
   }
 
+  // Films play by themselves where movement is welcome.
+  if (!matchMedia("(prefers-reduced-motion: reduce)").matches)
+    for (const video of all("video")) video.play().catch(() => {});
+
   // Commands to copy.
   for (const button of all("button[data-copy]"))
     button.addEventListener("click", async () => {

@@ -107,7 +107,7 @@ class Page:
         if whole:
             self._resize(self._size[0], int(self.evaluate("document.documentElement.scrollHeight")))
             time.sleep(1)
-        picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(picture["data"]))
 
     def call(self, method: str, **parameters: object) -> dict:
