@@ -42,8 +42,8 @@ from configs.memory import shortage_explained
 from configs.resume import checkpoint_folder, is_exported, latest_checkpoint, restore_state, save_state
 from configs.schema import Config
 from dataset.cameras import sample_cameras, step_generator
-from geometry.dmtet import DMTet, SurfaceVanished
-from geometry.fixed_mesh import load_fixed_mesh
+from geometry.dmtet import DMTet, SurfaceVanished, cell_size
+from geometry.fixed_mesh import load_fixed_mesh, placement
 from geometry.start_shape import build_start_shape, make_fit_pool
 from render.export.atomic import staged_folder
 from render.export.bake import bake
@@ -68,13 +68,15 @@ from render.shade.material import MaterialField
 from sd.guidance import Guidance
 from sd.lora import parse_lora
 from sd.places import resolve_model
-from sd.schedule import Phase, Schedule, appearance_schedule, geometry_schedule
+from sd.schedule import FIT_STEPS, Phase, Schedule, appearance_schedule, geometry_schedule
 from sd.stable_diffusion import StableDiffusion
 
 logger = logging.getLogger("train")
 
 # Stream 0 of a step draws its cameras, t and noise; what is drawn once has its own.
 SETUP_STREAM, FIT_STREAM = 1, 2
+# Where no coarse phase reshapes it, a surface stays this close to its start shape, in cells of the grid.
+DETAIL_CELLS = 0.25
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,10 @@ class Task:
 def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
     """A DMTet surface that starts as the config's shape."""
     surface = DMTet(config.geometry, step_generator(config.run.seed, 0, 0, SETUP_STREAM)).to(device)
-    pool = make_fit_pool(
-        build_start_shape(config.start_shape),
-        surface.v_pos,
-        step_generator(config.run.seed, 0, 0, FIT_STREAM),
-    ).to(device)
+    shape = build_start_shape(config.start_shape)
+    pool = make_fit_pool(shape, surface.v_pos, step_generator(config.run.seed, 0, 0, FIT_STREAM)).to(device)
+    if (band := detail_band(config)) is not None:
+        surface.keep_near(shape.signed_distance(surface.v_pos), band)
     # Only pictures for people are lit here, so there is nothing that learn_light could learn.
     light = load_environment(replace(config.light, learn_light=False)).to(device)
     scene = GeometryScene(surface, rasteriser, light, config.run.flip_normal)
@@ -121,9 +122,20 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
     return Task(scene, geometry_schedule(config.schedule), fit, torch.no_grad()(surface.mesh), export, True)
 
 
+def detail_band(config: Config) -> float | None:
+    """How far the sculpted surface may move from its start shape, world units; None is no limit."""
+    cells = config.geometry.detail_band
+    if cells is None and config.schedule.coarse_iter <= FIT_STEPS < config.schedule.iter:
+        cells = DETAIL_CELLS
+        logger.info("coarse_iter %d: only detail is added, see detail_band", config.schedule.coarse_iter)
+    return None if cells is None else cells * cell_size(config.geometry)
+
+
 def build_appearance(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
     """A material field over the mesh that base_mesh names."""
     own = load_fixed_mesh(config.run.base_mesh).to(device)
+    place = placement(own, config.run.normalise_mesh)
+    own = place.into_view(own)
     mesh = prepare_uv(own, replace(config.export, texture_res=PAINTED_RES), rasteriser)
     # A flat mesh still needs a box with a volume.
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
@@ -156,6 +168,7 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
     def export() -> None:
         target, painting = for_export(mesh, field, config.export, own_uv=mesh.uv is own.uv)
         textures = bake(target, painting, config.export.texture_res, rasteriser)
+        target = place.back(target)
         with staged_folder(config.run.mesh_path.parent) as folder:
             write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
             write_glb(folder / "mesh.glb", target, textures)

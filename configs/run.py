@@ -57,6 +57,11 @@ class RunConfig:
         description="mesh file: what appearance_modeling paints, and the start shape custom_mesh of "
         "geometry_modeling",
     )
+    normalise_mesh: bool = Field(
+        False,
+        description="in appearance_modeling, paint base_mesh as if it stood around the origin, reaching 0.75 "
+        "from it; the exported mesh keeps its own place and size",
+    )
     seed: int = Field(42, ge=0, lt=2**63, description="the same seed and settings give the same result")
     batch: int = Field(1, ge=1, le=1024, description="views per iteration and process")
     train_res: Resolution = Field((512, 512), description="height and width of the training views, pixels")

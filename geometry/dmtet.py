@@ -1,5 +1,7 @@
 """DMTet: a signed-distance field on a tetrahedral grid whose zero surface is the mesh (Shen et al. 2021)."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from geometry.marching_tets import marching_tetrahedra
 from geometry.sdf_network import SdfNetwork
-from geometry.tet_grid import TetGrid, load_tet_grid, make_tet_grid
+from geometry.tet_grid import TetGrid, cells_per_axis, load_tet_grid, make_tet_grid
 from render.hash_grid import HashGrid, PinnedEncoding
 from render.mesh import Mesh, make_mesh
 
@@ -26,6 +28,12 @@ class GeometryConfig:
     hash_levels: int = Field(16, ge=1, le=32, description="levels of the hash encoding")
     hash_log2_entries: int = Field(19, ge=4, le=24, description="log2 of the table rows a level")
     hash_finest: int = Field(4096, ge=16, description="cells an axis of the finest level")
+    detail_band: float | None = Field(
+        None,
+        ge=0,
+        description="how far the surface may move from the start shape after the fit, in cells of the grid; "
+        "null is 0.25 where coarse_iter is 400 or less (only detail is added), otherwise no limit",
+    )
 
 
 class SurfaceVanished(ValueError):
@@ -61,6 +69,8 @@ class DMTet(nn.Module):
             generator=generator,
         )
         self.network = SdfNetwork(encoding, generator=generator)
+        self.register_buffer("start", None, persistent=False)
+        self.band = math.inf
         self._pinned: PinnedEncoding | None = None
 
     def field(self) -> tuple[Float[Tensor, " V"], Float[Tensor, "V 3"]]:
@@ -73,6 +83,8 @@ class DMTet(nn.Module):
     def mesh(self) -> Mesh:
         """The zero surface with smooth normals. Raises SurfaceVanished where the field has one sign only."""
         sdf, v_pos = self.field()
+        if self.start is not None:
+            sdf = self.start + self.band * ((sdf - self.start) / self.band).tanh()
         sdf = torch.where(self.on_wall & (sdf < 0), sdf.new_tensor(self.wall_distance), sdf)
         verts, faces = marching_tetrahedra(v_pos, sdf, self.tets, self.edges, self.tet_edges)
         if len(faces) == 0:
@@ -81,10 +93,23 @@ class DMTet(nn.Module):
             )
         return make_mesh(verts, faces)
 
+    def keep_near(self, distances: Float[Tensor, " V"], band: float) -> None:
+        """Hold the surface within `band` (world units) of a shape, given by its distances at the vertices.
+
+        s = d + band · tanh((field − d) / band): nothing changes where the field is the distance d, as after
+        the fit; no field moves s further than the band, and the gradient never quite ends.
+        """
+        self.start, self.band = distances, max(band, 1e-9)
+
     def fit_loss(self, points: Float[Tensor, "N 3"], distances: Float[Tensor, " N"]) -> Float[Tensor, ""]:
         """Mean squared error of the signed distance at points; the offsets get no gradient."""
         sdf, _ = self.network(points)
         return (sdf - distances).square().mean()
+
+
+def cell_size(config: GeometryConfig) -> float:
+    """Side of a cell of the lattice, world units."""
+    return config.mesh_scale / cells_per_axis(config.dmtet_grid)
 
 
 def _grid(config: GeometryConfig) -> TetGrid:

@@ -1,44 +1,79 @@
-"""The mesh that the appearance stage paints: read from a file, its place and size kept."""
+"""The mesh that the appearance stage paints: read from a file, its place and size kept or put into view."""
 
 import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from render.mesh import Mesh, face_cross, smooth_normals
+from geometry.orientation import turned_over
+from render.mesh import Mesh, smooth_normals
 from render.mesh_file import load_mesh
 
 logger = logging.getLogger(__name__)
 
+# How far from the origin a mesh reaches that is put into view; what the embedded prior has seen.
+REACH = 0.75
+# Beyond these a mesh leaves the pictures, or is a speck in them.
+REACHES_IN_VIEW = (0.25, 1.5)
+
 
 def load_fixed_mesh(path: str | Path) -> Mesh:
-    """A mesh file as it is, with smooth normals; a closed mesh that is inside out gets its faces turned.
+    """A mesh file as it is, with smooth normals; faces that point inwards or against their neighbours turned.
 
     uv and uv_faces are set where every face has uv, otherwise None: the caller judges or unwraps them, and
     computes the tangents.
     Raises FileNotFoundError or ValueError naming the file and its fault.
     """
     source = load_mesh(path)
-    v_pos, faces, uv, uv_faces = source.v_pos, source.faces, source.uv, source.uv_faces
-    if is_closed(faces) and signed_volume(v_pos, faces) < 0:
-        logger.warning("mesh file %s: its faces point inwards; they are turned over", path)
-        faces = faces.flip(-1)
-        uv_faces = None if uv_faces is None else uv_faces.flip(-1)
-    return Mesh(v_pos, faces, smooth_normals(v_pos, faces), uv, uv_faces)
+    v_pos, faces, uv_faces = source.v_pos, source.faces, source.uv_faces
+    turned = turned_over(v_pos, faces)
+    if turned.any():
+        count, total = int(turned.sum()), len(faces)
+        logger.warning(
+            "mesh file %s: %d of %d faces point inwards or against their neighbours; they are turned over",
+            path,
+            count,
+            total,
+        )
+        faces = torch.where(turned[:, None], faces.flip(-1), faces)
+        uv_faces = None if uv_faces is None else torch.where(turned[:, None], uv_faces.flip(-1), uv_faces)
+    return Mesh(v_pos, faces, smooth_normals(v_pos, faces), source.uv, uv_faces)
 
 
-def signed_volume(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> float:
-    """Volume enclosed by a closed mesh, negative where its faces point inwards."""
-    v_pos = v_pos.double() - v_pos.double().mean(0)
-    return ((v_pos[faces[:, 0]] * face_cross(v_pos, faces)).sum() / 6).item()
+@dataclass(frozen=True)
+class Placement:
+    """Where a mesh was before it was put into view: its own positions are centre + size · (those in view)."""
+
+    centre: Float[Tensor, " 3"]
+    size: float
+
+    def into_view(self, mesh: Mesh) -> Mesh:
+        return replace(mesh, v_pos=(mesh.v_pos - self.centre.to(mesh.v_pos)) / self.size)
+
+    def back(self, mesh: Mesh) -> Mesh:
+        return replace(mesh, v_pos=mesh.v_pos * self.size + self.centre.to(mesh.v_pos))
 
 
-def is_closed(faces: Int[Tensor, "F 3"]) -> bool:
-    """Whether each directed edge occurs as often as its reverse: no boundary, neighbours turned alike."""
-    start = faces.reshape(-1).long()
-    end = faces.roll(-1, dims=1).reshape(-1).long()
-    count = int(faces.max()) + 1
-    forward, backward = start * count + end, end * count + start
-    return torch.equal(forward.sort().values, backward.sort().values)
+def placement(mesh: Mesh, normalise: bool) -> Placement:
+    """The move and scale that put the mesh's box around the origin, reaching REACH; none if not normalise.
+
+    Without it a mesh that the cameras do not see well is told in a warning.
+    """
+    low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
+    if normalise:
+        centre = (low + high) / 2
+        return Placement(centre, float((mesh.v_pos - centre).norm(dim=-1).max()) / REACH)
+    reach = float(mesh.v_pos.norm(dim=-1).max())
+    least, most = REACHES_IN_VIEW
+    if not least < reach < most or ((low > 0) | (high < 0)).any():
+        logger.warning(
+            "base_mesh reaches %.3g from the origin, within %s to %s; the cameras look at the origin and see "
+            "about 1.2 around it: set normalise_mesh to paint it as if it stood there",
+            reach,
+            [round(value, 3) for value in low.tolist()],
+            [round(value, 3) for value in high.tolist()],
+        )
+    return Placement(torch.zeros(3), 1.0)

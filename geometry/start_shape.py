@@ -2,8 +2,8 @@
 
 Every shape is a triangle mesh, finely tessellated where it is curved and then scaled, turned and moved, so
 that its signed distance is true after an anisotropic scale too: the distance to the nearest triangle,
-negative where the winding number is above 0.5 (Barill et al. 2018), which also holds for open meshes and
-some flipped faces.
+negative where the winding number is above 0.5 (Barill et al. 2018), which also holds for open meshes; the
+faces of a mesh file are turned to agree with each other first.
 """
 
 import math
@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from geometry.orientation import signed_volume, turned_over
 from render.camera import rotate_x
 from render.mesh import face_cross
 from render.mesh_file import load_mesh
@@ -103,10 +104,10 @@ def _unit_mesh(path: str | Path) -> tuple[Tensor, Tensor]:
     v_pos = mesh.v_pos.double()
     v_pos = v_pos - v_pos.mean(0)
     v_pos = v_pos / v_pos.norm(dim=-1).max()
-    faces = mesh.faces.long()
-    # A mesh that is inside out as a whole would have winding −1 within.
-    volume = (v_pos[faces[:, 0]] * face_cross(v_pos, faces)).sum() / 6
-    return v_pos, faces.flip(-1).contiguous() if volume < 0 else faces
+    turned = turned_over(v_pos, mesh.faces)
+    faces = torch.where(turned[:, None], mesh.faces.flip(-1), mesh.faces).long()
+    # An open mesh that is inside out as a whole would have winding −1 within.
+    return v_pos, faces.flip(-1).contiguous() if signed_volume(v_pos, faces) < 0 else faces.contiguous()
 
 
 def _sphere(rings: int = 128, segments: int = 256) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geometry.dmtet import DMTet, GeometryConfig, SurfaceVanished
-from geometry.fixed_mesh import is_closed, signed_volume
+from geometry.orientation import is_closed, signed_volume
 from geometry.sdf_network import SdfNetwork
 from geometry.start_shape import StartShapeConfig, build_start_shape, make_fit_pool
 from render.hash_grid import HashGrid
@@ -148,3 +148,28 @@ def test_cuda_mesh_equals_cpu(fitted):
     mesh = cuda.mesh()
     assert torch.equal(mesh.faces.cpu(), expected.faces)
     assert torch.allclose(mesh.v_pos.cpu(), expected.v_pos, atol=1e-4)
+
+
+@pytest.mark.parametrize("band", [0.02, 0.1])
+def test_a_surface_that_is_kept_near_a_shape_stays_there_whatever_the_field_says(band):
+    surface = small_dmtet()
+    distances = surface.v_pos.norm(dim=-1) - 0.6
+    surface.keep_near(distances, band)
+    with torch.no_grad():
+        for parameter in surface.network.parameters():
+            parameter.mul_(30)
+    mesh = surface.mesh()
+    # A vertex moves by at most 1 / resolution an axis, and edges cut the sphere a little.
+    slack = 3**0.5 / surface.resolution + 0.02
+    away = (mesh.v_pos.norm(dim=-1) - 0.6).abs()
+    assert away.max() < band + slack
+    mesh.v_pos.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in surface.network.parameters())
+
+
+def test_a_field_that_is_the_distance_is_left_alone_by_the_band():
+    surface = small_dmtet()
+    with_field(surface, surface.v_pos.norm(dim=-1) - 0.6)
+    free = surface.mesh().v_pos
+    surface.keep_near(surface.field()[0], 0.05)
+    assert torch.allclose(surface.mesh().v_pos, free, atol=1e-5)

@@ -7,7 +7,8 @@ import pytest
 import torch
 import trimesh
 
-from geometry.fixed_mesh import is_closed, load_fixed_mesh, signed_volume
+from geometry.fixed_mesh import load_fixed_mesh
+from geometry.orientation import is_closed, signed_volume
 from render.mesh_file import load_mesh
 
 SQUARE = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\n"

@@ -1,0 +1,97 @@
+"""Faces turned outwards: spheres of which some faces, or all, are inverted; hollow, apart and open bodies."""
+
+import logging
+
+import pytest
+import torch
+import trimesh
+
+from geometry.fixed_mesh import REACH, load_fixed_mesh, placement
+from geometry.orientation import signed_volume, turned_over
+from geometry.start_shape import StartShapeConfig, build_start_shape
+
+
+@pytest.fixture(scope="module")
+def ball():
+    mesh = trimesh.creation.icosphere(3)
+    return torch.tensor(mesh.vertices.copy()), torch.tensor(mesh.faces.copy()).long()
+
+
+def inverted(faces, share):
+    """The faces with a random share of them turned, and which those are."""
+    which = torch.rand(len(faces), generator=torch.Generator().manual_seed(1)) < share
+    return torch.where(which[:, None], faces.flip(-1), faces), which
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_exactly_the_inverted_faces_of_a_closed_body_are_found(ball, share):
+    v_pos, faces = ball
+    broken, which = inverted(faces, share)
+    assert torch.equal(turned_over(v_pos, broken), which)
+
+
+def test_the_inside_of_a_hollow_body_stays_and_a_body_beside_it_is_turned(ball):
+    v_pos, faces = ball
+    inner = faces.flip(-1) + len(v_pos)
+    hollow = turned_over(torch.cat([v_pos, 0.5 * v_pos]), torch.cat([faces, inner]))
+    assert not hollow.any()
+    beside = turned_over(torch.cat([v_pos, 0.5 * v_pos + 3]), torch.cat([faces, inner]))
+    assert not beside[: len(faces)].any() and beside[len(faces) :].all()
+
+
+def test_an_open_surface_keeps_the_way_of_most_of_its_area(ball):
+    v_pos, faces = ball
+    cap = faces[:600]
+    for start, expected in ((cap, 0), (cap.flip(-1), 0)):
+        assert turned_over(v_pos, start).sum() == expected
+    broken, which = inverted(cap.flip(-1), 0.2)
+    assert torch.equal(turned_over(v_pos, broken), which)
+
+
+def write(path, v_pos, faces):
+    trimesh.Trimesh(v_pos.numpy(), faces.numpy(), process=False).export(path)
+    return path
+
+
+def test_a_mesh_to_paint_gets_smooth_normals_outwards(ball, tmp_path, caplog):
+    v_pos, faces = ball
+    broken, which = inverted(faces, 0.3)
+    path = write(tmp_path / "ball.ply", v_pos, broken)
+    with caplog.at_level(logging.WARNING):
+        mesh = load_fixed_mesh(path)
+    assert (mesh.v_nrm * mesh.v_pos).sum(-1).min() > 0.95
+    assert f"{int(which.sum())} of 1280 faces" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
+def test_a_start_shape_of_broken_faces_keeps_its_inside(ball, tmp_path, share):
+    v_pos, faces = ball
+    # 10 times too large, and far away.
+    path = write(tmp_path / "ball.stl", 10 * v_pos + 40, inverted(faces, share)[0])
+    shape = build_start_shape(StartShapeConfig(sdf_init_shape="custom_mesh", base_mesh=str(path)))
+    assert signed_volume(shape.v_pos, shape.faces) == pytest.approx(4.19, rel=0.02)
+    points = torch.tensor([[0.0, 0, 0], [0, 0.5, 0], [0.9, 0.9, 0]])
+    assert torch.allclose(shape.signed_distance(points), points.norm(dim=-1) - 1, atol=0.02)
+
+
+def test_a_mesh_is_put_into_view_and_back(ball, tmp_path, caplog):
+    v_pos, faces = ball
+    stretched = v_pos * torch.tensor([1.0, 2.0, 0.5]) * 10 + torch.tensor([40.0, -7.0, 3.0])
+    mesh = load_fixed_mesh(write(tmp_path / "far.ply", stretched, faces))
+    place = placement(mesh, normalise=True)
+    seen = place.into_view(mesh)
+    assert seen.v_pos.norm(dim=-1).max() == pytest.approx(REACH, rel=1e-5)
+    assert (seen.v_pos.amax(0) + seen.v_pos.amin(0)).abs().max() < 1e-5
+    assert torch.allclose(place.back(seen).v_pos, mesh.v_pos, atol=1e-4)
+    assert not caplog.records
+    kept = placement(mesh, normalise=False)
+    assert torch.equal(kept.into_view(mesh).v_pos, mesh.v_pos) and torch.equal(
+        kept.back(mesh).v_pos, mesh.v_pos
+    )
+    assert "normalise_mesh" in caplog.text and "base_mesh" in caplog.text
+
+
+def test_a_mesh_in_view_is_not_warned_about(ball, tmp_path, caplog):
+    v_pos, faces = ball
+    placement(load_fixed_mesh(write(tmp_path / "near.ply", 0.7 * v_pos, faces)), normalise=False)
+    assert not caplog.records
