@@ -1,0 +1,37 @@
+"""The prompt lists that ship ask for everything that the embedded prior was taught, and for more."""
+
+import json
+from pathlib import Path
+
+from configs.fleet.grid import read_prompts
+from dataset.objects.materials import HELD_OUT
+from sd.tiny.judge.asset import wanted
+
+ROOT = Path(__file__).parents[2]
+KNOWN = tuple(name.replace(" ", "_") for name in json.loads((ROOT / "data/tiny-sd/kinds.json").read_text()))
+PRESETS = ("tall", "round", "long")
+
+
+def asked(suffix: str) -> dict[str, list[tuple[str, str | None]]]:
+    """By preset the (kind, material) that its list asks for."""
+    files = {preset: ROOT / f"configs/prompts/{preset}{suffix}.txt" for preset in PRESETS}
+    found = {
+        preset: [wanted(line, KNOWN) for line in read_prompts(str(path))] for preset, path in files.items()
+    }
+    return {preset: [(want.kind, want.material) for want in wants] for preset, wants in found.items()}
+
+
+def test_every_kind_is_asked_for_once_in_its_own_colours():
+    pairs = [pair for some in asked("").values() for pair in some]
+    assert sorted(kind for kind, _ in pairs) == sorted(KNOWN)
+    assert {material for _, material in pairs} <= {None, "own"}
+
+
+def test_the_lists_of_materials_hold_every_pair_of_the_held_out_and_one_other_of_every_kind():
+    plain, dressed = asked(""), asked("_materials")
+    for preset in PRESETS:
+        assert {kind for kind, _ in dressed[preset]} == {kind for kind, _ in plain[preset]}
+    pairs = [pair for some in dressed.values() for pair in some]
+    assert set(pairs) >= HELD_OUT
+    assert sorted(kind for kind, material in pairs if (kind, material) not in HELD_OUT) == sorted(KNOWN)
+    assert len({material for _, material in pairs}) >= 12
