@@ -77,7 +77,7 @@ def place(kind: str, parts: tuple[Part, ...], turn: float = 0.0) -> ProceduralOb
     return ProceduralObject(kind, parts, turn, tuple(centre.tolist()), REACH / reach.item())
 
 
-def _surface_points(distance: Callable[[Tensor], Tensor], extent: float = 1.5, cells: int = 30) -> Tensor:
+def _surface_points(distance: Callable[[Tensor], Tensor], extent: float = 1.6, cells: int = 32) -> Tensor:
     """Points on the zero level, dense where the surface is outermost; the parts must lie within ±extent.
 
     Grid points near the surface walk onto it; then the outermost ones in each direction of interest are

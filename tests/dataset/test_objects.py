@@ -9,6 +9,7 @@ import pytest
 import torch
 from object_meshes import instance, surface
 
+from dataset.cameras import step_generator
 from dataset.objects import KINDS, make_object
 from dataset.objects import primitives as solids
 from dataset.objects.colour import colour, spots
@@ -30,6 +31,13 @@ def test_is_one_watertight_centred_piece(kind, seed):
     np.testing.assert_allclose((low + high) / 2, 0, atol=0.02)
     assert 0.68 < np.linalg.norm(mesh.vertices, axis=1).max() < 0.80
     assert 0.04 < abs(mesh.volume) < 1.3
+
+
+def test_the_longest_objects_find_their_place():
+    # A key of a length that one in some hundred has: it reaches 1.41 before it is scaled.
+    key = make_object("key", step_generator(7001, 27, 25, 1))
+    tip = torch.stack([torch.zeros(400), torch.linspace(-0.8, 0.0, 400), torch.zeros(400)], -1)
+    assert -0.76 < tip[key.signed_distance(tip) < 0, 1].min() < -0.6
 
 
 @pytest.mark.parametrize("kind", KINDS)
