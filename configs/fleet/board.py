@@ -96,7 +96,9 @@ class Board:
         if not last and time.monotonic() - self._written < PAGE_SECONDS:
             return
         cards = [self._card(cell) for cell in self._fleet.cells]
-        write_index(self.page, f"Results in {self._fleet.folder}", self._fleet.command, cards)
+        # Other ranks may still be at work when this one is not.
+        live = not last or any(card.state == RUNNING for card in cards)
+        write_index(self.page, f"Results in {self._fleet.folder}", self._fleet.command, cards, live)
         self._written = time.monotonic()
 
     def _card(self, cell: Cell) -> Card:

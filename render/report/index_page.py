@@ -3,8 +3,6 @@
 One HTML file that opens from the disk: pictures are inside, links are relative, no script, nothing fetched.
 """
 
-import base64
-import html
 import io
 import os
 from collections import Counter
@@ -12,16 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import quote
 
 from PIL import Image
 
 from render.export.atomic import write_text
+from render.report.page import POLICY, data_uri, escape, link
 
 SIDE, FRAMES, QUALITY = 144, 8, 82
 RELOAD_SECONDS = 15
 STILL_VIEWS = 4
-OPEN_STATES = ("queued", "running")
 
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }
@@ -62,20 +59,19 @@ class Card:
     stages: Sequence[Stage]
 
 
-def write_index(path: Path, title: str, subtitle: str, cards: Sequence[Card]) -> None:
-    """The page at `path`, whole or not at all; while a card is queued or running it reloads by itself."""
+def write_index(path: Path, title: str, subtitle: str, cards: Sequence[Card], live: bool) -> None:
+    """The page at `path`, whole or not at all; a `live` one, which is still written, reloads by itself."""
     counts = Counter(card.state for card in cards)
-    reload = (
-        f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if counts.keys() & set(OPEN_STATES) else ""
-    )
+    reload = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if live else ""
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())
     body = "\n".join(_card(card, path.parent) for card in cards)
     write_text(
         path,
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{reload}\n'
-        f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>\n'
         f"<style>\n{STYLE}\n</style></head><body>\n"
-        f"<h1>{html.escape(title)}</h1>\n<p>{html.escape(subtitle)}</p>\n"
+        f"<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n"
         f"<p>{len(cards)} results: {summary}. Point at one to turn it.</p>\n"
         f'<div class="cards">\n{body}\n</div></body></html>\n',
     )
@@ -135,12 +131,12 @@ def _square(picture: Image.Image) -> Image.Image:
 def _card(card: Card, base: Path) -> str:
     views = "".join(_view(stage, base) for stage in card.stages)
     changed = "".join(
-        f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in card.changed.items()
+        f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in card.changed.items()
     )
     kind = "error" if card.state == "failed" else "note"
-    note = f'<p class="{kind}">{html.escape(card.note)}</p>' if card.note else ""
+    note = f'<p class="{kind}">{escape(card.note)}</p>' if card.note else ""
     return (
-        f'<div class="card" id="{html.escape(card.name)}"><div class="views">{views}</div>\n'
+        f'<div class="card" id="{escape(card.name)}"><div class="views">{views}</div>\n'
         f'<dl><dt>state</dt><dd class="state {card.state}">{card.state}</dd>{changed}</dl>{note}</div>'
     )
 
@@ -148,15 +144,14 @@ def _card(card: Card, base: Path) -> str:
 def _view(stage: Stage, base: Path) -> str:
     strip, picture = thumbnail(stage), '<div class="turn"></div>'
     if strip is not None:
-        data = base64.b64encode(strip[0]).decode()
         picture = (
-            f'<div class="turn" role="img" aria-label="{html.escape(stage.label)}" '
-            f'style="--frames:{strip[1]};background-image:url(data:image/jpeg;base64,{data})"></div>'
+            f'<div class="turn" role="img" aria-label="{escape(stage.label)}" '
+            f'style="--frames:{strip[1]};background-image:url({data_uri("image/jpeg", strip[0])})"></div>'
         )
     places = {stage.label: stage.folder, "report": stage.folder / "report.html"}
     places["GLB"] = stage.folder / "dmtet_mesh" / "mesh.glb"
     links = " · ".join(
-        f'<a href="{quote(os.path.relpath(place, base))}{"/" * place.is_dir()}">{html.escape(name)}</a>'
+        f'<a href="{link(os.path.relpath(place, base))}{"/" * place.is_dir()}">{escape(name)}</a>'
         for name, place in places.items()
         if place.exists()
     )
