@@ -71,6 +71,8 @@ class DMTet(nn.Module):
         self.network = SdfNetwork(encoding, generator=generator)
         self.register_buffer("start", None, persistent=False)
         self.band = math.inf
+        # How far a vertex moves along each axis.
+        self.reach = 1 / self.resolution
         self._pinned: PinnedEncoding | None = None
 
     def field(self) -> tuple[Float[Tensor, " V"], Float[Tensor, "V 3"]]:
@@ -78,7 +80,7 @@ class DMTet(nn.Module):
         if self._pinned is None or self._pinned.device != self.v_pos.device:
             self._pinned = self.network.encoding.pin(self.v_pos)
         sdf, offset = self.network(self._pinned)
-        return sdf, self.v_pos + offset.tanh() / self.resolution
+        return sdf, self.v_pos + offset.tanh() * self.reach
 
     def mesh(self) -> Mesh:
         """The zero surface with smooth normals. Raises SurfaceVanished where the field has one sign only."""
@@ -96,10 +98,12 @@ class DMTet(nn.Module):
     def keep_near(self, distances: Float[Tensor, " V"], band: float) -> None:
         """Hold the surface within `band` (world units) of a shape, given by its distances at the vertices.
 
-        s = d + band · tanh((field − d) / band): nothing changes where the field is the distance d, as after
-        the fit; no field moves s further than the band, and the gradient never quite ends.
+        Half of the band is for the level, s = d + band/2 · tanh((field − d) / (band/2)), and half for the
+        vertices' moves. Nothing changes where the field is the distance d, as after the fit; no field leaves
+        the band, and the gradient never quite ends.
         """
-        self.start, self.band = distances, max(band, 1e-9)
+        self.start, self.band = distances, max(band / 2, 1e-9)
+        self.reach = min(self.reach, self.band / math.sqrt(3))
 
     def fit_loss(self, points: Float[Tensor, "N 3"], distances: Float[Tensor, " N"]) -> Float[Tensor, ""]:
         """Mean squared error of the signed distance at points; the offsets get no gradient."""

@@ -114,7 +114,7 @@ def test_an_obj_without_uv_far_away_is_painted_where_it_stands(tmp_path, in_the_
 def test_only_adding_detail_keeps_the_silhouette(tmp_path, in_the_repository):
     start = {
         "sdf_init_shape": "custom_mesh",
-        "base_mesh": "data/chair/chair.obj",
+        "base_mesh": "data/animal/animal.obj",
         "sdf_init_shape_scale": [0.85, 0.85, 0.85],
     }
     values = {
@@ -131,6 +131,6 @@ def test_only_adding_detail_keeps_the_silhouette(tmp_path, in_the_repository):
     made = load_mesh(tmp_path / "shape/dmtet_mesh/mesh.obj")
     shape = build_start_shape(StartShapeConfig(**start))
     before, after = masks(shape.v_pos, shape.faces), masks(made.v_pos, made.faces)
-    # Legs are a few pixels wide here; without the band it is 0.6, and falls with every step.
+    # Legs are a few pixels wide. Without the band it is 0.6 by now, and falls with every step.
     share = (before & after).sum() / (before | after).sum()
-    assert share > 0.88
+    assert share > 0.9

@@ -159,10 +159,9 @@ def test_a_surface_that_is_kept_near_a_shape_stays_there_whatever_the_field_says
         for parameter in surface.network.parameters():
             parameter.mul_(30)
     mesh = surface.mesh()
-    # A vertex moves by at most 1 / resolution an axis, and edges cut the sphere a little.
-    slack = 3**0.5 / surface.resolution + 0.02
     away = (mesh.v_pos.norm(dim=-1) - 0.6).abs()
-    assert away.max() < band + slack
+    # Edges of the grid cut the sphere a little: a fifth of a cell, squared, over its diameter.
+    assert 0.3 * band < away.max() < band + 0.02
     mesh.v_pos.square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in surface.network.parameters())
 
