@@ -198,7 +198,7 @@ def test_the_page_shows_states_errors_and_links(stub):
     Path("p.txt").write_text("done\nbroken\n")
     assert stub.run("--prompts", "p.txt") == 1
     page = Path("out/toy/index.html").read_text()
-    assert "2 results: 1 done, 1 failed" in page and "http-equiv" not in page
+    assert "2 results: 1 done, 1 failed" in page and 'http-equiv="refresh"' not in page
     assert "the surface vanished" in page
     assert 'href="done/"' in page and 'href="done_appearance/"' in page
 
