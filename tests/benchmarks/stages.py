@@ -1,0 +1,272 @@
+"""Where a step's time goes: every stage of the loop, with the floor (the prior alone) beside it.
+
+    python3 tests/benchmarks/stages.py --config configs/pineapple_geometry_single_gpu.json --model full-size
+    python3 tests/benchmarks/stages.py --config configs/pineapple_demo_geometry.json --steps 10
+
+--model full-size makes random weights of Stable Diffusion 2.1-base's shape (a GPU), anything else is an
+sd_model. Other options are keys of the config (--dmtet_grid 256 --batch 4). A total is the median over
+whole steps; the stages are timed in other steps, each with a synchronisation at both of its ends, without
+what it calls, so their sum is somewhat more. The start shape is fitted in --fit steps first, so the figures
+are those of a smooth surface. Appearance is painted on a sphere of --faces triangles.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from pathlib import Path
+
+# A script of its own: it finds the program, and the tests' models, from where it lies.
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+# ruff: noqa: E402
+import torch
+
+import geometry.dmtet
+import render.scene
+import train
+from configs.command_line import load_configs
+from configs.schema import Config
+from dataset.cameras import step_generator
+from geometry.dmtet import DMTet
+from render.export.obj import write_obj
+from render.mesh import Mesh, make_mesh
+from render.shade.light import EnvironmentLight
+from render.shade.material import MaterialField
+from sd.guidance import Guidance
+from sd.stable_diffusion import StableDiffusion
+
+WARM_UP = 4
+
+
+class Stopwatch:
+    """Seconds by stage, each without the stages inside it."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self._inner: list[float] = []
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def wrap(self, stage: str, function: Callable) -> Callable:
+        @wraps(function)
+        def timed(*arguments, **options):
+            begun = self.now()
+            self._inner.append(0.0)
+            answer = function(*arguments, **options)
+            whole = self.now() - begun
+            self.seconds[stage].append(whole - self._inner.pop())
+            if self._inner:
+                self._inner[-1] += whole
+            return answer
+
+        return timed
+
+    @contextmanager
+    def watching(self, places: list[tuple[str, object, str]]) -> Iterator[None]:
+        """Time every (stage, owner, name) inside the block."""
+        before = [(owner, name, getattr(owner, name)) for _, owner, name in places]
+        for stage, owner, name in places:
+            setattr(owner, name, self.wrap(stage, getattr(owner, name)))
+        try:
+            yield
+        finally:
+            for owner, name, function in before:
+                setattr(owner, name, function)
+
+
+def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[str, object, str]]:
+    kind = type(rasteriser)
+    return [
+        ("cameras", train, "sample_cameras"),
+        ("field", DMTet, "field"),
+        ("marching", geometry.dmtet, "marching_tetrahedra"),
+        ("mesh normals", geometry.dmtet, "make_mesh"),
+        ("rasterize", kind, "rasterize"),
+        ("interpolate", kind, "interpolate"),
+        ("antialias", kind, "antialias"),
+        ("surface points", render.scene, "trace"),
+        ("material", MaterialField, "forward"),
+        ("light", EnvironmentLight, "prefiltered"),
+        ("shade", render.scene, "shade"),
+        ("VAE encode", StableDiffusion, "encode"),
+        ("UNet", StableDiffusion, "predict_noise"),
+        ("backward", torch.Tensor, "backward"),
+        ("optimiser", optimizer, "step"),
+    ]
+
+
+def sphere(faces: int) -> Mesh:
+    """A sphere of about so many triangles with open poles and a latitude-longitude uv."""
+    columns = max(round(faces**0.5), 8)
+    rows = max(round(faces / (2 * columns)), 4)
+    u, v = torch.meshgrid(torch.linspace(0, 1, columns + 1), torch.linspace(0, 1, rows + 1), indexing="xy")
+    azimuth, polar = 2 * torch.pi * u, 0.05 + (torch.pi - 0.1) * v
+    position = 0.7 * torch.stack(
+        [polar.sin() * azimuth.sin(), polar.cos(), polar.sin() * azimuth.cos()], dim=-1
+    )
+    number = torch.arange((rows + 1) * (columns + 1)).reshape(rows + 1, columns + 1)
+    a, b, c, d = number[:-1, :-1], number[1:, :-1], number[1:, 1:], number[:-1, 1:]
+    corners = torch.stack([torch.stack([a, b, c], -1), torch.stack([a, c, d], -1)])
+    triangles = corners.reshape(-1, 3).int()
+    mesh = make_mesh(position.reshape(-1, 3), triangles)
+    uv = torch.stack([u, v], dim=-1).reshape(-1, 2) * 0.96 + 0.02
+    return Mesh(mesh.v_pos, mesh.faces, mesh.v_nrm, uv=uv, uv_faces=triangles)
+
+
+class Loop:
+    """One run's parts, stepped by hand."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.task, self.optimizer, self.device = train.build(config)
+        prior = StableDiffusion.from_pretrained(config.guidance.sd_model, self.device)
+        self.guidance = Guidance(prior, config.guidance, config.run.mode, self.device)
+        self.done = 0
+
+    def step(self, phase, judge: Callable | None = None) -> None:
+        self.done += 1
+        generator = step_generator(self.config.run.seed, 0, self.done)
+        if judge is None:
+            loss, _ = train.distil(self.config, self.task.scene, self.guidance, phase, generator)
+        else:
+            loss, _ = judge(generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def median(self, act: Callable[[], object], steps: int) -> float:
+        """Milliseconds of an act, after a warm-up."""
+        watch = Stopwatch(self.device)
+        timed = watch.wrap("all", act)
+        for _ in range(WARM_UP + steps):
+            timed()
+        return 1e3 * statistics.median(watch.seconds["all"][WARM_UP:])
+
+    def measure(self, phase, steps: int) -> dict:
+        """Total, stages and memory of a phase; the same steps go on from one to the other."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        total = self.median(lambda: self.step(phase), steps)
+        memory = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None
+        watch = Stopwatch(self.device)
+        with watch.watching(stages(self.task.scene.rasteriser, self.optimizer)):
+            for _ in range(steps):
+                self.step(phase)
+        found = {name: 1e3 * sum(seconds) / steps for name, seconds in watch.seconds.items()}
+        return {
+            "total_ms": total,
+            "peak_gb": memory,
+            "stages_ms": found,
+            "floor_ms": self.floor(phase, steps),
+        }
+
+    def floor(self, phase, steps: int) -> float:
+        """The prior alone on the same batch: the denoiser and, where the phase has it, the VAE both ways."""
+        prior, batch = self.guidance.prior, self.config.run.batch
+        size, side = prior.latent_size, prior.image_size
+        noisy = torch.randn(2 * batch, prior.latent_channels, size, size, device=self.device)
+        noise = torch.randn(batch, prior.latent_channels, size, size, device=self.device)
+        timesteps = torch.randint(0, 1000, (2 * batch,), device=self.device)
+        text = self.guidance.text[:1].expand(2 * batch, -1, -1)
+        image = torch.rand(batch, 3, side, side, device=self.device, requires_grad=True)
+
+        def alone() -> None:
+            if phase.latents_from == "vae":
+                image.grad = None
+                prior.encode(image, noise).sum().backward()
+            prior.predict_noise(noisy, timesteps, text)
+
+        return self.median(alone, steps)
+
+
+def benchmark(config: Config, steps: int, fit: int) -> dict:
+    loop = Loop(config)
+    found = {}
+    phases = [phase for _, phase in loop.task.schedule.phases]
+    for phase in phases:
+        if phase.fit:
+            found["fit"] = {"total_ms": loop.median(partial(loop.step, phase, loop.task.fit), fit)}
+    for phase in phases:
+        if not phase.fit:
+            found[phase.name] = loop.measure(phase, steps)
+    surface = getattr(loop.task.scene, "surface", None)
+    mesh = surface.mesh() if surface is not None else loop.task.scene.mesh
+    return {"faces": len(mesh.faces), "rasteriser": loop.task.scene.rasteriser.name, "phases": found}
+
+
+def table(record: dict) -> str:
+    """Markdown, a row a stage and a column a phase."""
+    phases = {name: values for name, values in record["phases"].items() if "stages_ms" in values}
+    names = list(dict.fromkeys(stage for values in phases.values() for stage in values["stages_ms"]))
+    lines = ["| ms a step | " + " | ".join(phases) + " |", "| --- |" + " --- |" * len(phases)]
+
+    def row(title: str, values: list[float | None], digits: int = 2) -> None:
+        cells = ["" if value is None else f"{value:.{digits}f}" for value in values]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+
+    for stage in names:
+        row(stage, [values["stages_ms"].get(stage) for values in phases.values()])
+    row("**whole step**", [values["total_ms"] for values in phases.values()])
+    row("floor: the prior alone", [values["floor_ms"] for values in phases.values()])
+    row("beyond the floor", [values["total_ms"] - values["floor_ms"] for values in phases.values()])
+    row("peak memory, GB", [values["peak_gb"] for values in phases.values()], 1)
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--model", help="full-size, or an sd_model (default: the config's)")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--fit", type=int, default=200, help="steps of the start shape's fit")
+    parser.add_argument("--faces", type=int, default=130_000, help="of the sphere that is painted")
+    parser.add_argument("--json", type=Path, help="a file to write")
+    options, rest = parser.parse_known_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--config", options.config, "--out_dir", f"{folder}/out", *rest]
+        if options.model == "full-size":
+            from full_size_model import write_full_size_model
+
+            words += ["--sd_model", str(write_full_size_model(Path(folder) / "model"))]
+        elif options.model:
+            words += ["--sd_model", options.model]
+        if json.loads(Path(options.config).read_text())["mode"] == "appearance_modeling":
+            words += ["--base_mesh", str(write_obj(Path(folder) / "mesh", sphere(options.faces)))]
+        config = load_configs(words)[0]
+        record = benchmark(config, options.steps, options.fit)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    record |= {
+        "config": options.config,
+        "options": rest,
+        "hardware": gpu or platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "batch": config.run.batch,
+        "grid": config.geometry.dmtet_grid,
+    }
+    sys.stdout.write(
+        f"{options.config} {' '.join(rest)}: {record['faces']} faces, {record['rasteriser']}, "
+        f"{record['hardware']}, torch {record['torch']}, {record['date']}\n\n{table(record)}\n"
+    )
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The benchmark's parts: what a stage costs without those inside it, and the sphere that is painted."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.stages import Stopwatch, sphere, table
+from render.export.uv import uv_fault
+from render.mesh import face_cross
+from render.raster.choose import choose_rasteriser
+
+
+def test_a_stage_is_charged_without_what_it_calls():
+    watch = Stopwatch(torch.device("cpu"))
+    ticks = iter(range(100))
+    watch.now = lambda: float(next(ticks))
+
+    class Work:
+        def inner(self):
+            return 7
+
+        def outer(self):
+            return self.inner() + self.inner()
+
+    with watch.watching([("inner", Work, "inner"), ("outer", Work, "outer")]):
+        assert Work().outer() == 14
+    # Every look at the clock is one tick: outer 0 to 5, inner 1 to 2 and 3 to 4.
+    assert watch.seconds == {"inner": [1.0, 1.0], "outer": [3.0]}
+    assert Work().outer() == 14 and len(watch.seconds["inner"]) == 2
+
+
+def test_the_sphere_is_a_sphere_with_its_faces_outwards_and_a_uv_to_bake_into():
+    mesh = sphere(20_000)
+    assert len(mesh.faces) == pytest.approx(20_000, rel=0.02)
+    cross = face_cross(mesh.v_pos, mesh.faces)
+    assert cross.norm(dim=-1).sum() / 2 == pytest.approx(4 * math.pi * 0.49 * math.cos(0.05), rel=2e-3)
+    assert ((cross * mesh.v_pos[mesh.faces[:, 0].long()]).sum(-1) > 0).all()
+    assert uv_fault(mesh, choose_rasteriser(torch.device("cpu"), "reference")) is None
+
+
+def test_the_table_has_a_row_a_stage_and_the_floor():
+    phase = {"total_ms": 5.0, "peak_gb": None, "floor_ms": 3.0, "stages_ms": {"UNet": 2.5}}
+    lines = table({"phases": {"fit": {"total_ms": 1.0}, "fine": phase}}).splitlines()
+    assert lines[0] == "| ms a step | fine |"
+    assert "| UNet | 2.50 |" in lines and "| beyond the floor | 2.00 |" in lines

@@ -1,0 +1,47 @@
+"""Stable Diffusion 2.1-base's exact shape with random weights, for a GPU."""
+
+import torch
+from toy_model import write_tokenizer
+
+
+def write_full_size_model(folder):
+    """A folder in diffusers layout, in half precision; returns it. Sizes: METHOD section 10."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    write_tokenizer(folder / "tokenizer")
+    with torch.device("cuda"):
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(320, 640, 1280, 1280),
+            attention_head_dim=[5, 10, 20, 20],
+            cross_attention_dim=1024,
+            use_linear_projection=True,
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=768,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408,
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_hidden_layers=23,
+                num_attention_heads=16,
+                hidden_act="gelu",
+                projection_dim=512,
+            )
+        )
+    assert round(sum(p.numel() for p in unet.parameters()) / 1e6) == 866
+    for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text_encoder)):
+        part.half().save_pretrained(folder / name)
+    DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    ).save_pretrained(folder / "scheduler")
+    return folder
