@@ -18,6 +18,8 @@ PROGRAM = Path(__file__).parents[2] / "train.py"
 POLL_SECONDS = 0.1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
+# Looked up here: between fork and exec the loader's lock may be held by a thread that is not there any more.
+PRCTL = ctypes.CDLL(None).prctl
 
 # What torchrun tells its ranks; a cell's run is no rank of it.
 LAUNCHER_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -69,7 +71,7 @@ def start(cell: Cell, environment: Mapping[str, str]) -> Running:
 
 def _end_with_parent() -> None:
     """Without its parent, a run would go on in a folder that the next command takes for its own."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def outcome(run: Running, stopping: bool) -> Record:
