@@ -55,6 +55,7 @@ from render.export.obj import write_obj
 from render.export.run_log import RunLog
 from render.export.tensorboard_log import TensorBoardLog, check_installed
 from render.export.transfer import PAINTED_RES, for_export
+from render.export.usd import USD_FILE, require_usd, write_usd
 from render.export.uv import prepare_uv, unwrap
 from render.preview import Film, stills, write_orbit
 from render.raster.choose import choose_rasteriser
@@ -114,6 +115,8 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
         with staged_folder(config.run.mesh_path.parent) as folder:
             write_glb(folder / "mesh.glb", mesh)
             write_obj(folder, mesh)
+            if wanted.export_usd:
+                write_usd(folder / USD_FILE, mesh)
 
     def fit(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         loss = surface.fit_loss(*pool.draw(generator))
@@ -173,6 +176,8 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
             write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
             write_glb(folder / "mesh.glb", target, textures)
             write_obj(folder, target, textures)
+            if config.export.export_usd:
+                write_usd(folder / USD_FILE, target, textures)
 
     return Task(scene, appearance_schedule(config.schedule), None, lambda: mesh, export, False)
 
@@ -403,6 +408,8 @@ def check(config: Config) -> None:
     model_found(config.guidance.sd_model)
     for entry in config.guidance.sd_lora:
         parse_lora(entry)
+    if config.export.export_usd:
+        require_usd()
     latest_checkpoint(config)
     out = config.run.output_folder
     try:

@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "device",
     "display",
     "export_faces",
+    "export_usd",
     "iter",
     "log",
     "preview_res",

@@ -23,7 +23,18 @@ FLOORS = {
     "render": {"render"},
 }
 # Imported where they are used, so that a missing one never blocks what does without it.
-HEAVY = {"nvdiffrast", "kaolin", "igl", "xatlas", "uvunwrap", "diffusers", "OpenEXR", "imageio", "trimesh"}
+HEAVY = {
+    "nvdiffrast",
+    "kaolin",
+    "pxr",
+    "igl",
+    "xatlas",
+    "uvunwrap",
+    "diffusers",
+    "OpenEXR",
+    "imageio",
+    "trimesh",
+}
 
 
 def modules(root: Path) -> dict[str, Path]:

@@ -115,10 +115,15 @@ def test_the_rows_of_display_are_in_order_and_the_map_is_among_them(model_folder
     assert middle[0] == middle[2] == 0 and middle[1] > 0
 
 
-def test_a_learned_light_moves_and_is_what_the_probe_holds(model_folder, tmp_path):
+def test_a_learned_light_moves_and_is_what_the_probe_holds_and_usd_stands_beside_it(model_folder, tmp_path):
     sky = two_sided(tmp_path / "sky.hdr")
     fixed = run(tmp_path, model_folder, "fixed", envmap=sky)
-    learned = run(tmp_path, model_folder, "learned", envmap=sky, learn_light=True, learning_rate=0.1)
+    pytest.importorskip("pxr", reason="export_usd needs usd-core")
+    learned = run(
+        tmp_path, model_folder, "learned", envmap=sky, learn_light=True, learning_rate=0.1, export_usd=True
+    )
+    assert (learned / "dmtet_mesh/mesh.usd").stat().st_size > 0
+    assert not (fixed / "dmtet_mesh/mesh.usd").exists()
     probes = [read_latlong(out / "dmtet_mesh/probe.hdr") for out in (fixed, learned)]
     assert (probes[0] / probes[1]).log().abs().mean() > 0.02
 

@@ -53,6 +53,9 @@ class ExportConfig:
     export_faces: int = Field(
         0, ge=0, le=10**8, description="decimate the exported mesh to about so many faces; 0 keeps all"
     )
+    export_usd: bool = Field(
+        False, description="write mesh.usd too; needs usd-core, or kaolin 0.17 or newer, which brings it"
+    )
 
 
 def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int) -> Mesh:

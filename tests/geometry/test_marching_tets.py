@@ -1,6 +1,7 @@
 """Marching tetrahedra: the 16 sign patterns, closedness, orientation, convergence and gradients."""
 
 import math
+import re
 from collections import Counter
 
 import pytest
@@ -138,3 +139,30 @@ def test_cuda_equals_cpu():
     cuda_verts, cuda_faces = march(moved, sdf.cuda())
     assert torch.allclose(cuda_verts.cpu(), verts, atol=1e-6)
     assert torch.equal(cuda_faces.cpu(), faces)
+
+
+def kaolin_or_skip():
+    """NVIDIA's kaolin; not the placeholder of that name on PyPI, which is 0.1 and empty."""
+    kaolin = pytest.importorskip("kaolin", reason="kaolin is not installed; it is optional")
+    version = tuple(int(part) for part in re.findall(r"\d+", getattr(kaolin, "__version__", "0.1"))[:2])
+    if version < (0, 17):
+        pytest.skip(f"kaolin {version} is PyPI's placeholder or older than 0.17")
+    return kaolin
+
+
+def test_the_surface_is_that_of_kaolin():
+    kaolin = kaolin_or_skip()
+    grid = make_tet_grid(32, 2.0)
+    sdf = grid.v_pos.norm(dim=-1) - 0.6 + 0.1 * torch.sin(7 * grid.v_pos[:, 0])
+    verts, faces = march(grid, sdf)
+    # Its inside is where the function is positive.
+    their_verts, their_faces = kaolin.ops.conversions.marching_tetrahedra(
+        grid.v_pos[None], grid.tets.long(), -sdf[None]
+    )
+    assert len(their_verts[0]) == len(verts) and len(their_faces[0]) == len(faces)
+    assert torch.cdist(verts, their_verts[0]).min(1).values.max() < 1e-5
+    area, volume = areas_and_volume(verts, faces)
+    their_area, their_volume = areas_and_volume(their_verts[0], their_faces[0])
+    assert their_area == pytest.approx(area, rel=1e-4)
+    # Whether its faces point outwards is its own affair; what they enclose is not.
+    assert abs(their_volume) == pytest.approx(volume, rel=1e-4)
