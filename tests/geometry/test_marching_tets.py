@@ -160,7 +160,7 @@ def test_the_surface_is_that_of_kaolin():
         grid.v_pos[None], grid.tets.long(), -sdf[None]
     )
     assert len(their_verts[0]) == len(verts) and len(their_faces[0]) == len(faces)
-    assert torch.cdist(verts, their_verts[0]).min(1).values.max() < 1e-5
+    assert torch.cdist(verts.double(), their_verts[0].double()).min(1).values.max() < 1e-5
     area, volume = areas_and_volume(verts, faces)
     their_area, their_volume = areas_and_volume(their_verts[0], their_faces[0])
     assert their_area == pytest.approx(area, rel=1e-4)
