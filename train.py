@@ -4,6 +4,7 @@
 
 This is the only place where everything meets: it parses, builds, runs the loop and exports. A step is a pure
 function of (weights, seed, rank, step), so the same command run again resumes where the last one stopped.
+Under torchrun all processes take every step together, and rank 0 alone writes (configs/ranks.py).
 """
 
 import os
@@ -24,7 +25,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -39,12 +40,14 @@ from configs.facts import facts_of, write_config
 from configs.fleet.cells import load_fleet
 from configs.fleet.run import run_fleet
 from configs.memory import shortage_explained
+from configs.ranks import ALONE, Ranks, joined, leave, only_first_is_heard
 from configs.resume import checkpoint_folder, is_exported, latest_checkpoint, restore_state, save_state
 from configs.schema import Config
+from configs.stop import StopRequest
 from dataset.cameras import sample_cameras, step_generator
 from geometry.dmtet import DMTet, SurfaceVanished, cell_size
 from geometry.fixed_mesh import load_fixed_mesh, placement
-from geometry.start_shape import build_start_shape, make_fit_pool
+from geometry.start_shape import FitPool, build_start_shape, make_fit_pool
 from render.export.atomic import staged_folder
 from render.export.bake import bake
 from render.export.checkpoint import load_latest
@@ -100,7 +103,6 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
     """A DMTet surface that starts as the config's shape."""
     surface = DMTet(config.geometry, step_generator(config.run.seed, 0, 0, SETUP_STREAM)).to(device)
     shape = build_start_shape(config.start_shape)
-    pool = make_fit_pool(shape, surface.v_pos, step_generator(config.run.seed, 0, 0, FIT_STREAM)).to(device)
     if (band := detail_band(config)) is not None:
         surface.keep_near(shape.signed_distance(surface.v_pos), band)
     # Only pictures for people are lit here, so there is nothing that learn_light could learn.
@@ -118,8 +120,14 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
             if wanted.export_usd:
                 write_usd(folder / USD_FILE, mesh)
 
+    @cache
+    def pool() -> FitPool:
+        # Only where it is used: a run that resumes after the fit and the ranks that share it do without.
+        generator = step_generator(config.run.seed, 0, 0, FIT_STREAM)
+        return make_fit_pool(shape, surface.v_pos, generator).to(device)
+
     def fit(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = surface.fit_loss(*pool.draw(generator))
+        loss = surface.fit_loss(*pool().draw(generator))
         return loss, {"loss": loss.detach()}
 
     return Task(scene, geometry_schedule(config.schedule), fit, torch.no_grad()(surface.mesh), export, True)
@@ -192,9 +200,9 @@ def _second_light(config: Config, device: torch.device) -> EnvironmentLight | No
     return load_environment(second).to(device)
 
 
-def build(config: Config) -> tuple[Task, torch.optim.Optimizer, torch.device]:
+def build(config: Config, ranks: Ranks = ALONE) -> tuple[Task, torch.optim.Optimizer, torch.device]:
     """The task of a config and what moves its weights."""
-    device = pick_device(config.run.device)
+    device = pick_device(config.run.device, ranks)
     repeat_bit_for_bit(device)
     logger.info("%s: %r -> %s", config.run.mode, config.guidance.text, config.run.output_folder)
     rasteriser = choose_rasteriser(device, config.run.rasteriser)
@@ -211,27 +219,31 @@ def build(config: Config) -> tuple[Task, torch.optim.Optimizer, torch.device]:
     return task, optimizer, device
 
 
-def run(config: Config, words: Sequence[str]) -> None:
+def run(config: Config, words: Sequence[str], ranks: Ranks) -> None:
     """One config from start, or from its last checkpoint, to the exported files; words: the command line."""
     started = time.monotonic()
-    with open_report(config, words) as report:
-        make(config, report)
+    with open_report(config, words, ranks) as report:
+        make(config, report, ranks)
+    # What comes next may read the mesh that rank 0 has exported.
+    ranks.wait()
     out = config.run.output_folder
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     logger.info("done: %s in %.0f s, peak memory %.1f GB", out, time.monotonic() - started, peak)
 
 
-def open_report(config: Config, words: Sequence[str]) -> RunReport:
+def open_report(config: Config, words: Sequence[str], ranks: Ranks = ALONE) -> RunReport:
     """The page that tells of a run, and beside it the whole config, from which the run can be made again."""
-    write_config(config)
-    return RunReport(facts_of(config, words, machine(pick_device(config.run.device))))
+    if ranks.first:
+        write_config(config)
+    facts = facts_of(config, words, machine(pick_device(config.run.device, ranks)))
+    return RunReport(facts, quiet=not ranks.first)
 
 
-def make(config: Config, report: RunReport) -> None:
-    """The work of a run: build, train what is left to train, export, film."""
+def make(config: Config, report: RunReport, ranks: Ranks) -> None:
+    """The work of a run: build, train what is left to train, and then rank 0 exports and films."""
     with report.timed("set-up"):
-        task, optimizer, device = build(config)
-        report.step = step = restore_state(config, task.scene, optimizer)
+        task, optimizer, device = build(config, ranks)
+        report.step = step = restore_state(config, task.scene, optimizer, ranks)
     if step < task.schedule.last_step:
         with report.timed("the prior's set-up"):
             asked = config.guidance
@@ -241,7 +253,13 @@ def make(config: Config, report: RunReport) -> None:
             if doubt := prior.doubt(config.guidance.text):
                 logger.warning("%s", doubt)
             guidance = Guidance(prior, config.guidance, config.run.mode, device)
-        train(config, task, guidance, optimizer, step, report)
+        train(config, task, guidance, optimizer, step, report, ranks)
+    if ranks.first:
+        finish(config, task, report)
+
+
+def finish(config: Config, task: Task, report: RunReport) -> None:
+    """Mesh, textures and films of a trained task."""
     with report.timed("export"):
         if task.export_once and is_exported(config):
             logger.info("kept as it is: %s (%s writes it anew)", config.run.mesh_path, EXPORT_ONLY)
@@ -274,49 +292,110 @@ def train(
     optimizer: torch.optim.Optimizer,
     step: int,
     report: RunReport,
+    ranks: Ranks,
 ) -> None:
     """The loop: from `step` finished steps to the schedule's last."""
     film = make_film(config, step)
-    with open_log(config, task.schedule.last_step, step) as log, StopRequest() as stop:
+    log = open_log(config, task.schedule.last_step, step) if ranks.first else nullcontext()
+    with log, StopRequest() as stop:
         while step < task.schedule.last_step:
             step += 1
-            phase = task.schedule.phase(step)
-            generator = step_generator(config.run.seed, 0, step)
+            phase, still = task.schedule.phase(step), None
+            if not phase.fit and step > 1 and task.schedule.phase(step - 1).fit:
+                ranks.share_state(task.scene, optimizer)
             with vanishing_explained(config, step):
-                judge = task.fit if phase.fit else partial(distil, config, task.scene, guidance, phase)
-                loss, stats = judge(generator)
-                if not loss.isfinite():
-                    raise ValueError(
-                        f"step {step}: the loss is {loss.item()}; the run stops before that spoils every "
-                        "weight, what was saved is kept: try a lower guidance_weight or learning_rate"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-
-                log.record(step, phase.name, {name: value.item() for name, value in stats.items()})
-                still = None if phase.fit else look(config, task.scene, film, step)
+                stats = descend(config, task, guidance, optimizer, step, ranks)
+                stop.decide(ranks.totals(stop.votes()))
+                if ranks.first:
+                    log.record(step, phase.name, stats)
+                    still = None if phase.fit else look(config, task.scene, film, step)
                 if still:
                     log.still(step, still)
             due = config.run.checkpoint_interval and step % config.run.checkpoint_interval == 0
             if due or stop.requested or step == task.schedule.last_step:
-                if not phase.fit or step == task.schedule.last_step:
-                    # A state without a surface must not take the place of a good checkpoint.
-                    with vanishing_explained(config, step):
-                        task.verify()
-                save_state(config, task.scene, optimizer, step)
+                keep(config, task, optimizer, step, ranks)
             report.step = step
             if due or still:
                 report.update(step)
             stop.leave_if_requested(step)
 
 
+def descend(
+    config: Config,
+    task: Task,
+    guidance: Guidance,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    ranks: Ranks,
+) -> dict[str, float]:
+    """One step of the weights, by all ranks; returns for the log the means of the loss and its parts.
+
+    Every rank takes `grad_accum` shares of the step. A share is a function of (seed, its number, step), so
+    what is computed depends on how many there are, and not on who takes them.
+    """
+    phase, parts = task.schedule.phase(step), config.run.grad_accum
+    if phase.fit:
+        # Every share would be the same: rank 0 does it, and the others get the fitted shape.
+        if not ranks.first:
+            return {}
+        ranks, parts = ALONE, 1
+    optimizer.zero_grad(set_to_none=True)
+    shares, sums = ranks.world * parts, {}
+    for share in range(ranks.rank * parts, (ranks.rank + 1) * parts):
+        generator = step_generator(config.run.seed, share, step)
+        judge = task.fit if phase.fit else partial(distil, config, task.scene, guidance, phase, share, shares)
+        loss, stats = judge(generator)
+        if not loss.isfinite():
+            raise ValueError(
+                f"step {step}: the loss is {loss.item()}; the run stops before that spoils every "
+                "weight, what was saved is kept: try a lower guidance_weight or learning_rate"
+            )
+        loss.backward()
+        sums = {name: sums.get(name, 0.0) + value.item() for name, value in stats.items()}
+    totals = ranks.totals(list(sums.values()))
+    ranks.average_gradients(weights_of(optimizer), parts)
+    optimizer.step()
+    return {name: total / shares for name, total in zip(sums, totals, strict=True)}
+
+
+def weights_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All that it moves."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def keep(config: Config, task: Task, optimizer: torch.optim.Optimizer, step: int, ranks: Ranks) -> None:
+    """A checkpoint, written by rank 0, of weights that all ranks share."""
+    phase, last = task.schedule.phase(step), step == task.schedule.last_step
+    if not phase.fit:
+        ranks.check_alike(weights_of(optimizer))
+    if not ranks.first:
+        return
+    if not phase.fit or last:
+        # A state without a surface must not take the place of a good checkpoint.
+        with vanishing_explained(config, step):
+            task.verify()
+    save_state(config, task.scene, optimizer, step, ranks)
+
+
 def distil(
-    config: Config, scene: nn.Module, guidance: Guidance, phase: Phase, generator: torch.Generator
+    config: Config,
+    scene: nn.Module,
+    guidance: Guidance,
+    phase: Phase,
+    share: int,
+    shares: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One batch of views, judged by the prior: the loss and, for the log, its parts."""
+    """One batch of views, share number `share` of a step, judged by the prior: the loss and, for the log,
+    its parts."""
     views = sample_cameras(
-        config.camera, config.run.batch, config.run.train_res, generator, spin_normals=phase.spin_normals
+        config.camera,
+        config.run.batch,
+        config.run.train_res,
+        generator,
+        rank=share,
+        world_size=shares,
+        spin_normals=phase.spin_normals,
     ).to(guidance.device)
     return guidance(scene(views), views.view_index, phase, generator)
 
@@ -355,31 +434,6 @@ def vanishing_explained(config: Config, step: int) -> Iterator[None]:
         raise SurfaceVanished(f"step {step}: {error}; {left or 'no checkpoint was due yet'}") from error
 
 
-class StopRequest:
-    """SIGINT and SIGTERM end the run after the step in hand, with a checkpoint; a context manager."""
-
-    def __init__(self) -> None:
-        self.requested: int | None = None
-
-    def __enter__(self) -> "StopRequest":
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.requested = number
-
-    def leave_if_requested(self, step: int) -> None:
-        if self.requested is not None:
-            logger.info("stopped after step %d, saved; run the same command again to resume", step)
-            raise SystemExit(128 + self.requested)
-
-
 def repeat_bit_for_bit(device: torch.device) -> None:
     """On the CPU, have sums over threads come out alike in every run; on a GPU that would cost too much."""
     torch.use_deterministic_algorithms(device.type == "cpu")
@@ -387,22 +441,27 @@ def repeat_bit_for_bit(device: torch.device) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def pick_device(name: str) -> torch.device:
-    """Raises ValueError where CUDA is asked for and absent."""
+def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device of this process. Raises ValueError where CUDA or a GPU for it is absent."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and ranks.world > 1:
+        if device.index is not None:
+            raise ValueError(f"device = {name!r}: it names one GPU for {ranks.world} processes; say cuda")
+        device = torch.device("cuda", ranks.local)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        few = "start fewer processes on it, " if ranks.world > 1 else ""
         raise ValueError(
-            f"device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices that torch "
-            "can use; run with --device cpu, or install a CUDA build of torch and a driver"
+            f"device = {str(device)!r}: this machine has {torch.cuda.device_count()} CUDA devices that torch "
+            f"can use; {few}run with --device cpu, or install a CUDA build of torch and a driver"
         )
     return device
 
 
-def check(config: Config) -> None:
+def check(config: Config, ranks: Ranks = ALONE) -> None:
     """What can be known to fail before any work is done, for all configs of the command."""
-    pick_device(config.run.device)
+    pick_device(config.run.device, ranks)
     if config.run.log == "tensorboard":
         check_installed()
     model_found(config.guidance.sd_model)
@@ -410,6 +469,8 @@ def check(config: Config) -> None:
         parse_lora(entry)
     if config.export.export_usd:
         require_usd()
+    if not ranks.first:
+        return
     latest_checkpoint(config)
     out = config.run.output_folder
     try:
@@ -434,17 +495,10 @@ def main(argv: list[str]) -> int:
     try:
         if fleet := load_fleet(argv):
             return run_fleet(fleet, check)
+        only_first_is_heard()
         configs = load_configs(argv)
-        if EXPORT_ONLY in argv:
-            for config in exported_again(configs):
-                with shortage_explained(config):
-                    export_again(config, argv)
-            return 0
-        for config in configs:
-            check(config)
-        for config in configs:
-            with shortage_explained(config):
-                run(config, argv)
+        with joined(on_gpus=any(config.run.device != "cpu" for config in configs)) as ranks:
+            work(configs, argv, ranks)
     except KeyboardInterrupt:
         logger.error("interrupted; run the same command again to resume")
         return 128 + signal.SIGINT
@@ -455,5 +509,23 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def work(configs: Sequence[Config], argv: Sequence[str], ranks: Ranks) -> None:
+    """All that a command asks for, on all ranks; the export alone is rank 0's."""
+    if EXPORT_ONLY in argv:
+        for config in exported_again(configs) if ranks.first else []:
+            with shortage_explained(config):
+                export_again(config, argv)
+        return
+    # One process of each machine first: the others then find in its cache what was fetched.
+    for turn in (True, False):
+        if (ranks.local == 0) is turn:
+            for config in configs:
+                check(config, ranks)
+        ranks.wait()
+    for config in configs:
+        with shortage_explained(config):
+            run(config, argv, ranks)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(partial(main, sys.argv[1:]))

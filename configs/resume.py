@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from configs.ranks import ALONE, Ranks
 from configs.schema import Config
 from render.export.checkpoint import (
     Checkpoint,
@@ -25,6 +26,7 @@ MAY_CHANGE = {
     "display",
     "export_faces",
     "export_usd",
+    "grad_accum",
     "iter",
     "log",
     "preview_res",
@@ -87,18 +89,29 @@ def latest_checkpoint(config: Config) -> Checkpoint | None:
     return checkpoint
 
 
-def save_state(config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Everything that the next step depends on, atomically."""
+def save_state(
+    config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer, step: int, ranks: Ranks = ALONE
+) -> None:
+    """Everything that the next step depends on, atomically; only one rank may do this."""
     tensors, meta = flatten_optimizer(optimizer)
     weights = {f"scene.{name}": value for name, value in scene.state_dict().items()}
     moments = {f"optimizer.{name}": value for name, value in tensors.items()}
-    save_checkpoint(
-        checkpoint_folder(config), step, weights | moments, {"settings": settings(config), "optimizer": meta}
-    )
+    meta = {"settings": settings(config), "optimizer": meta, "processes": ranks.world}
+    save_checkpoint(checkpoint_folder(config), step, weights | moments, meta)
 
 
-def restore_state(config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put the last checkpoint back; returns its step, 0 where there is none."""
+def restore_state(
+    config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks = ALONE
+) -> int:
+    """Put the last checkpoint back; returns its step, 0 where there is none.
+
+    The first rank reads it and gives it to the others, which need not see its disk.
+    """
+    step = _read_state(config, scene, optimizer, ranks) if ranks.first else 0
+    return ranks.share_state(scene, optimizer, step)
+
+
+def _read_state(config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> int:
     checkpoint = latest_checkpoint(config)
     if checkpoint is None:
         return 0
@@ -109,4 +122,21 @@ def restore_state(config: Config, scene: nn.Module, optimizer: torch.optim.Optim
     scene.load_state_dict(part("scene."))
     restore_optimizer(optimizer, part("optimizer."), checkpoint.meta["optimizer"])
     logger.info("resuming after step %d from %s", checkpoint.step, checkpoint_folder(config))
+    _tell_what_changes(config, checkpoint, ranks)
     return checkpoint.step
+
+
+def _tell_what_changes(config: Config, checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Another number of batches a step is allowed; what follows from it is told."""
+    then = checkpoint.meta.get("processes", 1), checkpoint.meta["settings"].get("grad_accum", 1)
+    now = ranks.world, config.run.grad_accum
+    if then == now:
+        return
+    message = "the checkpoint is of processes × grad_accum = %d × %d, this run is %d × %d: "
+    if then[0] * then[1] == now[0] * now[1]:
+        message += "the same views a step; sums are rounded differently"
+        logger.info(message, *then, *now)
+    else:
+        message += "a step now takes %d views instead of %d, from other cameras and with other noise"
+        views = (config.run.batch * processes * parts for processes, parts in (now, then))
+        logger.warning(message, *then, *now, *views)

@@ -64,6 +64,12 @@ class RunConfig:
     )
     seed: int = Field(42, ge=0, lt=2**63, description="the same seed and settings give the same result")
     batch: int = Field(1, ge=1, le=1024, description="views per iteration and process")
+    grad_accum: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="batches that a process takes one after the other for a step, as if each were a process",
+    )
     train_res: Resolution = Field((512, 512), description="height and width of the training views, pixels")
     learning_rate: float | None = Field(
         None,

@@ -41,8 +41,9 @@ class CameraConfig:
     )
     azimuth_spread: Literal["auto", "rank", "batch"] = Field(
         "auto",
-        description="how azimuths spread: 'rank' gives each process a sector, 'batch' each view of a batch "
-        "an interval, 'auto' takes rank sectors with several processes and batch intervals with one",
+        description="how azimuths spread: 'rank' gives each process and part of grad_accum a sector, "
+        "'batch' each view of a step an interval, 'auto' takes batch intervals where there is one process "
+        "without grad_accum, else rank sectors",
     )
 
 
@@ -73,8 +74,8 @@ def draw_azimuths(
 ) -> Float[Tensor, " count"]:
     """Azimuths in degrees for one batch.
 
-    'rank': uniform in the rank's sector. 'batch': view k uniform in interval k of `count` equal ones that
-    tile the circle, the first centred on the front.
+    'rank': uniform in the rank's sector. 'batch': the views of all ranks, rank by rank, have equal intervals
+    that tile the circle, the first centred on the front; each is uniform in its own.
     """
     if spread == "auto":
         spread = "rank" if world_size > 1 else "batch"
@@ -82,7 +83,7 @@ def draw_azimuths(
     if spread == "rank":
         centre, width = azimuth_sector(rank, world_size)
         return centre + (uniform - 0.5) * width
-    return (torch.arange(count) + uniform - 0.5) * (360.0 / count)
+    return (rank * count + torch.arange(count) + uniform - 0.5) * (360.0 / (world_size * count))
 
 
 def view_indices(azimuth: Float[Tensor, " B"], front_threshold: float) -> Int[Tensor, " B"]:

@@ -338,7 +338,7 @@ def test_tensorboard_without_its_package_is_refused_at_the_door(
 
 
 def test_an_interrupt_outside_the_loop_is_one_line(model_folder, tmp_path, monkeypatch, caplog):
-    def interrupted(config, words):
+    def interrupted(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "run", interrupted)

@@ -14,8 +14,9 @@ from configs.errors import ConfigError
 from configs.fleet.board import Board
 from configs.fleet.cells import Cell, Fleet, is_done
 from configs.fleet.process import run_here
-from configs.fleet.ranks import Rank, any_failed, launched
+from configs.fleet.ranks import any_failed
 from configs.fleet.ray_engine import connect, run_on_ray
+from configs.launcher import Rank, launched
 from configs.schema import Config
 
 logger = logging.getLogger(__name__)

@@ -21,12 +21,13 @@ class RunReport:
     """A context manager around a run; `step` is the number of finished steps.
 
     When it is left, the page says done, exported (before the last step), stopped (Ctrl-C and the like) or
-    failed, with the error. A page that
-    cannot be written is a warning: a run of hours does not end for want of it.
+    failed, with the error. A page that cannot be written is a warning: a run of hours does not end for want
+    of it. quiet: another process writes it.
     """
 
     facts: RunFacts
     step: int = 0
+    quiet: bool = False
     _seconds: dict[str, float] = field(default_factory=dict)
     _doing: str = ""
     _not_before: float = 0.0
@@ -62,6 +63,8 @@ class RunReport:
             self._write("failed", f"{type(error).__name__}: {error}")
 
     def _write(self, name: str, doing: str) -> None:
+        if self.quiet:
+            return
         started = time.monotonic()
         state = RunState(name, self.step, doing, dict(self._seconds), time.time())
         try:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
+from configs.ranks import ALONE, Ranks
 from dataset.cameras import CameraConfig, sample_cameras, step_generator
 from dataset.objects import KINDS, ProceduralObject, make_object
 from dataset.objects.draw import Draw
@@ -32,7 +33,6 @@ from render.raster.contract import Rasteriser
 from render.shade.brdf import linear_to_srgb, shade
 from render.shade.light import LightConfig, load_environment
 from render.shade.prefilter import PrefilteredLight
-from sd.tiny.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 

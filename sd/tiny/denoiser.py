@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from configs.ranks import ALONE, Ranks
 from sd.tiny.autoencoder import Latents, spins, spun
 from sd.tiny.captions import CaptionTable
 from sd.tiny.compiled import predict
 from sd.tiny.models import build_scheduler, embed
 from sd.tiny.pace import Pace, cosine_rate
-from sd.tiny.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -200,8 +200,8 @@ def train_denoiser(
         losses += torch.stack([part.mean() for part in errors.detach().split(domain_sizes(batch))])
         denoiser.step += 1
         if ranks.world == 1 or (done + 1) % AGREE_EVERY == 0:
-            denoiser.progress = ranks.agree(pace.progress(done + 1), abar.device)
-            stopping = ranks.agree(time.monotonic() > stop_at, abar.device) > 0
+            denoiser.progress = ranks.agree(pace.progress(done + 1))
+            stopping = ranks.agree(time.monotonic() > stop_at) > 0
         if (done + 1) % REPORT_EVERY == 0:
             speed = (done + 1) / (time.monotonic() - begun)
             _report(denoiser, ranks.mean(losses / REPORT_EVERY).tolist(), rate, speed)
@@ -209,7 +209,7 @@ def train_denoiser(
         if time.monotonic() - saved > checkpoint_seconds:
             checkpoint(denoiser)
             saved = time.monotonic()
-    assert ranks.alike(denoiser.parameters()), "the replicas have drifted apart"
+    ranks.check_alike(list(denoiser.parameters()))
     checkpoint(denoiser)
 
 

@@ -7,7 +7,7 @@ denoiser with its text encoder. Each leaves its result in the work folder, the d
 minute; the same command goes on where a killed one stopped. Made for one large GPU; `--toy` runs the same
 code on a CPU in seconds.
 
-Under torchrun every GPU of a machine takes a share of the data and of each step (sd/tiny/ranks.py).
+Under torchrun every GPU of a machine takes a share of the data and of each step (configs/ranks.py).
 
 --minutes is the whole training, start to export; --stop-after ends this call earlier, for machines that
 lend their time in pieces. --init starts from the weights of an earlier folder (its VAE is kept as it is).
@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from configs.ranks import ALONE, Ranks, meet
 from dataset.cameras import step_generator
 from render.shade.light import LightConfig
 from sd.tiny import models
@@ -40,7 +41,6 @@ from sd.tiny.data import KINDS, DataConfig, Views, load_views, render_shards
 from sd.tiny.denoiser import DOMAINS, Corpus, Denoiser, make_denoiser, train_denoiser
 from sd.tiny.export import export, start_from
 from sd.tiny.pace import Pace
-from sd.tiny.ranks import ALONE, Ranks, join
 from sd.tiny.samples import draw_curves
 from sd.tiny.tokenizer import write_tokenizer
 
@@ -130,7 +130,10 @@ def make_run(options: argparse.Namespace) -> Run:
         light = LightConfig(env_scale=options.env_scale, env_resolution=64)
         data = replace(data, instances=2, views=4, grid=32, environment=light)
         options.batch, options.vae_batch, options.no_compile = 6, 4, True
-    ranks, device = join(torch.device(options.device))
+    device = torch.device(options.device)
+    ranks = meet(on_gpus=device.type == "cuda")
+    if ranks.world > 1 and device.type == "cuda":
+        device = torch.device("cuda", ranks.local)
     return Run(options, device, shape, replace(data, image_size=shape.image_size), ranks)
 
 
@@ -225,7 +228,7 @@ def checkpoint(run: Run, denoiser: Denoiser, spent_before: float) -> None:
 
 def fit(run: Run, denoiser: Denoiser, corpus: Corpus, pick_unet: Callable) -> None:
     """Train to the end of the time, going back to the last checkpoint where it diverges."""
-    left = run.ranks.agree(max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0), run.device)
+    left = run.ranks.agree(max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0))
     if denoiser.planned_seconds == 0:
         denoiser.planned_seconds = left
     spent_before = denoiser.spent_seconds

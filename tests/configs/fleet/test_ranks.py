@@ -3,7 +3,8 @@
 import pytest
 
 from configs.errors import ConfigError
-from configs.fleet.ranks import Rank, any_failed, launched
+from configs.fleet.ranks import any_failed
+from configs.launcher import Rank, launched
 
 
 def test_without_a_launcher_there_is_one_rank_with_everything():
