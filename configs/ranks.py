@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=2)
 # Nobody works between a meeting and the exchange on GPUs that follows it.
 GPU_PATIENCE = timedelta(minutes=10)
+SILENCE = logging.CRITICAL + 1
 
 
 class PeerLost(RuntimeError):
@@ -185,6 +186,8 @@ def joined(on_gpus: bool) -> Iterator[Ranks]:
     on_gpus: gradients will be exchanged between GPUs. Every rank must say the same.
     """
     ranks = meet(on_gpus)
+    if not ranks.first:
+        logging.getLogger().setLevel(logging.ERROR)
     try:
         yield ranks
         ranks.leave()
@@ -233,12 +236,15 @@ def meet(on_gpus: bool) -> Ranks:
 
 
 def only_first_is_heard(errors: str = "%(message)s (rank {rank})") -> None:
-    """Progress and warnings come from rank 0 alone, errors from any rank with its number."""
-    rank = launched(os.environ).number
-    if rank:
-        logging.getLogger().setLevel(logging.ERROR)
+    """Progress and warnings come from rank 0 alone, errors from any rank with its number.
+
+    Until the ranks have met, and see to it that only one speaks, errors come from one of each machine.
+    """
+    place = launched(os.environ)
+    if place.number:
+        logging.getLogger().setLevel(logging.ERROR if place.local == 0 else SILENCE)
         for handler in logging.getLogger().handlers:
-            handler.setFormatter(logging.Formatter(errors.format(rank=rank)))
+            handler.setFormatter(logging.Formatter(errors.format(rank=place.number)))
 
 
 def leave(main: Callable[[], int]) -> NoReturn:

@@ -96,7 +96,7 @@ def save_state(
     tensors, meta = flatten_optimizer(optimizer)
     weights = {f"scene.{name}": value for name, value in scene.state_dict().items()}
     moments = {f"optimizer.{name}": value for name, value in tensors.items()}
-    meta = {"settings": settings(config), "optimizer": meta, "processes": ranks.world}
+    meta = {"settings": settings(config), "optimizer": meta, "shares": [ranks.world, config.run.grad_accum]}
     save_checkpoint(checkpoint_folder(config), step, weights | moments, meta)
 
 
@@ -128,7 +128,7 @@ def _read_state(config: Config, scene: nn.Module, optimizer: torch.optim.Optimiz
 
 def _tell_what_changes(config: Config, checkpoint: Checkpoint, ranks: Ranks) -> None:
     """Another number of batches a step is allowed; what follows from it is told."""
-    then = checkpoint.meta.get("processes", 1), checkpoint.meta["settings"].get("grad_accum", 1)
+    then = tuple(checkpoint.meta.get("shares", (1, 1)))
     now = ranks.world, config.run.grad_accum
     if then == now:
         return
