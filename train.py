@@ -343,8 +343,10 @@ def descend(
     shares, sums = ranks.world * parts, {}
     for share in range(ranks.rank * parts, (ranks.rank + 1) * parts):
         generator = step_generator(config.run.seed, share, step)
-        judge = task.fit if phase.fit else partial(distil, config, task.scene, guidance, phase, share, shares)
-        loss, stats = judge(generator)
+        if phase.fit:
+            loss, stats = task.fit(generator)
+        else:
+            loss, stats = distil(config, task.scene, guidance, phase, generator, share, shares)
         if not loss.isfinite():
             raise ValueError(
                 f"step {step}: the loss is {loss.item()}; the run stops before that spoils every "
@@ -382,9 +384,9 @@ def distil(
     scene: nn.Module,
     guidance: Guidance,
     phase: Phase,
-    share: int,
-    shares: int,
     generator: torch.Generator,
+    share: int = 0,
+    shares: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One batch of views, share number `share` of a step, judged by the prior: the loss and, for the log,
     its parts."""

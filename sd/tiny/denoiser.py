@@ -210,6 +210,7 @@ def train_denoiser(
             checkpoint(denoiser)
             saved = time.monotonic()
     ranks.check_alike(list(denoiser.parameters()))
+    logger.info("rank %d: the replicas agree", ranks.rank)
     checkpoint(denoiser)
 
 

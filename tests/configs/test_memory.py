@@ -70,7 +70,7 @@ def test_other_errors_pass(tmp_path):
 
 
 def test_the_program_ends_with_one_line_and_2(tmp_path, monkeypatch, caplog, capsys, model_folder):
-    def greedy(config, words):
+    def greedy(*arguments):
         raise CUDA
 
     monkeypatch.setattr(train, "run", greedy)
