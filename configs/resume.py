@@ -29,6 +29,7 @@ MAY_CHANGE = {
     "grad_accum",
     "iter",
     "log",
+    "low_memory",
     "preview_res",
     "rasteriser",
     "relight",

@@ -5,6 +5,7 @@ x_t = sqrt(abar) x + sqrt(1 − abar) noise; e = e_uncond + guidance_weight (e_t
 gradient on the latent = w(t) (e − noise), summed over the batch.
 """
 
+import dataclasses
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
@@ -30,6 +31,10 @@ class GuidanceConfig:
         False, description='append ", front view", ", side view" or ", back view" to the prompt'
     )
     guidance_weight: float = Field(100.0, ge=0, description="classifier-free guidance weight")
+    low_memory: bool = Field(
+        False,
+        description="ask the prior about one view at a time: the same step in less memory and more time",
+    )
     sd_model: str = Field(
         "stable-diffusion-2-1-base",
         min_length=1,
@@ -90,6 +95,21 @@ def loss_with_gradient(
     return 0.5 * (latents - target).square().sum()
 
 
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What a batch of views is asked: from which side (see `Cameras.view_index`), t, the noise of x_t, and
+    that of the VAE's sample."""
+
+    view_index: Int[Tensor, " B"]
+    timesteps: Int[Tensor, " B"]
+    noise: Float[Tensor, "B C h w"]
+    encoder_noise: Float[Tensor, "B C h w"]
+
+    def view(self, number: int) -> "Question":
+        """That of one view."""
+        return Question(*(tensor[number : number + 1] for tensor in vars(self).values()))
+
+
 class Guidance(nn.Module):
     """Images in, SDS loss out. Holds the prompt embeddings; the prior's weights get no gradient."""
 
@@ -97,6 +117,7 @@ class Guidance(nn.Module):
         super().__init__()
         self.prior = prior
         self.weight = config.guidance_weight
+        self.low_memory = config.low_memory
         self.device = device
         with torch.no_grad():
             prompts = directional_prompts(config.text, config.add_directional_text)
@@ -117,19 +138,43 @@ class Guidance(nn.Module):
         channels, in [−1, 1]. generator is on the CPU, so that the same step draws the same noise on every
         device.
         """
+        asked = self._draw(image, view_index.to(self.device), phase, generator)
+        if not self.low_memory:
+            loss, gradient = self._judge(image, asked, phase)
+            return loss, {"loss": loss.detach(), "gradient_norm": gradient.norm() / len(image)}
+        total, squares, pulls = image.new_zeros(()), image.new_zeros(()), []
+        for view in range(len(image)):
+            piece = image[view : view + 1].detach().requires_grad_()
+            loss, gradient = self._judge(piece, asked.view(view), phase)
+            pulls += torch.autograd.grad(loss, piece)
+            total, squares = total + loss.detach(), squares + gradient.square().sum()
+        # The value of the whole, and each view's gradient by way of a term that is zero.
+        loss = total + ((image - image.detach()) * torch.cat(pulls)).sum()
+        return loss, {"loss": total, "gradient_norm": squares.sqrt() / len(image)}
+
+    def _draw(
+        self, image: Tensor, view_index: Int[Tensor, " B"], phase: Phase, generator: torch.Generator
+    ) -> "Question":
+        """The random numbers of a batch, all at once: they do not depend on how many views are asked about
+        at a time."""
         count, channels, size = len(image), self.prior.latent_channels, self.prior.latent_size
         shape = (count, channels, size, size)
         steps = len(self.prior.alphas_cumprod)
         timesteps = draw_timesteps(phase, count, steps, generator).to(self.device)
         noise = torch.randn(shape, generator=generator).to(self.device)
         encoder_noise = torch.randn(shape, generator=generator).to(self.device)
-        latents = self._latents(image.permute(0, 3, 1, 2), phase, encoder_noise)
-        abar = self.prior.alphas_cumprod[timesteps]
+        return Question(view_index, timesteps, noise, encoder_noise)
+
+    def _judge(
+        self, image: Float[Tensor, "B H W K"], asked: "Question", phase: Phase
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B C h w"]]:
+        """The loss of these views, and its gradient on their latents."""
+        latents = self._latents(image.permute(0, 3, 1, 2), phase, asked.encoder_noise)
+        abar = self.prior.alphas_cumprod[asked.timesteps]
         with torch.no_grad():
-            predicted = self._predict(latents.detach(), noise, abar, timesteps, view_index.to(self.device))
-            gradient = sds_gradient(predicted, noise, phase.weight(abar))
-        loss = loss_with_gradient(latents, gradient)
-        return loss, {"loss": loss.detach(), "gradient_norm": gradient.norm() / count}
+            predicted = self._predict(latents.detach(), asked, abar)
+            gradient = sds_gradient(predicted, asked.noise, phase.weight(abar))
+        return loss_with_gradient(latents, gradient), gradient
 
     def _latents(self, image: Tensor, phase: Phase, encoder_noise: Tensor) -> Tensor:
         if phase.latents_from == "image":
@@ -142,12 +187,13 @@ class Guidance(nn.Module):
         return self.prior.encode(image[:, :3], encoder_noise)
 
     def _predict(
-        self, latents: Tensor, noise: Tensor, abar: Tensor, timesteps: Tensor, view_index: Tensor
-    ) -> Tensor:
+        self, latents: Float[Tensor, "B C h w"], asked: "Question", abar: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B C h w"]:
         """Noise predicted under classifier-free guidance, both halves in one batch of 2B."""
         abar = abar[:, None, None, None]
-        noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
-        text = torch.cat([self.negative.expand(len(latents), -1, -1), self.text[view_index]])
-        both = self.prior.predict_noise(torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]), text)
+        noisy = abar.sqrt() * latents + (1 - abar).sqrt() * asked.noise
+        text = torch.cat([self.negative.expand(len(latents), -1, -1), self.text[asked.view_index]])
+        timesteps = torch.cat([asked.timesteps, asked.timesteps])
+        both = self.prior.predict_noise(torch.cat([noisy, noisy]), timesteps, text)
         unconditional, conditional = both.chunk(2)
         return unconditional + self.weight * (conditional - unconditional)

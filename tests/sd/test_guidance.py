@@ -75,6 +75,30 @@ def test_gradient_reaches_the_image_through_the_encoder():
     assert stats["gradient_norm"] > 0
 
 
+@pytest.mark.parametrize("latents_from", ["image", "vae"])
+def test_one_view_at_a_time_is_the_same_step(latents_from):
+    side = 4 if latents_from == "image" else 8
+    first = torch.randn(3, side, side, 4, generator=torch.Generator().manual_seed(5))
+    phase = Phase("p", (0.02, 0.98), one_minus_abar, latents_from, spin_normals=False)
+    found, asked = {}, []
+    for low_memory in (False, True):
+        prior = PointPrior()
+        predict = prior.predict_noise
+        prior.predict_noise = lambda noisy, t, text, predict=predict: (
+            asked.append(len(noisy)) or predict(noisy, t, text)
+        )
+        config = GuidanceConfig(text="x", guidance_weight=3.0, low_memory=low_memory)
+        guidance = Guidance(prior, config, "geometry_modeling", DEVICE)
+        image = first.clone().requires_grad_()
+        loss, stats = guidance(image, torch.tensor([2, 0, 1]), phase, torch.Generator().manual_seed(2))
+        (2 * loss).backward()
+        found[low_memory] = (loss.detach(), image.grad, stats["loss"], stats["gradient_norm"])
+    for whole, pieces in zip(found[False], found[True], strict=True):
+        assert torch.allclose(whole, pieces, rtol=1e-4, atol=1e-5)
+    assert found[True][1].abs().max() > 0
+    assert asked == [6, 2, 2, 2]
+
+
 def test_loss_has_exactly_the_given_gradient():
     latents = torch.randn(2, 4, 3, 3, requires_grad=True)
     gradient = torch.randn(2, 4, 3, 3)
