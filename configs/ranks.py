@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.launcher import launched
+from configs.meeting import agree_on_round
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=2)
 # Nobody works between a meeting and the exchange on GPUs that follows it.
 GPU_PATIENCE = timedelta(minutes=10)
+# Between the start of the first process and that of the last.
+MEETING = timedelta(minutes=15)
 SILENCE = logging.CRITICAL + 1
 
 
@@ -217,6 +220,8 @@ def meet(on_gpus: bool) -> Ranks:
         return ALONE
     try:
         store, rank, world = next(dist.rendezvous("env://", place.number, place.world))
+        name = agree_on_round(store, rank, world, MEETING.total_seconds())
+        store = dist.PrefixStore(name, store)
         dist.init_process_group(
             "gloo",
             store=dist.PrefixStore("group", store),
@@ -228,7 +233,7 @@ def meet(on_gpus: bool) -> Ranks:
         if on_gpus and torch.cuda.is_available():
             torch.cuda.set_device(place.local % torch.cuda.device_count())
             group = dist.new_group(backend="nccl", timeout=GPU_PATIENCE)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TimeoutError) as error:
         raise ConnectionError(
             f"the {place.world} processes of this run cannot reach each other: {error}; start all by torchrun"
         ) from error

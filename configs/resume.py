@@ -74,7 +74,9 @@ def latest_checkpoint(config: Config) -> Checkpoint | None:
     checkpoint = load_latest(checkpoint_folder(config))
     if checkpoint is None:
         return None
-    now, then = settings(config), checkpoint.meta["settings"]
+    now, then = settings(config), checkpoint.meta.get("settings")
+    if not isinstance(then, dict):
+        raise _foreign(config, checkpoint, "no settings")
     different = [key for key in now if key in then and now[key] != then[key]]
     if different:
         key = different[0]
@@ -120,17 +122,30 @@ def _read_state(config: Config, scene: nn.Module, optimizer: torch.optim.Optimiz
     def part(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
 
-    scene.load_state_dict(part("scene."))
-    restore_optimizer(optimizer, part("optimizer."), checkpoint.meta["optimizer"])
+    try:
+        scene.load_state_dict(part("scene."))
+        restore_optimizer(optimizer, part("optimizer."), checkpoint.meta["optimizer"])
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise _foreign(config, checkpoint, error) from error
     logger.info("resuming after step %d from %s", checkpoint.step, checkpoint_folder(config))
     _tell_what_changes(config, checkpoint, ranks)
     return checkpoint.step
 
 
+def _foreign(config: Config, checkpoint: Checkpoint, reason: object) -> ValueError:
+    detail = " ".join(str(reason).split())[:300]
+    return ValueError(
+        f"the checkpoint of step {checkpoint.step} in {checkpoint_folder(config)} holds something else than "
+        f"this run ({detail}); delete it to go on from the one before"
+    )
+
+
 def _tell_what_changes(config: Config, checkpoint: Checkpoint, ranks: Ranks) -> None:
     """Another number of batches a step is allowed; what follows from it is told."""
-    then = tuple(checkpoint.meta.get("shares", (1, 1)))
-    now = ranks.world, config.run.grad_accum
+    then = checkpoint.meta.get("shares", [1, 1])
+    if not (isinstance(then, list) and [type(count) for count in then] == [int, int]):
+        raise _foreign(config, checkpoint, f"shares {then!r}")
+    now = [ranks.world, config.run.grad_accum]
     if then == now:
         return
     message = "the checkpoint is of processes × grad_accum = %d × %d, this run is %d × %d: "

@@ -1,5 +1,6 @@
 """Triangle meshes from files: OBJ by obj_reader, PLY, STL, GLB, glTF and OFF through trimesh."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 TRIMESH_FORMATS = (".ply", ".stl", ".glb", ".gltf", ".off")
 LARGEST = 1e9
+# glTF may promise numbers without holding them (they are zeros, or Draco's): more of them are a trap.
+MOST_PROMISED = 2**26
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,13 @@ def _read_trimesh(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None
     import trimesh
 
     try:
+        if path.suffix.lower() in (".glb", ".gltf"):
+            _check_promises(path.read_bytes())
         loaded = trimesh.load_scene(path, process=False)
         parts = [part for part in loaded.dump() if isinstance(part, trimesh.Trimesh)]
     # Loaders fail in their own ways on broken files; to the user each of them is an unreadable file.
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"mesh file {path}: cannot be read as {path.suffix[1:]} ({reason})") from error
     if not parts:
         raise ValueError(f"mesh file {path}: it holds no faces")
@@ -82,6 +87,17 @@ def _read_trimesh(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None
     # trimesh measures v upwards for every format.
     uv = np.concatenate(uvs).astype(np.float64) * [1, -1] + [0, 1]
     return v_pos, faces, uv, faces
+
+
+def _check_promises(content: bytes) -> None:
+    """Refuse a glTF whose accessors would fill the memory though the file is small."""
+    if content[:4] == b"glTF":
+        # 12 bytes of header, then the length of the first chunk, which is the JSON, and its type.
+        content = content[20 : 20 + int.from_bytes(content[12:16], "little")]
+    accessors = json.loads(content).get("accessors", ())
+    promised = sum(entry["count"] for entry in accessors if "bufferView" not in entry or "sparse" in entry)
+    if promised > MOST_PROMISED:
+        raise ValueError(f"its accessors count {promised:,} elements that it does not hold")
 
 
 def _check(path: Path, v_pos: np.ndarray, faces: np.ndarray) -> None:

@@ -2,14 +2,19 @@
 
 import json
 import os
+import random
 import signal
+import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import trimesh
 from crew import FIT, Crew, drift, fail, hold, run
-from test_train import TINY, log_without_times
+from test_train import ROOT, TINY, log_without_times
 
 from render.export.checkpoint import load_latest
 
@@ -141,3 +146,73 @@ def test_a_bad_config_is_told_once(model_folder, mesh, tmp_path):
     assert codes == [2, 2] and text.count("\n") == 1 == len(errors(text))
     codes, text = run(2, [*argv, "--sd_model", "no/where/at/all"], tmp_path)
     assert 2 in codes and 0 not in codes and text.count("\n") == 1 == len(errors(text))
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_at_any_moment_lose_less_than_an_interval(kills, model_folder, mesh, tmp_path):
+    interval, chance = 3, random.Random(0)
+    often = {"iter": 60, "checkpoint_interval": interval}
+    assert run(2, paint(tmp_path, "whole", model_folder, mesh, **often), tmp_path)[0] == [0, 0]
+    argv, log = paint(tmp_path, "parts", model_folder, mesh, **often), tmp_path / "parts/log.jsonl"
+    before = 0
+    for _ in range(kills):
+        with Crew(2, argv, tmp_path) as crew:
+            while any(member.is_alive() for member in crew.members) and lines(log) <= before:
+                time.sleep(0.02)
+            time.sleep(chance.uniform(0, 0.5))
+            for member in chance.sample(crew.members, 2):
+                member.kill()
+                time.sleep(chance.choice([0, 0.01]))
+            codes = crew.wait()
+        kept = load_latest(tmp_path / "parts/checkpoints")
+        assert (kept.step if kept else 0) >= max(before, lines(log) - interval), (codes, crew.text())
+        before = kept.step if kept else 0
+        if before == 60:
+            break
+    assert run(2, argv, tmp_path)[0] == [0, 0]
+    first, second = (load_latest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
+    assert first.step == second.step and first.tensors.keys() == second.tensors.keys()
+    assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+    assert log_without_times(tmp_path / "whole") == log_without_times(tmp_path / "parts")
+
+
+def children(process):
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_the_launcher_brings_a_killed_worker_back_and_ends_all_on_sigterm(model_folder, mesh, tmp_path):
+    argv = paint(tmp_path, "run", model_folder, mesh, iter=5000, checkpoint_interval=4)
+    launch = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2", "--max_restarts=1"]
+    launch += [f"--master_port={free_port()}", "--monitor_interval=0.1", "train.py", *argv]
+    log, said = tmp_path / "run/log.jsonl", tmp_path / "stderr"
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            launch, cwd=ROOT, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+
+    def until(done, seconds=150):
+        end = time.monotonic() + seconds
+        while not done():
+            assert process.poll() is None and time.monotonic() < end, said.read_text()
+            time.sleep(0.05)
+
+    try:
+        until(lambda: lines(log) > 5)
+        os.kill(children(process.pid)[-1], signal.SIGKILL)
+        until(lambda: "resuming after step" in said.read_text())
+        resumed = int(said.read_text().partition("resuming after step ")[2].split()[0])
+        until(lambda: lines(log) > resumed + 2)
+        process.terminate()
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+    text = said.read_text()
+    assert len(errors(text)) == 1 and "stopped after step" in text, text
+    assert load_latest(tmp_path / "run/checkpoints").step == lines(log) > resumed >= 4
+    assert [line["step"] for line in log_without_times(tmp_path / "run")] == [*range(1, lines(log) + 1)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or absent: folder/step_000123/ {tensors.safetensors, state.json}, no pickle.
 
 A checkpoint is written into a hidden folder, flushed, then renamed. state.json carries the size and SHA-256
-of the tensor file, so that a damaged checkpoint is recognised and the one before it is used.
+of the tensor file and a SHA-256 of its own, so that a damaged checkpoint is recognised and the one before it
+is used.
 """
 
 import errno
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -136,6 +138,7 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping
         "tensors": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
         "meta": dict(meta),
     }
+    state["sha256"] = _digest(state)
     _write_through(folder / STATE, json.dumps(state, indent=1).encode("utf-8"))
     _flush(folder)
 
@@ -147,7 +150,9 @@ def _read(folder: Path, step: int) -> Checkpoint:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder / STATE} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except OSError as error:
+        raise ValueError(f"{folder / STATE} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
         raise ValueError(f"{folder / STATE} is not valid JSON") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{folder / STATE} is not a checkpoint of this program")
@@ -155,14 +160,22 @@ def _read(folder: Path, step: int) -> Checkpoint:
         raise ValueError(f"{folder / STATE} has format version {state.get('version')}, not {VERSION}")
     if state.get("step") != step:
         raise ValueError(f"{folder / STATE} says step {state.get('step')}")
+    expected, meta = state.get("tensors"), state.get("meta")
+    # The first checkpoints of this version had no digest of their own.
+    if state.pop("sha256", None) not in (None, _digest(state)) or not (
+        isinstance(expected, dict) and isinstance(meta, dict)
+    ):
+        raise ValueError(f"{folder / STATE} is damaged (its own SHA-256 differs)")
     if not path.is_file():
         raise ValueError(f"{path} is missing")
-    expected = state.get("tensors", {})
     if path.stat().st_size != expected.get("bytes"):
         raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {expected.get('bytes')}")
     if _sha256(path) != expected.get("sha256"):
         raise ValueError(f"{path} is damaged (its SHA-256 differs)")
-    return Checkpoint(step, load_file(path), state.get("meta", {}))
+    try:
+        return Checkpoint(step, load_file(path), meta)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from None
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
@@ -186,6 +199,11 @@ def _write_failure(folder: Path, step: int, error: OSError) -> str:
         f"{older[-1]} is intact, run the same command again to resume" if older else "none was written before"
     )
     return f"cannot write the checkpoint of step {step} to {folder}: {reason}; {rest}"
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    """Of the values, whatever their order and spacing in the file."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _sha256(path: Path) -> str:

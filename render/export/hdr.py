@@ -105,7 +105,7 @@ def _read_rgbe(path: Path) -> Float[np.ndarray, "H W 3"]:
         raise ValueError(f"environment map {path} holds CIE XYZ: save it as RGB (32-bit_rle_rgbe)")
     height, width = int(header[2]), int(header[3])
     body = memoryview(data)[header.end() :]
-    compressed = width in RLE_WIDTHS and bytes(body[:2]) == b"\x02\x02" and body[2] < 128
+    compressed = width in RLE_WIDTHS and bytes(body[:2]) == b"\x02\x02" and bytes(body[2:3]) < b"\x80"
     try:
         rgbe = _read_lines(body, height, width) if compressed else _read_flat(body, height, width)
     except (IndexError, ValueError) as error:

@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import random
+import signal
+import time
 
 import pytest
 import torch
@@ -125,6 +128,33 @@ def test_a_run_killed_while_saving_loses_nothing(interrupted, tmp_path, monkeypa
     save_checkpoint(tmp_path, 30, tensors(30), {})
     assert load_latest(tmp_path).step == 30
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_twenty_kills_at_random_moments_lose_nothing_that_was_saved(tmp_path):
+    chance, saved = random.Random(0), 0
+    for _ in range(20):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                for step in range(saved + 1, saved + 10_000):
+                    save_checkpoint(tmp_path, step, tensors(step), {"step": step})
+                    os.write(writing, b"%d\n" % step)
+            finally:
+                os._exit(1)
+        os.close(writing)
+        told = os.read(reading, 100)
+        time.sleep(chance.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while piece := os.read(reading, 4096):
+            told += piece
+        os.close(reading)
+        back = load_latest(tmp_path)
+        assert back.step in (int(told.split()[-1]), int(told.split()[-1]) + 1) and back.step > saved
+        assert back.meta == {"step": back.step}
+        assert torch.equal(back.tensors["table"], tensors(back.step)["table"])
+        saved = back.step
 
 
 def test_a_full_disk_is_one_clear_line_and_the_old_checkpoint_stays(tmp_path, monkeypatch):
