@@ -18,7 +18,10 @@ from configs.ranks import leave
 from sd import schedule
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["crew", "diffusers.models", "transformers.models.clip", "numba"])
+# What sd.weights imports where it is used.
+LATE = ("numba", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition")
+LATE += ("diffusers.schedulers.scheduling_ddpm", "transformers.models.clip.modeling_clip")
+CONTEXT.set_forkserver_preload(["crew", *LATE])
 FIT = 30
 
 

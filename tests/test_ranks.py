@@ -107,11 +107,9 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(model_folder, mesh, t
 
     codes, text = run(1, [*argv, "--iter", "42", "--grad_accum", "3"], tmp_path)
     assert codes == [0] and "2 × 1, this run is 1 × 3: a step now takes 3 views instead of 2" in text
-    codes, text = run(1, [*argv, "--iter", "44", "--grad_accum", "1"], tmp_path)
-    assert codes == [0] and "a step now takes 1 views instead of 3" in text
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_error_of_one_rank_ends_all_with_one_line(rank, model_folder, mesh, tmp_path):
     argv = paint(tmp_path, "run", model_folder, mesh, iter=9, checkpoint_interval=2)
     codes, text = run(2, argv, tmp_path, fail(rank, 4))
@@ -200,8 +198,10 @@ def test_the_launcher_brings_a_killed_worker_back_and_ends_all_on_sigterm(model_
         until(lambda: lines(log) > 5)
         os.kill(children(process.pid)[-1], signal.SIGKILL)
         until(lambda: "resuming after step" in said.read_text())
+        reached = lines(log)
         resumed = int(said.read_text().partition("resuming after step ")[2].split()[0])
-        until(lambda: lines(log) > resumed + 2)
+        # Beyond what the killed ones have written, which stays in the log until the loop begins.
+        until(lambda: lines(log) > reached + 2)
         process.terminate()
         assert process.wait(60) != 0
     finally:
