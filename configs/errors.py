@@ -9,13 +9,16 @@ class ConfigError(ValueError):
     """A config that cannot be used; the message is one line naming file, key, value and what is allowed."""
 
 
-def shown(value: object, limit: int = 80) -> str:
-    """`value` as JSON on one line, cut to `limit` characters."""
+def shown(value: object, limit: int = 200) -> str:
+    """`value` as JSON on one line, without its middle beyond `limit` characters: a path's end tells most."""
     try:
         text = json.dumps(value, ensure_ascii=True, default=repr)
     except (ValueError, RecursionError):
         text = f"a {type(value).__name__} too large to show"
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    if len(text) <= limit:
+        return text
+    head = limit // 2
+    return f"{text[:head]}…{text[head + 1 - limit :]}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

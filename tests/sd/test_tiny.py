@@ -301,7 +301,7 @@ def test_a_folder_can_be_the_start_and_other_settings_are_refused(toy, capsys):
 def test_two_processes_train_one_denoiser(toy, tmp_path):
     """Each renders half of the objects; the gradients' mean keeps the replicas alike to the last bit."""
     _, arguments = toy
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29551"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += ["-m", "sd.tiny.train", *arguments, "--out", str(tmp_path / "out"), "--work", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(program.__file__).parents[2])
     assert done.returncode == 0, done.stdout + done.stderr
