@@ -40,7 +40,7 @@ from configs.facts import facts_of, write_config
 from configs.fleet.cells import load_fleet
 from configs.fleet.run import run_fleet
 from configs.memory import shortage_explained
-from configs.ranks import ALONE, Ranks, joined, leave, only_first_is_heard
+from configs.ranks import ALONE, Ranks, joined, leave, only_first_is_heard, weights_of
 from configs.resume import checkpoint_folder, is_exported, latest_checkpoint, restore_state, save_state
 from configs.schema import Config
 from configs.stop import StopRequest
@@ -358,11 +358,6 @@ def descend(
     ranks.average_gradients(weights_of(optimizer), parts)
     optimizer.step()
     return {name: total / shares for name, total in zip(sums, totals, strict=True)}
-
-
-def weights_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All that it moves."""
-    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def keep(config: Config, task: Task, optimizer: torch.optim.Optimizer, step: int, ranks: Ranks) -> None:

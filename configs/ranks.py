@@ -117,7 +117,7 @@ class Ranks:
         self.wait()
         for tensor in module.state_dict().values():
             self._from_first(tensor)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = weights_of(optimizer)
         layout = [
             (number, name, tuple(value.shape), value.dtype, value.device.type)
             for number, parameter in enumerate(parameters)
@@ -163,6 +163,11 @@ class Ranks:
             dist.broadcast(whole, 0, group=self.gpu_group if tensor.is_cuda else None)
         if whole is not tensor:
             tensor.copy_(whole)
+
+
+def weights_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All that it moves."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
-"""SIGINT and SIGTERM during the optimisation: all ranks finish the same step, save, and leave together."""
+"""Signals that are noted in place of ending the process.
+
+SIGINT and SIGTERM during the optimisation: all ranks finish the same step, save, and leave together.
+"""
 
 import logging
 import signal
 from collections.abc import Sequence
+from typing import Self
 
 logger = logging.getLogger(__name__)
 
@@ -10,15 +14,16 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopRequest:
-    """A context manager: within it a signal is only noted. `requested` is the one that all ranks agree on."""
+class Noted:
+    """A context manager within which these signals are only noted: the last one, and how many came."""
 
-    def __init__(self) -> None:
-        self.requested: int | None = None
-        self._noted: int | None = None
+    def __init__(self, signals: Sequence[int]) -> None:
+        self.number: int | None = None
+        self.times = 0
+        self._signals = signals
 
-    def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in self._signals}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -26,11 +31,20 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        self._noted = number
+        self.times += 1
+        self.number = number
+
+
+class StopRequest(Noted):
+    """SIGNALS during the loop. `requested` is the one that all ranks agree on."""
+
+    def __init__(self) -> None:
+        super().__init__(SIGNALS)
+        self.requested: int | None = None
 
     def votes(self) -> list[float]:
         """For each of SIGNALS whether it came here; the ranks add theirs up."""
-        return [float(self._noted == number) for number in SIGNALS]
+        return [float(self.number == number) for number in SIGNALS]
 
     def decide(self, votes: Sequence[float]) -> None:
         """Takes note of what all ranks have got together."""

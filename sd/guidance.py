@@ -154,7 +154,7 @@ class Guidance(nn.Module):
 
     def _draw(
         self, image: Tensor, view_index: Int[Tensor, " B"], phase: Phase, generator: torch.Generator
-    ) -> "Question":
+    ) -> Question:
         """The random numbers of a batch, all at once: they do not depend on how many views are asked about
         at a time."""
         count, channels, size = len(image), self.prior.latent_channels, self.prior.latent_size
@@ -166,7 +166,7 @@ class Guidance(nn.Module):
         return Question(view_index, timesteps, noise, encoder_noise)
 
     def _judge(
-        self, image: Float[Tensor, "B H W K"], asked: "Question", phase: Phase
+        self, image: Float[Tensor, "B H W K"], asked: Question, phase: Phase
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "B C h w"]]:
         """The loss of these views, and its gradient on their latents."""
         latents = self._latents(image.permute(0, 3, 1, 2), phase, asked.encoder_noise)
@@ -187,7 +187,7 @@ class Guidance(nn.Module):
         return self.prior.encode(image[:, :3], encoder_noise)
 
     def _predict(
-        self, latents: Float[Tensor, "B C h w"], asked: "Question", abar: Float[Tensor, " B"]
+        self, latents: Float[Tensor, "B C h w"], asked: Question, abar: Float[Tensor, " B"]
     ) -> Float[Tensor, "B C h w"]:
         """Noise predicted under classifier-free guidance, both halves in one batch of 2B."""
         abar = abar[:, None, None, None]

@@ -14,7 +14,8 @@ import pytest
 import torch
 import trimesh
 from crew import FIT, Crew, drift, fail, hold, run
-from test_train import ROOT, TINY, log_without_times
+from test_train import ROOT, log_without_times
+from toy_config import TINY
 
 from render.export.checkpoint import load_latest
 

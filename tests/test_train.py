@@ -13,28 +13,12 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from toy_config import FIT, TINY
 
 import train
 from render.export.checkpoint import load_latest
 
 ROOT = Path(__file__).parents[1]
-FIT = 400
-TINY = {
-    "text": "a car",
-    "batch": 2,
-    "train_res": [24, 24],
-    "preview_res": [16, 16],
-    "texture_res": [64, 64],
-    "hash_levels": 3,
-    "hash_log2_entries": 10,
-    "hash_finest": 32,
-    "env_resolution": 64,
-    "guidance_weight": 1,
-    "video_interval": 1,
-    "save_interval": 2,
-    "validate": False,
-    "device": "cpu",
-}
 
 
 def write_config(folder, name, **values):

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from configs.fleet.board import Board
 from configs.fleet.cells import CONSOLE_FILE, DONE, FAILED, QUEUED, RUNNING, STOPPED, Cell, Record
+from configs.stop import Noted
 
 PROGRAM = Path(__file__).parents[2] / "train.py"
 POLL_SECONDS = 0.1
@@ -123,34 +124,22 @@ def run_here(cells: Sequence[Cell], places: Sequence[str | None], threads: int, 
     return stop.number
 
 
-class Stop:
-    """Notes SIGINT, SIGTERM and SIGHUP, to be handed on to the running cells; a context manager.
+class Stop(Noted):
+    """SIGINT, SIGTERM and SIGHUP are noted, to be handed on to the running cells.
 
     At the first one they save and leave, at the second one they are ended at once.
     """
 
     def __init__(self) -> None:
-        self.number: int | None = None
-        self._times = self._handed_on = 0
-
-    def __enter__(self) -> "Stop":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        self._times += 1
-        self.number = number
+        super().__init__(SIGNALS)
+        self._handed_on = 0
 
     def hand_on(self, processes: Iterable[subprocess.Popen]) -> None:
         """The signals that have come since the last call."""
-        if self._times == self._handed_on:
+        if self.times == self._handed_on:
             return
-        self._handed_on = self._times
+        self._handed_on = self.times
         # train.py knows no SIGHUP: a terminal that was closed shall stop it like any other end.
         first = signal.SIGTERM if self.number == signal.SIGHUP else self.number
         for process in processes:
-            process.send_signal(first if self._times == 1 else signal.SIGKILL)
+            process.send_signal(first if self.times == 1 else signal.SIGKILL)

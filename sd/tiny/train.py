@@ -172,27 +172,22 @@ def rendered_views(run: Run) -> Views:
 
 
 def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module:
-    """The VAE on the device, trained (by the first rank) or, where that was done before, loaded."""
+    """The VAE on the device, trained by the first rank unless that was done before."""
     path = run.work / "vae.pt"
     vae = vae.to(run.device, memory_format=torch.channels_last)
-    if not run.ranks.first:
-        run.ranks.wait()
-    if path.exists():
-        state = torch.load(path, map_location=run.device, weights_only=True)
-        vae.load_state_dict(state["weights"])
-        vae.register_to_config(scaling_factor=state["scaling_factor"])
-        if run.ranks.first:
-            run.ranks.wait()
-        return vae.eval().requires_grad_(False)
-    if run.options.init is None:
-        history: list[dict] = []
-        pace = Pace(VAE_SHARE * run.seconds, steps=20 if run.options.toy else None)
-        train_vae(vae, views, pace, run.options.vae_batch, run.generator(VAE_STREAM), history)
-        draw_curves(history, ("l1",), run.work / "vae_curve.png")
-    state = {"weights": vae.state_dict(), "scaling_factor": vae.config.scaling_factor}
-    torch.save(state, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
+    if run.ranks.first and not path.exists():
+        if run.options.init is None:
+            history: list[dict] = []
+            pace = Pace(VAE_SHARE * run.seconds, steps=20 if run.options.toy else None)
+            train_vae(vae, views, pace, run.options.vae_batch, run.generator(VAE_STREAM), history)
+            draw_curves(history, ("l1",), run.work / "vae_curve.png")
+        state = {"weights": vae.state_dict(), "scaling_factor": vae.config.scaling_factor}
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
     run.ranks.wait()
+    state = torch.load(path, map_location=run.device, weights_only=True)
+    vae.load_state_dict(state["weights"])
+    vae.register_to_config(scaling_factor=state["scaling_factor"])
     logger.info("%.0f s: VAE ready", _elapsed())
     return vae.eval().requires_grad_(False)
 

@@ -10,33 +10,16 @@ from pathlib import Path
 import pytest
 import trimesh
 from PIL import Image
+from toy_config import FIT, TINY
 
 import train
-
-FIT = 400
-TINY = {
-    "text": "a car",
-    "batch": 1,
-    "train_res": [24, 24],
-    "preview_res": [16, 16],
-    "texture_res": [64, 64],
-    "hash_levels": 3,
-    "hash_log2_entries": 10,
-    "hash_finest": 32,
-    "env_resolution": 64,
-    "guidance_weight": 1,
-    "video_interval": 1,
-    "save_interval": 0,
-    "validate": False,
-    "device": "cpu",
-}
 
 
 @pytest.fixture
 def configs(model_folder, tmp_path, monkeypatch):
     """The current directory has geometry.json, appearance.json and cube.obj."""
     monkeypatch.chdir(tmp_path)
-    tiny = {**TINY, "sd_model": str(model_folder)}
+    tiny = {**TINY, "batch": 1, "save_interval": 0, "sd_model": str(model_folder)}
     shape = {"out_dir": "toy", "iter": FIT + 2, "coarse_iter": FIT + 1, "dmtet_grid": 16, "mesh_scale": 2.0}
     paint = {"mode": "appearance_modeling", "out_dir": "toy_appearance", "iter": 2, "coarse_iter": 1}
     Path("geometry.json").write_text(json.dumps(tiny | shape))
