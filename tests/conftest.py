@@ -1,4 +1,4 @@
-"""Shared test set-up: thread settings before torch is imported, and the skip of GPU tests without a GPU."""
+"""Shared test set-up: what must be set before torch and Triton are imported, and the skip of GPU tests."""
 
 import logging
 import os
@@ -10,7 +10,12 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# Shapes in signatures are checked at every call. Not in modules with numba kernels, which cannot hold checks.
+# Without a GPU, Triton's kernels run in its interpreter, on CPU tensors. It looks here when it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+# Shapes in signatures are checked at every call. Not in modules with kernels of numba or Triton, which cannot
+# hold checks.
 CHECKED = [
     "dataset",
     "geometry",
@@ -47,6 +52,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def kernel_device() -> torch.device:
+    """Where Triton's kernels run here: the GPU, otherwise the CPU, interpreted (slow: give them little)."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(autouse=True)
