@@ -20,7 +20,6 @@ if __name__ == "__main__" and doctor.OPTION in sys.argv[1:]:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import logging
-import resource
 import signal
 import tempfile
 import time
@@ -39,7 +38,7 @@ from configs.export_only import exported_again
 from configs.facts import facts_of, write_config
 from configs.fleet.cells import load_fleet
 from configs.fleet.run import run_fleet
-from configs.memory import shortage_explained
+from configs.memory import peak_memory, shortage_explained
 from configs.ranks import ALONE, Ranks, joined, leave, only_first_is_heard, weights_of
 from configs.resume import checkpoint_folder, is_exported, latest_checkpoint, restore_state, save_state
 from configs.schema import Config
@@ -222,13 +221,14 @@ def build(config: Config, ranks: Ranks = ALONE) -> tuple[Task, torch.optim.Optim
 def run(config: Config, words: Sequence[str], ranks: Ranks) -> None:
     """One config from start, or from its last checkpoint, to the exported files; words: the command line."""
     started = time.monotonic()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     with open_report(config, words, ranks) as report:
         make(config, report, ranks)
     # What comes next may read the mesh that rank 0 has exported.
     ranks.wait()
     out = config.run.output_folder
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    logger.info("done: %s in %.0f s, peak memory %.1f GB", out, time.monotonic() - started, peak)
+    logger.info("done: %s in %.0f s, %s", out, time.monotonic() - started, peak_memory())
 
 
 def open_report(config: Config, words: Sequence[str], ranks: Ranks = ALONE) -> RunReport:

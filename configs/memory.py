@@ -1,6 +1,7 @@
-"""Memory that runs out, as one line that says what to lower."""
+"""How much memory a run takes, and memory that runs out, as one line that says what to lower."""
 
 import re
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,15 @@ WORDINGS = ("CUBLAS_STATUS_ALLOC_FAILED", "out of memory", "Cuda error: 2[", "De
 
 class OutOfMemory(ValueError):
     """What a run asked for does not fit."""
+
+
+def peak_memory() -> str:
+    """The most that this process has held so far; on a GPU what torch has given out since its last reset."""
+    # Linux counts in kibibytes.
+    peak = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.1f} GB"
+    if torch.cuda.is_initialized():
+        peak += f", on the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
+    return peak
 
 
 @contextmanager

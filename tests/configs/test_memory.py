@@ -1,12 +1,13 @@
 """Memory errors of every kind, as one line."""
 
 import json
+import re
 
 import pytest
 import torch
 
 import train
-from configs.memory import OutOfMemory, is_shortage, shortage_explained
+from configs.memory import OutOfMemory, is_shortage, peak_memory, shortage_explained
 from configs.schema import parse_config
 from render.export.checkpoint import save_checkpoint
 
@@ -79,3 +80,16 @@ def test_the_program_ends_with_one_line_and_2(tmp_path, monkeypatch, caplog, cap
     assert train.main(["--config", str(path)]) == 2
     assert caplog.records[-1].getMessage().startswith("error: out of memory (tried to allocate 2.50 GiB)")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_peak_counts_what_was_held_and_let_go():
+    before = float(re.search(r"([\d.]+) GB", peak_memory())[1])
+    held = torch.ones(int(1e9 * before) // 4 + 100_000_000)
+    del held
+    assert float(re.search(r"([\d.]+) GB", peak_memory())[1]) >= before + 0.3
+
+
+@pytest.mark.gpu
+def test_the_peak_of_a_gpu_is_named():
+    held = torch.ones(100_000_000, device="cuda")
+    assert float(re.search(r"on the GPU ([\d.]+) GB", peak_memory())[1]) >= held.numel() * 4e-9
