@@ -4,7 +4,6 @@ Latent size, image size, scaling factor, schedule and prediction type come from 
 Only the denoiser, the VAE encoder and the text encoder are kept.
 """
 
-import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sd.graphed import Graphed
 from sd.lora import apply_lora
 from sd.places import resolve_model
 from sd.weights import Parts, load_parts
@@ -44,6 +44,11 @@ class StableDiffusion(nn.Module):
             )
         self.register_buffer("_abar", _alphas_cumprod(parts.schedule), persistent=False)
         self.to(device)
+        if device.type == "cuda":
+            # What tensor cores read fastest: an eager denoiser of SD 2.1's size takes 39 ms instead of 51.
+            self.unet.to(memory_format=torch.channels_last)
+            self.vae.to(memory_format=torch.channels_last)
+        self._denoise = Graphed(self._forward_unet)
 
     @classmethod
     def from_pretrained(
@@ -72,11 +77,6 @@ class StableDiffusion(nn.Module):
             return None
         return f"the prior does not know {text!r}; it was trained on: {', '.join(self.kinds)}"
 
-    def _autocast(self):
-        if self.device.type == "cuda":
-            return torch.autocast("cuda", dtype=torch.float16)
-        return contextlib.nullcontext()
-
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Float[Tensor, "N L D"]:
         """Text embeddings, truncated (with a warning) and padded to the tokenizer's length."""
@@ -95,8 +95,9 @@ class StableDiffusion(nn.Module):
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B C h w"]:
         """Sampled, scaled latents of images in [−1, 1]; differentiable with respect to the images."""
-        with self._autocast():
-            moments = self.vae.quant_conv(self.vae.encoder(images.to(self.vae.dtype)))
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        images = images.to(self.vae.dtype, memory_format=layout)
+        moments = self.vae.quant_conv(self.vae.encoder(images))
         mean, log_variance = moments.float().chunk(2, dim=1)
         deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
         return (mean + deviation * noise) * self.scaling_factor
@@ -107,14 +108,14 @@ class StableDiffusion(nn.Module):
     ) -> Float[Tensor, "N C h w"]:
         """The noise in x_t; where the model predicts v, e = sqrt(abar) v + sqrt(1 − abar) x_t."""
         dtype = self.unet.dtype
-        with self._autocast():
-            output = self.unet(
-                noisy.to(dtype), timesteps, encoder_hidden_states=text.to(dtype), return_dict=False
-            )[0].float()
+        output = self._denoise(noisy.to(dtype), timesteps, text.to(dtype)).float()
         if self.prediction_type == "v_prediction":
             abar = self.alphas_cumprod[timesteps][:, None, None, None]
             output = abar.sqrt() * output + (1 - abar).sqrt() * noisy
         return output
+
+    def _forward_unet(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        return self.unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False)[0]
 
 
 def cut_off(tokenizer, prompts: list[str]) -> str | None:
