@@ -11,7 +11,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# More shapes than a run has; each graph keeps its own memory.
+# More shapes than a run has.
 MOST_SHAPES = 4
 WARM_UP_TURNS = 3
 
@@ -28,8 +28,8 @@ class Recording:
 class Graphed:
     """`function` of CUDA tensors to one tensor, without gradients, replayed for every shape seen before.
 
-    The answer lives in the graph's memory until the next call: copy what has to stay. On the CPU, and where
-    capturing fails (said once), the function itself is called.
+    What the function reads besides (weights) has to stay where it is. On the CPU, and where capturing fails
+    (said once), the function itself is called: memory that is too short for both is its error, not ours.
     """
 
     def __init__(self, function: Callable[..., Tensor]):
@@ -39,27 +39,42 @@ class Graphed:
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if not self._capture or inputs[0].device.type != "cuda":
+        if inputs[0].device.type != "cuda":
             return self._function(*inputs)
-        key = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs)
-        if key not in self._recordings:
-            if len(self._recordings) == MOST_SHAPES:
+        # A process of several has a GPU of its own, which need not be the current one.
+        with torch.cuda.device(inputs[0].device):
+            recording = self._recording(inputs)
+            if recording is None:
                 return self._function(*inputs)
-            try:
-                self._recordings[key] = record(self._function, inputs)
-            except RuntimeError as error:
-                logger.warning("no CUDA graph, going on without: %s", str(error).splitlines()[0])
-                self._capture = False
-                return self._function(*inputs)
-        recording = self._recordings[key]
-        for kept, given in zip(recording.inputs, inputs, strict=True):
-            kept.copy_(given)
-        recording.graph.replay()
-        return recording.output
+            for kept, given in zip(recording.inputs, inputs, strict=True):
+                kept.copy_(given)
+            recording.graph.replay()
+            # The next replay writes to the same place.
+            return recording.output.clone()
+
+    def _recording(self, inputs: tuple[Tensor, ...]) -> Recording | None:
+        """That of these shapes, made now if need be; None where there is none."""
+        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        if key in self._recordings or not self._capture or len(self._recordings) == MOST_SHAPES:
+            return self._recordings.get(key)
+        # One memory for all: they never run at the same time, and what they answer is copied.
+        pool = next((made.graph.pool() for made in self._recordings.values()), None)
+        try:
+            self._recordings[key] = record(self._function, inputs, pool)
+        except RuntimeError as error:
+            logger.warning("no CUDA graph, going on without: %s", str(error).splitlines()[0])
+            self._capture = False
+        # Here the error and, with its frames, half of a recording's memory are let go.
+        return self._recordings.get(key)
 
 
-def record(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Recording:
-    """Capture one call of `function`, after some turns on a side stream that let its libraries settle."""
+def record(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: tuple[int, int] | None = None
+) -> Recording:
+    """Capture one call of `function`, after some turns on a side stream that let its libraries settle.
+
+    pool: the memory of another graph, to be shared with it. Captures on the current device.
+    """
     kept = tuple(tensor.clone() for tensor in inputs)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -68,6 +83,7 @@ def record(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Recor
             function(*kept)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # torch's own stream for captures is one for all devices, that of the first capture.
+    with torch.cuda.graph(graph, pool=pool, stream=side):
         output = function(*kept)
     return Recording(graph, kept, output)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sd.graphed import MOST_SHAPES, Graphed
+from sd.graphed import MOST_SHAPES, WARM_UP_TURNS, Graphed
 from sd.stable_diffusion import StableDiffusion
 
 
@@ -46,7 +46,45 @@ def test_what_cannot_be_captured_still_answers(caplog):
     graphed = Graphed(reads_back)
     for _ in range(2):
         assert torch.equal(graphed(torch.ones(4, device="cuda")), torch.full((4,), 4.0, device="cuda"))
-    assert [record.message for record in caplog.records if "no CUDA graph" in record.message]
+    assert len([record for record in caplog.records if "no CUDA graph" in record.message]) == 1
+
+
+@pytest.mark.gpu
+def test_memory_that_runs_out_in_a_capture_is_an_error_of_the_call_itself(caplog):
+    """The caller has to see it as what it is; and what the failed capture took must be free by then."""
+    calls = []
+
+    def hungry(x):
+        calls.append(torch.cuda.is_current_stream_capturing())
+        return x + torch.ones(2**50 if len(calls) > WARM_UP_TURNS else 1, device="cuda").sum()
+
+    graphed = Graphed(hungry)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphed(torch.ones(4, device="cuda"))
+    assert calls == [False] * WARM_UP_TURNS + [True, False]
+    assert "going on without" in caplog.text
+
+
+@pytest.mark.gpu
+def test_an_answer_stays_and_the_layout_of_an_input_makes_no_second_recording():
+    graphed = Graphed(lambda x: x * 2)
+    x = torch.randn(2, 3, 4, 4, device="cuda")
+    first = graphed(x)
+    second = graphed((x + 1).contiguous(memory_format=torch.channels_last))
+    assert torch.equal(first, x * 2) and torch.equal(second, (x + 1) * 2)
+    assert len(graphed._recordings) == 1
+
+
+@pytest.mark.gpu
+def test_every_device_records_on_its_own():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    for device in ("cuda:1", "cuda:0"):
+        graphed = Graphed(lambda x: x * 2)
+        for _ in range(2):
+            x = torch.randn(5, device=device)
+            assert torch.equal(graphed(x), x * 2)
+        assert len(graphed._recordings) == 1
 
 
 @pytest.mark.gpu
