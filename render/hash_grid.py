@@ -107,10 +107,18 @@ class _SparseProduct(torch.autograd.Function):
         return ctx.transpose @ grad.contiguous(), None, None
 
 
-def choose_encoder(device: torch.device, dtype: torch.dtype) -> tuple[Callable, Callable]:
-    """The (forward, backward) functions for moving points: compiled on CPU in float32, otherwise torch."""
-    compiled = compiled_encoder() if device.type == "cpu" and dtype == torch.float32 else None
-    return compiled or (encode_torch, encode_torch_backward)
+def choose_encoder(device: torch.device, dtype: torch.dtype, features: int) -> tuple[Callable, Callable]:
+    """The (forward, backward) functions for moving points: numba on CPU, Triton on CUDA, otherwise torch.
+
+    The fast ones are for float32; Triton wants a power of two of features a level.
+    """
+    fast = None
+    if dtype == torch.float32:
+        if device.type == "cpu":
+            fast = compiled_encoder()
+        elif device.type == "cuda" and features & (features - 1) == 0:
+            fast = fused_encoder()
+    return fast or (encode_torch, encode_torch_backward)
 
 
 @cache
@@ -120,10 +128,28 @@ def compiled_encoder() -> tuple[Callable, Callable] | None:
         from render import hash_grid_cpu
     # What a numba raises that does not fit the installed numpy differs from version to version.
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.warning("hash encoding: in torch (slower), as numba cannot run: %s; pip install numba", reason)
+        _say_slower("numba", error)
         return None
     return hash_grid_cpu.encode, hash_grid_cpu.encode_backward
+
+
+@cache
+def fused_encoder() -> tuple[Callable, Callable] | None:
+    """The pair of Triton kernels; None, with one line in the log, where Triton is missing or broken."""
+    try:
+        from render import hash_grid_triton
+    # As with numba: a broken installation raises what it likes.
+    except Exception as error:
+        _say_slower("triton", error)
+        return None
+    return hash_grid_triton.encode, hash_grid_triton.encode_backward
+
+
+def _say_slower(package: str, error: Exception) -> None:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    logger.warning(
+        "hash encoding: in torch (slower), as %s cannot run: %s; pip install %s", package, reason, package
+    )
 
 
 class HashGrid(nn.Module):
@@ -161,8 +187,12 @@ class HashGrid(nn.Module):
         return ((points - self.box_min) / self.box_size).clamp(0, 1)
 
     def forward(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N LF"]:
-        forward, backward = choose_encoder(self.table.device, self.table.dtype)
-        return _Encode.apply(self.to_unit(points), self.table, self.levels, forward, backward)
+        return self.encode_unit(self.to_unit(points))
+
+    def encode_unit(self, unit: Float[Tensor, "N 3"]) -> Float[Tensor, "N LF"]:
+        """The encoding of points in the box's own coordinates, see to_unit."""
+        forward, backward = choose_encoder(self.table.device, self.table.dtype, self.table.shape[1])
+        return _Encode.apply(unit, self.table, self.levels, forward, backward)
 
     def pin(self, points: Float[Tensor, "N 3"]) -> "PinnedEncoding":
         """The same encoding for points that never move, faster on CPU. Pin after .to(device)."""
@@ -178,19 +208,19 @@ class PinnedEncoding:
 
     def __init__(self, grid: HashGrid, points: Float[Tensor, "N 3"]):
         self.grid = grid
-        self.points = points.detach()
+        self.points = grid.to_unit(points.detach())
         self.device = points.device
         self.matrices: tuple[Tensor, Tensor] | None = None
         weights = len(points) * len(grid.levels) * 8
         if self.device.type == "cpu" and weights <= MAX_PINNED_WEIGHTS:
-            self.matrices = interpolation_matrices(grid.to_unit(self.points), grid.levels)
+            self.matrices = interpolation_matrices(self.points, grid.levels)
 
     def __len__(self) -> int:
         return len(self.points)
 
     def __call__(self) -> Float[Tensor, "N LF"]:
         if self.matrices is None:
-            return self.grid(self.points)
+            return self.grid.encode_unit(self.points)
         encoded = _SparseProduct.apply(self.grid.table, *self.matrices)
         return encoded.reshape(len(self.points), self.grid.width)
 

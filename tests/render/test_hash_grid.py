@@ -188,21 +188,46 @@ def test_cuda_equals_cpu():
 @pytest.mark.parametrize("fault", ["ImportError('needs an older numpy')", "AttributeError('no\\nsuch')"])
 def test_a_broken_numba_is_one_line_and_torch_takes_over(tmp_path, fault):
     (tmp_path / "numba.py").write_text(f"raise {fault}")
-    program = """
-import logging, torch
-logging.basicConfig(format="%(message)s", level=logging.INFO)
+    lines = logged(
+        """
 from render.hash_grid import HashGrid, encode_torch
 from render.raster.choose import choose_rasteriser
 grid, points = HashGrid(torch.zeros(3), torch.ones(3), levels=2, log2_entries=8, finest=32), torch.rand(5, 3)
 for _ in range(2):
     assert torch.equal(grid(points), encode_torch(points, grid.table, grid.levels))
 assert choose_rasteriser("cpu").name == "reference"
-"""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path
+""",
+        tmp_path,
     )
-    assert done.returncode == 0, done.stderr
-    lines = done.stderr.splitlines()
     assert len(lines) == 2 and lines[0].startswith("hash encoding: in torch (slower), as numba cannot run: ")
     assert lines[1].startswith("rasteriser: reference (slower)")
+
+
+@pytest.mark.parametrize("fault", ["ModuleNotFoundError('no triton')", "RuntimeError('old\\ndriver')"])
+def test_without_triton_cuda_takes_torch_and_says_so_once(tmp_path, fault):
+    (tmp_path / "triton.py").write_text(f"raise {fault}")
+    lines = logged(
+        """
+from render.hash_grid import choose_encoder, encode_torch, encode_torch_backward
+for _ in range(2):
+    chosen = choose_encoder(torch.device("cuda"), torch.float32, 2)
+    assert chosen == (encode_torch, encode_torch_backward)
+""",
+        tmp_path,
+    )
+    assert len(lines) == 1 and lines[0].startswith("hash encoding: in torch (slower), as triton cannot run: ")
+
+
+def logged(program: str, first_on_path: Path) -> list[str]:
+    """The log of a program in a process of its own."""
+    head = 'import logging, torch\nlogging.basicConfig(format="%(message)s", level=logging.INFO)\n'
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(first_on_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", head + program],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=first_on_path,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()

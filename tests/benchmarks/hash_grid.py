@@ -1,0 +1,118 @@
+"""The hash encoding on a GPU: milliseconds of the torch reference and of each way to launch the kernels.
+
+    python3 tests/benchmarks/hash_grid.py [--json FILE] [--steps 20]
+
+The sets of points: the vertices of the tetrahedral grids 128 and 256, those next to a sphere's surface in the
+latter (only they get a gradient), and random ones, as many as four pictures of 512² have on the object.
+Medians after a warm-up, each between two events on the device.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT)]
+
+# ruff: noqa: E402
+import torch
+
+from geometry.tet_grid import make_tet_grid
+from render import hash_grid_triton
+from render.hash_grid import HashGrid, encode_torch, encode_torch_backward
+
+WARM_UP = 3
+MATERIAL_POINTS = int(262144 * 4 * 0.3)
+
+
+def milliseconds(act: Callable[[], object], steps: int) -> float:
+    times = []
+    for _ in range(WARM_UP + steps):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        act()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times[WARM_UP:])
+
+
+def point_sets() -> dict[str, torch.Tensor]:
+    """Points in [0, 1]³ on the GPU, by what they are."""
+    found = {}
+    for name in (128, 256):
+        vertices = make_tet_grid(name, 1.0).v_pos
+        found[f"grid {name}"] = vertices + 0.5
+    distance = (vertices.norm(dim=-1) - 0.3).abs()
+    found["surface of 256"] = vertices[distance < 0.01] + 0.5
+    found["material"] = torch.rand(MATERIAL_POINTS, 3)
+    return {name: points.clamp(0, 1).cuda() for name, points in found.items()}
+
+
+def in_cell_order(points: torch.Tensor, cells: int = 64) -> torch.Tensor:
+    """Along a Morton curve through cells³ cells."""
+    cell = (points * cells).long().clamp(max=cells - 1)
+    number = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    for bit in range(cells.bit_length() - 1):
+        for axis in range(3):
+            number |= (cell[:, axis] >> bit & 1) << (3 * bit + axis)
+    return points[number.argsort()].contiguous()
+
+
+def ways(points: torch.Tensor, grid: HashGrid) -> dict[str, Callable[[], object]]:
+    table, levels = grid.table.detach(), grid.levels
+    grad = torch.randn(len(points), grid.width, device=points.device)
+    ordered = in_cell_order(points)
+    found = {
+        "forward: torch": lambda: encode_torch(points, table, levels),
+        "backward: torch": lambda: encode_torch_backward(points, grad, levels),
+    }
+
+    def add(name: str, function: Callable, *arguments: object, **options: object) -> None:
+        found[name] = lambda: function(*arguments, **options)
+
+    for order, given in (("as they come", points), ("in cell order", ordered)):
+        for group in (1, 4, 16):
+            for block in (128, 256):
+                name = f"forward: {order}, {group} levels a program, block {block}"
+                add(name, hash_grid_triton.encode, given, table, levels, group=group, block=block)
+        for runs in (False, True):
+            for block in (128, 256):
+                name = f"backward: {order}, {'runs' if runs else 'single'}, block {block}"
+                add(name, hash_grid_triton.encode_backward, given, grad, levels, runs=runs, block=block)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", type=Path, help="a file to write")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        sys.stderr.write("error: this benchmark needs a CUDA device\n")
+        return 2
+    grid = HashGrid(torch.zeros(3), torch.ones(3)).cuda()
+    sets = point_sets()
+    found = {
+        name: {way: milliseconds(act, options.steps) for way, act in ways(points, grid).items()}
+        for name, points in sets.items()
+    }
+    head = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    lines = [head, "", "| ms | " + " | ".join(f"{name} ({len(sets[name])})" for name in found) + " |"]
+    lines.append("| --- |" + " --- |" * len(found))
+    for way in next(iter(found.values())):
+        lines.append(f"| {way} | " + " | ".join(f"{values[way]:.3f}" for values in found.values()) + " |")
+    sys.stdout.write("\n".join(lines) + "\n")
+    if options.json:
+        points = {name: len(given) for name, given in sets.items()}
+        record = {"hardware": head, "points": points, "ms": found}
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
