@@ -1,0 +1,259 @@
+"""A denoiser and a VAE encoder of diffusers, with blocks that do the same in fewer passes over memory.
+
+The weights stay the same tensors; they are frozen, so gradients go to the input alone. What a block keeps for
+them is its own input and that of its second normalisation, nothing in between. Blocks of another make are
+left as they are.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sd.kernels.reference import Kernels
+
+# Tensor cores read channels by eights.
+CHANNELS = 8
+
+
+def speed_up_denoiser(unet: nn.Module, kernels: Kernels) -> None:
+    """Replace what can be replaced in a `UNet2DConditionModel`, in place; it loses its gradients."""
+    from diffusers.models.activations import GEGLU
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    for parent in list(unet.modules()):
+        for name, child in list(parent.named_children()):
+            if is_plain_residual(child):
+                setattr(parent, name, Residual(child, kernels))
+            elif type(child) is GEGLU:
+                setattr(parent, name, GatedLinear(child.proj, kernels))
+        if type(parent) is Transformer2DModel and is_plain_norm(parent.norm):
+            parent.norm = Norm(parent.norm, kernels, silu=False)
+    _join_last_norm(unet, kernels)
+
+
+def speed_up_encoder(encoder: nn.Module, kernels: Kernels) -> None:
+    """Replace what can be replaced in the `Encoder` of an `AutoencoderKL`, in place."""
+    for parent in list(encoder.modules()):
+        for name, child in list(parent.named_children()):
+            if is_plain_residual(child):
+                setattr(parent, name, Residual(child, kernels))
+            elif is_one_head(child):
+                setattr(parent, name, OneHeadAttention(child, kernels))
+            elif is_plain_convolution(child):
+                setattr(parent, name, FrozenConvolution(child))
+    _join_last_norm(encoder, kernels)
+
+
+def _join_last_norm(module: nn.Module, kernels: Kernels) -> None:
+    if is_plain_norm(module.conv_norm_out) and isinstance(module.conv_act, nn.SiLU):
+        module.conv_norm_out = Norm(module.conv_norm_out, kernels, silu=True)
+        module.conv_act = nn.Identity()
+
+
+def is_plain_norm(module: nn.Module | None) -> bool:
+    return type(module) is nn.GroupNorm and module.affine
+
+
+def is_plain_convolution(module: nn.Module | None) -> bool:
+    return (
+        type(module) is nn.Conv2d
+        and module.groups == 1
+        and module.dilation == (1, 1)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
+
+
+def is_plain_residual(module: nn.Module) -> bool:
+    """Whether a block is norm, SiLU, convolution, twice, beside a shortcut."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    return (
+        type(module) is ResnetBlock2D
+        and module.upsample is None
+        and module.downsample is None
+        and module.time_embedding_norm == "default"
+        and not module.skip_time_act
+        and isinstance(module.nonlinearity, nn.SiLU)
+        and is_plain_norm(module.norm1)
+        and is_plain_norm(module.norm2)
+        and is_plain_convolution(module.conv1)
+        and is_plain_convolution(module.conv2)
+        and module.conv1.bias is not None
+        and module.conv2.bias is not None
+        and (module.conv_shortcut is None or is_plain_convolution(module.conv_shortcut))
+    )
+
+
+def is_one_head(module: nn.Module) -> bool:
+    """Whether a block is self-attention over pixels with one head and nothing special."""
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
+    return (
+        type(module) is Attention
+        and type(module.processor) is AttnProcessor2_0
+        and module.heads == 1
+        and module.spatial_norm is None
+        and is_plain_norm(module.group_norm)
+        and module.norm_q is None
+        and module.norm_k is None
+        and module.to_k.in_features == module.to_q.in_features
+    )
+
+
+class Norm(nn.Module):
+    """Group normalisation with or without SiLU behind it."""
+
+    def __init__(self, norm: nn.GroupNorm, kernels: Kernels, silu: bool):
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        self.groups, self.eps, self.silu = norm.num_groups, norm.eps, silu
+        self._kernel = kernels.group_norm
+
+    def forward(
+        self, x: Float[Tensor, "B C H W"], shift: Float[Tensor, "#B C"] | None = None
+    ) -> Float[Tensor, "B C H W"]:
+        """Of x + shift."""
+        return self._kernel(x, self.weight, self.bias, self.groups, self.eps, self.silu, shift)
+
+
+class InputGradient(torch.autograd.Function):
+    """A convolution that keeps its weight alone; torch's keeps its input too, which only a weight's gradient
+    would need."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding):
+        ctx.save_for_backward(weight)
+        ctx.sizes, ctx.stride, ctx.padding = x.shape[2:], stride, padding
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        (weight,) = ctx.saved_tensors
+        # Rows and columns that the stride leaves over: (size + 2 padding − kernel) mod stride.
+        left = [
+            (size + 2 * padding - kernel) % stride
+            for size, padding, kernel, stride in zip(
+                ctx.sizes, ctx.padding, weight.shape[2:], ctx.stride, strict=True
+            )
+        ]
+        dx = F.conv_transpose2d(dy, weight, None, ctx.stride, ctx.padding, left)
+        return dx, None, None, None, None
+
+
+class FrozenConvolution(nn.Module):
+    """A convolution without gradients for its weights."""
+
+    def __init__(self, convolution: nn.Conv2d):
+        super().__init__()
+        assert not convolution.weight.requires_grad
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self.stride, self.padding = convolution.stride, convolution.padding
+        self.missing = -convolution.in_channels % CHANNELS
+        if self.missing:
+            layout = torch.channels_last if self.weight.is_cuda else torch.contiguous_format
+            padded = F.pad(self.weight, (0, 0, 0, 0, 0, self.missing)).contiguous(memory_format=layout)
+            self.weight = nn.Parameter(padded, requires_grad=False)
+
+    def forward(self, x: Float[Tensor, "B C H W"], biased: bool = True) -> Float[Tensor, "B D h w"]:
+        if self.missing:
+            x = F.pad(x, (0, 0, 0, 0, 0, self.missing))
+        return InputGradient.apply(x, self.weight, self.bias if biased else None, self.stride, self.padding)
+
+
+class Residual(nn.Module):
+    """diffusers' `ResnetBlock2D`. The biases of its convolutions are added where the next kernel reads."""
+
+    def __init__(self, block: nn.Module, kernels: Kernels):
+        super().__init__()
+        self.norm1 = Norm(block.norm1, kernels, silu=True)
+        self.conv1 = FrozenConvolution(block.conv1)
+        self.time_emb_proj = block.time_emb_proj
+        self.norm2 = Norm(block.norm2, kernels, silu=True)
+        self.conv2 = FrozenConvolution(block.conv2)
+        self.shortcut = None if block.conv_shortcut is None else FrozenConvolution(block.conv_shortcut)
+        bias = self.conv2.bias.clone()
+        if self.shortcut is not None and self.shortcut.bias is not None:
+            bias += self.shortcut.bias
+        self.register_buffer("last_bias", bias, persistent=False)
+        self.scale = 1.0 / block.output_scale_factor
+        self._sum = kernels.biased_sum
+
+    def forward(
+        self, x: Float[Tensor, "B C H W"], temb: Float[Tensor, "B E"] | None = None
+    ) -> Float[Tensor, "B D H W"]:
+        """temb: the embedded time, where the block has an input for it."""
+        inner = self.conv1(self.norm1(x), biased=False)
+        shift = self.conv1.bias[None]
+        if self.time_emb_proj is not None and temb is not None:
+            shift = shift + self.time_emb_proj(F.silu(temb))
+        inner = self.conv2(self.norm2(inner, shift), biased=False)
+        if self.shortcut is not None:
+            x = self.shortcut(x, biased=False)
+        return self._sum(x, inner, self.last_bias, self.scale)
+
+
+class GatedLinear(nn.Module):
+    """diffusers' `GEGLU`."""
+
+    def __init__(self, proj: nn.Linear, kernels: Kernels):
+        super().__init__()
+        self.proj = proj
+        self._kernel = kernels.geglu
+
+    def forward(self, x: Float[Tensor, "*M C"]) -> Float[Tensor, "*M I"]:
+        return self._kernel(self.proj(x))
+
+
+class WideAttention(torch.autograd.Function):
+    """softmax(q kᵀ · scale) v with one head that is too wide for torch's tiled kernels.
+
+    A sample at a time, and again for the gradient: one sample's N × N weights stay in a large GPU's cache and
+    are never kept. q is scaled before the product, so that half precision does not overflow.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale):
+        ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
+        return torch.stack(
+            [_weights(*pair, scale) @ value for *pair, value in zip(q, k, v, strict=True)], dim=0
+        )
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, pull):
+        slopes = []
+        for q, k, v, dy in zip(*ctx.saved_tensors, pull, strict=True):
+            weights = _weights(q, k, ctx.scale)
+            dv = weights.T @ dy
+            dw = torch._softmax_backward_data(dy @ v.T, weights, -1, weights.dtype)
+            slopes.append((dw @ (k * ctx.scale), dw.T @ (q * ctx.scale), dv))
+        dq, dk, dv = (torch.stack(parts) for parts in zip(*slopes, strict=True))
+        return dq, dk, dv, None
+
+
+def _weights(q: Float[Tensor, "N D"], k: Float[Tensor, "N D"], scale: float) -> Float[Tensor, "N N"]:
+    return torch.softmax((q * scale) @ k.T, dim=-1)
+
+
+class OneHeadAttention(nn.Module):
+    """diffusers' `Attention` with one head, over the pixels of an image."""
+
+    def __init__(self, block: nn.Module, kernels: Kernels):
+        super().__init__()
+        self.norm = Norm(block.group_norm, kernels, silu=False)
+        self.to_q, self.to_k, self.to_v, self.to_out = block.to_q, block.to_k, block.to_v, block.to_out[0]
+        self.scale = block.to_q.out_features**-0.5
+        self.residual, self.divisor = block.residual_connection, block.rescale_output_factor
+
+    def forward(self, x: Float[Tensor, "B C H W"], temb: None = None) -> Float[Tensor, "B C H W"]:
+        """temb: nothing, as a VAE has none."""
+        tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
+        mixed = WideAttention.apply(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.scale)
+        mixed = self.to_out(mixed).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        if self.residual:
+            mixed = mixed + x
+        return mixed if self.divisor == 1 else mixed / self.divisor

@@ -1,0 +1,53 @@
+"""What the fast kernels compute, in plain torch, and the record by which either set is handed around."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One set of `group_norm`, `geglu` and `biased_sum`, with the signatures below."""
+
+    name: str
+    group_norm: Callable[..., Tensor]
+    geglu: Callable[[Tensor], Tensor]
+    biased_sum: Callable[..., Tensor]
+
+
+def group_norm(
+    x: Float[Tensor, "B C H W"],
+    weight: Float[Tensor, " C"],
+    bias: Float[Tensor, " C"],
+    groups: int,
+    eps: float,
+    silu: bool = True,
+    shift: Float[Tensor, "#B C"] | None = None,
+) -> Float[Tensor, "B C H W"]:
+    """Group normalisation of x + shift (arXiv 1803.08494), then SiLU.
+
+    Differentiable with respect to x alone.
+    """
+    if shift is not None:
+        x = x + shift.detach()[:, :, None, None]
+    x = F.group_norm(x, groups, weight.detach(), bias.detach(), eps)
+    return F.silu(x) if silu else x
+
+
+def geglu(x: Float[Tensor, "*M I2"]) -> Float[Tensor, "*M I"]:
+    """The first half times GELU of the second (arXiv 2002.05202)."""
+    value, gate = x.chunk(2, dim=-1)
+    return value * F.gelu(gate)
+
+
+def biased_sum(
+    x: Float[Tensor, "B C H W"], y: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"], scale: float = 1.0
+) -> Float[Tensor, "B C H W"]:
+    """(x + y + bias) · scale; differentiable with respect to x and y."""
+    return (x + (y + bias.detach()[:, None, None])) * scale
+
+
+REFERENCE = Kernels("torch", group_norm, geglu, biased_sum)

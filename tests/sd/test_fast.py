@@ -1,0 +1,245 @@
+"""The faster blocks against the blocks of diffusers that they replace, values and gradients."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sd import fast
+from sd.kernels import choose, triton_norm, triton_pointwise
+from sd.kernels.reference import REFERENCE, Kernels
+from sd.stable_diffusion import StableDiffusion
+
+TRITON = Kernels("triton", triton_norm.group_norm, triton_pointwise.geglu, triton_pointwise.biased_sum)
+BOTH = pytest.mark.parametrize("kernels", [REFERENCE, TRITON], ids=["torch", "triton"])
+
+
+def frozen(module, device):
+    """With weights that all matter: new normalisations are ones and zeros, new biases small."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in module.requires_grad_(False).parameters():
+        if weight.ndim == 1:
+            weight += 0.3 * torch.randn(weight.shape, generator=generator)
+    return module.eval().to(device)
+
+
+@pytest.fixture
+def encoder(model_folder, kernel_device):
+    from diffusers import AutoencoderKL
+
+    return frozen(AutoencoderKL.from_pretrained(model_folder, subfolder="vae").encoder, kernel_device)
+
+
+def answer(function, x):
+    """The value and the gradient of some function of it."""
+    x = x.clone().requires_grad_()
+    value = function(x)
+    weights = torch.linspace(-1, 1, value.numel(), device=x.device).reshape(value.shape)
+    return value.detach(), torch.autograd.grad((value * weights).sum(), x)[0]
+
+
+def assert_alike(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert other.abs().max() > 0
+        assert (one - other).abs().max() < 2e-5 * other.abs().max()
+
+
+def counts(module, *kinds):
+    return [sum(type(part) is kind for part in module.modules()) for kind in kinds]
+
+
+@BOTH
+def test_an_encoder_answers_as_before_with_every_block_replaced(encoder, kernels, kernel_device):
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+
+    old = (ResnetBlock2D, nn.GroupNorm, nn.Conv2d, Attention)
+    before = counts(encoder, *old)
+    assert min(before) > 0
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(kernel_device)
+    expected = answer(encoder, x)
+    fast.speed_up_encoder(encoder, kernels)
+    assert counts(encoder, *old) == [0] * 4
+    assert counts(encoder, fast.Residual, fast.Norm, fast.OneHeadAttention) == [
+        before[0], before[1], before[3],
+    ]  # fmt: skip
+    assert_alike(answer(encoder, x), expected)
+
+
+@BOTH
+def test_a_denoiser_answers_as_before_with_every_block_replaced(model_folder, kernels, kernel_device):
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.activations import GEGLU
+    from diffusers.models.resnet import ResnetBlock2D
+
+    unet = frozen(UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet"), kernel_device)
+    generator = torch.Generator().manual_seed(1)
+    noisy = torch.randn(2, 4, 8, 8, generator=generator).to(kernel_device)
+    text = torch.randn(2, 5, 32, generator=generator).to(kernel_device)
+    times = torch.tensor([20, 700], device=kernel_device)
+    with torch.no_grad():
+        expected = unet(noisy, times, text).sample
+        fast.speed_up_denoiser(unet, kernels)
+        found = unet(noisy, times, text).sample
+    assert counts(unet, ResnetBlock2D, GEGLU, nn.GroupNorm) == [0, 0, 0]
+    assert counts(unet, fast.Residual, fast.GatedLinear)[1] > 0
+    assert_alike([found], [expected])
+
+
+def test_blocks_of_another_make_are_left_alone(kernel_device):
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+
+    sizes = {"in_channels": 8, "temb_channels": 16, "groups": 2}
+    assert fast.is_plain_residual(ResnetBlock2D(**sizes))
+    for other in (
+        {"non_linearity": "mish"},
+        {"time_embedding_norm": "scale_shift"},
+        {"up": True},
+        {"down": True},
+        {"skip_time_act": True},
+    ):
+        assert not fast.is_plain_residual(ResnetBlock2D(**sizes, **other)), other
+    plain = {"query_dim": 8, "heads": 1, "dim_head": 8, "norm_num_groups": 2}
+    assert fast.is_one_head(Attention(**plain))
+    for other in (
+        {"heads": 2},
+        {"norm_num_groups": None},
+        {"cross_attention_dim": 4},
+        {"qk_norm": "layer_norm"},
+    ):
+        assert not fast.is_one_head(Attention(**plain | other)), other
+    assert not fast.is_plain_norm(nn.GroupNorm(2, 8, affine=False)) and not fast.is_plain_norm(None)
+    for other in ({"groups": 2}, {"dilation": 2}, {"padding_mode": "reflect"}, {"padding": "same"}):
+        assert not fast.is_plain_convolution(nn.Conv2d(8, 8, 3, **other)), other
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("channels", [8, 12])
+def test_a_residual_block_with_time_shortcut_and_scale(scale, channels):
+    from diffusers.models.resnet import ResnetBlock2D
+
+    sizes = {"in_channels": 8, "out_channels": channels, "temb_channels": 16, "groups": 4}
+    block = frozen(ResnetBlock2D(**sizes, output_scale_factor=scale), "cpu")
+    time = torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 8, 6, 5, generator=torch.Generator().manual_seed(2))
+    quick = fast.Residual(block, REFERENCE)
+    assert_alike(answer(lambda x: quick(x, time), x), answer(lambda x: block(x, time), x))
+
+
+@pytest.mark.parametrize("size", [7, 8])
+@pytest.mark.parametrize(
+    "options", [{"padding": 1}, {"stride": 2}, {"stride": 2, "padding": 1}, {"stride": (3, 2)}]
+)
+def test_a_frozen_convolution_has_the_gradient_and_keeps_nothing_but_its_weight(size, options):
+    convolution = frozen(nn.Conv2d(3, 4, 3, **options), "cpu")
+    x = torch.randn(2, 3, size, size + 1, generator=torch.Generator().manual_seed(0))
+    quick = fast.FrozenConvolution(convolution)
+    assert_alike(answer(quick, x), answer(convolution, x))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: kept.append(saved.shape), lambda saved: saved
+    ):
+        quick(x.requires_grad_())
+    assert kept == [(4, 8, 3, 3)]
+
+
+def test_wide_attention_is_attention():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, pull = (torch.randn(3, 10, 6, generator=generator, dtype=torch.float64) for _ in range(4))
+    q, k, v = (part.requires_grad_() for part in (q, k, v))
+    found = fast.WideAttention.apply(q, k, v, 0.3)
+    expected = F.scaled_dot_product_attention(q, k, v, scale=0.3)
+    assert torch.allclose(found, expected, rtol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(found, (q, k, v), pull),
+        torch.autograd.grad(expected, (q, k, v), pull),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, rtol=1e-10)
+
+
+def test_what_an_encoder_keeps_for_its_gradient_is_less_than_half(encoder):
+    def kept(module):
+        sizes = {}
+
+        def note(tensor):
+            sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            module(torch.rand(2, 3, 32, 32, device=next(module.parameters()).device, requires_grad=True))
+        weights = {weight.data_ptr() for weight in [*module.parameters(), *module.buffers()]}
+        return sum(size for place, size in sizes.items() if place not in weights)
+
+    before = kept(encoder)
+    fast.speed_up_encoder(encoder, TRITON)
+    assert kept(encoder) < 0.5 * before
+
+
+def test_without_triton_torch_goes_on_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setitem(__import__("sys").modules, "sd.kernels.triton_norm", None)
+    monkeypatch.delattr("sd.kernels.triton_norm")
+    with caplog.at_level(logging.WARNING):
+        assert choose.choose_kernels(torch.device("cuda")) is REFERENCE
+    (record,) = caplog.records
+    assert "torch's own kernels" in record.getMessage() and "triton" in record.getMessage()
+
+
+def test_kernels_are_tried_out(kernel_device):
+    choose.try_out(TRITON, kernel_device)
+    wrong = Kernels("wrong", TRITON.group_norm, lambda x: x[..., ::2], TRITON.biased_sum)
+    with pytest.raises(ArithmeticError, match="geglu"):
+        choose.try_out(wrong, kernel_device)
+
+
+@pytest.mark.gpu
+def test_the_prior_of_a_gpu_is_the_faster_one_and_agrees_with_the_cpu(model_folder):
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for device in ("cpu", "cuda"):
+        prior = StableDiffusion.from_pretrained(str(model_folder), torch.device(device))
+        assert (counts(prior.vae.encoder, fast.Residual)[0] > 0) == (device == "cuda")
+        x = images.to(device).requires_grad_()
+        latents = prior.encode(x, noise.to(device))
+        (slope,) = torch.autograd.grad(latents.square().sum(), x)
+        found[device] = latents.detach().cpu(), slope.cpu()
+    for one, other in zip(found["cuda"], found["cpu"], strict=True):
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
+@pytest.mark.gpu
+def test_the_encoder_of_full_size_in_half_precision():
+    """Against itself in float32: no farther away than diffusers' own blocks in half precision."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",),
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+        )
+    encoder = frozen(vae.encoder, "cuda")
+    x = torch.rand(2, 3, 512, 512, device="cuda") * 2 - 1
+    pull = torch.randn(2, 8, 64, 64, device="cuda")
+
+    def both(module, x):
+        x = x.clone().requires_grad_()
+        value = module(x)
+        return value.detach().float(), torch.autograd.grad(value, x, pull.to(value.dtype))[0].float()
+
+    exact = both(encoder, x)
+    half = copy.deepcopy(encoder).half().to(memory_format=torch.channels_last)
+    usual = both(half, x.half())
+    fast.speed_up_encoder(half, choose.choose_kernels(torch.device("cuda")))
+    quick = both(half, x.half().contiguous(memory_format=torch.channels_last))
+    for name, truth, old, new in zip(("value", "gradient"), exact, usual, quick, strict=True):
+        farther = [((found - truth).norm() / truth.norm()).item() for found in (old, new)]
+        assert farther[1] < 1.3 * farther[0] + 1e-4, (name, farther)
