@@ -1,0 +1,28 @@
+"""The prior's benchmark at toy size: every row is there."""
+
+import torch
+
+from benchmarks.prior import Bench, denoiser, encoder, norms, others, whole
+from sd.kernels.reference import REFERENCE
+from sd.weights import load_parts
+
+
+def test_every_way_is_measured(model_folder, capsys):
+    cpu = torch.device("cpu")
+    bench = Bench(cpu, 1)
+    for act, sizes in ((denoiser, (REFERENCE, [2])), (encoder, (REFERENCE, [1])), (whole, ([1],))):
+        parts = load_parts(str(model_folder), cpu)
+        for part in (parts.unet, parts.vae):
+            part.requires_grad_(False).eval()
+        act(bench, parts, *sizes)
+    norms(bench, REFERENCE, [(1, 8, 4, 4)], 2, torch.float32)
+    others(bench, REFERENCE, 1, 16, 8, 8)
+    found = {(row["what"], row["way"]) for row in bench.rows}
+    for way in ("diffusers", "+ channels last", "+ our blocks on torch's kernels", "+ torch kernels"):
+        assert {("UNet 2B=2", way), ("VAE B=1 forward", way), ("VAE B=1 forward + backward", way)} <= found
+    assert ("UNet 2B=2", "+ graph") in found and (
+        "prior.encode B=1 forward + backward",
+        "as in a run",
+    ) in found
+    assert all(row["ms"] > 0 for row in bench.rows)
+    assert len(capsys.readouterr().out.splitlines()) == len(bench.rows)
