@@ -19,21 +19,24 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from render.export.project import compiled_kernels, folded_edges, project
+from render.export.unwrap_library import UnwrapFailed, unwrap_with
 from render.mesh import Mesh
 from render.raster.contract import Rasteriser
 
 logger = logging.getLogger(__name__)
 
-Method = Literal["auto", "xatlas", "uvunwrap"]
+Method = Literal["auto", "xatlas", "uvunwrap", "projection"]
 TextureSide = Annotated[int, Field(ge=16, le=16384)]
 
 # Above this many faces xatlas takes more than about 7 s, and its time grows faster than the mesh
 # (2 cores: 6.5 s at 20 k faces, 45 s at 61 k, 161 s at 199 k; uvunwrap 0.6, 1.6 and 6.9 s).
 XATLAS_MOST_FACES = 20_000
 
-
-class UnwrapFailed(Exception):
-    """An unwrapper gave up on a mesh, or did not fit it into one texture."""
+# With more edges than this folded by over 60 degrees a surface counts as torn (after a run there are none, in
+# the noise of random weights 400,000). There uvunwrap makes charts of a few faces each, whose margins take
+# the texture or need several, and it may panic (2 cores: 1.5 M faces, 60,000 such edges, 70 s and 3 pages).
+MOST_FOLDS = 10_000
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -48,7 +51,8 @@ class ExportConfig:
     )
     unwrap: Method = Field(
         "auto",
-        description=f"UV unwrapper: xatlas, uvunwrap, or auto (xatlas up to {XATLAS_MOST_FACES} faces)",
+        description=f"UV unwrapper: xatlas, uvunwrap, projection (any mesh in seconds, more seams), or auto "
+        f"(xatlas up to {XATLAS_MOST_FACES} faces, above uvunwrap, projection for torn surfaces)",
     )
     export_faces: int = Field(
         0, ge=0, le=10**8, description="decimate the exported mesh to about so many faces; 0 keeps all"
@@ -62,32 +66,20 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
     """The same mesh with new uv in [0,1], uv_faces and tangents; no chart mirrored, none overlapping another.
 
     resolution is (height, width) of the texture, padding the texels kept free around each chart. Positions
-    and faces stay as they are. Raises ValueError where the mesh has no faces or no unwrapper is installed.
+    and faces stay as they are. The time is bounded whatever the mesh looks like: a library that fails or
+    takes too long gives way to the projection, with a warning. Raises ValueError where there are no faces.
     """
     if len(mesh.faces) == 0:
         raise ValueError("cannot unwrap a mesh without faces")
-    chosen = _choose(method, len(mesh.faces))
     # Unit size: xatlas takes very small meshes apart into several pages.
     extent = (mesh.v_pos.amax(0) - mesh.v_pos.amin(0)).max().clamp(min=1e-30)
     scaled = (mesh.v_pos.detach() - mesh.v_pos.amin(0)) / extent
     positions = np.ascontiguousarray(scaled.cpu().numpy(), dtype=np.float32)
-    faces = np.ascontiguousarray(mesh.faces.cpu().numpy(), dtype=np.uint32)
+    faces = np.ascontiguousarray(mesh.faces.cpu().numpy(), dtype=np.int64)
     start = time.perf_counter()
-    run = _run_xatlas if chosen == "xatlas" else _run_uvunwrap
-    try:
-        uv, uv_faces, charts = run(positions, faces, max(resolution), padding)
-    except UnwrapFailed as error:
-        logger.warning("%s failed on this mesh (%s); every face gets a place of its own", chosen, error)
-        chosen = "a grid of faces"
-        uv, uv_faces, charts = _face_grid(len(faces))
-    logger.info(
-        "unwrapped %d faces into %d charts with %s in %.1f s",
-        len(faces),
-        charts,
-        chosen,
-        time.perf_counter() - start,
-    )
-    # Both tools lay counter-clockwise faces out counter-clockwise with v upward; our v grows downward.
+    uv, uv_faces, how = _unwrapped(positions, faces, method, max(resolution), padding)
+    logger.info("unwrapped %d faces into %s in %.1f s", len(faces), how, time.perf_counter() - start)
+    # All methods lay counter-clockwise faces out counter-clockwise with v upward; our v grows downward.
     uv[:, 1] = 1 - uv[:, 1]
     device = mesh.v_pos.device
     unwrapped = replace(
@@ -99,10 +91,40 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
     return replace(unwrapped, tangents=tangents(unwrapped))
 
 
-def _choose(method: Method, faces: int) -> str:
+def _unwrapped(
+    positions: np.ndarray, faces: np.ndarray, method: Method, side: int, padding: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """uv, uv_faces and, for the log, into what and with which method."""
+    chosen = _choose(method, positions, faces)
+    if chosen != "projection":
+        try:
+            uv, uv_faces, charts = unwrap_with(chosen, positions, faces, side, padding)
+            return uv, uv_faces, f"{charts} charts with {chosen}"
+        except UnwrapFailed as error:
+            logger.warning("%s failed on this mesh: %s; the projection takes over", chosen, error)
+    if compiled_kernels() is None:
+        return *_face_grid(len(faces)), f"{len(faces)} charts, one a face"
+    uv, uv_faces, charts, kept = project(positions, faces, side, padding)
+    if kept < padding:
+        logger.warning(
+            "%d charts leave room for a padding of %d texels, not %d; a larger texture_res or fewer faces "
+            "(export_faces) would",
+            charts,
+            kept,
+            padding,
+        )
+    return uv, uv_faces, f"{charts} charts with projection"
+
+
+def _choose(method: Method, positions: np.ndarray, faces: np.ndarray) -> str:
+    """The method for `auto`, and another one for a library that is missing."""
+    if method == "projection":
+        return method
     preferred = method
     if method == "auto":
-        preferred = "xatlas" if faces <= XATLAS_MOST_FACES else "uvunwrap"
+        preferred = "xatlas" if len(faces) <= XATLAS_MOST_FACES else "uvunwrap"
+        if preferred == "uvunwrap" and folded_edges(positions, faces) > MOST_FOLDS:
+            return "projection"
     other = "uvunwrap" if preferred == "xatlas" else "xatlas"
     if importlib.util.find_spec(preferred) is not None:
         return preferred
@@ -112,46 +134,7 @@ def _choose(method: Method, faces: int) -> str:
     return other
 
 
-def _run_xatlas(positions: np.ndarray, faces: np.ndarray, side: int, padding: int):
-    import xatlas
-
-    chart_options = xatlas.ChartOptions()
-    chart_options.fix_winding = True
-    pack_options = xatlas.PackOptions()
-    # What it calls rotating swaps u and v, which mirrors the chart.
-    pack_options.rotate_charts = False
-    pack_options.resolution = side
-    pack_options.padding = padding
-    atlas = xatlas.Atlas()
-    atlas.add_mesh(positions, faces)
-    atlas.generate(chart_options, pack_options)
-    if atlas.atlas_count > 1:
-        pack_options.resolution = 0
-        atlas.generate(chart_options, pack_options)
-    if atlas.atlas_count != 1:
-        raise UnwrapFailed(f"{atlas.atlas_count} pages instead of one")
-    _, uv_faces, uv = atlas.get_mesh(0)
-    return np.array(uv, dtype=np.float32), uv_faces.astype(np.int64), atlas.chart_count
-
-
-def _run_uvunwrap(positions: np.ndarray, faces: np.ndarray, side: int, padding: int):
-    import uvunwrap
-
-    try:
-        atlas = uvunwrap.generate([uvunwrap.Mesh(positions, faces)], page_size=side, padding=padding)
-    except BaseException as error:
-        # A panic of the library (seen on the torn surface of a million faces) is no Exception.
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        raise UnwrapFailed(str(error)) from error
-    if atlas.page_count != 1:
-        raise UnwrapFailed(f"{atlas.page_count} pages instead of one")
-    output = atlas.meshes[0]
-    uv = np.array(output.uv, dtype=np.float32).reshape(-1, 2)
-    return uv, np.array(output.indices, dtype=np.int64).reshape(-1, 3), atlas.chart_count
-
-
-def _face_grid(count: int):
+def _face_grid(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Two faces in each cell of a square grid, a margin apart: fits any mesh, with a seam at every edge."""
     side = math.ceil(math.sqrt((count + 1) // 2))
     lower = np.array([[0.08, 0.08], [0.82, 0.08], [0.08, 0.82]])
@@ -159,7 +142,7 @@ def _face_grid(count: int):
     face = np.arange(count)
     cell = np.stack([face // 2 % side, face // 2 // side], axis=-1)
     uv = (cell[:, None] + corners[face % 2]) / side
-    return uv.reshape(-1, 2).astype(np.float32), np.arange(3 * count, dtype=np.int64).reshape(-1, 3), count
+    return uv.reshape(-1, 2).astype(np.float32), np.arange(3 * count, dtype=np.int64).reshape(-1, 3)
 
 
 def uv_areas(mesh: Mesh) -> Float[Tensor, " F"]:

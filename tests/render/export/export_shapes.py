@@ -3,6 +3,8 @@
 import torch
 import trimesh
 
+from geometry.marching_tets import marching_tetrahedra
+from geometry.tet_grid import make_tet_grid
 from render.mesh import Mesh, make_mesh
 
 
@@ -12,6 +14,13 @@ def bumpy_ball(subdivisions: int = 3) -> Mesh:
     direction = torch.tensor(ball.vertices, dtype=torch.float32)
     radius = 0.7 + 0.1 * torch.sin(5 * direction[:, :1]) * torch.cos(4 * direction[:, 1:2])
     return make_mesh(direction * radius, torch.tensor(ball.faces))
+
+
+def noise_surface(cells: int) -> Mesh:
+    """The zero surface of white noise on a lattice of cells³: torn, of many pieces, folded everywhere."""
+    grid = make_tet_grid(round(cells / 0.4), 2.0)
+    values = torch.randn(len(grid.v_pos), generator=torch.Generator().manual_seed(0))
+    return make_mesh(*marching_tetrahedra(grid.v_pos, values, grid.tets, grid.edges, grid.tet_edges))
 
 
 def smooth_field(points: torch.Tensor) -> dict[str, torch.Tensor]:

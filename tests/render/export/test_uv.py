@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from export_shapes import bumpy_ball
+from export_shapes import bumpy_ball, noise_surface
 from pydantic import ValidationError
 
 from render.export import uv as uv_module
+from render.export.project import folded_edges
+from render.export.unwrap_library import UnwrapFailed
 from render.export.uv import (
     ExportConfig,
     prepare_uv,
@@ -23,7 +25,7 @@ from render.export.uv import (
 from render.mesh import Mesh, make_mesh
 from render.raster.reference import ReferenceRasteriser
 
-METHODS = ["xatlas", "uvunwrap"]
+METHODS = ["xatlas", "uvunwrap", "projection"]
 RASTERISER = ReferenceRasteriser()
 
 
@@ -143,13 +145,18 @@ def test_size_does_not_matter_and_degenerate_faces_do_no_harm(method, scale):
     assert (uv_areas(mesh)[: len(ball.faces)] > 0).all() and uv_areas(mesh).sum() > 0.3
 
 
-def test_auto_takes_xatlas_for_few_faces_and_uvunwrap_for_many(monkeypatch, caplog):
+def test_auto_takes_xatlas_for_few_faces_uvunwrap_for_many_and_the_projection_where_torn(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     unwrap(bumpy_ball(1), "auto", (128, 128), 2)
     monkeypatch.setattr(uv_module, "XATLAS_MOST_FACES", 10)
     unwrap(bumpy_ball(1), "auto", (128, 128), 2)
-    assert ["xatlas" in caplog.messages[0], "uvunwrap" in caplog.messages[1]] == [True, True]
-    assert len(caplog.messages) == 2
+    monkeypatch.setattr(uv_module, "MOST_FOLDS", 2000)
+    noise = noise_surface(8)
+    assert 2000 < folded_edges(noise.v_pos.numpy(), noise.faces.numpy()) < 10_000
+    unwrap(noise, "auto", (512, 512), 2)
+    told = [message for message in caplog.messages if message.startswith("unwrapped")]
+    assert len(told) == 3
+    assert "xatlas" in told[0] and "uvunwrap" in told[1] and "projection" in told[2]
 
 
 def test_a_missing_unwrapper_is_announced_and_the_other_one_used(monkeypatch, caplog):
@@ -162,19 +169,27 @@ def test_a_missing_unwrapper_is_announced_and_the_other_one_used(monkeypatch, ca
         unwrap(bumpy_ball(1), "auto", (128, 128), 2)
 
 
-def test_an_unwrapper_that_panics_gives_way_to_a_grid_of_faces(monkeypatch, caplog):
-    import uvunwrap
+def test_a_library_that_fails_gives_way_to_the_projection(monkeypatch, caplog):
+    def fail(*args):
+        raise UnwrapFailed("2 pages instead of one")
 
-    class Panic(BaseException):
-        pass
+    monkeypatch.setattr(uv_module, "unwrap_with", fail)
+    caplog.set_level(logging.INFO)
+    mesh = unwrap(bumpy_ball(), "uvunwrap", (512, 512), 4)
+    assert "uvunwrap failed on this mesh: 2 pages instead of one" in caplog.messages[0]
+    assert "with projection" in caplog.messages[1]
+    assert (uv_areas(mesh) > 0).all() and uv_fault(mesh, RASTERISER) is None
 
-    def panic(*args, **kwargs):
-        raise Panic("index out of bounds")
 
-    monkeypatch.setattr(uvunwrap, "generate", panic)
+def test_padding_that_many_charts_leave_no_room_for_is_told(caplog):
+    unwrap(noise_surface(8), "projection", (64, 64), 4)
+    assert "leave room for a padding of 0 texels, not 4" in caplog.messages[0]
+
+
+def test_without_numba_every_face_gets_a_place_of_its_own(monkeypatch):
+    monkeypatch.setattr(uv_module, "compiled_kernels", lambda: None)
     ball = bumpy_ball()
-    mesh = unwrap(ball, "uvunwrap", (1024, 1024), 4)
-    assert "index out of bounds" in caplog.text
+    mesh = unwrap(ball, "projection", (1024, 1024), 4)
     assert torch.equal(mesh.faces, ball.faces)
     assert mesh.uv.min() >= 0 and mesh.uv.max() <= 1
     assert (uv_areas(mesh) > 0).all()

@@ -1,0 +1,53 @@
+"""One unwrapping in a process of its own, which can be ended: `python unwrap_worker.py LIBRARY IN OUT`.
+
+IN: an .npz with positions [V,3] float32, faces [F,3] uint32, side and padding. OUT: uv [U,2], uv_faces [F,3],
+charts and pages. Nothing of the program is imported, so that it starts fast.
+"""
+
+import sys
+
+import numpy as np
+
+
+def main(library: str, given: str, answer: str) -> None:
+    """Unwraps with "xatlas" or "uvunwrap"; a failure is an uncaught exception."""
+    with np.load(given) as record:
+        arguments = record["positions"], record["faces"], int(record["side"]), int(record["padding"])
+    uv, uv_faces, charts, pages = (with_xatlas if library == "xatlas" else with_uvunwrap)(*arguments)
+    np.savez(answer, uv=uv, uv_faces=uv_faces, charts=charts, pages=pages)
+
+
+def with_xatlas(positions: np.ndarray, faces: np.ndarray, side: int, padding: int):
+    """(uv, uv_faces, charts, pages), uv in [0,1]."""
+    import xatlas
+
+    chart_options = xatlas.ChartOptions()
+    chart_options.fix_winding = True
+    pack_options = xatlas.PackOptions()
+    # What it calls rotating swaps u and v, which mirrors the chart.
+    pack_options.rotate_charts = False
+    pack_options.resolution = side
+    pack_options.padding = padding
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(positions, faces)
+    atlas.generate(chart_options, pack_options)
+    if atlas.atlas_count > 1:
+        pack_options.resolution = 0
+        atlas.generate(chart_options, pack_options)
+    _, uv_faces, uv = atlas.get_mesh(0)
+    return uv, uv_faces.astype(np.int64), atlas.chart_count, atlas.atlas_count
+
+
+def with_uvunwrap(positions: np.ndarray, faces: np.ndarray, side: int, padding: int):
+    """(uv, uv_faces, charts, pages), uv in [0,1]."""
+    import uvunwrap
+
+    atlas = uvunwrap.generate([uvunwrap.Mesh(positions, faces)], page_size=side, padding=padding)
+    output = atlas.meshes[0]
+    uv = np.array(output.uv, dtype=np.float32).reshape(-1, 2)
+    uv_faces = np.array(output.indices, dtype=np.int64).reshape(-1, 3)
+    return uv, uv_faces, atlas.chart_count, atlas.page_count
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
