@@ -13,13 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sd.fast import speed_up_denoiser, speed_up_encoder
-from sd.graphed import Graphed
+from sd.graphed import Graphed, GraphedBothWays
 from sd.kernels.choose import choose_kernels
 from sd.lora import apply_lora
 from sd.places import resolve_model
 from sd.weights import Parts, load_parts
 
 logger = logging.getLogger(__name__)
+
+# Of a batch of images: the encoder computes for longer than it takes to launch beyond that.
+MOST_PIXELS = 2**17
 
 
 class StableDiffusion(nn.Module):
@@ -55,6 +58,7 @@ class StableDiffusion(nn.Module):
             speed_up_denoiser(self.unet, kernels)
             speed_up_encoder(self.vae.encoder, kernels)
         self._denoise = Graphed(partial(noise_of, self.unet))
+        self._moments = GraphedBothWays(partial(moments_of, self.vae), 3 * MOST_PIXELS)
 
     @classmethod
     def from_pretrained(
@@ -103,8 +107,7 @@ class StableDiffusion(nn.Module):
         """Sampled, scaled latents of images in [−1, 1]; differentiable with respect to the images."""
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         images = images.to(self.vae.dtype, memory_format=layout)
-        moments = self.vae.quant_conv(self.vae.encoder(images))
-        mean, log_variance = moments.float().chunk(2, dim=1)
+        mean, log_variance = self._moments(images).float().chunk(2, dim=1)
         deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
         return (mean + deviation * noise) * self.scaling_factor
 
@@ -119,6 +122,11 @@ class StableDiffusion(nn.Module):
             abar = self.alphas_cumprod[timesteps][:, None, None, None]
             output = abar.sqrt() * output + (1 - abar).sqrt() * noisy
         return output
+
+
+def moments_of(vae: nn.Module, images: Tensor) -> Tensor:
+    """Mean and log variance of the latents, by the encoder of an `AutoencoderKL`."""
+    return vae.quant_conv(vae.encoder(images))
 
 
 def noise_of(unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sd.graphed import MOST_SHAPES, WARM_UP_TURNS, Graphed
+from sd.graphed import MOST_SHAPES, WARM_UP_TURNS, Graphed, GraphedBothWays, Recorder
 from sd.stable_diffusion import StableDiffusion
 
 
@@ -18,6 +18,32 @@ def test_on_the_cpu_the_function_itself_is_called():
     x = torch.arange(3.0, requires_grad=True)
     assert torch.equal(Graphed(double)(x), 2 * x.detach())
     assert calls[0] is x
+
+
+def test_recordings_are_made_once_and_up_to_a_number(caplog):
+    made = []
+
+    def record(inputs, earlier):
+        made.append(earlier)
+        return len(made)
+
+    recorder = Recorder(record)
+    sizes = [*range(MOST_SHAPES + 1), 0, MOST_SHAPES]
+    assert [recorder(torch.ones(size)) for size in sizes] == [1, 2, 3, 4, None, 1, None]
+    assert made == [None, 1, 1, 1] and not caplog.records
+
+
+def test_a_recording_that_fails_is_told_once_and_not_tried_again(caplog):
+    tried = []
+
+    def record(inputs, earlier):
+        tried.append(inputs)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    recorder = Recorder(record)
+    assert recorder(torch.ones(2)) is None and recorder(torch.ones(3)) is None
+    assert len(tried) == 1 and len(caplog.records) == 1
+    assert caplog.messages[0].endswith("Tried to allocate 2.00 GiB.")
 
 
 @pytest.mark.gpu
@@ -72,7 +98,7 @@ def test_an_answer_stays_and_the_layout_of_an_input_makes_no_second_recording():
     first = graphed(x)
     second = graphed((x + 1).contiguous(memory_format=torch.channels_last))
     assert torch.equal(first, x * 2) and torch.equal(second, (x + 1) * 2)
-    assert len(graphed._recordings) == 1
+    assert len(graphed.recordings.made) == 1
 
 
 @pytest.mark.gpu
@@ -84,7 +110,74 @@ def test_every_device_records_on_its_own():
         for _ in range(2):
             x = torch.randn(5, device=device)
             assert torch.equal(graphed(x), x * 2)
-        assert len(graphed._recordings) == 1
+        assert len(graphed.recordings.made) == 1
+
+
+def test_on_the_cpu_gradients_are_those_of_the_function_itself():
+    x = torch.arange(3.0, requires_grad=True)
+    y = GraphedBothWays(lambda x: x**2, 100)(x)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], 2 * x.detach())
+
+
+@pytest.mark.gpu
+def test_gradients_are_replayed_and_follow_their_inputs():
+    calls = []
+
+    def cubic(x):
+        calls.append(len(x))
+        return x**3 + x.sum()
+
+    graphed = GraphedBothWays(cubic, 10)
+    for size in (3, 4, 11):
+        for _ in range(3):
+            x = torch.randn(size, device="cuda", requires_grad=True)
+            pull = torch.randn(size, device="cuda")
+            y = graphed(2 * x)
+            assert torch.allclose(y, 8 * x**3 + 2 * x.sum(), rtol=1e-4, atol=1e-5)
+            (slope,) = torch.autograd.grad(y, x, pull)
+            assert torch.allclose(slope, 24 * x**2 * pull + 2 * pull.sum(), rtol=1e-4, atol=1e-4)
+    # Those for the capture only, and every one of what is too large.
+    assert calls == [3] * (WARM_UP_TURNS + 1) + [4] * (WARM_UP_TURNS + 1) + [11] * 3
+
+
+@pytest.mark.gpu
+def test_an_answer_that_waits_for_its_gradient_is_not_overwritten():
+    calls = []
+
+    def square(x):
+        calls.append(None)
+        return x**2
+
+    graphed = GraphedBothWays(square, 10)
+    first, second, third = (torch.randn(5, device="cuda", requires_grad=True) for _ in range(3))
+    graphed(first)  # nobody keeps the answer
+    recorded = len(calls)
+    one, other = graphed(first), graphed(second)
+    with torch.no_grad():
+        assert torch.allclose(graphed(third), third**2)
+    assert len(calls) == recorded + 2
+    for y, x in ((one, first), (other, second)):
+        assert torch.allclose(torch.autograd.grad(y.sum(), x)[0], 2 * x)
+    y = graphed(third)
+    assert torch.allclose(torch.autograd.grad(y.sum(), third)[0], 2 * third)
+    assert len(calls) == recorded + 2
+
+
+@pytest.mark.gpu
+def test_the_encoder_replays_as_it_computes(model_folder, monkeypatch):
+    found = []
+    for most in (0, 2**17):
+        monkeypatch.setattr("sd.stable_diffusion.MOST_PIXELS", most)
+        prior = StableDiffusion.from_pretrained(str(model_folder), torch.device("cuda"))
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            images = torch.rand(2, 3, 32, 32, generator=generator).cuda().requires_grad_()
+            latents = prior.encode(images, torch.randn(2, 4, 8, 8, generator=generator).cuda())
+            found.append((latents.detach(), *torch.autograd.grad(latents.square().sum(), images)))
+        assert bool(prior._moments.recordings.made) == (most > 0)
+    for one, other in zip(found[:3], found[3:], strict=True):
+        for usual, replayed in zip(one, other, strict=True):
+            assert torch.allclose(usual, replayed, rtol=1e-2, atol=1e-3 * usual.abs().max())
 
 
 @pytest.mark.gpu
