@@ -42,7 +42,9 @@ CHECKED = [
     "render.shade.light",
     "render.shade.material",
     "render.shade.normal",
+    "sd.fast",
     "sd.guidance",
+    "sd.kernels.reference",
     "sd.schedule",
     "sd.stable_diffusion",
 ]
