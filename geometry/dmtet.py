@@ -3,12 +3,12 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from geometry.marching_tets import marching_tetrahedra
+from geometry.marching_tets import crossing_points, surface_topology
 from geometry.sdf_network import SdfNetwork
 from geometry.tet_grid import TetGrid, cells_per_axis, load_tet_grid, make_tet_grid
 from render.hash_grid import HashGrid, PinnedEncoding
@@ -75,25 +75,44 @@ class DMTet(nn.Module):
         self.reach = 1 / self.resolution
         self._pinned: PinnedEncoding | None = None
 
-    def field(self) -> tuple[Float[Tensor, " V"], Float[Tensor, "V 3"]]:
-        """Signed distance at the grid's vertices (before the wall is closed) and their moved positions."""
+    def field(
+        self, vertices: Int[Tensor, " N"] | None = None
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 3"]]:
+        """Signed distance (before the wall is closed) and moved position of all grid vertices, or of some."""
         if self._pinned is None or self._pinned.device != self.v_pos.device:
             self._pinned = self.network.encoding.pin(self.v_pos)
-        sdf, offset = self.network(self._pinned)
-        return sdf, self.v_pos + offset.tanh() * self.reach
+        sdf, offset = self.network(self._pinned, vertices)
+        return sdf, _rows(self.v_pos, vertices) + offset.tanh() * self.reach
 
     def mesh(self) -> Mesh:
-        """The zero surface with smooth normals. Raises SurfaceVanished where the field has one sign only."""
-        sdf, v_pos = self.field()
-        if self.start is not None:
-            sdf = self.start + self.band * ((sdf - self.start) / self.band).tanh()
-        sdf = torch.where(self.on_wall & (sdf < 0), sdf.new_tensor(self.wall_distance), sdf)
-        verts, faces = marching_tetrahedra(v_pos, sdf, self.tets, self.edges, self.tet_edges)
+        """The zero surface with smooth normals. Raises SurfaceVanished where the field has one sign only.
+
+        The field's signs everywhere tell where the surface is. Its shape depends on the vertices next to it
+        alone, so only there is the field differentiated: the same gradient, with a tenth of the work.
+        """
+        with torch.no_grad():
+            everywhere = self._closed(self.field()[0])
+        ends, faces = surface_topology(everywhere < 0, self.tets, self.edges, self.tet_edges)
         if len(faces) == 0:
             raise SurfaceVanished(
                 "the surface vanished: try a lower guidance_weight, a larger start shape or another seed"
             )
-        return make_mesh(verts, faces)
+        vertices, ends = _renumber(ends, len(self.v_pos))
+        sdf, v_pos = self.field(vertices)
+        sdf = self._closed(sdf, vertices)
+        # The values that the signs came from: another batch may be rounded to another sign.
+        sdf = everywhere[vertices] + (sdf - sdf.detach())
+        return make_mesh(crossing_points(v_pos, sdf, ends), faces)
+
+    def _closed(
+        self, sdf: Float[Tensor, " N"], vertices: Int[Tensor, " N"] | None = None
+    ) -> Float[Tensor, " N"]:
+        """The field that is meshed: within the band of keep_near, and outside on the grid's wall."""
+        if self.start is not None:
+            start = _rows(self.start, vertices)
+            sdf = start + self.band * ((sdf - start) / self.band).tanh()
+        open_wall = _rows(self.on_wall, vertices) & (sdf < 0)
+        return sdf.masked_fill(open_wall, self.wall_distance)
 
     def keep_near(self, distances: Float[Tensor, " V"], band: float) -> None:
         """Hold the surface within `band` (world units) of a shape, given by its distances at the vertices.
@@ -114,6 +133,20 @@ class DMTet(nn.Module):
 def cell_size(config: GeometryConfig) -> float:
     """Side of a cell of the lattice, world units."""
     return config.mesh_scale / cells_per_axis(config.dmtet_grid)
+
+
+def _rows(values: Tensor, rows: Int[Tensor, " N"] | None) -> Tensor:
+    return values if rows is None else values.index_select(0, rows)
+
+
+def _renumber(ends: Int[Tensor, "N 2"], count: int) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"]]:
+    """The vertices, of `count`, that edges end at, in ascending order, and the ends as places among them."""
+    used = torch.zeros(count, dtype=torch.bool, device=ends.device)
+    used[ends.reshape(-1)] = True
+    vertices = used.nonzero()[:, 0]
+    place = torch.empty(count, dtype=torch.int64, device=ends.device)
+    place[vertices] = torch.arange(len(vertices), device=ends.device)
+    return vertices, place[ends]
 
 
 def _grid(config: GeometryConfig) -> TetGrid:

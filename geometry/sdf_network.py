@@ -1,7 +1,7 @@
 """The implicit field: hash encoding and a small MLP that gives signed distance and vertex offset."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from render.hash_grid import HashGrid, PinnedEncoding
@@ -24,9 +24,9 @@ class SdfNetwork(nn.Module):
         self.mlp = nn.Sequential(*layers[:-1])
 
     def forward(
-        self, points: Float[Tensor, "N 3"] | PinnedEncoding
-    ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 3"]]:
-        """(s, d) at world points, given plain or pinned by `self.encoding.pin`."""
-        encoded = points() if isinstance(points, PinnedEncoding) else self.encoding(points)
+        self, points: Float[Tensor, "N 3"] | PinnedEncoding, rows: Int[Tensor, " R"] | None = None
+    ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R 3"]]:
+        """(s, d) at world points, or at points that `self.encoding.pin` prepared: all, or those in rows."""
+        encoded = points(rows) if isinstance(points, PinnedEncoding) else self.encoding(points)
         out = self.mlp(encoded)
         return out[:, 0], out[:, 1:]

@@ -200,10 +200,11 @@ class HashGrid(nn.Module):
 
 
 class PinnedEncoding:
-    """The encoding of fixed points; call it to get [N, levels · features].
+    """The encoding of fixed points; call it to get [N, levels · features], of all or of some of the points.
 
     On CPU it is a constant sparse matrix A with eight weights a row (point, level), kept with its transpose:
-    forward A @ table, backward Aᵀ @ gradient. On a GPU, or beyond MAX_PINNED_WEIGHTS, it keeps the points.
+    forward A @ table, backward Aᵀ @ gradient. On a GPU, or beyond MAX_PINNED_WEIGHTS, it keeps the points,
+    in the box's own coordinates.
     """
 
     def __init__(self, grid: HashGrid, points: Float[Tensor, "N 3"]):
@@ -218,7 +219,9 @@ class PinnedEncoding:
     def __len__(self) -> int:
         return len(self.points)
 
-    def __call__(self) -> Float[Tensor, "N LF"]:
+    def __call__(self, rows: Int[Tensor, " R"] | None = None) -> Float[Tensor, "R LF"]:
+        if rows is not None:
+            return self.grid.encode_unit(self.points.index_select(0, rows))
         if self.matrices is None:
             return self.grid.encode_unit(self.points)
         encoded = _SparseProduct.apply(self.grid.table, *self.matrices)

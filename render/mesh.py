@@ -1,6 +1,7 @@
 """The triangle mesh that travels from geometry to the renderer and the exporters."""
 
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -34,8 +35,15 @@ class Mesh:
 
 def face_cross(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F 3"]:
     """Outward face vectors, twice the triangle's area long."""
-    a, b, c = (v_pos[faces[:, corner]] for corner in range(3))
+    # The gradient of index_select is summed by plain additions, that of indexing by a sort.
+    a, b, c = (v_pos.index_select(0, faces[:, corner]) for corner in range(3))
     return torch.linalg.cross(b - a, c - a, dim=-1)
+
+
+@cache
+def _up(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "3"]:
+    """+z, copied to a device once: a copy makes the host wait."""
+    return torch.tensor([0.0, 0.0, 1.0], dtype=dtype, device=device)
 
 
 def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
@@ -43,11 +51,10 @@ def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Fl
     weighted = face_cross(v_pos, faces)
     summed = torch.zeros_like(v_pos)
     for corner in range(3):
-        summed = summed.index_add(0, faces[:, corner], weighted)
+        summed.index_add_(0, faces[:, corner], weighted)
     squared = summed.square().sum(-1, keepdim=True)
-    up = torch.tensor([0.0, 0.0, 1.0], dtype=v_pos.dtype, device=v_pos.device)
     # Degenerate vertices are replaced before the root, whose gradient at 0 is infinite.
-    summed = torch.where(squared > 1e-20, summed, up)
+    summed = torch.where(squared > 1e-20, summed, _up(v_pos.dtype, v_pos.device))
     return torch.nn.functional.normalize(summed, dim=-1)
 
 

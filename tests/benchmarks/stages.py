@@ -93,7 +93,8 @@ def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[s
     return [
         ("cameras", train, "sample_cameras"),
         ("field", DMTet, "field"),
-        ("marching", geometry.dmtet, "marching_tetrahedra"),
+        ("marching", geometry.dmtet, "surface_topology"),
+        ("marching", geometry.dmtet, "crossing_points"),
         ("mesh normals", geometry.dmtet, "make_mesh"),
         ("rasterize", kind, "rasterize"),
         ("interpolate", kind, "interpolate"),

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from geometry.dmtet import DMTet, GeometryConfig, SurfaceVanished
+from geometry.marching_tets import marching_tetrahedra
 from geometry.orientation import is_closed, signed_volume
 from geometry.sdf_network import SdfNetwork
 from geometry.start_shape import StartShapeConfig, build_start_shape, make_fit_pool
 from render.hash_grid import HashGrid
+from render.mesh import Mesh, make_mesh
 
 SMALL = {"hash_levels": 4, "hash_log2_entries": 12, "hash_finest": 64}
 
@@ -25,7 +27,7 @@ def small_dmtet(**changes) -> DMTet:
 def with_field(dmtet: DMTet, sdf: torch.Tensor, offset: torch.Tensor | None = None) -> DMTet:
     """The same grid under a given field instead of the network's."""
     offset = torch.zeros_like(dmtet.v_pos) if offset is None else offset
-    dmtet.network.forward = lambda points: (sdf, offset)
+    dmtet.network.forward = lambda points, rows: (sdf, offset) if rows is None else (sdf[rows], offset[rows])
     return dmtet
 
 
@@ -74,6 +76,38 @@ def test_gradient_reaches_every_parameter(fitted):
     (mesh.v_pos.square().sum() + mesh.v_nrm[:, 0].sum()).backward()
     for name, parameter in dmtet.named_parameters():
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("band", [None, 0.05])
+def test_the_surface_and_its_gradient_are_those_of_the_whole_field(band):
+    """The field is differentiated next to the surface only; here the reference does it everywhere."""
+    surface = small_dmtet()
+    wanted = surface.v_pos.norm(dim=-1) - 1.1
+    if band is not None:
+        surface.keep_near(wanted, band)
+    with torch.no_grad():
+        surface.network.encoding.table.normal_(generator=seeded())
+
+    def whole() -> Mesh:
+        sdf, v_pos = surface.field()
+        if band is not None:
+            sdf = wanted + band / 2 * ((sdf - wanted) / (band / 2)).tanh()
+        sdf = torch.where(surface.on_wall & (sdf < 0), torch.tensor(surface.wall_distance), sdf)
+        return make_mesh(*marching_tetrahedra(v_pos, sdf, surface.tets, surface.edges, surface.tet_edges))
+
+    results = []
+    for build in (surface.mesh, whole):
+        surface.zero_grad()
+        mesh = build()
+        (mesh.v_pos.square().sum() + mesh.v_nrm[:, 0].sum()).backward()
+        results.append((mesh, [parameter.grad for parameter in surface.parameters()]))
+    (mesh, grads), (expected, expected_grads) = results
+    assert torch.equal(mesh.faces, expected.faces) and len(mesh.faces) > 500
+    # Caps at the wall belong to it.
+    assert ((surface.field()[0] < 0) & surface.on_wall).sum() > 50
+    assert torch.allclose(mesh.v_pos, expected.v_pos, atol=1e-6)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert (grad - expected_grad).abs().max() < 1e-4 * expected_grad.abs().max()
 
 
 def test_vertices_move_by_tanh_over_the_grids_name():
