@@ -20,6 +20,7 @@ if __name__ == "__main__" and doctor.OPTION in sys.argv[1:]:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import logging
+import math
 import signal
 import tempfile
 import time
@@ -68,6 +69,7 @@ from render.scene import AppearanceScene, GeometryScene
 from render.shade.cube import cube_to_latlong
 from render.shade.light import EnvironmentLight, load_environment
 from render.shade.material import MaterialField
+from render.staging import Numbers
 from sd.guidance import Guidance
 from sd.lora import parse_lora
 from sd.places import resolve_model
@@ -304,8 +306,8 @@ def train(
             if not phase.fit and step > 1 and task.schedule.phase(step - 1).fit:
                 ranks.share_state(task.scene, optimizer)
             with vanishing_explained(config, step):
-                stats = descend(config, task, guidance, optimizer, step, ranks)
-                stop.decide(ranks.totals(stop.votes()))
+                stats, votes = descend(config, task, guidance, optimizer, step, ranks, stop.votes())
+                stop.decide(votes)
                 if ranks.first:
                     log.record(step, phase.name, stats)
                     still = None if phase.fit else look(config, task.scene, film, step)
@@ -327,37 +329,51 @@ def descend(
     optimizer: torch.optim.Optimizer,
     step: int,
     ranks: Ranks,
-) -> dict[str, float]:
-    """One step of the weights, by all ranks; returns for the log the means of the loss and its parts.
+    votes: Sequence[float] = (),
+) -> tuple[dict[str, float], list[float]]:
+    """One step of the weights, by all ranks; returns for the log the means of the loss and its parts, and
+    the ranks' sums of `votes`, which travel with these.
 
     Every rank takes `grad_accum` shares of the step. A share is a function of (seed, its number, step), so
     what is computed depends on how many there are, and not on who takes them.
     """
     phase, parts = task.schedule.phase(step), config.run.grad_accum
+    mine, shares = range(ranks.rank * parts, (ranks.rank + 1) * parts), ranks.world * parts
     if phase.fit:
         # Every share would be the same: rank 0 does it, and the others get the fitted shape.
-        if not ranks.first:
-            return {}
-        ranks, parts = ALONE, 1
+        mine, shares = range(int(ranks.first)), 1
     optimizer.zero_grad(set_to_none=True)
-    shares, sums = ranks.world * parts, {}
-    for share in range(ranks.rank * parts, (ranks.rank + 1) * parts):
+    numbers = []
+    for share in mine:
         generator = step_generator(config.run.seed, share, step)
         if phase.fit:
             loss, stats = task.fit(generator)
         else:
             loss, stats = distil(config, task.scene, guidance, phase, generator, share, shares)
-        if not loss.isfinite():
+        numbers.append(Numbers({**stats, "loss": loss}))
+        loss.backward()
+    # Read only now: a GPU is still at work on the gradients, and gets its next work before it is done.
+    sums = summed(numbers, step)
+    totals = ranks.totals([*sums.values(), *votes])
+    if not phase.fit:
+        ranks.average_gradients(weights_of(optimizer), parts)
+    optimizer.step()
+    means = {name: total / shares for name, total in zip(sums, totals, strict=False)}
+    return means, totals[len(sums) :]
+
+
+def summed(numbers: Sequence[Numbers], step: int) -> dict[str, float]:
+    """The sums over the shares. Raises ValueError where a loss is not finite."""
+    sums = {"loss": 0.0}
+    for share in numbers:
+        found = share.read()
+        if not math.isfinite(found["loss"]):
             raise ValueError(
-                f"step {step}: the loss is {loss.item()}; the run stops before that spoils every "
+                f"step {step}: the loss is {found['loss']}; the run stops before that spoils every "
                 "weight, what was saved is kept: try a lower guidance_weight or learning_rate"
             )
-        loss.backward()
-        sums = {name: sums.get(name, 0.0) + value.item() for name, value in stats.items()}
-    totals = ranks.totals(list(sums.values()))
-    ranks.average_gradients(weights_of(optimizer), parts)
-    optimizer.step()
-    return {name: total / shares for name, total in zip(sums, totals, strict=True)}
+        sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+    return sums
 
 
 def keep(config: Config, task: Task, optimizer: torch.optim.Optimizer, step: int, ranks: Ranks) -> None:
@@ -393,7 +409,7 @@ def distil(
         rank=share,
         world_size=shares,
         spin_normals=phase.spin_normals,
-    ).to(guidance.device)
+    )
     return guidance(scene(views), views.view_index, phase, generator)
 
 

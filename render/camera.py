@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from render.staging import sent
+
 
 @dataclass(frozen=True)
 class Cameras:
@@ -39,29 +41,22 @@ class Cameras:
         )
 
     def to(self, device: torch.device | str) -> "Cameras":
-        return Cameras(
-            self.world_to_clip.to(device),
-            self.position.to(device),
-            self.normal_rotation.to(device),
-            self.view_index.to(device),
-            self.resolution,
-        )
+        tensors = self.world_to_clip, self.position, self.normal_rotation, self.view_index
+        return Cameras(*sent(tensors, device), self.resolution)
 
 
 def rotate_x(angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:
     """Rotation about +x by `angle` radians."""
     s, c = angle.sin(), angle.cos()
     one, zero = torch.ones_like(s), torch.zeros_like(s)
-    rows = [[one, zero, zero], [zero, c, -s], [zero, s, c]]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+    return torch.stack([one, zero, zero, zero, c, -s, zero, s, c], -1).unflatten(-1, (3, 3))
 
 
 def rotate_y(angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:
     """Rotation about +y by `angle` radians."""
     s, c = angle.sin(), angle.cos()
     one, zero = torch.ones_like(s), torch.zeros_like(s)
-    rows = [[c, zero, s], [zero, one, zero], [-s, zero, c]]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+    return torch.stack([c, zero, s, zero, one, zero, -s, zero, c], -1).unflatten(-1, (3, 3))
 
 
 def perspective(fovy: Float[Tensor, " B"], aspect: float, near: float, far: float) -> Float[Tensor, "B 4 4"]:
@@ -133,4 +128,5 @@ def transform_points(
     matrices: Float[Tensor, "B 4 4"], points: Float[Tensor, "V 3"]
 ) -> Float[Tensor, "B V 4"]:
     """Homogeneous clip-space positions of world points under B matrices."""
-    return points @ matrices[:, :, :3].transpose(1, 2) + matrices[:, None, :, 3]
+    many = points.expand(len(matrices), -1, -1)
+    return torch.baddbmm(matrices[:, None, :, 3], many, matrices[:, :, :3].transpose(1, 2))

@@ -6,52 +6,59 @@ Only covered pixels are kept, as one list of N points; `place` puts their colour
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from render.camera import Cameras, transform_points
 from render.mesh import Mesh, face_cross
 from render.raster.contract import Rasteriser
-from render.shade.normal import shading_normal
+from render.shade.normal import safe_normalize, shading_normal
 
 
 @dataclass(frozen=True)
 class SurfacePoints:
     """The N covered pixels of B images.
 
-    clip [B,V,4] and rast [B,H,W,4] are the rasteriser's; covered [B,H,W]; view_of_point [N] tells which image
-    a point is seen in. position, normal (smooth, bent and turned to the viewer, unit) and to_viewer (unit)
-    are in world space.
+    clip [B,V,4] and rast [B,H,W,4] are the rasteriser's; pixel [N] counts over all images; view_of_point [N]
+    tells which image a point is seen in. position, normal (smooth, bent and turned to the viewer, unit) and
+    to_viewer (unit) are in world space.
     """
 
     clip: Float[Tensor, "B V 4"]
     rast: Float[Tensor, "B H W 4"]
-    covered: Bool[Tensor, "B H W"]
+    pixel: Int[Tensor, " N"]
     view_of_point: Int[Tensor, " N"]
     position: Float[Tensor, "N 3"]
     normal: Float[Tensor, "N 3"]
     to_viewer: Float[Tensor, "N 3"]
 
+    def take(self, image: Float[Tensor, "B H W C"]) -> Float[Tensor, "N C"]:
+        """What an image shows at the points."""
+        return image.flatten(0, 2).index_select(0, self.pixel)
+
     def place(self, values: Float[Tensor, "N C"], background: float = 0.0) -> Float[Tensor, "B H W C"]:
         """The points' values in their pixels, `background` elsewhere."""
-        image = values.new_full((*self.covered.shape, values.shape[-1]), background)
-        image[self.covered] = values
-        return image
+        shape = *self.rast.shape[:3], values.shape[-1]
+        return values.new_full(shape, background).flatten(0, 2).index_copy_(0, self.pixel, values).view(shape)
 
     def mask(self) -> Float[Tensor, "B H W 1"]:
-        return self.covered[..., None].to(self.position.dtype)
+        # Faces count from 1.
+        return self.rast.detach()[..., 3:].clamp(max=1)
 
 
 def trace(mesh: Mesh, views: Cameras, rasteriser: Rasteriser) -> SurfacePoints:
     """Rasterise the mesh and gather what its covered pixels see; differentiable with respect to v_pos."""
     clip = transform_points(views.world_to_clip, mesh.v_pos)
     rast = rasteriser.rasterize(clip, mesh.faces, views.resolution)
-    covered = rast[..., 3] > 0
-    vertex_values = torch.cat([mesh.v_pos, mesh.v_nrm], dim=-1)
-    position, smooth = rasteriser.interpolate(vertex_values, rast, mesh.faces)[covered].split(3, dim=-1)
-    face = rast[..., 3][covered].long() - 1
-    geometric = torch.nn.functional.normalize(face_cross(mesh.v_pos, mesh.faces), dim=-1)[face]
-    view_of_point = covered.nonzero()[:, 0]
-    to_viewer = torch.nn.functional.normalize(views.position[view_of_point] - position, dim=-1)
-    normal = shading_normal(torch.nn.functional.normalize(smooth, dim=-1), geometric, to_viewer)
-    return SurfacePoints(clip, rast, covered, view_of_point, position, normal, to_viewer)
+    values = rasteriser.interpolate(torch.cat([mesh.v_pos, mesh.v_nrm], dim=-1), rast, mesh.faces)
+    number = rast.detach()[..., 3].flatten()
+    # On a GPU the host waits here, once, for how many there are.
+    pixel = number.nonzero()[:, 0]
+    view = pixel // (rast.shape[1] * rast.shape[2])
+    position, smooth = values.flatten(0, 2).index_select(0, pixel).split(3, dim=-1)
+    face = face_cross(mesh.v_pos, mesh.faces).index_select(0, number.index_select(0, pixel).long() - 1)
+    to_viewer = views.position.index_select(0, view) - position
+    smooth, face, to_viewer = safe_normalize(torch.stack([smooth, face, to_viewer])).unbind()
+    return SurfacePoints(
+        clip, rast, pixel, view, position, shading_normal(smooth, face, to_viewer), to_viewer
+    )

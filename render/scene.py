@@ -48,9 +48,10 @@ class GeometryScene(nn.Module):
         mesh = self.surface.mesh()
         views = views.to(mesh.v_pos.device)
         points = trace(mesh, views, self.rasteriser)
-        rotation = views.normal_rotation[points.view_of_point]
-        normal = (rotation @ self._flipped(points.normal)[:, :, None])[:, :, 0]
-        image = torch.cat([points.place(normal), points.mask()], dim=-1)
+        normal = points.place(self._flipped(points.normal))
+        # The background is 0, and stays it: turning whole images takes no matrix for every point.
+        turned = (normal.flatten(1, 2) @ views.normal_rotation.mT).view_as(normal)
+        image = torch.cat([turned, points.mask()], dim=-1)
         return self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
 
     def _flipped(self, normal: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
@@ -126,7 +127,7 @@ class AppearanceScene(nn.Module):
         if not self.material.bumpy:
             return material, points.normal
         tangent = self.rasteriser.interpolate(self.mesh.tangents, points.rast, self.mesh.uv_faces)
-        return material, bump(points.normal, tangent[points.covered], material.normal)
+        return material, bump(points.normal, points.take(tangent), material.normal)
 
     def _lit(
         self,

@@ -138,7 +138,7 @@ class Guidance(nn.Module):
         channels, in [−1, 1]. generator is on the CPU, so that the same step draws the same noise on every
         device.
         """
-        asked = self._draw(image, view_index.to(self.device), phase, generator)
+        asked = self._draw(len(image), view_index, phase, generator)
         if not self.low_memory:
             loss, gradient = self._judge(image, asked, phase)
             return loss, {"loss": loss.detach(), "gradient_norm": gradient.norm() / len(image)}
@@ -153,17 +153,21 @@ class Guidance(nn.Module):
         return loss, {"loss": total, "gradient_norm": squares.sqrt() / len(image)}
 
     def _draw(
-        self, image: Tensor, view_index: Int[Tensor, " B"], phase: Phase, generator: torch.Generator
+        self, count: int, view_index: Int[Tensor, " B"], phase: Phase, generator: torch.Generator
     ) -> Question:
         """The random numbers of a batch, all at once: they do not depend on how many views are asked about
         at a time."""
-        count, channels, size = len(image), self.prior.latent_channels, self.prior.latent_size
-        shape = (count, channels, size, size)
-        steps = len(self.prior.alphas_cumprod)
-        timesteps = draw_timesteps(phase, count, steps, generator).to(self.device)
-        noise = torch.randn(shape, generator=generator).to(self.device)
-        encoder_noise = torch.randn(shape, generator=generator).to(self.device)
-        return Question(view_index, timesteps, noise, encoder_noise)
+        shape = (count, self.prior.latent_channels, self.prior.latent_size, self.prior.latent_size)
+        timesteps = draw_timesteps(phase, count, len(self.prior.alphas_cumprod), generator)
+        noise, encoder_noise = self._sent(
+            torch.stack([torch.randn(shape, generator=generator) for _ in range(2)])
+        )
+        return Question(self._sent(view_index), self._sent(timesteps), noise, encoder_noise)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """On the device. From pinned memory the copy goes on by itself, and the host need not wait for it."""
+        waiting = tensor.device.type == "cpu" and self.device.type == "cuda"
+        return (tensor.pin_memory() if waiting else tensor).to(self.device, non_blocking=True)
 
     def _judge(
         self, image: Float[Tensor, "B H W K"], asked: Question, phase: Phase

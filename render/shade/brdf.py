@@ -101,14 +101,14 @@ def shade(
     if table is None:
         table = _table_on(kd.device, kd.dtype)
     occlusion, roughness, metallic = ks.split(1, dim=-1)
-    cosine = (normal * view).sum(-1, keepdim=True).clamp(1e-4, 1)
-    mirrored = 2 * (normal * view).sum(-1, keepdim=True) * normal - view
-    scale, bias = lookup_split_sum(table, cosine, roughness).split(1, dim=-1)
-    specular_colour = DIELECTRIC_REFLECTANCE * (1 - metallic) + kd * metallic
-    diffuse_colour = kd * (1 - metallic)
-    diffuse = diffuse_colour * light.diffuse(normal)
-    specular = light.specular(mirrored, roughness) * (specular_colour * scale + bias)
-    return (diffuse + specular) * (1 - occlusion)
+    towards = (normal * view).sum(-1, keepdim=True)
+    mirrored = 2 * towards * normal - view
+    scale, bias = lookup_split_sum(table, towards.clamp(1e-4, 1), roughness).split(1, dim=-1)
+    metal = kd * metallic
+    specular_colour = metal + DIELECTRIC_REFLECTANCE * (1 - metallic)
+    diffuse, specular = light.both(normal, mirrored, roughness)
+    reflected = torch.addcmul(bias, specular_colour, scale)
+    return torch.addcmul((kd - metal) * diffuse, specular, reflected) * (1 - occlusion)
 
 
 def linear_to_srgb(linear: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -48,22 +48,22 @@ def texel_solid_angles(size: int) -> Float[Tensor, "R R"]:
     return (area[1:, 1:] - area[1:, :-1] - area[:-1, 1:] + area[:-1, :-1]).float()
 
 
+@lru_cache(maxsize=4)
+def _signed_axes(device: torch.device) -> Int[Tensor, "6 3"]:
+    """`FACE_AXES` as places among the components x, −x, y, −y, z, −z of a direction."""
+    axes = torch.tensor(FACE_AXES)
+    return (2 * axes.abs().argmax(-1) + (axes.sum(-1) < 0)).to(device)
+
+
 def face_coordinates(
     direction: Float[Tensor, "N 3"],
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N 2"]]:
     """Face index and (column, row) coordinates in [−1, 1] on that face; differentiable in direction."""
-    x, y, z = direction.unbind(-1)
-    with torch.no_grad():
-        on_x = (x.abs() >= y.abs()) & (x.abs() >= z.abs())
-        on_y = ~on_x & (y.abs() >= z.abs())
-        sign = torch.where(on_x, x, torch.where(on_y, y, z)).sign()
-        face = torch.where(on_x, 0, torch.where(on_y, 2, 4)) + (sign < 0)
-    # `FACE_AXES` written out: this is the inner loop of the prefilter.
-    outward = torch.where(on_x, x, torch.where(on_y, y, z)).abs()
-    column = torch.where(on_x, -z * sign, torch.where(on_y, x, x * sign))
-    row = torch.where(on_y, z * sign, -y)
-    scale = outward.clamp_min(torch.finfo(direction.dtype).tiny).reciprocal()
-    return face, torch.stack([column * scale, row * scale], -1)
+    # In the order of the faces: the greatest of the six tells the face, and its three axes are among them.
+    signed = torch.stack([direction, -direction], -1).flatten(-2)
+    face = signed.detach().argmax(-1)
+    local = signed.gather(-1, _signed_axes(direction.device).index_select(0, face))
+    return face, local[:, 1:] / local[:, :1].clamp_min(torch.finfo(direction.dtype).tiny)
 
 
 @lru_cache(maxsize=32)
@@ -112,14 +112,17 @@ def sample_bordered(
     limit = size[:, None] if isinstance(size, Tensor) else size
     # Texel centre i of the face is texel i + 1 of the bordered face.
     position = (coordinates + 1) * (0.5 * limit) + 0.5
-    corner = position.detach().floor().long().clamp_min(0)
+    corner = position.detach().long().clamp_min(0)
     corner = corner.minimum(limit) if isinstance(size, Tensor) else corner.clamp_max(limit)
-    (x, y), (column, row) = (position - corner).unbind(-1), corner.unbind(-1)
+    beyond = position - corner
+    across, down = torch.stack([1 - beyond, beyond]).unbind(-1)
+    weight = (down[:, None] * across[None]).reshape(4, -1)
+    column, row = corner.unbind(-1)
     stride = size + 2
     first = offset + (face * stride + row) * stride + column
-    index = torch.stack([first, first + 1, first + stride, first + stride + 1])
-    weight = torch.stack([(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y])
-    texels = table.index_select(0, index.reshape(-1)).reshape(4, -1, 3)
+    below = first + stride
+    index = torch.cat([first, first + 1, below, below + 1])
+    texels = table.index_select(0, index).reshape(4, -1, 3)
     return (texels * weight[:, :, None]).sum(0)
 
 

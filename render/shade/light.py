@@ -67,7 +67,7 @@ class EnvironmentLight(nn.Module):
         """Tables for `shade`; differentiable where the light is learned."""
         if self.log_radiance is not None:
             return prefilter(self.cube, LEARNING_LOOKUPS)
-        if self._prefiltered is None or self._prefiltered.diffuse_table.device != self.fixed.device:
+        if self._prefiltered is None or self._prefiltered.table.device != self.fixed.device:
             self._prefiltered = prefilter(self.fixed)
         return self._prefiltered
 

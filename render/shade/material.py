@@ -71,13 +71,11 @@ class MaterialField(nn.Module):
         least = [*config.kd_min[:3], *config.ks_min, *config.nrm_min]
         most = [*config.kd_max[:3], *config.ks_max, *config.nrm_max]
         self.register_buffer("least", torch.tensor(least), persistent=False)
-        self.register_buffer("most", torch.tensor(most), persistent=False)
+        self.register_buffer("span", torch.tensor(most) - self.least, persistent=False)
+        self.register_buffer("flat", torch.tensor([0.0, 0.0, 1.0]), persistent=False)
 
     def forward(self, positions: Float[Tensor, "N 3"]) -> Material:
         """The material at world positions."""
         unit = self.network(self.encoding(positions)).sigmoid()
-        kd, ks, normal = (self.least + (self.most - self.least) * unit).split(3, dim=-1)
-        if not self.bumpy:
-            flat = torch.tensor([0.0, 0.0, 1.0], dtype=normal.dtype, device=normal.device)
-            return Material(kd, ks, flat.expand_as(normal))
-        return Material(kd, ks, safe_normalize(normal))
+        kd, ks, normal = torch.addcmul(self.least, self.span, unit).split(3, dim=-1)
+        return Material(kd, ks, safe_normalize(normal) if self.bumpy else self.flat.expand_as(normal))

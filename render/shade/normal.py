@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 GRAZING = 0.1
 
@@ -16,10 +17,11 @@ def shading_normal(
     all unit length. Where the face is seen from behind both normals turn round. Where view·smooth is below
     0.1 the result blends linearly into the face normal, and is that alone from 0 down.
     """
-    towards = torch.where((face * view).sum(-1, keepdim=True) < 0, -1.0, 1.0).to(face)
-    smooth, face = smooth * towards, face * towards
-    blend = ((smooth * view).sum(-1, keepdim=True) / GRAZING).clamp(0, 1)
-    return safe_normalize(face + (smooth - face) * blend)
+    facing = (face.detach() * view.detach()).sum(-1, keepdim=True)
+    side = torch.ones_like(facing).copysign(facing)
+    towards = view * side
+    blend = ((smooth * towards).sum(-1, keepdim=True) / GRAZING).clamp(0, 1)
+    return safe_normalize(face.lerp(smooth, blend) * side)
 
 
 def bump(
@@ -32,11 +34,28 @@ def bump(
     (0, 0, 1) leaves the normal as it is.
     """
     along = safe_normalize(tangent - normal * (normal * tangent).sum(-1, keepdim=True))
-    across = torch.linalg.cross(normal, along, dim=-1)
-    x, y, z = local.split(1, dim=-1)
-    return safe_normalize(along * x + across * y + normal * z)
+    axes = torch.stack([along, torch.linalg.cross(normal, along, dim=-1), normal], dim=1)
+    return safe_normalize((local[:, :, None] * axes).sum(1))
 
 
-def safe_normalize(vector: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+def safe_normalize(vector: Float[Tensor, "*N 3"]) -> Float[Tensor, "*N 3"]:
     """Unit vectors; a vector of length 0 stays 0 and has a finite gradient."""
-    return vector * torch.rsqrt(vector.square().sum(-1, keepdim=True).clamp_min(1e-20))
+    return _Unit.apply(vector)
+
+
+class _Unit(torch.autograd.Function):
+    """v / |v|. Its gradient written out is a third of the operations that autograd would take."""
+
+    @staticmethod
+    def forward(ctx, vector):
+        inverse = torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp_min_(1e-10).reciprocal_()
+        unit = vector * inverse
+        ctx.save_for_backward(unit, inverse)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        unit, inverse = ctx.saved_tensors
+        along = (grad * unit).sum(-1, keepdim=True)
+        return torch.addcmul(grad, unit, along, value=-1).mul_(inverse)

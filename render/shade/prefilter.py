@@ -10,6 +10,7 @@ source whose texel is as large as the solid angle that the sample stands for (M.
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -35,33 +36,43 @@ class Lobe:
 
 @dataclass(frozen=True)
 class PrefilteredLight:
-    """Tables of bordered cubes (see cube.bordered): one diffuse cube; the specular mips one after another."""
+    """One table of bordered cubes (see cube.bordered): the specular mips, the finest first, then the diffuse
+    cube. The last of sizes and offsets are the diffuse cube's.
+    """
 
-    diffuse_table: Float[Tensor, "D 3"]
-    specular_table: Float[Tensor, "T 3"]
-    level_sizes: Int[Tensor, " L"]
-    level_offsets: Int[Tensor, " L"]
+    table: Float[Tensor, "T 3"]
+    sizes: Int[Tensor, " L+1"]
+    offsets: Int[Tensor, " L+1"]
+
+    def both(
+        self, normal: Float[Tensor, "N 3"], mirrored: Float[Tensor, "N 3"], roughness: Float[Tensor, "N 1"]
+    ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
+        """(diffuse, specular), in one look-up.
+
+        Diffuse: irradiance / π on a surface that faces `normal`, 1 under a light that is 1 everywhere.
+        Specular: the light around `mirrored` under the GGX lobe of `roughness` (clamped to [0.08, 1]).
+        """
+        levels = len(self.sizes) - 1
+        level = roughness_to_level(roughness, levels)
+        fine = level.detach().long().clamp(0, levels - 2)
+        cube = torch.cat([fine, fine + 1, torch.full_like(fine, levels)])[:, 0]
+        face, coordinates = face_coordinates(torch.cat([mirrored, normal]))
+        # The mirror direction is looked up in two mips.
+        face, coordinates = (torch.cat([part[: len(fine)], part]) for part in (face, coordinates))
+        size, offset = self.sizes.index_select(0, cube), self.offsets.index_select(0, cube)
+        found = sample_bordered(self.table, face, coordinates, size, offset)
+        lower, upper, diffuse = found.chunk(3)
+        return diffuse, lower.lerp(upper, level - fine)
 
     def diffuse(self, normal: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-        """Irradiance / π on a surface that faces `normal`: 1 under a light that is 1 everywhere."""
-        return sample_bordered(self.diffuse_table, *face_coordinates(normal), SMALLEST_MIP)
+        """The diffuse part of `both` alone."""
+        return self.both(normal, normal, torch.ones_like(normal[:, :1]))[0]
 
     def specular(
         self, direction: Float[Tensor, "N 3"], roughness: Float[Tensor, "N 1"]
     ) -> Float[Tensor, "N 3"]:
-        """Light around the mirror direction under the GGX lobe of `roughness` (clamped to [0.08, 1])."""
-        last = len(self.level_sizes) - 1
-        level = roughness_to_level(roughness, last + 1)
-        fine = level.detach().long().clamp(0, last - 1)[:, 0]
-        blend = level - fine[:, None]
-        face, coordinates = face_coordinates(direction)
-        lower, upper = (
-            sample_bordered(
-                self.specular_table, face, coordinates, self.level_sizes[index], self.level_offsets[index]
-            )
-            for index in (fine, fine + 1)
-        )
-        return lower + (upper - lower) * blend
+        """The specular part of `both` alone."""
+        return self.both(direction, direction, roughness)[1]
 
 
 def level_roughness(levels: int) -> list[float]:
@@ -127,13 +138,11 @@ def prefilter(cube: Float[Tensor, "6 R R 3"], lookups: int = 6_000_000) -> Prefi
         lobe = ggx_lobe(roughness, _sample_count(size, lookups))
         tables.append(bordered(_convolve(sources, size, lobe)))
     diffuse = _convolve(sources, SMALLEST_MIP, cosine_lobe(_sample_count(SMALLEST_MIP, lookups)))
-    starts = [0]
-    for table in tables[:-1]:
-        starts.append(starts[-1] + len(table))
+    tables.append(bordered(diffuse))
+    starts = [0, *accumulate(map(len, tables[:-1]))]
     return PrefilteredLight(
-        bordered(diffuse),
         torch.cat(tables),
-        torch.tensor(sizes, device=cube.device),
+        torch.tensor([*sizes, SMALLEST_MIP], device=cube.device),
         torch.tensor(starts, device=cube.device),
     )
 

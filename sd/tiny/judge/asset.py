@@ -156,7 +156,7 @@ def textured(mesh: Mesh, textures: Textures, rasteriser: Rasteriser) -> Paint:
         uv = rasteriser.interpolate(mesh.uv, points.rast, mesh.uv_faces)
 
         def at_points(texture: Tensor) -> Tensor:
-            return rasteriser.texture(texture, uv)[points.covered]
+            return points.take(rasteriser.texture(texture, uv))
 
         kd, normal = at_points(textures.kd), points.normal
         ks = kd.new_tensor([0.0, 0.9, 0.0]).expand_as(kd)
@@ -164,7 +164,7 @@ def textured(mesh: Mesh, textures: Textures, rasteriser: Rasteriser) -> Paint:
             ks = at_points(textures.ks)
         if textures.normal is not None:
             tangent = rasteriser.interpolate(mesh.tangents, points.rast, mesh.uv_faces)
-            normal = bump(normal, tangent[points.covered], at_points(textures.normal))
+            normal = bump(normal, points.take(tangent), at_points(textures.normal))
         return kd, ks, normal
 
     return paint

@@ -54,13 +54,13 @@ class BakedScene(AppearanceScene):
         ].T
 
     def _surface(self, points):
-        uv = self.rasteriser.interpolate(self.mesh.uv, points.rast, self.mesh.uv_faces)[points.covered]
+        uv = points.take(self.rasteriser.interpolate(self.mesh.uv, points.rast, self.mesh.uv_faces))
         # Viewers decode sRGB before they filter.
         srgb = self.kd
         linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
         local = safe_normalize(self.lookup(self.n, uv) * 2 - 1)
         tangent = self.rasteriser.interpolate(self.mesh.tangents, points.rast, self.mesh.uv_faces)
-        normal = bump(points.normal, tangent[points.covered], local)
+        normal = bump(points.normal, points.take(tangent), local)
         return Material(self.lookup(linear, uv), self.lookup(self.ks, uv), local), normal
 
 
