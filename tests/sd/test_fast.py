@@ -22,7 +22,7 @@ def frozen(module, device):
     generator = torch.Generator().manual_seed(0)
     for weight in module.requires_grad_(False).parameters():
         if weight.ndim == 1:
-            weight += 0.3 * torch.randn(weight.shape, generator=generator)
+            weight += 0.3 * torch.randn(weight.shape, generator=generator).to(weight)
     return module.eval().to(device)
 
 
