@@ -44,15 +44,15 @@ def compile_instead(found: dict[str, int]):
         values = dict(zip(kernel.arg_names, given, strict=False)) | named
         signature, constants, divisible = {}, {}, {}
         for number, parameter in enumerate(kernel.params):
-            value = values.get(parameter.name, parameter.default)
+            value, special = values.get(parameter.name, parameter.default), not parameter.do_not_specialize
             if isinstance(value, torch.Tensor):
                 kind = "*" + TYPES[str(value.dtype).removeprefix("torch.")]
-            elif parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            elif parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
                 kind, constants[parameter.name] = "constexpr", value
             else:
                 kind = {bool: "i1", int: "i32", float: "fp32"}[type(value)]
                 assert type(value) is not int or value < 2**31
-            if kind[0] == "*" or (kind == "i32" and value % 16 == 0):
+            if kind[0] == "*" or (kind == "i32" and special and value % 16 == 0):
                 divisible[(number,)] = [["tt.divisibility", 16]]
             signature[parameter.name] = kind
         key = (kernel, *signature.items(), *constants.items(), *divisible)

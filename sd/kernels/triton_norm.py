@@ -18,9 +18,11 @@ TILE = 4096
 MOST_CHANNELS = 128
 # Enough for every multiprocessor of a large GPU several times over; more only adds to the second kernel.
 PROGRAMS = 2048
+# Nothing is gained by a kernel of its own for a size that is 1 or a multiple of 16, but for channels.
+SIZES = ["N", "rows", "width", "groups", "chunks", "shift_stride"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _channel_sums(x, sums, N, C, rows, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """Of a chunk, each channel's sum and square sum of x − pivot, into sums [B, chunks, 2, C]."""
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
@@ -56,7 +58,7 @@ def _over_chunks(sums, chunks, C, channel, real, CHUNKS: tl.constexpr, WIDTH: tl
     return tl.sum(first, 0), tl.sum(second, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "C"])
 def _moments(
     x, shift, sums, moments, N, C, width, chunks, shift_stride, eps,
     SHIFT: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
@@ -94,7 +96,7 @@ def _of_channels(
     return mean, rstd, gain, offset
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _normalise(
     x, y, moments, weight, bias, shift, N, C, groups, width, rows, shift_stride,
     SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -130,7 +132,7 @@ def _pulled_back(value, dy, mean, rstd, gain, offset, SILU: tl.constexpr):
     return normal, slope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _slope_sums(
     x, dy, moments, weight, bias, shift, sums, N, C, groups, width, rows, shift_stride,
     SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -161,7 +163,7 @@ def _slope_sums(
     tl.store(sums + C + channel, tl.sum(second, 0), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "C"])
 def _slope_means(sums, means, N, C, width, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
     """mean(a) and mean(a · xhat) of a group, into means [B, groups, 2]."""
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -174,7 +176,7 @@ def _slope_means(sums, means, N, C, width, chunks, CHUNKS: tl.constexpr, WIDTH: 
     tl.store(means + 1, tl.sum(second, 0) / width / N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _slopes(
     x, dy, dx, moments, means, weight, bias, shift, N, C, groups, width, rows, shift_stride,
     SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -217,7 +219,7 @@ class Plan:
         wanted = triton.cdiv(PROGRAMS, self.samples * self.columns)
         self.chunk_rows = triton.cdiv(triton.cdiv(self.rows, wanted), self.tile["ROWS"]) * self.tile["ROWS"]
         self.chunks = triton.cdiv(self.rows, self.chunk_rows)
-        self.lanes = {"WIDTH": triton.next_power_of_2(self.width)}
+        self.lanes = {"WIDTH": max(triton.next_power_of_2(self.width), 16)}
         self.lanes["CHUNKS"] = max(1024 // self.lanes["WIDTH"], 1)
 
     @property
