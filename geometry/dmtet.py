@@ -79,9 +79,7 @@ class DMTet(nn.Module):
         self, vertices: Int[Tensor, " N"] | None = None
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 3"]]:
         """Signed distance (before the wall is closed) and moved position of all grid vertices, or of some."""
-        if self._pinned is None or self._pinned.device != self.v_pos.device:
-            self._pinned = self.network.encoding.pin(self.v_pos)
-        sdf, offset = self.network(self._pinned, vertices)
+        sdf, offset = self.network(self._points(), vertices)
         return sdf, _rows(self.v_pos, vertices) + offset.tanh() * self.reach
 
     def mesh(self) -> Mesh:
@@ -91,7 +89,7 @@ class DMTet(nn.Module):
         alone, so only there is the field differentiated: the same gradient, with a tenth of the work.
         """
         with torch.no_grad():
-            everywhere = self._closed(self.field()[0])
+            everywhere = self._closed(self.network.distances(self._points()))
         ends, faces = surface_topology(everywhere < 0, self.tets, self.edges, self.tet_edges)
         if len(faces) == 0:
             raise SurfaceVanished(
@@ -103,6 +101,11 @@ class DMTet(nn.Module):
         # The values that the signs came from: another batch may be rounded to another sign.
         sdf = everywhere[vertices] + (sdf - sdf.detach())
         return make_mesh(crossing_points(v_pos, sdf, ends), faces)
+
+    def _points(self) -> PinnedEncoding:
+        if self._pinned is None or self._pinned.device != self.v_pos.device:
+            self._pinned = self.network.encoding.pin(self.v_pos)
+        return self._pinned
 
     def _closed(
         self, sdf: Float[Tensor, " N"], vertices: Int[Tensor, " N"] | None = None

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from geometry.tet_grid import TET_EDGES
+from render.hash_grid import fused_encoder
 
 
 def _triangle_table() -> list[list[int]]:
@@ -73,6 +74,16 @@ def surface_topology(
 
 def corners_inside(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -> UInt8[Tensor, " S"]:
     """How many corners of each edge or tet are inside."""
+    # Where the encoding's kernels run, so does this one.
+    if inside.device.type == "cuda" and fused_encoder(inside.device) is not None:
+        from geometry import marching_tets_triton
+
+        return marching_tets_triton.corners_inside(inside, simplices)
+    return corners_inside_torch(inside, simplices)
+
+
+def corners_inside_torch(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -> UInt8[Tensor, " S"]:
+    """corners_inside on any device."""
     bits = inside.to(torch.uint8)
     # index_select is four times faster here than indexing.
     return sum(bits.index_select(0, column) for column in simplices.unbind(-1))

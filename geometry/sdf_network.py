@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from render.hash_grid import HashGrid, PinnedEncoding
+from render.hash_grid import HashGrid, PinnedEncoding, fused_encoder
 
 
 class SdfNetwork(nn.Module):
@@ -30,3 +30,16 @@ class SdfNetwork(nn.Module):
         encoded = points(rows) if isinstance(points, PinnedEncoding) else self.encoding(points)
         out = self.mlp(encoded)
         return out[:, 0], out[:, 1:]
+
+    @torch.no_grad()
+    def distances(self, points: PinnedEncoding) -> Float[Tensor, " N"]:
+        """s at all pinned points, without a gradient; on CUDA in fewer passes and rounded differently."""
+        encoded = points()
+        # Where the encoding's kernels run, so does this one.
+        if encoded.device.type == "cuda" and fused_encoder(encoded.device) is not None:
+            from geometry import sdf_network_triton
+
+            weights = [layer.weight for layer in self.mlp[::2]]
+            if sdf_network_triton.can_run(weights[0]):
+                return sdf_network_triton.distances(encoded, *weights)
+        return self.mlp(encoded)[:, 0]

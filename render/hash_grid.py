@@ -117,7 +117,7 @@ def choose_encoder(device: torch.device, dtype: torch.dtype, features: int) -> t
         if device.type == "cpu":
             fast = compiled_encoder()
         elif device.type == "cuda" and features & (features - 1) == 0:
-            fast = fused_encoder()
+            fast = fused_encoder(device)
     return fast or (encode_torch, encode_torch_backward)
 
 
@@ -134,15 +134,34 @@ def compiled_encoder() -> tuple[Callable, Callable] | None:
 
 
 @cache
-def fused_encoder() -> tuple[Callable, Callable] | None:
-    """The pair of Triton kernels; None, with one line in the log, where Triton is missing or broken."""
+def fused_encoder(device: torch.device) -> tuple[Callable, Callable] | None:
+    """The pair of Triton kernels; None, with one line in the log, where Triton is missing or does not run."""
     try:
         from render import hash_grid_triton
-    # As with numba: a broken installation raises what it likes.
+
+        pair = hash_grid_triton.encode, hash_grid_triton.encode_backward
+        _try_out(pair, device)
+    except torch.OutOfMemoryError:
+        raise
+    # A compiler, a driver, a cache folder: what is missing shows itself in errors of many kinds.
     except Exception as error:
         _say_slower("triton", error)
         return None
-    return hash_grid_triton.encode, hash_grid_triton.encode_backward
+    return pair
+
+
+def _try_out(pair: tuple[Callable, Callable], device: torch.device) -> None:
+    """Encode a few points both ways. Raises ArithmeticError where the reference answers something else."""
+    levels = grid_levels(2, 6, 2, 8)
+    points = torch.linspace(0, 1, 15, device=device).reshape(5, 3)
+    table = torch.linspace(-1, 1, 2 * (levels[-1].offset + levels[-1].entries), device=device).reshape(-1, 2)
+    grad = torch.linspace(-1, 1, 20, device=device).reshape(5, 4)
+    for found, expected in (
+        (pair[0](points, table, levels), encode_torch(points, table, levels)),
+        (pair[1](points, grad, levels), encode_torch_backward(points, grad, levels)),
+    ):
+        if not torch.allclose(found, expected, atol=1e-5):
+            raise ArithmeticError("the kernels answer something else than the reference")
 
 
 def _say_slower(package: str, error: Exception) -> None:

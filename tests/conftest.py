@@ -18,7 +18,13 @@ if not torch.cuda.is_available():
 # hold checks.
 CHECKED = [
     "dataset",
-    "geometry",
+    "geometry.dmtet",
+    "geometry.fixed_mesh",
+    "geometry.marching_tets",
+    "geometry.orientation",
+    "geometry.sdf_network",
+    "geometry.start_shape",
+    "geometry.tet_grid",
     "render.camera",
     "render.export.bake",
     "render.export.decimate",

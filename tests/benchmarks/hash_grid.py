@@ -1,10 +1,11 @@
-"""The hash encoding on a GPU: milliseconds of the torch reference and of each way to launch the kernels.
+"""The field on a GPU: milliseconds of the torch reference and of each way to launch the kernels.
 
     python3 tests/benchmarks/hash_grid.py [--json FILE] [--steps 20]
 
 The sets of points: the vertices of the tetrahedral grids 128 and 256, those next to a sphere's surface in the
 latter (only they get a gradient), and random ones, as many as four pictures of 512² have on the object.
-Medians after a warm-up, each between two events on the device.
+The second table is about the rest of the way to a mesh. Medians after a warm-up, each between
+two events on the device.
 """
 
 import argparse
@@ -21,6 +22,9 @@ sys.path[:0] = [str(ROOT)]
 # ruff: noqa: E402
 import torch
 
+from geometry import marching_tets_triton, sdf_network_triton
+from geometry.dmtet import DMTet, GeometryConfig
+from geometry.marching_tets import corners_inside_torch, surface_topology
 from geometry.tet_grid import make_tet_grid
 from render import hash_grid_triton
 from render.hash_grid import HashGrid, encode_torch, encode_torch_backward
@@ -87,6 +91,49 @@ def ways(points: torch.Tensor, grid: HashGrid) -> dict[str, Callable[[], object]
     return found
 
 
+def surface(grid: int) -> DMTet:
+    """A field of the default config that hardly leaves a sphere."""
+    dmtet = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0)).cuda()
+    dmtet.keep_near(dmtet.v_pos.norm(dim=-1) - 0.7, 0.5)
+    return dmtet
+
+
+def ways_to_a_mesh(dmtet: DMTet) -> dict[str, Callable[[], object]]:
+    network, inside = dmtet.network, dmtet.start < 0
+    encoded = network.encoding.pin(dmtet.v_pos)().detach()
+    weights = [layer.weight for layer in network.mlp[::2]]
+
+    @torch.no_grad()
+    def layers() -> torch.Tensor:
+        return network.mlp(encoded)[:, 0]
+
+    def whole_field() -> None:
+        sdf, v_pos = dmtet.field()
+        (sdf.sum() + v_pos.sum()).backward()
+
+    def mesh_and_back() -> None:
+        mesh = dmtet.mesh()
+        (mesh.v_pos.sum() + mesh.v_nrm[:, 0].sum()).backward()
+
+    return {
+        "network without a gradient: torch": layers,
+        "network without a gradient: kernel": lambda: sdf_network_triton.distances(encoded, *weights),
+        "corners inside: torch": lambda: corners_inside_torch(inside, dmtet.tets),
+        "corners inside: kernel": lambda: marching_tets_triton.corners_inside(inside, dmtet.tets),
+        "topology": lambda: surface_topology(inside, dmtet.tets, dmtet.edges, dmtet.tet_edges),
+        "whole field and back": whole_field,
+        "mesh": dmtet.mesh,
+        "mesh and back": mesh_and_back,
+    }
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    lines = ["| ms | " + " | ".join(found) + " |", "| --- |" + " --- |" * len(found)]
+    for way in next(iter(found.values())):
+        lines.append(f"| {way} | " + " | ".join(f"{values[way]:.3f}" for values in found.values()) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=20)
@@ -96,20 +143,21 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write("error: this benchmark needs a CUDA device\n")
         return 2
     grid = HashGrid(torch.zeros(3), torch.ones(3)).cuda()
-    sets = point_sets()
-    found = {
-        name: {way: milliseconds(act, options.steps) for way, act in ways(points, grid).items()}
-        for name, points in sets.items()
+    encoding = {
+        f"{name} ({len(points)})": {
+            way: milliseconds(act, options.steps) for way, act in ways(points, grid).items()
+        }
+        for name, points in point_sets().items()
     }
+    mesh = {}
+    for name in (128, 256):
+        dmtet = surface(name)
+        column = f"grid {name}, {len(dmtet.mesh().faces)} faces"
+        mesh[column] = {way: milliseconds(act, options.steps) for way, act in ways_to_a_mesh(dmtet).items()}
     head = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
-    lines = [head, "", "| ms | " + " | ".join(f"{name} ({len(sets[name])})" for name in found) + " |"]
-    lines.append("| --- |" + " --- |" * len(found))
-    for way in next(iter(found.values())):
-        lines.append(f"| {way} | " + " | ".join(f"{values[way]:.3f}" for values in found.values()) + " |")
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(f"{head}\n\n{table(encoding)}\n\n{table(mesh)}\n")
     if options.json:
-        points = {name: len(given) for name, given in sets.items()}
-        record = {"hardware": head, "points": points, "ms": found}
+        record = {"hardware": head, "encoding_ms": encoding, "mesh_ms": mesh}
         options.json.write_text(json.dumps(record, indent=2) + "\n")
     return 0
 

@@ -38,6 +38,7 @@ from configs.command_line import load_configs
 from configs.schema import Config
 from dataset.cameras import step_generator
 from geometry.dmtet import DMTet
+from geometry.sdf_network import SdfNetwork
 from render.export.obj import write_obj
 from render.mesh import Mesh, make_mesh
 from render.shade.light import EnvironmentLight
@@ -93,6 +94,7 @@ def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[s
     return [
         ("cameras", train, "sample_cameras"),
         ("field", DMTet, "field"),
+        ("field", SdfNetwork, "distances"),
         ("marching", geometry.dmtet, "surface_topology"),
         ("marching", geometry.dmtet, "crossing_points"),
         ("mesh normals", geometry.dmtet, "make_mesh"),

@@ -28,6 +28,7 @@ def with_field(dmtet: DMTet, sdf: torch.Tensor, offset: torch.Tensor | None = No
     """The same grid under a given field instead of the network's."""
     offset = torch.zeros_like(dmtet.v_pos) if offset is None else offset
     dmtet.network.forward = lambda points, rows: (sdf, offset) if rows is None else (sdf[rows], offset[rows])
+    dmtet.network.distances = lambda points: sdf
     return dmtet
 
 

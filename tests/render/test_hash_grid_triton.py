@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from render import hash_grid_triton
+from render import hash_grid, hash_grid_triton
 from render.hash_grid import HashGrid, choose_encoder, encode_torch, encode_torch_backward, fused_encoder
 
 # Five levels: dense with 4, 7 and 13 cells an axis, hashed with 22 and 40.
@@ -108,16 +108,23 @@ def test_a_point_that_is_not_a_number_stays_so_and_harms_no_other(kernel_device)
     assert_close(found[[0, 2]], encode_torch(unit[[0, 2]], table, levels))
 
 
-def test_cuda_takes_the_kernels_where_they_fit():
-    cuda = torch.device("cuda")
-    assert choose_encoder(cuda, torch.float32, 2) == (
-        hash_grid_triton.encode,
-        hash_grid_triton.encode_backward,
-    )
-    reference = (encode_torch, encode_torch_backward)
+def test_the_kernels_are_taken_where_they_fit(kernel_device, monkeypatch):
+    pair = hash_grid_triton.encode, hash_grid_triton.encode_backward
+    assert fused_encoder(kernel_device) == pair
+    monkeypatch.setattr(hash_grid, "fused_encoder", lambda device: pair)
+    cuda, reference = torch.device("cuda"), (encode_torch, encode_torch_backward)
+    assert choose_encoder(cuda, torch.float32, 2) == pair
     assert choose_encoder(cuda, torch.float32, 3) == reference
     assert choose_encoder(cuda, torch.float64, 2) == reference
-    assert choose_encoder(torch.device("cpu"), torch.float32, 2) != fused_encoder()
+    assert choose_encoder(torch.device("cpu"), torch.float32, 2) != pair
+
+
+@pytest.mark.parametrize("broken", ["encode", "encode_backward"])
+def test_kernels_that_answer_something_else_are_not_taken(broken, kernel_device, monkeypatch, caplog):
+    right = getattr(hash_grid_triton, broken)
+    monkeypatch.setattr(hash_grid_triton, broken, lambda *arguments: right(*arguments) * 1.01)
+    assert fused_encoder.__wrapped__(kernel_device) is None
+    assert "hash encoding: in torch (slower), as triton cannot run: ArithmeticError" in caplog.text
 
 
 @pytest.mark.gpu
@@ -148,3 +155,5 @@ def test_training_through_the_module_on_cuda():
         (encoded * weights).sum().backward()
         assert_close(encoded.detach(), encode_torch(unit, grid.table.detach(), grid.levels))
         assert_close(grid.table.grad, encode_torch_backward(unit, weights, grid.levels))
+    pair = hash_grid_triton.encode, hash_grid_triton.encode_backward
+    assert choose_encoder(grid.table.device, torch.float32, 2) == pair
