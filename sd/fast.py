@@ -12,9 +12,6 @@ from torch.nn import functional as F
 
 from sd.kernels.reference import Kernels
 
-# Tensor cores read channels by eights.
-CHANNELS = 8
-
 
 def speed_up_denoiser(unet: nn.Module, kernels: Kernels) -> None:
     """Replace what can be replaced in a `UNet2DConditionModel`, in place; it loses its gradients."""
@@ -151,15 +148,8 @@ class FrozenConvolution(nn.Module):
         assert not convolution.weight.requires_grad
         self.weight, self.bias = convolution.weight, convolution.bias
         self.stride, self.padding = convolution.stride, convolution.padding
-        self.missing = -convolution.in_channels % CHANNELS
-        if self.missing:
-            layout = torch.channels_last if self.weight.is_cuda else torch.contiguous_format
-            padded = F.pad(self.weight, (0, 0, 0, 0, 0, self.missing)).contiguous(memory_format=layout)
-            self.weight = nn.Parameter(padded, requires_grad=False)
 
     def forward(self, x: Float[Tensor, "B C H W"], biased: bool = True) -> Float[Tensor, "B D h w"]:
-        if self.missing:
-            x = F.pad(x, (0, 0, 0, 0, 0, self.missing))
         return InputGradient.apply(x, self.weight, self.bias if biased else None, self.stride, self.padding)
 
 

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-TILE = 4096
+TILE, WARPS = 4096, 4
 MOST_CHANNELS = 128
 # Enough for every multiprocessor of a large GPU several times over; more only adds to the second kernel.
 PROGRAMS = 2048
@@ -213,7 +213,7 @@ class Plan:
         self.groups, self.width = groups, self.channels // groups
         power = self.channels & -self.channels
         whole = power if power >= 32 else triton.next_power_of_2(self.channels)
-        self.tile = {"CHANNELS": min(whole, MOST_CHANNELS)}
+        self.tile = {"CHANNELS": min(whole, MOST_CHANNELS), "num_warps": WARPS}
         self.tile["ROWS"] = TILE // self.tile["CHANNELS"]
         self.columns = triton.cdiv(self.channels, self.tile["CHANNELS"])
         wanted = triton.cdiv(PROGRAMS, self.samples * self.columns)

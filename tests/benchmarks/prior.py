@@ -1,6 +1,6 @@
 """What each step towards a fast prior gains: denoiser and VAE encoder, and their kernels alone.
 
-    python3 tests/benchmarks/prior.py [--json FILE] [--model SD_MODEL]
+    python3 tests/benchmarks/prior.py [--json FILE] [--model SD_MODEL] [--tiles]
 
 Without --model: random weights of Stable Diffusion 2.1-base's shape. ms are medians over runs with a
 synchronisation at both ends; GB is the peak above what lay in memory before.
@@ -123,7 +123,7 @@ def encoder(bench: Bench, parts: Parts, kernels: Kernels, batches: list[int]) ->
         for count in batches:
             x = torch.rand(count, 3, side, side, device=bench.device, dtype=vae.dtype) * 2 - 1
             bench.both_ways(f"VAE B={count}", way, module, x.contiguous(memory_format=layout))
-    with torch.backends.cudnn.flags(benchmark=True):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         for count in batches:
             x = torch.rand(count, 3, side, side, device=bench.device, dtype=vae.dtype) * 2 - 1
             x = x.contiguous(memory_format=torch.channels_last)
@@ -162,6 +162,22 @@ def norms(bench: Bench, kernels: Kernels, shapes: list[tuple], groups: int, dtyp
         )
 
 
+def tiles(bench: Bench, shape: tuple, groups: int) -> None:
+    """Triton's normalisation with other sizes of a program."""
+    from sd.kernels import triton_norm
+
+    x = torch.randn(shape, device=bench.device, dtype=torch.float16)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(shape[1], device=bench.device, dtype=x.dtype)
+    norm = partial(triton_norm.group_norm, weight=weight, bias=weight, groups=groups, eps=1e-6)
+    usual = triton_norm.TILE, triton_norm.WARPS, triton_norm.PROGRAMS
+    for tile, warps in ((2048, 4), (4096, 4), (4096, 8), (8192, 8), (8192, 16)):
+        for programs in (1024, 2048, 4096, 8192):
+            triton_norm.TILE, triton_norm.WARPS, triton_norm.PROGRAMS = tile, warps, programs
+            bench.both_ways(f"norm {shape}", f"tile {tile}, {warps} warps, {programs} programs", norm, x)
+    triton_norm.TILE, triton_norm.WARPS, triton_norm.PROGRAMS = usual
+
+
 def others(bench: Bench, kernels: Kernels, batch: int, tokens: int, width: int, side: int) -> None:
     """Attention of the VAE, its first convolution, GEGLU, and the sum at a block's end."""
     dtype = torch.float16 if bench.device.type == "cuda" else torch.float32
@@ -183,7 +199,7 @@ def others(bench: Bench, kernels: Kernels, batch: int, tokens: int, width: int, 
     image = draw(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
     first.requires_grad_(False)
     bench.both_ways("first convolution", "torch's", first, image)
-    bench.both_ways("first convolution", "ours, 8 channels", FrozenConvolution(first), image)
+    bench.both_ways("first convolution", "ours", FrozenConvolution(first), image)
 
     gated = draw(2 * batch, tokens, 2 * 1280)
     for taken in (REFERENCE, kernels):
@@ -200,6 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model", help="an sd_model (default: random weights of full size)")
     parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--tiles", action="store_true", help="the norm with other sizes of a program too")
     parser.add_argument("--json", type=Path, help="a file to write")
     options = parser.parse_args(arguments)
     device = torch.device("cuda")
@@ -209,6 +226,9 @@ def main(arguments: list[str] | None = None) -> int:
         f"{gpu}, torch {torch.__version__}, {kernels.name} kernels, {time.strftime('%Y-%m-%d')}\n"
     )
     norms(bench, kernels, NORMS, 32, torch.float16)
+    if options.tiles:
+        for shape in NORMS[:2]:
+            tiles(bench, shape, 32)
     others(bench, kernels, 6, 4096, 512, 512)
     with tempfile.TemporaryDirectory() as folder:
         if not options.model:

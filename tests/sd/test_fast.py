@@ -144,7 +144,7 @@ def test_a_frozen_convolution_has_the_gradient_and_keeps_nothing_but_its_weight(
         lambda saved: kept.append(saved.shape), lambda saved: saved
     ):
         quick(x.requires_grad_())
-    assert kept == [(4, 8, 3, 3)]
+    assert kept == [(4, 3, 3, 3)]
 
 
 def test_wide_attention_is_attention():
