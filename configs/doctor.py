@@ -216,6 +216,7 @@ def check_rasterisers() -> Iterator[Row]:
     for name, device, build in (
         ("numba", "cpu", choose.build_numba),
         ("nvdiffrast", "cuda", choose.build_nvdiffrast),
+        ("triton", "cuda", choose.build_triton),
     ):
         if device == "cuda" and not on_cuda:
             yield Row("rasterisers", name, OK, "not needed: it draws on CUDA only")
@@ -224,7 +225,8 @@ def check_rasterisers() -> Iterator[Row]:
             build(importlib.import_module("torch").device(device))
             yield Row("rasterisers", name, OK, f"runs on {device}")
         except Exception as error:
-            found = f"{_one_line(error)}; without it the slower reference draws on {device}"
+            other = "triton, where it runs," if name == "nvdiffrast" else "the slower reference"
+            found = f"{_one_line(error)}; without it {other} draws on {device}"
             yield Row("rasterisers", name, NOTE, found, choose.REMEDY[name])
 
 

@@ -114,9 +114,10 @@ class RunConfig:
         description="auto is CUDA where it is there, otherwise the CPU",
         json_schema_extra={"allowed": "auto, cpu, cuda or cuda:N"},
     )
-    rasteriser: Literal["auto", "nvdiffrast", "numba", "reference"] = Field(
+    rasteriser: Literal["auto", "nvdiffrast", "triton", "numba", "reference"] = Field(
         "auto",
-        description="auto is nvdiffrast on CUDA where it is installed, numba on the CPU, otherwise reference",
+        description="auto is nvdiffrast on CUDA where it is installed, otherwise triton; numba on the CPU; "
+        "and the reference where these cannot run",
     )
 
     @property

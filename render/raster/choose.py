@@ -1,4 +1,4 @@
-"""Which rasteriser runs: nvdiffrast on CUDA, numba on the CPU, the reference where these are missing."""
+"""Which rasteriser runs: nvdiffrast or Triton on CUDA, numba on the CPU, or the reference without these."""
 
 import importlib
 import logging
@@ -13,36 +13,45 @@ log = logging.getLogger(__name__)
 
 REMEDY = {
     "nvdiffrast": "needs --device cuda and nvdiffrast, installed from its sources with the CUDA toolkit",
+    "triton": "needs --device cuda and triton, which comes with PyTorch's CUDA build for Linux",
     "numba": "needs --device cpu and `pip install numba`",
 }
 # What a package raises that is missing, or does not fit the others.
 BROKEN = (ImportError, RuntimeError, OSError, AttributeError, SystemError)
-NAMES = ("auto", "nvdiffrast", "numba", "reference")
+NAMES = ("auto", "nvdiffrast", "triton", "numba", "reference")
 
 
 def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Rasteriser:
     """The rasteriser for tensors on `device`.
 
-    preferred: "auto" (the fastest that runs here; the log says once which one, and why) or "nvdiffrast",
-    "numba", "reference", which raise ValueError where they cannot run.
+    preferred: "auto" (the first of nvdiffrast and triton on CUDA, numba elsewhere, that runs here, otherwise
+    the reference; the log says once which one, and why), or another of NAMES, which raises ValueError where
+    it cannot run.
     """
     device = torch.device(device)
     if preferred not in NAMES:
         raise ValueError(f"rasteriser: {preferred!r} is unknown; allowed: {', '.join(NAMES)}")
     if preferred == "reference":
         return ReferenceRasteriser()
-    name = preferred if preferred != "auto" else "nvdiffrast" if device.type == "cuda" else "numba"
-    try:
-        rasteriser = build_nvdiffrast(device) if name == "nvdiffrast" else build_numba(device)
-    except BROKEN as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if preferred != "auto":
-            raise ValueError(f"rasteriser: {name!r} cannot run: {reason} ({REMEDY[name]})") from error
-        log_once(f"rasteriser: reference (slower) on {device.type}, as {name} cannot run: {reason}")
-        return ReferenceRasteriser()
+    names = (preferred,)
     if preferred == "auto":
-        log_once(f"rasteriser: {name} on {device.type}, the fastest here")
-    return rasteriser
+        names = ("nvdiffrast", "triton") if device.type == "cuda" else ("numba",)
+    failed = []
+    for name in names:
+        try:
+            rasteriser = BUILDERS[name](device)
+        except BROKEN as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            if preferred != "auto":
+                raise ValueError(f"rasteriser: {name!r} cannot run: {reason} ({REMEDY[name]})") from error
+            failed.append(f"{name} cannot run: {reason}")
+            continue
+        if preferred == "auto":
+            why = f"as {failed[0]}" if failed else "the fastest here"
+            log_once(f"rasteriser: {name} on {device.type}, {why}")
+        return rasteriser
+    log_once(f"rasteriser: reference (slower) on {device.type}, as {' and '.join(failed)}")
+    return ReferenceRasteriser()
 
 
 def build_nvdiffrast(device: torch.device) -> Rasteriser:
@@ -53,11 +62,21 @@ def build_nvdiffrast(device: torch.device) -> Rasteriser:
     return module.NvdiffrastRasteriser(device)
 
 
+def build_triton(device: torch.device) -> Rasteriser:
+    """RuntimeError or ImportError where it cannot run; its first use compiles its kernels."""
+    if device.type != "cuda":
+        raise RuntimeError(f"it does not draw on {device.type}")
+    return importlib.import_module("render.raster.triton_cuda").TritonRasteriser()
+
+
 def build_numba(device: torch.device) -> Rasteriser:
     """RuntimeError or ImportError where it cannot run."""
     if device.type != "cpu":
         raise RuntimeError(f"it does not draw on {device.type}")
     return importlib.import_module("render.raster.numba_cpu").NumbaRasteriser()
+
+
+BUILDERS = {"nvdiffrast": build_nvdiffrast, "triton": build_triton, "numba": build_numba}
 
 
 @cache

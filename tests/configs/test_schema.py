@@ -201,7 +201,7 @@ def test_out_dir_must_be_there():
         ("display", [{"bsdf": "colour"}], '"bsdf": "kd"'),
         ("display", {"bsdf": "kd"}, "a list"),
         ("device", "gpu", "auto, cpu, cuda or cuda:N"),
-        ("rasteriser", "opengl", "auto, nvdiffrast, numba, reference"),
+        ("rasteriser", "opengl", "auto, nvdiffrast, triton, numba, reference"),
         ("train_background", "checker", "black, white"),
         ("env_resolution", 100, "512"),
     ],

@@ -15,12 +15,69 @@ def numba_rasteriser():
     return NumbaRasteriser()
 
 
-@pytest.fixture(params=["reference", "numba"])
-def rasteriser(request):
-    """Every backend that runs on the CPU."""
-    if request.param == "reference":
+class Elsewhere:
+    """A rasteriser that draws on another device than its callers' tensors are on."""
+
+    def __init__(self, rasteriser, device):
+        self.rasteriser, self.device = rasteriser, device
+
+    def __getattr__(self, name):
+        method = getattr(self.rasteriser, name)
+
+        def call(*arguments):
+            moved = [a.to(self.device) if isinstance(a, torch.Tensor) else a for a in arguments]
+            return method(*moved).to(arguments[0].device)
+
+        return call
+
+
+@pytest.fixture(scope="session")
+def triton_rasteriser(kernel_device):
+    """For tensors on the CPU: in Triton's interpreter, or on the GPU and back."""
+    pytest.importorskip("triton")
+    from render.raster.triton_cuda import TritonRasteriser
+
+    return Elsewhere(TritonRasteriser(), kernel_device)
+
+
+def built(name, request):
+    if name == "reference":
         return ReferenceRasteriser()
-    return request.getfixturevalue("numba_rasteriser")
+    return request.getfixturevalue(f"{name}_rasteriser")
+
+
+@pytest.fixture(params=["reference", "numba", "triton"])
+def rasteriser(request):
+    """Every backend that runs without nvdiffrast."""
+    return built(request.param, request)
+
+
+@pytest.fixture(params=["reference", "numba", *(["triton"] if torch.cuda.is_available() else [])])
+def fast_rasteriser(request):
+    """For tests of many calls: they would take Triton's interpreter minutes."""
+    return built(request.param, request)
+
+
+@pytest.fixture(scope="session")
+def whole_step():
+    """draw(rasteriser, (clip, faces, resolution)): what one step computes, values and gradients by name."""
+
+    def draw(rasteriser, scene):
+        clip, faces, resolution = scene
+        generator = torch.Generator().manual_seed(1)
+        clip = clip.clone().requires_grad_()
+        attributes = torch.randn(clip.shape[1], 4, generator=generator).to(clip.device).requires_grad_()
+        weight = torch.randn(len(clip), *resolution, 4, generator=generator).to(clip.device)
+        rast = rasteriser.rasterize(clip, faces, resolution)
+        image = rasteriser.interpolate(attributes, rast, faces)
+        smooth = rasteriser.antialias(image, rast, clip, faces)
+        through = torch.autograd.grad((smooth * weight).sum(), image, retain_graph=True)[0]
+        by_outline = torch.autograd.grad((smooth * weight).sum(), clip, retain_graph=True)[0]
+        by_all = torch.autograd.grad((image * weight).sum(), (attributes, clip))
+        found = {"rast": rast, "image": image, "smooth": smooth, "through": through, "outline": by_outline}
+        return {**found, "attributes": by_all[0], "positions": by_all[1]}
+
+    return draw
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ def forget_what_was_said():
 
 @pytest.fixture
 def broken(monkeypatch):
-    """Makes the import of one backend's module raise."""
+    """Makes the import of a backend's module raise."""
 
     def break_import(module: str, error: Exception) -> None:
         real = importlib.import_module
@@ -73,15 +73,30 @@ def test_auto_says_why_the_reference_runs(broken, caplog, error):
 
 
 def test_cuda_without_nvdiffrast(broken, caplog):
+    pytest.importorskip("triton")
     broken("render.raster.nvdiffrast_cuda", ImportError("no nvdiffrast"))
     with caplog.at_level(logging.INFO):
-        assert choose_rasteriser(CUDA).name == "reference"
-    assert "reference (slower) on cuda, as nvdiffrast cannot run: no nvdiffrast" in caplog.text
+        assert choose_rasteriser(CUDA).name == choose_rasteriser(CUDA, "triton").name == "triton"
+    (record,) = caplog.records
+    assert record.getMessage() == "rasteriser: triton on cuda, as nvdiffrast cannot run: no nvdiffrast"
     with pytest.raises(ValueError, match="'nvdiffrast' cannot run: no nvdiffrast .*CUDA toolkit"):
         choose_rasteriser(CUDA, "nvdiffrast")
 
 
-@pytest.mark.parametrize(("device", "name"), [(CPU, "nvdiffrast"), (CUDA, "numba")])
+def test_cuda_without_nvdiffrast_and_triton(broken, caplog):
+    broken("render.raster.nvdiffrast_cuda", ImportError("no nvdiffrast"))
+    broken("render.raster.triton_cuda", ImportError("no triton"))
+    with caplog.at_level(logging.INFO):
+        assert choose_rasteriser(CUDA).name == "reference"
+    assert (
+        "reference (slower) on cuda, as nvdiffrast cannot run: no nvdiffrast and triton cannot run: no triton"
+        in caplog.text
+    )
+    with pytest.raises(ValueError, match="'triton' cannot run: no triton .*--device cuda"):
+        choose_rasteriser(CUDA, "triton")
+
+
+@pytest.mark.parametrize(("device", "name"), [(CPU, "nvdiffrast"), (CPU, "triton"), (CUDA, "numba")])
 def test_preferred_backend_on_the_wrong_device(device, name):
     with pytest.raises(ValueError, match=f"'{name}' cannot run: it does not draw on {device.type}.*needs"):
         choose_rasteriser(device, name)
@@ -89,5 +104,7 @@ def test_preferred_backend_on_the_wrong_device(device, name):
 
 def test_reference_on_request_and_unknown_names():
     assert choose_rasteriser(CPU, "reference").name == "reference"
-    with pytest.raises(ValueError, match="'opengl' is unknown; allowed: auto, nvdiffrast, numba, reference"):
+    with pytest.raises(
+        ValueError, match="'opengl' is unknown; allowed: auto, nvdiffrast, triton, numba, reference"
+    ):
         choose_rasteriser(CPU, "opengl")

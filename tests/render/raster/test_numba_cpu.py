@@ -21,24 +21,8 @@ def scene(request, bumpy_sphere):
     return clip, torch.randint(0, 90, (80, 3), generator=generator), (33, 20)
 
 
-def draw(rasteriser, scene):
-    """Everything that one step computes: values and gradients by name."""
-    clip, faces, resolution = scene
-    generator = torch.Generator().manual_seed(1)
-    clip = clip.clone().requires_grad_()
-    attributes = torch.randn(clip.shape[1], 4, generator=generator).requires_grad_()
-    weight = torch.randn(len(clip), *resolution, 4, generator=generator)
-    rast = rasteriser.rasterize(clip, faces, resolution)
-    image = rasteriser.interpolate(attributes, rast, faces)
-    smooth = rasteriser.antialias(image, rast, clip, faces)
-    by_outline = torch.autograd.grad((smooth * weight).sum(), clip, retain_graph=True)[0]
-    by_all = torch.autograd.grad((image * weight).sum(), (attributes, clip))
-    found = {"rast": rast, "image": image, "smooth": smooth, "outline": by_outline}
-    return {**found, "attributes": by_all[0], "positions": by_all[1]}
-
-
-def test_same_values_and_gradients(numba_rasteriser, scene):
-    expected, got = draw(ReferenceRasteriser(), scene), draw(numba_rasteriser, scene)
+def test_same_values_and_gradients(numba_rasteriser, scene, whole_step):
+    expected, got = whole_step(ReferenceRasteriser(), scene), whole_step(numba_rasteriser, scene)
     assert torch.equal(expected["rast"][..., 3], got["rast"][..., 3])
     for name, value in expected.items():
         assert value.abs().max() > 0
@@ -64,7 +48,7 @@ def test_same_edge_table(scene):
         assert torch.equal(getattr(got, name), getattr(expected, name)), name
 
 
-def test_repeats_bit_for_bit(numba_rasteriser, scene):
-    first, second = draw(numba_rasteriser, scene), draw(numba_rasteriser, scene)
+def test_repeats_bit_for_bit(numba_rasteriser, scene, whole_step):
+    first, second = whole_step(numba_rasteriser, scene), whole_step(numba_rasteriser, scene)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

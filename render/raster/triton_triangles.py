@@ -1,0 +1,259 @@
+"""Triton kernels of rasterize: which face a pixel sees, its u, v and z/w, and the way back to clip.
+
+The formulas are those of reference.py in the same order of operations, in float64, and must be launched with
+fused multiply-adds off: then an edge's values are exact negatives of the neighbour's, and both backends agree
+bit for bit on who owns a pixel.
+
+Faces meet in one 64-bit number a pixel, of which the least wins: 39 bits of depth above 24 bits of face.
+Depths within 2⁻³⁸ count as equal, and then the first face is seen.
+"""
+
+import triton
+from triton import language as tl
+
+FACE_BITS = tl.constexpr(24)
+FACE_MASK = tl.constexpr(2**24 - 1)
+DEPTH_STEPS = tl.constexpr(2.0**38)
+# A pixel that nothing was drawn in.
+NOTHING = tl.constexpr(2**63 - 1)
+
+
+@triton.jit
+def cross(a, b):
+    """a × b of triples."""
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+
+
+@triton.jit
+def at_pixel(normal, x, y):
+    """Value of a homogeneous line at (x/w, y/w)."""
+    return normal[0] * x + normal[1] * y + normal[2]
+
+
+@triton.jit
+def centre(index, size):
+    """x/w (or y/w) of a pixel's centre."""
+    return (index.to(tl.float64) + 0.5) * 2 / size - 1
+
+
+@triton.jit
+def load_corner(clip, vertex, wanted):
+    """(x, y, w), z of a vertex in float64."""
+    place = clip + 4 * vertex.to(tl.int64)
+    x = tl.load(place, mask=wanted, other=0.0).to(tl.float64)
+    y = tl.load(place + 1, mask=wanted, other=0.0).to(tl.float64)
+    z = tl.load(place + 2, mask=wanted, other=0.0).to(tl.float64)
+    w = tl.load(place + 3, mask=wanted, other=0.0).to(tl.float64)
+    return (x, y, w), z
+
+
+@triton.jit
+def load_face(faces, face, wanted):
+    """The three vertices of a face."""
+    place = faces + 3 * face.to(tl.int64)
+    i = tl.load(place, mask=wanted, other=0)
+    j = tl.load(place + 1, mask=wanted, other=0)
+    k = tl.load(place + 2, mask=wanted, other=0)
+    return i, j, k
+
+
+@triton.jit
+def owns_its_points(n):
+    """Top-left rule: true for exactly one of the inward normals n and −n."""
+    return (n[0] > 0) | ((n[0] == 0) & ((n[1] > 0) | ((n[1] == 0) & (n[2] > 0))))
+
+
+@triton.jit
+def pixel_range(p, q, r, size):
+    """First and last pixel centre between the least and greatest of three coordinates x/w (or y/w)."""
+    low = (tl.minimum(tl.minimum(p, q), r) + 1) * size / 2 - 0.5
+    high = (tl.maximum(tl.maximum(p, q), r) + 1) * size / 2 - 0.5
+    # The slack keeps a centre exactly on the outline in its box; clamped first, as an int cannot hold 1e30.
+    first = tl.ceil(tl.minimum(tl.maximum(low - 1e-6, 0.0), size * 1.0))
+    last = tl.floor(tl.maximum(tl.minimum(high + 1e-6, size - 1.0), -1.0))
+    return first.to(tl.int32), last.to(tl.int32)
+
+
+@triton.jit
+def set_up(clip, faces, face, wanted, height, width):
+    """Inward edge normals, the depths of the corners, |det|, and the box left, top, columns, rows."""
+    i, j, k = load_face(faces, face, wanted)
+    a, az = load_corner(clip, i, wanted)
+    b, bz = load_corner(clip, j, wanted)
+    c, cz = load_corner(clip, k, wanted)
+    n0, n1, n2 = cross(b, c), cross(c, a), cross(a, b)
+    det = a[0] * n0[0] + a[1] * n0[1] + a[2] * n0[2]
+    sign = tl.where(det < 0, -1.0, 1.0).to(tl.float64)
+    n0 = (n0[0] * sign, n0[1] * sign, n0[2] * sign)
+    n1 = (n1[0] * sign, n1[1] * sign, n1[2] * sign)
+    n2 = (n2[0] * sign, n2[1] * sign, n2[2] * sign)
+    det = tl.abs(det)
+
+    ahead = (a[2] > 0) & (b[2] > 0) & (c[2] > 0)
+    aw, bw, cw = tl.where(ahead, a[2], 1.0), tl.where(ahead, b[2], 1.0), tl.where(ahead, c[2], 1.0)
+    left, right = pixel_range(a[0] / aw, b[0] / bw, c[0] / cw, width)
+    top, bottom = pixel_range(a[1] / aw, b[1] / bw, c[1] / cw, height)
+    # A triangle that reaches behind the camera may project anywhere.
+    left, top = tl.where(ahead, left, 0), tl.where(ahead, top, 0)
+    right, bottom = tl.where(ahead, right, width - 1), tl.where(ahead, bottom, height - 1)
+    sound = (det > 0) & (det < float("inf")) & ((a[2] > 0) | (b[2] > 0) | (c[2] > 0)) & wanted
+    columns = tl.where(sound, tl.maximum(right - left + 1, 0), 0)
+    rows = tl.where(sound, tl.maximum(bottom - top + 1, 0), 0)
+    return (n0, n1, n2), (az, bz, cz), det, (left, top, columns, rows)
+
+
+@triton.jit
+def draw_pixel(keys, face, normals, depths, det, row, column, height, width, wanted):
+    """Leaves the face in the pixel if it holds the centre at a visible depth, and nothing nearer is there."""
+    x, y = centre(column, width), centre(row, height)
+    e0, e1, e2 = at_pixel(normals[0], x, y), at_pixel(normals[1], x, y), at_pixel(normals[2], x, y)
+    hit = wanted & ((e0 > 0) | ((e0 == 0) & owns_its_points(normals[0])))
+    hit = hit & ((e1 > 0) | ((e1 == 0) & owns_its_points(normals[1])))
+    hit = hit & ((e2 > 0) | ((e2 == 0) & owns_its_points(normals[2])))
+    z = (e0 * depths[0] + e1 * depths[1] + e2 * depths[2]) / tl.where(det > 0, det, 1.0)
+    hit = hit & (e0 + e1 + e2 > 0) & (tl.abs(z) <= 1)
+    step = tl.floor((tl.where(hit, z, 0.0) + 1) * DEPTH_STEPS + 0.5)
+    step = tl.minimum(step, 2 * DEPTH_STEPS - 1).to(tl.int64)
+    key = (step << FACE_BITS) | face.to(tl.int64)
+    tl.atomic_min(keys + row.to(tl.int64) * width + column, key, mask=hit, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["face_count", "vertex_count"])
+def draw_small(
+    clip, faces, keys, large, large_count, face_count, vertex_count, height, width,
+    LIMIT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A lane a face: walks its box if that has at most LIMIT pixels, otherwise lists it in `large`.
+
+    Grid: (blocks of faces, views). keys [B,H,W] int64; large [B·F] int64, large_count [1] int32.
+    """
+    view = tl.program_id(1).to(tl.int64)
+    face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    clip += view * vertex_count * 4
+    keys += view * height * width
+    normals, depths, det, box = set_up(clip, faces, face, face < face_count, height, width)
+    left, top, columns, rows = box
+    pixels = columns * rows
+    is_large = (pixels > LIMIT).to(tl.int32)
+    found = tl.sum(is_large)
+    if found > 0:
+        place = tl.atomic_add(large_count, found, sem="relaxed") + tl.cumsum(is_large, 0) - 1
+        tl.store(large + place, view * face_count + face, mask=is_large > 0)
+    pixels = tl.where(is_large > 0, 0, pixels)
+    column, row = left, top
+    for step in range(0, tl.max(pixels)):
+        draw_pixel(keys, face, normals, depths, det, row, column, height, width, step < pixels)
+        column += 1
+        ends = column >= left + columns
+        column = tl.where(ends, left, column)
+        row += ends.to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["face_count", "vertex_count"])
+def draw_large(
+    clip, faces, keys, large, large_count, face_count, vertex_count, height, width,
+    ITEMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Listed faces, tile by tile of their boxes: so many faces, rows and columns at once.
+
+    Grid: any (p, q): p programs share the faces, q the tiles of each.
+    """
+    count = tl.load(large_count)
+    for begin in range(tl.program_id(0) * ITEMS, count, tl.num_programs(0) * ITEMS):
+        item = begin + tl.arange(0, ITEMS)[:, None, None]
+        number = tl.load(large + item, mask=item < count, other=0)
+        view, face = number // face_count, number % face_count
+        its_keys = keys + view * height * width
+        normals, depths, det, box = set_up(
+            clip + view * vertex_count * 4, faces, face, item < count, height, width
+        )
+        left, top, columns, rows = box
+        across = tl.maximum(tl.cdiv(columns, COLUMNS), 1)
+        for tile in range(tl.program_id(1), tl.max(across * tl.cdiv(rows, ROWS)), tl.num_programs(1)):
+            down = (tile // across) * ROWS + tl.arange(0, ROWS)[None, :, None]
+            right = (tile % across) * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
+            wanted = (down < rows) & (right < columns)
+            draw_pixel(its_keys, face, normals, depths, det, top + down, left + right, height, width, wanted)
+
+
+@triton.jit
+def corners_of_pixel(clip, faces, face, pixel, covered, vertex_count, height, width):
+    """Vertices, corners (x, y, w), depths, and the centre (x/w, y/w) of flat pixels of a batch."""
+    view = pixel // (height * width)
+    place = pixel % (height * width)
+    x, y = centre(place % width, width), centre(place // width, height)
+    clip += view * vertex_count * 4
+    i, j, k = load_face(faces, face, covered)
+    a, az = load_corner(clip, i, covered)
+    b, bz = load_corner(clip, j, covered)
+    c, cz = load_corner(clip, k, covered)
+    return (i, j, k), (a, b, c), (az, bz, cz), (x, y), view
+
+
+@triton.jit(do_not_specialize=["vertex_count"])
+def resolve(
+    clip, faces, keys, rast, vertex_count, pixel_count, height, width, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Fills rast [B,H,W,4] from the winners of each pixel."""
+    pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < pixel_count
+    key = tl.load(keys + pixel, mask=inside, other=NOTHING)
+    covered = key != NOTHING
+    face = tl.where(covered, key & FACE_MASK, 0)
+    _, corners, depths, place, _ = corners_of_pixel(
+        clip, faces, face, pixel, covered, vertex_count, height, width
+    )
+    a, b, c = corners
+    x, y = place
+    n0, n1, n2 = cross(b, c), cross(c, a), cross(a, b)
+    e0, e1, e2 = at_pixel(n0, x, y), at_pixel(n1, x, y), at_pixel(n2, x, y)
+    total = tl.where(covered, e0 + e1 + e2, 1.0)
+    det = tl.where(covered, a[0] * n0[0] + a[1] * n0[1] + a[2] * n0[2], 1.0)
+    z = (e0 * depths[0] + e1 * depths[1] + e2 * depths[2]) / det
+    out = rast + pixel * 4
+    tl.store(out, e0 / total, mask=inside)
+    tl.store(out + 1, e1 / total, mask=inside)
+    tl.store(out + 2, z, mask=inside)
+    tl.store(out + 3, tl.where(covered, face + 1, 0), mask=inside)
+
+
+@triton.jit
+def add_corner(grad_clip, vertex, place, push, wanted):
+    """Adds p × push to x, y, w of a vertex."""
+    gx, gy, gw = cross((place[0], place[1], 1.0), push)
+    target = grad_clip + 4 * vertex.to(tl.int64)
+    tl.atomic_add(target, gx, mask=wanted, sem="relaxed")
+    tl.atomic_add(target + 1, gy, mask=wanted, sem="relaxed")
+    tl.atomic_add(target + 3, gw, mask=wanted, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["vertex_count"])
+def resolve_backward(
+    clip, faces, rast, grad_rast, grad_clip, vertex_count, pixel_count, height, width, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Adds to grad_clip [B,V,4] (float64) what the gradient of u, v asks of x, y, w of the corners.
+
+    As numba_kernels.rasterize_backward: ∂L/∂v₀ = p × (g₁ v₂ − g₂ v₁) and so on in a circle, gᵢ = ∂L/∂eᵢ.
+    """
+    pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < pixel_count
+    face = tl.load(rast + 4 * pixel + 3, mask=inside, other=0.0).to(tl.int32) - 1
+    grad_u = tl.load(grad_rast + 4 * pixel, mask=face >= 0, other=0.0).to(tl.float64)
+    grad_v = tl.load(grad_rast + 4 * pixel + 1, mask=face >= 0, other=0.0).to(tl.float64)
+    wanted = (grad_u != 0) | (grad_v != 0)
+    vertices, corners, _, place, view = corners_of_pixel(
+        clip, faces, face, pixel, wanted, vertex_count, height, width
+    )
+    a, b, c = corners
+    x, y = place
+    e0, e1, e2 = at_pixel(cross(b, c), x, y), at_pixel(cross(c, a), x, y), at_pixel(cross(a, b), x, y)
+    total = tl.where(wanted, e0 + e1 + e2, 1.0)
+    mean = (grad_u * e0 + grad_v * e1) / total
+    g0, g1, g2 = (grad_u - mean) / total, (grad_v - mean) / total, -mean / total
+    grad_clip += view * vertex_count * 4
+    push = (g1 * c[0] - g2 * b[0], g1 * c[1] - g2 * b[1], g1 * c[2] - g2 * b[2])
+    add_corner(grad_clip, vertices[0], place, push, wanted)
+    push = (g2 * a[0] - g0 * c[0], g2 * a[1] - g0 * c[1], g2 * a[2] - g0 * c[2])
+    add_corner(grad_clip, vertices[1], place, push, wanted)
+    push = (g0 * b[0] - g1 * a[0], g0 * b[1] - g1 * a[1], g0 * b[2] - g1 * a[2])
+    add_corner(grad_clip, vertices[2], place, push, wanted)
