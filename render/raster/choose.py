@@ -63,10 +63,16 @@ def build_nvdiffrast(device: torch.device) -> Rasteriser:
 
 
 def build_triton(device: torch.device) -> Rasteriser:
-    """RuntimeError or ImportError where it cannot run; its first use compiles its kernels."""
+    """RuntimeError or ImportError where it cannot run, after a small drawing; the first one ever compiles."""
     if device.type != "cuda":
         raise RuntimeError(f"it does not draw on {device.type}")
-    return importlib.import_module("render.raster.triton_cuda").TritonRasteriser()
+    module = importlib.import_module("render.raster.triton_cuda")
+    try:
+        module.try_out(device)
+    # A compiler, a driver, a cache folder: what is missing shows itself in errors of many kinds.
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+    return module.TritonRasteriser()
 
 
 def build_numba(device: torch.device) -> Rasteriser:

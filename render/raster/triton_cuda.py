@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from render.raster import triton_blend, triton_interpolate, triton_silhouette, triton_triangles
-from render.raster.reference import sample_bilinear
+from render.raster.reference import ReferenceRasteriser, sample_bilinear
 from render.raster.silhouette import CachedByFaces
 from render.raster.triton_lanes import LINES, channel_blocks, lanes_on, on_device_of
 
@@ -79,6 +79,29 @@ class TritonRasteriser:
         self, texture: Float[Tensor, "Ht Wt C"], uv: Float[Tensor, "B H W 2"]
     ) -> Float[Tensor, "B H W C"]:
         return sample_bilinear(texture, uv)
+
+
+def try_out(device: torch.device | str) -> None:
+    """Draws a small and a large triangle both ways. ArithmeticError where the reference answers otherwise."""
+    corners = [
+        [-0.9, -0.8, 0.1],
+        [1.2, -0.7, 0.2],
+        [0.1, 0.9, 0.3],
+        [-0.5, 0.1, 0],
+        [-0.4, 0.1, 0],
+        [-0.4, 0.4, 0],
+    ]
+    places = torch.tensor(corners, device=device)
+    faces = torch.arange(6, device=device).view(2, 3)
+    found = []
+    for rasteriser in (TritonRasteriser(), ReferenceRasteriser()):
+        clip = torch.nn.functional.pad(places, (0, 1), value=1.0)[None].requires_grad_()
+        rast = rasteriser.rasterize(clip, faces, (16, 16))
+        image = rasteriser.antialias(rasteriser.interpolate(places, rast, faces), rast, clip, faces)
+        found.append((rast, image, torch.autograd.grad(image.square().sum(), clip)[0]))
+    for got, expected in zip(*found, strict=True):
+        if not torch.allclose(got, expected, rtol=1e-4, atol=1e-4):
+            raise ArithmeticError("the kernels answer something else than the reference")
 
 
 def draw(

@@ -72,8 +72,15 @@ def test_auto_says_why_the_reference_runs(broken, caplog, error):
     assert record.getMessage() == f"rasteriser: reference (slower) on cpu, as numba cannot run: {error}"
 
 
-def test_cuda_without_nvdiffrast(broken, caplog):
-    pytest.importorskip("triton")
+@pytest.fixture
+def triton_cuda(monkeypatch):
+    """The module, as if its kernels had been tried out on a GPU."""
+    module = pytest.importorskip("render.raster.triton_cuda", exc_type=ImportError)
+    monkeypatch.setattr(module, "try_out", lambda device: None)
+    return module
+
+
+def test_cuda_without_nvdiffrast(broken, triton_cuda, caplog):
     broken("render.raster.nvdiffrast_cuda", ImportError("no nvdiffrast"))
     with caplog.at_level(logging.INFO):
         assert choose_rasteriser(CUDA).name == choose_rasteriser(CUDA, "triton").name == "triton"
@@ -94,6 +101,17 @@ def test_cuda_without_nvdiffrast_and_triton(broken, caplog):
     )
     with pytest.raises(ValueError, match="'triton' cannot run: no triton .*--device cuda"):
         choose_rasteriser(CUDA, "triton")
+
+
+def test_kernels_that_do_not_run_are_not_taken(broken, triton_cuda, monkeypatch, caplog):
+    def fail(device):
+        raise ArithmeticError("wrong\nat length")
+
+    monkeypatch.setattr(triton_cuda, "try_out", fail)
+    broken("render.raster.nvdiffrast_cuda", ImportError("no nvdiffrast"))
+    with caplog.at_level(logging.INFO):
+        assert choose_rasteriser(CUDA).name == "reference"
+    assert caplog.records[0].getMessage().endswith("and triton cannot run: ArithmeticError: wrong")
 
 
 @pytest.mark.parametrize(("device", "name"), [(CPU, "nvdiffrast"), (CPU, "triton"), (CUDA, "numba")])

@@ -115,6 +115,18 @@ def test_what_needs_no_gradient_is_left_out(scene):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_wrong_answers_are_noticed(kernel_device, monkeypatch):
+    triton_cuda.try_out(kernel_device)
+    right = triton_cuda.TritonRasteriser.antialias
+    monkeypatch.setattr(
+        triton_cuda.TritonRasteriser,
+        "antialias",
+        lambda self, colour, *rest: right(self, 1.01 * colour, *rest),
+    )
+    with pytest.raises(ArithmeticError):
+        triton_cuda.try_out(kernel_device)
+
+
 COMPILE = """
 import torch, triton
 from triton.backends.compiler import GPUTarget
