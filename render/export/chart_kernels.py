@@ -21,13 +21,25 @@ MOST_CELLS = 64
 
 
 @kernel
-def plane_axes(x, y, z):
-    """Two unit vectors that make a right-handed frame with the unit vector (x, y, z)."""
+def dot(a, b):
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@kernel
+def lattice_cell(size):
+    """The side of a chart's cells, in steps."""
+    return max(np.int64(size * LATTICE), 1)
+
+
+@kernel
+def plane_axes(normal, axes):
+    """Fills axes [6] with two unit vectors that make a right-handed frame with the unit vector `normal`."""
     # Duff et al. 2017, "Building an Orthonormal Basis, Revisited", listing 3.
+    x, y, z = normal[0], normal[1], normal[2]
     sign = 1.0 if z >= 0 else -1.0
     a = -1.0 / (sign + z)
-    b = x * y * a
-    return 1.0 + sign * x * x * a, sign * b, -sign * x, b, sign + y * y * a, -y
+    axes[0], axes[1], axes[2] = 1.0 + sign * x * x * a, sign * x * y * a, -sign * x
+    axes[3], axes[4], axes[5] = x * y * a, sign + y * y * a, -y
 
 
 @kernel
@@ -73,91 +85,164 @@ def projected(positions, face, axes, out):
 
 
 @kernel
-def grow(positions, faces, normals, directions, sizes, neighbours, seeds, least_cosine):
-    """(chart [F], −1 for a face that is too thin in its plane; corners [F,6] in the plane; number of charts).
+def cells_of(here, cell):
+    """The first and last column and row of the cells of this size that a projected face [6] touches."""
+    return (
+        min(here[0], here[2], here[4]) // cell,
+        max(here[0], here[2], here[4]) // cell,
+        min(here[1], here[3], here[5]) // cell,
+        max(here[1], here[3], here[5]) // cell,
+    )
+
+
+@kernel
+def make_table(count):
+    """An empty hash table of faces by chart and cell: heads of lists, links, faces, [length]."""
+    slots = 1
+    while slots < 4 * count:
+        slots *= 2
+    length = MOST_CELLS + 12 * count
+    return (
+        np.full(slots, -1, np.int32),
+        np.empty(length, np.int32),
+        np.empty(length, np.int32),
+        np.zeros(1, np.int64),
+    )
+
+
+@kernel
+def is_free(table, chart, here, cell, chart_of, corners):
+    """Whether a projected face covers no face of a chart."""
+    head, following, face_of, _ = table
+    left, right, low, high = cells_of(here, cell)
+    if (right - left + 1) * (high - low + 1) > MOST_CELLS:
+        return False
+    tests = 0
+    for column in range(left, right + 1):
+        for row in range(low, high + 1):
+            entry = head[bucket(chart, column, row, len(head) - 1)]
+            while entry >= 0:
+                # Faces that have left the chart are still in its lists.
+                if chart_of[face_of[entry]] == chart:
+                    other = corners[face_of[entry]]
+                    tests += 1
+                    if tests > MOST_TESTS or not (separated(here, other) or separated(other, here)):
+                        return False
+                entry = following[entry]
+    return True
+
+
+@kernel
+def enter(table, chart, face, here, cell):
+    """Enters a face of a chart; False where it is too large or the table is full."""
+    head, following, face_of, length = table
+    left, right, low, high = cells_of(here, cell)
+    cells = (right - left + 1) * (high - low + 1)
+    if cells > MOST_CELLS or length[0] + cells > len(face_of):
+        return False
+    for column in range(left, right + 1):
+        for row in range(low, high + 1):
+            place, entry = bucket(chart, column, row, len(head) - 1), length[0]
+            face_of[entry], following[entry], head[place] = face, head[place], entry
+            length[0] += 1
+    return True
+
+
+@kernel
+def make_charts(positions, faces, normals, directions, sizes, neighbours, seeds, least_cosine, small, loose):
+    """(chart [F], −1 for a face that is too thin in its plane; corners [F,6] in the plane).
 
     positions [V,3] in [0,1]; normals [F,3] unit; directions [F,3] unit: along which a chart that starts at
     the face is projected; sizes [F]: about the extent of the faces around; neighbours [F,3] over the edges,
-    −1 for none; seeds: the faces in the order in which they may start a chart. A face joins where its normal
-    is within least_cosine of the chart's direction and where it covers no face that is already there.
+    −1 for none; seeds: the faces in the order in which they may start a chart. A face joins where the cosine
+    between its normal and the chart's direction is least_cosine at least. Charts of at most `small` faces
+    then give them to larger ones, where that cosine is `loose` at least.
     """
     count = len(faces)
-    chart_of = np.full(count, -1, np.int64)
-    corners = np.zeros((count, 6), np.int64)
-    tried = np.full(count, -1, np.int64)
-    queue = np.empty(count, np.int64)
-    mask = 1
-    while mask < 4 * count:
-        mask *= 2
-    head = np.full(mask, -1, np.int32)
-    mask -= 1
-    entry_next = np.empty(8 * count + MOST_CELLS, np.int32)
-    entry_face = np.empty(8 * count + MOST_CELLS, np.int32)
-    entries = 0
+    mesh = positions, faces, normals, directions, sizes, neighbours
+    chart_of, corners = np.full(count, -1, np.int64), np.zeros((count, 6), np.int64)
+    seed_of, population = np.empty(count, np.int64), np.zeros(count, np.int64)
+    charts, table = (chart_of, corners, seed_of, population), make_table(count)
+    grow(mesh, charts, table, seeds, least_cosine)
+    hand_over(mesh, charts, table, small, loose)
+    return chart_of, corners
+
+
+@kernel
+def grow(mesh, charts, table, seeds, least_cosine):
+    """Charts by breadth from their seeds, one after the other, until no seed is without."""
+    positions, faces, normals, directions, sizes, neighbours = mesh
+    chart_of, corners, seed_of, population = charts
+    tried, queue = np.full(len(faces), -1, np.int64), np.empty(len(faces), np.int64)
     axes, here = np.empty(6), np.empty(6, np.int64)
-    charts = 0
+    chart = 0
     for seed in seeds:
         if chart_of[seed] >= 0:
             continue
-        dx, dy, dz = directions[seed]
-        axes[0], axes[1], axes[2], axes[3], axes[4], axes[5] = plane_axes(dx, dy, dz)
-        cell = max(np.int64(sizes[seed] * LATTICE), 1)
-        first, last = 0, 1
-        queue[0] = seed
-        tried[seed] = charts
-        placed = 0
+        direction, cell = directions[seed], lattice_cell(sizes[seed])
+        plane_axes(direction, axes)
+        first, last, queue[0], tried[seed] = 0, 1, seed, seed
         while first < last:
             face = queue[first]
             first += 1
             if not projected(positions, faces[face], axes, here):
                 continue
-            left, right = min(here[0], here[2], here[4]) // cell, max(here[0], here[2], here[4]) // cell
-            low, high = min(here[1], here[3], here[5]) // cell, max(here[1], here[3], here[5]) // cell
-            cells = (right - left + 1) * (high - low + 1)
-            if placed > 0 and cells > MOST_CELLS:
+            if face != seed and not is_free(table, chart, here, cell, chart_of, corners):
                 continue
-            free, tests = True, 0
-            if placed > 0:
-                for column in range(left, right + 1):
-                    for row in range(low, high + 1):
-                        entry = head[bucket(charts, column, row, mask)]
-                        while entry >= 0 and free:
-                            other = entry_face[entry]
-                            if chart_of[other] == charts:
-                                tests += 1
-                                free = tests <= MOST_TESTS and (
-                                    separated(here, corners[other]) or separated(corners[other], here)
-                                )
-                            entry = entry_next[entry]
-                        if not free:
-                            break
-                    if not free:
-                        break
-            if not free:
+            entered = enter(table, chart, face, here, cell)
+            # What does not fit into the table can only be a chart alone.
+            if not entered and face != seed:
                 continue
-            chart_of[face] = charts
-            corners[face] = here
-            placed += 1
-            if cells > MOST_CELLS:
+            chart_of[face], corners[face] = chart, here
+            population[chart] += 1
+            if not entered:
                 break
-            if entries + cells > len(entry_face):
-                entry_next = np.concatenate((entry_next, np.empty_like(entry_next)))
-                entry_face = np.concatenate((entry_face, np.empty_like(entry_face)))
-            for column in range(left, right + 1):
-                for row in range(low, high + 1):
-                    place = bucket(charts, column, row, mask)
-                    entry_face[entries] = face
-                    entry_next[entries] = head[place]
-                    head[place] = entries
-                    entries += 1
-            for k in range(3):
-                other = neighbours[face, k]
-                if other >= 0 and chart_of[other] < 0 and tried[other] != charts:
-                    tried[other] = charts
-                    cosine = normals[other, 0] * dx + normals[other, 1] * dy + normals[other, 2] * dz
-                    if cosine >= least_cosine:
+            for other in neighbours[face]:
+                if other >= 0 and chart_of[other] < 0 and tried[other] != seed:
+                    tried[other] = seed
+                    if dot(normals[other], direction) >= least_cosine:
                         queue[last] = other
                         last += 1
-        if placed > 0:
-            charts += 1
-    return chart_of, corners, charts
+        if population[chart] > 0:
+            seed_of[chart] = seed
+            chart += 1
+
+
+@kernel
+def hand_over(mesh, charts, table, small, loose):
+    """Faces of charts of at most `small` faces go to charts beside them that have more, where they fit.
+
+    Half of what grows are such fragments, left over between larger charts.
+    """
+    positions, faces, normals, directions, sizes, neighbours = mesh
+    chart_of, corners, seed_of, population = charts
+    axes, here = np.empty(6), np.empty(6, np.int64)
+    first, last, queue = 0, 0, np.empty(4 * len(faces), np.int64)
+    for face in range(len(faces)):
+        if chart_of[face] >= 0 and population[chart_of[face]] <= small:
+            queue[last] = face
+            last += 1
+    while first < last:
+        face = queue[first]
+        first += 1
+        for neighbour in neighbours[face]:
+            own, chart = chart_of[face], chart_of[neighbour]
+            if neighbour < 0 or chart < 0 or population[own] > small or population[chart] <= population[own]:
+                continue
+            direction, cell = directions[seed_of[chart]], lattice_cell(sizes[seed_of[chart]])
+            plane_axes(direction, axes)
+            if (
+                dot(normals[face], direction) < loose
+                or not projected(positions, faces[face], axes, here)
+                or not is_free(table, chart, here, cell, chart_of, corners)
+                or not enter(table, chart, face, here, cell)
+            ):
+                continue
+            population[own] -= 1
+            population[chart] += 1
+            chart_of[face], corners[face] = chart, here
+            # Those beside it have a new neighbour to go to.
+            for other in neighbours[face]:
+                if other >= 0 and chart_of[other] >= 0 and last < len(queue):
+                    queue[last] = other
+                    last += 1

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -58,15 +59,28 @@ def _material(textures: Mapping[str, Tensor]) -> str:
 
 
 def _geometry(mesh: Mesh) -> str:
-    # Nine digits name every float32 uniquely.
-    lines = ["mtllib mesh.mtl", "o mesh"]
-    lines += [f"v {x:.9g} {y:.9g} {z:.9g}" for x, y, z in mesh.v_pos.detach().cpu().tolist()]
-    faces = (mesh.faces.cpu() + 1).tolist()
+    faces = mesh.faces.cpu().numpy().astype(np.int64) + 1
+    parts = ["mtllib mesh.mtl\no mesh\n", _rows("v %.9g %.9g %.9g\n", _array(mesh.v_pos))]
     if mesh.uv is not None and mesh.uv_faces is not None:
-        lines += [f"vt {u:.9g} {1 - v:.9g}" for u, v in mesh.uv.detach().cpu().tolist()]
-        corners = zip(faces, (mesh.uv_faces.cpu() + 1).tolist(), strict=True)
-        faces_text = [f"f {a}/{i}/{a} {b}/{j}/{b} {c}/{k}/{c}" for (a, b, c), (i, j, k) in corners]
+        # In float64, where 1 − v is exact.
+        parts.append(_rows("vt %.9g %.9g\n", _array(mesh.uv).astype(np.float64) * [1, -1] + [0, 1]))
+        uv_faces = mesh.uv_faces.cpu().numpy().astype(np.int64) + 1
+        corners = np.stack([faces, uv_faces, faces], -1)
+        faces_text = _rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", corners.reshape(-1, 9))
     else:
-        faces_text = [f"f {a}//{a} {b}//{b} {c}//{c}" for a, b, c in faces]
-    lines += [f"vn {x:.9g} {y:.9g} {z:.9g}" for x, y, z in mesh.v_nrm.detach().cpu().tolist()]
-    return "\n".join([*lines, f"usemtl {MATERIAL}", *faces_text]) + "\n"
+        faces_text = _rows("f %d//%d %d//%d %d//%d\n", faces.repeat(2, axis=1))
+    parts.append(_rows("vn %.9g %.9g %.9g\n", _array(mesh.v_nrm)))
+    return "".join([*parts, f"usemtl {MATERIAL}\n", faces_text])
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()
+
+
+def _rows(line: str, rows: np.ndarray, chunk: int = 2**14) -> str:
+    """A line for each row, formatted many at a time, which is twice as fast as one by one.
+
+    Nine digits name every float32 uniquely.
+    """
+    some = (rows[start : start + chunk] for start in range(0, len(rows), chunk))
+    return "".join((line * len(part)) % tuple(part.ravel().tolist()) for part in some)

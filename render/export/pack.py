@@ -3,16 +3,16 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-# Texels on a side of its place that a chart should keep beside its margin, as a share.
-OWN_SHARE = 0.5
+# The share of its place's side that a chart of mean size keeps beside its margins.
+OWN_SHARE = 2 / 3
 # How full shelves of rectangles sorted by height are, about.
 FILL = 0.8
 
 
 def affordable_padding(count: int, side: int, wanted: int) -> int:
-    """Free texels around each of `count` charts that leave a chart of mean size half of its place's side.
+    """Free texels around each of `count` charts: `wanted`, or fewer.
 
-    At most `wanted`.
+    A chart of mean size keeps OWN_SHARE of its place's side.
     """
     place = side * (FILL / max(count, 1)) ** 0.5
     return min(wanted, int(place * (1 - OWN_SHARE) / 2))

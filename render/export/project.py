@@ -18,8 +18,11 @@ from render.export.pack import affordable_padding, pack
 
 logger = logging.getLogger(__name__)
 
-# A face may lean 72 degrees away from its chart's direction: the texture then has 0.3 of its area.
-LEAST_COSINE = 0.3
+# A face may lean 60 degrees away from its chart's direction: the texture then has half of its area.
+LEAST_COSINE = 0.5
+# Charts of so few faces are fragments between larger ones and go to these, where their faces may lean 81
+# degrees.
+FRAGMENT, LOOSE_COSINE = 8, 0.15
 # Rounds in which normals are averaged over neighbours before a chart takes its direction from one.
 SMOOTHINGS = 4
 # Directions in which the smallest rectangle around a chart is looked for, over a quarter of a turn.
@@ -55,9 +58,19 @@ def project(
     neighbours = face_neighbours(faces, len(positions))
     directions, sizes = _around(positions, faces, normals, areas, neighbours)
     seeds = np.argsort(-areas, kind="stable")
-    chart_of, corners, charts = chart_kernels.grow(
-        positions, faces, normals, directions, sizes, neighbours, seeds, LEAST_COSINE
+    chart_of, corners = chart_kernels.make_charts(
+        positions,
+        faces,
+        normals,
+        directions,
+        sizes,
+        neighbours,
+        seeds,
+        LEAST_COSINE,
+        FRAGMENT,
+        LOOSE_COSINE,
     )
+    charts = _numbered(chart_of)
     if charts == 0:
         # Not a face has an area: all lie in one point.
         everywhere = np.full((len(positions), 2), 0.5, np.float32)
@@ -117,6 +130,14 @@ def _around(positions, faces, normals, areas, neighbours) -> tuple[np.ndarray, n
     mean = weighted[:-1] / np.maximum(np.linalg.norm(weighted[:-1], axis=1), 1e-300)[:, None]
     agrees = (mean * normals).sum(1) > 0.5
     return np.where(agrees[:, None], mean, normals), (extent[:-1] / count[:-1])[:, 0]
+
+
+def _numbered(chart_of: Int[np.ndarray, " F"]) -> int:
+    """Numbers the charts that have faces 0, 1, … in place; returns how many there are."""
+    inside = chart_of >= 0
+    left, number = np.unique(chart_of[inside], return_inverse=True)
+    chart_of[inside] = number
+    return len(left)
 
 
 def _upright(

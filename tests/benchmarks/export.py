@@ -1,0 +1,163 @@
+"""Where the time of an export goes: unwrapping, baking and every file, on a smooth and on a torn surface.
+
+    python3 tests/benchmarks/export.py --faces 400000 --texture_res 2048
+    python3 tests/benchmarks/export.py --kind noisy --faces 1300000 --unwrap projection --device cuda
+
+A smooth surface is a ball with bumps, as after a run on a tetrahedral grid of 256; a noisy one is the zero
+surface of a ball whose field is noise at every vertex, as random weights make it: torn and of thousands of
+pieces. The field that is baked is a material with the default encoding. Compiling (numba, at the first use
+on a machine) is timed apart, on a small ball.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# A script of its own: it finds the program from where it lies.
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT)]
+
+# ruff: noqa: E402
+import torch
+
+from geometry.marching_tets import marching_tetrahedra
+from geometry.tet_grid import make_tet_grid
+from render.export.bake import bake
+from render.export.glb import write_glb
+from render.export.obj import write_obj
+from render.export.uv import unwrap, uv_areas, uv_fault
+from render.mesh import Mesh, make_mesh
+from render.raster.choose import choose_rasteriser
+from render.shade.material import MaterialConfig, MaterialField
+
+SIDE = 2.1
+# Faces that each kind has on a grid of 256, and the power of the grid's size that they grow with.
+SCALE = {"smooth": (4.05e5, 2), "noisy": (9.6e6, 3)}
+
+
+def surface(kind: str, faces: int) -> Mesh:
+    """A surface of about so many faces; kind: "smooth" or "noisy"."""
+    at_256, power = SCALE[kind]
+    grid = make_tet_grid(round(256 * (faces / at_256) ** (1 / power)), SIDE)
+    x, y, z = grid.v_pos.unbind(-1)
+    if kind == "smooth":
+        bumps = 0.05 * torch.sin(9 * x) * torch.cos(8 * y) * torch.sin(7 * z + 1)
+        sdf = grid.v_pos.norm(dim=-1) - 0.97 + bumps + 0.03 * torch.sin(23 * x + 11 * y) * torch.cos(21 * z)
+    else:
+        noise = torch.randn(len(grid.v_pos), generator=torch.Generator().manual_seed(0))
+        sdf = 2.5 * (grid.v_pos.norm(dim=-1) - 0.75) + noise
+    at_wall = grid.v_pos.abs().amax(-1) > SIDE / 2 - 1e-4
+    sdf = torch.where(at_wall, sdf.clamp(min=0.01), sdf)
+    return make_mesh(*marching_tetrahedra(grid.v_pos, sdf, grid.tets, grid.edges, grid.tet_edges))
+
+
+class Clock:
+    """Seconds by name."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timing(self, name: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.seconds[name] = self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def measure(mesh: Mesh, method: str, side: int, folder: Path) -> dict:
+    """Seconds of every part of an export of the mesh, and what came of it."""
+    device = mesh.v_pos.device
+    rasteriser, clock = choose_rasteriser(device), Clock(device)
+    low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
+    torch.manual_seed(0)
+    material = MaterialField(MaterialConfig(), low - 0.01, high + 0.01).to(device)
+
+    def field(points: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = material(points)
+        return {"kd": values.kd, "ks": values.ks, "normal": values.normal}
+
+    with clock.timing("unwrap"):
+        unwrapped = unwrap(mesh, method, (side, side), 4)
+    with clock.timing("bake"):
+        textures = bake(unwrapped, field, (side, side), rasteriser)
+    with clock.timing("OBJ and PNG"):
+        write_obj(folder, unwrapped, textures)
+    with clock.timing("GLB"):
+        write_glb(folder / "mesh.glb", unwrapped, textures)
+    total = sum(clock.seconds.values())
+    # Not part of an export: what a run that paints a user's mesh asks of its uv.
+    with clock.timing("check of the uv"):
+        fault = uv_fault(unwrapped, rasteriser)
+    return {
+        "faces": len(mesh.faces),
+        "seconds": clock.seconds,
+        "total": total,
+        "filled": float(uv_areas(unwrapped).sum()),
+        "fault": fault,
+        "megabytes": {file.name: file.stat().st_size / 1e6 for file in sorted(folder.iterdir())},
+    }
+
+
+def table(records: dict[str, dict]) -> str:
+    """Markdown, a row a part and a column a surface."""
+    heads = [f"{kind}, {record['faces']} faces" for kind, record in records.items()]
+    lines = ["| seconds | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
+
+    def row(title: str, cells: list[str]) -> None:
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+
+    for name in next(iter(records.values()))["seconds"]:
+        row(name, [f"{record['seconds'][name]:.1f}" for record in records.values()])
+    row("**export**", [f"{record['total']:.1f}" for record in records.values()])
+    row("texture filled, %", [f"{100 * record['filled']:.0f}" for record in records.values()])
+    row("fault of the uv", [record["fault"] or "none" for record in records.values()])
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--kind", choices=[*SCALE, "both"], default="both")
+    parser.add_argument("--faces", type=int, default=400_000)
+    parser.add_argument("--texture_res", type=int, default=2048)
+    parser.add_argument("--unwrap", default="auto")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="a file to write")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    device = torch.device(options.device)
+    records = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for method in ("xatlas", "projection"):
+            measure(surface("smooth", 3000).to(device), method, 64, Path(folder))
+        for kind in SCALE if options.kind == "both" else [options.kind]:
+            mesh = surface(kind, options.faces).to(device)
+            records[kind] = measure(mesh, options.unwrap, options.texture_res, Path(folder))
+    gpu = (
+        torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    )
+    where = (
+        f"{gpu}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    )
+    sys.stdout.write(f"export at {options.texture_res}², {where}\n\n{table(records)}\n")
+    if options.json:
+        record = {"hardware": where, "texture_res": options.texture_res, "surfaces": records}
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
