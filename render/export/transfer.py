@@ -5,6 +5,8 @@ taken to world axes there, and from these into the new mesh's tangent frame, so 
 relief that a coarser mesh has lost.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -39,14 +41,15 @@ def for_export(
 
 def carry_over(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceField:
     """`field` over `painted` as a field over `target`. Both meshes have tangents."""
+    frame_of_painted, frame_of_target = frame_finder(painted), frame_finder(target)
 
     def carried(points: Float[Tensor, "N 3"]) -> dict[str, Float[Tensor, "N C"]]:
-        nearest, normal, tangent = frame_at(painted, points)
+        nearest, normal, tangent = frame_of_painted(points)
         values = field(nearest)
         if "normal" not in values:
             return values
         world = bump(normal, tangent, values["normal"])
-        _, up, along = frame_at(target, points)
+        _, up, along = frame_of_target(points)
         across = torch.linalg.cross(up, along, dim=-1)
         local = torch.stack([(world * axis).sum(-1) for axis in (along, across, up)], -1)
         # A normal map holds no normals that point into the surface.
@@ -56,24 +59,32 @@ def carry_over(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceField
     return carried
 
 
-def frame_at(
-    mesh: Mesh, points: Float[Tensor, "N 3"]
-) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
-    """The nearest point of the mesh to each of `points`, the smooth normal and the unit tangent there."""
+def frame_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """A function from points [N,3] to the nearest point [N,3] of the mesh to each, the smooth normal and the
+    unit tangent there.
+
+    The search tree is built once, and libigl walks it in all threads.
+    """
     import igl
 
     assert mesh.tangents is not None and mesh.uv_faces is not None, "the mesh has no tangents"
     positions = np.asfortranarray(mesh.v_pos.detach().cpu().numpy(), dtype=np.float64)
-    triangles = np.asfortranarray(mesh.faces.cpu().numpy(), dtype=np.int32)
-    asked = np.asfortranarray(points.detach().cpu().numpy(), dtype=np.float64)
-    _, face, nearest = igl.point_mesh_squared_distance(asked, positions, triangles)
-    corners = [np.asfortranarray(positions[triangles[face, corner]]) for corner in range(3)]
-    weights = igl.barycentric_coordinates(np.asfortranarray(nearest), *corners)
-    # Of a face without area any corner does.
-    weights = np.where(np.isfinite(weights).all(1, keepdims=True), weights, [1.0, 0.0, 0.0])
+    triangles = np.asfortranarray(mesh.faces.cpu().numpy(), dtype=np.int64)
+    tree = igl.AABB()
+    tree.init(positions, triangles)
     device, dtype = mesh.v_pos.device, mesh.v_pos.dtype
-    weight = torch.from_numpy(weights).to(device, dtype)[..., None]
-    row = torch.from_numpy(np.array(face, dtype=np.int64)).to(device)
-    normal = safe_normalize((mesh.v_nrm[mesh.faces[row]] * weight).sum(1))
-    tangent = orthonormal_tangents((mesh.tangents[mesh.uv_faces[row]] * weight).sum(1), normal)
-    return torch.from_numpy(np.array(nearest)).to(device, dtype), normal, tangent
+
+    def frame(points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tensor, Tensor]:
+        asked = np.asfortranarray(points.detach().cpu().numpy(), dtype=np.float64)
+        _, face, nearest = tree.squared_distance(positions, triangles, asked)
+        corners = [np.asfortranarray(positions[triangles[face, corner]]) for corner in range(3)]
+        weights = igl.barycentric_coordinates(np.asfortranarray(nearest), *corners)
+        # Of a face without area any corner does.
+        weights = np.where(np.isfinite(weights).all(1, keepdims=True), weights, [1.0, 0.0, 0.0])
+        weight = torch.from_numpy(weights).to(device, dtype)[..., None]
+        row = torch.from_numpy(np.array(face, dtype=np.int64)).to(device)
+        normal = safe_normalize((mesh.v_nrm[mesh.faces[row]] * weight).sum(1))
+        tangent = orthonormal_tangents((mesh.tangents[mesh.uv_faces[row]] * weight).sum(1), normal)
+        return torch.from_numpy(np.array(nearest)).to(device, dtype), normal, tangent
+
+    return frame

@@ -6,7 +6,7 @@ import trimesh
 from export_shapes import bumpy_ball, smooth_field, surface_samples
 
 from render.export.decimate import decimate
-from render.export.transfer import PAINTED_RES, carry_over, for_export, frame_at
+from render.export.transfer import PAINTED_RES, carry_over, for_export, frame_finder
 from render.export.uv import ExportConfig, tangents, unwrap, uv_normals
 from render.shade.normal import bump
 
@@ -17,7 +17,7 @@ def painted():
 
 
 def world_normals(mesh, points, local):
-    _, normal, tangent = frame_at(mesh, points)
+    _, normal, tangent = frame_finder(mesh)(points)
     return bump(normal, tangent, local)
 
 
@@ -25,7 +25,7 @@ def test_nearest_points_are_those_of_trimesh(painted):
     points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     surface = trimesh.Trimesh(painted.v_pos.numpy(), painted.faces.numpy(), process=False)
     expected, distance, _ = trimesh.proximity.closest_point_naive(surface, points.numpy())
-    nearest, normal, tangent = frame_at(painted, points)
+    nearest, normal, tangent = frame_finder(painted)(points)
     assert ((nearest - points).norm(dim=-1) - torch.tensor(distance)).abs().max() < 1e-5
     assert (nearest - torch.tensor(expected)).norm(dim=-1).median() < 1e-5
     assert (normal * tangent).sum(-1).abs().max() < 1e-5
@@ -36,7 +36,7 @@ def test_frames_at_the_vertices_are_those_of_the_mesh(painted):
     position_of = torch.zeros(len(painted.uv), dtype=torch.long)
     position_of[painted.uv_faces.reshape(-1)] = painted.faces.reshape(-1)
     inner = torch.bincount(position_of, minlength=len(painted.v_pos))[position_of] == 1  # on no seam
-    _, normal, tangent = frame_at(painted, painted.v_pos[position_of][inner])
+    _, normal, tangent = frame_finder(painted)(painted.v_pos[position_of][inner])
     assert (normal - uv_normals(painted)[inner]).abs().max() < 1e-4
     assert (tangent - tangents(painted)[inner]).abs().max() < 1e-3
 
@@ -61,8 +61,8 @@ def test_a_coarser_mesh_gets_the_relief_that_it_lost(painted):
 
     target = unwrap(decimate(painted, 300), "xatlas", (256, 256), 4)
     points, _ = surface_samples(target, 3000)
-    _, wanted, _ = frame_at(painted, points)
-    _, coarse, _ = frame_at(target, points)
+    _, wanted, _ = frame_finder(painted)(points)
+    _, coarse, _ = frame_finder(target)(points)
     ours = world_normals(target, points, carry_over(painted, target, flat)(points)["normal"])
     error, before = ((a * wanted).sum(-1).clamp(-1, 1).acos().mean() for a in (ours, coarse))
     assert error < 0.01 and before > 0.05
