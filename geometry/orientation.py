@@ -31,13 +31,9 @@ def turned_over(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Bool[
     balance = torch.zeros(count, dtype=area.dtype).index_add(0, patch, torch.where(turned, -area, area))
     turned ^= balance[patch] < 0
     now = torch.where(turned[:, None], faces.flip(-1), faces)
-    # Fewer than four faces close nothing.
-    for number in (patch.bincount() >= 4).nonzero().flatten().tolist():
-        mine = patch == number
-        if is_closed(now[mine]) and signed_volume(v_pos, now[mine]) < 0:
-            if not _within(v_pos, now[mine], now[~mine]):
-                turned[mine] = ~turned[mine]
-    return turned
+    inverted = _inverted(v_pos, now, patch, count)
+    hollows = _enclosed(v_pos, now, patch, inverted)
+    return turned ^ torch.isin(patch, inverted[~hollows])
 
 
 def _rotation_free(faces: np.ndarray) -> np.ndarray:
@@ -46,15 +42,49 @@ def _rotation_free(faces: np.ndarray) -> np.ndarray:
     return np.take_along_axis(faces, (start + np.arange(3)) % 3, axis=-1)
 
 
-def _within(v_pos: Tensor, inner: Tensor, others: Tensor) -> bool:
-    """Whether a surface lies inside what others enclose, told by the winding number at its first vertex."""
+def _inverted(
+    v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], patch: Int[Tensor, " F"], count: int
+) -> Int[Tensor, " N"]:
+    """The closed patches that enclose a negative volume."""
+    start, end = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
+    low, high, owner = torch.minimum(start, end), torch.maximum(start, end), patch.repeat_interleave(3)
+    edges, number = torch.stack([owner, low, high]).unique(dim=1, return_inverse=True)
+    # Each directed edge of a closed surface occurs as often as its reverse.
+    surplus = torch.zeros(edges.shape[1], dtype=torch.long).index_add(0, number, (end - start).sign())
+    open_edges = torch.zeros(count, dtype=torch.long).index_add(0, edges[0], surplus.abs())
+    a, b, c = v_pos[faces].unbind(1)
+    volume = torch.zeros(count, dtype=v_pos.dtype).index_add(
+        0, patch, (a * torch.linalg.cross(b, c, dim=-1)).sum(-1)
+    )
+    # Fewer than four faces close nothing.
+    return ((open_edges == 0) & (volume < 0) & (patch.bincount(minlength=count) >= 4)).nonzero()[:, 0]
+
+
+def _enclosed(
+    v_pos: Float[Tensor, "V 3"],
+    faces: Int[Tensor, "F 3"],
+    patch: Int[Tensor, " F"],
+    closed: Int[Tensor, " N"],
+) -> Bool[Tensor, " N"]:
+    """Which of these closed patches lie inside what the rest of the surface encloses.
+
+    Asked for all at once, by the winding number just beyond each one's outermost vertex along x: there the
+    patch itself does not count.
+    """
     import igl
 
-    if len(others) == 0:
-        return False
-    point = v_pos[inner[:1, 0]].numpy()
-    winding = igl.fast_winding_number(v_pos.numpy(), others.contiguous().numpy(), point)
-    return bool(abs(np.asarray(winding).item()) > 0.5)
+    if len(closed) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    x = v_pos[faces, 0].amax(1)
+    farthest = x.new_full((int(patch.max()) + 1,), -torch.inf).scatter_reduce(0, patch, x, "amax")
+    outermost = torch.zeros(len(farthest), dtype=torch.long)
+    at_the_end = (x == farthest[patch]).nonzero()[:, 0]
+    outermost[patch[at_the_end]] = at_the_end
+    corner = v_pos[faces[outermost[closed]]]
+    points = corner[torch.arange(len(closed)), corner[:, :, 0].argmax(1)]
+    points[:, 0] += 1e-6 * float((v_pos.amax(0) - v_pos.amin(0)).max())
+    winding = np.asarray(igl.fast_winding_number(v_pos.numpy(), faces.contiguous().numpy(), points.numpy()))
+    return torch.from_numpy(np.abs(winding.reshape(-1)) > 0.5)
 
 
 def signed_volume(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> float:

@@ -1,32 +1,93 @@
 """A small, strict reader of Wavefront OBJ: v, vt and f; every other statement is skipped.
 
 trimesh splits positions along uv seams and forgives broken indices; here both index sets are kept and a fault
-is reported with its line.
+is reported with its line. Plain files, as programs write them, are read in bulk; all others, and those with a
+fault, line by line.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-
-def read_obj(
-    path: Path,
-) -> tuple[
+Arrays = tuple[
     Float[np.ndarray, "V 3"],
     Int[np.ndarray, "F 3"],
     Float[np.ndarray, "U 2"] | None,
     Int[np.ndarray, "F 3"] | None,
-]:
+]
+
+# How a corner is written: v, v/vt, v//vn or v/vt/vn; how many numbers that is; whether the second is a uv.
+CORNERS = (
+    (rb"\d+", 1, False),
+    (rb"\d+/\d+", 2, True),
+    (rb"\d+//\d+", 2, False),
+    (rb"\d+/\d+/\d+", 3, True),
+)
+# A statement that does not begin its line, a tab behind its name, a continued line, a rare end of line, a
+# control character: not plain.
+NOT_PLAIN = re.compile(rb"(?m)^[ \t]+(?:v|vt|f)[ \t]|^(?:v|vt|f)\t|[\\\r\x00\x0b\x0c\x1c-\x1e\x85]|\xe2\x80")
+
+
+def read_obj(path: Path) -> Arrays:
     """Positions, triangles, uv with v downwards, and uv triangles (None, None unless every face has uv).
 
     Polygons are cut into a fan from their first corner, which suits convex ones. Raises ValueError naming the
     file, the line and what is wrong with it.
     """
+    text = path.read_bytes()
+    return _in_bulk(text.replace(b"\r\n", b"\n")) or _line_by_line(path, text)
+
+
+def _in_bulk(text: bytes) -> Arrays | None:
+    """A file of triangles behind all their vertices, every corner written in the same way; None: not that."""
+    first = text.find(b"\nf ")
+    if max(text.rfind(b"\nv "), text.rfind(b"\nvt ")) > first or NOT_PLAIN.search(text):
+        return None
+    lines = text.split(b"\n")
+    corners = _corners([line for line in lines if line.startswith(b"f ")])
+    try:
+        v_pos, uv = _table(lines, b"v ", 3), _table(lines, b"vt ", 2)
+    except ValueError:
+        return None
+    if corners is None or not _within(corners[:, :, 0], len(v_pos)):
+        return None
+    if corners.shape[2] == 1:
+        return v_pos, corners[:, :, 0], None, None
+    if not _within(corners[:, :, 1], len(uv)):
+        return None
+    return v_pos, corners[:, :, 0], uv * [1, -1] + [0, 1], corners[:, :, 1]
+
+
+def _corners(lines: list[bytes]) -> Int[np.ndarray, "F 3 K"] | None:
+    """Zero-based (position) or (position, uv) of each corner of these faces; None: they are not all alike."""
+    text = b"\n".join(lines)
+    for corner, numbers, has_uv in CORNERS:
+        face = rb"f +" + rb" +".join([corner] * 3) + rb" *"
+        if re.fullmatch(rb"(?:" + face + rb"\n)*+" + face, text):
+            found = np.fromstring(text.replace(b"f", b" ").replace(b"/", b" "), dtype=np.int64, sep=" ")
+            return found.reshape(-1, 3, numbers)[:, :, : 2 if has_uv else 1] - 1
+    return None
+
+
+def _table(lines: list[bytes], name: bytes, columns: int) -> Float[np.ndarray, "N K"]:
+    """The first numbers of all statements of a name. Raises ValueError where one has fewer, or others."""
+    chosen = [line[len(name) :] for line in lines if line.startswith(name)]
+    if not chosen:
+        return np.zeros((0, columns))
+    return np.loadtxt(chosen, comments=None, usecols=range(columns), ndmin=2)
+
+
+def _within(indices: Int[np.ndarray, "F 3"], count: int) -> bool:
+    return bool((indices >= 0).all() and (indices < count).all())
+
+
+def _line_by_line(path: Path, text: bytes) -> Arrays:
     positions: list[list[float]] = []
     uv: list[list[float]] = []
     corners: list[tuple[int, int]] = []
-    for number, words in _statements(path):
+    for number, words in _statements(path, text):
         try:
             if words[0] == "v":
                 positions.append(_numbers(words, 3))
@@ -44,9 +105,8 @@ def read_obj(
     return v_pos, faces, np.array(uv) * [1, -1] + [0, 1], uv_faces
 
 
-def _statements(path: Path):
+def _statements(path: Path, text: bytes):
     """(line number, words) of each v, vt and f statement, without comments, continued lines joined."""
-    text = path.read_bytes()
     if b"\0" in text:
         raise ValueError(f"mesh file {path}: cannot be read as obj (binary data)")
     pending, first = "", 0

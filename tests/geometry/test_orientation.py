@@ -39,6 +39,24 @@ def test_the_inside_of_a_hollow_body_stays_and_a_body_beside_it_is_turned(ball):
     assert not beside[: len(faces)].any() and beside[len(faces) :].all()
 
 
+def test_many_bodies_at_once_each_as_if_alone(ball):
+    v_pos, faces = trimesh.creation.icosphere(1).vertices, trimesh.creation.icosphere(1).faces
+    v_pos, faces = torch.tensor(v_pos.copy()), torch.tensor(faces.copy()).long()
+    vertices, table, expected = [], [], []
+    for number in range(40):
+        place = torch.tensor([3.0 * (number % 8), 3.0 * (number // 8), 0.0])
+        # A third of them turned inside out; half of them with a body inside, turned one way or the other:
+        # what lies within another body is kept as it is.
+        inside = [(0.5, number % 4 == 0)] if number % 4 < 2 else []
+        for size, flipped in [(1.0, number % 3 == 0), *inside]:
+            table.append((faces.flip(-1) if flipped else faces) + len(v_pos) * len(vertices))
+            vertices.append(place + size * v_pos)
+            expected.append(torch.full((len(faces),), flipped and size == 1.0))
+    found = turned_over(torch.cat(vertices), torch.cat(table))
+    assert torch.equal(found, torch.cat(expected))
+    assert 0 < found.sum() < len(found)
+
+
 def test_an_open_surface_keeps_the_way_of_most_of_its_area(ball):
     v_pos, faces = ball
     cap = faces[:600]

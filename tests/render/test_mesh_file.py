@@ -9,7 +9,11 @@ import trimesh
 
 from geometry.fixed_mesh import load_fixed_mesh
 from geometry.orientation import is_closed, signed_volume
+from render.export.obj import write_obj
+from render.export.uv import unwrap
+from render.mesh import make_mesh
 from render.mesh_file import load_mesh
+from render.obj_reader import _in_bulk, _line_by_line
 
 SQUARE = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\n"
 
@@ -228,3 +232,63 @@ def test_open_mesh_is_left_as_it_is(tmp_path):
 )
 def test_is_closed(faces, closed):
     assert is_closed(torch.tensor(faces)) == closed
+
+
+PLAIN = (
+    "# made by hand\nmtllib none.mtl\nv 0 0 0 1 0.5 0\nv 1.5e0 0 -0\nv 0 1 0\nv 0 0 1\n"
+    "vt 0 0.25\nvt 1 0\nvt 0 1\nvn 0 0 1\n"
+)
+
+
+@pytest.mark.parametrize(
+    "faces",
+    [
+        "f 1 2 3\nf  3 2 4 \n",
+        "f 1/1 2/2 3/3\nusemtl other\ng part\nf 3/3 2/2 4/1",
+        "f 1//1 2//1 3//1\nf 3//1 2//1 4//1\n",
+        "f 1/1/1 2/2/1 3/3/1\r\ns off\r\nf 3/3/1 2/2/1 4/1/1\r\n",
+    ],
+)
+def test_plain_obj_files_read_in_bulk_are_as_read_line_by_line(tmp_path, faces):
+    text = (PLAIN + faces).encode()
+    bulk, lines = _in_bulk(text.replace(b"\r\n", b"\n")), _line_by_line(tmp_path / "x.obj", text)
+    assert bulk is not None and len(bulk[1]) == 2
+    for one, other in zip(bulk, lines, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == other.dtype
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN + "f 1 2 3\nf 1/1 2/2 3/3\n",
+        PLAIN + "f 1 2 3 4\n",
+        PLAIN + "f -4 -3 -2\n",
+        PLAIN + "f 1 2 3\n f 2 3 4\n",
+        PLAIN + "f 1 2 3\nf\t2 3 4\n",
+        PLAIN + "f 1 2 3 # one\n",
+        PLAIN + "f 1 2 \\\n3\n",
+        PLAIN + "f 1 2 3\rf 2 3 4\n",
+        PLAIN + "f 1 2 3\n\tv 9 9 9\n",
+        PLAIN + "f 1 2 3\nv 9 9 9\n",
+        PLAIN + "f 1 2 5\n",
+        PLAIN + "f 0 2 3\n",
+        PLAIN + "f 1/4 2/1 3/1\n",
+        PLAIN.replace("vt 1 0", "vt 1 zero") + "f 1 2 3\n",
+        PLAIN.replace("v 0 1 0", "v 0 1") + "f 1 2 3\n",
+        PLAIN + "f 1 2 3\x0bf 2 3 4\n",
+        PLAIN + "f 1 2 3\u2028f 2 3 4\n",
+        PLAIN + "f 1 2 3\x85f 2 3 4\n",
+    ],
+)
+def test_what_is_not_plain_is_left_to_the_reader_of_lines(text):
+    assert _in_bulk(text.encode()) is None
+
+
+def test_the_bulk_reader_takes_what_is_exported(tmp_path):
+    ball = trimesh.creation.icosphere(2)
+    mesh = make_mesh(torch.tensor(ball.vertices.copy()).float(), torch.tensor(ball.faces.copy()).long())
+    folder = write_obj(tmp_path, unwrap(mesh, "projection", (64, 64), 0))
+    assert _in_bulk(folder.read_bytes()) is not None
