@@ -203,11 +203,12 @@ def prepare_uv(mesh: Mesh, config: ExportConfig, rasteriser: Rasteriser) -> Mesh
     return unwrap(mesh, config.unwrap, config.texture_res, config.uv_padding_block)
 
 
-def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 512) -> str | None:
+def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 761) -> str | None:
     """Why a field over the surface cannot be baked into the mesh's own uv, in a few words; None where it can.
 
     Overlap is found from areas: charts that lie over each other sum to more than their union covers, counted
-    in the pixels of a side × side image.
+    in the pixels of a side × side image. A side that has no factor in common with usual textures: the pixels
+    would all lie at the same place between the texels that thousands of small charts are aligned to.
     """
     if mesh.uv is None or mesh.uv_faces is None:
         return "it has no texture coordinates"

@@ -23,6 +23,7 @@ from render.export.uv import (
     uv_normals,
 )
 from render.mesh import Mesh, make_mesh
+from render.raster.choose import choose_rasteriser
 from render.raster.reference import ReferenceRasteriser
 
 METHODS = ["xatlas", "uvunwrap", "projection"]
@@ -221,6 +222,23 @@ def test_faults_of_a_users_uv_are_found(unwrapped):
         uv_faces=unwrapped.uv_faces.repeat(2, 1),
     )
     assert "overlap" in uv_fault(twice, RASTERISER)
+
+
+def test_small_charts_between_the_pixels_of_a_usual_size_do_not_seem_to_overlap():
+    """Squares aligned to the texels of 512², every one beside all centres."""
+    place = torch.stack(torch.meshgrid(torch.arange(0, 512, 4), torch.arange(0, 512, 4), indexing="ij"), -1)
+    square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]) * 0.8 + 0.6
+    uv = ((place.reshape(-1, 1, 2) + square) / 512).reshape(-1, 2)
+    corner = 4 * torch.arange(128 * 128)[:, None]
+    faces = torch.cat([corner + torch.tensor([0, 2, 1]), corner + torch.tensor([0, 3, 2])])
+    flat = make_mesh(torch.cat([uv, torch.zeros(len(uv), 1)], -1), faces)
+    mesh = replace(flat, uv=uv, uv_faces=faces)
+    assert (uv_areas(mesh) > 0).all()
+    rasteriser = choose_rasteriser("cpu")
+    assert "overlap" in uv_fault(mesh, rasteriser, side=512)
+    assert uv_fault(mesh, rasteriser) is None
+    twice = replace(mesh, faces=faces.repeat(2, 1), uv_faces=faces.repeat(2, 1))
+    assert "overlap" in uv_fault(twice, rasteriser)
 
 
 def test_usable_uv_are_kept_and_others_replaced(unwrapped, caplog):
