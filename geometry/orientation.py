@@ -48,10 +48,12 @@ def _inverted(
     """The closed patches that enclose a negative volume."""
     start, end = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
     low, high, owner = torch.minimum(start, end), torch.maximum(start, end), patch.repeat_interleave(3)
-    edges, number = torch.stack([owner, low, high]).unique(dim=1, return_inverse=True)
+    # Patches may share an edge. Numbered in two turns, since one number for all three would overflow.
+    _, edge = (low * len(v_pos) + high).unique(return_inverse=True)
+    edges, number = (edge * count + owner).unique(return_inverse=True)
     # Each directed edge of a closed surface occurs as often as its reverse.
-    surplus = torch.zeros(edges.shape[1], dtype=torch.long).index_add(0, number, (end - start).sign())
-    open_edges = torch.zeros(count, dtype=torch.long).index_add(0, edges[0], surplus.abs())
+    surplus = torch.zeros(len(edges), dtype=torch.long).index_add(0, number, (end - start).sign())
+    open_edges = torch.zeros(count, dtype=torch.long).index_add(0, edges % count, surplus.abs())
     a, b, c = v_pos[faces].unbind(1)
     volume = torch.zeros(count, dtype=v_pos.dtype).index_add(
         0, patch, (a * torch.linalg.cross(b, c, dim=-1)).sum(-1)
