@@ -48,17 +48,16 @@ from dataset.cameras import sample_cameras, step_generator
 from geometry.dmtet import DMTet, SurfaceVanished, cell_size
 from geometry.fixed_mesh import load_fixed_mesh, placement
 from geometry.start_shape import FitPool, build_start_shape, make_fit_pool
+from render.export.asset import write_asset
 from render.export.atomic import staged_folder
 from render.export.bake import bake
 from render.export.checkpoint import load_latest
 from render.export.decimate import decimate
-from render.export.glb import write_glb
 from render.export.hdr import write_hdr
-from render.export.obj import write_obj
 from render.export.run_log import RunLog
 from render.export.tensorboard_log import TensorBoardLog, check_installed
 from render.export.transfer import PAINTED_RES, for_export
-from render.export.usd import USD_FILE, require_usd, write_usd
+from render.export.usd import require_usd
 from render.export.uv import prepare_uv, unwrap
 from render.preview import Film, stills, write_orbit
 from render.raster.choose import choose_rasteriser
@@ -116,10 +115,7 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
             mesh = decimate(mesh, wanted.export_faces)
         mesh = unwrap(mesh, wanted.unwrap, wanted.texture_res, wanted.uv_padding_block)
         with staged_folder(config.run.mesh_path.parent) as folder:
-            write_glb(folder / "mesh.glb", mesh)
-            write_obj(folder, mesh)
-            if wanted.export_usd:
-                write_usd(folder / USD_FILE, mesh)
+            write_asset(folder, mesh, usd=wanted.export_usd)
 
     @cache
     def pool() -> FitPool:
@@ -183,10 +179,7 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
         target = place.back(target)
         with staged_folder(config.run.mesh_path.parent) as folder:
             write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
-            write_glb(folder / "mesh.glb", target, textures)
-            write_obj(folder, target, textures)
-            if config.export.export_usd:
-                write_usd(folder / USD_FILE, target, textures)
+            write_asset(folder, target, textures, config.export.export_usd)
 
     return Task(scene, appearance_schedule(config.schedule), None, lambda: mesh, export, False)
 

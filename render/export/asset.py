@@ -1,0 +1,24 @@
+"""A finished mesh as files, in every format at once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from render.export.glb import write_glb
+from render.export.obj import write_obj
+from render.export.usd import USD_FILE, write_usd
+from render.mesh import Mesh
+
+
+def write_asset(
+    folder: Path, mesh: Mesh, textures: Mapping[str, Float[Tensor, "H W 3"]] | None = None, usd: bool = False
+) -> None:
+    """mesh.glb, and mesh.obj with its material and the textures (see `write_obj`); mesh.usd if `usd`, which
+    needs OpenUSD. The mesh has uv and tangents.
+    """
+    write_glb(folder / "mesh.glb", mesh, textures)
+    write_obj(folder, mesh, textures)
+    if usd:
+        write_usd(folder / USD_FILE, mesh, textures or ())
