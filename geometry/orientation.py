@@ -95,12 +95,3 @@ def signed_volume(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> flo
     corners = corners - corners.mean((0, 1))
     a, b, c = corners.unbind(1)
     return ((a * torch.linalg.cross(b - a, c - a, dim=-1)).sum() / 6).item()
-
-
-def is_closed(faces: Int[Tensor, "F 3"]) -> bool:
-    """Whether each directed edge occurs as often as its reverse: no boundary, neighbours turned alike."""
-    start = faces.reshape(-1).long()
-    end = faces.roll(-1, dims=1).reshape(-1).long()
-    count = int(faces.max()) + 1
-    forward, backward = start * count + end, end * count + start
-    return torch.equal(forward.sort().values, backward.sort().values)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from closed_surface import is_closed
 
 from geometry.dmtet import DMTet, GeometryConfig, SurfaceVanished
 from geometry.marching_tets import marching_tetrahedra
-from geometry.orientation import is_closed, signed_volume
+from geometry.orientation import signed_volume
 from geometry.sdf_network import SdfNetwork
 from geometry.start_shape import StartShapeConfig, build_start_shape, make_fit_pool
 from render.hash_grid import HashGrid

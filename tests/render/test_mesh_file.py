@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from closed_surface import is_closed
 
 from geometry.fixed_mesh import load_fixed_mesh
-from geometry.orientation import is_closed, signed_volume
+from geometry.orientation import signed_volume
 from render.export.obj import write_obj
 from render.export.uv import unwrap
 from render.mesh import make_mesh

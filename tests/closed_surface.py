@@ -1,0 +1,14 @@
+"""Whether a mesh is closed: what the program guarantees of its surfaces, told for the tests."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+def is_closed(faces: Int[Tensor, "F 3"]) -> bool:
+    """Whether each directed edge occurs as often as its reverse: no boundary, neighbours turned alike."""
+    start = faces.reshape(-1).long()
+    end = faces.roll(-1, dims=1).reshape(-1).long()
+    count = int(faces.max()) + 1
+    forward, backward = start * count + end, end * count + start
+    return torch.equal(forward.sort().values, backward.sort().values)
