@@ -44,10 +44,12 @@ from configs.ranks import ALONE, Ranks, joined, leave, only_first_is_heard, weig
 from configs.resume import checkpoint_folder, is_exported, latest_checkpoint, restore_state, save_state
 from configs.schema import Config
 from configs.stop import StopRequest
+from dataset.ahead import Ahead
 from dataset.cameras import sample_cameras, step_generator
 from geometry.dmtet import DMTet, SurfaceVanished, cell_size
 from geometry.fixed_mesh import load_fixed_mesh, placement
 from geometry.start_shape import FitPool, build_start_shape, make_fit_pool
+from render.camera import Cameras
 from render.export.asset import write_asset
 from render.export.atomic import staged_folder
 from render.export.bake import bake
@@ -69,7 +71,7 @@ from render.shade.cube import cube_to_latlong
 from render.shade.light import EnvironmentLight, load_environment
 from render.shade.material import MaterialField
 from render.staging import Numbers
-from sd.guidance import Guidance
+from sd.guidance import Guidance, Question
 from sd.lora import parse_lora
 from sd.places import resolve_model
 from sd.schedule import FIT_STEPS, Phase, Schedule, appearance_schedule, geometry_schedule
@@ -97,6 +99,14 @@ class Task:
     verify: Callable[[], object]
     export: Callable[[], None]
     export_once: bool
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one share of a step draws at random."""
+
+    views: Cameras
+    asked: Question
 
 
 def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
@@ -291,6 +301,8 @@ def train(
 ) -> None:
     """The loop: from `step` finished steps to the schedule's last."""
     film = make_film(config, step)
+    shares = ranks.world * config.run.grad_accum
+    draws = Ahead(partial(draw, config, guidance, task.schedule, shares))
     log = open_log(config, task.schedule.last_step, step) if ranks.first else nullcontext()
     with log, StopRequest() as stop:
         while step < task.schedule.last_step:
@@ -299,7 +311,7 @@ def train(
             if not phase.fit and step > 1 and task.schedule.phase(step - 1).fit:
                 ranks.share_state(task.scene, optimizer)
             with vanishing_explained(config, step):
-                stats, votes = descend(config, task, guidance, optimizer, step, ranks, stop.votes())
+                stats, votes = descend(config, task, guidance, optimizer, draws, step, ranks, stop.votes())
                 stop.decide(votes)
                 if ranks.first:
                     log.record(step, phase.name, stats)
@@ -320,6 +332,7 @@ def descend(
     task: Task,
     guidance: Guidance,
     optimizer: torch.optim.Optimizer,
+    draws: Ahead[Draw],
     step: int,
     ranks: Ranks,
     votes: Sequence[float] = (),
@@ -338,13 +351,16 @@ def descend(
     optimizer.zero_grad(set_to_none=True)
     numbers = []
     for share in mine:
-        generator = step_generator(config.run.seed, share, step)
         if phase.fit:
-            loss, stats = task.fit(generator)
+            loss, stats = task.fit(step_generator(config.run.seed, share, step))
         else:
-            loss, stats = distil(config, task.scene, guidance, phase, generator, share, shares)
+            loss, stats = distil(task.scene, guidance, phase, draws(step, share))
         numbers.append(Numbers({**stats, "loss": loss}))
         loss.backward()
+    following = step + 1
+    if following <= task.schedule.last_step and not task.schedule.phase(following).fit:
+        # While a GPU is at work on this step, as drawing this much takes the host milliseconds.
+        draws.prepare(following, range(ranks.rank * parts, (ranks.rank + 1) * parts))
     # Read only now: a GPU is still at work on the gradients, and gets its next work before it is done.
     sums = summed(numbers, step)
     totals = ranks.totals([*sums.values(), *votes])
@@ -383,17 +399,9 @@ def keep(config: Config, task: Task, optimizer: torch.optim.Optimizer, step: int
     save_state(config, task.scene, optimizer, step, ranks)
 
 
-def distil(
-    config: Config,
-    scene: nn.Module,
-    guidance: Guidance,
-    phase: Phase,
-    generator: torch.Generator,
-    share: int = 0,
-    shares: int = 1,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One batch of views, share number `share` of a step, judged by the prior: the loss and, for the log,
-    its parts."""
+def draw(config: Config, guidance: Guidance, schedule: Schedule, shares: int, step: int, share: int) -> Draw:
+    """The views of share number `share` of a step, and what is asked about them, on the guidance's device."""
+    generator, phase = step_generator(config.run.seed, share, step), schedule.phase(step)
     views = sample_cameras(
         config.camera,
         config.run.batch,
@@ -403,7 +411,15 @@ def distil(
         world_size=shares,
         spin_normals=phase.spin_normals,
     )
-    return guidance(scene(views), views.view_index, phase, generator)
+    asked = guidance.draw(views.view_index, phase, generator)
+    return Draw(views.to(guidance.device), asked)
+
+
+def distil(
+    scene: nn.Module, guidance: Guidance, phase: Phase, drawn: Draw
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One batch of views, judged by the prior: the loss and, for the log, its parts."""
+    return guidance(scene(drawn.views), drawn.asked, phase)
 
 
 def make_film(config: Config, step: int) -> Film:

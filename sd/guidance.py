@@ -126,19 +126,13 @@ class Guidance(nn.Module):
         self.register_buffer("negative", embedded[3:], persistent=False)
 
     def forward(
-        self,
-        image: Float[Tensor, "B H W C"],
-        view_index: Int[Tensor, " B"],
-        phase: Phase,
-        generator: torch.Generator,
+        self, image: Float[Tensor, "B H W C"], asked: Question, phase: Phase
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss and, for the log, its parts.
 
         image: in the coarse phase (normal in [−1,1], mask in [0,1]), 4 channels; through the VAE the first 3
-        channels, in [−1, 1]. generator is on the CPU, so that the same step draws the same noise on every
-        device.
+        channels, in [−1, 1].
         """
-        asked = self._draw(len(image), view_index, phase, generator)
         if not self.low_memory:
             loss, gradient = self._judge(image, asked, phase)
             return loss, {"loss": loss.detach(), "gradient_norm": gradient.norm() / len(image)}
@@ -152,12 +146,14 @@ class Guidance(nn.Module):
         loss = total + ((image - image.detach()) * torch.cat(pulls)).sum()
         return loss, {"loss": total, "gradient_norm": squares.sqrt() / len(image)}
 
-    def _draw(
-        self, count: int, view_index: Int[Tensor, " B"], phase: Phase, generator: torch.Generator
-    ) -> Question:
-        """The random numbers of a batch, all at once: they do not depend on how many views are asked about
-        at a time."""
-        shape = (count, self.prior.latent_channels, self.prior.latent_size, self.prior.latent_size)
+    def draw(self, view_index: Int[Tensor, " B"], phase: Phase, generator: torch.Generator) -> Question:
+        """What a batch of views is asked, on the prior's device; does not make the host wait for it.
+
+        generator and view_index are on the CPU, so that the same step draws the same noise on every device.
+        All is drawn at once: it does not depend on how many views are asked about at a time.
+        """
+        count, size = len(view_index), self.prior.latent_size
+        shape = (count, self.prior.latent_channels, size, size)
         timesteps = draw_timesteps(phase, count, len(self.prior.alphas_cumprod), generator)
         noise, encoder_noise = self._sent(
             torch.stack([torch.randn(shape, generator=generator) for _ in range(2)])

@@ -57,6 +57,8 @@ class StableDiffusion(nn.Module):
             kernels = choose_kernels(device)
             speed_up_denoiser(self.unet, kernels)
             speed_up_encoder(self.vae.encoder, kernels)
+        # Asked once: a model of diffusers goes through all its weights to answer, longer than a kernel runs.
+        self._unet_dtype, self._vae_dtype = self.unet.dtype, self.vae.dtype
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self._denoise = Graphed(partial(noise_of, self.unet))
         self._moments = GraphedBothWays(partial(moments_of, self.vae), most_elements(vae, device))
@@ -106,7 +108,7 @@ class StableDiffusion(nn.Module):
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B C h w"]:
         """Sampled, scaled latents of images in [−1, 1]; differentiable with respect to the images."""
-        images = images.to(self.vae.dtype, memory_format=self._layout)
+        images = images.to(self._vae_dtype, memory_format=self._layout)
         mean, log_variance = self._moments(images).float().chunk(2, dim=1)
         deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
         return (mean + deviation * noise) * self.scaling_factor
@@ -116,9 +118,8 @@ class StableDiffusion(nn.Module):
         self, noisy: Float[Tensor, "N C h w"], timesteps: Int[Tensor, " N"], text: Float[Tensor, "N L D"]
     ) -> Float[Tensor, "N C h w"]:
         """The noise in x_t; where the model predicts v, e = sqrt(abar) v + sqrt(1 − abar) x_t."""
-        dtype = self.unet.dtype
-        given = noisy.to(dtype, memory_format=self._layout)
-        output = self._denoise(given, timesteps, text.to(dtype)).float()
+        given = noisy.to(self._unet_dtype, memory_format=self._layout)
+        output = self._denoise(given, timesteps, text.to(self._unet_dtype)).float()
         if self.prediction_type == "v_prediction":
             abar = self.alphas_cumprod[timesteps][:, None, None, None]
             output = abar.sqrt() * output + (1 - abar).sqrt() * noisy

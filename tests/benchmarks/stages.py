@@ -6,8 +6,10 @@
 --model full-size makes random weights of Stable Diffusion 2.1-base's shape (a GPU), anything else is an
 sd_model. Other options are keys of the config (--dmtet_grid 256 --batch 4). A total is the median over
 whole steps; the stages are timed in other steps, each with a synchronisation at both of its ends, without
-what it calls, so their sum is somewhat more. The start shape is fitted in --fit steps first, so the figures
-are those of a smooth surface. Appearance is painted on a sphere of --faces triangles.
+what it calls, so their sum is somewhat more. The start shape is fitted in --fit steps first and then held, by
+a learning rate of 0, so the figures are those of a smooth surface; with --torn it follows the gradients,
+which those of random weights tear into ten times the faces. Appearance is painted on a sphere of --faces
+triangles.
 """
 
 import argparse
@@ -21,7 +23,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from dataclasses import replace
+from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 
 # A script of its own: it finds the program, and the tests' models, from where it lies.
@@ -36,7 +40,7 @@ import render.scene
 import train
 from configs.command_line import load_configs
 from configs.schema import Config
-from dataset.cameras import step_generator
+from dataset.ahead import Ahead
 from geometry.dmtet import DMTet
 from geometry.sdf_network import SdfNetwork
 from render.export.obj import write_obj
@@ -44,6 +48,7 @@ from render.mesh import Mesh, make_mesh
 from render.shade.light import EnvironmentLight
 from render.shade.material import MaterialField
 from sd.guidance import Guidance
+from sd.schedule import Phase, Schedule
 from sd.stable_diffusion import StableDiffusion
 
 WARM_UP = 4
@@ -92,7 +97,7 @@ class Stopwatch:
 def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[str, object, str]]:
     kind = type(rasteriser)
     return [
-        ("cameras", train, "sample_cameras"),
+        ("draws", train, "draw"),
         ("field", DMTet, "field"),
         ("field", SdfNetwork, "distances"),
         ("marching", geometry.dmtet, "surface_topology"),
@@ -140,45 +145,53 @@ class Loop:
         self.guidance = Guidance(prior, config.guidance, config.run.mode, self.device)
         self.done = 0
 
-    def step(self, phase, judge: Callable | None = None) -> None:
+    def enter(self, phase: Phase) -> None:
+        """Steps from here on are of this phase."""
+        self.task = replace(self.task, schedule=Schedule(((sys.maxsize, phase),)))
+        # Looked up at each call: the stopwatch puts itself in its place.
+        self.draws = Ahead(
+            lambda *which: train.draw(self.config, self.guidance, self.task.schedule, 1, *which)
+        )
+
+    def step(self) -> None:
+        """As in a run, which waits for nothing but the loss."""
         self.done += 1
-        generator = step_generator(self.config.run.seed, 0, self.done)
-        if judge is None:
-            loss, _ = train.distil(self.config, self.task.scene, self.guidance, phase, generator)
-        else:
-            loss, _ = judge(generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        train.descend(
+            self.config, self.task, self.guidance, self.optimizer, self.draws, self.done, train.ALONE
+        )
+
+    def hold(self) -> None:
+        """From here on the optimiser does its work, and nothing moves."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
 
     def median(self, act: Callable[[], object], steps: int) -> float:
-        """Milliseconds of an act, after a warm-up."""
-        watch = Stopwatch(self.device)
-        timed = watch.wrap("all", act)
-        for _ in range(WARM_UP + steps):
-            timed()
-        return 1e3 * statistics.median(watch.seconds["all"][WARM_UP:])
+        """Milliseconds from an act's end to the next one's, after a warm-up.
 
-    def measure(self, phase, steps: int) -> dict:
-        """Total, stages and memory of a phase; the same steps go on from one to the other."""
+        Acts are not waited for, as in a run: the host prepares one while a GPU is at another.
+        """
+        ends = []
+        for _ in range(WARM_UP + steps + 1):
+            act()
+            ends.append(time.perf_counter())
+        return 1e3 * statistics.median(after - before for before, after in pairwise(ends[WARM_UP:]))
+
+    def measure(self, steps: int) -> dict:
+        """Total, stages and memory of the phase."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        total = self.median(lambda: self.step(phase), steps)
+        total = self.median(self.step, steps)
         memory = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None
         watch = Stopwatch(self.device)
         with watch.watching(stages(self.task.scene.rasteriser, self.optimizer)):
             for _ in range(steps):
-                self.step(phase)
+                self.step()
         found = {name: 1e3 * sum(seconds) / steps for name, seconds in watch.seconds.items()}
-        return {
-            "total_ms": total,
-            "peak_gb": memory,
-            "stages_ms": found,
-            "floor_ms": self.floor(phase, steps),
-        }
+        return {"total_ms": total, "peak_gb": memory, "stages_ms": found, "floor_ms": self.floor(steps)}
 
-    def floor(self, phase, steps: int) -> float:
+    def floor(self, steps: int) -> float:
         """The prior alone on the same batch: the denoiser and, where the phase has it, the VAE both ways."""
+        (_, phase), *_ = self.task.schedule.phases
         prior, batch = self.guidance.prior, self.config.run.batch
         size, side = prior.latent_size, prior.image_size
         noisy = torch.randn(2 * batch, prior.latent_channels, size, size, device=self.device)
@@ -191,21 +204,26 @@ class Loop:
             if phase.latents_from == "vae":
                 image.grad = None
                 prior.encode(image, noise).sum().backward()
-            prior.predict_noise(noisy, timesteps, text)
+            # Waited for, as the loss is in a step.
+            prior.predict_noise(noisy, timesteps, text)[0, 0, 0, 0].item()
 
         return self.median(alone, steps)
 
 
-def benchmark(config: Config, steps: int, fit: int) -> dict:
+def benchmark(config: Config, steps: int, fit: int, torn: bool = False) -> dict:
     loop = Loop(config)
     found = {}
     phases = [phase for _, phase in loop.task.schedule.phases]
     for phase in phases:
         if phase.fit:
-            found["fit"] = {"total_ms": loop.median(partial(loop.step, phase, loop.task.fit), fit)}
+            loop.enter(phase)
+            found["fit"] = {"total_ms": loop.median(loop.step, fit)}
+    if not torn:
+        loop.hold()
     for phase in phases:
         if not phase.fit:
-            found[phase.name] = loop.measure(phase, steps)
+            loop.enter(phase)
+            found[phase.name] = loop.measure(steps)
     surface = getattr(loop.task.scene, "surface", None)
     mesh = surface.mesh() if surface is not None else loop.task.scene.mesh
     return {"faces": len(mesh.faces), "rasteriser": loop.task.scene.rasteriser.name, "phases": found}
@@ -235,7 +253,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True)
     parser.add_argument("--model", help="full-size, or an sd_model (default: the config's)")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--fit", type=int, default=200, help="steps of the start shape's fit")
+    parser.add_argument("--fit", type=int, default=400, help="steps of the start shape's fit")
+    parser.add_argument("--torn", action="store_true", help="let the surface follow the gradients")
     parser.add_argument("--faces", type=int, default=130_000, help="of the sphere that is painted")
     parser.add_argument("--json", type=Path, help="a file to write")
     options, rest = parser.parse_known_args(arguments)
@@ -251,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
         if json.loads(Path(options.config).read_text())["mode"] == "appearance_modeling":
             words += ["--base_mesh", str(write_obj(Path(folder) / "mesh", sphere(options.faces)))]
         config = load_configs(words)[0]
-        record = benchmark(config, options.steps, options.fit)
+        record = benchmark(config, options.steps, options.fit, options.torn)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     record |= {
         "config": options.config,

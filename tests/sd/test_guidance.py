@@ -39,6 +39,10 @@ def fixed_time_phase(fraction, weight, latents_from):
     return Phase("test", (fraction, fraction), weight, latents_from, spin_normals=False)
 
 
+def judged(guidance, image, view_index, phase, generator):
+    return guidance(image, guidance.draw(view_index, phase, generator), phase)
+
+
 @pytest.mark.parametrize("guidance_weight", [0.0, 1.0, 7.5])
 @pytest.mark.parametrize("fraction", [0.1, 0.5])
 @pytest.mark.parametrize("weight", [one_minus_abar, damped])
@@ -49,7 +53,7 @@ def test_gradient_of_a_point_prior_is_the_closed_form(guidance_weight, fraction,
     image = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
     view_index = torch.tensor([0, 1, 2])
     phase = fixed_time_phase(fraction, weight, "image")
-    loss, _ = guidance(image, view_index, phase, torch.Generator().manual_seed(2))
+    loss, _ = judged(guidance, image, view_index, phase, torch.Generator().manual_seed(2))
     loss.backward()
     abar = prior.alphas_cumprod[int(1000 * fraction)]
     negative, text = 0.75, 0.25 * view_index.float()
@@ -65,7 +69,7 @@ def test_gradient_reaches_the_image_through_the_encoder():
     guidance = Guidance(prior, GuidanceConfig(guidance_weight=1.0), "appearance_modeling", DEVICE)
     image = torch.zeros(1, 8, 8, 3, requires_grad=True)
     phase = fixed_time_phase(0.3, one_minus_abar, "vae")
-    loss, stats = guidance(image, torch.tensor([1]), phase, torch.Generator().manual_seed(0))
+    loss, stats = judged(guidance, image, torch.tensor([1]), phase, torch.Generator().manual_seed(0))
     loss.backward()
     abar = prior.alphas_cumprod[300]
     latent_gradient = (1 - abar) * (abar / (1 - abar)).sqrt() * (0 - 0.25)
@@ -90,7 +94,9 @@ def test_one_view_at_a_time_is_the_same_step(latents_from):
         config = GuidanceConfig(text="x", guidance_weight=3.0, low_memory=low_memory)
         guidance = Guidance(prior, config, "geometry_modeling", DEVICE)
         image = first.clone().requires_grad_()
-        loss, stats = guidance(image, torch.tensor([2, 0, 1]), phase, torch.Generator().manual_seed(2))
+        loss, stats = judged(
+            guidance, image, torch.tensor([2, 0, 1]), phase, torch.Generator().manual_seed(2)
+        )
         (2 * loss).backward()
         found[low_memory] = (loss.detach(), image.grad, stats["loss"], stats["gradient_norm"])
     for whole, pieces in zip(found[False], found[True], strict=True):
@@ -112,7 +118,7 @@ def test_same_generator_state_gives_the_same_loss_and_another_does_not():
     phase = Phase("p", (0.02, 0.98), one_minus_abar, "image", spin_normals=False)
 
     def loss(seed):
-        return guidance(image, torch.tensor([0, 1]), phase, torch.Generator().manual_seed(seed))[0]
+        return judged(guidance, image, torch.tensor([0, 1]), phase, torch.Generator().manual_seed(seed))[0]
 
     assert loss(1) == loss(1)
     assert loss(1) != loss(2)
