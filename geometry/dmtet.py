@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from geometry.marching_tets import crossing_points, surface_topology
+from geometry.marching_tets import compact_topology, crossing_points
 from geometry.sdf_network import SdfNetwork
 from geometry.tet_grid import TetGrid, cells_per_axis, load_tet_grid, make_tet_grid
 from render.hash_grid import HashGrid, PinnedEncoding
@@ -90,16 +90,15 @@ class DMTet(nn.Module):
         """
         with torch.no_grad():
             everywhere = self._closed(self.network.distances(self._points()))
-        ends, faces = surface_topology(everywhere < 0, self.tets, self.edges, self.tet_edges)
+        vertices, ends, faces = compact_topology(everywhere < 0, self.tets, self.edges, self.tet_edges)
         if len(faces) == 0:
             raise SurfaceVanished(
                 "the surface vanished: try a lower guidance_weight, a larger start shape or another seed"
             )
-        vertices, ends = _renumber(ends, len(self.v_pos))
         sdf, v_pos = self.field(vertices)
         sdf = self._closed(sdf, vertices)
         # The values that the signs came from: another batch may be rounded to another sign.
-        sdf = everywhere[vertices] + (sdf - sdf.detach())
+        sdf = _rows(everywhere, vertices) + (sdf - sdf.detach())
         return make_mesh(crossing_points(v_pos, sdf, ends), faces)
 
     def _points(self) -> PinnedEncoding:
@@ -140,16 +139,6 @@ def cell_size(config: GeometryConfig) -> float:
 
 def _rows(values: Tensor, rows: Int[Tensor, " N"] | None) -> Tensor:
     return values if rows is None else values.index_select(0, rows)
-
-
-def _renumber(ends: Int[Tensor, "N 2"], count: int) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"]]:
-    """The vertices, of `count`, that edges end at, in ascending order, and the ends as places among them."""
-    used = torch.zeros(count, dtype=torch.bool, device=ends.device)
-    used[ends.reshape(-1)] = True
-    vertices = used.nonzero()[:, 0]
-    place = torch.empty(count, dtype=torch.int64, device=ends.device)
-    place[vertices] = torch.arange(len(vertices), device=ends.device)
-    return vertices, place[ends]
 
 
 def _grid(config: GeometryConfig) -> TetGrid:

@@ -53,6 +53,41 @@ def _corner_numbers(device: torch.device) -> UInt8[Tensor, "4"]:
     return torch.arange(4, dtype=torch.uint8, device=device)
 
 
+def compact_topology(
+    inside: Bool[Tensor, " V"],
+    tets: Int[Tensor, "T 4"],
+    edges: Int[Tensor, "E 2"],
+    tet_edges: Int[Tensor, "T 6"],
+) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
+    """The vertices next to the surface (ascending), and its topology over these alone.
+
+    The ends of each edge that the surface crosses are places among these vertices; the triangles are between
+    the crossings. All int64, and the same on every device.
+    """
+    # Where the encoding's kernels run, so do these.
+    if inside.device.type == "cuda" and fused_encoder(inside.device) is not None:
+        from geometry import marching_tets_triton
+
+        return marching_tets_triton.topology(inside, tets, edges, tet_edges, _triangles(inside.device))
+    return compact_topology_torch(inside, tets, edges, tet_edges)
+
+
+def compact_topology_torch(
+    inside: Bool[Tensor, " V"],
+    tets: Int[Tensor, "T 4"],
+    edges: Int[Tensor, "E 2"],
+    tet_edges: Int[Tensor, "T 6"],
+) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
+    """compact_topology on any device."""
+    ends, faces = surface_topology(inside, tets, edges, tet_edges)
+    used = torch.zeros(len(inside), dtype=torch.bool, device=ends.device)
+    used[ends.reshape(-1)] = True
+    vertices = used.nonzero()[:, 0]
+    place = torch.empty(len(inside), dtype=torch.int64, device=ends.device)
+    place[vertices] = torch.arange(len(vertices), device=ends.device)
+    return vertices, place[ends], faces
+
+
 def surface_topology(
     inside: Bool[Tensor, " V"],
     tets: Int[Tensor, "T 4"],
@@ -60,11 +95,11 @@ def surface_topology(
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
     """The ends of each edge that the surface crosses, and the triangles between these crossings."""
-    crossing = (corners_inside(inside, edges) == 1).nonzero()[:, 0]
+    crossing = (_corners_inside(inside, edges) == 1).nonzero()[:, 0]
     crossing_of_edge = torch.empty(len(edges), dtype=torch.int64, device=edges.device)
     crossing_of_edge[crossing] = torch.arange(len(crossing), device=edges.device)
     # Of unsigned bytes: 0 − 1 is 255, so that this is 0 < count < 4.
-    active = (corners_inside(inside, tets) - 1 < 3).nonzero()[:, 0]
+    active = (_corners_inside(inside, tets) - 1 < 3).nonzero()[:, 0]
     bits = inside[tets.index_select(0, active)].to(torch.uint8) << _corner_numbers(tets.device)
     slots = _triangles(tets.device).index_select(0, bits.sum(-1))  # [A, 2, 3]
     triangle = (slots[:, :, 0] >= 0).nonzero()
@@ -72,18 +107,8 @@ def surface_topology(
     return edges.index_select(0, crossing), crossing_of_edge[edge]
 
 
-def corners_inside(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -> UInt8[Tensor, " S"]:
+def _corners_inside(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -> UInt8[Tensor, " S"]:
     """How many corners of each edge or tet are inside."""
-    # Where the encoding's kernels run, so does this one.
-    if inside.device.type == "cuda" and fused_encoder(inside.device) is not None:
-        from geometry import marching_tets_triton
-
-        return marching_tets_triton.corners_inside(inside, simplices)
-    return corners_inside_torch(inside, simplices)
-
-
-def corners_inside_torch(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -> UInt8[Tensor, " S"]:
-    """corners_inside on any device."""
     bits = inside.to(torch.uint8)
     # index_select is four times faster here than indexing.
     return sum(bits.index_select(0, column) for column in simplices.unbind(-1))

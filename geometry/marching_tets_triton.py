@@ -1,31 +1,190 @@
-"""Which edges and tets the surface crosses, in one pass over them: marching_tets.corners_inside on CUDA."""
+"""Which edges, tets and vertices the surface meets: marching_tets.compact_topology on CUDA.
+
+Four kernels and one wait of the host, for the sizes of the outcome. Edges, tets and vertices are cut into
+blocks; what is listed of a block gets a rank within it (kept where there is anything, −1 for what is not
+listed), and the sums of the blocks before it tell where the block's part of the list begins. So the lists are
+in ascending order, and the place of any edge or vertex in its list is a sum of two numbers.
+"""
 
 import torch
 import triton
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int
 from torch import Tensor
 from triton import language as tl
 
 BLOCK = 512
+# Blocks whose counts are summed at a time.
+WIDTH = 4096
 
 
 @triton.jit
-def _corners_inside(inside, simplices, counts, total, K: tl.constexpr, BLOCK: tl.constexpr):
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = (index < total)[:, None]
+def _corners(simplices, inside, index, wanted, K: tl.constexpr):
+    """The K corners of each simplex, and 1 where one is inside: two of [BLOCK,K]."""
     corner = index.to(tl.int64)[:, None] * K + tl.arange(0, K)[None, :]
-    vertex = tl.load(simplices + corner, mask=there, other=0)
-    bit = tl.load(inside + vertex, mask=there, other=0).to(tl.int32)
-    tl.store(counts + index, tl.sum(bit, 1).to(tl.uint8), mask=index < total)
+    vertex = tl.load(simplices + corner, mask=wanted[:, None], other=0)
+    return vertex, tl.load(inside + vertex, mask=wanted[:, None], other=0).to(tl.int32)
 
 
-def corners_inside(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -> UInt8[Tensor, " S"]:
-    """How many corners of each edge or tet are inside; K is a power of two."""
-    total, corners = simplices.shape
-    counts = torch.empty(total, dtype=torch.uint8, device=simplices.device)
-    if total:
-        with torch.cuda.device_of(counts):
-            _corners_inside[(triton.cdiv(total, BLOCK),)](
-                inside.contiguous().view(torch.uint8), simplices.contiguous(), counts, total, corners, BLOCK
+@triton.jit
+def _rank(amount, ranks, counts, block, BLOCK: tl.constexpr):
+    """Each index of a block comes `amount` times in its list."""
+    count = tl.sum(amount, 0)
+    tl.store(counts + block, count)
+    if count > 0:
+        before = tl.cumsum(amount, 0) - amount
+        place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(ranks + place, tl.where(amount > 0, before, -1).to(tl.int16))
+
+
+@triton.jit
+def _place(number, first_block, ranks, starts, BLOCK: tl.constexpr, wanted):
+    """Where edges or vertices (whose first block is given) are in their list."""
+    place = first_block * BLOCK + number
+    start = tl.load(starts + place // BLOCK, mask=wanted, other=0)
+    return (start + tl.load(ranks + place, mask=wanted, other=0)).to(tl.int64)
+
+
+@triton.jit
+def _crossed(edges, inside, used, index, total):
+    """1 for an edge with one end inside; marks both ends."""
+    vertex, bit = _corners(edges, inside, index, index < total, 2)
+    crossed = (tl.sum(bit, 1) == 1).to(tl.int32)
+    # Most blocks are far from the surface: they need not spread what to store over the threads.
+    if tl.max(crossed, 0) > 0:
+        tl.store(used + vertex, 1, mask=crossed[:, None] > 0)
+    return crossed
+
+
+@triton.jit
+def _triangle_count(tets, inside, index, total):
+    """One triangle cuts one corner off the other three, two part two from two."""
+    _, bit = _corners(tets, inside, index, index < total, 4)
+    corners = tl.sum(bit, 1)
+    return tl.where(corners == 2, 2, corners & 1)
+
+
+@triton.jit
+def _find_crossed(
+    inside, edges, tets, used, ranks, counts, edge_count, tet_count, edge_blocks, BLOCK: tl.constexpr
+):
+    """Edges are listed where they are crossed, tets once a triangle; marks the edges' ends in used [V]."""
+    block = tl.program_id(0)
+    lane = tl.arange(0, BLOCK)
+    # What the two branches of a kernel name alike must be alike, so that they are functions.
+    if block < edge_blocks:
+        amount = _crossed(edges, inside, used, block * BLOCK + lane, edge_count)
+    else:
+        amount = _triangle_count(tets, inside, (block - edge_blocks) * BLOCK + lane, tet_count)
+    _rank(amount, ranks, counts, block, BLOCK)
+
+
+@triton.jit
+def _find_used(used, ranks, counts, vertex_count, first_block, BLOCK: tl.constexpr):
+    block = tl.program_id(0)
+    index = block * BLOCK + tl.arange(0, BLOCK)
+    marked = tl.load(used + index, mask=index < vertex_count, other=0).to(tl.int32)
+    _rank(marked, ranks, counts, first_block + block, BLOCK)
+
+
+@triton.jit
+def _sum_blocks(counts, starts, totals, edge_blocks, tet_blocks, vertex_blocks, WIDTH: tl.constexpr):
+    """Where the parts of the blocks begin, and the lengths of the three lists. One program a list."""
+    which = tl.program_id(0)
+    first, blocks = 0, edge_blocks
+    if which == 1:
+        first, blocks = edge_blocks, tet_blocks
+    if which == 2:
+        first, blocks = edge_blocks + tet_blocks, vertex_blocks
+    total = 0
+    for begin in range(0, blocks, WIDTH):
+        block = begin + tl.arange(0, WIDTH)
+        count = tl.load(counts + first + block, mask=block < blocks, other=0)
+        tl.store(starts + first + block, total + tl.cumsum(count, 0) - count, mask=block < blocks)
+        total += tl.sum(count, 0)
+    tl.store(totals + which, total)
+
+
+@triton.jit
+def _write_ends(inside, edges, index, listed, place, ends, vertex_block, ranks, starts, BLOCK: tl.constexpr):
+    vertex, _ = _corners(edges, inside, index, listed, 2)
+    end = _place(vertex, vertex_block, ranks, starts, BLOCK, listed[:, None])
+    tl.store(ends + place[:, None] * 2 + tl.arange(0, 2)[None, :], end, mask=listed[:, None])
+
+
+@triton.jit
+def _write_faces(
+    inside, tets, tet_edges, triangles, index, listed, place, faces, ranks, starts, BLOCK: tl.constexpr
+):
+    _, bit = _corners(tets, inside, index, listed, 4)
+    pattern = tl.sum(bit << tl.arange(0, 4)[None, :], 1)
+    for corner in tl.static_range(6):
+        slot = tl.load(triangles + pattern * 6 + corner, mask=listed, other=-1)
+        wanted = slot >= 0
+        edge = tl.load(tet_edges + index.to(tl.int64) * 6 + slot, mask=wanted, other=0)
+        crossing = _place(edge, 0, ranks, starts, BLOCK, wanted)
+        tl.store(faces + place * 3 + corner, crossing, mask=wanted)
+
+
+@triton.jit
+def _write(
+    inside, edges, tets, tet_edges, triangles, ranks, counts, starts, ends, faces, vertices,
+    edge_blocks, vertex_block, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The lists: ends [N,2], faces [M,3] and vertices [U], all int64."""
+    block = tl.program_id(0)
+    if tl.load(counts + block) > 0:
+        lane = tl.arange(0, BLOCK)
+        rank = tl.load(ranks + block.to(tl.int64) * BLOCK + lane)
+        listed = rank >= 0
+        place = (tl.load(starts + block) + rank).to(tl.int64)
+        if block < edge_blocks:
+            index = block * BLOCK + lane
+            _write_ends(inside, edges, index, listed, place, ends, vertex_block, ranks, starts, BLOCK)
+        elif block < vertex_block:
+            index = (block - edge_blocks) * BLOCK + lane
+            _write_faces(
+                inside, tets, tet_edges, triangles, index, listed, place, faces, ranks, starts, BLOCK
             )
-    return counts
+        else:
+            index = (block - vertex_block) * BLOCK + lane
+            tl.store(vertices + place, index.to(tl.int64), mask=listed)
+
+
+def topology(
+    inside: Bool[Tensor, " V"],
+    tets: Int[Tensor, "T 4"],
+    edges: Int[Tensor, "E 2"],
+    tet_edges: Int[Tensor, "T 6"],
+    triangles: Int[Tensor, "16 2 3"],
+) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
+    """The vertices next to the surface, the ends of the crossed edges among them, and the faces.
+
+    triangles: the edge slots of the triangles of each sign pattern, as in marching_tets.
+    """
+    device = inside.device
+    sides = inside.contiguous().view(torch.uint8)
+    edges, tets, tet_edges = edges.contiguous(), tets.contiguous(), tet_edges.contiguous()
+    edge_blocks, tet_blocks, vertex_blocks = (triton.cdiv(len(of), BLOCK) for of in (edges, tets, inside))
+    vertex_block = edge_blocks + tet_blocks
+    blocks = vertex_block + vertex_blocks
+    used = torch.zeros_like(sides)
+    ranks = torch.empty(blocks * BLOCK, dtype=torch.int16, device=device)
+    counts, starts = (torch.empty(blocks, dtype=torch.int32, device=device) for _ in range(2))
+    totals = torch.empty(3, dtype=torch.int32, device=device)
+    with torch.cuda.device_of(totals):
+        _find_crossed[(vertex_block,)](
+            sides, edges, tets, used, ranks, counts, len(edges), len(tets), edge_blocks, BLOCK
+        )
+        _find_used[(vertex_blocks,)](used, ranks, counts, len(inside), vertex_block, BLOCK)
+        _sum_blocks[(3,)](counts, starts, totals, edge_blocks, tet_blocks, vertex_blocks, WIDTH, num_warps=8)
+        # The one wait: only the host can make room.
+        ends_found, faces_found, vertices_found = totals.tolist()
+        ends = torch.empty(ends_found, 2, dtype=torch.int64, device=device)
+        faces = torch.empty(faces_found, 3, dtype=torch.int64, device=device)
+        vertices = torch.empty(vertices_found, dtype=torch.int64, device=device)
+        if ends_found:
+            _write[(blocks,)](
+                sides, edges, tets, tet_edges, triangles, ranks, counts, starts, ends, faces, vertices,
+                edge_blocks, vertex_block, BLOCK,
+            )  # fmt: skip
+    return vertices, ends, faces

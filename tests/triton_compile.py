@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64"}
+TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+TYPES |= {"uint8": "u8", "int16": "i16", "int32": "i32", "int64": "i64"}
 
 
 def compile_for_gpu(code: str) -> dict[str, int]:

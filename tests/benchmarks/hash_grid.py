@@ -22,9 +22,9 @@ sys.path[:0] = [str(ROOT)]
 # ruff: noqa: E402
 import torch
 
-from geometry import marching_tets_triton, sdf_network_triton
+from geometry import sdf_network_triton
 from geometry.dmtet import DMTet, GeometryConfig
-from geometry.marching_tets import corners_inside_torch, surface_topology
+from geometry.marching_tets import compact_topology, compact_topology_torch
 from geometry.tet_grid import make_tet_grid
 from render import hash_grid_triton
 from render.hash_grid import HashGrid, encode_torch, encode_torch_backward
@@ -102,6 +102,7 @@ def ways_to_a_mesh(dmtet: DMTet) -> dict[str, Callable[[], object]]:
     network, inside = dmtet.network, dmtet.start < 0
     encoded = network.encoding.pin(dmtet.v_pos)().detach()
     weights = [layer.weight for layer in network.mlp[::2]]
+    tables = dmtet.tets, dmtet.edges, dmtet.tet_edges
 
     @torch.no_grad()
     def layers() -> torch.Tensor:
@@ -118,9 +119,8 @@ def ways_to_a_mesh(dmtet: DMTet) -> dict[str, Callable[[], object]]:
     return {
         "network without a gradient: torch": layers,
         "network without a gradient: kernel": lambda: sdf_network_triton.distances(encoded, *weights),
-        "corners inside: torch": lambda: corners_inside_torch(inside, dmtet.tets),
-        "corners inside: kernel": lambda: marching_tets_triton.corners_inside(inside, dmtet.tets),
-        "topology": lambda: surface_topology(inside, dmtet.tets, dmtet.edges, dmtet.tet_edges),
+        "topology: torch": lambda: compact_topology_torch(inside, *tables),
+        "topology: kernels": lambda: compact_topology(inside, *tables),
         "whole field and back": whole_field,
         "mesh": dmtet.mesh,
         "mesh and back": mesh_and_back,

@@ -100,7 +100,7 @@ def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[s
         ("draws", train, "draw"),
         ("field", DMTet, "field"),
         ("field", SdfNetwork, "distances"),
-        ("marching", geometry.dmtet, "surface_topology"),
+        ("marching", geometry.dmtet, "compact_topology"),
         ("marching", geometry.dmtet, "crossing_points"),
         ("mesh normals", geometry.dmtet, "make_mesh"),
         ("rasterize", kind, "rasterize"),

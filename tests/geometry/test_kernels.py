@@ -1,13 +1,21 @@
 """The Triton kernels of marching and of the network against torch."""
 
+import warnings
+
 import pytest
 import torch
+from triton_compile import compile_for_gpu
 
 from geometry import marching_tets_triton, sdf_network_triton
 from geometry.dmtet import DMTet, GeometryConfig
-from geometry.marching_tets import corners_inside_torch, marching_tetrahedra, surface_topology
+from geometry.marching_tets import (
+    _triangles,
+    compact_topology,
+    compact_topology_torch,
+    marching_tetrahedra,
+)
 from geometry.sdf_network import SdfNetwork
-from geometry.tet_grid import make_tet_grid
+from geometry.tet_grid import edge_table, make_tet_grid
 from render import hash_grid
 from render.hash_grid import HashGrid
 
@@ -16,17 +24,95 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("simplices", ["edges", "tets"])
+def assert_same_topology(inside: torch.Tensor, tables: tuple[torch.Tensor, ...]) -> None:
+    """Vertices, ends and faces from the kernels are those from torch, in this order."""
+    found = marching_tets_triton.topology(inside, *tables, _triangles(inside.device))
+    for ours, expected in zip(found, compact_topology_torch(inside, *tables), strict=True):
+        assert ours.dtype == expected.dtype == torch.int64
+        assert torch.equal(ours, expected)
+
+
+@pytest.fixture(scope="module")
+def lattice(kernel_device):
+    """Vertices and tables of a grid of several blocks of everything, none of them full at the end."""
+    grid = make_tet_grid(20, 2.0)
+    tables = tuple(table.to(kernel_device) for table in (grid.tets, grid.edges, grid.tet_edges))
+    for count in (len(grid.v_pos), *map(len, tables[:2])):
+        assert count > 2 * marching_tets_triton.BLOCK
+    assert len(grid.v_pos) % marching_tets_triton.BLOCK and len(grid.edges) % marching_tets_triton.BLOCK
+    return grid.v_pos.to(kernel_device), tables
+
+
+@pytest.mark.parametrize("share", [0.001, 0.4, 0.999])
+@pytest.mark.parametrize("width", [2, marching_tets_triton.WIDTH])
+def test_topology_of_random_signs(share, width, lattice, kernel_device, monkeypatch):
+    """Also where the blocks are summed in more than one go."""
+    monkeypatch.setattr(marching_tets_triton, "WIDTH", width)
+    inside = (torch.rand(len(lattice[0]), generator=seeded()) < share).to(kernel_device)
+    assert 0 < inside.sum() < len(inside)
+    assert_same_topology(inside, lattice[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_corners_inside(simplices, dtype, kernel_device):
-    grid = make_tet_grid(8, 1.0)
-    inside = (torch.rand(len(grid.v_pos), generator=seeded()) < 0.4).to(kernel_device)
-    corners = getattr(grid, simplices).to(kernel_device, dtype)
-    assert len(corners) % marching_tets_triton.BLOCK
-    found = marching_tets_triton.corners_inside(inside, corners)
-    assert found.unique().tolist() == list(range(corners.shape[1] + 1))
-    assert torch.equal(found, corners_inside_torch(inside, corners))
-    assert marching_tets_triton.corners_inside(inside, corners[:0]).shape == (0,)
+def test_topology_of_a_ball(dtype, lattice):
+    """Most blocks are far from it."""
+    v_pos, tables = lattice
+    assert_same_topology(v_pos.norm(dim=-1) < 0.3, tuple(table.to(dtype) for table in tables))
+
+
+@pytest.mark.parametrize("vertex", [0, 511, 512, -1])
+@pytest.mark.parametrize("invert", [False, True])
+def test_topology_around_one_vertex(vertex, invert, lattice):
+    inside = torch.zeros_like(lattice[0][:, 0], dtype=torch.bool)
+    inside[vertex] = True
+    assert_same_topology(inside ^ invert, lattice[1])
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_no_topology_where_there_is_one_side(everything, lattice):
+    v_pos, tables = lattice
+    inside = torch.full((len(v_pos),), everything, device=v_pos.device)
+    assert_same_topology(inside, tables)
+    found = marching_tets_triton.topology(inside, *tables, _triangles(v_pos.device))
+    assert [tuple(part.shape) for part in found] == [(0,), (0, 2), (0, 3)]
+
+
+def test_topology_of_each_sign_pattern(kernel_device):
+    """A tet alone; and 512 alike, which fill a block to the last place."""
+    for count in (1, marching_tets_triton.BLOCK):
+        tets = torch.arange(4 * count, dtype=torch.int32).reshape(count, 4)
+        edges, tet_edges = edge_table(tets)
+        tables = tuple(table.to(kernel_device) for table in (tets, edges, tet_edges))
+        for pattern in range(16) if count == 1 else (0b0011, 0b1011):
+            bits = torch.tensor([bool(pattern >> v & 1) for v in range(4)], device=kernel_device)
+            assert_same_topology(bits.repeat(count), tables)
+
+
+COMPILE_TOPOLOGY = """
+import torch
+from geometry import marching_tets_triton
+from geometry.marching_tets import _triangles
+from geometry.tet_grid import edge_table, make_tet_grid
+
+def compile_on(tets, edges, tet_edges, vertices):
+    inside = torch.zeros(vertices, dtype=torch.bool)
+    marching_tets_triton.topology(inside, tets, edges, tet_edges, _triangles(inside.device))
+
+# Nothing is run here: every number is one.
+torch.empty = torch.ones
+for resolution in (5, 64):
+    grid = make_tet_grid(resolution, 2.0)
+    compile_on(grid.tets, grid.edges, grid.tet_edges, len(grid.v_pos))
+tets = torch.tensor([[0, 1, 2, 3]])
+compile_on(tets, *edge_table(tets), 4)
+"""
+
+
+def test_topology_compiles_for_a_gpu():
+    """On a lattice's int32, one block of everything, and a tet's int64."""
+    found = compile_for_gpu(COMPILE_TOPOLOGY)
+    assert found.keys() == {"_find_crossed", "_find_used", "_sum_blocks", "_write"}
+    assert found["_find_crossed"] > 1 and found["_write"] > 1
 
 
 def small_network(device: torch.device, levels: int = 5, hidden: int = 32) -> SdfNetwork:
@@ -95,12 +181,40 @@ def test_a_mesh_on_cuda_is_that_of_the_whole_field(grid, monkeypatch):
         assert (grad - parameter.grad).norm() < 1e-4 * parameter.grad.norm()
 
 
-@pytest.mark.gpu
-def test_the_topology_on_cuda_is_that_on_the_cpu():
-    grid = make_tet_grid(128, 2.0)
+def ball_of_noise(resolution: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Random signs inside a ball, and the tables of the grid around it."""
+    grid = make_tet_grid(resolution, 2.0)
     inside = torch.rand(len(grid.v_pos), generator=seeded()) < 0.3
-    inside &= grid.v_pos.norm(dim=-1) < 0.8
-    tables = grid.tets, grid.edges, grid.tet_edges
-    expected = surface_topology(inside, *tables)
-    found = surface_topology(inside.cuda(), *(table.cuda() for table in tables))
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+    return inside & (grid.v_pos.norm(dim=-1) < 0.8), (grid.tets, grid.edges, grid.tet_edges)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resolution", [64, 256])
+def test_the_topology_on_cuda_is_that_on_the_cpu(resolution):
+    inside, tables = ball_of_noise(resolution)
+    found = compact_topology(inside.cuda(), *(table.cuda() for table in tables))
+    for ours, expected in zip(found, compact_topology_torch(inside, *tables), strict=True):
+        assert torch.equal(ours.cpu(), expected) and len(expected) > 1000
+
+
+def waits(act) -> int:
+    """How often the host waits for the GPU meanwhile, as torch reports it."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            act()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.gpu
+def test_the_topology_waits_once():
+    inside, tables = ball_of_noise(64)
+    inside, tables = inside.cuda(), tuple(table.cuda() for table in tables)
+    assert hash_grid.fused_encoder(inside.device) is not None
+    for topology, expected in ((compact_topology, [1]), (compact_topology_torch, range(4, 10))):
+        topology(inside, *tables)
+        assert waits(lambda topology=topology: topology(inside, *tables)) in expected
