@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from render.camera import Cameras, transform_points
+from render.kernels import kernels_run
 from render.mesh import Mesh, face_cross
 from render.raster.contract import Rasteriser
 from render.shade.normal import safe_normalize, shading_normal
@@ -19,18 +20,21 @@ from render.shade.normal import safe_normalize, shading_normal
 class SurfacePoints:
     """The N covered pixels of B images.
 
-    clip [B,V,4] and rast [B,H,W,4] are the rasteriser's; pixel [N] counts over all images; view_of_point [N]
-    tells which image a point is seen in. position, normal (smooth, bent and turned to the viewer, unit) and
-    to_viewer (unit) are in world space.
+    clip [B,V,4] and rast [B,H,W,4] are the rasteriser's; pixel [N] counts over all images. position, normal
+    (smooth, bent and turned to the viewer, unit) and to_viewer (unit) are in world space.
     """
 
     clip: Float[Tensor, "B V 4"]
     rast: Float[Tensor, "B H W 4"]
     pixel: Int[Tensor, " N"]
-    view_of_point: Int[Tensor, " N"]
     position: Float[Tensor, "N 3"]
     normal: Float[Tensor, "N 3"]
     to_viewer: Float[Tensor, "N 3"]
+
+    @property
+    def view_of_point(self) -> Int[Tensor, " N"]:
+        """Which image a point is seen in."""
+        return self.pixel // (self.rast.shape[1] * self.rast.shape[2])
 
     def take(self, image: Float[Tensor, "B H W C"]) -> Float[Tensor, "N C"]:
         """What an image shows at the points."""
@@ -51,14 +55,34 @@ def trace(mesh: Mesh, views: Cameras, rasteriser: Rasteriser) -> SurfacePoints:
     clip = transform_points(views.world_to_clip, mesh.v_pos)
     rast = rasteriser.rasterize(clip, mesh.faces, views.resolution)
     values = rasteriser.interpolate(torch.cat([mesh.v_pos, mesh.v_nrm], dim=-1), rast, mesh.faces)
-    number = rast.detach()[..., 3].flatten()
     # On a GPU the host waits here, once, for how many there are.
-    pixel = number.nonzero()[:, 0]
+    pixel = rast.detach()[..., 3].flatten().nonzero()[:, 0]
+    gather = surface_points
+    if kernels_run(values, rast, mesh.v_pos, views.position) and not views.position.requires_grad:
+        from render import gbuffer_triton
+
+        gather = gbuffer_triton.surface_points
+    return SurfacePoints(
+        clip, rast, pixel, *gather(values, rast, pixel, mesh.faces, mesh.v_pos, views.position)
+    )
+
+
+def surface_points(
+    values: Float[Tensor, "B H W 6"],
+    rast: Float[Tensor, "B H W 4"],
+    pixel: Int[Tensor, " N"],
+    faces: Int[Tensor, "F 3"],
+    v_pos: Float[Tensor, "V 3"],
+    camera: Float[Tensor, "B 3"],
+) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
+    """position, normal and to_viewer at the covered pixels, as in SurfacePoints.
+
+    values are the interpolated positions and smooth normals, camera is where each image is seen from.
+    """
+    number = rast.detach()[..., 3].flatten().index_select(0, pixel)
     view = pixel // (rast.shape[1] * rast.shape[2])
     position, smooth = values.flatten(0, 2).index_select(0, pixel).split(3, dim=-1)
-    face = face_cross(mesh.v_pos, mesh.faces).index_select(0, number.index_select(0, pixel).long() - 1)
-    to_viewer = views.position.index_select(0, view) - position
+    face = face_cross(v_pos, faces).index_select(0, number.long() - 1)
+    to_viewer = camera.index_select(0, view) - position
     smooth, face, to_viewer = safe_normalize(torch.stack([smooth, face, to_viewer])).unbind()
-    return SurfacePoints(
-        clip, rast, pixel, view, position, shading_normal(smooth, face, to_viewer), to_viewer
-    )
+    return position, shading_normal(smooth, face, to_viewer), to_viewer

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from render.kernels import kernels_run
+
 
 @dataclass(frozen=True)
 class Mesh:
@@ -48,6 +50,10 @@ def _up(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "3"]:
 
 def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
     """Area-weighted unit vertex normals; a vertex that no face uses gets +z."""
+    if kernels_run(v_pos):
+        from render import mesh_triton
+
+        return mesh_triton.smooth_normals(v_pos, faces)
     weighted = face_cross(v_pos, faces)
     summed = torch.zeros_like(v_pos)
     for corner in range(3):
