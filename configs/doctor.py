@@ -215,8 +215,8 @@ def check_rasterisers() -> Iterator[Row]:
         return
     for name, device, build in (
         ("numba", "cpu", choose.build_numba),
-        ("nvdiffrast", "cuda", choose.build_nvdiffrast),
         ("triton", "cuda", choose.build_triton),
+        ("nvdiffrast", "cuda", choose.build_nvdiffrast),
     ):
         if device == "cuda" and not on_cuda:
             yield Row("rasterisers", name, OK, "not needed: it draws on CUDA only")
@@ -225,7 +225,9 @@ def check_rasterisers() -> Iterator[Row]:
             build(importlib.import_module("torch").device(device))
             yield Row("rasterisers", name, OK, f"runs on {device}")
         except Exception as error:
-            other = "triton, where it runs," if name == "nvdiffrast" else "the slower reference"
+            other = {"triton": "nvdiffrast, where it runs,", "nvdiffrast": "triton, where it runs,"}.get(
+                name, "the slower reference"
+            )
             found = f"{_one_line(error)}; without it {other} draws on {device}"
             yield Row("rasterisers", name, NOTE, found, choose.REMEDY[name])
 

@@ -116,7 +116,7 @@ class RunConfig:
     )
     rasteriser: Literal["auto", "nvdiffrast", "triton", "numba", "reference"] = Field(
         "auto",
-        description="auto is nvdiffrast on CUDA where it is installed, otherwise triton; numba on the CPU; "
+        description="auto is triton on CUDA, where it cannot run nvdiffrast; numba on the CPU; "
         "and the reference where these cannot run",
     )
 

@@ -3,6 +3,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_numba_on_the_cpu_said_once(caplog):
         names = [choose_rasteriser(CPU).name for _ in range(2)]
     assert names == ["numba", "numba"]
     assert [record.getMessage() for record in caplog.records] == [
-        "rasteriser: numba on cpu, the fastest here"
+        "rasteriser: numba on cpu, the first choice there"
     ]
 
 
@@ -80,14 +81,24 @@ def triton_cuda(monkeypatch):
     return module
 
 
-def test_cuda_without_nvdiffrast(broken, triton_cuda, caplog):
+def test_triton_on_cuda_needs_no_nvdiffrast(broken, triton_cuda, caplog):
     broken("render.raster.nvdiffrast_cuda", ImportError("no nvdiffrast"))
     with caplog.at_level(logging.INFO):
         assert choose_rasteriser(CUDA).name == choose_rasteriser(CUDA, "triton").name == "triton"
     (record,) = caplog.records
-    assert record.getMessage() == "rasteriser: triton on cuda, as nvdiffrast cannot run: no nvdiffrast"
+    assert record.getMessage() == "rasteriser: triton on cuda, the first choice there"
     with pytest.raises(ValueError, match="'nvdiffrast' cannot run: no nvdiffrast .*CUDA toolkit"):
         choose_rasteriser(CUDA, "nvdiffrast")
+
+
+def test_nvdiffrast_where_triton_does_not_run(broken, monkeypatch, caplog):
+    broken("render.raster.triton_cuda", ImportError("no triton"))
+    monkeypatch.setitem(choose.BUILDERS, "nvdiffrast", lambda device: SimpleNamespace(name="nvdiffrast"))
+    with caplog.at_level(logging.INFO):
+        assert choose_rasteriser(CUDA).name == "nvdiffrast"
+    assert [record.getMessage() for record in caplog.records] == [
+        "rasteriser: nvdiffrast on cuda, as triton cannot run: no triton"
+    ]
 
 
 def test_cuda_without_nvdiffrast_and_triton(broken, caplog):
@@ -96,7 +107,7 @@ def test_cuda_without_nvdiffrast_and_triton(broken, caplog):
     with caplog.at_level(logging.INFO):
         assert choose_rasteriser(CUDA).name == "reference"
     assert (
-        "reference (slower) on cuda, as nvdiffrast cannot run: no nvdiffrast and triton cannot run: no triton"
+        "reference (slower) on cuda, as triton cannot run: no triton and nvdiffrast cannot run: no nvdiffrast"
         in caplog.text
     )
     with pytest.raises(ValueError, match="'triton' cannot run: no triton .*--device cuda"):
@@ -111,7 +122,13 @@ def test_kernels_that_do_not_run_are_not_taken(broken, triton_cuda, monkeypatch,
     broken("render.raster.nvdiffrast_cuda", ImportError("no nvdiffrast"))
     with caplog.at_level(logging.INFO):
         assert choose_rasteriser(CUDA).name == "reference"
-    assert caplog.records[0].getMessage().endswith("and triton cannot run: ArithmeticError: wrong")
+    assert (
+        caplog.records[0]
+        .getMessage()
+        .startswith(
+            "rasteriser: reference (slower) on cuda, as triton cannot run: ArithmeticError: wrong and"
+        )
+    )
 
 
 @pytest.mark.parametrize(("device", "name"), [(CPU, "nvdiffrast"), (CPU, "triton"), (CUDA, "numba")])
