@@ -227,6 +227,8 @@ def run(config: Config, words: Sequence[str], ranks: Ranks) -> None:
     """One config from start, or from its last checkpoint, to the exported files; words: the command line."""
     started = time.monotonic()
     if torch.cuda.is_initialized():
+        # What an earlier config of the command has left in torch's hands is not this run's.
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with open_report(config, words, ranks) as report:
         make(config, report, ranks)

@@ -21,11 +21,12 @@ class OutOfMemory(ValueError):
 
 
 def peak_memory() -> str:
-    """The most that this process has held so far; on a GPU what torch has given out since its last reset."""
+    """The most that this process has held so far; on a GPU, what torch has taken of it since its last reset,
+    the memory of CUDA graphs included."""
     # Linux counts in kibibytes.
     peak = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.1f} GB"
     if torch.cuda.is_initialized():
-        peak += f", on the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
+        peak += f", on the GPU {torch.cuda.max_memory_reserved() / 1e9:.1f} GB"
     return peak
 
 

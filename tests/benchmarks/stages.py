@@ -138,10 +138,11 @@ def sphere(faces: int) -> Mesh:
 class Loop:
     """One run's parts, stepped by hand."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, prior: StableDiffusion | None = None):
         self.config = config
         self.task, self.optimizer, self.device = train.build(config)
-        prior = StableDiffusion.from_pretrained(config.guidance.sd_model, self.device)
+        if prior is None:
+            prior = StableDiffusion.from_pretrained(config.guidance.sd_model, self.device)
         self.guidance = Guidance(prior, config.guidance, config.run.mode, self.device)
         self.done = 0
 
@@ -176,18 +177,25 @@ class Loop:
             ends.append(time.perf_counter())
         return 1e3 * statistics.median(after - before for before, after in pairwise(ends[WARM_UP:]))
 
-    def measure(self, steps: int) -> dict:
-        """Total, stages and memory of the phase."""
+    def total(self, steps: int) -> dict:
+        """Milliseconds of a whole step of the phase, and what torch has taken of the GPU's memory for it, in
+        GB: with that of CUDA graphs and of what is kept for the next step."""
         if self.device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         total = self.median(self.step, steps)
-        memory = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None
+        memory = torch.cuda.max_memory_reserved() / 1e9 if self.device.type == "cuda" else None
+        return {"total_ms": total, "peak_gb": memory}
+
+    def measure(self, steps: int) -> dict:
+        """Total, stages and floor of the phase."""
+        total = self.total(steps)
         watch = Stopwatch(self.device)
         with watch.watching(stages(self.task.scene.rasteriser, self.optimizer)):
             for _ in range(steps):
                 self.step()
         found = {name: 1e3 * sum(seconds) / steps for name, seconds in watch.seconds.items()}
-        return {"total_ms": total, "peak_gb": memory, "stages_ms": found, "floor_ms": self.floor(steps)}
+        return {**total, "stages_ms": found, "floor_ms": self.floor(steps)}
 
     def floor(self, steps: int) -> float:
         """The prior alone on the same batch: the denoiser and, where the phase has it, the VAE both ways."""
@@ -211,7 +219,11 @@ class Loop:
 
 
 def benchmark(config: Config, steps: int, fit: int, torn: bool = False) -> dict:
-    loop = Loop(config)
+    return phases_of(Loop(config), fit, torn, lambda loop: loop.measure(steps))
+
+
+def phases_of(loop: Loop, fit: int, torn: bool, measure: Callable[[Loop], dict]) -> dict:
+    """Fit, and then measure each phase."""
     found = {}
     phases = [phase for _, phase in loop.task.schedule.phases]
     for phase in phases:
@@ -223,7 +235,7 @@ def benchmark(config: Config, steps: int, fit: int, torn: bool = False) -> dict:
     for phase in phases:
         if not phase.fit:
             loop.enter(phase)
-            found[phase.name] = loop.measure(steps)
+            found[phase.name] = measure(loop)
     surface = getattr(loop.task.scene, "surface", None)
     mesh = surface.mesh() if surface is not None else loop.task.scene.mesh
     return {"faces": len(mesh.faces), "rasteriser": loop.task.scene.rasteriser.name, "phases": found}
