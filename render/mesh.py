@@ -54,6 +54,10 @@ def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Fl
         from render import mesh_triton
 
         return mesh_triton.smooth_normals(v_pos, faces)
+    return smooth_normals_torch(v_pos, faces)
+
+
+def smooth_normals_torch(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
     weighted = face_cross(v_pos, faces)
     summed = torch.zeros_like(v_pos)
     for corner in range(3):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from render.camera import Cameras
 from render.export.image import encode_normal
 from render.gbuffer import SurfacePoints, trace
+from render.kernels import kernels_run
 from render.mesh import Mesh
 from render.raster.contract import Rasteriser
 from render.shade.brdf import linear_to_srgb, shade
@@ -48,16 +49,13 @@ class GeometryScene(nn.Module):
         mesh = self.surface.mesh()
         views = views.to(mesh.v_pos.device)
         points = trace(mesh, views, self.rasteriser)
-        normal = points.place(self._flipped(points.normal))
-        # The background is 0, and stays it: turning whole images takes no matrix for every point.
-        turned = (normal.flatten(1, 2) @ views.normal_rotation.mT).view_as(normal)
-        image = torch.cat([turned, points.mask()], dim=-1)
-        return self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
+        rotation, place = views.normal_rotation, normal_image
+        if kernels_run(points.normal, rotation) and not rotation.requires_grad:
+            from render import scene_triton
 
-    def _flipped(self, normal: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-        if not self.flip_normal:
-            return normal
-        return torch.cat([-normal[:, :1].abs(), normal[:, 1:]], dim=-1)
+            place = scene_triton.normal_image
+        image = place(points, rotation, self.flip_normal)
+        return self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
 
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
@@ -70,6 +68,22 @@ class GeometryScene(nn.Module):
         shaded = shade(clay, rough, points.normal, points.to_viewer, self.light.prefiltered())
         colours = {"shaded": linear_to_srgb(shaded), "normal": encode_normal(points.normal)}
         return pictures(colours, points, mesh, self.rasteriser)
+
+
+def normal_image(
+    points: SurfacePoints, rotation: Float[Tensor, "B 3 3"], flip: bool
+) -> Float[Tensor, "B H W 4"]:
+    """The points' normals, turned by their view's rotation, and the mask; 0 in the background.
+
+    flip: every positive x component becomes negative before.
+    """
+    normal = points.normal
+    if flip:
+        normal = torch.cat([-normal[:, :1].abs(), normal[:, 1:]], dim=-1)
+    normal = points.place(normal)
+    # The background is 0, and stays it: turning whole images takes no matrix for every point.
+    turned = (normal.flatten(1, 2) @ rotation.mT).view_as(normal)
+    return torch.cat([turned, points.mask()], dim=-1)
 
 
 class AppearanceScene(nn.Module):

@@ -1,4 +1,4 @@
-"""The kernels of meshes and surface points compile for a GPU, in every way that a step asks for."""
+"""The kernels of meshes, surface points and images compile for a GPU, in every way that a step asks for."""
 
 import pytest
 from triton_compile import compile_for_gpu
@@ -23,6 +23,15 @@ for index in (torch.int32, torch.int64):
         normal.sum().backward(retain_graph=True)
         (position + normal + to_viewer).sum().backward()
 """
+IMAGE = """
+import torch
+from render.gbuffer import SurfacePoints
+from render.scene_triton import normal_image
+rast, normal = torch.ones(2, 4, 4, 4), torch.rand(20, 3, requires_grad=True)
+points = SurfacePoints(torch.zeros(2, 5, 4), rast, torch.arange(20), normal, normal, normal)
+for flip in (False, True):
+    normal_image(points, torch.ones(2, 3, 3), flip).sum().backward()
+"""
 
 
 @pytest.mark.parametrize(
@@ -30,8 +39,9 @@ for index in (torch.int32, torch.int64):
     [
         (NORMALS, {"_sum_faces": 2, "_normalize": 1, "_backward": 2}),
         (POINTS, {"_forward": 2, "_backward": 12}),
+        (IMAGE, {"_forward": 2, "_backward": 2}),
     ],
-    ids=["normals", "points"],
+    ids=["normals", "points", "image"],
 )
 def test_every_kernel_compiles(code, kernels):
     assert compile_for_gpu(code) == kernels

@@ -1,0 +1,105 @@
+"""From vertices to the image of normals on a GPU, rasteriser left out: torch beside the kernels.
+
+    python3 tests/benchmarks/surface.py [--faces 20000 190000 700000] [--batch 4] [--size 512] [--steps 50]
+
+Milliseconds on a sphere that fills most of the pictures, medians after a warm-up. "device" is between two
+events with nothing else in the queue, launches that the GPU waits for included; "host" is until the calls
+have returned, with the GPU kept busy by something else, so that nobody waits for it.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+# ruff: noqa: E402
+import torch
+
+from benchmarks.hash_grid import milliseconds
+from benchmarks.stages import sphere
+from render import gbuffer, gbuffer_triton, mesh, mesh_triton, scene, scene_triton
+from render.camera import orbit
+from render.mesh import Mesh
+from render.raster.choose import choose_rasteriser
+
+WARM_UP = 3
+# GPU clocks, about 10 ms: more than any of the calls takes.
+BUSY = 20_000_000
+
+
+def host_milliseconds(act: Callable[[], object], steps: int) -> float:
+    times = []
+    for _ in range(WARM_UP + steps):
+        torch.cuda.synchronize()
+        torch.cuda._sleep(BUSY)
+        begin = time.perf_counter()
+        act()
+        times.append(1e3 * (time.perf_counter() - begin))
+    torch.cuda.synchronize()
+    return statistics.median(times[WARM_UP:])
+
+
+def there_and_back(function: Callable, leaves: tuple[torch.Tensor, ...]) -> tuple[Callable, Callable]:
+    """What calls a function without its gradient, and with the gradient of its last result on the leaves."""
+    found = function()
+    push = torch.randn_like(found)
+
+    @torch.no_grad()
+    def there() -> torch.Tensor:
+        return function()
+
+    return there, lambda: torch.autograd.grad(function(), leaves, push)
+
+
+def ways(surface: Mesh, batch: int, size: int) -> dict[str, Callable[[], object]]:
+    device = surface.v_pos.device
+    views, rasteriser = orbit(batch, (size, size)).to(device), choose_rasteriser(device)
+    points = gbuffer.trace(surface, views, rasteriser)
+    inputs = torch.cat([surface.v_pos, surface.v_nrm], -1)
+    values = rasteriser.interpolate(inputs, points.rast, surface.faces).detach().requires_grad_()
+    v_pos, rotation = surface.v_pos.clone().requires_grad_(), views.normal_rotation
+    points.normal.requires_grad_()
+    given = values, points.rast, points.pixel, surface.faces, v_pos, views.position
+
+    parts = {
+        "smooth normals: torch": (lambda: mesh.smooth_normals_torch(v_pos, surface.faces), (v_pos,)),
+        "smooth normals: kernels": (lambda: mesh_triton.smooth_normals(v_pos, surface.faces), (v_pos,)),
+        "surface points: torch": (lambda: gbuffer.surface_points(*given)[1], (values, v_pos)),
+        "surface points: kernels": (lambda: gbuffer_triton.surface_points(*given)[1], (values, v_pos)),
+        "image: torch": (lambda: scene.normal_image(points, rotation, True), (points.normal,)),
+        "image: kernels": (lambda: scene_triton.normal_image(points, rotation, True), (points.normal,)),
+    }
+    found = {}
+    for name, (function, leaves) in parts.items():
+        found[name], found[f"{name}, and back"] = there_and_back(function, leaves)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--faces", type=int, nargs="*", default=[20_000, 190_000, 700_000])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=50)
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        sys.stderr.write("error: this benchmark needs a CUDA device\n")
+        return 2
+    head = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    sys.stdout.write(f"batch {options.batch}, {options.size}², {head}\n")
+    for count in options.faces:
+        surface = sphere(count).to("cuda")
+        sys.stdout.write(f"\n| ms, {len(surface.faces)} faces | device | host |\n| --- | --- | --- |\n")
+        for name, act in ways(surface, options.batch, options.size).items():
+            device, host = milliseconds(act, options.steps), host_milliseconds(act, options.steps)
+            sys.stdout.write(f"| {name} | {device:.3f} | {host:.3f} |\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
