@@ -19,6 +19,7 @@ if __name__ == "__main__" and doctor.OPTION in sys.argv[1:]:
 # Before torch is imported: spinning OpenMP workers make a step eight times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import gc
 import logging
 import math
 import signal
@@ -227,7 +228,8 @@ def run(config: Config, words: Sequence[str], ranks: Ranks) -> None:
     """One config from start, or from its last checkpoint, to the exported files; words: the command line."""
     started = time.monotonic()
     if torch.cuda.is_initialized():
-        # What an earlier config of the command has left in torch's hands is not this run's.
+        # What an earlier config of the command has left in cycles and in torch's hands is not this run's.
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with open_report(config, words, ranks) as report:

@@ -10,6 +10,7 @@ options are keys of the configs.
 """
 
 import argparse
+import gc
 import json
 import logging
 import platform
@@ -68,7 +69,9 @@ def measure(variant: dict, prior: StableDiffusion, config: Config, options: argp
 def benchmark(options: argparse.Namespace, model: str, folder: Path) -> list[dict]:
     rows = []
     for _, group in groupby(variants(options), key=lambda variant: variant["batch"]):
+        # The last one's memory is let go before the next one's is taken.
         prior = None
+        gc.collect()
         for variant in group:
             words = ["--config", variant["config"], "--sd_model", model, "--out_dir", str(folder / "out")]
             words += ["--batch", str(variant["batch"]), "--device", options.device]

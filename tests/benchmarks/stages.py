@@ -13,6 +13,7 @@ triangles.
 """
 
 import argparse
+import gc
 import json
 import logging
 import platform
@@ -181,6 +182,8 @@ class Loop:
         """Milliseconds of a whole step of the phase, and what torch has taken of the GPU's memory for it, in
         GB: with that of CUDA graphs and of what is kept for the next step."""
         if self.device.type == "cuda":
+            # Loops before this one may lie about, in cycles.
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         total = self.median(self.step, steps)

@@ -121,5 +121,5 @@ def test_texture_and_empty_mesh(nvdiffrast):
     assert not nvdiffrast.antialias(image, rast, clip, faces).any()
 
 
-def test_auto_takes_nvdiffrast(nvdiffrast):
-    assert choose_rasteriser(torch.device("cuda")).name == "nvdiffrast"
+def test_it_runs_where_it_is_asked_for(nvdiffrast):
+    assert choose_rasteriser(torch.device("cuda"), "nvdiffrast").name == "nvdiffrast"
