@@ -8,6 +8,7 @@ layer is the main one, of which the films are made.
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,24 +95,37 @@ def write_orbit(
     cameras = orbit(frames, resolution, ELEVATION_DEGREES, FOVY_DEGREES)
     names: list[str] = []
     number = 0
-    with tqdm(total=frames, desc="orbit", unit="frame", mininterval=1.0, disable=None) as bar:
-        for some in views_in_batches(cameras, batch):
-            layers = render(some)
-            names = list(layers)
-            for name, images in layers.items():
-                for k, image in enumerate(images):
-                    write_png(out_dir / "validate" / name / f"{number + k:03d}.png", image)
-            number += len(some.position)
-            bar.update(len(some.position))
-    written = []
-    for name in names:
-        paths = [out_dir / "validate" / name / f"{k:03d}.png" for k in range(frames)]
-        written.append(out_dir / "validate" / f"{name}.gif")
-        write_gif(written[-1], [_small(path) for path in paths], fps)
-        if name == names[0]:
-            written.append(out_dir / "turntable.mp4")
-            write_mp4(written[-1], _pixels(paths), fps)
-    return written
+    # Files take longer than rendering: threads write those of one batch while the next one is rendered.
+    with ThreadPoolExecutor(thread_name_prefix="orbit") as pool:
+        pending: list[Future] = []
+        with tqdm(total=frames, desc="orbit", unit="frame", mininterval=1.0, disable=None) as bar:
+            for some in views_in_batches(cameras, batch):
+                layers = {name: to_bytes(images) for name, images in render(some).items()}
+                names = list(layers)
+                finished(pending)
+                pending = [
+                    pool.submit(write_png, out_dir / "validate" / name / f"{number + k:03d}.png", image)
+                    for name, images in layers.items()
+                    for k, image in enumerate(images)
+                ]
+                number += len(some.position)
+                bar.update(len(some.position))
+            finished(pending)
+        paths = {
+            name: [out_dir / "validate" / name / f"{k:03d}.png" for k in range(frames)] for name in names
+        }
+        gifs = [out_dir / "validate" / f"{name}.gif" for name in names]
+        for gif, frame_paths in zip(gifs, paths.values(), strict=True):
+            write_gif(gif, list(pool.map(_small, frame_paths)), fps)
+    film = out_dir / "turntable.mp4"
+    write_mp4(film, _pixels(paths[names[0]]), fps)
+    return [gifs[0], film, *gifs[1:]]
+
+
+def finished(tasks: list[Future]) -> None:
+    """Wait for them; the first error is raised."""
+    for task in tasks:
+        task.result()
 
 
 class Film:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 
@@ -56,7 +57,9 @@ def write_text(path: Path | str, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
+@cache
 def _current_umask() -> int:
+    # Asking sets it for a moment, which files that other threads make meanwhile would feel: once a process.
     mask = os.umask(0)
     os.umask(mask)
     return mask

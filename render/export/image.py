@@ -27,7 +27,7 @@ def encode_normal(normal: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"
     return normal * 0.5 + 0.5
 
 
-def to_bytes(image: Float[Tensor, "H W C"]) -> UInt8[np.ndarray, "H W C"]:
+def to_bytes(image: Float[Tensor, "*batch H W C"]) -> UInt8[np.ndarray, "*batch H W C"]:
     """[0,1] to the nearest of 0 … 255."""
     return (image.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
 
@@ -39,7 +39,9 @@ def to_pillow(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> Ima
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def png_bytes(image: Float[Tensor, "H W C"], notes: Mapping[str, str] | None = None) -> bytes:
+def png_bytes(
+    image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"], notes: Mapping[str, str] | None = None
+) -> bytes:
     """The image as a PNG file in memory, 8 bits a channel; notes become its text entries."""
     entries = PngInfo()
     for name, note in (notes or {}).items():
@@ -50,7 +52,9 @@ def png_bytes(image: Float[Tensor, "H W C"], notes: Mapping[str, str] | None = N
 
 
 def write_png(
-    path: Path | str, image: Float[Tensor, "H W C"], notes: Mapping[str, str] | None = None
+    path: Path | str,
+    image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"],
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """The image as an 8-bit PNG, atomically; notes become its text entries."""
     write_bytes(path, png_bytes(image, notes))

@@ -69,4 +69,7 @@ def test_the_host_waits_for_the_number_of_points_alone(recwarn):
         points.mask()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len([warning for warning in recwarn if "synchroniz" in str(warning.message)]) == 1
+    # Setting the mode may warn too, of the mode itself.
+    assert (
+        len([warning for warning in recwarn if "synchronizing CUDA operation" in str(warning.message)]) == 1
+    )

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from render.export import checkpoint as checkpoint_module
 from render.export.checkpoint import flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
@@ -231,3 +232,15 @@ def test_an_optimizer_of_another_model_is_refused():
         restore_optimizer(optimizer_of(other), state, meta)
     with pytest.raises(ValueError, match="parameter groups"):
         restore_optimizer(torch.optim.AdamW(network.parameters()), state, meta)
+
+
+def test_a_disk_that_fills_up_under_the_tensors_is_the_same_line(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 10, {"a": torch.zeros(3)}, {})
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(OSError, match="^cannot write the checkpoint of step 20 .*disk is full.*step_000010"):
+        save_checkpoint(tmp_path, 20, {"a": torch.zeros(3)}, {})
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step_000010"]
