@@ -442,7 +442,8 @@ def look(config: Config, scene: nn.Module, film: Film, step: int) -> Path | None
     """The pictures that are due after `step`; the new still, where there is one."""
     if config.run.video_interval:
         film.record(scene.layers, step)
-    if not config.run.save_interval or step % config.run.save_interval:
+    due = step == config.schedule.iter or step % max(config.run.save_interval, 1) == 0
+    if not config.run.save_interval or not due:
         return None
     path = config.run.output_folder / "stills" / f"{step:06d}.png"
     stills(scene.layers, path, config.run.preview_res, config.run.panels, scene.light.cube.detach())

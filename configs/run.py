@@ -77,7 +77,9 @@ class RunConfig:
         le=1,
         description="of AdamW; null is 1e-3 in geometry_modeling and 1e-2 in appearance_modeling",
     )
-    save_interval: int = Field(1000, ge=0, description="preview stills every so many iterations; 0 is never")
+    save_interval: int = Field(
+        1000, ge=0, description="preview stills every so many iterations, and after the last; 0 is never"
+    )
     video_interval: int = Field(
         10, ge=0, description="a frame of the film of the optimisation every so many iterations; 0 is no film"
     )
