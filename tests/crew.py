@@ -75,10 +75,10 @@ def _member(argv, variables, output, fault):
 def _plant(step, act):
     real = train.descend
 
-    def descend(config, task, guidance, optimizer, now, *rest):
+    def descend(config, task, guidance, optimizer, draws, now, *rest):
         if now == step:
             act(task.scene)
-        return real(config, task, guidance, optimizer, now, *rest)
+        return real(config, task, guidance, optimizer, draws, now, *rest)
 
     train.descend = descend
 
