@@ -257,7 +257,7 @@ def make(config: Config, report: RunReport, ranks: Ranks) -> None:
         with report.timed("the prior's set-up"):
             asked = config.guidance
             prior = StableDiffusion.from_pretrained(
-                asked.sd_model, device, asked.sd_lora, asked.sd_prediction
+                asked.sd_model, device, asked.sd_lora, asked.sd_prediction, asked.cpu_bfloat16
             )
             if doubt := prior.doubt(config.guidance.text):
                 logger.warning("%s", doubt)

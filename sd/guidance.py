@@ -44,6 +44,11 @@ class GuidanceConfig:
     sd_prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="what the prior predicts; auto is what its own files say"
     )
+    cpu_bfloat16: bool | None = Field(
+        None,
+        description="on a CPU the prior computes in bfloat16, 1.7 times as fast; null is where the CPU has "
+        "instructions for it (AVX512-BF16, AMX)",
+    )
     sd_lora: tuple[LoraEntry, ...] = Field(
         (),
         description="LoRA files whose changes are added to the prior; PATH:SCALE scales one (0.7 of it)",

@@ -143,7 +143,10 @@ class Loop:
         self.config = config
         self.task, self.optimizer, self.device = train.build(config)
         if prior is None:
-            prior = StableDiffusion.from_pretrained(config.guidance.sd_model, self.device)
+            asked = config.guidance
+            prior = StableDiffusion.from_pretrained(
+                asked.sd_model, self.device, cpu_bfloat16=asked.cpu_bfloat16
+            )
         self.guidance = Guidance(prior, config.guidance, config.run.mode, self.device)
         self.done = 0
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from sd import stable_diffusion
 from sd.places import resolve_model
 from sd.stable_diffusion import StableDiffusion
 
@@ -258,3 +259,27 @@ def test_a_text_encoder_in_the_published_layout_is_complete(model_folder, tmp_pa
     save_file(weights, file, {"format": "pt"})
     loaded = StableDiffusion.from_pretrained(str(published), CPU)
     assert torch.equal(loaded.embed(["a car"]), prior.embed(["a car"]))
+
+
+@pytest.mark.parametrize(("wanted", "able"), [(True, False), (False, True), (None, True), (None, False)])
+def test_bfloat16_on_a_cpu_is_close_and_is_only_taken_where_it_is_wanted(
+    model_folder, wanted, able, monkeypatch
+):
+    monkeypatch.setattr(stable_diffusion, "has_bfloat16_instructions", lambda: able)
+    whole = StableDiffusion.from_pretrained(str(model_folder), CPU)
+    prior = StableDiffusion.from_pretrained(str(model_folder), CPU, cpu_bfloat16=wanted)
+    generator = torch.Generator().manual_seed(0)
+    side, image_side = whole.latent_size, whole.image_size
+    noisy = torch.randn(2, whole.latent_channels, side, side, generator=generator)
+    image = torch.rand(2, 3, image_side, image_side, generator=generator)
+    answers = []
+    for model in (whole, prior):
+        text, shown = model.embed(["a", "b"]), image.clone().requires_grad_()
+        latents = model.encode(shown, noisy)
+        latents.square().sum().backward()
+        answers.append([text, model.predict_noise(noisy, torch.tensor([3, 900]), text), latents, shown.grad])
+    halves = wanted if wanted is not None else able
+    for name, expected, found in zip(("text", "noise", "latents", "gradient"), *answers, strict=True):
+        assert found.dtype == torch.float32
+        error = (found - expected).norm() / expected.norm()
+        assert (1e-4 if halves and name != "text" else 0) <= error < (0.03 if halves else 1e-9), name
