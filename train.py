@@ -55,6 +55,7 @@ from render.export.asset import write_asset
 from render.export.atomic import staged_folder
 from render.export.bake import bake
 from render.export.checkpoint import load_latest
+from render.export.crumbs import without_crumbs
 from render.export.decimate import decimate
 from render.export.hdr import write_hdr
 from render.export.run_log import RunLog
@@ -121,7 +122,8 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
     scene = GeometryScene(surface, rasteriser, light, config.run.flip_normal)
 
     def export() -> None:
-        mesh, wanted = surface.mesh().detach(), config.export
+        wanted = config.export
+        mesh = without_crumbs(surface.mesh().detach(), wanted.drop_crumbs)
         if wanted.export_faces:
             mesh = decimate(mesh, wanted.export_faces)
         mesh = unwrap(mesh, wanted.unwrap, wanted.texture_res, wanted.uv_padding_block)

@@ -64,7 +64,7 @@ PACKAGES = {
     "pydantic": Package("pydantic"),
     "jaxtyping": Package("jaxtyping"),
     "trimesh": Package("trimesh", without="of the mesh files only OBJ is read"),
-    "libigl": Package("igl", without="no start shape from a mesh file, no export_faces"),
+    "libigl": Package("igl", without="no start shape from a mesh file, no export_faces, no drop_crumbs"),
     "xatlas": Package("xatlas", without="uvunwrap unwraps small meshes too", instead="uvunwrap"),
     "uvunwrap": Package("uvunwrap", without="xatlas unwraps large meshes too, slowly", instead="xatlas"),
     "imageio-ffmpeg": Package("imageio_ffmpeg"),

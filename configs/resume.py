@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "checkpoint_interval",
     "device",
     "display",
+    "drop_crumbs",
     "export_faces",
     "export_usd",
     "grad_accum",

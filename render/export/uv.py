@@ -54,6 +54,13 @@ class ExportConfig:
         description=f"UV unwrapper: xatlas, uvunwrap, projection (any mesh in seconds, more seams), or auto "
         f"(xatlas up to {XATLAS_MOST_FACES} faces, above uvunwrap, projection for torn surfaces)",
     )
+    drop_crumbs: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="leave loose bodies out of an exported shape whose area is less than this share of the "
+        "largest one's; 0 keeps all",
+    )
     export_faces: int = Field(
         0, ge=0, le=10**8, description="decimate the exported mesh to about so many faces; 0 keeps all"
     )

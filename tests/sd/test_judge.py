@@ -350,6 +350,16 @@ def test_a_run_tells_its_prompt_by_its_newest_checkpoint(tmp_path):
     assert find_run(f"{tmp_path}=a car", KINDS).wanted == Wanted("car", None)
 
 
+def test_a_folder_of_a_grid_is_found_with_a_prompt_and_without(tmp_path):
+    folder = tmp_path / "seed=1_text=A red mug"
+    note(folder, "A red mug", "geometry_modeling", step=900)
+    assert find_run(str(folder), KINDS) == find_run(f"{folder}=A red mug", KINDS)
+    assert find_run(str(folder), KINDS).folder == folder
+    assert find_run(f"{folder}=a car", KINDS).wanted == Wanted("car", None)
+    with pytest.raises(FileNotFoundError, match="seed=2: there is no such folder"):
+        find_run(str(tmp_path / "seed=2"), KINDS)
+
+
 # What it says
 
 

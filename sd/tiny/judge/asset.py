@@ -66,7 +66,11 @@ def find_run(argument: str, kinds: tuple[str, ...]) -> Run:
         FileNotFoundError: there is no such folder.
         ValueError: no prompt is known, or it names none of the kinds.
     """
-    name, given, prompt = argument.partition("=")
+    name, given, prompt = argument, "", ""
+    before, sign, after = argument.rpartition("=")
+    # Folders of --grid have "=" in their names themselves.
+    if before and Path(before).is_dir() and not Path(argument).is_dir():
+        name, given, prompt = before, sign, after
     folder = Path(name)
     if not folder.is_dir():
         raise FileNotFoundError(f"run {name}: there is no such folder; name the out_dir of a run")
