@@ -57,7 +57,7 @@ from render.export.bake import bake
 from render.export.checkpoint import load_latest
 from render.export.crumbs import without_crumbs
 from render.export.decimate import decimate
-from render.export.hdr import write_hdr
+from render.export.hdr import read_latlong, write_hdr
 from render.export.run_log import RunLog
 from render.export.tensorboard_log import TensorBoardLog, check_installed
 from render.export.transfer import PAINTED_RES, for_export
@@ -70,7 +70,7 @@ from render.report.live import RunReport
 from render.report.machine import machine
 from render.scene import AppearanceScene, GeometryScene
 from render.shade.cube import cube_to_latlong
-from render.shade.light import EnvironmentLight, load_environment
+from render.shade.light import EnvironmentLight, load_environment, resolve_map
 from render.shade.material import MaterialField
 from render.staging import Numbers
 from sd.guidance import Guidance, Question
@@ -243,9 +243,7 @@ def run(config: Config, words: Sequence[str], ranks: Ranks) -> None:
 
 
 def open_report(config: Config, words: Sequence[str], ranks: Ranks = ALONE) -> RunReport:
-    """The page that tells of a run, and beside it the whole config, from which the run can be made again."""
-    if ranks.first:
-        write_config(config)
+    """The page that tells of a run."""
     facts = facts_of(config, words, machine(pick_device(config.run.device, ranks)))
     return RunReport(facts, quiet=not ranks.first)
 
@@ -254,7 +252,8 @@ def make(config: Config, report: RunReport, ranks: Ranks) -> None:
     """The work of a run: build, train what is left to train, and then rank 0 exports and films."""
     with report.timed("set-up"):
         task, optimizer, device = build(config, ranks)
-        report.step = step = restore_state(config, task.scene, optimizer, ranks)
+        step = restore_state(config, task.scene, optimizer, ranks)
+    begin(config, report, step, ranks)
     if step < task.schedule.last_step:
         with report.timed("the prior's set-up"):
             asked = config.guidance
@@ -267,6 +266,14 @@ def make(config: Config, report: RunReport, ranks: Ranks) -> None:
         train(config, task, guidance, optimizer, step, report, ranks)
     if ranks.first:
         finish(config, task, report)
+
+
+def begin(config: Config, report: RunReport, step: int, ranks: Ranks = ALONE) -> None:
+    """After the set-up, which may fail and must not spoil what an earlier run has left: the page, and beside
+    it the whole config, from which the run can be made again."""
+    if ranks.first:
+        write_config(config)
+    report.begin(step)
 
 
 def finish(config: Config, task: Task, report: RunReport) -> None:
@@ -288,7 +295,8 @@ def export_again(config: Config, words: Sequence[str]) -> None:
     """The export alone, from the last checkpoint, which stays as it is; so do the pictures."""
     with open_report(config, words) as report:
         task, optimizer, _ = build(config)
-        report.step, folder = restore_state(config, task.scene, optimizer), config.run.mesh_path.parent
+        begin(config, report, restore_state(config, task.scene, optimizer))
+        folder = config.run.mesh_path.parent
         logger.info("exporting step %d of %d to %s", report.step, task.schedule.last_step, folder)
         with report.timed("export"):
             task.export()
@@ -501,6 +509,9 @@ def check(config: Config, ranks: Ranks = ALONE) -> None:
     if not ranks.first:
         return
     latest_checkpoint(config)
+    for path in (config.light.envmap, config.light.relight):
+        if path is not None:
+            read_latlong(resolve_map(path))
     out = config.run.output_folder
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -402,3 +402,35 @@ def test_bad_input_ends_the_process_with_2_and_no_traceback(tmp_path):
         and result.stderr.count("\n") == 1
         and "absent.json" in result.stderr
     )
+
+
+def test_a_set_up_that_fails_leaves_the_page_and_config_of_an_earlier_run(
+    pair, model_folder, tmp_path, capsys, caplog, monkeypatch
+):
+    config = appearance(tmp_path, model_folder, pair / "shape/dmtet_mesh/mesh.obj")
+    assert train.main(["--config", config]) == 0
+    files = [tmp_path / "paint/report.html", tmp_path / "paint/config.json"]
+    before = [file.read_bytes() for file in files]
+
+    def fail(*_):
+        raise ValueError("the mesh has gone bad")
+
+    monkeypatch.setattr(train, "build", fail)
+    assert "gone bad" in refused(["--config", config, "--preview_res", "20", "20"], capsys, caplog)
+    assert [file.read_bytes() for file in files] == before
+    assert "gone bad" in refused(["--config", config, "--out_dir", str(tmp_path / "new")], capsys, caplog)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_maps_of_all_configs_are_read_before_the_first_one_starts(
+    pair, model_folder, tmp_path, capsys, caplog
+):
+    first = geometry(tmp_path, model_folder)
+    second = appearance(tmp_path, model_folder, tmp_path / "shape/dmtet_mesh/mesh.obj")
+    broken = tmp_path / "broken.hdr"
+    broken.write_bytes(b"\x00\xff\x13 no map")
+    for key in ("envmap", "relight"):
+        settings = json.loads(Path(second).read_text()) | {key: str(broken)}
+        Path(second).write_text(json.dumps(settings))
+        assert "broken.hdr" in refused(["--config", first, second], capsys, caplog)
+        assert not (tmp_path / "shape").exists() or not list((tmp_path / "shape").iterdir())

@@ -20,6 +20,9 @@ PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 50.0
 class RunReport:
     """A context manager around a run; `step` is the number of finished steps.
 
+    Nothing is written before `begin`, so that a command that fails at its set-up leaves the page of an
+    earlier run as it is.
+
     When it is left, the page says done, exported (before the last step), stopped (Ctrl-C and the like) or
     failed, with the error. A page that cannot be written is a warning: a run of hours does not end for want
     of it. quiet: another process writes it.
@@ -28,10 +31,16 @@ class RunReport:
     facts: RunFacts
     step: int = 0
     quiet: bool = False
+    _begun: bool = False
     _seconds: dict[str, float] = field(default_factory=dict)
     _doing: str = ""
     _not_before: float = 0.0
     _warned: bool = False
+
+    def begin(self, step: int) -> None:
+        """The set-up is through, and `step` steps were done before."""
+        self._begun = True
+        self.update(step)
 
     def update(self, step: int) -> None:
         """After `step` finished steps: writes the page unless the last one is too fresh."""
@@ -63,7 +72,7 @@ class RunReport:
             self._write("failed", f"{type(error).__name__}: {error}")
 
     def _write(self, name: str, doing: str) -> None:
-        if self.quiet:
+        if self.quiet or not self._begun:
             return
         started = time.monotonic()
         state = RunState(name, self.step, doing, dict(self._seconds), time.time())

@@ -22,9 +22,14 @@ def state_of(folder) -> str:
 def test_the_page_follows_the_run(folder, monkeypatch):
     monkeypatch.setattr(live, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(live, "PAUSE_FACTOR", 0.0)
+    page = folder / "report.html"
+    page.unlink(missing_ok=True)
     with RunReport(facts(folder)) as report:
         with report.timed("set-up"):
-            assert "step 0 of 100, set-up" in (folder / "report.html").read_text()
+            assert not page.exists()
+        report.begin(0)
+        with report.timed("the prior's set-up"):
+            assert "step 0 of 100, the prior&#x27;s set-up" in page.read_text()
         report.update(40)
         assert state_of(folder) == "running" and "step 40 of 100." in (folder / "report.html").read_text()
         report.update(100)
@@ -41,7 +46,7 @@ def test_the_page_follows_the_run(folder, monkeypatch):
 )
 def test_the_page_tells_how_it_ended(folder, error, state, word):
     with pytest.raises(type(error)), RunReport(facts(folder)) as report:
-        report.update(7)
+        report.begin(7)
         raise error
     assert state_of(folder) == state and word in (folder / "report.html").read_text()
 
@@ -57,7 +62,8 @@ def test_pages_are_not_written_faster_than_they_are_cheap(folder, monkeypatch):
     monkeypatch.setattr(live, "run_page", slow_page)
     monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
     with RunReport(facts(folder)) as report:
-        for step in range(1, 101):
+        report.begin(1)
+        for step in range(2, 101):
             clock[0] += 1.0
             report.update(step)
     # A page costs 0.2 s, so 10 s pass from its end to the next; the last one is written in any case.
@@ -72,8 +78,16 @@ def test_a_page_that_cannot_be_written_is_one_warning(folder, monkeypatch, caplo
     monkeypatch.setattr(live, "PAUSE_SECONDS", -1.0)
     monkeypatch.setattr(live, "PAUSE_FACTOR", 0.0)
     with caplog.at_level(logging.WARNING), RunReport(facts(folder)) as report:
-        report.update(1)
+        report.begin(1)
         report.update(2)
     assert [record.getMessage() for record in caplog.records] == [
         f"{folder / 'report.html'} is not written: no space left"
     ]
+
+
+def test_a_failure_before_the_run_has_begun_leaves_an_earlier_page(folder):
+    (folder / "report.html").write_text("an earlier page")
+    with pytest.raises(ValueError, match="bad map"), RunReport(facts(folder)) as report:
+        report.update(0)
+        raise ValueError("bad map")
+    assert (folder / "report.html").read_text() == "an earlier page"
