@@ -22,8 +22,6 @@ SMALL = {
     "text": "A mug",
     "sd_model": "data/tiny-sd",
     "device": "cpu",
-    # The same figures on every machine.
-    "cpu_bfloat16": False,
     "batch": 2,
     "train_res": [64, 64],
     "preview_res": [32, 32],

@@ -16,6 +16,4 @@ TINY = {
     "save_interval": 2,
     "validate": False,
     "device": "cpu",
-    # The same figures on every machine.
-    "cpu_bfloat16": False,
 }
