@@ -358,7 +358,8 @@ def descend(
     what is computed depends on how many there are, and not on who takes them.
     """
     phase, parts = task.schedule.phase(step), config.run.grad_accum
-    mine, shares = range(ranks.rank * parts, (ranks.rank + 1) * parts), ranks.world * parts
+    own, shares = range(ranks.rank * parts, (ranks.rank + 1) * parts), ranks.world * parts
+    mine = own
     if phase.fit:
         # Every share would be the same: rank 0 does it, and the others get the fitted shape.
         mine, shares = range(int(ranks.first)), 1
@@ -374,7 +375,7 @@ def descend(
     following = step + 1
     if following <= task.schedule.last_step and not task.schedule.phase(following).fit:
         # While a GPU is at work on this step, as drawing this much takes the host milliseconds.
-        draws.prepare(following, range(ranks.rank * parts, (ranks.rank + 1) * parts))
+        draws.prepare(following, own)
     # Read only now: a GPU is still at work on the gradients, and gets its next work before it is done.
     sums = summed(numbers, step)
     totals = ranks.totals([*sums.values(), *votes])
@@ -452,8 +453,8 @@ def look(config: Config, scene: nn.Module, film: Film, step: int) -> Path | None
     """The pictures that are due after `step`; the new still, where there is one."""
     if config.run.video_interval:
         film.record(scene.layers, step)
-    due = step == config.schedule.iter or step % max(config.run.save_interval, 1) == 0
-    if not config.run.save_interval or not due:
+    every = config.run.save_interval
+    if not every or (step % every and step != config.schedule.iter):
         return None
     path = config.run.output_folder / "stills" / f"{step:06d}.png"
     stills(scene.layers, path, config.run.preview_res, config.run.panels, scene.light.cube.detach())
@@ -511,7 +512,7 @@ def check(config: Config, ranks: Ranks = ALONE) -> None:
     latest_checkpoint(config)
     for path in (config.light.envmap, config.light.relight):
         if path is not None:
-            read_latlong(resolve_map(path))
+            map_readable(path)
     out = config.run.output_folder
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -526,6 +527,12 @@ def check(config: Config, ranks: Ranks = ALONE) -> None:
 def model_found(name: str) -> None:
     """Asked once for all of many results: a hub id is looked up over the network."""
     resolve_model(name)
+
+
+@cache
+def map_readable(path: str) -> None:
+    """Read once for all of many results: a large map takes a second."""
+    read_latlong(resolve_map(path))
 
 
 def main(argv: list[str]) -> int:

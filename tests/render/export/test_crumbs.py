@@ -27,7 +27,9 @@ BALLS = ball(0.1, (2, 0, 0)), ball(0.5, (0, 0, 0)), ball(0.025, (-2, 0, 0))
 
 
 @pytest.mark.parametrize(
-    ("share", "left"), [(0.0, (0, 1, 2)), (0.001, (0, 1, 2)), (0.01, (0, 1)), (0.1, (1,))]
+    # 0.039 of the largest one's area is less than the second one's, of all areas it is more.
+    ("share", "left"),
+    [(0.0, (0, 1, 2)), (0.001, (0, 1, 2)), (0.01, (0, 1)), (0.039, (0, 1)), (0.1, (1,))],
 )
 def test_bodies_below_the_share_of_the_largest_go_and_the_rest_stays_as_it_is(share, left, caplog):
     mesh = mesh_of(*BALLS)
