@@ -16,8 +16,10 @@ from configs import doctor
 if __name__ == "__main__" and doctor.OPTION in sys.argv[1:]:
     sys.exit(doctor.main(sys.argv[1:]))
 
-# Before torch is imported: spinning OpenMP workers make a step eight times slower on a busy machine.
+# Before torch is imported: spinning OpenMP workers make a step eight times slower on a busy machine; and a
+# surface's tensors, of another size in every step, would leave more and more GPU memory in pieces.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import gc
 import logging
@@ -26,10 +28,9 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ from render.export.tensorboard_log import TensorBoardLog, check_installed
 from render.export.transfer import PAINTED_RES, for_export
 from render.export.usd import require_usd
 from render.export.uv import prepare_uv, unwrap
-from render.preview import Film, stills, write_orbit
+from render.preview import Darkroom, Film, take_stills, write_orbit
 from render.raster.choose import choose_rasteriser
 from render.raster.contract import Rasteriser
 from render.report.live import RunReport
@@ -317,11 +318,15 @@ def train(
     film = make_film(config, step)
     shares = ranks.world * config.run.grad_accum
     draws = Ahead(partial(draw, config, guidance, task.schedule, shares))
-    log = open_log(config, task.schedule.last_step, step) if ranks.first else nullcontext()
-    with log, StopRequest() as stop:
+    with ExitStack() as stack:
+        log = darkroom = None
+        if ranks.first:
+            log = stack.enter_context(open_log(config, task.schedule.last_step, step))
+            darkroom = stack.enter_context(Darkroom(log.still))
+        stop = stack.enter_context(StopRequest())
         while step < task.schedule.last_step:
             step += 1
-            phase, still = task.schedule.phase(step), None
+            phase, seen = task.schedule.phase(step), False
             if not phase.fit and step > 1 and task.schedule.phase(step - 1).fit:
                 ranks.share_state(task.scene, optimizer)
             with vanishing_explained(config, step):
@@ -329,14 +334,12 @@ def train(
                 stop.decide(votes)
                 if ranks.first:
                     log.record(step, phase.name, stats)
-                    still = None if phase.fit else look(config, task.scene, film, step)
-                if still:
-                    log.still(step, still)
+                    seen = not phase.fit and look(config, task.scene, film, darkroom, step)
             due = config.run.checkpoint_interval and step % config.run.checkpoint_interval == 0
             if due or stop.requested or step == task.schedule.last_step:
                 keep(config, task, optimizer, step, ranks)
             report.step = step
-            if due or still:
+            if due or seen:
                 report.update(step)
             stop.leave_if_requested(step)
 
@@ -449,16 +452,17 @@ def open_log(config: Config, last_step: int, step: int) -> RunLog:
     return RunLog(out, last_step, step, mirror=mirror)
 
 
-def look(config: Config, scene: nn.Module, film: Film, step: int) -> Path | None:
-    """The pictures that are due after `step`; the new still, where there is one."""
+def look(config: Config, scene: nn.Module, film: Film, darkroom: Darkroom, step: int) -> bool:
+    """The pictures that are due after `step`; whether there is a new still."""
     if config.run.video_interval:
         film.record(scene.layers, step)
     every = config.run.save_interval
     if not every or (step % every and step != config.schedule.iter):
-        return None
-    path = config.run.output_folder / "stills" / f"{step:06d}.png"
-    stills(scene.layers, path, config.run.preview_res, config.run.panels, scene.light.cube.detach())
-    return path
+        return False
+    run = config.run
+    stills = take_stills(scene.layers, run.preview_res, run.panels, scene.light.cube.detach())
+    darkroom.develop(step, run.output_folder / "stills" / f"{step:06d}.png", stills)
+    return True
 
 
 @contextmanager
@@ -474,7 +478,10 @@ def vanishing_explained(config: Config, step: int) -> Iterator[None]:
 
 def repeat_bit_for_bit(device: torch.device) -> None:
     """On the CPU, have sums over threads come out alike in every run; on a GPU that would cost too much."""
-    torch.use_deterministic_algorithms(device.type == "cpu")
+    wanted = device.type == "cpu"
+    # Asking for what is so already would import torch's compiler, seconds that a GPU has no need of.
+    if torch.are_deterministic_algorithms_enabled() is not wanted:
+        torch.use_deterministic_algorithms(wanted)
     # That mode also fills new memory, so that reads of it repeat; nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False
 

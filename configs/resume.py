@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -62,8 +63,15 @@ def settings(config: Config) -> dict[str, object]:
     """What a checkpoint must agree on with the run that resumes it."""
     values = {key: value for key, value in config.to_json().items() if key not in MAY_CHANGE}
     if config.run.base_mesh is not None and Path(config.run.base_mesh).is_file():
-        values["content of base_mesh"] = hashlib.sha256(Path(config.run.base_mesh).read_bytes()).hexdigest()
+        path = Path(config.run.base_mesh)
+        values["content of base_mesh"] = _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
     return values
+
+
+@cache
+def _sha256(path: Path, modified_ns: int, size: int) -> str:
+    """Of a file; read once as long as its time and size stay, as every checkpoint asks."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def latest_checkpoint(config: Config) -> Checkpoint | None:

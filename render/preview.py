@@ -9,7 +9,9 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from tqdm import tqdm
 
 from render.camera import Cameras, look_at_origin, orbit
 from render.export.atomic import atomic_path
-from render.export.image import as_rgb, grid, to_bytes, write_gif, write_mp4, write_png
+from render.export.image import as_rgb, grid, to_bytes, to_pillow, write_gif, write_mp4, write_png
 from render.shade.brdf import linear_to_srgb
 from render.shade.cube import cube_to_latlong
 
@@ -39,19 +41,29 @@ def views_in_batches(cameras: Cameras, batch: int) -> Iterator[Cameras]:
         yield cameras.select(slice(start, start + batch))
 
 
+@dataclass(frozen=True)
+class Stills:
+    """A picture of four views; rows names what each row of it shows."""
+
+    picture: Float[Tensor, "H W 3"]
+    rows: tuple[str, ...]
+
+    def write(self, path: Path | str) -> None:
+        """As PNG; the names of the rows stand in its text entry "rows", with commas between."""
+        write_png(path, self.picture, {"rows": ",".join(self.rows)})
+
+
 @torch.no_grad()
-def stills(
+def take_stills(
     render: Render,
-    path: Path | str,
     resolution: tuple[int, int],
     panels: Sequence[str] = (),
     environment: Float[Tensor, "6 R R 3"] | None = None,
-) -> None:
-    """One PNG: a column for each of four azimuths a quarter turn apart, a row for each layer.
+) -> Stills:
+    """A column for each of four azimuths a quarter turn apart, a row for each layer; on the CPU.
 
     panels: the layers to show below the main one, in this order, instead of all; LATLONG stands for the
-    environment (linear radiance, a cube map). One that the scene does not have is left out. The names of the
-    rows stand in the PNG's text entry "rows", with commas between.
+    environment (linear radiance, a cube map). One that the scene does not have is left out.
     """
     layers = render(orbit(4, resolution, ELEVATION_DEGREES, FOVY_DEGREES))
     main, *others = layers
@@ -61,7 +73,44 @@ def stills(
             rows[name] = torch.cat(list(as_rgb(layers[name]).cpu()), dim=1)
         elif name == LATLONG and environment is not None:
             rows[name] = _latlong_row(environment, resolution)
-    write_png(path, grid(list(rows.values()), columns=1), {"rows": ",".join(rows)})
+    return Stills(grid(list(rows.values()), columns=1), tuple(rows))
+
+
+class Darkroom:
+    """A thread that writes stills while the run goes on: packing a PNG takes the time of many steps.
+
+    A context manager; `written` hears of each still that is on the disk, from the caller's thread, when the
+    next one comes or at the end. What goes wrong with a file is raised there too.
+    """
+
+    def __init__(self, written: Callable[[int, Path], None]) -> None:
+        self._written = written
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="darkroom")
+        self._latest: tuple[int, Path, Future] | None = None
+
+    def develop(self, step: int, path: Path, stills: Stills) -> None:
+        """Has the stills of `step` written."""
+        self.finish()
+        self._latest = step, path, self._pool.submit(stills.write, path)
+
+    def finish(self) -> None:
+        """Waits for what is not written yet."""
+        if self._latest is None:
+            return
+        (step, path, task), self._latest = self._latest, None
+        task.result()
+        self._written(step, path)
+
+    def __enter__(self) -> "Darkroom":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.finish()
+        finally:
+            self._pool.shutdown()
 
 
 def _latlong_row(
@@ -91,9 +140,9 @@ def write_orbit(
 
     Returns the GIFs and the film. Frames are rendered `batch` at a time and go straight to the disk.
     """
-    out_dir = Path(out_dir)
+    validate = Path(out_dir) / "validate"
     cameras = orbit(frames, resolution, ELEVATION_DEGREES, FOVY_DEGREES)
-    names: list[str] = []
+    frames_of: dict[str, list[Future[Image.Image]]] = {}
     number = 0
     # Files take longer than rendering: threads write those of one batch while the next one is rendered.
     with ThreadPoolExecutor(thread_name_prefix="orbit") as pool:
@@ -101,25 +150,34 @@ def write_orbit(
         with tqdm(total=frames, desc="orbit", unit="frame", mininterval=1.0, disable=None) as bar:
             for some in views_in_batches(cameras, batch):
                 layers = {name: to_bytes(images) for name, images in render(some).items()}
-                names = list(layers)
                 finished(pending)
-                pending = [
-                    pool.submit(write_png, out_dir / "validate" / name / f"{number + k:03d}.png", image)
-                    for name, images in layers.items()
-                    for k, image in enumerate(images)
-                ]
+                pending = []
+                for name, images in layers.items():
+                    for k, image in enumerate(images):
+                        path = validate / name / f"{number + k:03d}.png"
+                        pending.append(pool.submit(_write_frame, path, image))
+                        frames_of.setdefault(name, []).append(pending[-1])
                 number += len(some.position)
                 bar.update(len(some.position))
             finished(pending)
-        paths = {
-            name: [out_dir / "validate" / name / f"{k:03d}.png" for k in range(frames)] for name in names
-        }
-        gifs = [out_dir / "validate" / f"{name}.gif" for name in names]
-        for gif, frame_paths in zip(gifs, paths.values(), strict=True):
-            write_gif(gif, list(pool.map(_small, frame_paths)), fps)
-    film = out_dir / "turntable.mp4"
-    write_mp4(film, _pixels(paths[names[0]]), fps)
-    return [gifs[0], film, *gifs[1:]]
+        pending = [
+            pool.submit(write_gif, validate / f"{name}.gif", [frame.result() for frame in small], fps)
+            for name, small in frames_of.items()
+        ]
+        main = next(iter(frames_of))
+        film = Path(out_dir) / "turntable.mp4"
+        write_mp4(film, _pixels([validate / main / f"{k:03d}.png" for k in range(frames)]), fps)
+        finished(pending)
+    first, *others = [validate / f"{name}.gif" for name in frames_of]
+    return [first, film, *others]
+
+
+def _write_frame(path: Path, pixels: UInt8[np.ndarray, "H W C"]) -> Image.Image:
+    """The frame as PNG; returns it for the GIF, no side longer than GIF_SIDE."""
+    write_png(path, pixels)
+    small = to_pillow(pixels).convert("RGB")
+    small.thumbnail((GIF_SIDE, GIF_SIDE), Image.Resampling.LANCZOS)
+    return small
 
 
 def finished(tasks: list[Future]) -> None:
@@ -183,11 +241,3 @@ def _pixels(paths: list[Path]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     for path in paths:
         with Image.open(path) as image:
             yield np.asarray(image.convert("RGB"))
-
-
-def _small(path: Path) -> Image.Image:
-    """A frame for a GIF, no side longer than GIF_SIDE."""
-    with Image.open(path) as image:
-        frame = image.convert("RGB")
-    frame.thumbnail((GIF_SIDE, GIF_SIDE), Image.Resampling.LANCZOS)
-    return frame

@@ -1,6 +1,7 @@
 """A finished mesh as files, in every format at once."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jaxtyping import Float
@@ -18,7 +19,9 @@ def write_asset(
     """mesh.glb, and mesh.obj with its material and the textures (see `write_obj`); mesh.usd if `usd`, which
     needs OpenUSD. The mesh has uv and tangents.
     """
-    write_glb(folder / "mesh.glb", mesh, textures)
-    write_obj(folder, mesh, textures)
+    with ThreadPoolExecutor(1, thread_name_prefix="asset") as pool:
+        glb = pool.submit(write_glb, folder / "mesh.glb", mesh, textures)
+        write_obj(folder, mesh, textures)
+        glb.result()
     if usd:
         write_usd(folder / USD_FILE, mesh, textures or ())

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from render.export.atomic import write_bytes
-from render.export.image import encode_normal, png_bytes
+from render.export.image import encode_normal, pngs
 from render.export.uv import orthonormal_tangents
 from render.mesh import Mesh
 from render.shade.brdf import linear_to_srgb
@@ -82,17 +82,24 @@ def _indices(faces: Tensor) -> np.ndarray:
 def _material(document: "_Document", textures: Mapping[str, Tensor]) -> dict:
     surface: dict = {"baseColorFactor": [0.5, 0.5, 0.5, 1], "metallicFactor": 0, "roughnessFactor": 0.9}
     material: dict = {"name": "surface", "pbrMetallicRoughness": surface}
+    pictures = {}
     if "kd" in textures:
-        surface["baseColorFactor"] = [1, 1, 1, 1]
-        surface["baseColorTexture"] = document.texture("base colour", linear_to_srgb(textures["kd"]))
+        pictures["base colour"] = linear_to_srgb(textures["kd"])
     if "ks" in textures:
         occlusion, roughness_metallic = textures["ks"][..., :1], textures["ks"][..., 1:]
-        packed = torch.cat([1 - occlusion, roughness_metallic], -1)
-        surface["metallicFactor"] = surface["roughnessFactor"] = 1
-        surface["metallicRoughnessTexture"] = document.texture("occlusion roughness metallic", packed)
-        material["occlusionTexture"] = dict(surface["metallicRoughnessTexture"])
+        pictures["occlusion roughness metallic"] = torch.cat([1 - occlusion, roughness_metallic], -1)
     if "normal" in textures:
-        material["normalTexture"] = document.texture("normal", encode_normal(textures["normal"]))
+        pictures["normal"] = encode_normal(textures["normal"])
+    used = document.textures(pictures)
+    if "kd" in textures:
+        surface["baseColorFactor"] = [1, 1, 1, 1]
+        surface["baseColorTexture"] = used["base colour"]
+    if "ks" in textures:
+        surface["metallicFactor"] = surface["roughnessFactor"] = 1
+        surface["metallicRoughnessTexture"] = used["occlusion roughness metallic"]
+        material["occlusionTexture"] = dict(used["occlusion roughness metallic"])
+    if "normal" in textures:
+        material["normalTexture"] = used["normal"]
     return material
 
 
@@ -134,20 +141,23 @@ class _Document:
         self.json["accessors"].append(accessor)
         return len(self.json["accessors"]) - 1
 
-    def texture(self, name: str, image: Float[Tensor, "H W 3"]) -> dict:
-        """Appends an image as PNG; returns what a material refers to it by."""
-        images = self.json.setdefault("images", [])
-        images.append({"name": name, "mimeType": "image/png", "bufferView": self.view(png_bytes(image))})
-        self.json["samplers"] = [
-            {
-                "magFilter": LINEAR,
-                "minFilter": LINEAR_MIPMAP_LINEAR,
-                "wrapS": CLAMP_TO_EDGE,
-                "wrapT": CLAMP_TO_EDGE,
-            }
-        ]
-        self.json.setdefault("textures", []).append({"sampler": 0, "source": len(images) - 1})
-        return {"index": len(images) - 1}
+    def textures(self, pictures: Mapping[str, Float[Tensor, "H W 3"]]) -> dict[str, dict]:
+        """Appends images as PNGs; returns what a material refers to each by."""
+        used = {}
+        for name, content in zip(pictures, pngs(list(pictures.values())), strict=True):
+            images = self.json.setdefault("images", [])
+            images.append({"name": name, "mimeType": "image/png", "bufferView": self.view(content)})
+            self.json["samplers"] = [
+                {
+                    "magFilter": LINEAR,
+                    "minFilter": LINEAR_MIPMAP_LINEAR,
+                    "wrapS": CLAMP_TO_EDGE,
+                    "wrapT": CLAMP_TO_EDGE,
+                }
+            ]
+            self.json.setdefault("textures", []).append({"sampler": 0, "source": len(images) - 1})
+            used[name] = {"index": len(images) - 1}
+        return used
 
     def pack(self) -> bytes:
         """The document as a GLB file."""

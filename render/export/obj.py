@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from render.export.atomic import write_text
-from render.export.image import encode_normal, write_png
+from render.export.atomic import write_bytes, write_text
+from render.export.image import encode_normal, pngs
 from render.mesh import Mesh
 from render.shade.brdf import linear_to_srgb
 
@@ -32,14 +32,17 @@ def write_obj(
     folder, textures = Path(folder), dict(textures or {})
     assert not textures or mesh.uv is not None, "textures need texture coordinates"
     assert textures.keys() <= {"kd", "ks", "normal"}, f"unknown texture among {sorted(textures)}"
+    pictures = {}
     if "kd" in textures:
-        write_png(folder / KD_FILE, linear_to_srgb(textures["kd"]))
+        pictures[KD_FILE] = linear_to_srgb(textures["kd"])
     if "ks" in textures:
-        write_png(folder / KS_FILE, textures["ks"])
-        write_png(folder / ROUGHNESS_FILE, textures["ks"][..., 1:2])
-        write_png(folder / METALLIC_FILE, textures["ks"][..., 2:3])
+        pictures[KS_FILE] = textures["ks"]
+        pictures[ROUGHNESS_FILE] = textures["ks"][..., 1:2]
+        pictures[METALLIC_FILE] = textures["ks"][..., 2:3]
     if "normal" in textures:
-        write_png(folder / NORMAL_FILE, encode_normal(textures["normal"]))
+        pictures[NORMAL_FILE] = encode_normal(textures["normal"])
+    for name, content in zip(pictures, pngs(list(pictures.values())), strict=True):
+        write_bytes(folder / name, content)
     write_text(folder / "mesh.mtl", _material(textures))
     write_text(folder / "mesh.obj", _geometry(mesh))
     return folder / "mesh.obj"

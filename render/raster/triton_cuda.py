@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from render.raster import triton_blend, triton_interpolate, triton_silhouette, triton_triangles
 from render.raster.reference import ReferenceRasteriser, sample_bilinear
 from render.raster.silhouette import CachedByFaces
-from render.raster.triton_lanes import LINES, channel_blocks, lanes_on, on_device_of
+from render.raster.triton_lanes import channel_blocks, lanes_on, on_device_of
 
 
 @dataclass(frozen=True)
@@ -113,19 +113,21 @@ def draw(
     keys = torch.full((batch, height, width), nothing, dtype=torch.int64, device=clip.device)
     if len(faces) == 0:
         return keys
-    large = torch.empty(batch * len(faces), dtype=torch.int64, device=clip.device)
-    large_count = torch.zeros(1, dtype=torch.int32, device=clip.device)
-    sizes = len(faces), vertex_count, height, width
-    lanes = lanes_on(clip)
+    listed = torch.empty(batch * len(faces), dtype=torch.int64, device=clip.device)
+    counts = torch.zeros(2, dtype=torch.int32, device=clip.device)
+    lanes, size = lanes_on(clip), (height, width)
     triton_triangles.draw_small[triton.cdiv(len(faces), lanes.faces), batch](
-        clip, faces, keys, large, large_count, *sizes,
-        LIMIT=lanes.small_box, BLOCK=lanes.faces, num_warps=2, enable_fp_fusion=False,
+        clip, faces, keys, listed, counts, len(faces), vertex_count, *size,
+        SMALL=lanes.small_box, MEDIUM=lanes.medium_box, BLOCK=lanes.faces, num_warps=2,
+        enable_fp_fusion=False,
     )  # fmt: skip
-    items, rows, columns = lanes.large_tile
-    triton_triangles.draw_large[lanes.large_programs](
-        clip, faces, keys, large, large_count, *sizes,
-        ITEMS=items, ROWS=rows, COLUMNS=columns, num_warps=4, enable_fp_fusion=False,
-    )  # fmt: skip
+    for large, listing in enumerate((lanes.medium, lanes.large)):
+        items, rows, columns = listing.tile
+        triton_triangles.draw_listed[listing.programs](
+            clip, faces, keys, listed, counts, len(faces), vertex_count, batch, *size,
+            LARGE=large, ITEMS=items, ROWS=rows, COLUMNS=columns, num_warps=listing.warps,
+            enable_fp_fusion=False,
+        )  # fmt: skip
     return keys
 
 
@@ -231,7 +233,7 @@ def find_pairs(
     )
     triton_silhouette.walk_silhouettes[(lanes.walk_programs,)](
         clip, rast, edges.keys, items, counts[:1], winners, vertex_count, height, width,
-        ITEMS=lanes.walked, LINES=LINES, enable_fp_fusion=False,
+        ITEMS=lanes.walked, LINES=lanes.walk_lines, num_warps=lanes.walk_warps, enable_fp_fusion=False,
     )  # fmt: skip
     triton_blend.list_pixels[(triton.cdiv(len(pixels), lanes.pixels),)](
         winners, pixels, counts[1:], len(pixels), height, width, BLOCK=lanes.pixels

@@ -7,18 +7,25 @@ import torch
 import triton
 from torch import Tensor
 
-# Pixel lines that an edge is followed over at once.
-LINES = 16
+
+@dataclass(frozen=True)
+class Listed:
+    """How listed faces are drawn: tile is faces, rows and columns at once, by so many warps; programs is for
+    faces, for tiles of one."""
+
+    tile: tuple[int, int, int]
+    programs: tuple[int, int]
+    warps: int
 
 
 @dataclass(frozen=True)
 class Lanes:
     """How the work is cut.
 
-    Of faces, edges, pixels, pixels that have a pair (blended), silhouettes (walked), and values with a
-    channel, that many to a program. A face whose box has more pixels than small_box is large: large_tile is
-    faces, rows and columns at once. Only the GPU knows how long the lists are, so a fixed number of programs
-    shares each; large_programs is for faces, for tiles of one.
+    Of faces, edges, pixels, pixels that have a pair (blended), silhouettes (walked, each over walk_lines
+    lines of pixels at once), and values with a channel, that many to a program. A face whose box has more
+    pixels than small_box is listed, as medium or, with more than medium_box, as large. Only the GPU knows how
+    long the lists are, so a fixed number of programs shares each.
     """
 
     faces: int
@@ -26,11 +33,14 @@ class Lanes:
     pixels: int
     blended: int
     walked: int
+    walk_lines: int
     values: int
     small_box: int
-    large_tile: tuple[int, int, int]
-    large_programs: tuple[int, int]
+    medium_box: int
+    medium: Listed
+    large: Listed
     walk_programs: int
+    walk_warps: int
     blend_programs: int
 
 
@@ -39,12 +49,16 @@ ON_GPU = Lanes(
     edges=128,
     pixels=128,
     blended=32,
-    walked=8,
+    walked=32,
+    walk_lines=4,
     values=1024,
     small_box=64,
-    large_tile=(1, 8, 32),
-    large_programs=(256, 8),
-    walk_programs=1024,
+    medium_box=1024,
+    # Torn surfaces have a million of them, each with a warp for itself.
+    medium=Listed((2, 8, 8), (4096, 1), 1),
+    large=Listed((1, 8, 32), (256, 8), 4),
+    walk_programs=4096,
+    walk_warps=1,
     blend_programs=1024,
 )
 # An operation costs the interpreter the same for one value and for a thousand.
@@ -54,11 +68,14 @@ INTERPRETED = Lanes(
     pixels=4096,
     blended=1024,
     walked=256,
+    walk_lines=16,
     values=32768,
     small_box=8,
-    large_tile=(16, 8, 128),
-    large_programs=(1, 1),
+    medium_box=64,
+    medium=Listed((16, 8, 16), (1, 1), 1),
+    large=Listed((16, 8, 128), (1, 1), 1),
     walk_programs=1,
+    walk_warps=4,
     blend_programs=1,
 )
 

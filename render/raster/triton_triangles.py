@@ -120,12 +120,13 @@ def draw_pixel(keys, face, normals, depths, det, row, column, height, width, wan
 
 @triton.jit(do_not_specialize=["face_count", "vertex_count"])
 def draw_small(
-    clip, faces, keys, large, large_count, face_count, vertex_count, height, width,
-    LIMIT: tl.constexpr, BLOCK: tl.constexpr,
+    clip, faces, keys, listed, counts, face_count, vertex_count, height, width,
+    SMALL: tl.constexpr, MEDIUM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A lane a face: walks its box if that has at most LIMIT pixels, otherwise lists it in `large`.
+    """A lane a face: walks its box if that has at most SMALL pixels, otherwise lists it in `listed`, from the
+    front if it has at most MEDIUM and from the back if more.
 
-    Grid: (blocks of faces, views). keys [B,H,W] int64; large [B·F] int64, large_count [1] int32.
+    Grid: (blocks of faces, views). keys [B,H,W] int64; listed [B·F] int64; counts [2] int32.
     """
     view = tl.program_id(1).to(tl.int64)
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -134,12 +135,12 @@ def draw_small(
     normals, depths, det, box = set_up(clip, faces, face, face < face_count, height, width)
     left, top, columns, rows = box
     pixels = columns * rows
-    is_large = (pixels > LIMIT).to(tl.int32)
-    found = tl.sum(is_large)
-    if found > 0:
-        place = tl.atomic_add(large_count, found, sem="relaxed") + tl.cumsum(is_large, 0) - 1
-        tl.store(large + place, view * face_count + face, mask=is_large > 0)
-    pixels = tl.where(is_large > 0, 0, pixels)
+    number = view * face_count + face
+    is_large, is_medium = pixels > MEDIUM, (pixels > SMALL) & (pixels <= MEDIUM)
+    tl.store(listed + next_places(counts, is_medium), number, mask=is_medium)
+    last = tl.num_programs(1).to(tl.int64) * face_count - 1
+    tl.store(listed + last - next_places(counts + 1, is_large), number, mask=is_large)
+    pixels = tl.where(pixels > SMALL, 0, pixels)
     column, row = left, top
     for step in range(0, tl.max(pixels)):
         draw_pixel(keys, face, normals, depths, det, row, column, height, width, step < pixels)
@@ -149,19 +150,32 @@ def draw_small(
         row += ends.to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["face_count", "vertex_count"])
-def draw_large(
-    clip, faces, keys, large, large_count, face_count, vertex_count, height, width,
-    ITEMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+@triton.jit
+def next_places(count, chosen):
+    """For each lane that is chosen the next free number, which `count` counts."""
+    chosen = chosen.to(tl.int32)
+    found = tl.sum(chosen)
+    first = tl.atomic_add(count, found, mask=found > 0, sem="relaxed")
+    return (first + tl.cumsum(chosen, 0) - 1).to(tl.int64)
+
+
+@triton.jit(do_not_specialize=["face_count", "vertex_count", "batch"])
+def draw_listed(
+    clip, faces, keys, listed, counts, face_count, vertex_count, batch, height, width,
+    LARGE: tl.constexpr, ITEMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Listed faces, tile by tile of their boxes: so many faces, rows and columns at once.
+    """The listed faces, the large or the medium ones, tile by tile of their boxes: so many faces, rows and
+    columns at once.
 
     Grid: any (p, q): p programs share the faces, q the tiles of each.
     """
-    count = tl.load(large_count)
+    count = tl.load(counts + LARGE)
     for begin in range(tl.program_id(0) * ITEMS, count, tl.num_programs(0) * ITEMS):
         item = begin + tl.arange(0, ITEMS)[:, None, None]
-        number = tl.load(large + item, mask=item < count, other=0)
+        place = item.to(tl.int64)
+        if LARGE:
+            place = batch.to(tl.int64) * face_count - 1 - place
+        number = tl.load(listed + place, mask=item < count, other=0)
         view, face = number // face_count, number % face_count
         its_keys = keys + view * height * width
         normals, depths, det, box = set_up(

@@ -20,6 +20,7 @@ from render.report.page import HERE, escape, link
 
 # Deflated bytes; base64 adds a third.
 AS_IT_IS, LIGHTER = 4_000_000, 6_400_000
+FAR = 4
 TEXTURE_SIDE, TEXTURE_QUALITY = 1024, 88
 BYTE, SHORT, UNSIGNED_SHORT = 5120, 5122, 5123
 
@@ -35,16 +36,23 @@ class Embedded:
 def embed(path: Path, most: int = LIGHTER) -> Embedded:
     """The file at `path` (a GLB of ours) in at most `most` deflated bytes."""
     original = path.read_bytes()
-    packed = zlib.compress(original, 6)
-    if len(packed) <= min(AS_IT_IS, most):
+    if packed := _deflated(original, min(AS_IT_IS, most)):
         return Embedded(packed, "")
-    packed = zlib.compress(lighter(original), 6)
     size = f"{path.name}, {len(original) / 1e6:.0f} MB"
-    if len(packed) <= most:
+    if packed := _deflated(lighter(original), most):
         return Embedded(
             packed, f"A lighter copy: rounded positions, textures as JPEG. The model itself: {size}."
         )
     return Embedded(None, f"The model is too large to show inside this page: {size}.")
+
+
+def _deflated(content: bytes, most: int) -> bytes | None:
+    """In at most `most` bytes, None where that cannot be. What is far too large is not tried, as that takes
+    seconds: meshes deflate to a third at best."""
+    if len(content) > FAR * most:
+        return None
+    packed = zlib.compress(content, 6)
+    return packed if len(packed) <= most else None
 
 
 def viewer(path: Path, alt: str, most: int = LIGHTER) -> tuple[str, list[str]]:

@@ -1,6 +1,8 @@
 """Stills, orbit and film of a scene that paints the camera's azimuth."""
 
 import math
+import threading
+from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from PIL import Image
 
 from render.camera import Cameras, orbit
-from render.preview import Film, stills, views_in_batches, write_orbit
+from render.preview import Darkroom, Film, take_stills, views_in_batches, write_orbit
 
 
 class Scene:
@@ -39,7 +41,7 @@ def film_frames(path) -> list[np.ndarray]:
 
 
 def test_stills_are_four_quarter_turns_by_layers(tmp_path):
-    stills(Scene(), tmp_path / "a.png", (16, 20))
+    take_stills(Scene(), (16, 20)).write(tmp_path / "a.png")
     sheet = np.asarray(Image.open(tmp_path / "a.png")).astype(float) / 255
     assert sheet.shape == (2 * 16, 4 * 20, 3)
     assert np.abs(sheet[0, [0, 20, 40, 60], 0] - [0, 0.25, 0.5, 0.75]).max() < 0.01
@@ -56,7 +58,7 @@ def test_stills_show_the_panels_asked_for_in_their_order(tmp_path):
 
     panels = ("latlong", "normal", "ks", "kd")  # this scene has no normal
     for (height, width), (high, wide) in {(16, 20): (16, 32), (20, 4): (8, 16)}.items():
-        stills(scene, tmp_path / "a.png", (height, width), panels, cube)
+        take_stills(scene, (height, width), panels, cube).write(tmp_path / "a.png")
         sheet = np.asarray(Image.open(tmp_path / "a.png")).astype(float) / 255
         assert sheet.shape == (4 * height, 4 * width, 3)
         shaded, environment, ks, kd = sheet.reshape(4, height, 4 * width, 3)
@@ -65,8 +67,28 @@ def test_stills_show_the_panels_asked_for_in_their_order(tmp_path):
         assert np.abs(environment[3 * high // 4 : high, :wide] - 0.5).max() < 0.003
         assert (environment[0, :wide] == 1).all()
         assert (environment[high:] == 1).all() and (environment[:, wide:] == 1).all()
-    stills(scene, tmp_path / "a.png", (16, 20), environment=cube)
-    assert Image.open(tmp_path / "a.png").size == (4 * 20, 4 * 16)
+    every = take_stills(scene, (16, 20), environment=cube)
+    assert every.picture.shape == (4 * 16, 4 * 20, 3) and every.rows == ("shaded", "kd", "ks", "mask")
+
+
+def test_a_darkroom_tells_of_stills_that_are_on_the_disk_and_of_files_that_fail(tmp_path):
+    stills = take_stills(Scene(), (16, 20))
+    told = []
+
+    def written(step: int, path: Path) -> None:
+        with Image.open(path) as picture:
+            told.append((step, path.name, picture.text["rows"], threading.current_thread().name))
+
+    with Darkroom(written) as darkroom:
+        for step in (10, 20):
+            darkroom.develop(step, tmp_path / f"{step}.png", stills)
+        assert [step for step, *_ in told] == [10]
+    here = threading.current_thread().name
+    assert told == [(10, "10.png", "shaded,mask", here), (20, "20.png", "shaded,mask", here)]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError), Darkroom(written) as darkroom:
+        darkroom.develop(30, tmp_path / "file" / "30.png", stills)
+    assert len(told) == 2
 
 
 def test_orbit_writes_frames_gifs_and_the_turntable(tmp_path):

@@ -176,7 +176,7 @@ def test_kernels_compile_for_a_gpu(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     names, fused = done.stdout.splitlines()
-    drawn = {"draw_small", "draw_large", "resolve"}
+    drawn = {"draw_small", "draw_listed", "resolve"}
     seen = {"insert_edges", "mark_sides", "list_silhouettes", "walk_silhouettes", "list_pixels"}
     backward = {"resolve_backward", "interpolate_backward", "blend_backward"}
     assert set(names.split()) == drawn | seen | backward | {"interpolate", "blend"}
