@@ -16,16 +16,17 @@ from sd.kernels.reference import Kernels
 def speed_up_denoiser(unet: nn.Module, kernels: Kernels) -> None:
     """Replace what can be replaced in a `UNet2DConditionModel`, in place; it loses its gradients."""
     from diffusers.models.activations import GEGLU
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     for parent in list(unet.modules()):
         for name, child in list(parent.named_children()):
             if is_plain_residual(child):
                 setattr(parent, name, Residual(child, kernels))
+            elif is_plain_transformer(child):
+                setattr(parent, name, Transformer(child, kernels))
             elif type(child) is GEGLU:
                 setattr(parent, name, GatedLinear(child.proj, kernels))
-        if type(parent) is Transformer2DModel and is_plain_norm(parent.norm):
-            parent.norm = Norm(parent.norm, kernels, silu=False)
+            elif is_plain_convolution(child):
+                setattr(parent, name, FrozenConvolution(child, kernels))
     _join_last_norm(unet, kernels)
 
 
@@ -37,8 +38,10 @@ def speed_up_encoder(encoder: nn.Module, kernels: Kernels) -> None:
                 setattr(parent, name, Residual(child, kernels))
             elif is_one_head(child):
                 setattr(parent, name, OneHeadAttention(child, kernels))
+            elif is_padded_convolution(child):
+                setattr(parent, name, nn.Sequential(PadBelow(), FrozenConvolution(child.conv, kernels)))
             elif is_plain_convolution(child):
-                setattr(parent, name, FrozenConvolution(child))
+                setattr(parent, name, FrozenConvolution(child, kernels))
     _join_last_norm(encoder, kernels)
 
 
@@ -59,6 +62,56 @@ def is_plain_convolution(module: nn.Module | None) -> bool:
         and module.dilation == (1, 1)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
+    )
+
+
+def is_padded_convolution(module: nn.Module | None) -> bool:
+    """Whether a block is a convolution of what has one more row below and column on the right."""
+    from diffusers.models.downsampling import Downsample2D
+
+    return (
+        type(module) is Downsample2D
+        and module.use_conv
+        and module.padding == 0
+        and module.norm is None
+        and is_plain_convolution(module.conv)
+    )
+
+
+def is_plain_transformer(module: nn.Module | None) -> bool:
+    """Whether a block is attention over pixels, with nothing special inside."""
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    return (
+        type(module) is Transformer2DModel
+        and module.is_input_continuous
+        and is_plain_norm(module.norm)
+        and all(is_pointwise(layer) for layer in (module.proj_in, module.proj_out))
+        and all(is_plain_block(block) for block in module.transformer_blocks)
+    )
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether a layer is a matrix for every pixel."""
+    return type(module) is nn.Linear or (is_plain_convolution(module) and module.kernel_size == (1, 1))
+
+
+def is_plain_block(module: nn.Module) -> bool:
+    """Whether a block is attention to itself and to a text and a feed-forward net, each after a norm."""
+    from diffusers.models.attention import BasicTransformerBlock
+
+    return (
+        type(module) is BasicTransformerBlock
+        and module.norm_type == "layer_norm"
+        and module.attn2 is not None
+        and not module.only_cross_attention
+        and module.pos_embed is None
+        and module._chunk_size is None
+        and not hasattr(module, "fuser")
+        and all(
+            type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None
+            for norm in (module.norm1, module.norm2, module.norm3)
+        )
     )
 
 
@@ -117,13 +170,14 @@ class Norm(nn.Module):
 
 class InputGradient(torch.autograd.Function):
     """A convolution that keeps its weight alone; torch's keeps its input too, which only a weight's gradient
-    would need."""
+    would need. add_bias(answer, bias) adds the bias."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding):
+    def forward(ctx, x, weight, bias, stride, padding, add_bias):
         ctx.save_for_backward(weight)
         ctx.sizes, ctx.stride, ctx.padding = x.shape[2:], stride, padding
-        return F.conv2d(x, weight, bias, stride, padding)
+        y = F.conv2d(x, weight, None, stride, padding)
+        return y if bias is None else add_bias(y, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -137,20 +191,55 @@ class InputGradient(torch.autograd.Function):
             )
         ]
         dx = F.conv_transpose2d(dy, weight, None, ctx.stride, ctx.padding, left)
-        return dx, None, None, None, None
+        return dx, None, None, None, None, None
 
 
 class FrozenConvolution(nn.Module):
     """A convolution without gradients for its weights."""
 
-    def __init__(self, convolution: nn.Conv2d):
+    def __init__(self, convolution: nn.Conv2d, kernels: Kernels):
         super().__init__()
         assert not convolution.weight.requires_grad
         self.weight, self.bias = convolution.weight, convolution.bias
         self.stride, self.padding = convolution.stride, convolution.padding
+        self._add_bias = kernels.add_bias
 
     def forward(self, x: Float[Tensor, "B C H W"], biased: bool = True) -> Float[Tensor, "B D h w"]:
-        return InputGradient.apply(x, self.weight, self.bias if biased else None, self.stride, self.padding)
+        bias = self.bias if biased else None
+        return InputGradient.apply(x, self.weight, bias, self.stride, self.padding, self._add_bias)
+
+
+class Padded(torch.autograd.Function):
+    """One more row of zeros below and column on the right. Channels-last, and copied in words of 16 bytes
+    where pixels have whole ones: torch's own padding goes number by number, at a quarter of the pace."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.permute(0, 2, 3, 1).contiguous()
+        batch, height, width, channels = x.shape
+        y = x.new_empty(batch, height + 1, width + 1, channels)
+        y[:, height] = 0
+        y[:, :height, width] = 0
+        wide(y[:, :height, :width]).copy_(wide(x))
+        return y.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        dy = dy.permute(0, 2, 3, 1).contiguous()
+        return wide(dy[:, :-1, :-1]).contiguous().view(dy.dtype).permute(0, 3, 1, 2)
+
+
+def wide(x: Tensor) -> Tensor:
+    """The same memory as numbers of 16 bytes, where the last dimension is whole ones."""
+    return x.view(torch.complex128) if x.shape[-1] * x.element_size() % 16 == 0 else x
+
+
+class PadBelow(nn.Module):
+    """See `Padded`."""
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H+1 W+1"]:
+        return Padded.apply(x)
 
 
 class Residual(nn.Module):
@@ -159,11 +248,13 @@ class Residual(nn.Module):
     def __init__(self, block: nn.Module, kernels: Kernels):
         super().__init__()
         self.norm1 = Norm(block.norm1, kernels, silu=True)
-        self.conv1 = FrozenConvolution(block.conv1)
+        self.conv1 = FrozenConvolution(block.conv1, kernels)
         self.time_emb_proj = block.time_emb_proj
         self.norm2 = Norm(block.norm2, kernels, silu=True)
-        self.conv2 = FrozenConvolution(block.conv2)
-        self.shortcut = None if block.conv_shortcut is None else FrozenConvolution(block.conv_shortcut)
+        self.conv2 = FrozenConvolution(block.conv2, kernels)
+        self.shortcut = (
+            None if block.conv_shortcut is None else FrozenConvolution(block.conv_shortcut, kernels)
+        )
         bias = self.conv2.bias.clone()
         if self.shortcut is not None and self.shortcut.bias is not None:
             bias += self.shortcut.bias
@@ -195,6 +286,62 @@ class GatedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*M C"]) -> Float[Tensor, "*M I"]:
         return self._kernel(self.proj(x))
+
+
+class Transformer(nn.Module):
+    """diffusers' `Transformer2DModel`. Its tokens are the channels-last image under another name: diffusers
+    answers with channels first, from where every later kernel has to put the image back."""
+
+    def __init__(self, module: nn.Module, kernels: Kernels):
+        super().__init__()
+        self.norm = Norm(module.norm, kernels, silu=False)
+        self.proj_in, self.proj_out = Pointwise(module.proj_in), Pointwise(module.proj_out)
+        self.blocks = nn.ModuleList(Block(block, kernels) for block in module.transformer_blocks)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B C H W"],
+        encoder_hidden_states: Float[Tensor, "B T E"],
+        return_dict: bool = False,
+        **others: object,
+    ) -> tuple[Float[Tensor, "B C H W"]]:
+        """Called as diffusers' denoiser does; others: masks and the like, of which there are none."""
+        assert not return_dict and all(value is None for value in others.values()), others
+        tokens = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
+        for block in self.blocks:
+            tokens = block(tokens, encoder_hidden_states)
+        tokens = self.proj_out(tokens) + x.permute(0, 2, 3, 1).flatten(1, 2)
+        return (tokens.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2),)
+
+
+class Pointwise(nn.Module):
+    """A matrix for every pixel, be it a linear layer or a 1 × 1 convolution."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Float[Tensor, "*M C"]) -> Float[Tensor, "*M D"]:
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+class Block(nn.Module):
+    """diffusers' `BasicTransformerBlock`; a sum and the norm behind it are one pass."""
+
+    def __init__(self, block: nn.Module, kernels: Kernels):
+        super().__init__()
+        self.attn1, self.attn2, self.ff = block.attn1, block.attn2, block.ff
+        self.norm1, self.norm2, self.norm3 = block.norm1, block.norm2, block.norm3
+        self._kernel = kernels.sum_norm
+
+    def forward(self, x: Float[Tensor, "B N C"], text: Float[Tensor, "B T E"]) -> Float[Tensor, "B N C"]:
+        x, inner = self._normed(x, None, self.norm1)
+        x, inner = self._normed(x, self.attn1(inner), self.norm2)
+        x, inner = self._normed(x, self.attn2(inner, encoder_hidden_states=text), self.norm3)
+        return x + self.ff(inner)
+
+    def _normed(self, x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        return self._kernel(x, y, norm.weight, norm.bias, norm.eps)
 
 
 class WideAttention(torch.autograd.Function):

@@ -14,11 +14,7 @@ def choose_kernels(device: torch.device) -> Kernels:
     if device.type != "cuda":
         return REFERENCE
     try:
-        from sd.kernels import triton_norm, triton_pointwise
-
-        kernels = Kernels(
-            "triton", triton_norm.group_norm, triton_pointwise.geglu, triton_pointwise.biased_sum
-        )
+        kernels = triton_kernels()
         try_out(kernels, device)
     except torch.OutOfMemoryError:
         raise
@@ -32,6 +28,20 @@ def choose_kernels(device: torch.device) -> Kernels:
         )
         return REFERENCE
     return kernels
+
+
+def triton_kernels() -> Kernels:
+    """Triton's set. Raises ImportError where there is no Triton."""
+    from sd.kernels import triton_norm, triton_pointwise
+
+    return Kernels(
+        "triton",
+        triton_norm.group_norm,
+        triton_pointwise.sum_norm,
+        triton_pointwise.geglu,
+        triton_pointwise.biased_sum,
+        triton_pointwise.add_bias,
+    )
 
 
 def try_out(kernels: Kernels, device: torch.device) -> None:
@@ -49,7 +59,13 @@ def try_out(kernels: Kernels, device: torch.device) -> None:
             value = tried.group_norm(x, one, one, 4, 1e-5, True, one[None])
             total = tried.biased_sum(x, value, one)
             (slope,) = torch.autograd.grad(total, x, torch.ones_like(total))
-        answers.append([total.detach(), slope, tried.geglu(x.detach().reshape(-1, 16))])
-    for name, found, expected in zip(("group_norm", "its gradient", "geglu"), *answers, strict=True):
+        # Rows of a wide spread, beside which half precision's rounding is small.
+        rows = x.detach().reshape(16, -1).T
+        biased = tried.add_bias(x.detach().clone(), one)
+        answers.append(
+            [total.detach(), slope, tried.geglu(rows), *tried.sum_norm(rows, rows, one, one, 1e-5), biased]
+        )
+    names = ("group_norm", "its gradient", "geglu", "sum_norm", "sum_norm", "add_bias")
+    for name, found, expected in zip(names, *answers, strict=True):
         if not torch.allclose(found.float(), expected.float(), atol=0.01):
             raise ArithmeticError(f"{name} answers something else")

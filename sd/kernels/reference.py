@@ -10,12 +10,14 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Kernels:
-    """One set of `group_norm`, `geglu` and `biased_sum`, with the signatures below."""
+    """One set of the functions below, with their signatures."""
 
     name: str
     group_norm: Callable[..., Tensor]
+    sum_norm: Callable[..., tuple[Tensor, Tensor]]
     geglu: Callable[[Tensor], Tensor]
     biased_sum: Callable[..., Tensor]
+    add_bias: Callable[[Tensor, Tensor], Tensor]
 
 
 def group_norm(
@@ -37,6 +39,18 @@ def group_norm(
     return F.silu(x) if silu else x
 
 
+def sum_norm(
+    x: Float[Tensor, "*M C"],
+    y: Float[Tensor, "*M C"] | None,
+    weight: Float[Tensor, " C"],
+    bias: Float[Tensor, " C"],
+    eps: float,
+) -> tuple[Float[Tensor, "*M C"], Float[Tensor, "*M C"]]:
+    """x + y (x where there is no y), and its layer normalisation (arXiv 1607.06450). Without gradients."""
+    total = x if y is None else x + y
+    return total, F.layer_norm(total, weight.shape, weight, bias, eps)
+
+
 def geglu(x: Float[Tensor, "*M I2"]) -> Float[Tensor, "*M I"]:
     """The first half times GELU of the second (arXiv 2002.05202)."""
     value, gate = x.chunk(2, dim=-1)
@@ -50,4 +64,9 @@ def biased_sum(
     return (x + (y + bias.detach()[:, None, None])) * scale
 
 
-REFERENCE = Kernels("torch", group_norm, geglu, biased_sum)
+def add_bias(x: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"]) -> Float[Tensor, "B C H W"]:
+    """x + bias, which takes the place of x. Without gradients."""
+    return x.add_(bias[:, None, None])
+
+
+REFERENCE = Kernels("torch", group_norm, sum_norm, geglu, biased_sum, add_bias)

@@ -30,6 +30,45 @@ def geglu(x):
     return y
 
 
+@triton.jit(do_not_specialize=["M"])
+def _sum_norm(
+    x, y, total, normal, weight, bias, M, C, eps,
+    SUM: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = tl.arange(0, CHANNELS)[None, :]
+    inside = (row < M) & (channel < C)
+    place = row * C + channel
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if SUM:
+        value += tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
+        kept = value.to(total.dtype.element_ty)
+        tl.store(total + place, kept, mask=inside)
+        value = kept.to(tl.float32)
+    value = tl.where(inside, value - tl.sum(value, 1)[:, None] / C, 0.0)
+    value *= 1.0 / tl.sqrt(tl.sum(value * value, 1)[:, None] / C + eps)
+    gain = tl.load(weight + channel, mask=channel < C, other=0.0).to(tl.float32)
+    offset = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)
+    tl.store(normal + place, (value * gain + offset).to(normal.dtype.element_ty), mask=inside)
+
+
+def sum_norm(x, y, weight, bias, eps):
+    """See `sd.kernels.reference.sum_norm`; sums in float32."""
+    assert not (x.requires_grad and torch.is_grad_enabled())
+    x = x.contiguous()
+    normal, channels = torch.empty_like(x), x.shape[-1]
+    total, y = (x, x) if y is None else (torch.empty_like(x), y.contiguous())
+    columns = triton.next_power_of_2(channels)
+    rows = max(2 * BLOCK // columns, 1)
+    count = x.numel() // channels
+    with torch.cuda.device_of(x):
+        _sum_norm[(triton.cdiv(count, rows),)](
+            x, y, total, normal, weight, bias, count, channels, eps,
+            SUM=total is not x, ROWS=rows, CHANNELS=columns,
+        )  # fmt: skip
+    return total, normal
+
+
 @triton.jit
 def _biased_sum(x, y, bias, total, N, C, scale, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -50,14 +89,10 @@ class BiasedSum(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         y = y.contiguous(memory_format=torch.channels_last)
         ctx.scale = scale
-        channels = x.shape[1]
-        count = x.numel() // channels
-        columns = min(triton.next_power_of_2(channels), 128)
-        rows = 2 * BLOCK // columns
         total = torch.empty_like(x)
-        grid = (triton.cdiv(count, rows), triton.cdiv(channels, columns))
+        grid, sizes, tile = cut(x)
         with torch.cuda.device_of(x):
-            _biased_sum[grid](x, y, bias, total, count, channels, scale, ROWS=rows, CHANNELS=columns)
+            _biased_sum[grid](x, y, bias, total, *sizes, scale, **tile)
         return total
 
     @staticmethod
@@ -70,3 +105,33 @@ class BiasedSum(torch.autograd.Function):
 def biased_sum(x, y, bias, scale=1.0):
     """See `sd.kernels.reference.biased_sum`; the answer is channels-last."""
     return BiasedSum.apply(x, y, bias.detach(), scale)
+
+
+@triton.jit
+def _add_bias(x, bias, N, C, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = (row[:, None] < N) & (channel[None, :] < C)
+    place = x + row[:, None] * C + channel[None, :]
+    offset = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)
+    value = tl.load(place, mask=inside, other=0.0).to(tl.float32) + offset[None, :]
+    tl.store(place, value.to(x.dtype.element_ty), mask=inside)
+
+
+def add_bias(x, bias):
+    """See `sd.kernels.reference.add_bias`; only what is channels-last is changed in place."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    grid, sizes, tile = cut(x)
+    with torch.cuda.device_of(x):
+        _add_bias[grid](x, bias, *sizes, **tile)
+    return x
+
+
+def cut(x):
+    """Of a channels-last tensor the grid, rows and channels, and rows and channels of a program."""
+    channels = x.shape[1]
+    count = x.numel() // channels
+    columns = min(triton.next_power_of_2(channels), 128)
+    rows = 2 * BLOCK // columns
+    grid = (triton.cdiv(count, rows), triton.cdiv(channels, columns))
+    return grid, (count, channels), {"ROWS": rows, "CHANNELS": columns}

@@ -199,7 +199,7 @@ def others(bench: Bench, kernels: Kernels, batch: int, tokens: int, width: int, 
     image = draw(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
     first.requires_grad_(False)
     bench.both_ways("first convolution", "torch's", first, image)
-    bench.both_ways("first convolution", "ours", FrozenConvolution(first), image)
+    bench.both_ways("first convolution", "ours", FrozenConvolution(first, kernels), image)
 
     gated = draw(2 * batch, tokens, 2 * 1280)
     for taken in (REFERENCE, kernels):

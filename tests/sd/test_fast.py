@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from sd import fast
-from sd.kernels import choose, triton_norm, triton_pointwise
-from sd.kernels.reference import REFERENCE, Kernels
+from sd.kernels import choose
+from sd.kernels.reference import REFERENCE
 from sd.stable_diffusion import StableDiffusion
 
-TRITON = Kernels("triton", triton_norm.group_norm, triton_pointwise.geglu, triton_pointwise.biased_sum)
+TRITON = choose.triton_kernels()
 BOTH = pytest.mark.parametrize("kernels", [REFERENCE, TRITON], ids=["torch", "triton"])
 
 
@@ -73,7 +74,9 @@ def test_an_encoder_answers_as_before_with_every_block_replaced(encoder, kernels
 def test_a_denoiser_answers_as_before_with_every_block_replaced(model_folder, kernels, kernel_device):
     from diffusers import UNet2DConditionModel
     from diffusers.models.activations import GEGLU
+    from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     unet = frozen(UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet"), kernel_device)
     generator = torch.Generator().manual_seed(1)
@@ -82,15 +85,63 @@ def test_a_denoiser_answers_as_before_with_every_block_replaced(model_folder, ke
     times = torch.tensor([20, 700], device=kernel_device)
     with torch.no_grad():
         expected = unet(noisy, times, text).sample
+        (gated,) = counts(unet, GEGLU)
         fast.speed_up_denoiser(unet, kernels)
         found = unet(noisy, times, text).sample
-    assert counts(unet, ResnetBlock2D, GEGLU, nn.GroupNorm) == [0, 0, 0]
-    assert counts(unet, fast.Residual, fast.GatedLinear)[1] > 0
+    assert counts(unet, ResnetBlock2D, GEGLU, nn.GroupNorm, nn.Conv2d) == [0] * 4
+    assert counts(unet, Transformer2DModel, BasicTransformerBlock) == [0, 0]
+    assert counts(unet, fast.Residual, fast.GatedLinear, fast.Block)[1:] == [gated, gated] and gated > 0
     assert_alike([found], [expected])
+
+
+def test_the_image_stays_channels_last_all_the_way(model_folder):
+    """Where it does not, the next kernel copies it first."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet").requires_grad_(False)
+    unet = unet.to(memory_format=torch.channels_last)
+    fast.speed_up_denoiser(unet, REFERENCE)
+    seen = set()
+
+    def check(module, inputs, output):
+        image = output[0] if isinstance(output, tuple) else output
+        if image.ndim == 4 and image.shape[2] > 1:
+            assert image.is_contiguous(memory_format=torch.channels_last), module
+            seen.add(type(module))
+
+    for module in unet.modules():
+        if module is not unet:
+            module.register_forward_hook(check)
+    noisy = torch.zeros(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        unet(noisy, torch.tensor([20, 700]), torch.zeros(2, 5, 32))
+    assert {fast.Residual, fast.Transformer, fast.FrozenConvolution} <= seen
+
+
+@BOTH
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_transformer_answers_as_before(linear, kernels, kernel_device):
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 16, "num_layers": 2}
+    others = {"norm_num_groups": 4, "cross_attention_dim": 12, "use_linear_projection": linear}
+    module = frozen(Transformer2DModel(**sizes, **others), kernel_device)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 16, 5, 3, generator=generator).to(kernel_device)
+    text = torch.randn(2, 7, 12, generator=generator).to(kernel_device)
+    with torch.no_grad():
+        (expected,) = module(x, encoder_hidden_states=text, return_dict=False)
+        assert fast.is_plain_transformer(module)
+        quick = fast.Transformer(module, kernels)
+        (found,) = quick(x, encoder_hidden_states=text, attention_mask=None, return_dict=False)
+        assert_alike([found], [expected])
+        with pytest.raises(AssertionError):
+            quick(x, encoder_hidden_states=text, attention_mask=torch.ones(2, 15), return_dict=False)
 
 
 def test_blocks_of_another_make_are_left_alone(kernel_device):
     from diffusers.models.attention_processor import Attention
+    from diffusers.models.downsampling import Downsample2D
     from diffusers.models.resnet import ResnetBlock2D
 
     sizes = {"in_channels": 8, "temb_channels": 16, "groups": 2}
@@ -115,6 +166,36 @@ def test_blocks_of_another_make_are_left_alone(kernel_device):
     assert not fast.is_plain_norm(nn.GroupNorm(2, 8, affine=False)) and not fast.is_plain_norm(None)
     for other in ({"groups": 2}, {"dilation": 2}, {"padding_mode": "reflect"}, {"padding": "same"}):
         assert not fast.is_plain_convolution(nn.Conv2d(8, 8, 3, **other)), other
+    assert fast.is_padded_convolution(Downsample2D(8, use_conv=True, padding=0))
+    for other in ({"padding": 1}, {"use_conv": False}, {"norm_type": "rms_norm"}):
+        assert not fast.is_padded_convolution(Downsample2D(8, **{"use_conv": True, "padding": 0} | other))
+
+
+def test_transformers_of_another_make_are_left_alone():
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8}
+    plain = sizes | {"in_channels": 16, "norm_num_groups": 4, "cross_attention_dim": 12}
+    assert fast.is_plain_transformer(Transformer2DModel(**plain))
+    for other in (
+        {"only_cross_attention": True},
+        {"norm_type": "ada_norm", "num_embeds_ada_norm": 10},
+        {"norm_elementwise_affine": False},
+        {"cross_attention_dim": None},
+    ):
+        assert not fast.is_plain_transformer(Transformer2DModel(**plain | other)), other
+    block = BasicTransformerBlock(16, **sizes, cross_attention_dim=12)
+    assert fast.is_plain_block(block)
+    block.set_chunk_feed_forward(2, 1)
+    assert not fast.is_plain_block(block)
+
+
+@pytest.mark.parametrize("channels", [8, 3])
+def test_padding_below_and_on_the_right(channels):
+    x = torch.randn(2, channels, 4, 5, generator=torch.Generator().manual_seed(1))
+    assert_alike(answer(fast.PadBelow(), x), answer(lambda x: F.pad(x, (0, 1, 0, 1)), x))
+    assert fast.PadBelow()(x).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
@@ -137,7 +218,7 @@ def test_a_residual_block_with_time_shortcut_and_scale(scale, channels):
 def test_a_frozen_convolution_has_the_gradient_and_keeps_nothing_but_its_weight(size, options):
     convolution = frozen(nn.Conv2d(3, 4, 3, **options), "cpu")
     x = torch.randn(2, 3, size, size + 1, generator=torch.Generator().manual_seed(0))
-    quick = fast.FrozenConvolution(convolution)
+    quick = fast.FrozenConvolution(convolution, REFERENCE)
     assert_alike(answer(quick, x), answer(convolution, x))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(
@@ -191,9 +272,13 @@ def test_without_triton_torch_goes_on_and_says_so_once(monkeypatch, caplog):
 
 def test_kernels_are_tried_out(kernel_device):
     choose.try_out(TRITON, kernel_device)
-    wrong = Kernels("wrong", TRITON.group_norm, lambda x: x[..., ::2], TRITON.biased_sum)
-    with pytest.raises(ArithmeticError, match="geglu"):
-        choose.try_out(wrong, kernel_device)
+    for name, faulty in {
+        "geglu": lambda x: x[..., ::2],
+        "sum_norm": lambda x, y, *_: (x + y, x),
+        "add_bias": lambda x, _: x,
+    }.items():
+        with pytest.raises(ArithmeticError, match=name):
+            choose.try_out(replace(TRITON, **{name: faulty}), kernel_device)
 
 
 @pytest.mark.gpu

@@ -15,19 +15,23 @@ for (dtype, shape), silu, shifted in ((big, True, True), (big, True, False), (od
 """
 OTHERS = """
 import torch
-from sd.kernels.triton_pointwise import biased_sum, geglu
+from sd.kernels.triton_pointwise import add_bias, biased_sum, geglu, sum_norm
 for dtype in (torch.float16, torch.float32):
     for channels in (320, 12):
         geglu(torch.zeros(4, 2 * channels, dtype=dtype))
         x = torch.zeros(2, channels, 8, 8, dtype=dtype)
-        biased_sum(x, x, x[0, :, 0, 0], 0.5)
+        bias = x[0, :, 0, 0]
+        biased_sum(x, x, bias, 0.5)
+        add_bias(x, bias)
+        rows = torch.zeros(6, channels, dtype=dtype)
+        for other in (None, rows):
+            sum_norm(rows, other, bias, bias, 1e-5)
 """
-KERNELS = {"_channel_sums", "_moments", "_normalise", "_slope_sums", "_slope_means", "_slopes"}
+NORMS = {"_channel_sums", "_moments", "_normalise", "_slope_sums", "_slope_means", "_slopes"}
+POINTWISE = {"_geglu", "_biased_sum", "_add_bias", "_sum_norm"}
 
 
-@pytest.mark.parametrize(
-    ("code", "kernels"), [(NORM, KERNELS), (OTHERS, {"_geglu", "_biased_sum"})], ids=["norm", "others"]
-)
+@pytest.mark.parametrize(("code", "kernels"), [(NORM, NORMS), (OTHERS, POINTWISE)], ids=["norm", "others"])
 def test_every_kernel_compiles(code, kernels):
     found = compile_for_gpu(code)
     assert found.keys() == kernels

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sd.kernels.triton_pointwise import biased_sum, geglu
+from sd.kernels.triton_pointwise import add_bias, biased_sum, geglu, sum_norm
 
 # Half a unit in the last place, and float32's exp and erf.
 ROUNDING = {torch.float32: 1e-6, torch.float16: 6e-4}
@@ -38,9 +38,41 @@ def test_biased_sum_and_its_gradients(shape, scale, dtype, kernel_device):
         assert torch.allclose(slope, pull * scale)
 
 
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("shape", [(3, 8), (2, 5, 48), (1, 3, 1280)])
+def test_sum_norm(shape, summed, dtype, kernel_device):
+    check_sum_norm(shape, summed, dtype, kernel_device)
+
+
+def check_sum_norm(shape, summed, dtype, device):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(shape, generator=generator).to(device, dtype) + 3 for _ in range(2))
+    weight, bias = (torch.randn(shape[-1], generator=generator).to(device, dtype) for _ in range(2))
+    total, normal = sum_norm(x, y if summed else None, weight, bias, 1e-5)
+    assert torch.equal(total, x + y if summed else x)
+    expected = F.layer_norm(total.double(), shape[-1:], weight.double(), bias.double(), 1e-5)
+    assert normal.dtype == dtype
+    assert torch.allclose(normal.double(), expected, rtol=ROUNDING[dtype], atol=4 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_add_bias_takes_the_place_of_what_is_channels_last(dtype, kernel_device):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 20, 9, 7, generator=generator).to(kernel_device, dtype)
+    bias = torch.randn(20, generator=generator).to(kernel_device, dtype)
+    expected = x + bias[:, None, None]
+    last = x.contiguous(memory_format=torch.channels_last)
+    found = add_bias(last, bias)
+    assert found.data_ptr() == last.data_ptr()
+    assert torch.equal(found, expected) and torch.equal(add_bias(x, bias), expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_at_the_sizes_of_the_prior(dtype):
+    check_sum_norm((12, 4096, 320), True, dtype, "cuda")
+    check_sum_norm((12, 64, 1280), True, dtype, "cuda")
     x = torch.randn(12 * 4096, 2 * 1280, device="cuda", dtype=dtype)
     expected = x[:, :1280].double() * F.gelu(x[:, 1280:].double())
     assert torch.allclose(geglu(x).double(), expected, rtol=ROUNDING[dtype], atol=1e-5)
