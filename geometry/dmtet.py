@@ -12,6 +12,7 @@ from geometry.marching_tets import compact_topology, crossing_points
 from geometry.sdf_network import SdfNetwork
 from geometry.tet_grid import TetGrid, cells_per_axis, load_tet_grid, make_tet_grid
 from render.hash_grid import HashGrid, PinnedEncoding
+from render.kernels import kernels_run
 from render.mesh import Mesh, make_mesh
 
 
@@ -95,11 +96,27 @@ class DMTet(nn.Module):
             raise SurfaceVanished(
                 "the surface vanished: try a lower guidance_weight, a larger start shape or another seed"
             )
+        return make_mesh(self.crossings(everywhere, vertices, ends), faces)
+
+    def crossings(
+        self, everywhere: Float[Tensor, " V"], vertices: Int[Tensor, " U"], ends: Int[Tensor, "N 2"]
+    ) -> Float[Tensor, "N 3"]:
+        """The surface's points on the edges between `ends`, which are places among the vertices next to it.
+
+        everywhere: the meshed field at all vertices; the gradient is that of the field at those next to the
+        surface.
+        """
+        if self.start is None and kernels_run(self.v_pos, everywhere):
+            from geometry import crossings_triton
+
+            answers = self.network.answers(self._points(), vertices)
+            fixed = everywhere, self.v_pos, self.on_wall
+            return crossings_triton.crossings(answers, *fixed, vertices, ends, self.reach)
         sdf, v_pos = self.field(vertices)
         sdf = self._closed(sdf, vertices)
         # The values that the signs came from: another batch may be rounded to another sign.
         sdf = _rows(everywhere, vertices) + (sdf - sdf.detach())
-        return make_mesh(crossing_points(v_pos, sdf, ends), faces)
+        return crossing_points(v_pos, sdf, ends)
 
     def _points(self) -> PinnedEncoding:
         if self._pinned is None or self._pinned.device != self.v_pos.device:

@@ -27,9 +27,15 @@ class SdfNetwork(nn.Module):
         self, points: Float[Tensor, "N 3"] | PinnedEncoding, rows: Int[Tensor, " R"] | None = None
     ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R 3"]]:
         """(s, d) at world points, or at points that `self.encoding.pin` prepared: all, or those in rows."""
-        encoded = points(rows) if isinstance(points, PinnedEncoding) else self.encoding(points)
-        out = self.mlp(encoded)
+        out = self.answers(points, rows)
         return out[:, 0], out[:, 1:]
+
+    def answers(
+        self, points: Float[Tensor, "N 3"] | PinnedEncoding, rows: Int[Tensor, " R"] | None = None
+    ) -> Float[Tensor, "R 4"]:
+        """s and d of a point in one row."""
+        encoded = points(rows) if isinstance(points, PinnedEncoding) else self.encoding(points)
+        return self.mlp(encoded)
 
     @torch.no_grad()
     def distances(self, points: PinnedEncoding) -> Float[Tensor, " N"]:

@@ -99,10 +99,10 @@ def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[s
     kind = type(rasteriser)
     return [
         ("draws", train, "draw"),
-        ("field", DMTet, "field"),
+        ("field", SdfNetwork, "answers"),
         ("field", SdfNetwork, "distances"),
         ("marching", geometry.dmtet, "compact_topology"),
-        ("marching", geometry.dmtet, "crossing_points"),
+        ("marching", DMTet, "crossings"),
         ("mesh normals", geometry.dmtet, "make_mesh"),
         ("rasterize", kind, "rasterize"),
         ("interpolate", kind, "interpolate"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from triton_compile import compile_for_gpu
 
-from geometry import marching_tets_triton, sdf_network_triton
+from geometry import crossings_triton, dmtet, marching_tets_triton, sdf_network_triton
 from geometry.dmtet import DMTet, GeometryConfig
 from geometry.marching_tets import (
     _triangles,
@@ -148,6 +148,45 @@ def test_distances_of_the_network_are_its_first_output():
     points = torch.rand(50, 3, generator=seeded()) * 2 - 1
     found = network.distances(network.encoding.pin(points))
     assert not found.requires_grad and torch.allclose(found, network(points)[0], atol=1e-5)
+
+
+def test_crossings_and_their_gradients(kernel_device, monkeypatch):
+    """A surface that the wall cuts, with moved vertices, against the same in torch."""
+    surface = DMTet(GeometryConfig(dmtet_grid=16, mesh_scale=2.0, hash_levels=3, hash_log2_entries=8))
+    surface = surface.to(kernel_device)
+    everywhere = (surface.v_pos - torch.tensor([0.3, 0.1, 0.6], device=kernel_device)).norm(dim=-1) - 0.7
+    noise = torch.randn(len(everywhere), generator=seeded()).to(kernel_device)
+    everywhere = surface._closed(everywhere + 0.02 * noise)
+    tables = surface.tets, surface.edges, surface.tet_edges
+    vertices, ends, _ = compact_topology_torch(everywhere < 0, *tables)
+    raw = torch.randn(len(vertices), 4, generator=seeded(1)).to(kernel_device)
+    held = surface.on_wall[vertices] & (raw[:, 0] < 0)
+    assert held.any() and not held.all() and len(ends) > crossings_triton.BLOCK
+    pull = torch.randn(len(ends), 3, generator=seeded(2)).to(kernel_device)
+    monkeypatch.setattr(SdfNetwork, "answers", lambda *_: answers)
+    found = []
+    for by_kernels in (False, True):
+        monkeypatch.setattr(dmtet, "kernels_run", lambda *_, run=by_kernels: run)
+        answers = raw.clone().requires_grad_()
+        points = surface.crossings(everywhere, vertices, ends)
+        found.append((points.detach(), torch.autograd.grad(points, answers, pull)[0]))
+    for ours, expected in zip(*reversed(found), strict=True):
+        assert (ours - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+COMPILE_CROSSINGS = """
+import torch
+from geometry.crossings_triton import crossings
+raw = torch.zeros(3, 4, requires_grad=True)
+vertices, ends = torch.arange(3), torch.tensor([[0, 1], [1, 2]])
+on_wall = torch.zeros(5, dtype=torch.bool)
+points = crossings(raw, torch.ones(5), torch.ones(5, 3), on_wall, vertices, ends, 0.1)
+points.sum().backward()
+"""
+
+
+def test_crossings_compile_for_a_gpu():
+    assert compile_for_gpu(COMPILE_CROSSINGS).keys() == {"_cross", "_cross_backward"}
 
 
 @pytest.mark.gpu
