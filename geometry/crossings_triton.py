@@ -41,11 +41,10 @@ def _cross(raw, level, v_pos, vertices, ends, points, reach, count, BLOCK: tl.co
 @triton.jit
 def _push(grad, raw, on_wall, vertex, place, slope, push, bend, reach, there):
     """Adds to a vertex's row of grad [U,4]; the level of one that the wall holds outside does not move."""
-    held = tl.load(on_wall + vertex, mask=there, other=0) & (
-        tl.load(raw + 4 * place, mask=there, other=0.0) < 0
-    )
+    walled = tl.load(on_wall + vertex, mask=there, other=0) != 0
+    held = walled & (tl.load(raw + 4 * place, mask=there, other=0.0) < 0)
     row = grad + 4 * place
-    tl.atomic_add(row, slope, mask=there & (held == 0), sem="relaxed")
+    tl.atomic_add(row, slope, mask=there & ~held, sem="relaxed")
     tl.atomic_add(row + 1, push[0] * reach * (1 - bend[0] * bend[0]), mask=there, sem="relaxed")
     tl.atomic_add(row + 2, push[1] * reach * (1 - bend[1] * bend[1]), mask=there, sem="relaxed")
     tl.atomic_add(row + 3, push[2] * reach * (1 - bend[2] * bend[2]), mask=there, sem="relaxed")
