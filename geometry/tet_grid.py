@@ -56,15 +56,18 @@ def make_tet_grid(resolution: int, scale: float) -> TetGrid:
 
 
 def _lattice(ticks: np.ndarray) -> np.ndarray:
-    """All points of a cubic lattice, x slowest: [len(ticks)³, 3] int32."""
-    axes = np.meshgrid(ticks, ticks, ticks, indexing="ij")
-    return np.stack(axes, -1).reshape(-1, 3).astype(np.int32)
+    """All points of a cubic lattice: [len(ticks)³, 3] int32.
+
+    x fastest: neighbours along x have neighbouring rows in the tables of the hash encoding.
+    """
+    z, y, x = np.meshgrid(ticks, ticks, ticks, indexing="ij")
+    return np.stack([x, y, z], -1).reshape(-1, 3).astype(np.int32)
 
 
 def _axis_tets(n: int, axis: int) -> np.ndarray:
     """The tets across all faces that are perpendicular to `axis`: [4 n³, 4] int32."""
-    corner_step = np.roll([(n + 1) ** 2, n + 1, 1], -axis)  # along axis and the next two, cyclically
-    centre_step = np.roll([n * n, n, 1], -axis)
+    corner_step = np.roll([1, n + 1, (n + 1) ** 2], -axis)  # along axis and the next two, cyclically
+    centre_step = np.roll([1, n, n * n], -axis)
     i, j, k = (part.reshape(-1).astype(np.int32) for part in np.indices((n + 1, n, n)))
     base = (i * corner_step[0] + j * corner_step[1] + k * corner_step[2]).astype(np.int32)
     ring = [base + offset for offset in _ring(corner_step)]  # counter-clockwise seen from +axis
@@ -88,7 +91,7 @@ def _ring(step: np.ndarray) -> tuple[int, int, int, int]:
 def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Unique edges by counting instead of sorting: no two edges of the lattice share a midpoint."""
     size = 4 * n + 1  # the sum of two doubled coordinates is 0 … 4n
-    key = doubled[:, 0] * np.int32(size * size) + doubled[:, 1] * np.int32(size) + doubled[:, 2]
+    key = doubled[:, 0] + doubled[:, 1] * np.int32(size) + doubled[:, 2] * np.int32(size * size)
     number = np.full(size**3, -1, dtype=np.int32)
     for a, b in TET_EDGES:
         number[key[tets[:, a]] + key[tets[:, b]]] = 0
