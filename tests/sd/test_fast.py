@@ -94,6 +94,28 @@ def test_a_denoiser_answers_as_before_with_every_block_replaced(model_folder, ke
     assert_alike([found], [expected])
 
 
+@BOTH
+def test_a_denoiser_in_half_precision_is_no_farther_from_the_truth(model_folder, kernels, kernel_device):
+    from diffusers import UNet2DConditionModel
+
+    exact = frozen(UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet"), kernel_device)
+    generator = torch.Generator().manual_seed(1)
+    noisy = torch.randn(2, 4, 8, 8, generator=generator).to(kernel_device)
+    text = torch.randn(2, 5, 32, generator=generator).to(kernel_device)
+    times = torch.tensor([20, 700], device=kernel_device)
+
+    def farther(module, dtype):
+        answer = module(noisy.to(dtype), times, text.to(dtype)).sample
+        return ((answer.float() - truth).norm() / truth.norm()).item()
+
+    with torch.no_grad():
+        truth = exact(noisy, times, text).sample
+        half = copy.deepcopy(exact).half()
+        usual = farther(half, torch.float16)
+        fast.speed_up_denoiser(half, kernels)
+        assert 0 < farther(half, torch.float16) < 1.5 * usual < 0.02
+
+
 def test_the_image_stays_channels_last_all_the_way(model_folder):
     """Where it does not, the next kernel copies it first."""
     from diffusers import UNet2DConditionModel
