@@ -142,34 +142,41 @@ def write_orbit(
     """
     validate = Path(out_dir) / "validate"
     cameras = orbit(frames, resolution, ELEVATION_DEGREES, FOVY_DEGREES)
-    frames_of: dict[str, list[Future[Image.Image]]] = {}
-    number = 0
     # Files take longer than rendering: threads write those of one batch while the next one is rendered.
     with ThreadPoolExecutor(thread_name_prefix="orbit") as pool:
-        pending: list[Future] = []
-        with tqdm(total=frames, desc="orbit", unit="frame", mininterval=1.0, disable=None) as bar:
-            for some in views_in_batches(cameras, batch):
-                layers = {name: to_bytes(images) for name, images in render(some).items()}
-                finished(pending)
-                pending = []
-                for name, images in layers.items():
-                    for k, image in enumerate(images):
-                        path = validate / name / f"{number + k:03d}.png"
-                        pending.append(pool.submit(_write_frame, path, image))
-                        frames_of.setdefault(name, []).append(pending[-1])
-                number += len(some.position)
-                bar.update(len(some.position))
-            finished(pending)
+        small = _write_frames(render, cameras, validate, batch, pool)
+        gifs = [validate / f"{name}.gif" for name in small]
         pending = [
-            pool.submit(write_gif, validate / f"{name}.gif", [frame.result() for frame in small], fps)
-            for name, small in frames_of.items()
+            pool.submit(write_gif, gif, pictures, fps)
+            for gif, pictures in zip(gifs, small.values(), strict=True)
         ]
-        main = next(iter(frames_of))
+        main = validate / next(iter(small))
         film = Path(out_dir) / "turntable.mp4"
-        write_mp4(film, _pixels([validate / main / f"{k:03d}.png" for k in range(frames)]), fps)
+        write_mp4(film, _pixels([main / f"{number:03d}.png" for number in range(frames)]), fps)
         finished(pending)
-    first, *others = [validate / f"{name}.gif" for name in frames_of]
-    return [first, film, *others]
+    return [gifs[0], film, *gifs[1:]]
+
+
+def _write_frames(
+    render: Render, cameras: Cameras, folder: Path, batch: int, pool: ThreadPoolExecutor
+) -> dict[str, list[Image.Image]]:
+    """folder/<layer>/000.png …; returns each layer's frames for its GIF."""
+    tasks: dict[str, list[Future[Image.Image]]] = {}
+    pending: list[Future[Image.Image]] = []
+    number, frames = 0, len(cameras.position)
+    with tqdm(total=frames, desc="orbit", unit="frame", mininterval=1.0, disable=None) as bar:
+        for some in views_in_batches(cameras, batch):
+            layers = {name: to_bytes(images) for name, images in render(some).items()}
+            finished(pending)
+            pending = []
+            for name, images in layers.items():
+                paths = [folder / name / f"{number + k:03d}.png" for k in range(len(images))]
+                new = [pool.submit(_write_frame, *frame) for frame in zip(paths, images, strict=True)]
+                tasks.setdefault(name, []).extend(new)
+                pending += new
+            number += len(some.position)
+            bar.update(len(some.position))
+    return {name: [task.result() for task in written] for name, written in tasks.items()}
 
 
 def _write_frame(path: Path, pixels: UInt8[np.ndarray, "H W C"]) -> Image.Image:
