@@ -260,7 +260,8 @@ def only_first_is_heard(errors: str = "%(message)s (rank {rank})") -> None:
 def leave(main: Callable[[], int]) -> NoReturn:
     """Runs `main` and ends the process with its exit code.
 
-    One of several that fails ends without Python's farewell, in which it could wait for the others for ever.
+    One of several ends without Python's farewell, in which it could wait for the others for ever, or be ended
+    by a thread of torch's that is still about, after all of its work is done.
     """
     if launched(os.environ).world == 1:
         sys.exit(main())
@@ -271,8 +272,6 @@ def leave(main: Callable[[], int]) -> NoReturn:
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
-    if code == 0:
-        sys.exit(0)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

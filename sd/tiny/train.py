@@ -30,7 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from configs.ranks import ALONE, Ranks, meet
+from configs.ranks import ALONE, Ranks, leave, meet
 from dataset.cameras import step_generator
 from render.shade.light import LightConfig
 from sd.tiny import models
@@ -317,4 +317,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)
