@@ -16,10 +16,12 @@ from configs import doctor
 if __name__ == "__main__" and doctor.OPTION in sys.argv[1:]:
     sys.exit(doctor.main(sys.argv[1:]))
 
-# Before torch is imported: spinning OpenMP workers make a step eight times slower on a busy machine; and a
-# surface's tensors, of another size in every step, would leave more and more GPU memory in pieces.
+# Before torch is imported: spinning OpenMP workers make a step eight times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+# A surface's tensors have another size in every step and would leave GPU memory in pieces. The variable has a
+# newer name; set under the older one, which torch reads first, ours would take a user's place.
+if "PYTORCH_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import gc
 import logging
@@ -326,7 +328,7 @@ def train(
         stop = stack.enter_context(StopRequest())
         while step < task.schedule.last_step:
             step += 1
-            phase, seen = task.schedule.phase(step), False
+            phase, news = task.schedule.phase(step), False
             if not phase.fit and step > 1 and task.schedule.phase(step - 1).fit:
                 ranks.share_state(task.scene, optimizer)
             with vanishing_explained(config, step):
@@ -334,12 +336,14 @@ def train(
                 stop.decide(votes)
                 if ranks.first:
                     log.record(step, phase.name, stats)
-                    seen = not phase.fit and look(config, task.scene, film, darkroom, step)
+                    news = darkroom.collect()
+                    if not phase.fit:
+                        look(config, task.scene, film, darkroom, step)
             due = config.run.checkpoint_interval and step % config.run.checkpoint_interval == 0
             if due or stop.requested or step == task.schedule.last_step:
                 keep(config, task, optimizer, step, ranks)
             report.step = step
-            if due or seen:
+            if due or news:
                 report.update(step)
             stop.leave_if_requested(step)
 
@@ -452,17 +456,14 @@ def open_log(config: Config, last_step: int, step: int) -> RunLog:
     return RunLog(out, last_step, step, mirror=mirror)
 
 
-def look(config: Config, scene: nn.Module, film: Film, darkroom: Darkroom, step: int) -> bool:
-    """The pictures that are due after `step`; whether there is a new still."""
-    if config.run.video_interval:
-        film.record(scene.layers, step)
-    every = config.run.save_interval
-    if not every or (step % every and step != config.schedule.iter):
-        return False
+def look(config: Config, scene: nn.Module, film: Film, darkroom: Darkroom, step: int) -> None:
+    """The pictures that are due after `step`."""
     run = config.run
-    stills = take_stills(scene.layers, run.preview_res, run.panels, scene.light.cube.detach())
-    darkroom.develop(step, run.output_folder / "stills" / f"{step:06d}.png", stills)
-    return True
+    if run.video_interval:
+        film.record(scene.layers, step)
+    if run.save_interval and (step % run.save_interval == 0 or step == config.schedule.iter):
+        stills = take_stills(scene.layers, run.preview_res, run.panels, scene.light.cube.detach())
+        darkroom.develop(step, run.output_folder / "stills" / f"{step:06d}.png", stills)
 
 
 @contextmanager

@@ -89,7 +89,8 @@ def crossings(
 class _Crossings(torch.autograd.Function):
     @staticmethod
     def forward(ctx, raw, level, v_pos, on_wall, vertices, ends, reach):
-        raw, ends = raw.contiguous(), ends.contiguous()
+        raw, level, v_pos = raw.contiguous(), level.contiguous(), v_pos.contiguous()
+        on_wall, vertices, ends = on_wall.contiguous(), vertices.contiguous(), ends.contiguous()
         points = raw.new_empty(len(ends), 3)
         ctx.save_for_backward(raw, level, v_pos, on_wall, vertices, ends)
         ctx.reach = reach

@@ -140,7 +140,8 @@ def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
     fault = _grid_fault(vertices, indices)
     if fault:
         raise ValueError(f"tet_grid_file {path}: {fault}")
-    v_pos = torch.from_numpy(vertices.astype(np.float32)) * scale
+    # Row by row in memory, as kernels read it, whatever the order in the file.
+    v_pos = torch.from_numpy(vertices.astype(np.float32, order="C")) * scale
     tets = torch.from_numpy(indices.astype(np.int32))
     negative = tet_volumes(v_pos, tets) < 0
     tets[negative] = tets[negative][:, [0, 1, 3, 2]]

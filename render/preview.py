@@ -79,8 +79,9 @@ def take_stills(
 class Darkroom:
     """A thread that writes stills while the run goes on: packing a PNG takes the time of many steps.
 
-    A context manager; `written` hears of each still that is on the disk, from the caller's thread, when the
-    next one comes or at the end. What goes wrong with a file is raised there too.
+    A context manager; `written` hears of each still once it is on the disk, from the caller's thread. What
+    goes wrong with a file is raised there too, but not in place of an error that the block ends with. A run
+    that is killed while a still is being written lacks it.
     """
 
     def __init__(self, written: Callable[[int, Path], None]) -> None:
@@ -89,9 +90,16 @@ class Darkroom:
         self._latest: tuple[int, Path, Future] | None = None
 
     def develop(self, step: int, path: Path, stills: Stills) -> None:
-        """Has the stills of `step` written."""
+        """Has the stills of `step` written, after those before."""
         self.finish()
         self._latest = step, path, self._pool.submit(stills.write, path)
+
+    def collect(self) -> bool:
+        """Tells of the latest still if it has been written since; whether it has."""
+        if self._latest is None or not self._latest[2].done():
+            return False
+        self.finish()
+        return True
 
     def finish(self) -> None:
         """Waits for what is not written yet."""
@@ -109,6 +117,10 @@ class Darkroom:
     ) -> None:
         try:
             self.finish()
+        except OSError as fault:
+            if error is None:
+                raise
+            logger.warning("the last still is not written: %s", fault)
         finally:
             self._pool.shutdown()
 
@@ -138,7 +150,8 @@ def write_orbit(
 ) -> list[Path]:
     """Once around: validate/<layer>/000.png …, validate/<layer>.gif, and turntable.mp4 of the main layer.
 
-    Returns the GIFs and the film. Frames are rendered `batch` at a time and go straight to the disk.
+    Returns the GIFs and the film. Frames are rendered `batch` at a time and go straight to the disk; small
+    ones are kept for the GIFs, 0.2 MB each.
     """
     validate = Path(out_dir) / "validate"
     cameras = orbit(frames, resolution, ELEVATION_DEGREES, FOVY_DEGREES)

@@ -66,6 +66,23 @@ def errors(text):
     return [line for line in text.splitlines() if line.startswith("error:")]
 
 
+FAREWELL = """
+import atexit, threading, time
+from configs.ranks import leave
+atexit.register(print, "farewell")
+threading.Thread(target=time.sleep, args=(600,)).start()
+leave(lambda: print("done") or 0)
+"""
+
+
+def test_one_of_several_ends_whatever_threads_are_still_about():
+    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FAREWELL], cwd=ROOT, env=environment, capture_output=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, b"done\n"), done.stderr.decode()
+
+
 def test_what_a_step_computes_depends_on_the_shares_and_not_on_who_takes_them(model_folder, tmp_path):
     found = {}
     for world, parts in ((4, 1), (2, 2), (1, 4), (1, 1)):

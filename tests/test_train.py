@@ -392,6 +392,22 @@ def test_an_out_dir_that_cannot_be_written_is_one_line(model_folder, tmp_path, c
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+FRESH = """
+import os, sys, torch, train
+assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+train.repeat_bit_for_bit(torch.device("cuda"))
+assert "torch._inductor" not in sys.modules
+"""
+
+
+def test_on_a_gpu_torch_s_compiler_is_not_imported_and_a_user_s_memory_settings_stay():
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    environment = {**os.environ, "PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}
+    del environment["PYTORCH_CUDA_ALLOC_CONF"]
+    done = subprocess.run([sys.executable, "-c", FRESH], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+
+
 def test_bad_input_ends_the_process_with_2_and_no_traceback(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "absent.json")]
     environment = {**os.environ, "PYTHONPATH": ""}

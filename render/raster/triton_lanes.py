@@ -54,7 +54,7 @@ ON_GPU = Lanes(
     values=1024,
     small_box=64,
     medium_box=1024,
-    # Torn surfaces have a million of them, each with a warp for itself.
+    # Torn surfaces have a million of them: half a warp is enough for each.
     medium=Listed((2, 8, 8), (4096, 1), 1),
     large=Listed((1, 8, 32), (256, 8), 4),
     walk_programs=4096,

@@ -20,6 +20,8 @@ from render.report.page import HERE, escape, link
 
 # Deflated bytes; base64 adds a third.
 AS_IT_IS, LIGHTER = 4_000_000, 6_400_000
+# Undeflated bytes, in those that are allowed deflated, from which on deflating is not even tried: it takes
+# seconds, and meshes come to a third at best, textures to what they are.
 FAR = 4
 TEXTURE_SIDE, TEXTURE_QUALITY = 1024, 88
 BYTE, SHORT, UNSIGNED_SHORT = 5120, 5122, 5123
@@ -47,8 +49,7 @@ def embed(path: Path, most: int = LIGHTER) -> Embedded:
 
 
 def _deflated(content: bytes, most: int) -> bytes | None:
-    """In at most `most` bytes, None where that cannot be. What is far too large is not tried, as that takes
-    seconds: meshes deflate to a third at best."""
+    """In at most `most` bytes; None where they are more, or taken to be more (see FAR)."""
     if len(content) > FAR * most:
         return None
     packed = zlib.compress(content, 6)

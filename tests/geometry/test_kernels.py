@@ -154,6 +154,8 @@ def test_crossings_and_their_gradients(kernel_device, monkeypatch):
     """A surface that the wall cuts, with moved vertices, against the same in torch."""
     surface = DMTet(GeometryConfig(dmtet_grid=16, mesh_scale=2.0, hash_levels=3, hash_log2_entries=8))
     surface = surface.to(kernel_device)
+    # By columns in memory, as a buffer may be.
+    surface.v_pos = surface.v_pos.T.contiguous().T
     everywhere = (surface.v_pos - torch.tensor([0.3, 0.1, 0.6], device=kernel_device)).norm(dim=-1) - 0.7
     noise = torch.randn(len(everywhere), generator=seeded()).to(kernel_device)
     everywhere = surface._closed(everywhere + 0.02 * noise)

@@ -72,6 +72,23 @@ def test_loaded_grid_is_scaled_and_its_negative_tets_turned(tmp_path):
     assert torch.equal(loaded.tets.sort(1).values, grid.tets.sort(1).values)
 
 
+def test_a_loaded_grid_lies_in_memory_row_by_row(tmp_path):
+    """Kernels read it so, and numpy keeps the order of the file."""
+    grid = make_tet_grid(5, 1.0)
+    np.savez(tmp_path / "grid.npz", vertices=np.asfortranarray(grid.v_pos.numpy()), indices=grid.tets.numpy())
+    loaded = load_tet_grid(tmp_path / "grid.npz", scale=1.0, resolution=64)
+    assert loaded.v_pos.is_contiguous() and torch.equal(loaded.v_pos, grid.v_pos)
+
+
+def test_vertices_are_numbered_along_x_first():
+    """As the tables of the hash encoding are, which is what the encoding's speed depends on."""
+    n = cells_per_axis(16)
+    v_pos = make_tet_grid(16, 1.0).v_pos
+    for first, row in ((0, n + 1), ((n + 1) ** 3, n)):
+        assert (v_pos[first : first + row].diff(dim=0) - torch.tensor([1 / n, 0, 0])).abs().max() < 1e-6
+        assert v_pos[first + row, 1] > v_pos[first, 1] and v_pos[first + row, 0] == v_pos[first, 0]
+
+
 FAULTS = {
     "indices.*0 … 2": {"indices": [[0, 1, 2, 3]]},
     "NaN": {"vertices": [[0.0, 0, 0], [1, 0, 0], [float("nan"), 0, 0]]},

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -85,10 +86,24 @@ def test_a_darkroom_tells_of_stills_that_are_on_the_disk_and_of_files_that_fail(
         assert [step for step, *_ in told] == [10]
     here = threading.current_thread().name
     assert told == [(10, "10.png", "shaded,mask", here), (20, "20.png", "shaded,mask", here)]
+    with Darkroom(written) as darkroom:
+        assert not darkroom.collect()
+        darkroom.develop(30, tmp_path / "30.png", stills)
+        until = time.monotonic() + 30
+        while not darkroom.collect():
+            assert time.monotonic() < until
+        assert told[-1][0] == 30 and not darkroom.collect()
+
+
+def test_a_still_that_cannot_be_written_ends_a_run_but_hides_no_other_error(tmp_path, caplog):
+    stills = take_stills(Scene(), (16, 20))
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError), Darkroom(written) as darkroom:
+    with pytest.raises(OSError), Darkroom(lambda *_: None) as darkroom:
         darkroom.develop(30, tmp_path / "file" / "30.png", stills)
-    assert len(told) == 2
+    with pytest.raises(ZeroDivisionError), Darkroom(lambda *_: None) as darkroom:
+        darkroom.develop(30, tmp_path / "file" / "30.png", stills)
+        raise ZeroDivisionError
+    assert "the last still is not written" in caplog.text
 
 
 def test_orbit_writes_frames_gifs_and_the_turntable(tmp_path):

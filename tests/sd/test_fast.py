@@ -218,6 +218,9 @@ def test_padding_below_and_on_the_right(channels):
     x = torch.randn(2, channels, 4, 5, generator=torch.Generator().manual_seed(1))
     assert_alike(answer(fast.PadBelow(), x), answer(lambda x: F.pad(x, (0, 1, 0, 1)), x))
     assert fast.PadBelow()(x).is_contiguous(memory_format=torch.channels_last)
+    # A sample of a batch, which starts anywhere in its memory.
+    for part in (x.contiguous(memory_format=torch.channels_last)[1:], x.half()[1:]):
+        assert torch.equal(fast.PadBelow()(part), F.pad(part, (0, 1, 0, 1)))
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])

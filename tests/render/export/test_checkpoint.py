@@ -234,6 +234,16 @@ def test_an_optimizer_of_another_model_is_refused():
         restore_optimizer(torch.optim.AdamW(network.parameters()), state, meta)
 
 
+def test_a_file_that_cannot_be_summed_is_the_same_line(tmp_path, monkeypatch):
+    def broken(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checkpoint_module, "_sha256", broken)
+    with pytest.raises(OSError, match="^cannot write the checkpoint of step 20 .*Input/output error"):
+        save_checkpoint(tmp_path, 20, tensors(20), {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_disk_that_fills_up_under_the_tensors_is_the_same_line(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 10, {"a": torch.zeros(3)}, {})
 

@@ -38,15 +38,35 @@ def soup():
     )
 
 
+def full_lists():
+    """Half of the faces are listed as medium, half as large, and none is left out: the lists meet."""
+    generator = torch.Generator().manual_seed(1)
+    centre = 0.5 * (2 * torch.rand(40, 1, 2, generator=generator) - 1)
+    size = torch.where(torch.arange(40) % 2 == 0, 0.12, 0.45)[:, None, None]
+    corners = centre + size * torch.tensor([[-1.0, -1.0], [1.0, -0.9], [0.1, 1.0]])
+    depth = torch.rand(40, 1, 1, generator=generator).expand(40, 3, 1) - 0.5
+    clip = torch.cat([corners, depth, torch.ones(40, 3, 1)], -1).reshape(1, 120, 4)
+    return torch.cat([clip, clip.flip(1)]), torch.arange(120).view(40, 3), (48, 48)
+
+
+def test_the_full_lists_are_full():
+    lanes, (clip, faces, (height, width)) = triton_cuda.lanes_on(torch.zeros(1)), full_lists()
+    corners = (clip[:, faces][..., :2] + 1) / 2 * torch.tensor([width, height])
+    low, high = corners.amin(2).sub(0.5).ceil(), corners.amax(2).sub(0.5).floor()
+    pixels = (high - low + 1).prod(-1)
+    assert (pixels > lanes.small_box).all()
+    assert 0.4 < (pixels > lanes.medium_box).float().mean() < 0.6
+
+
 def many_views(bumpy_sphere):
     """More than one word of marks."""
     vertices, faces = bumpy_sphere(1)
     return transform_points(orbit(19, (10, 12)).world_to_clip, vertices), faces.int(), (10, 12)
 
 
-@pytest.fixture(scope="module", params=["near and far", "soup", "many views"])
+@pytest.fixture(scope="module", params=["near and far", "soup", "full lists", "many views"])
 def scene(request, bumpy_sphere, kernel_device):
-    build = {"near and far": lambda: near_and_far(bumpy_sphere), "soup": soup}
+    build = {"near and far": lambda: near_and_far(bumpy_sphere), "soup": soup, "full lists": full_lists}
     clip, faces, resolution = build.get(request.param, lambda: many_views(bumpy_sphere))()
     return clip.to(kernel_device), faces.to(kernel_device), resolution
 
