@@ -1,6 +1,5 @@
 """Resuming: what a checkpoint of a run holds, and whether a config may go on from it."""
 
-import hashlib
 import logging
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from render.export.checkpoint import (
     load_latest,
     restore_optimizer,
     save_checkpoint,
+    sha256_of_file,
 )
 
 logger = logging.getLogger(__name__)
@@ -64,14 +64,14 @@ def settings(config: Config) -> dict[str, object]:
     values = {key: value for key, value in config.to_json().items() if key not in MAY_CHANGE}
     if config.run.base_mesh is not None and Path(config.run.base_mesh).is_file():
         path = Path(config.run.base_mesh)
-        values["content of base_mesh"] = _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
+        values["content of base_mesh"] = _content(path, path.stat().st_mtime_ns, path.stat().st_size)
     return values
 
 
 @cache
-def _sha256(path: Path, modified_ns: int, size: int) -> str:
-    """Of a file; read once as long as its time and size stay, as every checkpoint asks."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _content(path: Path, modified_ns: int, size: int) -> str:
+    """A file's digest; read once as long as its time and size stay, as every checkpoint asks."""
+    return sha256_of_file(path)
 
 
 def latest_checkpoint(config: Config) -> Checkpoint | None:

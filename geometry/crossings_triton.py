@@ -15,6 +15,12 @@ from render.triton_triples import BLOCK, OPTIONS, dot, load_triple, minus, plus,
 
 
 @triton.jit
+def _places(ends, edge, there):
+    """Both ends of an edge, as places among the vertices next to the surface."""
+    return tl.load(ends + 2 * edge, mask=there, other=0), tl.load(ends + 2 * edge + 1, mask=there, other=0)
+
+
+@triton.jit
 def _end(raw, level, v_pos, vertices, place, reach, there):
     """A vertex next to the surface: its number, its level, where it has moved to, and tanh of how far."""
     vertex = tl.load(vertices + place, mask=there, other=0)
@@ -29,8 +35,7 @@ def _end(raw, level, v_pos, vertices, place, reach, there):
 def _cross(raw, level, v_pos, vertices, ends, points, reach, count, BLOCK: tl.constexpr):
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = edge < count
-    start = tl.load(ends + 2 * edge, mask=there, other=0)
-    end = tl.load(ends + 2 * edge + 1, mask=there, other=0)
+    start, end = _places(ends, edge, there)
     _, s, p, _ = _end(raw, level, v_pos, vertices, start, reach, there)
     _, t, q, _ = _end(raw, level, v_pos, vertices, end, reach, there)
     # One of the two is negative and the other is not: the difference is never zero.
@@ -57,8 +62,7 @@ def _cross_backward(
     """Of p + f (q − p) with f = s / (s − t): ∂f/∂s = −t / (s − t)², ∂f/∂t = s / (s − t)²."""
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = edge < count
-    start = tl.load(ends + 2 * edge, mask=there, other=0)
-    end = tl.load(ends + 2 * edge + 1, mask=there, other=0)
+    start, end = _places(ends, edge, there)
     vertex, s, p, bend = _end(raw, level, v_pos, vertices, start, reach, there)
     other, t, q, bend_other = _end(raw, level, v_pos, vertices, end, reach, there)
     gap = tl.where(there, s - t, 1.0)
@@ -81,7 +85,7 @@ def crossings(
 ) -> Float[Tensor, "N 3"]:
     """See `DMTet.crossings`; differentiable in raw: s and d of the vertices next to the surface.
 
-    level: the meshed field at all vertices, of which s is given its gradient.
+    level: the meshed field at all vertices; its values are taken, and the gradient goes to s.
     """
     return _Crossings.apply(raw, level, v_pos, on_wall, vertices, ends, reach)
 

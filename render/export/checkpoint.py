@@ -133,7 +133,7 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping
     _save(path, tensors)
     # The sum costs as much time as the disk, so both at once.
     with ThreadPoolExecutor(1, "checksum") as pool:
-        digest = pool.submit(_sha256, path)
+        digest = pool.submit(sha256_of_file, path)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     state = {
@@ -189,7 +189,7 @@ def _read(folder: Path, step: int) -> Checkpoint:
         raise ValueError(f"{path} is missing")
     if path.stat().st_size != expected.get("bytes"):
         raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {expected.get('bytes')}")
-    if _sha256(path) != expected.get("sha256"):
+    if sha256_of_file(path) != expected.get("sha256"):
         raise ValueError(f"{path} is damaged (its SHA-256 differs)")
     try:
         return Checkpoint(step, load_file(path), meta)
@@ -225,7 +225,8 @@ def _digest(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
+    """Its hexadecimal digest."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -238,7 +238,7 @@ def test_a_file_that_cannot_be_summed_is_the_same_line(tmp_path, monkeypatch):
     def broken(_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(checkpoint_module, "_sha256", broken)
+    monkeypatch.setattr(checkpoint_module, "sha256_of_file", broken)
     with pytest.raises(OSError, match="^cannot write the checkpoint of step 20 .*Input/output error"):
         save_checkpoint(tmp_path, 20, tensors(20), {})
     assert not list(tmp_path.iterdir())
