@@ -7,13 +7,14 @@ from annotated_types import Ge, Le
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from render.preview import LATLONG
+from configs.modes import MODES, Mode
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 OUTPUT_ROOT = Path("out")
 MESH_FILE = Path("dmtet_mesh", "mesh.obj")
-DEFAULT_LEARNING_RATE = {"geometry_modeling": 1e-3, "appearance_modeling": 1e-2}
+# The preview row that shows the environment.
+LATLONG = "latlong"
 
 Pixels = Annotated[int, Ge(8), Le(8192)]
 Resolution = tuple[Pixels, Pixels]
@@ -138,6 +139,11 @@ class RunConfig:
         return tuple(LATLONG if isinstance(panel, LightPanel) else panel.bsdf for panel in self.display)
 
     @property
-    def step_size(self) -> float:
-        """The learning rate, the mode's default where none is given."""
-        return self.learning_rate or DEFAULT_LEARNING_RATE[self.mode]
+    def traits(self) -> Mode:
+        """Labels and defaults of the mode."""
+        return MODES[self.mode]
+
+    @property
+    def effective_learning_rate(self) -> float:
+        """The learning rate, or the mode's default where it is null."""
+        return self.learning_rate or self.traits.learning_rate

@@ -11,16 +11,16 @@ from functools import cache
 
 from pydantic import ValidationError
 
-from configs.checks import check_together
 from configs.errors import ConfigError, nearest, shown
 from configs.keys import Key, adapter, keys_of
 from configs.run import RunConfig
+from configs.validation import check_together
 from dataset.cameras import CameraConfig
 from geometry.dmtet import GeometryConfig
 from geometry.start_shape import StartShapeConfig
-from render.export.uv import ExportConfig
 from render.shade.light import LightConfig
 from render.shade.material import MaterialConfig
+from render.texturing.uv import ExportConfig
 from sd.guidance import GuidanceConfig
 from sd.schedule import ScheduleConfig
 

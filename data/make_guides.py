@@ -1,6 +1,6 @@
 """Writes the guide meshes that configs name as start shapes: `python3 -m data.make_guides` from the root.
 
-A guide is the signed distance of a figure, or of one object of a kind of dataset.objects, marched on a
+A guide is the signed distance of a figure, or of one object of a kind of dataset.procedural, marched on a
 tetrahedral grid. The result is the same on every run; nobody imports this.
 """
 
@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dataset.objects import make_object
-from dataset.objects.figures import HEIGHT, mannequin
-from dataset.objects.solid import REACH, ProceduralObject
+from dataset.procedural import make_object
+from dataset.procedural.figures import HEIGHT, mannequin
+from dataset.procedural.solid import REACH, ProceduralObject
 from geometry.marching_tets import marching_tetrahedra
 from geometry.tet_grid import make_tet_grid
-from render.export.atomic import write_text
+from render.image_io.atomic import write_text
 
 logger = logging.getLogger("data.make_guides")
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from render.export.hdr import write_hdr
-from render.shade.cube import latlong_directions
+from render.image_io.hdr import write_hdr
+from render.shade.cubemap import latlong_directions
 
 logger = logging.getLogger("data.make_maps")
 

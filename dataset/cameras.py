@@ -101,11 +101,11 @@ def sample_cameras(
     generator: torch.Generator,
     rank: int = 0,
     world_size: int = 1,
-    spin_normals: bool = False,
+    rotate_normals: bool = False,
 ) -> Cameras:
     """`count` training cameras on the CPU.
 
-    spin_normals gives every view its own random normal rotation R_y(U(0, 2π)) · R_x(U(−π, π)), the coarse
+    rotate_normals gives every view its own random normal rotation R_y(U(0, 2π)) · R_x(U(−π, π)), the coarse
     phase's augmentation (METHOD section 3); otherwise the identity.
     """
 
@@ -117,7 +117,7 @@ def sample_cameras(
     fovy = uniform(*config.fovy_range)
     shift = uniform(-config.camera_random_jitter, config.camera_random_jitter, 2)
     spin = None
-    if spin_normals:
+    if rotate_normals:
         spin = rotate_y(uniform(0.0, 2 * math.pi)) @ rotate_x(uniform(-math.pi, math.pi))
     return look_at_origin(
         torch.deg2rad(azimuth),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from geometry.marching_tets import compact_topology, crossing_points
 from geometry.sdf_network import SdfNetwork
 from geometry.tet_grid import TetGrid, cells_per_axis, load_tet_grid, make_tet_grid
-from render.hash_grid import HashGrid, PinnedEncoding
-from render.kernels import kernels_run
+from render.encoding.hash_grid import HashGrid, PrecomputedEncoding
+from render.kernels.available import triton_available
 from render.mesh import Mesh, make_mesh
 
 
@@ -26,9 +26,9 @@ class GeometryConfig:
         None,
         description=".npz with vertices [V,3] in [-0.5, 0.5] and indices [T,4], instead of our own lattice",
     )
-    hash_levels: int = Field(16, ge=1, le=32, description="levels of the hash encoding")
-    hash_log2_entries: int = Field(19, ge=4, le=24, description="log2 of the table rows a level")
-    hash_finest: int = Field(4096, ge=16, description="cells an axis of the finest level")
+    hash_n_levels: int = Field(16, ge=1, le=32, description="levels of the hash encoding")
+    hash_log2_hashmap_size: int = Field(19, ge=4, le=24, description="log2 of the table rows a level")
+    hash_max_resolution: int = Field(4096, ge=16, description="cells an axis of the finest level")
     detail_band: float | None = Field(
         None,
         ge=0,
@@ -37,7 +37,7 @@ class GeometryConfig:
     )
 
 
-class SurfaceVanished(ValueError):
+class EmptySurfaceError(ValueError):
     """The field has no sign change left: there is nothing to render."""
 
 
@@ -64,9 +64,9 @@ class DMTet(nn.Module):
         encoding = HashGrid(
             low,
             high,
-            levels=config.hash_levels,
-            log2_entries=config.hash_log2_entries,
-            finest=config.hash_finest,
+            levels=config.hash_n_levels,
+            log2_entries=config.hash_log2_hashmap_size,
+            finest=config.hash_max_resolution,
             generator=generator,
         )
         self.network = SdfNetwork(encoding, generator=generator)
@@ -74,7 +74,7 @@ class DMTet(nn.Module):
         self.band = math.inf
         # How far a vertex moves along each axis.
         self.reach = 1 / self.resolution
-        self._pinned: PinnedEncoding | None = None
+        self._pinned: PrecomputedEncoding | None = None
 
     def field(
         self, vertices: Int[Tensor, " N"] | None = None
@@ -84,7 +84,7 @@ class DMTet(nn.Module):
         return sdf, _rows(self.v_pos, vertices) + offset.tanh() * self.reach
 
     def mesh(self) -> Mesh:
-        """The zero surface with smooth normals. Raises SurfaceVanished where the field has one sign only.
+        """The zero surface with smooth normals. Raises EmptySurfaceError where the field has one sign only.
 
         The field's signs everywhere tell where the surface is. Its shape depends on the vertices next to it
         alone, so only there is the field differentiated: the same gradient, with a tenth of the work.
@@ -93,7 +93,7 @@ class DMTet(nn.Module):
             everywhere = self._closed(self.network.distances(self._points()))
         vertices, ends, faces = compact_topology(everywhere < 0, self.tets, self.edges, self.tet_edges)
         if len(faces) == 0:
-            raise SurfaceVanished(
+            raise EmptySurfaceError(
                 "the surface vanished: try a lower guidance_weight, a larger start shape or another seed"
             )
         return make_mesh(self.crossings(everywhere, vertices, ends), faces)
@@ -106,19 +106,19 @@ class DMTet(nn.Module):
         everywhere: the meshed field at all vertices; the gradient is that of the field at those next to the
         surface.
         """
-        if self.start is None and kernels_run(self.v_pos, everywhere):
-            from geometry import crossings_triton
+        if self.start is None and triton_available(self.v_pos, everywhere):
+            from geometry.kernels import edge_crossings_triton
 
             answers = self.network.answers(self._points(), vertices)
             fixed = everywhere, self.v_pos, self.on_wall
-            return crossings_triton.crossings(answers, *fixed, vertices, ends, self.reach)
+            return edge_crossings_triton.crossings(answers, *fixed, vertices, ends, self.reach)
         sdf, v_pos = self.field(vertices)
         sdf = self._closed(sdf, vertices)
         # The values that the signs came from: another batch may be rounded to another sign.
         sdf = _rows(everywhere, vertices) + (sdf - sdf.detach())
         return crossing_points(v_pos, sdf, ends)
 
-    def _points(self) -> PinnedEncoding:
+    def _points(self) -> PrecomputedEncoding:
         if self._pinned is None or self._pinned.device != self.v_pos.device:
             self._pinned = self.network.encoding.pin(self.v_pos)
         return self._pinned
@@ -126,14 +126,14 @@ class DMTet(nn.Module):
     def _closed(
         self, sdf: Float[Tensor, " N"], vertices: Int[Tensor, " N"] | None = None
     ) -> Float[Tensor, " N"]:
-        """The field that is meshed: within the band of keep_near, and outside on the grid's wall."""
+        """The field that is meshed: within the band of limit_to_band, and outside on the grid's wall."""
         if self.start is not None:
             start = _rows(self.start, vertices)
             sdf = start + self.band * ((sdf - start) / self.band).tanh()
         open_wall = _rows(self.on_wall, vertices) & (sdf < 0)
         return sdf.masked_fill(open_wall, self.wall_distance)
 
-    def keep_near(self, distances: Float[Tensor, " V"], band: float) -> None:
+    def limit_to_band(self, distances: Float[Tensor, " V"], band: float) -> None:
         """Hold the surface within `band` (world units) of a shape, given by its distances at the vertices.
 
         Half of the band is for the level, s = d + band/2 · tanh((field − d) / (band/2)), and half for the

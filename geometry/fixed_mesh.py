@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geometry.orientation import turned_over
+from geometry.orientation import flipped_faces
 from render.mesh import Mesh, smooth_normals
-from render.mesh_file import load_mesh
+from render.mesh_io.load import load_mesh
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def load_fixed_mesh(path: str | Path) -> Mesh:
     """
     source = load_mesh(path)
     v_pos, faces, uv_faces = source.v_pos, source.faces, source.uv_faces
-    turned = turned_over(v_pos, faces)
+    turned = flipped_faces(v_pos, faces)
     if turned.any():
         count, total = int(turned.sum()), len(faces)
         logger.warning(

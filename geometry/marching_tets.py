@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from geometry.tet_grid import TET_EDGES
-from render.hash_grid import fused_encoder
+from render.kernels.available import triton_works
 
 
 def _triangle_table() -> list[list[int]]:
@@ -65,8 +65,8 @@ def compact_topology(
     the crossings. All int64, and the same on every device.
     """
     # Where the encoding's kernels run, so do these.
-    if inside.device.type == "cuda" and fused_encoder(inside.device) is not None:
-        from geometry import marching_tets_triton
+    if inside.device.type == "cuda" and triton_works(inside.device):
+        from geometry.kernels import marching_tets_triton
 
         return marching_tets_triton.topology(inside, tets, edges, tet_edges, _triangles(inside.device))
     return compact_topology_torch(inside, tets, edges, tet_edges)

@@ -12,7 +12,7 @@ from render.mesh import face_cross
 logger = logging.getLogger(__name__)
 
 
-def turned_over(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Bool[Tensor, " F"]:
+def flipped_faces(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Bool[Tensor, " F"]:
     """The faces that must be turned for a surface that is oriented throughout and seen from outside.
 
     Within a patch, joined by edges of two faces, all follow the way that most of its area has. A closed

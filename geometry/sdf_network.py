@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from render.hash_grid import HashGrid, PinnedEncoding, fused_encoder
+from render.encoding.hash_grid import HashGrid, PrecomputedEncoding
+from render.kernels.available import triton_works
 
 
 class SdfNetwork(nn.Module):
@@ -24,26 +25,26 @@ class SdfNetwork(nn.Module):
         self.mlp = nn.Sequential(*layers[:-1])
 
     def forward(
-        self, points: Float[Tensor, "N 3"] | PinnedEncoding, rows: Int[Tensor, " R"] | None = None
+        self, points: Float[Tensor, "N 3"] | PrecomputedEncoding, rows: Int[Tensor, " R"] | None = None
     ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R 3"]]:
         """(s, d) at world points, or at points that `self.encoding.pin` prepared: all, or those in rows."""
         out = self.answers(points, rows)
         return out[:, 0], out[:, 1:]
 
     def answers(
-        self, points: Float[Tensor, "N 3"] | PinnedEncoding, rows: Int[Tensor, " R"] | None = None
+        self, points: Float[Tensor, "N 3"] | PrecomputedEncoding, rows: Int[Tensor, " R"] | None = None
     ) -> Float[Tensor, "R 4"]:
         """s and d of a point in one row."""
-        encoded = points(rows) if isinstance(points, PinnedEncoding) else self.encoding(points)
+        encoded = points(rows) if isinstance(points, PrecomputedEncoding) else self.encoding(points)
         return self.mlp(encoded)
 
     @torch.no_grad()
-    def distances(self, points: PinnedEncoding) -> Float[Tensor, " N"]:
+    def distances(self, points: PrecomputedEncoding) -> Float[Tensor, " N"]:
         """s at all pinned points, without a gradient; on CUDA in fewer passes and rounded differently."""
         encoded = points()
         # Where the encoding's kernels run, so does this one.
-        if encoded.device.type == "cuda" and fused_encoder(encoded.device) is not None:
-            from geometry import sdf_network_triton
+        if encoded.device.type == "cuda" and triton_works(encoded.device):
+            from geometry.kernels import sdf_network_triton
 
             weights = [layer.weight for layer in self.mlp[::2]]
             if sdf_network_triton.can_run(weights[0]):

@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from geometry.orientation import signed_volume, turned_over
+from geometry.orientation import flipped_faces, signed_volume
 from render.camera import rotate_x
 from render.mesh import face_cross
-from render.mesh_file import load_mesh
+from render.mesh_io.load import load_mesh
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -104,7 +104,7 @@ def _unit_mesh(path: str | Path) -> tuple[Tensor, Tensor]:
     v_pos = mesh.v_pos.double()
     v_pos = v_pos - v_pos.mean(0)
     v_pos = v_pos / v_pos.norm(dim=-1).max()
-    turned = turned_over(v_pos, mesh.faces)
+    turned = flipped_faces(v_pos, mesh.faces)
     faces = torch.where(turned[:, None], mesh.faces.flip(-1), mesh.faces).long()
     # An open mesh that is inside out as a whole would have winding −1 within.
     return v_pos, faces.flip(-1).contiguous() if signed_volume(v_pos, faces) < 0 else faces.contiguous()

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from render.staging import sent
+from render.async_copy import to_device_async
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Cameras:
 
     def to(self, device: torch.device | str) -> "Cameras":
         tensors = self.world_to_clip, self.position, self.normal_rotation, self.view_index
-        return Cameras(*sent(tensors, device), self.resolution)
+        return Cameras(*to_device_async(tensors, device), self.resolution)
 
 
 def rotate_x(angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from render.camera import Cameras, transform_points
-from render.kernels import kernels_run
+from render.kernels.available import triton_available
 from render.mesh import Mesh, face_cross
-from render.raster.contract import Rasteriser
-from render.shade.normal import safe_normalize, shading_normal
+from render.raster.interface import Rasteriser
+from render.shade.normals import safe_normalize, shading_normal
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class SurfacePoints:
         """Which image a point is seen in."""
         return self.pixel // (self.rast.shape[1] * self.rast.shape[2])
 
-    def take(self, image: Float[Tensor, "B H W C"]) -> Float[Tensor, "N C"]:
+    def gather(self, image: Float[Tensor, "B H W C"]) -> Float[Tensor, "N C"]:
         """What an image shows at the points."""
         return image.flatten(0, 2).index_select(0, self.pixel)
 
-    def place(self, values: Float[Tensor, "N C"], background: float = 0.0) -> Float[Tensor, "B H W C"]:
+    def scatter(self, values: Float[Tensor, "N C"], background: float = 0.0) -> Float[Tensor, "B H W C"]:
         """The points' values in their pixels, `background` elsewhere."""
         shape = *self.rast.shape[:3], values.shape[-1]
         return values.new_full(shape, background).flatten(0, 2).index_copy_(0, self.pixel, values).view(shape)
@@ -50,7 +50,7 @@ class SurfacePoints:
         return self.rast.detach()[..., 3:].clamp(max=1)
 
 
-def trace(mesh: Mesh, views: Cameras, rasteriser: Rasteriser) -> SurfacePoints:
+def rasterize_gbuffer(mesh: Mesh, views: Cameras, rasteriser: Rasteriser) -> SurfacePoints:
     """Rasterise the mesh and gather what its covered pixels see; differentiable with respect to v_pos."""
     clip = transform_points(views.world_to_clip, mesh.v_pos)
     rast = rasteriser.rasterize(clip, mesh.faces, views.resolution)
@@ -58,8 +58,8 @@ def trace(mesh: Mesh, views: Cameras, rasteriser: Rasteriser) -> SurfacePoints:
     # On a GPU the host waits here, once, for how many there are.
     pixel = rast.detach()[..., 3].flatten().nonzero()[:, 0]
     gather = surface_points
-    if kernels_run(values, rast, mesh.v_pos, views.position) and not views.position.requires_grad:
-        from render import gbuffer_triton
+    if triton_available(values, rast, mesh.v_pos, views.position) and not views.position.requires_grad:
+        from render.kernels import gbuffer_triton
 
         gather = gbuffer_triton.surface_points
     return SurfacePoints(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from render.kernels import kernels_run
+from render.kernels.available import triton_available
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ def _up(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "3"]:
 
 def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
     """Area-weighted unit vertex normals; a vertex that no face uses gets +z."""
-    if kernels_run(v_pos):
-        from render import mesh_triton
+    if triton_available(v_pos):
+        from render.kernels import vertex_normals_triton
 
-        return mesh_triton.smooth_normals(v_pos, faces)
+        return vertex_normals_triton.smooth_normals(v_pos, faces)
     return smooth_normals_torch(v_pos, faces)
 
 

@@ -11,15 +11,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from render.camera import Cameras
-from render.export.image import encode_normal
-from render.gbuffer import SurfacePoints, trace
-from render.kernels import kernels_run
+from render.gbuffer import SurfacePoints, rasterize_gbuffer
+from render.image_io.image import encode_normal
+from render.kernels.available import triton_available
 from render.mesh import Mesh
-from render.raster.contract import Rasteriser
+from render.raster.interface import Rasteriser
 from render.shade.brdf import linear_to_srgb, shade
 from render.shade.light import EnvironmentLight, camera_rotation
 from render.shade.material import Material, MaterialField
-from render.shade.normal import bump
+from render.shade.normals import bump
 
 CLAY = (0.6, 0.6, 0.6)
 
@@ -48,12 +48,12 @@ class GeometryScene(nn.Module):
         """(normal in [−1, 1], background 0; antialiased mask in [0, 1])."""
         mesh = self.surface.mesh()
         views = views.to(mesh.v_pos.device)
-        points = trace(mesh, views, self.rasteriser)
+        points = rasterize_gbuffer(mesh, views, self.rasteriser)
         rotation, place = views.normal_rotation, normal_image
-        if kernels_run(points.normal, rotation) and not rotation.requires_grad:
-            from render import scene_triton
+        if triton_available(points.normal, rotation) and not rotation.requires_grad:
+            from render.kernels import normal_image_triton
 
-            place = scene_triton.normal_image
+            place = normal_image_triton.normal_image
         image = place(points, rotation, self.flip_normal)
         return self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
 
@@ -62,7 +62,7 @@ class GeometryScene(nn.Module):
         """shaded (as grey clay), normal, mask."""
         mesh = self.surface.mesh()
         views = views.to(mesh.v_pos.device)
-        points = trace(mesh, views, self.rasteriser)
+        points = rasterize_gbuffer(mesh, views, self.rasteriser)
         clay = points.position.new_tensor(CLAY).expand_as(points.position)
         rough = points.position.new_tensor([0.0, 0.8, 0.0]).expand_as(points.position)
         shaded = shade(clay, rough, points.normal, points.to_viewer, self.light.prefiltered())
@@ -80,7 +80,7 @@ def normal_image(
     normal = points.normal
     if flip:
         normal = torch.cat([-normal[:, :1].abs(), normal[:, 1:]], dim=-1)
-    normal = points.place(normal)
+    normal = points.scatter(normal)
     # The background is 0, and stays it: turning whole images takes no matrix for every point.
     turned = (normal.flatten(1, 2) @ rotation.mT).view_as(normal)
     return torch.cat([turned, points.mask()], dim=-1)
@@ -113,16 +113,16 @@ class AppearanceScene(nn.Module):
     def forward(self, views: Cameras) -> Float[Tensor, "B H W 3"]:
         """The shaded image in sRGB, mapped to [−1, 1], on black."""
         views = views.to(self.mesh.v_pos.device)
-        points = trace(self.mesh, views, self.rasteriser)
+        points = rasterize_gbuffer(self.mesh, views, self.rasteriser)
         material, normal = self._surface(points)
-        image = points.place(linear_to_srgb(self._lit(points, views, material, normal)), self.background)
+        image = points.scatter(linear_to_srgb(self._lit(points, views, material, normal)), self.background)
         return self.rasteriser.antialias(image, points.rast, points.clip, self.mesh.faces) * 2 - 1
 
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
         """shaded, kd, ks, normal, mask and, where there is a second light, relight."""
         views = views.to(self.mesh.v_pos.device)
-        points = trace(self.mesh, views, self.rasteriser)
+        points = rasterize_gbuffer(self.mesh, views, self.rasteriser)
         material, normal = self._surface(points)
         colours = {
             "shaded": linear_to_srgb(self._lit(points, views, material, normal)),
@@ -141,7 +141,7 @@ class AppearanceScene(nn.Module):
         if not self.material.bumpy:
             return material, points.normal
         tangent = self.rasteriser.interpolate(self.mesh.tangents, points.rast, self.mesh.uv_faces)
-        return material, bump(points.normal, points.take(tangent), material.normal)
+        return material, bump(points.normal, points.gather(tangent), material.normal)
 
     def _lit(
         self,
@@ -165,7 +165,7 @@ def pictures(
 ) -> dict[str, Float[Tensor, "B H W 3"]]:
     """Each layer, and the mask, placed on white with antialiased outlines, clamped to [0, 1]."""
     stacked = torch.cat([*colours.values(), torch.zeros_like(points.position)], dim=-1)
-    image = points.place(stacked, background=1.0)
+    image = points.scatter(stacked, background=1.0)
     image = rasteriser.antialias(image, points.rast, points.clip, mesh.faces).clamp(0, 1)
     layers = dict(zip([*colours, "mask"], image.split(3, dim=-1), strict=True))
     layers["mask"] = 1 - layers["mask"]

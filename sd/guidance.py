@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sd.prompts import directional_prompts, negative_prompt
+from sd.prompts import directional_prompts
 from sd.schedule import Phase, draw_timesteps
 
 LoraEntry = Annotated[str, StringConstraints(min_length=1)]
@@ -23,7 +23,7 @@ LoraEntry = Annotated[str, StringConstraints(min_length=1)]
 
 @dataclass(frozen=True)
 class GuidanceConfig:
-    """What is asked of the prior."""
+    """The prior, the prompts and how they are combined."""
 
     text: str = Field("", description="the prompt")
     negative_text: str = Field("", description="what the result should not be; empty = the mode's default")
@@ -41,7 +41,7 @@ class GuidanceConfig:
         description="the prior: a folder in diffusers layout, a single .safetensors checkpoint, a hub id, or "
         "stable-diffusion-2-1-base or stable-diffusion-v1-5, which are looked for in a list of places",
     )
-    sd_prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="what the prior predicts; auto is what its own files say"
     )
     cpu_bfloat16: bool | None = Field(
@@ -49,13 +49,13 @@ class GuidanceConfig:
         description="on a CPU the prior computes in bfloat16: less time, and a rougher surface; null is "
         "where the CPU has instructions for it (AVX512-BF16, AMX)",
     )
-    sd_lora: tuple[LoraEntry, ...] = Field(
+    lora: tuple[LoraEntry, ...] = Field(
         (),
         description="LoRA files whose changes are added to the prior; PATH:SCALE scales one (0.7 of it)",
         json_schema_extra={"allowed": 'a path or a list of paths, each with ":SCALE" behind it or not'},
     )
 
-    @field_validator("sd_lora", mode="before")
+    @field_validator("lora", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         if isinstance(value, str):
@@ -101,8 +101,8 @@ def loss_with_gradient(
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
-    """What a batch of views is asked: from which side (see `Cameras.view_index`), t, the noise of x_t, and
+class SDSSample:
+    """What a batch of views is sample: from which side (see `Cameras.view_index`), t, the noise of x_t, and
     that of the VAE's sample."""
 
     view_index: Int[Tensor, " B"]
@@ -110,15 +110,18 @@ class Question:
     noise: Float[Tensor, "B C h w"]
     encoder_noise: Float[Tensor, "B C h w"]
 
-    def view(self, number: int) -> "Question":
+    def view(self, number: int) -> "SDSSample":
         """That of one view."""
-        return Question(*(tensor[number : number + 1] for tensor in vars(self).values()))
+        return SDSSample(*(tensor[number : number + 1] for tensor in vars(self).values()))
 
 
 class Guidance(nn.Module):
     """Images in, SDS loss out. Holds the prompt embeddings; the prior's weights get no gradient."""
 
-    def __init__(self, prior: Prior, config: GuidanceConfig, mode: str, device: torch.device):
+    def __init__(
+        self, prior: Prior, config: GuidanceConfig, default_negative_text: str, device: torch.device
+    ):
+        """default_negative_text: used where the config's negative_text is empty."""
         super().__init__()
         self.prior = prior
         self.weight = config.guidance_weight
@@ -126,12 +129,12 @@ class Guidance(nn.Module):
         self.device = device
         with torch.no_grad():
             prompts = directional_prompts(config.text, config.add_directional_text)
-            embedded = prior.embed([*prompts, negative_prompt(config.negative_text, mode)])
+            embedded = prior.embed([*prompts, config.negative_text or default_negative_text])
         self.register_buffer("text", embedded[:3], persistent=False)
         self.register_buffer("negative", embedded[3:], persistent=False)
 
     def forward(
-        self, image: Float[Tensor, "B H W C"], asked: Question, phase: Phase
+        self, image: Float[Tensor, "B H W C"], sample: SDSSample, phase: Phase
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss and, for the log, its parts.
 
@@ -139,23 +142,23 @@ class Guidance(nn.Module):
         channels, in [−1, 1].
         """
         if not self.low_memory:
-            loss, gradient = self._judge(image, asked, phase)
+            loss, gradient = self._sds_loss(image, sample, phase)
             return loss, {"loss": loss.detach(), "gradient_norm": gradient.norm() / len(image)}
-        total, squares, pulls = image.new_zeros(()), image.new_zeros(()), []
+        total, squares, gradients = image.new_zeros(()), image.new_zeros(()), []
         for view in range(len(image)):
             piece = image[view : view + 1].detach().requires_grad_()
-            loss, gradient = self._judge(piece, asked.view(view), phase)
-            pulls += torch.autograd.grad(loss, piece)
+            loss, gradient = self._sds_loss(piece, sample.view(view), phase)
+            gradients += torch.autograd.grad(loss, piece)
             total, squares = total + loss.detach(), squares + gradient.square().sum()
         # The value of the whole, and each view's gradient by way of a term that is zero.
-        loss = total + ((image - image.detach()) * torch.cat(pulls)).sum()
+        loss = total + ((image - image.detach()) * torch.cat(gradients)).sum()
         return loss, {"loss": total, "gradient_norm": squares.sqrt() / len(image)}
 
-    def draw(self, view_index: Int[Tensor, " B"], phase: Phase, generator: torch.Generator) -> Question:
-        """What a batch of views is asked, on the prior's device; does not make the host wait for it.
+    def sample(self, view_index: Int[Tensor, " B"], phase: Phase, generator: torch.Generator) -> SDSSample:
+        """What a batch of views is sample, on the prior's device; does not make the host wait for it.
 
         generator and view_index are on the CPU, so that the same step draws the same noise on every device.
-        All is drawn at once: it does not depend on how many views are asked about at a time.
+        All is drawn at once: it does not depend on how many views are sample about at a time.
         """
         count, size = len(view_index), self.prior.latent_size
         shape = (count, self.prior.latent_channels, size, size)
@@ -163,22 +166,22 @@ class Guidance(nn.Module):
         noise, encoder_noise = self._sent(
             torch.stack([torch.randn(shape, generator=generator) for _ in range(2)])
         )
-        return Question(self._sent(view_index), self._sent(timesteps), noise, encoder_noise)
+        return SDSSample(self._sent(view_index), self._sent(timesteps), noise, encoder_noise)
 
     def _sent(self, tensor: Tensor) -> Tensor:
         """On the device. From pinned memory the copy goes on by itself, and the host need not wait for it."""
         waiting = tensor.device.type == "cpu" and self.device.type == "cuda"
         return (tensor.pin_memory() if waiting else tensor).to(self.device, non_blocking=True)
 
-    def _judge(
-        self, image: Float[Tensor, "B H W K"], asked: Question, phase: Phase
+    def _sds_loss(
+        self, image: Float[Tensor, "B H W K"], sample: SDSSample, phase: Phase
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "B C h w"]]:
         """The loss of these views, and its gradient on their latents."""
-        latents = self._latents(image.permute(0, 3, 1, 2), phase, asked.encoder_noise)
-        abar = self.prior.alphas_cumprod[asked.timesteps]
+        latents = self._latents(image.permute(0, 3, 1, 2), phase, sample.encoder_noise)
+        abar = self.prior.alphas_cumprod[sample.timesteps]
         with torch.no_grad():
-            predicted = self._predict(latents.detach(), asked, abar)
-            gradient = sds_gradient(predicted, asked.noise, phase.weight(abar))
+            predicted = self._predict(latents.detach(), sample, abar)
+            gradient = sds_gradient(predicted, sample.noise, phase.weight(abar))
         return loss_with_gradient(latents, gradient), gradient
 
     def _latents(self, image: Tensor, phase: Phase, encoder_noise: Tensor) -> Tensor:
@@ -192,13 +195,13 @@ class Guidance(nn.Module):
         return self.prior.encode(image[:, :3], encoder_noise)
 
     def _predict(
-        self, latents: Float[Tensor, "B C h w"], asked: Question, abar: Float[Tensor, " B"]
+        self, latents: Float[Tensor, "B C h w"], sample: SDSSample, abar: Float[Tensor, " B"]
     ) -> Float[Tensor, "B C h w"]:
         """Noise predicted under classifier-free guidance, both halves in one batch of 2B."""
         abar = abar[:, None, None, None]
-        noisy = abar.sqrt() * latents + (1 - abar).sqrt() * asked.noise
-        text = torch.cat([self.negative.expand(len(latents), -1, -1), self.text[asked.view_index]])
-        timesteps = torch.cat([asked.timesteps, asked.timesteps])
+        noisy = abar.sqrt() * latents + (1 - abar).sqrt() * sample.noise
+        text = torch.cat([self.negative.expand(len(latents), -1, -1), self.text[sample.view_index]])
+        timesteps = torch.cat([sample.timesteps, sample.timesteps])
         both = self.prior.predict_noise(torch.cat([noisy, noisy]), timesteps, text)
         unconditional, conditional = both.chunk(2)
         return unconditional + self.weight * (conditional - unconditional)

@@ -68,7 +68,7 @@ class Phase:
     """What one stretch of the run asks of the prior.
 
     name is for people; t_range is a fraction of the diffusion steps; weight maps abar(t) to w(t);
-    latents_from is "image" (the 4-channel image is the latent) or "vae"; spin_normals turns each view's
+    latents_from is "image" (the 4-channel image is the latent) or "vae"; rotate_normals turns each view's
     normals at random; fit marks the start-shape regression, which asks the prior nothing.
     """
 
@@ -76,7 +76,7 @@ class Phase:
     t_range: tuple[float, float]
     weight: Weight
     latents_from: Literal["image", "vae"]
-    spin_normals: bool
+    rotate_normals: bool
     fit: bool = False
 
 
@@ -103,9 +103,9 @@ def geometry_schedule(config: ScheduleConfig) -> Schedule:
     coarse_end = min(max(config.coarse_iter, fit_end), config.iter)
     # The fit stands in both phases' place where coarse_iter is smaller than it: "only add detail".
     return _joined(
-        (fit_end, Phase("fit", early, one_minus_abar, "image", spin_normals=False, fit=True)),
-        (coarse_end, Phase("coarse", early, one_minus_abar, "image", spin_normals=True)),
-        (config.iter, Phase("fine", late, damped, "vae", spin_normals=False)),
+        (fit_end, Phase("fit", early, one_minus_abar, "image", rotate_normals=False, fit=True)),
+        (coarse_end, Phase("coarse", early, one_minus_abar, "image", rotate_normals=True)),
+        (config.iter, Phase("fine", late, damped, "vae", rotate_normals=False)),
     )
 
 
@@ -115,9 +115,9 @@ def appearance_schedule(config: ScheduleConfig) -> Schedule:
     return _joined(
         (
             min(config.coarse_iter, config.iter),
-            Phase("early", config.early_time_step_range, early_weight, "vae", spin_normals=False),
+            Phase("early", config.early_time_step_range, early_weight, "vae", rotate_normals=False),
         ),
-        (config.iter, Phase("late", config.late_time_step_range, late_weight, "vae", spin_normals=False)),
+        (config.iter, Phase("late", config.late_time_step_range, late_weight, "vae", rotate_normals=False)),
     )
 
 

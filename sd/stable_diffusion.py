@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sd.fast import speed_up_denoiser, speed_up_encoder
-from sd.graphed import Graphed, GraphedBothWays
-from sd.kernels.choose import choose_kernels
-from sd.lora import apply_lora
-from sd.places import resolve_model
-from sd.weights import Parts, load_parts
+from sd.kernels.cuda_graphs import DifferentiableCUDAGraph, Graphed
+from sd.kernels.fused_blocks import speed_up_denoiser, speed_up_encoder
+from sd.kernels.select import choose_kernels
+from sd.loading.hub import resolve_model
+from sd.loading.lora import apply_lora
+from sd.loading.weights import Parts, load_parts
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class StableDiffusion(nn.Module):
         self._unet_dtype, self._vae_dtype = self.unet.dtype, self.vae.dtype
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self._denoise = Graphed(partial(noise_of, self.unet))
-        self._moments = GraphedBothWays(partial(moments_of, self.vae), most_elements(vae, device))
+        self._moments = DifferentiableCUDAGraph(partial(moments_of, self.vae), most_elements(vae, device))
 
     @classmethod
     def from_pretrained(
@@ -79,7 +79,7 @@ class StableDiffusion(nn.Module):
     ) -> "StableDiffusion":
         """Load a local folder, a single file or a hub id; fp16 on CUDA, fp32 or bf16 on the CPU.
 
-        lora: files whose changes are added to the weights (see sd/lora.py). prediction: see `load_parts`.
+        lora: files whose changes are added to the weights (see sd/loading/lora.py). prediction: see `load_parts`.
         cpu_bfloat16: bf16 on the CPU; None is where it has instructions for that.
 
         Raises:
@@ -100,7 +100,7 @@ class StableDiffusion(nn.Module):
         """In float32. A property: Python 3.12's protocols do not see a module's buffers."""
         return self._abar
 
-    def doubt(self, text: str) -> str | None:
+    def unknown_prompt_warning(self, text: str) -> str | None:
         """What to tell the user about a prompt that names nothing this prior knows."""
         if not self.kinds or any(kind in text.lower() for kind in self.kinds):
             return None

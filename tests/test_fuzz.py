@@ -18,13 +18,13 @@ import trimesh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs.command_line import load_configs
+from configs.cli import load_configs
 from configs.errors import ConfigError
-from configs.resume import checkpoint_folder, restore_state, save_state
 from configs.schema import known_keys, parse_config
-from render.export.checkpoint import load_latest
-from render.export.hdr import read_latlong, write_hdr
-from render.mesh_file import load_mesh
+from render.image_io.hdr import read_latlong, write_hdr
+from render.mesh_io.load import load_mesh
+from training.checkpoint import load_latest
+from training.resume import checkpoint_folder, restore_state, save_state
 
 CASES = [200, pytest.param(2000, marks=pytest.mark.slow)]
 OURS = (ValueError, ConfigError, FileNotFoundError)
@@ -304,7 +304,7 @@ def test_pictures(suffix, cases, tmp_path):
 def test_configs(cases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "config.json"
-    fine = {"out_dir": "x", "iter": 9, "coarse_iter": 3, "sd_lora": ["a.safetensors:0.5"]}
+    fine = {"out_dir": "x", "iter": 9, "coarse_iter": 3, "lora": ["a.safetensors:0.5"]}
 
     def attempt(drawn):
         values, edits = drawn

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.resume import MAY_CHANGE
 from configs.schema import NO_EFFECT, known_keys, section_types
-from dataset.objects import KINDS
+from dataset.procedural import KINDS
+from training.resume import MAY_CHANGE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -108,7 +108,7 @@ def test_every_kind_of_the_prior_is_named():
 
 def test_every_file_of_the_tree_exists():
     paths = tree_paths(code_blocks(section("File tree"))[0])
-    assert {"train.py", "sd/tiny/train.py", "render/raster/contract.py"} <= set(paths)
+    assert {"train.py", "data/make_tiny_sd/train.py", "render/raster/interface.py"} <= set(paths)
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 

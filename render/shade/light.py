@@ -12,8 +12,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from render.export.hdr import read_latlong
-from render.shade.cube import latlong_to_cube
+from render.image_io.hdr import read_latlong
+from render.shade.cubemap import latlong_to_cube
 from render.shade.prefilter import PrefilteredLight, prefilter
 
 logger = logging.getLogger(__name__)

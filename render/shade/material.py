@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from render.hash_grid import HashGrid
-from render.shade.normal import safe_normalize
+from render.encoding.hash_grid import HashGrid
+from render.shade.normals import safe_normalize
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Signed = Annotated[float, Field(ge=-1, le=1)]
@@ -54,14 +54,18 @@ class MaterialField(nn.Module):
         config: MaterialConfig,
         box_min: Float[Tensor, "3"],
         box_max: Float[Tensor, "3"],
-        hash_levels: int = 16,
-        hash_log2_entries: int = 19,
-        hash_finest: int = 4096,
+        hash_n_levels: int = 16,
+        hash_log2_hashmap_size: int = 19,
+        hash_max_resolution: int = 4096,
     ):
         super().__init__()
         self.bumpy = config.bump
         self.encoding = HashGrid(
-            box_min, box_max, levels=hash_levels, log2_entries=hash_log2_entries, finest=hash_finest
+            box_min,
+            box_max,
+            levels=hash_n_levels,
+            log2_entries=hash_log2_hashmap_size,
+            finest=hash_max_resolution,
         )
         self.network = nn.Sequential(
             nn.Linear(self.encoding.width, HIDDEN, bias=False), nn.ReLU(), nn.Linear(HIDDEN, 9, bias=False)

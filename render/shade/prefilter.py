@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from render.shade.cube import bordered, face_coordinates, halve, sample_bordered, texel_directions
+from render.shade.cubemap import bordered, face_coordinates, halve, sample_bordered, texel_directions
 
 SMALLEST_MIP = 16
 LOWEST_ROUGHNESS, MIDDLE_ROUGHNESS = 0.08, 0.5

@@ -30,13 +30,13 @@ import torch
 
 from geometry.marching_tets import marching_tetrahedra
 from geometry.tet_grid import make_tet_grid
-from render.export.bake import bake
-from render.export.glb import write_glb
-from render.export.obj import write_obj
-from render.export.uv import unwrap, uv_areas, uv_fault
 from render.mesh import Mesh, make_mesh
-from render.raster.choose import choose_rasteriser
+from render.mesh_io.write_glb import write_glb
+from render.mesh_io.write_obj import write_obj
+from render.raster.select import choose_rasteriser
 from render.shade.material import MaterialConfig, MaterialField
+from render.texturing.bake import bake
+from render.texturing.uv import unwrap, uv_areas, uv_fault
 
 SIDE = 2.1
 # Faces that each kind has on a grid of 256, and the power of the grid's size that they grow with.

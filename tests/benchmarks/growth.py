@@ -27,12 +27,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 # ruff: noqa: E402
 import torch
 
-import train
-from benchmarks.stages import Loop, phases_of, sphere
-from configs.command_line import load_configs
+from benchmarks.stages import SteppedRun, phases_of, sphere
+from configs.cli import load_configs
 from configs.schema import Config
-from render.export.obj import write_obj
+from render.mesh_io.write_obj import write_obj
 from sd.stable_diffusion import StableDiffusion
+from training.tasks import select_device
 
 GEOMETRY = "configs/pineapple_geometry_single_gpu.json"
 APPEARANCE = "configs/pineapple_appearance_strategy0_single_gpu.json"
@@ -61,7 +61,7 @@ def variants(options: argparse.Namespace) -> list[dict]:
 
 
 def measure(variant: dict, prior: StableDiffusion, config: Config, options: argparse.Namespace) -> dict:
-    record = phases_of(Loop(config, prior), options.fit, False, lambda loop: loop.total(options.steps))
+    record = phases_of(SteppedRun(config, prior), options.fit, False, lambda run: run.total(options.steps))
     logging.info("%s %s: %s", variant["axis"], variant["value"], record["phases"])
     return {name: variant[name] for name in ("axis", "value", "batch")} | record
 
@@ -82,7 +82,7 @@ def benchmark(options: argparse.Namespace, model: str, folder: Path) -> list[dic
             config = load_configs(words)[0]
             # A prior keeps graphs of a few batches only: each batch gets one of its own.
             if prior is None:
-                prior = StableDiffusion.from_pretrained(model, train.pick_device(options.device))
+                prior = StableDiffusion.from_pretrained(model, select_device(options.device))
             rows.append(measure(variant, prior, config, options))
     return rows
 

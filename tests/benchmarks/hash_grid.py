@@ -22,12 +22,12 @@ sys.path[:0] = [str(ROOT)]
 # ruff: noqa: E402
 import torch
 
-from geometry import sdf_network_triton
 from geometry.dmtet import DMTet, GeometryConfig
+from geometry.kernels import sdf_network_triton
 from geometry.marching_tets import compact_topology, compact_topology_torch
 from geometry.tet_grid import make_tet_grid
-from render import hash_grid_triton
-from render.hash_grid import HashGrid, encode_torch, encode_torch_backward
+from render.encoding import hash_grid_triton
+from render.encoding.hash_grid import HashGrid, encode_torch, encode_torch_backward
 
 WARM_UP = 3
 MATERIAL_POINTS = int(262144 * 4 * 0.3)
@@ -94,7 +94,7 @@ def ways(points: torch.Tensor, grid: HashGrid) -> dict[str, Callable[[], object]
 def surface(grid: int) -> DMTet:
     """A field of the default config that hardly leaves a sphere."""
     dmtet = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0)).cuda()
-    dmtet.keep_near(dmtet.v_pos.norm(dim=-1) - 0.7, 0.5)
+    dmtet.limit_to_band(dmtet.v_pos.norm(dim=-1) - 0.7, 0.5)
     return dmtet
 
 

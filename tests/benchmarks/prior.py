@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sd.fast import FrozenConvolution, WideAttention, speed_up_denoiser, speed_up_encoder
-from sd.graphed import Graphed
-from sd.kernels.choose import choose_kernels
+from sd.kernels.cuda_graphs import Graphed
+from sd.kernels.fused_blocks import FrozenConvolution, WideAttention, speed_up_denoiser, speed_up_encoder
 from sd.kernels.reference import REFERENCE, Kernels
+from sd.kernels.select import choose_kernels
+from sd.loading.weights import Parts, load_parts
 from sd.stable_diffusion import StableDiffusion, noise_of
-from sd.weights import Parts, load_parts
 
 NORMS = [(6, 128, 512, 512), (6, 256, 256, 256), (6, 512, 64, 64), (12, 320, 64, 64)]
 
@@ -164,18 +164,22 @@ def norms(bench: Bench, kernels: Kernels, shapes: list[tuple], groups: int, dtyp
 
 def tiles(bench: Bench, shape: tuple, groups: int) -> None:
     """Triton's normalisation with other sizes of a program."""
-    from sd.kernels import triton_norm
+    from sd.kernels import group_norm_triton
 
     x = torch.randn(shape, device=bench.device, dtype=torch.float16)
     x = x.contiguous(memory_format=torch.channels_last)
     weight = torch.ones(shape[1], device=bench.device, dtype=x.dtype)
-    norm = partial(triton_norm.group_norm, weight=weight, bias=weight, groups=groups, eps=1e-6)
-    usual = triton_norm.TILE, triton_norm.WARPS, triton_norm.PROGRAMS
+    norm = partial(group_norm_triton.group_norm, weight=weight, bias=weight, groups=groups, eps=1e-6)
+    usual = group_norm_triton.TILE, group_norm_triton.WARPS, group_norm_triton.PROGRAMS
     for tile, warps in ((2048, 4), (4096, 4), (4096, 8), (8192, 8), (8192, 16)):
         for programs in (1024, 2048, 4096, 8192):
-            triton_norm.TILE, triton_norm.WARPS, triton_norm.PROGRAMS = tile, warps, programs
+            group_norm_triton.TILE, group_norm_triton.WARPS, group_norm_triton.PROGRAMS = (
+                tile,
+                warps,
+                programs,
+            )
             bench.both_ways(f"norm {shape}", f"tile {tile}, {warps} warps, {programs} programs", norm, x)
-    triton_norm.TILE, triton_norm.WARPS, triton_norm.PROGRAMS = usual
+    group_norm_triton.TILE, group_norm_triton.WARPS, group_norm_triton.PROGRAMS = usual
 
 
 def others(bench: Bench, kernels: Kernels, batch: int, tokens: int, width: int, side: int) -> None:

@@ -31,9 +31,9 @@ from geometry.marching_tets import marching_tetrahedra
 from geometry.tet_grid import make_tet_grid
 from render.camera import orbit, transform_points
 from render.mesh import Mesh
-from render.raster.choose import choose_rasteriser
-from render.raster.contract import Rasteriser
+from render.raster.interface import Rasteriser
 from render.raster.reference import ReferenceRasteriser
+from render.raster.select import choose_rasteriser
 
 WARM_UP = 3
 NAMES = ("nvdiffrast", "nvdiffrast, edge rule", "triton", "numba", "reference")
@@ -44,7 +44,7 @@ def build(name: str, device: torch.device) -> Rasteriser:
     """ValueError where it cannot run."""
     if name == "nvdiffrast, edge rule":
         choose_rasteriser(device, "nvdiffrast")
-        from render.raster.nvdiffrast_cuda import NvdiffrastRasteriser
+        from render.raster.nvdiffrast_backend import NvdiffrastRasteriser
 
         return NvdiffrastRasteriser(device, antialias="edge")
     return choose_rasteriser(device, name)

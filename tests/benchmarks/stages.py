@@ -24,7 +24,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
@@ -38,19 +37,21 @@ import torch
 
 import geometry.dmtet
 import render.scene
-import train
-from configs.command_line import load_configs
+from configs.cli import load_configs
 from configs.schema import Config
-from dataset.ahead import Ahead
 from geometry.dmtet import DMTet
 from geometry.sdf_network import SdfNetwork
-from render.export.obj import write_obj
 from render.mesh import Mesh, make_mesh
+from render.mesh_io.write_obj import write_obj
 from render.shade.light import EnvironmentLight
 from render.shade.material import MaterialField
 from sd.guidance import Guidance
 from sd.schedule import Phase, Schedule
 from sd.stable_diffusion import StableDiffusion
+from training import loop as training_loop
+from training.distributed import SINGLE_PROCESS
+from training.loop import TrainState, make_prefetcher
+from training.tasks import build_task
 
 WARM_UP = 4
 
@@ -98,7 +99,7 @@ class Stopwatch:
 def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[str, object, str]]:
     kind = type(rasteriser)
     return [
-        ("draws", train, "draw"),
+        ("draws", training_loop, "sample_micro_batch"),
         ("field", SdfNetwork, "answers"),
         ("field", SdfNetwork, "distances"),
         ("marching", geometry.dmtet, "compact_topology"),
@@ -107,7 +108,7 @@ def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[s
         ("rasterize", kind, "rasterize"),
         ("interpolate", kind, "interpolate"),
         ("antialias", kind, "antialias"),
-        ("surface points", render.scene, "trace"),
+        ("surface points", render.scene, "rasterize_gbuffer"),
         ("material", MaterialField, "forward"),
         ("light", EnvironmentLight, "prefiltered"),
         ("shade", render.scene, "shade"),
@@ -136,34 +137,34 @@ def sphere(faces: int) -> Mesh:
     return Mesh(mesh.v_pos, mesh.faces, mesh.v_nrm, uv=uv, uv_faces=triangles)
 
 
-class Loop:
+class SteppedRun:
     """One run's parts, stepped by hand."""
 
     def __init__(self, config: Config, prior: StableDiffusion | None = None):
         self.config = config
-        self.task, self.optimizer, self.device = train.build(config)
+        self.task, self.optimizer, self.device = build_task(config)
         if prior is None:
-            asked = config.guidance
+            settings = config.guidance
             prior = StableDiffusion.from_pretrained(
-                asked.sd_model, self.device, cpu_bfloat16=asked.cpu_bfloat16
+                settings.sd_model, self.device, cpu_bfloat16=settings.cpu_bfloat16
             )
-        self.guidance = Guidance(prior, config.guidance, config.run.mode, self.device)
-        self.done = 0
+        self.guidance = Guidance(prior, config.guidance, config.run.traits.negative_prompt, self.device)
+        self.state = TrainState(0, self.task.schedule, self.optimizer, None)
 
     def enter(self, phase: Phase) -> None:
         """Steps from here on are of this phase."""
-        self.task = replace(self.task, schedule=Schedule(((sys.maxsize, phase),)))
-        # Looked up at each call: the stopwatch puts itself in its place.
-        self.draws = Ahead(
-            lambda *which: train.draw(self.config, self.guidance, self.task.schedule, 1, *which)
-        )
+        schedule = Schedule(((sys.maxsize, phase),))
+        prefetcher = make_prefetcher(self.config, self.guidance, schedule, SINGLE_PROCESS)
+        self.state = TrainState(self.state.step, schedule, self.optimizer, prefetcher)
 
     def step(self) -> None:
         """As in a run, which waits for nothing but the loss."""
-        self.done += 1
-        train.descend(
-            self.config, self.task, self.guidance, self.optimizer, self.draws, self.done, train.ALONE
-        )
+        self.state.step += 1
+        if self.state.phase.fit:
+            training_loop.fit_step(self.state, self.config, self.task, SINGLE_PROCESS)
+        else:
+            # Looked up at each call: the stopwatch replaces it.
+            training_loop.train_step(self.state, self.config, self.task, self.guidance, SINGLE_PROCESS)
 
     def hold(self) -> None:
         """From here on the optimiser does its work, and nothing moves."""
@@ -205,7 +206,7 @@ class Loop:
 
     def floor(self, steps: int) -> float:
         """The prior alone on the same batch: the denoiser and, where the phase has it, the VAE both ways."""
-        (_, phase), *_ = self.task.schedule.phases
+        phase = self.state.phase
         prior, batch = self.guidance.prior, self.config.run.batch
         size, side = prior.latent_size, prior.image_size
         noisy = torch.randn(2 * batch, prior.latent_channels, size, size, device=self.device)
@@ -225,26 +226,26 @@ class Loop:
 
 
 def benchmark(config: Config, steps: int, fit: int, torn: bool = False) -> dict:
-    return phases_of(Loop(config), fit, torn, lambda loop: loop.measure(steps))
+    return phases_of(SteppedRun(config), fit, torn, lambda run: run.measure(steps))
 
 
-def phases_of(loop: Loop, fit: int, torn: bool, measure: Callable[[Loop], dict]) -> dict:
+def phases_of(run: SteppedRun, fit: int, torn: bool, measure: Callable[[SteppedRun], dict]) -> dict:
     """Fit, and then measure each phase."""
     found = {}
-    phases = [phase for _, phase in loop.task.schedule.phases]
+    phases = [phase for _, phase in run.task.schedule.phases]
     for phase in phases:
         if phase.fit:
-            loop.enter(phase)
-            found["fit"] = {"total_ms": loop.median(loop.step, fit)}
+            run.enter(phase)
+            found["fit"] = {"total_ms": run.median(run.step, fit)}
     if not torn:
-        loop.hold()
+        run.hold()
     for phase in phases:
         if not phase.fit:
-            loop.enter(phase)
-            found[phase.name] = measure(loop)
-    surface = getattr(loop.task.scene, "surface", None)
-    mesh = surface.mesh() if surface is not None else loop.task.scene.mesh
-    return {"faces": len(mesh.faces), "rasteriser": loop.task.scene.rasteriser.name, "phases": found}
+            run.enter(phase)
+            found[phase.name] = measure(run)
+    surface = getattr(run.task.scene, "surface", None)
+    mesh = surface.mesh() if surface is not None else run.task.scene.mesh
+    return {"faces": len(mesh.faces), "rasteriser": run.task.scene.rasteriser.name, "phases": found}
 
 
 def table(record: dict) -> str:

@@ -22,10 +22,11 @@ import torch
 
 from benchmarks.hash_grid import milliseconds
 from benchmarks.stages import sphere
-from render import gbuffer, gbuffer_triton, mesh, mesh_triton, scene, scene_triton
+from render import gbuffer, mesh, scene
 from render.camera import orbit
+from render.kernels import gbuffer_triton, normal_image_triton, vertex_normals_triton
 from render.mesh import Mesh
-from render.raster.choose import choose_rasteriser
+from render.raster.select import choose_rasteriser
 
 WARM_UP = 3
 # GPU clocks, about 10 ms: more than any of the calls takes.
@@ -59,7 +60,7 @@ def there_and_back(function: Callable, leaves: tuple[torch.Tensor, ...]) -> tupl
 def ways(surface: Mesh, batch: int, size: int) -> dict[str, Callable[[], object]]:
     device = surface.v_pos.device
     views, rasteriser = orbit(batch, (size, size)).to(device), choose_rasteriser(device)
-    points = gbuffer.trace(surface, views, rasteriser)
+    points = gbuffer.rasterize_gbuffer(surface, views, rasteriser)
     inputs = torch.cat([surface.v_pos, surface.v_nrm], -1)
     values = rasteriser.interpolate(inputs, points.rast, surface.faces).detach().requires_grad_()
     v_pos, rotation = surface.v_pos.clone().requires_grad_(), views.normal_rotation
@@ -68,11 +69,17 @@ def ways(surface: Mesh, batch: int, size: int) -> dict[str, Callable[[], object]
 
     parts = {
         "smooth normals: torch": (lambda: mesh.smooth_normals_torch(v_pos, surface.faces), (v_pos,)),
-        "smooth normals: kernels": (lambda: mesh_triton.smooth_normals(v_pos, surface.faces), (v_pos,)),
+        "smooth normals: kernels": (
+            lambda: vertex_normals_triton.smooth_normals(v_pos, surface.faces),
+            (v_pos,),
+        ),
         "surface points: torch": (lambda: gbuffer.surface_points(*given)[1], (values, v_pos)),
         "surface points: kernels": (lambda: gbuffer_triton.surface_points(*given)[1], (values, v_pos)),
         "image: torch": (lambda: scene.normal_image(points, rotation, True), (points.normal,)),
-        "image: kernels": (lambda: scene_triton.normal_image(points, rotation, True), (points.normal,)),
+        "image: kernels": (
+            lambda: normal_image_triton.normal_image(points, rotation, True),
+            (points.normal,),
+        ),
     }
     found = {}
     for name, (function, leaves) in parts.items():

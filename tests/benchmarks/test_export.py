@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.export import main, surface
-from render.export.project import face_neighbours, folded_edges
+from render.texturing.projection import face_neighbours, folded_edges
 
 
 def pieces(mesh) -> int:

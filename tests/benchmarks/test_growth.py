@@ -17,7 +17,7 @@ def test_one_thing_changes_at_a_time_and_every_row_is_there(model_folder, tmp_pa
         ),
     )
     words = "--device cpu --grids 8 12 --batches 1 2 --resolutions 24 --side 16 --faces 300 --steps 2 --fit 3"
-    words += " --hash_log2_entries 8"
+    words += " --hash_log2_hashmap_size 8"
     file = tmp_path / "rows.json"
     assert main(["--model", str(model_folder), "--json", str(file), *words.split()]) == 0
     got = {

@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.prior import Bench, denoiser, encoder, norms, others, whole
 from sd.kernels.reference import REFERENCE
-from sd.weights import load_parts
+from sd.loading.weights import load_parts
 
 
 def test_every_way_is_measured(model_folder, capsys):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks.stages import Stopwatch, sphere, table
-from render.export.uv import uv_fault
 from render.mesh import face_cross
-from render.raster.choose import choose_rasteriser
+from render.raster.select import choose_rasteriser
+from render.texturing.uv import uv_fault
 
 
 def test_a_stage_is_charged_without_what_it_calls():

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 import train
-from configs.chain import resolve_chain
 from configs.json_file import read_object
+from configs.overrides import resolve_chain
 from configs.schema import NO_EFFECT, known_keys, parse_config
 from geometry.start_shape import build_start_shape
 from sd import schedule
+from training import tasks
 
 ROOT = Path(__file__).parents[2]
 GALLERY = sorted((ROOT / "configs/gallery").glob("*.json"))
@@ -102,9 +103,9 @@ SMALL = {
     "batch": 2,
     "train_res": [32, 32],
     "dmtet_grid": 32,
-    "hash_levels": 3,
-    "hash_log2_entries": 10,
-    "hash_finest": 32,
+    "hash_n_levels": 3,
+    "hash_log2_hashmap_size": 10,
+    "hash_max_resolution": 32,
     "env_resolution": 64,
     "texture_res": [64, 64],
     "preview_res": [16, 16],
@@ -120,7 +121,7 @@ FIT = 100
 @pytest.fixture(scope="module")
 def made_once():
     """What is slow to make and alike in many runs: the embedded prior, and lights that are not learned."""
-    return functools.cache(train.StableDiffusion.from_pretrained), functools.cache(train.load_environment)
+    return functools.cache(train.StableDiffusion.from_pretrained), functools.cache(tasks.load_environment)
 
 
 @pytest.mark.parametrize(("geometry", "appearance"), pairs(), ids=lambda path: path.stem)
@@ -130,7 +131,7 @@ def test_every_pair_runs_two_steps_of_each_kind(geometry, appearance, made_once,
     monkeypatch.setattr(schedule, "FIT_STEPS", FIT)
     monkeypatch.setattr(train.StableDiffusion, "from_pretrained", prior)
     if not CONFIGS[appearance.stem].light.learn_light:
-        monkeypatch.setattr(train, "load_environment", light)
+        monkeypatch.setattr(tasks, "load_environment", light)
     mesh = tmp_path / geometry.stem / "dmtet_mesh/mesh.obj"
     commands = []
     for path, own in (

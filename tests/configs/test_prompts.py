@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from configs.fleet.grid import read_prompts
-from dataset.objects.materials import HELD_OUT
-from sd.tiny.judge.asset import wanted
+from dataset.procedural.materials import HELD_OUT
+from training.evaluation.assets import parse_target
+from training.sweep.grid import read_prompts
 
 ROOT = Path(__file__).parents[2]
 KNOWN = tuple(name.replace(" ", "_") for name in json.loads((ROOT / "data/tiny-sd/kinds.json").read_text()))
@@ -16,7 +16,8 @@ def asked(suffix: str) -> dict[str, list[tuple[str, str | None]]]:
     """By preset the (kind, material) that its list asks for."""
     files = {preset: ROOT / f"configs/prompts/{preset}{suffix}.txt" for preset in PRESETS}
     found = {
-        preset: [wanted(line, KNOWN) for line in read_prompts(str(path))] for preset, path in files.items()
+        preset: [parse_target(line, KNOWN) for line in read_prompts(str(path))]
+        for preset, path in files.items()
     }
     return {preset: [(want.kind, want.material) for want in wants] for preset, wants in found.items()}
 

@@ -252,10 +252,10 @@ def test_where_a_run_writes(out_dir, folder):
 
 
 def test_the_learning_rate_follows_the_mode():
-    assert parse_config(LEAST, "x").run.step_size == 1e-3
+    assert parse_config(LEAST, "x").run.effective_learning_rate == 1e-3
     paint = {**LEAST, "mode": "appearance_modeling", "base_mesh": "a.obj"}
-    assert parse_config(paint, "x").run.step_size == 1e-2
-    assert parse_config({**paint, "learning_rate": 0.5}, "x").run.step_size == 0.5
+    assert parse_config(paint, "x").run.effective_learning_rate == 1e-2
+    assert parse_config({**paint, "learning_rate": 0.5}, "x").run.effective_learning_rate == 0.5
 
 
 SCALARS = (

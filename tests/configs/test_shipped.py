@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.command_line import load_configs
+from configs.cli import load_configs
 from configs.json_file import read_object
 from configs.schema import NO_EFFECT, parse_config
 

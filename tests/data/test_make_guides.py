@@ -10,9 +10,9 @@ import trimesh
 from configs.json_file import read_object
 from configs.schema import parse_config
 from data.make_guides import FOLDER, guides, marched, obj_text
-from dataset.objects.solid import REACH
+from dataset.procedural.solid import REACH
 from geometry.start_shape import build_start_shape
-from render.mesh_file import load_mesh
+from render.mesh_io.load import load_mesh
 
 ROOT = Path(__file__).parents[2]
 GUIDES = guides()

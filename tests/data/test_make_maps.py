@@ -3,8 +3,8 @@
 import torch
 
 from data.make_maps import BOXES, STUDIO, studio
-from render.export.hdr import read_latlong
-from render.shade.cube import latlong_directions
+from render.image_io.hdr import read_latlong
+from render.shade.cubemap import latlong_directions
 
 
 def test_the_shipped_file_is_what_the_script_writes():

@@ -118,7 +118,9 @@ def test_a_step_is_a_pure_function_of_its_numbers():
     config = CameraConfig()
 
     def draw(seed, rank, step):
-        return sample_cameras(config, 3, (8, 8), step_generator(seed, rank, step), rank, 4, spin_normals=True)
+        return sample_cameras(
+            config, 3, (8, 8), step_generator(seed, rank, step), rank, 4, rotate_normals=True
+        )
 
     first, again = draw(1, 2, 3), draw(1, 2, 3)
     assert torch.equal(first.world_to_clip, again.world_to_clip)
@@ -129,7 +131,7 @@ def test_a_step_is_a_pure_function_of_its_numbers():
 
 def test_spin_is_a_rotation_and_absent_in_the_fine_phase():
     config = CameraConfig()
-    spun = sample_cameras(config, 50, (8, 8), step_generator(0, 0, 0), spin_normals=True).normal_rotation
+    spun = sample_cameras(config, 50, (8, 8), step_generator(0, 0, 0), rotate_normals=True).normal_rotation
     assert torch.allclose(spun @ spun.transpose(1, 2), torch.eye(3).expand(50, 3, 3), atol=1e-5)
     assert torch.allclose(torch.linalg.det(spun), torch.ones(50), atol=1e-5)
     # R_y · R_x leaves one entry at zero; all the others vary.

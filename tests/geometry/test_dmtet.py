@@ -4,15 +4,15 @@ import pytest
 import torch
 from closed_surface import is_closed
 
-from geometry.dmtet import DMTet, GeometryConfig, SurfaceVanished
+from geometry.dmtet import DMTet, EmptySurfaceError, GeometryConfig
 from geometry.marching_tets import marching_tetrahedra
 from geometry.orientation import signed_volume
 from geometry.sdf_network import SdfNetwork
 from geometry.start_shape import StartShapeConfig, build_start_shape, make_fit_pool
-from render.hash_grid import HashGrid
+from render.encoding.hash_grid import HashGrid
 from render.mesh import Mesh, make_mesh
 
-SMALL = {"hash_levels": 4, "hash_log2_entries": 12, "hash_finest": 64}
+SMALL = {"hash_n_levels": 4, "hash_log2_hashmap_size": 12, "hash_max_resolution": 64}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -86,7 +86,7 @@ def test_the_surface_and_its_gradient_are_those_of_the_whole_field(band):
     surface = small_dmtet()
     wanted = surface.v_pos.norm(dim=-1) - 1.1
     if band is not None:
-        surface.keep_near(wanted, band)
+        surface.limit_to_band(wanted, band)
     with torch.no_grad():
         surface.network.encoding.table.normal_(generator=seeded())
 
@@ -133,7 +133,7 @@ def test_surface_is_closed_even_where_it_meets_the_wall(half):
 
 def test_vanished_surface():
     dmtet = small_dmtet()
-    with pytest.raises(SurfaceVanished, match="guidance_weight"):
+    with pytest.raises(EmptySurfaceError, match="guidance_weight"):
         with_field(dmtet, torch.ones(len(dmtet.v_pos))).mesh()
 
 
@@ -169,7 +169,7 @@ def test_network_on_pinned_points_equals_plain_points():
 
 def test_config_ranges():
     assert GeometryConfig() == GeometryConfig(64, 2.1, None, 16, 19, 4096)
-    for bad in ({"dmtet_grid": 2}, {"mesh_scale": 0}, {"hash_levels": 0}):
+    for bad in ({"dmtet_grid": 2}, {"mesh_scale": 0}, {"hash_n_levels": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             GeometryConfig(**bad)
 
@@ -190,7 +190,7 @@ def test_cuda_mesh_equals_cpu(fitted):
 def test_a_surface_that_is_kept_near_a_shape_stays_there_whatever_the_field_says(band):
     surface = small_dmtet()
     distances = surface.v_pos.norm(dim=-1) - 0.6
-    surface.keep_near(distances, band)
+    surface.limit_to_band(distances, band)
     with torch.no_grad():
         for parameter in surface.network.parameters():
             parameter.mul_(30)
@@ -206,5 +206,5 @@ def test_a_field_that_is_the_distance_is_left_alone_by_the_band():
     surface = small_dmtet()
     with_field(surface, surface.v_pos.norm(dim=-1) - 0.6)
     free = surface.mesh().v_pos
-    surface.keep_near(surface.field()[0], 0.05)
+    surface.limit_to_band(surface.field()[0], 0.05)
     assert torch.allclose(surface.mesh().v_pos, free, atol=1e-5)

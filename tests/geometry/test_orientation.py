@@ -7,7 +7,7 @@ import torch
 import trimesh
 
 from geometry.fixed_mesh import REACH, load_fixed_mesh, placement
-from geometry.orientation import signed_volume, turned_over
+from geometry.orientation import flipped_faces, signed_volume
 from geometry.start_shape import StartShapeConfig, build_start_shape
 
 
@@ -27,15 +27,15 @@ def inverted(faces, share):
 def test_exactly_the_inverted_faces_of_a_closed_body_are_found(ball, share):
     v_pos, faces = ball
     broken, which = inverted(faces, share)
-    assert torch.equal(turned_over(v_pos, broken), which)
+    assert torch.equal(flipped_faces(v_pos, broken), which)
 
 
 def test_the_inside_of_a_hollow_body_stays_and_a_body_beside_it_is_turned(ball):
     v_pos, faces = ball
     inner = faces.flip(-1) + len(v_pos)
-    hollow = turned_over(torch.cat([v_pos, 0.5 * v_pos]), torch.cat([faces, inner]))
+    hollow = flipped_faces(torch.cat([v_pos, 0.5 * v_pos]), torch.cat([faces, inner]))
     assert not hollow.any()
-    beside = turned_over(torch.cat([v_pos, 0.5 * v_pos + 3]), torch.cat([faces, inner]))
+    beside = flipped_faces(torch.cat([v_pos, 0.5 * v_pos + 3]), torch.cat([faces, inner]))
     assert not beside[: len(faces)].any() and beside[len(faces) :].all()
 
 
@@ -52,7 +52,7 @@ def test_many_bodies_at_once_each_as_if_alone(ball):
             table.append((faces.flip(-1) if flipped else faces) + len(v_pos) * len(vertices))
             vertices.append(place + size * v_pos)
             expected.append(torch.full((len(faces),), flipped and size == 1.0))
-    found = turned_over(torch.cat(vertices), torch.cat(table))
+    found = flipped_faces(torch.cat(vertices), torch.cat(table))
     assert torch.equal(found, torch.cat(expected))
     assert 0 < found.sum() < len(found)
 
@@ -61,9 +61,9 @@ def test_an_open_surface_keeps_the_way_of_most_of_its_area(ball):
     v_pos, faces = ball
     cap = faces[:600]
     for start, expected in ((cap, 0), (cap.flip(-1), 0)):
-        assert turned_over(v_pos, start).sum() == expected
+        assert flipped_faces(v_pos, start).sum() == expected
     broken, which = inverted(cap.flip(-1), 0.2)
-    assert torch.equal(turned_over(v_pos, broken), which)
+    assert torch.equal(flipped_faces(v_pos, broken), which)
 
 
 def write(path, v_pos, faces):

@@ -5,9 +5,9 @@ import torch
 import trimesh
 
 from render.camera import orbit
-from render.gbuffer import trace
+from render.gbuffer import rasterize_gbuffer
 from render.mesh import make_mesh
-from render.raster.choose import choose_rasteriser
+from render.raster.select import choose_rasteriser
 
 
 def ball(device="cpu"):
@@ -18,7 +18,7 @@ def ball(device="cpu"):
 def traced(mesh, rasteriser=None):
     device = mesh.v_pos.device
     views = orbit(2, (24, 32)).to(device)
-    return views, trace(mesh, views, rasteriser or choose_rasteriser(device))
+    return views, rasterize_gbuffer(mesh, views, rasteriser or choose_rasteriser(device))
 
 
 def test_points_are_the_covered_pixels_in_order():
@@ -47,12 +47,12 @@ def test_points_are_the_covered_pixels_in_order():
 def test_values_go_to_their_pixels_and_come_back():
     _, points = traced(ball())
     values = torch.rand(len(points.pixel), 2, requires_grad=True)
-    image = points.place(values, background=-1.0)
-    assert torch.equal(points.take(image), values)
+    image = points.scatter(values, background=-1.0)
+    assert torch.equal(points.gather(image), values)
     assert torch.equal((image != -1).all(-1, keepdim=True).float(), points.mask())
     weight = torch.rand_like(image)
     (image * weight).sum().backward()
-    assert torch.equal(values.grad, points.take(weight))
+    assert torch.equal(values.grad, points.gather(weight))
 
 
 @pytest.mark.gpu
@@ -65,7 +65,7 @@ def test_the_host_waits_for_the_number_of_points_alone(recwarn):
     torch.cuda.set_sync_debug_mode("warn")
     try:
         _, points = traced(mesh, rasteriser)
-        points.place(points.normal)
+        points.scatter(points.normal)
         points.mask()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from configs.modes import MODES
 from sd.guidance import Guidance, GuidanceConfig, loss_with_gradient
-from sd.prompts import directional_prompts, negative_prompt
+from sd.prompts import directional_prompts
 from sd.schedule import Phase, damped, one_minus_abar
 
 DEVICE = torch.device("cpu")
@@ -36,11 +37,11 @@ class PointPrior:
 
 
 def fixed_time_phase(fraction, weight, latents_from):
-    return Phase("test", (fraction, fraction), weight, latents_from, spin_normals=False)
+    return Phase("test", (fraction, fraction), weight, latents_from, rotate_normals=False)
 
 
 def judged(guidance, image, view_index, phase, generator):
-    return guidance(image, guidance.draw(view_index, phase, generator), phase)
+    return guidance(image, guidance.sample(view_index, phase, generator), phase)
 
 
 @pytest.mark.parametrize("guidance_weight", [0.0, 1.0, 7.5])
@@ -49,7 +50,7 @@ def judged(guidance, image, view_index, phase, generator):
 def test_gradient_of_a_point_prior_is_the_closed_form(guidance_weight, fraction, weight):
     prior = PointPrior()
     config = GuidanceConfig(text="x", guidance_weight=guidance_weight)
-    guidance = Guidance(prior, config, "geometry_modeling", DEVICE)
+    guidance = Guidance(prior, config, MODES["geometry_modeling"].negative_prompt, DEVICE)
     image = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
     view_index = torch.tensor([0, 1, 2])
     phase = fixed_time_phase(fraction, weight, "image")
@@ -66,7 +67,9 @@ def test_gradient_of_a_point_prior_is_the_closed_form(guidance_weight, fraction,
 
 def test_gradient_reaches_the_image_through_the_encoder():
     prior = PointPrior()
-    guidance = Guidance(prior, GuidanceConfig(guidance_weight=1.0), "appearance_modeling", DEVICE)
+    guidance = Guidance(
+        prior, GuidanceConfig(guidance_weight=1.0), MODES["appearance_modeling"].negative_prompt, DEVICE
+    )
     image = torch.zeros(1, 8, 8, 3, requires_grad=True)
     phase = fixed_time_phase(0.3, one_minus_abar, "vae")
     loss, stats = judged(guidance, image, torch.tensor([1]), phase, torch.Generator().manual_seed(0))
@@ -83,7 +86,7 @@ def test_gradient_reaches_the_image_through_the_encoder():
 def test_one_view_at_a_time_is_the_same_step(latents_from):
     side = 4 if latents_from == "image" else 8
     first = torch.randn(3, side, side, 4, generator=torch.Generator().manual_seed(5))
-    phase = Phase("p", (0.02, 0.98), one_minus_abar, latents_from, spin_normals=False)
+    phase = Phase("p", (0.02, 0.98), one_minus_abar, latents_from, rotate_normals=False)
     found, asked = {}, []
     for low_memory in (False, True):
         prior = PointPrior()
@@ -92,7 +95,7 @@ def test_one_view_at_a_time_is_the_same_step(latents_from):
             asked.append(len(noisy)) or predict(noisy, t, text)
         )
         config = GuidanceConfig(text="x", guidance_weight=3.0, low_memory=low_memory)
-        guidance = Guidance(prior, config, "geometry_modeling", DEVICE)
+        guidance = Guidance(prior, config, MODES["geometry_modeling"].negative_prompt, DEVICE)
         image = first.clone().requires_grad_()
         loss, stats = judged(
             guidance, image, torch.tensor([2, 0, 1]), phase, torch.Generator().manual_seed(2)
@@ -113,9 +116,9 @@ def test_loss_has_exactly_the_given_gradient():
 
 
 def test_same_generator_state_gives_the_same_loss_and_another_does_not():
-    guidance = Guidance(PointPrior(), GuidanceConfig(), "geometry_modeling", DEVICE)
+    guidance = Guidance(PointPrior(), GuidanceConfig(), MODES["geometry_modeling"].negative_prompt, DEVICE)
     image = torch.randn(2, 4, 4, 4)
-    phase = Phase("p", (0.02, 0.98), one_minus_abar, "image", spin_normals=False)
+    phase = Phase("p", (0.02, 0.98), one_minus_abar, "image", rotate_normals=False)
 
     def loss(seed):
         return judged(guidance, image, torch.tensor([0, 1]), phase, torch.Generator().manual_seed(seed))[0]
@@ -127,12 +130,16 @@ def test_same_generator_state_gives_the_same_loss_and_another_does_not():
 def test_prompts():
     assert directional_prompts("A car", True) == ["A car, front view", "A car, side view", "A car, back view"]
     assert directional_prompts("A car", False) == ["A car"] * 3
-    assert negative_prompt("blue", "geometry_modeling") == "blue"
-    assert negative_prompt("", "geometry_modeling") == "low quality"
-    assert negative_prompt("", "appearance_modeling") == "shadow, oversaturated, low quality, unrealistic"
 
 
 def test_negative_text_reaches_the_prior():
     prior = PointPrior()
-    Guidance(prior, GuidanceConfig(text="a", negative_text="no legs"), "geometry_modeling", DEVICE)
+    Guidance(
+        prior,
+        GuidanceConfig(text="a", negative_text="no legs"),
+        MODES["geometry_modeling"].negative_prompt,
+        DEVICE,
+    )
     assert prior.prompts[-1] == "no legs"
+    Guidance(prior, GuidanceConfig(text="a"), "the default", DEVICE)
+    assert prior.prompts[-1] == "the default"

@@ -24,8 +24,8 @@ def test_geometry_phase_border_is_one_step_after_coarse_iter():
     names = [schedule.phase(step).name for step in (1, FIT_STEPS, FIT_STEPS + 1, 1500, 1501, 3000)]
     assert names == ["fit", "fit", "coarse", "coarse", "fine", "fine"]
     coarse, fine = schedule.phase(1500), schedule.phase(1501)
-    assert (coarse.latents_from, coarse.spin_normals) == ("image", True)
-    assert (fine.latents_from, fine.spin_normals) == ("vae", False)
+    assert (coarse.latents_from, coarse.rotate_normals) == ("image", True)
+    assert (fine.latents_from, fine.rotate_normals) == ("vae", False)
 
 
 @pytest.mark.parametrize(("coarse_iter", "expected"), [(400, ["fit", "fine"]), (0, ["fit", "fine"])])
@@ -65,7 +65,7 @@ def test_appearance_weights(strategy):
 
 
 def test_timesteps_are_uniform_over_the_closed_range():
-    phase = Phase("p", (0.02, 0.5), one_minus_abar, "vae", spin_normals=False)
+    phase = Phase("p", (0.02, 0.5), one_minus_abar, "vae", rotate_normals=False)
     drawn = draw_timesteps(phase, 200_000, 1000, torch.Generator().manual_seed(0))
     assert drawn.min() == 20 and drawn.max() == 500
     counts = torch.bincount(drawn)[20:]
@@ -78,6 +78,6 @@ def test_timesteps_are_uniform_over_the_closed_range():
     [((0.98, 1.0), 980, 999), ((1.0, 1.0), 999, 999), ((0.0, 0.0), 0, 0), ((0.57, 0.57), 570, 570)],
 )
 def test_timesteps_never_reach_past_the_schedule(t_range, least, most):
-    phase = Phase("p", t_range, one_minus_abar, "vae", spin_normals=False)
+    phase = Phase("p", t_range, one_minus_abar, "vae", rotate_normals=False)
     drawn = draw_timesteps(phase, 5000, 1000, torch.Generator().manual_seed(0))
     assert drawn.min() == least and drawn.max() == most

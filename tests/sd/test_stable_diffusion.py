@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sd import stable_diffusion
-from sd.places import resolve_model
+from sd.loading.hub import resolve_model
 from sd.stable_diffusion import StableDiffusion
 
 CPU = torch.device("cpu")

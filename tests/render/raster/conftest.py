@@ -10,7 +10,7 @@ from render.raster.reference import ReferenceRasteriser
 @pytest.fixture(scope="session")
 def numba_rasteriser():
     pytest.importorskip("numba")
-    from render.raster.numba_cpu import NumbaRasteriser
+    from render.raster.numba.backend import NumbaRasteriser
 
     return NumbaRasteriser()
 
@@ -35,7 +35,7 @@ class Elsewhere:
 def triton_rasteriser(kernel_device):
     """For tensors on the CPU: in Triton's interpreter, or on the GPU and back."""
     pytest.importorskip("triton")
-    from render.raster.triton_cuda import TritonRasteriser
+    from render.raster.triton.backend import TritonRasteriser
 
     return Elsewhere(TritonRasteriser(), kernel_device)
 

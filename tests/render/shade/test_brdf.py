@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from render.shade.brdf import linear_to_srgb, lookup_split_sum, shade, split_sum_table
-from render.shade.cube import texel_directions
+from render.shade.cubemap import texel_directions
 from render.shade.prefilter import prefilter
 
 

@@ -9,8 +9,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from render.camera import look_at_origin
-from render.export.hdr import read_latlong, write_hdr
-from render.shade.cube import latlong_directions, texel_directions
+from render.image_io.hdr import read_latlong, write_hdr
+from render.shade.cubemap import latlong_directions, texel_directions
 from render.shade.light import (
     DEFAULT_MAP,
     MAP_FOLDER,

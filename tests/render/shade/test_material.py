@@ -11,7 +11,12 @@ def field(**keys):
     torch.manual_seed(0)
     config = MaterialConfig(**keys)
     return MaterialField(
-        config, -torch.ones(3), torch.ones(3), hash_levels=4, hash_log2_entries=10, hash_finest=64
+        config,
+        -torch.ones(3),
+        torch.ones(3),
+        hash_n_levels=4,
+        hash_log2_hashmap_size=10,
+        hash_max_resolution=64,
     )
 
 
@@ -69,7 +74,9 @@ def test_every_parameter_is_trained():
 def test_the_box_may_lie_on_another_device_than_the_new_weights():
     # A mesh on the GPU hands over its bounds as they are; the meta device stands for it where there is none.
     corner = torch.ones(3, device="meta")
-    MaterialField(MaterialConfig(), -corner, corner, hash_levels=4, hash_log2_entries=10, hash_finest=64)
+    MaterialField(
+        MaterialConfig(), -corner, corner, hash_n_levels=4, hash_log2_hashmap_size=10, hash_max_resolution=64
+    )
 
 
 def test_field_learns_a_colour_that_varies_over_space():

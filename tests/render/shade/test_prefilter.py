@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from render.shade.cube import texel_directions
+from render.shade.cubemap import texel_directions
 from render.shade.prefilter import level_roughness, prefilter, roughness_to_level, tangent_frame
 
 

@@ -1,0 +1,45 @@
+"""What differs between the two modes besides the code that builds them: labels and defaults."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Labels and defaults of a mode.
+
+    label: what the mode makes, for pages and logs. stage: the same as a past participle or noun, for the
+    overview of a sweep. main_layer: the preview layer that shows the result best. paints_base_mesh: the run
+    needs base_mesh and writes textures for it. memory_keys: the config keys, besides batch and train_res, that
+    memory depends on most. negative_prompt: used where negative_text is empty. learning_rate: used where
+    learning_rate is null.
+    """
+
+    label: str
+    stage: str
+    main_layer: str
+    paints_base_mesh: bool
+    memory_keys: tuple[str, ...]
+    negative_prompt: str
+    learning_rate: float
+
+
+MODES = {
+    "geometry_modeling": Mode(
+        label="shape",
+        stage="shape",
+        main_layer="normal",
+        paints_base_mesh=False,
+        memory_keys=("dmtet_grid",),
+        negative_prompt="low quality",
+        learning_rate=1e-3,
+    ),
+    "appearance_modeling": Mode(
+        label="material",
+        stage="painted",
+        main_layer="shaded",
+        paints_base_mesh=True,
+        memory_keys=("env_resolution", "texture_res"),
+        negative_prompt="shadow, oversaturated, low quality, unrealistic",
+        learning_rate=1e-2,
+    ),
+}

@@ -1,0 +1,76 @@
+"""Train the classifier that evaluates finished runs, data/judge.
+
+python3 -m data.make_classifier --out data/judge --minutes 2
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+# Before torch is imported: spinning OpenMP workers slow down as soon as another process is busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from data.make_classifier.make import TRAINING_SEED, MakeConfig, make_classifier
+from dataset.procedural import KINDS
+
+logger = logging.getLogger(__name__)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="data.make_classifier", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("data/judge"), help="the folder to write")
+    add("--minutes", type=float, default=2.0, help="for everything")
+    add("--steps", type=int, help="of each network, instead of the time that is left")
+    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="all by default")
+    add("--instances", type=int, default=40, help="objects of a kind, at most")
+    add("--held-out", type=int, default=8, help="objects of a kind that the accuracies are measured on")
+    add("--batch", type=int, default=256)
+    add("--workers", type=int, help="rendering processes; default 6 on CUDA, else 0 (this one)")
+    add("--seed", type=int, default=TRAINING_SEED, help="of its objects; the prior's are 1 and 2")
+    add("--device", default=DEVICE)
+    return parser.parse_args(arguments)
+
+
+def train(options: argparse.Namespace) -> None:
+    workers = options.workers
+    if workers is None:
+        workers = 6 if options.device.startswith("cuda") else 0
+    config = MakeConfig(
+        out=options.out,
+        minutes=options.minutes,
+        kinds=tuple(options.kinds),
+        instances=options.instances,
+        held_out_instances=options.held_out,
+        batch=options.batch,
+        workers=workers,
+        seed=options.seed,
+        steps=options.steps,
+    )
+    classifier = make_classifier(config, torch.device(options.device))
+    for objects, figures in classifier.record["held_out"].items():
+        for domain in classifier.networks:
+            logger.info("held out, %s, %s: %s", objects, domain, figures[domain])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    try:
+        train(parse(arguments))
+    except (ValueError, FileNotFoundError) as error:
+        logger.error("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Making a classifier: render its objects, train both networks, measure on other objects, write the folder."""
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from data.make_classifier.dataset import MATERIAL_NAMES, DatasetConfig, held_out, render_datasets
+from data.make_classifier.model_card import write_card
+from data.make_classifier.train import accuracies, train_network, weak_kinds
+from data.make_tiny_sd.lr_schedule import Pace
+from dataset.cameras import step_generator
+from dataset.procedural import KINDS
+from render.shade.light import LightConfig
+from training.evaluation.classifier import (
+    DOMAINS,
+    NOTHING,
+    WIDTHS,
+    Classifier,
+    ClassifierSettings,
+    make_networks,
+    save_classifier,
+)
+from training.evaluation.views import IMAGE_SIZE, LIGHT
+
+logger = logging.getLogger(__name__)
+
+# The prior's objects have the seeds 1 and 2.
+TRAINING_SEED, HELD_OUT_SEED = 7001, 7002
+RENDERING_SHARE = 0.5
+PERTURBED = 0.04
+
+
+@dataclass(frozen=True)
+class MakeConfig:
+    """One classifier to make. minutes counts everything; steps, where given, is the training of each network
+    instead of the time that is left. The classifier learns NOTHING as one more kind."""
+
+    out: Path
+    minutes: float = 2.0
+    kinds: tuple[str, ...] = KINDS
+    instances: int = 40
+    held_out_instances: int = 8
+    batch: int = 256
+    workers: int = 0
+    seed: int = TRAINING_SEED
+    steps: int | None = None
+    widths: tuple[int, ...] = WIDTHS
+    image_size: int = IMAGE_SIZE
+    grid: int = 96
+    environment: LightConfig = LIGHT
+
+
+def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
+    """Trains a classifier and writes its folder."""
+    begun = time.monotonic()
+    seconds = 60 * config.minutes
+    torch.manual_seed(config.seed)
+    dataset = DatasetConfig(
+        config.seed,
+        (*config.kinds, NOTHING),
+        config.instances,
+        image_size=config.image_size,
+        grid=config.grid,
+        environment=config.environment,
+    )
+    tests = {
+        name: held_out(dataset, HELD_OUT_SEED + number, config.held_out_instances, perturbation)
+        for number, (name, perturbation) in enumerate((("whole", 0.0), ("perturbed", PERTURBED)))
+    }
+    *seen, images = render_datasets(
+        [*tests.values(), dataset], device, RENDERING_SHARE * seconds, config.workers
+    )
+    unseen = dict(zip(tests, seen, strict=True))
+    rendered = time.monotonic() - begun
+    logger.info("%.0f s: %d images of %d kinds", rendered, len(images), len(config.kinds))
+
+    settings = ClassifierSettings(dataset.kinds, MATERIAL_NAMES, dataset.image_size, config.widths)
+    classifier = Classifier(settings, make_networks(settings, device), {})
+    steps = {}
+    for number, domain in enumerate(DOMAINS):
+        left = max(seconds - (time.monotonic() - begun), 1.0) / (len(DOMAINS) - number)
+        generator = torch.Generator(device).manual_seed(
+            step_generator(config.seed, number, 0, 10).initial_seed()
+        )
+        steps[domain] = train_network(
+            classifier.networks[domain],
+            domain,
+            images,
+            dataset.kinds,
+            Pace(left, config.steps),
+            config.batch,
+            generator,
+        )
+        logger.info("%.0f s: %s trained, %d steps", time.monotonic() - begun, domain, steps[domain])
+    record = {
+        "seeds": {"training": config.seed, "held_out": HELD_OUT_SEED},
+        "images": len(images),
+        "instances_of_a_kind": config.instances,
+        "steps": steps,
+        "batch": config.batch,
+        "parameters": {d: sum(p.numel() for p in n.parameters()) for d, n in classifier.networks.items()},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "torch": torch.__version__,
+        "seconds": {"rendering": round(rendered), "all": round(time.monotonic() - begun)},
+        "held_out": {
+            name: {
+                "assets": len(test.asset.unique()),
+                **accuracies(classifier, test),
+                "weak_kinds": {domain: weak_kinds(classifier, test, domain) for domain in DOMAINS},
+            }
+            for name, test in unseen.items()
+        },
+    }
+    classifier = replace(classifier, record=record)
+    save_classifier(config.out, classifier)
+    write_card(config.out, classifier)
+    return classifier

@@ -1,0 +1,101 @@
+"""The README of the classifier's folder."""
+
+from pathlib import Path
+
+from training.evaluation.classifier import NOTHING, Classifier
+from training.evaluation.views import ELEVATION_DEGREES, FOVY_DEGREES, VIEWS
+
+CARD = """---
+license: apache-2.0
+---
+# The classifier: {parameters:.2f} M parameters that know {count} kinds of object and {materials} materials
+
+Two small residual networks, made by `python3 -m training.evaluation train`: one for images of normals, one for
+images of the painted surface, {side}×{side} pixels, {views} views around at {elevation:g}° elevation and a
+field of view of {fovy:g}°. Each answers the kind and the side that is seen, the second the material as well.
+It judges what text-to-3D made (`python3 -m training.evaluation look`); it took no part in making it.
+
+Kinds: {kinds}, and "nothing": noise, and bare ellipsoids and cylinders.
+Materials: {material_names}; "own" is a kind's own colours.
+
+## Data and licence
+Apache-2.0, weights included. Trained from nothing on renders of this project's procedural objects
+(`dataset/objects`), no other image or weight: {instances} random instances a kind of seed {seed}, which the
+prior has not seen ({images} images), more than half of them perturbed (waves on the signed distance). Every
+kind is shown in every material, the pairs that the prior is never shown among them. Augmented by scale,
+shift, bending, noise on normals, exposure, saturation, blotches, holes and blur.
+
+## Accuracy on objects that it has not seen (seeds {held_out} and after)
+| objects | domain | kind, 1 view | kind, {views} views | material | front or back | called two-faced |
+| --- | --- | --- | --- | --- | --- | --- |
+{rows}
+
+Kinds told right in at most 90 % of the held-out objects: {weak}.
+"material" is told from {views} views and counts the kind's own colours as one of the answers. "Called
+two-faced" is the measure's own error: the share of sound objects of directional kinds that it takes for
+two-faced.
+
+## Training
+{seconds} s in all on {device}, {rendering} s of it for rendering; {steps} steps of batch {batch}. Made with
+torch {torch}. Stored in half precision.
+
+## Limits
+It knows these kinds and materials alone. A right evaluation says that the asset looks more like its kind than
+like the other {others} or like nothing, not that it is beautiful.
+"""
+
+
+def write_card(folder: Path, classifier: Classifier) -> None:
+    """README.md in the classifier's folder, from its settings and record."""
+    settings, record = classifier.settings, classifier.record
+    text = CARD.format(
+        parameters=sum(record["parameters"].values()) / 1e6,
+        count=len(settings.kinds) - 1,
+        others=len(settings.kinds) - 2,
+        materials=len(settings.materials) - 1,
+        side=settings.image_size,
+        views=VIEWS,
+        elevation=ELEVATION_DEGREES,
+        fovy=FOVY_DEGREES,
+        kinds=", ".join(name.replace("_", " ") for name in settings.kinds if name != NOTHING),
+        material_names=", ".join(settings.materials),
+        instances=record["instances_of_a_kind"],
+        seed=record["seeds"]["training"],
+        held_out=record["seeds"]["held_out"],
+        images=record["images"],
+        rows="\n".join(_rows(record)),
+        weak=_weak(record),
+        seconds=record["seconds"]["all"],
+        rendering=record["seconds"]["rendering"],
+        device=record["device"],
+        steps=" and ".join(f"{count} ({domain})" for domain, count in record["steps"].items()),
+        batch=record["batch"],
+        torch=record["torch"],
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _rows(record: dict) -> list[str]:
+    names = (
+        "kind_of_a_view",
+        "kind_of_an_asset",
+        "material_of_an_asset",
+        "side_of_a_front_or_back_view",
+        "sound_objects_called_two_faced",
+    )
+    rows = []
+    for objects, figures in record["held_out"].items():
+        for domain in record["parameters"]:
+            cells = [f"{figures[domain][n]:.3f}" if n in figures[domain] else "-" for n in names]
+            rows.append(f"| {objects} ({figures['assets']}) | {domain} | {' | '.join(cells)} |")
+    return rows
+
+
+def _weak(record: dict) -> str:
+    found = [
+        f"{kind.replace('_', ' ')} {share:.2f} ({domain}, {objects})"
+        for objects, figures in record["held_out"].items()
+        for domain, kinds in figures["weak_kinds"].items()
+        for kind, share in kinds.items()
+    ]
+    return ", ".join(found) or "none"

@@ -1,0 +1,82 @@
+"""A picture of finished runs beside the procedural objects that the embedded prior was trained on.
+
+    python3 -m data.make_tiny_sd.compare --out mug.png mug=out/pineapple_demo-a-mug,out/pineapple_demo_appearance-a-mug
+
+A row for each KIND=GEOMETRY,APPEARANCE: a random object of that kind as a reference (its own colours), the
+sculpted normals and the painted result. The last two are the runs' own orbit frames in validate/.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data.make_tiny_sd.renders import DataConfig, Studio
+from dataset.procedural import KINDS, make_object
+from render.camera import orbit
+from render.gbuffer import rasterize_gbuffer
+from render.image_io.image import grid, read_image, write_png
+from render.scene import pictures
+from render.shade.brdf import linear_to_srgb, shade
+
+# Frames of the 100-frame orbit: the front, and turned by 54 degrees.
+FRAMES = (0, 15)
+
+
+@torch.no_grad()
+def reference(kind: str, studio: Studio, seed: int, side: int) -> list[Float[Tensor, "S S 3"]]:
+    """A random object of the kind from the orbit's cameras, shaded on white."""
+    subject = make_object(kind, torch.Generator().manual_seed(seed))
+    mesh = studio.mesh(subject)
+    found, cameras = [], orbit(100, (side, side))
+    for frame in FRAMES:
+        points = rasterize_gbuffer(mesh, cameras.select(slice(frame, frame + 1)), studio.rasteriser)
+        kd, ks = subject.material(points.position)
+        shaded = linear_to_srgb(shade(kd, ks, points.normal, points.to_viewer, studio.light))
+        found.append(pictures({"shaded": shaded}, points, mesh, studio.rasteriser)["shaded"][0])
+    return found
+
+
+def frames(folder: Path, layer: str) -> list[Float[Tensor, "S S 3"]]:
+    """The chosen orbit frames of a finished run.
+
+    Raises:
+        FileNotFoundError: the run has not written them (it is unfinished, or had validate false).
+    """
+    return [read_image(folder / "validate" / layer / f"{frame:03d}.png") for frame in FRAMES]
+
+
+def middle(image: Float[Tensor, "S S 3"]) -> Float[Tensor, "s s 3"]:
+    """Three quarters of the side: the kinds of the prior reach no further."""
+    margin = len(image) // 8
+    return image[margin:-margin, margin:-margin]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="data.make_tiny_sd.compare", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "runs", nargs="+", metavar="KIND=GEOMETRY,APPEARANCE", help=f"KIND of {', '.join(KINDS)}"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    parser.add_argument("--seed", type=int, default=3, help="of the reference objects")
+    options = parser.parse_args(arguments)
+    studio = Studio(DataConfig(), torch.device("cpu"))
+    cells = []
+    for run in options.runs:
+        kind, _, folders = run.partition("=")
+        geometry, _, appearance = folders.partition(",")
+        try:
+            normals = frames(Path(geometry), "normal")
+            painted = frames(Path(appearance), "shaded")
+            cells += [*reference(kind, studio, options.seed, normals[0].shape[0]), *normals, *painted]
+        except (ValueError, FileNotFoundError) as error:
+            parser.error(str(error))
+    write_png(options.out, grid([middle(cell) for cell in cells], columns=3 * len(FRAMES)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

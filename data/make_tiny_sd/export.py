@@ -1,0 +1,141 @@
+"""Writing the folder of the embedded prior, and starting from one."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from data.make_tiny_sd import networks
+from data.make_tiny_sd.captions import readable_name
+from data.make_tiny_sd.model_card import model_card
+from data.make_tiny_sd.renders import Views
+from data.make_tiny_sd.run import Run
+from data.make_tiny_sd.samples import data_grid, domain_means, sample_grids
+from data.make_tiny_sd.train_unet import DOMAINS, Denoiser
+from data.make_tiny_sd.train_vae import Latents
+from sd.stable_diffusion import StableDiffusion
+
+logger = logging.getLogger(__name__)
+
+TILE = 64
+
+
+def export(run: Run, denoiser: Denoiser, vae: nn.Module, tokenizer, latents: Latents, views: Views) -> None:
+    """The averaged weights as a folder in diffusers layout with its card; sample grids in the work folder.
+
+    The weights are in their place before anything else is tried: they are what a run is for.
+    """
+    unet, text_encoder = denoiser.averages
+    out, work = run.options.out, run.work
+    fresh = out.with_name(f".{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    networks.save_pretrained(fresh, unet, vae, text_encoder, work / "tokenizer")
+    names = [readable_name(kind) for kind in run.data.kinds]
+    (fresh / "kinds.json").write_text(json.dumps(names) + "\n")
+    (fresh / "README.md").write_text(model_card(run.data, _figures(run, denoiser, vae, views)))
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
+    means = domain_means(latents, vae.config.scaling_factor)
+    sample_grids((unet, text_encoder, vae), tokenizer, run.data.kinds, means, work, run.autocast)
+    side_by_side([work / f"samples_{domain}.png" for domain in DOMAINS], run.shape.image_size, out)
+    data_grid(vae, views, len(run.data.kinds), work / "data_and_vae.png")
+    check(out, unet, text_encoder, tokenizer)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    logger.info("%s: %.1f MB", out, size / 1e6)
+
+
+@torch.no_grad()
+def check(folder: Path, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> None:
+    """Say how far the folder, loaded by sd.stable_diffusion, predicts what the networks in memory do."""
+    loaded = StableDiffusion.from_pretrained(str(folder), torch.device("cpu"))
+    device = next(unet.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    size = unet.config.sample_size
+    noisy = torch.randn(1, networks.LATENT_CHANNELS, size, size, generator=generator)
+    caption, timesteps = ["a photo of a mug"], torch.tensor([500])
+    found = loaded.predict_noise(noisy, timesteps, loaded.embed(caption))
+    text = networks.embed(text_encoder, networks.tokenize(tokenizer, caption).to(device)).float()
+    expected = unet(noisy.to(device), timesteps.to(device), encoder_hidden_states=text, return_dict=False)[0]
+    difference = ((found - expected.cpu()).norm() / expected.norm().cpu()).item()
+    logger.log(
+        logging.INFO if difference < 0.05 else logging.ERROR,
+        "export: the folder loads; relative difference of its answer to the trained weights' %.4f",
+        difference,
+    )
+
+
+def side_by_side(paths: list[Path], tile: int, folder: Path) -> None:
+    """samples.jpg of the card: the grids in one row, a picture TILE pixels."""
+    grids = [Image.open(path) for path in paths]
+    scaled = [
+        grid.resize((grid.width * TILE // tile, grid.height * TILE // tile), Image.BOX) for grid in grids
+    ]
+    row = Image.new("RGB", (sum(grid.width for grid in scaled), scaled[0].height))
+    left = 0
+    for grid in scaled:
+        row.paste(grid, (left, 0))
+        left += grid.width
+    row.save(folder / "samples.jpg", quality=85)
+
+
+def _figures(run: Run, denoiser: Denoiser, vae: nn.Module, views: Views) -> dict:
+    counts = {name: networks.parameter_count(network) / 1e6 for name, network in (
+        ("unet", denoiser.unet), ("vae", vae), ("text", denoiser.text_encoder)
+    )}  # fmt: skip
+    last = denoiser.history[-1] if denoiser.history else {}
+    device = torch.cuda.get_device_name() if run.device.type == "cuda" else "a CPU"
+    if run.distributed.world_size > 1:
+        device = f"{run.distributed.world_size} × {device}"
+    return {
+        **counts,
+        "millions": sum(counts.values()),
+        "latent": run.shape.latent_size,
+        "image": run.shape.image_size,
+        "instances": run.distributed.world_size * len(views) // (run.data.views * len(run.data.kinds)),
+        "device": device,
+        "total": denoiser.spent_seconds / 60,
+        "steps_done": denoiser.step,
+        "batch": run.options.batch * run.distributed.world_size,
+        "start": f", from the weights in {run.options.init}" if run.options.init else "",
+        "losses": ", ".join(f"{domain} {last[domain]:.4f}" for domain in DOMAINS if domain in last)
+        or "not noted",
+        "scaling": vae.config.scaling_factor,
+        "torch_version": torch.__version__,
+    }
+
+
+def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], tokenizer) -> None:
+    """Copy the weights of an earlier folder into (unet, vae, text encoder).
+
+    Words keep their embeddings by name, since another set of kinds gives another vocabulary.
+
+    Raises:
+        ValueError: its networks have other sizes.
+    """
+    from safetensors.torch import load_file
+
+    unet, vae, text_encoder = networks
+    try:
+        for network, name in ((unet, "unet"), (vae, "vae")):
+            network.load_state_dict(load_file(folder / name / "diffusion_pytorch_model.safetensors"))
+        from transformers import CLIPTextModel
+
+        earlier = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        weights, current = earlier.state_dict(), text_encoder.state_dict()
+        words = next(name for name in current if name.endswith("token_embedding.weight"))
+        old_vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+        embeddings = current[words].clone()
+        for word, number in tokenizer.get_vocab().items():
+            if word in old_vocabulary:
+                embeddings[number] = weights[words][old_vocabulary[word]]
+        text_encoder.load_state_dict({**weights, words: embeddings})
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--init {folder}: cannot start from it: {reason}") from error
+    vae.register_to_config(
+        scaling_factor=json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"]
+    )

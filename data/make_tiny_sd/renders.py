@@ -1,0 +1,261 @@
+"""Training images of the embedded prior: procedural objects, meshed and rendered as in the loop.
+
+An instance is one random object of a kind. Its signed distance is meshed by marching tetrahedra and a batch
+of views of that mesh is rendered by the scene's own functions: world-space normals, mask, and the shaded
+image under the default environment, in the object's own colours or made of one of MATERIALS. Workers write
+shards; `load_views` puts them together.
+
+Legend: N views, S pixels a side.
+"""
+
+import logging
+import multiprocessing
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, Int8, UInt8
+from torch import Tensor
+
+from dataset.cameras import CameraConfig, sample_cameras, step_generator
+from dataset.procedural import KINDS, ProceduralObject, make_object
+from dataset.procedural.materials import HELD_OUT, MATERIALS, dressed
+from dataset.procedural.random_draw import Draw
+from geometry.marching_tets import marching_tetrahedra
+from geometry.tet_grid import TetGrid, make_tet_grid
+from render.camera import Cameras
+from render.gbuffer import rasterize_gbuffer
+from render.mesh import Mesh, make_mesh
+from render.raster.interface import Rasteriser
+from render.raster.select import choose_rasteriser
+from render.shade.brdf import linear_to_srgb, shade
+from render.shade.light import LightConfig, load_environment
+from render.shade.prefilter import PrefilteredLight
+from training.distributed import SINGLE_PROCESS, Distributed
+
+logger = logging.getLogger(__name__)
+
+# Streams of `step_generator`, so that shapes, cameras and materials of one instance are independent.
+SHAPE_STREAM, CAMERA_STREAM, MATERIAL_STREAM = 1, 2, 3
+MATERIAL_NAMES = tuple(MATERIALS)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is rendered. box is the side of the tet grid's cube; objects reach 0.75 from the origin.
+
+    own_share of the views show the kind's own colours, the rest one of `materials` others that the instance
+    draws, never those that held_out pairs with its kind. The cameras keep the whole object in the picture:
+    a prior that has seen cut objects grows parts for ever.
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    instances: int = 250
+    views: int = 18
+    image_size: int = 128
+    grid: int = 128
+    box: float = 1.7
+    seed: int = 1
+    own_share: float = 0.4
+    materials: int = 4
+    held_out: frozenset[tuple[str, str]] = HELD_OUT
+    environment: LightConfig = field(default_factory=LightConfig)
+    cameras: CameraConfig = field(
+        default_factory=lambda: CameraConfig(
+            camera_random_jitter=0.15,
+            fovy_range=(36.0, 46.0),
+            elevation_range=(-10.0, 45.0),
+            azimuth_spread="batch",
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Views:
+    """N rendered views. normal is world-space, ×127, background 0; mask and shaded (sRGB, black background)
+    are ×255; kind [N] indexes the config's kinds, view [N] is `Cameras.view_index`; material [N] is 0 for the
+    kind's own colours, else 1 + the index in MATERIAL_NAMES."""
+
+    normal: Int8[Tensor, "N 3 S S"]
+    mask: UInt8[Tensor, "N 1 S S"]
+    shaded: UInt8[Tensor, "N 3 S S"]
+    kind: Int[Tensor, " N"]
+    view: Int[Tensor, " N"]
+    material: Int[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def normal_images(self, rows: Tensor) -> Float[Tensor, "B 3 S S"]:
+        """Normals in [−1, 1], background 0: what the fine geometry phase gives the VAE."""
+        return self.normal[rows].float() / 127
+
+    def shaded_images(self, rows: Tensor) -> Float[Tensor, "B 3 S S"]:
+        """sRGB mapped to [−1, 1], background −1: what the appearance stage gives the VAE."""
+        return self.shaded[rows].float() / 127.5 - 1
+
+    def coarse_images(self, rows: Tensor) -> Float[Tensor, "B 4 S S"]:
+        """(normal, mask): what the coarse geometry phase shrinks to a latent."""
+        return torch.cat([self.normal_images(rows), self.mask[rows].float() / 255], dim=1)
+
+
+class Studio:
+    """Everything that rendering needs and no instance changes: grid, rasteriser, light."""
+
+    def __init__(self, config: DataConfig, device: torch.device, rasteriser: str = "auto"):
+        self.config = config
+        self.device = device
+        grid = make_tet_grid(config.grid, config.box)
+        self.grid: TetGrid = replace(
+            grid,
+            v_pos=grid.v_pos.to(device),
+            tets=grid.tets.to(device),
+            edges=grid.edges.to(device),
+            tet_edges=grid.tet_edges.to(device),
+        )
+        self.rasteriser: Rasteriser = choose_rasteriser(device, rasteriser)
+        self.light: PrefilteredLight = load_environment(config.environment).to(device).prefiltered()
+
+    @torch.no_grad()
+    def shoot(self, kind_number: int, instance: int) -> Views:
+        """All views of one instance, on the CPU; a pure function of (config, kind, instance)."""
+        seed = self.config.seed
+        generator = step_generator(seed, kind_number, instance, SHAPE_STREAM)
+        subject = make_object(self.config.kinds[kind_number], generator)
+        side = self.config.image_size
+        cameras = sample_cameras(
+            self.config.cameras,
+            self.config.views,
+            (side, side),
+            step_generator(seed, kind_number, instance, CAMERA_STREAM),
+        )
+        draw = Draw(step_generator(seed, kind_number, instance, MATERIAL_STREAM))
+        material = draw_materials(self.config, kind_number, draw)
+        looks = {
+            number: dressed(subject, MATERIAL_NAMES[number - 1], draw) if number else subject
+            for number in material.unique().tolist()
+        }
+        mesh = self.mesh(subject)
+        images = self._render(looks, material, mesh, cameras.to(self.device)).permute(0, 3, 1, 2)
+        normal, mask, shaded = images.split([3, 1, 3], dim=1)
+        return Views(
+            normal=(normal * 127).round().clamp(-127, 127).to("cpu", torch.int8),
+            mask=(mask * 255).round().clamp(0, 255).to("cpu", torch.uint8),
+            shaded=(shaded * 255).round().clamp(0, 255).to("cpu", torch.uint8),
+            kind=torch.full((len(images),), kind_number),
+            view=cameras.view_index.clone(),
+            material=material,
+        )
+
+    def mesh(self, subject: ProceduralObject) -> Mesh:
+        grid = self.grid
+        v_pos, faces = marching_tetrahedra(
+            grid.v_pos, subject.signed_distance(grid.v_pos), grid.tets, grid.edges, grid.tet_edges
+        )
+        return make_mesh(v_pos, faces)
+
+    def _render(
+        self, looks: dict[int, ProceduralObject], material: Int[Tensor, " B"], mesh: Mesh, cameras: Cameras
+    ) -> Float[Tensor, "B H W 7"]:
+        """(normal 3, mask 1, shaded sRGB 3), the outlines antialiased; view i shows looks[material[i]]."""
+        points = rasterize_gbuffer(mesh, cameras, self.rasteriser)
+        kd, ks = torch.empty_like(points.position), torch.empty_like(points.position)
+        worn = material.to(self.device)[points.view_of_point]
+        for number, subject in looks.items():
+            rows = (worn == number).nonzero()[:, 0]
+            kd[rows], ks[rows] = subject.material(points.position[rows])
+        shaded = linear_to_srgb(shade(kd, ks, points.normal, points.to_viewer, self.light))
+        image = torch.cat(
+            [points.scatter(points.normal), points.mask(), points.scatter(shaded.clamp(0, 1))], dim=-1
+        )
+        return self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
+
+
+def draw_materials(config: DataConfig, kind_number: int, draw: Draw) -> Int[Tensor, " views"]:
+    """What each view of an instance is made of, as `Views.material` counts."""
+    kind = config.kinds[kind_number]
+    allowed = [n for n, name in enumerate(MATERIAL_NAMES, 1) if (kind, name) not in config.held_out]
+    own = round(config.own_share * config.views)
+    chosen = [allowed[draw.integer(0, len(allowed) - 1)] for _ in range(config.materials)]
+    others = [chosen[view % config.materials] for view in range(config.views - own)]
+    order = torch.randperm(config.views, generator=draw.generator)
+    return torch.tensor([0] * own + others)[order]
+
+
+def write_shard(
+    config: DataConfig,
+    folder: Path,
+    shard: int,
+    shards: int,
+    device: str,
+    seconds: float,
+    rasteriser: str = "auto",
+) -> None:
+    """Render instances shard, shard + shards, … of every kind until all are done or the time is up.
+
+    Kinds take turns, so that a shard that ran out of time holds as many of each. At least one round is made.
+    """
+    begun = time.monotonic()
+    torch.set_num_threads(max(1, torch.get_num_threads() // shards))
+    studio = Studio(config, torch.device(device), rasteriser)
+    parts = []
+    for instance in range(shard, config.instances, shards):
+        if parts and time.monotonic() - begun > seconds:
+            break
+        parts += [studio.shoot(kind, instance) for kind in range(len(config.kinds))]
+    views = joined(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".shard_{shard:02d}.pt"
+    torch.save(vars(views), temporary)
+    temporary.rename(folder / f"shard_{shard:02d}.pt")
+
+
+def joined(parts: list[Views]) -> Views:
+    return Views(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+
+def render_shards(
+    config: DataConfig,
+    folder: Path,
+    device: torch.device,
+    seconds: float,
+    workers: int,
+    rasteriser: str = "auto",
+    distributed: Distributed = SINGLE_PROCESS,
+) -> None:
+    """Fill `folder` with this rank's shards; workers 0 renders here.
+
+    Drawing an object and launching its kernels keep a CPU core busy, so several processes share one GPU.
+
+    Raises:
+        RuntimeError: no worker finished.
+    """
+    if workers == 0:
+        write_shard(
+            config, folder, distributed.rank, distributed.world_size, str(device), seconds, rasteriser
+        )
+        return
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(
+            target=write_shard,
+            args=(config, folder, shard, workers * distributed.world_size, str(device), seconds, rasteriser),
+        )
+        for shard in range(distributed.rank * workers, (distributed.rank + 1) * workers)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    failed = sum(process.exitcode != 0 for process in processes)
+    if failed == workers:
+        raise RuntimeError(f"all {workers} rendering workers failed; their errors stand above")
+    if failed:
+        logger.warning("%d of %d rendering workers failed; going on with the rest", failed, workers)
+
+
+def load_views(folder: Path, device: torch.device) -> Views:
+    """All shards of a folder."""
+    shards = [torch.load(path, weights_only=True) for path in sorted(folder.glob("shard_*.pt"))]
+    return joined([Views(**{name: part.to(device) for name, part in shard.items()}) for shard in shards])

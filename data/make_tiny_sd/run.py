@@ -1,0 +1,42 @@
+"""The settings of one call of `python3 -m data.make_tiny_sd.train`."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data.make_tiny_sd import networks
+from data.make_tiny_sd.compile import autocast_for
+from data.make_tiny_sd.renders import DataConfig
+from dataset.cameras import step_generator
+from training.distributed import SINGLE_PROCESS, Distributed
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of this program, its settings resolved."""
+
+    options: argparse.Namespace
+    device: torch.device
+    shape: networks.Shape
+    data: DataConfig
+    distributed: Distributed = SINGLE_PROCESS
+
+    @property
+    def work(self) -> Path:
+        return self.options.work
+
+    @property
+    def autocast(self) -> Callable:
+        return autocast_for(self.device)
+
+    @property
+    def seconds(self) -> float:
+        return self.options.minutes * 60
+
+    def generator(self, stream: int, step: int = 0) -> torch.Generator:
+        """On the device; each stage, and each step at which a run resumes, has numbers of its own."""
+        mixed = step_generator(self.options.seed, self.distributed.rank, step, stream)
+        return torch.Generator(self.device).manual_seed(mixed.initial_seed())

@@ -1,0 +1,292 @@
+"""Make the embedded prior, data/tiny-sd, from nothing.
+
+    python3 -m data.make_tiny_sd.train --out data/tiny-sd --minutes 8
+
+Four stages in one command: render views of procedural objects, train the VAE, encode all views, train the
+denoiser with its text encoder. Each leaves its result in the work folder, the denoiser a checkpoint every
+minute; the same command goes on where a killed one stopped. Made for one large GPU; `--toy` runs the same
+code on a CPU in seconds.
+
+Under torchrun every GPU of a machine takes a share of the data and of each step (training/distributed.py).
+
+--minutes is the whole training, start to export; --stop-after ends this call earlier, for machines that
+lend their time in pieces. --init starts from the weights of an earlier folder (its VAE is kept as it is).
+--export-only writes the folder from the last checkpoint.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+# Before torch is imported: spinning OpenMP workers slow down as soon as another process is busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from data.make_tiny_sd import networks
+from data.make_tiny_sd.captions import CaptionTable
+from data.make_tiny_sd.compile import compile_unet, start_warm_up
+from data.make_tiny_sd.export import export, start_from
+from data.make_tiny_sd.lr_schedule import Pace
+from data.make_tiny_sd.renders import KINDS, DataConfig, Views, load_views, render_shards
+from data.make_tiny_sd.run import Run
+from data.make_tiny_sd.samples import draw_curves
+from data.make_tiny_sd.tokenizer import write_tokenizer
+from data.make_tiny_sd.train_unet import DOMAINS, Corpus, Denoiser, make_denoiser, train_denoiser
+from data.make_tiny_sd.train_vae import Latents, encode_views, train_vae
+from render.shade.light import LightConfig
+from training.launch import init_distributed, run_and_exit
+
+logger = logging.getLogger(__name__)
+
+STARTED = time.monotonic()
+# Shares of the whole time that rendering and the VAE may take; the denoiser gets the rest.
+RENDERING_SHARE, VAE_SHARE = 0.15, 0.2
+EXPORT_SECONDS = 20.0
+MOST_DIVERGENCES = 4
+VAE_STREAM, DENOISER_STREAM = 10, 11
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="data.make_tiny_sd.train", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("data/tiny-sd"), help="the folder to write")
+    add("--work", type=Path, default=Path("out/tiny-sd-work"), help="views, checkpoints, curves, samples")
+    add("--minutes", type=float, default=8.0, help="for everything")
+    add("--stop-after", type=float, default=float("inf"), help="end this call after so many minutes")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=list(KINDS),
+        metavar="KIND",
+        help=f"of {', '.join(KINDS)}",
+    )
+    add("--instances", type=int, default=250, help="objects of a kind, at most")
+    add("--views", type=int, default=18, help="of each object")
+    add("--batch", type=int, default=512, help="of the denoiser")
+    add("--vae-batch", type=int, default=128)
+    add("--workers", type=int, help="rendering processes; default 6 on CUDA, else 0 (this one)")
+    add("--env-scale", type=float, default=1.0, help="factor on the default environment")
+    add("--seed", type=int, default=1)
+    add("--init", type=Path, help="an earlier folder to start from")
+    add("--no-compile", action="store_true", help="do without torch.compile")
+    add("--keep-data", action="store_true", help="leave the rendered views in the work folder")
+    add("--toy", action="store_true", help="tiny networks, few steps: a test")
+    add("--export-only", action="store_true", help="write the folder from the last checkpoint")
+    options = parser.parse_args(arguments)
+    if options.workers is None:
+        options.workers = 6 if options.device.startswith("cuda") else 0
+    return options
+
+
+def make_run(options: argparse.Namespace) -> Run:
+    data = DataConfig(
+        kinds=tuple(options.kinds),
+        instances=options.instances,
+        views=options.views,
+        seed=options.seed,
+        environment=LightConfig(env_scale=options.env_scale),
+    )
+    shape = networks.Shape()
+    if options.toy:
+        shape = networks.TOY_SHAPE
+        light = LightConfig(env_scale=options.env_scale, env_resolution=64)
+        data = replace(data, instances=2, views=4, grid=32, environment=light)
+        options.batch, options.vae_batch, options.no_compile = 6, 4, True
+    device = torch.device(options.device)
+    distributed = init_distributed(on_gpus=device.type == "cuda")
+    if distributed.world_size > 1 and device.type == "cuda":
+        device = torch.device("cuda", distributed.local_rank)
+    return Run(options, device, shape, replace(data, image_size=shape.image_size), distributed)
+
+
+def claim_work_folder(run: Run) -> None:
+    """Settings that its files depend on are noted in the work folder.
+
+    Raises:
+        ValueError: it was begun with other settings.
+    """
+    run.work.mkdir(parents=True, exist_ok=True)
+    path = run.work / "settings.json"
+    settings = json.loads(json.dumps({"shape": asdict(run.shape), "data": _plain(run.data)}))
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise ValueError(
+            f"--work {run.work}: it was begun with other settings ({path}); give those or an empty --work"
+        )
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _plain(data: DataConfig) -> dict:
+    # Sets have no order of their own that a later call would find again.
+    listed = {name: sorted(v) if isinstance(v, frozenset) else v for name, v in vars(data).items()}
+    return {name: str(value) for name, value in listed.items()}
+
+
+def rendered_views(run: Run) -> Views:
+    folder = run.work / f"views_{run.distributed.rank}_of_{run.distributed.world_size}"
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        share = RENDERING_SHARE * run.seconds
+        render_shards(run.data, folder, run.device, share, run.options.workers, distributed=run.distributed)
+        (folder / "complete").touch()
+    views = load_views(folder, run.device)
+    logger.info("%.0f s: %d views of %d kinds", _elapsed(), len(views), len(run.data.kinds))
+    return views
+
+
+def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module:
+    """The VAE on the device, trained by the first rank unless that was done before."""
+    path = run.work / "vae.pt"
+    vae = vae.to(run.device, memory_format=torch.channels_last)
+    if run.distributed.is_main and not path.exists():
+        if run.options.init is None:
+            history: list[dict] = []
+            pace = Pace(VAE_SHARE * run.seconds, steps=20 if run.options.toy else None)
+            train_vae(vae, views, pace, run.options.vae_batch, run.generator(VAE_STREAM), history)
+            draw_curves(history, ("l1",), run.work / "vae_curve.png")
+        state = {"weights": vae.state_dict(), "scaling_factor": vae.config.scaling_factor}
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+    run.distributed.barrier()
+    state = torch.load(path, map_location=run.device, weights_only=True)
+    vae.load_state_dict(state["weights"])
+    vae.register_to_config(scaling_factor=state["scaling_factor"])
+    logger.info("%.0f s: VAE ready", _elapsed())
+    return vae.eval().requires_grad_(False)
+
+
+def unet_picker(run: Run) -> Callable[[torch.nn.Module], torch.nn.Module]:
+    """Answers the eager denoiser until the child process has compiled it, then the compiled one."""
+    if run.options.no_compile or run.device.type != "cuda":
+        return lambda unet: unet
+    warm_up = start_warm_up(run.shape, run.options.batch)
+    chosen: list[torch.nn.Module] = []
+
+    def pick(unet: torch.nn.Module) -> torch.nn.Module:
+        if not chosen and warm_up.poll() is not None:
+            if warm_up.returncode == 0:
+                chosen.append(compile_unet(unet, run.shape, run.options.batch, run.device))
+            else:
+                logger.warning("torch.compile failed in the warm-up, going on without")
+                chosen.append(unet)
+            logger.info("%.0f s: denoiser settled", _elapsed())
+        return chosen[0] if chosen else unet
+
+    return pick
+
+
+def checkpoint(run: Run, denoiser: Denoiser, spent_before: float) -> None:
+    if not run.distributed.is_main:
+        return
+    denoiser.spent_seconds = spent_before + _elapsed()
+    denoiser.save(run.work / "denoiser.pt")
+    (run.work / "denoiser_history.json").write_text(json.dumps(denoiser.history))
+    draw_curves(denoiser.history, DOMAINS, run.work / "denoiser_curve.png")
+
+
+def fit(run: Run, denoiser: Denoiser, corpus: Corpus, pick_unet: Callable) -> None:
+    """Train to the end of the time, going back to the last checkpoint where it diverges."""
+    left = run.distributed.broadcast_value(max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0))
+    if denoiser.planned_seconds == 0:
+        denoiser.planned_seconds = left
+    spent_before = denoiser.spent_seconds
+
+    def save(current: Denoiser) -> None:
+        checkpoint(run, current, spent_before)
+
+    save(denoiser)
+    run.distributed.barrier()
+    for attempt in range(MOST_DIVERGENCES):
+        left = max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0)
+        seconds = min(left, (1 - denoiser.progress) * denoiser.planned_seconds)
+        steps = 30 if run.options.toy else None
+        try:
+            train_denoiser(
+                denoiser,
+                corpus,
+                Pace(seconds, steps, denoiser.progress),
+                run.options.batch,
+                run.generator(DENOISER_STREAM + attempt, denoiser.step),
+                run.autocast,
+                pick_unet,
+                save,
+                stop_at=STARTED + run.options.stop_after * 60 - EXPORT_SECONDS,
+                distributed=run.distributed,
+            )
+            return
+        except FloatingPointError as error:
+            logger.warning("%s; back to the last checkpoint at half the learning rate", error)
+            factor = denoiser.rate_factor / 2
+            denoiser.load(run.work / "denoiser.pt", run.device)
+            denoiser.rate_factor = factor
+    raise FloatingPointError(f"the denoiser diverged {MOST_DIVERGENCES} times")
+
+
+def train(run: Run) -> None:
+    options, checkpoint_file = run.options, run.work / "denoiser.pt"
+    captions = CaptionTable(run.data.kinds)
+    if run.distributed.is_main:
+        claim_work_folder(run)
+        write_tokenizer(run.work / "tokenizer", captions.captions)
+    run.distributed.barrier()
+    tokenizer = networks.load_tokenizer(run.work / "tokenizer")
+    torch.manual_seed(options.seed)
+    unet, vae, text_encoder = trained = (
+        networks.build_unet(run.shape),
+        networks.build_vae(run.shape),
+        networks.build_text_encoder(run.shape, tokenizer),
+    )
+    if options.export_only and not checkpoint_file.exists():
+        raise FileNotFoundError(f"--export-only: there is no checkpoint {checkpoint_file}; train first")
+    if options.init:
+        start_from(options.init, trained, tokenizer)
+    pick_unet = (lambda unet: unet) if options.export_only else unet_picker(run)
+    views = rendered_views(run)
+    vae = trained_vae(run, vae, views)
+    latents: Latents = encode_views(vae, views)
+    logger.info("%.0f s: views encoded", _elapsed())
+    denoiser = make_denoiser(unet, text_encoder, run.device)
+    if checkpoint_file.exists():
+        denoiser.load(checkpoint_file, run.device)
+        logger.info("resuming at step %d (%.0f %%)", denoiser.step, 100 * denoiser.progress)
+    if not options.export_only:
+        tokens = networks.tokenize(tokenizer, captions.captions).to(run.device)
+        fit(run, denoiser, Corpus(latents, vae.config.scaling_factor, captions, tokens), pick_unet)
+        logger.info("%.0f s: denoiser at step %d", _elapsed(), denoiser.step)
+    if run.distributed.is_main:
+        export(run, denoiser, vae, tokenizer, latents, views)
+    if denoiser.progress >= 1 and not options.keep_data:
+        shutil.rmtree(run.work / f"views_{run.distributed.rank}_of_{run.distributed.world_size}")
+    run.distributed.shut_down()
+    if run.distributed.is_main:
+        logger.info("%.0f s: %s written", _elapsed(), options.out)
+
+
+def _elapsed() -> float:
+    return time.monotonic() - STARTED
+
+
+def main(arguments: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    try:
+        train(make_run(parse(arguments)))
+    except (ValueError, FileNotFoundError) as error:
+        logger.error("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    run_and_exit(main)

@@ -1,0 +1,233 @@
+"""Training of the denoiser and its text encoder on all three image domains at once.
+
+The noise is predicted (epsilon), t is uniform, and a third of each batch each is a coarse image (its
+normals turned afresh), the latent of a normal image, and the latent of a shaded image. What is kept is a
+running average of the weights.
+"""
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from data.make_tiny_sd.captions import CaptionTable
+from data.make_tiny_sd.compile import predict
+from data.make_tiny_sd.lr_schedule import Pace, cosine_rate
+from data.make_tiny_sd.networks import build_scheduler, embed
+from data.make_tiny_sd.train_vae import Latents, spins, spun
+from training.distributed import SINGLE_PROCESS, Distributed
+
+logger = logging.getLogger(__name__)
+
+LEARNING_RATE = 8e-4
+AVERAGE_DECAY = 0.999
+DOMAINS = ("coarse", "normal", "shaded")
+REPORT_EVERY = 100
+# Steps between two looks at the clock: several distributed have to agree on the time.
+AGREE_EVERY = 10
+
+
+@dataclass
+class Denoiser:
+    """What a checkpoint holds: the networks, their averages, the optimiser and how far it all is."""
+
+    unet: nn.Module
+    text_encoder: nn.Module
+    average_unet: nn.Module
+    average_text_encoder: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    progress: float = 0.0
+    # Of training as planned when it began; a resumed run trains for what is left of it.
+    planned_seconds: float = 0.0
+    rate_factor: float = 1.0
+    # Of all calls together, start to checkpoint.
+    spent_seconds: float = 0.0
+    history: list[dict] = field(default_factory=list)
+
+    @property
+    def trained(self) -> tuple[nn.Module, nn.Module]:
+        return self.unet, self.text_encoder
+
+    @property
+    def averages(self) -> tuple[nn.Module, nn.Module]:
+        return self.average_unet, self.average_text_encoder
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for network in self.trained for parameter in network.parameters()]
+
+    def save(self, path: Path) -> None:
+        """Atomically: a killed run leaves the checkpoint before it."""
+        networks = [network.state_dict() for network in (*self.trained, *self.averages)]
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        temporary = path.with_suffix(".new")
+        torch.save(
+            {"networks": networks, "optimizer": self.optimizer.state_dict(), "numbers": numbers}, temporary
+        )
+        temporary.replace(path)
+
+    def load(self, path: Path, device: torch.device) -> None:
+        state = torch.load(path, map_location=device, weights_only=True)
+        for network, weights in zip((*self.trained, *self.averages), state["networks"], strict=True):
+            network.load_state_dict(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in _NUMBERS:
+            setattr(self, name, state["numbers"][name])
+
+
+_NUMBERS = ("step", "progress", "planned_seconds", "rate_factor", "spent_seconds", "history")
+
+
+def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device) -> Denoiser:
+    """Ready to train on `device`; the averages start as copies."""
+    unet = unet.to(device, memory_format=torch.channels_last).train()
+    text_encoder = text_encoder.to(device).train()
+    averages = [copy.deepcopy(network).requires_grad_(False).eval() for network in (unet, text_encoder)]
+    optimizer = torch.optim.AdamW(
+        [*unet.parameters(), *text_encoder.parameters()],
+        lr=LEARNING_RATE,
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+        fused=device.type == "cuda",
+    )
+    return Denoiser(unet, text_encoder, *averages, optimizer)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Latents of all views, the factor on the VAE's, and the captions with their tokens."""
+
+    latents: Latents
+    scaling_factor: float
+    captions: CaptionTable
+    tokens: Int[Tensor, "C 77"]
+
+
+def draw_latents(
+    latents: Latents, batch: int, scaling_factor: float, generator: torch.Generator
+) -> tuple[Float[Tensor, "B 4 s s"], Int[Tensor, " B"]]:
+    """(x_0, its row in `latents`) of a batch, a third of each domain in the order of DOMAINS."""
+    device = latents.kind.device
+    rows = torch.randint(len(latents.kind), (batch,), generator=generator, device=device)
+    coarse_rows, normal_rows, shaded_rows = rows.split(domain_sizes(batch))
+    coarse = latents.coarse[coarse_rows].float()
+    turned = spun(coarse[:, :3], spins(len(coarse), generator))
+    parts = [torch.cat([turned, coarse[:, 3:]], dim=1)]
+    for mean, deviation, chosen in (
+        (latents.normal_mean, latents.normal_deviation, normal_rows),
+        (latents.shaded_mean, latents.shaded_deviation, shaded_rows),
+    ):
+        centre = mean[chosen].float()
+        noise = torch.randn(centre.shape, generator=generator, device=device)
+        parts.append((centre + deviation[chosen].float() * noise) * scaling_factor)
+    return torch.cat(parts), rows
+
+
+def domain_sizes(batch: int) -> list[int]:
+    """How many images of each domain a batch holds."""
+    return [batch - 2 * (batch // 3), batch // 3, batch // 3]
+
+
+def step_errors(
+    denoiser: Denoiser,
+    unet: nn.Module,
+    corpus: Corpus,
+    batch: int,
+    abar: Float[Tensor, " T"],
+    generator: torch.Generator,
+    autocast: Callable,
+) -> Float[Tensor, " B"]:
+    """Mean squared error of the predicted noise, per image of a fresh batch."""
+    latents = corpus.latents
+    x0, rows = draw_latents(latents, batch, corpus.scaling_factor, generator)
+    said = corpus.captions.draw(latents.kind[rows], latents.view[rows], latents.material[rows], generator)
+    timesteps = torch.randint(len(abar), (batch,), generator=generator, device=abar.device)
+    noise = torch.randn(x0.shape, generator=generator, device=abar.device)
+    signal = abar[timesteps].view(-1, 1, 1, 1)
+    noisy = (signal.sqrt() * x0 + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+    with autocast():
+        text = embed(denoiser.text_encoder, corpus.tokens[said]).float()
+        answer = predict(unet, noisy, timesteps, text)
+    return (answer.float() - noise).square().mean(dim=(1, 2, 3))
+
+
+def train_denoiser(
+    denoiser: Denoiser,
+    corpus: Corpus,
+    pace: Pace,
+    batch: int,
+    generator: torch.Generator,
+    autocast: Callable,
+    pick_unet: Callable[[nn.Module], nn.Module],
+    checkpoint: Callable[[Denoiser], None],
+    stop_at: float = float("inf"),
+    checkpoint_seconds: float = 60.0,
+    distributed: Distributed = SINGLE_PROCESS,
+) -> None:
+    """Until `pace` says 1, or time.monotonic() passes `stop_at`.
+
+    pick_unet is asked every REPORT_EVERY steps which module to call for the denoiser (the compiled one,
+    once it is there); checkpoint(denoiser) is called every `checkpoint_seconds` and at the end.
+
+    Raises:
+        FloatingPointError: the loss is not a sensible number any more; the checkpoints before are sound.
+    """
+    abar = build_scheduler().alphas_cumprod.to(corpus.tokens.device)
+    unet, begun, first = denoiser.unet, time.monotonic(), denoiser.step
+    saved = begun
+    losses = torch.zeros(len(DOMAINS), device=abar.device)
+    stopping = False
+    while denoiser.progress < 1 and not stopping:
+        done = denoiser.step - first
+        if done % REPORT_EVERY == 0:
+            unet = pick_unet(denoiser.unet)
+        rate = cosine_rate(denoiser.progress, LEARNING_RATE) * denoiser.rate_factor
+        for group in denoiser.optimizer.param_groups:
+            group["lr"] = rate
+        errors = step_errors(denoiser, unet, corpus, batch, abar, generator, autocast)
+        errors.mean().backward()
+        distributed.average_gradients(denoiser.parameters())
+        nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        denoiser.optimizer.step()
+        denoiser.optimizer.zero_grad(set_to_none=True)
+        _move_averages(denoiser)
+        losses += torch.stack([part.mean() for part in errors.detach().split(domain_sizes(batch))])
+        denoiser.step += 1
+        if distributed.world_size == 1 or (done + 1) % AGREE_EVERY == 0:
+            denoiser.progress = distributed.broadcast_value(pace.progress(done + 1))
+            stopping = distributed.broadcast_value(time.monotonic() > stop_at) > 0
+        if (done + 1) % REPORT_EVERY == 0:
+            speed = (done + 1) / (time.monotonic() - begun)
+            _report(denoiser, distributed.all_reduce_mean(losses / REPORT_EVERY).tolist(), rate, speed)
+            losses.zero_()
+        if time.monotonic() - saved > checkpoint_seconds:
+            checkpoint(denoiser)
+            saved = time.monotonic()
+    distributed.assert_replicas_equal(list(denoiser.parameters()))
+    logger.info("rank %d: the replicas agree", distributed.rank)
+    checkpoint(denoiser)
+
+
+def _report(denoiser: Denoiser, losses: list[float], rate: float, speed: float) -> None:
+    means = dict(zip(DOMAINS, losses, strict=True))
+    denoiser.history.append({"step": denoiser.step, "progress": denoiser.progress, "rate": rate, **means})
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+    if not all(value < 5 for value in losses):
+        raise FloatingPointError(f"the loss is {shown} at step {denoiser.step}")
+    if denoiser.step % (5 * REPORT_EVERY) == 0:
+        percent = 100 * denoiser.progress
+        logger.info("denoiser step %d (%.0f %%): %s; %.1f it/s", denoiser.step, percent, shown, speed)
+
+
+@torch.no_grad()
+def _move_averages(denoiser: Denoiser) -> None:
+    """Exponential moving average; short-sighted at first, so that the start is forgotten."""
+    decay = min(AVERAGE_DECAY, (1 + denoiser.step) / (10 + denoiser.step))
+    for average, network in zip(denoiser.averages, denoiser.trained, strict=True):
+        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)

@@ -1,0 +1,149 @@
+"""Training of the small VAE, and the latents of all views under it.
+
+It has to encode two image domains, normals on grey and shaded renders on black, and what an optimisation
+shows it on the way there: normals and colours that no object of the data has. So half of each batch has its
+normals turned or its colours changed.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from data.make_tiny_sd.lr_schedule import Pace, cosine_rate
+from data.make_tiny_sd.renders import Views
+from render.camera import rotate_x, rotate_y
+
+logger = logging.getLogger(__name__)
+
+LEARNING_RATE = 1.5e-3
+# Of the divergence from N(0, 1), in nats per latent number, against errors per colour value.
+KL_WEIGHT = 5e-5
+AUGMENTED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Latents:
+    """All views as the denoiser is trained on them, before the scaling factor; half precision.
+
+    coarse (normal, mask), unturned, shrunk to the latents' size; the mean and the deviation of the VAE's
+    posterior for normal images and for shaded images; kind, view and material as in `Views`.
+    """
+
+    coarse: Float[Tensor, "N 4 s s"]
+    normal_mean: Float[Tensor, "N 4 s s"]
+    normal_deviation: Float[Tensor, "N 4 s s"]
+    shaded_mean: Float[Tensor, "N 4 s s"]
+    shaded_deviation: Float[Tensor, "N 4 s s"]
+    kind: Int[Tensor, " N"]
+    view: Int[Tensor, " N"]
+    material: Int[Tensor, " N"]
+
+
+def spins(count: int, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
+    """R_y(U(0, 2π)) · R_x(U(−π, π)), the coarse phase's normal rotations (METHOD section 3)."""
+    uniform = torch.rand(2, count, generator=generator, device=generator.device)
+    return rotate_y(uniform[0] * 2 * math.pi) @ rotate_x((2 * uniform[1] - 1) * math.pi)
+
+
+def spun(normals: Float[Tensor, "B 3 S S"], rotation: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 S S"]:
+    """Every normal turned by its image's rotation; a background of 0 stays 0."""
+    return torch.einsum("bij,bjhw->bihw", rotation, normals)
+
+
+def recoloured(images: Float[Tensor, "B 3 S S"], generator: torch.Generator) -> Float[Tensor, "B 3 S S"]:
+    """Channels permuted (the same way for all) and scaled by U(0.5, 1.3) each; black stays black."""
+    order = torch.rand(3, generator=generator, device=images.device).argsort()
+    gain = 0.5 + 0.8 * torch.rand(len(images), 3, 1, 1, generator=generator, device=images.device)
+    return (((images[:, order] + 1) * gain).clamp(0, 2)) - 1
+
+
+def draw_images(views: Views, batch: int, generator: torch.Generator) -> Float[Tensor, "B 3 S S"]:
+    """Half normals, half shaded images, AUGMENTED_SHARE of each changed."""
+    device = views.kind.device
+    rows = torch.randint(len(views), (batch,), generator=generator, device=device)
+    normals = views.normal_images(rows[: batch // 2])
+    shaded = views.shaded_images(rows[batch // 2 :])
+    changed = round(len(normals) * AUGMENTED_SHARE)
+    normals = torch.cat([spun(normals[:changed], spins(changed, generator)), normals[changed:]])
+    shaded = torch.cat([recoloured(shaded[:changed], generator), shaded[changed:]])
+    return torch.cat([normals, shaded])
+
+
+def train_vae(
+    vae: nn.Module,
+    views: Views,
+    pace: Pace,
+    batch: int,
+    generator: torch.Generator,
+    history: list[dict],
+) -> None:
+    """L1 + squared error + a little KL, AdamW, in full precision; sets the scaling factor at the end."""
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    vae.train()
+    step, progress = 0, pace.progress(0)
+    while progress < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_rate(progress, LEARNING_RATE)
+        images = draw_images(views, batch, generator).contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(images).latent_dist
+        error = vae.decode(_sample(posterior.mean, posterior.std, generator)).sample - images
+        divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
+        loss = error.abs().mean() + error.square().mean() + KL_WEIGHT * divergence.mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        progress = pace.progress(step)
+        if step % 50 == 0 or progress >= 1:
+            record = {"step": step, "l1": error.abs().mean().item(), "kl": divergence.mean().item()}
+            history.append(record)
+            if step % 500 == 0 or progress >= 1:
+                logger.info("vae step %d: L1 %.4f, KL %.2f", step, record["l1"], record["kl"])
+    vae.eval().requires_grad_(False)
+    vae.register_to_config(scaling_factor=round(_scaling_factor(vae, views, generator), 5))
+    logger.info("vae: scaling factor %.4f", vae.config.scaling_factor)
+
+
+def _sample(mean: Tensor, deviation: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    return mean + deviation * noise
+
+
+@torch.no_grad()
+def _scaling_factor(vae: nn.Module, views: Views, generator: torch.Generator, count: int = 512) -> float:
+    """1 / standard deviation of the latents over both image domains."""
+    rows = torch.randint(len(views), (min(count, len(views)),), generator=generator, device=views.kind.device)
+    found = []
+    for chunk in rows.split(64):
+        for images in (views.normal_images(chunk), views.shaded_images(chunk)):
+            posterior = vae.encode(images).latent_dist
+            found.append(_sample(posterior.mean, posterior.std, generator))
+    return 1 / torch.cat(found).std().item()
+
+
+@torch.no_grad()
+def encode_views(vae: nn.Module, views: Views, chunk: int = 512) -> Latents:
+    """Posterior of every normal and shaded image, and the coarse images at the latents' size."""
+    size = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
+    parts: dict[str, list[Tensor]] = {}
+    for rows in torch.arange(len(views), device=views.kind.device).split(chunk):
+        for name, images in (("normal", views.normal_images(rows)), ("shaded", views.shaded_images(rows))):
+            posterior = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
+            parts.setdefault(f"{name}_mean", []).append(posterior.mean.half())
+            parts.setdefault(f"{name}_deviation", []).append(posterior.std.half())
+        coarse = F.interpolate(
+            views.coarse_images(rows),
+            (size, size),
+            mode="bilinear",
+            antialias=True,
+            align_corners=False,
+        )
+        parts.setdefault("coarse", []).append(coarse.half())
+    tensors = {name: torch.cat(chunks).contiguous() for name, chunks in parts.items()}
+    return Latents(**tensors, kind=views.kind, view=views.view, material=views.material)

@@ -1,0 +1,91 @@
+"""Albedos: linear RGB triples, and the functions that paint a part with them."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dataset.procedural.primitives import Coordinates
+from dataset.procedural.random_draw import Draw
+
+Colour = tuple[float, float, float]
+# No material is brighter: shading adds highlights on top and must not clip.
+BRIGHTEST = 0.85
+
+
+def colour(code: str) -> Colour:
+    """Linear albedo of an sRGB colour written "#rrggbb" (IEC 61966-2-1), held below BRIGHTEST."""
+    encoded = [int(code[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in encoded]
+    return tuple(min(c, BRIGHTEST) for c in linear)
+
+
+def tint(draw: Draw, base: Colour, share: float = 0.12) -> Colour:
+    """The colour with its brightness varied by up to `share`, and each channel by a quarter of that."""
+    brightness = draw.vary(1.0, share)
+    return tuple(min(draw.vary(c * brightness, share / 4), BRIGHTEST) for c in base)
+
+
+def shade(base: Colour, factor: float) -> Colour:
+    """The same hue, darker (factor < 1) or brighter."""
+    return tuple(min(c * factor, BRIGHTEST) for c in base)
+
+
+def plain(base: Colour) -> Callable[[Coordinates], Float[Tensor, "N 3"]]:
+    """One colour all over."""
+    return lambda p: torch.stack([torch.full_like(p[0], c) for c in base], -1)
+
+
+def mix(first: Colour, second: Colour, weight: Float[Tensor, " N"]) -> Float[Tensor, "N 3"]:
+    """`first` where weight is 0, `second` where it is 1."""
+    return torch.stack([a + (b - a) * weight for a, b in zip(first, second, strict=True)], -1)
+
+
+def grain(base: Colour, depth: float) -> Callable[[Coordinates], Tensor]:
+    """Wood: streaks that follow each other along x, each running (and wavering) along the board."""
+
+    def albedo(p: Coordinates) -> Tensor:
+        wave = torch.sin(5 * (p[1] + p[2]) + 1.0) + 0.5 * torch.sin(11 * (p[1] - p[2]))
+        return mix(base, shade(base, 1 - depth), 0.5 + 0.5 * torch.sin(42 * p[0] + 1.2 * wave))
+
+    return albedo
+
+
+def ramp(value: Tensor, low: float, high: float) -> Tensor:
+    """0 below `low`, 1 above `high` (either order), straight in between."""
+    return ((value - low) / (high - low)).clamp(0, 1)
+
+
+def smooth_ramp(value: Tensor, low: float, high: float) -> Tensor:
+    """`ramp` with no kink at either end: 3t² − 2t³."""
+    t = ramp(value, low, high)
+    return t * t * (3 - 2 * t)
+
+
+def bell(value: Tensor, width: float) -> Tensor:
+    """1 at 0, smoothly 0 from |value| = width on."""
+    return torch.where(value.abs() < width, 0.5 + 0.5 * torch.cos(value * (math.pi / width)), 0.0)
+
+
+def spots(
+    azimuth: Tensor, polar: Tensor, spacing: float, phase: float = 0.0, jitter: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Offset (along the meridian, along the parallel; radians) to the nearest of the spots on a sphere.
+
+    Spots sit on parallels `spacing` apart, the first at the pole polar = 0, with as many on each parallel as
+    fit without coming closer than `spacing`; every parallel is turned by the golden angle against the last.
+    jitter moves them along the meridian, in units of spacing. Continuous where no spot reaches its cell's
+    border, at (1 − 2·jitter)·spacing / 2.
+    """
+    row = torch.round(polar / spacing)
+    height = (row * spacing).clamp(0, math.pi)
+    count = torch.floor(2 * math.pi * height.sin() / spacing).clamp(min=1)
+    turned = azimuth - phase - row * 2.39996
+    column = torch.round(turned * count / (2 * math.pi))
+    across = turned - column * 2 * math.pi / count
+    # A spot's own displacement depends on (row, column) only; the column counts modulo the spots of its row.
+    wobble = jitter * spacing * torch.sin(2.1 * row + 4.3 * (column % count))
+    along = polar - height - torch.where(row > 0, wobble, torch.zeros_like(wobble))
+    return along, across * height.sin()

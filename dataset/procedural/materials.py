@@ -1,0 +1,133 @@
+"""What an object can be made of instead of its own colours: "a red mug", "a golden chair".
+
+A material repaints every part: its colour times the part's own tone, so that windows stay darker than walls
+and a face keeps its eyes; roughness and metallic become the material's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dataset.procedural.colour import BRIGHTEST, Colour, colour, tint
+from dataset.procedural.primitives import Coordinates
+from dataset.procedural.random_draw import Draw
+from dataset.procedural.solid import Part, ProceduralObject
+
+# Albedo of a part before it is repainted -> how bright the part stays: LOWEST_TONE for black, 1 for white.
+LOWEST_TONE = 0.42
+LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709, linear
+
+
+@dataclass(frozen=True)
+class Material:
+    """How to paint an object and how to say so.
+
+    adjective stands before the name ("wooden"); substance, where there is one, behind it ("made of wood").
+    grain maps coordinates, in units of the object's own frame, to a factor on the colour.
+    """
+
+    adjective: str
+    base: Colour
+    roughness: tuple[float, float] = (0.4, 0.6)
+    metallic: float = 0.0
+    substance: str | None = None
+    grain: Callable[[Coordinates, float], Tensor] | None = None
+
+
+def _wood_grain(p: Coordinates, phase: float) -> Tensor:
+    """Dark and bright bands, slightly bent, that run upwards: boards sawn from a trunk along +y."""
+    bend = 0.10 * torch.sin(3.1 * p[1] + phase) + 0.06 * torch.sin(5.3 * p[2] + 2.0 * phase)
+    band = torch.sin(21.0 * (p[0] + 0.6 * p[2] + bend) + phase)
+    return 0.78 + 0.30 * band
+
+
+def _stone_grain(p: Coordinates, phase: float) -> Tensor:
+    """Mottled, without direction."""
+    coarse = torch.sin(9.0 * p[0] + phase) * torch.sin(8.0 * p[1] + 2.0) * torch.sin(10.0 * p[2] - phase)
+    fine = torch.sin(23.0 * p[0] + 1.0) * torch.sin(21.0 * p[1] + phase) * torch.sin(25.0 * p[2] + 3.0)
+    return 0.92 + 0.28 * coarse + 0.22 * fine
+
+
+_PAINTS = {
+    "red": "#d01f1a",
+    "orange": "#ee7a14",
+    "yellow": "#f2d21f",
+    "green": "#2f9e3c",
+    "blue": "#2257c9",
+    "purple": "#7a35b0",
+    "pink": "#f08ab5",
+    "brown": "#7c4a26",
+    "black": "#2e2e31",
+    "white": "#f1f1ee",
+}
+MATERIALS: dict[str, Material] = {
+    **{name: Material(name, colour(code)) for name, code in _PAINTS.items()},
+    "golden": Material("golden", (0.85, 0.56, 0.16), (0.3, 0.42), 1.0, "gold"),
+    "silver": Material("silver", (0.68, 0.69, 0.71), (0.3, 0.42), 1.0, "silver"),
+    "wooden": Material("wooden", colour("#b07a42"), (0.6, 0.75), 0.0, "wood", _wood_grain),
+    "stone": Material("stone", colour("#9a978f"), (0.8, 0.9), 0.0, "stone", _stone_grain),
+}
+
+# Pairs of (kind, material) that the prior is never shown: what it makes of them is composed.
+HELD_OUT: frozenset[tuple[str, str]] = frozenset(
+    {
+        ("pineapple", "blue"),
+        ("mug", "golden"),
+        ("chair", "stone"),
+        ("car", "wooden"),
+        ("teapot", "pink"),
+        ("apple", "purple"),
+        ("snowman", "green"),
+        ("mushroom", "silver"),
+        ("rocket", "orange"),
+        ("cactus", "white"),
+        ("vase", "black"),
+        ("hammer", "red"),
+        ("boat", "yellow"),
+        ("bird", "golden"),
+        ("cottage", "blue"),
+        ("donut", "wooden"),
+    }
+)
+
+
+def dressed(subject: ProceduralObject, name: str, draw: Draw) -> ProceduralObject:
+    """The same object made of MATERIALS[name], its shade and roughness drawn at random.
+
+    Raises ValueError for a name that is not in MATERIALS.
+    """
+    if name not in MATERIALS:
+        raise ValueError(f"unknown material {name!r}; known: {', '.join(MATERIALS)}")
+    material = MATERIALS[name]
+    base, roughness, phase = tint(draw, material.base, 0.1), draw.uniform(*material.roughness), draw.angle()
+    parts = tuple(
+        Part(
+            part.name,
+            part.distance,
+            _repainted(part.albedo, base, material.grain, phase),
+            roughness,
+            material.metallic,
+        )
+        for part in subject.parts
+    )
+    return replace(subject, parts=parts)
+
+
+def _repainted(
+    own: Callable[[Coordinates], Float[Tensor, "N 3"]],
+    base: Colour,
+    grain: Callable[[Coordinates, float], Tensor] | None,
+    phase: float,
+) -> Callable[[Coordinates], Float[Tensor, "N 3"]]:
+    def albedo(p: Coordinates) -> Float[Tensor, "N 3"]:
+        painted = own(p)
+        luminance = sum(painted[:, channel] * share for channel, share in enumerate(LUMINANCE))
+        tone = LOWEST_TONE + (1 - LOWEST_TONE) * (luminance / BRIGHTEST).clamp(0, 1).sqrt()
+        if grain is not None:
+            tone = tone * grain(p, phase)
+        return (tone[:, None] * tone.new_tensor(base)).clamp(0, BRIGHTEST)
+
+    return albedo

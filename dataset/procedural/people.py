@@ -1,0 +1,185 @@
+"""Person and head, who look to +z."""
+
+import torch
+from torch import Tensor
+
+from dataset.procedural.colour import Colour, colour, mix, plain, shade, tint
+from dataset.procedural.primitives import (
+    Coordinates,
+    Distance,
+    box2,
+    chain,
+    ellipsoid,
+    mirror_x,
+    round_cone,
+    smooth_intersection,
+    smooth_union,
+    sphere,
+    union,
+)
+from dataset.procedural.random_draw import Draw
+from dataset.procedural.solid import Part, ProceduralObject, place
+
+SKINS = tuple(colour(c) for c in ("#c98a62", "#8d5a3b", "#f2c9a8"))
+HAIRS = tuple(colour(c) for c in ("#2a2220", "#d8ab52", "#a2482a", "#8f8b86"))
+SHIRTS = tuple(colour(c) for c in ("#2f6db5", "#3f9a57", "#e3a42f", "#e8e2d4", "#7d4ba0"))
+TROUSERS = tuple(colour(c) for c in ("#4b4f58", "#6b4a30", "#8a8f96", "#22304e"))
+
+
+def _lips(flesh: Colour) -> Colour:
+    """The skin's colour, redder."""
+    return flesh[0] * 0.85, flesh[1] * 0.42, flesh[2] * 0.42
+
+
+def person(draw: Draw) -> ProceduralObject:
+    """A stocky figure in shirt, trousers and shoes; big head, arms held away from the body."""
+    skull, chin = draw.vary(0.235, 0.05), 0.62
+    shoulder, waist = draw.vary(0.20, 0.06), draw.vary(0.165, 0.07)
+    arm, leg = draw.uniform(0.078, 0.09), draw.uniform(0.10, 0.115)
+    out, low = draw.uniform(0.45, 0.52), draw.uniform(0.02, 0.12)
+    stride, length = draw.uniform(0.165, 0.185), draw.vary(0.52, 0.06)
+    long_hair, short_sleeves = draw.chance(0.4), draw.chance(0.45)
+    face = chin + 0.78 * skull
+    hand = (out, low, 0.04)
+    elbow = (0.5 * (shoulder + out) + 0.03, 0.5 * (0.46 + low) - 0.01, -0.02)
+    wrist = (0.28 * elbow[0] + 0.72 * out, 0.28 * elbow[1] + 0.72 * low, 0.02)
+
+    def skin(p: Coordinates) -> Distance:
+        side = mirror_x(p)
+        head = ellipsoid(side, (0.0, face, 0.0), (0.92 * skull, skull, 0.92 * skull))
+        ear = sphere(side, (0.92 * skull, face - 0.02, 0.0), 0.055)
+        nose = sphere(side, (0.0, face - 0.03, 0.92 * skull), 0.05)
+        neck = round_cone(side, (0.0, chin - 0.15, 0.0), (0.0, chin + 0.1, 0.0), 0.085, 0.085)
+        head = smooth_union(smooth_union(smooth_union(head, ear, 0.03), nose, 0.03), neck, 0.05)
+        fore = chain(side, [elbow, hand], (0.85 * arm, 0.85 * arm))
+        return union(head, smooth_union(fore, sphere(side, hand, 1.12 * arm), 0.04))
+
+    def shirt(p: Coordinates) -> Distance:
+        side = mirror_x(p)
+        chest = round_cone(side, (0.0, 0.36, 0.0), (0.0, 0.05, 0.0), 0.9 * shoulder, waist)
+        chest = smooth_union(chest, round_cone(side, (0.0, 0.44, 0.0), (shoulder, 0.44, 0.0), 0.1, 0.1), 0.08)
+        flat = smooth_intersection(chest, (p[2].abs() - 0.16), 0.1)
+        sleeve = round_cone(side, (shoulder, 0.45, 0.0), elbow, 1.2 * arm, 1.12 * arm)
+        if not short_sleeves:
+            sleeve = union(sleeve, round_cone(side, elbow, wrist, 1.12 * arm, 1.05 * arm))
+        return smooth_union(flat, sleeve, 0.06)
+
+    def trousers(p: Coordinates) -> Distance:
+        side = mirror_x(p)
+        hips = round_cone(side, (0.0, -0.04, 0.0), (0.08, -0.06, 0.0), waist * 0.95, waist * 0.8)
+        limb = round_cone(side, (0.10, -0.08, 0.0), (stride, -length, 0.0), 1.1 * leg, 0.92 * leg)
+        return smooth_union(hips, limb, 0.05)
+
+    def shoes(p: Coordinates) -> Distance:
+        side = mirror_x(p)
+        sole = round_cone(
+            side, (stride, -length - 0.08, -0.03), (stride + 0.02, -length - 0.09, 0.13), 0.10, 0.09
+        )
+        return smooth_intersection(sole, -(p[1] + length + 0.15), 0.03)
+
+    def hair(p: Coordinates) -> Distance:
+        cap = ellipsoid(p, (0.0, face + 0.03, -0.03), (skull + 0.02, skull + 0.03, skull + 0.02))
+        # Behind a plane that leans back: the forehead shows below the fringe.
+        cut = 0.66 * p[2] - 0.75 * (p[1] - face) + 0.02
+        tuft = smooth_intersection(cap, cut, 0.05)
+        if not long_hair:
+            return smooth_intersection(tuft, face - 0.45 * skull - p[1], 0.05)
+        mane = round_cone(p, (0.0, face, -0.06), (0.0, chin - 0.14, -0.13), 0.95 * skull, 0.75 * skull)
+        return smooth_union(tuft, smooth_intersection(mane, p[2] + 0.04, 0.05), 0.05)
+
+    def eyes(p: Coordinates) -> Distance:
+        return sphere(mirror_x(p), (0.38 * skull, face + 0.05, 0.82 * skull), 0.046)
+
+    def mouth(p: Coordinates) -> Distance:
+        return ellipsoid(p, (0.0, face - 0.115, 0.80 * skull), (0.075, 0.026, 0.045))
+
+    flesh = tint(draw, draw.usually(colour("#e8b48c"), SKINS, 0.5), 0.06)
+    locks = tint(draw, draw.usually(colour("#43281a"), HAIRS, 0.4))
+    parts = (
+        Part("skin", skin, plain(flesh), 0.6),
+        Part("shirt", shirt, plain(tint(draw, draw.usually(colour("#c8342a"), SHIRTS, 0.4))), 0.85),
+        Part("trousers", trousers, plain(tint(draw, draw.usually(colour("#33456b"), TROUSERS, 0.4))), 0.85),
+        Part("shoes", shoes, plain(tint(draw, colour("#3b2a22"))), 0.6),
+        Part("hair", hair, plain(locks), 0.7),
+        Part("eyes", eyes, plain(colour("#26211f")), 0.4),
+        Part("mouth", mouth, plain(_lips(flesh)), 0.5),
+    )
+    return place("person", parts)
+
+
+def head(draw: Draw) -> ProceduralObject:
+    """A human head on its neck: hair, brows, eyes, nose, lips and ears; now and then a beard."""
+    wide, tall, deep = draw.vary(0.46, 0.05), draw.vary(0.56, 0.05), draw.vary(0.50, 0.04)
+    jaw, beak = draw.vary(0.26, 0.08), draw.vary(0.075, 0.12)
+    neck, fringe = draw.vary(0.235, 0.07), draw.uniform(0.30, 0.40)
+    apart, level = draw.uniform(0.40, 0.44) * wide, draw.uniform(0.02, 0.06)
+    long_hair, bearded = draw.chance(0.4), draw.chance(0.2)
+    puff, phase = draw.uniform(0.05, 0.08), draw.angle()
+
+    def skull(p: Coordinates) -> Distance:
+        vault = ellipsoid(p, (0.0, 0.12, -0.04), (wide, 0.85 * tall, deep))
+        face = round_cone(p, (0.0, 0.0, 0.12), (0.0, -0.40, 0.20), 0.36, jaw)
+        return smooth_union(vault, face, 0.15)
+
+    def skin(p: Coordinates) -> Distance:
+        side = mirror_x(p)
+        shape = skull(side)
+        socket = ellipsoid(side, (apart, level, 0.95 * deep), (0.15, 0.10, 0.12))
+        shape = smooth_intersection(shape, -socket, 0.06)
+        nose = round_cone(side, (0.0, level, 0.88 * deep), (0.0, -0.15, deep + 0.05), 0.055, beak)
+        ear = ellipsoid(side, (0.98 * wide, -0.02, -0.03), (0.075, 0.145, 0.10))
+        throat = round_cone(side, (0.0, -0.25, -0.10), (0.0, -0.95, -0.13), neck, neck * 1.15)
+        throat = smooth_intersection(throat, -(p[1] + 0.92), 0.04)
+        shape = smooth_union(smooth_union(shape, nose, 0.06), ear, 0.04)
+        return smooth_union(shape, throat, 0.10)
+
+    def hair(p: Coordinates) -> Distance:
+        cap = ellipsoid(p, (0.0, 0.16, -0.07), (wide + puff, 0.85 * tall + puff, deep + puff))
+        # Behind a plane that leans back, so that forehead and ears stay free; locks along the edge.
+        locks = 0.03 * torch.sin(13 * p[0] + phase)
+        cut = (p[2] - 0.75 * (p[1] - fringe) - 0.34 + locks) * 0.8
+        tuft = smooth_intersection(cap, cut, 0.08)
+        nape = -0.36 - p[1]
+        if not long_hair:
+            return smooth_intersection(tuft, nape, 0.08)
+        fall = round_cone(p, (0.0, 0.05, -0.18), (0.0, -0.62, -0.24), wide + 0.06, 0.40)
+        fall = smooth_intersection(smooth_intersection(fall, p[2] + 0.06, 0.08), -(p[1] + 0.72), 0.06)
+        return smooth_union(tuft, fall, 0.08)
+
+    def whites(p: Coordinates) -> Distance:
+        return ellipsoid(mirror_x(p), (apart, level, 0.80 * deep), (0.11, 0.08, 0.10))
+
+    def pupils(p: Coordinates) -> Distance:
+        return ellipsoid(mirror_x(p), (1.05 * apart, level, 0.80 * deep + 0.078), (0.055, 0.06, 0.045))
+
+    def brows(p: Coordinates) -> Distance:
+        ends = [(0.55 * apart, level + 0.16, 0.88 * deep), (1.40 * apart, level + 0.17, 0.76 * deep)]
+        return round_cone(mirror_x(p), *ends, 0.05, 0.042)
+
+    def lips(p: Coordinates) -> Distance:
+        # Raised skin: a bar whose ends turn up.
+        bend = 1.2 * p[0].abs().clamp(max=0.2).square()
+        outline = box2(p[0], p[1] + 0.36 - bend, (0.16, 0.052), 0.045) * 0.9
+        return smooth_intersection(skull(p) - 0.045, torch.maximum(outline, 0.1 - p[2]), 0.03)
+
+    def beard(p: Coordinates) -> Distance:
+        chops = smooth_intersection(skull(p) - 0.035, p[1] + 0.22, 0.06)
+        return smooth_intersection(chops, -(p[2] + 0.02), 0.06)
+
+    flesh = tint(draw, draw.usually(colour("#e8b48c"), SKINS, 0.5), 0.06)
+    locks = tint(draw, draw.usually(colour("#43281a"), HAIRS, 0.4))
+    iris = tint(draw, draw.usually(colour("#4a2f1e"), (colour("#2f6db5"), colour("#3f7a4a")), 0.5))
+
+    def strands(p: Coordinates) -> Tensor:
+        wave = torch.sin(26 * p[0] + 2 * torch.sin(5 * p[1]))
+        return mix(shade(locks, 0.75), locks, 0.5 + 0.5 * wave)
+
+    parts = (
+        Part("skin", skin, plain(flesh), 0.55),
+        Part("hair", hair, strands, 0.7),
+        Part("whites", whites, plain(colour("#f2f0ea")), 0.35),
+        Part("pupils", pupils, plain(iris), 0.3),
+        Part("brows", brows, plain(shade(locks, 0.8)), 0.8),
+        Part("lips", lips, plain(_lips(flesh)), 0.45),
+    )
+    return place("head", (*parts, Part("beard", beard, strands, 0.85)) if bearded else parts)

@@ -1,0 +1,173 @@
+"""Mug, its handle at +x; teapot, its spout at +x and its handle at −x; vase, round about +y."""
+
+import torch
+from torch import Tensor
+
+from dataset.procedural.colour import colour, mix, plain, ramp, tint
+from dataset.procedural.primitives import (
+    Coordinates,
+    Distance,
+    box2,
+    cylinder,
+    ellipsoid,
+    norm,
+    polygon,
+    revolve,
+    round_cone,
+    smooth_intersection,
+    smooth_union,
+    sphere,
+    spline,
+    subtract,
+)
+from dataset.procedural.random_draw import Draw
+from dataset.procedural.solid import Part, ProceduralObject, place
+
+MUG_COLOURS = tuple(colour(c) for c in ("#d8382c", "#e9e4d8", "#3f9a57", "#eebb2c", "#e07b28", "#45b5b0"))
+
+
+def mug(draw: Draw) -> ProceduralObject:
+    """A hollow cylinder with a lip and a foot, and an ear-shaped handle at +x."""
+    radius, half_height = draw.vary(0.43, 0.05), draw.vary(0.50, 0.06)
+    wall, floor = draw.uniform(0.085, 0.10), draw.uniform(0.10, 0.13)
+    flare = draw.uniform(-0.02, 0.05)
+    tube, reach, tall = draw.uniform(0.062, 0.07), draw.vary(0.265, 0.05), draw.vary(0.28, 0.08)
+    middle = draw.uniform(-0.02, 0.05)
+
+    def shell(p: Coordinates) -> Distance:
+        # The radius grows with height by `flare` from the middle to the rim.
+        widen = 1 / (1 + flare * (p[1] / half_height).clamp(-1, 1) / radius)
+        return cylinder((p[0] * widen, p[1], p[2] * widen), (0.0, 0.0, 0.0), radius, half_height, 0.045)
+
+    def cavity(p: Coordinates) -> Distance:
+        height = half_height - floor / 2
+        widen = 1 / (1 + flare * (p[1] / half_height).clamp(-1, 1) / radius)
+        inner = (p[0] * widen, p[1], p[2] * widen)
+        return cylinder(inner, (0.0, floor / 2 + 0.2, 0.0), radius - wall, height + 0.2, 0.07)
+
+    def body(p: Coordinates) -> Distance:
+        return smooth_intersection(shell(p), -cavity(p), 0.04)
+
+    def handle(p: Coordinates) -> Distance:
+        outline = box2(p[0] - radius, p[1] - middle, (reach, tall), 0.8 * reach)
+        ear = norm(outline, p[2] * 0.9) - tube
+        return subtract(ear, revolve(p)[0] - (radius - 0.6 * wall))
+
+    outside = tint(draw, draw.usually(colour("#2f62b8"), MUG_COLOURS))
+    inside = tint(draw, colour("#ece8dc"), 0.04)
+    glaze = draw.uniform(0.3, 0.45)
+
+    def glazed(p: Coordinates) -> Distance:
+        """The outer skin of the body: everything but a thin layer around the cavity."""
+        return subtract(body(p), cavity(p) - 0.02)
+
+    def handled(p: Coordinates) -> Distance:
+        return smooth_union(glazed(p), handle(p), 0.04)
+
+    parts = (
+        Part("body", handled, plain(outside), roughness=glaze),
+        Part("lining", body, plain(inside), roughness=glaze),
+    )
+    return place("mug", parts)
+
+
+def teapot(draw: Draw) -> ProceduralObject:
+    """A round pot on a foot, a lid with a knob, a rising spout at +x and a handle at −x."""
+    radius, tall = draw.vary(0.46, 0.05), draw.vary(0.38, 0.07)
+    tube, reach, ear = draw.uniform(0.064, 0.074), draw.vary(0.27, 0.06), draw.vary(0.27, 0.07)
+    lip = draw.vary(0.30, 0.08)
+
+    def pot(p: Coordinates) -> Distance:
+        belly = ellipsoid(p, (0.0, 0.0, 0.0), (radius, tall, radius))
+        foot = cylinder(p, (0.0, 0.03 - tall, 0.0), 0.58 * radius, 0.07, 0.03)
+        return smooth_union(belly, foot, 0.05)
+
+    def spout(p: Coordinates) -> Distance:
+        joints = [(0.7 * radius, -0.12, 0.0), (radius + 0.13, 0.02, 0.0), (radius + 0.25, lip, 0.0)]
+        neck = smooth_union(
+            round_cone(p, joints[0], joints[1], 0.17, 0.10),
+            round_cone(p, joints[1], joints[2], 0.10, 0.075),
+            0.12,
+        )
+        # The mouth is cut level and drilled a little.
+        mouth = sphere(p, (joints[2][0] + 0.015, lip + 0.065, 0.0), 0.06)
+        return smooth_intersection(subtract(neck, mouth), p[1] - lip - 0.03, 0.03)
+
+    def handle(p: Coordinates) -> Distance:
+        half = (reach, ear)
+        ring = norm(box2(p[0] + 0.90 * radius, p[1] - 0.03, half, 0.96 * min(half)), p[2]) - tube
+        return subtract(ring, ellipsoid(p, (0.0, 0.0, 0.0), (0.8 * radius, 0.8 * tall, 0.8 * radius)))
+
+    def lid(p: Coordinates) -> Distance:
+        cover = ellipsoid(p, (0.0, 0.80 * tall, 0.0), (0.60 * radius, 0.16, 0.60 * radius))
+        return smooth_union(cover, sphere(p, (0.0, 0.80 * tall + 0.21, 0.0), 0.085), 0.06)
+
+    glaze = tint(draw, draw.usually(colour("#3f8f6b"), MUG_COLOURS))
+    trim = tint(draw, draw.usually(glaze, (colour("#ece8dc"), colour("#d9a63a")), 0.5))
+    gloss = draw.uniform(0.3, 0.45)
+    parts = (
+        Part("pot", pot, plain(glaze), gloss),
+        Part("spout", spout, plain(glaze), gloss),
+        Part("handle", handle, plain(trim), gloss),
+        Part("lid", lid, plain(trim), gloss),
+    )
+    return place("teapot", parts)
+
+
+def vase(draw: Draw) -> ProceduralObject:
+    """Foot, belly, neck and a wide lip around a cavity; plain or with painted bands."""
+    tall, belly = draw.vary(0.66, 0.05), draw.uniform(0.36, 0.42)
+    foot, neck, lip = draw.uniform(0.20, 0.25), draw.uniform(0.20, 0.24), draw.uniform(0.28, 0.33)
+    widest, throat = draw.uniform(-0.25, 0.02) * tall, draw.uniform(0.60, 0.70) * tall
+    wall = draw.uniform(0.095, 0.11)
+    profile = spline(
+        [
+            (foot + 0.02, -tall),
+            (foot, 0.05 - 0.95 * tall),
+            (0.88 * belly, widest - 0.24),
+            (belly, widest),
+            (0.86 * belly, widest + 0.21),
+            (neck, throat),
+            (lip, tall),
+        ],
+        steps=7,
+    )
+    # Both outlines go on across the axis, where a polygon's own edge would count as surface.
+    outside = [(-0.3, -tall), *profile, (-0.3, tall)]
+    floor = 0.13 - tall
+    inner = [(max(r - wall, 0.08), y) for r, y in profile if y > floor]
+    inside = [
+        (-0.3, floor),
+        (inner[0][0], floor),
+        *inner,
+        (inner[-1][0] + 0.1, tall + 0.3),
+        (-0.3, tall + 0.3),
+    ]
+
+    def cavity(p: Coordinates) -> Distance:
+        return polygon(*revolve(p), inside)
+
+    def body(p: Coordinates) -> Distance:
+        return smooth_intersection(polygon(*revolve(p), outside), -cavity(p), 0.05)
+
+    glaze = tint(draw, draw.usually(colour("#2d5fa8"), (*MUG_COLOURS, colour("#b8623a"))))
+    paint = tint(draw, draw.usually(colour("#ece8dc"), (colour("#d9a63a"), colour("#2b2f3a")), 0.6), 0.05)
+    banded, petals, reach = draw.chance(0.65), draw.integer(5, 8), draw.uniform(0.05, 0.08)
+
+    def painted(p: Coordinates) -> Tensor:
+        """A wavy band around the belly, a ring around the neck and one on the foot."""
+        outer = mix(glaze, glaze, p[0])
+        if banded:
+            wave = reach * torch.cos(torch.atan2(p[0], p[2]) * petals)
+            bands = torch.stack(
+                [
+                    ramp((p[1] - widest - wave).abs(), 0.075, 0.055),
+                    ramp((p[1] - throat).abs(), 0.05, 0.035),
+                    ramp(p[1], 0.11 - tall, 0.09 - tall),
+                ]
+            ).amax(0)
+            outer = mix(glaze, paint, bands)
+        lining = ramp(cavity(p), 0.035, 0.02)[:, None]
+        return outer + lining * (mix(paint, paint, p[0]) - outer)
+
+    return place("vase", (Part("body", body, painted, draw.uniform(0.3, 0.45)),))

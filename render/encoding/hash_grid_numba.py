@@ -1,0 +1,111 @@
+"""Hash encoding on the CPU, compiled: the same functions as in hash_grid.py, 3 to 10 times faster.
+
+Threads share the work by levels. Each level owns its rows of the table, so the gradient is summed in the same
+order for any number of threads, and a run repeats bit for bit.
+"""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from render.encoding.hash_levels import GridLevel
+
+
+@numba.njit(nogil=True, cache=True)
+def _corner_row(x, y, z, resolution, entries, dense, offset):
+    if dense:
+        stride = resolution + 1
+        return offset + x + stride * (y + stride * z)
+    return offset + ((x ^ (y * 2654435761) ^ (z * 805459861)) & (entries - 1))
+
+
+@numba.njit(nogil=True, cache=True)
+def _cell(value, resolution):
+    """Cell and fraction along one axis; a point on the far wall belongs to the last cell."""
+    scaled = value * np.float32(resolution)
+    cell = min(np.int64(np.floor(scaled)), resolution - 1)
+    return cell, scaled - np.float32(cell)
+
+
+@numba.njit(nogil=True, cache=True)
+def _encode_level(points, table, resolution, entries, dense, offset, out, column):
+    features = table.shape[1]
+    one = np.float32(1)
+    for n in range(points.shape[0]):
+        x, fx = _cell(points[n, 0], resolution)
+        y, fy = _cell(points[n, 1], resolution)
+        z, fz = _cell(points[n, 2], resolution)
+        for f in range(features):
+            out[n, column + f] = 0
+        for corner in range(8):
+            i, j, k = corner >> 2, (corner >> 1) & 1, corner & 1
+            weight = (fx if i else one - fx) * (fy if j else one - fy) * (fz if k else one - fz)
+            row = _corner_row(x + i, y + j, z + k, resolution, entries, dense, offset)
+            for f in range(features):
+                out[n, column + f] += weight * table[row, f]
+
+
+@numba.njit(nogil=True, cache=True)
+def _encode_level_backward(points, grad, resolution, entries, dense, offset, grad_table, column):
+    features = grad_table.shape[1]
+    one = np.float32(1)
+    for n in range(points.shape[0]):
+        x, fx = _cell(points[n, 0], resolution)
+        y, fy = _cell(points[n, 1], resolution)
+        z, fz = _cell(points[n, 2], resolution)
+        for corner in range(8):
+            i, j, k = corner >> 2, (corner >> 1) & 1, corner & 1
+            weight = (fx if i else one - fx) * (fy if j else one - fy) * (fz if k else one - fz)
+            row = _corner_row(x + i, y + j, z + k, resolution, entries, dense, offset)
+            for f in range(features):
+                grad_table[row, f] += weight * grad[n, column + f]
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="hash-grid")
+
+
+def _each_level(kernel, points, source, levels, target, features):
+    def work(number: int) -> None:
+        level = levels[number]
+        kernel(
+            points,
+            source,
+            level.resolution,
+            level.entries,
+            level.dense,
+            level.offset,
+            target,
+            number * features,
+        )
+
+    # list() raises what a thread raised; the finest levels miss the cache most and so start first.
+    list(_pool(torch.get_num_threads()).map(work, reversed(range(len(levels)))))
+
+
+def encode(
+    points: Float[Tensor, "N 3"], table: Float[Tensor, "T F"], levels: "tuple[GridLevel, ...]"
+) -> Float[Tensor, "N LF"]:
+    """Features of float32 points in [0, 1]³; see hash_grid.encode_torch."""
+    features = table.shape[1]
+    out = torch.empty(len(points), len(levels) * features)
+    inputs = points.detach().contiguous().numpy(), table.detach().contiguous().numpy()
+    _each_level(_encode_level, *inputs, levels, out.numpy(), features)
+    return out
+
+
+def encode_backward(
+    points: Float[Tensor, "N 3"], grad: Float[Tensor, "N LF"], levels: "tuple[GridLevel, ...]"
+) -> Float[Tensor, "T F"]:
+    """Gradient on the table; see hash_grid.encode_torch_backward."""
+    features = grad.shape[1] // len(levels)
+    grad_table = torch.zeros(levels[-1].offset + levels[-1].entries, features)
+    inputs = points.contiguous().numpy(), grad.contiguous().numpy()
+    _each_level(_encode_level_backward, *inputs, levels, grad_table.numpy(), features)
+    return grad_table

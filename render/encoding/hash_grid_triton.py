@@ -1,0 +1,225 @@
+"""Hash encoding on CUDA, one Triton kernel each way: the same functions as in hash_grid.py, no temporaries.
+
+A program encodes a block of points at a few levels. All blocks of one group of levels run before the next
+group's, so that the rows in use (4 MB for a level of 2^19) stay in the L2 cache.
+
+The gradient is added into the table atomically, so its last bits differ from run to run, as index_add_'s do.
+On dense levels neighbouring points often share a cell: such runs are summed within a program first, and one
+addition a corner leaves it.
+"""
+
+import functools
+
+import torch
+import triton
+from jaxtyping import Float, Int
+from torch import Tensor
+from triton import language as tl
+
+from render.encoding.hash_levels import GridLevel
+
+BLOCK = 128
+# Four levels of two floats fill one 32-byte sector of the output.
+LEVELS_PER_PROGRAM = 4
+# Multipliers of y and z in the spatial hash; that of x is 1.
+PRIMES = (2654435761, 805459861)
+# Products and sums are not contracted: with a fused p · resolution − cell, points near a wall would get other
+# fractions than in the reference.
+OPTIONS = {"enable_fp_fusion": False}
+
+
+@triton.jit
+def _position(points, index, inside):
+    x = tl.load(points + index * 3, mask=inside, other=0.0)
+    y = tl.load(points + index * 3 + 1, mask=inside, other=0.0)
+    z = tl.load(points + index * 3 + 2, mask=inside, other=0.0)
+    return x, y, z
+
+
+@triton.jit
+def _axis(value, resolution):
+    """Cell and fraction along one axis. NaN gets the last cell, so that nothing outside the table is read."""
+    scaled = value * resolution.to(tl.float32)
+    cell, last = tl.floor(scaled), (resolution - 1).to(tl.float32)
+    cell = tl.where(cell < last, cell, last)
+    return cell.to(tl.int32), scaled - cell
+
+
+@triton.jit
+def _cell(position, resolution):
+    x, fx = _axis(position[0], resolution)
+    y, fy = _axis(position[1], resolution)
+    z, fz = _axis(position[2], resolution)
+    return (x, y, z), (fx, fy, fz)
+
+
+@triton.jit
+def _level(levels, number):
+    """One row of level_table."""
+    row = levels + number * 6
+    factor_y = tl.load(row + 3).to(tl.uint32)
+    factor_z = tl.load(row + 4).to(tl.uint32)
+    return (
+        tl.load(row),
+        tl.load(row + 1),
+        tl.load(row + 2).to(tl.uint32),
+        factor_y,
+        factor_z,
+        tl.load(row + 5),
+    )
+
+
+@triton.jit
+def _corner(cell, fraction, level, CORNER: tl.constexpr):
+    """Table row and weight of one corner. Of the hash only the low bits count, and uint32 keeps them."""
+    RIGHT: tl.constexpr = CORNER // 4
+    UP: tl.constexpr = CORNER // 2 % 2
+    FAR: tl.constexpr = CORNER % 2
+    _, offset, mask, factor_y, factor_z, dense = level
+    x = (cell[0] + RIGHT).to(tl.uint32)
+    y = (cell[1] + UP).to(tl.uint32) * factor_y
+    z = (cell[2] + FAR).to(tl.uint32) * factor_z
+    row = tl.where(dense != 0, x + y + z, (x ^ y ^ z) & mask).to(tl.int64) + offset
+    weight_x = fraction[0] if RIGHT else 1 - fraction[0]
+    weight_y = fraction[1] if UP else 1 - fraction[1]
+    weight_z = fraction[2] if FAR else 1 - fraction[2]
+    return row, weight_x * weight_y * weight_z
+
+
+@triton.jit
+def _encode(position, inside, table, level, F: tl.constexpr, BLOCK: tl.constexpr):
+    """Features [BLOCK, F] of one level."""
+    cell, fraction = _cell(position, level[0])
+    feature = tl.arange(0, F)[None, :]
+    total = tl.zeros([BLOCK, F], tl.float32)
+    for corner in tl.static_range(8):
+        row, weight = _corner(cell, fraction, level, corner)
+        total += (
+            tl.load(table + row[:, None] * F + feature, mask=inside[:, None], other=0.0) * weight[:, None]
+        )
+    return total
+
+
+@triton.jit
+def _forward(
+    points,
+    table,
+    levels,
+    out,
+    count,
+    L: tl.constexpr,
+    F: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    position = _position(points, index, inside)
+    for member in tl.static_range(GROUP):
+        number = tl.program_id(1) * GROUP + member
+        if number < L:
+            total = _encode(position, inside, table, _level(levels, number), F, BLOCK)
+            column = number * F + tl.arange(0, F)[None, :]
+            tl.store(out + index.to(tl.int64)[:, None] * (L * F) + column, total, mask=inside[:, None])
+
+
+@triton.jit
+def _sum_of_run(value, begins, next_value, next_begins):
+    return tl.where(next_begins != 0, next_value, value + next_value), begins | next_begins
+
+
+@triton.jit
+def _cell_number(points, index, inside, resolution):
+    """A number for the cell of a point; −1 where there is no point."""
+    cell, _ = _cell(_position(points, index, inside), resolution)
+    return tl.where(inside, cell[0] + (cell[1] + cell[2] * resolution) * resolution, -1)
+
+
+@triton.jit
+def _backward(
+    points,
+    grad,
+    levels,
+    grad_table,
+    count,
+    first,
+    L: tl.constexpr,
+    F: tl.constexpr,
+    RUNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Level first + program_id(1). RUNS: of neighbouring points in one cell only the last one adds."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    number = first + tl.program_id(1)
+    level = _level(levels, number)
+    cell, fraction = _cell(_position(points, index, inside), level[0])
+    feature = tl.arange(0, F)[None, :]
+    place = grad + index.to(tl.int64)[:, None] * (L * F) + number * F + feature
+    cotangent = tl.load(place, mask=inside[:, None], other=0.0)
+    adds = inside
+    if RUNS:
+        here = _cell_number(points, index, inside, level[0])
+        begins = here != _cell_number(points, index - 1, inside & (index > 0), level[0])
+        begins = tl.broadcast_to(begins.to(tl.int32)[:, None], [BLOCK, F])
+        ends = here != _cell_number(points, index + 1, index + 1 < count, level[0])
+        adds = inside & (ends | (tl.arange(0, BLOCK) == BLOCK - 1))
+    for corner in tl.static_range(8):
+        row, weight = _corner(cell, fraction, level, corner)
+        value = cotangent * weight[:, None]
+        if RUNS:
+            value, _ = tl.associative_scan((value, begins), 0, _sum_of_run)
+        tl.atomic_add(grad_table + row[:, None] * F + feature, value, mask=adds[:, None], sem="relaxed")
+
+
+@functools.cache
+def level_table(levels: tuple[GridLevel, ...], device: torch.device) -> Int[Tensor, "L 6"]:
+    """The levels as the kernels read them: resolution, offset, entries − 1, factors of y and z, dense."""
+    rows = []
+    for level in levels:
+        stride = level.resolution + 1
+        factors = (stride, stride * stride) if level.dense else PRIMES
+        rows.append([level.resolution, level.offset, level.entries - 1, *factors, level.dense])
+    # Through int64, as the primes fill all 32 bits.
+    return torch.tensor(rows, dtype=torch.int64).to(torch.int32).to(device)
+
+
+def encode(
+    points: Float[Tensor, "N 3"],
+    table: Float[Tensor, "T F"],
+    levels: tuple[GridLevel, ...],
+    group: int = LEVELS_PER_PROGRAM,
+    block: int = BLOCK,
+) -> Float[Tensor, "N LF"]:
+    """Features of float32 points in [0, 1]³, F a power of two; see hash_grid.encode_torch.
+
+    group (levels a program) and block (points a program, a power of two) change the speed only.
+    """
+    count, features = len(points), table.shape[1]
+    out = table.new_empty(count, len(levels) * features)
+    if count:
+        grid = (triton.cdiv(count, block), triton.cdiv(len(levels), group))
+        arguments = points.contiguous(), table.contiguous(), level_table(levels, table.device), out, count
+        with torch.cuda.device_of(out):
+            _forward[grid](*arguments, L=len(levels), F=features, GROUP=group, BLOCK=block, **OPTIONS)
+    return out
+
+
+def encode_backward(
+    points: Float[Tensor, "N 3"],
+    grad: Float[Tensor, "N LF"],
+    levels: tuple[GridLevel, ...],
+    runs: bool = True,
+    block: int = BLOCK,
+) -> Float[Tensor, "T F"]:
+    """Gradient on the table; see hash_grid.encode_torch_backward. runs: add runs up on dense levels."""
+    count, features = len(points), grad.shape[1] // len(levels)
+    grad_table = grad.new_zeros(levels[-1].offset + levels[-1].entries, features)
+    merged = sum(level.dense for level in levels) if runs else 0
+    arguments = points.contiguous(), grad.contiguous(), level_table(levels, grad.device), grad_table, count
+    for first, end in ((0, merged), (merged, len(levels))):
+        if count and end > first:
+            options = {"L": len(levels), "F": features, "RUNS": end == merged, "BLOCK": block, **OPTIONS}
+            with torch.cuda.device_of(grad_table):
+                _backward[(triton.cdiv(count, block), end - first)](*arguments, first, **options)
+    return grad_table

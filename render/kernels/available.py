@@ -1,0 +1,34 @@
+"""The one place that says whether Triton's kernels can run."""
+
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def triton_available(*values: Tensor) -> bool:
+    """Whether Triton's kernels run for these tensors: all float32 and on one CUDA device with a working Triton."""
+    device = values[0].device
+    if device.type != "cuda" or any(value.dtype != torch.float32 for value in values):
+        return False
+    return triton_works(device)
+
+
+@cache
+def triton_works(device: torch.device) -> bool:
+    """Whether Triton compiles and runs a kernel on this CUDA device; the reason is logged once if it does not."""
+    try:
+        from render.kernels import probe_triton
+
+        probe_triton.run_probe(device)
+    except torch.OutOfMemoryError:
+        raise
+    # A missing compiler, driver or cache folder raises errors of many types.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("Triton cannot run (%s); torch's slower kernels are used; pip install triton", reason)
+        return False
+    return True

@@ -1,0 +1,21 @@
+"""The smallest Triton kernel, to find out whether Triton compiles and runs here."""
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _double(source, target, count, BLOCK: tl.constexpr):
+    row = tl.arange(0, BLOCK)
+    mask = row < count
+    tl.store(target + row, 2 * tl.load(source + row, mask=mask), mask=mask)
+
+
+def run_probe(device: torch.device) -> None:
+    """Run a kernel on the device. Raises ArithmeticError if its result is wrong."""
+    source = torch.arange(1.0, 9.0, device=device)
+    target = torch.zeros_like(source)
+    _double[(1,)](source, target, len(source), BLOCK=16)
+    if not torch.equal(target, 2 * source):
+        raise ArithmeticError("the result of a test kernel is wrong")

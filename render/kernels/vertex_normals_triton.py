@@ -1,0 +1,120 @@
+"""Smooth normals on CUDA: mesh.smooth_normals in two kernels there and one back.
+
+Faces add to their vertices atomically, so last bits differ from run to run, as index_add_'s do.
+"""
+
+import torch
+import triton
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from triton import language as tl
+
+from render.kernels.vec3_triton import (
+    BLOCK,
+    OPTIONS,
+    add_to_corners,
+    dot,
+    load_corners,
+    load_triple,
+    minus,
+    plus,
+    store_triple,
+    times,
+)
+from render.raster.triton.triangles import cross, load_face
+
+# The square of a sum of faces that has no direction.
+DEGENERATE = tl.constexpr(1e-20)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _sum_faces(v_pos, faces, summed, count, BLOCK: tl.constexpr):
+    """Adds every face's vector to the rows of its vertices in summed [V,3], zero at the start."""
+    face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = face < count
+    vertices = load_face(faces, face, there)
+    a, b, c = load_corners(v_pos, vertices, there)
+    weighted = cross(minus(b, a), minus(c, a))
+    add_to_corners(summed, vertices, weighted, weighted, weighted, there)
+
+
+@triton.jit
+def _direction(summed):
+    """Whether there is one, the unit vector (+z where not), and the length (1 where not)."""
+    squared = dot(summed, summed)
+    sound = squared > DEGENERATE
+    length = tl.sqrt_rn(tl.where(sound, squared, 1.0))
+    x = tl.where(sound, tl.div_rn(summed[0], length), 0.0)
+    y = tl.where(sound, tl.div_rn(summed[1], length), 0.0)
+    z = tl.where(sound, tl.div_rn(summed[2], length), 1.0)
+    return sound, (x, y, z), length
+
+
+@triton.jit(do_not_specialize=["count"])
+def _normalize(summed, normals, count, BLOCK: tl.constexpr):
+    vertex = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = vertex < count
+    row = 3 * vertex.to(tl.int64)
+    _, direction, _ = _direction(load_triple(summed + row, there))
+    store_triple(normals + row, direction, there)
+
+
+@triton.jit
+def _normalize_backward(summed, grad, vertex, there):
+    """From the gradient of a vertex' normal to that of its sum; each face asks anew, which saves a launch."""
+    row = 3 * vertex.to(tl.int64)
+    sound, direction, length = _direction(load_triple(summed + row, there))
+    cotangent = load_triple(grad + row, there)
+    across = minus(cotangent, times(direction, dot(cotangent, direction)))
+    x = tl.where(sound, tl.div_rn(across[0], length), 0.0)
+    y = tl.where(sound, tl.div_rn(across[1], length), 0.0)
+    z = tl.where(sound, tl.div_rn(across[2], length), 0.0)
+    return x, y, z
+
+
+@triton.jit(do_not_specialize=["count"])
+def _backward(v_pos, faces, summed, grad, grad_v_pos, count, BLOCK: tl.constexpr):
+    """Adds to grad_v_pos [V,3], zero at the start. With f = p × q: ∂L/∂p = q × ∂L/∂f, ∂L/∂q = ∂L/∂f × p."""
+    face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = face < count
+    vertices = load_face(faces, face, there)
+    a, b, c = load_corners(v_pos, vertices, there)
+    push = _normalize_backward(summed, grad, vertices[0], there)
+    push = plus(push, _normalize_backward(summed, grad, vertices[1], there))
+    push = plus(push, _normalize_backward(summed, grad, vertices[2], there))
+    on_b, on_c = cross(minus(c, a), push), cross(push, minus(b, a))
+    on_a = times(plus(on_b, on_c), -1.0)
+    add_to_corners(grad_v_pos, vertices, on_a, on_b, on_c, there)
+
+
+def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
+    """Area-weighted unit normals of float32 positions; see mesh.smooth_normals. Faces of any integer."""
+    return _SmoothNormals.apply(v_pos, faces)
+
+
+class _SmoothNormals(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, v_pos, faces):
+        v_pos, faces = v_pos.contiguous(), faces.contiguous()
+        summed, normals = torch.zeros_like(v_pos), torch.empty_like(v_pos)
+        with torch.cuda.device_of(v_pos):
+            if len(faces):
+                grid = (triton.cdiv(len(faces), BLOCK),)
+                _sum_faces[grid](v_pos, faces, summed, len(faces), **OPTIONS)
+            if len(v_pos):
+                grid = (triton.cdiv(len(v_pos), BLOCK),)
+                _normalize[grid](summed, normals, len(v_pos), **OPTIONS)
+        ctx.save_for_backward(v_pos, faces, summed)
+        return normals
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        v_pos, faces, summed = ctx.saved_tensors
+        grad_v_pos = torch.zeros_like(v_pos)
+        if len(faces):
+            with torch.cuda.device_of(v_pos):
+                grid = (triton.cdiv(len(faces), BLOCK),)
+                _backward[grid](v_pos, faces, summed, grad.contiguous(), grad_v_pos, len(faces), **OPTIONS)
+        return grad_v_pos, None

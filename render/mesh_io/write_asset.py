@@ -1,0 +1,27 @@
+"""A finished mesh as files, in every format at once."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from render.mesh import Mesh
+from render.mesh_io.write_glb import write_glb
+from render.mesh_io.write_obj import write_obj
+from render.mesh_io.write_usd import USD_FILE, write_usd
+
+
+def write_asset(
+    folder: Path, mesh: Mesh, textures: Mapping[str, Float[Tensor, "H W 3"]] | None = None, usd: bool = False
+) -> None:
+    """mesh.glb, and mesh.obj with its material and the textures (see `write_obj`); mesh.usd if `usd`, which
+    needs OpenUSD. The mesh has uv and tangents.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="asset") as pool:
+        glb = pool.submit(write_glb, folder / "mesh.glb", mesh, textures)
+        write_obj(folder, mesh, textures)
+        glb.result()
+    if usd:
+        write_usd(folder / USD_FILE, mesh, textures or ())

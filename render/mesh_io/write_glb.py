@@ -1,0 +1,180 @@
+"""Binary glTF 2.0: one mesh, one metallic-roughness material, textures inside the file.
+
+glTF's axes (+y up, +z front), its uv origin (top left) and its normal maps (green up the image) are ours, so
+nothing is turned over. Layout: 12-byte header, a JSON chunk, a binary chunk; section 4 of the specification.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from render.image_io.atomic import write_bytes
+from render.image_io.image import encode_normal, pngs
+from render.mesh import Mesh
+from render.shade.brdf import linear_to_srgb
+from render.texturing.uv import orthonormal_tangents
+
+FLOAT, UINT32 = 5126, 5125
+VERTICES, INDICES = 34962, 34963
+LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
+
+
+def write_glb(
+    path: Path | str, mesh: Mesh, textures: Mapping[str, Float[Tensor, "H W 3"]] | None = None
+) -> None:
+    """The mesh as one GLB file with vertex normals and, for a normal map, tangents.
+
+    textures, each optional: kd (linear RGB albedo) becomes the sRGB base colour; ks (occlusion, roughness,
+    metallic) becomes one image with 1 − occlusion in red, since glTF's occlusion 1 means unoccluded; normal
+    (tangent space, [−1,1]). Without textures the surface is mid-grey, rough and not metallic.
+    """
+    textures = dict(textures or {})
+    assert not textures or mesh.uv is not None, "textures need texture coordinates"
+    assert textures.keys() <= {"kd", "ks", "normal"}, f"unknown texture among {sorted(textures)}"
+    document = _Document()
+    attributes, indices = _corners(mesh, with_tangents="normal" in textures)
+    primitive = {
+        "attributes": {name: document.accessor(array, VERTICES) for name, array in attributes.items()},
+        "indices": document.accessor(indices, INDICES),
+        "material": 0,
+        "mode": 4,
+    }
+    document.json["meshes"] = [{"primitives": [primitive]}]
+    document.json["materials"] = [_material(document, textures)]
+    write_bytes(path, document.pack())
+
+
+def _corners(mesh: Mesh, with_tangents: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Vertex arrays with one row for each (position, uv) pair in use, and the triangles over them."""
+    faces = mesh.faces.long().cpu()
+    if mesh.uv is None or mesh.uv_faces is None:
+        attributes = {"POSITION": mesh.v_pos, "NORMAL": mesh.v_nrm}
+        return {name: _array(value) for name, value in attributes.items()}, _indices(faces)
+    uv_faces = mesh.uv_faces.long().cpu()
+    pairs = faces.reshape(-1) * len(mesh.uv) + uv_faces.reshape(-1)
+    unique, corner = torch.unique(pairs, return_inverse=True)
+    position = unique.div(len(mesh.uv), rounding_mode="floor").to(mesh.v_pos.device)
+    coordinate = (unique % len(mesh.uv)).to(mesh.v_pos.device)
+    normal = mesh.v_nrm[position]
+    attributes = {"POSITION": mesh.v_pos[position], "NORMAL": normal, "TEXCOORD_0": mesh.uv[coordinate]}
+    if with_tangents:
+        assert mesh.tangents is not None, "a normal map needs tangents"
+        tangent = orthonormal_tangents(mesh.tangents[coordinate], normal)
+        # w = +1: cross(normal, tangent) points up the image, as no chart is mirrored (see render.texturing.uv).
+        attributes["TANGENT"] = torch.cat([tangent, torch.ones_like(tangent[:, :1])], -1)
+    return {name: _array(value) for name, value in attributes.items()}, _indices(corner.reshape(-1, 3))
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(values.detach().cpu().numpy(), dtype="<f4")
+
+
+def _indices(faces: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(faces.numpy().reshape(-1), dtype="<u4")
+
+
+def _material(document: "_Document", textures: Mapping[str, Tensor]) -> dict:
+    surface: dict = {"baseColorFactor": [0.5, 0.5, 0.5, 1], "metallicFactor": 0, "roughnessFactor": 0.9}
+    material: dict = {"name": "surface", "pbrMetallicRoughness": surface}
+    pictures = {}
+    if "kd" in textures:
+        pictures["base colour"] = linear_to_srgb(textures["kd"])
+    if "ks" in textures:
+        occlusion, roughness_metallic = textures["ks"][..., :1], textures["ks"][..., 1:]
+        pictures["occlusion roughness metallic"] = torch.cat([1 - occlusion, roughness_metallic], -1)
+    if "normal" in textures:
+        pictures["normal"] = encode_normal(textures["normal"])
+    used = document.textures(pictures)
+    if "kd" in textures:
+        surface["baseColorFactor"] = [1, 1, 1, 1]
+        surface["baseColorTexture"] = used["base colour"]
+    if "ks" in textures:
+        surface["metallicFactor"] = surface["roughnessFactor"] = 1
+        surface["metallicRoughnessTexture"] = used["occlusion roughness metallic"]
+        material["occlusionTexture"] = dict(used["occlusion roughness metallic"])
+    if "normal" in textures:
+        material["normalTexture"] = used["normal"]
+    return material
+
+
+class _Document:
+    """A glTF document that grows: the JSON, and the bytes that it points into."""
+
+    def __init__(self) -> None:
+        self.json: dict = {
+            "asset": {"version": "2.0", "generator": "render/mesh_io/write_glb.py"},
+            "scene": 0,
+            "scenes": [{"nodes": [0]}],
+            "nodes": [{"mesh": 0, "name": "mesh"}],
+            "accessors": [],
+            "bufferViews": [],
+        }
+        self.binary = bytearray()
+
+    def view(self, content: bytes, target: int | None = None) -> int:
+        """Appends bytes at the next multiple of four; returns the index of their view."""
+        self.binary.extend(bytes(-len(self.binary) % 4))
+        view = {"buffer": 0, "byteOffset": len(self.binary), "byteLength": len(content)}
+        if target is not None:
+            view["target"] = target
+        self.binary.extend(content)
+        self.json["bufferViews"].append(view)
+        return len(self.json["bufferViews"]) - 1
+
+    def accessor(self, array: np.ndarray, target: int) -> int:
+        """Appends an array [N] of indices or [N,C] of floats; returns the index of its accessor."""
+        accessor = {
+            "bufferView": self.view(array.tobytes(), target),
+            "componentType": UINT32 if array.ndim == 1 else FLOAT,
+            "count": len(array),
+            "type": "SCALAR" if array.ndim == 1 else f"VEC{array.shape[1]}",
+        }
+        if target == VERTICES:
+            accessor["min"] = [float(x) for x in array.min(0)]
+            accessor["max"] = [float(x) for x in array.max(0)]
+        self.json["accessors"].append(accessor)
+        return len(self.json["accessors"]) - 1
+
+    def textures(self, pictures: Mapping[str, Float[Tensor, "H W 3"]]) -> dict[str, dict]:
+        """Appends images as PNGs; returns what a material refers to each by."""
+        used = {}
+        for name, content in zip(pictures, pngs(list(pictures.values())), strict=True):
+            images = self.json.setdefault("images", [])
+            images.append({"name": name, "mimeType": "image/png", "bufferView": self.view(content)})
+            self.json["samplers"] = [
+                {
+                    "magFilter": LINEAR,
+                    "minFilter": LINEAR_MIPMAP_LINEAR,
+                    "wrapS": CLAMP_TO_EDGE,
+                    "wrapT": CLAMP_TO_EDGE,
+                }
+            ]
+            self.json.setdefault("textures", []).append({"sampler": 0, "source": len(images) - 1})
+            used[name] = {"index": len(images) - 1}
+        return used
+
+    def pack(self) -> bytes:
+        """The document as a GLB file."""
+        return pack_glb(self.json, bytes(self.binary))
+
+
+def pack_glb(document: Mapping[str, object], binary: bytes) -> bytes:
+    """A GLB file of a document, whose one buffer is `binary`."""
+    binary += bytes(-len(binary) % 4)
+    text = json.dumps({**document, "buffers": [{"byteLength": len(binary)}]}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    return b"".join(
+        [
+            struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(binary)),
+            struct.pack("<I4s", len(text), b"JSON"),
+            text,
+            struct.pack("<I4s", len(binary), b"BIN\0"),
+            binary,
+        ]
+    )

@@ -1,0 +1,145 @@
+"""The fast rasteriser for the CPU: numba loops, one view a task on a small pool of threads.
+
+The kernels release the interpreter's lock, and none of them shares what it writes with another view.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from render.raster.numba import silhouette
+from render.raster.numba import triangles as kernels
+from render.raster.reference import sample_bilinear
+from render.raster.silhouette import CachedByFaces, Edges, Pairs, blend_pairs
+
+
+class NumbaRasteriser:
+    """The contract on the CPU; float32 or float64."""
+
+    name = "numba"
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="rasteriser")
+        self._edges = CachedByFaces(build_edges)
+
+    def rasterize(
+        self, clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
+    ) -> Float[Tensor, "B H W 4"]:
+        return _Rasterize.apply(clip, faces, resolution, self._each_view)
+
+    def interpolate(
+        self,
+        attributes: Float[Tensor, "V C"] | Float[Tensor, "B V C"],
+        rast: Float[Tensor, "B H W 4"],
+        faces: Int[Tensor, "F 3"],
+    ) -> Float[Tensor, "B H W C"]:
+        return _Interpolate.apply(attributes, rast, faces, self._each_view)
+
+    def antialias(
+        self,
+        colour: Float[Tensor, "B H W C"],
+        rast: Float[Tensor, "B H W 4"],
+        clip: Float[Tensor, "B V 4"],
+        faces: Int[Tensor, "F 3"],
+    ) -> Float[Tensor, "B H W C"]:
+        return blend_pairs(colour, clip, self._find_pairs(rast, clip, self._edges(faces)))
+
+    def texture(
+        self, texture: Float[Tensor, "Ht Wt C"], uv: Float[Tensor, "B H W 2"]
+    ) -> Float[Tensor, "B H W C"]:
+        return sample_bilinear(texture, uv)
+
+    def _each_view(self, task: Callable[[int], object], count: int) -> list:
+        """task(0) … task(count − 1), on the pool; an error in one is raised here."""
+        return list(self._pool.map(task, range(count)))
+
+    def _find_pairs(
+        self, rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edges: Edges
+    ) -> Pairs:
+        positions, pixels = as_array(clip), as_array(rast)
+        table = [as_array(part) for part in (edges.vertices, edges.start, edges.opposite)]
+        found = self._each_view(lambda b: silhouette.find_pairs(positions[b], pixels[b], *table), len(clip))
+        rows = torch.from_numpy(np.concatenate(found))
+        view = torch.arange(len(found)).repeat_interleave(torch.tensor([len(part) for part in found]))
+        offset = view * (rast.shape[1] * rast.shape[2])
+        return Pairs(rows[:, 0] + offset, rows[:, 1] + offset, rows[:, 2:4], view, rows[:, 4])
+
+
+def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
+    """As silhouette.build_edges."""
+    vertex_count = int(faces.max()) + 1 if len(faces) else 0
+    return Edges(*map(torch.from_numpy, silhouette.build_edges(as_array(faces.long()), vertex_count)))
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory, row-major, outside autograd."""
+    return tensor.detach().contiguous().numpy()
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, clip, faces, resolution, each_view):
+        rast = clip.new_zeros(len(clip), *resolution, 4)
+        positions, triangles, out = as_array(clip), as_array(faces.long()), rast.numpy()
+        each_view(lambda b: kernels.rasterize(positions[b], triangles, out[b]), len(clip))
+        ctx.save_for_backward(clip, faces, rast)
+        ctx.each_view = each_view
+        return rast
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_rast):
+        clip, faces, rast = ctx.saved_tensors
+        arrays = as_array(clip), as_array(rast), as_array(grad_rast)
+        triangles = as_array(faces.long())
+        # float64: a small triangle adds large numbers of both signs.
+        grad = np.zeros(clip.shape)
+
+        def one_view(b: int) -> None:
+            positions, pixels, grad_pixels = (array[b] for array in arrays)
+            kernels.rasterize_backward(positions, triangles, pixels, grad_pixels, grad[b])
+
+        ctx.each_view(one_view, len(clip))
+        return torch.from_numpy(grad).to(clip.dtype), None, None, None
+
+
+class _Interpolate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, attributes, rast, faces, each_view):
+        out = attributes.new_zeros(*rast.shape[:3], attributes.shape[-1])
+        values, pixels, triangles = per_view(attributes, len(rast)), as_array(rast), as_array(faces.long())
+        filled = out.numpy()
+        each_view(lambda b: kernels.interpolate(values[b], pixels[b], triangles, filled[b]), len(rast))
+        ctx.save_for_backward(attributes, rast, faces)
+        ctx.each_view = each_view
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        attributes, rast, faces = ctx.saved_tensors
+        values, triangles = per_view(attributes, len(rast)), as_array(faces.long())
+        pixels, grad_pixels = as_array(rast), as_array(grad_out)
+        grad_rast = torch.zeros_like(rast, memory_format=torch.contiguous_format)
+        # One buffer a view, since views run side by side; shared attributes add them up.
+        grad = attributes.new_zeros(len(rast), *attributes.shape[-2:])
+        out = grad.numpy(), grad_rast.numpy()
+
+        def one_view(b: int) -> None:
+            kernels.interpolate_backward(
+                values[b], pixels[b], triangles, grad_pixels[b], out[0][b], out[1][b]
+            )
+
+        ctx.each_view(one_view, len(rast))
+        return grad if attributes.dim() == 3 else grad.sum(0), grad_rast, None, None
+
+
+def per_view(attributes: Float[Tensor, "V C"] | Float[Tensor, "B V C"], batch: int) -> list[np.ndarray]:
+    """The attributes [V,C] of each view."""
+    array = as_array(attributes)
+    return list(array) if attributes.dim() == 3 else [array] * batch

@@ -1,0 +1,277 @@
+"""The rasteriser on CUDA that needs no compiler: Triton kernels, float64 inside, no host synchronisation.
+
+Antialiasing is the edge rule of silhouette.py. For tests, Triton's interpreter runs the kernels on the CPU.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from render.raster.reference import ReferenceRasteriser, sample_bilinear
+from render.raster.silhouette import CachedByFaces
+from render.raster.triton import blend, interpolate, silhouette, triangles
+from render.raster.triton.launch_config import channel_blocks, lanes_on, on_device_of
+
+
+@dataclass(frozen=True)
+class EdgeTable:
+    """A mesh's edges as a hash table: smaller vertex << 32 | larger, −1 in free slots.
+
+    keys [N], N a power of two; slots [F,3]: where the edge opposite each corner is, −1 if it is a point.
+    """
+
+    keys: Int[Tensor, " N"]
+    slots: Int[Tensor, "F 3"]
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """The pixel pairs that silhouettes cross, and the N = count[0] pixels that belong to one.
+
+    winners: see triton_silhouette; pixels: flat over (B, H, W), in any order.
+    """
+
+    winners: Int[Tensor, "B 2 H W"]
+    pixels: Int[Tensor, " B*H*W"]
+    count: Int[Tensor, " 1"]
+
+
+class TritonRasteriser:
+    """The contract on CUDA; float32 or float64."""
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        self._edges = CachedByFaces(build_edge_table)
+
+    def rasterize(
+        self, clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
+    ) -> Float[Tensor, "B H W 4"]:
+        return _Rasterize.apply(clip, faces, resolution)
+
+    def interpolate(
+        self,
+        attributes: Float[Tensor, "V C"] | Float[Tensor, "B V C"],
+        rast: Float[Tensor, "B H W 4"],
+        faces: Int[Tensor, "F 3"],
+    ) -> Float[Tensor, "B H W C"]:
+        return _Interpolate.apply(attributes, rast, faces)
+
+    def antialias(
+        self,
+        colour: Float[Tensor, "B H W C"],
+        rast: Float[Tensor, "B H W 4"],
+        clip: Float[Tensor, "B V 4"],
+        faces: Int[Tensor, "F 3"],
+    ) -> Float[Tensor, "B H W C"]:
+        if len(faces) == 0:
+            return colour
+        with on_device_of(clip):
+            edges = self._edges(faces)
+            pairs = find_pairs(rast.detach(), clip.detach(), faces, edges)
+        return _Blend.apply(colour, clip, edges.keys, pairs.winners, pairs.pixels, pairs.count)
+
+    def texture(
+        self, texture: Float[Tensor, "Ht Wt C"], uv: Float[Tensor, "B H W 2"]
+    ) -> Float[Tensor, "B H W C"]:
+        return sample_bilinear(texture, uv)
+
+
+def try_out(device: torch.device | str) -> None:
+    """Draws a small and a large triangle both ways. ArithmeticError where the reference answers otherwise."""
+    corners = [
+        [-0.9, -0.8, 0.1],
+        [1.2, -0.7, 0.2],
+        [0.1, 0.9, 0.3],
+        [-0.5, 0.1, 0],
+        [-0.4, 0.1, 0],
+        [-0.4, 0.4, 0],
+    ]
+    places = torch.tensor(corners, device=device)
+    faces = torch.arange(6, device=device).view(2, 3)
+    found = []
+    for rasteriser in (TritonRasteriser(), ReferenceRasteriser()):
+        clip = torch.nn.functional.pad(places, (0, 1), value=1.0)[None].requires_grad_()
+        rast = rasteriser.rasterize(clip, faces, (16, 16))
+        image = rasteriser.antialias(rasteriser.interpolate(places, rast, faces), rast, clip, faces)
+        found.append((rast, image, torch.autograd.grad(image.square().sum(), clip)[0]))
+    for got, expected in zip(*found, strict=True):
+        if not torch.allclose(got, expected, rtol=1e-4, atol=1e-4):
+            raise ArithmeticError("the kernels answer something else than the reference")
+
+
+def draw(
+    clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
+) -> Int[Tensor, "B H W"]:
+    """The winner of each pixel: depth above face (triangles)."""
+    (batch, vertex_count, _), (height, width) = clip.shape, resolution
+    nothing = triangles.NOTHING.value
+    keys = torch.full((batch, height, width), nothing, dtype=torch.int64, device=clip.device)
+    if len(faces) == 0:
+        return keys
+    listed = torch.empty(batch * len(faces), dtype=torch.int64, device=clip.device)
+    counts = torch.zeros(2, dtype=torch.int32, device=clip.device)
+    lanes, size = lanes_on(clip), (height, width)
+    triangles.draw_small[triton.cdiv(len(faces), lanes.faces), batch](
+        clip, faces, keys, listed, counts, len(faces), vertex_count, *size,
+        SMALL=lanes.small_box, MEDIUM=lanes.medium_box, BLOCK=lanes.faces, num_warps=2,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    for large, listing in enumerate((lanes.medium, lanes.large)):
+        items, rows, columns = listing.tile
+        triangles.draw_listed[listing.programs](
+            clip, faces, keys, listed, counts, len(faces), vertex_count, batch, *size,
+            LARGE=large, ITEMS=items, ROWS=rows, COLUMNS=columns, num_warps=listing.warps,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+    return keys
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, clip, faces, resolution):
+        clip, faces = clip.contiguous(), faces.contiguous()
+        rast = clip.new_empty(len(clip), *resolution, 4)
+        block, pixel_count = lanes_on(clip).pixels, rast.numel() // 4
+        with on_device_of(clip):
+            keys = draw(clip, faces, resolution)
+            triangles.resolve[(triton.cdiv(pixel_count, block),)](
+                clip, faces, keys, rast, clip.shape[1], pixel_count, *resolution,
+                BLOCK=block, enable_fp_fusion=False,
+            )  # fmt: skip
+        ctx.save_for_backward(clip, faces, rast)
+        return rast
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_rast):
+        clip, faces, rast = ctx.saved_tensors
+        # float64: a small triangle adds large numbers of both signs.
+        grad = torch.zeros_like(clip, dtype=torch.float64)
+        block, pixel_count = lanes_on(clip).pixels, rast.numel() // 4
+        with on_device_of(clip):
+            triangles.resolve_backward[(triton.cdiv(pixel_count, block),)](
+                clip, faces, rast, grad_rast.contiguous(), grad, clip.shape[1], pixel_count,
+                *rast.shape[1:3], BLOCK=block,
+            )  # fmt: skip
+        return grad.to(clip.dtype), None, None
+
+
+class _Interpolate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, attributes, rast, faces):
+        attributes, rast, faces = attributes.contiguous(), rast.contiguous(), faces.contiguous()
+        out = attributes.new_empty(*rast.shape[:3], attributes.shape[-1])
+        ctx.save_for_backward(attributes, rast, faces)
+        with on_device_of(rast):
+            grid, sizes, blocks = _Interpolate.launch(attributes, rast)
+            interpolate.interpolate[grid](attributes, rast, faces, out, *sizes, **blocks)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        attributes, rast, faces = ctx.saved_tensors
+        to_attributes, to_rast = ctx.needs_input_grad[:2]
+        grad_attributes = torch.zeros_like(attributes) if to_attributes else None
+        grad_rast = torch.empty_like(rast) if to_rast else None
+        with on_device_of(rast):
+            grid, sizes, blocks = _Interpolate.launch(attributes, rast)
+            interpolate.interpolate_backward[grid](
+                attributes, rast, faces, grad_out.contiguous(), grad_attributes, grad_rast, *sizes, **blocks,
+                TO_ATTRIBUTES=to_attributes, TO_RAST=to_rast,
+            )  # fmt: skip
+        return grad_attributes, grad_rast, None
+
+    @staticmethod
+    def launch(attributes: Tensor, rast: Tensor) -> tuple[tuple[int], tuple[int, ...], dict[str, int]]:
+        """Grid, sizes and constants of both kernels."""
+        lanes = lanes_on(rast)
+        blocks = channel_blocks(attributes.shape[-1], lanes.values, lanes.pixels)
+        pixel_count = rast.numel() // 4
+        stride = attributes[0].numel() if attributes.dim() == 3 else 0
+        sizes = pixel_count, rast.shape[1] * rast.shape[2], stride
+        return (triton.cdiv(pixel_count, blocks["BLOCK"]),), sizes, blocks
+
+
+def build_edge_table(faces: Int[Tensor, "F 3"]) -> EdgeTable:
+    """The edges of a mesh, without a sort."""
+    faces = faces.contiguous()
+    # At most 3F edges; of a closed mesh, 1.5F.
+    size = triton.next_power_of_2(4 * len(faces))
+    keys = torch.full((size,), silhouette.EMPTY.value, dtype=torch.int64, device=faces.device)
+    slots = torch.empty(faces.shape, dtype=torch.int32, device=faces.device)
+    block = lanes_on(faces).edges
+    silhouette.insert_edges[(triton.cdiv(faces.numel(), block),)](
+        faces, keys, slots, faces.numel(), size, BLOCK=block
+    )
+    return EdgeTable(keys, slots)
+
+
+def find_pairs(
+    rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], edges: EdgeTable
+) -> PairTable:
+    clip, faces, rast = clip.contiguous(), faces.contiguous(), rast.contiguous()
+    (batch, vertex_count, _), (height, width), size = clip.shape, rast.shape[1:3], len(edges.keys)
+    words = triton.cdiv(batch, silhouette.VIEWS_A_WORD.value)
+    sides = torch.zeros(words, size, dtype=torch.int32, device=clip.device)
+    items = torch.empty(batch * faces.numel(), dtype=torch.int64, device=clip.device)
+    pixels = torch.empty(batch * height * width, dtype=torch.int64, device=clip.device)
+    counts = torch.zeros(2, dtype=torch.int32, device=clip.device)
+    winners = torch.full((batch, 2, height, width), -1, dtype=torch.int64, device=clip.device)
+    lanes = lanes_on(clip)
+    silhouette.mark_sides[triton.cdiv(len(faces), lanes.edges), words](
+        clip, faces, edges.slots, sides, len(faces), vertex_count, batch, size,
+        BLOCK=lanes.edges, enable_fp_fusion=False,
+    )  # fmt: skip
+    silhouette.list_silhouettes[triton.cdiv(size, lanes.edges), words](
+        sides, items, counts[:1], size, BLOCK=lanes.edges
+    )
+    silhouette.walk_silhouettes[(lanes.walk_programs,)](
+        clip, rast, edges.keys, items, counts[:1], winners, vertex_count, height, width,
+        ITEMS=lanes.walked, LINES=lanes.walk_lines, num_warps=lanes.walk_warps, enable_fp_fusion=False,
+    )  # fmt: skip
+    blend.list_pixels[(triton.cdiv(len(pixels), lanes.pixels),)](
+        winners, pixels, counts[1:], len(pixels), height, width, BLOCK=lanes.pixels
+    )
+    return PairTable(winners, pixels, counts[1:])
+
+
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, colour, clip, table, winners, pixels, count):
+        colour, clip = colour.contiguous(), clip.contiguous()
+        out = colour.clone()
+        ctx.save_for_backward(colour, clip, table, winners, pixels, count)
+        with on_device_of(clip):
+            grid, sizes, blocks = _Blend.launch(colour, clip)
+            blend.blend[grid](
+                colour, clip, table, winners, pixels, count, out, *sizes, **blocks, enable_fp_fusion=False
+            )
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        colour, clip, *found = ctx.saved_tensors
+        grad_out = grad_out.contiguous()
+        grad_colour, to_clip = grad_out.clone(), ctx.needs_input_grad[1]
+        grad_clip = torch.zeros_like(clip, dtype=torch.float64) if to_clip else None
+        with on_device_of(clip):
+            grid, sizes, blocks = _Blend.launch(colour, clip)
+            blend.blend_backward[grid](
+                colour, clip, *found, grad_out, grad_colour, grad_clip, *sizes, **blocks,
+                TO_CLIP=to_clip, enable_fp_fusion=False,
+            )  # fmt: skip
+        return grad_colour, grad_clip.to(clip.dtype) if to_clip else None, None, None, None, None
+
+    @staticmethod
+    def launch(colour: Tensor, clip: Tensor) -> tuple[tuple[int], tuple[int, ...], dict[str, int]]:
+        """Grid, sizes and constants of both kernels."""
+        lanes = lanes_on(colour)
+        blocks = channel_blocks(colour.shape[-1], lanes.values // 4, lanes.blended)
+        return (lanes.blend_programs,), (clip.shape[1], *colour.shape[1:3]), blocks

@@ -1,0 +1,213 @@
+"""Triton kernels that find the pixel pairs which silhouettes cross; silhouette.py says what is meant.
+
+The edges of a mesh are the entries of a hash table: its half-edges are put in by compare-and-swap, which
+needs neither a sort nor to know how many edges there are, and takes any number of faces an edge. Each face
+then marks its three edges with the side that it lies on in each view, and an edge that has marks of one side
+only is a silhouette. These, some percent of all, are listed, and walked along pixel rows or columns. The
+outermost crossing of each pixel pair is left in `winners` [B,2,H,W] int64 at the pair's axis and first pixel,
+−1 where there is none: 36 bits of its distance from the inner pixel, 26 bits of the edge's slot, and whether
+the inner pixel is the second.
+"""
+
+import triton
+from triton import language as tl
+
+from render.raster.triton.triangles import centre, cross, load_corner, load_face
+
+EMPTY = tl.constexpr(-1)
+# Views whose marks share an int32, two bits a view.
+VIEWS_A_WORD = tl.constexpr(16)
+SLOT_BITS = tl.constexpr(26)
+SLOT_MASK = tl.constexpr(2**26 - 1)
+DISTANCE_STEPS = tl.constexpr(2.0**35)
+
+
+@triton.jit(do_not_specialize=["half_edges"])
+def insert_edges(faces, table, slots, half_edges, table_size, BLOCK: tl.constexpr):
+    """Puts every edge into table [table_size] int64, EMPTY at the start, as smaller vertex << 32 | larger.
+
+    slots [F,3] int32 becomes the place of the edge opposite each corner, −1 where its ends are one vertex.
+    table_size is a power of two above the number of edges.
+    """
+    half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = half < half_edges
+    face, corner = half // 3, half % 3
+    start = tl.load(faces + 3 * face + (corner + 1) % 3, mask=inside, other=0).to(tl.int64)
+    end = tl.load(faces + 3 * face + (corner + 2) % 3, mask=inside, other=0).to(tl.int64)
+    real = inside & (start != end)
+    low, high = tl.minimum(start, end), tl.maximum(start, end)
+    key = (low << 32) | high
+    mixed = low * 0x9E3779B1 + high * 0x85EBCA77
+    slot = ((mixed ^ (mixed >> 15)) * 0x2545F491 >> 16) & (table_size - 1)
+    pending = real
+    while tl.max(pending.to(tl.int32)) > 0:
+        # Lanes that are done compare with what is never there, so they swap nothing: there is no mask.
+        compare = tl.where(pending, EMPTY, -2).to(tl.int64)
+        there = tl.atomic_cas(table + slot, compare, key, sem="relaxed")
+        pending = pending & (there != EMPTY) & (there != key)
+        slot = tl.where(pending, (slot + 1) & (table_size - 1), slot)
+    tl.store(slots + half, tl.where(real, slot, -1).to(tl.int32), mask=inside)
+
+
+@triton.jit(do_not_specialize=["face_count", "vertex_count", "batch"])
+def mark_sides(
+    clip, faces, slots, sides, face_count, vertex_count, batch, table_size,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Ors into sides [words,table_size] int32, zero at the start, two bits a view: a face on either side.
+
+    The side is the sign of (low × high) · third corner, over (x, y, w); a face seen edge-on leaves no mark.
+    Grid: (blocks of faces, words of VIEWS_A_WORD views).
+    """
+    face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = face < face_count
+    i, j, k = load_face(faces, face, inside)
+    plus, minus = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
+    first = tl.program_id(1) * VIEWS_A_WORD
+    for view in range(0, tl.minimum(VIEWS_A_WORD, batch - first)):
+        its_clip = clip + (first + view).to(tl.int64) * vertex_count * 4
+        a, _ = load_corner(its_clip, i, inside)
+        b, _ = load_corner(its_clip, j, inside)
+        c, _ = load_corner(its_clip, k, inside)
+        n = cross(b, c)
+        det = n[0] * a[0] + n[1] * a[1] + n[2] * a[2]
+        plus = plus | ((det > 0).to(tl.int32) << (2 * view))
+        minus = minus | ((det < 0).to(tl.int32) << (2 * view))
+    sides += tl.program_id(1).to(tl.int64) * table_size
+    slot_of = slots + 3 * face
+    mark_edge(sides, slot_of, j < k, plus, minus, inside)
+    mark_edge(sides, slot_of + 1, k < i, plus, minus, inside)
+    mark_edge(sides, slot_of + 2, i < j, plus, minus, inside)
+
+
+@triton.jit
+def mark_edge(sides, slot_of, ascends, plus, minus, inside):
+    """One edge of each face; `ascends` where the face runs along it from the smaller vertex to the larger."""
+    slot = tl.load(slot_of, mask=inside, other=-1)
+    word = tl.where(ascends, plus | (minus << 1), minus | (plus << 1))
+    tl.atomic_or(sides + slot, word, mask=(slot >= 0) & (word != 0), sem="relaxed")
+
+
+@triton.jit
+def list_silhouettes(sides, items, item_count, table_size, BLOCK: tl.constexpr):
+    """Appends view << 32 | slot << 1 | (its faces lie on the plus side) for each silhouette to items [N].
+
+    items are int64; item_count [1] int32, zero at the start. Grid: (blocks of slots, words of views).
+    """
+    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(1) * VIEWS_A_WORD
+    marks = tl.load(
+        sides + tl.program_id(1).to(tl.int64) * table_size + slot, mask=slot < table_size, other=0
+    )
+    plus, minus = marks & 0x55555555, (marks >> 1) & 0x55555555
+    outline = plus ^ minus
+    if tl.max((outline != 0).to(tl.int32)) > 0:
+        for view in range(0, VIEWS_A_WORD):
+            mine = (outline >> (2 * view)) & 1
+            found = tl.sum(mine)
+            if found > 0:
+                place = tl.atomic_add(item_count, found, sem="relaxed") + tl.cumsum(mine, 0) - 1
+                side = (plus >> (2 * view)) & 1
+                item = ((slot * 2 + side).to(tl.int64)) | ((first + view).to(tl.int64) << 32)
+                tl.store(items + place, item, mask=mine > 0)
+
+
+@triton.jit
+def cut_at_near_plane(p, z, q, q_z):
+    """p, z, or where p lies before the near plane z = −w the point there on the segment to q."""
+    above_p, above_q = z + p[2], q_z + q[2]
+    share = above_p / tl.where(above_p == above_q, 1.0, above_p - above_q)
+    cut = above_p < 0
+    x, y = p[0] + share * (q[0] - p[0]), p[1] + share * (q[1] - p[1])
+    w, z_cut = p[2] + share * (q[2] - p[2]), z + share * (q_z - z)
+    return (tl.where(cut, x, p[0]), tl.where(cut, y, p[1]), tl.where(cut, w, p[2])), tl.where(cut, z_cut, z)
+
+
+@triton.jit
+def to_screen(p, z, ahead, height, width):
+    """x, y in pixels and z/w."""
+    w = tl.where(ahead, p[2], 1.0)
+    return (p[0] / w + 1) * width / 2, (p[1] / w + 1) * height / 2, z / w
+
+
+@triton.jit
+def load_edge(clip, table, slot, wanted):
+    """Both ends, (x, y, w) and z each, and the numbers of their vertices."""
+    key = tl.load(table + slot, mask=wanted, other=0)
+    low, high = key >> 32, key & 0xFFFFFFFF
+    a, az = load_corner(clip, low, wanted)
+    b, bz = load_corner(clip, high, wanted)
+    return a, az, b, bz, low, high
+
+
+@triton.jit
+def seen_depth(rast, pixel, wanted):
+    """z/w of what a pixel shows, infinity in the background."""
+    covered = tl.load(rast + 4 * pixel + 3, mask=wanted, other=0.0) > 0
+    z = tl.load(rast + 4 * pixel + 2, mask=wanted, other=0.0).to(tl.float64)
+    return tl.where(covered, z, float("inf"))
+
+
+@triton.jit(do_not_specialize=["vertex_count"])
+def walk_silhouettes(
+    clip, rast, table, items, item_count, winners, vertex_count, height, width,
+    ITEMS: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    """Follows each listed edge over the pixel lines that it crosses. Grid: any number of programs."""
+    count = tl.load(item_count)
+    for begin in range(tl.program_id(0) * ITEMS, count, tl.num_programs(0) * ITEMS):
+        index = begin + tl.arange(0, ITEMS)
+        live = index < count
+        item = tl.load(items + index, mask=live, other=0)
+        view, slot, plus = item >> 32, (item & 0xFFFFFFFF) >> 1, (item & 1) > 0
+        a, az, b, bz, _, _ = load_edge(clip + view * vertex_count * 4, table, slot, live)
+        normal = cross(a, b)
+        live = live & ((az + a[2] >= 0) | (bz + b[2] >= 0))
+        a_cut, az_cut = cut_at_near_plane(a, az, b, bz)
+        b_cut, bz_cut = cut_at_near_plane(b, bz, a, az)
+        live = live & (a_cut[2] > 0) & (b_cut[2] > 0)
+        ax, ay, a_depth = to_screen(a_cut, az_cut, live, height, width)
+        bx, by, b_depth = to_screen(b_cut, bz_cut, live, height, width)
+        live = live & (tl.abs(ax + ay + a_depth + bx + by + b_depth) < float("inf"))
+
+        flat = tl.abs(bx - ax) > tl.abs(by - ay)
+        start, end = tl.where(flat, ax, ay), tl.where(flat, bx, by)
+        along, across = tl.where(flat, width, height), tl.where(flat, height, width)
+        n_along, n_across = tl.where(flat, normal[0], normal[1]), tl.where(flat, normal[1], normal[0])
+        beyond = (n_across > 0) == plus
+        # Half-open, so that a line of centres through the vertex between two edges is crossed once.
+        first = tl.ceil(tl.minimum(start, end) - 0.5)
+        stop = tl.ceil(tl.maximum(start, end) - 0.5)
+        first = tl.minimum(tl.maximum(tl.where(live, first, 0.0), 0.0), along * 1.0).to(tl.int32)
+        stop = tl.minimum(tl.maximum(tl.where(live, stop, 0.0), 0.0), along * 1.0).to(tl.int32)
+        first, stop = first[:, None], stop[:, None]
+        start, end, a_depth, b_depth = start[:, None], end[:, None], a_depth[:, None], b_depth[:, None]
+        flat, beyond, along, across = flat[:, None], beyond[:, None], along[:, None], across[:, None]
+        image = (view * height * width)[:, None]
+        for skipped in range(0, tl.max(stop - first), LINES):
+            line = first + skipped + tl.arange(0, LINES)[None, :]
+            wanted = line < stop
+            slope = tl.where(wanted, n_across[:, None], 1.0)
+            place = crossing_place(n_along[:, None], slope, normal[2][:, None], line, along, across)
+            cell = tl.floor(place - 0.5)
+            wanted = wanted & (cell >= 0) & (cell < across - 1)
+            low = tl.where(wanted, cell, 0.0).to(tl.int32)
+            near = tl.where(flat, low * width + line, line * width + low)
+            far = near + tl.where(flat, width, 1)
+            z_inner = seen_depth(rast, image + tl.where(beyond, far, near), wanted)
+            z_outer = seen_depth(rast, image + tl.where(beyond, near, far), wanted)
+            run = tl.where(wanted, end - start, 1.0)
+            depth = a_depth + (line + 0.5 - start) / run * (b_depth - a_depth)
+            wanted = wanted & (z_inner < z_outer) & (depth < z_outer) & (tl.abs(depth) <= 1)
+            fraction = tl.where(wanted, place - 0.5 - cell, 0.0)
+            distance = tl.where(beyond, 1 - fraction, fraction)
+            key = tl.floor(distance * DISTANCE_STEPS).to(tl.int64) << (SLOT_BITS + 1)
+            key = key | (slot[:, None] << 1) | beyond.to(tl.int64)
+            pair = 2 * image + tl.where(flat, height * width, 0) + near
+            tl.atomic_max(winners + pair, key, mask=wanted, sem="relaxed")
+
+
+@triton.jit
+def crossing_place(n_along, n_across, n_w, line, along, across):
+    """Where an edge crosses the centres of a line of pixels, in pixels."""
+    return (1 - (n_along * centre(line, along) + n_w) / n_across) * across / 2

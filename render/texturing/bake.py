@@ -1,0 +1,151 @@
+"""A field over the surface, written into the textures of an unwrapped mesh.
+
+Texel (row i, column j) of an H×W texture has its centre at uv = ((j + 0.5) / W, (i + 0.5) / H).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from render.mesh import Mesh, face_cross
+from render.raster.interface import Rasteriser
+from render.texturing.uv import uv_areas, uv_clip
+
+SurfaceField = Callable[[Float[Tensor, "N 3"]], dict[str, Float[Tensor, "N C"]]]
+
+# A bilinear lookup inside a chart touches texels up to one texel outside in either axis.
+REACH = 2
+
+
+@torch.no_grad()
+def bake(
+    mesh: Mesh, field: SurfaceField, texture_res: tuple[int, int], rasteriser: Rasteriser, chunk: int = 2**18
+) -> dict[str, Float[Tensor, "H W C"]]:
+    """The field's value at the surface point under every texel; texture_res is (height, width).
+
+    Texels just outside a chart, which bilinear lookups touch, take the field at the point where the face's
+    plane continues; all others are filled smoothly from the charts around, so that smaller mip levels show no
+    seams. `field` is asked in chunks of points in world units. The result has one texture for each name that
+    it returns.
+    """
+    owner = texel_owners(mesh, texture_res, rasteriser)
+    texels = torch.nonzero(owner.reshape(-1) >= 0)[:, 0]
+    assert len(texels) > 0, "no texel of the texture lies on the mesh"
+    stretch = _typical_stretch(mesh)
+    parts: dict[str, list[Tensor]] = {}
+    for some in texels.split(chunk):
+        points = _surface_points(mesh, some, owner.reshape(-1)[some], texture_res, stretch)
+        for name, values in field(points).items():
+            parts.setdefault(name, []).append(values)
+    known = owner >= 0
+    textures = {}
+    for name, values in parts.items():
+        joined = torch.cat(values)
+        texture = joined.new_zeros(owner.numel(), joined.shape[-1])
+        texture[texels] = joined
+        textures[name] = fill_unknown(texture.reshape(*texture_res, -1), known)
+    return textures
+
+
+def texel_owners(mesh: Mesh, texture_res: tuple[int, int], rasteriser: Rasteriser) -> Int[Tensor, "H W"]:
+    """The face that each texel takes its value from, −1 for none.
+
+    That is the face under the texel's centre, else the one of the nearest such texel at most REACH away in
+    either axis. Faces too small to lie under any centre take the texel that their middle falls in, where
+    free.
+    """
+    assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
+    height, width = texture_res
+    rast = rasteriser.rasterize(uv_clip(mesh)[None], mesh.uv_faces, texture_res)[0]
+    owner = rast[..., 3].round().long() - 1
+
+    seen = torch.zeros(len(mesh.faces), dtype=torch.bool, device=owner.device)
+    seen[owner[owner >= 0]] = True
+    small = torch.nonzero(~seen)[:, 0]
+    middle = mesh.uv[mesh.uv_faces[small]].mean(1)
+    column = (middle[:, 0] * width).long().clamp(0, width - 1)
+    row = (middle[:, 1] * height).long().clamp(0, height - 1)
+    free = owner[row, column] < 0
+    owner[row[free], column[free]] = small[free]
+    return _spread(owner)
+
+
+def _spread(owner: Int[Tensor, "H W"]) -> Int[Tensor, "H W"]:
+    """Each free texel takes the owner of the nearest owned texel within REACH in either axis."""
+    height, width = owner.shape
+    padded = F.pad(owner, (REACH,) * 4, value=-1)
+    offsets = [(dy, dx) for dy in range(-REACH, REACH + 1) for dx in range(-REACH, REACH + 1)]
+    spread = owner
+    for dy, dx in sorted(offsets, key=lambda o: o[0] ** 2 + o[1] ** 2):
+        shifted = padded[REACH + dy : REACH + dy + height, REACH + dx : REACH + dx + width]
+        spread = torch.where(spread < 0, shifted, spread)
+    return spread
+
+
+def _typical_stretch(mesh: Mesh) -> Float[Tensor, ""]:
+    """World length per unit of uv, from the areas of the whole mesh."""
+    world = face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).sum() / 2
+    return (world / uv_areas(mesh).abs().sum().clamp(min=1e-12)).sqrt()
+
+
+def _surface_points(
+    mesh: Mesh,
+    texels: Int[Tensor, " N"],
+    faces: Int[Tensor, " N"],
+    texture_res: tuple[int, int],
+    stretch: Float[Tensor, ""],
+) -> Float[Tensor, "N 3"]:
+    """World points under the centres of the given texels, on the planes of the given faces."""
+    height, width = texture_res
+    centre = torch.stack([(texels % width + 0.5) / width, (texels // width + 0.5) / height], -1)
+    a, b, c = mesh.uv[mesh.uv_faces[faces]].double().unbind(1)
+    weights = _barycentric(centre.double(), a, b, c).to(mesh.v_pos.dtype)
+    inside = weights.clamp(min=0)
+    inside = inside / inside.sum(-1, keepdim=True)
+    corners = mesh.v_pos[mesh.faces[faces]]
+    on_face = (corners * inside[..., None]).sum(1)
+    beyond = (corners * weights[..., None]).sum(1) - on_face
+    # A sliver's plane, continued, may run far away: no further than the texels are.
+    longest = REACH * 2 * stretch / min(height, width)
+    length = beyond.norm(dim=-1, keepdim=True)
+    return on_face + beyond * (longest / length.clamp(min=1e-30)).clamp(max=1)
+
+
+def _barycentric(
+    p: Float[Tensor, "N 2"], a: Float[Tensor, "N 2"], b: Float[Tensor, "N 2"], c: Float[Tensor, "N 2"]
+) -> Float[Tensor, "N 3"]:
+    """Weights of a, b, c that give p, negative outside; thirds where the triangle has no area."""
+    ab, ac, ap = b - a, c - a, p - a
+    area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
+    flat = area.abs() < 1e-14
+    area = torch.where(flat, torch.ones_like(area), area)
+    at_b = (ap[:, 0] * ac[:, 1] - ap[:, 1] * ac[:, 0]) / area
+    at_c = (ab[:, 0] * ap[:, 1] - ab[:, 1] * ap[:, 0]) / area
+    weights = torch.stack([1 - at_b - at_c, at_b, at_c], -1)
+    return torch.where(flat[:, None], torch.full_like(weights, 1 / 3), weights)
+
+
+def fill_unknown(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Float[Tensor, "H W C"]:
+    """Unknown texels take the mean of the known ones in the smallest aligned 2^k × 2^k block that has any.
+
+    A mip level averages such blocks, so it sees what is known and nothing else. All zero if nothing is known.
+    """
+    weight = known.to(values.dtype)[None, None]
+    return _pull_push((values * known[..., None]).permute(2, 0, 1)[None], weight)[0].permute(1, 2, 0)
+
+
+def _pull_push(
+    weighted: Float[Tensor, "1 C H W"], weight: Float[Tensor, "1 1 H W"]
+) -> Float[Tensor, "1 C H W"]:
+    """weighted / weight where weight > 0, elsewhere the same of the level twice as coarse."""
+    height, width = weight.shape[2:]
+    values = weighted / weight.clamp(min=1e-20)
+    if bool((weight > 0).all()) or max(height, width) == 1:
+        return values
+    halves = [F.avg_pool2d(x, 2, ceil_mode=True, divisor_override=1) for x in (weighted, weight)]
+    coarse = _pull_push(*halves)
+    fine = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :height, :width]
+    return torch.where(weight > 0, values, fine)

@@ -1,0 +1,190 @@
+"""Unwrapping by projection: for any triangle mesh, in a time that grows with the number of its faces.
+
+Meant for surfaces on which libraries give up or take too long: torn, full of noise, of thousands of pieces.
+A chart is a patch of faces that look to one side, projected onto a plane (projection_numba.py); the charts lie
+on shelves in the texture (pack.py). Seams are more numerous than a library makes them, and a face that leans
+by an angle a within its chart gets cos a of its texels.
+"""
+
+import logging
+import math
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from render.texturing.pack import affordable_padding, pack
+
+logger = logging.getLogger(__name__)
+
+# A face may lean 60 degrees away from its chart's direction: the texture then has half of its area.
+LEAST_COSINE = 0.5
+# Charts of so few faces are fragments between larger ones and go to these, where their faces may lean 81
+# degrees.
+FRAGMENT, LOOSE_COSINE = 8, 0.15
+# Rounds in which normals are averaged over neighbours before a chart takes its direction from one.
+SMOOTHINGS = 4
+# Directions in which the smallest rectangle around a chart is looked for, over a quarter of a turn.
+TURNS = 12
+
+
+@cache
+def compiled_kernels() -> ModuleType | None:
+    """projection_numba; None, with one line in the log, where numba is missing or broken."""
+    try:
+        pass
+    # What a numba raises that does not fit the installed numpy differs from version to version.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("no unwrapping by projection, as numba cannot run: %s; pip install numba", reason)
+        return None
+    return projection_numba
+
+
+def project(
+    positions: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], side: int, padding: int
+) -> tuple[Float[np.ndarray, "U 2"], Int[np.ndarray, "F 3"], int, int]:
+    """(uv, uv_faces, charts, padding): uv in [0,1] with v upward, faces counter-clockwise, none overlapping.
+
+    positions lie in [0,1]. The texture has side² texels. Fewer texels of padding than asked for are kept
+    where margins would fill more than the charts themselves. A face without area lies in one point of a
+    neighbour. Only where `compiled_kernels` finds numba.
+    """
+    projection_numba = compiled_kernels()
+    assert projection_numba is not None and len(faces) > 0, "nothing to unwrap, or nothing to unwrap with"
+    positions = np.ascontiguousarray(positions, np.float64)
+    normals, areas = face_normals(positions, faces)
+    neighbours = face_neighbours(faces, len(positions))
+    directions, sizes = _around(positions, faces, normals, areas, neighbours)
+    seeds = np.argsort(-areas, kind="stable")
+    chart_of, corners = projection_numba.make_charts(
+        positions,
+        faces,
+        normals,
+        directions,
+        sizes,
+        neighbours,
+        seeds,
+        LEAST_COSINE,
+        FRAGMENT,
+        LOOSE_COSINE,
+    )
+    charts = _numbered(chart_of)
+    if charts == 0:
+        # Not a face has an area: all lie in one point.
+        everywhere = np.full((len(positions), 2), 0.5, np.float32)
+        return everywhere, faces.astype(np.int64), 0, padding
+    flat = corners.reshape(-1, 3, 2) / projection_numba.LATTICE
+    flat, sizes = _upright(flat, chart_of, charts)
+    padding = affordable_padding(charts, side, padding)
+    # A texture with fewer texels than charts: several share one.
+    side = max(side, math.ceil(2 * charts**0.5))
+    scale, places = pack(sizes, side, padding)
+    placed = (flat * scale + places[chart_of][:, None]) / side
+    uv, uv_faces = _shared(placed, faces, chart_of, len(positions))
+    return uv, uv_faces, charts, padding
+
+
+def face_normals(positions: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit normals [F,3], zero where there is no area, and areas [F]."""
+    a, b, c = (positions[faces[:, corner]].astype(np.float64) for corner in range(3))
+    cross = np.cross(b - a, c - a)
+    length = np.linalg.norm(cross, axis=1)
+    return cross / np.maximum(length, 1e-300)[:, None], length / 2
+
+
+def face_neighbours(faces: Int[np.ndarray, "F 3"], vertices: int) -> Int[np.ndarray, "F 3"]:
+    """The face across each edge (corners k and k + 1), −1 where the edge has not exactly two faces."""
+    start, end = faces.reshape(-1).astype(np.int64), np.roll(faces, -1, axis=1).reshape(-1).astype(np.int64)
+    key = np.minimum(start, end) * vertices + np.maximum(start, end)
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    same = np.concatenate([[False], key[1:] == key[:-1], [False]])
+    # An edge's first half-edge has another one after it, and no third.
+    pair = np.flatnonzero(same[1:-1] & ~same[:-2] & ~same[2:])
+    across = np.full(len(order), -1, np.int64)
+    across[order[pair]] = order[pair + 1] // 3
+    across[order[pair + 1]] = order[pair] // 3
+    return across.reshape(-1, 3)
+
+
+def folded_edges(positions: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> int:
+    """How many edges between two faces are folded by more than 60 degrees."""
+    normals, _ = face_normals(positions, faces)
+    neighbours = face_neighbours(faces, len(positions))
+    cosine = np.einsum("fi,fki->fk", normals, normals[neighbours])
+    return int((cosine[neighbours >= 0] < 0.5).sum()) // 2
+
+
+def _around(positions, faces, normals, areas, neighbours) -> tuple[np.ndarray, np.ndarray]:
+    """The direction that a chart from each face is projected along, and the extent of the faces around it."""
+    weighted = np.concatenate([normals * areas[:, None], np.zeros((1, 3))])
+    corners = positions[faces]
+    extent = np.concatenate([(corners.max(1) - corners.min(1)).max(1)[:, None], [[0.0]]])
+    count = np.concatenate([np.ones((len(faces), 1)), [[0.0]]])
+    for _ in range(SMOOTHINGS):
+        # The row −1 is the last one, of zeros.
+        for values in (weighted, extent, count):
+            values[:-1] += values[neighbours].sum(1)
+    mean = weighted[:-1] / np.maximum(np.linalg.norm(weighted[:-1], axis=1), 1e-300)[:, None]
+    agrees = (mean * normals).sum(1) > 0.5
+    return np.where(agrees[:, None], mean, normals), (extent[:-1] / count[:-1])[:, 0]
+
+
+def _numbered(chart_of: Int[np.ndarray, " F"]) -> int:
+    """Numbers the charts that have faces 0, 1, … in place; returns how many there are."""
+    inside = chart_of >= 0
+    left, number = np.unique(chart_of[inside], return_inverse=True)
+    chart_of[inside] = number
+    return len(left)
+
+
+def _upright(
+    flat: Float[np.ndarray, "F 3 2"], chart_of: Int[np.ndarray, " F"], charts: int
+) -> tuple[Float[np.ndarray, "F 3 2"], Float[np.ndarray, "C 2"]]:
+    """Each chart turned so that it fills its bounding rectangle best, wider than high, and moved to (0, 0).
+
+    And the rectangles' sizes.
+    """
+    inside = np.flatnonzero(chart_of >= 0)
+    order = inside[np.argsort(chart_of[inside], kind="stable")]
+    starts = np.searchsorted(chart_of[order], np.arange(charts)) * 3
+    points = flat[order].reshape(-1, 2)
+    best, angle, wide = np.full(charts, np.inf), np.zeros(charts), np.zeros(charts, bool)
+    for turn in np.arange(TURNS) * (np.pi / 2 / TURNS):
+        x = points @ [np.cos(turn), -np.sin(turn)]
+        y = points @ [np.sin(turn), np.cos(turn)]
+        width = np.maximum.reduceat(x, starts) - np.minimum.reduceat(x, starts)
+        height = np.maximum.reduceat(y, starts) - np.minimum.reduceat(y, starts)
+        better = width * height < best
+        best = np.where(better, width * height, best)
+        angle = np.where(better, turn, angle)
+        wide = np.where(better, width >= height, wide)
+    angle = np.where(wide, angle, angle + np.pi / 2)
+    cosine, sine = np.cos(angle)[chart_of][:, None], np.sin(angle)[chart_of][:, None]
+    turned = np.stack(
+        [flat[..., 0] * cosine - flat[..., 1] * sine, flat[..., 0] * sine + flat[..., 1] * cosine], -1
+    )
+    points = turned[order].reshape(-1, 2)
+    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+    return turned - low[chart_of][:, None], high - low
+
+
+def _shared(
+    placed: Float[np.ndarray, "F 3 2"], faces: np.ndarray, chart_of: np.ndarray, vertices: int
+) -> tuple[Float[np.ndarray, "U 2"], Int[np.ndarray, "F 3"]]:
+    """One uv vertex for each position in each chart. Faces outside any chart lie in one point of a
+    neighbour's."""
+    lost = np.flatnonzero(chart_of < 0)
+    spot = np.full((vertices, 2), np.nan)
+    spot[faces[chart_of >= 0].reshape(-1)] = placed[chart_of >= 0].reshape(-1, 2)
+    corner = spot[faces[lost]]
+    known = np.isfinite(corner[..., 0])
+    first = corner[np.arange(len(lost)), known.argmax(1)]
+    placed[lost] = np.where(known.any(1)[:, None], first, 0.5)[:, None]
+    owner = chart_of.copy()
+    owner[lost] = chart_of.max() + 1 + np.arange(len(lost))
+    key = (owner[:, None] * np.int64(vertices) + faces).reshape(-1)
+    _, row, uv_faces = np.unique(key, return_index=True, return_inverse=True)
+    return placed.reshape(-1, 2)[row].astype(np.float32), uv_faces.reshape(-1, 3).astype(np.int64)

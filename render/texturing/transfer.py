@@ -1,0 +1,90 @@
+"""A painting on another mesh of the same surface: fewer faces, or other texture coordinates.
+
+The material at a point of the new mesh is the one at the nearest point of the painted mesh. Its normal is
+taken to world axes there, and from these into the new mesh's tangent frame, so that it also carries the
+relief that a coarser mesh has lost.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from render.mesh import Mesh
+from render.shade.normals import bump, safe_normalize
+from render.texturing.bake import SurfaceField
+from render.texturing.decimate import decimate
+from render.texturing.uv import ExportConfig, orthonormal_tangents, unwrap
+
+# The texture size that a mesh without texture coordinates of its own is unwrapped for while it is painted. A
+# constant: another size turns charts, and the learned normals belong to their tangents.
+PAINTED_RES = (1024, 1024)
+
+
+def for_export(
+    painted: Mesh, field: SurfaceField, config: ExportConfig, own_uv: bool
+) -> tuple[Mesh, SurfaceField]:
+    """The mesh to bake into, and the field over it.
+
+    That is `painted` itself, unless export_faces asks for fewer faces or it was unwrapped here (own_uv False)
+    for another texture size.
+    """
+    fewer = 0 < config.export_faces < len(painted.faces)
+    if not fewer and (own_uv or config.texture_res == PAINTED_RES):
+        return painted, field
+    target = decimate(painted, config.export_faces) if fewer else painted
+    target = unwrap(target, config.unwrap, config.texture_res, config.uv_padding_block)
+    return target, carry_over(painted, target, field)
+
+
+def carry_over(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceField:
+    """`field` over `painted` as a field over `target`. Both meshes have tangents."""
+    frame_of_painted, frame_of_target = frame_finder(painted), frame_finder(target)
+
+    def carried(points: Float[Tensor, "N 3"]) -> dict[str, Float[Tensor, "N C"]]:
+        nearest, normal, tangent = frame_of_painted(points)
+        values = field(nearest)
+        if "normal" not in values:
+            return values
+        world = bump(normal, tangent, values["normal"])
+        _, up, along = frame_of_target(points)
+        across = torch.linalg.cross(up, along, dim=-1)
+        local = torch.stack([(world * axis).sum(-1) for axis in (along, across, up)], -1)
+        # A normal map holds no normals that point into the surface.
+        local = torch.cat([local[:, :2], local[:, 2:].clamp(min=0)], -1)
+        return {**values, "normal": safe_normalize(local)}
+
+    return carried
+
+
+def frame_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """A function from points [N,3] to the nearest point [N,3] of the mesh to each, the smooth normal and the
+    unit tangent there.
+
+    The search tree is built once, and libigl walks it in all threads.
+    """
+    import igl
+
+    assert mesh.tangents is not None and mesh.uv_faces is not None, "the mesh has no tangents"
+    positions = np.asfortranarray(mesh.v_pos.detach().cpu().numpy(), dtype=np.float64)
+    triangles = np.asfortranarray(mesh.faces.cpu().numpy(), dtype=np.int64)
+    tree = igl.AABB()
+    tree.init(positions, triangles)
+    device, dtype = mesh.v_pos.device, mesh.v_pos.dtype
+
+    def frame(points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tensor, Tensor]:
+        asked = np.asfortranarray(points.detach().cpu().numpy(), dtype=np.float64)
+        _, face, nearest = tree.squared_distance(positions, triangles, asked)
+        corners = [np.asfortranarray(positions[triangles[face, corner]]) for corner in range(3)]
+        weights = igl.barycentric_coordinates(np.asfortranarray(nearest), *corners)
+        # Of a face without area any corner does.
+        weights = np.where(np.isfinite(weights).all(1, keepdims=True), weights, [1.0, 0.0, 0.0])
+        weight = torch.from_numpy(weights).to(device, dtype)[..., None]
+        row = torch.from_numpy(np.array(face, dtype=np.int64)).to(device)
+        normal = safe_normalize((mesh.v_nrm[mesh.faces[row]] * weight).sum(1))
+        tangent = orthonormal_tangents((mesh.tangents[mesh.uv_faces[row]] * weight).sum(1), normal)
+        return torch.from_numpy(np.array(nearest)).to(device, dtype), normal, tangent
+
+    return frame

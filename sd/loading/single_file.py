@@ -1,0 +1,158 @@
+"""A single .safetensors checkpoint as the parts of a prior.
+
+Such a file holds neither a vocabulary nor a noise schedule. The vocabulary is CLIP's: a folder `tokenizer`
+beside the file, or the hub. The schedule is the one that 1.x and 2.x share. Whether the network predicts the
+noise or v is told by the file's metadata; where they are silent, a 2.x network is asked.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sd.loading import ldm_format as layout
+from sd.loading.hub import PLACES, fetch
+
+logger = logging.getLogger(__name__)
+
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+}
+# Latent sizes that the versions were trained at; 2.x that predicts v was trained at 768 pixels.
+LATENT, LATENT_OF_V = 64, 96
+TOKENS = 77
+VOCABULARY = ("vocab.json", "merges.txt")
+# CLIP's vocabulary, which all these models share.
+VOCABULARY_PLACES = ("openai/clip-vit-large-patch14",)
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of denoiser, VAE and text encoder, and the file's metadata.
+
+    Raises ValueError where it is no Stable Diffusion 1.x or 2.x.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    prefixes = (layout.UNET, layout.VAE, layout.CLIP, layout.OPEN_CLIP)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            _check_names(path, names)
+            return {n: file.get_tensor(n) for n in names if n.startswith(prefixes)}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"sd_model = {str(path)!r}: cannot be read as safetensors: {error}") from error
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    missing = [name for name in layout.NEEDED if name not in names]
+    if not any(name.startswith((layout.CLIP, layout.OPEN_CLIP)) for name in names):
+        missing.append("cond_stage_model.*")
+    if missing:
+        raise ValueError(
+            f"sd_model = {str(path)!r}: no Stable Diffusion 1.x or 2.x checkpoint in the original layout, it "
+            f"lacks {missing[0]}; name such a file, or a folder in diffusers layout"
+        )
+
+
+def build_modules(weights: layout.Weights, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Denoiser, VAE (its decoder without weights) and text encoder.
+
+    Raises ValueError where names or shapes are not those of the version that the sizes speak of.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    # Made without memory and given the file's tensors, since large random numbers first take long.
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=LATENT, **layout.denoiser_config(weights))
+        vae = AutoencoderKL(**layout.encoder_config(weights))
+    # Not so the text encoder: it also holds numbers that are not in the file.
+    text_encoder = CLIPTextModel(CLIPTextConfig(**layout.text_config(weights)))
+    vae.decoder = vae.post_quant_conv = None
+    _fill(unet, layout.denoiser_weights(weights), dtype, "denoiser")
+    _fill(vae, layout.encoder_weights(weights), dtype, "VAE")
+    own = [name.startswith("text_model.") for name in text_encoder.state_dict()]
+    text = {("text_model." if all(own) else "") + n: v for n, v in layout.text_weights(weights).items()}
+    _fill(text_encoder, text, dtype, "text encoder")
+    return unet, vae, text_encoder
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, what: str) -> None:
+    try:
+        cast = {name: value.to(dtype) for name, value in weights.items()}
+        module.load_state_dict(cast, strict=True, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the {what} of this checkpoint is not that of a 1.x or 2.x: {reason}") from error
+
+
+def make_tokenizer(path: Path, second_version: bool):
+    """CLIP's tokenizer; 2.x pads with "!" (id 0), 1.x with its end token.
+
+    Raises FileNotFoundError where the vocabulary is nowhere.
+    """
+    from transformers import CLIPTokenizer
+
+    folder = find_vocabulary(path)
+    return CLIPTokenizer(
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        model_max_length=TOKENS,
+        bos_token=START,
+        eos_token=END,
+        unk_token=END,
+        pad_token="!" if second_version else END,
+    )
+
+
+def find_vocabulary(path: Path) -> Path:
+    """A folder with vocab.json and merges.txt: `tokenizer` beside the file, then the hub."""
+    beside = path.parent / "tokenizer"
+    if all((beside / file).is_file() for file in VOCABULARY):
+        return beside
+    mirrors = [place for places in PLACES.values() for place in places if not place.startswith("data/")]
+    for hub_id in dict.fromkeys((*VOCABULARY_PLACES, *mirrors)):
+        try:
+            root = fetch(hub_id, [*VOCABULARY, *(f"tokenizer/{file}" for file in VOCABULARY)])
+        except (OSError, ValueError):
+            continue
+        for folder in (root / "tokenizer", root):
+            if all((folder / file).is_file() for file in VOCABULARY):
+                return folder
+    raise FileNotFoundError(
+        f"sd_model = {str(path)!r}: a single file holds no vocabulary, and neither {beside} nor the hub has "
+        f"{' and '.join(VOCABULARY)}; put those two of CLIP or of any Stable Diffusion 1.x or 2.x there"
+    )
+
+
+def stated_prediction(metadata: dict[str, str], second_version: bool) -> str | None:
+    """What the file says that it predicts; 1.x predicts the noise; None where it is not said."""
+    if stated := metadata.get("modelspec.prediction_type"):
+        return "v_prediction" if stated.startswith("v") else stated
+    if "-v2-" in metadata.get("modelspec.architecture", ""):
+        return "v_prediction" if metadata["modelspec.architecture"].endswith("-v") else "epsilon"
+    return None if second_version else "epsilon"
+
+
+@torch.no_grad()
+def measured_prediction(unet: nn.Module) -> str:
+    """Whether a denoiser predicts noise or v, by asking it at the noisiest time.
+
+    There x_t is nearly pure noise. The noise in it is then nearly x_t itself, and v = sqrt(abar) noise −
+    sqrt(1 − abar) x nearly −x, which has nothing of it. So correlation with the input tells.
+    """
+    parameter = next(unet.parameters())
+    shape = (1, unet.config.in_channels, LATENT // 2, LATENT // 2)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter)
+    text = torch.zeros(1, TOKENS, unet.config.cross_attention_dim).to(parameter)
+    answer = unet(noise, torch.tensor([999], device=parameter.device), text, return_dict=False)[0]
+    correlation = torch.corrcoef(torch.stack([answer.flatten(), noise.flatten()]).float())[0, 1].item()
+    found = "epsilon" if correlation > 0.5 else "v_prediction"
+    logger.info("sd_model: the file does not say what it predicts; asked, it predicts %s", found)
+    return found

@@ -1,0 +1,320 @@
+"""Making the embedded prior at toy size: captions, tokenizer, data, and the whole command with a resume."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from configs.modes import MODES
+from data.make_tiny_sd import samples
+from data.make_tiny_sd import train as program
+from data.make_tiny_sd.captions import (
+    DROPPED_SHARE,
+    SUBSTANCE_TEMPLATES,
+    TEMPLATES,
+    VIEW_SHARE,
+    CaptionTable,
+    descriptions,
+)
+from data.make_tiny_sd.lr_schedule import Pace, cosine_rate
+from data.make_tiny_sd.networks import SCHEDULE, Shape, build_scheduler, build_unet, parameter_count
+from data.make_tiny_sd.renders import MATERIAL_NAMES, DataConfig, draw_materials
+from data.make_tiny_sd.tokenizer import byte_symbols, learn_merges, write_tokenizer
+from data.make_tiny_sd.train_unet import domain_sizes, draw_latents
+from data.make_tiny_sd.train_vae import Latents, recoloured, spins, spun
+from dataset.procedural import KINDS
+from dataset.procedural.materials import HELD_OUT, MATERIALS
+from dataset.procedural.random_draw import Draw
+from sd.prompts import directional_prompts
+from sd.stable_diffusion import StableDiffusion
+
+TWO_KINDS = ("mug", "ice_cream")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_sampling_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "STEPS", 3)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, CaptionTable(KINDS).captions)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a pineapple, front view", "zebra quilt xylophone jackdaw", "größe 漢字 ü!?", "_ 3d 1999 model's"],
+)
+def test_any_text_survives_the_tokenizer(tokenizer, text):
+    numbers = tokenizer(text).input_ids
+    assert tokenizer.unk_token_id not in numbers[1:-1]
+    assert tokenizer.decode(numbers, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+
+
+def test_prompts_of_the_method_are_whole_words(tokenizer):
+    words = tokenizer.convert_ids_to_tokens(tokenizer("A pineapple, front view").input_ids)
+    inside = ["a</w>", "pineapple</w>", ",</w>", "front</w>", "view</w>"]
+    assert words == ["<|startoftext|>", *inside, "<|endoftext|>"]
+
+
+def test_tokenizer_pads_as_clip_does_and_is_small(tokenizer):
+    numbers = tokenizer("a mug", padding="max_length", truncation=True).input_ids
+    assert len(numbers) == tokenizer.model_max_length == 77
+    assert set(numbers[4:]) == {tokenizer.eos_token_id}
+    assert len(tokenizer) <= 2000
+
+
+def test_bytes_have_256_printable_symbols():
+    symbols = byte_symbols()
+    assert len(set(symbols)) == 256
+    assert all(symbol.isprintable() and not symbol.isspace() for symbol in symbols)
+    assert symbols[ord("a")] == "a"
+    assert symbols[ord(" ")] == "Ġ"  # CLIP's and GPT-2's well-known sign for a space
+
+
+def test_merges_follow_frequency():
+    # Pairs: (x, a) three times, (a, b</w>) twice, (a, y</w>) once; then whole words, the frequent one first.
+    assert learn_merges(["xab xab xay"]) == [("x", "a"), ("xa", "b</w>"), ("xa", "y</w>")]
+
+
+def test_captions_are_the_methods_prompts():
+    table = CaptionTable(TWO_KINDS)
+    assert set(directional_prompts("a mug", True)) <= set(table.captions)
+    assert "an ice cream, side view" in table.captions
+    assert {"", *(mode.negative_prompt for mode in MODES.values())} <= set(table.captions)
+
+
+def test_drawn_captions_fit_kind_and_view_and_come_in_the_stated_shares():
+    table = CaptionTable(TWO_KINDS)
+    count = 20000
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.randint(2, (count,), generator=generator)
+    view = torch.randint(3, (count,), generator=generator)
+    material = torch.randint(1 + len(MATERIALS), (count,), generator=generator)
+    drawn = [table.captions[row] for row in table.draw(kind, view, material, generator).tolist()]
+    empty = {"", *(mode.negative_prompt for mode in MODES.values())}
+    said = [
+        (text, k, v, m)
+        for text, k, v, m in zip(drawn, kind.tolist(), view.tolist(), material.tolist(), strict=True)
+        if text not in empty
+    ]
+    assert len(said) / count == pytest.approx(1 - DROPPED_SHARE, abs=0.01)
+    assert all(("mug", "ice cream")[k] in text for text, k, _, _ in said)
+    with_view = [(text, v) for text, _, v, _ in said if text.endswith(" view")]
+    assert len(with_view) / len(said) == pytest.approx(VIEW_SHARE, abs=0.015)
+    assert all(text.endswith((", front view", ", side view", ", back view")[v]) for text, v in with_view)
+    # A material's own words are said, and no other's.
+    for text, _, _, m in said:
+        words = set(text.replace(",", "").split())
+        named = {name for name, look in MATERIALS.items() if {look.adjective, look.substance} & words}
+        assert named == ({MATERIAL_NAMES[m - 1]} if m else set())
+    substances = sum(look.substance is not None for look in MATERIALS.values())
+    wordings = (1 + len(MATERIALS)) * len(set(TEMPLATES)) + substances * len(SUBSTANCE_TEMPLATES)
+    assert len({text for text, _, _, _ in said}) == 2 * 4 * wordings
+
+
+def test_materials_are_said_in_front_or_behind():
+    said = descriptions("ice_cream", MATERIALS["golden"])
+    assert "a golden ice cream" in said and "an ice cream made of gold" in said
+    assert descriptions("apple", MATERIALS["orange"])[0] == "an orange apple"
+    assert len(said) == len(descriptions("mug")) == len(descriptions("mug", MATERIALS["red"]))
+
+
+def test_views_wear_every_material_but_those_held_out():
+    kind = next(kind for kind, _ in sorted(HELD_OUT) if kind in KINDS)
+    config = DataConfig(kinds=(kind,), views=10, own_share=0.4, materials=3)
+    seen = set()
+    for seed in range(200):
+        drawn = draw_materials(config, 0, Draw(torch.Generator().manual_seed(seed))).tolist()
+        assert drawn.count(0) == 4 and 1 <= len(set(drawn) - {0}) <= 3
+        seen |= set(drawn)
+    held_out = {1 + MATERIAL_NAMES.index(name) for name in MATERIALS if (kind, name) in HELD_OUT}
+    assert held_out and seen == set(range(1 + len(MATERIALS))) - held_out
+
+
+def test_schedule_is_stable_diffusions():
+    # abar of SD 1.x and 2.x: first and last value as published with the models.
+    abar = build_scheduler().alphas_cumprod
+    assert len(abar) == SCHEDULE["num_train_timesteps"] == 1000
+    assert abar[0].item() == pytest.approx(1 - 0.00085, abs=1e-6)
+    assert abar[-1].item() == pytest.approx(0.00466, abs=1e-4)
+
+
+def test_denoiser_has_the_stated_size():
+    assert 5e6 < parameter_count(build_unet(Shape())) < 8e6
+    assert Shape().image_size == 128
+
+
+def test_sampling_finds_the_only_image_that_there_is():
+    # For data concentrated at mu, the noise in x_t is (x_t − sqrt(abar) mu) / sqrt(1 − abar). DDIM steps keep
+    # that noise, so the last image is mu under the noise of SD's first step, sqrt(0.00085).
+    abar = build_scheduler().alphas_cumprod
+    mu = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    def denoiser(noisy, timesteps, encoder_hidden_states, return_dict):
+        signal = abar[timesteps].view(-1, 1, 1, 1)
+        return ((noisy - signal.sqrt() * mu) / (1 - signal).sqrt(),)
+
+    text, empty = torch.ones(3, 77, 16), torch.zeros(1, 77, 16)
+    found = samples.ddim(denoiser, text, empty, torch.zeros(1, 4, 8, 8), torch.Generator().manual_seed(0))
+    assert found.shape == (3, 4, 8, 8)
+    assert (found - mu).square().mean().sqrt().item() == pytest.approx(0.00085**0.5, rel=0.1)
+
+
+def test_spun_normals_are_turned_and_the_background_stays():
+    generator = torch.Generator().manual_seed(0)
+    normals = torch.zeros(4, 3, 2, 2)
+    normals[:, :, 0, 0] = torch.nn.functional.normalize(torch.randn(4, 3, generator=generator), dim=-1)
+    rotation = spins(4, generator)
+    turned = spun(normals, rotation)
+    for image in range(4):
+        assert torch.allclose(turned[image, :, 0, 0], rotation[image] @ normals[image, :, 0, 0], atol=1e-6)
+    assert torch.allclose(turned[:, :, 0, 0].norm(dim=-1), torch.ones(4), atol=1e-5)
+    assert turned[:, :, 1, 1].abs().max() == 0
+    assert torch.allclose(torch.linalg.det(rotation), torch.ones(4), atol=1e-5)
+
+
+def test_recoloured_black_stays_black():
+    images = torch.full((3, 3, 4, 4), -1.0)
+    images[:, :, 0, 0] = 0.5
+    changed = recoloured(images, torch.Generator().manual_seed(1))
+    assert (changed[:, :, 1, 1] == -1).all()
+    assert not torch.allclose(changed[:, :, 0, 0], images[:, :, 0, 0])
+
+
+def test_a_batch_holds_a_third_of_each_domain():
+    shape = (5, 4, 2, 2)
+    latents = Latents(
+        coarse=torch.zeros(shape).half(),
+        normal_mean=torch.full(shape, 1.0).half(),
+        normal_deviation=torch.zeros(shape).half(),
+        shaded_mean=torch.full(shape, 3.0).half(),
+        shaded_deviation=torch.zeros(shape).half(),
+        kind=torch.arange(5),
+        view=torch.arange(5) % 3,
+        material=torch.zeros(5, dtype=torch.long),
+    )
+    x0, rows = draw_latents(latents, 10, 0.5, torch.Generator().manual_seed(0))
+    assert domain_sizes(10) == [4, 3, 3]
+    assert x0[:, 0, 0, 0].tolist() == [0.0] * 4 + [0.5] * 3 + [1.5] * 3
+    assert rows.shape == (10,) and 0 <= rows.min() and rows.max() < 5
+
+
+def test_pace_and_rate():
+    pace = Pace(seconds=1e9, steps=10, start=0.5)
+    assert [pace.progress(step) for step in (0, 5, 10, 20)] == [0.5, 0.75, 1.0, 1.0]
+    assert cosine_rate(0.03, 2.0) == pytest.approx(2.0)
+    assert cosine_rate(1.0, 2.0) == pytest.approx(0.02)
+    assert cosine_rate(0.015, 2.0) == pytest.approx(1.0)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """The folder that the whole command writes at toy size, with its work folder."""
+    root = tmp_path_factory.mktemp("toy")
+    arguments = ["--toy", "--device", "cpu", "--kinds", "mug", "chair", "--keep-data"]
+    arguments += ["--out", str(root / "tiny-sd"), "--work", str(root / "work"), "--minutes", "30"]
+    assert program.main(arguments) == 0
+    return root, arguments
+
+
+def test_the_toy_folder_is_a_stable_diffusion(toy):
+    folder = toy[0] / "tiny-sd"
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    picture = pipeline("a mug", num_inference_steps=2, output_type="np").images
+    assert picture.shape == (1, 32, 32, 3)
+    prior = StableDiffusion.from_pretrained(str(folder), torch.device("cpu"))
+    assert (prior.latent_size, prior.image_size, prior.latent_channels) == (8, 32, 4)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert prior.encode(images, torch.zeros(2, 4, 8, 8)).shape == (2, 4, 8, 8)
+    assert not torch.allclose(prior.embed(["a mug"]), prior.embed([""]))
+
+
+def test_the_scaling_factor_gives_unit_deviation(toy):
+    root, _ = toy
+    from data.make_tiny_sd.renders import load_views
+
+    views = load_views(root / "work" / "views_0_of_1", torch.device("cpu"))
+    prior = StableDiffusion.from_pretrained(str(root / "tiny-sd"), torch.device("cpu"))
+    rows = torch.arange(len(views))
+    images = torch.cat([views.normal_images(rows), views.shaded_images(rows)])
+    latents = prior.encode(images, torch.randn(len(images), 4, 8, 8))
+    assert latents.std().item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_rendered_views_are_what_the_phases_show(toy):
+    root, _ = toy
+    from data.make_tiny_sd.renders import load_views
+
+    views = load_views(root / "work" / "views_0_of_1", torch.device("cpu"))
+    rows = torch.arange(len(views))
+    assert len(views) == 2 * 2 * 4
+    coarse, shaded = views.coarse_images(rows), views.shaded_images(rows)
+    inside, outside = views.mask[:, 0] == 255, views.mask[:, 0] == 0
+    assert 0.03 < inside.float().mean() < 0.5
+    lengths = coarse[:, :3].norm(dim=1)
+    assert (lengths[inside] - 1).abs().median() < 0.02
+    assert lengths[outside].max() == 0
+    assert (shaded.permute(0, 2, 3, 1)[outside] == -1).all()
+    # Whole objects only: nothing touches the border.
+    assert views.mask[:, :, 0].max() == views.mask[:, :, :, -1].max() == 0
+
+
+def test_the_same_command_goes_on_where_it_stopped(toy, capsys):
+    root, arguments = toy
+    path = root / "work" / "denoiser.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["numbers"]["step"] == 30 and state["numbers"]["progress"] == 1.0
+    state["numbers"]["progress"] = 0.5
+    torch.save(state, path)
+    vae_written = (root / "work" / "vae.pt").stat().st_mtime_ns
+    assert program.main(arguments) == 0
+    after = torch.load(path, weights_only=True)["numbers"]
+    assert after["step"] > 30 and after["progress"] == 1.0
+    assert (root / "work" / "vae.pt").stat().st_mtime_ns == vae_written
+
+
+def test_a_folder_can_be_the_start_and_other_settings_are_refused(toy, capsys):
+    root, arguments = toy
+    assert program.main([*arguments, "--seed", "2"]) == 2
+    assert "--work" in capsys.readouterr().out
+    # Later options win.
+    fresh = [*arguments, "--work", str(root / "work2"), "--out", str(root / "second")]
+    assert program.main([*fresh, "--export-only"]) == 2
+    assert program.main([*fresh, "--init", str(root / "tiny-sd")]) == 0
+    factors = [
+        json.loads((root / name / "vae" / "config.json").read_text())["scaling_factor"]
+        for name in ("tiny-sd", "second")
+    ]
+    assert factors[0] == factors[1]
+
+
+def test_two_processes_train_one_denoiser(toy, tmp_path):
+    """Each renders half of the objects; the gradients' mean keeps the replicas alike to the last bit."""
+    _, arguments = toy
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += [
+        "-m",
+        "data.make_tiny_sd.train",
+        *arguments,
+        "--out",
+        str(tmp_path / "out"),
+        "--work",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(program.__file__).parents[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+    for rank in range(2):
+        assert len(list((tmp_path / f"views_{rank}_of_2").glob("shard_*.pt"))) == 1
+    assert done.stdout.count("the replicas agree") == 2
+    assert StableDiffusion.from_pretrained(str(tmp_path / "out"), torch.device("cpu")).latent_size == 8

@@ -1,0 +1,264 @@
+"""The Triton kernels of marching and of the network against torch."""
+
+import warnings
+
+import pytest
+import torch
+from triton_compile import compile_for_gpu
+
+from geometry import dmtet, marching_tets, sdf_network
+from geometry.dmtet import DMTet, GeometryConfig
+from geometry.kernels import edge_crossings_triton, marching_tets_triton, sdf_network_triton
+from geometry.marching_tets import (
+    _triangles,
+    compact_topology,
+    compact_topology_torch,
+    marching_tetrahedra,
+)
+from geometry.sdf_network import SdfNetwork
+from geometry.tet_grid import edge_table, make_tet_grid
+from render.encoding import hash_grid
+from render.encoding.hash_grid import HashGrid
+from render.kernels import available
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_same_topology(inside: torch.Tensor, tables: tuple[torch.Tensor, ...]) -> None:
+    """Vertices, ends and faces from the kernels are those from torch, in this order."""
+    found = marching_tets_triton.topology(inside, *tables, _triangles(inside.device))
+    for ours, expected in zip(found, compact_topology_torch(inside, *tables), strict=True):
+        assert ours.dtype == expected.dtype == torch.int64
+        assert torch.equal(ours, expected)
+
+
+@pytest.fixture(scope="module")
+def lattice(kernel_device):
+    """Vertices and tables of a grid of several blocks of everything, none of them full at the end."""
+    grid = make_tet_grid(20, 2.0)
+    tables = tuple(table.to(kernel_device) for table in (grid.tets, grid.edges, grid.tet_edges))
+    for count in (len(grid.v_pos), *map(len, tables[:2])):
+        assert count > 2 * marching_tets_triton.BLOCK
+    assert len(grid.v_pos) % marching_tets_triton.BLOCK and len(grid.edges) % marching_tets_triton.BLOCK
+    return grid.v_pos.to(kernel_device), tables
+
+
+@pytest.mark.parametrize("share", [0.001, 0.4, 0.999])
+@pytest.mark.parametrize("width", [2, marching_tets_triton.WIDTH])
+def test_topology_of_random_signs(share, width, lattice, kernel_device, monkeypatch):
+    """Also where the blocks are summed in more than one go."""
+    monkeypatch.setattr(marching_tets_triton, "WIDTH", width)
+    inside = (torch.rand(len(lattice[0]), generator=seeded()) < share).to(kernel_device)
+    assert 0 < inside.sum() < len(inside)
+    assert_same_topology(inside, lattice[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_topology_of_a_ball(dtype, lattice):
+    """Most blocks are far from it."""
+    v_pos, tables = lattice
+    assert_same_topology(v_pos.norm(dim=-1) < 0.3, tuple(table.to(dtype) for table in tables))
+
+
+@pytest.mark.parametrize("vertex", [0, 511, 512, -1])
+@pytest.mark.parametrize("invert", [False, True])
+def test_topology_around_one_vertex(vertex, invert, lattice):
+    inside = torch.zeros_like(lattice[0][:, 0], dtype=torch.bool)
+    inside[vertex] = True
+    assert_same_topology(inside ^ invert, lattice[1])
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_no_topology_where_there_is_one_side(everything, lattice):
+    v_pos, tables = lattice
+    inside = torch.full((len(v_pos),), everything, device=v_pos.device)
+    assert_same_topology(inside, tables)
+    found = marching_tets_triton.topology(inside, *tables, _triangles(v_pos.device))
+    assert [tuple(part.shape) for part in found] == [(0,), (0, 2), (0, 3)]
+
+
+def test_topology_of_each_sign_pattern(kernel_device):
+    """A tet alone; and 512 alike, which fill a block to the last place."""
+    for count in (1, marching_tets_triton.BLOCK):
+        tets = torch.arange(4 * count, dtype=torch.int32).reshape(count, 4)
+        edges, tet_edges = edge_table(tets)
+        tables = tuple(table.to(kernel_device) for table in (tets, edges, tet_edges))
+        for pattern in range(16) if count == 1 else (0b0011, 0b1011):
+            bits = torch.tensor([bool(pattern >> v & 1) for v in range(4)], device=kernel_device)
+            assert_same_topology(bits.repeat(count), tables)
+
+
+COMPILE_TOPOLOGY = """
+import torch
+from geometry.kernels import marching_tets_triton
+from geometry.marching_tets import _triangles
+from geometry.tet_grid import edge_table, make_tet_grid
+
+def compile_on(tets, edges, tet_edges, vertices):
+    inside = torch.zeros(vertices, dtype=torch.bool)
+    marching_tets_triton.topology(inside, tets, edges, tet_edges, _triangles(inside.device))
+
+# Nothing is run here: every number is one.
+torch.empty = torch.ones
+for resolution in (5, 64):
+    grid = make_tet_grid(resolution, 2.0)
+    compile_on(grid.tets, grid.edges, grid.tet_edges, len(grid.v_pos))
+tets = torch.tensor([[0, 1, 2, 3]])
+compile_on(tets, *edge_table(tets), 4)
+"""
+
+
+def test_topology_compiles_for_a_gpu():
+    """On a lattice's int32, one block of everything, and a tet's int64."""
+    found = compile_for_gpu(COMPILE_TOPOLOGY)
+    assert found.keys() == {"_find_crossed", "_find_used", "_sum_blocks", "_write"}
+    assert found["_find_crossed"] > 1 and found["_write"] > 1
+
+
+def small_network(device: torch.device, levels: int = 5, hidden: int = 32) -> SdfNetwork:
+    grid = HashGrid(-torch.ones(3), torch.ones(3), levels=levels, log2_entries=8, finest=40)
+    network = SdfNetwork(grid, hidden, generator=seeded())
+    with torch.no_grad():
+        network.encoding.table.normal_(generator=seeded(1))
+    return network.to(device)
+
+
+@pytest.mark.parametrize(("levels", "hidden"), [(5, 32), (16, 32), (8, 64)])
+def test_distances_without_a_gradient(levels, hidden, kernel_device):
+    """To about the rounding of float32: one TF32 pass instead of three would be off by 5e-4."""
+    network = small_network(kernel_device, levels, hidden)
+    encoded = torch.randn(sdf_network_triton.BLOCK + 21, 2 * levels, generator=seeded(2)).to(kernel_device)
+    weights = [layer.weight for layer in network.mlp[::2]]
+    assert sdf_network_triton.can_run(weights[0])
+    found = sdf_network_triton.distances(encoded, *weights)
+    expected = network.mlp.double()(encoded.double())[:, 0]
+    assert not found.requires_grad and found.dtype == torch.float32
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert sdf_network_triton.distances(encoded[:0], *weights).shape == (0,)
+
+
+def test_sizes_that_the_kernel_cannot_do():
+    network = small_network(torch.device("cpu"), hidden=24)
+    assert not sdf_network_triton.can_run(network.mlp[0].weight)
+    assert not sdf_network_triton.can_run(small_network(torch.device("cpu")).mlp[0].weight.double())
+
+
+def test_distances_of_the_network_are_its_first_output():
+    network = small_network(torch.device("cpu"))
+    points = torch.rand(50, 3, generator=seeded()) * 2 - 1
+    found = network.distances(network.encoding.pin(points))
+    assert not found.requires_grad and torch.allclose(found, network(points)[0], atol=1e-5)
+
+
+def test_crossings_and_their_gradients(kernel_device, monkeypatch):
+    """A surface that the wall cuts, with moved vertices, against the same in torch."""
+    surface = DMTet(GeometryConfig(dmtet_grid=16, mesh_scale=2.0, hash_n_levels=3, hash_log2_hashmap_size=8))
+    surface = surface.to(kernel_device)
+    # By columns in memory, as a buffer may be.
+    surface.v_pos = surface.v_pos.T.contiguous().T
+    everywhere = (surface.v_pos - torch.tensor([0.3, 0.1, 0.6], device=kernel_device)).norm(dim=-1) - 0.7
+    noise = torch.randn(len(everywhere), generator=seeded()).to(kernel_device)
+    everywhere = surface._closed(everywhere + 0.02 * noise)
+    tables = surface.tets, surface.edges, surface.tet_edges
+    vertices, ends, _ = compact_topology_torch(everywhere < 0, *tables)
+    raw = torch.randn(len(vertices), 4, generator=seeded(1)).to(kernel_device)
+    held = surface.on_wall[vertices] & (raw[:, 0] < 0)
+    assert held.any() and not held.all() and len(ends) > edge_crossings_triton.BLOCK
+    pull = torch.randn(len(ends), 3, generator=seeded(2)).to(kernel_device)
+    monkeypatch.setattr(SdfNetwork, "answers", lambda *_: answers)
+    found = []
+    for by_kernels in (False, True):
+        monkeypatch.setattr(dmtet, "triton_available", lambda *_, run=by_kernels: run)
+        answers = raw.clone().requires_grad_()
+        points = surface.crossings(everywhere, vertices, ends)
+        found.append((points.detach(), torch.autograd.grad(points, answers, pull)[0]))
+    for ours, expected in zip(*reversed(found), strict=True):
+        assert (ours - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+COMPILE_CROSSINGS = """
+import torch
+from geometry.kernels.edge_crossings_triton import crossings
+raw = torch.zeros(3, 4, requires_grad=True)
+vertices, ends = torch.arange(3), torch.tensor([[0, 1], [1, 2]])
+on_wall = torch.zeros(5, dtype=torch.bool)
+points = crossings(raw, torch.ones(5), torch.ones(5, 3), on_wall, vertices, ends, 0.1)
+points.sum().backward()
+"""
+
+
+def test_crossings_compile_for_a_gpu():
+    assert compile_for_gpu(COMPILE_CROSSINGS).keys() == {"_cross", "_cross_backward"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("grid", [64, 256])
+def test_a_mesh_on_cuda_is_that_of_the_whole_field(grid, monkeypatch):
+    """All kernels together against plain torch in float32, differentiated everywhere."""
+    torch.manual_seed(0)
+    surface = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0))
+    with torch.no_grad():
+        surface.network.encoding.table.normal_(std=0.02)
+    surface = surface.cuda()
+    weights = torch.randn(3, 1, device="cuda")
+    signed = surface.network.distances(surface.network.encoding.pin(surface.v_pos))
+    mesh = surface.mesh()
+    (mesh.v_pos @ weights).square().sum().backward()
+    grads = [parameter.grad.clone() for parameter in surface.parameters()]
+
+    for module in (available, hash_grid, marching_tets, sdf_network):
+        monkeypatch.setattr(module, "triton_works", lambda device: False)
+    surface.zero_grad()
+    sdf, v_pos = surface.field()
+    assert (signed - sdf).abs().max() < 2e-5 * sdf.abs().max()
+    # The same signs, and no difference where a tiny one at both ends of an edge would move its crossing far.
+    sdf = signed + (sdf - sdf.detach())
+    sdf = sdf.masked_fill(surface.on_wall & (sdf < 0), surface.wall_distance)
+    tables = surface.tets, surface.edges, surface.tet_edges
+    verts, faces = marching_tetrahedra(v_pos, sdf, *tables)
+    (verts @ weights).square().sum().backward()
+    assert torch.equal(mesh.faces, faces) and len(faces) > 10_000
+    assert torch.allclose(mesh.v_pos, verts, atol=1e-5)
+    for grad, parameter in zip(grads, surface.parameters(), strict=True):
+        assert (grad - parameter.grad).norm() < 1e-4 * parameter.grad.norm()
+
+
+def ball_of_noise(resolution: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Random signs inside a ball, and the tables of the grid around it."""
+    grid = make_tet_grid(resolution, 2.0)
+    inside = torch.rand(len(grid.v_pos), generator=seeded()) < 0.3
+    return inside & (grid.v_pos.norm(dim=-1) < 0.8), (grid.tets, grid.edges, grid.tet_edges)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resolution", [64, 256])
+def test_the_topology_on_cuda_is_that_on_the_cpu(resolution):
+    inside, tables = ball_of_noise(resolution)
+    found = compact_topology(inside.cuda(), *(table.cuda() for table in tables))
+    for ours, expected in zip(found, compact_topology_torch(inside, *tables), strict=True):
+        assert torch.equal(ours.cpu(), expected) and len(expected) > 1000
+
+
+def waits(act) -> int:
+    """How often the host waits for the GPU meanwhile, as torch reports it."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            act()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.gpu
+def test_the_topology_waits_once():
+    inside, tables = ball_of_noise(64)
+    inside, tables = inside.cuda(), tuple(table.cuda() for table in tables)
+    assert available.triton_works(inside.device)
+    for topology, expected in ((compact_topology, [1]), (compact_topology_torch, range(4, 10))):
+        topology(inside, *tables)
+        assert waits(lambda topology=topology: topology(inside, *tables)) in expected

@@ -1,0 +1,130 @@
+"""Several processes of train.py at once, forked from one that has imported everything: starts cost no import.
+
+The parent keeps the store through which they meet, as torchrun does.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import sys
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+import train
+from sd import schedule
+from training import loop
+from training.launch import run_and_exit
+
+CONTEXT = multiprocessing.get_context("forkserver")
+# What sd.loading.weights imports where it is used.
+LATE = ("numba", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition")
+LATE += ("diffusers.schedulers.scheduling_ddpm", "transformers.models.clip.modeling_clip")
+CONTEXT.set_forkserver_preload(["multiprocess_harness", *LATE])
+FIT = 30
+
+
+def fail(rank, step):
+    """A user's error, on one rank alone."""
+    return _at_step(rank, step, _raise)
+
+
+def drift(rank, step):
+    """A weight that changes by itself, on one rank alone."""
+    return _at_step(rank, step, _drift)
+
+
+def hold(rank, step):
+    """A rank that does not go on."""
+    return _at_step(rank, step, _hold)
+
+
+def _raise(scene):
+    raise ValueError("this rank has had enough")
+
+
+def _drift(scene):
+    with torch.no_grad():
+        next(scene.parameters()).view(-1)[0] += 1e-6
+
+
+def _hold(scene):
+    import time
+
+    time.sleep(600)
+
+
+def _at_step(rank, step, act):
+    return rank, step, act
+
+
+def _member(argv, variables, output, fault):
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 2)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    logging.root.handlers.clear()
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    schedule.FIT_STEPS = FIT
+    if fault and fault[0] == int(variables.get("RANK", 0)):
+        _plant(*fault[1:])
+    run_and_exit(partial(train.main, argv))
+
+
+def _plant(step, act):
+    real = loop.train_step
+
+    def train_step(state, config, task, *rest):
+        if state.step == step:
+            act(task.scene)
+        return real(state, config, task, *rest)
+
+    loop.train_step = train_step
+
+
+class Crew:
+    """The running processes of one command; a context manager that leaves none behind."""
+
+    def __init__(self, world, argv, folder, fault=None):
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        place = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self.store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+        }
+        self.outputs = [folder / f"stderr_{rank}_of_{world}" for rank in range(world)]
+        self.members = []
+        for rank, output in enumerate(self.outputs):
+            output.unlink(missing_ok=True)
+            variables = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+            self.members.append(CONTEXT.Process(target=_member, args=(argv, variables, output, fault)))
+            self.members[-1].start()
+
+    def wait(self, seconds=120):
+        """The exit codes by rank; fails where a process still runs after that time."""
+        for member in self.members:
+            member.join(seconds)
+        assert all(member.exitcode is not None for member in self.members), f"it hangs: {self.text()}"
+        return [member.exitcode for member in self.members]
+
+    def text(self):
+        return "".join(output.read_text() for output in self.outputs if output.exists())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for member in self.members:
+            with contextlib.suppress(ValueError):
+                member.kill()
+                member.join()
+
+
+def run(world, argv, folder, fault=None):
+    """Exit codes by rank, and all that the ranks have printed."""
+    with Crew(world, argv, folder, fault) as crew:
+        return crew.wait(), crew.text()

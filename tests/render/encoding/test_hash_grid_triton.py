@@ -1,0 +1,157 @@
+"""The Triton kernels of the hash encoding against the torch reference, on walls, rims and at real size."""
+
+import itertools
+
+import pytest
+import torch
+
+from render.encoding import hash_grid, hash_grid_triton
+from render.encoding.hash_grid import (
+    HashGrid,
+    choose_encoder,
+    encode_torch,
+    encode_torch_backward,
+    triton_encoder,
+)
+
+# Five levels: dense with 4, 7 and 13 cells an axis, hashed with 22 and 40.
+SMALL = {"levels": 5, "log2_entries": 12, "coarsest": 4, "finest": 40}
+UNIT_BOX = torch.zeros(3), torch.ones(3)
+
+
+def table_and_levels(device: torch.device, features: int = 2, **changes):
+    generator = torch.Generator().manual_seed(5)
+    grid = HashGrid(*UNIT_BOX, **(SMALL | changes), features=features, generator=generator)
+    table = torch.randn(grid.table.shape, generator=generator)
+    return table.to(device), grid.levels
+
+
+def points(count: int, device: torch.device, ordered: bool = False) -> torch.Tensor:
+    draw = torch.rand(count, 3, generator=torch.Generator().manual_seed(count))
+    if ordered:  # Neighbours share coarse cells.
+        draw = draw[(draw * 4).floor().matmul(torch.tensor([16.0, 4, 1])).argsort()]
+    return draw.to(device)
+
+
+def cotangent(count: int, width: int, device: torch.device) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(1)).to(device)
+
+
+def assert_close(found: torch.Tensor, reference: torch.Tensor) -> None:
+    """To a few units in the last place of the largest terms."""
+    assert found.dtype == reference.dtype and found.shape == reference.shape
+    assert (found - reference).abs().max() <= 4e-6 * reference.abs().max()
+
+
+@pytest.mark.parametrize("features", [1, 2, 4])
+def test_features_equal_the_reference(features, kernel_device):
+    table, levels = table_and_levels(kernel_device, features)
+    assert {level.dense for level in levels} == {True, False}
+    # Neither a multiple of the block nor, with five levels, of the levels a program has.
+    unit = points(hash_grid_triton.BLOCK + 37, kernel_device)
+    assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
+
+
+@pytest.mark.parametrize("group", [1, 8])
+def test_the_split_into_programs_changes_nothing(group, kernel_device):
+    table, levels = table_and_levels(kernel_device)
+    unit = points(70, kernel_device)
+    found = hash_grid_triton.encode(unit, table, levels, group=group, block=32)
+    assert torch.equal(found, hash_grid_triton.encode(unit, table, levels))
+
+
+def test_points_on_walls_and_corners(kernel_device):
+    table, levels = table_and_levels(kernel_device)
+    steps = [0.0, 0.25, 0.5, 1 - 2**-24, 1.0]
+    unit = torch.tensor(list(itertools.product(steps, repeat=3)), device=kernel_device)
+    assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
+    grad = cotangent(len(unit), 10, kernel_device)
+    reference = encode_torch_backward(unit, grad, levels)
+    assert_close(hash_grid_triton.encode_backward(unit, grad, levels), reference)
+
+
+def test_the_hash_of_large_cells_wraps_like_the_reference(kernel_device):
+    """With 2²² cells an axis, the products of the hash need 54 bits."""
+    size = {"levels": 1, "coarsest": 1 << 22, "finest": 1 << 22}
+    table, levels = table_and_levels(kernel_device, **size)
+    unit = points(100, kernel_device)
+    assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
+
+
+@pytest.mark.parametrize("runs", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_gradient_equals_the_reference(runs, ordered, kernel_device):
+    _, levels = table_and_levels(kernel_device)
+    unit = points(75, kernel_device, ordered)
+    grad = cotangent(75, 10, kernel_device)
+    found = hash_grid_triton.encode_backward(unit, grad, levels, runs=runs, block=32)
+    assert_close(found, encode_torch_backward(unit, grad, levels))
+
+
+def test_equal_points_in_one_run(kernel_device):
+    """A run longer than a block adds once a block, and no corner twice."""
+    _, levels = table_and_levels(kernel_device)
+    unit = torch.full((40, 3), 0.3, device=kernel_device)
+    grad = cotangent(40, 10, kernel_device)
+    found = hash_grid_triton.encode_backward(unit, grad, levels, block=16)
+    assert_close(found, encode_torch_backward(unit, grad, levels))
+
+
+def test_no_points(kernel_device):
+    table, levels = table_and_levels(kernel_device)
+    none = torch.zeros(0, 3, device=kernel_device)
+    assert hash_grid_triton.encode(none, table, levels).shape == (0, 10)
+    grad = hash_grid_triton.encode_backward(none, none.new_zeros(0, 10), levels)
+    assert grad.shape == table.shape and not grad.any()
+
+
+def test_a_point_that_is_not_a_number_stays_so_and_harms_no_other(kernel_device):
+    table, levels = table_and_levels(kernel_device)
+    unit = points(3, kernel_device)
+    unit[1] = float("nan")
+    found = hash_grid_triton.encode(unit, table, levels)
+    assert found[1].isnan().all()
+    assert_close(found[[0, 2]], encode_torch(unit[[0, 2]], table, levels))
+
+
+def test_the_kernels_are_taken_where_they_fit(kernel_device, monkeypatch):
+    pair = hash_grid_triton.encode, hash_grid_triton.encode_backward
+    assert triton_encoder(kernel_device) == pair
+    monkeypatch.setattr(hash_grid, "triton_encoder", lambda device: pair)
+    cuda, reference = torch.device("cuda"), (encode_torch, encode_torch_backward)
+    assert choose_encoder(cuda, torch.float32, 2) == pair
+    assert choose_encoder(cuda, torch.float32, 3) == reference
+    assert choose_encoder(cuda, torch.float64, 2) == reference
+    assert choose_encoder(torch.device("cpu"), torch.float32, 2) != pair
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("count", [277_000, 2_100_001])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_real_size(count, ordered):
+    cuda = torch.device("cuda")
+    table, levels = table_and_levels(cuda, levels=16, log2_entries=19, coarsest=16, finest=4096)
+    unit = points(count, cuda, ordered)
+    assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
+    grad = cotangent(count, 32, cuda)
+    reference = encode_torch_backward(unit, grad, levels)
+    for runs in (False, True):
+        found = hash_grid_triton.encode_backward(unit, grad, levels, runs=runs)
+        # A coarse row is a sum over 3000 points, in no particular order in either.
+        assert (found - reference).abs().max() < 1e-4 * reference.abs().max()
+        assert (found - reference).norm() < 1e-5 * reference.norm()
+
+
+@pytest.mark.gpu
+def test_training_through_the_module_on_cuda():
+    torch.manual_seed(0)
+    grid = HashGrid(*UNIT_BOX).cuda()
+    unit = points(5000, torch.device("cuda"))
+    weights = torch.randn(5000, grid.width, device="cuda")
+    for encoded in (grid(unit), grid.pin(unit)()):
+        grid.table.grad = None
+        (encoded * weights).sum().backward()
+        assert_close(encoded.detach(), encode_torch(unit, grid.table.detach(), grid.levels))
+        assert_close(grid.table.grad, encode_torch_backward(unit, weights, grid.levels))
+    pair = hash_grid_triton.encode, hash_grid_triton.encode_backward
+    assert choose_encoder(grid.table.device, torch.float32, 2) == pair

@@ -1,0 +1,90 @@
+"""Pictures and films, read back by Pillow and imageio."""
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from render.image_io.atomic import atomic_path, write_text
+from render.image_io.image import encode_normal, grid, to_bytes, write_gif, write_mp4, write_png
+
+
+def gradient(height: int = 12, width: int = 10) -> torch.Tensor:
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    return torch.stack([y, x, 1 - y], -1)
+
+
+def moving_squares(count: int, height: int, width: int) -> list[np.ndarray]:
+    frames = []
+    for k in range(count):
+        frame = np.full((height, width, 3), 255, np.uint8)
+        frame[4:20, 2 * k : 2 * k + 16] = (200, 40, 10 * k)
+        frames.append(frame)
+    return frames
+
+
+def test_png_comes_back_to_half_a_step(tmp_path):
+    write_png(tmp_path / "new" / "a.png", gradient())
+    read = torch.from_numpy(np.array(Image.open(tmp_path / "new" / "a.png"))) / 255
+    assert (read - gradient()).abs().max() <= 0.5001 / 255
+    write_png(tmp_path / "grey.png", gradient()[..., :1] * 3 - 1)
+    assert Image.open(tmp_path / "grey.png").mode == "L"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_bytes_are_the_nearest_and_clipped():
+    values = torch.tensor([-1.0, 0.0, 0.49 / 255, 0.51 / 255, 254.4 / 255, 1.0, 2.0])
+    assert to_bytes(values.reshape(1, 7, 1)).reshape(-1).tolist() == [0, 0, 0, 1, 254, 255, 255]
+
+
+def test_normals_as_colours():
+    axes = torch.tensor([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert encode_normal(axes).tolist() == [[1, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 1]]
+
+
+def test_grid_puts_images_in_reading_order():
+    images = [torch.full((4, 6, 1), k / 10) for k in range(5)]
+    sheet = grid(images, columns=3, gap=2)
+    assert sheet.shape == (4 + 2 + 4, 6 * 3 + 2 * 2, 3)
+    assert sheet[0, 0, 0] == 0 and sheet[0, 8, 0] == 0.1 and sheet[9, 8, 2] == 0.4
+    assert sheet[4, 0, 0] == 1 and sheet[9, -1, 0] == 1
+
+
+def test_mp4_has_all_frames_even_sides_and_the_colours(tmp_path):
+    frames = moving_squares(13, 31, 45)
+    assert write_mp4(tmp_path / "film.mp4", iter(frames), fps=10) == 13
+    with imageio.get_reader(tmp_path / "film.mp4") as reader:
+        back = list(reader.iter_data())
+        meta = reader.get_meta_data()
+    assert len(back) == 13 and back[0].shape == (32, 46, 3)
+    assert meta["pix_fmt"].startswith("yuv420p") and meta["codec"] == "h264" and meta["fps"] == 10
+    for sent, seen in zip(frames, back, strict=True):
+        assert np.abs(seen[:31, :45].astype(float) - sent).mean() < 6
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
+def test_no_frames_is_an_error_and_leaves_the_old_film(tmp_path):
+    (tmp_path / "film.mp4").write_bytes(b"old")
+    with pytest.raises(ValueError, match="no frames"):
+        write_mp4(tmp_path / "film.mp4", [])
+    assert (tmp_path / "film.mp4").read_bytes() == b"old"
+
+
+def test_gif_loops_and_keeps_colours(tmp_path):
+    frames = moving_squares(9, 30, 40)
+    write_gif(tmp_path / "a.gif", [Image.fromarray(frame) for frame in frames], fps=25)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 9 and gif.info["loop"] == 0 and gif.info["duration"] == 40
+        for k, frame in enumerate(frames):
+            gif.seek(k)
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(float) - frame).max() < 12
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError, match="half-way"), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("half-way")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -1,0 +1,106 @@
+"""The image of normals by Triton's kernels against torch, and the whole scene of a sculpted surface."""
+
+import pytest
+import torch
+import trimesh
+from torch import nn
+
+from render import gbuffer, mesh, scene
+from render.camera import look_at_origin
+from render.gbuffer import SurfacePoints
+from render.kernels import available, normal_image_triton
+from render.kernels.vec3_triton import BLOCK
+from render.mesh import make_mesh
+from render.raster.select import choose_rasteriser
+from render.scene import GeometryScene, normal_image
+from render.shade.light import EnvironmentLight
+
+
+def rotations(count: int) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(count, 3, 3, generator=torch.Generator().manual_seed(3)))[0]
+
+
+def covered(device, count: int) -> SurfacePoints:
+    """Random pixels of three views of 9 × 8, in ascending order; some normals with x exactly 0."""
+    generator = torch.Generator().manual_seed(4)
+    pixel = torch.randperm(3 * 9 * 8, generator=generator)[:count].sort()[0]
+    rast = torch.zeros(3 * 9 * 8, 4)
+    rast[pixel, 3] = torch.randint(1, 1000, (count,), generator=generator).float()
+    normal = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    normal[::7, 0] = 0
+    fields = {"clip": torch.zeros(3, 1, 4), "rast": rast.view(3, 9, 8, 4), "pixel": pixel}
+    fields |= {"position": normal, "normal": normal, "to_viewer": normal}
+    return SurfacePoints(**{name: value.to(device) for name, value in fields.items()})
+
+
+def both_ways(function, points, rotation, flip) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image, and the gradient of its weighted sum on the normals."""
+    points.normal.grad = None
+    image = function(points, rotation, flip)
+    weights = torch.randn(image.shape, generator=torch.Generator().manual_seed(5)).to(image)
+    (image * weights).sum().backward()
+    return image.detach(), points.normal.grad
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("count", [BLOCK + 37, 0])
+def test_values_and_gradient(flip, count, kernel_device):
+    points, rotation = covered(kernel_device, count), rotations(3).to(kernel_device)
+    points.normal.requires_grad_()
+    found = both_ways(normal_image_triton.normal_image, points, rotation, flip)
+    # As columns in memory, which a batch of transposed matrices is.
+    again = both_ways(normal_image_triton.normal_image, points, rotation.mT.contiguous().mT, flip)
+    expected = both_ways(normal_image, points, rotation, flip)
+    for one, two, three in zip(found, again, expected, strict=True):
+        assert one.dtype == torch.float32 and one.shape == three.shape
+        assert torch.equal(one, two) and torch.allclose(one, three, atol=1e-6)
+
+
+def test_nothing_is_kept_where_no_gradient_is_wanted(kernel_device):
+    points = covered(kernel_device, 5)
+    assert normal_image_triton.normal_image(points, rotations(3).to(kernel_device), True).grad_fn is None
+
+
+class Ball(nn.Module):
+    def __init__(self, subdivisions: int):
+        super().__init__()
+        shape = trimesh.creation.icosphere(subdivisions=subdivisions, radius=0.7)
+        places = torch.tensor(shape.vertices).float()
+        self.v_pos = nn.Parameter(places * (1 + 0.2 * (5 * places).sin().prod(-1, keepdim=True)))
+        self.register_buffer("faces", torch.tensor(shape.faces))
+
+    def mesh(self):
+        return make_mesh(self.v_pos, self.faces)
+
+
+def scenes(device, size, subdivisions, monkeypatch):
+    """A spun scene's image and its gradient on the vertices: with all kernels, and without."""
+    ball = Ball(subdivisions).to(device)
+    angle = torch.tensor([0.3, 1.5, 3.0, 4.4])
+    light = EnvironmentLight(torch.ones(6, 4, 4, 3))
+    views = look_at_origin(angle, 0.2 * angle, torch.full((4,), 0.7), size, normal_rotation=rotations(4))
+    for kernels in (True, False):
+        for module in (mesh, gbuffer, scene):
+            monkeypatch.setattr(module, "triton_available", lambda *values, answer=kernels: answer)
+        image = GeometryScene(ball, choose_rasteriser(device), light, flip_normal=True)(views)
+        weights = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(6)).to(device)
+        # Smooth, as noise by pixel would sum up to little more than its rounding.
+        weights = nn.functional.interpolate(weights, size=size, mode="bilinear").permute(0, 2, 3, 1)
+        yield image.detach(), torch.autograd.grad((image * weights).sum(), ball.v_pos)[0]
+
+
+def test_a_scene_with_all_kernels_is_the_scene_without(kernel_device, monkeypatch):
+    (found, grad), (expected, exact) = scenes(kernel_device, (24, 32), 2, monkeypatch)
+    assert (expected[..., 3] > 0).sum() > 300
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert (grad - exact).norm() < 1e-4 * exact.norm()
+
+
+@pytest.mark.gpu
+def test_a_scene_of_full_size_on_cuda(monkeypatch):
+    assert available.triton_available(torch.zeros(1, device="cuda"))
+    (found, grad), (expected, exact) = scenes(torch.device("cuda"), (512, 512), 7, monkeypatch)
+    assert (expected[..., 3] > 0).sum() > 200_000
+    # Where a face is seen edge on, rounding decides which side it shows.
+    assert ((found - expected).abs() > 1e-3).any(-1).sum() < 40
+    assert (grad - exact).norm() < 1e-2 * exact.norm()

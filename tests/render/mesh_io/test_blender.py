@@ -1,0 +1,102 @@
+"""Blender, where it is installed, opens GLB and OBJ: pictures where they belong, +z in front and +y up.
+
+On Debian: apt-get install blender python3-numpy.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from export_shapes import bumpy_ball
+from PIL import Image
+
+from render.mesh_io.write_glb import write_glb
+from render.mesh_io.write_obj import write_obj
+from render.raster.reference import ReferenceRasteriser
+from render.texturing.bake import bake
+from render.texturing.uv import unwrap
+
+TOOL = Path(__file__).parents[2] / "helpers" / "render_in_blender.py"
+SURFACE = ("Base Color", "Metallic", "Roughness", "Normal")
+
+
+def sides(points):
+    """Red where a point looks most to +z, green to +x, blue to +y; a wave in the normal."""
+    x, y, z = points.unbind(-1)
+    main = torch.stack([z, x, y], -1).argmax(-1)
+    tilt = torch.stack([0.3 * torch.sin(20 * x), 0.2 * torch.cos(20 * y), torch.ones_like(z)], -1)
+    return {
+        "kd": 0.05 + 0.85 * torch.nn.functional.one_hot(main, 3).float(),
+        "ks": torch.stack([0 * x, 0.6 + 0.3 * torch.sin(6 * x), 0.3 + 0.2 * torch.sin(5 * y)], -1),
+        "normal": torch.nn.functional.normalize(tilt, dim=-1),
+    }
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """The folder with Blender's renders of one mesh as GLB and as OBJ, and its report."""
+    if shutil.which("blender") is None:
+        pytest.skip("needs Blender on the path")
+    folder = tmp_path_factory.mktemp("blender")
+    mesh = unwrap(bumpy_ball(3), "xatlas", (256, 256), 4)
+    textures = bake(mesh, sides, (256, 256), ReferenceRasteriser())
+    files = [folder / "mesh.glb", write_obj(folder, mesh, textures)]
+    write_glb(files[0], mesh, textures)
+    command = ["blender", "--background", "--factory-startup", "--python-exit-code", "1", "--python", TOOL]
+    # Blender brings the system's Python; ours must not reach into it.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [*command, "--", folder, *files], capture_output=True, text=True, env=environment, timeout=300
+    )
+    if "No module named 'numpy'" in done.stdout + done.stderr:
+        pytest.skip("Blender's own Python needs numpy")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder, json.loads((folder / "report.json").read_text()), mesh
+
+
+def render(folder, kind, view):
+    return np.asarray(Image.open(folder / f"{kind}_{view}.png").convert("RGB"), dtype=float) / 255
+
+
+@pytest.mark.parametrize("kind", ["glb", "obj"])
+def test_every_picture_arrives_where_it_belongs(opened, kind):
+    _, report, mesh = opened
+    found = report[f".{kind}"]
+    assert {name: picture["size"] for name, picture in found["pictures"].items()} == {
+        name: [256, 256] for name in SURFACE
+    }
+    assert found["faces"] == len(mesh.faces)
+    if kind == "glb":
+        spaces = [found["pictures"][name]["space"] for name in SURFACE]
+        assert spaces == ["sRGB", "Non-Color", "Non-Color", "Non-Color"]
+
+
+@pytest.mark.parametrize("kind", ["glb", "obj"])
+def test_front_is_plus_z_right_plus_x_and_up_plus_y(opened, kind):
+    folder, report, mesh = opened
+    for view, colour in (("front", 0), ("right", 1), ("above", 2)):
+        middle = render(folder, kind, view)[40:56, 40:56].mean((0, 1))
+        assert middle.argmax() == colour and middle[colour] > np.delete(middle, colour).max() + 0.3, view
+    front = render(folder, kind, "front")
+    top, right = front[:, 30:60], front[30:60]
+    # Blue lies above the red of the front, green to its right.
+    rows = [np.argmax((top[..., c] - top.mean(-1)).mean(1)) for c in (2, 0)]
+    columns = [np.argmax((right[..., c] - right.mean(-1)).mean(0)) for c in (1, 0)]
+    assert rows[0] < rows[1] and columns[0] > columns[1]
+    # Blender turns +y up into +z up: (x, y, z) becomes (x, −z, y).
+    low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
+    assert np.allclose(report[f".{kind}"]["low"], [low[0], -high[2], low[1]], atol=1e-5)
+    assert np.allclose(report[f".{kind}"]["high"], [high[0], -low[2], high[1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("view", ["front", "right", "above"])
+def test_glb_and_obj_look_the_same(opened, view):
+    folder, _, _ = opened
+    one, other = (render(folder, kind, view) for kind in ("glb", "obj"))
+    assert np.abs(one - other).mean() < 0.02  # sampling noise, and OBJ has no specular colour
+    assert np.abs(one - other[:, ::-1]).mean() > 0.05  # a mirrored one would be noticed

@@ -1,0 +1,280 @@
+"""The Triton kernels against the torch reference: same faces, values, pairs, gradients; and they compile."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from render.camera import orbit, transform_points
+from render.raster import silhouette
+from render.raster.reference import ReferenceRasteriser
+
+triton_cuda = pytest.importorskip("render.raster.triton.backend", exc_type=ImportError)
+ROOT = Path(__file__).parents[3]
+
+
+def near_and_far(bumpy_sphere):
+    """Faces of less than a pixel, of the whole image, and of a ground that reaches behind the camera."""
+    vertices, faces = bumpy_sphere(3)
+    clip = transform_points(orbit(2, (40, 56)).world_to_clip, vertices * 0.4)
+    big = torch.tensor(
+        [[-3.0, -2.0, 0.99, 1.0], [2.0, -2.0, 0.97, 1.0], [0.1, 3.0, 0.98, 1.1]]
+        + [[-9.0, 4.0, 2.0, 3.0], [8.0, 5.0, 2.5, 3.0], [0.3, 2.0, -1.0, -1.5]]
+    )
+    clip = torch.cat([clip, big.expand(2, 6, 4)], 1)
+    return clip, torch.cat([torch.arange(6).view(2, 3) + len(vertices), faces]), (40, 56)
+
+
+def soup():
+    """Triangles all around the camera; some have a vertex twice."""
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(2, 90, 4, generator=generator),
+        torch.randint(0, 90, (60, 3), generator=generator),
+        (33, 20),
+    )
+
+
+def full_lists():
+    """Half of the faces are listed as medium, half as large, and none is left out: the lists meet."""
+    generator = torch.Generator().manual_seed(1)
+    centre = 0.5 * (2 * torch.rand(40, 1, 2, generator=generator) - 1)
+    size = torch.where(torch.arange(40) % 2 == 0, 0.12, 0.45)[:, None, None]
+    corners = centre + size * torch.tensor([[-1.0, -1.0], [1.0, -0.9], [0.1, 1.0]])
+    depth = torch.rand(40, 1, 1, generator=generator).expand(40, 3, 1) - 0.5
+    clip = torch.cat([corners, depth, torch.ones(40, 3, 1)], -1).reshape(1, 120, 4)
+    return torch.cat([clip, clip.flip(1)]), torch.arange(120).view(40, 3), (48, 48)
+
+
+def test_the_full_lists_are_full():
+    lanes, (clip, faces, (height, width)) = backend.lanes_on(torch.zeros(1)), full_lists()
+    corners = (clip[:, faces][..., :2] + 1) / 2 * torch.tensor([width, height])
+    low, high = corners.amin(2).sub(0.5).ceil(), corners.amax(2).sub(0.5).floor()
+    pixels = (high - low + 1).prod(-1)
+    assert (pixels > lanes.small_box).all()
+    assert 0.4 < (pixels > lanes.medium_box).float().mean() < 0.6
+
+
+def many_views(bumpy_sphere):
+    """More than one word of marks."""
+    vertices, faces = bumpy_sphere(1)
+    return transform_points(orbit(19, (10, 12)).world_to_clip, vertices), faces.int(), (10, 12)
+
+
+@pytest.fixture(scope="module", params=["near and far", "soup", "full lists", "many views"])
+def scene(request, bumpy_sphere, kernel_device):
+    build = {"near and far": lambda: near_and_far(bumpy_sphere), "soup": soup, "full lists": full_lists}
+    clip, faces, resolution = build.get(request.param, lambda: many_views(bumpy_sphere))()
+    return clip.to(kernel_device), faces.to(kernel_device), resolution
+
+
+def assert_same_step(expected, got, rtol=1e-4, atol=1e-5):
+    assert torch.equal(expected["rast"][..., 3], got["rast"][..., 3])
+    for name, value in expected.items():
+        assert value.abs().max() > 0
+        torch.testing.assert_close(
+            got[name], value, rtol=rtol, atol=atol * value.abs().max().item(), msg=name
+        )
+
+
+def test_same_values_and_gradients(scene, whole_step):
+    assert_same_step(whole_step(ReferenceRasteriser(), scene), whole_step(backend.TritonRasteriser(), scene))
+
+
+def test_same_pairs(scene):
+    """The very crossing of each pixel pair, from the table of winners."""
+    clip, faces, (height, width) = scene
+    rast = ReferenceRasteriser().rasterize(clip, faces, (height, width))
+    edges = backend.build_edge_table(faces)
+    found = backend.find_pairs(rast, clip, faces, edges)
+    keys = found.winners.flatten(2)
+    view, axis, place = (keys >= 0).nonzero().unbind(-1)
+    key = keys[view, axis, place]
+    first = view * height * width + place
+    second = first + torch.where(axis == 0, 1, width)
+    inner, outer = torch.where(key & 1 > 0, second, first), torch.where(key & 1 > 0, first, second)
+    edge = edges.keys[(key >> 1) & (2**26 - 1)]
+    got = torch.stack([inner, outer, edge >> 32, edge & 0xFFFFFFFF, view, axis], -1)
+    pairs = silhouette.find_pairs(rast, clip, silhouette.build_edges(faces))
+    expected = torch.stack([pairs.inner, pairs.outer, *pairs.edge.unbind(-1), pairs.view, pairs.axis], -1)
+    assert len(expected) > 20 and torch.equal(got, expected)
+    listed = found.pixels[: int(found.count)].sort().values
+    assert torch.equal(listed, torch.cat([inner, outer]).unique())
+
+
+def test_edge_table(scene):
+    faces = scene[1]
+    table = backend.build_edge_table(faces)
+    start, end = faces.long().roll(-1, 1), faces.long().roll(-2, 1)
+    key = torch.minimum(start, end) << 32 | torch.maximum(start, end)
+    real = start != end
+    assert torch.equal(table.slots >= 0, real)
+    assert torch.equal(table.keys[table.slots[real].long()], key[real])
+    assert (table.keys >= 0).sum() == len(key[real].unique())
+
+
+def test_what_needs_no_gradient_is_left_out(scene):
+    clip, faces, resolution = scene
+    rasteriser = backend.TritonRasteriser()
+    attributes = torch.rand(clip.shape[1], 3, device=clip.device, requires_grad=True)
+    rast = rasteriser.rasterize(clip, faces, resolution)
+    image = rasteriser.interpolate(attributes, rast, faces)
+    rasteriser.antialias(image, rast, clip, faces).sum().backward()
+    assert clip.grad is None and attributes.grad.any()
+    fixed = attributes.detach()
+    moving = clip.clone().requires_grad_()
+    rast = rasteriser.rasterize(moving, faces, resolution)
+    expected = ReferenceRasteriser().interpolate(fixed, rast, faces)
+    got = rasteriser.interpolate(fixed, rast, faces)
+    expected, got = (torch.autograd.grad((i * i).sum(), rast)[0] for i in (expected, got))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_wrong_answers_are_noticed(kernel_device, monkeypatch):
+    backend.try_out(kernel_device)
+    right = backend.TritonRasteriser.antialias
+    monkeypatch.setattr(
+        backend.TritonRasteriser,
+        "antialias",
+        lambda self, colour, *rest: right(self, 1.01 * colour, *rest),
+    )
+    with pytest.raises(ArithmeticError):
+        backend.try_out(kernel_device)
+
+
+COMPILE = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction, mangle_type
+compiled = {}
+
+def run(self, *args, grid, warmup, **kwargs):
+    options = {k: kwargs.pop(k) for k in ("num_warps", "enable_fp_fusion") if k in kwargs}
+    given = dict(zip(self.arg_names, args)) | kwargs
+    constant = {p.name for p in self.params if p.is_constexpr} | {k for k, v in given.items() if v is None}
+    signature = {n: "constexpr" if n in constant else mangle_type(given[n]) for n in self.arg_names}
+    values = {(i,): given[n] for i, n in enumerate(self.arg_names) if n in constant}
+    source = ASTSource(self, signature, constexprs=values)
+    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    compiled.setdefault(self.fn.__name__, []).append("fma.rn.f64" in kernel.asm["ptx"])
+
+JITFunction.run = run
+from render.raster.triton import backend
+from render.raster.triton import launch_config
+launch_config.INTERPRETED = launch_config.ON_GPU
+clip = torch.rand(2, 9, 4, requires_grad=True)
+faces = torch.zeros(5, 3, dtype=torch.int32)
+for part in (True, False):
+    rasteriser = backend.TritonRasteriser()
+    moving = clip if part else clip.detach()
+    attributes = torch.rand(9, 6, requires_grad=True)
+    rast = rasteriser.rasterize(moving, faces, (16, 32))
+    image = rasteriser.interpolate(attributes, rast, faces)
+    rasteriser.antialias(image, rast, moving, faces).sum().backward()
+rast = rasteriser.rasterize(clip, faces.long(), (16, 32))
+rasteriser.interpolate(attributes.detach(), rast, faces).sum().backward()
+print(*sorted(compiled))
+print(*sorted(name for name, fused in compiled.items() if any(fused)))
+"""
+
+
+def test_kernels_compile_for_a_gpu(tmp_path):
+    """All of a step's launches, without a GPU; and where pixels are won, nothing is fused."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    names, fused = done.stdout.splitlines()
+    drawn = {"draw_small", "draw_listed", "resolve"}
+    seen = {"insert_edges", "mark_sides", "list_silhouettes", "walk_silhouettes", "list_pixels"}
+    backward = {"resolve_backward", "interpolate_backward", "blend_backward"}
+    assert set(names.split()) == drawn | seen | backward | {"interpolate", "blend"}
+    assert set(fused.split()) <= {"resolve_backward"}
+
+
+# At real sizes.
+
+
+@pytest.fixture(scope="module")
+def large_scene(request):
+    from benchmarks.stages import sphere
+
+    mesh = sphere(request.param)
+    clip = transform_points(orbit(6, (512, 512)).world_to_clip, mesh.v_pos)
+    return clip.cuda(), mesh.faces.cuda(), (512, 512)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("large_scene", [1_000, 20_000, 130_000, 700_000], indirect=True)
+def test_real_sizes_equal_the_reference(large_scene, whole_step):
+    expected = whole_step(ReferenceRasteriser(), large_scene)
+    got = whole_step(backend.TritonRasteriser(), large_scene)
+    same = expected["rast"][..., 3] == got["rast"][..., 3]
+    assert same.all()
+    torch.testing.assert_close(got["rast"], expected["rast"], rtol=1e-5, atol=1e-6)
+    for name in ("image", "smooth", "through", "outline", "attributes", "positions"):
+        assert (got[name] - expected[name]).norm() < 1e-4 * expected[name].norm(), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("large_scene", [20_000, 130_000], indirect=True)
+def test_real_sizes_equal_nvdiffrast(large_scene, record_property):
+    pytest.importorskip("nvdiffrast.torch", exc_type=ImportError)
+    from render.raster.nvdiffrast_backend import NvdiffrastRasteriser
+
+    clip, faces, resolution = large_scene
+    expected = NvdiffrastRasteriser("cuda").rasterize(clip, faces, resolution)
+    got = backend.TritonRasteriser().rasterize(clip, faces, resolution)
+    same = expected[..., 3] == got[..., 3]
+    record_property("share_of_equal_ids", same.float().mean().item())
+    covered = (got[..., 3] > 0).float()[:, None]
+    mean = torch.nn.functional.avg_pool2d(covered, 3, 1, 1, count_include_pad=False)[:, 0]
+    away = (mean == 0) | (mean == 1)
+    assert (expected[..., 3] > 0).eq(got[..., 3] > 0)[away].all()
+    # nvdiffrast snaps vertices to a fraction of a pixel, a good part of faces that are as small.
+    assert same.float().mean() > 0.9
+    seen = same & (got[..., 3] > 0)
+    torch.testing.assert_close(got[seen][:, 2], expected[seen][:, 2], atol=1e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("large_scene", [130_000], indirect=True)
+def test_repeats(large_scene, whole_step):
+    """No race decides a value; only sums come in another order."""
+    rasteriser = backend.TritonRasteriser()
+    first, second = whole_step(rasteriser, large_scene), whole_step(rasteriser, large_scene)
+    for name in ("rast", "image", "smooth"):
+        assert torch.equal(first[name], second[name]), name
+    for name in ("through", "outline", "attributes", "positions"):
+        assert (first[name] - second[name]).norm() < 1e-5 * first[name].norm(), name
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu(bumpy_sphere):
+    vertices, faces = bumpy_sphere(4)
+    clip = transform_points(orbit(2, (64, 64)).world_to_clip, vertices).cuda().requires_grad_()
+    attributes, faces = vertices.cuda().requires_grad_(), faces.cuda()
+
+    def step():
+        rasteriser = backend.TritonRasteriser()
+        rast = rasteriser.rasterize(clip, faces, (64, 64))
+        image = rasteriser.interpolate(attributes, rast, faces)
+        rasteriser.antialias(image, rast, clip, faces).sum().backward()
+
+    step()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -1,0 +1,86 @@
+"""The libraries in a process of their own: what they give, and that nothing they do keeps us waiting."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+from export_shapes import bumpy_ball
+
+from render.texturing import unwrap
+from render.texturing.unwrap import UnwrapFailed, unwrap_with
+
+
+def ball(scale=0.5):
+    mesh = bumpy_ball(1)
+    return mesh.v_pos.numpy() * np.float32(scale) + np.float32(0.5), mesh.faces.numpy()
+
+
+@pytest.fixture
+def worker(monkeypatch, tmp_path):
+    """Puts a program of the test's own in the worker's place."""
+
+    def put(text: str):
+        path = tmp_path / "worker.py"
+        path.write_text(
+            f"import os, sys, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n{text}"
+        )
+        monkeypatch.setattr(unwrap, "WORKER", path)
+        return tmp_path / "pid"
+
+    return put
+
+
+@pytest.mark.parametrize("library", ["xatlas", "uvunwrap"])
+def test_the_same_mesh_comes_back_the_same_twice(library):
+    positions, faces = ball()
+    (uv, uv_faces, charts), again = (unwrap_with(library, positions, faces, 256, 2) for _ in range(2))
+    assert uv_faces.shape == faces.shape and uv.min() >= 0 and uv.max() <= 1 and charts > 0
+    assert np.array_equal(uv, again[0]) and np.array_equal(uv_faces, again[1]) and charts == again[2]
+
+
+def test_a_library_that_never_ends_is_ended(worker):
+    pid = worker("time.sleep(600)")
+    with pytest.raises(UnwrapFailed, match="not done after 1 s"):
+        unwrap_with("xatlas", *ball(), 256, 2, patience=1.0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_a_panic_that_leaves_the_library_waiting_is_not_waited_for(worker):
+    """Just what was seen: a thread panics, the process goes on for ever."""
+    pid = worker(
+        "sys.stderr.write(\"thread '<unnamed>' panicked at src/a.rs:5:12:\\nindex out of bounds: 13\\n\")\n"
+        "sys.stderr.flush()\ntime.sleep(600)"
+    )
+    start = time.monotonic()
+    with pytest.raises(UnwrapFailed, match="a panic: index out of bounds: 13"):
+        unwrap_with("uvunwrap", *ball(), 256, 2, patience=120.0)
+    # Not a measurement: a hundred seconds lie between the two outcomes.
+    assert time.monotonic() - start < 100
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("raise ValueError('no good')", "ValueError: no good"),
+        ("os.abort()", "exit code -6"),
+        ("sys.exit(3)", "exit code 3"),
+    ],
+)
+def test_an_error_or_a_crash_is_told_in_a_line(worker, text, reason):
+    worker(text)
+    with pytest.raises(UnwrapFailed, match=reason):
+        unwrap_with("xatlas", *ball(), 256, 2)
+
+
+@pytest.mark.parametrize("pages, size, reason", [(2, 1.0, "2 pages"), (1, 0.1, "1 charts fill 0.5 %")])
+def test_what_does_not_fill_one_texture_is_refused(worker, pages, size, reason):
+    worker(
+        f"import numpy as np\nuv = np.array([[0, 0], [{size}, 0], [0, {size}]], np.float32)\n"
+        f"np.savez(sys.argv[3], uv=uv, uv_faces=np.array([[0, 1, 2]]), charts=1, pages={pages})"
+    )
+    with pytest.raises(UnwrapFailed, match=reason):
+        unwrap_with("xatlas", *ball(), 256, 2)

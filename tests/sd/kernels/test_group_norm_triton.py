@@ -1,0 +1,150 @@
+"""Group normalisation in Triton against torch's own in float64, values and gradients."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sd.kernels.group_norm_triton import Plan, group_norm
+from sd.kernels.reference import group_norm as reference
+
+# Samples, channels, height, width, groups: few rows, a row, channels that no tile divides, several chunks.
+SHAPES = [
+    (2, 32, 5, 7, 8),
+    (1, 8, 1, 1, 2),
+    (3, 12, 4, 3, 3),
+    (2, 320, 3, 3, 32),
+    (1, 8, 48, 48, 4),
+    (2, 6, 40, 30, 1),
+]
+# Rounding of the answer alone, sums being in float32. (To bfloat16, the interpreter cuts off.)
+ROUNDING = {torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 8e-3}
+
+
+def given(shape, dtype, device, mean=0.5):
+    generator = torch.Generator().manual_seed(sum(shape))
+    samples, channels, height, width, _ = shape
+
+    def draw(*sizes):
+        return torch.randn(*sizes, generator=generator)
+
+    spread = 0.2 + torch.rand(samples, channels, 1, 1, generator=generator)
+    x = (draw(samples, channels, height, width) * spread + mean).to(dtype)
+    weight, bias, shift = 1 + 0.3 * draw(channels), draw(channels), draw(samples, channels)
+    pull = draw(samples, channels, height, width).to(dtype)
+    return [tensor.to(device, dtype) for tensor in (x, weight, bias, shift, pull)]
+
+
+def in_double(x, weight, bias, groups, eps, silu, shift, pull):
+    """Value and gradient by torch's autograd in float64, weights and all."""
+    x = x.double().requires_grad_()
+    value = x if shift is None else x + shift.double()[:, :, None, None]
+    value = F.group_norm(value, groups, weight.double(), bias.double(), eps)
+    value = F.silu(value) if silu else value
+    (slope,) = torch.autograd.grad(value, x, pull.double())
+    return value, slope
+
+
+def error(found, expected):
+    """The largest difference in units of the largest value."""
+    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
+
+
+def check(function, shape, dtype, device, silu, shifted, mean=0.5, allowed=None):
+    x, weight, bias, shift, pull = given(shape, dtype, device, mean)
+    shift = shift if shifted else None
+    if shape[0] > 1 and shifted == "common":
+        shift = shift[:1]
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    value = function(x, weight, bias, shape[-1], 1e-5, silu, shift)
+    (slope,) = torch.autograd.grad(value, x, pull)
+    assert value.dtype == slope.dtype == dtype
+    expected = in_double(x.detach(), weight, bias, shape[-1], 1e-5, silu, shift, pull)
+    # The reference rounds after the shift, the norm and the SiLU as well.
+    allowed = allowed or ROUNDING[dtype] * (4 if function is reference else 1)
+    assert error(value, expected[0]) < allowed
+    # One row of one channel has no spread: its gradient is all cancellation, and about zero.
+    if x.shape[2] * x.shape[3] * x.shape[1] // shape[-1] > 8:
+        assert error(slope, expected[1]) < allowed
+
+
+@pytest.mark.parametrize("function", [reference, group_norm])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("dtype", "silu", "shifted"),
+    [
+        (torch.float32, True, None),
+        (torch.float32, False, "each"),
+        (torch.float16, True, "common"),
+        (torch.bfloat16, False, None),
+    ],
+)
+def test_values_and_gradients_are_those_of_double_precision(
+    function, shape, dtype, silu, shifted, kernel_device
+):
+    check(function, shape, dtype, kernel_device, silu, shifted)
+
+
+def test_some_shape_has_several_chunks_and_columns():
+    plans = [Plan(torch.empty(shape[:4]), shape[4]) for shape in SHAPES]
+    assert any(plan.chunks > 1 for plan in plans) and any(plan.columns > 1 for plan in plans)
+
+
+def test_a_mean_far_above_the_spread_costs_no_digits(kernel_device):
+    """500 in float32 is exact to 3e-5; torch's own, by the mean of squares, is off by 0.04 here."""
+    check(group_norm, SHAPES[0], torch.float32, kernel_device, True, None, mean=500.0, allowed=5e-4)
+
+
+def test_any_layout_is_taken_and_channels_last_returned(kernel_device):
+    x, weight, bias, _, pull = given(SHAPES[0], torch.float32, kernel_device)
+    value = group_norm(x.requires_grad_(), weight, bias, 8, 1e-5)
+    assert value.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(value, reference(x, weight, bias, 8, 1e-5), atol=1e-5)
+    # A gradient that is one number, spread out without memory of its own.
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    (expected,) = torch.autograd.grad(reference(x, weight, bias, 8, 1e-5).sum(), x)
+    assert torch.allclose(slope, expected, atol=1e-5)
+
+
+def test_only_the_input_and_the_moments_are_kept(kernel_device):
+    kept = []
+    x = given(SHAPES[0], torch.float32, kernel_device)[0]
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.ones(32, device=kernel_device)
+
+    def note(tensor):
+        kept.append((tensor.data_ptr(), tensor.numel()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        group_norm(x, weight, weight, 8, 1e-5)
+    assert {place for place, size in kept if size > 2 * 8 * 2 + 32} == {x.data_ptr()}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (6, 128, 512, 512, 32),
+        (6, 256, 256, 256, 32),
+        (6, 512, 64, 64, 32),
+        (12, 320, 64, 64, 32),
+        (12, 1920, 16, 16, 32),
+        (12, 2560, 8, 8, 32),
+    ],
+)
+def test_at_the_sizes_of_the_prior(shape, dtype):
+    check(group_norm, shape, dtype, "cuda", True, "each", allowed=max(ROUNDING[dtype], 1e-5))
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_32_bits():
+    x = torch.zeros(17, 128, 1024, 1024, device="cuda", dtype=torch.float16)
+    x = x.to(memory_format=torch.channels_last)
+    x[-1] = torch.randn(128, 1024, 1024, device="cuda", dtype=torch.float16)
+    assert x.numel() > 2**31
+    weight = torch.ones(128, device="cuda", dtype=torch.float16)
+    value = group_norm(x, weight, 0 * weight, 32, 1e-5)
+    expected = reference(x[-1:], weight, 0 * weight, 32, 1e-5)
+    assert torch.allclose(value[-1:], expected, atol=4e-3)
+    assert not value[:-1].any()

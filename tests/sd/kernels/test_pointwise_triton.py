@@ -1,0 +1,82 @@
+"""The kernels of one pass against torch in float64."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sd.kernels.pointwise_triton import add_bias, biased_sum, geglu, sum_norm
+
+# Half a unit in the last place, and float32's exp and erf.
+ROUNDING = {torch.float32: 1e-6, torch.float16: 6e-4}
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("shape", [(3, 2), (2, 5, 48), (1, 3, 2 * 1500)])
+def test_geglu(shape, dtype, kernel_device):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(kernel_device, dtype) * 3
+    found = geglu(x)
+    value, gate = x.double().chunk(2, dim=-1)
+    expected = value * gate * 0.5 * (1 + torch.special.erf(gate / 2**0.5))
+    assert found.dtype == dtype and found.shape == expected.shape
+    assert torch.allclose(found.double(), expected, rtol=ROUNDING[dtype], atol=1e-6 * expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize(
+    ("shape", "scale"), [((2, 8, 3, 5), 1.0), ((1, 20, 9, 7), 0.5), ((2, 160, 2, 7), 1.0)]
+)
+def test_biased_sum_and_its_gradients(shape, scale, dtype, kernel_device):
+    generator = torch.Generator().manual_seed(0)
+    x, y, pull = (torch.randn(shape, generator=generator).to(kernel_device, dtype) for _ in range(3))
+    bias = torch.randn(shape[1], generator=generator).to(kernel_device, dtype)
+    x, y = x.requires_grad_(), y.contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = biased_sum(x, y, bias, scale)
+    expected = (x.double() + y.double() + bias.double()[:, None, None]) * scale
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(found.double(), expected, rtol=ROUNDING[dtype], atol=1e-6)
+    for slope in torch.autograd.grad(found, (x, y), pull):
+        assert torch.allclose(slope, pull * scale)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("shape", [(3, 8), (2, 5, 48), (1, 3, 1280)])
+def test_sum_norm(shape, summed, dtype, kernel_device):
+    check_sum_norm(shape, summed, dtype, kernel_device)
+
+
+def check_sum_norm(shape, summed, dtype, device):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(shape, generator=generator).to(device, dtype) + 3 for _ in range(2))
+    weight, bias = (torch.randn(shape[-1], generator=generator).to(device, dtype) for _ in range(2))
+    total, normal = sum_norm(x, y if summed else None, weight, bias, 1e-5)
+    assert torch.equal(total, x + y if summed else x)
+    expected = F.layer_norm(total.double(), shape[-1:], weight.double(), bias.double(), 1e-5)
+    assert normal.dtype == dtype
+    assert torch.allclose(normal.double(), expected, rtol=ROUNDING[dtype], atol=4 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_add_bias_takes_the_place_of_what_is_channels_last(dtype, kernel_device):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 20, 9, 7, generator=generator).to(kernel_device, dtype)
+    bias = torch.randn(20, generator=generator).to(kernel_device, dtype)
+    expected = x + bias[:, None, None]
+    last = x.contiguous(memory_format=torch.channels_last)
+    found = add_bias(last, bias)
+    assert found.data_ptr() == last.data_ptr()
+    assert torch.equal(found, expected) and torch.equal(add_bias(x, bias), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_at_the_sizes_of_the_prior(dtype):
+    check_sum_norm((12, 4096, 320), True, dtype, "cuda")
+    check_sum_norm((12, 64, 1280), True, dtype, "cuda")
+    x = torch.randn(12 * 4096, 2 * 1280, device="cuda", dtype=dtype)
+    expected = x[:, :1280].double() * F.gelu(x[:, 1280:].double())
+    assert torch.allclose(geglu(x).double(), expected, rtol=ROUNDING[dtype], atol=1e-5)
+    x, y = torch.randn(2, 6, 128, 512, 512, device="cuda", dtype=dtype)
+    bias = torch.randn(128, device="cuda", dtype=dtype)
+    expected = x.double() + y.double() + bias.double()[:, None, None]
+    assert torch.allclose(biased_sum(x, y, bias).double(), expected, rtol=ROUNDING[dtype], atol=1e-5)

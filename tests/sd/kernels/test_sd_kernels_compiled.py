@@ -1,0 +1,59 @@
+"""The prior's kernels compile for a GPU, in every way that a run asks for."""
+
+import pytest
+from triton_compile import compile_for_gpu
+
+NORM = """
+import torch
+from sd.kernels.group_norm_triton import group_norm
+big, odd = (torch.float16, (2, 128, 64, 64)), (torch.float32, (1, 12, 5, 5))
+for (dtype, shape), silu, shifted in ((big, True, True), (big, True, False), (odd, False, True)):
+    x = torch.zeros(shape, dtype=dtype, requires_grad=True)
+    weight = torch.ones(shape[1], dtype=dtype)
+    y = group_norm(x, weight, weight, 4, 1e-5, silu, weight[None] if shifted else None)
+    torch.autograd.grad(y, x, torch.ones_like(y))
+"""
+OTHERS = """
+import torch
+from sd.kernels.pointwise_triton import add_bias, biased_sum, geglu, sum_norm
+for dtype in (torch.float16, torch.float32):
+    for channels in (320, 12):
+        geglu(torch.zeros(4, 2 * channels, dtype=dtype))
+        x = torch.zeros(2, channels, 8, 8, dtype=dtype)
+        bias = x[0, :, 0, 0]
+        biased_sum(x, x, bias, 0.5)
+        add_bias(x, bias)
+        rows = torch.zeros(6, channels, dtype=dtype)
+        for other in (None, rows):
+            sum_norm(rows, other, bias, bias, 1e-5)
+"""
+NORMS = {"_channel_sums", "_moments", "_normalise", "_slope_sums", "_slope_means", "_slopes"}
+POINTWISE = {"_geglu", "_biased_sum", "_add_bias", "_sum_norm"}
+
+
+@pytest.mark.parametrize(("code", "kernels"), [(NORM, NORMS), (OTHERS, POINTWISE)], ids=["norm", "others"])
+def test_every_kernel_compiles(code, kernels):
+    found = compile_for_gpu(code)
+    assert found.keys() == kernels
+    assert min(found.values()) > 1
+
+
+FAULTY = """
+import triton
+from triton import language as tl
+
+@triton.jit
+def faulty(x, n):
+    place = tl.arange(0, 4)
+    for i in range(0, n):
+        place = i * 1.5
+    tl.store(x, place)
+"""
+
+
+def test_what_does_not_compile_is_noticed(tmp_path):
+    """A name that changes its type in a loop: the interpreter runs it."""
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    lines = ["import sys, torch", f"sys.path.append({str(tmp_path)!r})", "from faulty import faulty"]
+    with pytest.raises(AssertionError, match="place"):
+        compile_for_gpu("\n".join([*lines, "faulty[(1,)](torch.ones(4), 7)"]))

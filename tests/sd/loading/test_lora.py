@@ -1,0 +1,215 @@
+"""LoRA files in their three dialects, against the definition: a low-rank branch beside each layer."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from configs.schema import parse_config
+from sd.loading.hub import resolve_model
+from sd.loading.lora import apply_lora, parse_lora
+from sd.loading.weights import load_parts
+from sd.stable_diffusion import StableDiffusion
+
+CPU = torch.device("cpu")
+RANK, ALPHA, SCALE = 3, 6.0, 0.5
+QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+OUT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
+CONVOLUTION = "up_blocks.0.resnets.1.conv1"
+TEXT = "encoder.layers.1.self_attn.v_proj"
+
+
+@pytest.fixture(scope="module")
+def parts(model_folder):
+    return load_parts(resolve_model(str(model_folder)), CPU)
+
+
+def layer_of(parts, name):
+    text = parts.text_encoder
+    if name == TEXT:
+        return getattr(text, "text_model", text).get_submodule(name)
+    return parts.unet.get_submodule(name)
+
+
+@pytest.fixture(scope="module")
+def products(parts):
+    """(down, up) for each layer of the test."""
+    generator = torch.Generator().manual_seed(4)
+    found = {}
+    for name in (QUERY, OUT, CONVOLUTION, TEXT):
+        shape = layer_of(parts, name).weight.shape
+        down = torch.randn(RANK, *shape[1:], generator=generator) * 0.2
+        up = torch.randn(shape[0], RANK, *(1 for _ in shape[2:]), generator=generator) * 0.2
+        found[name] = (down, up)
+    return found
+
+
+def with_branches(parts, products, factor):
+    """A copy whose layers answer W x + factor up(down(x)), which is what a LoRA means."""
+    parts = copy.deepcopy(parts)
+    for name, (down, up) in products.items():
+
+        def branch(layer, inputs, output, down=down, up=up):
+            if down.ndim == 2:
+                return output + factor * F.linear(F.linear(inputs[0], down), up)
+            middle = F.conv2d(inputs[0], down, stride=layer.stride, padding=layer.padding)
+            return output + factor * F.conv2d(middle, up)
+
+        layer_of(parts, name).register_forward_hook(branch)
+    return parts
+
+
+def answers(parts):
+    prior = StableDiffusion(parts, CPU)
+    text = prior.embed(["a car"])
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    return text, prior.predict_noise(noisy, torch.tensor([300]), text)
+
+
+def kohya(products, path):
+    tensors = {}
+    for name, (down, up) in products.items():
+        start = "lora_te_text_model_" if name == TEXT else "lora_unet_"
+        flat = start + name.replace(".", "_")
+        tensors[f"{flat}.lora_down.weight"] = down
+        tensors[f"{flat}.lora_up.weight"] = up
+        tensors[f"{flat}.alpha"] = torch.tensor(ALPHA)
+    save_file(tensors, path)
+    return ALPHA / RANK
+
+
+def diffusers(products, path):
+    """As its pipelines save it now: peft's words behind the part's name, alpha in the metadata."""
+    tensors = {}
+    for name, (down, up) in products.items():
+        full = f"text_encoder.text_model.{name}" if name == TEXT else f"unet.{name}"
+        tensors[f"{full}.lora_A.weight"], tensors[f"{full}.lora_B.weight"] = down, up
+    alphas = {"unet.lora_alpha": ALPHA, "text_encoder.lora_alpha": ALPHA, "unet.r": RANK}
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(alphas)})
+    return ALPHA / RANK
+
+
+def earlier_diffusers(products, path):
+    """As its training scripts saved it before peft: no alpha, the layer within attention's processor."""
+    tensors = {}
+    for name, (down, up) in products.items():
+        if name in (QUERY, OUT):
+            full, _, layer = f"unet.{name.removesuffix('.0')}".rpartition(".")
+            stem = f"{full}.processor.{layer}_lora"
+        else:
+            stem = (
+                f"text_encoder.text_model.{name}.lora_linear_layer" if name == TEXT else f"unet.{name}.lora"
+            )
+        tensors[f"{stem}.down.weight"], tensors[f"{stem}.up.weight"] = down, up
+    save_file(tensors, path)
+    return 1.0
+
+
+def peft(products, path):
+    tensors = {}
+    for name, (down, up) in products.items():
+        if name != TEXT:
+            tensors[f"base_model.model.{name}.lora_A.weight"] = down
+            tensors[f"base_model.model.{name}.lora_B.weight"] = up
+    save_file(tensors, path)
+    path.with_name("adapter_config.json").write_text(json.dumps({"lora_alpha": ALPHA, "r": RANK}))
+    return ALPHA / RANK
+
+
+@pytest.mark.parametrize("dialect", [kohya, diffusers, earlier_diffusers, peft])
+@pytest.mark.parametrize("scale", [1.0, SCALE])
+def test_merged_weights_answer_as_branches_do(parts, products, tmp_path, dialect, scale):
+    path = tmp_path / "style.safetensors"
+    factor = dialect(products, path)
+    used = {name: pair for name, pair in products.items() if dialect is not peft or name != TEXT}
+    merged = copy.deepcopy(parts)
+    apply_lora(merged.unet, merged.text_encoder, [f"{path}:{scale}" if scale != 1 else str(path)])
+    found, expected = answers(merged), answers(with_branches(parts, used, factor * scale))
+    plain = answers(copy.deepcopy(parts))
+    for got, wanted, before in zip(found, expected, plain, strict=True):
+        assert torch.allclose(got, wanted, atol=1e-5)
+        assert dialect is peft or not torch.allclose(wanted, before, atol=1e-3)
+
+
+def test_several_files_add_up(parts, products, tmp_path):
+    path = tmp_path / "style.safetensors"
+    kohya(products, path)
+    once, twice = copy.deepcopy(parts), copy.deepcopy(parts)
+    apply_lora(once.unet, once.text_encoder, [str(path)])
+    apply_lora(twice.unet, twice.text_encoder, [f"{path}:0.25", f"{path}:.75"])
+    for a, b in zip(answers(once), answers(twice), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_half_precision_weights_are_added_to_in_full(parts, tmp_path):
+    half = copy.deepcopy(parts)
+    half.unet.half()
+    weight = half.unet.get_submodule(QUERY).weight
+    before = weight.detach().float().clone()
+    down, up = torch.full((1, 32), 1e-3), torch.full((32, 1), 1e-3)
+    path = tmp_path / "small.safetensors"
+    save_file({f"unet.{QUERY}.lora_A.weight": down, f"unet.{QUERY}.lora_B.weight": up}, path)
+    apply_lora(half.unet, half.text_encoder, [f"{path}:1000"])
+    assert weight.dtype == torch.float16
+    assert torch.allclose(weight.float() - before, torch.full_like(before, 1e-3), atol=2e-4)
+
+
+def test_from_pretrained_takes_files(model_folder, parts, products, tmp_path):
+    path = tmp_path / "style.safetensors"
+    factor = kohya(products, path)
+    prior = StableDiffusion.from_pretrained(str(model_folder), CPU, lora=[str(path)])
+    expected, _ = answers(with_branches(parts, products, factor))
+    assert torch.allclose(prior.embed(["a car"]), expected, atol=1e-5)
+
+
+WRONG = {
+    "no layer of this model": {"lora_unet_nowhere.lora_down.weight": (3, 32)},
+    "half of a pair": {f"unet.{QUERY}.lora_A.weight": (3, 32)},
+    "another model": {f"unet.{QUERY}.lora_A.weight": (3, 64), f"unet.{QUERY}.lora_B.weight": (32, 3)},
+    "no LoHa": {"lora_unet_x.hada_w1_a": (3, 32)},
+    "DoRA": {"lora_unet_x.dora_scale": (3,)},
+    "adapter_config.json": {f"base_model.model.{QUERY}.lora_A.weight": (3, 32)},
+    "it holds no layers": {},
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_what_does_not_fit_is_refused_in_one_line(parts, tmp_path, words):
+    path = tmp_path / "wrong.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in WRONG[words].items()}, path)
+    with pytest.raises(ValueError, match=words) as error:
+        apply_lora(copy.deepcopy(parts.unet), copy.deepcopy(parts.text_encoder), [str(path)])
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_settings_beyond_a_plain_lora_are_refused(parts, products, tmp_path):
+    path = tmp_path / "style.safetensors"
+    peft(products, path)
+    path.with_name("adapter_config.json").write_text(json.dumps({"lora_alpha": 4, "use_rslora": True}))
+    with pytest.raises(ValueError, match="use_rslora"):
+        apply_lora(parts.unet, parts.text_encoder, [str(path)])
+
+
+def test_entries(tmp_path):
+    (tmp_path / "a:b.safetensors").touch()
+    assert parse_lora(f"{tmp_path}/a:b.safetensors:0.7") == (tmp_path / "a:b.safetensors", 0.7)
+    assert parse_lora(f"{tmp_path}/a:b.safetensors:-1") == (tmp_path / "a:b.safetensors", -1)
+    assert parse_lora(f"{tmp_path}/a:b.safetensors") == (tmp_path / "a:b.safetensors", 1)
+    with pytest.raises(FileNotFoundError, match="lora.*none.safetensors"):
+        parse_lora("none.safetensors:2")
+    (tmp_path / "a.pt").touch()
+    with pytest.raises(ValueError, match="lora.*safetensors"):
+        parse_lora(str(tmp_path / "a.pt"))
+
+
+def test_the_key_is_a_path_or_a_list():
+    one = parse_config({"out_dir": "x", "lora": "a.safetensors"}, "x")
+    assert one.guidance.lora == ("a.safetensors",)
+    two = parse_config({"out_dir": "x", "lora": ["a.safetensors", "b.safetensors:0.5"]}, "x")
+    assert two.guidance.lora == ("a.safetensors", "b.safetensors:0.5")
+    for wrong in (3, [3], "", [""], {"a": 1}):
+        with pytest.raises(ValueError, match='"lora".*path'):
+            parse_config({"out_dir": "x", "lora": wrong}, "x")

@@ -1,0 +1,498 @@
+"""The classifier at toy size: what it sees, how it is trained, and its evaluation on exported files."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.make_classifier.augment import augmented
+from data.make_classifier.dataset import (
+    MATERIAL_NAMES,
+    DatasetConfig,
+    held_out,
+    perturbed_mesh,
+    render_datasets,
+    render_instance,
+    render_share,
+)
+from data.make_classifier.make import MakeConfig, make_classifier
+from data.make_classifier.negatives import make_negative
+from data.make_classifier.train import directional, total_loss, two_faced
+from data.make_tiny_sd.renders import Studio
+from dataset.cameras import sample_cameras, step_generator
+from dataset.procedural import make_object
+from dataset.procedural.materials import MATERIALS, dressed
+from dataset.procedural.random_draw import Draw
+from render.camera import orbit
+from render.mesh import face_cross
+from render.mesh_io.write_obj import write_obj
+from render.shade.light import LightConfig
+from render.texturing.bake import bake
+from render.texturing.uv import unwrap
+from training.evaluation import __main__ as program
+from training.evaluation.assets import Target, find_run, load_asset, parse_target, textured
+from training.evaluation.classifier import NOTHING, SIDES, Answers, load_classifier, save_classifier
+from training.evaluation.r_precision import Evaluator, describe, mean_probabilities
+from training.evaluation.views import (
+    TRAINING_CAMERAS,
+    VIEWS,
+    azimuths,
+    back_view,
+    degrees,
+    evaluation_cameras,
+    render_views,
+)
+
+CPU = torch.device("cpu")
+KINDS = ("mug", "car")
+# A seed of make_negative that gives noise.
+NOISE = 3
+DIM = LightConfig(env_resolution=64)
+WORLD = DatasetConfig(5, KINDS, 2, views=8, image_size=32, grid=40, environment=DIM)
+
+
+@pytest.fixture(scope="module")
+def studio():
+    return Studio(replace(WORLD.data, image_size=64), CPU)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    config = MakeConfig(
+        out=tmp_path_factory.mktemp("classifier") / "toy",
+        kinds=KINDS,
+        instances=4,
+        held_out_instances=2,
+        batch=48,
+        steps=80,
+        widths=(8, 16, 24, 32),
+        image_size=32,
+        grid=40,
+        environment=DIM,
+        minutes=60,
+    )
+    make_classifier(config, CPU)
+    return config.out
+
+
+def export(folder, studio, kind, material=None, painted=True, seed=400, tell=True):
+    """What a finished run of a perfect prior leaves: mesh, textures, a checkpoint that tells the prompt."""
+    generator = torch.Generator().manual_seed(seed)
+    subject = make_object(kind, generator)
+    if material:
+        subject = dressed(subject, material, Draw(generator))
+    mesh, textures = unwrap(studio.mesh(subject), "uvunwrap", (256, 256), 2), None
+    if painted:
+
+        def field(points):
+            flat = torch.tensor([0.0, 0.0, 1.0]).expand_as(points)
+            return {**dict(zip(("kd", "ks"), subject.material(points), strict=True)), "normal": flat}
+
+        textures = bake(mesh, field, (256, 256), studio.rasteriser)
+    write_obj(folder / "dmtet_mesh", mesh, textures)
+    if tell:
+        mode = "appearance_modeling" if painted else "geometry_modeling"
+        note(folder, f"A DSLR photo of a {material or ''} {kind}", mode)
+    return subject
+
+
+def note(folder, text, mode, step=7):
+    state = folder / f"checkpoints/step_{step:06d}/state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"step": step, "meta": {"settings": {"text": text, "mode": mode}}}))
+
+
+@pytest.fixture(scope="module")
+def fixed_classifier(classifier, tmp_path_factory):
+    """The toy classifier, but that every painted surface is a red mug to it."""
+    loaded = load_classifier(classifier, CPU)
+    network = loaded.networks["shaded"]
+    with torch.no_grad():
+        for head, answer in (
+            (network.kind, KINDS.index("mug")),
+            (network.material, MATERIAL_NAMES.index("red")),
+        ):
+            head.weight.zero_()
+            head.bias.zero_()
+            head.bias[answer] = 5.0
+    folder = tmp_path_factory.mktemp("fixed_classifier")
+    save_classifier(folder, loaded)
+    return folder
+
+
+# What it sees
+
+
+def test_the_azimuth_is_read_off_the_cameras():
+    assert azimuths(orbit(8, (8, 8), 25.0)).rad2deg() % 360 == pytest.approx([45.0 * k for k in range(8)])
+    cameras = sample_cameras(TRAINING_CAMERAS, 4, (8, 8), torch.Generator().manual_seed(0))
+    expected = torch.arange(4) * 90.0
+    off = (azimuths(cameras).rad2deg() - expected + 180) % 360 - 180
+    assert off.abs().max() <= 45.001
+    assert degrees(back_view()) == 180
+
+
+def test_turned_normals_of_a_round_object_tell_nothing_of_the_azimuth(studio):
+    # A sphere looks the same from everywhere: its world-space normals would not.
+    sphere = perturbed_mesh(_Ball(), studio, 0.0, torch.Generator())
+    views = render_views(sphere, evaluation_cameras(48), studio.rasteriser, studio.light)
+    assert views.shaded is None
+    assert views.mask[0].mean() > 0.2
+    spread = (views.normal - views.normal[:1]).abs().amax(1)
+    # Outlines of the marched sphere differ by pixels.
+    assert spread.flatten(1).quantile(0.97, dim=1).max() < 0.12
+    middle = views.normal[:, :, 24, 24]
+    # It faces the camera: to +z after the turn, and up, since the camera is above.
+    assert (middle[:, 2] > 0.9).all() and (middle[:, 1] > 0.2).all()
+
+
+class _Ball:
+    def signed_distance(self, points):
+        return points.norm(dim=-1) - 0.5
+
+
+def test_light_yaw_turns_the_light_and_no_whole_turn_changes_anything(studio):
+    subject = make_object("mug", torch.Generator().manual_seed(0))
+    mesh, views = studio.mesh(subject), evaluation_cameras(32).select(slice(0, 1))
+
+    def shaded(yaw):
+        def paint(points):
+            return (*subject.material(points.position), points.normal)
+
+        return render_views(mesh, views, studio.rasteriser, studio.light, paint, torch.tensor([yaw])).shaded
+
+    assert (shaded(0.0) - shaded(2 * torch.pi)).abs().max() < 1e-3
+    assert (shaded(0.0) - shaded(2.0)).abs().max() > 0.02
+
+
+def test_waves_batter_the_surface_by_about_their_size(studio):
+    whole = perturbed_mesh(_Ball(), studio, 0.0, torch.Generator())
+    rough = perturbed_mesh(_Ball(), studio, 0.05, torch.Generator().manual_seed(0))
+    assert whole.v_pos.norm(dim=-1).std() < 0.005
+    assert 0.005 < rough.v_pos.norm(dim=-1).std() < 0.05
+
+
+def test_nothing_is_noise_or_a_bare_shape_and_can_be_dressed(studio):
+    compact = []
+    for seed in range(12):
+        subject = make_negative(torch.Generator().manual_seed(seed))
+        mesh = studio.mesh(subject)
+        assert len(mesh.faces) > 200
+        kd, ks = dressed(subject, "red", Draw(torch.Generator())).material(mesh.v_pos)
+        assert kd[:, 0].mean() > 3 * kd[:, 2].mean()
+        # Area against that of the ball of the same reach.
+        area = face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).sum() / 2
+        compact.append((area / (4 * torch.pi * mesh.v_pos.norm(dim=-1).max() ** 2)).item())
+    assert min(compact) < 0.9 and max(compact) > 1.5
+
+
+def test_an_instance_is_a_function_of_its_numbers(studio):
+    first, again = render_instance(WORLD, studio, 1, 3), render_instance(WORLD, studio, 1, 3)
+    assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
+    assert not torch.equal(first.normal, render_instance(WORLD, studio, 1, 4).normal)
+    assert len(first.material.unique()) > 1
+
+
+def test_shares_and_workers_render_what_one_process_renders():
+    dataset = replace(WORLD, kinds=("mug",), instances=3, views=4, grid=24, image_size=16)
+    whole = render_datasets([dataset], CPU, 1e9, 0)[0]
+    assert whole.asset.tolist() == [n for n in range(3) for _ in range(4)]
+    (even,), (odd,) = (render_share([dataset], share, 2, "cpu", 1e9) for share in (0, 1))
+    assert even["asset"].tolist() == [0] * 4 + [2] * 4 and odd["asset"].tolist() == [1] * 4
+    assert (whole.shaded[4:8].numpy() == odd["shaded"]).all()
+    other = render_datasets([replace(dataset, instances=1)], CPU, 1e9, 1)[0]
+    assert (whole.normal[:4].int() - other.normal.int()).abs().max() <= 1
+    assert torch.equal(whole.material[:4], other.material)
+
+
+def test_time_that_is_up_leaves_an_instance_of_every_kind():
+    datasets = [held_out(WORLD, 6, 3, 0.0), replace(WORLD, grid=24, image_size=16, views=4)]
+    for images in render_datasets([replace(w, grid=24, image_size=16) for w in datasets], CPU, 0.0, 0):
+        assert images.kind.unique().tolist() == [0, 1] and len(images.asset.unique()) == 2
+
+
+def test_a_held_out_asset_is_seen_as_a_run_is_and_wears_one_material(studio):
+    images = render_datasets([held_out(WORLD, 6, 1, 0.0)], CPU, 1e9, 0)[0]
+    assert len(images) == VIEWS * len(KINDS)
+    assert images.side.reshape(-1, VIEWS)[:, [0, 2, 4, 6]].tolist() == [[0, 1, 2, 1]] * len(KINDS)
+    worn = images.material.reshape(-1, VIEWS)
+    assert (worn == worn[:, :1]).all() and worn.max() < len(MATERIAL_NAMES)
+    assert images.asset.reshape(-1, VIEWS)[:, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("domain", ["normal", "shaded"])
+def test_augmentation_changes_every_image_and_leaves_the_background(domain):
+    empty = 0.0 if domain == "normal" else -1.0
+    images = torch.full((12, 3, 32, 32), empty)
+    images[:, :, 10:22, 10:22] = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
+    changed = augmented(images, domain, torch.Generator().manual_seed(0))
+    assert changed.shape == images.shape and changed.abs().max() <= 1
+    assert (changed[:, :, :2, :2] == empty).all()
+    assert ((changed - images).abs().amax((1, 2, 3)) > 0.05).all()
+    if domain == "normal":
+        # Sharp images keep unit normals inside, whatever noise has bent them.
+        length = changed[:3].norm(dim=1)[:, 14:18, 14:18]
+        assert length.quantile(0.5) == pytest.approx(1.0, abs=0.02)
+
+
+# What it learns
+
+
+def test_the_toy_judge_tells_unseen_objects_apart(classifier):
+    record = load_classifier(classifier, CPU).record
+    whole = record["held_out"]["whole"]
+    assert whole["assets"] == 6
+    assert whole["normal"]["kind_of_a_view"] > 0.8
+    assert whole["shaded"]["kind_of_a_view"] > 0.6
+    # Chance is 1 in 15.
+    assert whole["shaded"]["material_of_a_view"] > 0.2
+    assert set(record["held_out"]) == {"whole", "perturbed"}
+    assert record["seeds"]["training"] not in (1, 2) and record["seeds"]["held_out"] not in (1, 2, 7001)
+
+
+def test_the_folder_is_small_and_its_card_states_the_figures(classifier):
+    loaded = load_classifier(classifier, CPU)
+    card = (classifier / "README.md").read_text()
+    assert f"{loaded.record['held_out']['whole']['normal']['kind_of_a_view']:.3f}" in card
+    assert all(name in card for name in (*KINDS, *MATERIALS))
+    assert "apache-2.0" in card and "{" not in card
+    halves = sum(
+        w.element_size() * w.numel() for n in loaded.networks.values() for w in n.state_dict().values()
+    )
+    assert (classifier / "model.safetensors").stat().st_size < 0.7 * halves
+
+
+def test_the_judge_of_full_size_stays_under_three_megabytes():
+    from training.evaluation.classifier import ClassifierSettings, make_networks
+
+    networks = make_networks(ClassifierSettings(tuple(map(str, range(31))), MATERIAL_NAMES, 96), CPU)
+    count = sum(w.numel() for network in networks.values() for w in network.state_dict().values())
+    assert 2 * count < 2.8e6
+
+
+def test_a_judge_is_saved_and_loaded_whatever_its_layout(classifier, tmp_path):
+    loaded = load_classifier(classifier, CPU)
+    for network in loaded.networks.values():
+        network.to(memory_format=torch.channels_last)
+    save_classifier(tmp_path, loaded)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for domain in loaded.networks:
+        before, after = loaded.predict(domain, images), load_classifier(tmp_path, CPU).predict(domain, images)
+        assert torch.allclose(before.kind, after.kind, atol=1e-4)
+        assert torch.allclose(after.kind.exp().sum(-1), torch.ones(3))
+    assert load_classifier(tmp_path, CPU).settings == loaded.settings
+
+
+def test_only_directional_kinds_are_asked_for_their_side():
+    assert directional(("mug", "car", "head"), torch.tensor([0, 1, 2])).tolist() == [False, True, True]
+    images = render_datasets([replace(WORLD, instances=1, views=4)], CPU, 1e9, 0)[0]
+    side = torch.zeros(8, 3, requires_grad=True)
+    answers = Answers(torch.zeros(8, 2), torch.zeros(8, 0), side)
+    total_loss(answers, images, torch.arange(8), ("mug", "car")).backward()
+    assert (side.grad[:4] == 0).all() and (side.grad[4:].abs().sum(1) > 0).all()
+
+
+def test_two_faced_is_a_front_at_both_ends():
+    def asset(front, back):
+        logs = torch.full((VIEWS, 3), -2.0)
+        logs[0, SIDES.index(front)] = logs[back_view(), SIDES.index(back)] = -0.1
+        return logs
+
+    cases = [("front", "front"), ("front", "back"), ("back", "front"), ("front", "side"), ("back", "back")]
+    logs = torch.stack([asset(*case) for case in cases])
+    assert two_faced(logs).tolist() == [True, False, False, False, False]
+
+
+# What it is asked
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind", "material"),
+    [
+        ("A pineapple", "pineapple", None),
+        ("a DSLR photo of a red mug, front view", "mug", "red"),
+        ("An ICE-CREAM cone", "ice_cream_cone", None),
+        ("a chair made of wood", "chair", "wooden"),
+        ("a teapot made out of gold", "teapot", "golden"),
+        ("a wooden teapot, red", "teapot", "wooden"),
+        ("a golden retriever in a car", "car", "golden"),
+        ("a goldsmith's mug", "mug", None),
+        ("a silver car", "car", "silver"),
+    ],
+)
+def test_kind_and_material_come_from_the_words(prompt, kind, material):
+    kinds = ("cone", "pine", "mug", "pineapple", "chair", "car", "ice_cream_cone", "teapot")
+    assert parse_target(prompt, kinds) == Target(kind, material)
+
+
+def test_a_prompt_without_a_known_kind_is_refused():
+    with pytest.raises(ValueError, match="'A zebra'.*mug, car"):
+        parse_target("A zebra", KINDS)
+
+
+def test_a_run_tells_its_prompt_by_its_newest_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        find_run(str(tmp_path / "none"), KINDS)
+    with pytest.raises(ValueError, match="A red mug"):
+        find_run(str(tmp_path), KINDS)
+    note(tmp_path, "A car", "geometry_modeling", step=900)
+    note(tmp_path, "A red mug", "appearance_modeling", step=1600)
+    run = find_run(str(tmp_path), KINDS)
+    assert (run.prompt, run.target, run.domain, run.steps) == (
+        "A red mug",
+        Target("mug", "red"),
+        "shaded",
+        1600,
+    )
+    assert find_run(f"{tmp_path}=a car", KINDS).target == Target("car", None)
+
+
+def test_a_folder_of_a_grid_is_found_with_a_prompt_and_without(tmp_path):
+    folder = tmp_path / "seed=1_text=A red mug"
+    note(folder, "A red mug", "geometry_modeling", step=900)
+    assert find_run(str(folder), KINDS) == find_run(f"{folder}=A red mug", KINDS)
+    assert find_run(str(folder), KINDS).folder == folder
+    assert find_run(f"{folder}=a car", KINDS).target == Target("car", None)
+    with pytest.raises(FileNotFoundError, match="seed=2: there is no such folder"):
+        find_run(str(tmp_path / "seed=2"), KINDS)
+
+
+# What it says
+
+
+def test_textures_read_back_are_the_material_that_was_baked(tmp_path, studio):
+    subject = export(tmp_path, studio, "mug", "golden")
+    run = find_run(str(tmp_path), KINDS)
+    mesh, textures = load_asset(run, CPU)
+    difference = []
+
+    def paint(points):
+        kd, ks, normal = textured(mesh, textures, studio.rasteriser)(points)
+        true_kd, true_ks = subject.material(points.position)
+        difference.extend([(kd - true_kd).abs(), (ks - true_ks).abs(), (normal - points.normal).abs()])
+        return kd, ks, normal
+
+    render_views(mesh, evaluation_cameras(64), studio.rasteriser, studio.light, paint)
+    # 8 bits of a picture, and a few texels where charts meet.
+    assert all(values.quantile(0.98) < 0.02 for values in difference)
+
+
+def test_views_are_weighed_by_their_logarithms():
+    # One view that is sure outweighs one that leans: 0.9 · 0.001 against 0.1 · 0.999.
+    views = torch.tensor([[0.9, 0.1], [0.001, 0.999]]).log()[None]
+    odds = (0.9 * 0.001 / (0.1 * 0.999)) ** 0.5
+    assert mean_probabilities(views)[0].item() == pytest.approx(odds / (1 + odds), rel=1e-4)
+
+
+def test_shapes_are_named(tmp_path, studio, classifier):
+    for kind in KINDS:
+        export(tmp_path / kind, studio, kind, painted=False)
+    out = tmp_path / "evaluation.json"
+    arguments = ["--classifier", str(classifier), "--out", str(out), "--device", "cpu"]
+    assert program.main(["look", *(str(tmp_path / kind) for kind in KINDS), *arguments]) == 0
+    found = json.loads(out.read_text())
+    assert found["r_precision"] == {
+        "normal": {"assets": 2, "kind": 1.0, "by_kind": {"car": "1 of 1", "mug": "1 of 1"}}
+    }
+    assert [asset["evaluation"] for asset in found["assets"]] == [{"kind": kind} for kind in KINDS]
+    assert found["failures"] == found["confusions"] == []
+    assert [len(asset["views"]) for asset in found["assets"]] == [VIEWS] * 2
+    views = found["assets"][0]["views"]
+    logs = torch.tensor([[view["kinds"][k] for k in (*KINDS, NOTHING)] for view in views]).log().mean(0)
+    assert found["assets"][0]["probability"]["kind"] == pytest.approx(logs.softmax(0)[0].item(), abs=5e-3)
+    assert all(view["expected"] == view["kinds"]["mug"] for view in views)
+    # Only the car has a front.
+    assert ["two_faced" in asset for asset in found["assets"]] == [False, True]
+    assert found["two_faced"]["normal"]["assets"] == 1
+    assert found["classifier"]["held_out"]["whole"]["assets"] == 6
+
+
+def test_painted_assets_are_counted(tmp_path, studio, fixed_classifier):
+    # To this classifier all are red mugs: two kinds and one material are right, and one run has no mesh.
+    for name, prompt in (("a", "a red mug"), ("b", "a blue mug"), ("c", "a car"), ("d", "a golden car")):
+        export(tmp_path / name, studio, "mug", "green", tell=False)
+        note(tmp_path / name, prompt, "appearance_modeling", step=500)
+    (tmp_path / "d/dmtet_mesh/mesh.obj").unlink()
+    out, sheet = tmp_path / "evaluation.json", tmp_path / "sheet.jpg"
+    arguments = [
+        "--classifier",
+        str(fixed_classifier),
+        "--out",
+        str(out),
+        "--sheet",
+        str(sheet),
+        "--columns",
+        "3",
+    ]
+    runs = [str(tmp_path / name) for name in "abcd"]
+    assert program.main(["look", *runs, *arguments, "--device", "cpu"]) == 0
+    found = json.loads(out.read_text())
+    assert found["r_precision"] == {
+        "shaded": {
+            "assets": 4,
+            "kind": 0.5,
+            "by_kind": {"car": "0 of 2", "mug": "2 of 2"},
+            "assets_with_material": 3,
+            "material": pytest.approx(1 / 3, abs=1e-4),
+        }
+    }
+    assert [asset["kind_right"] for asset in found["assets"]] == [True, True, False, False]
+    assert [asset.get("material_right") for asset in found["assets"]] == [True, False, None, False]
+    reasons = {failure["prompt"]: failure["reason"] for failure in found["failures"]}
+    assert set(reasons) == {"a blue mug", "a car", "a golden car"}
+    assert reasons["a blue mug"] == "material looks like red" and reasons["a car"] == "kind looks like mug"
+    assert "no mesh" in reasons["a golden car"] and "500" in reasons["a golden car"]
+    assert {"what": "kind", "expected": "car", "evaluation": "mug", "count": 1} in found["confusions"]
+    with Image.open(sheet) as picture:
+        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).float()
+    cell = (picture.width - 8) // 3
+    for number, green in ((0, True), (3, False)):
+        top, left = number // 3 * (picture.height - 8) // 2, number % 3 * cell
+        caption = pixels[top + 144 + 28 : top + 144 + 48, left + 8 : left + cell]
+        excess = (caption[..., 1] - caption[..., 0]).flatten()
+        assert (excess.max() > 60) == green and (excess.min() < -60) == (not green)
+    # The green mug of the first cell is painted green.
+    seen = pixels[40:110, 8:150]
+    assert ((seen[..., 1] - seen[..., 0]) > 40).float().mean() > 0.1
+
+
+def test_noise_is_no_car(tmp_path, studio, classifier):
+    mesh = studio.mesh(make_negative(torch.Generator().manual_seed(NOISE)))
+    write_obj(tmp_path / "run/dmtet_mesh", mesh)
+    loaded = load_classifier(classifier, CPU)
+    run = find_run(f"{tmp_path / 'run'}=a car", KINDS)
+    record = describe(Evaluator(loaded, DIM).evaluate_run(run), loaded)
+    assert record["evaluation"]["kind"] == NOTHING and record["kind_right"] is False
+
+
+def test_a_broken_mesh_is_a_failure_with_its_reason(tmp_path, classifier):
+    mesh = tmp_path / "run/dmtet_mesh/mesh.obj"
+    mesh.parent.mkdir(parents=True)
+    mesh.write_text("v 0 0 nan\n")
+    loaded = load_classifier(classifier, CPU)
+    evaluation = Evaluator(loaded, DIM).evaluate_run(find_run(f"{tmp_path / 'run'}=a mug", KINDS))
+    assert evaluation.prediction is None and "mesh.obj" in evaluation.failure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["look", "nowhere"], "nowhere: there is no such folder"),
+        (["look", ".=a mug", "--classifier", "missing"], "python3 -m training.evaluation train"),
+        (["look", ".=a mug", "--sheet", "sheet.gif"], "sheet.gif: name a .jpg or .png file"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(arguments, message, classifier, capsys):
+    if "--classifier" not in arguments:
+        arguments = [*arguments, "--classifier", str(classifier)]
+    assert program.main([*arguments, "--out", str(classifier / "unused.json"), "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().out
+
+
+def test_streams_of_an_instance_are_not_those_of_the_prior():
+    # The prior's objects have the streams of seeds 1 and 2.
+    first = [step_generator(seed, 0, 0, 1).initial_seed() for seed in (1, 2, 7001, 7002, 7003)]
+    assert len(set(first)) == 5

@@ -1,0 +1,91 @@
+"""The report in a real browser, from the disk: the model appears, nothing complains, nothing is fetched."""
+
+import chromium
+import pytest
+from report_run import NASTY, facts, write_run
+
+from training.report.run_page import RunState, run_page
+
+MODEL = "document.querySelector('model-viewer')"
+
+pytestmark = pytest.mark.skipif(
+    chromium.find() is None, reason=f"no browser: none of {', '.join(chromium.NAMES)} is on this machine"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run") / "a folder")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium.Page() as page:
+        yield page
+
+
+def show(browser, folder, state: RunState, name: str = "report.html", **options):
+    (folder / name).write_text(run_page(facts(folder, title=NASTY), state, **options), encoding="utf-8")
+    browser.open(folder / name)
+
+
+def no_request_left_and_no_error(browser) -> bool:
+    outside = [address for address in browser.requests if not address.startswith(("file:", "data:", "blob:"))]
+    pages = [address for address in browser.requests if address.startswith("file:")]
+    assert not outside and not browser.errors
+    return all(address.endswith(".html") for address in pages)
+
+
+def test_a_finished_run(browser, folder):
+    show(browser, folder, RunState("done", 100))
+    browser.wait_for(f"{MODEL}.loaded")
+    size = browser.evaluate(f"{MODEL}.getDimensions().toString()").replace("m", "").split()
+    assert [float(length) for length in size] == pytest.approx([1.0, 1.6, 1.2], rel=0.02)
+    assert browser.evaluate("document.querySelector('h1').textContent") == NASTY
+    browser.wait_for("document.querySelector('video').readyState >= 2")
+    assert no_request_left_and_no_error(browser)
+
+
+def test_the_slider_and_the_layers(browser, folder):
+    show(browser, folder, RunState("done", 100))
+    image = "document.querySelector('.still img')"
+    browser.wait_for(f"{image}.complete && {image}.naturalWidth > 0")
+    last = browser.evaluate(f"{image}.src")
+    move = "const s = document.querySelector('input[type=range]'); s.focus(); s.value = 0;"
+    browser.evaluate(f"(() => {{ {move} s.dispatchEvent(new Event('input', {{bubbles: true}})); }})()")
+    assert browser.evaluate("document.querySelector('output').textContent") == "step 20"
+    assert browser.evaluate(f"{image}.src") != last
+    # Two rows of square cells, four in a row: one row is four times as wide as high.
+    assert browser.evaluate(f"{image}.naturalWidth / {image}.naturalHeight") == 2
+    box = "document.querySelector('.still').getBoundingClientRect()"
+    assert browser.evaluate(f"{box}.width / {box}.height") == pytest.approx(4, rel=0.02)
+    browser.evaluate("document.querySelectorAll('input[type=radio]')[1].click()")
+    assert browser.evaluate(f"{image}.style.objectPosition") == "0px 100%"
+    assert no_request_left_and_no_error(browser)
+
+
+def test_a_lighter_copy_is_the_same_size(browser, folder, monkeypatch):
+    monkeypatch.setattr("training.report.model_viewer.AS_IT_IS", 0)
+    show(browser, folder, RunState("done", 100), "lighter.html")
+    assert "lighter copy" in browser.evaluate("document.body.textContent")
+    browser.wait_for(f"{MODEL}.loaded")
+    size = browser.evaluate(f"{MODEL}.getDimensions().toString()").replace("m", "").split()
+    assert [float(length) for length in size] == pytest.approx([1.0, 1.6, 1.2], rel=0.02)
+    assert no_request_left_and_no_error(browser)
+
+
+def test_a_running_page_knows_its_age(browser, folder):
+    show(browser, folder, RunState("running", 60, written=0.0), "running.html")
+    assert "the run was killed" in browser.evaluate("document.getElementById('age').textContent")
+    assert browser.evaluate(MODEL) is None
+    assert no_request_left_and_no_error(browser)
+
+
+def test_the_check_would_see_an_error_and_a_request(folder):
+    (folder / "bad.html").write_text(
+        '<img src="http://127.0.0.1:9/x.png"><script>console.error("oh"); undefined.x</script>'
+    )
+    with chromium.Page() as browser:
+        browser.open(folder / "bad.html")
+        assert "http://127.0.0.1:9/x.png" in browser.requests
+        assert len([error for error in browser.errors if "oh" in error or "TypeError" in error]) == 2

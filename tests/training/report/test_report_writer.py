@@ -1,0 +1,93 @@
+"""When the page of a run is written, and what it says of how the run ended."""
+
+import logging
+
+import pytest
+from report_run import facts, write_run
+
+from training.report import report_writer
+from training.report.report_writer import RunReport
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run") / "out")
+
+
+def state_of(folder) -> str:
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    return page.partition('<span class="state ')[2].partition('"')[0]
+
+
+def test_the_page_follows_the_run(folder, monkeypatch):
+    monkeypatch.setattr(report_writer, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(report_writer, "PAUSE_FACTOR", 0.0)
+    page = folder / "report.html"
+    page.unlink(missing_ok=True)
+    with RunReport(facts(folder)) as report:
+        with report.timed("set-up"):
+            assert not page.exists()
+        report.begin(0)
+        with report.timed("the prior's set-up"):
+            assert "step 0 of 100, the prior&#x27;s set-up" in page.read_text()
+        report.update(40)
+        assert state_of(folder) == "running" and "step 40 of 100." in (folder / "report.html").read_text()
+        report.update(100)
+    assert state_of(folder) == "done" and ">set-up</th>" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "word"),
+    [
+        (SystemExit(130), "stopped", "goes on from the last checkpoint"),
+        (KeyboardInterrupt(), "stopped", "goes on from the last checkpoint"),
+        (ValueError("step 7: <no> surface"), "failed", "ValueError: step 7: &lt;no&gt; surface"),
+    ],
+)
+def test_the_page_tells_how_it_ended(folder, error, state, word):
+    with pytest.raises(type(error)), RunReport(facts(folder)) as report:
+        report.begin(7)
+        raise error
+    assert state_of(folder) == state and word in (folder / "report.html").read_text()
+
+
+def test_pages_are_not_written_faster_than_they_are_cheap(folder, monkeypatch):
+    clock, written = [0.0], []
+
+    def slow_page(facts, state):
+        written.append(state.step)
+        clock[0] += 0.19
+        return ""
+
+    monkeypatch.setattr(report_writer, "run_page", slow_page)
+    monkeypatch.setattr(report_writer.time, "monotonic", lambda: clock[0])
+    with RunReport(facts(folder)) as report:
+        report.begin(1)
+        for step in range(2, 101):
+            clock[0] += 1.0
+            report.update(step)
+    # A page costs 0.2 s, so 10 s pass from its end to the next; the last one is written in any case.
+    assert written == [*range(1, 101, 10), 100]
+
+
+def test_a_page_that_cannot_be_written_is_one_warning(folder, monkeypatch, caplog):
+    def full(path, content):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(report_writer, "write_text", full)
+    monkeypatch.setattr(report_writer, "PAUSE_SECONDS", -1.0)
+    monkeypatch.setattr(report_writer, "PAUSE_FACTOR", 0.0)
+    with caplog.at_level(logging.WARNING), RunReport(facts(folder)) as report:
+        report.begin(1)
+        report.update(2)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder / 'report.html'} is not written: no space left"
+    ]
+
+
+def test_a_failure_before_the_run_has_begun_leaves_an_earlier_page(folder):
+    (folder / "report.html").write_text("an earlier page")
+    with pytest.raises(ValueError, match="bad map"), RunReport(facts(folder)) as report:
+        report.update(0)
+        raise ValueError("bad map")
+    assert (folder / "report.html").read_text() == "an earlier page"

@@ -1,0 +1,96 @@
+"""Real runs of train.py: a grid on a mesh that is there, and chains of which one cannot go on."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import trimesh
+from PIL import Image
+from toy_config import FIT, TINY
+
+import train
+
+
+@pytest.fixture
+def configs(model_folder, tmp_path, monkeypatch):
+    """The current directory has geometry.json, appearance.json and cube.obj."""
+    monkeypatch.chdir(tmp_path)
+    tiny = {**TINY, "batch": 1, "save_interval": 0, "sd_model": str(model_folder)}
+    shape = {"out_dir": "toy", "iter": FIT + 2, "coarse_iter": FIT + 1, "dmtet_grid": 16, "mesh_scale": 2.0}
+    paint = {"mode": "appearance_modeling", "out_dir": "toy_appearance", "iter": 2, "coarse_iter": 1}
+    Path("geometry.json").write_text(json.dumps(tiny | shape))
+    base = {"base_mesh": "out/toy/dmtet_mesh/mesh.obj"}
+    Path("appearance.json").write_text(json.dumps(tiny | paint | base))
+    trimesh.creation.box((1, 1, 1)).export("cube.obj")
+    return tmp_path
+
+
+def states():
+    found = {path.parent.name: json.loads(path.read_text()) for path in Path("out").rglob("trial.json")}
+    return {name: record["state"] for name, record in found.items()}
+
+
+def test_two_by_two_on_two_places_then_nothing_is_left_to_do(configs, caplog):
+    command = ["--config", "appearance.json", "--base_mesh", "cube.obj", "--out_dir", "cubes", "--jobs", "2"]
+    command += ["--grid", "seed=1,2", "kd_max=[.2,.2,.2],[1,1,1]"]
+    assert train.main(command) == 0
+    names = [f"seed={seed}_kd_max={value}" for seed in (1, 2) for value in ("0.2,0.2,0.2", "1,1,1")]
+    assert states() == dict.fromkeys(names, "done")
+    for name in names:
+        with Image.open(f"out/cubes/{name}/dmtet_mesh/texture_kd.png") as texture:
+            # The sRGB code of linear 0.2 is 124; a texture between 0 and 1 begins near the middle.
+            assert (max(high for _, high in texture.getextrema()) <= 125) == ("0.2" in name)
+    seeds = {Path(f"out/cubes/{name}/dmtet_mesh/texture_kd.png").read_bytes() for name in names}
+    assert len(seeds) == 4
+    page = Path("out/cubes/index.html").read_text()
+    assert "4 results: 4 done" in page and page.count("data:image/jpeg") == 4
+    caplog.set_level("INFO")
+    times = {path: path.stat().st_mtime_ns for path in Path("out").rglob("mesh.obj")}
+    assert train.main(command) == 0
+    assert "4 of them done already" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_chains_of_prompts_paint_their_own_mesh_and_one_that_fails_stops_no_other(configs, caplog):
+    Path("p.txt").write_text("# two\na car\n")
+    command = ["--config", "geometry.json", "appearance.json", "--prompts", "p.txt", "--jobs", "2"]
+    command += ["--grid", "tet_grid_file=null,broken.npz"]
+    Path("broken.npz").write_text("no tetrahedra")
+    assert train.main(command) == 1
+    good, bad = "a-car_tet_grid_file=null", "a-car_tet_grid_file=broken.npz"
+    assert states() == {good: "done", bad: "failed"}
+    shape, painted = (
+        trimesh.load(f"out/toy/{name}/dmtet_mesh/mesh.obj", force="mesh", process=False)
+        for name in (good, f"{good}_appearance")
+    )
+    assert sorted(map(tuple, shape.vertices.round(4))) == sorted(map(tuple, painted.vertices.round(4)))
+    told = caplog.records[-1].getMessage()
+    assert told.startswith(f"failed: {bad}: ") and "broken.npz" in told.partition(": ")[2].partition(": ")[2]
+    assert "1 done, 1 failed" in Path("out/toy/index.html").read_text()
+
+
+def test_a_run_that_was_stopped_goes_on_after_its_checkpoint(configs):
+    arguments = ["--config", "appearance.json", "--base_mesh", "cube.obj", "--out_dir", "k", "--iter", "9999"]
+    arguments += ["--checkpoint_interval", "0", "--grid", "seed=1"]
+    log = Path("out/k/seed=1/log.jsonl")
+
+    def stop():
+        while not log.exists() or log.read_text().count("\n") < 4:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    assert train.main(arguments) == 143
+    thread.join()
+    assert states() == {"seed=1": "stopped"}
+    steps = log.read_text().count("\n")
+    arguments[arguments.index("9999")] = str(steps + 1)
+    assert train.main(arguments) == 0
+    assert states() == {"seed=1": "done"}
+    console = Path("out/k/seed=1/console.log").read_text()
+    assert f"stopped after step {steps}, saved" in console and f"resuming after step {steps}" in console

@@ -1,0 +1,62 @@
+"""Ray as the executor: its share of a GPU, what is said where it is missing, and a sweep on a real one."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.errors import ConfigError
+from training.sweep.ray_executor import share_of_gpu
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "share"),
+    [(0, 4, 0.0), (2, 1, 1.0), (2, 2, 1.0), (2, 3, 0.5), (2, 16, 0.125), (1, 3, 1 / 3)],
+)
+def test_the_share_of_a_gpu_lets_all_jobs_run_at_once(gpus, jobs, share):
+    assert share_of_gpu(gpus, jobs) == share
+    assert not gpus or gpus * int(1 / share) >= jobs
+
+
+def test_without_the_package_the_remedy_is_named(stub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="pip install ray"):
+        stub.run("--grid", "seed=1", "--executor", "ray")
+    assert stub.runs() == []
+
+
+def test_ray_and_ranks_exclude_each_other(stub, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="torchrun"):
+        stub.run("--grid", "seed=1", "--executor", "ray")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the optional package ray")
+def test_a_fleet_on_ray(stub, monkeypatch):
+    import ray
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]), prepend=os.pathsep)
+    # The workers import the program anew, so the stand-in must be told of by the task itself.
+    from training.sweep import local_executor, ray_executor
+
+    program, attempt = local_executor.PROGRAM, ray_executor.attempt
+
+    def stubbed(trial, folder, threads):
+        from training.sweep import local_executor
+
+        local_executor.PROGRAM = program
+        return attempt(trial, folder, threads)
+
+    monkeypatch.setattr(ray_executor, "attempt", stubbed)
+    Path("p.txt").write_text("done\nbroken\ncrash\n")
+    try:
+        assert stub.run("--prompts", "p.txt", "--executor", "ray") == 1
+    finally:
+        ray.shutdown()
+    assert stub.states() == {"done": "done", "broken": "failed", "crash": "failed"}
+    tries = [run["out_dir"] for run in stub.runs()]
+    # What the user can mend is not tried again, what died is: once and twice more.
+    assert [tries.count(f"toy/{name}") for name in ("done", "broken", "crash")] == [1, 1, 3]

@@ -1,0 +1,256 @@
+"""Checkpoints: whole or absent, and optimizers that go on bit for bit."""
+
+import errno
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from training import checkpoint as checkpoint_module
+from training.checkpoint import flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(40, 3, generator=generator)
+    # Two names for one storage, a strided view, an integer and a scalar.
+    counter = torch.tensor(7, dtype=torch.int64)
+    return {"table": table, "alias": table, "turned": table.T, "counter": counter, "half": table[0].half()}
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+    meta = {"loss": 0.1 + 0.2, "phase": "coarse", "list": [1, None, True]}
+    path = save_checkpoint(tmp_path, 123, tensors(0), meta)
+    assert path == tmp_path / "step_000123"
+    assert sorted(entry.name for entry in path.iterdir()) == ["state.json", "tensors.safetensors"]
+    back = load_latest(tmp_path)
+    assert back.step == 123 and back.meta == meta
+    for name, value in tensors(0).items():
+        assert back.tensors[name].dtype == value.dtype and torch.equal(back.tensors[name], value), name
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert load_latest(tmp_path / "absent") is None
+    (tmp_path / "step_1x").mkdir()
+    (tmp_path / "step_000007.txt").write_text("")
+    assert load_latest(tmp_path) is None
+
+
+def test_the_newest_are_kept_and_overtaken_ones_go(tmp_path):
+    for step in (10, 20, 30):
+        save_checkpoint(tmp_path, step, tensors(step), {}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000020", "step_000030"]
+    save_checkpoint(tmp_path, 25, tensors(25), {}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000020", "step_000025"]
+    save_checkpoint(tmp_path, 25, tensors(26), {"again": True}, keep=2)
+    assert load_latest(tmp_path).meta == {"again": True}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000020", "step_000025"]
+    save_checkpoint(tmp_path, 1_234_567, tensors(1), {}, keep=2)
+    assert load_latest(tmp_path).step == 1_234_567
+
+
+def truncate(folder):
+    path = folder / "tensors.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip_a_bit(folder):
+    path = folder / "tensors.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def edit_state(**changes):
+    def edit(folder):
+        state = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps({**state, **changes}))
+
+    return edit
+
+
+DAMAGE = {
+    "bytes instead of": truncate,
+    "damaged": flip_a_bit,
+    "tensors.safetensors is missing": lambda folder: (folder / "tensors.safetensors").unlink(),
+    "state.json is missing": lambda folder: (folder / "state.json").unlink(),
+    "not valid JSON": lambda folder: (folder / "state.json").write_text('{"format": '),
+    "not a checkpoint of this program": lambda folder: (folder / "state.json").write_text('{"step": 20}'),
+    "not a checkpoint": lambda folder: (folder / "state.json").write_text("[1, 2]"),
+    "format version 2": edit_state(version=2),
+    "says step 10": edit_state(step=10),
+}
+
+
+@pytest.mark.parametrize("complaint", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(complaint, tmp_path, caplog):
+    save_checkpoint(tmp_path, 10, tensors(10), {})
+    save_checkpoint(tmp_path, 20, tensors(20), {})
+    DAMAGE[complaint](tmp_path / "step_000020")
+    back = load_latest(tmp_path)
+    assert back.step == 10 and torch.equal(back.tensors["table"], tensors(10)["table"])
+    assert (
+        len(caplog.messages) == 1 and complaint in caplog.messages[0] and "step_000020" in caplog.messages[0]
+    )
+    assert load_latest(tmp_path / "step_000020") is None
+
+
+@pytest.mark.parametrize("interrupted", ["fsync", "rename"])
+def test_a_run_killed_while_saving_loses_nothing(interrupted, tmp_path, monkeypatch):
+    """Stops the save for good at each call of fsync or rename; whatever is found then loads."""
+    save_checkpoint(tmp_path, 10, tensors(10), {})
+
+    class KilledError(BaseException):
+        pass
+
+    original = getattr(os, interrupted)
+    for call in range(3):
+        countdown = iter(range(call, -1, -1))
+
+        def stop(*arguments, countdown=countdown):
+            if next(countdown, 0) == 0:
+                raise KilledError
+            return original(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, interrupted, stop)
+            try:
+                save_checkpoint(tmp_path, 20, tensors(20), {})
+            except KilledError:
+                pass
+        back = load_latest(tmp_path)
+        assert torch.equal(back.tensors["table"], tensors(back.step)["table"])
+        assert back.step in (10, 20)
+    save_checkpoint(tmp_path, 30, tensors(30), {})
+    assert load_latest(tmp_path).step == 30
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_twenty_kills_at_random_moments_lose_nothing_that_was_saved(tmp_path):
+    chance, saved = random.Random(0), 0
+    for _ in range(20):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                for step in range(saved + 1, saved + 10_000):
+                    save_checkpoint(tmp_path, step, tensors(step), {"step": step})
+                    os.write(writing, b"%d\n" % step)
+            finally:
+                os._exit(1)
+        os.close(writing)
+        told = os.read(reading, 100)
+        time.sleep(chance.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while piece := os.read(reading, 4096):
+            told += piece
+        os.close(reading)
+        back = load_latest(tmp_path)
+        assert back.step in (int(told.split()[-1]), int(told.split()[-1]) + 1) and back.step > saved
+        assert back.meta == {"step": back.step}
+        assert torch.equal(back.tensors["table"], tensors(back.step)["table"])
+        saved = back.step
+
+
+def test_a_full_disk_is_one_clear_line_and_the_old_checkpoint_stays(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 10, tensors(10), {})
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module.os, "fsync", full)
+        with pytest.raises(
+            OSError, match="^cannot write the checkpoint of step 20 .*disk is full.*step_000010"
+        ):
+            save_checkpoint(tmp_path, 20, tensors(20), {})
+    assert load_latest(tmp_path).step == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000010"]
+
+
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 7, bias=False), torch.nn.ReLU(), torch.nn.Linear(7, 2))
+
+
+def optimizer_of(network: torch.nn.Module) -> torch.optim.AdamW:
+    groups = [
+        {"params": list(network[0].parameters()), "lr": 1e-2},
+        {"params": list(network[2].parameters()), "lr": 3e-3, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-15)
+
+
+def train(network: torch.nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    for step in range(first, last):
+        batch = torch.randn(6, 5, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        network(batch).square().sum().backward()
+        optimizer.step()
+
+
+def test_an_optimizer_goes_on_bit_for_bit(tmp_path):
+    whole, through = model(), model()
+    train(whole, optimizer_of(whole), 0, 9)
+
+    first = optimizer_of(through)
+    train(through, first, 0, 5)
+    first.param_groups[0]["lr"] = 1e-2
+    state, meta = flatten_optimizer(first)
+    parameters = {f"model.{name}": value for name, value in through.state_dict().items()}
+    prefixed = {f"optimizer.{name}": value for name, value in state.items()}
+    save_checkpoint(tmp_path, 5, {**parameters, **prefixed}, {"optimizer": meta})
+
+    back, resumed = load_latest(tmp_path), model()
+    resumed.load_state_dict({n[6:]: v for n, v in back.tensors.items() if n.startswith("model.")})
+    second = optimizer_of(resumed)
+    second.param_groups[0]["lr"] = 0.5
+    restored = {
+        n.removeprefix("optimizer."): v for n, v in back.tensors.items() if n.startswith("optimizer.")
+    }
+    restore_optimizer(second, restored, back.meta["optimizer"])
+    assert second.param_groups[0]["lr"] == 1e-2 and second.param_groups[0]["betas"] == (0.9, 0.99)
+    assert all(entry["step"] == 5 for entry in second.state.values())
+    train(resumed, second, 5, 9)
+    for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    network = model()
+    optimizer = optimizer_of(network)
+    train(network, optimizer, 0, 1)
+    state, meta = flatten_optimizer(optimizer)
+    other = torch.nn.Sequential(torch.nn.Linear(5, 8, bias=False), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    with pytest.raises(ValueError, match="does not fit the model"):
+        restore_optimizer(optimizer_of(other), state, meta)
+    with pytest.raises(ValueError, match="parameter groups"):
+        restore_optimizer(torch.optim.AdamW(network.parameters()), state, meta)
+
+
+def test_a_file_that_cannot_be_summed_is_the_same_line(tmp_path, monkeypatch):
+    def broken(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checkpoint_module, "sha256_of_file", broken)
+    with pytest.raises(OSError, match="^cannot write the checkpoint of step 20 .*Input/output error"):
+        save_checkpoint(tmp_path, 20, tensors(20), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_under_the_tensors_is_the_same_line(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 10, {"a": torch.zeros(3)}, {})
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(OSError, match="^cannot write the checkpoint of step 20 .*disk is full.*step_000010"):
+        save_checkpoint(tmp_path, 20, {"a": torch.zeros(3)}, {})
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step_000010"]

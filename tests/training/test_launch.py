@@ -1,0 +1,61 @@
+"""Finding each other where others have been before."""
+
+import random
+import threading
+import time
+
+import pytest
+
+from training.launch import rendezvous
+
+
+class Shelf(dict):
+    """A store within one process."""
+
+    def set(self, key, value):
+        time.sleep(random.uniform(0, 0.01))
+        self[key] = value.encode()
+
+    def get(self, key):
+        return self[key]
+
+    def check(self, keys):
+        return all(key in self for key in keys)
+
+
+def meet(store, world, ranks=None):
+    found = {}
+
+    def member(rank):
+        time.sleep(random.uniform(0, 0.05))
+        try:
+            found[rank] = rendezvous(store, rank, world, 5.0 if ranks is None else 0.3)
+        except TimeoutError:
+            found[rank] = None
+
+    threads = [threading.Thread(target=member, args=(rank,)) for rank in ranks or range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_all_find_the_same_new_name_again_and_again(world):
+    store, names = Shelf(), set()
+    for _ in range(5):
+        (name,) = set(meet(store, world).values())
+        assert name and name not in names
+        names.add(name)
+
+
+@pytest.mark.parametrize("came", [[1], [0], [0, 2], [1, 2]])
+def test_words_of_the_dead_mislead_nobody(came):
+    store = Shelf()
+    meet(store, 3)
+    # The first waits for all; who is spoken to may go on, to wait for them at the next door.
+    found = meet(store, 3, came)
+    assert found.get(0) is None and (0 in came or set(found.values()) == {None})
+    (name,) = set(meet(store, 3).values())
+    assert name

@@ -1,0 +1,167 @@
+"""Stills, orbit and film of a scene that paints the camera's azimuth."""
+
+import math
+import threading
+import time
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from render.camera import Cameras, orbit
+from training.previews import AsyncImageWriter, TrainingVideo, take_stills, views_in_batches, write_orbit
+
+
+class Scene:
+    """shaded: red grows with the camera's azimuth; mask: one channel, the left half covered."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.elevation: list[float] = []
+
+    def __call__(self, cameras: Cameras) -> dict[str, torch.Tensor]:
+        assert not torch.is_grad_enabled()
+        count = len(cameras.position)
+        self.batches.append(count)
+        self.elevation += (cameras.position[:, 1] / cameras.position.norm(dim=-1)).asin().rad2deg().tolist()
+        # Azimuth 0 looks from +z, 90° from −x.
+        azimuth = torch.atan2(-cameras.position[:, 0], cameras.position[:, 2]) % (2 * math.pi)
+        shaded = torch.ones(count, *cameras.resolution, 3)
+        shaded[..., 0] = (azimuth / (2 * math.pi))[:, None, None]
+        mask = torch.zeros(count, *cameras.resolution, 1)
+        mask[:, :, : cameras.resolution[1] // 2] = 1
+        return {"shaded": shaded, "mask": mask}
+
+
+def film_frames(path) -> list[np.ndarray]:
+    with imageio.get_reader(path) as reader:
+        return list(reader.iter_data())
+
+
+def test_stills_are_four_quarter_turns_by_layers(tmp_path):
+    take_stills(Scene(), (16, 20)).write(tmp_path / "a.png")
+    sheet = np.asarray(Image.open(tmp_path / "a.png")).astype(float) / 255
+    assert sheet.shape == (2 * 16, 4 * 20, 3)
+    assert np.abs(sheet[0, [0, 20, 40, 60], 0] - [0, 0.25, 0.5, 0.75]).max() < 0.01
+    assert sheet[16, 0].tolist() == [1, 1, 1] and sheet[16, 19].tolist() == [0, 0, 0]
+
+
+def test_stills_show_the_panels_asked_for_in_their_order(tmp_path):
+    cube = torch.full((6, 8, 8, 3), 0.2140)  # linear; 0.5 in sRGB
+    cube[2] = 4.0  # bright above
+
+    def scene(cameras: Cameras) -> dict[str, torch.Tensor]:
+        shade = torch.ones(4, *cameras.resolution, 1)
+        return {"shaded": 0.2 * shade, "kd": 0.4 * shade, "ks": 0.6 * shade, "mask": 0.8 * shade}
+
+    panels = ("latlong", "normal", "ks", "kd")  # this scene has no normal
+    for (height, width), (high, wide) in {(16, 20): (16, 32), (20, 4): (8, 16)}.items():
+        take_stills(scene, (height, width), panels, cube).write(tmp_path / "a.png")
+        sheet = np.asarray(Image.open(tmp_path / "a.png")).astype(float) / 255
+        assert sheet.shape == (4 * height, 4 * width, 3)
+        shaded, environment, ks, kd = sheet.reshape(4, height, 4 * width, 3)
+        for row, value in ((shaded, 0.2), (ks, 0.6), (kd, 0.4)):
+            assert np.abs(row - value).max() < 0.003
+        assert np.abs(environment[3 * high // 4 : high, :wide] - 0.5).max() < 0.003
+        assert (environment[0, :wide] == 1).all()
+        assert (environment[high:] == 1).all() and (environment[:, wide:] == 1).all()
+    every = take_stills(scene, (16, 20), environment=cube)
+    assert every.picture.shape == (4 * 16, 4 * 20, 3) and every.rows == ("shaded", "kd", "ks", "mask")
+
+
+def test_a_darkroom_tells_of_stills_that_are_on_the_disk_and_of_files_that_fail(tmp_path):
+    stills = take_stills(Scene(), (16, 20))
+    told = []
+
+    def written(step: int, path: Path) -> None:
+        with Image.open(path) as picture:
+            told.append((step, path.name, picture.text["rows"], threading.current_thread().name))
+
+    with AsyncImageWriter(written) as darkroom:
+        for step in (10, 20):
+            darkroom.develop(step, tmp_path / f"{step}.png", stills)
+        assert [step for step, *_ in told] == [10]
+    here = threading.current_thread().name
+    assert told == [(10, "10.png", "shaded,mask", here), (20, "20.png", "shaded,mask", here)]
+    with AsyncImageWriter(written) as darkroom:
+        assert not darkroom.collect()
+        darkroom.develop(30, tmp_path / "30.png", stills)
+        until = time.monotonic() + 30
+        while not darkroom.collect():
+            assert time.monotonic() < until
+        assert told[-1][0] == 30 and not darkroom.collect()
+
+
+def test_a_still_that_cannot_be_written_ends_a_run_but_hides_no_other_error(tmp_path, caplog):
+    stills = take_stills(Scene(), (16, 20))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError), AsyncImageWriter(lambda *_: None) as darkroom:
+        darkroom.develop(30, tmp_path / "file" / "30.png", stills)
+    with pytest.raises(ZeroDivisionError), AsyncImageWriter(lambda *_: None) as darkroom:
+        darkroom.develop(30, tmp_path / "file" / "30.png", stills)
+        raise ZeroDivisionError
+    assert "the last still is not written" in caplog.text
+
+
+def test_orbit_writes_frames_gifs_and_the_turntable(tmp_path):
+    scene = Scene()
+    written = write_orbit(scene, tmp_path, (16, 16), frames=10, batch=4)
+    assert scene.batches == [4, 4, 2] and max(abs(e - 20) for e in scene.elevation) < 1e-3
+    names = [str(path.relative_to(tmp_path)) for path in written]
+    assert names == ["validate/shaded.gif", "turntable.mp4", "validate/mask.gif"]
+    for layer in ("shaded", "mask"):
+        assert len(list((tmp_path / "validate" / layer).glob("*.png"))) == 10
+        with Image.open(tmp_path / "validate" / f"{layer}.gif") as gif:
+            # Pillow joins equal frames and shows them longer.
+            assert gif.n_frames == (10 if layer == "shaded" else 1)
+    frames = film_frames(tmp_path / "turntable.mp4")
+    assert len(frames) == 10
+    assert np.abs([frame[8, 8, 0] / 255 - k / 10 for k, frame in enumerate(frames)]).max() < 0.05
+
+
+def test_batches_are_the_same_views():
+    cameras = orbit(7, (8, 8))
+    parts = list(views_in_batches(cameras, 3))
+    assert [len(part.position) for part in parts] == [3, 3, 1]
+    assert torch.equal(torch.cat([part.world_to_clip for part in parts]), cameras.world_to_clip)
+
+
+def test_the_film_has_a_frame_every_interval_one_degree_further(tmp_path):
+    scene, film = Scene(), TrainingVideo(tmp_path, 5, (16, 16))
+    for step in range(1, 52):
+        film.record(scene, step)
+    assert film.assemble() == tmp_path / "video_log.mp4"
+    assert scene.batches == [1] * 10 and max(abs(e - 20) for e in scene.elevation) < 1e-3
+    assert len(film_frames(tmp_path / "video_log.mp4")) == 10
+    asked: list[float] = []
+
+    def watch(cameras: Cameras) -> dict[str, torch.Tensor]:
+        x, _, z = cameras.position[0].tolist()
+        asked.append(math.degrees(math.atan2(-x, z)))
+        return scene(cameras)
+
+    for step in (5, 10, 360 * 5, 365 * 5):
+        film.record(watch, step)
+    assert asked == pytest.approx([1, 2, 0, 5], abs=1e-3)
+
+
+def test_a_resumed_film_equals_an_uninterrupted_one(tmp_path):
+    scene = Scene()
+    for folder, runs in (("whole", [(0, 60)]), ("resumed", [(0, 43), (30, 60)])):
+        for first, last in runs:
+            film = TrainingVideo(tmp_path / folder, 5, (16, 16), resumed_step=first)
+            for step in range(first + 1, last + 1):
+                film.record(scene, step)
+    names = [
+        sorted(path.name for path in (tmp_path / folder / "film").iterdir())
+        for folder in ("whole", "resumed")
+    ]
+    assert names[0] == names[1] and len(names[0]) == 12
+    for name in names[0]:
+        whole, resumed = (tmp_path / folder / "film" / name for folder in ("whole", "resumed"))
+        assert whole.read_bytes() == resumed.read_bytes()
+    restarted = TrainingVideo(tmp_path / "resumed", 5, (16, 16))
+    assert restarted.assemble() is None

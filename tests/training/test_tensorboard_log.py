@@ -1,0 +1,56 @@
+"""What TensorBoard's own reader finds."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from render.image_io.image import write_png
+from training.run_log import RunLog, TensorBoardLog, require_tensorboard
+
+
+def read(folder):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    return events
+
+
+def write(folder, first: int, last: int) -> None:
+    pytest.importorskip("tensorboard")
+    with RunLog(folder, 10, first, mirror=TensorBoardLog(folder, first)) as log:
+        for step in range(first + 1, last + 1):
+            log.record(step, "coarse", {"loss": 1.0 / step, "gradient_norm": 2.0 * step})
+            if step % 5 == 0:
+                path = folder / f"stills/{step:06d}.png"
+                write_png(path, torch.full((4, 6, 3), step / 10))
+                log.still(step, path)
+
+
+def test_the_same_numbers_and_pictures(tmp_path):
+    write(tmp_path, 0, 10)
+    events = read(tmp_path)
+    assert set(events.Tags()["scalars"]) == {"loss", "gradient_norm"}
+    loss = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert loss == [(step, pytest.approx(1 / step)) for step in range(1, 11)]
+    pictures = events.Images("stills")
+    assert [picture.step for picture in pictures] == [5, 10]
+    (tmp_path / "first.png").write_bytes(pictures[0].encoded_image_string)
+    with Image.open(tmp_path / "first.png") as image:
+        assert image.size == (6, 4) and set(np.unique(image)) == {128}
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 10
+
+
+def test_a_resumed_run_has_every_step_once(tmp_path):
+    write(tmp_path, 0, 8)
+    write(tmp_path, 5, 10)
+    assert [event.step for event in read(tmp_path).Scalars("loss")] == list(range(1, 11))
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="log = 'tensorboard'.*pip install tensorboard") as caught:
+        require_tensorboard()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,455 @@
+"""The program from config to exported files, at toy size on real model classes."""
+
+import importlib.util
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from toy_config import FIT, TINY
+
+import train
+from sd.guidance import Guidance
+from training import signals, tasks
+from training.checkpoint import load_latest
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_config(folder, name, **values):
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({**TINY, "out_dir": str(folder / name), **values}))
+    return str(path)
+
+
+def geometry(folder, model, name="shape", **values):
+    start = {"dmtet_grid": 24, "mesh_scale": 2.0, "sdf_init_shape_scale": [0.6, 0.7, 0.6]}
+    settings = {"iter": FIT + 4, "coarse_iter": FIT + 2, **start, **values}
+    return write_config(folder, name, sd_model=str(model), **settings)
+
+
+def appearance(folder, model, mesh, name="paint", **values):
+    settings = {"mode": "appearance_modeling", "base_mesh": str(mesh), "iter": 4, "coarse_iter": 2, **values}
+    return write_config(folder, name, sd_model=str(model), **settings)
+
+
+def log_without_times(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def refused(argv, capsys, caplog):
+    """The one line that a faulty command prints; it exits 2."""
+    assert train.main(argv) == 2
+    message = caplog.records[-1].getMessage()
+    assert (
+        message.startswith("error: ") and "\n" not in message and "Traceback" not in capsys.readouterr().err
+    )
+    return message
+
+
+@pytest.fixture(scope="module")
+def pair(model_folder, tmp_path_factory):
+    """Both stages run in one command; the folder that holds them."""
+    folder = tmp_path_factory.mktemp("pair")
+    shape = geometry(folder, model_folder, validate=True)
+    mesh, panels = folder / "shape/dmtet_mesh/mesh.obj", [{"bsdf": "kd"}, {"latlong": True}]
+    paint = appearance(folder, model_folder, mesh, validate=True, display=panels)
+    assert train.main(["--config", shape, paint]) == 0
+    return folder
+
+
+def test_geometry_writes_a_closed_mesh_and_pictures(pair):
+    out = pair / "shape"
+    mesh = trimesh.load(out / "dmtet_mesh/mesh.obj", force="mesh")
+    mesh.merge_vertices(merge_tex=True, merge_norm=True)
+    assert mesh.is_watertight and 0.5 < mesh.volume < 1.5
+    for name in ("dmtet_mesh/mesh.glb", "dmtet_mesh/mesh.mtl", "video_log.mp4", "turntable.mp4", "log.jsonl"):
+        assert (out / name).stat().st_size > 0, name
+    assert (out / "stills/000402.png").exists()
+    assert len(list((out / "validate/normal").glob("*.png"))) == 100
+    assert (out / "validate/normal.gif").exists()
+
+
+def test_appearance_writes_every_file_of_the_contract(pair):
+    out = pair / "paint"
+    for name in ("mesh.obj", "mesh.mtl", "texture_kd.png", "texture_ks.png", "texture_n.png", "mesh.glb"):
+        assert (out / "dmtet_mesh" / name).stat().st_size > 0, name
+    assert (out / "dmtet_mesh/probe.hdr").exists()
+    assert {path.stem for path in (out / "validate").glob("*.gif")} == {
+        "shaded",
+        "kd",
+        "ks",
+        "normal",
+        "mask",
+    }
+
+
+def test_stills_show_all_layers_or_those_of_display(pair):
+    side = TINY["preview_res"][0]
+    for name, rows in (("shape/stills/000402.png", 3), ("paint/stills/000002.png", 3)):
+        with Image.open(pair / name) as still:
+            assert still.size == (4 * side, rows * side), name
+
+
+def test_log_has_a_line_for_every_step_with_its_phase(pair):
+    lines = [json.loads(line) for line in (pair / "shape/log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "phase" in line]
+    assert [line["step"] for line in steps] == list(range(1, FIT + 5))
+    assert [line["phase"] for line in steps[FIT - 1 :]] == ["fit", "coarse", "coarse", "fine", "fine"]
+    assert steps[FIT - 1]["loss"] < 0.5 * steps[0]["loss"]  # the start shape is learned
+
+
+def test_the_report_tells_of_both_stages(pair):
+    for name, steps, phases in (
+        ("shape", FIT + 4, ["fit", "coarse", "fine"]),
+        ("paint", 4, ["early", "late"]),
+    ):
+        page = (pair / name / "report.html").read_text(encoding="utf-8")
+        assert f"step {steps} of {steps}" in page and '<span class="state done">' in page
+        for text in (*phases, "set-up", "export", "films"):
+            assert f'<th scope="row">{text}</th>' in page
+        assert 'id="model"' in page and "data:video/mp4" in page and page.count('class="curve"') >= 2
+        assert '"rows": 3' in page and "<code>guidance_weight</code>" in page
+        assert shlex.quote(str(pair / name / "config.json")) in page
+
+
+@pytest.mark.parametrize("mode", ["geometry", "appearance"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    pair, model_folder, tmp_path, mode, monkeypatch
+):
+    def make(name):
+        if mode == "geometry":
+            return geometry(tmp_path, model_folder, name, checkpoint_interval=1), FIT + 3
+        mesh = pair / "shape/dmtet_mesh/mesh.obj"
+        return appearance(tmp_path, model_folder, mesh, name, checkpoint_interval=1), 2
+
+    whole, stop_at = make("whole")
+    parts, _ = make("parts")
+    assert train.main(["--config", whole]) == 0
+
+    def stop(self, step):
+        if step == stop_at:
+            raise SystemExit(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signals.StopRequest, "exit_if_requested", stop)
+        with pytest.raises(SystemExit):
+            train.main(["--config", parts])
+    assert load_latest(tmp_path / "parts/checkpoints").step == stop_at
+    assert train.main(["--config", parts]) == 0
+    first, second = (load_latest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
+    assert first.step == second.step > stop_at
+    assert first.tensors.keys() == second.tensors.keys() and len(first.tensors) > 6
+    for name, tensor in first.tensors.items():
+        assert torch.equal(tensor, second.tensors[name]), name
+    mesh_files = [(tmp_path / name / "dmtet_mesh/mesh.obj").read_bytes() for name in ("whole", "parts")]
+    assert mesh_files[0] == mesh_files[1]
+    assert log_without_times(tmp_path / "parts") == log_without_times(tmp_path / "whole")
+
+
+def test_gradients_of_shared_values_repeat_bit_for_bit_on_several_threads():
+    # Indexing's gradient sums by atomics as soon as two threads share it: about 12,000 faces suffice.
+    values, rows = torch.randn(3, 3), torch.randint(3, (200_000,))
+    weight, threads = torch.randn(200_000, 3), torch.get_num_threads()
+    tasks.set_deterministic(torch.device("cpu"))
+    torch.set_num_threads(2)
+    try:
+        gradients = []
+        for _ in range(60):
+            leaf = values.clone().requires_grad_()
+            (leaf[rows] * weight).sum().backward()
+            gradients.append(leaf.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradients[0], other) for other in gradients)
+
+
+def test_a_finished_pair_runs_again_and_bakes_at_another_size(pair):
+    command = ["--config", str(pair / "shape.json"), str(pair / "paint.json"), "--validate", "false"]
+    before = (pair / "shape/dmtet_mesh/mesh.obj").read_bytes()
+    assert train.main([*command, "--texture_res", "32", "48"]) == 0
+    assert (pair / "shape/dmtet_mesh/mesh.obj").read_bytes() == before
+    assert Image.open(pair / "paint/dmtet_mesh/texture_kd.png").size == (48, 32)
+    (pair / "shape/dmtet_mesh/mesh.glb").unlink()
+    assert train.main(command) == 0
+    assert (pair / "shape/dmtet_mesh/mesh.glb").exists()
+
+
+def test_a_run_stopped_after_its_last_step_gets_its_film(model_folder, tmp_path, monkeypatch, pair):
+    config = appearance(tmp_path, model_folder, pair / "shape/dmtet_mesh/mesh.obj", iter=2)
+
+    def stop(self, step):
+        if step == 2:
+            raise SystemExit(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signals.StopRequest, "exit_if_requested", stop)
+        with pytest.raises(SystemExit):
+            train.main(["--config", config])
+    assert not (tmp_path / "paint/video_log.mp4").exists()
+    assert train.main(["--config", config]) == 0
+    assert (tmp_path / "paint/video_log.mp4").exists()
+
+
+def test_another_seed_gives_another_surface(pair, model_folder, tmp_path):
+    assert train.main(["--config", geometry(tmp_path, model_folder, seed=7)]) == 0
+    mine = (tmp_path / "shape/dmtet_mesh/mesh.obj").read_bytes()
+    assert mine != (pair / "shape/dmtet_mesh/mesh.obj").read_bytes()
+
+
+def test_a_folder_with_another_run_is_refused_and_left_alone(pair, model_folder, capsys, caplog):
+    before = {path: path.read_bytes() for path in (pair / "shape").rglob("*") if path.is_file()}
+    config = str(pair / "shape.json")
+    message = refused(
+        ["--config", config, "--text", "a cat", "--out_dir", str(pair / "shape")], capsys, caplog
+    )
+    assert "text" in message and "a car" in message and "out_dir" in message
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_interrupt_saves_and_the_same_command_goes_on(model_folder, tmp_path):
+    config = geometry(tmp_path, model_folder, iter=FIT + 400, coarse_iter=FIT + 200, video_interval=0)
+    command = [sys.executable, str(ROOT / "train.py"), "--config", config]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "shape/log.jsonl"
+    try:
+        for _ in process.stderr:
+            if log.exists() and log.read_text().count("\n") > FIT:
+                break
+        while log.read_text().count("\n") <= FIT + 5:
+            assert process.poll() is None, process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGINT, rest
+    assert "resume" in rest
+    step = load_latest(tmp_path / "shape/checkpoints").step
+    assert step == log.read_text().count("\n") > FIT
+
+
+def test_a_surface_that_vanishes_stops_with_advice(model_folder, tmp_path, capsys, caplog, monkeypatch):
+    from geometry.dmtet import DMTet, EmptySurfaceError
+
+    config = geometry(tmp_path, model_folder, checkpoint_interval=FIT + 1)
+    calls, real = [], DMTet.mesh
+
+    def vanish(self):
+        calls.append(1)
+        if len(calls) > 4:
+            with torch.no_grad():
+                list(self.network.parameters())[-1].zero_()
+        return real(self)
+
+    assert issubclass(EmptySurfaceError, ValueError)
+    monkeypatch.setattr(DMTet, "mesh", vanish)
+    message = refused(["--config", config], capsys, caplog)
+    for word in ("step 40", "guidance_weight", "start shape", "seed", "checkpoint"):
+        assert word in message
+    assert load_latest(tmp_path / "shape/checkpoints").step == FIT + 1
+
+
+def test_a_state_without_a_surface_is_not_saved(model_folder, tmp_path, capsys, caplog, monkeypatch):
+    config = geometry(tmp_path, model_folder, checkpoint_interval=1, video_interval=0, save_interval=0)
+    steps, real = [], torch.optim.AdamW.step
+
+    def lethal(self, *arguments):
+        real(self, *arguments)
+        steps.append(1)
+        if len(steps) == FIT + 2:
+            with torch.no_grad():
+                self.param_groups[0]["params"][-1].zero_()
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", lethal)
+    message = refused(["--config", config], capsys, caplog)
+    assert f"step {FIT + 2}" in message and f"step {FIT + 1}" in message
+    assert load_latest(tmp_path / "shape/checkpoints").step == FIT + 1
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_are_lost(
+    pair, model_folder, tmp_path, capsys, caplog, monkeypatch
+):
+    config = appearance(tmp_path, model_folder, pair / "shape/dmtet_mesh/mesh.obj", checkpoint_interval=1)
+    calls, real = [], Guidance.forward
+
+    def overflow(*arguments):
+        calls.append(1)
+        loss, stats = real(*arguments)
+        return (loss * float("inf") if len(calls) == 3 else loss), stats
+
+    monkeypatch.setattr(Guidance, "forward", overflow)
+    message = refused(["--config", config], capsys, caplog)
+    assert "step 3" in message and "inf" in message and "learning_rate" in message
+    saved = load_latest(tmp_path / "paint/checkpoints")
+    assert saved.step == 2 and all(tensor.isfinite().all() for tensor in saved.tensors.values())
+
+
+def test_geometry_learns_no_light(pair, model_folder, tmp_path):
+    config = geometry(tmp_path, model_folder, iter=FIT, coarse_iter=0, learn_light=True)
+    assert train.main(["--config", config]) == 0
+    names = load_latest(tmp_path / "shape/checkpoints").tensors
+    assert names and not [name for name in names if "light" in name]
+
+
+def test_tensorboard_gets_the_numbers_and_the_stills(pair, model_folder, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    mesh = pair / "shape/dmtet_mesh/mesh.obj"
+    config = appearance(tmp_path, model_folder, mesh, log="tensorboard", save_interval=3)
+    assert train.main(["--config", config]) == 0
+    events = accumulator.EventAccumulator(str(tmp_path / "paint/tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "paint/log.jsonl").read_text().splitlines()]
+    for name in ("loss", "gradient_norm"):
+        told = [(event.step, event.value) for event in events.Scalars(name)]
+        assert told == [(line["step"], pytest.approx(line[name])) for line in lines]
+    # Every third step and the last one.
+    assert [picture.step for picture in events.Images("stills")] == [3, 4]
+
+
+def test_tensorboard_without_its_package_is_rejected_at_startup(
+    model_folder, tmp_path, monkeypatch, capsys, caplog
+):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else real(name, *rest)
+    )
+    message = refused(["--config", geometry(tmp_path, model_folder), "--log", "tensorboard"], capsys, caplog)
+    assert "pip install tensorboard" in message and not (tmp_path / "shape").exists()
+
+
+def test_an_interrupt_outside_the_loop_is_one_line(model_folder, tmp_path, monkeypatch, caplog):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run_config", interrupted)
+    assert train.main(["--config", geometry(tmp_path, model_folder)]) == 130
+    assert "resume" in caplog.records[-1].getMessage()
+
+
+BAD_MESHES = {
+    "empty": "",
+    "nan": "v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n",
+    "no_faces": "v 0 0 0\nv 1 0 0\nv 0 1 0\n",
+    "out_of_range": "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n",
+}
+
+
+@pytest.mark.parametrize("fault", [*BAD_MESHES, "missing"])
+def test_bad_meshes_are_one_line(fault, model_folder, tmp_path, capsys, caplog):
+    mesh = tmp_path / f"{fault}.obj"
+    if fault in BAD_MESHES:
+        mesh.write_text(BAD_MESHES[fault])
+    message = refused(["--config", appearance(tmp_path, model_folder, mesh)], capsys, caplog)
+    assert mesh.name in message
+
+
+def test_quads_without_uv_are_painted_in_place(model_folder, tmp_path):
+    mesh = tmp_path / "box.obj"
+    box = trimesh.creation.box()
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    lines = [f"v {x} {y} {z}" for x, y, z in box.vertices]
+    mesh.write_text("\n".join(lines + ["f " + " ".join(str(i + 1) for i in quad) for quad in quads]) + "\n")
+    assert train.main(["--config", appearance(tmp_path, model_folder, mesh)]) == 0
+    painted = trimesh.load(tmp_path / "paint/dmtet_mesh/mesh.glb", force="mesh")
+    assert len(painted.faces) == 12
+    assert painted.bounds.tolist() == box.bounds.tolist()
+    assert painted.visual.uv.min() >= 0 and painted.visual.uv.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (["--sd_model", "nowhere/at all/here"], ["sd_model", "no such folder", "mirror", "HF_HUB_OFFLINE"]),
+        (["--device", "cuda:7"], ["cuda:7", "--device cpu"]),
+        (["--envmap", "nowhere.hdr"], ["envmap", "nowhere.hdr"]),
+        (["--rasteriser", "nvdiffrast"], ["nvdiffrast"]),
+        (["--itr", "3"], ["itr", "iter"]),
+    ],
+)
+def test_bad_settings_are_one_line(override, words, model_folder, tmp_path, capsys, caplog):
+    message = refused(["--config", geometry(tmp_path, model_folder), *override], capsys, caplog)
+    for word in words:
+        assert word in message
+
+
+def test_unreadable_envmap_is_one_line(model_folder, tmp_path, capsys, caplog):
+    light = tmp_path / "light.hdr"
+    light.write_bytes(b"not a picture")
+    config = geometry(tmp_path, model_folder, envmap=str(light))
+    assert "light.hdr" in refused(["--config", config], capsys, caplog)
+
+
+def test_an_out_dir_that_cannot_be_written_is_one_line(model_folder, tmp_path, capsys, caplog):
+    (tmp_path / "file").write_text("in the way")
+    config = geometry(tmp_path, model_folder, out_dir=str(tmp_path / "file/inside"))
+    assert "out_dir" in refused(["--config", config], capsys, caplog)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+FRESH = """
+import os, sys, torch, train
+from training import tasks
+assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+tasks.set_deterministic(torch.device("cuda"))
+assert "torch._inductor" not in sys.modules
+"""
+
+
+def test_on_a_gpu_torch_s_compiler_is_not_imported_and_a_user_s_memory_settings_stay():
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    environment = {**os.environ, "PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}
+    del environment["PYTORCH_CUDA_ALLOC_CONF"]
+    done = subprocess.run([sys.executable, "-c", FRESH], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+
+
+def test_bad_input_ends_the_process_with_2_and_no_traceback(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "absent.json")]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert (
+        result.stderr.startswith("error: ")
+        and result.stderr.count("\n") == 1
+        and "absent.json" in result.stderr
+    )
+
+
+def test_a_set_up_that_fails_leaves_the_page_and_config_of_an_earlier_run(
+    pair, model_folder, tmp_path, capsys, caplog, monkeypatch
+):
+    config = appearance(tmp_path, model_folder, pair / "shape/dmtet_mesh/mesh.obj")
+    assert train.main(["--config", config]) == 0
+    files = [tmp_path / "paint/report.html", tmp_path / "paint/config.json"]
+    before = [file.read_bytes() for file in files]
+
+    def fail(*_):
+        raise ValueError("the mesh has gone bad")
+
+    monkeypatch.setattr(train, "build_task", fail)
+    assert "gone bad" in refused(["--config", config, "--preview_res", "20", "20"], capsys, caplog)
+    assert [file.read_bytes() for file in files] == before
+    assert "gone bad" in refused(["--config", config, "--out_dir", str(tmp_path / "new")], capsys, caplog)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_maps_of_all_configs_are_read_before_the_first_one_starts(
+    pair, model_folder, tmp_path, capsys, caplog
+):
+    first = geometry(tmp_path, model_folder)
+    second = appearance(tmp_path, model_folder, tmp_path / "shape/dmtet_mesh/mesh.obj")
+    broken = tmp_path / "broken.hdr"
+    broken.write_bytes(b"\x00\xff\x13 no map")
+    for key in ("envmap", "relight"):
+        settings = json.loads(Path(second).read_text()) | {key: str(broken)}
+        Path(second).write_text(json.dumps(settings))
+        assert "broken.hdr" in refused(["--config", first, second], capsys, caplog)
+        assert not (tmp_path / "shape").exists() or not list((tmp_path / "shape").iterdir())

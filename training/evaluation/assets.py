@@ -1,0 +1,181 @@
+"""Finished runs: what they were asked for, and the files that they exported, read back as any user would."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from configs.modes import MODES
+from configs.run import MESH_FILE
+from dataset.procedural.materials import MATERIALS
+from geometry.fixed_mesh import load_fixed_mesh
+from render.gbuffer import SurfacePoints
+from render.image_io.image import read_image
+from render.mesh import Mesh
+from render.mesh_io.write_obj import KD_FILE, KS_FILE, NORMAL_FILE
+from render.raster.interface import Rasteriser
+from render.shade.normals import bump
+from render.texturing.uv import tangents
+from training.evaluation.views import Paint
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a prompt asks for; material None: it names none."""
+
+    kind: str
+    material: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what was asked of it.
+
+    domain is "shaded" for a painted asset, "normal" for a bare shape; steps is how far the last checkpoint
+    is, None without one.
+    """
+
+    folder: Path
+    prompt: str
+    target: Target
+    domain: str
+    steps: int | None = None
+
+    @property
+    def mesh_file(self) -> Path:
+        return self.folder / MESH_FILE
+
+
+@dataclass(frozen=True)
+class Textures:
+    """kd linear albedo, ks (occlusion, roughness, metallic), tangent-space normal in [−1, 1]; the last two
+    None where the export has none."""
+
+    kd: Float[Tensor, "H W 3"]
+    ks: Float[Tensor, "H2 W2 3"] | None
+    normal: Float[Tensor, "H3 W3 3"] | None
+
+
+def find_run(argument: str, kinds: tuple[str, ...]) -> Run:
+    """The run of FOLDER or FOLDER=PROMPT; without a prompt it is the one in the run's checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: no prompt is known, or it names none of the kinds.
+    """
+    name, given, prompt = argument, "", ""
+    before, sign, after = argument.rpartition("=")
+    # Folders of --grid have "=" in their names themselves.
+    if before and Path(before).is_dir() and not Path(argument).is_dir():
+        name, given, prompt = before, sign, after
+    folder = Path(name)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"run {name}: there is no such folder; name the out_dir of a run")
+    settings, steps = _last_state(folder)
+    if not given:
+        prompt = settings.get("text", "")
+    if not prompt:
+        raise ValueError(
+            f"run {name}: it has no checkpoint that tells its prompt; give it as '{name}=A red mug'"
+        )
+    textures = (folder / MESH_FILE).parent / KD_FILE
+    painted = MODES[settings["mode"]].paints_base_mesh if "mode" in settings else textures.is_file()
+    return Run(folder, prompt, parse_target(prompt, kinds), "shaded" if painted else "normal", steps)
+
+
+def _last_state(folder: Path) -> tuple[dict, int | None]:
+    """Settings and step of the newest checkpoint; ({}, None) where there is none."""
+    states = sorted(folder.glob("checkpoints/step_*/state.json"))
+    if not states:
+        return {}, None
+    state = json.loads(states[-1].read_text(encoding="utf-8"))
+    return state["meta"]["settings"], state["step"]
+
+
+def parse_target(prompt: str, kinds: tuple[str, ...]) -> Target:
+    """The longest name of a kind in the prompt, and the first word for a material in the rest of it.
+
+    Words for a material are its adjective and "made of" its substance ("made of wood", "made out of gold").
+    Raises ValueError where no kind is named.
+    """
+    text = " ".join(re.findall(r"\w+", prompt.lower()))
+    found = {kind: re.search(rf"\b{kind.replace('_', ' ')}\b", text) for kind in kinds}
+    named = [kind for kind, match in found.items() if match]
+    if not named:
+        raise ValueError(
+            f"prompt {prompt!r}: it names no kind that the classifier knows; give a prompt with one of "
+            f"{', '.join(kind.replace('_', ' ') for kind in kinds)} as FOLDER=PROMPT"
+        )
+    kind = max(named, key=len)
+    rest = text[: found[kind].start()] + "|" + text[found[kind].end() :]
+    places = {}
+    for name, material in MATERIALS.items():
+        words = [re.escape(material.adjective)]
+        if material.substance:
+            words.append(rf"made (?:out )?of {re.escape(material.substance)}")
+        if match := re.search(rf"\b(?:{'|'.join(words)})\b", rest):
+            places[name] = match.start()
+    return Target(kind, min(places, key=places.get) if places else None)
+
+
+def problem(run: Run) -> str | None:
+    """Why there is nothing to look at, None where there is."""
+    if run.mesh_file.is_file():
+        return None
+    how_far = "no checkpoint" if run.steps is None else f"last checkpoint at step {run.steps}"
+    return f"no mesh (surface vanished, or run stopped); {how_far}"
+
+
+def load_asset(run: Run, device: torch.device) -> tuple[Mesh, Textures | None]:
+    """The exported mesh with its textures, on the device.
+
+    Raises ValueError or OSError naming the file and its fault.
+    """
+    mesh = load_fixed_mesh(run.mesh_file).to(device)
+    if run.domain == "normal":
+        return mesh, None
+    if mesh.uv is None:
+        raise ValueError(f"mesh file {run.mesh_file}: it has a texture and no texture coordinates")
+    folder = run.mesh_file.parent
+
+    def image(name: str) -> Tensor | None:
+        return read_image(folder / name).to(device) if (folder / name).is_file() else None
+
+    normal = image(NORMAL_FILE)
+    textures = Textures(
+        kd=srgb_to_linear(read_image(folder / KD_FILE).to(device)),
+        ks=image(KS_FILE),
+        normal=None if normal is None else normal * 2 - 1,
+    )
+    return replace(mesh, tangents=tangents(mesh)), textures
+
+
+def textured(mesh: Mesh, textures: Textures, rasteriser: Rasteriser) -> Paint:
+    """What the textures say about the points that are seen, as `render_views` asks it."""
+
+    def paint(points: SurfacePoints) -> tuple[Tensor, Tensor, Tensor]:
+        uv = rasteriser.interpolate(mesh.uv, points.rast, mesh.uv_faces)
+
+        def at_points(texture: Tensor) -> Tensor:
+            return points.gather(rasteriser.texture(texture, uv))
+
+        kd, normal = at_points(textures.kd), points.normal
+        ks = kd.new_tensor([0.0, 0.9, 0.0]).expand_as(kd)
+        if textures.ks is not None:
+            ks = at_points(textures.ks)
+        if textures.normal is not None:
+            tangent = rasteriser.interpolate(mesh.tangents, points.rast, mesh.uv_faces)
+            normal = bump(normal, points.gather(tangent), at_points(textures.normal))
+        return kd, ks, normal
+
+    return paint
+
+
+def srgb_to_linear(srgb: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """IEC 61966-2-1 decoding of values in [0, 1]."""
+    curved = ((srgb + 0.055) / 1.055).clamp(min=0) ** 2.4
+    return torch.where(srgb <= 0.04045, srgb / 12.92, curved)

@@ -1,0 +1,261 @@
+"""Verdicts on finished runs, and their sum: the R-precision.
+
+An asset's evaluation is the kind (and material) with the highest mean log-probability over its views.
+R-precision is the share of assets whose evaluation is what the prompt names; an asset without a mesh is wrong.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dataset.procedural.materials import HELD_OUT
+from render.raster.select import choose_rasteriser
+from render.shade.light import LightConfig, load_environment
+from render.shade.prefilter import PrefilteredLight
+from training.evaluation.assets import Run, load_asset, problem, textured
+from training.evaluation.classifier import (
+    DIRECTIONAL,
+    DOMAINS,
+    SIDES,
+    Classifier,
+    Prediction,
+    predict_assets,
+    two_faced,
+)
+from training.evaluation.views import (
+    LIGHT,
+    SUPERSAMPLE,
+    VIEWS,
+    RenderedViews,
+    back_view,
+    degrees,
+    evaluation_cameras,
+    render_views,
+)
+
+logger = logging.getLogger(__name__)
+
+# Of each view, so many of the likeliest kinds are written down.
+LIKELIEST = 3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the classifier says about a run: prediction and views, or, in their place, a failure."""
+
+    run: Run
+    prediction: Prediction | None = None
+    views: RenderedViews | None = None
+    failure: str | None = None
+
+
+class Evaluator:
+    """The classifier with its rasteriser and its light: the prior's default environment."""
+
+    def __init__(self, classifier: Classifier, environment: LightConfig = LIGHT):
+        self.classifier = classifier
+        self.rasteriser = choose_rasteriser(classifier.device, "auto")
+        light = load_environment(environment).to(classifier.device)
+        self.light: PrefilteredLight = light.prefiltered()
+
+    def evaluate_run(self, run: Run) -> Evaluation:
+        """The evaluation; a run without a mesh, or with a broken one, is a failure with its reason."""
+        reason = problem(run)
+        if reason is None:
+            try:
+                return self._evaluate(run)
+            except (ValueError, OSError) as error:
+                reason = " ".join(str(error).split())
+        return Evaluation(run, failure=reason)
+
+    def _evaluate(self, run: Run) -> Evaluation:
+        mesh, textures = load_asset(run, self.classifier.device)
+        paint = None if textures is None else textured(mesh, textures, self.rasteriser)
+        cameras = evaluation_cameras(SUPERSAMPLE * self.classifier.settings.image_size).to(
+            self.classifier.device
+        )
+        views = render_views(mesh, cameras, self.rasteriser, self.light, paint)
+        small = views.smaller(SUPERSAMPLE)
+        pictures = small.normal if textures is None else small.shaded * 2 - 1
+        seen = predict_assets(self.classifier, run.domain, pictures)
+        return Evaluation(run, seen, RenderedViews(*(_on_cpu(image) for image in vars(views).values())))
+
+
+def _on_cpu(image: Tensor | None) -> Tensor | None:
+    return None if image is None else image.cpu()
+
+
+def mean_probabilities(logs: Float[Tensor, "1 V K"]) -> Float[Tensor, " K"]:
+    """exp of the mean log-probability over the views, normalised."""
+    return logs[0].mean(0).softmax(-1)
+
+
+def describe(evaluation: Evaluation, classifier: Classifier) -> dict:
+    """One asset as JSON."""
+    run, settings = evaluation.run, classifier.settings
+    record: dict = {
+        "folder": str(run.folder),
+        "prompt": run.prompt,
+        "domain": run.domain,
+        "expected": {"kind": run.target.kind, "material": run.target.material},
+        "failure": evaluation.failure,
+        "kind_right": False,
+    }
+    painted = run.domain == "shaded"
+    if painted and run.target.material:
+        record["material_right"] = False
+    if evaluation.prediction is None:
+        return record
+    kinds = mean_probabilities(evaluation.prediction.kind)
+    record["evaluation"], record["probability"], record["probability_of_expected"] = {}, {}, {}
+    _decide(record, "kind", kinds, settings.kinds)
+    if painted:
+        _decide(record, "material", mean_probabilities(evaluation.prediction.material), settings.materials)
+    record["views"] = _views(evaluation.prediction, settings.kinds, run.target.kind)
+    if run.target.kind in DIRECTIONAL:
+        record["two_faced"] = bool(two_faced(evaluation.prediction.side)[0])
+    return record
+
+
+def _decide(record: dict, what: str, probabilities: Tensor, names: Sequence[str]) -> None:
+    """Enters the evaluation on the kind or the material into the record."""
+    best, expected = int(probabilities.argmax()), record["expected"][what]
+    record["evaluation"][what] = names[best]
+    record["probability"][what] = round(probabilities[best].item(), 4)
+    if expected is not None:
+        record["probability_of_expected"][what] = round(probabilities[names.index(expected)].item(), 4)
+        record[f"{what}_right"] = names[best] == expected
+
+
+def _views(seen: Prediction, kinds: tuple[str, ...], expected: str) -> list[dict]:
+    """What each view shows by itself."""
+    found = []
+    for view in range(VIEWS):
+        kind, side = seen.kind[0, view].exp(), seen.side[0, view].exp()
+        top = kind.topk(min(LIKELIEST, len(kinds)))
+        likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        found.append(
+            {
+                "azimuth": degrees(view),
+                "kinds": {kinds[k]: round(p, 4) for k, p in likeliest},
+                "expected": round(kind[kinds.index(expected)].item(), 4),
+                "side": SIDES[int(side.argmax())],
+                "side_probability": round(side.max().item(), 4),
+            }
+        )
+    return found
+
+
+def report(assets: list[dict], classifier: Classifier) -> dict:
+    """All assets and what they add up to, as JSON."""
+    failures = [
+        {"folder": a["folder"], "prompt": a["prompt"], "reason": a["failure"] or _wrong(a)}
+        for a in assets
+        if a["failure"] or not a["kind_right"] or not a.get("material_right", True)
+    ]
+    return {
+        "r_precision": {
+            domain: _precision(some)
+            for domain in DOMAINS
+            if (some := [asset for asset in assets if asset["domain"] == domain])
+        },
+        "composition": _composition(assets),
+        "two_faced": _two_faced(assets),
+        "failures": failures,
+        "confusions": _confusions(assets),
+        "assets": assets,
+        "classifier": {
+            "views": VIEWS,
+            "back_view_azimuth": degrees(back_view()),
+            "kinds": list(classifier.settings.kinds),
+            "materials": list(classifier.settings.materials),
+            **classifier.record,
+        },
+    }
+
+
+def _wrong(asset: dict) -> str:
+    found = [
+        f"{what} looks like {asset['evaluation'][what].replace('_', ' ')}"
+        for what in ("kind", "material")
+        if not asset.get(f"{what}_right", True)
+    ]
+    return ", ".join(found)
+
+
+def _precision(assets: list[dict]) -> dict:
+    """Shares of right evaluations; of materials among the assets whose prompt names one."""
+    right: dict[str, list[bool]] = {}
+    for asset in assets:
+        right.setdefault(asset["expected"]["kind"], []).append(asset["kind_right"])
+    found = {
+        "assets": len(assets),
+        "kind": _share([a["kind_right"] for a in assets]),
+        "by_kind": {kind: f"{sum(some)} of {len(some)}" for kind, some in sorted(right.items())},
+    }
+    named = [a["material_right"] for a in assets if "material_right" in a]
+    if named:
+        found |= {"assets_with_material": len(named), "material": _share(named)}
+    return found
+
+
+def _composition(assets: list[dict]) -> dict:
+    """Of painted assets whose kind and material the prior has never seen together: both told right."""
+    found: dict[str, list[bool]] = {}
+    for asset in assets:
+        kind, material = asset["expected"]["kind"], asset["expected"]["material"]
+        if asset["domain"] == "shaded" and (kind, material) in HELD_OUT:
+            right = asset["kind_right"] and asset["material_right"]
+            found.setdefault(f"{material} {kind.replace('_', ' ')}", []).append(right)
+    everything = [right for some in found.values() for right in some]
+    if not everything:
+        return {}
+    pairs = {name: f"{sum(some)} of {len(some)}" for name, some in found.items()}
+    return {"assets": len(everything), "kind_and_material": _share(everything), "pairs": pairs}
+
+
+def _two_faced(assets: list[dict]) -> dict:
+    """Of the assets of directional kinds that have a mesh, by domain."""
+    found = {}
+    for domain in DOMAINS:
+        some = [a["two_faced"] for a in assets if a["domain"] == domain and "two_faced" in a]
+        if some:
+            found[domain] = {"assets": len(some), "two_faced": sum(some), "share": _share(some)}
+    return found
+
+
+def _confusions(assets: list[dict]) -> list[dict]:
+    """What was taken for what, the most frequent first."""
+    counts = Counter(
+        (what, a["expected"][what], a["evaluation"][what])
+        for a in assets
+        for what in ("kind", "material")
+        if "evaluation" in a and not a.get(f"{what}_right", True)
+    )
+    return [
+        {"what": what, "expected": expected, "evaluation": evaluation, "count": count}
+        for (what, expected, evaluation), count in counts.most_common()
+    ]
+
+
+def _share(right: list[bool]) -> float:
+    return round(sum(right) / len(right), 4)
+
+
+def evaluate_runs(
+    runs: Sequence[Run], classifier: Classifier, evaluator: Evaluator
+) -> tuple[list[Evaluation], dict]:
+    """Verdicts in the order of the runs, and the report."""
+    evaluations = []
+    for number, run in enumerate(runs, start=1):
+        evaluations.append(evaluator.evaluate_run(run))
+        logger.info("%d of %d: %s", number, len(runs), run.folder)
+    with torch.no_grad():
+        return evaluations, report(
+            [describe(evaluation, classifier) for evaluation in evaluations], classifier
+        )

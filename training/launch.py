@@ -1,0 +1,204 @@
+"""Starting and ending the processes of a run: launcher variables, rendezvous, logging by rank, exit."""
+
+import json
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NoReturn, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from configs.errors import ConfigError
+from training.distributed import SINGLE_PROCESS, Distributed, PeerLost
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+# Rank 0 alone exports, unwraps and writes videos while all other ranks wait.
+GLOO_TIMEOUT = timedelta(hours=2)
+# An NCCL exchange follows a Gloo exchange at once.
+NCCL_TIMEOUT = timedelta(minutes=10)
+# Between the start of the first process and that of the last.
+RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
+MUTED = logging.CRITICAL + 1
+
+
+@dataclass(frozen=True)
+class LauncherRank:
+    """What the launcher (torchrun) says of this process."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    def select(self, items: Sequence[Item]) -> list[Item]:
+        """Every world_size-th item, from this rank's number on."""
+        return list(items[self.rank :: self.world_size])
+
+    def gpus(self, visible: Sequence[str]) -> list[str]:
+        """This rank's one of the machine's GPUs; all of them without a launcher."""
+        if self.world_size == 1:
+            return list(visible)
+        return [visible[self.local_rank % len(visible)]] if visible else []
+
+
+def read_launcher_rank(environment: Mapping[str, str]) -> LauncherRank:
+    """Rank and world size from the launcher's variables; one process of one without them.
+
+    Raises:
+        ConfigError: the variables are not numbers, or contradict each other.
+    """
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return LauncherRank()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    values = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    values |= {name: environment[name] for name in names if name in environment}
+    try:
+        rank, world_size, local_rank, local_world_size = (int(values[name]) for name in names)
+    except ValueError:
+        rank, world_size, local_rank, local_world_size = -1, 0, 0, 0
+    if not (0 <= rank < world_size and local_rank >= 0 and local_world_size > 0):
+        variables = ", ".join(f"{name}={text}" for name, text in values.items())
+        raise ConfigError(f"the launcher's variables {variables} are no ranks; unset them, or use torchrun")
+    return LauncherRank(rank, world_size, local_rank, local_world_size)
+
+
+class Store(Protocol):
+    """The part of torch.distributed's key-value store that `rendezvous` uses."""
+
+    def set(self, key: str, value: str) -> None: ...
+    def get(self, key: str) -> bytes: ...
+    def check(self, keys: list[str]) -> bool: ...
+
+
+def rendezvous(store: Store, rank: int, world_size: int, seconds: float) -> str:
+    """A name for this round that all `world_size` processes share and no earlier round has used.
+
+    torchrun restarts its workers over the same store, which then still holds the addresses of the ended
+    workers. Each process writes a nonce. Rank 0 publishes all nonces. A rank that reads back its own nonce
+    belongs to this round.
+
+    Raises:
+        TimeoutError: not all processes have arrived within `seconds`.
+    """
+    nonce, deadline = uuid.uuid4().hex, time.monotonic() + seconds
+    store.set(f"nonce/{rank}", nonce)
+    while time.monotonic() < deadline:
+        if rank == 0:
+            _publish_nonces(store, nonce, world_size)
+            if store.check([f"{nonce}/{other}" for other in range(world_size)]):
+                return nonce
+        if store.check(["round"]):
+            name, nonces = json.loads(store.get("round"))
+            if nonces[rank : rank + 1] == [nonce]:
+                store.set(f"{name}/{rank}", "")
+                if rank:
+                    return name
+        time.sleep(0.02)
+    raise TimeoutError(f"not all of the {world_size} processes have arrived within {seconds:.0f} s")
+
+
+def _publish_nonces(store: Store, name: str, world_size: int) -> None:
+    keys = [f"nonce/{rank}" for rank in range(world_size)]
+    if store.check(keys):
+        store.set("round", json.dumps([name, [store.get(key).decode() for key in keys]]))
+
+
+def init_distributed(on_gpus: bool) -> Distributed:
+    """Connect this process to the others of its launcher.
+
+    on_gpus: gradients are exchanged between GPUs; every rank must pass the same value.
+
+    Raises:
+        ConnectionError: the processes cannot reach each other.
+    """
+    launcher = read_launcher_rank(os.environ)
+    if launcher.world_size == 1:
+        return SINGLE_PROCESS
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", launcher.rank, launcher.world_size))
+        name = rendezvous(store, rank, world_size, RENDEZVOUS_TIMEOUT.total_seconds())
+        store = dist.PrefixStore(name, store)
+        dist.init_process_group(
+            "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=GLOO_TIMEOUT,
+        )
+        group = None
+        if on_gpus and torch.cuda.is_available():
+            torch.cuda.set_device(launcher.local_rank % torch.cuda.device_count())
+            group = dist.new_group(backend="nccl", timeout=NCCL_TIMEOUT)
+    except (RuntimeError, ValueError, TimeoutError) as error:
+        raise ConnectionError(
+            f"the {launcher.world_size} processes of this run cannot reach each other: {error}; "
+            "start all by torchrun"
+        ) from error
+    return Distributed(rank, world_size, launcher.local_rank, group, store)
+
+
+@contextmanager
+def distributed_session(on_gpus: bool) -> Iterator[Distributed]:
+    """The process group of a command. An error on one rank ends all ranks, and one rank reports it."""
+    distributed = init_distributed(on_gpus)
+    if not distributed.is_main:
+        logging.getLogger().setLevel(logging.ERROR)
+    try:
+        yield distributed
+        distributed.shut_down()
+    except SystemExit:
+        # All ranks have agreed on it. A rank that exits early makes the launcher end the others.
+        with suppress(PeerLost):
+            distributed.shut_down()
+        raise
+    except PeerLost as error:
+        if distributed.claim_error_report():
+            logger.error("error: %s; run the same command again to go on from the last checkpoint", error)
+        raise SystemExit(1) from None
+    except BaseException as error:
+        if distributed.claim_error_report():
+            raise
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+
+
+def setup_rank_logging(errors: str = "%(message)s (rank {rank})") -> None:
+    """Log progress and warnings on rank 0 only, and errors of other ranks with their number.
+
+    Until the process group exists, one rank of each machine logs errors.
+    """
+    launcher = read_launcher_rank(os.environ)
+    if launcher.rank:
+        logging.getLogger().setLevel(logging.ERROR if launcher.local_rank == 0 else MUTED)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(logging.Formatter(errors.format(rank=launcher.rank)))
+
+
+def run_and_exit(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and end the process with its exit code.
+
+    One of several processes skips the interpreter shutdown, in which it could wait for the others for ever or
+    be ended by a thread of torch after all of its work is done.
+    """
+    if read_launcher_rank(os.environ).world_size == 1:
+        sys.exit(main())
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

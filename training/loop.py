@@ -1,0 +1,207 @@
+"""The training loop: phases, steps, checkpoints, previews."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from configs.schema import Config
+from dataset.cameras import sample_cameras, step_generator
+from geometry.dmtet import EmptySurfaceError
+from render.async_copy import AsyncScalars
+from render.camera import Cameras
+from sd.guidance import Guidance, SDSSample
+from sd.schedule import Phase, Schedule
+from training.checkpoint import load_latest
+from training.distributed import Distributed, optimized_parameters
+from training.prefetch import Prefetcher
+from training.previews import AsyncImageWriter, save_previews, training_video
+from training.report.report_writer import RunReport
+from training.resume import checkpoint_folder, save_state
+from training.run_log import open_run_log
+from training.signals import StopRequest
+from training.tasks import Task
+
+Stats = dict[str, float]
+MicroBatch = tuple[Cameras, SDSSample]
+
+
+@dataclass
+class TrainState:
+    """What changes from step to step. step: the current step, or the last finished one between steps."""
+
+    step: int
+    schedule: Schedule
+    optimizer: torch.optim.Optimizer
+    prefetcher: Prefetcher[MicroBatch]
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the current step."""
+        return self.schedule.phase(self.step)
+
+
+def train_step(
+    state: TrainState, config: Config, task: Task, guidance: Guidance, distributed: Distributed
+) -> Stats:
+    """One step of score distillation on all ranks; returns the means of the loss and its parts.
+
+    A micro-batch is a function of (seed, its number, step), so the result depends on the number of
+    micro-batches and not on the rank that computes each.
+    """
+    state.optimizer.zero_grad(set_to_none=True)
+    micro_batches, scalars = distributed.micro_batches(config.run.grad_accum), []
+    for micro_batch in micro_batches:
+        cameras, sample = state.prefetcher.next(state.step, micro_batch)
+        image = task.scene(cameras)  # [B, H, W, C]
+        loss, stats = guidance(image, sample, state.phase)
+        scalars.append(AsyncScalars({**stats, "loss": loss}))
+        loss.backward()
+    # A GPU computes this step while the CPU draws the next one, which takes milliseconds.
+    prefetch_next(state, micro_batches)
+    # Read late for the same reason: reading waits for the GPU.
+    stats = mean_stats(state, scalars, distributed, distributed.world_size * config.run.grad_accum)
+    distributed.average_gradients(optimized_parameters(state.optimizer), config.run.grad_accum)
+    state.optimizer.step()
+    return stats
+
+
+def fit_step(state: TrainState, config: Config, task: Task, distributed: Distributed) -> Stats:
+    """One step of the start-shape regression, on rank 0 alone; the other ranks receive the result later."""
+    state.optimizer.zero_grad(set_to_none=True)
+    scalars = []
+    if distributed.is_main:
+        loss, stats = task.fit(step_generator(config.run.seed, 0, state.step))
+        scalars.append(AsyncScalars({**stats, "loss": loss}))
+        loss.backward()
+    prefetch_next(state, distributed.micro_batches(config.run.grad_accum))
+    stats = mean_stats(state, scalars, distributed, 1)
+    state.optimizer.step()
+    return stats
+
+
+def train_loop(
+    state: TrainState,
+    config: Config,
+    task: Task,
+    guidance: Guidance,
+    report: RunReport,
+    distributed: Distributed,
+) -> None:
+    """Train from `state.step` finished steps to the schedule's last step."""
+    video = training_video(config, state.step)
+    with ExitStack() as stack:
+        log = image_writer = None
+        if distributed.is_main:
+            log = stack.enter_context(open_run_log(config, state.schedule.last_step, state.step))
+            image_writer = stack.enter_context(AsyncImageWriter(log.still))
+        stop = stack.enter_context(state.stop)
+        while state.step < state.schedule.last_step:
+            state.step += 1
+            phase, new_still = state.phase, False
+            with vanishing_explained(config, state.step):
+                if phase.fit:
+                    stats = fit_step(state, config, task, distributed)
+                else:
+                    if state.step > 1 and state.schedule.phase(state.step - 1).fit:
+                        distributed.broadcast_state(task.scene, state.optimizer)
+                    stats = train_step(state, config, task, guidance, distributed)
+                if distributed.is_main:
+                    log.record(state.step, phase.name, stats)
+                    new_still = image_writer.collect()
+                    if not phase.fit:
+                        save_previews(config, task.scene, video, image_writer, state.step)
+            interval, last = config.run.checkpoint_interval, state.step == state.schedule.last_step
+            due = bool(interval) and state.step % interval == 0
+            if due or last or stop.requested:
+                save_checkpoint(state, config, task, distributed)
+            report.step = state.step
+            if due or new_still:
+                report.update(state.step)
+            stop.exit_if_requested(state.step)
+
+
+def make_prefetcher(
+    config: Config, guidance: Guidance, schedule: Schedule, distributed: Distributed
+) -> Prefetcher[MicroBatch]:
+    """Draws the cameras and the SDS sample of (step, micro-batch)."""
+    count = distributed.world_size * config.run.grad_accum
+
+    def draw(step: int, micro_batch: int) -> MicroBatch:
+        return sample_micro_batch(config, guidance, schedule.phase(step), step, (micro_batch, count))
+
+    return Prefetcher(draw)
+
+
+def sample_micro_batch(
+    config: Config, guidance: Guidance, phase: Phase, step: int, micro_batch: tuple[int, int]
+) -> MicroBatch:
+    """Cameras, t and noise of micro-batch (number, count) of a step, on the guidance's device."""
+    number, count = micro_batch
+    generator = step_generator(config.run.seed, number, step)
+    cameras = sample_cameras(
+        config.camera,
+        config.run.batch,
+        config.run.train_res,
+        generator,
+        rank=number,
+        world_size=count,
+        rotate_normals=phase.rotate_normals,
+    )
+    sample = guidance.sample(cameras.view_index, phase, generator)
+    return cameras.to(guidance.device), sample
+
+
+def prefetch_next(state: TrainState, micro_batches: range) -> None:
+    """Draw the next step's micro-batches, unless it is a step of the fit or there is none."""
+    step = state.step + 1
+    if step <= state.schedule.last_step and not state.schedule.phase(step).fit:
+        state.prefetcher.prepare(step, micro_batches)
+
+
+def mean_stats(
+    state: TrainState, scalars: Sequence[AsyncScalars], distributed: Distributed, micro_batches: int
+) -> Stats:
+    """Means over all ranks' micro-batches; the stop flags of the ranks are reduced in the same exchange.
+
+    Raises ValueError if a loss is not finite.
+    """
+    sums = {"loss": 0.0}
+    for values in (pending.read() for pending in scalars):
+        if not math.isfinite(values["loss"]):
+            raise ValueError(
+                f"step {state.step}: the loss is {values['loss']}; the run stopped before the optimizer step and the "
+                "last checkpoint is kept; try a lower guidance_weight or learning_rate"
+            )
+        sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
+    totals = distributed.all_reduce_sum([*sums.values(), *state.stop.flags()])
+    state.stop.decide(totals[len(sums) :])
+    return {name: total / micro_batches for name, total in zip(sums, totals, strict=False)}
+
+
+def save_checkpoint(state: TrainState, config: Config, task: Task, distributed: Distributed) -> None:
+    """Write a checkpoint on rank 0, after a check that all ranks hold the same weights."""
+    phase, last = state.phase, state.step == state.schedule.last_step
+    if not phase.fit:
+        distributed.assert_replicas_equal(optimized_parameters(state.optimizer))
+    if not distributed.is_main:
+        return
+    if not phase.fit or last:
+        # A state without a surface must not replace a good checkpoint.
+        with vanishing_explained(config, state.step):
+            task.verify()
+    save_state(config, task.scene, state.optimizer, state.step, distributed)
+
+
+@contextmanager
+def vanishing_explained(config: Config, step: int) -> Iterator[None]:
+    """Add the step and the last checkpoint to the message of EmptySurfaceError."""
+    try:
+        yield
+    except EmptySurfaceError as error:
+        kept = load_latest(checkpoint_folder(config))
+        left = f"the checkpoint of step {kept.step} is kept in {checkpoint_folder(config)}" if kept else ""
+        raise EmptySurfaceError(f"step {step}: {error}; {left or 'no checkpoint was due yet'}") from error

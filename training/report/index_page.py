@@ -1,0 +1,158 @@
+"""A page of many results: a small turntable of each one's stages, what it changes, its state and its links.
+
+One HTML file that opens from the disk: pictures are inside, links are relative, no script, nothing fetched.
+"""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+from render.image_io.atomic import write_text
+from training.report.page import POLICY, data_uri, escape, link
+
+SIDE, FRAMES, QUALITY = 144, 8, 82
+RELOAD_SECONDS = 15
+STILL_VIEWS = 4
+
+STYLE = """
+:root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }
+body { margin: 1.5rem auto; max-width: 100rem; padding: 0 1rem; }
+h1 { font-size: 1.3rem; margin: 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); gap: 1rem; }
+.card { border: 1px solid #8885; border-radius: 8px; padding: .7rem; overflow-wrap: anywhere; }
+.views { display: flex; gap: .5rem; min-height: SIDEpx; }
+figure { margin: 0; font-size: .8rem; }
+.turn { width: SIDEpx; height: SIDEpx; background: #fff 0 0 / auto 100% no-repeat; border-radius: 4px; }
+.turn { animation: turn 3.2s steps(var(--frames)) infinite paused; }
+.card:hover .turn { animation-play-state: running; }
+@keyframes turn { to { background-position-x: calc(var(--frames) * -SIDEpx); } }
+dl { display: grid; grid-template-columns: auto 1fr; gap: 0 .6rem; margin: .5rem 0 0; }
+dt { opacity: .65; } dd { margin: 0; }
+.state { font-weight: 600; } .error { margin: .4rem 0 0; color: #d33; }
+.done { color: #2a8a3c; } .failed { color: #d33; } .running { color: #2474d6; } .stopped { color: #b87800; }
+""".replace("SIDE", str(SIDE)).strip()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a result: its folder, the layer of its turntable to show, and what to call it."""
+
+    label: str
+    folder: Path
+    layer: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One result: its name, what makes it differ, its state (with the line that explains it) and its runs."""
+
+    name: str
+    changed: Mapping[str, str]
+    state: str
+    note: str
+    stages: Sequence[Stage]
+
+
+def write_index(path: Path, title: str, subtitle: str, cards: Sequence[Card], live: bool) -> None:
+    """The page at `path`, whole or not at all; a `live` one, which is still written, reloads by itself."""
+    counts = Counter(card.state for card in cards)
+    reload = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if live else ""
+    summary = ", ".join(f"{number} {state}" for state, number in counts.items())
+    body = "\n".join(_card(card, path.parent) for card in cards)
+    write_text(
+        path,
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{reload}\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>\n'
+        f"<style>\n{STYLE}\n</style></head><body>\n"
+        f"<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n"
+        f"<p>{len(cards)} results: {summary}. Point at one to turn it.</p>\n"
+        f'<div class="cards">\n{body}\n</div></body></html>\n',
+    )
+
+
+def thumbnail(stage: Stage) -> tuple[bytes, int] | None:
+    """A JPEG strip of square views and their number: of the turntable, else of the newest still (four views),
+    else the newest frame of the film; None where there is no picture yet."""
+    turntable = sorted((stage.folder / "validate" / stage.layer).glob("[0-9]*.png"))
+    if len(turntable) >= FRAMES:
+        step = len(turntable) / FRAMES
+        return _strip(tuple(_dated(turntable[int(k * step)]) for k in range(FRAMES)), 1)
+    stills = sorted((stage.folder / "stills").glob("[0-9]*.png"))
+    film = sorted((stage.folder / "film").glob("[0-9]*.jpg"))
+    if stills and not (film and int(film[-1].stem) > int(stills[-1].stem)):
+        return _strip((_dated(stills[-1]),), STILL_VIEWS)
+    return _strip((_dated(film[-1]),), 1) if film else None
+
+
+def _dated(path: Path) -> tuple[Path, int]:
+    return path, path.stat().st_mtime_ns
+
+
+@lru_cache(maxsize=4096)
+def _strip(files: tuple[tuple[Path, int], ...], views: int) -> tuple[bytes, int] | None:
+    """The files' views side by side; of a sheet of stills its top row. Cached by path and time."""
+    squares = []
+    try:
+        for path, _ in files:
+            with Image.open(path) as image:
+                picture = image.convert("RGB")
+            width = picture.width // views
+            for k in range(views):
+                height = picture.height if views == 1 else min(width, picture.height)
+                squares.append(_square(picture.crop((k * width, 0, (k + 1) * width, height))))
+    except OSError:
+        # A picture that a run is just replacing; the next page has it.
+        return None
+    strip = Image.new("RGB", (SIDE * len(squares), SIDE), "white")
+    for k, square in enumerate(squares):
+        strip.paste(square, (k * SIDE, 0))
+    buffer = io.BytesIO()
+    strip.save(buffer, format="JPEG", quality=QUALITY)
+    return buffer.getvalue(), len(squares)
+
+
+def _square(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    if max(picture.size) < SIDE:
+        factor = SIDE / max(picture.size)
+        picture = picture.resize((round(picture.width * factor), round(picture.height * factor)))
+    square = Image.new("RGB", (SIDE, SIDE), "white")
+    square.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
+    return square
+
+
+def _card(card: Card, base: Path) -> str:
+    views = "".join(_view(stage, base) for stage in card.stages)
+    changed = "".join(
+        f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in card.changed.items()
+    )
+    kind = "error" if card.state == "failed" else "note"
+    note = f'<p class="{kind}">{escape(card.note)}</p>' if card.note else ""
+    return (
+        f'<div class="card" id="{escape(card.name)}"><div class="views">{views}</div>\n'
+        f'<dl><dt>state</dt><dd class="state {card.state}">{card.state}</dd>{changed}</dl>{note}</div>'
+    )
+
+
+def _view(stage: Stage, base: Path) -> str:
+    strip, picture = thumbnail(stage), '<div class="turn"></div>'
+    if strip is not None:
+        picture = (
+            f'<div class="turn" role="img" aria-label="{escape(stage.label)}" '
+            f'style="--frames:{strip[1]};background-image:url({data_uri("image/jpeg", strip[0])})"></div>'
+        )
+    places = {stage.label: stage.folder, "report": stage.folder / "report.html"}
+    places["GLB"] = stage.folder / "dmtet_mesh" / "mesh.glb"
+    links = " · ".join(
+        f'<a href="{link(os.path.relpath(place, base))}{"/" * place.is_dir()}">{escape(name)}</a>'
+        for name, place in places.items()
+        if place.exists()
+    )
+    return f"<figure>{picture}<figcaption>{links}</figcaption></figure>"

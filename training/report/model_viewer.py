@@ -1,0 +1,173 @@
+"""The model in the page: a GLB in an orbit viewer, as it is where it is small, else as a lighter copy.
+
+The viewer is <model-viewer> (npm @google/model-viewer 4.4.0, Apache-2.0, see model-viewer.LICENSE). It reads
+plain GLB and KHR_mesh_quantization by itself; Draco and KTX2 would need decoders from the network.
+"""
+
+import base64
+import io
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from render.mesh_io.write_glb import pack_glb
+from training.report.page import HERE, escape, link
+
+# Deflated bytes; base64 adds a third.
+AS_IT_IS, LIGHTER = 4_000_000, 6_400_000
+# Undeflated bytes, in those that are allowed deflated, from which on deflating is not even tried: it takes
+# seconds, and meshes come to a third at best, textures to what they are.
+FAR = 4
+TEXTURE_SIDE, TEXTURE_QUALITY = 1024, 88
+BYTE, SHORT, UNSIGNED_SHORT = 5120, 5122, 5123
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A GLB for the page: its deflated bytes, None where they are too many, and a remark for the reader."""
+
+    content: bytes | None
+    remark: str
+
+
+def embed(path: Path, most: int = LIGHTER) -> Embedded:
+    """The file at `path` (a GLB of ours) in at most `most` deflated bytes."""
+    original = path.read_bytes()
+    if packed := _deflated(original, min(AS_IT_IS, most)):
+        return Embedded(packed, "")
+    size = f"{path.name}, {len(original) / 1e6:.0f} MB"
+    if packed := _deflated(lighter(original), most):
+        return Embedded(
+            packed, f"A lighter copy: rounded positions, textures as JPEG. The model itself: {size}."
+        )
+    return Embedded(None, f"The model is too large to show inside this page: {size}.")
+
+
+def _deflated(content: bytes, most: int) -> bytes | None:
+    """In at most `most` bytes; None where they are more, or taken to be more (see FAR)."""
+    if len(content) > FAR * most:
+        return None
+    packed = zlib.compress(content, 6)
+    return packed if len(packed) <= most else None
+
+
+def viewer(path: Path, alt: str, most: int = LIGHTER) -> tuple[str, list[str]]:
+    """HTML of the viewer and the program texts that it needs; `path` lies beside or below the page's folder,
+    two levels deep at most: dmtet_mesh/mesh.glb."""
+    model = embed(path, most)
+    where = f'<a href="{link(f"{path.parent.name}/{path.name}")}">{escape(path.name)}</a>'
+    if model.content is None:
+        return f'<div class="empty"><p>{escape(model.remark)} {where}</p></div>', []
+    remark = f"{escape(model.remark)} {where}" if model.remark else f"{where}. Drag to turn, scroll to zoom."
+    return (
+        f'<model-viewer alt="{escape(alt)}" camera-controls shadow-intensity="0.6" '
+        'interaction-prompt="none" touch-action="pan-y" camera-orbit="0deg 75deg auto"></model-viewer>'
+        f'<div id="no-viewer" class="empty" hidden><p></p><p>{where}</p></div>'
+        f"<figcaption>{remark}</figcaption>"
+        f'<script type="text/plain" id="model">{base64.b64encode(model.content).decode("ascii")}</script>'
+    ), [viewer_source()]
+
+
+def viewer_source() -> str:
+    """The program of the viewer, without the pointer to its source map, which is not shipped."""
+    source = (HERE / "model-viewer-umd.min.js").read_text(encoding="utf-8")
+    return source.partition("//# sourceMappingURL")[0]
+
+
+def lighter(content: bytes) -> bytes:
+    """A GLB of ours in half the bytes, with the same triangles.
+
+    Positions and uv have 16 bits, normals 8 (KHR_mesh_quantization); tangents are left out, viewers make
+    their own from the uv; textures are JPEGs of at most TEXTURE_SIDE.
+    """
+    document, binary = read_glb(content)
+    _forget_tangents(document)
+    parts = [_part(view, binary) for view in document["bufferViews"]]
+    for image in document.get("images", ()):
+        parts[image["bufferView"]] = _as_jpeg(parts[image["bufferView"]])
+        image["mimeType"] = "image/jpeg"
+    for name, index in document["meshes"][0]["primitives"][0]["attributes"].items():
+        accessor = document["accessors"][index]
+        view = document["bufferViews"][accessor["bufferView"]]
+        values = np.frombuffer(parts[accessor["bufferView"]], "<f4").reshape(accessor["count"], -1)
+        accessor.pop("min", None), accessor.pop("max", None)
+        if name == "POSITION":
+            integers, undo = _centred(values)
+            document["nodes"][0].update(undo)
+            kind = SHORT
+            accessor["min"], accessor["max"] = integers.min(0).tolist(), integers.max(0).tolist()
+        elif name == "TEXCOORD_0":
+            # Ours lie in [0, 1].
+            integers, kind = np.round(values.clip(0, 1) * 65535).astype("<u2"), UNSIGNED_SHORT
+        else:
+            integers, kind = np.round(values.clip(-1, 1) * 127).astype("i1"), BYTE
+        accessor.update(componentType=kind, normalized=kind != SHORT)
+        parts[accessor["bufferView"]], view["byteStride"] = _in_words(integers)
+    document["extensionsUsed"] = document["extensionsRequired"] = ["KHR_mesh_quantization"]
+    return _packed(document, parts)
+
+
+def _forget_tangents(document: dict) -> None:
+    """Leaves out the attribute, its accessor and its view; what counts past them moves up by one."""
+    primitive = document["meshes"][0]["primitives"][0]
+    if "TANGENT" not in primitive["attributes"]:
+        return
+    gone = primitive["attributes"].pop("TANGENT")
+    view = document["accessors"].pop(gone)["bufferView"]
+    del document["bufferViews"][view]
+    attributes = {name: index - (index > gone) for name, index in primitive["attributes"].items()}
+    primitive.update(attributes=attributes, indices=primitive["indices"] - (primitive["indices"] > gone))
+    for user in (*document["accessors"], *document.get("images", ())):
+        user["bufferView"] -= user["bufferView"] > view
+
+
+def read_glb(content: bytes) -> tuple[dict, bytes]:
+    """The JSON and the binary chunk of a GLB file."""
+    size = struct.unpack_from("<I", content, 12)[0]
+    return json.loads(content[20 : 20 + size]), content[28 + size :]
+
+
+def _part(view: dict, binary: bytes) -> bytes:
+    start = view.get("byteOffset", 0)
+    return binary[start : start + view["byteLength"]]
+
+
+def _as_jpeg(content: bytes) -> bytes:
+    with Image.open(io.BytesIO(content)) as image:
+        image = image.convert("RGB")
+    image.thumbnail((TEXTURE_SIDE, TEXTURE_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=TEXTURE_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _centred(positions: np.ndarray) -> tuple[np.ndarray, dict]:
+    """Positions [V,3] moved and scaled to integers in ±32767, and the node's transform that undoes it."""
+    low, high = positions.min(0), positions.max(0)
+    centre, scale = (low + high) / 2, max(float((high - low).max() / 2), 1e-9) / 32767
+    integers = np.round((positions - centre) / scale).astype("<i2")
+    return integers, {"scale": [scale] * 3, "translation": centre.tolist()}
+
+
+def _in_words(values: np.ndarray) -> tuple[bytes, int]:
+    """Rows padded to a multiple of four bytes, as glTF wants them; also the bytes of a row."""
+    width = values.shape[1] * values.itemsize
+    words = -(-width // 4) * 4
+    rows = np.zeros((len(values), words), "u1")
+    rows[:, :width] = np.ascontiguousarray(values).view("u1")
+    return rows.tobytes(), words
+
+
+def _packed(document: dict, parts: list[bytes]) -> bytes:
+    """A GLB file of the document with new contents for its buffer views."""
+    binary = bytearray()
+    for view, part in zip(document["bufferViews"], parts, strict=True):
+        binary.extend(bytes(-len(binary) % 4))
+        view.update(byteOffset=len(binary), byteLength=len(part))
+        binary.extend(part)
+    return pack_glb(document, bytes(binary))

@@ -1,0 +1,99 @@
+"""Writes report.html while the run goes on and when it ends, however it ends."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from configs.schema import Config
+from render.image_io.atomic import write_text
+from training.distributed import SINGLE_PROCESS, Distributed
+from training.report.run_info import run_info
+from training.report.run_page import CONFIG_FILE, REPORT_FILE, RunInfo, RunState, run_page
+from training.report.system_info import machine
+from training.tasks import select_device
+
+logger = logging.getLogger(__name__)
+
+# Between two pages passes at least this time, and this many times what writing the last one took.
+PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 50.0
+
+
+@dataclass
+class RunReport:
+    """A context manager around a run; `step` is the number of finished steps.
+
+    Nothing is written before `begin`, so that a command that fails at its set-up leaves the page of an
+    earlier run as it is.
+
+    When it is left, the page says done, exported (before the last step), stopped (Ctrl-C and the like) or
+    failed, with the error. A page that cannot be written is a warning: a run of hours does not end for want
+    of it. quiet: another process writes it.
+    """
+
+    info: RunInfo
+    step: int = 0
+    quiet: bool = False
+    _begun: bool = False
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _doing: str = ""
+    _not_before: float = 0.0
+    _warned: bool = False
+
+    def begin(self, step: int) -> None:
+        """The set-up has succeeded, after `step` finished steps: write config.json and the page."""
+        self._begun = True
+        if not self.quiet:
+            write_text(self.info.out_dir / CONFIG_FILE, self.info.resolved_config)
+        self.update(step)
+
+    def update(self, step: int) -> None:
+        """After `step` finished steps: writes the page unless the last one is too fresh."""
+        self.step = step
+        if time.monotonic() >= self._not_before:
+            self._write("running", self._doing)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """A part of the run outside the loop; its time stands in the page."""
+        self._doing = name
+        self.update(self.step)
+        started = time.monotonic()
+        yield
+        self._seconds[name] = time.monotonic() - started
+        self._doing = ""
+
+    def __enter__(self) -> "RunReport":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._write("done" if self.step == self.info.last_step else "exported", "")
+        elif isinstance(error, SystemExit | KeyboardInterrupt):
+            self._write("stopped", "Stopped by a signal. The command below goes on from the last checkpoint.")
+        else:
+            self._write("failed", f"{type(error).__name__}: {error}")
+
+    def _write(self, name: str, doing: str) -> None:
+        if self.quiet or not self._begun:
+            return
+        started = time.monotonic()
+        state = RunState(name, self.step, doing, dict(self._seconds), time.time())
+        try:
+            write_text(self.info.out_dir / REPORT_FILE, run_page(self.info, state))
+        except OSError as error:
+            if not self._warned:
+                logger.warning("%s is not written: %s", self.info.out_dir / REPORT_FILE, error)
+            self._warned = True
+        finished = time.monotonic()
+        self._not_before = finished + max(PAUSE_SECONDS, PAUSE_FACTOR * (finished - started))
+
+
+def open_report(config: Config, argv: Sequence[str], distributed: Distributed = SINGLE_PROCESS) -> RunReport:
+    """The report of a run; rank 0 alone writes it."""
+    info = run_info(config, argv, machine(select_device(config.run.device, distributed)))
+    return RunReport(info, quiet=not distributed.is_main)

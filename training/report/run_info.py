@@ -1,0 +1,58 @@
+"""What a run's report says of its config: every key with its default, and the commands to make it again."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.schema import Config, known_keys
+from training.report.run_page import CONFIG_FILE, RunInfo, Setting
+
+
+def settings_of(config: Config) -> list[Setting]:
+    """Every key in the order of the sections."""
+    values, keys = config.to_json(), known_keys()
+    return [
+        Setting(
+            key=name,
+            value=json.dumps(values[name], ensure_ascii=False),
+            default="required" if key.required else json.dumps(key.default, ensure_ascii=False),
+            meaning=key.description,
+            changed=key.required or values[name] != key.default,
+        )
+        for name, key in keys.items()
+    ]
+
+
+def config_file(config: Config) -> Path:
+    """Where the resolved config of a run is kept."""
+    return config.run.output_folder / CONFIG_FILE
+
+
+def commands_of(config: Config, argv: Sequence[str]) -> dict[str, str]:
+    """Named shell commands, to be run in the current directory; argv: the command line of this run."""
+
+    def line(*arguments: str) -> str:
+        return shlex.join(["python3", "train.py", *arguments])
+
+    own, again = str(config_file(config)), f"{config.run.output_folder}_again"
+    return {
+        f"In {Path.cwd()}, go on after a stop; once it is done, export again": line("--config", own),
+        "The same from the start, in another folder": line("--config", own, "--out_dir", again),
+        "The command as it was given": line(*argv),
+    }
+
+
+def run_info(config: Config, argv: Sequence[str], machine: dict[str, str]) -> RunInfo:
+    """What the report says of a run from its start."""
+    return RunInfo(
+        out_dir=config.run.output_folder,
+        title=config.guidance.text or config.run.out_dir,
+        kind=config.run.traits.label,
+        last_step=config.schedule.iter,
+        orbit=config.run.validate,
+        settings=settings_of(config),
+        commands=commands_of(config, argv),
+        machine=machine,
+        resolved_config=json.dumps(config.to_json(), indent=2, ensure_ascii=False) + "\n",
+    )

@@ -1,0 +1,211 @@
+"""report.html of a run: what it looks like, how it went, what it was made with, how to make it again."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from training.report.curves import PhaseTime, curves, draw, groups, phase_times, read_log
+from training.report.media import film, slider, stills_up_to
+from training.report.model_viewer import LIGHTER, viewer
+from training.report.page import document, escape, link, section, table
+
+REPORT_FILE, CONFIG_FILE = "report.html", "config.json"
+FILES = (
+    "dmtet_mesh/mesh.glb",
+    "dmtet_mesh/mesh.obj",
+    "dmtet_mesh/mesh.mtl",
+    "dmtet_mesh/texture_kd.png",
+    "dmtet_mesh/texture_ks.png",
+    "dmtet_mesh/texture_n.png",
+    "dmtet_mesh/probe.hdr",
+    "turntable.mp4",
+    "video_log.mp4",
+    "log.jsonl",
+    "config.json",
+)
+PLOT_NAMES = {"loss": "Loss", "gradient_norm": "Gradient norm"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key of the config: values as JSON; changed says whether it differs from the default."""
+
+    key: str
+    value: str
+    default: str
+    meaning: str
+    changed: bool
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What does not change during the run. orbit: whether a turntable is rendered at the end. resolved_config:
+    every key with its value, as the JSON of a config that makes the same run."""
+
+    out_dir: Path
+    title: str
+    kind: str
+    last_step: int
+    orbit: bool
+    settings: Sequence[Setting]
+    commands: Mapping[str, str]
+    machine: Mapping[str, str]
+    resolved_config: str
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where the run stands. name: running, done, exported, stopped or failed; doing: what goes on, or what
+    went wrong; seconds: of the parts outside the loop, by name; written: seconds since 1970."""
+
+    name: str
+    step: int
+    doing: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    written: float = 0.0
+
+
+def run_page(facts: RunInfo, state: RunState, model_bytes: int = LIGHTER) -> str:
+    """The page as one HTML text; reads what is in facts.out_dir by now. A model of more than `model_bytes`
+    (deflated) is left out, with a remark."""
+    records = [record for record in read_log(facts.out_dir / "log.jsonl") if record["step"] <= state.step]
+    phases = phase_times(records)
+    look, scripts = _look(facts, state, model_bytes)
+    parts = [
+        _header(facts, state),
+        "<main>",
+        look,
+        section(
+            "Stills over time",
+            slider(stills_up_to(facts.out_dir / "stills", state.step)),
+            "Four views, a quarter turn apart.",
+        ),
+        section(
+            "Curves",
+            _curves(records, phases),
+            "Line: mean over neighbouring steps. Band: 10th to 90th percentile.",
+        ),
+        '<div class="columns row">',
+        section("Time", _times(phases, state)),
+        section("Ran on", table(("", ""), [(escape(k), escape(v)) for k, v in facts.machine.items()])),
+        "</div>",
+        section("Config", _settings(facts.settings)),
+        section("Commands", _commands(facts.commands)),
+        section("Files", _files(facts.out_dir)),
+        "</main>",
+    ]
+    return document(f"{facts.title} – {state.name}", "".join(parts), scripts)
+
+
+def _header(facts: RunInfo, state: RunState) -> str:
+    moment = datetime.datetime.fromtimestamp(state.written).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    running = state.name == "running"
+    doing = f", {escape(state.doing)}" if running and state.doing else ""
+    lines = [
+        f"<header><h1>{escape(facts.title)}</h1>",
+        f'<p><span class="state {escape(state.name)}">{escape(state.name)}</span> '
+        f"{escape(facts.kind)}, step {state.step} of {facts.last_step}{doing}. {escape(facts.out_dir)}, "
+        f"{escape(moment)}</p>",
+    ]
+    if running:
+        lines.append(
+            f'<progress max="{facts.last_step}" value="{state.step}" aria-label="Steps done"></progress>'
+            f'<p class="watch" data-written="{int(state.written * 1000)}">This page is of a run that goes on '
+            '(<span id="age"></span>). Reload it to see more. '
+            '<label><input type="checkbox" id="watch"> reload every 20 seconds</label></p>'
+        )
+    elif state.doing:
+        lines.append(f'<p class="reason">{escape(state.doing)}</p>')
+    return "".join(lines) + "</header>"
+
+
+def _look(facts: RunInfo, state: RunState, model_bytes: int) -> tuple[str, list[str]]:
+    """The model of a run that has exported one, and its films; those of an earlier result are not shown."""
+    mesh = facts.out_dir / "dmtet_mesh" / "mesh.glb"
+    if state.name not in ("done", "exported") or not mesh.is_file():
+        return "", []
+    model, scripts = viewer(mesh, f"3D model: {facts.title}", model_bytes)
+    films = [film(facts.out_dir, ["video_log.mp4"], "The optimisation")]
+    if facts.orbit and state.name == "done":
+        films.insert(0, film(facts.out_dir, ["turntable.mp4", "validate/shaded.gif"], "Once around"))
+    films = "".join(films)
+    wide = f'<section class="{"wide" if films else ""}"><h2>Model</h2>{model}</section>'
+    narrow = f'<section class="narrow"><h2>Films</h2>{films}</section>' if films else ""
+    return f'<div class="look">{wide}{narrow}</div>', scripts
+
+
+def _curves(records: Sequence[Mapping[str, object]], phases: Sequence[PhaseTime]) -> str:
+    drawn = []
+    for names, members in groups(records):
+        inside = [phase for phase in phases if phase.name in names]
+        for curve in curves(members):
+            name = PLOT_NAMES.get(curve.name, curve.name)
+            drawn.append(draw(curve, inside, f"{name}, {' and '.join(names)}"))
+    return f'<div class="columns">{"".join(drawn)}</div>' if drawn else ""
+
+
+def _times(phases: Sequence[PhaseTime], state: RunState) -> str:
+    rows = [
+        (escape(phase.name), f"{phase.first}–{phase.last}", _duration(phase.seconds), _rate(phase))
+        for phase in phases
+    ]
+    rows += [(escape(name), "", _duration(seconds), "") for name, seconds in state.seconds.items()]
+    spent = [*(phase.seconds for phase in phases), *state.seconds.values()]
+    if rows:
+        rows.append(("all", "", _duration(None if None in spent else sum(spent)), ""))
+    return table(("phase", "steps", "time", "steps a second"), rows, "numbers") if rows else ""
+
+
+def _rate(phase: PhaseTime) -> str:
+    return f"{phase.steps / phase.seconds:.2f}" if phase.seconds else "–"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = round(seconds / 60), int(seconds // 3600)
+    return (
+        f"{hours} h {minutes - 60 * hours} min" if hours else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
+    )
+
+
+def _settings(settings: Sequence[Setting]) -> str:
+    """What differs from the defaults, and behind a fold every key."""
+    changed = [setting for setting in settings if setting.changed]
+    few = table(("key", "value", "default"), [_setting(setting) for setting in changed])
+    every = [(*_setting(setting), escape(setting.meaning)) for setting in settings]
+    everything = table(("key", "value", "default", "meaning"), every)
+    return (
+        f'<p class="note">{len(changed)} of {len(settings)} keys <span class="changed">differ</span> from '
+        f"their defaults.</p>{few}<details><summary>All {len(settings)} keys</summary>{everything}</details>"
+    )
+
+
+def _setting(setting: Setting) -> tuple[str, str, str]:
+    value = f"<code>{escape(setting.value)}</code>"
+    if setting.changed:
+        value = f'<span class="changed">{value}</span>'
+    return f"<code>{escape(setting.key)}</code>", value, f"<code>{escape(setting.default)}</code>"
+
+
+def _commands(commands: Mapping[str, str]) -> str:
+    return "".join(
+        f'<h3>{escape(name)}</h3><div class="command"><pre tabindex="0">{escape(command)}</pre>'
+        '<button type="button" data-copy>Copy</button></div>'
+        for name, command in commands.items()
+    )
+
+
+def _files(out_dir: Path) -> str:
+    there = [(name, (out_dir / name).stat().st_size) for name in FILES if (out_dir / name).is_file()]
+    items = "".join(
+        f'<li><a href="{link(name)}">{escape(name)}</a> {_bytes(size)}</li>' for name, size in there
+    )
+    return f'<ul class="files">{items}</ul>' if items else ""
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{max(size // 1000, 1)} kB"

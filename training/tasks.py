@@ -1,0 +1,202 @@
+"""The two tasks: a DMTet surface is sculpted, or a material field is painted onto a finished mesh."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import Config
+from dataset.cameras import step_generator
+from geometry.dmtet import DMTet, cell_size
+from geometry.fixed_mesh import load_fixed_mesh, placement
+from geometry.start_shape import FitPool, build_start_shape, make_fit_pool
+from render.image_io.atomic import staged_folder
+from render.image_io.hdr import write_hdr
+from render.mesh_io.write_asset import write_asset
+from render.raster.interface import Rasteriser
+from render.raster.select import choose_rasteriser
+from render.scene import AppearanceScene, GeometryScene
+from render.shade.cubemap import cube_to_latlong
+from render.shade.light import EnvironmentLight, load_environment
+from render.shade.material import MaterialField
+from render.texturing.bake import bake
+from render.texturing.decimate import decimate
+from render.texturing.small_components import without_small_components
+from render.texturing.transfer import PAINTED_RES, for_export
+from render.texturing.uv import prepare_uv, unwrap
+from sd.schedule import FIT_STEPS, Schedule, appearance_schedule, geometry_schedule
+from training.distributed import SINGLE_PROCESS, Distributed
+
+logger = logging.getLogger(__name__)
+
+# Random streams. Stream 0 of a step draws its cameras, t and noise.
+SETUP_STREAM, FIT_STREAM = 1, 2
+# Without a coarse phase, the surface stays this close to its start shape, in grid cells.
+DETAIL_CELLS = 0.25
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a mode contributes to a run.
+
+    scene: cameras to images. fit: the loss of the start-shape regression, None without one. verify raises
+    EmptySurfaceError if there is nothing left to train. export writes mesh and textures. export_once: other runs
+    depend on the exact bytes of the exported mesh, so one state is exported only once.
+    """
+
+    scene: nn.Module
+    schedule: Schedule
+    fit: Callable[[torch.Generator], tuple[Tensor, dict[str, Tensor]]] | None
+    verify: Callable[[], object]
+    export: Callable[[], None]
+    export_once: bool
+
+
+def build_task(
+    config: Config, distributed: Distributed = SINGLE_PROCESS
+) -> tuple[Task, torch.optim.Optimizer, torch.device]:
+    """The task of a config, its optimizer and the device of both."""
+    device = select_device(config.run.device, distributed)
+    set_deterministic(device)
+    logger.info("%s: %r -> %s", config.run.mode, config.guidance.text, config.run.output_folder)
+    rasteriser = choose_rasteriser(device, config.run.rasteriser)
+    task = BUILDERS[config.run.mode](config, device, rasteriser)
+    parameters = [p for p in task.scene.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=config.run.effective_learning_rate,
+        betas=(0.9, 0.99),
+        eps=1e-15,
+        weight_decay=0.01,
+        fused=device.type == "cuda",
+    )
+    return task, optimizer, device
+
+
+def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
+    """A DMTet surface, started from the config's start shape."""
+    surface = DMTet(config.geometry, step_generator(config.run.seed, 0, 0, SETUP_STREAM)).to(device)
+    shape = build_start_shape(config.start_shape)
+    if (band := detail_band(config)) is not None:
+        surface.limit_to_band(shape.signed_distance(surface.v_pos), band)
+    # The light is used for previews only, so learn_light has nothing to learn.
+    light = load_environment(replace(config.light, learn_light=False)).to(device)
+    scene = GeometryScene(surface, rasteriser, light, config.run.flip_normal)
+
+    def export() -> None:
+        settings = config.export
+        mesh = without_small_components(surface.mesh().detach(), settings.min_component_area)
+        if settings.export_faces:
+            mesh = decimate(mesh, settings.export_faces)
+        mesh = unwrap(mesh, settings.unwrap, settings.texture_res, settings.uv_padding_block)
+        with staged_folder(config.run.mesh_path.parent) as folder:
+            write_asset(folder, mesh, usd=settings.export_usd)
+
+    @cache
+    def pool() -> FitPool:
+        # Built on first use: a run that resumes after the fit, and ranks other than 0, do not need it.
+        generator = step_generator(config.run.seed, 0, 0, FIT_STREAM)
+        return make_fit_pool(shape, surface.v_pos, generator).to(device)
+
+    def fit(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = surface.fit_loss(*pool().draw(generator))
+        return loss, {"loss": loss.detach()}
+
+    return Task(scene, geometry_schedule(config.schedule), fit, torch.no_grad()(surface.mesh), export, True)
+
+
+def detail_band(config: Config) -> float | None:
+    """How far the surface may move from its start shape, world units; None means no limit."""
+    cells = config.geometry.detail_band
+    if cells is None and config.schedule.coarse_iter <= FIT_STEPS < config.schedule.iter:
+        cells = DETAIL_CELLS
+        logger.info("coarse_iter %d: only detail is added, see detail_band", config.schedule.coarse_iter)
+    return None if cells is None else cells * cell_size(config.geometry)
+
+
+def build_appearance(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
+    """A material field over the mesh that base_mesh names."""
+    own = load_fixed_mesh(config.run.base_mesh).to(device)
+    place = placement(own, config.run.normalise_mesh)
+    own = place.into_view(own)
+    mesh = prepare_uv(own, replace(config.export, texture_res=PAINTED_RES), rasteriser)
+    # A flat mesh still needs a box with a volume.
+    low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
+    margin = 0.01 * (high - low).max()
+    torch.manual_seed(config.run.seed)
+    material = MaterialField(
+        config.material,
+        low - margin,
+        high + margin,
+        config.geometry.hash_n_levels,
+        config.geometry.hash_log2_hashmap_size,
+        config.geometry.hash_max_resolution,
+    ).to(device)
+    light = load_environment(config.light).to(device)
+    scene = AppearanceScene(
+        mesh,
+        material,
+        light,
+        rasteriser,
+        background=float(config.run.train_background == "white"),
+        light_follows_camera=config.light.camera_space_light,
+        relight=_relight(config, device),
+    )
+
+    def field(positions: Tensor) -> dict[str, Tensor]:
+        values = material(positions)
+        channels = {"kd": values.kd, "ks": values.ks}
+        return {**channels, "normal": values.normal} if material.bumpy else channels
+
+    def export() -> None:
+        target, painting = for_export(mesh, field, config.export, own_uv=mesh.uv is own.uv)
+        textures = bake(target, painting, config.export.texture_res, rasteriser)
+        target = place.back(target)
+        with staged_folder(config.run.mesh_path.parent) as folder:
+            write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
+            write_asset(folder, target, textures, config.export.export_usd)
+
+    return Task(scene, appearance_schedule(config.schedule), None, lambda: mesh, export, False)
+
+
+BUILDERS = {"geometry_modeling": build_geometry, "appearance_modeling": build_appearance}
+
+
+def _relight(config: Config, device: torch.device) -> EnvironmentLight | None:
+    if config.light.relight is None:
+        return None
+    second = replace(config.light, envmap=config.light.relight, learn_light=False)
+    return load_environment(second).to(device)
+
+
+def set_deterministic(device: torch.device) -> None:
+    """Make sums over threads repeat bit for bit on the CPU; on a GPU that would cost too much."""
+    wanted = device.type == "cpu"
+    # Setting the mode to its current value would import torch's compiler, which takes seconds.
+    if torch.are_deterministic_algorithms_enabled() is not wanted:
+        torch.use_deterministic_algorithms(wanted)
+    # The mode also fills new memory. No code here reads memory that it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def select_device(name: str, distributed: Distributed = SINGLE_PROCESS) -> torch.device:
+    """The device of this process. Raises ValueError if CUDA or a GPU for this rank is absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and distributed.world_size > 1:
+        if device.index is not None:
+            raise ValueError(
+                f"device = {name!r}: it names one GPU for {distributed.world_size} processes; say cuda"
+            )
+        device = torch.device("cuda", distributed.local_rank)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        fewer = "start fewer processes on it, " if distributed.world_size > 1 else ""
+        raise ValueError(
+            f"device = {str(device)!r}: this machine has {torch.cuda.device_count()} CUDA devices that torch "
+            f"can use; {fewer}run with --device cpu, or install a CUDA build of torch and a driver"
+        )
+    return device
