@@ -1,5 +1,6 @@
-"""README.md against the program: its commands, its table of keys, its tree, its links and pictures."""
+"""The README pages against the program: commands, key table, links, paths and sizes."""
 
+import importlib.util
 import json
 import os
 import re
@@ -8,56 +9,36 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from readme_pages import (
+    broken_links,
+    code_blocks,
+    code_spans,
+    commands,
+    missing_paths,
+    pages,
+    read,
+    section,
+)
 
-from configs.schema import NO_EFFECT, known_keys, section_types
+import train
+from configs.key_table import BEGIN, END, replace_table
+from configs.schema import NO_EFFECT, known_keys
 from dataset.procedural import KINDS
 from training.resume import MAY_CHANGE
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = read("README.md")
 
 DEMO_COMMAND = (
     "pip install -r requirements.txt && python3 train.py --config "
     "configs/pineapple_demo_geometry.json configs/pineapple_demo_appearance.json"
 )
 TEST_COMMAND = "pip install -r requirements.txt -r tests/requirements.txt && python3 -m pytest tests"
-
-
-def section(title: str, level: str = "##") -> str:
-    """What stands under a heading, up to the next one of its level."""
-    found = re.search(rf"^{level} {re.escape(title)}\n(.*?)(?=^{level} |\Z)", README, re.M | re.S)
-    assert found, f"README.md has no section {title!r}"
-    return found[1]
-
-
-def code_blocks(text: str) -> list[str]:
-    return [block.strip() for block in re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.M | re.S)]
-
-
-def quoted_names(text: str) -> list[str]:
-    return re.findall(r"`(\w+)`", text)
-
-
-def tree_paths(tree: str) -> list[str]:
-    """The paths of an indented tree: two spaces a level, a comment after two spaces or more."""
-    folders: list[str] = []
-    paths = []
-    for line in tree.splitlines():
-        indent, name = re.match(r"( *)(\S+)", line).groups()
-        del folders[len(indent) // 2 :]
-        paths.append("".join(folders) + name)
-        if name.endswith("/"):
-            folders.append(name)
-    return paths
-
-
-def anchor(heading: str) -> str:
-    """The anchor that a heading gets on a web page."""
-    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+MAIN_PAGE_BYTES, PAGE_BYTES = 12_000, 25_000
 
 
 def test_the_two_commands_are_those_of_the_project():
-    assert code_blocks(section("The two commands")) == [DEMO_COMMAND, TEST_COMMAND]
+    assert code_blocks(section(README, "The two commands")) == [DEMO_COMMAND, TEST_COMMAND]
 
 
 def test_continuous_integration_runs_the_same_tests():
@@ -70,73 +51,170 @@ def test_continuous_integration_runs_the_same_tests():
     assert {"set -euo pipefail", "ruff check", "ruff format --check", "export HF_HUB_OFFLINE=1"} <= set(lines)
 
 
-def test_every_key_and_its_default_stands_in_the_table_and_no_other():
-    table = section("Config keys")
-    rows = re.findall(r"^\| `(\w+)` \| (required|`.*?`) \| (.+?) \|$", table, re.M)
-    written = {name: default.strip("`") for name, default, _ in rows}
-    keys = known_keys()
-    assert [name for name, _, _ in rows] == list(keys)
-    for name, key in keys.items():
-        if key.required:
-            assert written[name] == "required", name
-        else:
-            assert json.loads(written[name]) == key.default, name
-            assert isinstance(json.loads(written[name]), bool) == isinstance(key.default, bool), name
+def test_key_table_is_up_to_date():
+    page = read("configs/README.md")
+    assert page == replace_table(page), "run python3 -m configs.key_table"
+    table = page.partition(BEGIN)[2].partition(END)[0]
+    rows = re.findall(r"^\| `(\w+)` \| (?:required|`(.*?)`) \| .+ \|$", table, re.M)
+    assert [name for name, _ in rows] == list(known_keys())
+    assert all(json.loads(default) == known_keys()[name].default for name, default in rows if default)
+    assert NO_EFFECT <= set(code_spans(table))
 
 
-def test_the_table_is_grouped_as_the_schema():
-    titles = re.findall(r"^### (.+)$", section("Config keys"), re.M)
-    assert [title.lower().replace(" ", "_") for title in titles] == list(section_types())
-    for title in titles:
-        rows = re.findall(r"^\| `(\w+)` ", section(title, "###").split("\n## ")[0], re.M)
-        assert {known_keys()[name].sections[0] for name in rows} == {title.lower().replace(" ", "_")}
+def test_key_table_needs_its_markers():
+    with pytest.raises(ValueError, match="are needed around the table"):
+        replace_table("# configs\n")
 
 
-def test_keys_without_effect_and_keys_that_may_change_are_all_named():
-    without = section("Config keys").rpartition("Accepted without effect")[2].partition(":\n")[2]
-    assert sorted(quoted_names(without)) == sorted(NO_EFFECT)
-    changeable = section("Resume and Ctrl-C").partition("Only these keys may differ:")[2].partition(".")[0]
-    assert sorted(quoted_names(changeable)) == sorted(MAY_CHANGE)
+def test_keys_that_may_change_are_named():
+    text = section(read("training/README.md"), "Resume and Ctrl-C")
+    listed = text.partition("Only these keys may change:")[2].partition(".\n")[0]
+    assert sorted(code_spans(listed)) == sorted(MAY_CHANGE)
 
 
-def test_every_kind_of_the_prior_is_named():
+def test_every_category_of_the_prior_is_named():
     known = json.loads((ROOT / "data/tiny-sd/kinds.json").read_text())
-    named = re.search(rf"these {len(known)} kinds: (.*?)\.", section("Make your own"), re.S)[1]
-    assert re.split(r",\s+", named) == known
+    named = re.search(r"The embedded prior covers: (.*?);", README, re.S)[1]
+    assert re.split(r",\s+", " ".join(named.split())) == known
     assert set(known) <= {kind.replace("_", " ") for kind in KINDS}
 
 
-def test_every_file_of_the_tree_exists():
-    paths = tree_paths(code_blocks(section("File tree"))[0])
-    assert {"train.py", "data/make_tiny_sd/train.py", "render/raster/interface.py"} <= set(paths)
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+def test_layout_names_every_folder():
+    (tree,) = code_blocks(section(README, "Repository layout"))
+    named = {line.split()[0] for line in tree.splitlines()}
+    folders = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")}
+    assert {*folders, "train.py", "data/", "assets/"} <= named
+    assert all((ROOT / name).exists() for name in named)
 
 
-def test_every_config_that_ships_is_in_the_tree():
-    paths = tree_paths(code_blocks(section("File tree"))[0])
-    assert {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.json")} <= set(paths)
+@pytest.mark.parametrize("page", pages())
+def test_page_is_short(page):
+    assert len(read(page).encode()) <= (MAIN_PAGE_BYTES if page == "README.md" else PAGE_BYTES)
 
 
-@pytest.mark.parametrize("page", ["README.md", "data/README.md"])
-def test_every_link_and_picture_leads_somewhere(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
-    anchors = {anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.M)}
-    broken = [
-        target
-        for target in targets
-        if not re.match(r"https?://", target)
-        and not (
-            target[1:] in anchors
-            if target.startswith("#")
-            else (ROOT / page).parent.joinpath(target).exists()
-        )
-    ]
-    assert targets and not broken
+@pytest.mark.parametrize("page", pages())
+def test_links_and_paths_exist(page):
+    assert broken_links(page) == []
+    assert missing_paths(page) == []
 
 
-def test_no_number_is_left_to_be_filled_in():
-    assert re.findall(r"\{\{\w+\}\}", README) == []
+@pytest.mark.parametrize("page", [page for page in pages() if commands(page)])
+def test_commands_are_accepted(page, tmp_path, monkeypatch, capsys):
+    for name in ("configs", "data", "requirements.txt", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    for words in commands(page):
+        fault = command_fault(words, capsys)
+        assert not fault, f"{page}: {' '.join(words)}: {fault}"
+
+
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [
+        ("python3 train.py --config configs/missing.json", "exit code 2"),
+        ("python3 train.py --config configs/car_geometry.json --itr 3", "exit code 2"),
+        ("torchrun --nproc_per_node=2 train.py --config configs/car_geometry.json --batch 0", "exit code 2"),
+        ("python3 -m data.make_everything", "no module"),
+        ("python3 -m data.make_classifier --minuets 2", "--minuets"),
+        ("python3 tests/benchmarks/stages.py --cnofig x", "--cnofig"),
+        ("python3 -m pytest tests/nothing", "tests/nothing"),
+        ("python3 -m pytest tests -m fast", "fast"),
+        ("pip install -r other.txt", "other.txt"),
+        ("make all", "make"),
+    ],
+)
+def test_command_check_finds_a_fault(command, fault, tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    assert fault in command_fault(command.split(), capsys)
+
+
+def command_fault(words: list[str], capsys) -> str:
+    """Why a command cannot work, "" if it can.
+
+    train.py runs with --dry-run. The meshes that the run would write are created as empty files in the
+    current folder, because later commands read them.
+    """
+    if words[0] == "taskset":
+        words = words[3:]
+    program, rest = words[0], words[1:]
+    if program == "torchrun":
+        while rest and rest[0].startswith("--"):
+            rest = rest[1:]
+    elif program == "pip":
+        files = [file for option, file in zip(rest, rest[1:], strict=False) if option == "-r"]
+        return " ".join(file for file in files if not (ROOT / file).is_file())
+    elif program == ".":
+        return ""
+    elif program != "python3":
+        return f"{program} is unknown"
+    if not rest:
+        return ""
+    if rest[0] == "train.py":
+        return training_fault(rest[1:], capsys)
+    if rest[0] != "-m":
+        source = ROOT / rest[0]
+        return options_fault(rest[1:], [source]) if source.is_file() else f"{source} is missing"
+    if rest[1] == "pytest":
+        return pytest_fault(rest[2:])
+    return "" if rest[1] == "venv" else module_fault(rest[1], rest[2:])
+
+
+def training_fault(argv: list[str], capsys) -> str:
+    if argv == ["--check"]:
+        return ""
+    capsys.readouterr()
+    try:
+        code = train.main([*argv, "--dry-run"])
+    except SystemExit as end:
+        code = end.code
+    printed = capsys.readouterr().out
+    if code:
+        return f"exit code {code}"
+    if "--help" not in argv:
+        for values in configs_in(json.loads(printed)):
+            mesh = Path("out", values["out_dir"], "dmtet_mesh", "mesh.obj")
+            mesh.parent.mkdir(parents=True, exist_ok=True)
+            mesh.touch()
+    return ""
+
+
+def configs_in(value: object) -> list[dict]:
+    """All configs within the JSON that a dry run prints."""
+    if isinstance(value, dict) and "out_dir" in value:
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [found for part in parts for found in configs_in(part)]
+
+
+def module_fault(name: str, words: list[str]) -> str:
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None:
+        return f"no module {name}"
+    source = Path(spec.origin)
+    return options_fault(words, source.parent.glob("*.py") if source.name == "__init__.py" else [source])
+
+
+def options_fault(words: list[str], sources) -> str:
+    text = "".join(source.read_text(encoding="utf-8") for source in sources)
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    keys = {f"--{key}" for key in known_keys()} if "parse_known_args" in text else set()
+    return " ".join(option for option in options if f'"{option}"' not in text and option not in keys)
+
+
+def pytest_fault(words: list[str]) -> str:
+    markers = re.findall(r"^    (\w+):", (ROOT / "tests/pytest.ini").read_text(), re.M)
+    faults, previous = [], ""
+    for word in words:
+        if previous == "-m" and word not in markers:
+            faults.append(f"no marker {word}")
+        elif not previous.startswith("-") and not word.startswith("-") and not (ROOT / word).exists():
+            faults.append(f"{word} is missing")
+        previous = word
+    return ", ".join(faults)
 
 
 def test_every_data_file_has_a_row_with_its_source_and_licence():
@@ -144,8 +222,7 @@ def test_every_data_file_has_a_row_with_its_source_and_licence():
         pytest.skip("the files that ship are listed by git, and this is no git checkout")
     listed = subprocess.run(["git", "ls-files", "data"], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [line.removeprefix("data/") for line in listed.stdout.splitlines()]
-    page = (ROOT / "data/README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([^`]+)`[^|]*\| ([^|]+)\| ([^|]+)\| ([^|]+)\|$", page, re.M)
+    rows = re.findall(r"^\| `([^`]+)`[^|]*\| ([^|]+)\| ([^|]+)\| ([^|]+)\|$", read("data/README.md"), re.M)
     covered = [name for name, *cells in rows if all(cell.strip() for cell in cells)]
     missing = [
         file

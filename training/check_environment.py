@@ -260,7 +260,7 @@ def model_rows(name: str, group: str) -> Iterator[Row]:
             yield Row(group, place, OK, "complete; a run takes this one")
             return
         yield Row(group, place, NOTE, fault)
-    fix = "--sd_model FOLDER or OWNER/NAME, see README, Stable Diffusion 2.1 on a GPU"
+    fix = "--sd_model FOLDER or OWNER/NAME, see sd/README.md, Weights"
     yield Row(
         group, name, NOTE, "not on this machine; a run would ask the hub. The demo does not need it", fix
     )

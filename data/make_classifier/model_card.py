@@ -10,17 +10,17 @@ license: apache-2.0
 ---
 # The classifier: {parameters:.2f} M parameters that know {count} kinds of object and {materials} materials
 
-Two small residual networks, made by `python3 -m training.evaluation train`: one for images of normals, one for
+Two small residual networks, made by `python3 -m data.make_classifier`: one for images of normals, one for
 images of the painted surface, {side}×{side} pixels, {views} views around at {elevation:g}° elevation and a
 field of view of {fovy:g}°. Each answers the kind and the side that is seen, the second the material as well.
-It judges what text-to-3D made (`python3 -m training.evaluation look`); it took no part in making it.
+It judges what text-to-3D made (`python3 -m training.evaluation`); it took no part in making it.
 
 Kinds: {kinds}, and "nothing": noise, and bare ellipsoids and cylinders.
 Materials: {material_names}; "own" is a kind's own colours.
 
 ## Data and licence
 Apache-2.0, weights included. Trained from nothing on renders of this project's procedural objects
-(`dataset/objects`), no other image or weight: {instances} random instances a kind of seed {seed}, which the
+(`dataset/procedural`), no other image or weight: {instances} random instances a kind of seed {seed}, which the
 prior has not seen ({images} images), more than half of them perturbed (waves on the signed distance). Every
 kind is shown in every material, the pairs that the prior is never shown among them. Augmented by scale,
 shift, bending, noise on normals, exposure, saturation, blotches, holes and blur.

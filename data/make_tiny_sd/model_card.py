@@ -24,7 +24,7 @@ A row a kind, in the order above; by pairs of columns the caption "a …", "a �
 
 ## Data and licence
 Apache-2.0, weights included. Trained from nothing on renders of this project's own procedural objects
-(`dataset/objects`), no other image, text or weight: {instances} random instances a kind × {views} views,
+(`dataset/procedural`), no other image, text or weight: {instances} random instances a kind × {views} views,
 cameras at radius 3, fovy {fovy[0]:g} to {fovy[1]:g}°, elevation {elevation[0]:g} to {elevation[1]:g}°,
 shifted by up to {jitter:g}; shaded under `data/irrmaps`' default map × {env_scale:g} (CC0, see
 data/README.md). A third of each batch each: (normal, mask) at {latent}², every view's normals turned at

@@ -1,0 +1,85 @@
+"""The Markdown pages of the project: their links, paths and commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("configs", "data", "dataset", "geometry", "render", "sd", "tests", "training")
+COMMANDS = ("python3 ", "torchrun ", "pip install ")
+
+
+def pages() -> list[str]:
+    """The paths of all README pages and of the benchmark report, relative to the root."""
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md")]
+    report = ROOT / "tests/benchmarks/REPORT.md"
+    return [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *sorted(found), report]]
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def section(text: str, title: str, level: str = "##") -> str:
+    """The text under a heading, up to the next heading of its level."""
+    found = re.search(rf"^{level} {re.escape(title)}\n(.*?)(?=^{level} |\Z)", text, re.M | re.S)
+    assert found, f"there is no section {title!r}"
+    return found[1]
+
+
+def code_blocks(text: str, language: str = r"\w*") -> list[str]:
+    blocks = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, re.M | re.S)
+    return ["\n".join(line.removeprefix(indent) for line in block.splitlines()) for indent, block in blocks]
+
+
+def code_spans(text: str) -> list[str]:
+    """Inline code outside of fenced blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S))
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: str) -> list[str]:
+    """The links and pictures of a page that lead to no file or no heading."""
+    text = read(page)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    broken = []
+    for target in targets:
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / name if name else ROOT / page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            broken.append(target)
+    return broken
+
+
+def missing_paths(page: str) -> list[str]:
+    """The repository paths in inline code that do not exist, without the files that a user adds."""
+    named = {span for span in code_spans(read(page)) if re.fullmatch(r"\.?\w[\w.*/-]*/[\w.*/-]*", span)}
+    tops = {path.name for path in ROOT.iterdir()} - {"out"}
+    ours = {span for span in named if span.split("/")[0] in tops}
+    users = re.compile(r"data/stable-diffusion-")
+    return sorted(span for span in ours if not users.match(span) and not any(ROOT.glob(span.rstrip("/"))))
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of each shell command of a page, from bash blocks (variables expanded) and inline code."""
+    lines, variables = [], {}
+    for block in code_blocks(read(page), "bash"):
+        lines += block.replace("\\\n", " ").splitlines()
+    lines += [span for span in code_spans(read(page)) if span.startswith(COMMANDS)]
+    found = []
+    for line in lines:
+        if assignment := re.fullmatch(r'(\w+)="(.*)"', line):
+            variables[assignment[1]] = assignment[2]
+            continue
+        for name, value in variables.items():
+            line = line.replace(f"${name}", value)
+        # An ellipsis stands for more words of the user.
+        found += [part for command in line.split(" && ") if (part := shlex.split(command.partition("…")[0]))]
+    return found
