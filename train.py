@@ -108,8 +108,8 @@ def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distrib
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 1 some trials of a sweep failed, 2 an error that the user can fix, 128 + n stopped by
-    signal n."""
+    """Exit code: 0 done, 1 some trials of a sweep failed, 2 an error that the user can fix, 128 + n stopped
+    by signal n."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if sweep := load_sweep(argv):

@@ -9,8 +9,8 @@ class Mode:
 
     label: what the mode makes, for pages and logs. stage: the same as a past participle or noun, for the
     overview of a sweep. main_layer: the preview layer that shows the result best. paints_base_mesh: the run
-    needs base_mesh and writes textures for it. memory_keys: the config keys, besides batch and train_res, that
-    memory depends on most. negative_prompt: used where negative_text is empty. learning_rate: used where
+    needs base_mesh and writes textures for it. memory_keys: the config keys, besides batch and train_res,
+    that memory depends on most. negative_prompt: used where negative_text is empty. learning_rate: used where
     learning_rate is null.
     """
 

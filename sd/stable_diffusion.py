@@ -79,7 +79,7 @@ class StableDiffusion(nn.Module):
     ) -> "StableDiffusion":
         """Load a local folder, a single file or a hub id; fp16 on CUDA, fp32 or bf16 on the CPU.
 
-        lora: files whose changes are added to the weights (see sd/loading/lora.py). prediction: see `load_parts`.
+        lora: files whose changes are added to the weights (sd/loading/lora.py). prediction: see `load_parts`.
         cpu_bfloat16: bf16 on the CPU; None is where it has instructions for that.
 
         Raises:

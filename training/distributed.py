@@ -28,8 +28,8 @@ class ReplicasDiffer(RuntimeError):
 class Distributed:
     """The process group of a run, seen from one rank.
 
-    rank: 0 … world_size − 1. local_rank: the number of this process on its machine. gpu_group: the NCCL group,
-    None without GPUs. store: the key-value store of the rendezvous.
+    rank: 0 … world_size − 1. local_rank: the number of this process on its machine. gpu_group: the NCCL
+    group, None without GPUs. store: the key-value store of the rendezvous.
     """
 
     rank: int = 0
@@ -136,7 +136,7 @@ class Distributed:
             return True
 
     def shut_down(self) -> None:
-        """Leave the group after all ranks are done; a process that only exits breaks the others' connections."""
+        """Leave the group after all ranks are done; a process that only exits breaks their connections."""
         if self.world_size > 1:
             self.barrier()
             dist.destroy_process_group()

@@ -173,8 +173,8 @@ def mean_stats(
     for values in (pending.read() for pending in scalars):
         if not math.isfinite(values["loss"]):
             raise ValueError(
-                f"step {state.step}: the loss is {values['loss']}; the run stopped before the optimizer step and the "
-                "last checkpoint is kept; try a lower guidance_weight or learning_rate"
+                f"step {state.step}: the loss is {values['loss']}; the run stopped before the optimizer "
+                "step and the last checkpoint is kept; try a lower guidance_weight or learning_rate"
             )
         sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
     totals = distributed.all_reduce_sum([*sums.values(), *state.stop.flags()])

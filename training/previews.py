@@ -214,8 +214,8 @@ class TrainingVideo:
     """The optimisation as a film: out_dir/video_log.mp4, a frame every `interval` steps, one degree further
     each.
 
-    Frames wait as JPEGs in out_dir/video_frames/ under their step's number, so a resumed run goes on where its
-    checkpoint left off: frames past `resumed_step` are dropped. A frame depends on the step alone, not on
+    Frames wait as JPEGs in out_dir/video_frames/ under their step's number, so a resumed run goes on where
+    its checkpoint left off: frames past `resumed_step` are dropped. A frame depends on the step alone, not on
     those before.
     """
 

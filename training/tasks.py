@@ -43,8 +43,8 @@ class Task:
     """What a mode contributes to a run.
 
     scene: cameras to images. fit: the loss of the start-shape regression, None without one. verify raises
-    EmptySurfaceError if there is nothing left to train. export writes mesh and textures. export_once: other runs
-    depend on the exact bytes of the exported mesh, so one state is exported only once.
+    EmptySurfaceError if there is nothing left to train. export writes mesh and textures. export_once: other
+    runs depend on the exact bytes of the exported mesh, so one state is exported only once.
     """
 
     scene: nn.Module

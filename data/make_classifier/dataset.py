@@ -1,7 +1,7 @@
 """The classifier's own objects: random instances of every kind, whole and perturbed, seen from around.
 
-A perturbed instance has waves of several lengths added to its signed distance before it is meshed: lumps, thin
-parts broken, crumbs. That is how sculpted surfaces differ from procedural ones.
+A perturbed instance has waves of several lengths added to its signed distance before it is meshed: lumps,
+broken thin parts, loose pieces. That is how sculpted surfaces differ from procedural ones.
 
 Legend: N images, S pixels a side.
 """
@@ -61,8 +61,9 @@ DRESSES, OWN_SHARE = 4, 0.2
 class DatasetConfig:
     """Which objects.
 
-    kinds may hold NOTHING. training: random cameras around the classifier's and random light yaw; otherwise the
-    classifier's cameras and light. perturbation: None draws whether and how much, else this much (world units) always.
+    kinds may contain NOTHING. training: random cameras around the classifier's and random light yaw;
+    otherwise the classifier's cameras and light. perturbation: amplitude in world units; None draws it at
+    random.
     """
 
     seed: int
@@ -92,7 +93,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class Images:
-    """normal is turned (render_views views), ×127; shaded is sRGB ×255; kind and side index the kinds and SIDES;
+    """normal is rotated (render_views), ×127; shaded is sRGB ×255; kind and side index the kinds and SIDES;
     material indexes MATERIAL_NAMES; asset numbers the instance (a dress of its own in held-out sets)."""
 
     normal: Int8[Tensor, "N 3 S S"]

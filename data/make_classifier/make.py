@@ -1,4 +1,4 @@
-"""Making a classifier: render its objects, train both networks, measure on other objects, write the folder."""
+"""Make a classifier: render its objects, train both networks, measure on other objects, write the folder."""
 
 import logging
 import time

@@ -20,9 +20,9 @@ Materials: {material_names}; "own" is a kind's own colours.
 
 ## Data and licence
 Apache-2.0, weights included. Trained from nothing on renders of this project's procedural objects
-(`dataset/procedural`), no other image or weight: {instances} random instances a kind of seed {seed}, which the
-prior has not seen ({images} images), more than half of them perturbed (waves on the signed distance). Every
-kind is shown in every material, the pairs that the prior is never shown among them. Augmented by scale,
+(`dataset/procedural`), no other image or weight: {instances} random instances a kind of seed {seed}, which
+the prior has not seen ({images} images), more than half of them perturbed (waves on the signed distance).
+Every kind is shown in every material, the pairs that the prior is never shown among them. Augmented by scale,
 shift, bending, noise on normals, exposure, saturation, blotches, holes and blur.
 
 ## Accuracy on objects that it has not seen (seeds {held_out} and after)

@@ -1,6 +1,6 @@
 """A picture of finished runs beside the procedural objects that the embedded prior was trained on.
 
-    python3 -m data.make_tiny_sd.compare --out mug.png mug=out/pineapple_demo-a-mug,out/pineapple_demo_appearance-a-mug
+    python3 -m data.make_tiny_sd.compare --out mug.png mug=out/mug,out/mug_appearance
 
 A row for each KIND=GEOMETRY,APPEARANCE: a random object of that kind as a reference (its own colours), the
 sculpted normals and the painted result. The last two are the runs' own orbit frames in validate/.

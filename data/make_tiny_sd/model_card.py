@@ -37,9 +37,9 @@ pineapple", "a pineapple made of gold" and so on, with ", front view", ", side v
 Never shown together, so that what comes of them is composed: {held_out}.
 
 ## Training
-`python3 -m data.make_tiny_sd.train --out data/tiny-sd` on {device}: {total:.1f} minutes in all, {steps_done} steps
-of batch {batch} for the denoiser{start} (loss at the end: {losses}). Parameters: denoiser {unet:.2f} M, VAE
-{vae:.2f} M, text encoder {text:.2f} M; stored in half precision. Scaling factor {scaling:.5f}. Made with
+`python3 -m data.make_tiny_sd.train --out data/tiny-sd` on {device}: {total:.1f} minutes in all, {steps_done}
+steps of batch {batch} for the denoiser{start} (loss at the end: {losses}). Parameters: denoiser {unet:.2f} M,
+VAE {vae:.2f} M, text encoder {text:.2f} M; stored in half precision. Scaling factor {scaling:.5f}. Made with
 torch {torch_version}.
 
 ## Limits

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def triton_available(*values: Tensor) -> bool:
-    """Whether Triton's kernels run for these tensors: all float32 and on one CUDA device with a working Triton."""
+    """Whether Triton's kernels run for these tensors: float32, on one CUDA device with a working Triton."""
     device = values[0].device
     if device.type != "cuda" or any(value.dtype != torch.float32 for value in values):
         return False
@@ -19,7 +19,7 @@ def triton_available(*values: Tensor) -> bool:
 
 @cache
 def triton_works(device: torch.device) -> bool:
-    """Whether Triton compiles and runs a kernel on this CUDA device; the reason is logged once if it does not."""
+    """Whether Triton compiles and runs a kernel on this CUDA device; if not, the reason is logged once."""
     try:
         from render.kernels import probe_triton
 

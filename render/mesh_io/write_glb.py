@@ -66,7 +66,7 @@ def _corners(mesh: Mesh, with_tangents: bool) -> tuple[dict[str, np.ndarray], np
     if with_tangents:
         assert mesh.tangents is not None, "a normal map needs tangents"
         tangent = orthonormal_tangents(mesh.tangents[coordinate], normal)
-        # w = +1: cross(normal, tangent) points up the image, as no chart is mirrored (see render.texturing.uv).
+        # w = +1: cross(normal, tangent) points up the image, because no chart is mirrored (see uv.py).
         attributes["TANGENT"] = torch.cat([tangent, torch.ones_like(tangent[:, :1])], -1)
     return {name: _array(value) for name, value in attributes.items()}, _indices(corner.reshape(-1, 3))
 

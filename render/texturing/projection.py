@@ -1,9 +1,9 @@
 """Unwrapping by projection: for any triangle mesh, in a time that grows with the number of its faces.
 
 Meant for surfaces on which libraries give up or take too long: torn, full of noise, of thousands of pieces.
-A chart is a patch of faces that look to one side, projected onto a plane (projection_numba.py); the charts lie
-on shelves in the texture (pack.py). Seams are more numerous than a library makes them, and a face that leans
-by an angle a within its chart gets cos a of its texels.
+A chart is a patch of faces that look to one side, projected onto a plane (projection_numba.py); the charts
+lie on shelves in the texture (pack.py). Seams are more numerous than a library makes them, and a face that
+leans by an angle a within its chart gets cos a of its texels.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Small numbers between host and device: what arrives is what was to_device_async, and on a GPU nobody waits."""
+"""Small tensors between host and device: they arrive unchanged, and on a GPU the host does not wait."""
 
 import pytest
 import torch

@@ -137,7 +137,7 @@ def load_classifier(folder: Path, device: torch.device) -> Classifier:
     for name in (WEIGHTS_FILE, SETTINGS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"--classifier {folder}: there is no {name}; train a classifier with python3 -m training.evaluation train"
+                f"--classifier {folder}: there is no {name}; train one with python3 -m data.make_classifier"
             )
     content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     fields = {

@@ -1,4 +1,4 @@
-"""The contact sheet: what the classifier saw of each asset, what was asked for, and its evaluation in colour."""
+"""The contact sheet: views of each asset, its prompt, and its evaluation in colour."""
 
 from pathlib import Path
 

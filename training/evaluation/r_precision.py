@@ -1,7 +1,7 @@
 """Verdicts on finished runs, and their sum: the R-precision.
 
 An asset's evaluation is the kind (and material) with the highest mean log-probability over its views.
-R-precision is the share of assets whose evaluation is what the prompt names; an asset without a mesh is wrong.
+R-precision is the share of assets whose evaluation is what the prompt names; no mesh counts as wrong.
 """
 
 import logging

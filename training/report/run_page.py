@@ -40,8 +40,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What does not change during the run. orbit: whether a turntable is rendered at the end. resolved_config:
-    every key with its value, as the JSON of a config that makes the same run."""
+    """What does not change during the run. orbit: whether a turntable is rendered at the end.
+    resolved_config: every key with its value, as the JSON of a config that makes the same run."""
 
     out_dir: Path
     title: str

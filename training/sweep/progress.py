@@ -1,4 +1,4 @@
-"""What a sweep tells while it runs: a record in each trial's folder, lines, one bar, the page of all trials."""
+"""What a sweep reports while it runs: a record in each trial's folder, log lines, a bar, the overview."""
 
 import json
 import logging
@@ -36,8 +36,8 @@ TAIL_BYTES = 4096
 class SweepProgress:
     """Keeps records, bar and page; a context manager.
 
-    done: the names of the trials that were done before. todo: the trials that this process has to see to; those
-    of other processes are read from their folders.
+    done: the names of the trials that were done before. todo: the trials that this process has to see to;
+    those of other processes are read from their folders.
     """
 
     def __init__(self, sweep: Sweep, done: Collection[str], todo: Sequence[Trial]) -> None:

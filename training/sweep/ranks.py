@@ -1,4 +1,4 @@
-"""Several processes of one launcher (torchrun) share the trials of a sweep; each knows only its own number."""
+"""Several processes of one launcher (torchrun) share the trials of a sweep; each has only its own number."""
 
 import os
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Running trials: which GPU and how many threads each gets, what is skipped, tried again, stopped and told."""
+"""Running trials: GPU and threads of each; which are skipped, repeated and stopped; what is logged."""
 
 import json
 import os
