@@ -100,7 +100,7 @@ def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distrib
     for first in (True, False):
         if (distributed.local_rank == 0) is first:
             for config in configs:
-                check_config(config, distributed)
+                check_config(config, distributed, written=[other.run.mesh_path for other in configs])
         distributed.barrier()
     for config in configs:
         with explain_out_of_memory(config):

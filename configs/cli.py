@@ -1,4 +1,4 @@
-"""The command line: config files to run in order, and any key as an option laid over all of them.
+"""The command line: config files to run in order, and any key as an option that overrides all of them.
 
 python3 train.py --config geometry.json appearance.json --seed 7 --train_res 256 256
 """
@@ -16,9 +16,9 @@ from typing import NoReturn
 
 from configs.errors import ConfigError, nearest, shown
 from configs.json_file import read_object
-from configs.overrides import mesh_written, resolve_chain
+from configs.overrides import expand_home, mesh_written, resolve_chain
 from configs.schema import NO_EFFECT, Config, known_keys, parse_config, section_types
-from configs.validation import check_files
+from configs.validation import check_files, check_inputs, warn_without_effect
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ OPTIONS = ("config", "grid", "prompts", "jobs", "executor")
 RULES = """\
 files:
   A config is one JSON object of the keys above; keys that are left out have their defaults. Paths in it are
-  relative to the current directory.
+  relative to the current directory; ~ is the home folder.
 
 options:
   --KEY VALUE is laid over every config of the command and checked as in a file. Lists are JSON or several
@@ -55,7 +55,7 @@ accepted without effect, for configs that other programs have used:
 
 @dataclass(frozen=True)
 class Command:
-    """What a command line asks for: files, keys laid over all of them, and which results of them, run how."""
+    """A parsed command line: config files, the options that override them, and how to run the results."""
 
     paths: tuple[str, ...]
     files: tuple[dict[str, object], ...]
@@ -68,23 +68,29 @@ class Command:
 
     @property
     def many(self) -> bool:
-        """Whether it asks for several results."""
+        """Whether it asks for several results (--grid, --prompts)."""
         return bool(self.grid) or self.prompts is not None
 
     def configs(self, options: Mapping[str, object], say: Callable[..., None]) -> list[Config]:
-        """The files under `options`, checked; what follows from the options is told by `say`.
+        """The files with `options` applied, checked. `say` logs the changes that follow from the options.
 
         Raises:
             ConfigError: one line naming file or option, key, value and what is allowed.
         """
         resolved = resolve_chain(self.files, options, say)
         found: list[Config] = []
-        for path, values in zip(self.paths, resolved, strict=True):
-            found.append(_checked(path, values, options, found))
+        for path, file, values in zip(self.paths, self.files, resolved, strict=True):
+            config = _checked(path, values, options, found)
+            found.append(config)
+            # An option applies to every config of the command; some of them may not use it.
+            given = {*file, *options} if len(self.files) == 1 else set(file)
+            keys, flat = known_keys(), config.to_json()
+            changed = [key for key in keys if key in given and flat[key] != keys[key].default]
+            warn_without_effect(config, changed, say)
         return found
 
     def warn_of_keys_without_effect(self) -> None:
-        """One line that names them."""
+        """Log the keys of `NO_EFFECT` that the command uses, in one line."""
         ignored = sorted({key for values in (*self.files, self.options) for key in values} & NO_EFFECT)
         if ignored:
             logger.warning("these keys are accepted and have no effect: %s", ", ".join(ignored))
@@ -100,22 +106,30 @@ class _Parser(argparse.ArgumentParser):
 def load_configs(argv: Sequence[str]) -> list[Config]:
     """The checked configs that the command line `argv` (without the program's name) asks for, in order.
 
-    --help and --dry-run print and leave with SystemExit(0).
+    --help and --dry-run print and exit with SystemExit(0). --dry-run reads the input files, too.
 
     Raises:
         ConfigError: one line naming file or option, key, value and what is allowed.
+        ValueError, OSError: with --dry-run, an input file cannot be read.
     """
     command = read_command(argv)
     configs = command.configs(command.options, logger.warning)
     command.warn_of_keys_without_effect()
     if command.dry_run:
+        check_chain_inputs(configs)
         printed = [config.to_json() for config in configs]
         print_and_leave(printed[0] if len(printed) == 1 else printed)
     return configs
 
 
+def check_chain_inputs(configs: Sequence[Config]) -> None:
+    """`check_inputs` for the configs of a command, in order."""
+    for number, config in enumerate(configs):
+        check_inputs(config, [earlier.run.mesh_path for earlier in configs[:number]])
+
+
 def print_and_leave(printed: object) -> NoReturn:
-    """What --dry-run does."""
+    """Print the resolved configs of --dry-run and exit."""
     sys.stdout.write(json.dumps(printed, indent=2) + "\n")
     raise SystemExit(0)
 
@@ -134,25 +148,25 @@ def _checked(
     def place(key: str) -> str:
         return f"{path}, --{key} on the command line" if key in options else path
 
-    check_files(config.to_json(), place, written)
+    check_files(config, place, written)
     return config
 
 
 def read_command(argv: Sequence[str]) -> Command:
-    """The command line and the files that it names, read and not yet checked; --help leaves.
+    """The command line and the files that it names, read and not yet checked; --help prints and exits.
 
     Raises:
         ConfigError: one line naming what cannot be understood.
     """
     keys = known_keys()
-    # A leading space keeps argparse from taking -1e-3 for an option.
+    # argparse would take -1e-3 for an option; a leading space prevents it.
     argv = [f" {word}" if NEGATIVE_NUMBER.match(word) else word for word in argv]
     parser = build_parser()
     found, rest = parser.parse_known_args(argv)
-    assert not found.check, "train.py answers --check before anything else"
+    assert not found.check, "train.py handles --check before this"
     if rest:
         option = rest[0].partition("=")[0]
-        known = [*keys, *NO_EFFECT, *OPTIONS, "dry_run", "check", "export_only", "help"]
+        known = [*keys, *OPTIONS, "dry_run", "check", "export_only", "help"]
         best = nearest(option, known).replace("dry_run", "dry-run").replace("export_only", "export-only")
         raise ConfigError(f"command line: unknown option {shown(option)}; the nearest known one is --{best}")
     if not found.config:
@@ -164,11 +178,11 @@ def read_command(argv: Sequence[str]) -> Command:
     ignored = {key: words for key, words in given.items() if key in NO_EFFECT and key != "local_rank"}
     command = Command(
         paths=tuple(found.config),
-        files=tuple(read_object(path) for path in found.config),
-        options={**options, **ignored},
+        files=tuple(expand_home(read_object(os.path.expanduser(path))) for path in found.config),
+        options=expand_home({**options, **ignored}),
         dry_run=found.dry_run,
         grid=tuple(found.grid or ()),
-        prompts=found.prompts,
+        prompts=None if found.prompts is None else os.path.expanduser(found.prompts),
         jobs=found.jobs,
         executor=found.executor,
     )
@@ -198,11 +212,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", nargs="+", action="extend", metavar="FILE", help="JSON files, run in order"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configs as JSON and leave")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="read all input files, print the resolved configs and exit"
+    )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="print what this machine has, what is missing and how to mend it; checks the configs too",
+        help="print what this machine has, what is missing and how to install it; checks the configs too",
     )
     parser.add_argument(
         "--export-only",
@@ -239,7 +255,7 @@ def _add_many(parser: argparse.ArgumentParser) -> None:
         "--executor",
         choices=("local", "ray"),
         default="local",
-        help="local is this machine; ray hands the runs to Ray (optional package), for several machines",
+        help="local is this machine; ray runs them with Ray (optional package), on several machines",
     )
 
 

@@ -1,16 +1,55 @@
-"""The one kind of error that a config can cause, and how it words things on one line."""
+"""The error that a wrong config raises, and how its message quotes values."""
 
 import difflib
 import json
 from collections.abc import Iterable
 
+from render.read_errors import printable
+
+# What other programs call our keys.
+SYNONYMS = {
+    "prompt": "text",
+    "negative_prompt": "negative_text",
+    "steps": "iter",
+    "max_steps": "iter",
+    "iters": "iter",
+    "iterations": "iter",
+    "num_steps": "iter",
+    "workspace": "out_dir",
+    "output": "out_dir",
+    "output_dir": "out_dir",
+    "save_path": "out_dir",
+    "exp_name": "out_dir",
+    "guidance_scale": "guidance_weight",
+    "cfg": "guidance_weight",
+    "lr": "learning_rate",
+    "batch_size": "batch",
+    "resolution": "train_res",
+    "width": "train_res",
+    "height": "train_res",
+    "mesh": "base_mesh",
+    "mesh_path": "base_mesh",
+    "init_mesh": "base_mesh",
+    "model": "sd_model",
+    "pretrained_model_name_or_path": "sd_model",
+    "hf_key": "sd_model",
+    "sd_version": "sd_model",
+    "sd_lora": "lora",
+    "hdri": "envmap",
+    "environment": "envmap",
+    "gpu": "device",
+}
+
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message is one line naming file, key, value and what is allowed."""
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
 
 def shown(value: object, limit: int = 200) -> str:
-    """`value` as JSON on one line, without its middle beyond `limit` characters: a path's end tells most."""
+    """`value` as JSON on one line. Beyond `limit` characters the middle is left out."""
     try:
         text = json.dumps(value, ensure_ascii=True, default=repr)
     except (ValueError, RecursionError):
@@ -22,12 +61,18 @@ def shown(value: object, limit: int = 200) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word most like `word`, whatever the case and with - for _; one that begins it goes first."""
-    folded = word.lower().lstrip("-").replace("-", "_")
+    """The most similar known word: a synonym first, then a word that begins `word` or is begun by it.
 
-    def likeness(candidate: str) -> tuple[bool, float]:
+    Case and the difference between - and _ are ignored.
+    """
+    known = sorted(known)
+    folded = word.lower().lstrip("-").replace("-", "_")
+    if SYNONYMS.get(folded) in known:
+        return SYNONYMS[folded]
+
+    def similarity(candidate: str) -> tuple[bool, float]:
         other = candidate.lower()
         begins = folded.startswith(other) or other.startswith(folded)
         return begins, difflib.SequenceMatcher(None, folded, other).ratio()
 
-    return max(sorted(known), key=likeness)
+    return max(known, key=similarity)

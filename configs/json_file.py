@@ -1,13 +1,18 @@
-"""Strict JSON: one object, no key twice; what is wrong is told with file, line and column."""
+"""Read a config file: strict JSON, one object, no key twice. Errors name the file, the line and the fix."""
 
 import json
+import re
 from pathlib import Path
 
 from configs.errors import ConfigError, nearest, shown
 
+WORDS = {"true": "true", "false": "false", "none": "null", "null": "null", "undefined": "null"}
+QUOTES = "'`‘’“”„«»"
+NUMBER_RULE = "write numbers as JSON does: 0.5, not .5; 1.0, not 1.; no + and no leading zeros"
+
 
 def read_object(path: str | Path) -> dict[str, object]:
-    """The JSON object in `path`. NaN and infinities come through; `parse_config` refuses them by key.
+    """The JSON object in `path`. NaN and infinities are accepted here; `parse_config` rejects them by key.
 
     Raises:
         ConfigError: the file is missing, unreadable, not UTF-8 or not one JSON object, or has a key twice.
@@ -26,15 +31,17 @@ def read_object(path: str | Path) -> dict[str, object]:
         values: dict[str, object] = {}
         for key, value in pairs:
             if key in values:
-                raise ConfigError(f"{path}: key {shown(key)} is there twice; keep one of them")
+                raise ConfigError(f"{path}: key {shown(key)} occurs twice; keep one of them")
             values[key] = value
         return values
 
     try:
         values = json.loads(text, object_pairs_hook=without_duplicates)
     except json.JSONDecodeError as error:
-        place = f"{path}, line {error.lineno}, column {error.colno}"
-        raise ConfigError(f"{place}: not valid JSON: {error.msg}") from None
+        at, fix = explain(text, error)
+        before = text[:at]
+        place = f"line {before.count(chr(10)) + 1}, column {at - before.rfind(chr(10))}"
+        raise ConfigError(f"{path}, {place}: not valid JSON: {fix}") from None
     except ConfigError:
         raise
     except (RecursionError, ValueError):
@@ -44,6 +51,58 @@ def read_object(path: str | Path) -> dict[str, object]:
     if not isinstance(values, dict):
         raise ConfigError(f'{path}: must hold one JSON object {{"key": value, …}}, not {shown(values)}')
     return values
+
+
+def explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
+    """Where the mistake is in `text`, and the fix of the usual mistakes, otherwise the parser's message."""
+    at = error.pos
+    rest = text[at:].lstrip()
+    start = len(text) - len(rest)
+    before = text[:start].rstrip()
+    word = re.match(r"[^\W\d]\w*", rest)
+    if not text.strip():
+        return at, 'the file is empty; it must hold one object {"key": value, …}'
+    if rest.startswith(("#", "//", "/*")):
+        return start, "JSON has no comments; remove this one"
+    if rest[:1] in ("}", "]") and before.endswith(","):
+        return len(before) - 1, "remove the comma after the last entry"
+    if rest.startswith(",") and re.match(r",\s*[}\]]", rest):
+        return start, "remove the comma after the last entry"
+    if word and not re.match(r"\s*:", rest[word.end() :]) and word[0].lower() in WORDS:
+        return start, f"write {WORDS[word[0].lower()]}, not {word[0]}"
+    if rest[:1] and rest[0] in QUOTES:
+        return start, f'put text and keys in double quotes ("), not in {rest[0]}'
+    if error.msg.startswith("Expecting ','"):
+        return at if rest else len(text), _after_value(text, at, before, rest)
+    if error.msg.startswith("Invalid \\"):
+        return at, r"a backslash in a text is written \\ ; in paths / works as well"
+    if error.msg.startswith("Invalid control character"):
+        return at, r"a text cannot contain a line break or tab; close its quotes, or write \n or \t"
+    if error.msg.startswith("Unterminated string"):
+        return at, "the text that begins here has no closing double quote"
+    if error.msg.startswith("Extra data"):
+        return at, "text after the end of the object; remove it"
+    if word and error.msg.startswith(("Expecting property name", "Expecting value")):
+        return start, f'put {shown(word[0])} in double quotes: "{word[0]}"'
+    if re.match(r"[+.]\d|-\.\d", rest):
+        return start, NUMBER_RULE
+    return at, error.msg
+
+
+def _after_value(text: str, at: int, before: str, rest: str) -> str:
+    """The fix where a value ended and neither a comma nor a bracket follows."""
+    if (
+        re.search(r"\d$", text[:at])
+        and re.match(r"\.|\d|_|[xX]|[eE]", rest)
+        and text[at : at + 1] == rest[:1]
+    ):
+        return NUMBER_RULE
+    if not rest:
+        bracket = "}" if text.count("{") > text.count("}") else "]"
+        return f"the file ends within the object; add the missing {bracket}"
+    if before and rest[0] in '"{[' or rest[0].isalnum():
+        return "a comma is missing before this entry"
+    return "Expecting ',' delimiter"
 
 
 def _suggestion(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""The flat keys of the JSON files, read off the config sections.
+"""The flat keys of the JSON files, derived from the config sections.
 
-A section is a pydantic dataclass beside the component that uses it. A key is a field's name, or its alias
-where the JSON has another name for it. Two sections may hold the same key; both then get its value.
+A section is a pydantic dataclass beside the component that uses it. A key is a field's name, or its alias if
+the JSON uses another name. Two sections may have the same key; both get its value.
 """
 
 import json
@@ -22,7 +22,7 @@ NUMBER_LIMITS = (
 
 @dataclass(frozen=True)
 class Key:
-    """One key: the sections that hold it, the JSON schema of its value, its default and its meaning."""
+    """One key: the sections that have it, the JSON schema of its value, its default and its meaning."""
 
     name: str
     sections: tuple[str, ...]
@@ -41,7 +41,7 @@ class Key:
         return any(option.get("type") == kind for option in self.schema.get("anyOf", (self.schema,)))
 
     def from_words(self, words: Sequence[str]) -> object:
-        """The value that command-line words stand for; what fits nothing is left as text, to be refused."""
+        """The value of command-line words; words of no allowed type stay text, which the schema rejects."""
         if self.admits("null") and list(words) == ["null"]:
             return None
         if self.admits("string"):
@@ -59,7 +59,7 @@ def _from_json(word: str) -> object:
         return json.loads(word)
     except (ValueError, RecursionError):
         pass
-    # JSON has no .5 and no 2., which people type, in lists of numbers too.
+    # .5 and 2. are not JSON but common on a command line, in lists of numbers too.
     if re.fullmatch(r"\[[\d\s.,e+-]*\]", word, re.I | re.ASCII):
         return [_from_json(part.strip()) for part in word[1:-1].split(",")]
     return float(word) if re.fullmatch(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", word, re.I | re.ASCII) else word

@@ -1,6 +1,6 @@
-"""Several configs in one command: where each writes under the options, and which mesh the next one reads.
+"""Options that override several configs of one command: out_dir and base_mesh follow from them.
 
-A config is here still its flat values: `files` as the files have them, `values` with the options laid over.
+Configs are flat values here: `files` are the values of the files, `values` those with the options applied.
 """
 
 import hashlib
@@ -17,12 +17,24 @@ logger = logging.getLogger(__name__)
 
 Values = Mapping[str, object]
 SLUG_LENGTH = 40
+PATHS = ("out_dir", "base_mesh", "envmap", "relight", "tet_grid_file", "sd_model", "lora")
+
+
+def expand_home(values: Values) -> dict[str, object]:
+    """The same values with a leading ~ or ~user of every path replaced by the home folder, as in a shell."""
+
+    def expanded(value: object) -> object:
+        if isinstance(value, list):
+            return [expanded(part) for part in value]
+        return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+    return {key: expanded(value) if key in PATHS else value for key, value in values.items()}
 
 
 def resolve_chain(
     files: Sequence[Values], options: Values, say: Callable[..., None] = logger.warning
 ) -> list[dict[str, object]]:
-    """The options laid over every file, and what has to follow from them, each told by `say`:
+    """Each file's values with the options applied, and the changes that follow, each logged by `say`:
 
     - --text without --out_dir: a config whose text changes writes beside its folder, not over it
       (pineapple_demo → pineapple_demo-a-mug);
@@ -45,7 +57,7 @@ def resolve_chain(
 
 
 def mesh_written(values: Values) -> str | None:
-    """The mesh that a config writes, absolute; None where out_dir is not usable, which is told later."""
+    """The mesh that a config writes, as an absolute path; None if out_dir is not usable (rejected later)."""
     name = values.get("out_dir")
     if not isinstance(name, str) or not name or "\0" in name:
         return None
@@ -53,7 +65,7 @@ def mesh_written(values: Values) -> str | None:
 
 
 def _folder(file: Values, first: Values, options: Values) -> object:
-    """The out_dir of a config under the options; what is no text is left to be refused."""
+    """The out_dir of a config with the options applied. A value that is not text is returned unchanged."""
     own, target = file["out_dir"], options.get("out_dir")
     if "out_dir" in options:
         stem = first.get("out_dir", own)
@@ -69,7 +81,7 @@ def _folder(file: Values, first: Values, options: Values) -> object:
 
 
 def slug(text: str) -> str:
-    """A folder name from a prompt: "A mug" → "a-mug"; a hash tells apart what that loses."""
+    """A folder name from a prompt: "A mug" → "a-mug". A hash is added where that loses characters."""
     words = re.findall(r"[a-z0-9]+", text.lower())
     name = "-".join(words)
     plain = re.fullmatch(r"[A-Za-z0-9 ]+", text) and len(name) <= SLUG_LENGTH

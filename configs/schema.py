@@ -1,6 +1,6 @@
-"""From flat JSON values to a `Config`: strict, and then the file is forgotten.
+"""From flat JSON values to a `Config`: every key is checked here, once.
 
-A section per component, declared beside the component that uses it; only train.py holds the whole.
+Each component declares its own section. Only train.py and training/ see the whole `Config`.
 """
 
 import dataclasses
@@ -93,7 +93,7 @@ def parse_config(values: Mapping[str, object], source: str, overridden: Collecti
         if key not in keys and key not in NO_EFFECT:
             raise ConfigError(
                 f"{place(key)}: unknown key {shown(key)} (value {shown(value)}); "
-                f"the nearest known key is {shown(nearest(key, {*keys, *NO_EFFECT}))}"
+                f"the nearest known key is {shown(nearest(key, keys))}"
             )
         if key in keys:
             _check_plain(value, keys[key], place(key))
@@ -102,12 +102,12 @@ def parse_config(values: Mapping[str, object], source: str, overridden: Collecti
             raise ConfigError(f"{source}: key {shown(key.name)} is missing; give it {key.allowed}")
     sections = {name: _section(name, kind, values, place) for name, kind in section_types().items()}
     config = Config(**sections)
-    check_together(config.to_json(), place)
+    check_together(config, place)
     return config
 
 
 def _section(name: str, kind: type, values: Mapping[str, object], place) -> object:
-    """One section from the keys that it holds; strict as JSON is: no text for a number, no 1 for true."""
+    """One section from its keys. Types are strict: no text for a number, no 1 for true."""
     keys = known_keys()
     own = {key: value for key, value in values.items() if key in keys and name in keys[key].sections}
     try:
@@ -116,7 +116,7 @@ def _section(name: str, kind: type, values: Mapping[str, object], place) -> obje
         first = error.errors(include_url=False)[0]
     reason = " ".join(first["msg"].removeprefix("Value error, ").split())
     if not first["loc"]:
-        # A check of the section as a whole; its message names the keys.
+        # The section's own check failed; its message names the keys.
         named = max(
             (key for key in own if key in reason), key=lambda key: place(key) != place(""), default=""
         )
@@ -133,7 +133,7 @@ def _refusal(key: Key, value: object, place: str, detail: str = "") -> ConfigErr
 
 
 def _check_plain(value: object, key: Key, place: str) -> None:
-    """Refuse what JSON cannot hold, or a file name cannot: NaN, infinities, lone surrogates, NUL."""
+    """Reject what neither JSON nor a file name can contain: NaN, infinities, lone surrogates, NUL."""
     if isinstance(value, bool) and not key.admits("boolean"):
         raise _refusal(key, value, place)
     for part in _leaves(value):
@@ -142,13 +142,13 @@ def _check_plain(value: object, key: Key, place: str) -> None:
         if isinstance(part, int) and not isinstance(part, bool) and abs(part) >= 2**63:
             raise _refusal(key, value, place, " (the number is too large)")
         if isinstance(part, str) and ("\0" in part or not _encodable(part)):
-            raise _refusal(key, value, place, " (the text holds a character that is none)")
+            raise _refusal(key, value, place, " (the text contains NUL or half of a surrogate pair)")
         if not isinstance(part, bool | int | float | str | None):
             raise _refusal(key, value, place)
 
 
 def _leaves(value: object):
-    """The values within nested lists and objects, and the objects' keys."""
+    """The values in nested lists and objects, and the keys of the objects."""
     pending = [value]
     while pending:
         part = pending.pop()

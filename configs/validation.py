@@ -1,91 +1,195 @@
-"""Checks that see more than one key, and checks of files.
+"""Checks that need more than one key, and checks of files.
 
 `place(key)` says where the key's value comes from, for the message.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, shown
 from configs.run import output_folder
-from render.shade.light import resolve_map
+from geometry.tet_grid import load_tet_grid
+from render.mesh_io.load import load_mesh
+from render.shade.light import read_environment_map, resolve_map
+from sd.loading.lora import parse_lora
+
+if TYPE_CHECKING:
+    from configs.schema import Config
 
 Place = Callable[[str], str]
 
-RANGES = ("fovy_range", "elevation_range", "early_time_step_range", "late_time_step_range")
-MINIMA = (("kd_min", "kd_max"), ("ks_min", "ks_max"), ("nrm_min", "nrm_max"))
-FILES = ("base_mesh", "envmap", "relight", "tet_grid_file")
-MAPS = ("envmap", "relight")
+# Keys that only one mode uses.
+GEOMETRY_ONLY = (
+    "sdf_init_shape",
+    "sdf_init_shape_scale",
+    "sdf_init_shape_rotate_x",
+    "translation_y",
+    "translation_z",
+    "dmtet_grid",
+    "mesh_scale",
+    "tet_grid_file",
+    "detail_band",
+    "min_component_area",
+    "if_flip_the_normal",
+)
+APPEARANCE_ONLY = (
+    "normalise_mesh",
+    "relight",
+    "learn_light",
+    "camera_space_light",
+    "sds_weight_strategy",
+    "if_use_bump",
+    "kd_min",
+    "kd_max",
+    "ks_min",
+    "ks_max",
+    "nrm_min",
+    "nrm_max",
+)
 
 
-def check_together(values: Mapping[str, object], place: Place) -> None:
-    """Refuse values that are fine alone and wrong together. values: every key, flat.
+def check_together(config: Config, place: Place) -> None:
+    """Reject values that are allowed alone and wrong together.
 
     Raises:
         ConfigError: naming both keys and their values.
     """
-    _check_out_dir(values["out_dir"], place)
-    for key in RANGES:
-        low, high = values[key]
-        if low > high:
-            raise _refusal(key, values, place, "the lower end first, then the upper")
-    if values["cam_near_far"][0] >= values["cam_near_far"][1]:
-        raise _refusal("cam_near_far", values, place, "the near distance smaller than the far one")
-    if values["train_res"][0] != values["train_res"][1]:
-        raise _refusal("train_res", values, place, "a square, as the prior's own images are")
-    for low, high in MINIMA:
-        if low in values and any(a > b for a, b in zip(values[low], values[high], strict=False)):
-            raise _refusal(low, values, place, f"numbers up to those of {high}, {shown(values[high])}")
-    if values["coarse_iter"] > values["iter"]:
-        raise _refusal("coarse_iter", values, place, f"at most iter, {values['iter']}")
-    if values["base_mesh"] is None:
-        for key, needy in (("mode", "appearance_modeling"), ("sdf_init_shape", "custom_mesh")):
-            if values.get(key) == needy:
-                raise _refusal("base_mesh", values, place, f"a mesh file, because {key} is {needy}")
+    run, camera, schedule, material = config.run, config.camera, config.schedule, config.material
+    _check_out_dir(run.out_dir, place)
+    ranges = {
+        "fovy_range": camera.fovy_range,
+        "elevation_range": camera.elevation_range,
+        "early_time_step_range": schedule.early_time_step_range,
+        "late_time_step_range": schedule.late_time_step_range,
+    }
+    for key, value in ranges.items():
+        if value[0] > value[1]:
+            raise _refusal(key, value, place, "the lower end first, then the upper")
+    if camera.cam_near_far[0] >= camera.cam_near_far[1]:
+        raise _refusal(
+            "cam_near_far", camera.cam_near_far, place, "the near distance smaller than the far one"
+        )
+    if run.train_res[0] != run.train_res[1]:
+        raise _refusal("train_res", run.train_res, place, "a square, as the prior's own images are")
+    for channel in ("kd", "ks", "nrm"):
+        low, high = getattr(material, f"{channel}_min"), getattr(material, f"{channel}_max")
+        if any(a > b for a, b in zip(low, high, strict=False)):
+            raise _refusal(
+                f"{channel}_min", low, place, f"numbers up to those of {channel}_max, {shown(high)}"
+            )
+    if schedule.coarse_iter > schedule.iter:
+        raise _refusal("coarse_iter", schedule.coarse_iter, place, f"at most iter, {schedule.iter}")
+    if run.base_mesh is None:
+        needs = {"mode": run.mode} if run.traits.paints_base_mesh else {}
+        if config.start_shape.sdf_init_shape == "custom_mesh":
+            needs["sdf_init_shape"] = "custom_mesh"
+        for key, value in needs.items():
+            raise _refusal("base_mesh", None, place, f"a mesh file, because {key} is {value}")
 
 
-def check_files(values: Mapping[str, object], place: Place, written: Collection[Path]) -> None:
-    """Refuse files that are not there and an out_dir that cannot be.
+def warn_without_effect(config: Config, changed: Collection[str], say: Callable[..., None]) -> None:
+    """Log the keys of `changed` that have no effect because of another key's value.
 
-    An environment map that `resolve_map` replaces by the default is as good as there.
+    changed: the given keys that differ from their default.
+    """
+    paints = config.run.traits.paints_base_mesh
+    idle = [key for key in (GEOMETRY_ONLY if paints else APPEARANCE_ONLY) if key in changed]
+    if idle:
+        keys = ", ".join(idle)
+        say("%s: these keys have no effect with mode %s: %s", config.run.out_dir, config.run.mode, keys)
+    shape = config.start_shape.sdf_init_shape
+    if not paints and shape != "custom_mesh" and "base_mesh" in changed:
+        say(
+            "%s: base_mesh has no effect with sdf_init_shape %s; "
+            'write "sdf_init_shape": "custom_mesh" to start from it',
+            config.run.out_dir,
+            shape,
+        )
+    if not config.guidance.add_directional_text and "front_threshold" in changed:
+        say("%s: front_threshold has no effect without add_directional_text", config.run.out_dir)
+
+
+def check_files(config: Config, place: Place, written: Collection[Path]) -> None:
+    """Reject input files that do not exist and an out_dir that cannot be created.
+
+    An environment map that `resolve_map` replaces by the default counts as existing.
     written: the meshes that earlier configs of the same command will have written.
 
     Raises:
         ConfigError: naming key and path.
     """
-    for key in FILES:
-        name = values.get(key)
-        if name is None or os.path.abspath(name) in {os.path.abspath(path) for path in written}:
+    files = {
+        "base_mesh": config.run.base_mesh,
+        "envmap": config.light.envmap,
+        "relight": config.light.relight,
+        "tet_grid_file": config.geometry.tet_grid_file,
+    }
+    for key, given in files.items():
+        if given is None or _is_written(given, written):
             continue
-        if key in MAPS:
-            name = str(resolve_map(name))
+        name = str(resolve_map(given)) if key in ("envmap", "relight") else given
         if not os.path.isfile(name):
-            what = "is a folder" if os.path.isdir(name) else "is not there"
+            what = "is a folder" if os.path.isdir(name) else "does not exist"
             if output_folder(name) == Path(name):
                 what += " (a config that writes it must run before, or earlier in the same command)"
             raise _refusal(
-                key, values, place, f"a file that exists, and {shown(os.path.abspath(name))} {what}"
+                key, given, place, f"a file that exists, and {shown(os.path.abspath(name))} {what}"
             )
-    _check_writable(values, place)
+    _check_writable(config.run.out_dir, place)
 
 
-def _check_writable(values: Mapping[str, object], place: Place) -> None:
-    """The part of the output path that is there already must be a folder that can be written to."""
-    folder = output_folder(values["out_dir"]).absolute()
-    there = next((parent for parent in (folder, *folder.parents) if os.path.exists(parent)), folder)
-    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
-        what = "cannot be written to" if os.path.isdir(there) else "is not a folder"
-        raise _refusal("out_dir", values, place, f"a folder that can be made, and {shown(str(there))} {what}")
+def check_inputs(config: Config, written: Collection[Path] = ()) -> None:
+    """Read every input file of a config once, so that a damaged one is rejected before any work is done.
+
+    A mesh that the same command writes is left out.
+
+    Raises:
+        ValueError, OSError: one line naming the file, its fault and the fix.
+    """
+    for path in (config.light.envmap, config.light.relight):
+        if path is not None:
+            _check_once(read_environment_map, path)
+    for entry in config.guidance.lora:
+        parse_lora(entry)
+    if (grid := config.geometry.tet_grid_file) is not None:
+        _check_once(load_tet_grid, grid, 1.0, 64)
+    mesh = config.run.base_mesh
+    used = config.run.traits.paints_base_mesh or config.start_shape.sdf_init_shape == "custom_mesh"
+    if mesh is not None and used and os.path.isfile(mesh) and not _is_written(mesh, written):
+        _check_once(load_mesh, mesh)
+
+
+@cache
+def _check_once(read: Callable[..., object], path: str, *arguments: float) -> None:
+    """Read a file once for all trials of a sweep."""
+    read(path, *arguments)
+
+
+def _is_written(name: str, written: Collection[Path]) -> bool:
+    return os.path.abspath(name) in {os.path.abspath(path) for path in written}
+
+
+def _check_writable(out_dir: str, place: Place) -> None:
+    """The existing part of the output path must be a folder that can be written to."""
+    folder = output_folder(out_dir).absolute()
+    existing = next((parent for parent in (folder, *folder.parents) if os.path.exists(parent)), folder)
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
+        what = "cannot be written to" if os.path.isdir(existing) else "is not a folder"
+        raise _refusal(
+            "out_dir", out_dir, place, f"a folder that can be created, and {shown(str(existing))} {what}"
+        )
 
 
 def _check_out_dir(name: str, place: Place) -> None:
     parts = PurePath(name).parts
     if not parts or ".." in parts or any(not character.isprintable() for character in name):
-        raise _refusal("out_dir", {"out_dir": name}, place, "a folder name without .. in it")
+        raise _refusal("out_dir", name, place, "a folder name without .. in it")
 
 
-def _refusal(key: str, values: Mapping[str, object], place: Place, allowed: str) -> ConfigError:
-    return ConfigError(
-        f"{place(key)}: key {shown(key)} has the value {shown(values[key])}; allowed is {allowed}"
-    )
+def _refusal(key: str, value: object, place: Place, allowed: str) -> ConfigError:
+    return ConfigError(f"{place(key)}: key {shown(key)} has the value {shown(value)}; allowed is {allowed}")

@@ -5,6 +5,8 @@ two cells gives four tets (both centres and one of the face's edges), each face 
 centre and half of the face): 12 n³ tets, all of volume (size / n)³ / 12.
 """
 
+import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from render.read_errors import FileError, reading
+
 # Vertex pairs of a tet's six edges, in the order of `tet_edges`.
 TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+# Deflate shortens to a thousandth at most.
+MOST_COMPRESSED = 1100
 
 
 @dataclass(frozen=True)
@@ -130,16 +136,11 @@ def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"tet_grid_file: there is no file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            vertices, indices = np.asarray(arrays["vertices"]), np.asarray(arrays["indices"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(
-            f"tet_grid_file {path}: not an .npz with `vertices` and `indices` ({error})"
-        ) from error
-    fault = _grid_fault(vertices, indices)
-    if fault:
-        raise ValueError(f"tet_grid_file {path}: {fault}")
+    with reading(path, "tet_grid_file", "an .npz with `vertices` and `indices`"):
+        with zipfile.ZipFile(path) as archive:
+            vertices, indices = _read_array(archive, "vertices"), _read_array(archive, "indices")
+        if fault := _grid_fault(vertices, indices):
+            raise FileError(fault)
     # Row by row in memory, as kernels read it, whatever the order in the file.
     v_pos = torch.from_numpy(vertices.astype(np.float32, order="C")) * scale
     tets = torch.from_numpy(indices.astype(np.int32))
@@ -147,6 +148,22 @@ def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
     tets[negative] = tets[negative][:, [0, 1, 3, 2]]
     edges, tet_edges = edge_table(tets)
     return TetGrid(v_pos, tets, edges, tet_edges, resolution)
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz. Its size is compared with the file before it is read. Pickles are rejected."""
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, _, dtype = read_header[version](file)
+        if math.prod(shape) * dtype.itemsize > min(entry.file_size, MOST_COMPRESSED * entry.compress_size):
+            raise FileError(f"`{name}` has the shape {list(shape)}, and the file holds less than that")
+    with archive.open(entry) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _grid_fault(vertices: np.ndarray, indices: np.ndarray) -> str | None:

@@ -1,39 +1,37 @@
 """Startup validation: what is known to fail is reported before any work is done."""
 
 import tempfile
+from collections.abc import Collection
 from functools import cache
+from pathlib import Path
 
 from configs.schema import Config
-from render.image_io.hdr import read_latlong
+from configs.validation import check_inputs
 from render.mesh_io.write_usd import require_usd
-from render.shade.light import resolve_map
 from sd.loading.hub import resolve_model
-from sd.loading.lora import parse_lora
 from training.distributed import SINGLE_PROCESS, Distributed
 from training.resume import latest_checkpoint
 from training.run_log import require_tensorboard
 from training.tasks import select_device
 
 
-def check_config(config: Config, distributed: Distributed = SINGLE_PROCESS) -> None:
+def check_config(
+    config: Config, distributed: Distributed = SINGLE_PROCESS, written: Collection[Path] = ()
+) -> None:
     """Raise ValueError or OSError if the config cannot run on this machine.
 
-    Files and the output folder are checked on rank 0 only.
+    Files and the output folder are checked on rank 0 only. written: meshes that the command itself writes.
     """
     select_device(config.run.device, distributed)
     if config.run.log == "tensorboard":
         require_tensorboard()
     check_model(config.guidance.sd_model)
-    for entry in config.guidance.lora:
-        parse_lora(entry)
     if config.export.export_usd:
         require_usd()
     if not distributed.is_main:
         return
     latest_checkpoint(config)
-    for path in (config.light.envmap, config.light.relight):
-        if path is not None:
-            check_map(path)
+    check_inputs(config, written)
     out = config.run.output_folder
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -48,9 +46,3 @@ def check_config(config: Config, distributed: Distributed = SINGLE_PROCESS) -> N
 def check_model(name: str) -> None:
     """Resolve the model once for all trials of a sweep: a hub id is looked up over the network."""
     resolve_model(name)
-
-
-@cache
-def check_map(path: str) -> None:
-    """Read the map once for all trials of a sweep: a large map takes a second."""
-    read_latlong(resolve_map(path))

@@ -1,4 +1,4 @@
-"""The light around the object: its config section, its file, and the module that holds it."""
+"""The light around the object: its config section, its file, and its module."""
 
 import logging
 import os
@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from render.image_io.hdr import read_latlong
+from render.read_errors import printable
 from render.shade.cubemap import latlong_to_cube
 from render.shade.prefilter import PrefilteredLight, prefilter
 
@@ -23,6 +24,16 @@ DEFAULT_MAP = MAP_FOLDER / "overcast_city.hdr"
 # Radiance below this is invisible; the logarithm of a learned light needs a floor.
 DARKEST = 1e-4
 LEARNING_LOOKUPS = 2**19
+# A latitude-longitude map is twice as wide as high; other layouts have other ratios.
+LATLONG_RATIOS = (1.9, 2.1)
+OTHER_LAYOUTS = {
+    1.0: "a square picture is an angular map or a mirror ball",
+    4 / 3: "a picture of 4:3 is a cube cross",
+    3 / 4: "a picture of 3:4 is a cube cross",
+    6.0: "a picture of 6:1 is a cube strip",
+    1 / 6: "a picture of 1:6 is a cube strip",
+    4.0: "a picture of 4:1 shows half of the sky",
+}
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -46,15 +57,15 @@ class LightConfig:
 class EnvironmentLight(nn.Module):
     """The light as a cube map, fixed or learned.
 
-    The prefiltered light is computed once where it is fixed, and in every call where it is learned (then with
-    fewer samples; choose env_resolution 64 or 128 on a CPU). A learned light is optimised as the
+    The prefiltered light is computed once if the light is fixed, and in every call if it is learned, then
+    with fewer samples; choose env_resolution 64 or 128 on a CPU. A learned light is optimised as the
     logarithm of radiance, which keeps it positive and makes steps relative.
     """
 
     def __init__(self, cube: Float[Tensor, "6 R R 3"], learn: bool = False):
         super().__init__()
         self.log_radiance = nn.Parameter(cube.clamp_min(DARKEST).log()) if learn else None
-        # A fixed light comes from its file again when a run resumes, so a checkpoint does not carry it.
+        # A resumed run reads a fixed light from its file again, so it is not in the checkpoint.
         self.register_buffer("fixed", None if learn else cube, persistent=False)
         self._prefiltered: PrefilteredLight | None = None
 
@@ -64,7 +75,7 @@ class EnvironmentLight(nn.Module):
         return self.fixed if self.log_radiance is None else self.log_radiance.exp()
 
     def prefiltered(self) -> PrefilteredLight:
-        """Tables for `shade`; differentiable where the light is learned."""
+        """Tables for `shade`; differentiable if the light is learned."""
         if self.log_radiance is not None:
             return prefilter(self.cube, LEARNING_LOOKUPS)
         if self._prefiltered is None or self._prefiltered.table.device != self.fixed.device:
@@ -73,44 +84,65 @@ class EnvironmentLight(nn.Module):
 
 
 def load_environment(config: LightConfig) -> EnvironmentLight:
-    """The light that the config describes; raises as `read_latlong` does."""
+    """The light that the config describes; raises as `read_environment_map` does."""
     cube = load_cube(config.envmap, config.env_resolution, config.env_scale)
     return EnvironmentLight(cube, config.learn_light)
 
 
 def load_cube(path: str | None, resolution: int, scale: float = 1.0) -> Float[Tensor, "6 R R 3"]:
     """Linear radiance times scale from a lat-long file; None gives the default map."""
-    return latlong_to_cube(read_latlong(resolve_map(path)), resolution) * scale
+    return latlong_to_cube(read_environment_map(path), resolution) * scale
+
+
+def read_environment_map(path: str | None) -> Float[Tensor, "H W 3"]:
+    """Linear radiance of the map that `path` stands for; None gives the default map.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_latlong` does.
+        ValueError: the picture is not about twice as wide as high.
+    """
+    file = resolve_map(path)
+    image = read_latlong(file)
+    height, width = image.shape[:2]
+    ratio = width / height
+    if not LATLONG_RATIOS[0] <= ratio <= LATLONG_RATIOS[1]:
+        layout = next((f" ({text})" for r, text in OTHER_LAYOUTS.items() if abs(ratio / r - 1) < 0.02), "")
+        raise ValueError(
+            f"environment map {printable(str(file))}: it is {width} x {height} pixels, and a "
+            f"latitude-longitude map is twice as wide as high{layout}; "
+            "convert it to a latitude-longitude (equirectangular) map first, for example with cmft or HDRShop"
+        )
+    return image
 
 
 def resolve_map(path: str | None) -> Path:
     """The file to read.
 
-    Configs in circulation name maps in data/irrmaps that cannot be shipped here: such a name gives the
-    default map with a warning. A missing file anywhere else is left to the reader to refuse.
+    Published configs name maps in data/irrmaps that cannot be shipped here: such a name gives the default map
+    with a warning. The reader rejects a missing file in any other folder.
     """
     if path is None:
-        _say_once(logging.INFO, f"light: no envmap given, using the default {DEFAULT_MAP.name}")
+        _log_once(logging.INFO, f"light: no envmap given, using the default {DEFAULT_MAP.name}")
         return DEFAULT_MAP
     given = Path(path)
-    # os.path.exists is false for what cannot be a path; Path's methods raise on some of it.
+    # os.path.exists is false for text that cannot be a path, such as one with NUL; Path's methods may raise.
     here = os.path.exists(given.parent) and given.parent.resolve() == MAP_FOLDER
     if not os.path.exists(given) and (here or given.parent == Path("data/irrmaps")):
         shipped = MAP_FOLDER / given.name
         if os.path.exists(shipped):
             return shipped
-        _say_once(logging.WARNING, f"light: {path} is not shipped, using the default {DEFAULT_MAP.name}")
+        _log_once(logging.WARNING, f"light: {path} is not shipped, using the default {DEFAULT_MAP.name}")
         return DEFAULT_MAP
     return given
 
 
 @cache
-def _say_once(level: int, message: str) -> None:
+def _log_once(level: int, message: str) -> None:
     logger.log(level, message)
 
 
 def camera_rotation(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 3 3"]:
-    """Rotations from world to camera axes (x right, y up, −z forward), read off render.camera's matrices.
+    """Rotations from world to camera axes (x right, y up, −z forward), from render.camera's matrices.
 
     Rows of a projection are multiples of the camera's axes: x of right, y of down, w of forward.
     """

@@ -150,7 +150,7 @@ def test_maps_of_published_configs_that_are_not_shipped_are_accepted(folder, key
         message = refusal("--config", write("a.json", **{key: absent}))
         assert message.startswith(f'a.json: key "{key}" has the value')
     load_configs(["--config", write("a.json", **{key: "data/irrmaps/" + "x" * 5000})])
-    assert "is not there" in refusal("--config", write("a.json", base_mesh="data/irrmaps/mesh.obj"))
+    assert "does not exist" in refusal("--config", write("a.json", base_mesh="data/irrmaps/mesh.obj"))
 
 
 def test_an_out_dir_that_cannot_be_made(folder, monkeypatch):

@@ -1,4 +1,4 @@
-"""Strict JSON reading: what is wrong is told with file and place."""
+"""Strict JSON reading: errors name the file and the place."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def refusal(path) -> str:
     return message
 
 
-def test_an_object_comes_through_as_it_is(tmp_path):
+def test_an_object_is_read_unchanged(tmp_path):
     path = tmp_path / "good.json"
     path.write_text('\ufeff{"text": "Äpfel", "range": [1, 2.5], "none": null}', encoding="utf-8")
     assert read_object(path) == {"text": "Äpfel", "range": [1, 2.5], "none": None}
@@ -32,8 +32,8 @@ def test_malformed_json_is_placed_by_line_and_column(tmp_path):
         (b"", "line 1, column 1"),
         (b'{"iter": 1} x', "line 1, column 13"),
         (b'{"iter": 1,}', "line 1"),
-        (b'{"iter": 1, "batch": 2, "iter": 3}', '"iter" is there twice'),
-        (b'{"display": [{"bsdf": "kd", "bsdf": "ks"}]}', '"bsdf" is there twice'),
+        (b'{"iter": 1, "batch": 2, "iter": 3}', '"iter" occurs twice'),
+        (b'{"display": [{"bsdf": "kd", "bsdf": "ks"}]}', '"bsdf" occurs twice'),
         (b"[1, 2]", "one JSON object"),
         (b"null", "one JSON object"),
         (b'{"text": "\xff"}', "UTF-8"),
@@ -54,5 +54,5 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path):
     assert "no such config file" in refusal(tmp_path / "nowhere" / "x.json")
 
 
-def test_a_folder_is_no_config(tmp_path):
+def test_a_folder_is_rejected(tmp_path):
     refusal(tmp_path)

@@ -1,5 +1,8 @@
 """The lattice against its counting formulas, and grids from files."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -117,3 +120,53 @@ def test_missing_and_unreadable_grid_files(tmp_path):
     np.savez(tmp_path / "keys.npz", points=np.zeros(3))
     with pytest.raises(ValueError, match="vertices"):
         load_tet_grid(tmp_path / "keys.npz", 1.0, 64)
+
+
+def promising(rows: int) -> bytes:
+    """An archive whose `vertices` have a header for so many rows, and no rows."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({rows}, 3), }}".ljust(117) + "\n"
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("vertices.npy", b"\x93NUMPY\1\0v\0" + header.encode())
+    return content.getvalue()
+
+
+def damaged_npz(whole: bytes) -> dict[str, bytes]:
+    """Faults of the ZIP container and of the arrays in it."""
+    named = whole.index(b"vertices.npy")
+    encrypted = bytearray(whole)
+    for at in (whole.index(b"PK\3\4") + 6, whole.index(b"PK\1\2") + 8):
+        encrypted[at] |= 1
+    method = bytearray(whole)
+    for at in (whole.index(b"PK\3\4") + 8, whole.index(b"PK\1\2") + 10):
+        method[at] = 97
+    crc = bytearray(whole)
+    crc[named + 150] ^= 1
+    return {
+        "shape_1e12": promising(10**12),
+        "shape_1e30": promising(10**30),
+        "cut": whole[:300],
+        "cut10": whole[:-10],
+        "pkonly": b"PK\3\4",
+        "crc": bytes(crc),
+        "encrypted": bytes(encrypted),
+        "method97": bytes(method),
+        "npy_named": b"\x93NUMPY\1\0v\0" + b"{'descr': '<f4'}".ljust(118),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["shape_1e12", "shape_1e30", "cut", "cut10", "pkonly", "crc", "encrypted", "method97", "npy_named"],
+)
+def test_damaged_npz(tmp_path, kind):
+    vertices = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    np.savez(tmp_path / "whole.npz", vertices=vertices, indices=[[0, 1, 2, 3]])
+    assert len(load_tet_grid(tmp_path / "whole.npz", 1.0, 64).tets) == 1
+    path = tmp_path / "bad.npz"
+    path.write_bytes(damaged_npz((tmp_path / "whole.npz").read_bytes())[kind])
+    with pytest.raises(ValueError, match=r"bad\.npz") as caught:
+        load_tet_grid(path, 1.0, 64)
+    assert str(caught.value).isprintable()
+    if kind.startswith("shape"):
+        assert "holds less" in str(caught.value)

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from configs.cli import Command, print_and_leave, read_command
+from configs.cli import Command, check_chain_inputs, print_and_leave, read_command
 from configs.errors import ConfigError, shown
+from configs.overrides import expand_home
 from configs.run import output_folder
 from configs.schema import NO_EFFECT, Config, known_keys
 from render.image_io.atomic import write_text
@@ -85,6 +86,8 @@ def load_sweep(argv: Sequence[str]) -> Sweep | None:
     _refuse_shared_folders(trials)
     command.warn_of_keys_without_effect()
     if command.dry_run:
+        for trial in trials:
+            check_chain_inputs(trial.configs)
         print_and_leave(
             [
                 {"trial": trial.name, "configs": [config.to_json() for config in trial.configs]}
@@ -140,7 +143,7 @@ def _settings(trial: Trial) -> list[dict[str, object]]:
 
 
 def _cell(command: Command, name: str, changed: Mapping[str, object]) -> Trial:
-    options = {**command.options, **changed}
+    options = expand_home({**command.options, **changed})
     shared = _shared_out_dir(command)
     if isinstance(shared, str) and shared:
         options["out_dir"] = f"{shared.rstrip('/')}/{name}"

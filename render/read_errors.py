@@ -1,0 +1,50 @@
+"""Errors of file readers: whatever a reader or a library raises becomes one line that names the file.
+
+A reader raises `FileError` with what is wrong. `reading` adds the file's name, and translates every other
+exception, so a new reader needs no error handling of its own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LONGEST = 300
+
+
+class FileError(ValueError):
+    """What is wrong with the content of a file, and the fix. `reading` adds the file's name."""
+
+
+@contextmanager
+def reading(path: str | Path, kind: str, format_name: str) -> Iterator[None]:
+    """Translate the exceptions of a reader.
+
+    kind and format_name are for the message: "mesh file X: cannot be read as ply (...)".
+
+    Raises:
+        ValueError: for every exception of the block but the OSErrors.
+        OSError: the block's own, with the file's name.
+    """
+    try:
+        yield
+    except FileError as error:
+        raise ValueError(printable(f"{kind} {path}: {error}")) from error
+    except OSError as error:
+        raise type(error)(printable(f"{kind} {path}: {error.strerror or error}")) from error
+    except MemoryError as error:
+        reason = f"reading it as {format_name} needs more memory than this machine has"
+        raise ValueError(printable(f"{kind} {path}: {reason}")) from error
+    # A library fails in its own ways on a damaged file; to the user each of them is an unreadable file.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
+        text = (
+            f"{kind} {path}: cannot be read as {format_name} ({reason}); it is damaged, or not in this format"
+        )
+        raise ValueError(printable(text)) from error
+
+
+def printable(text: str) -> str:
+    """`text` on one line, control characters and undecodable bytes written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
