@@ -33,7 +33,7 @@ TURNS = 12
 def compiled_kernels() -> ModuleType | None:
     """projection_numba; None, with one line in the log, where numba is missing or broken."""
     try:
-        pass
+        from render.texturing import projection_numba
     # What a numba raises that does not fit the installed numpy differs from version to version.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -87,4 +87,4 @@ def facts(folder: Path, title: str = "A mug", last_step: int = 100) -> RunInfo:
         Setting("seed", "42", "42", "the same seed gives the same result", False),
     ]
     commands = {"Again": "python3 train.py --config a.json"}
-    return RunInfo(folder, title, "material", last_step, True, settings, commands, {"Python": "3.11"})
+    return RunInfo(folder, title, "material", last_step, True, settings, commands, {"Python": "3.11"}, "{}\n")

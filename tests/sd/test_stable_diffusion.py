@@ -174,14 +174,14 @@ def test_unreachable_hub_id_names_the_ways_out(monkeypatch):
 
 
 def test_a_small_prior_says_what_it_does_not_know(model_folder, tmp_path, prior):
-    assert prior.doubt("a hamburger") is None  # no kinds.json: it may know everything
+    assert prior.unknown_prompt_warning("a hamburger") is None  # no kinds.json: it may know everything
     small = tmp_path / "small"
     shutil.copytree(model_folder, small)
     (small / "kinds.json").write_text('["mug", "ice cream cone"]')
     known = StableDiffusion.from_pretrained(str(small), CPU)
-    assert known.doubt("A red Mug on a table") is None
-    assert known.doubt("an ice cream cone") is None
-    assert "mug, ice cream cone" in known.doubt("a hamburger")
+    assert known.unknown_prompt_warning("A red Mug on a table") is None
+    assert known.unknown_prompt_warning("an ice cream cone") is None
+    assert "mug, ice cream cone" in known.unknown_prompt_warning("a hamburger")
 
 
 def take_weights_away(folder, part, names):
@@ -282,4 +282,4 @@ def test_bfloat16_on_a_cpu_is_close_and_is_only_taken_where_it_is_wanted(
     for name, expected, found in zip(("text", "noise", "latents", "gradient"), *answers, strict=True):
         assert found.dtype == torch.float32
         error = (found - expected).norm() / expected.norm()
-        assert (1e-4 if halves and name != "text" else 0) <= error < (0.03 if halves else 1e-9), name
+        assert (1e-4 if halves and name != "text" else 0) <= error < (0.05 if halves else 1e-9), name

@@ -68,10 +68,10 @@ def errors(text):
 
 FAREWELL = """
 import atexit, threading, time
-from training.distributed import leave
+from training.launch import run_and_exit
 atexit.register(print, "farewell")
 threading.Thread(target=time.sleep, args=(600,)).start()
-leave(lambda: print("done") or 0)
+run_and_exit(lambda: print("done") or 0)
 """
 
 

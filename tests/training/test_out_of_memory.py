@@ -74,7 +74,7 @@ def test_the_program_ends_with_one_line_and_2(tmp_path, monkeypatch, caplog, cap
     def greedy(*arguments):
         raise CUDA
 
-    monkeypatch.setattr(train, "run", greedy)
+    monkeypatch.setattr(train, "run_config", greedy)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"out_dir": str(tmp_path / "out"), "sd_model": str(model_folder)}))
     assert train.main(["--config", str(path)]) == 2

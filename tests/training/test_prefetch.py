@@ -11,18 +11,18 @@ def test_what_was_prepared_is_given_once_and_the_rest_is_drawn_on_demand():
         return [step, share]
 
     draws = Prefetcher(draw)
-    assert draws(1, 0) == [1, 0]
+    assert draws.next(1, 0) == [1, 0]
     draws.prepare(2, range(3, 5))
     assert made == [(1, 0), (2, 3), (2, 4)]
-    assert (draws(2, 4), draws(2, 3)) == ([2, 4], [2, 3]) and len(made) == 3
+    assert (draws.next(2, 4), draws.next(2, 3)) == ([2, 4], [2, 3]) and len(made) == 3
     # Nobody asks twice in a run; whoever does gets a fresh one, not what the first may have changed.
-    assert draws(2, 3) == [2, 3] and len(made) == 4
+    assert draws.next(2, 3) == [2, 3] and len(made) == 4
 
 
 def test_what_was_prepared_and_never_asked_for_is_let_go():
     draws = Prefetcher(lambda step, share: object())
     draws.prepare(1, [0])
-    stale = draws(1, 0)
+    stale = draws.next(1, 0)
     draws.prepare(1, [0])
     draws.prepare(2, [0])
-    assert list(draws._ready) == [(2, 0)] and draws(1, 0) is not stale
+    assert list(draws._ready) == [(2, 0)] and draws.next(1, 0) is not stale

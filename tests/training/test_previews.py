@@ -82,13 +82,13 @@ def test_a_darkroom_tells_of_stills_that_are_on_the_disk_and_of_files_that_fail(
 
     with AsyncImageWriter(written) as darkroom:
         for step in (10, 20):
-            darkroom.develop(step, tmp_path / f"{step}.png", stills)
+            darkroom.submit(step, tmp_path / f"{step}.png", stills)
         assert [step for step, *_ in told] == [10]
     here = threading.current_thread().name
     assert told == [(10, "10.png", "shaded,mask", here), (20, "20.png", "shaded,mask", here)]
     with AsyncImageWriter(written) as darkroom:
         assert not darkroom.collect()
-        darkroom.develop(30, tmp_path / "30.png", stills)
+        darkroom.submit(30, tmp_path / "30.png", stills)
         until = time.monotonic() + 30
         while not darkroom.collect():
             assert time.monotonic() < until
@@ -99,9 +99,9 @@ def test_a_still_that_cannot_be_written_ends_a_run_but_hides_no_other_error(tmp_
     stills = take_stills(Scene(), (16, 20))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError), AsyncImageWriter(lambda *_: None) as darkroom:
-        darkroom.develop(30, tmp_path / "file" / "30.png", stills)
+        darkroom.submit(30, tmp_path / "file" / "30.png", stills)
     with pytest.raises(ZeroDivisionError), AsyncImageWriter(lambda *_: None) as darkroom:
-        darkroom.develop(30, tmp_path / "file" / "30.png", stills)
+        darkroom.submit(30, tmp_path / "file" / "30.png", stills)
         raise ZeroDivisionError
     assert "the last still is not written" in caplog.text
 
@@ -156,12 +156,12 @@ def test_a_resumed_film_equals_an_uninterrupted_one(tmp_path):
             for step in range(first + 1, last + 1):
                 film.record(scene, step)
     names = [
-        sorted(path.name for path in (tmp_path / folder / "film").iterdir())
+        sorted(path.name for path in (tmp_path / folder / "video_frames").iterdir())
         for folder in ("whole", "resumed")
     ]
     assert names[0] == names[1] and len(names[0]) == 12
     for name in names[0]:
-        whole, resumed = (tmp_path / folder / "film" / name for folder in ("whole", "resumed"))
+        whole, resumed = (tmp_path / folder / "video_frames" / name for folder in ("whole", "resumed"))
         assert whole.read_bytes() == resumed.read_bytes()
     restarted = TrainingVideo(tmp_path / "resumed", 5, (16, 16))
     assert restarted.assemble() is None

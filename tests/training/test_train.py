@@ -114,7 +114,7 @@ def test_the_report_tells_of_both_stages(pair):
     ):
         page = (pair / name / "report.html").read_text(encoding="utf-8")
         assert f"step {steps} of {steps}" in page and '<span class="state done">' in page
-        for text in (*phases, "set-up", "export", "films"):
+        for text in (*phases, "set-up", "export", "videos"):
             assert f'<th scope="row">{text}</th>' in page
         assert 'id="model"' in page and "data:video/mp4" in page and page.count('class="curve"') >= 2
         assert '"rows": 3' in page and "<code>guidance_weight</code>" in page

@@ -85,7 +85,7 @@ def thumbnail(stage: Stage) -> tuple[bytes, int] | None:
         step = len(turntable) / FRAMES
         return _strip(tuple(_dated(turntable[int(k * step)]) for k in range(FRAMES)), 1)
     stills = sorted((stage.folder / "stills").glob("[0-9]*.png"))
-    film = sorted((stage.folder / "film").glob("[0-9]*.jpg"))
+    film = sorted((stage.folder / "video_frames").glob("[0-9]*.jpg"))
     if stills and not (film and int(film[-1].stem) > int(stills[-1].stem)):
         return _strip((_dated(stills[-1]),), STILL_VIEWS)
     return _strip((_dated(film[-1]),), 1) if film else None

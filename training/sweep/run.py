@@ -55,7 +55,7 @@ def _local(
 
     def executor(todo: Sequence[Trial], progress: SweepProgress) -> int | None:
         gpu_slots = gpu_slots_for(sweep.jobs, rank.gpus(visible), len(todo))
-        threads = max(1, usable_cores() // (len(gpu_slots) * rank.local_world))
+        threads = max(1, usable_cores() // (len(gpu_slots) * rank.local_world_size))
         return run_locally(todo, gpu_slots, threads, progress)
 
     return executor

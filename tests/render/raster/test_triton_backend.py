@@ -12,7 +12,7 @@ from render.camera import orbit, transform_points
 from render.raster import silhouette
 from render.raster.reference import ReferenceRasteriser
 
-triton_cuda = pytest.importorskip("render.raster.triton.backend", exc_type=ImportError)
+backend = pytest.importorskip("render.raster.triton.backend", exc_type=ImportError)
 ROOT = Path(__file__).parents[3]
 
 

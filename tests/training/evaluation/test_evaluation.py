@@ -392,7 +392,7 @@ def test_shapes_are_named(tmp_path, studio, classifier):
         export(tmp_path / kind, studio, kind, painted=False)
     out = tmp_path / "evaluation.json"
     arguments = ["--classifier", str(classifier), "--out", str(out), "--device", "cpu"]
-    assert program.main(["look", *(str(tmp_path / kind) for kind in KINDS), *arguments]) == 0
+    assert program.main([*(str(tmp_path / kind) for kind in KINDS), *arguments]) == 0
     found = json.loads(out.read_text())
     assert found["r_precision"] == {
         "normal": {"assets": 2, "kind": 1.0, "by_kind": {"car": "1 of 1", "mug": "1 of 1"}}
@@ -428,7 +428,7 @@ def test_painted_assets_are_counted(tmp_path, studio, fixed_classifier):
         "3",
     ]
     runs = [str(tmp_path / name) for name in "abcd"]
-    assert program.main(["look", *runs, *arguments, "--device", "cpu"]) == 0
+    assert program.main([*runs, *arguments, "--device", "cpu"]) == 0
     found = json.loads(out.read_text())
     assert found["r_precision"] == {
         "shaded": {
@@ -480,9 +480,9 @@ def test_a_broken_mesh_is_a_failure_with_its_reason(tmp_path, classifier):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["look", "nowhere"], "nowhere: there is no such folder"),
-        (["look", ".=a mug", "--classifier", "missing"], "python3 -m training.evaluation train"),
-        (["look", ".=a mug", "--sheet", "sheet.gif"], "sheet.gif: name a .jpg or .png file"),
+        (["nowhere"], "nowhere: there is no such folder"),
+        ([".=a mug", "--classifier", "missing"], "python3 -m data.make_classifier"),
+        ([".=a mug", "--sheet", "sheet.gif"], "sheet.gif: name a .jpg or .png file"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(arguments, message, classifier, capsys):

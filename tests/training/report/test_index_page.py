@@ -37,7 +37,7 @@ def test_a_turntable_becomes_a_strip_of_views_evenly_around(tmp_path):
 def test_without_a_turntable_the_newest_picture_shows(tmp_path):
     stage = Stage("shape", tmp_path, "normal")
     assert thumbnail(stage) is None
-    solid(tmp_path / "film/000010.jpg", (0, 0, 200))
+    solid(tmp_path / "video_frames/000010.jpg", (0, 0, 200))
     assert views(stage) == [[0, 0, 200]]
     sheet = Image.new("RGB", (4 * 32, 3 * 32))
     for k in range(4):
@@ -45,19 +45,19 @@ def test_without_a_turntable_the_newest_picture_shows(tmp_path):
     (tmp_path / "stills").mkdir()
     sheet.save(tmp_path / "stills/000020.png")
     assert views(stage) == [[50 * k, 100, 0] for k in range(4)]
-    solid(tmp_path / "film/000030.jpg", (200, 0, 0))
+    solid(tmp_path / "video_frames/000030.jpg", (200, 0, 0))
     assert views(stage) == [[200, 0, 0]]
 
 
 def test_a_picture_that_is_not_square_keeps_its_shape(tmp_path):
-    solid(tmp_path / "film/000010.jpg", (0, 0, 0), (80, 20))
+    solid(tmp_path / "video_frames/000010.jpg", (0, 0, 0), (80, 20))
     strip = np.asarray(Image.open(io.BytesIO(thumbnail(Stage("shape", tmp_path, "normal"))[0])).convert("L"))
     assert (strip < 128).any(1).sum() == pytest.approx(SIDE / 4, abs=2)
     assert (strip < 128).any(0).all()
 
 
 def test_a_damaged_picture_is_none_and_is_read_when_it_is_whole(tmp_path):
-    stage, path = Stage("shape", tmp_path, "normal"), tmp_path / "film/000010.jpg"
+    stage, path = Stage("shape", tmp_path, "normal"), tmp_path / "video_frames/000010.jpg"
     solid(path, (0, 200, 0))
     whole = path.read_bytes()
     path.write_bytes(whole[:20])
