@@ -40,13 +40,14 @@ class RunReport:
     _seconds: dict[str, float] = field(default_factory=dict)
     _doing: str = ""
     _not_before: float = 0.0
-    _warned: bool = False
+    _failed_files: set[str] = field(default_factory=set)
 
     def begin(self, step: int) -> None:
         """The set-up has succeeded, after `step` finished steps: write config.json and the page."""
         self._begun = True
         if not self.quiet:
-            write_text(self.info.out_dir / CONFIG_FILE, self.info.resolved_config)
+            with self._warns_once(CONFIG_FILE):
+                write_text(self.info.out_dir / CONFIG_FILE, self.info.resolved_config)
         self.update(step)
 
     def update(self, step: int) -> None:
@@ -83,14 +84,20 @@ class RunReport:
             return
         started = time.monotonic()
         state = RunState(name, self.step, doing, dict(self._seconds), time.time())
-        try:
+        with self._warns_once(REPORT_FILE):
             write_text(self.info.out_dir / REPORT_FILE, run_page(self.info, state))
-        except OSError as error:
-            if not self._warned:
-                logger.warning("%s is not written: %s", self.info.out_dir / REPORT_FILE, error)
-            self._warned = True
         finished = time.monotonic()
         self._not_before = finished + max(PAUSE_SECONDS, PAUSE_FACTOR * (finished - started))
+
+    @contextmanager
+    def _warns_once(self, name: str) -> Iterator[None]:
+        """A file of the report that cannot be written is one warning and does not end the run."""
+        try:
+            yield
+        except OSError as error:
+            if name not in self._failed_files:
+                logger.warning("%s is not written: %s", self.info.out_dir / name, error)
+            self._failed_files.add(name)
 
 
 def open_report(config: Config, argv: Sequence[str], distributed: Distributed = SINGLE_PROCESS) -> RunReport:

@@ -81,7 +81,7 @@ def test_a_page_that_cannot_be_written_is_one_warning(folder, monkeypatch, caplo
         report.begin(1)
         report.update(2)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{folder / 'report.html'} is not written: no space left"
+        f"{folder / name} is not written: no space left" for name in ("config.json", "report.html")
     ]
 
 
