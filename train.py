@@ -9,7 +9,11 @@ Under torchrun all processes take every step together, and rank 0 alone writes f
 import os
 import sys
 
-from training import check_environment
+from training import check_environment, signals
+
+# The imports take seconds: until they are done, Ctrl-C ends the process without a traceback.
+if __name__ == "__main__":
+    signals.die_on_interrupt()
 
 # Before anything is imported that may be missing: the check reports a missing package without a traceback.
 if __name__ == "__main__" and check_environment.OPTION in sys.argv[1:]:
@@ -35,10 +39,13 @@ from configs.cli import load_configs
 from configs.schema import Config
 from sd.guidance import Guidance
 from sd.stable_diffusion import StableDiffusion
+from training.console import describe_error, setup_logging
 from training.distributed import Distributed
 from training.export import OPTION as EXPORT_ONLY
 from training.export import configs_to_export, export_again, export_run
+from training.input_files import model_paths
 from training.launch import distributed_session, run_and_exit, setup_rank_logging
+from training.lock import lock_out_dirs
 from training.loop import TrainState, make_prefetcher, train_loop
 from training.out_of_memory import explain_out_of_memory, peak_memory
 from training.preflight import check_config
@@ -62,10 +69,11 @@ def run_config(config: Config, argv: Sequence[str], distributed: Distributed) ->
     with open_report(config, argv, distributed) as report:
         with report.timed("set-up"):
             task, optimizer, device = build_task(config, distributed)
-            step = restore_state(config, task.scene, optimizer, distributed)
+            step = restore_state(config, task.scene, optimizer, distributed, inputs=task.inputs)
         report.begin(step)
         if step < task.schedule.last_step:
-            guidance = build_guidance(config, device, report)
+            with task.inputs.reading("sd_model", *model_paths(config)):
+                guidance = build_guidance(config, device, report)
             prefetcher = make_prefetcher(config, guidance, task.schedule, distributed)
             state = TrainState(step, task.schedule, optimizer, prefetcher)
             train_loop(state, config, task, guidance, report, distributed)
@@ -108,23 +116,28 @@ def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distrib
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0 done, 1 some trials of a sweep failed, 2 an error that the user can fix, 128 + n stopped
-    by signal n."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    """Run the command; returns the exit code.
+
+    0: done. 1: some trials of a sweep failed. 2: an error that the user can fix. 128 + n: stopped by signal
+    n.
+    """
+    setup_logging()
     try:
+        signals.raise_on_interrupt()
         if sweep := load_sweep(argv):
             return run_sweep(sweep, check_config)
         setup_rank_logging()
         configs = load_configs(argv)
         on_gpus = any(config.run.device != "cpu" for config in configs)
         with distributed_session(on_gpus) as distributed:
-            run_all(configs, argv, distributed)
+            with lock_out_dirs(configs if distributed.is_main else []):
+                run_all(configs, argv, distributed)
     except KeyboardInterrupt:
         logger.error("interrupted; run the same command again to resume")
         return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         logger.debug("traceback", exc_info=True)
-        logger.error("error: %s", " ".join(str(error).split()))
+        logger.error("error: %s", describe_error(error))
         return 2
     return 0
 

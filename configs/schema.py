@@ -76,6 +76,11 @@ def known_keys() -> dict[str, Key]:
     return keys_of(section_types())
 
 
+def section_keys(name: str) -> set[str]:
+    """The keys of a section."""
+    return {key.name for key in known_keys().values() if name in key.sections}
+
+
 def parse_config(values: Mapping[str, object], source: str, overridden: Collection[str] = ()) -> Config:
     """Check `values` and sort them into sections.
 

@@ -1,8 +1,9 @@
-"""Checkpoints that are whole or absent: folder/step_000123/ {tensors.safetensors, state.json}, no pickle.
+"""Atomic checkpoints: folder/step_000123/ with tensors.safetensors and state.json, no pickle.
 
-A checkpoint is written into a hidden folder, flushed, then renamed. state.json carries the size and SHA-256
-of the tensor file and a SHA-256 of its own, so that a damaged checkpoint is recognised and the one before it
-is used.
+A checkpoint is written into a hidden folder, flushed, then renamed. state.json contains the size and SHA-256
+of the tensor file and a SHA-256 of itself. A damaged checkpoint is skipped and the one before it is used. A
+checkpoint that cannot be read, or has another format version, is an error: it may be intact, and the next
+save would delete it.
 """
 
 import errno
@@ -33,20 +34,30 @@ _TEMPORARY = ".writing_"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `step` iterations: named tensors (on the CPU) and JSON values."""
+    """The state after `step` iterations: named tensors on the CPU, and JSON values."""
 
     step: int
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
 
 
+class DamagedCheckpoint(ValueError):
+    """A checkpoint whose files are incomplete or have been changed."""
+
+
+class UnreadableCheckpoint(ValueError):
+    """Checkpoints exist and none can be used. They are kept, so a run must not start from step 1."""
+
+
 def save_checkpoint(
     folder: Path | str, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Writes folder/step_000123 and removes all but the newest `keep`; returns its path.
+    """Write folder/step_000123 and remove all but the newest `keep` checkpoints; returns its path.
 
-    Checkpoints of later steps go too: they belong to a run that this one has overtaken. meta must be JSON.
-    Raises OSError with one clear line where the disk is full or not writable; older checkpoints stay.
+    Checkpoints of later steps are removed too: they belong to a run that was replaced. meta must be JSON.
+
+    Raises:
+        OSError: one line, if the disk is full or not writable. Older checkpoints are kept.
     """
     folder = Path(folder)
     final, temporary = folder / f"step_{step:06d}", folder / f"{_TEMPORARY}step_{step:06d}"
@@ -55,7 +66,7 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         _write(temporary, step, tensors, meta)
         if final.exists():
-            # A folder cannot be renamed over a full one.
+            # A folder cannot be renamed to a folder that is not empty.
             final.rename(folder / f"{_TEMPORARY}replaced_{final.name}")
         temporary.rename(final)
         _flush(folder)
@@ -70,21 +81,49 @@ def save_checkpoint(
 
 
 def load_latest(folder: Path | str) -> Checkpoint | None:
-    """The newest checkpoint that is whole, None where there is none.
+    """The newest intact checkpoint, None if there is none. Damaged ones are skipped with a warning.
 
-    Damaged or foreign ones are named in a warning and passed over.
+    Raises:
+        UnreadableCheckpoint: a checkpoint cannot be read or has another format version, or none is intact.
     """
     numbered = _numbered(Path(folder))
+    reasons = []
     for step in sorted(numbered, reverse=True):
         try:
             return _read(numbered[step], step)
-        except ValueError as error:
-            logger.warning("checkpoint passed over: %s", error)
+        except DamagedCheckpoint as error:
+            reasons.append(error)
+        except OSError as error:
+            raise UnreadableCheckpoint(
+                f"checkpoint {numbered[step]} cannot be read: {error.strerror or error}; nothing was deleted"
+            ) from error
+        if len(reasons) < len(numbered):
+            logger.warning("warning: a damaged checkpoint is skipped: %s", reasons[-1])
+    if reasons:
+        raise UnreadableCheckpoint(
+            f"none of the {len(reasons)} checkpoints in {folder} is intact: {reasons[0]}; nothing was "
+            "deleted; restore one, or choose another out_dir"
+        )
     return None
 
 
+def newest_step(folder: Path | str) -> int | None:
+    """The step of the newest checkpoint, by its folder's name only; None if there is none."""
+    return max(_numbered(Path(folder)), default=None)
+
+
+def newest_digest(folder: Path | str) -> str | None:
+    """The SHA-256 of the newest checkpoint's tensor file, as its state.json states it; None without one."""
+    numbered = _numbered(Path(folder))
+    try:
+        state = json.loads((numbered[max(numbered)] / STATE).read_text(encoding="utf-8"))
+        return str(state["tensors"]["sha256"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimiser's state: tensors named "<parameter number>.<name>", and its parameter groups as JSON."""
+    """The optimizer's state: tensors named "<parameter number>.<name>", and its parameter groups as JSON."""
     state = optimizer.state_dict()
     tensors = {}
     for number, entries in state["state"].items():
@@ -97,10 +136,10 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> None:
-    """Puts back what flatten_optimizer took out, bit for bit; the parameters must be the same in number and
-    shape.
+    """Restore the result of flatten_optimizer, bit for bit.
 
-    Raises ValueError where they are not.
+    Raises:
+        ValueError: the parameters differ in number or shape.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -131,7 +170,7 @@ def restore_optimizer(
 def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     path = folder / TENSORS
     _save(path, tensors)
-    # The sum costs as much time as the disk, so both at once.
+    # The digest takes as long as the disk, so both run at once.
     with ThreadPoolExecutor(1, "checksum") as pool:
         digest = pool.submit(sha256_of_file, path)
         with path.open("rb+") as file:
@@ -149,13 +188,13 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Straight from the tensors to the disk: with the file in memory it would take three times as long."""
-    # safetensors wants no two tensors in one storage and none with strides.
-    alone = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    """Write the tensors to the disk. Serialising to memory first would take three times as long."""
+    # safetensors accepts no shared storage and no strides.
+    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     try:
-        save_file(alone, path)
+        save_file(copies, path)
     except SafetensorError as error:
-        # Its errors of the disk are of no kind of their own.
+        # safetensors has no exception type for errors of the disk.
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise
@@ -163,38 +202,45 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _read(folder: Path, step: int) -> Checkpoint:
-    """Raises ValueError naming the file and what is wrong with it."""
+    """Read and verify one checkpoint.
+
+    Raises:
+        DamagedCheckpoint: naming the file and the damage.
+        UnreadableCheckpoint: another format version.
+        OSError: a file exists and cannot be read.
+    """
     path = folder / TENSORS
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{folder / STATE} is missing") from None
-    except OSError as error:
-        raise ValueError(f"{folder / STATE} cannot be read: {error.strerror}") from None
+        raise DamagedCheckpoint(f"{folder / STATE} is missing") from None
     except (ValueError, RecursionError):
-        raise ValueError(f"{folder / STATE} is not valid JSON") from None
+        raise DamagedCheckpoint(f"{folder / STATE} is not valid JSON") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{folder / STATE} is not a checkpoint of this program")
-    if state.get("version") != VERSION:
-        raise ValueError(f"{folder / STATE} has format version {state.get('version')}, not {VERSION}")
-    if state.get("step") != step:
-        raise ValueError(f"{folder / STATE} says step {state.get('step')}")
+        raise DamagedCheckpoint(f"{folder / STATE} is not a checkpoint of this program")
+    if type(version := state.get("version")) is int and version != VERSION:
+        raise UnreadableCheckpoint(
+            f"{folder / STATE} has format version {version}, this program reads version {VERSION}; nothing "
+            "was deleted; resume with the program that wrote it, or choose another out_dir"
+        )
+    if state.get("version") != VERSION or state.get("step") != step:
+        raise DamagedCheckpoint(f"{folder / STATE} is of version {version!r} and step {state.get('step')!r}")
     expected, meta = state.get("tensors"), state.get("meta")
-    # The first checkpoints of this version had no digest of their own.
+    # The first checkpoints of this version have no digest of state.json.
     if state.pop("sha256", None) not in (None, _digest(state)) or not (
         isinstance(expected, dict) and isinstance(meta, dict)
     ):
-        raise ValueError(f"{folder / STATE} is damaged (its own SHA-256 differs)")
+        raise DamagedCheckpoint(f"{folder / STATE} is damaged (its own SHA-256 differs)")
     if not path.is_file():
-        raise ValueError(f"{path} is missing")
+        raise DamagedCheckpoint(f"{path} is missing")
     if path.stat().st_size != expected.get("bytes"):
-        raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {expected.get('bytes')}")
+        raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes instead of {expected.get('bytes')}")
     if sha256_of_file(path) != expected.get("sha256"):
-        raise ValueError(f"{path} is damaged (its SHA-256 differs)")
+        raise DamagedCheckpoint(f"{path} is damaged (its SHA-256 differs)")
     try:
         return Checkpoint(step, load_file(path), meta)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from None
+    except SafetensorError as error:
+        raise DamagedCheckpoint(f"{path} is not a safetensors file: {error}") from None
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
@@ -206,7 +252,7 @@ def _numbered(folder: Path) -> dict[int, Path]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What an interrupted save left behind."""
+    """Remove the hidden folders of interrupted saves."""
     for path in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path)
 
@@ -221,18 +267,18 @@ def _write_failure(folder: Path, step: int, error: OSError) -> str:
 
 
 def _digest(state: Mapping[str, Any]) -> str:
-    """Of the values, whatever their order and spacing in the file."""
+    """SHA-256 of the values, independent of their order and spacing in the file."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:
-    """Its hexadecimal digest."""
+    """The hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_through(path: Path, content: bytes) -> None:
-    """Writes a file and waits until the disk has it."""
+    """Write a file and flush it to the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -240,7 +286,7 @@ def _write_through(path: Path, content: bytes) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Waits until the disk has the names in a folder."""
+    """Flush the entries of a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -136,7 +136,7 @@ class Distributed:
             return True
 
     def shut_down(self) -> None:
-        """Leave the group after all ranks are done; a process that only exits breaks their connections."""
+        """Leave the group after all ranks are done. An earlier exit would break the others' connections."""
         if self.world_size > 1:
             self.barrier()
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a run writes after its last step: mesh and textures, the training video, the turntable."""
+"""The export after the last step: mesh and textures, the training video, the turntable."""
 
 import logging
 import os
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from configs.schema import Config
 from training.distributed import SINGLE_PROCESS
+from training.numbered_files import warn_on_error
 from training.previews import training_video, write_orbit
 from training.report.report_writer import RunReport
-from training.resume import checkpoint_folder, is_exported, latest_checkpoint, restore_state
+from training.resume import checkpoint_folder, is_exported, latest_checkpoint, record_export, restore_state
 from training.tasks import Task, build_task
 
 logger = logging.getLogger(__name__)
@@ -17,41 +18,48 @@ OPTION = "--export-only"
 
 
 def export_run(config: Config, task: Task, report: RunReport) -> None:
-    """Mesh, textures and videos of a trained task."""
+    """Write mesh, textures and videos of a trained task. A video that cannot be written is a warning."""
+    step = task.schedule.last_step
     with report.timed("export"):
-        if task.export_once and is_exported(config):
-            logger.info("kept as it is: %s (%s writes it anew)", config.run.mesh_path, OPTION)
+        if task.export_once and is_exported(config, step):
+            logger.info("%s is already exported (%s writes it again)", config.run.mesh_path, OPTION)
         else:
             logger.info("exporting to %s", config.run.mesh_path.parent)
             task.export()
+            record_export(config, step)
     with report.timed("videos"):
-        # Here and not in the loop, so that a run that was stopped after its last step gets its video too.
-        training_video(config, task.schedule.last_step).assemble()
+        # A run that was stopped after its last step gets its video when it is started again.
+        with warn_on_error(config.run.output_folder / "video_log.mp4"):
+            training_video(config, step).assemble()
         if config.run.validate:
-            write_orbit(task.scene.layers, config.run.output_folder, config.run.preview_res)
+            with warn_on_error(config.run.output_folder / "validate"):
+                write_orbit(task.scene.layers, config.run.output_folder, config.run.preview_res)
 
 
 def export_again(config: Config, report: RunReport) -> None:
-    """Export mesh and textures from the last checkpoint; the checkpoint and the pictures stay as they are."""
+    """Export mesh and textures from the last checkpoint, without changing checkpoints and pictures."""
     with report:
         task, optimizer, _ = build_task(config)
-        report.begin(restore_state(config, task.scene, optimizer, SINGLE_PROCESS))
+        report.begin(restore_state(config, task.scene, optimizer, SINGLE_PROCESS, inputs=task.inputs))
         folder = config.run.mesh_path.parent
         logger.info("exporting step %d of %d to %s", report.step, task.schedule.last_step, folder)
         with report.timed("export"):
             task.export()
+            record_export(config, report.step)
     if task.export_once:
-        logger.warning("runs that paint another export of this mesh do not go on with this one")
+        logger.warning(
+            "warning: a run that paints an earlier export of this mesh cannot resume with this one"
+        )
 
 
 def configs_to_export(configs: Sequence[Config]) -> list[Config]:
-    """The configs that `--export-only` exports, each with a checkpoint.
+    """The configs that `--export-only` exports.
 
-    A mesh that another config of the command paints is skipped: its paint depends on the exact bytes of the
-    mesh, and export_faces applies to the painted one.
+    A mesh that another config of the command paints is skipped: the painted textures depend on its exact
+    bytes, and export_faces applies to the painted mesh.
 
     Raises:
-        ValueError: there is no checkpoint, or it is of a run with other settings.
+        ValueError: a config has no checkpoint, or one of a run with other settings.
     """
     painted = {
         os.path.abspath(config.run.base_mesh): config.run.out_dir
@@ -62,7 +70,7 @@ def configs_to_export(configs: Sequence[Config]) -> list[Config]:
     for config in configs:
         painter = painted.get(os.path.abspath(config.run.mesh_path))
         if painter is not None:
-            logger.info("kept as it is: %s, which %s paints", config.run.mesh_path, painter)
+            logger.info("%s is not exported again: %s paints it", config.run.mesh_path, painter)
             continue
         if latest_checkpoint(config) is None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Starting and ending the processes of a run: launcher variables, rendezvous, logging by rank, exit."""
+"""Start and end of the processes of a run: launcher variables, rendezvous, logging by rank, exit."""
 
 import json
 import logging
@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 
 from configs.errors import ConfigError
+from training.console import LineFormatter, LossyStream
 from training.distributed import SINGLE_PROCESS, Distributed, PeerLost
+from training.signals import die_on_interrupt, end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +26,18 @@ Item = TypeVar("Item")
 
 # Rank 0 alone exports, unwraps and writes videos while all other ranks wait.
 GLOO_TIMEOUT = timedelta(hours=2)
-# An NCCL exchange follows a Gloo exchange at once.
+# An NCCL exchange directly follows a Gloo exchange.
 NCCL_TIMEOUT = timedelta(minutes=10)
 # Between the start of the first process and that of the last.
 RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
 MUTED = logging.CRITICAL + 1
+# torchrun sets this variable for its workers.
+LAUNCHED = "TORCHELASTIC_RUN_ID"
 
 
 @dataclass(frozen=True)
 class LauncherRank:
-    """What the launcher (torchrun) says of this process."""
+    """The numbers that the launcher (torchrun) gives to this process."""
 
     rank: int = 0
     world_size: int = 1
@@ -45,14 +49,14 @@ class LauncherRank:
         return list(items[self.rank :: self.world_size])
 
     def gpus(self, visible: Sequence[str]) -> list[str]:
-        """This rank's one of the machine's GPUs; all of them without a launcher."""
+        """The GPU of this rank out of the machine's; all of them without a launcher."""
         if self.world_size == 1:
             return list(visible)
         return [visible[self.local_rank % len(visible)]] if visible else []
 
 
 def read_launcher_rank(environment: Mapping[str, str]) -> LauncherRank:
-    """Rank and world size from the launcher's variables; one process of one without them.
+    """Rank and world size from the launcher's variables; rank 0 of 1 without them.
 
     Raises:
         ConfigError: the variables are not numbers, or contradict each other.
@@ -68,7 +72,7 @@ def read_launcher_rank(environment: Mapping[str, str]) -> LauncherRank:
         rank, world_size, local_rank, local_world_size = -1, 0, 0, 0
     if not (0 <= rank < world_size and local_rank >= 0 and local_world_size > 0):
         variables = ", ".join(f"{name}={text}" for name, text in values.items())
-        raise ConfigError(f"the launcher's variables {variables} are no ranks; unset them, or use torchrun")
+        raise ConfigError(f"the launcher's variables {variables} are not valid; unset them, or use torchrun")
     return LauncherRank(rank, world_size, local_rank, local_world_size)
 
 
@@ -81,7 +85,7 @@ class Store(Protocol):
 
 
 def rendezvous(store: Store, rank: int, world_size: int, seconds: float) -> str:
-    """A name for this round that all `world_size` processes share and no earlier round has used.
+    """Returns a name for this round, shared by all `world_size` processes and not used by an earlier round.
 
     torchrun restarts its workers over the same store, which then still holds the addresses of the ended
     workers. Each process writes a nonce. Rank 0 publishes all nonces. A rank that reads back its own nonce
@@ -163,7 +167,7 @@ def distributed_session(on_gpus: bool) -> Iterator[Distributed]:
         raise
     except PeerLost as error:
         if distributed.claim_error_report():
-            logger.error("error: %s; run the same command again to go on from the last checkpoint", error)
+            logger.error("error: %s; run the same command again to resume from the last checkpoint", error)
         raise SystemExit(1) from None
     except BaseException as error:
         if distributed.claim_error_report():
@@ -180,17 +184,29 @@ def setup_rank_logging(errors: str = "%(message)s (rank {rank})") -> None:
     if launcher.rank:
         logging.getLogger().setLevel(logging.ERROR if launcher.local_rank == 0 else MUTED)
         for handler in logging.getLogger().handlers:
-            handler.setFormatter(logging.Formatter(errors.format(rank=launcher.rank)))
+            handler.setFormatter(LineFormatter(errors.format(rank=launcher.rank)))
 
 
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
     """Run `main` and end the process with its exit code.
 
-    One of several processes skips the interpreter shutdown, in which it could wait for the others for ever or
-    be ended by a thread of torch after all of its work is done.
+    A worker of a launcher receives SIGTERM when the launcher ends, so it saves and exits. One of several
+    processes skips the interpreter shutdown: a thread of torch could block or abort it.
     """
-    if read_launcher_rank(os.environ).world_size == 1:
-        sys.exit(main())
+    if LAUNCHED in os.environ or "RANK" in os.environ:
+        end_with_parent()
+    # None without a terminal, for example under pythonw or after 2>&-.
+    if sys.stderr is not None:
+        sys.stderr = LossyStream(sys.stderr)
+    try:
+        alone = read_launcher_rank(os.environ).world_size == 1
+    except ConfigError:
+        # `main` reports it.
+        alone = True
+    if alone:
+        code = main()
+        die_on_interrupt()
+        sys.exit(code)
     try:
         code = main()
     except SystemExit as end:

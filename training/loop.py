@@ -14,7 +14,7 @@ from render.async_copy import AsyncScalars
 from render.camera import Cameras
 from sd.guidance import Guidance, SDSSample
 from sd.schedule import Phase, Schedule
-from training.checkpoint import load_latest
+from training.checkpoint import newest_step
 from training.distributed import Distributed, optimized_parameters
 from training.prefetch import Prefetcher
 from training.previews import AsyncImageWriter, save_previews, training_video
@@ -193,7 +193,7 @@ def save_checkpoint(state: TrainState, config: Config, task: Task, distributed: 
         # A state without a surface must not replace a good checkpoint.
         with vanishing_explained(config, state.step):
             task.verify()
-    save_state(config, task.scene, state.optimizer, state.step, distributed)
+    save_state(config, task.scene, state.optimizer, state.step, distributed, inputs=task.inputs)
 
 
 @contextmanager
@@ -202,6 +202,6 @@ def vanishing_explained(config: Config, step: int) -> Iterator[None]:
     try:
         yield
     except EmptySurfaceError as error:
-        kept = load_latest(checkpoint_folder(config))
-        left = f"the checkpoint of step {kept.step} is kept in {checkpoint_folder(config)}" if kept else ""
+        kept, folder = newest_step(checkpoint_folder(config)), checkpoint_folder(config)
+        left = "" if kept is None else f"the checkpoint of step {kept} is kept in {folder}"
         raise EmptySurfaceError(f"step {step}: {error}; {left or 'no checkpoint was due yet'}") from error

@@ -1,4 +1,4 @@
-"""How much memory a run takes, and memory that runs out, as one line that says what to lower."""
+"""Peak memory, and out-of-memory errors as one line that names the config keys to lower."""
 
 import re
 import resource
@@ -8,21 +8,23 @@ from contextlib import contextmanager
 import torch
 
 from configs.schema import Config
-from training.checkpoint import load_latest
+from training.checkpoint import newest_step
 from training.resume import checkpoint_folder
 
-# How allocators other than torch's own on CUDA word it: cuBLAS, the driver, nvdiffrast (2 is the driver's
-# number for it), torch's on the CPU.
+# The messages of allocators without an exception type: cuBLAS, the driver, nvdiffrast (error 2 of the
+# driver), torch on the CPU.
 WORDINGS = ("CUBLAS_STATUS_ALLOC_FAILED", "out of memory", "Cuda error: 2[", "DefaultCPUAllocator")
 
 
 class OutOfMemory(ValueError):
-    """What a run asked for does not fit."""
+    """The run needs more memory than the machine has."""
 
 
 def peak_memory() -> str:
-    """The most that this process has held so far; on a GPU, what torch has taken of it since its last reset,
-    the memory of CUDA graphs included."""
+    """The peak memory of this process as text; with a GPU also torch's peak since the last reset.
+
+    The GPU's value includes CUDA graphs.
+    """
     # Linux counts in kibibytes.
     peak = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.1f} GB"
     if torch.cuda.is_initialized():
@@ -32,13 +34,13 @@ def peak_memory() -> str:
 
 @contextmanager
 def explain_out_of_memory(config: Config) -> Iterator[None]:
-    """Turns every kind of memory error within into `OutOfMemory`, which names the keys and what is kept."""
+    """Convert all memory errors in the block to `OutOfMemory`, which names keys and the last checkpoint."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        # The error holds the frames, and they the tensors: let go before the checkpoint is read.
+        # The traceback references the frames and their tensors. Without it they are freed.
         message = f"out of memory{_amount(error)}"
         error.__traceback__ = None
     else:
@@ -47,7 +49,7 @@ def explain_out_of_memory(config: Config) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left, on a GPU or for a CPU."""
+    """Whether an error is an out-of-memory error, of a GPU or of the machine."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or any(wording in str(error) for wording in WORDINGS)
 
@@ -66,9 +68,5 @@ def _advice(config: Config) -> str:
 
 
 def _kept(config: Config) -> str:
-    kept = load_latest(checkpoint_folder(config))
-    return (
-        f"the checkpoint of step {kept.step} is kept in {checkpoint_folder(config)}"
-        if kept
-        else "nothing was saved yet"
-    )
+    step, folder = newest_step(checkpoint_folder(config)), checkpoint_folder(config)
+    return "nothing was saved yet" if step is None else f"the checkpoint of step {step} is kept in {folder}"

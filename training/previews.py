@@ -1,8 +1,8 @@
-"""Pictures of whatever is being made: stills, the orbit, and the film of the optimisation.
+"""Pictures of a run: stills, the turntable (orbit), and the video of the training.
 
-Everything here sees the scene as a function from cameras to named layers: shaded, kd, ks, normal, mask …,
-each [B,H,W,C] with C = 1 or 3, ready for display (in [0,1], sRGB where it is colour, on white). The first
-layer is the main one, of which the films are made.
+The scene is a function from cameras to named layers: shaded, kd, ks, normal, mask …, each [B,H,W,C] with C =
+1 or 3, in [0,1], colours in sRGB, on white. The first layer is the main one; the videos show it. A picture or
+video that cannot be written is a warning, and the run continues.
 """
 
 import logging
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -27,6 +28,7 @@ from render.image_io.atomic import atomic_path
 from render.image_io.image import as_rgb, grid, to_bytes, to_pillow, write_gif, write_mp4, write_png
 from render.shade.brdf import linear_to_srgb
 from render.shade.cubemap import cube_to_latlong
+from training.numbered_files import numbered_files, warn_on_error
 
 logger = logging.getLogger(__name__)
 
@@ -37,20 +39,20 @@ GIF_SIDE = 256
 
 
 def views_in_batches(cameras: Cameras, batch: int) -> Iterator[Cameras]:
-    """The same views, at most `batch` at a time."""
+    """Split the views into groups of at most `batch`."""
     for start in range(0, len(cameras.position), batch):
         yield cameras.select(slice(start, start + batch))
 
 
 @dataclass(frozen=True)
 class Stills:
-    """A picture of four views; rows names what each row of it shows."""
+    """A picture of four views. rows: the layer that each row shows."""
 
     picture: Float[Tensor, "H W 3"]
     rows: tuple[str, ...]
 
     def write(self, path: Path | str) -> None:
-        """As PNG; the names of the rows stand in its text entry "rows", with commas between."""
+        """Write a PNG. Its text entry "rows" contains the names of the rows, separated by commas."""
         write_png(path, self.picture, {"rows": ",".join(self.rows)})
 
 
@@ -61,10 +63,10 @@ def take_stills(
     panels: Sequence[str] = (),
     environment: Float[Tensor, "6 R R 3"] | None = None,
 ) -> Stills:
-    """A column for each of four azimuths a quarter turn apart, a row for each layer; on the CPU.
+    """Render a column for each of four azimuths, a quarter turn apart, and a row for each layer; on the CPU.
 
-    panels: the layers to show below the main one, in this order, instead of all; LATLONG stands for the
-    environment (linear radiance, a cube map). One that the scene does not have is left out.
+    panels: the layers below the main one, in this order; empty means all. LATLONG is the environment (a cube
+    map of linear radiance). Layers that the scene does not have are left out.
     """
     layers = render(orbit(4, resolution, ELEVATION_DEGREES, FOVY_DEGREES))
     main, *others = layers
@@ -78,37 +80,38 @@ def take_stills(
 
 
 class AsyncImageWriter:
-    """A thread that writes stills while the run goes on: packing a PNG takes the time of many steps.
+    """Writes stills in a thread: compressing a PNG takes as long as many steps. A context manager.
 
-    A context manager; `written` hears of each still once it is on the disk, from the caller's thread. What
-    goes wrong with a file is raised there too, but not in place of an error that the block ends with. A run
-    that is killed while a still is being written lacks it.
+    written(step, path): called in the caller's thread after each still is on the disk. A still that cannot be
+    written is a warning. A run that is killed while a still is written lacks it.
     """
 
     def __init__(self, written: Callable[[int, Path], None]) -> None:
         self._written = written
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="image-writer")
         self._latest: tuple[int, Path, Future] | None = None
+        self._warned: set[Path] = set()
 
     def submit(self, step: int, path: Path, stills: Stills) -> None:
-        """Has the stills of `step` written, after those before."""
+        """Write the stills of `step` after the previous ones."""
         self.finish()
         self._latest = step, path, self._pool.submit(stills.write, path)
 
     def collect(self) -> bool:
-        """Tells of the latest still if it has been written since; whether it has."""
+        """Report the latest still if its writing has ended since the last call; returns whether it has."""
         if self._latest is None or not self._latest[2].done():
             return False
         self.finish()
         return True
 
     def finish(self) -> None:
-        """Waits for what is not written yet."""
+        """Wait until the latest still is written, and report it."""
         if self._latest is None:
             return
         (step, path, task), self._latest = self._latest, None
-        task.result()
-        self._written(step, path)
+        with warn_on_error(path, self._warned):
+            task.result()
+            self._written(step, path)
 
     def __enter__(self) -> "AsyncImageWriter":
         return self
@@ -117,25 +120,19 @@ class AsyncImageWriter:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        rasterize_gbuffer: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
-        try:
-            self.finish()
-        except OSError as fault:
-            if error is None:
-                raise
-            logger.warning("the last still is not written: %s", fault)
-        finally:
-            self._pool.shutdown()
+        self.finish()
+        self._pool.shutdown()
 
 
 def _latlong_row(
     environment: Float[Tensor, "6 R R 3"], resolution: tuple[int, int]
 ) -> Float[Tensor, "H sheet 3"]:
-    """The environment in sRGB as a lat-long map, as high as a view where that fits, on white."""
+    """The environment in sRGB as a lat-long map, as high as a view if it fits, on white."""
     height, width = resolution
     high = min(height, 2 * width)
-    # Resampled from a map as fine as the cube: fewer pixels straight from the cube would miss a small sun.
+    # Resampled from a map as fine as the cube: sampling fewer pixels of the cube would miss a small sun.
     fine = cube_to_latlong(environment, environment.shape[1]).permute(2, 0, 1)[None]
     small = torch.nn.functional.interpolate(fine, (high, 2 * high), mode="bilinear", antialias=True)
     row = torch.ones(height, 4 * width, 3)
@@ -152,14 +149,14 @@ def write_orbit(
     batch: int = 4,
     fps: int = 25,
 ) -> list[Path]:
-    """Once around: validate/<layer>/000.png …, validate/<layer>.gif, and turntable.mp4 of the main layer.
+    """Write validate/<layer>/000.png …, validate/<layer>.gif, and turntable.mp4 of the main layer.
 
-    Returns the GIFs and the film. Frames are rendered `batch` at a time and go straight to the disk; small
-    ones are kept for the GIFs, 0.2 MB each.
+    Returns the paths of the GIFs and the video. Frames are rendered `batch` at a time and written at once.
+    The small copies for the GIFs stay in memory, 0.2 MB each.
     """
     validate = Path(out_dir) / "validate"
     cameras = orbit(frames, resolution, ELEVATION_DEGREES, FOVY_DEGREES)
-    # Files take longer than rendering: threads write those of one batch while the next one is rendered.
+    # Writing takes longer than rendering: threads write one batch while the next one is rendered.
     with ThreadPoolExecutor(thread_name_prefix="orbit") as pool:
         small = _write_frames(render, cameras, validate, batch, pool)
         gifs = [validate / f"{name}.gif" for name in small]
@@ -168,16 +165,16 @@ def write_orbit(
             for gif, pictures in zip(gifs, small.values(), strict=True)
         ]
         main = validate / next(iter(small))
-        film = Path(out_dir) / "turntable.mp4"
-        write_mp4(film, _pixels([main / f"{number:03d}.png" for number in range(frames)]), fps)
+        video = Path(out_dir) / "turntable.mp4"
+        write_mp4(video, _pixels([main / f"{number:03d}.png" for number in range(frames)], resolution), fps)
         finished(pending)
-    return [gifs[0], film, *gifs[1:]]
+    return [gifs[0], video, *gifs[1:]]
 
 
 def _write_frames(
     render: Render, cameras: Cameras, folder: Path, batch: int, pool: ThreadPoolExecutor
 ) -> dict[str, list[Image.Image]]:
-    """folder/<layer>/000.png …; returns each layer's frames for its GIF."""
+    """Write folder/<layer>/000.png …; returns each layer's frames for its GIF."""
     tasks: dict[str, list[Future[Image.Image]]] = {}
     pending: list[Future[Image.Image]] = []
     number, frames = 0, len(cameras.position)
@@ -197,7 +194,7 @@ def _write_frames(
 
 
 def _write_frame(path: Path, pixels: UInt8[np.ndarray, "H W C"]) -> Image.Image:
-    """The frame as PNG; returns it for the GIF, no side longer than GIF_SIDE."""
+    """Write the frame as PNG; returns a copy for the GIF, at most GIF_SIDE pixels in height and width."""
     write_png(path, pixels)
     small = to_pillow(pixels).convert("RGB")
     small.thumbnail((GIF_SIDE, GIF_SIDE), Image.Resampling.LANCZOS)
@@ -205,18 +202,17 @@ def _write_frame(path: Path, pixels: UInt8[np.ndarray, "H W C"]) -> Image.Image:
 
 
 def finished(tasks: list[Future]) -> None:
-    """Wait for them; the first error is raised."""
+    """Wait for all tasks; raises the first error."""
     for task in tasks:
         task.result()
 
 
 class TrainingVideo:
-    """The optimisation as a film: out_dir/video_log.mp4, a frame every `interval` steps, one degree further
-    each.
+    """out_dir/video_log.mp4, the video of the training: a frame every `interval` steps, turned by one degree.
 
-    Frames wait as JPEGs in out_dir/video_frames/ under their step's number, so a resumed run goes on where
-    its checkpoint left off: frames past `resumed_step` are dropped. A frame depends on the step alone, not on
-    those before.
+    Frames are stored as JPEGs in out_dir/video_frames/, named by their step. A resumed run deletes the frames
+    after `resumed_step` and continues. A frame depends on its step alone. A frame that cannot be written is a
+    warning.
     """
 
     def __init__(
@@ -226,9 +222,11 @@ class TrainingVideo:
         self.path = Path(out_dir) / "video_log.mp4"
         self.folder = Path(out_dir) / "video_frames"
         self.interval, self.resolution = interval, resolution
-        for step, frame in self._frames():
+        self._warned: set[Path] = set()
+        for step, frame in numbered_files(self.folder, ".jpg"):
             if step > resumed_step:
-                frame.unlink()
+                with warn_on_error(frame):
+                    frame.unlink()
 
     def due(self, step: int) -> bool:
         """Whether `step` has a frame."""
@@ -236,7 +234,7 @@ class TrainingVideo:
 
     @torch.no_grad()
     def record(self, render: Render, step: int) -> None:
-        """The frame of `step`, where one is due; `render` is asked for one view."""
+        """Render and write the frame of `step`, if one is due."""
         if not self.due(step):
             return
         azimuth = torch.tensor([math.radians(step // self.interval % 360)])
@@ -247,28 +245,40 @@ class TrainingVideo:
             self.resolution,
         )
         main = next(iter(render(camera).values()))
-        with atomic_path(self.folder / f"{step:06d}.jpg") as temporary:
-            Image.fromarray(to_bytes(as_rgb(main)[0])).save(temporary, format="JPEG", quality=92)
+        with warn_on_error(self.folder, self._warned):
+            with atomic_path(self.folder / f"{step:06d}.jpg") as temporary:
+                Image.fromarray(to_bytes(as_rgb(main)[0])).save(temporary, format="JPEG", quality=92)
 
     def assemble(self, fps: int = 25) -> Path | None:
-        """Joins the frames; returns the film's path, None where there are no frames or no film writer."""
-        paths = [frame for _, frame in self._frames()]
-        if not paths:
+        """Join the frames; returns the video's path, None without frames or without a video writer."""
+        frames = _pixels([frame for _, frame in numbered_files(self.folder, ".jpg")], self.resolution)
+        first = next(frames, None)
+        if first is None:
             return None
-        return self.path if write_mp4(self.path, _pixels(paths), fps) else None
-
-    def _frames(self) -> list[tuple[int, Path]]:
-        return sorted((int(path.stem), path) for path in self.folder.glob("[0-9]*.jpg"))
+        return self.path if write_mp4(self.path, chain([first], frames), fps) else None
 
 
-def _pixels(paths: list[Path]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+def _pixels(paths: list[Path], resolution: tuple[int, int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """The pictures at `resolution` (height, width). Damaged ones are skipped, other sizes are scaled."""
+    height, width = resolution
+    scaled = 0
     for path in paths:
-        with Image.open(path) as image:
-            yield np.asarray(image.convert("RGB"))
+        try:
+            with Image.open(path) as image:
+                picture = image.convert("RGB")
+        except Exception as error:  # Pillow raises errors of many types for damaged files.
+            logger.warning("warning: the frame %s is skipped, it cannot be read: %s", path, error)
+            continue
+        if picture.size != (width, height):
+            picture, scaled = picture.resize((width, height), Image.Resampling.LANCZOS), scaled + 1
+        yield np.asarray(picture)
+    if scaled:
+        folder = paths[0].parent
+        logger.warning("warning: %d frames in %s have another preview_res and are scaled", scaled, folder)
 
 
 def training_video(config: Config, step: int) -> TrainingVideo:
-    """The run's video, with the frames up to `step` that exist already."""
+    """The run's video with the existing frames up to `step`."""
     return TrainingVideo(
         config.run.output_folder, max(config.run.video_interval, 1), config.run.preview_res, step
     )
@@ -277,7 +287,7 @@ def training_video(config: Config, step: int) -> TrainingVideo:
 def save_previews(
     config: Config, scene: nn.Module, video: TrainingVideo, image_writer: AsyncImageWriter, step: int
 ) -> None:
-    """The video frame and the stills that are due after `step`."""
+    """Write the video frame and the stills that are due after `step`."""
     run = config.run
     if run.video_interval:
         video.record(scene.layers, step)

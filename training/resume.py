@@ -1,26 +1,32 @@
-"""Resuming: what a checkpoint of a run holds, and whether a config may go on from it."""
+"""Resume: the content of a run's checkpoint, and the rules by which a config may continue from it."""
 
+import json
 import logging
-from functools import cache
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from configs.schema import Config
+from configs.schema import Config, section_keys
+from render.image_io.atomic import write_text
 from training.checkpoint import (
     Checkpoint,
     flatten_optimizer,
     load_latest,
+    newest_digest,
     restore_optimizer,
     save_checkpoint,
-    sha256_of_file,
 )
 from training.distributed import SINGLE_PROCESS, Distributed
+from training.input_files import InputFiles
 
 logger = logging.getLogger(__name__)
 
-# A resumed run may differ from the one that wrote the checkpoint in these keys, and in no other.
+EXPORT_RECORD = "export.json"
+
+# The keys that may change at a resume, besides those that the mode does not use.
 MAY_CHANGE = {
     "checkpoint_interval",
     "device",
@@ -46,39 +52,56 @@ def checkpoint_folder(config: Config) -> Path:
     return config.run.output_folder / "checkpoints"
 
 
-def is_exported(config: Config) -> bool:
-    """Whether the mesh has been written since the last checkpoint.
+def record_export(config: Config, step: int) -> None:
+    """Record that the exported mesh was made from the checkpoint of `step`."""
+    write_text(config.run.mesh_path.parent / EXPORT_RECORD, json.dumps(_export_record(config, step)) + "\n")
 
-    Runs that paint a mesh resume only from its very bytes, which another export may change: its UVs follow
-    texture_res, and sums on a GPU differ in their last bits.
+
+def is_exported(config: Config, step: int) -> bool:
+    """Whether the exported mesh was made from the checkpoint of `step`.
+
+    A run that paints the mesh can resume only with its exact bytes. Another export may change them: the UVs
+    depend on texture_res, and sums on a GPU differ in their last bits.
     """
     folder = config.run.mesh_path.parent
+    try:
+        record = json.loads((folder / EXPORT_RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
     files = [folder / "mesh.obj", folder / "mesh.glb"]
-    states = checkpoint_folder(config).glob("step_*/state.json")
-    newest = max((state.stat().st_mtime_ns for state in states), default=0)
-    return all(file.is_file() and file.stat().st_mtime_ns > newest for file in files)
+    return record == _export_record(config, step) and all(file.is_file() for file in files)
+
+
+def _export_record(config: Config, step: int) -> dict[str, object]:
+    """The step and the digest of the checkpoint, since a run that starts again reaches the same step."""
+    return {"step": step, "checkpoint_sha256": newest_digest(checkpoint_folder(config))}
 
 
 def settings(config: Config) -> dict[str, object]:
-    """What a checkpoint must agree on with the run that resumes it."""
-    values = {key: value for key, value in config.to_json().items() if key not in MAY_CHANGE}
-    if config.run.base_mesh is not None and Path(config.run.base_mesh).is_file():
-        path = Path(config.run.base_mesh)
-        values["content of base_mesh"] = _content(path, path.stat().st_mtime_ns, path.stat().st_size)
-    return values
+    """The keys that a resumed run must share with its checkpoint: those of its mode, without MAY_CHANGE."""
+    unused = unused_keys(config)
+    return {
+        key: value for key, value in config.to_json().items() if key not in MAY_CHANGE and key not in unused
+    }
 
 
-@cache
-def _content(path: Path, modified_ns: int, size: int) -> str:
-    """A file's digest; read once as long as its time and size stay, as every checkpoint asks."""
-    return sha256_of_file(path)
+def unused_keys(config: Config) -> set[str]:
+    """The keys that do not affect the weights of the config's mode."""
+    traits = config.run.traits
+    unused = set(traits.unused_keys)
+    for section in traits.unused_sections:
+        unused |= section_keys(section)
+    unused -= set(traits.used_keys)
+    if not traits.paints_base_mesh and config.start_shape.sdf_init_shape != "custom_mesh":
+        unused.add("base_mesh")
+    return unused
 
 
 def latest_checkpoint(config: Config) -> Checkpoint | None:
-    """The checkpoint to resume from, None to start afresh.
+    """The checkpoint to resume from; None if there is none, so that the run starts from step 1.
 
     Raises:
-        ValueError: out_dir holds a run with other settings.
+        ValueError: out_dir contains a run with other settings, or no readable checkpoint.
     """
     checkpoint = load_latest(checkpoint_folder(config))
     if checkpoint is None:
@@ -88,17 +111,25 @@ def latest_checkpoint(config: Config) -> Checkpoint | None:
         raise _foreign(config, checkpoint, "no settings")
     different = [key for key in now if key in then and now[key] != then[key]]
     if different:
+        options = " ".join(_option(key, then[key]) for key in different)
         key = different[0]
         raise ValueError(
             f"out_dir = {config.run.out_dir!r}: it holds a run with another {key} ({then[key]!r}, now "
-            f"{now[key]!r}); choose another out_dir, or delete {checkpoint_folder(config)} to start afresh"
+            f"{now[key]!r}); to continue that run, add {options}; for a new run, choose another --out_dir, "
+            f"or delete {checkpoint_folder(config)}"
         )
     if checkpoint.step > config.schedule.iter:
         raise ValueError(
-            f"iter = {config.schedule.iter}: {checkpoint_folder(config)} is past it ({checkpoint.step}); "
-            "choose another out_dir, or delete that folder to start afresh"
+            f"iter = {config.schedule.iter}: the run in {config.run.output_folder} has already reached step "
+            f"{checkpoint.step}; add --iter {checkpoint.step} to export it, or choose another --out_dir"
         )
     return checkpoint
+
+
+def _option(key: str, value: object) -> str:
+    """A config key with its value as a command-line option."""
+    words = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return f"--{key} {shlex.quote(words)}"
 
 
 def save_state(
@@ -107,13 +138,19 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     step: int,
     distributed: Distributed = SINGLE_PROCESS,
+    *,
+    inputs: InputFiles,
 ) -> None:
-    """Everything that the next step depends on, atomically; only one rank may do this."""
+    """Write everything that the next step depends on, atomically; only one rank may call this.
+
+    inputs: the files that the run has read. Their fingerprints are part of the checkpoint.
+    """
     tensors, meta = flatten_optimizer(optimizer)
     weights = {f"scene.{name}": value for name, value in scene.state_dict().items()}
     moments = {f"optimizer.{name}": value for name, value in tensors.items()}
     meta = {
         "settings": settings(config),
+        "inputs": {**inputs.expected, **inputs.fingerprints},
         "optimizer": meta,
         "shares": [distributed.world_size, config.run.grad_accum],
     }
@@ -125,21 +162,32 @@ def restore_state(
     scene: nn.Module,
     optimizer: torch.optim.Optimizer,
     distributed: Distributed = SINGLE_PROCESS,
+    *,
+    inputs: InputFiles,
 ) -> int:
-    """Put the last checkpoint back; returns its step, 0 where there is none.
+    """Restore the last checkpoint; returns its step, 0 if there is none.
 
-    The first rank reads it and gives it to the others, which need not see its disk.
+    Rank 0 reads the checkpoint and sends it to the others, which may have no access to its disk. inputs:
+    compared with the checkpoint's fingerprints, also the files that are read later.
     """
-    step = _read_state(config, scene, optimizer, distributed) if distributed.is_main else 0
+    step = _read_state(config, scene, optimizer, distributed, inputs) if distributed.is_main else 0
     return distributed.broadcast_state(scene, optimizer, step)
 
 
 def _read_state(
-    config: Config, scene: nn.Module, optimizer: torch.optim.Optimizer, distributed: Distributed
+    config: Config,
+    scene: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    distributed: Distributed,
+    inputs: InputFiles,
 ) -> int:
     checkpoint = latest_checkpoint(config)
     if checkpoint is None:
         return 0
+    recorded = checkpoint.meta.get("inputs", {})
+    if not isinstance(recorded, Mapping):
+        raise _foreign(config, checkpoint, f"inputs {recorded!r}")
+    inputs.expect(recorded)
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
@@ -157,24 +205,24 @@ def _read_state(
 def _foreign(config: Config, checkpoint: Checkpoint, reason: object) -> ValueError:
     detail = " ".join(str(reason).split())[:300]
     return ValueError(
-        f"the checkpoint of step {checkpoint.step} in {checkpoint_folder(config)} holds something else than "
-        f"this run ({detail}); delete it to go on from the one before"
+        f"the checkpoint of step {checkpoint.step} in {checkpoint_folder(config)} does not fit this run "
+        f"({detail}); choose another --out_dir, or delete this checkpoint to continue from the one before"
     )
 
 
 def _log_micro_batch_change(config: Config, checkpoint: Checkpoint, distributed: Distributed) -> None:
-    """Another number of batches a step is allowed; what follows from it is told."""
+    """Log a change in the number of micro-batches per step, which is allowed, and its effect."""
     then = checkpoint.meta.get("shares", [1, 1])
     if not (isinstance(then, list) and [type(count) for count in then] == [int, int]):
         raise _foreign(config, checkpoint, f"shares {then!r}")
     now = [distributed.world_size, config.run.grad_accum]
     if then == now:
         return
-    message = "the checkpoint is of processes × grad_accum = %d × %d, this run is %d × %d: "
+    message = "the checkpoint has processes × grad_accum = %d × %d, this run has %d × %d: "
     if then[0] * then[1] == now[0] * now[1]:
-        message += "the same views a step; sums are rounded differently"
+        message += "the views of a step are the same, and sums are rounded differently"
         logger.info(message, *then, *now)
     else:
-        message += "a step now takes %d views instead of %d, from other cameras and with other noise"
+        message += "a step now has %d views instead of %d, with other cameras and other noise"
         views = (config.run.batch * processes * parts for processes, parts in (now, then))
         logger.warning(message, *then, *now, *views)

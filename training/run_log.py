@@ -15,7 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from configs.schema import Config
-from render.image_io.atomic import write_text
+from render.image_io.atomic import naming_errors, write_text
+from training.console import LossyStream
+from training.report.curves import parse_line
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -76,7 +78,7 @@ class RunLog:
         self._mirror = mirror
         self.path = Path(out_dir) / "log.jsonl"
         self.last_step = last_step
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = LossyStream(sys.stderr if stream is None else stream)
         self._first_step, self._start = resumed_step, time.monotonic()
         self._tenth = 10 * resumed_step // max(last_step, 1)
         self._seconds_before = _drop_lines_past(self.path, resumed_step)
@@ -114,7 +116,8 @@ class RunLog:
         if self._mirror:
             self._mirror.close()
         self._bar.close()
-        self._file.close()
+        with naming_errors(self.path):
+            self._file.close()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -125,8 +128,9 @@ class RunLog:
         self.close()
 
     def _write(self, record: Mapping[str, object]) -> None:
-        self._file.write(json.dumps({key: _jsonable(value) for key, value in record.items()}) + "\n")
-        self._file.flush()
+        with naming_errors(self.path):
+            self._file.write(json.dumps({key: _jsonable(value) for key, value in record.items()}) + "\n")
+            self._file.flush()
 
     def _say(self, step: int, phase: str, loss: str) -> None:
         seconds = time.monotonic() - self._start
@@ -153,11 +157,8 @@ def _drop_lines_past(path: Path, step: int) -> float:
         return 0.0
     kept, seconds = [], 0.0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] <= step:
+        record = parse_line(line)
+        if record is not None and record["step"] <= step:
             kept.append(line + "\n")
             seconds = record.get("seconds", seconds)
     write_text(path, "".join(kept))

@@ -1,8 +1,11 @@
-"""Signals that are recorded instead of ending the process.
+"""Signals of a run.
 
-SIGINT and SIGTERM during training: all ranks finish the same step, save a checkpoint and exit together.
+SIGTERM, SIGINT and SIGHUP during training: all ranks finish the same step, save a checkpoint and exit
+together. A child process receives a signal when its parent ends, so that no process outlives a killed
+launcher.
 """
 
+import ctypes
 import logging
 import signal
 from collections.abc import Sequence
@@ -10,12 +13,24 @@ from typing import Self
 
 logger = logging.getLogger(__name__)
 
-# SIGTERM takes precedence: schedulers send it.
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# In order of precedence: schedulers send SIGTERM, and a closed terminal sends SIGHUP.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+PR_SET_PDEATHSIG = 1
+# Resolved at import: between fork and exec, another thread may hold the loader's lock.
+PRCTL = ctypes.CDLL(None).prctl
+
+
+def end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when its parent ends. Linux only."""
+    PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class SignalRecorder:
-    """A context manager that records the last of the given signals and how many arrived."""
+    """A context manager that records signals instead of ending the process.
+
+    number: the last signal that arrived, or None. count: how many arrived. SIGHUP stays ignored under nohup.
+    """
 
     def __init__(self, signals: Sequence[int]) -> None:
         self.number: int | None = None
@@ -23,7 +38,9 @@ class SignalRecorder:
         self._signals = signals
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._record) for number in self._signals}
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        handled = [number for number in self._signals if not (ignored and number == signal.SIGHUP)]
+        self._previous = {number: signal.signal(number, self._record) for number in handled}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -36,7 +53,7 @@ class SignalRecorder:
 
 
 class StopRequest(SignalRecorder):
-    """SIGNALS during the training loop. `requested` is the signal that all ranks agree on."""
+    """SIGNALS during the training loop. requested: the signal that all ranks agree on, or None."""
 
     def __init__(self) -> None:
         super().__init__(SIGNALS)
@@ -55,3 +72,18 @@ class StopRequest(SignalRecorder):
         if self.requested is not None:
             logger.info("stopped after step %d, saved; run the same command again to resume", step)
             raise SystemExit(128 + self.requested)
+
+
+def die_on_interrupt() -> None:
+    """Ctrl-C ends the process at once and without a traceback, until `raise_on_interrupt`.
+
+    For the seconds of the imports. An ignored SIGINT stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def raise_on_interrupt() -> None:
+    """Ctrl-C raises KeyboardInterrupt again after `die_on_interrupt`."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

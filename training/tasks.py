@@ -29,6 +29,7 @@ from render.texturing.transfer import PAINTED_RES, for_export
 from render.texturing.uv import prepare_uv, unwrap
 from sd.schedule import FIT_STEPS, Schedule, appearance_schedule, geometry_schedule
 from training.distributed import SINGLE_PROCESS, Distributed
+from training.input_files import InputFiles, input_paths
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ class Task:
 
     scene: cameras to images. fit: the loss of the start-shape regression, None without one. verify raises
     EmptySurfaceError if there is nothing left to train. export writes mesh and textures. export_once: other
-    runs depend on the exact bytes of the exported mesh, so one state is exported only once.
+    runs depend on the exact bytes of the exported mesh, so one state is exported only once. inputs: the
+    fingerprints of the files that were read.
     """
 
     scene: nn.Module
@@ -53,6 +55,7 @@ class Task:
     verify: Callable[[], object]
     export: Callable[[], None]
     export_once: bool
+    inputs: InputFiles
 
 
 def build_task(
@@ -78,8 +81,11 @@ def build_task(
 
 def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
     """A DMTet surface, started from the config's start shape."""
-    surface = DMTet(config.geometry, step_generator(config.run.seed, 0, 0, SETUP_STREAM)).to(device)
-    shape = build_start_shape(config.start_shape)
+    inputs, paths = InputFiles(), input_paths(config)
+    with inputs.reading("tet_grid_file", *paths.get("tet_grid_file", ())):
+        surface = DMTet(config.geometry, step_generator(config.run.seed, 0, 0, SETUP_STREAM)).to(device)
+    with inputs.reading("base_mesh", *paths.get("base_mesh", ())):
+        shape = build_start_shape(config.start_shape)
     if (band := detail_band(config)) is not None:
         surface.limit_to_band(shape.signed_distance(surface.v_pos), band)
     # The light is used for previews only, so learn_light has nothing to learn.
@@ -105,7 +111,9 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
         loss = surface.fit_loss(*pool().draw(generator))
         return loss, {"loss": loss.detach()}
 
-    return Task(scene, geometry_schedule(config.schedule), fit, torch.no_grad()(surface.mesh), export, True)
+    return Task(
+        scene, geometry_schedule(config.schedule), fit, torch.no_grad()(surface.mesh), export, True, inputs
+    )
 
 
 def detail_band(config: Config) -> float | None:
@@ -119,7 +127,9 @@ def detail_band(config: Config) -> float | None:
 
 def build_appearance(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
     """A material field over the mesh that base_mesh names."""
-    own = load_fixed_mesh(config.run.base_mesh).to(device)
+    inputs, paths = InputFiles(), input_paths(config)
+    with inputs.reading("base_mesh", *paths["base_mesh"]):
+        own = load_fixed_mesh(config.run.base_mesh).to(device)
     place = placement(own, config.run.normalise_mesh)
     own = place.into_view(own)
     mesh = prepare_uv(own, replace(config.export, texture_res=PAINTED_RES), rasteriser)
@@ -135,7 +145,8 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
         config.geometry.hash_log2_hashmap_size,
         config.geometry.hash_max_resolution,
     ).to(device)
-    light = load_environment(config.light).to(device)
+    with inputs.reading("envmap", *paths.get("envmap", ())):
+        light = load_environment(config.light).to(device)
     scene = AppearanceScene(
         mesh,
         material,
@@ -159,7 +170,7 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
             write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
             write_asset(folder, target, textures, config.export.export_usd)
 
-    return Task(scene, appearance_schedule(config.schedule), None, lambda: mesh, export, False)
+    return Task(scene, appearance_schedule(config.schedule), None, lambda: mesh, export, False, inputs)
 
 
 BUILDERS = {"geometry_modeling": build_geometry, "appearance_modeling": build_appearance}

@@ -1,51 +1,90 @@
-"""Files that appear whole or not at all: written beside their place under another name, then renamed."""
+"""Atomic writes: a file is written under a temporary name in the same folder, then renamed."""
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+# Temporary files and folders begin with this prefix. A killed run leaves them behind.
+TEMPORARY = ".writing_"
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path in the same folder (same suffix); it becomes `path` when the block ends well.
+    """Yields a temporary path in the same folder (same suffix), renamed to `path` when the block succeeds.
 
-    Missing parent folders are made. On an exception the temporary file goes and an older `path` stays as it
-    was.
+    Missing parent folders are created. On an exception the temporary file is removed and an older `path` is
+    unchanged. An OSError that names no file is raised again with `path` as its file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    with naming_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f"{TEMPORARY}{path.stem}-", suffix=path.suffix, dir=path.parent
+        )
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp makes files that only the owner can read; give them the mode that open() would have given.
-        temporary.chmod(0o666 & ~_current_umask())
-        os.replace(temporary, path)
+        with naming_errors(path):
+            yield temporary
+            # mkstemp creates files that only the owner can read; open() applies the umask instead.
+            temporary.chmod(0o666 & ~_current_umask())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def staged_folder(folder: Path | str) -> Iterator[Path]:
-    """Yields an empty folder beside `folder`; when the block ends well, its files take their places there.
+    """Yields an empty folder beside `folder`; when the block succeeds, its files are moved into `folder`.
 
-    So a set of files that belong together changes within milliseconds. Other files of `folder` stay. On an
+    A set of files that belong together changes within milliseconds. Other files of `folder` are kept. On an
     exception nothing changes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-        yield Path(name)
+    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}{folder.name}-", dir=folder.parent) as name:
+        with naming_errors(folder):
+            yield Path(name)
         for file in sorted(Path(name).iterdir(), key=lambda file: file.stat().st_mtime_ns):
             os.replace(file, folder / file.name)
 
 
+def remove_temporaries(folder: Path | str, boundary: str = ".lock") -> None:
+    """Remove the temporary files and folders that killed processes left in `folder` and below.
+
+    Subfolders that contain a file named `boundary` belong to other runs and are skipped. Links are not
+    followed.
+    """
+    for root, folders, files in os.walk(folder):
+        if boundary in files and Path(root) != Path(folder):
+            folders.clear()
+            continue
+        for name in [name for name in folders if name.startswith(TEMPORARY)]:
+            folders.remove(name)
+            shutil.rmtree(Path(root, name), ignore_errors=True)
+        for name in files:
+            if name.startswith(TEMPORARY):
+                with contextlib.suppress(OSError):
+                    Path(root, name).unlink()
+
+
+@contextlib.contextmanager
+def naming_errors(path: Path) -> Iterator[None]:
+    """Raise an OSError that names no file or a temporary one again, with `path` as its file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and TEMPORARY not in str(error.filename)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """`content` to `path`, atomically and flushed to the disk."""
+    """Write `content` to `path`, atomically and flushed to the disk."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
@@ -53,13 +92,17 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def write_text(path: Path | str, content: str) -> None:
-    """`content` in UTF-8 to `path`, atomically and flushed to the disk."""
-    write_bytes(path, content.encode("utf-8"))
+    """Write `content` in UTF-8 to `path`, atomically and flushed to the disk.
+
+    Surrogates, which stand for the bytes of file names that are not UTF-8, are written as escapes: \\udcff.
+    JSON reads these back as the same characters.
+    """
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 @cache
 def _current_umask() -> int:
-    # Asking sets it for a moment, which files that other threads make meanwhile would feel: once a process.
+    # Reading the umask sets it for a moment, which affects files that other threads create. Read it once.
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -49,19 +49,24 @@ class Curve:
 
 
 def read_log(path: Path | str) -> list[Record]:
-    """The whole lines of a log that may still be written to; none where there is no file."""
+    """The well-formed lines of a log, which may still be written to; none without a file."""
     path = Path(path)
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [record for line in lines if (record := parse_line(line)) is not None]
+
+
+def parse_line(line: str) -> dict[str, object] | None:
+    """A line of log.jsonl; None if it is not a step with a phase, or its "seconds" is not a number."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not (isinstance(record, dict) and type(record.get("step")) is int):
+        return None
+    well_formed = isinstance(record.get("phase"), str) and _is_number(record.get("seconds", 0.0))
+    return record if well_formed else None
 
 
 def phase_times(records: Sequence[Record]) -> list[PhaseTime]:
@@ -95,7 +100,7 @@ def curves(records: Sequence[Record]) -> list[Curve]:
     names = sorted({name for record in records for name in record.keys() - FRAME}, key=_order)
     found = []
     for name in names:
-        pairs = [(record["step"], record[name]) for record in records if _finite(record.get(name))]
+        pairs = [(record["step"], record[name]) for record in records if _is_number(record.get(name))]
         if pairs:
             found.append(downsample(name, *zip(*pairs, strict=True)))
     return found
@@ -114,8 +119,9 @@ def _order(name: str) -> tuple[bool, str]:
     return name != "loss", name
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _is_number(value: object) -> bool:
+    """Whether a value is a finite number that a float can hold."""
+    return isinstance(value, int | float) and abs(value) < float("inf")
 
 
 def ticks(low: float, high: float, wanted: int = 4) -> list[float]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from render.image_io.atomic import write_text
+from training.numbered_files import numbered_files
 from training.report.page import POLICY, data_uri, escape, link
 
 SIDE, FRAMES, QUALITY = 144, 8, 82
@@ -78,17 +79,20 @@ def write_index(path: Path, title: str, subtitle: str, cards: Sequence[Card], li
 
 
 def thumbnail(stage: Stage) -> tuple[bytes, int] | None:
-    """A JPEG strip of square views and their number: of the turntable, else of the newest still (four views),
-    else the newest frame of the film; None where there is no picture yet."""
-    turntable = sorted((stage.folder / "validate" / stage.layer).glob("[0-9]*.png"))
+    """A JPEG strip of square views and their number; None without a picture.
+
+    From the turntable, else from the newest still (four views), else from the newest frame of the training
+    video.
+    """
+    turntable = numbered_files(stage.folder / "validate" / stage.layer, ".png")
     if len(turntable) >= FRAMES:
         step = len(turntable) / FRAMES
-        return _strip(tuple(_dated(turntable[int(k * step)]) for k in range(FRAMES)), 1)
-    stills = sorted((stage.folder / "stills").glob("[0-9]*.png"))
-    film = sorted((stage.folder / "video_frames").glob("[0-9]*.jpg"))
-    if stills and not (film and int(film[-1].stem) > int(stills[-1].stem)):
-        return _strip((_dated(stills[-1]),), STILL_VIEWS)
-    return _strip((_dated(film[-1]),), 1) if film else None
+        return _strip(tuple(_dated(turntable[int(k * step)][1]) for k in range(FRAMES)), 1)
+    stills = numbered_files(stage.folder / "stills", ".png")
+    frames = numbered_files(stage.folder / "video_frames", ".jpg")
+    if stills and not (frames and frames[-1][0] > stills[-1][0]):
+        return _strip((_dated(stills[-1][1]),), STILL_VIEWS)
+    return _strip((_dated(frames[-1][1]),), 1) if frames else None
 
 
 def _dated(path: Path) -> tuple[Path, int]:
@@ -107,8 +111,7 @@ def _strip(files: tuple[tuple[Path, int], ...], views: int) -> tuple[bytes, int]
             for k in range(views):
                 height = picture.height if views == 1 else min(width, picture.height)
                 squares.append(_square(picture.crop((k * width, 0, (k + 1) * width, height))))
-    except OSError:
-        # A picture that a run is just replacing; the next page has it.
+    except Exception:  # A picture that is being replaced, is damaged or is too large for Pillow.
         return None
     strip = Image.new("RGB", (SIDE * len(squares), SIDE), "white")
     for k, square in enumerate(squares):

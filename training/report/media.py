@@ -1,13 +1,20 @@
 """Pictures and films of a run, small enough to stand inside a page."""
 
 import io
+import logging
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
+from training.numbered_files import numbered_files
 from training.report.page import data_uri, embedded_json, escape, link
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 STILL_WIDTH, STILLS_BYTES, MOST_STILLS = 1280, 2_100_000, 24
 FILM_BYTES = 900_000
@@ -27,10 +34,22 @@ class Picture:
         return data_uri("image/jpeg", self.content)
 
 
-def shrunk(path: Path | str, width: int, quality: int = 82) -> Picture:
-    """A picture file no wider than `width`; made once for each state of the file."""
+def shrunk(path: Path | str, width: int, quality: int = 82) -> Picture | None:
+    """A copy of a picture file, at most `width` pixels wide; None with a warning if it cannot be read.
+
+    Cached by path and modification time.
+    """
     path = Path(path)
-    return _shrunk(path, path.stat().st_mtime_ns, width, quality)
+    try:
+        return _shrunk(path, path.stat().st_mtime_ns, width, quality)
+    except Exception as error:  # Pillow raises errors of many types for damaged and for very large pictures.
+        _warn_once(f"warning: {path} is not shown in the report: {error}")
+        return None
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 @lru_cache(maxsize=256)
@@ -46,27 +65,31 @@ def _shrunk(path: Path, changed: int, width: int, quality: int) -> Picture:
     return Picture(image.width, image.height, rows, buffer.getvalue())
 
 
-def spread(paths: list[Path], most: int) -> list[Path]:
-    """At most `most` of them, evenly over the whole, the first and the last among them."""
-    if len(paths) <= most:
-        return paths
-    return [paths[round(k * (len(paths) - 1) / (most - 1))] for k in range(most)]
+def spread(items: list[Item], most: int) -> list[Item]:
+    """At most `most` items, evenly spaced, the first and the last included."""
+    if len(items) <= most:
+        return items
+    return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
+
+
+def _readable(paths: list[Path]) -> list[tuple[Path, Picture]]:
+    """The pictures that can be read, shrunk to STILL_WIDTH."""
+    pictures = [(path, shrunk(path, STILL_WIDTH)) for path in paths]
+    return [(path, picture) for path, picture in pictures if picture is not None]
 
 
 def stills_up_to(folder: Path, step: int) -> list[Path]:
-    """The stills of the run so far: older files of a longer run that is gone are left out."""
-    numbered = sorted((int(path.stem), path) for path in folder.glob("[0-9]*.png"))
-    return [path for number, path in numbered if number <= step]
+    """The stills up to `step`, without those of an earlier, longer run."""
+    return [path for number, path in numbered_files(folder, ".png") if number <= step]
 
 
 def slider(paths: list[Path]) -> str:
     """The stills (named by their step) under a slider, with a choice of the layer where they name their
     rows; empty without stills. Fewer are taken where all would be more than STILLS_BYTES."""
-    chosen = spread(paths, MOST_STILLS)
-    pictures = [shrunk(path, STILL_WIDTH) for path in chosen]
-    while len(chosen) > 2 and sum(len(picture.content) for picture in pictures) > STILLS_BYTES:
+    chosen = _readable(spread(paths, MOST_STILLS))
+    while len(chosen) > 2 and sum(len(picture.content) for _, picture in chosen) > STILLS_BYTES:
         chosen = spread(chosen, max(2, len(chosen) * 3 // 4))
-        pictures = [shrunk(path, STILL_WIDTH) for path in chosen]
+    pictures = [picture for _, picture in chosen]
     if not chosen:
         return ""
     stills = [
@@ -77,7 +100,7 @@ def slider(paths: list[Path]) -> str:
             "height": picture.height,
             "picture": picture.uri,
         }
-        for path, picture in zip(chosen, pictures, strict=True)
+        for path, picture in chosen
     ]
     last = len(stills) - 1
     layers = "".join(

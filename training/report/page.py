@@ -42,10 +42,10 @@ def script(source: str) -> str:
 
 
 def link(path: str) -> str:
-    """A path relative to the page as the value of href or src."""
+    """A path relative to the page as a value of href or src. Bytes that are not UTF-8 are percent-encoded."""
     from urllib.parse import quote
 
-    return escape(quote(path))
+    return escape(quote(path, errors="surrogateescape"))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:

@@ -1,6 +1,6 @@
-"""Many results from one command: the product of the values of a grid and of a list of prompts, with names.
+"""Parses --grid and --prompts: the product of all values, with a folder name for each combination.
 
-Pure functions of words; which folders are written and what runs where is for training/sweep/trials.py to say.
+Pure functions of strings. training/sweep/trials.py decides where a trial writes.
 """
 
 import hashlib
@@ -16,59 +16,59 @@ from configs.overrides import slug
 from configs.schema import known_keys
 
 NAME_LENGTH = 150
-# The trial's own slot is told from its name.
+# A trial's out_dir follows from its name.
 NOT_IN_GRIDS = {"out_dir"}
 OPENING, CLOSING = "[{", "]}"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One trial of the grid: the name of its folder, and the keys that it lays over the configs."""
+    """One combination of values: its folder name, and the config keys that it sets."""
 
     name: str
-    changed: Mapping[str, object]
+    overrides: Mapping[str, object]
 
 
 def choices(grid: Sequence[str], prompts: Sequence[str]) -> list[Choice]:
-    """The product of the prompts and of the axes KEY=VALUE,VALUE …; the last axis changes fastest.
+    """All combinations of the prompts and of the axes KEY=VALUE,VALUE …; the last axis changes fastest.
 
-    Names are made of a slug of the prompt and of KEY=VALUE, joined by "_": a-mug_seed=2. A trial keeps its
-    name, and so its folder, when prompts or values are added.
+    A name joins the slug of the prompt and the KEY=VALUE parts by "_": a-mug_seed=2. A combination keeps its
+    name and its folder when prompts or values are added.
 
     Raises:
-        ConfigError: an axis that cannot be read, or two trials that would share a name.
+        ConfigError: an axis cannot be parsed, or two combinations have the same name.
     """
-    axes = dict(read_axis(word) for word in _once_each(grid))
+    axes = dict(read_axis(argument) for argument in _unique_keys(grid))
     if prompts:
         if "text" in axes:
-            raise ConfigError('command line: --grid: key "text" is given by --prompts already; name one')
+            raise ConfigError('command line: --grid: --prompts already sets the key "text"; use one of them')
         axes = {"text": list(prompts), **axes}
     found: dict[str, Choice] = {}
     for values in itertools.product(*axes.values()):
-        changed = dict(zip(axes, values, strict=True))
-        trial = Choice(_name(changed), changed)
-        twin = found.setdefault(trial.name, trial)
-        if twin is not trial:
+        overrides = dict(zip(axes, values, strict=True))
+        choice = Choice(_name(overrides), overrides)
+        other = found.setdefault(choice.name, choice)
+        if other is not choice:
             raise ConfigError(
-                f"command line: {_differing(twin, trial)} would share the folder {shown(trial.name)}; "
+                f"command line: {_difference(other, choice)} would share the folder {shown(choice.name)}; "
                 "keep one of them"
             )
     return list(found.values())
 
 
-def read_axis(word: str) -> tuple[str, list[object]]:
+def read_axis(argument: str) -> tuple[str, list[object]]:
     """'seed=1,2,3' → ("seed", [1, 2, 3]); lists in brackets and quoted text keep their commas.
 
-    The values are read as those of --KEY; whether the key allows them is for `parse_config` to say.
+    The values are parsed as those of --KEY. `parse_config` checks their ranges.
 
     Raises:
-        ConfigError: no such key, one that no grid can have, or no value.
+        ConfigError: the key is unknown or not allowed in a grid, or a value is missing.
     """
-    name, sign, text = word.partition("=")
+    name, sign, text = argument.partition("=")
     keys = {key: value for key, value in known_keys().items() if key not in NOT_IN_GRIDS}
     if name in NOT_IN_GRIDS:
         raise ConfigError(
-            f"command line: --grid: key {shown(name)} cannot vary: every trial has a folder of its own in it"
+            f"command line: --grid: key {shown(name)} cannot vary: it contains the folders of all trials"
         )
     if name not in keys:
         raise ConfigError(
@@ -78,29 +78,29 @@ def read_axis(word: str) -> tuple[str, list[object]]:
     pieces = [piece.strip() for piece in split_values(text)]
     if not sign or not all(pieces):
         raise ConfigError(
-            f"command line: --grid: {shown(word)} has no value or an empty one; write KEY=VALUE,VALUE"
+            f"command line: --grid: {shown(argument)} has no value or an empty one; write KEY=VALUE,VALUE"
         )
     return name, [keys[name].from_words([_unquoted(piece)]) for piece in pieces]
 
 
 def split_values(text: str) -> Iterator[str]:
-    """The parts between commas that stand outside brackets, braces and double quotes."""
+    """Split at the commas outside brackets, braces and double quotes."""
     depth, quoted, start = 0, False, 0
-    for slot, character in enumerate(text):
+    for position, character in enumerate(text):
         quoted ^= character == '"'
         if not quoted:
             depth += (character in OPENING) - (character in CLOSING)
         if character == "," and depth == 0 and not quoted:
-            yield text[start:slot]
-            start = slot + 1
+            yield text[start:position]
+            start = position + 1
     yield text[start:]
 
 
 def read_prompts(path: str) -> list[str]:
-    """The lines of a file, without blank ones and those that begin with #.
+    """The lines of a file, without blank lines and lines that begin with #.
 
     Raises:
-        ConfigError: the file is missing, no text, empty, or has a line twice.
+        ConfigError: the file cannot be read as UTF-8 text, has no prompt, or has a prompt twice.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -113,10 +113,10 @@ def read_prompts(path: str) -> list[str]:
         if not prompt or prompt.startswith("#"):
             continue
         if prompt in seen:
-            raise ConfigError(f"{path}, line {number}: {shown(prompt)} is in line {seen[prompt]} already")
+            raise ConfigError(f"{path}, line {number}: {shown(prompt)} is already in line {seen[prompt]}")
         seen[prompt] = number
     if not seen:
-        raise ConfigError(f"command line: --prompts: {path} holds no prompt; write one a line")
+        raise ConfigError(f"command line: --prompts: {path} contains no prompt; write one prompt per line")
     return list(seen)
 
 
@@ -130,9 +130,10 @@ def value_name(value: object) -> str:
     return text if re.fullmatch(r"[\w.+-]+", text, re.ASCII) else slug(text)
 
 
-def _name(changed: Mapping[str, object]) -> str:
+def _name(overrides: Mapping[str, object]) -> str:
     parts = [
-        slug(str(value)) if key == "text" else f"{key}={value_name(value)}" for key, value in changed.items()
+        slug(str(value)) if key == "text" else f"{key}={value_name(value)}"
+        for key, value in overrides.items()
     ]
     name = "_".join(parts)
     if len(name) <= NAME_LENGTH:
@@ -141,7 +142,7 @@ def _name(changed: Mapping[str, object]) -> str:
 
 
 def _unquoted(piece: str) -> str:
-    """Text in double quotes without them."""
+    """Remove the double quotes around a value."""
     if len(piece) < 2 or piece[0] != '"' or piece[-1] != '"':
         return piece
     try:
@@ -150,18 +151,17 @@ def _unquoted(piece: str) -> str:
         return piece
 
 
-def _once_each(grid: Sequence[str]) -> Sequence[str]:
-    names = [word.partition("=")[0] for word in grid]
+def _unique_keys(grid: Sequence[str]) -> Sequence[str]:
+    names = [argument.partition("=")[0] for argument in grid]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(
-            f"command line: --grid: key {shown(twice)} is given twice; join its values by commas"
+            f"command line: --grid: key {shown(twice)} is given twice; join its values with commas"
         )
     return grid
 
 
-def _differing(one: Choice, other: Choice) -> str:
-    key = next(
-        (key for key in one.changed if one.changed[key] != other.changed[key]), next(iter(one.changed))
-    )
-    return f"{key} = {shown(one.changed[key])} and {key} = {shown(other.changed[key])}"
+def _difference(first: Choice, second: Choice) -> str:
+    one, other = first.overrides, second.overrides
+    key = next((key for key in one if one[key] != other[key]), next(iter(one)))
+    return f"{key} = {shown(one[key])} and {key} = {shown(other[key])}"

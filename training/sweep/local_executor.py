@@ -1,6 +1,5 @@
-"""A trial as a process of train.py: its environment, its end, and several at a time on this machine."""
+"""Runs trials as processes of train.py on this machine, several at a time."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,26 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from training.signals import SignalRecorder
+from training.lock import is_locked
+from training.signals import SignalRecorder, end_with_parent
 from training.sweep.progress import SweepProgress
 from training.sweep.trials import CONSOLE_FILE, DONE, FAILED, QUEUED, RUNNING, STOPPED, Record, Trial
 
 PROGRAM = Path(__file__).parents[2] / "train.py"
 POLL_SECONDS = 0.1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1
-# Looked up here: between fork and exec the loader's lock may be held by a thread that is not there any more.
-PRCTL = ctypes.CDLL(None).prctl
+# A trial of a killed sweep saves a checkpoint before it exits. A new sweep waits this long for its lock.
+LOCK_SECONDS = 120.0
 
-# What torchrun tells its ranks; a trial's run is no rank of it.
+# Variables that torchrun sets for its ranks. The run of a trial is a single process.
 LAUNCHER_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 LAUNCHER_PREFIXES = ("TORCHELASTIC_", "GROUP_", "ROLE_")
 
 
 def child_environment(environment: Mapping[str, str], gpu: str | None, threads: int) -> dict[str, str]:
-    """The environment of a trial's run: its GPU, its share of the cores, and no launcher.
+    """The environment of a trial's process: its GPU, its number of threads, no launcher variables.
 
-    gpu: what CUDA_VISIBLE_DEVICES shall be, None to leave it. Thread counts that are set already are kept.
+    gpu: the value of CUDA_VISIBLE_DEVICES, None to leave it unchanged. An existing OMP_NUM_THREADS is kept.
     """
     kept = {
         key: value
@@ -45,7 +44,11 @@ def child_environment(environment: Mapping[str, str], gpu: str | None, threads: 
 
 @dataclass(frozen=True)
 class Running:
-    """A trial's process, and where in the console file what it prints begins."""
+    """A trial's process.
+
+    console: the file that receives its output. begin: the byte offset of this process's output in that file.
+    started: seconds of time.monotonic().
+    """
 
     trial: Trial
     process: subprocess.Popen
@@ -55,28 +58,23 @@ class Running:
 
 
 def start(trial: Trial, environment: Mapping[str, str]) -> Running:
-    """The trial's run, in a process group of its own: a Ctrl-C reaches it through us alone."""
+    """Start the trial's process in its own process group, which Ctrl-C does not reach directly."""
     console = (trial.folder / CONSOLE_FILE).open("ab")
     begin = console.seek(0, os.SEEK_END)
     process = subprocess.Popen(
-        [sys.executable, str(PROGRAM), *trial.words],
+        [sys.executable, str(PROGRAM), *trial.argv],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=console,
         stderr=subprocess.STDOUT,
         process_group=0,
-        preexec_fn=_end_with_parent,
+        preexec_fn=end_with_parent,
     )
     return Running(trial, process, console, begin, time.monotonic())
 
 
-def _end_with_parent() -> None:
-    """Without its parent, a run would go on in a folder that the next command takes for its own."""
-    PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def outcome(run: Running, stopping: bool) -> Record:
-    """The record of a trial whose process has ended."""
+    """The record of a trial whose process has ended. stopping: whether the sweep received a signal."""
     run.console.close()
     seconds, code = time.monotonic() - run.started, run.process.returncode
     if code == 0:
@@ -85,63 +83,72 @@ def outcome(run: Running, stopping: bool) -> Record:
         return Record(STOPPED, None, seconds)
     with (run.trial.folder / CONSOLE_FILE).open("rb") as console:
         console.seek(run.begin)
-        printed = console.read().decode(errors="replace")
-    return Record(FAILED, why(code, printed), seconds)
+        output = console.read().decode(errors="replace")
+    return Record(FAILED, failure_reason(code, output), seconds)
 
 
-def why(code: int, printed: str) -> str:
-    """The line that tells why a run ended with `code`: its error line, its last line, or the signal."""
+def failure_reason(code: int, output: str) -> str:
+    """The signal that ended a process, else its last "error: " line, else its last line of output."""
     number = -code if code < 0 else code - 128
     if number in set(signal.Signals):
         return f"ended by {signal.Signals(number).name} from outside (too little memory is one reason)"
-    lines = [line.strip() for line in printed.splitlines() if line.strip()]
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (told or lines or [f"exit code {code}"])[-1]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"exit code {code}"])[-1]
 
 
 def run_locally(
     trials: Sequence[Trial], gpu_slots: Sequence[str | None], threads: int, progress: SweepProgress
 ) -> int | None:
-    """The trials in order, as many at a time as there are gpu_slots; returns the signal that stopped it.
+    """Run the trials in order, len(gpu_slots) at a time; returns the signal that stopped the sweep, or None.
 
-    gpu_slots: the GPU of each run at a time. threads: for each of them.
+    gpu_slots: the GPU of each concurrent run, None without a GPU. threads: CPU threads of each run.
     """
     waiting, running = list(trials), {}
-    with Stop() as stop:
-        while running or (waiting and stop.number is None):
+    lock_deadline = time.monotonic() + LOCK_SECONDS
+    with SignalForwarder() as signals:
+        while running or (waiting and signals.number is None):
             for slot, gpu in enumerate(gpu_slots):
-                if slot not in running and waiting and stop.number is None:
-                    trial = waiting.pop(0)
+                trial = None
+                if slot not in running and signals.number is None:
+                    trial = _next_unlocked(waiting, time.monotonic() > lock_deadline)
+                if trial is not None:
                     running[slot] = start(trial, child_environment(os.environ, gpu, threads))
                     progress.update(trial, Record(RUNNING))
             time.sleep(POLL_SECONDS)
-            stop.forward(run.process for run in running.values())
+            signals.forward_signal(run.process for run in running.values())
             for slot, run in list(running.items()):
                 if run.process.poll() is not None:
-                    progress.update(run.trial, outcome(run, stop.number is not None))
+                    progress.update(run.trial, outcome(run, signals.number is not None))
                     del running[slot]
             progress.refresh()
     for trial in waiting:
         progress.update(trial, Record(QUEUED))
-    return stop.number
+    return signals.number
 
 
-class Stop(SignalRecorder):
-    """SIGINT, SIGTERM and SIGHUP are noted, to be handed on to the running trials.
+def _next_unlocked(waiting: list[Trial], late: bool) -> Trial | None:
+    """Remove and return the first trial that no other run writes to; the first of all if it is late."""
+    for number, trial in enumerate(waiting):
+        if late or not is_locked(config.run.output_folder for config in trial.configs):
+            return waiting.pop(number)
+    return None
 
-    At the first one they save and leave, at the second one they are ended at once.
+
+class SignalForwarder(SignalRecorder):
+    """Records SIGINT, SIGTERM and SIGHUP and forwards them to the running trials.
+
+    At the first signal a trial saves a checkpoint and exits. The second signal kills it.
     """
 
     def __init__(self) -> None:
         super().__init__(SIGNALS)
         self._forwarded = 0
 
-    def forward(self, processes: Iterable[subprocess.Popen]) -> None:
-        """The signals that have come since the last call."""
-        if self.times == self._forwarded:
+    def forward_signal(self, processes: Iterable[subprocess.Popen]) -> None:
+        """Send the signal that has arrived since the last call to all processes."""
+        if self.count == self._forwarded:
             return
-        self._forwarded = self.times
-        # train.py knows no SIGHUP: a terminal that was closed shall stop it like any other end.
-        first = signal.SIGTERM if self.number == signal.SIGHUP else self.number
+        self._forwarded = self.count
         for process in processes:
-            process.send_signal(first if self.times == 1 else signal.SIGKILL)
+            process.send_signal(self.number if self.count == 1 else signal.SIGKILL)

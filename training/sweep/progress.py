@@ -1,4 +1,4 @@
-"""What a sweep reports while it runs: a record in each trial's folder, log lines, a bar, the overview."""
+"""The progress of a sweep: trial.json in each trial's folder, log lines, progress bar, overview page."""
 
 import json
 import logging
@@ -34,18 +34,19 @@ TAIL_BYTES = 4096
 
 
 class SweepProgress:
-    """Keeps records, bar and page; a context manager.
+    """Writes trial records, the progress bar and the overview page; a context manager.
 
-    done: the names of the trials that were done before. todo: the trials that this process has to see to;
-    those of other processes are read from their folders.
+    done: the names of the trials that were done before. todo: the trials of this process. The states of other
+    processes' trials are read from their folders. A page that cannot be written is a warning.
     """
 
     def __init__(self, sweep: Sweep, done: Collection[str], todo: Sequence[Trial]) -> None:
         self.page = sweep.folder / PAGE_FILE
-        self._fleet, self._done, self._todo = sweep, done, todo
+        self._sweep, self._done, self._todo = sweep, done, todo
         self._own: dict[str, Record] = {}
         self._running: list[str] = []
         self._written = -PAGE_SECONDS
+        self._warned = False
 
     @property
     def failed(self) -> list[str]:
@@ -55,7 +56,7 @@ class SweepProgress:
     def __enter__(self) -> "SweepProgress":
         for trial in self._todo:
             write_record(trial, Record(QUEUED))
-        number, done = len(self._fleet.trials), len(self._done)
+        number, done = len(self._sweep.trials), len(self._done)
         logger.info("%d results, %d of them done already; overview: %s", number, done, self.page)
         self._stack = ExitStack()
         self._bar = self._stack.enter_context(
@@ -75,8 +76,8 @@ class SweepProgress:
         self._stack.close()
         self.refresh(last=True)
 
-    def tell(self, trial: Trial, record: Record) -> None:
-        """A trial's new state: into its folder, and a line where it ended."""
+    def update(self, trial: Trial, record: Record) -> None:
+        """Write a trial's new state to its folder, and log it if the trial has ended."""
         write_record(trial, record)
         self._own[trial.name] = record
         self._running = [name for name, own in self._own.items() if own.state == RUNNING]
@@ -90,14 +91,22 @@ class SweepProgress:
             logger.info("stopped: %s", trial.name)
 
     def refresh(self, last: bool = False) -> None:
-        """The page anew, where the last one is old."""
+        """Write the overview page if the previous one is older than PAGE_SECONDS, or if `last`."""
         if not last and time.monotonic() - self._written < PAGE_SECONDS:
             return
-        cards = [self._card(trial) for trial in self._fleet.trials]
-        # Other ranks may still be at work when this one is not.
-        live = not last or any(card.state == RUNNING for card in cards)
-        write_index(self.page, f"Results in {self._fleet.folder}", self._fleet.command, cards, live)
+        try:
+            self._write_page(last)
+        except Exception as error:  # A picture of any kind may be damaged; the trials must go on.
+            if not self._warned:
+                logger.warning("warning: %s is not written: %s", self.page, error)
+            self._warned = True
         self._written = time.monotonic()
+
+    def _write_page(self, last: bool) -> None:
+        cards = [self._card(trial) for trial in self._sweep.trials]
+        # Other ranks may still run trials when this one has finished.
+        live = not last or any(card.state == RUNNING for card in cards)
+        write_index(self.page, f"Results in {self._sweep.folder}", self._sweep.command, cards, live)
 
     def _card(self, trial: Trial) -> Card:
         done = trial.name in self._done
@@ -108,13 +117,13 @@ class SweepProgress:
         ]
         changed = {
             key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in trial.changed.items()
+            for key, value in trial.overrides.items()
         }
-        note = record.error or (progress(trial) if record.state in (RUNNING, STOPPED) else "")
+        note = record.error or (current_step(trial) if record.state in (RUNNING, STOPPED) else "")
         return Card(trial.name, changed, record.state, note, stages)
 
-    def summary(self) -> None:
-        """The last lines: how many of what, and which failed."""
+    def log_summary(self) -> None:
+        """Log the number of trials in each state, and every failed trial with its error."""
         states = Counter(record.state for record in self._own.values())
         counts = ", ".join(f"{number} {state}" for state, number in states.items())
         logger.info("%s; overview: %s", counts or "nothing to do", self.page)
@@ -122,17 +131,18 @@ class SweepProgress:
             logger.error("failed: %s: %s", name, self._own[name].error)
 
 
-def progress(trial: Trial) -> str:
-    """How far a trial is, by its last run that has begun: "painted: coarse, step 120 of 300"; or ""."""
+def current_step(trial: Trial) -> str:
+    """The last step of the trial's newest run: "painted: coarse, step 120 of 300"; "" before the first."""
     for config in reversed(trial.configs):
         try:
             with (config.run.output_folder / "log.jsonl").open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
                 lines = log.read().splitlines()
             last = json.loads(lines[-1])
-        except (OSError, ValueError, IndexError):
-            # Not begun, or a line is just being written.
+            return (
+                f"{config.run.traits.stage}: {last['phase']}, step {last['step']} of {config.schedule.iter}"
+            )
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            # The run has not started, or its last line is incomplete.
             continue
-        label = config.run.traits.stage
-        return f"{label}: {last['phase']}, step {last['step']} of {config.schedule.iter}"
     return ""

@@ -1,4 +1,4 @@
-"""Hands the trials of a sweep to Ray, for several machines that share a file system; one trial a task.
+"""Runs the trials of a sweep as Ray tasks, on several machines that share a file system.
 
 Every machine needs the repository, the current directory and the Python environment at the same paths.
 """
@@ -12,24 +12,24 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from configs.errors import ConfigError
-from training.sweep.local_executor import POLL_SECONDS, Stop, child_environment, outcome, start
+from training.sweep.local_executor import POLL_SECONDS, SignalForwarder, child_environment, outcome, start
 from training.sweep.progress import SweepProgress
 from training.sweep.trials import DONE, FAILED, QUEUED, RUNNING, STOPPED, Record, Trial
 
 logger = logging.getLogger(__name__)
 
 RETRIES = 2
-# The user can mend it: the same again would end the same way.
+# The exit code for an error that the user can fix. Such a trial is not repeated.
 USER_ERROR = 2
 WAIT_SECONDS = 0.2
 
 
 class TrialDied(RuntimeError):
-    """A run ended by no fault of its settings; Ray tries it again, and it goes on after its checkpoint."""
+    """A run ended, but not by a user error. Ray repeats it, and it resumes from its checkpoint."""
 
 
 def connect() -> ModuleType:
-    """Ray, connected to the cluster that RAY_ADDRESS names or that runs here, else started on this machine.
+    """Returns Ray, connected to the cluster of RAY_ADDRESS or a running one, else started on this machine.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -46,15 +46,17 @@ def connect() -> ModuleType:
 
 
 def share_of_gpu(gpus: float, jobs: int) -> float:
-    """The part of a GPU that each of `jobs` runs gets: 8 on each of 2 GPUs get an eighth."""
+    """The fraction of a GPU for each of `jobs` concurrent runs: 1/8 for 16 runs on 2 GPUs."""
     return 1 / math.ceil(jobs / gpus) if gpus else 0.0
 
 
 def run_on_ray(
     ray: ModuleType, trials: Sequence[Trial], jobs: int | None, on_gpus: bool, progress: SweepProgress
 ) -> int | None:
-    """The trials in order, `jobs` at a time (one for each of the cluster's GPUs, or one); returns the signal
-    that stopped it."""
+    """Run the trials in order; returns the signal that stopped the sweep, or None.
+
+    jobs: the number of concurrent runs; None means one for each GPU of the cluster, at least one.
+    """
     found = ray.cluster_resources()
     gpus = found.get("GPU", 0) if on_gpus else 0
     number = max(1, min(jobs or int(gpus) or 1, len(trials)))
@@ -64,27 +66,27 @@ def run_on_ray(
         num_gpus=share_of_gpu(gpus, number),
         max_retries=RETRIES,
         retry_exceptions=[TrialDied],
-    )(attempt)
+    )(run_trial)
     waiting, running = list(trials), {}
-    with Stop() as stop:
-        while running or (waiting and stop.number is None):
-            while waiting and len(running) < number and stop.number is None:
+    with SignalForwarder() as signals:
+        while running or (waiting and signals.number is None):
+            while waiting and len(running) < number and signals.number is None:
                 trial = waiting.pop(0)
                 running[task.remote(trial, os.getcwd(), threads)] = trial, time.monotonic()
                 progress.update(trial, Record(RUNNING))
-            stop.forward([_Task(ray, reference) for reference in running])
+            signals.forward_signal([_Task(ray, reference) for reference in running])
             ended, _ = ray.wait(list(running), timeout=WAIT_SECONDS)
             for reference in ended:
                 trial, began = running.pop(reference)
-                progress.update(trial, _record(ray, reference, began, stop.number is not None))
+                progress.update(trial, _record(ray, reference, began, signals.number is not None))
             progress.refresh()
     for trial in waiting:
         progress.update(trial, Record(QUEUED))
-    return stop.number
+    return signals.number
 
 
 class _Task:
-    """A task that takes a signal as a process does."""
+    """A Ray task with the `send_signal` method of a process."""
 
     def __init__(self, ray: ModuleType, reference: object) -> None:
         self._ray, self._reference = ray, reference
@@ -100,27 +102,30 @@ def _record(ray: ModuleType, reference: object, began: float, stopping: bool) ->
         seconds = time.monotonic() - began
         if stopping:
             return Record(STOPPED, None, seconds)
-        told = str(getattr(error, "cause", error)) or type(error).__name__
-        return Record(FAILED, told.strip().splitlines()[-1], seconds)
+        message = str(getattr(error, "cause", error)) or type(error).__name__
+        return Record(FAILED, message.strip().splitlines()[-1], seconds)
 
 
-def attempt(trial: Trial, folder: str, threads: int) -> Record:
-    """The trial's run on the machine that Ray chose; in `folder`, as all paths are relative to it.
+def run_trial(trial: Trial, folder: str, threads: int) -> Record:
+    """Run a trial on the machine that Ray chose; returns its record.
+
+    folder: the current directory of the sweep, to which all paths are relative.
 
     Raises:
-        TrialDied: it ended by no fault of its settings.
+        TrialDied: the process ended, but not by a user error.
     """
     os.chdir(folder)
     trial.folder.mkdir(parents=True, exist_ok=True)
-    # Ray cancels a task by this signal, which a worker that began in the background ignores.
+    # Ray cancels a task with SIGINT. A background worker ignores SIGINT by default, so the handler is set
+    # here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run = start(trial, child_environment(os.environ, None, threads))
     try:
-        # Not wait(): the interrupt comes only between two of Python's steps.
+        # wait() would block the interrupt, which Python handles between two bytecodes.
         while run.process.poll() is None:
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        # Not SIGINT: Ray's workers block it, and so do the processes that they start.
+        # Ray's workers and their child processes block SIGINT.
         run.process.send_signal(signal.SIGTERM)
         run.process.wait()
     record = outcome(run, stopping=False)

@@ -1,11 +1,12 @@
-"""Runs the trials of a sweep: checks them all, shares them among GPUs and ranks, and sums up.
+"""Runs the trials of a sweep: validation of all configs, assignment to GPUs and ranks, summary.
 
-The parent only starts, watches and tells: it never makes a context on a GPU itself.
+This process starts and watches other processes. It never creates a CUDA context.
 """
 
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -13,26 +14,37 @@ import torch
 from configs.errors import ConfigError
 from configs.schema import Config
 from training.launch import LauncherRank, read_launcher_rank
+from training.lock import lock_folder
 from training.sweep.local_executor import run_locally
 from training.sweep.progress import SweepProgress
-from training.sweep.ranks import any_failed
 from training.sweep.ray_executor import connect, run_on_ray
 from training.sweep.trials import Sweep, Trial, is_done
 
 logger = logging.getLogger(__name__)
 
 SOME_FAILED = 1
+# The lock files of a sweep's ranks, in the folder that the trials share.
+SWEEP_LOCK = ".sweep-{rank}.lock"
+# Longer than the longest sweep. The store stores milliseconds in 32 bits.
+RANK_TIMEOUT = timedelta(days=14)
 
 
 def run_sweep(sweep: Sweep, check: Callable[[Config], None]) -> int:
-    """Every trial that is not done yet; returns the exit code.
+    """Run every trial that is not done yet; returns the exit code.
 
-    check: raises ValueError or OSError for a config that is known to fail; asked for all before any runs.
+    check: raises ValueError or OSError for a config that is known to fail. All configs are checked first.
 
     Raises:
-        ConfigError: one line; nothing has run.
+        ValueError: one line; no trial has run. Another process runs the same sweep, or a config fails its
+        check.
     """
     rank = read_launcher_rank(os.environ)
+    label = f"out_dir = {str(sweep.folder)!r}"
+    with lock_folder(sweep.folder, label, SWEEP_LOCK.format(rank=rank.rank)):
+        return _run_locked(sweep, rank, check)
+
+
+def _run_locked(sweep: Sweep, rank: LauncherRank, check: Callable[[Config], None]) -> int:
     done = {trial.name for trial in sweep.trials if is_done(trial)}
     todo = [trial for trial in rank.select(sweep.trials) if trial.name not in done]
     for trial in todo:
@@ -41,11 +53,27 @@ def run_sweep(sweep: Sweep, check: Callable[[Config], None]) -> int:
     executor = _ray(sweep, rank, on_gpus) if sweep.executor == "ray" else _local(sweep, rank, on_gpus)
     with SweepProgress(sweep, done, todo) as progress:
         stopped = executor(todo, progress)
-    progress.summary()
+    progress.log_summary()
     if stopped is not None:
-        logger.info("stopped; run the same command again to go on")
+        logger.info("stopped; run the same command again to resume")
         return 128 + stopped
-    return SOME_FAILED if any_failed(rank, bool(progress.failed)) else 0
+    return SOME_FAILED if any_rank_failed(rank, bool(progress.failed)) else 0
+
+
+def any_rank_failed(rank: LauncherRank, failed: bool) -> bool:
+    """Whether a trial of any rank failed; waits for all ranks.
+
+    A launcher ends all ranks as soon as one exits with an error, so no rank exits before all have finished.
+    """
+    if rank.world_size == 1 or "MASTER_ADDR" not in os.environ:
+        return failed
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", timeout=RANK_TIMEOUT)
+    count = torch.tensor(int(failed))
+    dist.all_reduce(count)
+    dist.destroy_process_group()
+    return bool(count)
 
 
 def _local(
@@ -66,7 +94,7 @@ def _ray(
 ) -> Callable[[Sequence[Trial], SweepProgress], int | None]:
     if rank.world_size > 1:
         raise ConfigError(
-            "command line: --executor ray spreads the runs itself; start it once, not by torchrun"
+            "command line: --executor ray starts its own workers; start it once, without torchrun"
         )
     cluster = connect()
     return lambda todo, progress: run_on_ray(cluster, todo, sweep.jobs, on_gpus, progress)
@@ -77,8 +105,8 @@ def _check(trial: Trial, check: Callable[[Config], None]) -> None:
         try:
             if config.run.device.startswith("cuda:"):
                 raise ConfigError(
-                    f"device = {config.run.device!r}: several results are spread over GPUs by themselves; "
-                    "say cuda, and name the GPUs in the environment variable CUDA_VISIBLE_DEVICES"
+                    f"device = {config.run.device!r}: a sweep assigns GPUs to its runs; use --device cuda, "
+                    "and select the GPUs with the environment variable CUDA_VISIBLE_DEVICES"
                 )
             check(config)
         except (ValueError, OSError) as error:
@@ -86,23 +114,24 @@ def _check(trial: Trial, check: Callable[[Config], None]) -> None:
 
 
 def visible_gpus(environment: Mapping[str, str], count: int) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name, of `count` usable GPUs: its parts, or 0 … count - 1."""
-    named = environment.get("CUDA_VISIBLE_DEVICES")
-    names = named.split(",") if named is not None else map(str, range(count))
+    """The names of `count` usable GPUs: the entries of CUDA_VISIBLE_DEVICES, or 0 … count - 1 without it."""
+    value = environment.get("CUDA_VISIBLE_DEVICES")
+    names = value.split(",") if value is not None else map(str, range(count))
     return [name.strip() for name in names][:count]
 
 
 def gpu_slots_for(jobs: int | None, gpus: Sequence[str], trials: int) -> list[str | None]:
-    """The GPU of each run at a time, in turn; one for each GPU, or one without, where `jobs` is not given.
+    """The GPU of each concurrent run, assigned in turn; None without GPUs.
 
-    Never more than there are trials, and one at least.
+    jobs: the number of concurrent runs, by default one for each GPU, or one. There are never more runs than
+    trials, and at least one.
     """
     number = max(1, min(jobs or len(gpus) or 1, trials))
     return [gpus[slot % len(gpus)] if gpus else None for slot in range(number)]
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, by its affinity and by its control group's quota."""
+    """The number of CPU cores that this process may use, by its affinity and its control group's quota."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()

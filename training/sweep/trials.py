@@ -1,9 +1,9 @@
-"""Many results of one command: its trials, and what is known of each on the disk.
+"""The trials of a sweep and their records on the disk.
 
-A trial is what one run of train.py would do: the command's configs under the options and the trial's own
-values. Its folder is named after it in the first config's out_dir: out/pineapple_demo/seed=1, and for a
-second config what its own name adds, out/pineapple_demo/seed=1_appearance. All that is known of a trial is in
-its folder, so that several processes can share the work and any of them can write the page.
+A trial is one run of train.py: the command's configs with its options and the trial's own values. Its folder
+is in the first config's out_dir and has the trial's name: out/pineapple_demo/seed=1. The folder of a second
+config adds that config's suffix: out/pineapple_demo/seed=1_appearance. The state of a trial is stored in its
+folder, so several processes can share a sweep and any of them can write the overview page.
 """
 
 import json
@@ -19,33 +19,37 @@ from configs.overrides import expand_home
 from configs.run import output_folder
 from configs.schema import NO_EFFECT, Config, known_keys
 from render.image_io.atomic import write_text
-from training.resume import settings
+from training.input_files import fingerprint_inputs
 from training.sweep.grid import choices, read_prompts
 
 logger = logging.getLogger(__name__)
 
 RECORD_FILE, CONSOLE_FILE, PAGE_FILE = "trial.json", "console.log", "index.html"
-QUEUED, RUNNING, DONE, FAILED, STOPPED = "queued", "running", "done", "failed", "stopped"
+STATES = QUEUED, RUNNING, DONE, FAILED, STOPPED = "queued", "running", "done", "failed", "stopped"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One result: its name, the keys that make it differ, its configs, and train.py's words for it alone."""
+    """One run of a sweep.
+
+    overrides: the config keys whose values distinguish it. argv: the arguments of train.py for this trial
+    alone.
+    """
 
     name: str
-    changed: Mapping[str, object]
+    overrides: Mapping[str, object]
     configs: tuple[Config, ...]
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
 
     @property
     def folder(self) -> Path:
-        """The first config's folder, which also holds the record and what the run printed."""
+        """The first config's folder, which also holds trial.json and console.log."""
         return self.configs[0].run.output_folder
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The trials of a command, the folder that they share, and how they are to be run."""
+    """The trials of a command. folder: their common parent. jobs: concurrent runs, None for the default."""
 
     command: str
     folder: Path
@@ -56,7 +60,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a trial: its state, the line that tells why it failed, the seconds that it took."""
+    """The state of a trial, the reason of a failure in one line, and its duration in seconds."""
 
     state: str = QUEUED
     error: str | None = None
@@ -64,9 +68,9 @@ class Record:
 
 
 def load_sweep(argv: Sequence[str]) -> Sweep | None:
-    """The trials that the command line asks for, all configs checked; None where it asks for one result.
+    """The trials of a command line, with all configs checked; None if it is not a sweep.
 
-    --help and --dry-run print and leave with SystemExit(0).
+    --help and --dry-run print and raise SystemExit(0).
 
     Raises:
         ConfigError: one line naming file, option or trial, key, value and what is allowed.
@@ -76,13 +80,15 @@ def load_sweep(argv: Sequence[str]) -> Sweep | None:
         return None
     prompts = read_prompts(command.prompts) if command.prompts is not None else []
     if prompts and "text" in command.options:
-        raise ConfigError("command line: --text and --prompts both name the text; keep one of them")
-    twice = sorted(set(choices(command.grid, ())[0].changed) & command.options.keys())
+        raise ConfigError("command line: --text and --prompts set the text; keep one of them")
+    twice = sorted(set(choices(command.grid, ())[0].overrides) & command.options.keys())
     if twice:
         raise ConfigError(
-            f"command line: --{twice[0]} and --grid {twice[0]}=… both name it; keep one of them"
+            f"command line: --{twice[0]} and --grid {twice[0]}=… set the same key; keep one of them"
         )
-    trials = tuple(_cell(command, choice.name, choice.changed) for choice in choices(command.grid, prompts))
+    trials = tuple(
+        _trial(command, choice.name, choice.overrides) for choice in choices(command.grid, prompts)
+    )
     _refuse_shared_folders(trials)
     command.warn_of_keys_without_effect()
     if command.dry_run:
@@ -99,29 +105,35 @@ def load_sweep(argv: Sequence[str]) -> Sweep | None:
 
 
 def is_done(trial: Trial) -> bool:
-    """Whether the trial has been finished with these very settings, and its meshes are still there."""
-    known = _read(trial)
+    """Whether the trial has finished with the same settings and its meshes exist."""
+    record = _read(trial)
     return (
-        known.get("state") == DONE
+        record.get("state") == DONE
         and all(config.run.mesh_path.is_file() for config in trial.configs)
-        and _agree(known.get("settings", []), _settings(trial))
+        and _agree(record.get("settings"), _settings(trial))
     )
 
 
-def _agree(then: Sequence[Mapping[str, object]], now: Sequence[Mapping[str, object]]) -> bool:
-    """Whether the settings are the same; a key that was not there yet had its default."""
+def _agree(then: object, now: Sequence[Mapping[str, object]]) -> bool:
+    """Whether the settings are equal; a key that the record lacks counts as its default."""
+    if not (isinstance(then, list) and all(isinstance(values, dict) for values in then)):
+        return False
     defaults = {name: key.default for name, key in known_keys().items()}
     return [{**defaults, **values} for values in then] == [{**defaults, **values} for values in now]
 
 
 def read_record(trial: Trial) -> Record:
-    """What the trial's folder tells of it."""
-    known = _read(trial)
-    return Record(**{key: known[key] for key in asdict(Record()) if key in known})
+    """The record in the trial's folder; the default record if there is none or it is damaged."""
+    record = _read(trial)
+    state, error, seconds = record.get("state"), record.get("error"), record.get("seconds")
+    if state not in STATES:
+        return Record()
+    known_seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
+    return Record(state, error if isinstance(error, str) else None, known_seconds)
 
 
 def write_record(trial: Trial, record: Record) -> None:
-    """Put the record into the trial's folder; a finished trial's says with which settings."""
+    """Write the record to the trial's folder, with the settings if the trial is done."""
     done = {"settings": _settings(trial)} if record.state == DONE else {}
     write_text(trial.folder / RECORD_FILE, json.dumps({**asdict(record), **done}, indent=1) + "\n")
 
@@ -131,19 +143,23 @@ def _read(trial: Trial) -> dict[str, object]:
         known = json.loads((trial.folder / RECORD_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError:
-        logger.warning("%s is damaged and is passed over", trial.folder / RECORD_FILE)
+    except (ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict):
+        logger.warning(
+            "warning: %s is damaged and is ignored; the trial runs again", trial.folder / RECORD_FILE
+        )
         return {}
-    return known if isinstance(known, dict) else {}
+    return known
 
 
 def _settings(trial: Trial) -> list[dict[str, object]]:
-    """Every key of every config, and the content of the meshes that are read."""
-    return [{**config.to_json(), **settings(config)} for config in trial.configs]
+    """Every key of every config, and the fingerprints of its input files."""
+    return [{**config.to_json(), **fingerprint_inputs(config)} for config in trial.configs]
 
 
-def _cell(command: Command, name: str, changed: Mapping[str, object]) -> Trial:
-    options = expand_home({**command.options, **changed})
+def _trial(command: Command, name: str, overrides: Mapping[str, object]) -> Trial:
+    options = expand_home({**command.options, **overrides})
     shared = _shared_out_dir(command)
     if isinstance(shared, str) and shared:
         options["out_dir"] = f"{shared.rstrip('/')}/{name}"
@@ -152,11 +168,11 @@ def _cell(command: Command, name: str, changed: Mapping[str, object]) -> Trial:
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
     options = {key: value for key, value in options.items() if key not in NO_EFFECT}
-    return Trial(name, changed, configs, ("--config", *command.paths, *map(_word, options.items())))
+    return Trial(name, overrides, configs, ("--config", *command.paths, *map(_argument, options.items())))
 
 
-def _word(option: tuple[str, object]) -> str:
-    """An option as one word that the command line reads back as the same value."""
+def _argument(option: tuple[str, object]) -> str:
+    """An option as one command-line argument that is parsed to the same value."""
     key, value = option
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
 

@@ -1,10 +1,10 @@
 """Sharing trials among the ranks of a launcher."""
 
 import pytest
+from training.sweep.ranks import any_failed
 
 from configs.errors import ConfigError
 from training.launch import LauncherRank, read_launcher_rank
-from training.sweep.ranks import any_failed
 
 
 def test_without_a_launcher_there_is_one_rank_with_everything():

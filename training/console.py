@@ -1,0 +1,62 @@
+"""Output to the terminal: no control characters, errors on one line, and a stream that never fails.
+
+Progress is no reason to stop a run. A closed pipe or a log file on a full disk loses lines and nothing else.
+"""
+
+import logging
+import re
+import sys
+from typing import TextIO
+
+# C0 and C1 control characters but tab and newline, and the Unicode characters that change the text direction.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+class LossyStream:
+    """A text stream that drops what it cannot write; everything else is the wrapped stream's."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+class LineFormatter(logging.Formatter):
+    """A log formatter that escapes control characters, which a file's content could bring to the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), super().format(record))
+
+
+def setup_logging() -> None:
+    """Log messages to stderr, without time and level."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(LineFormatter("%(message)s"))
+
+
+def describe_error(error: BaseException) -> str:
+    """The message of an error on one line; for an OSError the file name and the reason."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

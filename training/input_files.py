@@ -1,0 +1,155 @@
+"""The files that a run reads: fingerprints of their content, and one form for all errors of their readers.
+
+A fingerprint is stored in every checkpoint. A run that resumes with another content is rejected.
+"""
+
+import hashlib
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from configs.errors import ConfigError
+from configs.schema import Config
+from render.shade.light import resolve_map
+from sd.loading.hub import COMPONENTS, KINDS_FILE, resolve_model
+from sd.loading.lora import parse_lora
+
+# Larger files are sampled: a full SHA-256 takes about a second per gigabyte.
+FULL_BYTES, SAMPLE_BYTES, SAMPLES = 256 << 20, 1 << 20, 16
+# Parts of the messages of torch's allocators. training/out_of_memory.py explains these errors.
+MEMORY_ERRORS = ("out of memory", "Allocator", "ALLOC_FAILED")
+
+
+class InputFiles:
+    """The inputs of one run: the fingerprint of each when it is read, by config key.
+
+    expected: the fingerprints in the checkpoint to resume from; empty at a new start.
+    """
+
+    def __init__(self) -> None:
+        self.fingerprints: dict[str, str] = {}
+        self.expected: Mapping[str, str] = {}
+
+    @contextmanager
+    def reading(self, key: str, *paths: Path | str) -> Iterator[None]:
+        """Wraps the code that reads the files of a config key; without paths it has no effect.
+
+        Raises:
+            ValueError: the files cannot be read, have changed while they were read, or have another content
+            than
+                the checkpoint's run has read. The message is one line with the key and the path.
+        """
+        if not paths:
+            yield
+            return
+        with explain_unreadable(key, paths):
+            before = fingerprint(paths)
+            yield
+            if fingerprint(paths) != before:
+                raise ValueError("it changed while it was read; run the command again")
+        self.fingerprints[key] = before
+        self.check()
+
+    def expect(self, recorded: Mapping[str, str]) -> None:
+        """Compare all inputs, also those that are read later, with the fingerprints of a checkpoint."""
+        self.expected = recorded
+        self.check()
+
+    def check(self) -> None:
+        """Raise ConfigError if an input has another content than the checkpoint's run has read."""
+        for key, value in self.fingerprints.items():
+            if self.expected.get(key, value) != value:
+                raise ConfigError(
+                    f"the checkpoint is of a run with another content of {key}; restore the file, or choose "
+                    "another out_dir"
+                )
+
+
+@contextmanager
+def explain_unreadable(key: str, paths: Sequence[Path | str]) -> Iterator[None]:
+    """Turn every error of a reader into a ValueError of one line that names key and file.
+
+    Libraries raise errors of any type for a damaged file. A memory error of torch is not changed.
+    """
+    names = ", ".join(str(path) for path in paths)
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and any(part in str(error) for part in MEMORY_ERRORS):
+            raise
+        text = textwrap.shorten(str(error), 400, placeholder=" …")
+        if isinstance(error, ValueError | OSError):
+            if any(str(path) in text for path in paths):
+                raise
+            text = getattr(error, "strerror", None) or text
+        elif isinstance(error, MemoryError):
+            text = "it needs more memory than there is"
+        else:
+            text = f"{type(error).__name__}: {text}"
+        raise ValueError(f"{key} = {names}: cannot be read: {text}") from error
+
+
+def fingerprint(paths: Sequence[Path | str]) -> str:
+    """SHA-256 over the content of files and of the model files in folders, in this order.
+
+    Files over FULL_BYTES contribute their size and SAMPLES evenly spaced parts, the first and the last
+    included.
+    """
+    total = hashlib.sha256()
+    for path in map(Path, paths):
+        for file in _model_files(path) if path.is_dir() else [path]:
+            name = str(file.relative_to(path)) if path.is_dir() else ""
+            total.update(f"{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+            _update(total, file)
+    return total.hexdigest()
+
+
+def _update(total: "hashlib._Hash", path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= FULL_BYTES:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+            return
+        for number in range(SAMPLES):
+            file.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1))
+            total.update(file.read(SAMPLE_BYTES))
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The files of a model in diffusers layout that are read, sorted."""
+    parts = [folder / part for part in COMPONENTS]
+    files = [file for part in parts if part.is_dir() for file in part.iterdir() if file.is_file()]
+    return sorted([*files, *(file for file in [folder / KINDS_FILE] if file.is_file())])
+
+
+def input_paths(config: Config) -> dict[str, list[Path]]:
+    """The input files that the config's mode reads, by config key; a model's path once it is on the disk."""
+    found: dict[str, list[Path]] = {}
+    traits = config.run.traits
+    if config.run.base_mesh is not None and (
+        traits.paints_base_mesh or config.start_shape.sdf_init_shape == "custom_mesh"
+    ):
+        found["base_mesh"] = [Path(config.run.base_mesh)]
+    if config.geometry.tet_grid_file is not None and not traits.paints_base_mesh:
+        found["tet_grid_file"] = [Path(config.geometry.tet_grid_file)]
+    if config.light.envmap is not None and traits.paints_base_mesh:
+        found["envmap"] = [Path(resolve_map(config.light.envmap))]
+    return found
+
+
+def model_paths(config: Config) -> list[Path]:
+    """The files or the folder of the prior, downloaded if necessary, and its LoRA files."""
+    guidance = config.guidance
+    return [Path(resolve_model(guidance.sd_model)), *(parse_lora(entry)[0] for entry in guidance.lora)]
+
+
+def fingerprint_inputs(config: Config) -> dict[str, str]:
+    """The fingerprints of the input files as they are now, by config key, without missing files."""
+    found = {}
+    for key, paths in input_paths(config).items():
+        with suppress(OSError):
+            found[f"content of {key}"] = fingerprint(paths)
+    return found
