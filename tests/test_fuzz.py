@@ -23,7 +23,8 @@ from configs.errors import ConfigError
 from configs.schema import known_keys, parse_config
 from render.image_io.hdr import read_latlong, write_hdr
 from render.mesh_io.load import load_mesh
-from training.checkpoint import load_latest
+from training.checkpoint import UnreadableCheckpoint, load_latest
+from training.input_files import InputFiles
 from training.resume import checkpoint_folder, restore_state, save_state
 
 CASES = [200, pytest.param(2000, marks=pytest.mark.slow)]
@@ -333,7 +334,7 @@ def save_two(config):
     for step in (4, 5):
         scene.weight.sum().backward()
         optimizer.step()
-        save_state(config, scene, optimizer, step)
+        save_state(config, scene, optimizer, step, inputs=InputFiles())
 
 
 def changed(state, changes):
@@ -365,14 +366,19 @@ def test_checkpoints(cases, tmp_path):
             values.pop("sha256")
         (newest / "tensors.safetensors").write_bytes(content)
         (newest / "state.json").write_bytes(mutated(json.dumps(values).encode(), state_edits))
-        found = load_latest(folder)
+        try:
+            found = load_latest(folder)
+        except UnreadableCheckpoint as error:
+            assert "format version" in str(error) and "nothing was deleted" in str(error), error
+            return
         if found.step == 5 and not forged:
             assert found.meta == whole.meta and torch.equal(
                 found.tensors["scene.weight"], whole.tensors["scene.weight"]
             )
         scene = Scene()
         try:
-            assert restore_state(config, scene, torch.optim.AdamW(scene.parameters())) == found.step
+            optimizer = torch.optim.AdamW(scene.parameters())
+            assert restore_state(config, scene, optimizer, inputs=InputFiles()) == found.step
         except ValueError as error:
             assert forged and type(error) is ValueError and "\n" not in str(error), error
             assert "checkpoint" in str(error)

@@ -30,6 +30,7 @@ class InputFiles:
     def __init__(self) -> None:
         self.fingerprints: dict[str, str] = {}
         self.expected: Mapping[str, str] = {}
+        self.out_dir = ""
 
     @contextmanager
     def reading(self, key: str, *paths: Path | str) -> Iterator[None]:
@@ -51,9 +52,9 @@ class InputFiles:
         self.fingerprints[key] = before
         self.check()
 
-    def expect(self, recorded: Mapping[str, str]) -> None:
-        """Compare all inputs, also those that are read later, with the fingerprints of a checkpoint."""
-        self.expected = recorded
+    def expect(self, recorded: Mapping[str, str], out_dir: str) -> None:
+        """Compare all inputs, also those that are read later, with the fingerprints of out_dir's checkpoint."""
+        self.expected, self.out_dir = recorded, out_dir
         self.check()
 
     def check(self) -> None:
@@ -61,8 +62,8 @@ class InputFiles:
         for key, value in self.fingerprints.items():
             if self.expected.get(key, value) != value:
                 raise ConfigError(
-                    f"the checkpoint is of a run with another content of {key}; restore the file, or choose "
-                    "another out_dir"
+                    f"out_dir = {self.out_dir!r}: it holds a run with another content of {key}; restore the "
+                    "file, or choose another out_dir"
                 )
 
 

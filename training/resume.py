@@ -187,7 +187,7 @@ def _read_state(
     recorded = checkpoint.meta.get("inputs", {})
     if not isinstance(recorded, Mapping):
         raise _foreign(config, checkpoint, f"inputs {recorded!r}")
-    inputs.expect(recorded)
+    inputs.expect(recorded, config.run.out_dir)
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}

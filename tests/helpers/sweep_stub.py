@@ -1,7 +1,8 @@
-"""Stands in for train.py where only starting, watching and stopping runs matters; the text says what it does.
+"""A stub of train.py for tests of sweeps. The text selects its behaviour.
 
-done: writes its meshes. broken: exits 2 with an error line. crash: a traceback. killed: a signal ends it.
-wait: goes on until SIGTERM or SIGINT, notes that it saved, leaves as train.py does; the next time it is done.
+done: writes its meshes. broken: exits 2 with an error line. crash: a traceback. killed: ended by SIGKILL.
+wait: runs until SIGTERM, SIGINT or SIGHUP, writes the file "saved" and exits as train.py does; the next time
+it is done.
 """
 
 import json
@@ -22,6 +23,7 @@ def leave(number, frame):
 
 if text == "wait" and not (out / "saved").exists():
     signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGHUP, leave)
     signal.signal(signal.SIGTERM, leave)
 (out / "begun").write_text(str(os.getpid()))
 names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "RANK")

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, and optimizers that go on bit for bit."""
+"""Checkpoints are intact or absent, and optimizers resume bit for bit."""
 
 import errno
 import json
@@ -6,13 +6,20 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
 from training import checkpoint as checkpoint_module
-from training.checkpoint import flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
+from training.checkpoint import (
+    UnreadableCheckpoint,
+    flatten_optimizer,
+    load_latest,
+    restore_optimizer,
+    save_checkpoint,
+)
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
@@ -41,7 +48,7 @@ def test_no_checkpoint_is_none(tmp_path):
     assert load_latest(tmp_path) is None
 
 
-def test_the_newest_are_kept_and_overtaken_ones_go(tmp_path):
+def test_the_newest_are_kept_and_later_ones_removed(tmp_path):
     for step in (10, 20, 30):
         save_checkpoint(tmp_path, step, tensors(step), {}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000020", "step_000030"]
@@ -82,8 +89,8 @@ DAMAGE = {
     "not valid JSON": lambda folder: (folder / "state.json").write_text('{"format": '),
     "not a checkpoint of this program": lambda folder: (folder / "state.json").write_text('{"step": 20}'),
     "not a checkpoint": lambda folder: (folder / "state.json").write_text("[1, 2]"),
-    "format version 2": edit_state(version=2),
-    "says step 10": edit_state(step=10),
+    "version '2'": edit_state(version="2"),
+    "step 10": edit_state(step=10),
 }
 
 
@@ -100,9 +107,44 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(complaint, tmp_pa
     assert load_latest(tmp_path / "step_000020") is None
 
 
+@pytest.mark.parametrize("complaint", DAMAGE)
+def test_damaged_checkpoints_alone_are_an_error_and_are_kept(complaint, tmp_path):
+    save_checkpoint(tmp_path, 20, tensors(20), {})
+    DAMAGE[complaint](tmp_path / "step_000020")
+    with pytest.raises(UnreadableCheckpoint, match="none of the 1 checkpoints .* is intact") as error:
+        load_latest(tmp_path)
+    assert complaint in str(error.value) and "nothing was deleted" in str(error.value)
+    assert (tmp_path / "step_000020").is_dir()
+
+
+def test_another_format_version_is_an_error_even_if_an_older_checkpoint_is_intact(tmp_path):
+    save_checkpoint(tmp_path, 10, tensors(10), {})
+    save_checkpoint(tmp_path, 20, tensors(20), {})
+    edit_state(version=2)(tmp_path / "step_000020")
+    with pytest.raises(UnreadableCheckpoint, match="step_000020/state.json has format version 2"):
+        load_latest(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
+def test_a_file_that_cannot_be_read_is_an_error(file, tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 10, tensors(10), {})
+    save_checkpoint(tmp_path, 20, tensors(20), {})
+    original = Path.open
+
+    def deny(path, *arguments, **options):
+        if path == tmp_path / "step_000020" / file:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", deny)
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: path.open(**options).read())
+    with pytest.raises(UnreadableCheckpoint, match="step_000020 cannot be read: Permission denied"):
+        load_latest(tmp_path)
+
+
 @pytest.mark.parametrize("interrupted", ["fsync", "rename"])
 def test_a_run_killed_while_saving_loses_nothing(interrupted, tmp_path, monkeypatch):
-    """Stops the save for good at each call of fsync or rename; whatever is found then loads."""
+    """The save stops at each call of fsync or rename; a checkpoint can be loaded afterwards."""
     save_checkpoint(tmp_path, 10, tensors(10), {})
 
     class KilledError(BaseException):
@@ -144,15 +186,15 @@ def test_twenty_kills_at_random_moments_lose_nothing_that_was_saved(tmp_path):
             finally:
                 os._exit(1)
         os.close(writing)
-        told = os.read(reading, 100)
+        output = os.read(reading, 100)
         time.sleep(chance.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         while piece := os.read(reading, 4096):
-            told += piece
+            output += piece
         os.close(reading)
         back = load_latest(tmp_path)
-        assert back.step in (int(told.split()[-1]), int(told.split()[-1]) + 1) and back.step > saved
+        assert back.step in (int(output.split()[-1]), int(output.split()[-1]) + 1) and back.step > saved
         assert back.meta == {"step": back.step}
         assert torch.equal(back.tensors["table"], tensors(back.step)["table"])
         saved = back.step
@@ -195,7 +237,7 @@ def train(network: torch.nn.Module, optimizer: torch.optim.Optimizer, first: int
         optimizer.step()
 
 
-def test_an_optimizer_goes_on_bit_for_bit(tmp_path):
+def test_an_optimizer_resumes_bit_for_bit(tmp_path):
     whole, through = model(), model()
     train(whole, optimizer_of(whole), 0, 9)
 
@@ -234,7 +276,7 @@ def test_an_optimizer_of_another_model_is_refused():
         restore_optimizer(torch.optim.AdamW(network.parameters()), state, meta)
 
 
-def test_a_file_that_cannot_be_summed_is_the_same_line(tmp_path, monkeypatch):
+def test_a_digest_that_fails_is_one_line(tmp_path, monkeypatch):
     def broken(_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -244,7 +286,7 @@ def test_a_file_that_cannot_be_summed_is_the_same_line(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fills_up_under_the_tensors_is_the_same_line(tmp_path, monkeypatch):
+def test_a_disk_full_of_tensors_is_one_line(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 10, {"a": torch.zeros(3)}, {})
 
     def full(*_):

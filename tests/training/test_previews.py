@@ -1,4 +1,4 @@
-"""Stills, orbit and film of a scene that paints the camera's azimuth."""
+"""Stills, turntable and training video of a scene that shows the camera's azimuth."""
 
 import math
 import threading
@@ -13,6 +13,8 @@ from PIL import Image
 
 from render.camera import Cameras, orbit
 from training.previews import AsyncImageWriter, TrainingVideo, take_stills, views_in_batches, write_orbit
+from training.report.index_page import Stage, thumbnail
+from training.report.media import slider, stills_up_to
 
 
 class Scene:
@@ -49,7 +51,7 @@ def test_stills_are_four_quarter_turns_by_layers(tmp_path):
     assert sheet[16, 0].tolist() == [1, 1, 1] and sheet[16, 19].tolist() == [0, 0, 0]
 
 
-def test_stills_show_the_panels_asked_for_in_their_order(tmp_path):
+def test_stills_show_the_panels_azimuths_for_in_their_order(tmp_path):
     cube = torch.full((6, 8, 8, 3), 0.2140)  # linear; 0.5 in sRGB
     cube[2] = 4.0  # bright above
 
@@ -72,38 +74,85 @@ def test_stills_show_the_panels_asked_for_in_their_order(tmp_path):
     assert every.picture.shape == (4 * 16, 4 * 20, 3) and every.rows == ("shaded", "kd", "ks", "mask")
 
 
-def test_a_darkroom_tells_of_stills_that_are_on_the_disk_and_of_files_that_fail(tmp_path):
+def test_written_stills_are_reported_in_the_calling_thread(tmp_path):
     stills = take_stills(Scene(), (16, 20))
-    told = []
+    reported = []
 
     def written(step: int, path: Path) -> None:
         with Image.open(path) as picture:
-            told.append((step, path.name, picture.text["rows"], threading.current_thread().name))
+            reported.append((step, path.name, picture.text["rows"], threading.current_thread().name))
 
-    with AsyncImageWriter(written) as darkroom:
+    with AsyncImageWriter(written) as writer:
         for step in (10, 20):
-            darkroom.submit(step, tmp_path / f"{step}.png", stills)
-        assert [step for step, *_ in told] == [10]
+            writer.submit(step, tmp_path / f"{step}.png", stills)
+        assert [step for step, *_ in reported] == [10]
     here = threading.current_thread().name
-    assert told == [(10, "10.png", "shaded,mask", here), (20, "20.png", "shaded,mask", here)]
-    with AsyncImageWriter(written) as darkroom:
-        assert not darkroom.collect()
-        darkroom.submit(30, tmp_path / "30.png", stills)
+    assert reported == [(10, "10.png", "shaded,mask", here), (20, "20.png", "shaded,mask", here)]
+    with AsyncImageWriter(written) as writer:
+        assert not writer.collect()
+        writer.submit(30, tmp_path / "30.png", stills)
         until = time.monotonic() + 30
-        while not darkroom.collect():
+        while not writer.collect():
             assert time.monotonic() < until
-        assert told[-1][0] == 30 and not darkroom.collect()
+        assert reported[-1][0] == 30 and not writer.collect()
 
 
-def test_a_still_that_cannot_be_written_ends_a_run_but_hides_no_other_error(tmp_path, caplog):
+def test_a_still_that_cannot_be_written_is_a_warning_and_hides_no_error(tmp_path, caplog):
     stills = take_stills(Scene(), (16, 20))
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError), AsyncImageWriter(lambda *_: None) as darkroom:
-        darkroom.submit(30, tmp_path / "file" / "30.png", stills)
-    with pytest.raises(ZeroDivisionError), AsyncImageWriter(lambda *_: None) as darkroom:
-        darkroom.submit(30, tmp_path / "file" / "30.png", stills)
+    reported = []
+    with AsyncImageWriter(lambda *still: reported.append(still)) as writer:
+        writer.submit(30, tmp_path / "file" / "30.png", stills)
+    assert reported == [] and f"warning: {tmp_path}/file/30.png is not written: " in caplog.text
+    with pytest.raises(ZeroDivisionError), AsyncImageWriter(lambda *_: None) as writer:
+        writer.submit(30, tmp_path / "file" / "30.png", stills)
         raise ZeroDivisionError
-    assert "the last still is not written" in caplog.text
+
+
+def test_film_of_two_sizes(tmp_path, caplog):
+    """Frames of an earlier preview_res are scaled to the new one, with a warning."""
+    for first, last, resolution in ((0, 20, (32, 32)), (20, 40, (48, 64))):
+        video = TrainingVideo(tmp_path, 5, resolution, resumed_step=first)
+        for step in range(first + 1, last + 1):
+            video.record(Scene(), step)
+    video.assemble()
+    frames = film_frames(tmp_path / "video_log.mp4")
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 8
+    # The scene is cyan at these azimuths.
+    assert all(frame[:, :, 0].max() < 60 and frame[:, :, 1:].min() > 200 for frame in frames)
+    assert "4 frames in" in caplog.text and "another preview_res" in caplog.text
+
+
+def test_a_damaged_frame_is_skipped_by_name(tmp_path, caplog):
+    video = TrainingVideo(tmp_path, 5, (16, 16))
+    for step in range(1, 21):
+        video.record(Scene(), step)
+    (tmp_path / "video_frames" / "000010.jpg").write_bytes(b"\xff\xd8 no picture")
+    assert video.assemble() == tmp_path / "video_log.mp4"
+    assert len(film_frames(tmp_path / "video_log.mp4")) == 3
+    assert "video_frames/000010.jpg is skipped" in caplog.text
+
+
+def test_foreign_name_in_stills_or_film(tmp_path):
+    """Names that are not numbers are ignored: by the video, the report and the overview."""
+    frames, stills = tmp_path / "video_frames", tmp_path / "stills"
+    video = TrainingVideo(tmp_path, 5, (16, 16))
+    for step in range(1, 21):
+        video.record(Scene(), step)
+    stills.mkdir()
+    for step in (5, 10):
+        take_stills(Scene(), (16, 20)).write(stills / f"{step:06d}.png")
+    for folder, suffix in ((frames, "jpg"), (stills, "png")):
+        for name in ("000404 (copy)", "2026-notes", "000999 "):
+            (folder / f"{name}.{suffix}").write_bytes(b"foreign")
+        (folder / f"000500.{suffix}").mkdir()
+    resumed = TrainingVideo(tmp_path, 5, (16, 16), resumed_step=10)
+    resumed.assemble()
+    assert len(film_frames(tmp_path / "video_log.mp4")) == 2
+    assert (frames / "000404 (copy).jpg").exists()
+    assert [path.name for path in stills_up_to(stills, 9)] == ["000005.png"]
+    assert slider(stills_up_to(stills, 999)).count("<input") > 0
+    assert thumbnail(Stage("shape", tmp_path, "shaded"))[1] == 4
 
 
 def test_orbit_writes_frames_gifs_and_the_turntable(tmp_path):
@@ -129,32 +178,32 @@ def test_batches_are_the_same_views():
     assert torch.equal(torch.cat([part.world_to_clip for part in parts]), cameras.world_to_clip)
 
 
-def test_the_film_has_a_frame_every_interval_one_degree_further(tmp_path):
-    scene, film = Scene(), TrainingVideo(tmp_path, 5, (16, 16))
+def test_the_video_has_a_frame_every_interval_turned_by_one_degree(tmp_path):
+    scene, video = Scene(), TrainingVideo(tmp_path, 5, (16, 16))
     for step in range(1, 52):
-        film.record(scene, step)
-    assert film.assemble() == tmp_path / "video_log.mp4"
+        video.record(scene, step)
+    assert video.assemble() == tmp_path / "video_log.mp4"
     assert scene.batches == [1] * 10 and max(abs(e - 20) for e in scene.elevation) < 1e-3
     assert len(film_frames(tmp_path / "video_log.mp4")) == 10
-    asked: list[float] = []
+    azimuths: list[float] = []
 
-    def watch(cameras: Cameras) -> dict[str, torch.Tensor]:
+    def record_azimuth(cameras: Cameras) -> dict[str, torch.Tensor]:
         x, _, z = cameras.position[0].tolist()
-        asked.append(math.degrees(math.atan2(-x, z)))
+        azimuths.append(math.degrees(math.atan2(-x, z)))
         return scene(cameras)
 
     for step in (5, 10, 360 * 5, 365 * 5):
-        film.record(watch, step)
-    assert asked == pytest.approx([1, 2, 0, 5], abs=1e-3)
+        video.record(record_azimuth, step)
+    assert azimuths == pytest.approx([1, 2, 0, 5], abs=1e-3)
 
 
-def test_a_resumed_film_equals_an_uninterrupted_one(tmp_path):
+def test_a_resumed_video_equals_an_uninterrupted_one(tmp_path):
     scene = Scene()
     for folder, runs in (("whole", [(0, 60)]), ("resumed", [(0, 43), (30, 60)])):
         for first, last in runs:
-            film = TrainingVideo(tmp_path / folder, 5, (16, 16), resumed_step=first)
+            video = TrainingVideo(tmp_path / folder, 5, (16, 16), resumed_step=first)
             for step in range(first + 1, last + 1):
-                film.record(scene, step)
+                video.record(scene, step)
     names = [
         sorted(path.name for path in (tmp_path / folder / "video_frames").iterdir())
         for folder in ("whole", "resumed")

@@ -1,28 +1,192 @@
-"""What a checkpoint must agree on with the run that goes on from it."""
+"""The rules by which a config may resume from a checkpoint."""
 
-import os
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
+
 from configs.cli import load_configs
-from training import resume
-from training.checkpoint import sha256_of_file
-from training.resume import settings
+from training.checkpoint import save_checkpoint
+from training.input_files import InputFiles, fingerprint, model_paths
+from training.resume import (
+    checkpoint_folder,
+    is_exported,
+    latest_checkpoint,
+    record_export,
+    restore_state,
+    save_state,
+    settings,
+)
 
 ROOT = Path(__file__).parents[2]
+GEOMETRY = ROOT / "configs" / "pineapple_demo_geometry.json"
+APPEARANCE = ROOT / "configs" / "pineapple_demo_appearance.json"
 
 
-def test_another_mesh_of_the_same_name_and_size_is_another_run(tmp_path, monkeypatch):
-    mesh = tmp_path / "mesh.obj"
+def load(path, out, *options):
+    return load_configs(["--config", str(path), "--out_dir", str(out), *options])[0]
+
+
+def save(config, step=1, inputs=None):
+    scene = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(scene.parameters())
+    save_state(config, scene, optimizer, step, inputs=inputs or InputFiles())
+
+
+def restore(config, inputs):
+    scene = torch.nn.Linear(2, 2)
+    return restore_state(config, scene, torch.optim.AdamW(scene.parameters()), inputs=inputs)
+
+
+@pytest.mark.parametrize("key", ["base_mesh", "tet_grid_file", "envmap", "sd_model"])
+def test_changed_inputs_at_resume(key, tmp_path):
+    """A change of any input file is rejected by name; without a change the run resumes."""
+    file, config = tmp_path / "input", load(GEOMETRY, tmp_path / "out")
+    file.write_bytes(b"one")
+    inputs = InputFiles()
+    with inputs.reading(key, file):
+        pass
+    save(config, 7, inputs)
+
+    same = InputFiles()
+    with same.reading(key, file):
+        pass
+    assert restore(config, same) == 7
+    file.write_bytes(b"two")
+    changed = InputFiles()
+    with changed.reading(key, file):
+        pass
+    with pytest.raises(ValueError, match=f"it holds a run with another content of {key}"):
+        restore(config, changed)
+    # The prior is read after the checkpoint.
+    late = InputFiles()
+    assert restore(config, late) == 7
+    with pytest.raises(ValueError, match=f"another content of {key}"), late.reading(key, file):
+        pass
+
+
+def test_base_mesh_swapped_in_mid_run(tmp_path):
+    """A checkpoint contains the fingerprint of the mesh that was read, not of a file that replaced it later."""
+    mesh, config = tmp_path / "mesh.obj", load(GEOMETRY, tmp_path / "out")
     mesh.write_text("v 0 0 1\n")
-    config = str(ROOT / "configs" / "pineapple_demo_appearance.json")
-    config = load_configs(["--config", config, "--base_mesh", str(mesh)])[0]
-    reads = []
-    monkeypatch.setattr(resume, "sha256_of_file", lambda path: reads.append(path) or sha256_of_file(path))
-    first = settings(config)
-    # Every checkpoint asks, and large files take a while.
-    assert settings(config) == first and reads == [mesh]
-    time = mesh.stat().st_mtime_ns
+    inputs = InputFiles()
+    with inputs.reading("base_mesh", mesh):
+        pass
     mesh.write_text("v 0 0 2\n")
-    os.utime(mesh, ns=(time, time + 1_000_000))
-    changed = settings(config)
-    assert {key for key in first if first[key] != changed[key]} == {"content of base_mesh"}
+    save(config, 5, inputs)
+    again = InputFiles()
+    with again.reading("base_mesh", mesh):
+        pass
+    with pytest.raises(ValueError, match="another content of base_mesh"):
+        restore(config, again)
+
+
+def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path):
+    file = tmp_path / "mesh.obj"
+    file.write_text("v 0 0 1\n")
+    with pytest.raises(ValueError, match="base_mesh = .*mesh.obj: .*changed while it was read"):
+        with InputFiles().reading("base_mesh", file):
+            file.write_text("v 0 0 2\n")
+
+
+def test_a_fingerprint_covers_every_file_of_a_model(tmp_path):
+    files = {"unet/config.json": b"{}", "unet/model.safetensors": b"weights", "kinds.json": b"[]"}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    first = fingerprint([tmp_path])
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content + b" ")
+        assert fingerprint([tmp_path]) != first, name
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "README.md").write_text("not read by the program")
+    assert fingerprint([tmp_path]) == first
+
+
+def test_a_large_file_is_sampled_at_both_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.input_files.FULL_BYTES", 1000)
+    monkeypatch.setattr("training.input_files.SAMPLE_BYTES", 10)
+    content = bytearray(2000)
+    file = tmp_path / "weights"
+
+    def changed(position):
+        file.write_bytes(bytes(content[:position]) + b"x" + bytes(content[position + 1 :]))
+        return fingerprint([file])
+
+    file.write_bytes(content)
+    first = fingerprint([file])
+    assert changed(0) != first and changed(1999) != first and changed(5) != first
+    file.write_bytes(content + b"\0")
+    assert fingerprint([file]) != first
+
+
+def test_a_model_includes_its_lora_files(tmp_path):
+    lora = tmp_path / "style.safetensors"
+    lora.write_bytes(b"")
+    config = load(GEOMETRY, tmp_path / "out")
+    config = replace(config, guidance=replace(config.guidance, lora=(f"{lora}:0.5",)))
+    folder, *rest = model_paths(config)
+    assert (folder / "unet").is_dir() and rest == [lora]
+
+
+def test_only_the_keys_of_the_mode_are_compared(tmp_path):
+    mesh = tmp_path / "mesh.obj"
+    mesh.write_text("v 0 0 0\n")
+    save(load(GEOMETRY, tmp_path / "shape"), 3)
+    free = ["--kd_min", "0.1", "0.1", "0.1", "--env_resolution", "64", "--base_mesh", str(mesh)]
+    assert latest_checkpoint(load(GEOMETRY, tmp_path / "shape", *free)).step == 3
+    with pytest.raises(ValueError, match="another dmtet_grid"):
+        latest_checkpoint(load(GEOMETRY, tmp_path / "shape", "--dmtet_grid", "20"))
+
+    paint = ["--base_mesh", str(mesh)]
+    save(load(APPEARANCE, tmp_path / "paint", *paint), 3)
+    free = ["--dmtet_grid", "20", "--translation_y", "0.5"]
+    assert latest_checkpoint(load(APPEARANCE, tmp_path / "paint", *paint, *free)).step == 3
+    for other in (["--hash_n_levels", "2"], ["--env_resolution", "64"], ["--kd_min", "0.1", "0.1", "0.1"]):
+        with pytest.raises(ValueError, match=f"another {other[0][2:]}"):
+            latest_checkpoint(load(APPEARANCE, tmp_path / "paint", *paint, *other))
+
+
+def test_the_message_gives_the_options_that_match(tmp_path):
+    save(load(GEOMETRY, tmp_path / "out", "--seed", "1", "--text", "a red car"), 3)
+    with pytest.raises(ValueError, match="another ") as error:
+        latest_checkpoint(load(GEOMETRY, tmp_path / "out", "--seed", "2"))
+    message = str(error.value)
+    options = message.partition("add ")[2].partition(";")[0]
+    assert "--seed 1" in options and "--text 'a red car'" in options
+    assert message.index("--seed 1") < message.index("delete")
+    save(load(GEOMETRY, tmp_path / "long", "--iter", "900"), 850)
+    with pytest.raises(ValueError, match="already reached step 850; add --iter 850"):
+        latest_checkpoint(load(GEOMETRY, tmp_path / "long", "--iter", "800"))
+
+
+def test_an_export_is_recorded_by_step_and_not_by_file_time(tmp_path):
+    config = load(GEOMETRY, tmp_path / "out")
+    folder = config.run.mesh_path.parent
+    folder.mkdir(parents=True)
+    save(config, 10)
+    assert not is_exported(config, 10)
+    for name in ("mesh.obj", "mesh.glb"):
+        (folder / name).write_text("")
+    assert not is_exported(config, 10)
+    record_export(config, 10)
+    assert is_exported(config, 10)
+    # A checkpoint that is copied or restored has a newer file time.
+    for file in checkpoint_folder(config).rglob("*.*"):
+        file.touch()
+    assert is_exported(config, 10)
+    save(config, 20)
+    assert not is_exported(config, 20) and not is_exported(config, 10)
+    # A run that starts again and reaches the same step has other weights.
+    record_export(config, 20)
+    save_checkpoint(checkpoint_folder(config), 20, {"scene.weight": torch.ones(3)}, {})
+    assert not is_exported(config, 20)
+    (folder / "export.json").write_text("[" * 100_000)
+    assert not is_exported(config, 20)
+
+
+def test_settings_are_json(tmp_path):
+    values = settings(load(GEOMETRY, tmp_path / "out"))
+    assert json.loads(json.dumps(values)) == values and values["dmtet_grid"] == 64 and "iter" not in values

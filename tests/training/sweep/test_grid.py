@@ -14,7 +14,7 @@ def names(grid=(), prompts=()):
 
 def test_the_product_in_order_the_last_axis_fastest():
     found = choices(["seed=1,2", "batch=3,4"], [])
-    assert [dict(choice.changed) for choice in found] == [
+    assert [dict(choice.overrides) for choice in found] == [
         {"seed": 1, "batch": 3},
         {"seed": 1, "batch": 4},
         {"seed": 2, "batch": 3},
@@ -35,7 +35,7 @@ def test_prompts_come_first_and_are_called_by_their_words():
         "a-car_seed=1",
         "a-car_seed=2",
     ]
-    assert choices([], ["A mug"])[0].changed == {"text": "A mug"}
+    assert choices([], ["A mug"])[0].overrides == {"text": "A mug"}
 
 
 def test_a_cell_keeps_its_name_when_values_and_prompts_are_added():
@@ -73,7 +73,7 @@ def test_splitting_only_takes_commas_away(parts):
 
 
 @pytest.mark.parametrize(
-    ("grid", "prompts", "told"),
+    ("grid", "prompts", "expected"),
     [
         (["sed=1"], [], ['"sed"', '"seed"']),
         (["seed"], [], ['"seed"', "KEY=VALUE"]),
@@ -85,12 +85,12 @@ def test_splitting_only_takes_commas_away(parts):
         ([], ["A mug", "a mug"], ["A mug", "a mug", '"a-mug"']),
     ],
 )
-def test_what_cannot_be_is_one_line_that_names_it(grid, prompts, told):
+def test_what_cannot_be_is_one_line_that_names_it(grid, prompts, expected):
     with pytest.raises(ConfigError) as error:
         choices(grid, prompts)
     message = str(error.value)
     assert "\n" not in message
-    assert [part for part in told if part not in message] == []
+    assert [part for part in expected if part not in message] == []
 
 
 NASTY = st.text(min_size=1, max_size=300).filter(str.strip)
@@ -111,7 +111,7 @@ def test_prompts_are_the_lines_without_comments(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (None, "No such file"),
         (b"\xff\xfe", "UTF-8"),
@@ -119,10 +119,10 @@ def test_prompts_are_the_lines_without_comments(tmp_path):
         (b"A mug\n#\nA  mug\n", "line 3"),
     ],
 )
-def test_a_file_of_prompts_that_cannot_be_is_refused(tmp_path, content, told):
+def test_a_file_of_prompts_that_cannot_be_is_refused(tmp_path, content, expected):
     file = tmp_path / "prompts.txt"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ConfigError, match=told) as error:
+    with pytest.raises(ConfigError, match=expected) as error:
         read_prompts(str(file))
     assert str(file) in str(error.value)

@@ -35,22 +35,22 @@ def test_ray_and_ranks_exclude_each_other(stub, monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the optional package ray")
-def test_a_fleet_on_ray(stub, monkeypatch):
+def test_a_sweep_on_ray(stub, monkeypatch):
     import ray
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]), prepend=os.pathsep)
-    # The workers import the program anew, so the stand-in must be told of by the task itself.
+    # The workers import the program anew, so the task itself must install the stub.
     from training.sweep import local_executor, ray_executor
 
-    program, attempt = local_executor.PROGRAM, ray_executor.attempt
+    program, run_trial = local_executor.PROGRAM, ray_executor.run_trial
 
     def stubbed(trial, folder, threads):
         from training.sweep import local_executor
 
         local_executor.PROGRAM = program
-        return attempt(trial, folder, threads)
+        return run_trial(trial, folder, threads)
 
-    monkeypatch.setattr(ray_executor, "attempt", stubbed)
+    monkeypatch.setattr(ray_executor, "run_trial", stubbed)
     Path("p.txt").write_text("done\nbroken\ncrash\n")
     try:
         assert stub.run("--prompts", "p.txt", "--executor", "ray") == 1

@@ -1,10 +1,10 @@
 """Sharing trials among the ranks of a launcher."""
 
 import pytest
-from training.sweep.ranks import any_failed
 
 from configs.errors import ConfigError
 from training.launch import LauncherRank, read_launcher_rank
+from training.sweep.run import any_rank_failed
 
 
 def test_without_a_launcher_there_is_one_rank_with_everything():
@@ -16,7 +16,7 @@ def test_without_a_launcher_there_is_one_rank_with_everything():
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("trials", [0, 1, 6, 10])
-def test_every_cell_has_one_rank_and_loads_differ_by_one(world, trials):
+def test_every_trial_has_one_rank_and_shares_differ_by_one(world, trials):
     shares = [LauncherRank(number, world).select(range(trials)) for number in range(world)]
     assert sorted(trial for share in shares for trial in share) == list(range(trials))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -43,22 +43,22 @@ def test_a_rank_has_the_gpu_of_its_number_on_its_machine():
         {"RANK": "0", "WORLD_SIZE": "0"},
     ],
 )
-def test_variables_that_contradict_are_refused_by_name(variables):
+def test_variables_that_contradict_are_rejected_by_name(variables):
     with pytest.raises(ConfigError, match="RANK=.*torchrun"):
         read_launcher_rank(variables)
 
 
 @pytest.mark.parametrize("failed", [True, False])
-def test_one_rank_alone_asks_nobody(failed):
-    assert any_failed(LauncherRank(), failed) is failed
+def test_a_single_rank_returns_its_own_result(failed):
+    assert any_rank_failed(LauncherRank(), failed) is failed
 
 
-def _meet(number, port, failed, answers):
+def _rank_result(number, port, failed, results):
     import os
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(number), "WORLD_SIZE": "2"}
-    answers.put((number, any_failed(LauncherRank(number, 2), failed)))
+    results.put((number, any_rank_failed(LauncherRank(number, 2), failed)))
 
 
 def test_a_failure_of_one_rank_is_the_failure_of_all():
@@ -70,10 +70,10 @@ def test_a_failure_of_one_rank_is_the_failure_of_all():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    ranks = [context.Process(target=_meet, args=(k, port, k == 1, answers)) for k in range(2)]
+    results = context.Queue()
+    ranks = [context.Process(target=_rank_result, args=(k, port, k == 1, results)) for k in range(2)]
     for rank in ranks:
         rank.start()
-    assert sorted(answers.get(timeout=120) for _ in ranks) == [(0, True), (1, True)]
+    assert sorted(results.get(timeout=120) for _ in ranks) == [(0, True), (1, True)]
     for rank in ranks:
         rank.join()

@@ -13,7 +13,7 @@ import pytest
 
 from configs.errors import ConfigError
 from training.sweep import run as sweep_run
-from training.sweep.local_executor import child_environment, why
+from training.sweep.local_executor import child_environment, failure_reason
 from training.sweep.run import gpu_slots_for, usable_cores, visible_gpus
 
 ROOT = Path(__file__).parents[3]
@@ -87,8 +87,8 @@ def test_cores_are_at_most_those_of_the_machine():
         (3, " \n", "exit code 3"),
     ],
 )
-def test_why_a_run_ended(code, printed, line):
-    assert why(code, printed) == line
+def test_failure_reason(code, printed, line):
+    assert failure_reason(code, printed) == line
 
 
 def test_gpus_are_shared_in_turn_and_threads_divided(stub, monkeypatch):

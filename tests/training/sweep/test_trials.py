@@ -23,11 +23,11 @@ def finish(trial):
     write_record(trial, Record(DONE, None, 1.0))
 
 
-def test_one_result_is_no_fleet(pair):
+def test_a_command_without_grid_is_no_sweep(pair):
     assert load_sweep(pair) is None
 
 
-def test_every_cell_has_its_folders_and_the_second_config_reads_its_own_mesh(pair):
+def test_every_trial_has_its_folders_and_the_second_config_reads_its_own_mesh(pair):
     found = trials(pair, "--grid", "seed=1,2", "batch=3,4")
     assert [trial.name for trial in found] == [
         f"seed={seed}_batch={batch}" for seed in (1, 2) for batch in (3, 4)
@@ -47,19 +47,19 @@ def test_out_dir_moves_them_all(pair):
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_the_words_of_a_cell_give_the_same_configs(pair, text):
+def test_the_words_of_a_trial_give_the_same_configs(pair, text):
     Path("prompts.txt").write_text(text + "\n")
     options = ["--negative_text", "low, quality", "--learning_rate", "1e-3", "--envmap", "null"]
     grid = ["--grid", "sdf_init_shape_scale=[.5,.6,.7],[-0.5,1,1]"]
     with pytest.raises(ConfigError, match=r"-0\.5"):
         trials(pair, "--prompts", "prompts.txt", *grid)
     for trial in trials(pair, "--prompts", "prompts.txt", *options, "--grid", "translation_y=-.5,0"):
-        assert tuple(load_configs(trial.words)) == trial.configs
+        assert tuple(load_configs(trial.argv)) == trial.configs
         assert trial.configs[0].guidance.text == " ".join(text.split())
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--grid", "seed=1,x"], ['"seed"', '"x"', "an integer"]),
         (["--grid", "batch=0,1"], ['"batch"', "0", ">= 1"]),
@@ -75,17 +75,17 @@ def test_the_words_of_a_cell_give_the_same_configs(pair, text):
         (["--grid"], ["--grid"]),
     ],
 )
-def test_a_mistake_anywhere_is_one_line_before_anything_runs(pair, words, told):
+def test_a_mistake_anywhere_is_one_line_before_anything_runs(pair, words, expected):
     Path("p.txt").write_text("A mug\n")
     with pytest.raises(ConfigError) as error:
         trials(pair, *words)
     message = str(error.value)
     assert "\n" not in message
-    assert [part for part in told if part not in message] == []
+    assert [part for part in expected if part not in message] == []
     assert not Path("out").exists()
 
 
-def test_cells_whose_folders_would_meet_are_refused(pair):
+def test_trials_whose_folders_would_meet_are_refused(pair):
     config = json.loads(Path("appearance.json").read_text())
     Path("appearance.json").write_text(json.dumps({**config, "out_dir": "toy-b"}))
     Path("p.txt").write_text("a\na b\n")
@@ -93,7 +93,7 @@ def test_cells_whose_folders_would_meet_are_refused(pair):
         trials(pair, "--prompts", "p.txt")
 
 
-def test_dry_run_prints_every_cell_and_leaves(pair, capsys):
+def test_dry_run_prints_every_trial_and_leaves(pair, capsys):
     with pytest.raises(SystemExit) as leave:
         trials(pair, "--grid", "seed=1,2", "--dry-run")
     assert leave.value.code == 0
@@ -103,7 +103,7 @@ def test_dry_run_prints_every_cell_and_leaves(pair, capsys):
     assert not Path("out").exists()
 
 
-def test_a_cell_is_done_with_these_settings_and_these_files_only(pair):
+def test_a_trial_is_done_with_these_settings_and_these_files_only(pair):
     (trial,) = trials(pair, "--grid", "seed=1")
     assert not is_done(trial)
     finish(trial)
@@ -113,7 +113,7 @@ def test_a_cell_is_done_with_these_settings_and_these_files_only(pair):
     assert not is_done(trial)
 
 
-def test_another_content_of_the_mesh_that_is_painted_undoes_a_cell(pair):
+def test_another_content_of_the_mesh_that_is_painted_undoes_a_trial(pair):
     Path("mesh.obj").write_text("v 0 0 0\n")
     words = ["--config", "appearance.json", "--base_mesh", "mesh.obj", "--grid", "seed=1"]
     (trial,) = load_sweep(words).trials
@@ -123,7 +123,7 @@ def test_another_content_of_the_mesh_that_is_painted_undoes_a_cell(pair):
     assert not is_done(trial)
 
 
-def test_a_cell_from_before_a_key_was_there_stays_done_at_its_default(pair):
+def test_a_trial_from_before_a_key_was_there_stays_done_at_its_default(pair):
     (trial,) = trials(pair, "--grid", "seed=1")
     finish(trial)
     record = trial.folder / "trial.json"
@@ -135,7 +135,7 @@ def test_a_cell_from_before_a_key_was_there_stays_done_at_its_default(pair):
     assert not is_done(trials(pair, "--grid", "seed=1", "--unwrap", "xatlas")[0])
 
 
-def test_a_record_is_read_back_and_a_damaged_one_is_passed_over(pair, caplog):
+def test_a_record_is_read_back_and_a_damaged_one_is_ignored(pair, caplog):
     (trial,) = trials(pair, "--grid", "seed=1")
     write_record(trial, Record(FAILED, "no surface", 2.5))
     assert read_record(trial) == Record(FAILED, "no surface", 2.5)
