@@ -94,7 +94,7 @@ class RunReport:
         """A file of the report that cannot be written is one warning and does not end the run."""
         try:
             yield
-        except OSError as error:
+        except Exception as error:  # Any file of the run may be damaged.
             if name not in self._failed_files:
                 logger.warning("%s is not written: %s", self.info.out_dir / name, error)
             self._failed_files.add(name)
