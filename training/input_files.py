@@ -53,7 +53,7 @@ class InputFiles:
         self.check()
 
     def expect(self, recorded: Mapping[str, str], out_dir: str) -> None:
-        """Compare all inputs, also those that are read later, with the fingerprints of out_dir's checkpoint."""
+        """Compare all inputs, also those that are read later, with the fingerprints of a checkpoint."""
         self.expected, self.out_dir = recorded, out_dir
         self.check()
 

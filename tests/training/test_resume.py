@@ -68,7 +68,7 @@ def test_changed_inputs_at_resume(key, tmp_path):
 
 
 def test_base_mesh_swapped_in_mid_run(tmp_path):
-    """A checkpoint contains the fingerprint of the mesh that was read, not of a file that replaced it later."""
+    """A checkpoint has the fingerprint of the mesh that was read, not of a file that replaced it later."""
     mesh, config = tmp_path / "mesh.obj", load(GEOMETRY, tmp_path / "out")
     mesh.write_text("v 0 0 1\n")
     inputs = InputFiles()
