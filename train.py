@@ -94,7 +94,9 @@ def build_guidance(config: Config, device: torch.device, report: RunReport) -> G
         )
         if warning := prior.unknown_prompt_warning(settings.text):
             logger.warning("%s", warning)
-        return Guidance(prior, settings, config.run.traits.negative_prompt, device)
+        guidance = Guidance(prior, settings, config.run.traits.negative_prompt, device)
+        prior.free_text_encoder()
+        return guidance
 
 
 def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distributed) -> None:

@@ -104,7 +104,7 @@ class RunConfig:
         "against several faces on one object",
     )
     train_background: Literal["black", "white"] = Field(
-        "black", description="behind the object in the training views"
+        "black", description="behind the object in the training views of appearance_modeling"
     )
     log: Literal["jsonl", "tensorboard"] = Field(
         "jsonl",

@@ -82,6 +82,8 @@ def check_together(config: Config, place: Place) -> None:
             raise _refusal(
                 f"{channel}_min", low, place, f"numbers up to those of {channel}_max, {shown(high)}"
             )
+    if not run.traits.paints_base_mesh and run.train_background != "black":
+        raise _refusal("train_background", run.train_background, place, f"black, because mode is {run.mode}")
     if schedule.coarse_iter > schedule.iter:
         raise _refusal("coarse_iter", schedule.coarse_iter, place, f"at most iter, {schedule.iter}")
     if run.base_mesh is None:

@@ -94,6 +94,16 @@ def view_indices(azimuth: Float[Tensor, " B"], front_threshold: float) -> Int[Te
     return torch.where(front, 0, torch.where(back, 2, 1))
 
 
+def normal_rotations(uniform: Float[Tensor, "2 B"]) -> Float[Tensor, "B 3 3"]:
+    """The coarse phase's random rotations R_x(b) · R_y(a), which act on column vectors.
+
+    uniform: numbers in [0, 1); the first row gives a ~ U(0, 2π), the second b ~ U(−π, π). A normal is turned
+    about y first, so a normal along y never gets an x component.
+    """
+    about_y, about_x = 2 * math.pi * uniform[0], math.pi * (2 * uniform[1] - 1)
+    return rotate_x(about_x) @ rotate_y(about_y)
+
+
 def sample_cameras(
     config: CameraConfig,
     count: int,
@@ -105,8 +115,7 @@ def sample_cameras(
 ) -> Cameras:
     """`count` training cameras on the CPU.
 
-    rotate_normals gives every view its own random normal rotation R_y(U(0, 2π)) · R_x(U(−π, π)), the coarse
-    phase's augmentation (METHOD section 3); otherwise the identity.
+    rotate_normals: every view gets a rotation by `normal_rotations`, otherwise the identity.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -116,16 +125,16 @@ def sample_cameras(
     elevation = uniform(*config.elevation_range)
     fovy = uniform(*config.fovy_range)
     shift = uniform(-config.camera_random_jitter, config.camera_random_jitter, 2)
-    spin = None
+    rotation = None
     if rotate_normals:
-        spin = rotate_y(uniform(0.0, 2 * math.pi)) @ rotate_x(uniform(-math.pi, math.pi))
+        rotation = normal_rotations(torch.rand(2, count, generator=generator))
     return look_at_origin(
         torch.deg2rad(azimuth),
         torch.deg2rad(elevation),
         torch.deg2rad(fovy),
         resolution,
         shift=shift,
-        normal_rotation=spin,
+        normal_rotation=rotation,
         view_index=view_indices(azimuth, config.front_threshold),
         near_far=config.cam_near_far,
     )

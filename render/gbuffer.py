@@ -20,12 +20,14 @@ from render.shade.normals import safe_normalize, shading_normal
 class SurfacePoints:
     """The N covered pixels of B images.
 
-    clip [B,V,4] and rast [B,H,W,4] are the rasteriser's; pixel [N] counts over all images. position, normal
-    (smooth, bent and turned to the viewer, unit) and to_viewer (unit) are in world space.
+    clip [B,V,4] and rast [B,H,W,4] are the rasteriser's; values [B,H,W,6] are the interpolated positions and
+    smooth normals; pixel [N] counts over all images. position, normal (smooth, bent and turned to the viewer,
+    unit) and to_viewer (unit) are in world space.
     """
 
     clip: Float[Tensor, "B V 4"]
     rast: Float[Tensor, "B H W 4"]
+    values: Float[Tensor, "B H W 6"]
     pixel: Int[Tensor, " N"]
     position: Float[Tensor, "N 3"]
     normal: Float[Tensor, "N 3"]
@@ -45,6 +47,16 @@ class SurfacePoints:
         shape = *self.rast.shape[:3], values.shape[-1]
         return values.new_full(shape, background).flatten(0, 2).index_copy_(0, self.pixel, values).view(shape)
 
+    def smooth_normal(self) -> Float[Tensor, "N 3"]:
+        """The interpolated vertex normals, unit, outward, neither bent nor turned to the viewer."""
+        return safe_normalize(self.gather(self.values[..., 3:]))
+
+    def face_normal(self, mesh: Mesh) -> Float[Tensor, "N 3"]:
+        """The outward normals of the faces, unit."""
+        # Faces count from 1.
+        face = self.gather(self.rast.detach()[..., 3:])[:, 0].long() - 1
+        return safe_normalize(face_cross(mesh.v_pos, mesh.faces)).index_select(0, face)
+
     def mask(self) -> Float[Tensor, "B H W 1"]:
         # Faces count from 1.
         return self.rast.detach()[..., 3:].clamp(max=1)
@@ -63,7 +75,7 @@ def rasterize_gbuffer(mesh: Mesh, views: Cameras, rasteriser: Rasteriser) -> Sur
 
         gather = gbuffer_triton.surface_points
     return SurfacePoints(
-        clip, rast, pixel, *gather(values, rast, pixel, mesh.faces, mesh.v_pos, views.position)
+        clip, rast, values, pixel, *gather(values, rast, pixel, mesh.faces, mesh.v_pos, views.position)
     )
 
 

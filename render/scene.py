@@ -19,7 +19,7 @@ from render.raster.interface import Rasteriser
 from render.shade.brdf import linear_to_srgb, shade
 from render.shade.light import EnvironmentLight, camera_rotation
 from render.shade.material import Material, MaterialField
-from render.shade.normals import bump
+from render.shade.normals import bump, shading_normal
 
 CLAY = (0.6, 0.6, 0.6)
 
@@ -73,16 +73,15 @@ class GeometryScene(nn.Module):
 def normal_image(
     points: SurfacePoints, rotation: Float[Tensor, "B 3 3"], flip: bool
 ) -> Float[Tensor, "B H W 4"]:
-    """The points' normals, turned by their view's rotation, and the mask; 0 in the background.
+    """The points' normals turned by their view's rotation, and the mask; the background is 0.
 
-    flip: every positive x component becomes negative before.
+    flip: after the rotation, every positive x component becomes negative.
     """
-    normal = points.normal
-    if flip:
-        normal = torch.cat([-normal[:, :1].abs(), normal[:, 1:]], dim=-1)
-    normal = points.scatter(normal)
-    # The background is 0, and stays it: turning whole images takes no matrix for every point.
+    normal = points.scatter(points.normal)
+    # One product per image. A background of 0 stays 0.
     turned = (normal.flatten(1, 2) @ rotation.mT).view_as(normal)
+    if flip:
+        turned = torch.cat([-turned[..., :1].abs(), turned[..., 1:]], dim=-1)
     return torch.cat([turned, points.mask()], dim=-1)
 
 
@@ -111,12 +110,14 @@ class AppearanceScene(nn.Module):
         self.relight = relight
 
     def forward(self, views: Cameras) -> Float[Tensor, "B H W 3"]:
-        """The shaded image in sRGB, mapped to [−1, 1], on black."""
+        """The shaded image in sRGB, mapped to [−1, 1]. Outlines are antialiased on linear colours."""
         views = views.to(self.mesh.v_pos.device)
         points = rasterize_gbuffer(self.mesh, views, self.rasteriser)
         material, normal = self._surface(points)
-        image = points.scatter(linear_to_srgb(self._lit(points, views, material, normal)), self.background)
-        return self.rasteriser.antialias(image, points.rast, points.clip, self.mesh.faces) * 2 - 1
+        # Black and white are the same numbers in linear and in sRGB.
+        image = points.scatter(self._lit(points, views, material, normal), self.background)
+        image = self.rasteriser.antialias(image, points.rast, points.clip, self.mesh.faces)
+        return linear_to_srgb(image) * 2 - 1
 
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
@@ -141,7 +142,8 @@ class AppearanceScene(nn.Module):
         if not self.material.bumpy:
             return material, points.normal
         tangent = self.rasteriser.interpolate(self.mesh.tangents, points.rast, self.mesh.uv_faces)
-        return material, bump(points.normal, points.gather(tangent), material.normal)
+        smooth = bump(points.smooth_normal(), points.gather(tangent), material.normal)
+        return material, shading_normal(smooth, points.face_normal(self.mesh), points.to_viewer)
 
     def _lit(
         self,

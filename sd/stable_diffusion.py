@@ -120,6 +120,10 @@ class StableDiffusion(nn.Module):
         )
         return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state.float()
 
+    def free_text_encoder(self) -> None:
+        """Free the text encoder's memory after all prompts are embedded; `embed` fails afterwards."""
+        self.text_encoder = None
+
     def encode(
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B C h w"]:

@@ -165,11 +165,10 @@ class Studio:
         for number, subject in looks.items():
             rows = (worn == number).nonzero()[:, 0]
             kd[rows], ks[rows] = subject.material(points.position[rows])
-        shaded = linear_to_srgb(shade(kd, ks, points.normal, points.to_viewer, self.light))
-        image = torch.cat(
-            [points.scatter(points.normal), points.mask(), points.scatter(shaded.clamp(0, 1))], dim=-1
-        )
-        return self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
+        shaded = shade(kd, ks, points.normal, points.to_viewer, self.light)
+        image = torch.cat([points.scatter(points.normal), points.mask(), points.scatter(shaded)], dim=-1)
+        image = self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
+        return torch.cat([image[..., :4], linear_to_srgb(image[..., 4:]).clamp(0, 1)], dim=-1)
 
 
 def draw_materials(config: DataConfig, kind_number: int, draw: Draw) -> Int[Tensor, " views"]:

@@ -6,7 +6,6 @@ normals turned or its colours changed.
 """
 
 import logging
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from data.make_tiny_sd.lr_schedule import Pace, cosine_rate
 from data.make_tiny_sd.renders import Views
-from render.camera import rotate_x, rotate_y
+from dataset.cameras import normal_rotations
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +44,8 @@ class Latents:
 
 
 def spins(count: int, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
-    """R_y(U(0, 2π)) · R_x(U(−π, π)), the coarse phase's normal rotations (METHOD section 3)."""
-    uniform = torch.rand(2, count, generator=generator, device=generator.device)
-    return rotate_y(uniform[0] * 2 * math.pi) @ rotate_x((2 * uniform[1] - 1) * math.pi)
+    """Random normal rotations of the coarse phase."""
+    return normal_rotations(torch.rand(2, count, generator=generator, device=generator.device))
 
 
 def spun(normals: Float[Tensor, "B 3 S S"], rotation: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 S S"]:

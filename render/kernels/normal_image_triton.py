@@ -17,13 +17,13 @@ def _forward(normals, pixel, rotation, image, view_pixels, count, FLIP: tl.const
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = index < count
     spot = tl.load(pixel + index, mask=there, other=0)
-    x, y, z = load_triple(normals + 3 * index.to(tl.int64), there)
-    if FLIP:
-        x = -tl.abs(x)
+    normal = load_triple(normals + 3 * index.to(tl.int64), there)
     rows = rotation + 9 * (spot // view_pixels)
-    turned_x = dot(load_triple(rows, there), (x, y, z))
-    turned_y = dot(load_triple(rows + 3, there), (x, y, z))
-    turned_z = dot(load_triple(rows + 6, there), (x, y, z))
+    turned_x = dot(load_triple(rows, there), normal)
+    turned_y = dot(load_triple(rows + 3, there), normal)
+    turned_z = dot(load_triple(rows + 6, there), normal)
+    if FLIP:
+        turned_x = -tl.abs(turned_x)
     store_triple(image + 4 * spot, (turned_x, turned_y, turned_z), there)
     tl.store(image + 4 * spot + 3, 1.0, mask=there)
 
@@ -38,17 +38,18 @@ def _backward(
     there = index < count
     row = 3 * index.to(tl.int64)
     spot = tl.load(pixel + index, mask=there, other=0)
-    push = load_triple(grad_image + 4 * spot, there)
+    push_x, push_y, push_z = load_triple(grad_image + 4 * spot, there)
     rows = rotation + 9 * (spot // view_pixels)
     first, second, third = (
         load_triple(rows, there),
         load_triple(rows + 3, there),
         load_triple(rows + 6, there),
     )
-    x = dot((first[0], second[0], third[0]), push)
     if FLIP:
-        before = tl.load(normals + row, mask=there, other=0.0)
-        x *= tl.where(before < 0, 1.0, tl.where(before > 0, -1.0, 0.0))
+        turned_x = dot(first, load_triple(normals + row, there))
+        push_x *= tl.where(turned_x < 0, 1.0, tl.where(turned_x > 0, -1.0, 0.0))
+    push = push_x, push_y, push_z
+    x = dot((first[0], second[0], third[0]), push)
     y = dot((first[1], second[1], third[1]), push)
     z = dot((first[2], second[2], third[2]), push)
     store_triple(grad_normals + row, (x, y, z), there)

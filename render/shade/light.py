@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 MAP_FOLDER = Path(__file__).resolve().parents[2] / "data" / "irrmaps"
 DEFAULT_MAP = MAP_FOLDER / "overcast_city.hdr"
+# Factor on the default map when it replaces a missing map of data/irrmaps. Published configs name an open sky
+# with a low sun and set env_scale 2. The irradiance / π on an upward surface is 1.34 under the default map, and
+# 0.56 and 0.70 under the sunrise and sunset skies of Blender 3.4 (Poly Haven).
+REPLACEMENT_SCALE = 0.5
 # Radiance below this is invisible; the logarithm of a learned light needs a floor.
 DARKEST = 1e-4
 LEARNING_LOOKUPS = 2**19
@@ -97,11 +101,13 @@ def load_cube(path: str | None, resolution: int, scale: float = 1.0) -> Float[Te
 def read_environment_map(path: str | None) -> Float[Tensor, "H W 3"]:
     """Linear radiance of the map that `path` stands for; None gives the default map.
 
+    The default map in place of a missing published one is multiplied by REPLACEMENT_SCALE.
+
     Raises:
         FileNotFoundError, ValueError: as `read_latlong` does.
         ValueError: the picture is not about twice as wide as high.
     """
-    file = resolve_map(path)
+    file, factor = _find_map(path)
     image = read_latlong(file)
     height, width = image.shape[:2]
     ratio = width / height
@@ -112,28 +118,37 @@ def read_environment_map(path: str | None) -> Float[Tensor, "H W 3"]:
             f"latitude-longitude map is twice as wide as high{layout}; "
             "convert it to a latitude-longitude (equirectangular) map first, for example with cmft or HDRShop"
         )
-    return image
+    return image * factor
 
 
 def resolve_map(path: str | None) -> Path:
     """The file to read.
 
-    Published configs name maps in data/irrmaps that cannot be shipped here: such a name gives the default map
-    with a warning. The reader rejects a missing file in any other folder.
+    Published configs name maps in data/irrmaps that are not shipped. Such a name gives the default map, with
+    a warning. Any other path is returned unchanged, also if the file does not exist.
     """
+    return _find_map(path)[0]
+
+
+def _find_map(path: str | None) -> tuple[Path, float]:
+    """The file to read and the factor on its radiance."""
     if path is None:
         _log_once(logging.INFO, f"light: no envmap given, using the default {DEFAULT_MAP.name}")
-        return DEFAULT_MAP
+        return DEFAULT_MAP, 1.0
     given = Path(path)
     # os.path.exists is false for text that cannot be a path, such as one with NUL; Path's methods may raise.
     here = os.path.exists(given.parent) and given.parent.resolve() == MAP_FOLDER
     if not os.path.exists(given) and (here or given.parent == Path("data/irrmaps")):
         shipped = MAP_FOLDER / given.name
         if os.path.exists(shipped):
-            return shipped
-        _log_once(logging.WARNING, f"light: {path} is not shipped, using the default {DEFAULT_MAP.name}")
-        return DEFAULT_MAP
-    return given
+            return shipped, 1.0
+        _log_once(
+            logging.WARNING,
+            f"light: {path} is not shipped, using the default {DEFAULT_MAP.name} with its radiance times "
+            f"{REPLACEMENT_SCALE}, which matches the irradiance of an open sky",
+        )
+        return DEFAULT_MAP, REPLACEMENT_SCALE
+    return given, 1.0
 
 
 @cache

@@ -129,6 +129,8 @@ def test_every_pair_runs_two_steps_of_each_kind(geometry, appearance, made_once,
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(schedule, "FIT_STEPS", FIT)
     monkeypatch.setattr(train.StableDiffusion, "from_pretrained", prior)
+    # The prior is shared by all runs of this module.
+    monkeypatch.setattr(train.StableDiffusion, "free_text_encoder", lambda self: None)
     if not CONFIGS[appearance.stem].light.learn_light:
         monkeypatch.setattr(tasks, "load_environment", light)
     mesh = tmp_path / geometry.stem / "dmtet_mesh/mesh.obj"

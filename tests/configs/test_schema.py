@@ -222,6 +222,7 @@ def test_a_bad_value_is_told_with_key_value_and_what_is_allowed(key, value, allo
         ({"mode": "appearance_modeling"}, ("base_mesh", "mode")),
         ({"sdf_init_shape": "custom_mesh"}, ("base_mesh", "sdf_init_shape")),
         ({"iter": 10}, ("coarse_iter", "iter")),
+        ({"train_background": "white"}, ("train_background", "geometry_modeling")),
     ],
 )
 def test_values_that_do_not_fit_together(values, keys):

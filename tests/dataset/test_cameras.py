@@ -9,6 +9,7 @@ from dataset.cameras import (
     CameraConfig,
     azimuth_sector,
     draw_azimuths,
+    normal_rotations,
     sample_cameras,
     step_generator,
     view_indices,
@@ -134,10 +135,26 @@ def test_spin_is_a_rotation_and_absent_in_the_fine_phase():
     spun = sample_cameras(config, 50, (8, 8), step_generator(0, 0, 0), rotate_normals=True).normal_rotation
     assert torch.allclose(spun @ spun.transpose(1, 2), torch.eye(3).expand(50, 3, 3), atol=1e-5)
     assert torch.allclose(torch.linalg.det(spun), torch.ones(50), atol=1e-5)
-    # R_y · R_x leaves one entry at zero; all the others vary.
-    assert (spun.std(0) > 0.1).sum() == 8 and (spun[:, 1, 0] == 0).all()
+    # R_x · R_y leaves one entry at zero; all the others vary.
+    assert (spun.std(0) > 0.1).sum() == 8 and (spun[:, 0, 1] == 0).all()
     still = sample_cameras(config, 5, (8, 8), step_generator(0, 0, 0)).normal_rotation
     assert torch.equal(still, torch.eye(3).repeat(5, 1, 1))
+
+
+def test_spin_turns_about_y_first_and_then_about_x():
+    """Closed form: n' = R_x(b) R_y(a) n. With n = +y, n' = (0, cos b, sin b). With n = +x,
+    n' = (cos a, sin a sin b, −sin a cos b). The variance of a cosine is 1/2, that of a product 1/4."""
+    rotation = normal_rotations(torch.rand(2, 40_000, generator=step_generator(0, 0, 0)))
+    up, right = rotation[:, :, 1], rotation[:, :, 0]
+    assert torch.allclose(up.std(0), torch.tensor([0.0, 0.5**0.5, 0.5**0.5]), atol=0.01)
+    assert torch.allclose(right.std(0), torch.tensor([0.5**0.5, 0.5, 0.5]), atol=0.01)
+    drawn = sample_cameras(
+        CameraConfig(), 4, (8, 8), step_generator(0, 0, 0), rotate_normals=True
+    ).normal_rotation
+    assert (drawn[:, 0, 1] == 0).all() and not torch.equal(drawn[0], drawn[1])
+    quarter = normal_rotations(torch.tensor([[0.25], [0.75]]))[0]  # a = b = 90°
+    assert torch.allclose(quarter @ torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 1, 0]), atol=1e-6)
+    assert torch.allclose(quarter @ torch.tensor([0.0, 1, 0]), torch.tensor([0.0, 0, 1]), atol=1e-6)
 
 
 def test_ranges_are_kept_and_reached():

@@ -1,11 +1,14 @@
 """The prior against diffusers' own pipeline pieces, on a toy folder in the real layout."""
 
+import gc
 import shutil
+import weakref
 
 import pytest
 import torch
 
 from sd import stable_diffusion
+from sd.guidance import Guidance, GuidanceConfig
 from sd.loading.hub import resolve_model
 from sd.stable_diffusion import StableDiffusion
 
@@ -283,3 +286,12 @@ def test_bfloat16_on_a_cpu_is_close_and_is_only_taken_where_it_is_wanted(
         assert found.dtype == torch.float32
         error = (found - expected).norm() / expected.norm()
         assert (1e-4 if halves and name != "text" else 0) <= error < (0.05 if halves else 1e-9), name
+
+
+def test_the_text_encoder_is_freed_after_the_prompts_are_embedded(model_folder):
+    prior = StableDiffusion.from_pretrained(str(model_folder), torch.device("cpu"))
+    encoder = weakref.ref(prior.text_encoder)
+    guidance = Guidance(prior, GuidanceConfig(text="a car"), "low quality", torch.device("cpu"))
+    prior.free_text_encoder()
+    gc.collect()
+    assert encoder() is None and guidance.text.shape[0] == 3

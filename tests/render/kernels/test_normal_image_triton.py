@@ -1,5 +1,7 @@
 """The image of normals by Triton's kernels against torch, and the whole scene of a sculpted surface."""
 
+import dataclasses
+
 import pytest
 import torch
 import trimesh
@@ -27,8 +29,10 @@ def covered(device, count: int) -> SurfacePoints:
     rast = torch.zeros(3 * 9 * 8, 4)
     rast[pixel, 3] = torch.randint(1, 1000, (count,), generator=generator).float()
     normal = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-    normal[::7, 0] = 0
+    # The first row of a rotation by `rotations` gives exactly 0 for these.
+    normal[::7] = 0
     fields = {"clip": torch.zeros(3, 1, 4), "rast": rast.view(3, 9, 8, 4), "pixel": pixel}
+    fields["values"] = torch.zeros(3, 9, 8, 6)
     fields |= {"position": normal, "normal": normal, "to_viewer": normal}
     return SurfacePoints(**{name: value.to(device) for name, value in fields.items()})
 
@@ -40,6 +44,20 @@ def both_ways(function, points, rotation, flip) -> tuple[torch.Tensor, torch.Ten
     weights = torch.randn(image.shape, generator=torch.Generator().manual_seed(5)).to(image)
     (image * weights).sum().backward()
     return image.detach(), points.normal.grad
+
+
+def test_the_flip_follows_the_rotation(kernel_device):
+    """Half a turn about y brings a normal along −x to +x, which is shown as −x; its gradient changes sign."""
+    half_turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0])).to(kernel_device).repeat(3, 1, 1)
+    for function in (normal_image, normal_image_triton.normal_image):
+        points = covered(kernel_device, 20)
+        normal = torch.tensor([-1.0, 0, 0], device=kernel_device).repeat(20, 1).requires_grad_()
+        points = dataclasses.replace(points, normal=normal)
+        image = function(points, half_turn, True)
+        assert torch.equal(points.gather(image)[:, :3], normal)
+        (grad,) = torch.autograd.grad(image[..., 0].sum(), normal)
+        # Shown x = −|−x|, and x < 0.
+        assert torch.equal(grad, torch.tensor([1.0, 0, 0]).to(kernel_device).expand(20, 3))
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -28,7 +28,8 @@ import torch
 from render.gbuffer import SurfacePoints
 from render.kernels.normal_image_triton import normal_image
 rast, normal = torch.ones(2, 4, 4, 4), torch.rand(20, 3, requires_grad=True)
-points = SurfacePoints(torch.zeros(2, 5, 4), rast, torch.arange(20), normal, normal, normal)
+clip, values = torch.zeros(2, 5, 4), torch.ones(2, 4, 4, 6)
+points = SurfacePoints(clip, rast, values, torch.arange(20), normal, normal, normal)
 for flip in (False, True):
     normal_image(points, torch.ones(2, 3, 3), flip).sum().backward()
 """

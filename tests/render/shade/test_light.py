@@ -10,10 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from render.camera import look_at_origin
 from render.image_io.hdr import read_latlong, write_hdr
+from render.shade.brdf import linear_to_srgb, shade
 from render.shade.cubemap import latlong_directions, texel_directions
 from render.shade.light import (
     DEFAULT_MAP,
     MAP_FOLDER,
+    REPLACEMENT_SCALE,
     EnvironmentLight,
     LightConfig,
     camera_rotation,
@@ -56,6 +58,21 @@ def test_map_that_is_not_shipped_gives_the_default_with_one_warning(caplog):
         assert resolve_map(str(MAP_FOLDER / "another.hdr")) == DEFAULT_MAP
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     assert "never_shipped.hdr" in caplog.text and "\n" not in caplog.records[0].getMessage()
+    assert f"its radiance times {REPLACEMENT_SCALE}" in caplog.text
+
+
+def test_a_replaced_map_at_env_scale_2_does_not_overexpose_a_sphere_of_albedo_one_half():
+    light = load_cube("data/irrmaps/never_shipped.hdr", 64, scale=2.0)
+    assert torch.allclose(light, load_cube(None, 64, scale=2 * REPLACEMENT_SCALE))
+    normal = torch.nn.functional.normalize(texel_directions(16).reshape(-1, 3), dim=-1)
+    prefiltered = prefilter(light, lookups=500_000)
+    kd, ks = torch.full_like(normal, 0.5), torch.tensor([0.0, 0.5, 0]).expand_as(normal)
+    # Seen from every side: each normal from its own direction, and from 60 degrees beside it.
+    beside = torch.nn.functional.normalize(torch.linalg.cross(normal, normal.roll(1, -1)), dim=-1)
+    for viewer in (normal, 0.5 * normal + 0.75**0.5 * beside):
+        colour = linear_to_srgb(shade(kd, ks, normal, viewer, prefiltered))
+        assert (colour > 1).float().mean() < 0.005
+        assert 0.4 < colour.mean() < 0.75
 
 
 def test_shipped_map_is_found_from_any_folder(tmp_path, monkeypatch):

@@ -1,0 +1,123 @@
+"""Scenes against closed forms: signs of the flipped normals, shading normals, antialiased colours."""
+
+import dataclasses
+
+import torch
+import trimesh
+from torch import nn
+
+from dataset.cameras import CameraConfig, sample_cameras, step_generator
+from render.camera import orbit
+from render.gbuffer import rasterize_gbuffer
+from render.mesh import make_mesh
+from render.raster.select import choose_rasteriser
+from render.scene import AppearanceScene, GeometryScene
+from render.shade.brdf import linear_to_srgb
+from render.shade.light import EnvironmentLight
+from render.shade.material import Material, MaterialField
+from render.shade.prefilter import prefilter
+
+SIDE = 32
+EVEN_LIGHT = EnvironmentLight(torch.ones(6, 64, 64, 3))
+EVEN_LIGHT._prefiltered = prefilter(EVEN_LIGHT.cube, lookups=100_000)
+
+
+class Surface(nn.Module):
+    def __init__(self, mesh):
+        super().__init__()
+        self.mesh = lambda: mesh
+
+
+class RandomBumps(MaterialField):
+    """White everywhere; unit tangent-space normals that lean up to a right angle in any direction."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.bumpy = True
+
+    def forward(self, positions):
+        generator = torch.Generator().manual_seed(5)
+        normal = torch.randn(len(positions), 3, generator=generator)
+        normal[:, 2] = 0.1 * normal[:, 2].abs()
+        white = torch.ones_like(positions)
+        return Material(
+            white, torch.tensor([0.0, 1, 0]).expand_as(white), nn.functional.normalize(normal, dim=-1)
+        )
+
+
+class White(MaterialField):
+    """A diffuse albedo of 1 without bumps."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.bumpy = False
+
+    def forward(self, positions):
+        white = torch.ones_like(positions)
+        return Material(white, torch.tensor([0.0, 1, 0]).expand_as(white), white)
+
+
+def ball(subdivisions=3):
+    shape = trimesh.creation.icosphere(subdivisions=subdivisions, radius=0.7)
+    return make_mesh(torch.tensor(shape.vertices).float(), torch.tensor(shape.faces))
+
+
+def with_tangents(mesh):
+    """One tangent per vertex, along a parallel of latitude."""
+    x, _, z = mesh.v_pos.unbind(-1)
+    tangents = nn.functional.normalize(torch.stack([z, torch.zeros_like(x), -x], dim=-1), dim=-1)
+    return dataclasses.replace(mesh, uv=mesh.v_pos[:, :2], uv_faces=mesh.faces, tangents=tangents)
+
+
+def test_no_x_component_is_positive_after_the_random_rotation():
+    """Closed form of −|x'|: the flip follows the rotation, at every pixel and in the antialiased outline."""
+    views = sample_cameras(CameraConfig(), 6, (SIDE, SIDE), step_generator(0, 0, 1), rotate_normals=True)
+    rasteriser = choose_rasteriser(torch.device("cpu"))
+    flipped, plain = (
+        GeometryScene(Surface(ball()), rasteriser, EVEN_LIGHT, flip_normal=flip)(views)
+        for flip in (True, False)
+    )
+    assert (flipped[..., 0] <= 0).all()
+    assert (plain[..., 0] > 0.5).sum() > 100
+    inside = plain[..., 3] == 1
+    assert torch.allclose(flipped[..., 0][inside], -plain[..., 0][inside].abs(), atol=0.05)
+    assert torch.equal(flipped[..., 1:], plain[..., 1:])
+
+
+def test_no_shading_normal_faces_away_from_the_viewer_under_any_bump():
+    views = orbit(3, (SIDE, SIDE))
+    rasteriser = choose_rasteriser(torch.device("cpu"))
+    for outward in (True, False):  # Facets seen from outside and, turned over, from behind.
+        mesh = with_tangents(ball(1))
+        mesh = mesh if outward else dataclasses.replace(mesh, faces=mesh.faces.flip(1), v_nrm=-mesh.v_nrm)
+        scene = AppearanceScene(mesh, RandomBumps(), EVEN_LIGHT, rasteriser)
+        points = rasterize_gbuffer(mesh, views, rasteriser)
+        material, normal = scene._surface(points)
+        cosine = (normal * points.to_viewer).sum(-1)
+        assert torch.allclose(normal.norm(dim=-1), torch.ones(len(normal)), atol=1e-5)
+        assert cosine.min() > -1e-5 and (cosine < 0.3).sum() > 20
+        # The bump is visible: normals that face the viewer well differ from the smooth ones.
+        assert ((normal * points.normal).sum(-1) < 0.7).float().mean() > 0.3
+
+
+def test_the_outline_is_antialiased_on_linear_colours():
+    """White on black: an outline pixel of coverage c is sRGB(c · white), not c · sRGB(white)."""
+    views = orbit(1, (SIDE, SIDE))
+    rasteriser = choose_rasteriser(torch.device("cpu"))
+    mesh = with_tangents(ball())
+    for background in (0.0, 1.0):
+        scene = AppearanceScene(mesh, White(), EVEN_LIGHT, rasteriser, background)
+        image = scene(views)
+        points = rasterize_gbuffer(mesh, views, rasteriser)
+        material, normal = scene._surface(points)
+        linear = points.scatter(scene._lit(points, views, material, normal), background)
+        linear = rasteriser.antialias(linear, points.rast, points.clip, mesh.faces)
+        assert torch.allclose(image, linear_to_srgb(linear) * 2 - 1, atol=1e-6)
+        assert torch.allclose(image[0, 0, 0], torch.full((3,), background * 2 - 1), atol=1e-6)
+    coverage = rasteriser.antialias(points.mask(), points.rast, points.clip, mesh.faces)
+    dark = AppearanceScene(mesh, White(), EVEN_LIGHT, rasteriser)(views)
+    outside = (points.mask() == 0) & (coverage > 0.2)
+    assert outside.sum() > 10
+    # The ball is about as bright as its light, 1, so an outline pixel shows sRGB(coverage).
+    shown = (dark[..., :1][outside] + 1) / 2
+    assert torch.allclose(shown, linear_to_srgb(coverage[outside]), atol=0.05)
