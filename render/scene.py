@@ -139,11 +139,17 @@ class AppearanceScene(nn.Module):
     def _surface(self, points: SurfacePoints) -> tuple[Material, Float[Tensor, "N 3"]]:
         """The material at each point and the world-space normal that it is shaded with."""
         material = self.material(points.position)
-        if not self.material.bumpy:
-            return material, points.normal
+        return material, self._bumped(points, material.normal) if self.material.bumpy else points.normal
+
+    def _bumped(self, points: SurfacePoints, local: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+        """World-space shading normals with the tangent-space normals `local` applied.
+
+        The smooth normal is perturbed first; the result is bent and turned to the viewer. So no shading normal
+        faces away from the viewer.
+        """
         tangent = self.rasteriser.interpolate(self.mesh.tangents, points.rast, self.mesh.uv_faces)
-        smooth = bump(points.smooth_normal(), points.gather(tangent), material.normal)
-        return material, shading_normal(smooth, points.face_normal(self.mesh), points.to_viewer)
+        smooth = bump(points.smooth_normal(), points.gather(tangent), local)
+        return shading_normal(smooth, points.face_normal(self.mesh), points.to_viewer)
 
     def _lit(
         self,

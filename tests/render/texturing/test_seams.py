@@ -24,7 +24,7 @@ from render.raster.select import choose_rasteriser
 from render.scene import AppearanceScene
 from render.shade.light import load_environment
 from render.shade.material import Material, MaterialField
-from render.shade.normals import bump, safe_normalize
+from render.shade.normals import safe_normalize
 from render.texturing.bake import bake
 from render.texturing.uv import tangents, unwrap
 
@@ -59,9 +59,7 @@ class BakedScene(AppearanceScene):
         srgb = self.kd
         linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
         local = safe_normalize(self.lookup(self.n, uv) * 2 - 1)
-        tangent = self.rasteriser.interpolate(self.mesh.tangents, points.rast, self.mesh.uv_faces)
-        normal = bump(points.normal, points.gather(tangent), local)
-        return Material(self.lookup(linear, uv), self.lookup(self.ks, uv), local), normal
+        return Material(self.lookup(linear, uv), self.lookup(self.ks, uv), local), self._bumped(points, local)
 
 
 def psnr(a, b, where):
