@@ -144,8 +144,8 @@ class AppearanceScene(nn.Module):
     def _bumped(self, points: SurfacePoints, local: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
         """World-space shading normals with the tangent-space normals `local` applied.
 
-        The smooth normal is perturbed first; the result is bent and turned to the viewer. So no shading normal
-        faces away from the viewer.
+        The smooth normal is perturbed first, then bent and turned to the viewer. So no shading normal faces
+        away from the viewer.
         """
         tangent = self.rasteriser.interpolate(self.mesh.tangents, points.rast, self.mesh.uv_faces)
         smooth = bump(points.smooth_normal(), points.gather(tangent), local)

@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 MAP_FOLDER = Path(__file__).resolve().parents[2] / "data" / "irrmaps"
 DEFAULT_MAP = MAP_FOLDER / "overcast_city.hdr"
-# Factor on the default map when it replaces a missing map of data/irrmaps. Published configs name an open sky
-# with a low sun and set env_scale 2. The irradiance / π on an upward surface is 1.34 under the default map, and
-# 0.56 and 0.70 under the sunrise and sunset skies of Blender 3.4 (Poly Haven).
+# Factor on the default map when it replaces a missing map of data/irrmaps. Published configs name an open
+# sky with a low sun and set env_scale 2. The irradiance / π on an upward surface is 1.34 under the default
+# map; it is 0.56 and 0.70 under the sunrise and sunset skies of Blender 3.4 (Poly Haven).
 REPLACEMENT_SCALE = 0.5
 # Radiance below this is invisible; the logarithm of a learned light needs a floor.
 DARKEST = 1e-4
