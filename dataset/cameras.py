@@ -7,6 +7,7 @@ config and radians inside.
 import math
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Float, Int
@@ -48,19 +49,12 @@ class CameraConfig:
 
 
 def step_generator(seed: int, rank: int, step: int, stream: int = 0) -> torch.Generator:
-    """A CPU generator that depends on these numbers alone, so that every step can be drawn again.
+    """A CPU generator that is a function of these four integers, so that every step can be repeated.
 
-    The numbers are mixed by a fixed 64-bit hash: neighbouring seeds, ranks and steps share no stream.
+    NumPy's SeedSequence hashes them, so neighbouring seeds, ranks and steps have independent streams.
     """
-    state = 0
-    for number in (seed, rank, step, stream):
-        state = (state ^ (number & (2**64 - 1))) * 0x9E3779B97F4A7C15 & (2**64 - 1)
-        state ^= state >> 31
-        state = state * 0xBF58476D1CE4E5B9 & (2**64 - 1)
-        state ^= state >> 29
-    generator = torch.Generator()
-    generator.manual_seed(state & (2**63 - 1))
-    return generator
+    sequence = np.random.SeedSequence(seed, spawn_key=(rank, step, stream))
+    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
 def azimuth_sector(rank: int, world_size: int) -> tuple[float, float]:
