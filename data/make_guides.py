@@ -1,6 +1,6 @@
 """Writes the guide meshes that configs name as start shapes: `python3 -m data.make_guides` from the root.
 
-A guide is the signed distance of a figure, or of one object of a kind of dataset.procedural, marched on a
+A guide is the signed distance of a figure, or of one object of a category of dataset.procedural, march_guide on a
 tetrahedral grid. The result is the same on every run; nobody imports this.
 """
 
@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Guide:
-    """What is marched: a solid, the side of the grid's box around the origin, and the cells along it."""
+    """What is march_guide: a solid, the side of the grid's box around the origin, and the cells along it."""
 
     solid: ProceduralObject
     box: float
@@ -34,9 +34,9 @@ class Guide:
     unit: str = "Units of the scene"
 
 
-def _of_kind(kind: str, seed: int, resolution: int) -> Guide:
-    """The object of this kind that the seed gives, in a box that its REACH fills."""
-    solid = make_object(kind, torch.Generator().manual_seed(seed))
+def _of_category(category: str, seed: int, resolution: int) -> Guide:
+    """The object of this category that the seed gives, in a box that its REACH fills."""
+    solid = make_object(category, torch.Generator().manual_seed(seed))
     return Guide(solid, 2 * REACH * 1.06, resolution)
 
 
@@ -44,13 +44,13 @@ def guides() -> dict[str, Guide]:
     """Every guide by its path below data/. The seeds are the plainest of the first few."""
     return {
         "person/person.obj": Guide(mannequin(), HEIGHT * 1.06, 92, "Metres"),
-        "head/head.obj": _of_kind("head", 1, 56),
-        "animal/animal.obj": _of_kind("quadruped", 6, 80),
-        "chair/chair.obj": _of_kind("chair", 1, 64),
+        "head/head.obj": _of_category("head", 1, 56),
+        "animal/animal.obj": _of_category("quadruped", 6, 80),
+        "chair/chair.obj": _of_category("chair", 1, 64),
     }
 
 
-def marched(guide: Guide) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
+def march_guide(guide: Guide) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
     """The zero level as a closed mesh, faces counter-clockwise from outside."""
     grid = make_tet_grid(guide.resolution, guide.box)
     sdf = guide.solid.signed_distance(grid.v_pos)
@@ -71,7 +71,7 @@ def main() -> None:
     for name, guide in guides().items():
         path = FOLDER / name
         path.parent.mkdir(exist_ok=True)
-        v_pos, faces = marched(guide)
+        v_pos, faces = march_guide(guide)
         write_text(path, obj_text(v_pos, faces, guide.unit))
         logger.info("%s: %d vertices, %d faces", path, len(v_pos), len(faces))
 

@@ -23,7 +23,7 @@ from readme_pages import (
 import train
 from configs.key_table import BEGIN, END, replace_table
 from configs.schema import NO_EFFECT, known_keys
-from dataset.procedural import KINDS
+from dataset.procedural import CATEGORIES
 from training.resume import MAY_CHANGE
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def test_every_category_of_the_prior_is_named():
     known = json.loads((ROOT / "data/tiny-sd/kinds.json").read_text())
     named = re.search(r"The embedded prior covers: (.*?);", README, re.S)[1]
     assert re.split(r",\s+", " ".join(named.split())) == known
-    assert set(known) <= {kind.replace("_", " ") for kind in KINDS}
+    assert set(known) <= {kind.replace("_", " ") for kind in CATEGORIES}
 
 
 def test_layout_names_every_folder():

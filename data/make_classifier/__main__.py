@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from data.make_classifier.make import TRAINING_SEED, MakeConfig, make_classifier
-from dataset.procedural import KINDS
+from dataset.procedural import CATEGORIES
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +28,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("data/judge"), help="the folder to write")
     add("--minutes", type=float, default=2.0, help="for everything")
     add("--steps", type=int, help="of each network, instead of the time that is left")
-    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="all by default")
-    add("--instances", type=int, default=40, help="objects of a kind, at most")
-    add("--held-out", type=int, default=8, help="objects of a kind that the accuracies are measured on")
+    add("--categories", nargs="+", choices=CATEGORIES, default=list(CATEGORIES), metavar="CATEGORY", help="all by default")
+    add("--instances", type=int, default=40, help="objects of a category, at most")
+    add("--held-out", type=int, default=8, help="objects of a category that the accuracies are measured on")
     add("--batch", type=int, default=256)
     add("--workers", type=int, help="rendering processes; default 6 on CUDA, else 0 (this one)")
     add("--seed", type=int, default=TRAINING_SEED, help="of its objects; the prior's are 1 and 2")
@@ -45,7 +45,7 @@ def train(options: argparse.Namespace) -> None:
     config = MakeConfig(
         out=options.out,
         minutes=options.minutes,
-        kinds=tuple(options.kinds),
+        categories=tuple(options.categories),
         instances=options.instances,
         held_out_instances=options.held_out,
         batch=options.batch,

@@ -15,7 +15,7 @@ LUMA = (0.299, 0.587, 0.114)
 BLURS = (1.0, 0.6, 0.4, 0.28)
 
 
-def augmented(
+def augment(
     images: Float[Tensor, "B 3 S S"], domain: str, generator: torch.Generator
 ) -> Float[Tensor, "B 3 S S"]:
     """Images of a domain in [−1, 1], changed at random; mirror images are as true as the others."""

@@ -1,4 +1,4 @@
-"""The classifier's own objects: random instances of every kind, whole and perturbed, seen from around.
+"""The classifier's own objects: random instances of every category, whole and perturbed, seen from around.
 
 A perturbed instance has waves of several lengths added to its signed distance before it is meshed: lumps,
 broken thin parts, loose pieces. That is how sculpted surfaces differ from procedural ones.
@@ -21,9 +21,9 @@ from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
 from data.make_classifier.negatives import make_negative
-from data.make_tiny_sd.renders import DataConfig, Studio
+from data.make_tiny_sd.renders import DataConfig, ObjectRenderer
 from dataset.cameras import sample_cameras, step_generator, view_indices
-from dataset.procedural import KINDS, ProceduralObject, make_object
+from dataset.procedural import CATEGORIES, ProceduralObject, make_object
 from dataset.procedural.materials import MATERIALS, dressed
 from dataset.procedural.random_draw import Draw
 from geometry.marching_tets import marching_tetrahedra
@@ -53,21 +53,21 @@ SHAPE_STREAM, CAMERA_STREAM, PERTURBATION_STREAM, MATERIAL_STREAM = 1, 2, 3, 4
 WAVES = ((5, 0.5), (11, 0.3), (23, 0.2))
 LARGEST_WAVE = 0.06
 PERTURBED_SHARE = 0.6
-# Views of an instance wear so many different materials; a part of them the kind's own colours.
-DRESSES, OWN_SHARE = 4, 0.2
+# Views of an instance wear so many different materials; a part of them the category's own colours.
+MATERIALS_PER_INSTANCE, OWN_SHARE = 4, 0.2
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
     """Which objects.
 
-    kinds may contain NOTHING. training: random cameras around the classifier's and random light yaw;
+    categories may contain NOTHING. training: random cameras around the classifier's and random light yaw;
     otherwise the classifier's cameras and light. perturbation: amplitude in world units; None draws it at
     random.
     """
 
     seed: int
-    kinds: tuple[str, ...] = KINDS
+    categories: tuple[str, ...] = CATEGORIES
     instances: int = 40
     views: int = 16
     training: bool = True
@@ -78,9 +78,9 @@ class DatasetConfig:
 
     @property
     def data(self) -> DataConfig:
-        """As the studio knows it."""
+        """As the renderer knows it."""
         return DataConfig(
-            kinds=self.kinds,
+            categories=self.categories,
             instances=self.instances,
             views=self.views,
             image_size=SUPERSAMPLE * self.image_size,
@@ -93,18 +93,18 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class Images:
-    """normal is rotated (render_views), ×127; shaded is sRGB ×255; kind and side index the kinds and SIDES;
+    """normal is rotated (render_views), ×127; shaded is sRGB ×255; category and side index the categories and SIDES;
     material indexes MATERIAL_NAMES; asset numbers the instance (a dress of its own in held-out sets)."""
 
     normal: Int8[Tensor, "N 3 S S"]
     shaded: UInt8[Tensor, "N 3 S S"]
-    kind: Int[Tensor, " N"]
+    category: Int[Tensor, " N"]
     material: Int[Tensor, " N"]
     side: Int[Tensor, " N"]
     asset: Int[Tensor, " N"]
 
     def __len__(self) -> int:
-        return len(self.kind)
+        return len(self.category)
 
     def to(self, device: torch.device) -> "Images":
         return Images(**{name: value.to(device) for name, value in vars(self).items()})
@@ -116,19 +116,19 @@ class Images:
         return self.shaded[rows].float() / 127.5 - 1
 
 
-def joined(parts: Iterable[Images]) -> Images:
+def concatenate(parts: Iterable[Images]) -> Images:
     parts = list(parts)
     return Images(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Images)})
 
 
 def perturbed_mesh(
-    subject: ProceduralObject, studio: Studio, amplitude: float, generator: torch.Generator
+    subject: ProceduralObject, renderer: ObjectRenderer, amplitude: float, generator: torch.Generator
 ) -> Mesh:
     """The object's surface with waves of about `amplitude` world units."""
-    grid = studio.grid
+    grid = renderer.grid
     distance = subject.signed_distance(grid.v_pos)
     if amplitude > 0:
-        unit = grid.v_pos[None, None, None] / (studio.config.box / 2)
+        unit = grid.v_pos[None, None, None] / (renderer.config.box / 2)
         for cells, share in WAVES:
             noise = torch.randn(1, 1, cells, cells, cells, generator=generator).to(unit.device)
             wave = F.grid_sample(noise, unit, align_corners=True)
@@ -136,38 +136,38 @@ def perturbed_mesh(
     return make_mesh(*marching_tetrahedra(grid.v_pos, distance, grid.tets, grid.edges, grid.tet_edges))
 
 
-def render_instance(config: DatasetConfig, studio: Studio, kind: int, instance: int) -> Images:
-    """All images of one instance, on the CPU; a pure function of (config, kind, instance)."""
+def render_instance(config: DatasetConfig, renderer: ObjectRenderer, category: int, instance: int) -> Images:
+    """All images of one instance, on the CPU; a pure function of (config, category, instance)."""
 
     def stream(number: int) -> torch.Generator:
-        return step_generator(config.seed, kind, instance, number)
+        return step_generator(config.seed, category, instance, number)
 
-    name = config.kinds[kind]
+    name = config.categories[category]
     make = make_negative if name == NOTHING else partial(make_object, name)
     subject = make(stream(SHAPE_STREAM))
     draw = Draw(stream(PERTURBATION_STREAM))
     amplitude = config.perturbation
     if amplitude is None:
         amplitude = draw.uniform(0.0, LARGEST_WAVE) if draw.chance(PERTURBED_SHARE) else 0.0
-    mesh = perturbed_mesh(subject, studio, amplitude, draw.generator)
+    mesh = perturbed_mesh(subject, renderer, amplitude, draw.generator)
     views, yaw, side = _views(config, stream(CAMERA_STREAM))
-    dresses = DRESSES if config.training else 1
+    materials_per_instance = MATERIALS_PER_INSTANCE if config.training else 1
     material, sights = [], []
     draw = Draw(stream(MATERIAL_STREAM))
-    for some in torch.arange(len(side)).chunk(dresses):
+    for some in torch.arange(len(side)).chunk(materials_per_instance):
         number = 0 if draw.chance(OWN_SHARE) else draw.integer(1, len(MATERIAL_NAMES) - 1)
         worn = dressed(subject, MATERIAL_NAMES[number], draw) if number else subject
         rows = slice(int(some[0]), int(some[-1]) + 1)
-        sights.append(_render_views(mesh, worn, views.select(rows), yaw[rows], studio))
+        sights.append(_render_views(mesh, worn, views.select(rows), yaw[rows], renderer))
         material += [number] * len(some)
     normal, shaded = (torch.cat([getattr(s, name) for s in sights]) for name in ("normal", "shaded"))
     return Images(
         normal=(normal * 127).round().clamp(-127, 127).to("cpu", torch.int8),
         shaded=(shaded * 255).round().clamp(0, 255).to("cpu", torch.uint8),
-        kind=torch.full((len(side),), kind),
+        category=torch.full((len(side),), category),
         material=torch.tensor(material),
         side=side,
-        asset=torch.full((len(side),), kind * config.instances + instance),
+        asset=torch.full((len(side),), category * config.instances + instance),
     )
 
 
@@ -183,41 +183,41 @@ def _views(config: DatasetConfig, generator: torch.Generator) -> tuple[Cameras, 
 
 
 def _render_views(
-    mesh: Mesh, subject: ProceduralObject, views: Cameras, yaw: Tensor, studio: Studio
+    mesh: Mesh, subject: ProceduralObject, views: Cameras, yaw: Tensor, renderer: ObjectRenderer
 ) -> RenderedViews:
     def paint(points: SurfacePoints) -> tuple[Tensor, Tensor, Tensor]:
         return (*subject.material(points.position), points.normal)
 
-    device = studio.device
-    views = render_views(mesh, views.to(device), studio.rasteriser, studio.light, paint, yaw.to(device))
-    return views.smaller(SUPERSAMPLE)
+    device = renderer.device
+    views = render_views(mesh, views.to(device), renderer.rasteriser, renderer.light, paint, yaw.to(device))
+    return views.downsample(SUPERSAMPLE)
 
 
 def render_share(
     configs: Sequence[DatasetConfig], share: int, shares: int, device: str, seconds: float
 ) -> list[dict[str, np.ndarray]]:
-    """Of each config, instances share, share + shares, … of every kind, until the time is up.
+    """Of each config, instances share, share + shares, … of every category, until the time is up.
 
-    Each config gets at least one instance of a kind where the share has one. Arrays and not tensors: they
+    Each config gets at least one instance of a category where the share has one. Arrays and not tensors: they
     cross processes as plain bytes.
     """
     begun = time.monotonic()
-    studio = Studio(configs[0].data, torch.device(device))
+    renderer = ObjectRenderer(configs[0].data, torch.device(device))
     found = []
     for config in configs:
         parts: list[Images] = []
         for instance in range(share, config.instances, shares):
             if parts and time.monotonic() - begun > seconds:
                 break
-            parts += [render_instance(config, studio, kind, instance) for kind in range(len(config.kinds))]
-        found.append({name: value.numpy() for name, value in vars(joined(parts)).items()} if parts else {})
+            parts += [render_instance(config, renderer, category, instance) for category in range(len(config.categories))]
+        found.append({name: value.numpy() for name, value in vars(concatenate(parts)).items()} if parts else {})
     return found
 
 
 def render_datasets(
     configs: Sequence[DatasetConfig], device: torch.device, seconds: float, workers: int
 ) -> list[Images]:
-    """All images of each config, on the device; the configs differ in what the studio does not hold.
+    """All images of each config, on the device; the configs differ in what the renderer does not hold.
 
     Several processes share one GPU, since drawing objects keeps a CPU core busy; workers 0 renders here.
     Raises what a worker raised.
@@ -234,7 +234,7 @@ def render_datasets(
             ]
             shares = [task.result() for task in tasks]
     return [
-        joined(
+        concatenate(
             Images(**{name: torch.from_numpy(value) for name, value in arrays.items()}).to(device)
             for arrays in of_config
             if arrays

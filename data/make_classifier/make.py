@@ -9,10 +9,10 @@ import torch
 
 from data.make_classifier.dataset import MATERIAL_NAMES, DatasetConfig, held_out, render_datasets
 from data.make_classifier.model_card import write_card
-from data.make_classifier.train import accuracies, train_network, weak_kinds
-from data.make_tiny_sd.lr_schedule import Pace
+from data.make_classifier.train import accuracies, train_network, weak_categories
+from data.make_tiny_sd.lr_schedule import StageSchedule
 from dataset.cameras import step_generator
-from dataset.procedural import KINDS
+from dataset.procedural import CATEGORIES
 from render.shade.light import LightConfig
 from training.evaluation.classifier import (
     DOMAINS,
@@ -36,11 +36,11 @@ PERTURBED = 0.04
 @dataclass(frozen=True)
 class MakeConfig:
     """One classifier to make. minutes counts everything; steps, where given, is the training of each network
-    instead of the time that is left. The classifier learns NOTHING as one more kind."""
+    instead of the time that is left. The classifier learns NOTHING as one more category."""
 
     out: Path
     minutes: float = 2.0
-    kinds: tuple[str, ...] = KINDS
+    categories: tuple[str, ...] = CATEGORIES
     instances: int = 40
     held_out_instances: int = 8
     batch: int = 256
@@ -60,7 +60,7 @@ def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
     torch.manual_seed(config.seed)
     dataset = DatasetConfig(
         config.seed,
-        (*config.kinds, NOTHING),
+        (*config.categories, NOTHING),
         config.instances,
         image_size=config.image_size,
         grid=config.grid,
@@ -75,9 +75,9 @@ def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
     )
     unseen = dict(zip(tests, seen, strict=True))
     rendered = time.monotonic() - begun
-    logger.info("%.0f s: %d images of %d kinds", rendered, len(images), len(config.kinds))
+    logger.info("%.0f s: %d images of %d categories", rendered, len(images), len(config.categories))
 
-    settings = ClassifierSettings(dataset.kinds, MATERIAL_NAMES, dataset.image_size, config.widths)
+    settings = ClassifierSettings(dataset.categories, MATERIAL_NAMES, dataset.image_size, config.widths)
     classifier = Classifier(settings, make_networks(settings, device), {})
     steps = {}
     for number, domain in enumerate(DOMAINS):
@@ -89,8 +89,8 @@ def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
             classifier.networks[domain],
             domain,
             images,
-            dataset.kinds,
-            Pace(left, config.steps),
+            dataset.categories,
+            StageSchedule(left, config.steps),
             config.batch,
             generator,
         )
@@ -98,7 +98,7 @@ def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
     record = {
         "seeds": {"training": config.seed, "held_out": HELD_OUT_SEED},
         "images": len(images),
-        "instances_of_a_kind": config.instances,
+        "instances_of_a_category": config.instances,
         "steps": steps,
         "batch": config.batch,
         "parameters": {d: sum(p.numel() for p in n.parameters()) for d, n in classifier.networks.items()},
@@ -109,7 +109,7 @@ def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
             name: {
                 "assets": len(test.asset.unique()),
                 **accuracies(classifier, test),
-                "weak_kinds": {domain: weak_kinds(classifier, test, domain) for domain in DOMAINS},
+                "weak_categories": {domain: weak_categories(classifier, test, domain) for domain in DOMAINS},
             }
             for name, test in unseen.items()
         },

@@ -8,31 +8,31 @@ from training.evaluation.views import ELEVATION_DEGREES, FOVY_DEGREES, VIEWS
 CARD = """---
 license: apache-2.0
 ---
-# The classifier: {parameters:.2f} M parameters that know {count} kinds of object and {materials} materials
+# The classifier: {parameters:.2f} M parameters that know {count} categories of object and {materials} materials
 
 Two small residual networks, made by `python3 -m data.make_classifier`: one for images of normals, one for
 images of the painted surface, {side}×{side} pixels, {views} views around at {elevation:g}° elevation and a
-field of view of {fovy:g}°. Each answers the kind and the side that is seen, the second the material as well.
+field of view of {fovy:g}°. Each answers the category and the side that is seen, the second the material as well.
 It judges what text-to-3D made (`python3 -m training.evaluation`); it took no part in making it.
 
-Kinds: {kinds}, and "nothing": noise, and bare ellipsoids and cylinders.
-Materials: {material_names}; "own" is a kind's own colours.
+Kinds: {categories}, and "nothing": noise, and bare ellipsoids and cylinders.
+Materials: {material_names}; "own" is a category's own colours.
 
 ## Data and licence
 Apache-2.0, weights included. Trained from nothing on renders of this project's procedural objects
-(`dataset/procedural`), no other image or weight: {instances} random instances a kind of seed {seed}, which
+(`dataset/procedural`), no other image or weight: {instances} random instances a category of seed {seed}, which
 the prior has not seen ({images} images), more than half of them perturbed (waves on the signed distance).
-Every kind is shown in every material, the pairs that the prior is never shown among them. Augmented by scale,
+Every category is shown in every material, the pairs that the prior is never shown among them. Augmented by scale,
 shift, bending, noise on normals, exposure, saturation, blotches, holes and blur.
 
 ## Accuracy on objects that it has not seen (seeds {held_out} and after)
-| objects | domain | kind, 1 view | kind, {views} views | material | front or back | called two-faced |
+| objects | domain | category, 1 view | category, {views} views | material | front or back | called two-faced |
 | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
 Kinds told right in at most 90 % of the held-out objects: {weak}.
-"material" is told from {views} views and counts the kind's own colours as one of the answers. "Called
-two-faced" is the measure's own error: the share of sound objects of directional kinds that it takes for
+"material" is told from {views} views and counts the category's own colours as one of the answers. "Called
+two-faced" is the measure's own error: the share of sound objects of directional categories that it takes for
 two-faced.
 
 ## Training
@@ -40,7 +40,7 @@ two-faced.
 torch {torch}. Stored in half precision.
 
 ## Limits
-It knows these kinds and materials alone. A right evaluation says that the asset looks more like its kind than
+It knows these categories and materials alone. A right evaluation says that the asset looks more like its category than
 like the other {others} or like nothing, not that it is beautiful.
 """
 
@@ -50,16 +50,16 @@ def write_card(folder: Path, classifier: Classifier) -> None:
     settings, record = classifier.settings, classifier.record
     text = CARD.format(
         parameters=sum(record["parameters"].values()) / 1e6,
-        count=len(settings.kinds) - 1,
-        others=len(settings.kinds) - 2,
+        count=len(settings.categories) - 1,
+        others=len(settings.categories) - 2,
         materials=len(settings.materials) - 1,
         side=settings.image_size,
         views=VIEWS,
         elevation=ELEVATION_DEGREES,
         fovy=FOVY_DEGREES,
-        kinds=", ".join(name.replace("_", " ") for name in settings.kinds if name != NOTHING),
+        categories=", ".join(name.replace("_", " ") for name in settings.categories if name != NOTHING),
         material_names=", ".join(settings.materials),
-        instances=record["instances_of_a_kind"],
+        instances=record["instances_of_a_category"],
         seed=record["seeds"]["training"],
         held_out=record["seeds"]["held_out"],
         images=record["images"],
@@ -77,8 +77,8 @@ def write_card(folder: Path, classifier: Classifier) -> None:
 
 def _rows(record: dict) -> list[str]:
     names = (
-        "kind_of_a_view",
-        "kind_of_an_asset",
+        "category_of_a_view",
+        "category_of_an_asset",
         "material_of_an_asset",
         "side_of_a_front_or_back_view",
         "sound_objects_called_two_faced",
@@ -93,9 +93,9 @@ def _rows(record: dict) -> list[str]:
 
 def _weak(record: dict) -> str:
     found = [
-        f"{kind.replace('_', ' ')} {share:.2f} ({domain}, {objects})"
+        f"{category.replace('_', ' ')} {share:.2f} ({domain}, {objects})"
         for objects, figures in record["held_out"].items()
-        for domain, kinds in figures["weak_kinds"].items()
-        for kind, share in kinds.items()
+        for domain, categories in figures["weak_categories"].items()
+        for category, share in categories.items()
     ]
     return ", ".join(found) or "none"

@@ -1,4 +1,4 @@
-"""Surfaces that show no kind at all: the classifier must be able to say so.
+"""Surfaces that show no category at all: the classifier must be able to say so.
 
 Two sorts, which are how sculpting fails: noise (a runaway or a prior that says nothing), and start shapes,
 ellipsoids and cylinders that were left as they were.

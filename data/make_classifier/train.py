@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from data.make_classifier.augment import augmented
+from data.make_classifier.augment import augment
 from data.make_classifier.dataset import Images
-from data.make_tiny_sd.lr_schedule import Pace, cosine_rate
+from data.make_tiny_sd.lr_schedule import StageSchedule, cosine_learning_rate
 from training.evaluation.classifier import (
-    Answers,
+    ClassifierOutput,
     Classifier,
     ClassifierNetwork,
     directional,
@@ -31,69 +31,69 @@ def train_network(
     network: ClassifierNetwork,
     domain: str,
     images: Images,
-    kinds: tuple[str, ...],
-    pace: Pace,
+    categories: tuple[str, ...],
+    schedule: StageSchedule,
     batch: int,
     generator: torch.Generator,
 ) -> int:
-    """Trains in place until the pace is at its end; returns the number of steps."""
-    device = images.kind.device
+    """Trains in place until the schedule is at its end; returns the number of steps."""
+    device = images.category.device
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)
     network.train()
     step = 0
-    while (progress := pace.progress(step)) < 1:
+    while (progress := schedule.progress(step)) < 1:
         step += 1
         for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(progress, PEAK_RATE)
+            group["lr"] = cosine_learning_rate(progress, PEAK_RATE)
         rows = torch.randint(len(images), (batch,), generator=generator, device=device)
-        pictures = augmented(images.pictures(domain, rows), domain, generator)
+        pictures = augment(images.pictures(domain, rows), domain, generator)
         with precision:
             answers = network(pictures)
-        loss = total_loss(answers, images, rows, kinds)
+        loss = total_loss(answers, images, rows, categories)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         if step % 200 == 0:
-            right = (answers.kind.argmax(-1) == images.kind[rows]).float().mean()
-            logger.info("%s: step %d, loss %.3f, kind right %.3f", domain, step, loss.item(), right.item())
+            right = (answers.category.argmax(-1) == images.category[rows]).float().mean()
+            logger.info("%s: step %d, loss %.3f, category right %.3f", domain, step, loss.item(), right.item())
     network.eval()
     return step
 
 
-def total_loss(answers: Answers, images: Images, rows: Tensor, kinds: tuple[str, ...]) -> Float[Tensor, ""]:
-    """Cross entropies of kind, material where it is asked, and side for kinds that have a face."""
-    kind = images.kind[rows]
-    loss = F.cross_entropy(answers.kind.float(), kind, label_smoothing=SMOOTHING)
+def total_loss(answers: ClassifierOutput, images: Images, rows: Tensor, categories: tuple[str, ...]) -> Float[Tensor, ""]:
+    """Cross entropies of category, material where it is asked, and side for categories that have a face."""
+    category = images.category[rows]
+    loss = F.cross_entropy(answers.category.float(), category, label_smoothing=SMOOTHING)
     if answers.material.shape[-1]:
         material = images.material[rows]
         loss = loss + MATERIAL_WEIGHT * F.cross_entropy(
             answers.material.float(), material, label_smoothing=SMOOTHING
         )
-    asked = directional(kinds, kind).float()
+    asked = directional(categories, category).float()
     side = F.cross_entropy(answers.side.float(), images.side[rows], reduction="none")
     return loss + SIDE_WEIGHT * (side * asked).sum() / asked.sum().clamp(min=1)
 
 
 def accuracies(classifier: Classifier, images: Images) -> dict[str, dict[str, float]]:
     """By domain: how often single views and whole assets are told right, and how often a sound object of a
-    directional kind is called two-faced. images: seen by the judging cameras, in the order of assets."""
+    directional category is called two-faced. images: seen by the judging cameras, in the order of assets."""
     settings, found = classifier.settings, {}
-    kind, material, side = (
-        getattr(images, name).cpu().unflatten(0, (-1, VIEWS)) for name in ("kind", "material", "side")
+    category, material, side = (
+        getattr(images, name).cpu().unflatten(0, (-1, VIEWS)) for name in ("category", "material", "side")
     )
-    faced = directional(settings.kinds, kind[:, 0])
+    faced = directional(settings.categories, category[:, 0])
     for domain in classifier.networks:
-        rows = torch.arange(len(images), device=images.kind.device)
+        rows = torch.arange(len(images), device=images.category.device)
         seen = predict_assets(
             classifier, domain, torch.cat([images.pictures(domain, r) for r in rows.split(256)])
         )
         figures = {
-            "kind_of_a_view": _share(seen.kind.argmax(-1) == kind),
-            "kind_of_an_asset": _share(seen.kind.mean(1).argmax(-1) == kind[:, 0]),
+            "category_of_a_view": _share(seen.category.argmax(-1) == category),
+            "category_of_an_asset": _share(seen.category.mean(1).argmax(-1) == category[:, 0]),
         }
         if seen.material.shape[-1]:
             figures["material_of_a_view"] = _share(seen.material.argmax(-1) == material)
@@ -111,15 +111,15 @@ def accuracies(classifier: Classifier, images: Images) -> dict[str, dict[str, fl
     return found
 
 
-def weak_kinds(classifier: Classifier, images: Images, domain: str, at_most: float = 0.9) -> dict[str, float]:
+def weak_categories(classifier: Classifier, images: Images, domain: str, at_most: float = 0.9) -> dict[str, float]:
     """Kinds whose held-out assets are told right no more often than this."""
-    rows = torch.arange(len(images), device=images.kind.device)
+    rows = torch.arange(len(images), device=images.category.device)
     seen = predict_assets(
         classifier, domain, torch.cat([images.pictures(domain, r) for r in rows.split(256)])
     )
-    kind = images.kind.cpu().unflatten(0, (-1, VIEWS))[:, 0]
-    right = seen.kind.mean(1).argmax(-1) == kind
-    shares = {name: _share(right[kind == k]) for k, name in enumerate(classifier.settings.kinds)}
+    category = images.category.cpu().unflatten(0, (-1, VIEWS))[:, 0]
+    right = seen.category.mean(1).argmax(-1) == category
+    shares = {name: _share(right[category == k]) for k, name in enumerate(classifier.settings.categories)}
     return {name: share for name, share in shares.items() if share <= at_most}
 
 

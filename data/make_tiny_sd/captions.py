@@ -1,4 +1,4 @@
-"""Captions: how the training images of a kind are described, view by view and material by material.
+"""Captions: how the training images of a category are described, view by view and material by material.
 
 The wording is the method's own (METHOD sections 1 and 5): "{text}, front view" and so on, and the negative
 prompts stand for no caption at all, so that they embed as unconditional.
@@ -32,21 +32,21 @@ SUBSTANCE_TEMPLATES = (
 EMPTY_CAPTIONS = ("", "", *sorted(mode.negative_prompt for mode in MODES.values()))
 
 
-def readable_name(kind: str) -> str:
+def readable_name(category: str) -> str:
     """ "ice_cream" -> "ice cream"."""
-    return kind.replace("_", " ").strip().lower()
+    return category.replace("_", " ").strip().lower()
 
 
 def article(name: str) -> str:
     return "an" if name[0] in "aeiou" else "a"
 
 
-def descriptions(kind: str, material: Material | None = None) -> list[str]:
-    """Every wording for a kind, without the view; wordings that are drawn more often are repeated.
+def descriptions(category: str, material: Material | None = None) -> list[str]:
+    """Every wording for a category, without the view; wordings that are drawn more often are repeated.
 
     There are as many for every material as for none.
     """
-    plain = readable_name(kind)
+    plain = readable_name(category)
     name = f"{material.adjective} {plain}" if material else plain
     found = [template.format(article=article(name), name=name) for template in TEMPLATES]
     if material and material.substance:
@@ -59,28 +59,28 @@ def descriptions(kind: str, material: Material | None = None) -> list[str]:
     return found
 
 
-def plain_caption(kind: str) -> str:
+def plain_caption(category: str) -> str:
     """ "a pineapple"."""
-    return descriptions(kind)[0]
+    return descriptions(category)[0]
 
 
 class CaptionTable:
-    """All captions of some kinds in one list, and draws of rows of that list.
+    """All captions of some categories in one list, and draws of rows of that list.
 
-    Row layout: per kind, per look (its own colours, then every material), per wording, four rows: without a
+    Row layout: per category, per look (its own colours, then every material), per wording, four rows: without a
     view, then front, side and back as in `Cameras.view_index`; at the end EMPTY_CAPTIONS.
     """
 
-    def __init__(self, kinds: tuple[str, ...]):
-        self.kinds = kinds
+    def __init__(self, categories: tuple[str, ...]):
+        self.categories = categories
         self.wordings = len(TEMPLATES) + len(SUBSTANCE_TEMPLATES)
         self.looks = (None, *MATERIALS.values())
         self._endings = ("", *VIEW_SUFFIXES)
         described = [
             text + ending
-            for kind in kinds
+            for category in categories
             for look in self.looks
-            for text in descriptions(kind, look)
+            for text in descriptions(category, look)
             for ending in self._endings
         ]
         self.captions = [*described, *EMPTY_CAPTIONS]
@@ -88,20 +88,20 @@ class CaptionTable:
 
     def draw(
         self,
-        kind_index: torch.Tensor,
+        category_index: torch.Tensor,
         view_index: torch.Tensor,
         material: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Rows [B] of `captions` for images of these kinds, views and materials [B], on their device."""
-        device, count = kind_index.device, len(kind_index)
+        """Rows [B] of `captions` for images of these categories, views and materials [B], on their device."""
+        device, count = category_index.device, len(category_index)
 
         def uniform() -> torch.Tensor:
             return torch.rand(count, generator=generator, device=device)
 
         wording = (uniform() * self.wordings).long().clamp(max=self.wordings - 1)
         ending = torch.where(uniform() < VIEW_SHARE, view_index + 1, 0)
-        look = kind_index * len(self.looks) + material
+        look = category_index * len(self.looks) + material
         row = (look * self.wordings + wording) * len(self._endings) + ending
         empty = self._first_empty + (uniform() * len(EMPTY_CAPTIONS)).long().clamp(
             max=len(EMPTY_CAPTIONS) - 1

@@ -2,7 +2,7 @@
 
     python3 -m data.make_tiny_sd.compare --out mug.png mug=out/mug,out/mug_appearance
 
-A row for each KIND=GEOMETRY,APPEARANCE: a random object of that kind as a reference (its own colours), the
+A row for each CATEGORY=GEOMETRY,APPEARANCE: a random object of that category as a reference (its own colours), the
 sculpted normals and the painted result. The last two are the runs' own orbit frames in validate/.
 """
 
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.make_tiny_sd.renders import DataConfig, Studio
-from dataset.procedural import KINDS, make_object
+from data.make_tiny_sd.renders import DataConfig, ObjectRenderer
+from dataset.procedural import CATEGORIES, make_object
 from render.camera import orbit
 from render.gbuffer import rasterize_gbuffer
 from render.image_io.image import grid, read_image, write_png
@@ -27,16 +27,16 @@ FRAMES = (0, 15)
 
 
 @torch.no_grad()
-def reference(kind: str, studio: Studio, seed: int, side: int) -> list[Float[Tensor, "S S 3"]]:
-    """A random object of the kind from the orbit's cameras, shaded on white."""
-    subject = make_object(kind, torch.Generator().manual_seed(seed))
-    mesh = studio.mesh(subject)
+def reference(category: str, renderer: ObjectRenderer, seed: int, side: int) -> list[Float[Tensor, "S S 3"]]:
+    """A random object of the category from the orbit's cameras, shaded on white."""
+    subject = make_object(category, torch.Generator().manual_seed(seed))
+    mesh = renderer.mesh(subject)
     found, cameras = [], orbit(100, (side, side))
     for frame in FRAMES:
-        points = rasterize_gbuffer(mesh, cameras.select(slice(frame, frame + 1)), studio.rasteriser)
+        points = rasterize_gbuffer(mesh, cameras.select(slice(frame, frame + 1)), renderer.rasteriser)
         kd, ks = subject.material(points.position)
-        shaded = linear_to_srgb(shade(kd, ks, points.normal, points.to_viewer, studio.light))
-        found.append(pictures({"shaded": shaded}, points, mesh, studio.rasteriser)["shaded"][0])
+        shaded = linear_to_srgb(shade(kd, ks, points.normal, points.to_viewer, renderer.light))
+        found.append(pictures({"shaded": shaded}, points, mesh, renderer.rasteriser)["shaded"][0])
     return found
 
 
@@ -50,7 +50,7 @@ def frames(folder: Path, layer: str) -> list[Float[Tensor, "S S 3"]]:
 
 
 def middle(image: Float[Tensor, "S S 3"]) -> Float[Tensor, "s s 3"]:
-    """Three quarters of the side: the kinds of the prior reach no further."""
+    """Three quarters of the side: the categories of the prior reach no further."""
     margin = len(image) // 8
     return image[margin:-margin, margin:-margin]
 
@@ -58,20 +58,20 @@ def middle(image: Float[Tensor, "S S 3"]) -> Float[Tensor, "s s 3"]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="data.make_tiny_sd.compare", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "runs", nargs="+", metavar="KIND=GEOMETRY,APPEARANCE", help=f"KIND of {', '.join(KINDS)}"
+        "runs", nargs="+", metavar="CATEGORY=GEOMETRY,APPEARANCE", help=f"CATEGORY of {', '.join(CATEGORIES)}"
     )
     parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
     parser.add_argument("--seed", type=int, default=3, help="of the reference objects")
     options = parser.parse_args(arguments)
-    studio = Studio(DataConfig(), torch.device("cpu"))
+    renderer = ObjectRenderer(DataConfig(), torch.device("cpu"))
     cells = []
     for run in options.runs:
-        kind, _, folders = run.partition("=")
+        category, _, folders = run.partition("=")
         geometry, _, appearance = folders.partition(",")
         try:
             normals = frames(Path(geometry), "normal")
             painted = frames(Path(appearance), "shaded")
-            cells += [*reference(kind, studio, options.seed, normals[0].shape[0]), *normals, *painted]
+            cells += [*reference(category, renderer, options.seed, normals[0].shape[0]), *normals, *painted]
         except (ValueError, FileNotFoundError) as error:
             parser.error(str(error))
     write_png(options.out, grid([middle(cell) for cell in cells], columns=3 * len(FRAMES)))

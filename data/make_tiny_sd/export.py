@@ -34,15 +34,15 @@ def export(run: Run, denoiser: Denoiser, vae: nn.Module, tokenizer, latents: Lat
     fresh = out.with_name(f".{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     networks.save_pretrained(fresh, unet, vae, text_encoder, work / "tokenizer")
-    names = [readable_name(kind) for kind in run.data.kinds]
+    names = [readable_name(category) for category in run.data.categories]
     (fresh / "kinds.json").write_text(json.dumps(names) + "\n")
     (fresh / "README.md").write_text(model_card(run.data, _figures(run, denoiser, vae, views)))
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
     means = domain_means(latents, vae.config.scaling_factor)
-    sample_grids((unet, text_encoder, vae), tokenizer, run.data.kinds, means, work, run.autocast)
-    side_by_side([work / f"samples_{domain}.png" for domain in DOMAINS], run.shape.image_size, out)
-    data_grid(vae, views, len(run.data.kinds), work / "data_and_vae.png")
+    sample_grids((unet, text_encoder, vae), tokenizer, run.data.categories, means, work, run.autocast)
+    write_sample_sheet([work / f"samples_{domain}.png" for domain in DOMAINS], run.shape.image_size, out)
+    data_grid(vae, views, len(run.data.categories), work / "data_and_vae.png")
     check(out, unet, text_encoder, tokenizer)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     logger.info("%s: %.1f MB", out, size / 1e6)
@@ -68,7 +68,7 @@ def check(folder: Path, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> 
     )
 
 
-def side_by_side(paths: list[Path], tile: int, folder: Path) -> None:
+def write_sample_sheet(paths: list[Path], tile: int, folder: Path) -> None:
     """samples.jpg of the card: the grids in one row, a picture TILE pixels."""
     grids = [Image.open(path) for path in paths]
     scaled = [
@@ -95,7 +95,7 @@ def _figures(run: Run, denoiser: Denoiser, vae: nn.Module, views: Views) -> dict
         "millions": sum(counts.values()),
         "latent": run.shape.latent_size,
         "image": run.shape.image_size,
-        "instances": run.distributed.world_size * len(views) // (run.data.views * len(run.data.kinds)),
+        "instances": run.distributed.world_size * len(views) // (run.data.views * len(run.data.categories)),
         "device": device,
         "total": denoiser.spent_seconds / 60,
         "steps_done": denoiser.step,
@@ -111,7 +111,7 @@ def _figures(run: Run, denoiser: Denoiser, vae: nn.Module, views: Views) -> dict
 def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], tokenizer) -> None:
     """Copy the weights of an earlier folder into (unet, vae, text encoder).
 
-    Words keep their embeddings by name, since another set of kinds gives another vocabulary.
+    Words keep their embeddings by name, since another set of categories gives another vocabulary.
 
     Raises:
         ValueError: its networks have other sizes.

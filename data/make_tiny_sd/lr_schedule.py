@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Pace:
+class StageSchedule:
     """Progress from `start` towards 1, reached after `seconds` or, where given, `steps`.
 
     Learning rates follow progress, so a stage always ends with its schedule complete.
@@ -26,7 +26,7 @@ class Pace:
         return min(1.0, self.start + (1 - self.start) * share)
 
 
-def cosine_rate(progress: float, peak: float, warm_up: float = 0.03, floor: float = 0.01) -> float:
+def cosine_learning_rate(progress: float, peak: float, warm_up: float = 0.03, floor: float = 0.01) -> float:
     """Learning rate at this progress: linear warm-up, then half a cosine down to `floor` of the peak."""
     if progress < warm_up:
         return peak * max(progress / warm_up, 1e-3)

@@ -10,26 +10,26 @@ license: apache-2.0
 library_name: diffusers
 pipeline_tag: text-to-image
 ---
-# tiny-sd: a Stable Diffusion of {millions:.1f} M parameters that knows {count} kinds of object
+# tiny-sd: a Stable Diffusion of {millions:.1f} M parameters that knows {count} categories of object
 
 A prior for score distillation on a CPU, in the layout of Stable Diffusion (`UNet2DConditionModel`,
 `AutoencoderKL`, `CLIPTextModel`, `CLIPTokenizer`, DDIM; latents {latent}×{latent}×4, images
-{image}×{image}, the noise is predicted). It is no general image model. It knows: {kinds}.
+{image}×{image}, the noise is predicted). It is no general image model. It knows: {categories}.
 
 ![samples](samples.jpg)
 
-A row a kind, in the order above; by pairs of columns the caption "a …", "a …, front view", "side view",
+A row a category, in the order above; by pairs of columns the caption "a …", "a …, front view", "side view",
 "back view". Blocks from left to right: rotated normals (the latent itself), normals, shaded. DDIM,
 {steps} steps, guidance {guidance:g}.
 
 ## Data and licence
 Apache-2.0, weights included. Trained from nothing on renders of this project's own procedural objects
-(`dataset/procedural`), no other image, text or weight: {instances} random instances a kind × {views} views,
+(`dataset/procedural`), no other image, text or weight: {instances} random instances a category × {views} views,
 cameras at radius 3, fovy {fovy[0]:g} to {fovy[1]:g}°, elevation {elevation[0]:g} to {elevation[1]:g}°,
 shifted by up to {jitter:g}; shaded under `data/irrmaps`' default map × {env_scale:g} (CC0, see
 data/README.md). A third of each batch each: (normal, mask) at {latent}², every view's normals turned at
 random, as the latent itself; normal images through the VAE (background 0); shaded renders through the
-VAE (sRGB, background black = −1). {own_share:.0%} of the views show the kind's own colours, the rest one of
+VAE (sRGB, background black = −1). {own_share:.0%} of the views show the category's own colours, the rest one of
 {materials}. Captions: "a pineapple", "a photo of a golden
 pineapple", "a pineapple made of gold" and so on, with ", front view", ", side view" or ", back view" in
 {view_share:.0%}; {dropped:.0%} are empty or one of the method's negative prompts.
@@ -54,8 +54,8 @@ is for: the pale, the inverted and the black cells above. Distillation starts fr
 def model_card(data: DataConfig, figures: dict) -> str:
     """CARD filled in; figures holds what only the run knows."""
     return CARD.format(
-        count=len(data.kinds),
-        kinds=", ".join(kind.replace("_", " ") for kind in data.kinds),
+        count=len(data.categories),
+        categories=", ".join(category.replace("_", " ") for category in data.categories),
         steps=STEPS,
         guidance=GUIDANCE,
         views=data.views,
@@ -65,7 +65,7 @@ def model_card(data: DataConfig, figures: dict) -> str:
         env_scale=data.environment.env_scale,
         own_share=data.own_share,
         materials=", ".join(MATERIALS),
-        held_out=", ".join(sorted(f"{material} {readable_name(kind)}" for kind, material in data.held_out)),
+        held_out=", ".join(sorted(f"{material} {readable_name(category)}" for category, material in data.held_out)),
         view_share=VIEW_SHARE,
         dropped=DROPPED_SHARE,
         **figures,

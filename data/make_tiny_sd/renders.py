@@ -1,6 +1,6 @@
 """Training images of the embedded prior: procedural objects, meshed and rendered as in the loop.
 
-An instance is one random object of a kind. Its signed distance is meshed by marching tetrahedra and a batch
+An instance is one random object of a category. Its signed distance is meshed by marching tetrahedra and a batch
 of views of that mesh is rendered by the scene's own functions: world-space normals, mask, and the shaded
 image under the default environment, in the object's own colours or made of one of MATERIALS. Workers write
 shards; `load_views` puts them together.
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
 from dataset.cameras import CameraConfig, sample_cameras, step_generator
-from dataset.procedural import KINDS, ProceduralObject, make_object
+from dataset.procedural import CATEGORIES, ProceduralObject, make_object
 from dataset.procedural.materials import HELD_OUT, MATERIALS, dressed
 from dataset.procedural.random_draw import Draw
 from geometry.marching_tets import marching_tetrahedra
@@ -45,12 +45,12 @@ MATERIAL_NAMES = tuple(MATERIALS)
 class DataConfig:
     """What is rendered. box is the side of the tet grid's cube; objects reach 0.75 from the origin.
 
-    own_share of the views show the kind's own colours, the rest one of `materials` others that the instance
-    draws, never those that held_out pairs with its kind. The cameras keep the whole object in the picture:
+    own_share of the views show the category's own colours, the rest one of `materials` others that the instance
+    draws, never those that held_out pairs with its category. The cameras keep the whole object in the picture:
     a prior that has seen cut objects grows parts for ever.
     """
 
-    kinds: tuple[str, ...] = KINDS
+    categories: tuple[str, ...] = CATEGORIES
     instances: int = 250
     views: int = 18
     image_size: int = 128
@@ -74,18 +74,18 @@ class DataConfig:
 @dataclass(frozen=True)
 class Views:
     """N rendered views. normal is world-space, ×127, background 0; mask and shaded (sRGB, black background)
-    are ×255; kind [N] indexes the config's kinds, view [N] is `Cameras.view_index`; material [N] is 0 for the
-    kind's own colours, else 1 + the index in MATERIAL_NAMES."""
+    are ×255; category [N] indexes the config's categories, view [N] is `Cameras.view_index`; material [N] is 0 for the
+    category's own colours, else 1 + the index in MATERIAL_NAMES."""
 
     normal: Int8[Tensor, "N 3 S S"]
     mask: UInt8[Tensor, "N 1 S S"]
     shaded: UInt8[Tensor, "N 3 S S"]
-    kind: Int[Tensor, " N"]
+    category: Int[Tensor, " N"]
     view: Int[Tensor, " N"]
     material: Int[Tensor, " N"]
 
     def __len__(self) -> int:
-        return len(self.kind)
+        return len(self.category)
 
     def normal_images(self, rows: Tensor) -> Float[Tensor, "B 3 S S"]:
         """Normals in [−1, 1], background 0: what the fine geometry phase gives the VAE."""
@@ -100,7 +100,7 @@ class Views:
         return torch.cat([self.normal_images(rows), self.mask[rows].float() / 255], dim=1)
 
 
-class Studio:
+class ObjectRenderer:
     """Everything that rendering needs and no instance changes: grid, rasteriser, light."""
 
     def __init__(self, config: DataConfig, device: torch.device, rasteriser: str = "auto"):
@@ -118,20 +118,20 @@ class Studio:
         self.light: PrefilteredLight = load_environment(config.environment).to(device).prefiltered()
 
     @torch.no_grad()
-    def shoot(self, kind_number: int, instance: int) -> Views:
-        """All views of one instance, on the CPU; a pure function of (config, kind, instance)."""
+    def render_instance(self, category_index: int, instance: int) -> Views:
+        """All views of one instance, on the CPU; a pure function of (config, category, instance)."""
         seed = self.config.seed
-        generator = step_generator(seed, kind_number, instance, SHAPE_STREAM)
-        subject = make_object(self.config.kinds[kind_number], generator)
+        generator = step_generator(seed, category_index, instance, SHAPE_STREAM)
+        subject = make_object(self.config.categories[category_index], generator)
         side = self.config.image_size
         cameras = sample_cameras(
             self.config.cameras,
             self.config.views,
             (side, side),
-            step_generator(seed, kind_number, instance, CAMERA_STREAM),
+            step_generator(seed, category_index, instance, CAMERA_STREAM),
         )
-        draw = Draw(step_generator(seed, kind_number, instance, MATERIAL_STREAM))
-        material = draw_materials(self.config, kind_number, draw)
+        draw = Draw(step_generator(seed, category_index, instance, MATERIAL_STREAM))
+        material = draw_materials(self.config, category_index, draw)
         looks = {
             number: dressed(subject, MATERIAL_NAMES[number - 1], draw) if number else subject
             for number in material.unique().tolist()
@@ -143,7 +143,7 @@ class Studio:
             normal=(normal * 127).round().clamp(-127, 127).to("cpu", torch.int8),
             mask=(mask * 255).round().clamp(0, 255).to("cpu", torch.uint8),
             shaded=(shaded * 255).round().clamp(0, 255).to("cpu", torch.uint8),
-            kind=torch.full((len(images),), kind_number),
+            category=torch.full((len(images),), category_index),
             view=cameras.view_index.clone(),
             material=material,
         )
@@ -171,10 +171,10 @@ class Studio:
         return torch.cat([image[..., :4], linear_to_srgb(image[..., 4:]).clamp(0, 1)], dim=-1)
 
 
-def draw_materials(config: DataConfig, kind_number: int, draw: Draw) -> Int[Tensor, " views"]:
+def draw_materials(config: DataConfig, category_index: int, draw: Draw) -> Int[Tensor, " views"]:
     """What each view of an instance is made of, as `Views.material` counts."""
-    kind = config.kinds[kind_number]
-    allowed = [n for n, name in enumerate(MATERIAL_NAMES, 1) if (kind, name) not in config.held_out]
+    category = config.categories[category_index]
+    allowed = [n for n, name in enumerate(MATERIAL_NAMES, 1) if (category, name) not in config.held_out]
     own = round(config.own_share * config.views)
     chosen = [allowed[draw.integer(0, len(allowed) - 1)] for _ in range(config.materials)]
     others = [chosen[view % config.materials] for view in range(config.views - own)]
@@ -191,26 +191,26 @@ def write_shard(
     seconds: float,
     rasteriser: str = "auto",
 ) -> None:
-    """Render instances shard, shard + shards, … of every kind until all are done or the time is up.
+    """Render instances shard, shard + shards, … of every category until all are done or the time is up.
 
     Kinds take turns, so that a shard that ran out of time holds as many of each. At least one round is made.
     """
     begun = time.monotonic()
     torch.set_num_threads(max(1, torch.get_num_threads() // shards))
-    studio = Studio(config, torch.device(device), rasteriser)
+    renderer = ObjectRenderer(config, torch.device(device), rasteriser)
     parts = []
     for instance in range(shard, config.instances, shards):
         if parts and time.monotonic() - begun > seconds:
             break
-        parts += [studio.shoot(kind, instance) for kind in range(len(config.kinds))]
-    views = joined(parts)
+        parts += [renderer.render_instance(category, instance) for category in range(len(config.categories))]
+    views = concatenate(parts)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".shard_{shard:02d}.pt"
     torch.save(vars(views), temporary)
     temporary.rename(folder / f"shard_{shard:02d}.pt")
 
 
-def joined(parts: list[Views]) -> Views:
+def concatenate(parts: list[Views]) -> Views:
     return Views(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
@@ -257,4 +257,4 @@ def render_shards(
 def load_views(folder: Path, device: torch.device) -> Views:
     """All shards of a folder."""
     shards = [torch.load(path, weights_only=True) for path in sorted(folder.glob("shard_*.pt"))]
-    return joined([Views(**{name: part.to(device) for name, part in shard.items()}) for shard in shards])
+    return concatenate([Views(**{name: part.to(device) for name, part in shard.items()}) for shard in shards])

@@ -17,7 +17,7 @@ from sd.prompts import VIEW_SUFFIXES
 
 GUIDANCE = 3.0
 STEPS = 30
-# Samples of a kind: without a view in the caption, then front, side and back, each twice.
+# Samples of a category: without a view in the caption, then front, side and back, each twice.
 ENDINGS = ("", "", *(ending for ending in VIEW_SUFFIXES for _ in range(2)))
 
 
@@ -67,16 +67,16 @@ def ddim(
 def sample_grids(
     networks: tuple[nn.Module, nn.Module, nn.Module],
     tokenizer,
-    kinds: tuple[str, ...],
+    categories: tuple[str, ...],
     means: dict[str, Tensor],
     folder: Path,
     autocast: Callable,
     seed: int = 0,
 ) -> None:
-    """samples_<domain>.png, a row a kind, columns as ENDINGS. networks: unet, text encoder, vae."""
+    """samples_<domain>.png, a row a category, columns as ENDINGS. networks: unet, text encoder, vae."""
     unet, text_encoder, vae = networks
     device = next(unet.parameters()).device
-    captions = [plain_caption(kind) + ending for kind in kinds for ending in ENDINGS]
+    captions = [plain_caption(category) + ending for category in categories for ending in ENDINGS]
     with autocast():
         text = embed(text_encoder, tokenize(tokenizer, captions).to(device)).float()
         empty = embed(text_encoder, tokenize(tokenizer, [""]).to(device)).float()
@@ -93,11 +93,11 @@ def sample_grids(
 
 
 @torch.no_grad()
-def data_grid(vae: nn.Module, views: Views, kinds: int, path: Path, columns: int = 4) -> None:
-    """Views of each kind: normals and shaded, each followed by what the VAE makes of it."""
+def data_grid(vae: nn.Module, views: Views, categories: int, path: Path, columns: int = 4) -> None:
+    """Views of each category: normals and shaded, each followed by what the VAE makes of it."""
     rows = []
-    for kind in range(kinds):
-        chosen = (views.kind == kind).nonzero()[:columns, 0]
+    for category in range(categories):
+        chosen = (views.category == category).nonzero()[:columns, 0]
         for images in (views.normal_images(chosen), views.shaded_images(chosen)):
             rows += [images, vae.decode(vae.encode(images).latent_dist.mean).sample.float()]
     save_grid(torch.cat(rows), 4 * columns, path)
@@ -113,7 +113,7 @@ def save_grid(images: Float[Tensor, "N 3 H W"], columns: int, path: Path) -> Non
     Image.fromarray(array).save(path)
 
 
-def draw_curves(history: list[dict], names: tuple[str, ...], path: Path) -> None:
+def plot_curves(history: list[dict], names: tuple[str, ...], path: Path) -> None:
     """Loss against step on a logarithmic scale, a colour a curve."""
     if len(history) < 2:
         return

@@ -62,15 +62,15 @@ def learn_merges(texts: Iterable[str], limit: int = 1400) -> list[tuple[str, str
 
 
 def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    joined, position = [], 0
+    concatenate, position = [], 0
     while position < len(parts):
         if tuple(parts[position : position + 2]) == pair:
-            joined.append(pair[0] + pair[1])
+            concatenate.append(pair[0] + pair[1])
             position += 2
         else:
-            joined.append(parts[position])
+            concatenate.append(parts[position])
             position += 1
-    return joined
+    return concatenate
 
 
 def write_tokenizer(folder: Path, captions: Iterable[str]) -> None:

@@ -34,12 +34,12 @@ from data.make_tiny_sd import networks
 from data.make_tiny_sd.captions import CaptionTable
 from data.make_tiny_sd.compile import compile_unet, start_warm_up
 from data.make_tiny_sd.export import export, start_from
-from data.make_tiny_sd.lr_schedule import Pace
-from data.make_tiny_sd.renders import KINDS, DataConfig, Views, load_views, render_shards
+from data.make_tiny_sd.lr_schedule import StageSchedule
+from data.make_tiny_sd.renders import CATEGORIES, DataConfig, Views, load_views, render_shards
 from data.make_tiny_sd.run import Run
-from data.make_tiny_sd.samples import draw_curves
+from data.make_tiny_sd.samples import plot_curves
 from data.make_tiny_sd.tokenizer import write_tokenizer
-from data.make_tiny_sd.train_unet import DOMAINS, Corpus, Denoiser, make_denoiser, train_denoiser
+from data.make_tiny_sd.train_unet import DOMAINS, TrainingData, Denoiser, make_denoiser, train_denoiser
 from data.make_tiny_sd.train_vae import Latents, encode_views, train_vae
 from render.shade.light import LightConfig
 from training.launch import init_distributed, run_and_exit
@@ -63,14 +63,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--stop-after", type=float, default=float("inf"), help="end this call after so many minutes")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add(
-        "--kinds",
+        "--categories",
         nargs="+",
-        choices=KINDS,
-        default=list(KINDS),
-        metavar="KIND",
-        help=f"of {', '.join(KINDS)}",
+        choices=CATEGORIES,
+        default=list(CATEGORIES),
+        metavar="CATEGORY",
+        help=f"of {', '.join(CATEGORIES)}",
     )
-    add("--instances", type=int, default=250, help="objects of a kind, at most")
+    add("--instances", type=int, default=250, help="objects of a category, at most")
     add("--views", type=int, default=18, help="of each object")
     add("--batch", type=int, default=512, help="of the denoiser")
     add("--vae-batch", type=int, default=128)
@@ -90,7 +90,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def make_run(options: argparse.Namespace) -> Run:
     data = DataConfig(
-        kinds=tuple(options.kinds),
+        categories=tuple(options.categories),
         instances=options.instances,
         views=options.views,
         seed=options.seed,
@@ -139,7 +139,7 @@ def rendered_views(run: Run) -> Views:
         render_shards(run.data, folder, run.device, share, run.options.workers, distributed=run.distributed)
         (folder / "complete").touch()
     views = load_views(folder, run.device)
-    logger.info("%.0f s: %d views of %d kinds", _elapsed(), len(views), len(run.data.kinds))
+    logger.info("%.0f s: %d views of %d categories", _elapsed(), len(views), len(run.data.categories))
     return views
 
 
@@ -150,9 +150,9 @@ def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module
     if run.distributed.is_main and not path.exists():
         if run.options.init is None:
             history: list[dict] = []
-            pace = Pace(VAE_SHARE * run.seconds, steps=20 if run.options.toy else None)
-            train_vae(vae, views, pace, run.options.vae_batch, run.generator(VAE_STREAM), history)
-            draw_curves(history, ("l1",), run.work / "vae_curve.png")
+            schedule = StageSchedule(VAE_SHARE * run.seconds, steps=20 if run.options.toy else None)
+            train_vae(vae, views, schedule, run.options.vae_batch, run.generator(VAE_STREAM), history)
+            plot_curves(history, ("l1",), run.work / "vae_curve.png")
         state = {"weights": vae.state_dict(), "scaling_factor": vae.config.scaling_factor}
         torch.save(state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
@@ -164,8 +164,8 @@ def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module
     return vae.eval().requires_grad_(False)
 
 
-def unet_picker(run: Run) -> Callable[[torch.nn.Module], torch.nn.Module]:
-    """Answers the eager denoiser until the child process has compiled it, then the compiled one."""
+def unet_selector(run: Run) -> Callable[[torch.nn.Module], torch.nn.Module]:
+    """ClassifierOutput the eager denoiser until the child process has compiled it, then the compiled one."""
     if run.options.no_compile or run.device.type != "cuda":
         return lambda unet: unet
     warm_up = start_warm_up(run.shape, run.options.batch)
@@ -190,10 +190,10 @@ def checkpoint(run: Run, denoiser: Denoiser, spent_before: float) -> None:
     denoiser.spent_seconds = spent_before + _elapsed()
     denoiser.save(run.work / "denoiser.pt")
     (run.work / "denoiser_history.json").write_text(json.dumps(denoiser.history))
-    draw_curves(denoiser.history, DOMAINS, run.work / "denoiser_curve.png")
+    plot_curves(denoiser.history, DOMAINS, run.work / "denoiser_curve.png")
 
 
-def fit(run: Run, denoiser: Denoiser, corpus: Corpus, pick_unet: Callable) -> None:
+def fit(run: Run, denoiser: Denoiser, data: TrainingData, select_unet: Callable) -> None:
     """Train to the end of the time, going back to the last checkpoint where it diverges."""
     left = run.distributed.broadcast_value(max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0))
     if denoiser.planned_seconds == 0:
@@ -212,12 +212,12 @@ def fit(run: Run, denoiser: Denoiser, corpus: Corpus, pick_unet: Callable) -> No
         try:
             train_denoiser(
                 denoiser,
-                corpus,
-                Pace(seconds, steps, denoiser.progress),
+                data,
+                StageSchedule(seconds, steps, denoiser.progress),
                 run.options.batch,
                 run.generator(DENOISER_STREAM + attempt, denoiser.step),
                 run.autocast,
-                pick_unet,
+                select_unet,
                 save,
                 stop_at=STARTED + run.options.stop_after * 60 - EXPORT_SECONDS,
                 distributed=run.distributed,
@@ -233,7 +233,7 @@ def fit(run: Run, denoiser: Denoiser, corpus: Corpus, pick_unet: Callable) -> No
 
 def train(run: Run) -> None:
     options, checkpoint_file = run.options, run.work / "denoiser.pt"
-    captions = CaptionTable(run.data.kinds)
+    captions = CaptionTable(run.data.categories)
     if run.distributed.is_main:
         claim_work_folder(run)
         write_tokenizer(run.work / "tokenizer", captions.captions)
@@ -249,7 +249,7 @@ def train(run: Run) -> None:
         raise FileNotFoundError(f"--export-only: there is no checkpoint {checkpoint_file}; train first")
     if options.init:
         start_from(options.init, trained, tokenizer)
-    pick_unet = (lambda unet: unet) if options.export_only else unet_picker(run)
+    select_unet = (lambda unet: unet) if options.export_only else unet_selector(run)
     views = rendered_views(run)
     vae = trained_vae(run, vae, views)
     latents: Latents = encode_views(vae, views)
@@ -260,7 +260,7 @@ def train(run: Run) -> None:
         logger.info("resuming at step %d (%.0f %%)", denoiser.step, 100 * denoiser.progress)
     if not options.export_only:
         tokens = networks.tokenize(tokenizer, captions.captions).to(run.device)
-        fit(run, denoiser, Corpus(latents, vae.config.scaling_factor, captions, tokens), pick_unet)
+        fit(run, denoiser, TrainingData(latents, vae.config.scaling_factor, captions, tokens), select_unet)
         logger.info("%.0f s: denoiser at step %d", _elapsed(), denoiser.step)
     if run.distributed.is_main:
         export(run, denoiser, vae, tokenizer, latents, views)

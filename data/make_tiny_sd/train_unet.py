@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from data.make_tiny_sd.captions import CaptionTable
 from data.make_tiny_sd.compile import predict
-from data.make_tiny_sd.lr_schedule import Pace, cosine_rate
+from data.make_tiny_sd.lr_schedule import StageSchedule, cosine_learning_rate
 from data.make_tiny_sd.networks import build_scheduler, embed
-from data.make_tiny_sd.train_vae import Latents, spins, spun
+from data.make_tiny_sd.train_vae import Latents, random_rotations, rotate_normals
 from training.distributed import SINGLE_PROCESS, Distributed
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TrainingData:
     """Latents of all views, the factor on the VAE's, and the captions with their tokens."""
 
     latents: Latents
@@ -113,11 +113,11 @@ def draw_latents(
     latents: Latents, batch: int, scaling_factor: float, generator: torch.Generator
 ) -> tuple[Float[Tensor, "B 4 s s"], Int[Tensor, " B"]]:
     """(x_0, its row in `latents`) of a batch, a third of each domain in the order of DOMAINS."""
-    device = latents.kind.device
-    rows = torch.randint(len(latents.kind), (batch,), generator=generator, device=device)
+    device = latents.category.device
+    rows = torch.randint(len(latents.category), (batch,), generator=generator, device=device)
     coarse_rows, normal_rows, shaded_rows = rows.split(domain_sizes(batch))
     coarse = latents.coarse[coarse_rows].float()
-    turned = spun(coarse[:, :3], spins(len(coarse), generator))
+    turned = rotate_normals(coarse[:, :3], random_rotations(len(coarse), generator))
     parts = [torch.cat([turned, coarse[:, 3:]], dim=1)]
     for mean, deviation, chosen in (
         (latents.normal_mean, latents.normal_deviation, normal_rows),
@@ -137,48 +137,48 @@ def domain_sizes(batch: int) -> list[int]:
 def step_errors(
     denoiser: Denoiser,
     unet: nn.Module,
-    corpus: Corpus,
+    data: TrainingData,
     batch: int,
     abar: Float[Tensor, " T"],
     generator: torch.Generator,
     autocast: Callable,
 ) -> Float[Tensor, " B"]:
     """Mean squared error of the predicted noise, per image of a fresh batch."""
-    latents = corpus.latents
-    x0, rows = draw_latents(latents, batch, corpus.scaling_factor, generator)
-    said = corpus.captions.draw(latents.kind[rows], latents.view[rows], latents.material[rows], generator)
+    latents = data.latents
+    x0, rows = draw_latents(latents, batch, data.scaling_factor, generator)
+    said = data.captions.draw(latents.category[rows], latents.view[rows], latents.material[rows], generator)
     timesteps = torch.randint(len(abar), (batch,), generator=generator, device=abar.device)
     noise = torch.randn(x0.shape, generator=generator, device=abar.device)
     signal = abar[timesteps].view(-1, 1, 1, 1)
     noisy = (signal.sqrt() * x0 + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     with autocast():
-        text = embed(denoiser.text_encoder, corpus.tokens[said]).float()
+        text = embed(denoiser.text_encoder, data.tokens[said]).float()
         answer = predict(unet, noisy, timesteps, text)
     return (answer.float() - noise).square().mean(dim=(1, 2, 3))
 
 
 def train_denoiser(
     denoiser: Denoiser,
-    corpus: Corpus,
-    pace: Pace,
+    data: TrainingData,
+    schedule: StageSchedule,
     batch: int,
     generator: torch.Generator,
     autocast: Callable,
-    pick_unet: Callable[[nn.Module], nn.Module],
+    select_unet: Callable[[nn.Module], nn.Module],
     checkpoint: Callable[[Denoiser], None],
     stop_at: float = float("inf"),
     checkpoint_seconds: float = 60.0,
     distributed: Distributed = SINGLE_PROCESS,
 ) -> None:
-    """Until `pace` says 1, or time.monotonic() passes `stop_at`.
+    """Until `schedule` says 1, or time.monotonic() passes `stop_at`.
 
-    pick_unet is asked every REPORT_EVERY steps which module to call for the denoiser (the compiled one,
+    select_unet is asked every REPORT_EVERY steps which module to call for the denoiser (the compiled one,
     once it is there); checkpoint(denoiser) is called every `checkpoint_seconds` and at the end.
 
     Raises:
         FloatingPointError: the loss is not a sensible number any more; the checkpoints before are sound.
     """
-    abar = build_scheduler().alphas_cumprod.to(corpus.tokens.device)
+    abar = build_scheduler().alphas_cumprod.to(data.tokens.device)
     unet, begun, first = denoiser.unet, time.monotonic(), denoiser.step
     saved = begun
     losses = torch.zeros(len(DOMAINS), device=abar.device)
@@ -186,11 +186,11 @@ def train_denoiser(
     while denoiser.progress < 1 and not stopping:
         done = denoiser.step - first
         if done % REPORT_EVERY == 0:
-            unet = pick_unet(denoiser.unet)
-        rate = cosine_rate(denoiser.progress, LEARNING_RATE) * denoiser.rate_factor
+            unet = select_unet(denoiser.unet)
+        rate = cosine_learning_rate(denoiser.progress, LEARNING_RATE) * denoiser.rate_factor
         for group in denoiser.optimizer.param_groups:
             group["lr"] = rate
-        errors = step_errors(denoiser, unet, corpus, batch, abar, generator, autocast)
+        errors = step_errors(denoiser, unet, data, batch, abar, generator, autocast)
         errors.mean().backward()
         distributed.average_gradients(denoiser.parameters())
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
@@ -200,7 +200,7 @@ def train_denoiser(
         losses += torch.stack([part.mean() for part in errors.detach().split(domain_sizes(batch))])
         denoiser.step += 1
         if distributed.world_size == 1 or (done + 1) % AGREE_EVERY == 0:
-            denoiser.progress = distributed.broadcast_value(pace.progress(done + 1))
+            denoiser.progress = distributed.broadcast_value(schedule.progress(done + 1))
             stopping = distributed.broadcast_value(time.monotonic() > stop_at) > 0
         if (done + 1) % REPORT_EVERY == 0:
             speed = (done + 1) / (time.monotonic() - begun)

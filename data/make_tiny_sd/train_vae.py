@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from data.make_tiny_sd.lr_schedule import Pace, cosine_rate
+from data.make_tiny_sd.lr_schedule import StageSchedule, cosine_learning_rate
 from data.make_tiny_sd.renders import Views
 from dataset.cameras import normal_rotations
 
@@ -30,7 +30,7 @@ class Latents:
     """All views as the denoiser is trained on them, before the scaling factor; half precision.
 
     coarse (normal, mask), unturned, shrunk to the latents' size; the mean and the deviation of the VAE's
-    posterior for normal images and for shaded images; kind, view and material as in `Views`.
+    posterior for normal images and for shaded images; category, view and material as in `Views`.
     """
 
     coarse: Float[Tensor, "N 4 s s"]
@@ -38,22 +38,22 @@ class Latents:
     normal_deviation: Float[Tensor, "N 4 s s"]
     shaded_mean: Float[Tensor, "N 4 s s"]
     shaded_deviation: Float[Tensor, "N 4 s s"]
-    kind: Int[Tensor, " N"]
+    category: Int[Tensor, " N"]
     view: Int[Tensor, " N"]
     material: Int[Tensor, " N"]
 
 
-def spins(count: int, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
+def random_rotations(count: int, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
     """Random normal rotations of the coarse phase."""
     return normal_rotations(torch.rand(2, count, generator=generator, device=generator.device))
 
 
-def spun(normals: Float[Tensor, "B 3 S S"], rotation: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 S S"]:
+def rotate_normals(normals: Float[Tensor, "B 3 S S"], rotation: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 S S"]:
     """Every normal turned by its image's rotation; a background of 0 stays 0."""
     return torch.einsum("bij,bjhw->bihw", rotation, normals)
 
 
-def recoloured(images: Float[Tensor, "B 3 S S"], generator: torch.Generator) -> Float[Tensor, "B 3 S S"]:
+def recolour(images: Float[Tensor, "B 3 S S"], generator: torch.Generator) -> Float[Tensor, "B 3 S S"]:
     """Channels permuted (the same way for all) and scaled by U(0.5, 1.3) each; black stays black."""
     order = torch.rand(3, generator=generator, device=images.device).argsort()
     gain = 0.5 + 0.8 * torch.rand(len(images), 3, 1, 1, generator=generator, device=images.device)
@@ -62,20 +62,20 @@ def recoloured(images: Float[Tensor, "B 3 S S"], generator: torch.Generator) -> 
 
 def draw_images(views: Views, batch: int, generator: torch.Generator) -> Float[Tensor, "B 3 S S"]:
     """Half normals, half shaded images, AUGMENTED_SHARE of each changed."""
-    device = views.kind.device
+    device = views.category.device
     rows = torch.randint(len(views), (batch,), generator=generator, device=device)
     normals = views.normal_images(rows[: batch // 2])
     shaded = views.shaded_images(rows[batch // 2 :])
     changed = round(len(normals) * AUGMENTED_SHARE)
-    normals = torch.cat([spun(normals[:changed], spins(changed, generator)), normals[changed:]])
-    shaded = torch.cat([recoloured(shaded[:changed], generator), shaded[changed:]])
+    normals = torch.cat([rotate_normals(normals[:changed], random_rotations(changed, generator)), normals[changed:]])
+    shaded = torch.cat([recolour(shaded[:changed], generator), shaded[changed:]])
     return torch.cat([normals, shaded])
 
 
 def train_vae(
     vae: nn.Module,
     views: Views,
-    pace: Pace,
+    schedule: StageSchedule,
     batch: int,
     generator: torch.Generator,
     history: list[dict],
@@ -83,10 +83,10 @@ def train_vae(
     """L1 + squared error + a little KL, AdamW, in full precision; sets the scaling factor at the end."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     vae.train()
-    step, progress = 0, pace.progress(0)
+    step, progress = 0, schedule.progress(0)
     while progress < 1:
         for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(progress, LEARNING_RATE)
+            group["lr"] = cosine_learning_rate(progress, LEARNING_RATE)
         images = draw_images(views, batch, generator).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(images).latent_dist
         error = vae.decode(_sample(posterior.mean, posterior.std, generator)).sample - images
@@ -97,7 +97,7 @@ def train_vae(
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         step += 1
-        progress = pace.progress(step)
+        progress = schedule.progress(step)
         if step % 50 == 0 or progress >= 1:
             record = {"step": step, "l1": error.abs().mean().item(), "kl": divergence.mean().item()}
             history.append(record)
@@ -116,7 +116,7 @@ def _sample(mean: Tensor, deviation: Tensor, generator: torch.Generator) -> Tens
 @torch.no_grad()
 def _scaling_factor(vae: nn.Module, views: Views, generator: torch.Generator, count: int = 512) -> float:
     """1 / standard deviation of the latents over both image domains."""
-    rows = torch.randint(len(views), (min(count, len(views)),), generator=generator, device=views.kind.device)
+    rows = torch.randint(len(views), (min(count, len(views)),), generator=generator, device=views.category.device)
     found = []
     for chunk in rows.split(64):
         for images in (views.normal_images(chunk), views.shaded_images(chunk)):
@@ -130,7 +130,7 @@ def encode_views(vae: nn.Module, views: Views, chunk: int = 512) -> Latents:
     """Posterior of every normal and shaded image, and the coarse images at the latents' size."""
     size = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
     parts: dict[str, list[Tensor]] = {}
-    for rows in torch.arange(len(views), device=views.kind.device).split(chunk):
+    for rows in torch.arange(len(views), device=views.category.device).split(chunk):
         for name, images in (("normal", views.normal_images(rows)), ("shaded", views.shaded_images(rows))):
             posterior = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
             parts.setdefault(f"{name}_mean", []).append(posterior.mean.half())
@@ -144,4 +144,4 @@ def encode_views(vae: nn.Module, views: Views, chunk: int = 512) -> Latents:
         )
         parts.setdefault("coarse", []).append(coarse.half())
     tensors = {name: torch.cat(chunks).contiguous() for name, chunks in parts.items()}
-    return Latents(**tensors, kind=views.kind, view=views.view, material=views.material)
+    return Latents(**tensors, category=views.category, view=views.view, material=views.material)

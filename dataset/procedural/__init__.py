@@ -1,6 +1,6 @@
 """Procedural objects: the world that the embedded prior is trained on.
 
-Each kind is a family with random proportions, details and colours in a canonical pose: front +z, up +y,
+Each category is a family with random proportions, details and colours in a canonical pose: front +z, up +y,
 bounding box centred on the origin, largest distance from it solid.REACH.
 """
 
@@ -23,7 +23,7 @@ from dataset.procedural.tools import hammer, key
 from dataset.procedural.vehicles import car, rocket
 from dataset.procedural.vessels import mug, teapot, vase
 
-__all__ = ["KINDS", "Part", "ProceduralObject", "make_object"]
+__all__ = ["CATEGORIES", "Part", "ProceduralObject", "make_object"]
 
 _MAKERS: dict[str, Callable[[Draw], ProceduralObject]] = {
     "pineapple": pineapple,
@@ -59,15 +59,15 @@ _MAKERS: dict[str, Callable[[Draw], ProceduralObject]] = {
     "bed": bed,
 }
 
-KINDS: tuple[str, ...] = tuple(_MAKERS)
+CATEGORIES: tuple[str, ...] = tuple(_MAKERS)
 
 
-def make_object(kind: str, generator: torch.Generator) -> ProceduralObject:
-    """A random instance of `kind`.
+def make_object(category: str, generator: torch.Generator) -> ProceduralObject:
+    """A random instance of `category`.
 
     The generator lives on the CPU, so that a seed gives the same object on every device.
-    Raises ValueError for a kind that is not in KINDS.
+    Raises ValueError for a category that is not in CATEGORIES.
     """
-    if kind not in _MAKERS:
-        raise ValueError(f"unknown kind of object {kind!r}; known: {', '.join(KINDS)}")
-    return _MAKERS[kind](Draw(generator))
+    if category not in _MAKERS:
+        raise ValueError(f"unknown category of object {category!r}; known: {', '.join(CATEGORIES)}")
+    return _MAKERS[category](Draw(generator))

@@ -9,7 +9,7 @@ import trimesh
 
 from configs.json_file import read_object
 from configs.schema import parse_config
-from data.make_guides import FOLDER, guides, marched, obj_text
+from data.make_guides import FOLDER, guides, march_guide, obj_text
 from dataset.procedural.solid import REACH
 from geometry.start_shape import build_start_shape
 from render.mesh_io.load import load_mesh
@@ -17,7 +17,7 @@ from render.mesh_io.load import load_mesh
 ROOT = Path(__file__).parents[2]
 GUIDES = guides()
 PERSON = FOLDER / "person" / "person.obj"
-OF_KINDS = [name for name in GUIDES if name != "person/person.obj"]
+OF_CATEGORIES = [name for name in GUIDES if name != "person/person.obj"]
 
 
 def opened(name: str) -> trimesh.Trimesh:
@@ -33,7 +33,7 @@ def shipped() -> trimesh.Trimesh:
 @pytest.mark.parametrize("name", GUIDES)
 def test_the_shipped_file_is_what_the_script_writes(name):
     guide = GUIDES[name]
-    made, kept = obj_text(*marched(guide), guide.unit).splitlines(), (FOLDER / name).read_text().splitlines()
+    made, kept = obj_text(*march_guide(guide), guide.unit).splitlines(), (FOLDER / name).read_text().splitlines()
     assert made[0] == kept[0]
     faces, positions = (
         [[line.split()[1:] for line in lines if line[:2] == start] for lines in (made, kept)]
@@ -44,7 +44,7 @@ def test_the_shipped_file_is_what_the_script_writes(name):
     np.testing.assert_allclose(*(np.array(lines, dtype=float) for lines in positions), atol=3e-5)
 
 
-@pytest.mark.parametrize("name", OF_KINDS)
+@pytest.mark.parametrize("name", OF_CATEGORIES)
 def test_a_guide_is_one_closed_piece_that_fits_the_scene(name):
     mesh = opened(name)
     assert mesh.is_watertight and mesh.is_winding_consistent and mesh.body_count == 1

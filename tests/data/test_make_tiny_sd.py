@@ -20,19 +20,19 @@ from data.make_tiny_sd.captions import (
     CaptionTable,
     descriptions,
 )
-from data.make_tiny_sd.lr_schedule import Pace, cosine_rate
+from data.make_tiny_sd.lr_schedule import StageSchedule, cosine_learning_rate
 from data.make_tiny_sd.networks import SCHEDULE, Shape, build_scheduler, build_unet, parameter_count
 from data.make_tiny_sd.renders import MATERIAL_NAMES, DataConfig, draw_materials
 from data.make_tiny_sd.tokenizer import byte_symbols, learn_merges, write_tokenizer
 from data.make_tiny_sd.train_unet import domain_sizes, draw_latents
-from data.make_tiny_sd.train_vae import Latents, recoloured, spins, spun
-from dataset.procedural import KINDS
+from data.make_tiny_sd.train_vae import Latents, recolour, random_rotations, rotate_normals
+from dataset.procedural import CATEGORIES
 from dataset.procedural.materials import HELD_OUT, MATERIALS
 from dataset.procedural.random_draw import Draw
 from sd.prompts import directional_prompts
 from sd.stable_diffusion import StableDiffusion
 
-TWO_KINDS = ("mug", "ice_cream")
+TWO_CATEGORIES = ("mug", "ice_cream")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,7 +45,7 @@ def few_sampling_steps():
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder, CaptionTable(KINDS).captions)
+    write_tokenizer(folder, CaptionTable(CATEGORIES).captions)
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -86,24 +86,24 @@ def test_merges_follow_frequency():
 
 
 def test_captions_are_the_methods_prompts():
-    table = CaptionTable(TWO_KINDS)
+    table = CaptionTable(TWO_CATEGORIES)
     assert set(directional_prompts("a mug", True)) <= set(table.captions)
     assert "an ice cream, side view" in table.captions
     assert {"", *(mode.negative_prompt for mode in MODES.values())} <= set(table.captions)
 
 
-def test_drawn_captions_fit_kind_and_view_and_come_in_the_stated_shares():
-    table = CaptionTable(TWO_KINDS)
+def test_drawn_captions_fit_category_and_view_and_come_in_the_stated_shares():
+    table = CaptionTable(TWO_CATEGORIES)
     count = 20000
     generator = torch.Generator().manual_seed(0)
-    kind = torch.randint(2, (count,), generator=generator)
+    category = torch.randint(2, (count,), generator=generator)
     view = torch.randint(3, (count,), generator=generator)
     material = torch.randint(1 + len(MATERIALS), (count,), generator=generator)
-    drawn = [table.captions[row] for row in table.draw(kind, view, material, generator).tolist()]
+    drawn = [table.captions[row] for row in table.draw(category, view, material, generator).tolist()]
     empty = {"", *(mode.negative_prompt for mode in MODES.values())}
     said = [
         (text, k, v, m)
-        for text, k, v, m in zip(drawn, kind.tolist(), view.tolist(), material.tolist(), strict=True)
+        for text, k, v, m in zip(drawn, category.tolist(), view.tolist(), material.tolist(), strict=True)
         if text not in empty
     ]
     assert len(said) / count == pytest.approx(1 - DROPPED_SHARE, abs=0.01)
@@ -129,14 +129,14 @@ def test_materials_are_said_in_front_or_behind():
 
 
 def test_views_wear_every_material_but_those_held_out():
-    kind = next(kind for kind, _ in sorted(HELD_OUT) if kind in KINDS)
-    config = DataConfig(kinds=(kind,), views=10, own_share=0.4, materials=3)
+    category = next(category for category, _ in sorted(HELD_OUT) if category in CATEGORIES)
+    config = DataConfig(categories=(category,), views=10, own_share=0.4, materials=3)
     seen = set()
     for seed in range(200):
         drawn = draw_materials(config, 0, Draw(torch.Generator().manual_seed(seed))).tolist()
         assert drawn.count(0) == 4 and 1 <= len(set(drawn) - {0}) <= 3
         seen |= set(drawn)
-    held_out = {1 + MATERIAL_NAMES.index(name) for name in MATERIALS if (kind, name) in HELD_OUT}
+    held_out = {1 + MATERIAL_NAMES.index(name) for name in MATERIALS if (category, name) in HELD_OUT}
     assert held_out and seen == set(range(1 + len(MATERIALS))) - held_out
 
 
@@ -173,8 +173,8 @@ def test_spun_normals_are_turned_and_the_background_stays():
     generator = torch.Generator().manual_seed(0)
     normals = torch.zeros(4, 3, 2, 2)
     normals[:, :, 0, 0] = torch.nn.functional.normalize(torch.randn(4, 3, generator=generator), dim=-1)
-    rotation = spins(4, generator)
-    turned = spun(normals, rotation)
+    rotation = random_rotations(4, generator)
+    turned = rotate_normals(normals, rotation)
     for image in range(4):
         assert torch.allclose(turned[image, :, 0, 0], rotation[image] @ normals[image, :, 0, 0], atol=1e-6)
     assert torch.allclose(turned[:, :, 0, 0].norm(dim=-1), torch.ones(4), atol=1e-5)
@@ -185,7 +185,7 @@ def test_spun_normals_are_turned_and_the_background_stays():
 def test_recoloured_black_stays_black():
     images = torch.full((3, 3, 4, 4), -1.0)
     images[:, :, 0, 0] = 0.5
-    changed = recoloured(images, torch.Generator().manual_seed(1))
+    changed = recolour(images, torch.Generator().manual_seed(1))
     assert (changed[:, :, 1, 1] == -1).all()
     assert not torch.allclose(changed[:, :, 0, 0], images[:, :, 0, 0])
 
@@ -198,7 +198,7 @@ def test_a_batch_holds_a_third_of_each_domain():
         normal_deviation=torch.zeros(shape).half(),
         shaded_mean=torch.full(shape, 3.0).half(),
         shaded_deviation=torch.zeros(shape).half(),
-        kind=torch.arange(5),
+        category=torch.arange(5),
         view=torch.arange(5) % 3,
         material=torch.zeros(5, dtype=torch.long),
     )
@@ -209,18 +209,18 @@ def test_a_batch_holds_a_third_of_each_domain():
 
 
 def test_pace_and_rate():
-    pace = Pace(seconds=1e9, steps=10, start=0.5)
-    assert [pace.progress(step) for step in (0, 5, 10, 20)] == [0.5, 0.75, 1.0, 1.0]
-    assert cosine_rate(0.03, 2.0) == pytest.approx(2.0)
-    assert cosine_rate(1.0, 2.0) == pytest.approx(0.02)
-    assert cosine_rate(0.015, 2.0) == pytest.approx(1.0)
+    schedule = StageSchedule(seconds=1e9, steps=10, start=0.5)
+    assert [schedule.progress(step) for step in (0, 5, 10, 20)] == [0.5, 0.75, 1.0, 1.0]
+    assert cosine_learning_rate(0.03, 2.0) == pytest.approx(2.0)
+    assert cosine_learning_rate(1.0, 2.0) == pytest.approx(0.02)
+    assert cosine_learning_rate(0.015, 2.0) == pytest.approx(1.0)
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """The folder that the whole command writes at toy size, with its work folder."""
     root = tmp_path_factory.mktemp("toy")
-    arguments = ["--toy", "--device", "cpu", "--kinds", "mug", "chair", "--keep-data"]
+    arguments = ["--toy", "--device", "cpu", "--categories", "mug", "chair", "--keep-data"]
     arguments += ["--out", str(root / "tiny-sd"), "--work", str(root / "work"), "--minutes", "30"]
     assert program.main(arguments) == 0
     return root, arguments

@@ -44,14 +44,14 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.sheet:
         check_name(options.sheet)
     classifier = load_classifier(options.classifier, torch.device(options.device))
-    kinds = tuple(kind for kind in classifier.settings.kinds if kind != NOTHING)
-    runs = [find_run(argument, kinds) for argument in options.runs]
+    categories = tuple(category for category in classifier.settings.categories if category != NOTHING)
+    runs = [find_run(argument, categories) for argument in options.runs]
     evaluations, found = evaluate_runs(runs, classifier, Evaluator(classifier))
     write_text(options.out, json.dumps(found, indent=1) + "\n")
     if options.sheet:
         write_contact_sheet(options.sheet, evaluations, found["assets"], options.columns)
     for domain, figures in found["r_precision"].items():
-        logger.info("R-precision, %s: %s", domain, {k: v for k, v in figures.items() if k != "by_kind"})
+        logger.info("R-precision, %s: %s", domain, {k: v for k, v in figures.items() if k != "by_category"})
     if found["composition"]:
         logger.info("composition: %s", found["composition"])
     for domain, figures in found["two_faced"].items():

@@ -27,7 +27,7 @@ from training.evaluation.views import Paint
 class Target:
     """What a prompt asks for; material None: it names none."""
 
-    kind: str
+    category: str
     material: str | None
 
 
@@ -60,12 +60,12 @@ class Textures:
     normal: Float[Tensor, "H3 W3 3"] | None
 
 
-def find_run(argument: str, kinds: tuple[str, ...]) -> Run:
+def find_run(argument: str, categories: tuple[str, ...]) -> Run:
     """The run of FOLDER or FOLDER=PROMPT; without a prompt it is the one in the run's checkpoint.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no prompt is known, or it names none of the kinds.
+        ValueError: no prompt is known, or it names none of the categories.
     """
     name, given, prompt = argument, "", ""
     before, sign, after = argument.rpartition("=")
@@ -84,7 +84,7 @@ def find_run(argument: str, kinds: tuple[str, ...]) -> Run:
         )
     textures = (folder / MESH_FILE).parent / KD_FILE
     painted = MODES[settings["mode"]].paints_base_mesh if "mode" in settings else textures.is_file()
-    return Run(folder, prompt, parse_target(prompt, kinds), "shaded" if painted else "normal", steps)
+    return Run(folder, prompt, parse_target(prompt, categories), "shaded" if painted else "normal", steps)
 
 
 def _last_state(folder: Path) -> tuple[dict, int | None]:
@@ -96,22 +96,22 @@ def _last_state(folder: Path) -> tuple[dict, int | None]:
     return state["meta"]["settings"], state["step"]
 
 
-def parse_target(prompt: str, kinds: tuple[str, ...]) -> Target:
-    """The longest name of a kind in the prompt, and the first word for a material in the rest of it.
+def parse_target(prompt: str, categories: tuple[str, ...]) -> Target:
+    """The longest name of a category in the prompt, and the first word for a material in the rest of it.
 
     Words for a material are its adjective and "made of" its substance ("made of wood", "made out of gold").
-    Raises ValueError where no kind is named.
+    Raises ValueError where no category is named.
     """
     text = " ".join(re.findall(r"\w+", prompt.lower()))
-    found = {kind: re.search(rf"\b{kind.replace('_', ' ')}\b", text) for kind in kinds}
-    named = [kind for kind, match in found.items() if match]
+    found = {category: re.search(rf"\b{category.replace('_', ' ')}\b", text) for category in categories}
+    named = [category for category, match in found.items() if match]
     if not named:
         raise ValueError(
-            f"prompt {prompt!r}: it names no kind that the classifier knows; give a prompt with one of "
-            f"{', '.join(kind.replace('_', ' ') for kind in kinds)} as FOLDER=PROMPT"
+            f"prompt {prompt!r}: it names no category that the classifier knows; give a prompt with one of "
+            f"{', '.join(category.replace('_', ' ') for category in categories)} as FOLDER=PROMPT"
         )
-    kind = max(named, key=len)
-    rest = text[: found[kind].start()] + "|" + text[found[kind].end() :]
+    category = max(named, key=len)
+    rest = text[: found[category].start()] + "|" + text[found[category].end() :]
     places = {}
     for name, material in MATERIALS.items():
         words = [re.escape(material.adjective)]
@@ -119,10 +119,10 @@ def parse_target(prompt: str, kinds: tuple[str, ...]) -> Target:
             words.append(rf"made (?:out )?of {re.escape(material.substance)}")
         if match := re.search(rf"\b(?:{'|'.join(words)})\b", rest):
             places[name] = match.start()
-    return Target(kind, min(places, key=places.get) if places else None)
+    return Target(category, min(places, key=places.get) if places else None)
 
 
-def problem(run: Run) -> str | None:
+def missing_mesh_reason(run: Run) -> str | None:
     """Why there is nothing to look at, None where there is."""
     if run.mesh_file.is_file():
         return None

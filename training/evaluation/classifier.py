@@ -1,6 +1,6 @@
 """The classifier's networks: a small residual network for each domain, and the folder that holds them.
 
-Domains: "normal", images of turned normals; "shaded", images of the painted surface. Each answers the kind
+Domains: "normal", images of turned normals; "shaded", images of the painted surface. Each answers the category
 and the side that is seen (front, side, back); "shaded" answers the material as well.
 """
 
@@ -25,10 +25,10 @@ WEIGHTS_FILE, SETTINGS_FILE = "model.safetensors", "judge.json"
 
 
 @dataclass(frozen=True)
-class Answers:
+class ClassifierOutput:
     """Logits for B images; material is empty [B,0] in the domain that shows none."""
 
-    kind: Float[Tensor, "B K"]
+    category: Float[Tensor, "B K"]
     material: Float[Tensor, "B M"]
     side: Float[Tensor, "B 3"]
 
@@ -56,7 +56,7 @@ class Block(nn.Module):
 class ClassifierNetwork(nn.Module):
     """A stem at half the resolution, a block a width, mean and maximum over the image, three heads."""
 
-    def __init__(self, kinds: int, materials: int, widths: tuple[int, ...] = WIDTHS):
+    def __init__(self, categories: int, materials: int, widths: tuple[int, ...] = WIDTHS):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
@@ -64,26 +64,26 @@ class ClassifierNetwork(nn.Module):
         steps = zip((widths[0], *widths[:-1]), widths, strict=True)
         self.blocks = nn.Sequential(*(Block(a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(steps)))
         self.drop = nn.Dropout(0.1)
-        self.kind = nn.Linear(2 * widths[-1], kinds)
+        self.category = nn.Linear(2 * widths[-1], categories)
         self.material = nn.Linear(2 * widths[-1], materials) if materials else None
         self.side = nn.Linear(2 * widths[-1], len(SIDES))
 
-    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Answers:
+    def forward(self, images: Float[Tensor, "B 3 S S"]) -> ClassifierOutput:
         """images in [−1, 1]: normals as they are, shaded sRGB mapped from [0, 1]."""
         found = self.blocks(self.stem(images))
         found = self.drop(torch.cat([found.mean((2, 3)), found.amax((2, 3))], -1))
         material = found.new_zeros(len(found), 0) if self.material is None else self.material(found)
-        return Answers(self.kind(found), material, self.side(found))
+        return ClassifierOutput(self.category(found), material, self.side(found))
 
 
 @dataclass(frozen=True)
 class ClassifierSettings:
     """What the networks answer about, in the order of their logits.
 
-    One of the kinds is "nothing"; material 0 is the kind's own colours.
+    One of the categories is "nothing"; material 0 is the category's own colours.
     """
 
-    kinds: tuple[str, ...]
+    categories: tuple[str, ...]
     materials: tuple[str, ...]
     image_size: int
     widths: tuple[int, ...] = WIDTHS
@@ -102,17 +102,17 @@ class Classifier:
         return next(self.networks["normal"].parameters()).device
 
     @torch.no_grad()
-    def predict(self, domain: str, images: Float[Tensor, "B 3 S S"]) -> Answers:
+    def predict(self, domain: str, images: Float[Tensor, "B 3 S S"]) -> ClassifierOutput:
         """Log-probabilities for images in [−1, 1]."""
         answers = self.networks[domain].eval()(images)
-        return Answers(*(part.float().log_softmax(-1) for part in vars(answers).values()))
+        return ClassifierOutput(*(part.float().log_softmax(-1) for part in vars(answers).values()))
 
 
 def make_networks(settings: ClassifierSettings, device: torch.device) -> dict[str, ClassifierNetwork]:
     """Fresh networks; only shaded images show a material."""
     return {
         domain: ClassifierNetwork(
-            len(settings.kinds), len(settings.materials) if domain == "shaded" else 0, settings.widths
+            len(settings.categories), len(settings.materials) if domain == "shaded" else 0, settings.widths
         ).to(device)
         for domain in DOMAINS
     }
@@ -154,17 +154,17 @@ def load_classifier(folder: Path, device: torch.device) -> Classifier:
     return Classifier(settings, networks, content["record"])
 
 
-def directional(kinds: tuple[str, ...], kind: Tensor) -> Bool[Tensor, " B"]:
-    """Whether the side is asked of images of these kinds (indices)."""
-    table = torch.tensor([name in DIRECTIONAL for name in kinds], device=kind.device)
-    return table[kind]
+def directional(categories: tuple[str, ...], category: Tensor) -> Bool[Tensor, " B"]:
+    """Whether the side is asked of images of these categories (indices)."""
+    table = torch.tensor([name in DIRECTIONAL for name in categories], device=category.device)
+    return table[category]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Log-probabilities about A assets of VIEWS views: kind [A,V,K], material [A,V,M], side [A,V,3]."""
+    """Log-probabilities about A assets of VIEWS views: category [A,V,K], material [A,V,M], side [A,V,3]."""
 
-    kind: Float[Tensor, "A V K"]
+    category: Float[Tensor, "A V K"]
     material: Float[Tensor, "A V M"]
     side: Float[Tensor, "A V 3"]
 

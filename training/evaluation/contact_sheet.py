@@ -78,7 +78,7 @@ def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], asset: dict) ->
 
 
 def _answer(asset: dict, what: str) -> tuple[str, str]:
-    """The evaluation on the kind or the material and its colour; plain where nothing was asked."""
+    """The evaluation on the category or the material and its colour; plain where nothing was asked."""
     text = f"{asset['evaluation'][what].replace('_', ' ')} {asset['probability'][what]:.2f}"
     if f"{what}_right" not in asset:
         return text, TEXT

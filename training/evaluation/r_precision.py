@@ -1,6 +1,6 @@
 """Verdicts on finished runs, and their sum: the R-precision.
 
-An asset's evaluation is the kind (and material) with the highest mean log-probability over its views.
+An asset's evaluation is the category (and material) with the highest mean log-probability over its views.
 R-precision is the share of assets whose evaluation is what the prompt names; no mesh counts as wrong.
 """
 
@@ -17,7 +17,7 @@ from dataset.procedural.materials import HELD_OUT
 from render.raster.select import choose_rasteriser
 from render.shade.light import LightConfig, load_environment
 from render.shade.prefilter import PrefilteredLight
-from training.evaluation.assets import Run, load_asset, problem, textured
+from training.evaluation.assets import Run, load_asset, missing_mesh_reason, textured
 from training.evaluation.classifier import (
     DIRECTIONAL,
     DOMAINS,
@@ -40,7 +40,7 @@ from training.evaluation.views import (
 
 logger = logging.getLogger(__name__)
 
-# Of each view, so many of the likeliest kinds are written down.
+# Of each view, so many of the likeliest categories are written down.
 LIKELIEST = 3
 
 
@@ -65,7 +65,7 @@ class Evaluator:
 
     def evaluate_run(self, run: Run) -> Evaluation:
         """The evaluation; a run without a mesh, or with a broken one, is a failure with its reason."""
-        reason = problem(run)
+        reason = missing_mesh_reason(run)
         if reason is None:
             try:
                 return self._evaluate(run)
@@ -80,7 +80,7 @@ class Evaluator:
             self.classifier.device
         )
         views = render_views(mesh, cameras, self.rasteriser, self.light, paint)
-        small = views.smaller(SUPERSAMPLE)
+        small = views.downsample(SUPERSAMPLE)
         pictures = small.normal if textures is None else small.shaded * 2 - 1
         seen = predict_assets(self.classifier, run.domain, pictures)
         return Evaluation(run, seen, RenderedViews(*(_on_cpu(image) for image in vars(views).values())))
@@ -102,28 +102,28 @@ def describe(evaluation: Evaluation, classifier: Classifier) -> dict:
         "folder": str(run.folder),
         "prompt": run.prompt,
         "domain": run.domain,
-        "expected": {"kind": run.target.kind, "material": run.target.material},
+        "expected": {"category": run.target.category, "material": run.target.material},
         "failure": evaluation.failure,
-        "kind_right": False,
+        "category_right": False,
     }
     painted = run.domain == "shaded"
     if painted and run.target.material:
         record["material_right"] = False
     if evaluation.prediction is None:
         return record
-    kinds = mean_probabilities(evaluation.prediction.kind)
+    categories = mean_probabilities(evaluation.prediction.category)
     record["evaluation"], record["probability"], record["probability_of_expected"] = {}, {}, {}
-    _decide(record, "kind", kinds, settings.kinds)
+    _add_decision(record, "category", categories, settings.categories)
     if painted:
-        _decide(record, "material", mean_probabilities(evaluation.prediction.material), settings.materials)
-    record["views"] = _views(evaluation.prediction, settings.kinds, run.target.kind)
-    if run.target.kind in DIRECTIONAL:
+        _add_decision(record, "material", mean_probabilities(evaluation.prediction.material), settings.materials)
+    record["views"] = _views(evaluation.prediction, settings.categories, run.target.category)
+    if run.target.category in DIRECTIONAL:
         record["two_faced"] = bool(two_faced(evaluation.prediction.side)[0])
     return record
 
 
-def _decide(record: dict, what: str, probabilities: Tensor, names: Sequence[str]) -> None:
-    """Enters the evaluation on the kind or the material into the record."""
+def _add_decision(record: dict, what: str, probabilities: Tensor, names: Sequence[str]) -> None:
+    """Enters the evaluation on the category or the material into the record."""
     best, expected = int(probabilities.argmax()), record["expected"][what]
     record["evaluation"][what] = names[best]
     record["probability"][what] = round(probabilities[best].item(), 4)
@@ -132,18 +132,18 @@ def _decide(record: dict, what: str, probabilities: Tensor, names: Sequence[str]
         record[f"{what}_right"] = names[best] == expected
 
 
-def _views(seen: Prediction, kinds: tuple[str, ...], expected: str) -> list[dict]:
+def _views(seen: Prediction, categories: tuple[str, ...], expected: str) -> list[dict]:
     """What each view shows by itself."""
     found = []
     for view in range(VIEWS):
-        kind, side = seen.kind[0, view].exp(), seen.side[0, view].exp()
-        top = kind.topk(min(LIKELIEST, len(kinds)))
+        category, side = seen.category[0, view].exp(), seen.side[0, view].exp()
+        top = category.topk(min(LIKELIEST, len(categories)))
         likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         found.append(
             {
                 "azimuth": degrees(view),
-                "kinds": {kinds[k]: round(p, 4) for k, p in likeliest},
-                "expected": round(kind[kinds.index(expected)].item(), 4),
+                "categories": {categories[k]: round(p, 4) for k, p in likeliest},
+                "expected": round(category[categories.index(expected)].item(), 4),
                 "side": SIDES[int(side.argmax())],
                 "side_probability": round(side.max().item(), 4),
             }
@@ -156,7 +156,7 @@ def report(assets: list[dict], classifier: Classifier) -> dict:
     failures = [
         {"folder": a["folder"], "prompt": a["prompt"], "reason": a["failure"] or _wrong(a)}
         for a in assets
-        if a["failure"] or not a["kind_right"] or not a.get("material_right", True)
+        if a["failure"] or not a["category_right"] or not a.get("material_right", True)
     ]
     return {
         "r_precision": {
@@ -172,7 +172,7 @@ def report(assets: list[dict], classifier: Classifier) -> dict:
         "classifier": {
             "views": VIEWS,
             "back_view_azimuth": degrees(back_view()),
-            "kinds": list(classifier.settings.kinds),
+            "categories": list(classifier.settings.categories),
             "materials": list(classifier.settings.materials),
             **classifier.record,
         },
@@ -182,7 +182,7 @@ def report(assets: list[dict], classifier: Classifier) -> dict:
 def _wrong(asset: dict) -> str:
     found = [
         f"{what} looks like {asset['evaluation'][what].replace('_', ' ')}"
-        for what in ("kind", "material")
+        for what in ("category", "material")
         if not asset.get(f"{what}_right", True)
     ]
     return ", ".join(found)
@@ -192,11 +192,11 @@ def _precision(assets: list[dict]) -> dict:
     """Shares of right evaluations; of materials among the assets whose prompt names one."""
     right: dict[str, list[bool]] = {}
     for asset in assets:
-        right.setdefault(asset["expected"]["kind"], []).append(asset["kind_right"])
+        right.setdefault(asset["expected"]["category"], []).append(asset["category_right"])
     found = {
         "assets": len(assets),
-        "kind": _share([a["kind_right"] for a in assets]),
-        "by_kind": {kind: f"{sum(some)} of {len(some)}" for kind, some in sorted(right.items())},
+        "category": _share([a["category_right"] for a in assets]),
+        "by_category": {category: f"{sum(some)} of {len(some)}" for category, some in sorted(right.items())},
     }
     named = [a["material_right"] for a in assets if "material_right" in a]
     if named:
@@ -205,22 +205,22 @@ def _precision(assets: list[dict]) -> dict:
 
 
 def _composition(assets: list[dict]) -> dict:
-    """Of painted assets whose kind and material the prior has never seen together: both told right."""
+    """Of painted assets whose category and material the prior has never seen together: both told right."""
     found: dict[str, list[bool]] = {}
     for asset in assets:
-        kind, material = asset["expected"]["kind"], asset["expected"]["material"]
-        if asset["domain"] == "shaded" and (kind, material) in HELD_OUT:
-            right = asset["kind_right"] and asset["material_right"]
-            found.setdefault(f"{material} {kind.replace('_', ' ')}", []).append(right)
+        category, material = asset["expected"]["category"], asset["expected"]["material"]
+        if asset["domain"] == "shaded" and (category, material) in HELD_OUT:
+            right = asset["category_right"] and asset["material_right"]
+            found.setdefault(f"{material} {category.replace('_', ' ')}", []).append(right)
     everything = [right for some in found.values() for right in some]
     if not everything:
         return {}
     pairs = {name: f"{sum(some)} of {len(some)}" for name, some in found.items()}
-    return {"assets": len(everything), "kind_and_material": _share(everything), "pairs": pairs}
+    return {"assets": len(everything), "category_and_material": _share(everything), "pairs": pairs}
 
 
 def _two_faced(assets: list[dict]) -> dict:
-    """Of the assets of directional kinds that have a mesh, by domain."""
+    """Of the assets of directional categories that have a mesh, by domain."""
     found = {}
     for domain in DOMAINS:
         some = [a["two_faced"] for a in assets if a["domain"] == domain and "two_faced" in a]
@@ -234,7 +234,7 @@ def _confusions(assets: list[dict]) -> list[dict]:
     counts = Counter(
         (what, a["expected"][what], a["evaluation"][what])
         for a in assets
-        for what in ("kind", "material")
+        for what in ("category", "material")
         if "evaluation" in a and not a.get(f"{what}_right", True)
     )
     return [

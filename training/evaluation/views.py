@@ -51,7 +51,7 @@ class RenderedViews:
     mask: Float[Tensor, "B 1 S S"]
     shaded: Float[Tensor, "B 3 S S"] | None
 
-    def smaller(self, times: int) -> "RenderedViews":
+    def downsample(self, times: int) -> "RenderedViews":
         """Averaged over blocks of times × times pixels."""
 
         def pool(image: Tensor | None) -> Tensor | None:

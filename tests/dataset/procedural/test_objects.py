@@ -10,7 +10,7 @@ import torch
 from object_meshes import instance, surface
 
 from dataset.cameras import step_generator
-from dataset.procedural import KINDS, make_object
+from dataset.procedural import CATEGORIES, make_object
 from dataset.procedural import primitives as solids
 from dataset.procedural.colour import colour, spots
 from dataset.procedural.materials import HELD_OUT, MATERIALS, dressed
@@ -22,7 +22,7 @@ def random_points(count: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CATEGORIES)
 def test_is_one_watertight_centred_piece(kind, seed):
     mesh = surface(kind, seed)
     low, high = mesh.bounds
@@ -40,7 +40,7 @@ def test_the_longest_objects_find_their_place():
     assert -0.76 < tip[key.signed_distance(tip) < 0, 1].min() < -0.6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CATEGORIES)
 def test_sign_and_size_agree_with_the_mesh(kind):
     mesh, shape = surface(kind, 0), instance(kind, 0)
     points = random_points(3000) * 0.8
@@ -56,7 +56,7 @@ def test_sign_and_size_agree_with_the_mesh(kind):
     assert (value[outside] >= 0.45 * distance[outside]).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CATEGORIES)
 def test_changes_no_faster_than_distance(kind):
     shape = instance(kind, 1)
     start = random_points(40_000)
@@ -69,7 +69,7 @@ def test_changes_no_faster_than_distance(kind):
     assert slope[near].max() < 1.5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CATEGORIES)
 def test_seed_decides_the_object(kind):
     points = random_points(2000)
     shapes = [make_object(kind, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
@@ -81,7 +81,7 @@ def test_seed_decides_the_object(kind):
     assert (kd[0] - kd[2]).abs().max() > 5e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CATEGORIES)
 def test_materials_are_plausible(kind):
     for seed in (0, 1):
         shape = instance(kind, seed)
@@ -95,7 +95,7 @@ def test_materials_are_plausible(kind):
         assert len(kd.unique(dim=0)) > 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CATEGORIES)
 def test_follows_the_dtype_of_the_points(kind):
     shape, points = instance(kind, 0), random_points(5000)
     coarse, fine = shape.signed_distance(points.float()), shape.signed_distance(points)
@@ -105,7 +105,7 @@ def test_follows_the_dtype_of_the_points(kind):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CATEGORIES)
 def test_follows_the_device_of_the_points(kind):
     shape, points = instance(kind, 0), random_points(5000)
     kd, ks = shape.material(points.cuda())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.make_classifier.augment import augmented
+from data.make_classifier.augment import augment
 from data.make_classifier.dataset import (
     MATERIAL_NAMES,
     DatasetConfig,
@@ -21,7 +21,7 @@ from data.make_classifier.dataset import (
 from data.make_classifier.make import MakeConfig, make_classifier
 from data.make_classifier.negatives import make_negative
 from data.make_classifier.train import directional, total_loss, two_faced
-from data.make_tiny_sd.renders import Studio
+from data.make_tiny_sd.renders import ObjectRenderer
 from dataset.cameras import sample_cameras, step_generator
 from dataset.procedural import make_object
 from dataset.procedural.materials import MATERIALS, dressed
@@ -34,7 +34,7 @@ from render.texturing.bake import bake
 from render.texturing.uv import unwrap
 from training.evaluation import __main__ as program
 from training.evaluation.assets import Target, find_run, load_asset, parse_target, textured
-from training.evaluation.classifier import NOTHING, SIDES, Answers, load_classifier, save_classifier
+from training.evaluation.classifier import NOTHING, SIDES, ClassifierOutput, load_classifier, save_classifier
 from training.evaluation.r_precision import Evaluator, describe, mean_probabilities
 from training.evaluation.views import (
     TRAINING_CAMERAS,
@@ -47,23 +47,23 @@ from training.evaluation.views import (
 )
 
 CPU = torch.device("cpu")
-KINDS = ("mug", "car")
+CATEGORIES = ("mug", "car")
 # A seed of make_negative that gives noise.
 NOISE = 3
 DIM = LightConfig(env_resolution=64)
-WORLD = DatasetConfig(5, KINDS, 2, views=8, image_size=32, grid=40, environment=DIM)
+WORLD = DatasetConfig(5, CATEGORIES, 2, views=8, image_size=32, grid=40, environment=DIM)
 
 
 @pytest.fixture(scope="module")
-def studio():
-    return Studio(replace(WORLD.data, image_size=64), CPU)
+def renderer():
+    return ObjectRenderer(replace(WORLD.data, image_size=64), CPU)
 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     config = MakeConfig(
         out=tmp_path_factory.mktemp("classifier") / "toy",
-        kinds=KINDS,
+        categories=CATEGORIES,
         instances=4,
         held_out_instances=2,
         batch=48,
@@ -78,24 +78,24 @@ def classifier(tmp_path_factory):
     return config.out
 
 
-def export(folder, studio, kind, material=None, painted=True, seed=400, tell=True):
+def export(folder, renderer, category, material=None, painted=True, seed=400, tell=True):
     """What a finished run of a perfect prior leaves: mesh, textures, a checkpoint that tells the prompt."""
     generator = torch.Generator().manual_seed(seed)
-    subject = make_object(kind, generator)
+    subject = make_object(category, generator)
     if material:
         subject = dressed(subject, material, Draw(generator))
-    mesh, textures = unwrap(studio.mesh(subject), "uvunwrap", (256, 256), 2), None
+    mesh, textures = unwrap(renderer.mesh(subject), "uvunwrap", (256, 256), 2), None
     if painted:
 
         def field(points):
             flat = torch.tensor([0.0, 0.0, 1.0]).expand_as(points)
             return {**dict(zip(("kd", "ks"), subject.material(points), strict=True)), "normal": flat}
 
-        textures = bake(mesh, field, (256, 256), studio.rasteriser)
+        textures = bake(mesh, field, (256, 256), renderer.rasteriser)
     write_obj(folder / "dmtet_mesh", mesh, textures)
     if tell:
         mode = "appearance_modeling" if painted else "geometry_modeling"
-        note(folder, f"A DSLR photo of a {material or ''} {kind}", mode)
+        note(folder, f"A DSLR photo of a {material or ''} {category}", mode)
     return subject
 
 
@@ -112,7 +112,7 @@ def fixed_classifier(classifier, tmp_path_factory):
     network = loaded.networks["shaded"]
     with torch.no_grad():
         for head, answer in (
-            (network.kind, KINDS.index("mug")),
+            (network.category, CATEGORIES.index("mug")),
             (network.material, MATERIAL_NAMES.index("red")),
         ):
             head.weight.zero_()
@@ -135,14 +135,14 @@ def test_the_azimuth_is_read_off_the_cameras():
     assert degrees(back_view()) == 180
 
 
-def test_turned_normals_of_a_round_object_tell_nothing_of_the_azimuth(studio):
+def test_turned_normals_of_a_round_object_tell_nothing_of_the_azimuth(renderer):
     # A sphere looks the same from everywhere: its world-space normals would not.
-    sphere = perturbed_mesh(_Ball(), studio, 0.0, torch.Generator())
-    views = render_views(sphere, evaluation_cameras(48), studio.rasteriser, studio.light)
+    sphere = perturbed_mesh(_Ball(), renderer, 0.0, torch.Generator())
+    views = render_views(sphere, evaluation_cameras(48), renderer.rasteriser, renderer.light)
     assert views.shaded is None
     assert views.mask[0].mean() > 0.2
     spread = (views.normal - views.normal[:1]).abs().amax(1)
-    # Outlines of the marched sphere differ by pixels.
+    # Outlines of the march_guide sphere differ by pixels.
     assert spread.flatten(1).quantile(0.97, dim=1).max() < 0.12
     middle = views.normal[:, :, 24, 24]
     # It faces the camera: to +z after the turn, and up, since the camera is above.
@@ -154,32 +154,32 @@ class _Ball:
         return points.norm(dim=-1) - 0.5
 
 
-def test_light_yaw_turns_the_light_and_no_whole_turn_changes_anything(studio):
+def test_light_yaw_turns_the_light_and_no_whole_turn_changes_anything(renderer):
     subject = make_object("mug", torch.Generator().manual_seed(0))
-    mesh, views = studio.mesh(subject), evaluation_cameras(32).select(slice(0, 1))
+    mesh, views = renderer.mesh(subject), evaluation_cameras(32).select(slice(0, 1))
 
     def shaded(yaw):
         def paint(points):
             return (*subject.material(points.position), points.normal)
 
-        return render_views(mesh, views, studio.rasteriser, studio.light, paint, torch.tensor([yaw])).shaded
+        return render_views(mesh, views, renderer.rasteriser, renderer.light, paint, torch.tensor([yaw])).shaded
 
     assert (shaded(0.0) - shaded(2 * torch.pi)).abs().max() < 1e-3
     assert (shaded(0.0) - shaded(2.0)).abs().max() > 0.02
 
 
-def test_waves_batter_the_surface_by_about_their_size(studio):
-    whole = perturbed_mesh(_Ball(), studio, 0.0, torch.Generator())
-    rough = perturbed_mesh(_Ball(), studio, 0.05, torch.Generator().manual_seed(0))
+def test_waves_batter_the_surface_by_about_their_size(renderer):
+    whole = perturbed_mesh(_Ball(), renderer, 0.0, torch.Generator())
+    rough = perturbed_mesh(_Ball(), renderer, 0.05, torch.Generator().manual_seed(0))
     assert whole.v_pos.norm(dim=-1).std() < 0.005
     assert 0.005 < rough.v_pos.norm(dim=-1).std() < 0.05
 
 
-def test_nothing_is_noise_or_a_bare_shape_and_can_be_dressed(studio):
+def test_nothing_is_noise_or_a_bare_shape_and_can_be_dressed(renderer):
     compact = []
     for seed in range(12):
         subject = make_negative(torch.Generator().manual_seed(seed))
-        mesh = studio.mesh(subject)
+        mesh = renderer.mesh(subject)
         assert len(mesh.faces) > 200
         kd, ks = dressed(subject, "red", Draw(torch.Generator())).material(mesh.v_pos)
         assert kd[:, 0].mean() > 3 * kd[:, 2].mean()
@@ -189,15 +189,15 @@ def test_nothing_is_noise_or_a_bare_shape_and_can_be_dressed(studio):
     assert min(compact) < 0.9 and max(compact) > 1.5
 
 
-def test_an_instance_is_a_function_of_its_numbers(studio):
-    first, again = render_instance(WORLD, studio, 1, 3), render_instance(WORLD, studio, 1, 3)
+def test_an_instance_is_a_function_of_its_numbers(renderer):
+    first, again = render_instance(WORLD, renderer, 1, 3), render_instance(WORLD, renderer, 1, 3)
     assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
-    assert not torch.equal(first.normal, render_instance(WORLD, studio, 1, 4).normal)
+    assert not torch.equal(first.normal, render_instance(WORLD, renderer, 1, 4).normal)
     assert len(first.material.unique()) > 1
 
 
 def test_shares_and_workers_render_what_one_process_renders():
-    dataset = replace(WORLD, kinds=("mug",), instances=3, views=4, grid=24, image_size=16)
+    dataset = replace(WORLD, categories=("mug",), instances=3, views=4, grid=24, image_size=16)
     whole = render_datasets([dataset], CPU, 1e9, 0)[0]
     assert whole.asset.tolist() == [n for n in range(3) for _ in range(4)]
     (even,), (odd,) = (render_share([dataset], share, 2, "cpu", 1e9) for share in (0, 1))
@@ -208,16 +208,16 @@ def test_shares_and_workers_render_what_one_process_renders():
     assert torch.equal(whole.material[:4], other.material)
 
 
-def test_time_that_is_up_leaves_an_instance_of_every_kind():
+def test_time_that_is_up_leaves_an_instance_of_every_category():
     datasets = [held_out(WORLD, 6, 3, 0.0), replace(WORLD, grid=24, image_size=16, views=4)]
     for images in render_datasets([replace(w, grid=24, image_size=16) for w in datasets], CPU, 0.0, 0):
-        assert images.kind.unique().tolist() == [0, 1] and len(images.asset.unique()) == 2
+        assert images.category.unique().tolist() == [0, 1] and len(images.asset.unique()) == 2
 
 
-def test_a_held_out_asset_is_seen_as_a_run_is_and_wears_one_material(studio):
+def test_a_held_out_asset_is_seen_as_a_run_is_and_wears_one_material(renderer):
     images = render_datasets([held_out(WORLD, 6, 1, 0.0)], CPU, 1e9, 0)[0]
-    assert len(images) == VIEWS * len(KINDS)
-    assert images.side.reshape(-1, VIEWS)[:, [0, 2, 4, 6]].tolist() == [[0, 1, 2, 1]] * len(KINDS)
+    assert len(images) == VIEWS * len(CATEGORIES)
+    assert images.side.reshape(-1, VIEWS)[:, [0, 2, 4, 6]].tolist() == [[0, 1, 2, 1]] * len(CATEGORIES)
     worn = images.material.reshape(-1, VIEWS)
     assert (worn == worn[:, :1]).all() and worn.max() < len(MATERIAL_NAMES)
     assert images.asset.reshape(-1, VIEWS)[:, 0].tolist() == [0, 1]
@@ -228,7 +228,7 @@ def test_augmentation_changes_every_image_and_leaves_the_background(domain):
     empty = 0.0 if domain == "normal" else -1.0
     images = torch.full((12, 3, 32, 32), empty)
     images[:, :, 10:22, 10:22] = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
-    changed = augmented(images, domain, torch.Generator().manual_seed(0))
+    changed = augment(images, domain, torch.Generator().manual_seed(0))
     assert changed.shape == images.shape and changed.abs().max() <= 1
     assert (changed[:, :, :2, :2] == empty).all()
     assert ((changed - images).abs().amax((1, 2, 3)) > 0.05).all()
@@ -245,8 +245,8 @@ def test_the_toy_judge_tells_unseen_objects_apart(classifier):
     record = load_classifier(classifier, CPU).record
     whole = record["held_out"]["whole"]
     assert whole["assets"] == 6
-    assert whole["normal"]["kind_of_a_view"] > 0.8
-    assert whole["shaded"]["kind_of_a_view"] > 0.6
+    assert whole["normal"]["category_of_a_view"] > 0.8
+    assert whole["shaded"]["category_of_a_view"] > 0.6
     # Chance is 1 in 15.
     assert whole["shaded"]["material_of_a_view"] > 0.2
     assert set(record["held_out"]) == {"whole", "perturbed"}
@@ -256,8 +256,8 @@ def test_the_toy_judge_tells_unseen_objects_apart(classifier):
 def test_the_folder_is_small_and_its_card_states_the_figures(classifier):
     loaded = load_classifier(classifier, CPU)
     card = (classifier / "README.md").read_text()
-    assert f"{loaded.record['held_out']['whole']['normal']['kind_of_a_view']:.3f}" in card
-    assert all(name in card for name in (*KINDS, *MATERIALS))
+    assert f"{loaded.record['held_out']['whole']['normal']['category_of_a_view']:.3f}" in card
+    assert all(name in card for name in (*CATEGORIES, *MATERIALS))
     assert "apache-2.0" in card and "{" not in card
     halves = sum(
         w.element_size() * w.numel() for n in loaded.networks.values() for w in n.state_dict().values()
@@ -281,16 +281,16 @@ def test_a_judge_is_saved_and_loaded_whatever_its_layout(classifier, tmp_path):
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for domain in loaded.networks:
         before, after = loaded.predict(domain, images), load_classifier(tmp_path, CPU).predict(domain, images)
-        assert torch.allclose(before.kind, after.kind, atol=1e-4)
-        assert torch.allclose(after.kind.exp().sum(-1), torch.ones(3))
+        assert torch.allclose(before.category, after.category, atol=1e-4)
+        assert torch.allclose(after.category.exp().sum(-1), torch.ones(3))
     assert load_classifier(tmp_path, CPU).settings == loaded.settings
 
 
-def test_only_directional_kinds_are_asked_for_their_side():
+def test_only_directional_categories_are_asked_for_their_side():
     assert directional(("mug", "car", "head"), torch.tensor([0, 1, 2])).tolist() == [False, True, True]
     images = render_datasets([replace(WORLD, instances=1, views=4)], CPU, 1e9, 0)[0]
     side = torch.zeros(8, 3, requires_grad=True)
-    answers = Answers(torch.zeros(8, 2), torch.zeros(8, 0), side)
+    answers = ClassifierOutput(torch.zeros(8, 2), torch.zeros(8, 0), side)
     total_loss(answers, images, torch.arange(8), ("mug", "car")).backward()
     assert (side.grad[:4] == 0).all() and (side.grad[4:].abs().sum(1) > 0).all()
 
@@ -310,7 +310,7 @@ def test_two_faced_is_a_front_at_both_ends():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "kind", "material"),
+    ("prompt", "category", "material"),
     [
         ("A pineapple", "pineapple", None),
         ("a DSLR photo of a red mug, front view", "mug", "red"),
@@ -323,59 +323,59 @@ def test_two_faced_is_a_front_at_both_ends():
         ("a silver car", "car", "silver"),
     ],
 )
-def test_kind_and_material_come_from_the_words(prompt, kind, material):
-    kinds = ("cone", "pine", "mug", "pineapple", "chair", "car", "ice_cream_cone", "teapot")
-    assert parse_target(prompt, kinds) == Target(kind, material)
+def test_category_and_material_come_from_the_words(prompt, category, material):
+    categories = ("cone", "pine", "mug", "pineapple", "chair", "car", "ice_cream_cone", "teapot")
+    assert parse_target(prompt, categories) == Target(category, material)
 
 
-def test_a_prompt_without_a_known_kind_is_refused():
+def test_a_prompt_without_a_known_category_is_refused():
     with pytest.raises(ValueError, match="'A zebra'.*mug, car"):
-        parse_target("A zebra", KINDS)
+        parse_target("A zebra", CATEGORIES)
 
 
 def test_a_run_tells_its_prompt_by_its_newest_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        find_run(str(tmp_path / "none"), KINDS)
+        find_run(str(tmp_path / "none"), CATEGORIES)
     with pytest.raises(ValueError, match="A red mug"):
-        find_run(str(tmp_path), KINDS)
+        find_run(str(tmp_path), CATEGORIES)
     note(tmp_path, "A car", "geometry_modeling", step=900)
     note(tmp_path, "A red mug", "appearance_modeling", step=1600)
-    run = find_run(str(tmp_path), KINDS)
+    run = find_run(str(tmp_path), CATEGORIES)
     assert (run.prompt, run.target, run.domain, run.steps) == (
         "A red mug",
         Target("mug", "red"),
         "shaded",
         1600,
     )
-    assert find_run(f"{tmp_path}=a car", KINDS).target == Target("car", None)
+    assert find_run(f"{tmp_path}=a car", CATEGORIES).target == Target("car", None)
 
 
 def test_a_folder_of_a_grid_is_found_with_a_prompt_and_without(tmp_path):
     folder = tmp_path / "seed=1_text=A red mug"
     note(folder, "A red mug", "geometry_modeling", step=900)
-    assert find_run(str(folder), KINDS) == find_run(f"{folder}=A red mug", KINDS)
-    assert find_run(str(folder), KINDS).folder == folder
-    assert find_run(f"{folder}=a car", KINDS).target == Target("car", None)
+    assert find_run(str(folder), CATEGORIES) == find_run(f"{folder}=A red mug", CATEGORIES)
+    assert find_run(str(folder), CATEGORIES).folder == folder
+    assert find_run(f"{folder}=a car", CATEGORIES).target == Target("car", None)
     with pytest.raises(FileNotFoundError, match="seed=2: there is no such folder"):
-        find_run(str(tmp_path / "seed=2"), KINDS)
+        find_run(str(tmp_path / "seed=2"), CATEGORIES)
 
 
 # What it says
 
 
-def test_textures_read_back_are_the_material_that_was_baked(tmp_path, studio):
-    subject = export(tmp_path, studio, "mug", "golden")
-    run = find_run(str(tmp_path), KINDS)
+def test_textures_read_back_are_the_material_that_was_baked(tmp_path, renderer):
+    subject = export(tmp_path, renderer, "mug", "golden")
+    run = find_run(str(tmp_path), CATEGORIES)
     mesh, textures = load_asset(run, CPU)
     difference = []
 
     def paint(points):
-        kd, ks, normal = textured(mesh, textures, studio.rasteriser)(points)
+        kd, ks, normal = textured(mesh, textures, renderer.rasteriser)(points)
         true_kd, true_ks = subject.material(points.position)
         difference.extend([(kd - true_kd).abs(), (ks - true_ks).abs(), (normal - points.normal).abs()])
         return kd, ks, normal
 
-    render_views(mesh, evaluation_cameras(64), studio.rasteriser, studio.light, paint)
+    render_views(mesh, evaluation_cameras(64), renderer.rasteriser, renderer.light, paint)
     # 8 bits of a picture, and a few texels where charts meet.
     assert all(values.quantile(0.98) < 0.02 for values in difference)
 
@@ -387,33 +387,33 @@ def test_views_are_weighed_by_their_logarithms():
     assert mean_probabilities(views)[0].item() == pytest.approx(odds / (1 + odds), rel=1e-4)
 
 
-def test_shapes_are_named(tmp_path, studio, classifier):
-    for kind in KINDS:
-        export(tmp_path / kind, studio, kind, painted=False)
+def test_shapes_are_named(tmp_path, renderer, classifier):
+    for category in CATEGORIES:
+        export(tmp_path / category, renderer, category, painted=False)
     out = tmp_path / "evaluation.json"
     arguments = ["--classifier", str(classifier), "--out", str(out), "--device", "cpu"]
-    assert program.main([*(str(tmp_path / kind) for kind in KINDS), *arguments]) == 0
+    assert program.main([*(str(tmp_path / category) for category in CATEGORIES), *arguments]) == 0
     found = json.loads(out.read_text())
     assert found["r_precision"] == {
-        "normal": {"assets": 2, "kind": 1.0, "by_kind": {"car": "1 of 1", "mug": "1 of 1"}}
+        "normal": {"assets": 2, "category": 1.0, "by_category": {"car": "1 of 1", "mug": "1 of 1"}}
     }
-    assert [asset["evaluation"] for asset in found["assets"]] == [{"kind": kind} for kind in KINDS]
+    assert [asset["evaluation"] for asset in found["assets"]] == [{"category": category} for category in CATEGORIES]
     assert found["failures"] == found["confusions"] == []
     assert [len(asset["views"]) for asset in found["assets"]] == [VIEWS] * 2
     views = found["assets"][0]["views"]
-    logs = torch.tensor([[view["kinds"][k] for k in (*KINDS, NOTHING)] for view in views]).log().mean(0)
-    assert found["assets"][0]["probability"]["kind"] == pytest.approx(logs.softmax(0)[0].item(), abs=5e-3)
-    assert all(view["expected"] == view["kinds"]["mug"] for view in views)
+    logs = torch.tensor([[view["categories"][k] for k in (*CATEGORIES, NOTHING)] for view in views]).log().mean(0)
+    assert found["assets"][0]["probability"]["category"] == pytest.approx(logs.softmax(0)[0].item(), abs=5e-3)
+    assert all(view["expected"] == view["categories"]["mug"] for view in views)
     # Only the car has a front.
     assert ["two_faced" in asset for asset in found["assets"]] == [False, True]
     assert found["two_faced"]["normal"]["assets"] == 1
     assert found["classifier"]["held_out"]["whole"]["assets"] == 6
 
 
-def test_painted_assets_are_counted(tmp_path, studio, fixed_classifier):
-    # To this classifier all are red mugs: two kinds and one material are right, and one run has no mesh.
+def test_painted_assets_are_counted(tmp_path, renderer, fixed_classifier):
+    # To this classifier all are red mugs: two categories and one material are right, and one run has no mesh.
     for name, prompt in (("a", "a red mug"), ("b", "a blue mug"), ("c", "a car"), ("d", "a golden car")):
-        export(tmp_path / name, studio, "mug", "green", tell=False)
+        export(tmp_path / name, renderer, "mug", "green", tell=False)
         note(tmp_path / name, prompt, "appearance_modeling", step=500)
     (tmp_path / "d/dmtet_mesh/mesh.obj").unlink()
     out, sheet = tmp_path / "evaluation.json", tmp_path / "sheet.jpg"
@@ -433,19 +433,19 @@ def test_painted_assets_are_counted(tmp_path, studio, fixed_classifier):
     assert found["r_precision"] == {
         "shaded": {
             "assets": 4,
-            "kind": 0.5,
-            "by_kind": {"car": "0 of 2", "mug": "2 of 2"},
+            "category": 0.5,
+            "by_category": {"car": "0 of 2", "mug": "2 of 2"},
             "assets_with_material": 3,
             "material": pytest.approx(1 / 3, abs=1e-4),
         }
     }
-    assert [asset["kind_right"] for asset in found["assets"]] == [True, True, False, False]
+    assert [asset["category_right"] for asset in found["assets"]] == [True, True, False, False]
     assert [asset.get("material_right") for asset in found["assets"]] == [True, False, None, False]
     reasons = {failure["prompt"]: failure["reason"] for failure in found["failures"]}
     assert set(reasons) == {"a blue mug", "a car", "a golden car"}
-    assert reasons["a blue mug"] == "material looks like red" and reasons["a car"] == "kind looks like mug"
+    assert reasons["a blue mug"] == "material looks like red" and reasons["a car"] == "category looks like mug"
     assert "no mesh" in reasons["a golden car"] and "500" in reasons["a golden car"]
-    assert {"what": "kind", "expected": "car", "evaluation": "mug", "count": 1} in found["confusions"]
+    assert {"what": "category", "expected": "car", "evaluation": "mug", "count": 1} in found["confusions"]
     with Image.open(sheet) as picture:
         pixels = torch.from_numpy(np.array(picture.convert("RGB"))).float()
     cell = (picture.width - 8) // 3
@@ -459,13 +459,13 @@ def test_painted_assets_are_counted(tmp_path, studio, fixed_classifier):
     assert ((seen[..., 1] - seen[..., 0]) > 40).float().mean() > 0.1
 
 
-def test_noise_is_no_car(tmp_path, studio, classifier):
-    mesh = studio.mesh(make_negative(torch.Generator().manual_seed(NOISE)))
+def test_noise_is_no_car(tmp_path, renderer, classifier):
+    mesh = renderer.mesh(make_negative(torch.Generator().manual_seed(NOISE)))
     write_obj(tmp_path / "run/dmtet_mesh", mesh)
     loaded = load_classifier(classifier, CPU)
-    run = find_run(f"{tmp_path / 'run'}=a car", KINDS)
+    run = find_run(f"{tmp_path / 'run'}=a car", CATEGORIES)
     record = describe(Evaluator(loaded, DIM).evaluate_run(run), loaded)
-    assert record["evaluation"]["kind"] == NOTHING and record["kind_right"] is False
+    assert record["evaluation"]["category"] == NOTHING and record["category_right"] is False
 
 
 def test_a_broken_mesh_is_a_failure_with_its_reason(tmp_path, classifier):
@@ -473,7 +473,7 @@ def test_a_broken_mesh_is_a_failure_with_its_reason(tmp_path, classifier):
     mesh.parent.mkdir(parents=True)
     mesh.write_text("v 0 0 nan\n")
     loaded = load_classifier(classifier, CPU)
-    evaluation = Evaluator(loaded, DIM).evaluate_run(find_run(f"{tmp_path / 'run'}=a mug", KINDS))
+    evaluation = Evaluator(loaded, DIM).evaluate_run(find_run(f"{tmp_path / 'run'}=a mug", CATEGORIES))
     assert evaluation.prediction is None and "mesh.obj" in evaluation.failure
 
 
