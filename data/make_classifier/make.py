@@ -91,8 +91,8 @@ def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
             images,
             dataset.categories,
             StageSchedule(left, config.steps),
-            config.batch,
-            generator,
+            batch=config.batch,
+            generator=generator,
         )
         logger.info("%.0f s: %s trained, %d steps", time.monotonic() - begun, domain, steps[domain])
     record = {

@@ -33,6 +33,7 @@ def train_network(
     images: Images,
     categories: tuple[str, ...],
     schedule: StageSchedule,
+    *,
     batch: int,
     generator: torch.Generator,
 ) -> int:

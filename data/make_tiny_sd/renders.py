@@ -189,6 +189,7 @@ def write_shard(
     shards: int,
     device: str,
     seconds: float,
+    *,
     rasteriser: str = "auto",
 ) -> None:
     """Render instances shard, shard + shards, … of every category until all are done or the time is up.
@@ -220,6 +221,7 @@ def render_shards(
     device: torch.device,
     seconds: float,
     workers: int,
+    *,
     rasteriser: str = "auto",
     distributed: Distributed = SINGLE_PROCESS,
 ) -> None:
@@ -232,14 +234,15 @@ def render_shards(
     """
     if workers == 0:
         write_shard(
-            config, folder, distributed.rank, distributed.world_size, str(device), seconds, rasteriser
+            config, folder, distributed.rank, distributed.world_size, str(device), seconds, rasteriser=rasteriser
         )
         return
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(
             target=write_shard,
-            args=(config, folder, shard, workers * distributed.world_size, str(device), seconds, rasteriser),
+            args=(config, folder, shard, workers * distributed.world_size, str(device), seconds),
+            kwargs={"rasteriser": rasteriser},
         )
         for shard in range(distributed.rank * workers, (distributed.rank + 1) * workers)
     ]

@@ -71,6 +71,7 @@ def sample_grids(
     means: dict[str, Tensor],
     folder: Path,
     autocast: Callable,
+    *,
     seed: int = 0,
 ) -> None:
     """samples_<domain>.png, a row a category, columns as ENDINGS. networks: unet, text encoder, vae."""

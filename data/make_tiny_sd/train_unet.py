@@ -140,6 +140,7 @@ def step_errors(
     data: TrainingData,
     batch: int,
     abar: Float[Tensor, " T"],
+    *,
     generator: torch.Generator,
     autocast: Callable,
 ) -> Float[Tensor, " B"]:
@@ -161,6 +162,7 @@ def train_denoiser(
     denoiser: Denoiser,
     data: TrainingData,
     schedule: StageSchedule,
+    *,
     batch: int,
     generator: torch.Generator,
     autocast: Callable,
@@ -190,7 +192,9 @@ def train_denoiser(
         rate = cosine_learning_rate(denoiser.progress, LEARNING_RATE) * denoiser.rate_factor
         for group in denoiser.optimizer.param_groups:
             group["lr"] = rate
-        errors = step_errors(denoiser, unet, data, batch, abar, generator, autocast)
+        errors = step_errors(
+            denoiser, unet, data, batch, abar, generator=generator, autocast=autocast
+        )
         errors.mean().backward()
         distributed.average_gradients(denoiser.parameters())
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
