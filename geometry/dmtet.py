@@ -1,4 +1,4 @@
-"""DMTet: a signed-distance field on a tetrahedral grid whose zero surface is the mesh (Shen et al. 2021)."""
+"""DMTet (Shen et al. 2021): a signed distance field on a tetrahedral grid. Its zero level set is the mesh."""
 
 import math
 
@@ -38,15 +38,16 @@ class GeometryConfig:
 
 
 class EmptySurfaceError(ValueError):
-    """The field has no sign change left: there is nothing to render."""
+    """The field has no sign change, so the surface has no triangles."""
 
 
 class DMTet(nn.Module):
-    """The field over a fixed grid; `mesh()` extracts the surface, differentiable in all parameters.
+    """A signed distance field on a fixed tetrahedral grid.
 
-    A grid vertex moves by tanh(d) / resolution (world units, per axis), resolution being the grid's name.
-    The grid's wall counts as outside, so the surface is always closed.
-    Move the module to its device before the first mesh(): the vertices' encoding is prepared once a device.
+    `mesh()` extracts the surface and is differentiable in all parameters. A grid vertex moves by tanh(d) /
+    resolution along each axis (world units), where resolution is the nominal grid resolution (64, 128, 256).
+    Vertices on the boundary of the grid count as outside, so the surface is always closed. Move the module to
+    its device before the first mesh(), because the encoding of the vertices is computed once per device.
     """
 
     def __init__(self, config: GeometryConfig, generator: torch.Generator | None = None):
@@ -59,74 +60,82 @@ class DMTet(nn.Module):
         margin = 1e-4 * (high - low)
         on_wall = ((grid.v_pos <= low + margin) | (grid.v_pos >= high - margin)).any(-1)
         self.register_buffer("on_wall", on_wall, persistent=False)
-        # A fraction of a lattice cell, so that a cap at the wall lies within its outermost cells.
+        # Half a nominal cell, so that the cap at the boundary lies within the outermost cells.
         self.wall_distance = 0.5 * config.mesh_scale / config.dmtet_grid
         encoding = HashGrid(
             low,
             high,
-            levels=config.hash_n_levels,
-            log2_entries=config.hash_log2_hashmap_size,
-            finest=config.hash_max_resolution,
+            n_levels=config.hash_n_levels,
+            log2_hashmap_size=config.hash_log2_hashmap_size,
+            max_resolution=config.hash_max_resolution,
             generator=generator,
         )
         self.network = SdfNetwork(encoding, generator=generator)
         self.register_buffer("start", None, persistent=False)
         self.band = math.inf
-        # How far a vertex moves along each axis.
+        # Largest offset of a vertex along each axis, world units.
         self.reach = 1 / self.resolution
-        self._pinned: PrecomputedEncoding | None = None
+        self._encoding: PrecomputedEncoding | None = None
 
     def field(
         self, vertices: Int[Tensor, " N"] | None = None
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 3"]]:
-        """Signed distance (before the wall is closed) and moved position of all grid vertices, or of some."""
+        """Signed distance [N] (before the boundary is closed) and moved position [N,3] of the grid vertices.
+
+        vertices: indices of the vertices to evaluate, all if None.
+        """
         sdf, offset = self.network(self._points(), vertices)
         return sdf, _rows(self.v_pos, vertices) + offset.tanh() * self.reach
 
     def mesh(self) -> Mesh:
-        """The zero surface with smooth normals. Raises EmptySurfaceError where the field has one sign only.
+        """The zero level set with smooth normals.
 
-        The field's signs everywhere tell where the surface is. Its shape depends on the vertices next to it
-        alone, so only there is the field differentiated: the same gradient, with a tenth of the work.
+        The signs of the field at all vertices select the topology. The positions depend only on the vertices
+        of crossed edges, so the field is evaluated with gradients only there. The gradient is the same, at a
+        tenth of the cost.
+        Raises EmptySurfaceError if the field has one sign.
         """
         with torch.no_grad():
             everywhere = self._closed(self.network.distances(self._points()))
         vertices, ends, faces = compact_topology(everywhere < 0, self.tets, self.edges, self.tet_edges)
         if len(faces) == 0:
             raise EmptySurfaceError(
-                "the surface vanished: try a lower guidance_weight, a larger start shape or another seed"
+                "the surface is empty: try a lower guidance_weight, a larger start shape or another seed"
             )
         return make_mesh(self.crossings(everywhere, vertices, ends), faces)
 
     def crossings(
         self, everywhere: Float[Tensor, " V"], vertices: Int[Tensor, " U"], ends: Int[Tensor, "N 2"]
     ) -> Float[Tensor, "N 3"]:
-        """The surface's points on the edges between `ends`, which are places among the vertices next to it.
+        """Positions [N,3] of the surface vertices, one on each crossed edge.
 
-        everywhere: the meshed field at all vertices; the gradient is that of the field at those next to the
-        surface.
+        everywhere: the meshed field at all V grid vertices. vertices: indices of the U vertices of crossed
+        edges. ends: both ends of each crossed edge, as indices into `vertices`. The gradient flows to the
+        field at those U vertices.
         """
         if self.start is None and triton_available(self.v_pos, everywhere):
             from geometry.kernels import edge_crossings_triton
 
-            answers = self.network.answers(self._points(), vertices)
+            raw_output = self.network.raw_output(self._points(), vertices)
             fixed = everywhere, self.v_pos, self.on_wall
-            return edge_crossings_triton.crossings(answers, *fixed, vertices, ends, self.reach)
+            return edge_crossings_triton.crossings(raw_output, *fixed, vertices, ends, self.reach)
         sdf, v_pos = self.field(vertices)
         sdf = self._closed(sdf, vertices)
-        # The values that the signs came from: another batch may be rounded to another sign.
+        # Use the values that gave the signs: evaluated in another batch, a value can round to the other sign.
         sdf = _rows(everywhere, vertices) + (sdf - sdf.detach())
         return crossing_points(v_pos, sdf, ends)
 
     def _points(self) -> PrecomputedEncoding:
-        if self._pinned is None or self._pinned.device != self.v_pos.device:
-            self._pinned = self.network.encoding.pin(self.v_pos)
-        return self._pinned
+        if self._encoding is None or self._encoding.device != self.v_pos.device:
+            self._encoding = self.network.encoding.precompute(self.v_pos)
+        return self._encoding
 
     def _closed(
         self, sdf: Float[Tensor, " N"], vertices: Int[Tensor, " N"] | None = None
     ) -> Float[Tensor, " N"]:
-        """The field that is meshed: within the band of limit_to_band, and outside on the grid's wall."""
+        """The field that is meshed: limited to the band of limit_to_band, and positive on the boundary of the
+        grid.
+        """
         if self.start is not None:
             start = _rows(self.start, vertices)
             sdf = start + self.band * ((sdf - start) / self.band).tanh()
@@ -134,23 +143,24 @@ class DMTet(nn.Module):
         return sdf.masked_fill(open_wall, self.wall_distance)
 
     def limit_to_band(self, distances: Float[Tensor, " V"], band: float) -> None:
-        """Hold the surface within `band` (world units) of a shape, given by its distances at the vertices.
+        """Keep the surface within `band` (world units) of a shape with these signed distances at the grid
+        vertices.
 
-        Half of the band is for the level, s = d + band/2 · tanh((field − d) / (band/2)), and half for the
-        vertices' moves. Nothing changes where the field is the distance d, as after the fit; no field leaves
-        the band, and the gradient never quite ends.
+        Half of the band limits the field, s = d + band/2 · tanh((field − d) / (band/2)), and half limits the
+        vertex offsets. A field that equals d is unchanged, as it is after the fit. The surface cannot leave
+        the band, and the gradient is nonzero everywhere.
         """
         self.start, self.band = distances, max(band / 2, 1e-9)
         self.reach = min(self.reach, self.band / math.sqrt(3))
 
     def fit_loss(self, points: Float[Tensor, "N 3"], distances: Float[Tensor, " N"]) -> Float[Tensor, ""]:
-        """Mean squared error of the signed distance at points; the offsets get no gradient."""
+        """Mean squared error of the signed distance at the points. The vertex offsets get no gradient."""
         sdf, _ = self.network(points)
         return (sdf - distances).square().mean()
 
 
 def cell_size(config: GeometryConfig) -> float:
-    """Side of a cell of the lattice, world units."""
+    """Edge length of a lattice cell, world units."""
     return config.mesh_scale / cells_per_axis(config.dmtet_grid)
 
 

@@ -1,4 +1,4 @@
-"""The mesh that the appearance stage paints: read from a file, its place and size kept or put into view."""
+"""The fixed mesh of the appearance stage, loaded from a file and optionally normalised."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -14,17 +14,18 @@ from render.mesh_io.load import load_mesh
 
 logger = logging.getLogger(__name__)
 
-# How far from the origin a mesh reaches that is put into view; what the embedded prior has seen.
+# Largest distance from the origin after normalisation. The training objects of the embedded prior have it
+# too.
 REACH = 0.75
-# Beyond these a mesh leaves the pictures, or is a speck in them.
+# A mesh that reaches less far is too small in the images. One that reaches farther leaves them.
 REACHES_IN_VIEW = (0.25, 1.5)
 
 
 def load_fixed_mesh(path: str | Path) -> Mesh:
-    """A mesh file as it is, with smooth normals; faces that point inwards or against their neighbours turned.
+    """Load a mesh file with smooth normals and consistent orientation.
 
-    uv and uv_faces are set where every face has uv, otherwise None: the caller judges or unwraps them, and
-    computes the tangents.
+    Faces that point inwards or against their neighbours are flipped. uv and uv_faces are None unless every
+    face has texture coordinates. The caller checks or replaces them and computes the tangents.
     Raises FileNotFoundError or ValueError naming the file and its fault.
     """
     source = load_mesh(path)
@@ -33,7 +34,7 @@ def load_fixed_mesh(path: str | Path) -> Mesh:
     if turned.any():
         count, total = int(turned.sum()), len(faces)
         logger.warning(
-            "mesh file %s: %d of %d faces point inwards or against their neighbours; they are turned over",
+            "mesh file %s: %d of %d faces point inwards or against their neighbours; they are flipped",
             path,
             count,
             total,
@@ -45,7 +46,7 @@ def load_fixed_mesh(path: str | Path) -> Mesh:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a mesh was before it was put into view: its own positions are centre + size · (those in view)."""
+    """Maps file coordinates to normalised coordinates and back: file = centre + size · normalised."""
 
     centre: Float[Tensor, " 3"]
     size: float
@@ -58,9 +59,10 @@ class Placement:
 
 
 def placement(mesh: Mesh, normalise: bool) -> Placement:
-    """The move and scale that put the mesh's box around the origin, reaching REACH; none if not normalise.
+    """The Placement that centres the bounding box of a mesh on the origin and scales its reach to REACH.
 
-    Without it a mesh that the cameras do not see well is told in a warning.
+    It is the identity if normalise is False. In that case a mesh that is not well visible is logged as a
+    warning.
     """
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
     if normalise:
@@ -71,7 +73,7 @@ def placement(mesh: Mesh, normalise: bool) -> Placement:
     if not least < reach < most or ((low > 0) | (high < 0)).any():
         logger.warning(
             "base_mesh reaches %.3g from the origin, within %s to %s; the cameras look at the origin and see "
-            "about 1.2 around it: set normalise_mesh to paint it as if it stood there",
+            "about 1.2 around it: set normalise_mesh to centre and scale it",
             reach,
             [round(value, 3) for value in low.tolist()],
             [round(value, 3) for value in high.tolist()],

@@ -1,7 +1,8 @@
 """Marching tetrahedra on a fixed grid with precomputed unique edges.
 
-A surface vertex sits on each edge whose ends differ in sign, where the linear interpolation of s is zero;
-one or two triangles a tet join them. s < 0 is inside; faces are counter-clockwise from outside.
+A surface vertex lies on each edge whose ends differ in the sign of s, where the linear interpolation of s is
+zero. Each tet that the surface crosses gives one or two triangles. s < 0 is inside. Faces are
+counter-clockwise from outside.
 """
 
 from functools import cache
@@ -15,9 +16,11 @@ from render.kernels.available import triton_works
 
 
 def _triangle_table() -> list[list[int]]:
-    """For each of the 16 sign patterns (bit v: vertex v inside) two triangles as six edge slots, −1 unused.
+    """For each of the 16 sign patterns (bit v: vertex v is inside), two triangles as six edge slots, −1 if
+    unused.
 
-    Written for tets of positive volume: an edge slot's midpoint in the reference tet gives the orientation.
+    The table assumes tets of positive volume. The edge midpoints of a reference tet determine the
+    orientation.
     """
     corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     slot = {frozenset(edge): number for number, edge in enumerate(TET_EDGES)}
@@ -59,12 +62,12 @@ def compact_topology(
     edges: Int[Tensor, "E 2"],
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
-    """The vertices next to the surface (ascending), and its topology over these alone.
+    """The vertices of crossed edges in ascending order, and the surface topology in terms of these vertices.
 
-    The ends of each edge that the surface crosses are places among these vertices; the triangles are between
-    the crossings. All int64, and the same on every device.
+    Returns (vertices [U], ends [N,2] of each crossed edge as indices into vertices, faces [M,3] as indices of
+    crossed edges). All are int64 and identical on every device.
     """
-    # Where the encoding's kernels run, so do these.
+    # These kernels need the same Triton support as the encoding.
     if inside.device.type == "cuda" and triton_works(inside.device):
         from geometry.kernels import marching_tets_triton
 
@@ -83,9 +86,9 @@ def compact_topology_torch(
     used = torch.zeros(len(inside), dtype=torch.bool, device=ends.device)
     used[ends.reshape(-1)] = True
     vertices = used.nonzero()[:, 0]
-    place = torch.empty(len(inside), dtype=torch.int64, device=ends.device)
-    place[vertices] = torch.arange(len(vertices), device=ends.device)
-    return vertices, place[ends], faces
+    new_index = torch.empty(len(inside), dtype=torch.int64, device=ends.device)
+    new_index[vertices] = torch.arange(len(vertices), device=ends.device)
+    return vertices, new_index[ends], faces
 
 
 def surface_topology(
@@ -94,11 +97,11 @@ def surface_topology(
     edges: Int[Tensor, "E 2"],
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
-    """The ends of each edge that the surface crosses, and the triangles between these crossings."""
+    """The ends [N,2] of each crossed edge, and the faces [M,3] as indices of crossed edges."""
     crossing = (_corners_inside(inside, edges) == 1).nonzero()[:, 0]
     crossing_of_edge = torch.empty(len(edges), dtype=torch.int64, device=edges.device)
     crossing_of_edge[crossing] = torch.arange(len(crossing), device=edges.device)
-    # Of unsigned bytes: 0 − 1 is 255, so that this is 0 < count < 4.
+    # uint8 arithmetic: 0 − 1 is 255, so this means 0 < count < 4.
     active = (_corners_inside(inside, tets) - 1 < 3).nonzero()[:, 0]
     bits = inside[tets.index_select(0, active)].to(torch.uint8) << _corner_numbers(tets.device)
     slots = _triangles(tets.device).index_select(0, bits.sum(-1))  # [A, 2, 3]
@@ -108,20 +111,20 @@ def surface_topology(
 
 
 def _corners_inside(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -> UInt8[Tensor, " S"]:
-    """How many corners of each edge or tet are inside."""
+    """Number of corners of each edge or tet that are inside."""
     bits = inside.to(torch.uint8)
-    # index_select is four times faster here than indexing.
+    # index_select is four times faster than indexing here.
     return sum(bits.index_select(0, column) for column in simplices.unbind(-1))
 
 
 def crossing_points(
     v_pos: Float[Tensor, "V 3"], sdf: Float[Tensor, " V"], ends: Int[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """Where sdf is zero on edges whose ends differ in its sign; differentiable in v_pos and sdf."""
+    """The zeros of sdf on edges whose ends differ in sign. Differentiable in v_pos and sdf."""
     start, end = ends.unbind(-1)
-    # The gradient of index_select is summed by plain additions, that of indexing by a sort.
+    # The backward pass of index_select uses additions, that of indexing a sort.
     s_start, s_end = sdf.index_select(0, start), sdf.index_select(0, end)
-    # One of the two is negative and the other is not: the difference is never zero.
+    # The two values differ in sign, so the difference is never zero.
     fraction = (s_start / (s_start - s_end))[:, None]
     v_start, v_end = v_pos.index_select(0, start), v_pos.index_select(0, end)
     return v_start + fraction * (v_end - v_start)
@@ -134,9 +137,10 @@ def marching_tetrahedra(
     edges: Int[Tensor, "E 2"],
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Float[Tensor, "N 3"], Int[Tensor, "M 3"]]:
-    """The zero surface, differentiable with respect to v_pos and sdf; N = M = 0 where no sign changes.
+    """The zero level set: vertices [N,3] and faces [M,3]. Differentiable in v_pos and sdf.
 
-    The tets must have positive volume. The surface is closed wherever it does not meet the grid's boundary.
+    N = M = 0 if no sign changes. The tets must have positive volume. The surface is closed except at the
+    boundary of the grid.
     """
     ends, faces = surface_topology(sdf < 0, tets, edges, tet_edges)
     return crossing_points(v_pos, sdf, ends), faces

@@ -1,4 +1,4 @@
-"""Faces turned so that neighbours agree and closed surfaces face outwards, for meshes from anywhere."""
+"""Consistent orientation of the faces of any mesh: neighbours agree and closed surfaces face outwards."""
 
 import logging
 
@@ -13,31 +13,31 @@ logger = logging.getLogger(__name__)
 
 
 def flipped_faces(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Bool[Tensor, " F"]:
-    """The faces that must be turned for a surface that is oriented throughout and seen from outside.
+    """Mask of the faces to flip so that the mesh is consistently oriented and faces outwards.
 
-    Within a patch, joined by edges of two faces, all follow the way that most of its area has. A closed
-    patch that then encloses a negative volume is turned as a whole, unless it lies within another one: that
-    is the inside of a hollow body.
+    A patch is a set of faces connected by edges of two faces. Its faces take the orientation that has the
+    larger area. A closed patch with negative volume is then flipped, unless it lies inside another patch,
+    where it bounds a cavity.
     """
     import igl
 
     numbers = faces.cpu().numpy().astype(np.int64)
     agreed, patch = igl.bfs_orient(numbers)
-    turned = torch.from_numpy((_rotation_free(agreed) != _rotation_free(numbers)).any(-1))
+    flipped = torch.from_numpy((_canonical_rotation(agreed) != _canonical_rotation(numbers)).any(-1))
     patch = torch.from_numpy(patch.astype(np.int64).reshape(-1))
     v_pos, faces = v_pos.cpu().double(), faces.cpu().long()
     area = face_cross(v_pos, faces).norm(dim=-1)
     count = int(patch.max()) + 1
-    balance = torch.zeros(count, dtype=area.dtype).index_add(0, patch, torch.where(turned, -area, area))
-    turned ^= balance[patch] < 0
-    now = torch.where(turned[:, None], faces.flip(-1), faces)
+    balance = torch.zeros(count, dtype=area.dtype).index_add(0, patch, torch.where(flipped, -area, area))
+    flipped ^= balance[patch] < 0
+    now = torch.where(flipped[:, None], faces.flip(-1), faces)
     inverted = _inverted(v_pos, now, patch, count)
     hollows = _enclosed(v_pos, now, patch, inverted)
-    return turned ^ torch.isin(patch, inverted[~hollows])
+    return flipped ^ torch.isin(patch, inverted[~hollows])
 
 
-def _rotation_free(faces: np.ndarray) -> np.ndarray:
-    """Each face begun at its smallest vertex."""
+def _canonical_rotation(faces: np.ndarray) -> np.ndarray:
+    """Each face rotated to begin at its smallest vertex index."""
     start = faces.argmin(-1)[:, None]
     return np.take_along_axis(faces, (start + np.arange(3)) % 3, axis=-1)
 
@@ -45,20 +45,20 @@ def _rotation_free(faces: np.ndarray) -> np.ndarray:
 def _inverted(
     v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], patch: Int[Tensor, " F"], count: int
 ) -> Int[Tensor, " N"]:
-    """The closed patches that enclose a negative volume."""
+    """Indices of the closed patches that enclose a negative volume."""
     start, end = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
     low, high, owner = torch.minimum(start, end), torch.maximum(start, end), patch.repeat_interleave(3)
-    # Patches may share an edge. Numbered in two turns, since one number for all three would overflow.
+    # Patches may share an edge. Two calls of unique, because one key of all three numbers would overflow.
     _, edge = (low * len(v_pos) + high).unique(return_inverse=True)
     edges, number = (edge * count + owner).unique(return_inverse=True)
-    # Each directed edge of a closed surface occurs as often as its reverse.
+    # In a closed surface each directed edge occurs as often as its reverse.
     surplus = torch.zeros(len(edges), dtype=torch.long).index_add(0, number, (end - start).sign())
     open_edges = torch.zeros(count, dtype=torch.long).index_add(0, edges % count, surplus.abs())
     a, b, c = v_pos[faces].unbind(1)
     volume = torch.zeros(count, dtype=v_pos.dtype).index_add(
         0, patch, (a * torch.linalg.cross(b, c, dim=-1)).sum(-1)
     )
-    # Fewer than four faces close nothing.
+    # A closed surface has at least four faces.
     return ((open_edges == 0) & (volume < 0) & (patch.bincount(minlength=count) >= 4)).nonzero()[:, 0]
 
 
@@ -68,10 +68,10 @@ def _enclosed(
     patch: Int[Tensor, " F"],
     closed: Int[Tensor, " N"],
 ) -> Bool[Tensor, " N"]:
-    """Which of these closed patches lie inside what the rest of the surface encloses.
+    """Which of these closed patches lie inside the rest of the surface.
 
-    Asked for all at once, by the winding number just beyond each one's outermost vertex along x: there the
-    patch itself does not count.
+    Evaluates the winding number just outside the outermost vertex of each patch along x, where the patch
+    itself contributes zero.
     """
     import igl
 
@@ -80,8 +80,8 @@ def _enclosed(
     x = v_pos[faces, 0].amax(1)
     farthest = x.new_full((int(patch.max()) + 1,), -torch.inf).scatter_reduce(0, patch, x, "amax")
     outermost = torch.zeros(len(farthest), dtype=torch.long)
-    at_the_end = (x == farthest[patch]).nonzero()[:, 0]
-    outermost[patch[at_the_end]] = at_the_end
+    extremal_faces = (x == farthest[patch]).nonzero()[:, 0]
+    outermost[patch[extremal_faces]] = extremal_faces
     corner = v_pos[faces[outermost[closed]]]
     points = corner[torch.arange(len(closed)), corner[:, :, 0].argmax(1)]
     points[:, 0] += 1e-6 * float((v_pos.amax(0) - v_pos.amin(0)).max())
@@ -90,7 +90,7 @@ def _enclosed(
 
 
 def signed_volume(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> float:
-    """Volume enclosed by a closed mesh, negative where its faces point inwards."""
+    """Volume enclosed by a closed mesh. It is negative if the faces point inwards."""
     corners = v_pos.double()[faces]
     corners = corners - corners.mean((0, 1))
     a, b, c = corners.unbind(1)

@@ -1,4 +1,4 @@
-"""The implicit field: hash encoding and a small MLP that gives signed distance and vertex offset."""
+"""The SDF network: hash encoding and a small MLP that gives signed distance and vertex offset."""
 
 import torch
 from jaxtyping import Float, Int
@@ -9,9 +9,9 @@ from render.kernels.available import triton_works
 
 
 class SdfNetwork(nn.Module):
-    """Signed distance s and raw offset d over points: encoding, two hidden layers of 32, ReLU, no biases.
+    """Signed distance s and raw offset d at points: hash encoding, two hidden layers of 32, ReLU, no biases.
 
-    Weights start Kaiming-uniform, so s and d start near 0 (the encoding does). Both are unbounded.
+    Weights start Kaiming-uniform. The encoding starts near 0, so s and d do too. Both are unbounded.
     """
 
     def __init__(self, encoding: HashGrid, hidden: int = 32, generator: torch.Generator | None = None):
@@ -27,22 +27,25 @@ class SdfNetwork(nn.Module):
     def forward(
         self, points: Float[Tensor, "N 3"] | PrecomputedEncoding, rows: Int[Tensor, " R"] | None = None
     ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R 3"]]:
-        """(s, d) at world points, or at points that `self.encoding.pin` prepared: all, or those in rows."""
-        out = self.answers(points, rows)
+        """(s [R], d [R,3]) at world points, or at the points of a PrecomputedEncoding of self.encoding.
+
+        rows: indices of the points to evaluate, all if None. It needs a PrecomputedEncoding.
+        """
+        out = self.raw_output(points, rows)
         return out[:, 0], out[:, 1:]
 
-    def answers(
+    def raw_output(
         self, points: Float[Tensor, "N 3"] | PrecomputedEncoding, rows: Int[Tensor, " R"] | None = None
     ) -> Float[Tensor, "R 4"]:
-        """s and d of a point in one row."""
+        """[R,4] with s in column 0 and d in columns 1 to 3."""
         encoded = points(rows) if isinstance(points, PrecomputedEncoding) else self.encoding(points)
         return self.mlp(encoded)
 
     @torch.no_grad()
     def distances(self, points: PrecomputedEncoding) -> Float[Tensor, " N"]:
-        """s at all pinned points, without a gradient; on CUDA in fewer passes and rounded differently."""
+        """s at all precomputed points without gradient. On CUDA one kernel computes it, with other rounding."""
         encoded = points()
-        # Where the encoding's kernels run, so does this one.
+        # This kernel needs the same Triton support as the encoding.
         if encoded.device.type == "cuda" and triton_works(encoded.device):
             from geometry.kernels import sdf_network_triton
 

@@ -1,9 +1,9 @@
-"""The shape that the geometry starts from, and the points at which the field is fitted to it.
+"""The start shape of the geometry, and the points at which the field is fitted to it.
 
-Every shape is a triangle mesh, finely tessellated where it is curved and then scaled, turned and moved, so
-that its signed distance is true after an anisotropic scale too: the distance to the nearest triangle,
-negative where the winding number is above 0.5 (Barill et al. 2018), which also holds for open meshes; the
-faces of a mesh file are turned to agree with each other first.
+Every shape is a triangle mesh that is finely tessellated where it is curved, then scaled, rotated and moved.
+Its signed distance is therefore exact after an anisotropic scale too. The magnitude is the distance to the
+nearest triangle. The sign is negative where the winding number is above 0.5 (Barill et al. 2018), which also
+works for open meshes. The faces of a mesh file are oriented consistently first.
 """
 
 import math
@@ -50,13 +50,15 @@ class StartShapeConfig:
 
 @record(frozen=True)
 class StartShape:
-    """A shape as triangles in world space (CPU, float64)."""
+    """A closed triangle mesh in world space (CPU, float64)."""
 
     v_pos: Float[Tensor, "V 3"]
     faces: Int[Tensor, "F 3"]
 
     def signed_distance(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
-        """True signed distance, negative inside, in world units; float32 on the points' device."""
+        """Exact signed distance to the mesh in world units, negative inside. float32 on the device of the
+        points.
+        """
         import igl
 
         queries = points.detach().cpu().double().contiguous().numpy()
@@ -69,22 +71,23 @@ class StartShape:
         return torch.where(winding > 0.5, -distance, distance).float().to(points.device)
 
     def sample_surface(self, count: int, generator: torch.Generator) -> Float[Tensor, "N 3"]:
-        """Points uniform by area, float32 on the CPU; the generator must be a CPU one."""
+        """Points distributed uniformly by area, float32 on the CPU. The generator must be a CPU generator."""
         area = face_cross(self.v_pos, self.faces).norm(dim=-1)
         edges = area.cumsum(0)
         draw = torch.rand(count, generator=generator, dtype=torch.float64) * edges[-1]
         face = torch.searchsorted(edges, draw).clamp_max(len(edges) - 1)
         u, v = torch.rand(2, count, 1, generator=generator, dtype=torch.float64)
-        # Folding the far half of the parallelogram back onto the triangle keeps the density even.
+        # Points beyond the diagonal of the parallelogram are reflected into the triangle, so the density
+        # stays uniform.
         u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
         a, b, c = (self.v_pos[self.faces[face, corner]] for corner in range(3))
         return (a + u * (b - a) + v * (c - a)).float()
 
 
 def build_start_shape(config: StartShapeConfig) -> StartShape:
-    """The configured shape: scaled per axis, rotated about x, then moved along y and z.
+    """The configured shape: scaled per axis, rotated about x, then translated along y and z.
 
-    Raises FileNotFoundError or ValueError where base_mesh cannot be read.
+    Raises FileNotFoundError or ValueError if base_mesh cannot be read.
     """
     if config.sdf_init_shape == "ellipsoid":
         v_pos, faces = _sphere()
@@ -99,27 +102,28 @@ def build_start_shape(config: StartShapeConfig) -> StartShape:
 
 
 def _unit_mesh(path: str | Path) -> tuple[Tensor, Tensor]:
-    """A mesh file centred on its vertex mean and divided by its largest vertex distance."""
+    """A mesh file, centred on the mean of its vertices and scaled to a largest vertex distance of 1."""
     mesh = load_mesh(path)
     v_pos = mesh.v_pos.double()
     v_pos = v_pos - v_pos.mean(0)
     v_pos = v_pos / v_pos.norm(dim=-1).max()
-    turned = flipped_faces(v_pos, mesh.faces)
-    faces = torch.where(turned[:, None], mesh.faces.flip(-1), mesh.faces).long()
-    # An open mesh that is inside out as a whole would have winding −1 within.
+    flipped = flipped_faces(v_pos, mesh.faces)
+    faces = torch.where(flipped[:, None], mesh.faces.flip(-1), mesh.faces).long()
+    # An open mesh with inward faces would have winding number −1 inside.
     return v_pos, faces.flip(-1).contiguous() if signed_volume(v_pos, faces) < 0 else faces.contiguous()
 
 
 def _sphere(rings: int = 128, segments: int = 256) -> tuple[Tensor, Tensor]:
-    """Unit sphere; the facets lie at most 1e−4 inside it."""
+    """Unit sphere. The facets lie at most 1e−4 inside it."""
     angle = torch.linspace(-math.pi / 2, math.pi / 2, rings + 1, dtype=torch.float64)
     return _revolve(angle.cos()[1:-1], angle.sin()[1:-1], poles=(-1.0, 1.0), segments=segments)
 
 
 def _cylinder(radius: float, height: float, segments: int = 256) -> tuple[Tensor, Tensor]:
-    """Closed cylinder along z around the origin; the facets lie at most 8e−5 · radius inside it."""
+    """Closed cylinder along z, centred on the origin. The facets lie at most 8e−5 · radius inside it."""
     half = height / 2
-    # Rings on caps and side: long thin triangles would overlap in the search tree and slow it down.
+    # Caps and side are divided into rings, because long thin triangles overlap in the search tree and slow it
+    # down.
     out = torch.linspace(0, radius, 17, dtype=torch.float64)[1:]
     up = torch.linspace(-half, half, 21, dtype=torch.float64)[1:-1]
     ring_radius = torch.cat([out, torch.full_like(up, radius), out.flip(0)])
@@ -130,30 +134,37 @@ def _cylinder(radius: float, height: float, segments: int = 256) -> tuple[Tensor
 def _revolve(
     radius: Float[Tensor, " R"], z: Float[Tensor, " R"], poles: tuple[float, float], segments: int
 ) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
-    """Surface of revolution about z, its profile given from the lower pole up; outward faces."""
+    """Surface of revolution about z with outward faces. The profile is given from the lower pole to the upper
+    one.
+    """
     rings = len(radius)
-    turn = torch.arange(segments, dtype=torch.float64) * (2 * math.pi / segments)
-    ring = torch.stack([turn.cos(), turn.sin()], -1)
+    angle = torch.arange(segments, dtype=torch.float64) * (2 * math.pi / segments)
+    ring = torch.stack([angle.cos(), angle.sin()], -1)
     side = torch.cat([radius[:, None, None] * ring, z[:, None, None].expand(-1, segments, 1)], -1)
     ends = torch.tensor([[0, 0, pole] for pole in poles], dtype=torch.float64)
     v_pos = torch.cat([side.reshape(-1, 3), ends])
-    here = torch.arange(segments)
-    ahead = (here + 1) % segments
+    segment = torch.arange(segments)
+    next_segment = (segment + 1) % segments
     first = torch.arange(rings - 1)[:, None] * segments
-    a, b, c, d = first + here, first + ahead, first + segments + ahead, first + segments + here
+    a, b, c, d = (
+        first + segment,
+        first + next_segment,
+        first + segments + next_segment,
+        first + segments + segment,
+    )
     quads = torch.cat([torch.stack([a, b, c], -1), torch.stack([a, c, d], -1)]).reshape(-1, 3)
     south, north = rings * segments, rings * segments + 1
     last = (rings - 1) * segments
-    bottom = torch.stack([ahead, here, torch.full_like(here, south)], -1)
-    top = torch.stack([last + here, last + ahead, torch.full_like(here, north)], -1)
+    bottom = torch.stack([next_segment, segment, torch.full_like(segment, south)], -1)
+    top = torch.stack([last + segment, last + next_segment, torch.full_like(segment, north)], -1)
     return v_pos, torch.cat([quads, bottom, top])
 
 
 @record(frozen=True)
 class FitPool:
-    """Points with exact signed distances, made once, that every fit batch is drawn from.
+    """Points with exact signed distances, computed once. Every batch of the fit is drawn from them.
 
-    points: S on the surface, the same S moved a little, then U spread over the box; distances alike.
+    The first surface_count points lie on the surface, as many again lie near it, and the rest lie in the box.
     """
 
     points: Float[Tensor, "P 3"]
@@ -163,11 +174,13 @@ class FitPool:
     def draw(
         self, generator: torch.Generator, surface: int = 5000, box: int = 3000
     ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, " N"]]:
-        """`surface` surface points, the same moved, `box` box points: a function of the generator."""
+        """A batch of `surface` points on the surface, as many near it, and `box` points of the box."""
         on = torch.randint(self.surface_count, (surface,), generator=generator, device=generator.device)
         box_start = 2 * self.surface_count
-        far = torch.randint(box_start, len(self.points), (box,), generator=generator, device=generator.device)
-        index = torch.cat([on, on + self.surface_count, far]).to(self.points.device)
+        in_box = torch.randint(
+            box_start, len(self.points), (box,), generator=generator, device=generator.device
+        )
+        index = torch.cat([on, on + self.surface_count, in_box]).to(self.points.device)
         return self.points[index], self.distances[index]
 
     def to(self, device: torch.device | str) -> "FitPool":
@@ -182,12 +195,14 @@ def make_fit_pool(
     box_limit: int = 300_000,
     noise: float = 0.05,
 ) -> FitPool:
-    """A pool on the CPU: `surface` surface points, the same moved by N(0, noise), and points of the box.
+    """A pool on the CPU: `surface` points on the surface, the same points plus noise N(0, noise²), and box
+    points.
 
-    box_points: the grid's vertices, spread evenly over the box; beyond box_limit a random part of them. The
-    field is only ever asked at those: fitted at as many other points instead, it is 60 times as wrong,
-    since the fine levels of the encoding do not reach from point to point. The generator must be a CPU one.
-    Raises ValueError where no point is inside: the shape lies outside the box or encloses nothing.
+    box_points: the grid vertices, which fill the box evenly. At most box_limit of them are used, drawn at
+    random. The field is only evaluated at grid vertices. A fit at other points has 60 times the error there,
+    because the fine levels of the encoding do not interpolate between points. The generator must be a CPU
+    generator.
+    Raises ValueError if no point is inside, i.e. the shape lies outside the box or encloses no volume.
     """
     box = box_points.detach().cpu()
     if len(box) > box_limit:

@@ -1,8 +1,8 @@
-"""Tetrahedral grids that fill a cube: a body-centred cubic lattice made here, or a user's `.npz`.
+"""Tetrahedral grids that fill a cube: a generated body-centred cubic lattice, or a user's `.npz` file.
 
-Lattice: n³ cells; the vertices are the (n+1)³ cell corners and the n³ cell centres. Each inner face between
-two cells gives four tets (both centres and one of the face's edges), each face on the cube's wall two (the
-centre and half of the face): 12 n³ tets, all of volume (size / n)³ / 12.
+The lattice has n³ cells. Its vertices are the (n+1)³ cell corners and the n³ cell centres. Each inner face
+between two cells gives four tets (both centres and one edge of the face). Each face on the boundary of the
+cube gives two (the centre and half of the face). All 12 n³ tets have the volume (size / n)³ / 12.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from render.read_errors import FileError, reading
 
-# Vertex pairs of a tet's six edges, in the order of `tet_edges`.
+# Vertex pairs of the six edges of a tet, in the order of `tet_edges`.
 TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 # Deflate shortens to a thousandth at most.
 MOST_COMPRESSED = 1100
@@ -25,9 +25,9 @@ MOST_COMPRESSED = 1100
 
 @dataclass(frozen=True)
 class TetGrid:
-    """V vertices, T tets of positive volume and E unique edges; tet_edges follows TET_EDGES.
+    """V vertices, T tets of positive volume and E unique edges. tet_edges follows the order of TET_EDGES.
 
-    resolution is the name that the published grids go by (64, 128, 256), which scales the vertex offsets.
+    resolution is the nominal resolution of published grids (64, 128, 256). It scales the vertex offsets.
     """
 
     v_pos: Float[Tensor, "V 3"]
@@ -38,14 +38,14 @@ class TetGrid:
 
 
 def cells_per_axis(resolution: int) -> int:
-    """Cells for about the vertex count of the published grid of that name: 26, 51, 102 for 64, 128, 256."""
+    """Cells per axis that give about the vertex count of the published grid: 26, 51, 102 for 64, 128, 256."""
     return max(2, round(resolution * 0.4))
 
 
 def make_tet_grid(resolution: int, scale: float) -> TetGrid:
-    """The lattice of about this resolution, filling [−0.5, 0.5]³ · scale. CPU tensors, int32 indices."""
+    """The lattice for a nominal resolution, filling [−0.5, 0.5]³ · scale. CPU tensors with int32 indices."""
     n = cells_per_axis(resolution)
-    # Doubled lattice coordinates 0 … 2n: corners are even, centres odd.
+    # Lattice coordinates times two, 0 … 2n: corners are even, centres odd.
     corners = _lattice(np.arange(0, 2 * n + 1, 2))
     centres = _lattice(np.arange(1, 2 * n, 2))
     doubled = np.concatenate([corners, centres])
@@ -62,17 +62,19 @@ def make_tet_grid(resolution: int, scale: float) -> TetGrid:
 
 
 def _lattice(ticks: np.ndarray) -> np.ndarray:
-    """All points of a cubic lattice: [len(ticks)³, 3] int32.
+    """All points of a cubic lattice, [len(ticks)³, 3] int32.
 
-    x fastest: neighbours along x have neighbouring rows in the tables of the hash encoding.
+    x varies fastest, so neighbours along x have neighbouring rows in the tables of the hash encoding.
     """
     z, y, x = np.meshgrid(ticks, ticks, ticks, indexing="ij")
     return np.stack([x, y, z], -1).reshape(-1, 3).astype(np.int32)
 
 
 def _axis_tets(n: int, axis: int) -> np.ndarray:
-    """The tets across all faces that are perpendicular to `axis`: [4 n³, 4] int32."""
-    corner_step = np.roll([1, n + 1, (n + 1) ** 2], -axis)  # along axis and the next two, cyclically
+    """The tets across all faces perpendicular to `axis`, [4 n³, 4] int32."""
+    corner_step = np.roll(
+        [1, n + 1, (n + 1) ** 2], -axis
+    )  # strides along axis and the next two axes, cyclically
     centre_step = np.roll([1, n, n * n], -axis)
     i, j, k = (part.reshape(-1).astype(np.int32) for part in np.indices((n + 1, n, n)))
     base = (i * corner_step[0] + j * corner_step[1] + k * corner_step[2]).astype(np.int32)
@@ -90,12 +92,12 @@ def _axis_tets(n: int, axis: int) -> np.ndarray:
 
 
 def _ring(step: np.ndarray) -> tuple[int, int, int, int]:
-    """Corner offsets around a face, counter-clockwise seen from the positive side of its axis."""
+    """Index offsets of the corners of a face, counter-clockwise seen from the positive side of its axis."""
     return 0, int(step[1]), int(step[1] + step[2]), int(step[2])
 
 
 def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unique edges by counting instead of sorting: no two edges of the lattice share a midpoint."""
+    """Unique edges of the lattice without sorting: each edge has a unique midpoint, which serves as its key."""
     size = 4 * n + 1  # the sum of two doubled coordinates is 0 … 4n
     key = doubled[:, 0] + doubled[:, 1] * np.int32(size) + doubled[:, 2] * np.int32(size * size)
     number = np.full(size**3, -1, dtype=np.int32)
@@ -113,7 +115,9 @@ def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.nd
 
 
 def edge_table(tets: Int[Tensor, "T 4"]) -> tuple[Int[Tensor, "E 2"], Int[Tensor, "T 6"]]:
-    """Unique edges (lower vertex first) of any tets, and each tet's edge ids in the order of TET_EDGES."""
+    """Unique edges (smaller vertex first) of any tets, and the edge indices of each tet in the order of
+    TET_EDGES.
+    """
     pairs = tets.long()[:, torch.tensor(TET_EDGES, device=tets.device)]  # [T, 6, 2]
     low, high = pairs.amin(-1), pairs.amax(-1)
     count = int(tets.max()) + 1
@@ -129,9 +133,10 @@ def tet_volumes(v_pos: Float[Tensor, "V 3"], tets: Int[Tensor, "T 4"]) -> Float[
 
 
 def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
-    """A grid from an `.npz` with `vertices` [V,3] (filling [−0.5, 0.5]³) and `indices` [T,4].
+    """A grid from an `.npz` file with `vertices` [V,3] (filling [−0.5, 0.5]³) and `indices` [T,4].
 
-    Tets of negative volume are turned. Raises FileNotFoundError, or ValueError naming the file and its fault.
+    Tets of negative volume are reoriented. Raises FileNotFoundError, or ValueError naming the file and its
+    fault.
     """
     path = Path(path)
     if not path.is_file():
@@ -141,7 +146,7 @@ def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
             vertices, indices = _read_array(archive, "vertices"), _read_array(archive, "indices")
         if fault := _grid_fault(vertices, indices):
             raise FileError(fault)
-    # Row by row in memory, as kernels read it, whatever the order in the file.
+    # Kernels read the array in C order, and the file may use another order.
     v_pos = torch.from_numpy(vertices.astype(np.float32, order="C")) * scale
     tets = torch.from_numpy(indices.astype(np.int32))
     negative = tet_volumes(v_pos, tets) < 0

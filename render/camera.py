@@ -76,6 +76,7 @@ def look_at_origin(
     elevation: Float[Tensor, " B"],
     fovy: Float[Tensor, " B"],
     resolution: tuple[int, int],
+    *,
     shift: Float[Tensor, "B 2"] | None = None,
     normal_rotation: Float[Tensor, "B 3 3"] | None = None,
     view_index: Int[Tensor, " B"] | None = None,

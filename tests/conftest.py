@@ -30,7 +30,6 @@ CHECKED = [
     "render.texturing.decimate",
     "render.image_io.hdr",
     "render.image_io.image",
-    "render.texturing.pack",
     "render.texturing.projection",
     "render.texturing.transfer",
     "render.texturing.unwrap",

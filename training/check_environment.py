@@ -231,7 +231,7 @@ def check_rasterisers() -> Iterator[Row]:
                 name, "the slower reference"
             )
             found = f"{_one_line(error)}; without it {other} draws on {device}"
-            yield Row("rasterisers", name, NOTE, found, select.REMEDY[name])
+            yield Row("rasterisers", name, NOTE, found, select.REQUIREMENTS[name])
 
 
 def check_weights() -> Iterator[Row]:

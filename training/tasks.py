@@ -24,8 +24,8 @@ from render.shade.light import EnvironmentLight, load_environment
 from render.shade.material import MaterialField
 from render.texturing.bake import bake
 from render.texturing.decimate import decimate
-from render.texturing.small_components import without_small_components
-from render.texturing.transfer import PAINTED_RES, for_export
+from render.texturing.small_components import remove_small_components
+from render.texturing.transfer import PAINTING_RES, prepare_export
 from render.texturing.uv import prepare_uv, unwrap
 from sd.schedule import FIT_STEPS, Schedule, appearance_schedule, geometry_schedule
 from training.distributed import SINGLE_PROCESS, Distributed
@@ -94,7 +94,7 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
 
     def export() -> None:
         settings = config.export
-        mesh = without_small_components(surface.mesh().detach(), settings.min_component_area)
+        mesh = remove_small_components(surface.mesh().detach(), settings.min_component_area)
         if settings.export_faces:
             mesh = decimate(mesh, settings.export_faces)
         mesh = unwrap(mesh, settings.unwrap, settings.texture_res, settings.uv_padding_block)
@@ -132,7 +132,7 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
         own = load_fixed_mesh(config.run.base_mesh).to(device)
     place = placement(own, config.run.normalise_mesh)
     own = place.into_view(own)
-    mesh = prepare_uv(own, replace(config.export, texture_res=PAINTED_RES), rasteriser)
+    mesh = prepare_uv(own, replace(config.export, texture_res=PAINTING_RES), rasteriser)
     # A flat mesh still needs a box with a volume.
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
     margin = 0.01 * (high - low).max()
@@ -163,7 +163,7 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
         return {**channels, "normal": values.normal} if material.bumpy else channels
 
     def export() -> None:
-        target, painting = for_export(mesh, field, config.export, own_uv=mesh.uv is own.uv)
+        target, painting = prepare_export(mesh, field, config.export, own_uv=mesh.uv is own.uv)
         textures = bake(target, painting, config.export.texture_res, rasteriser)
         target = place.back(target)
         with staged_folder(config.run.mesh_path.parent) as folder:

@@ -1,7 +1,7 @@
-"""From the network's answers at the vertices next to the surface to the surface's points, on CUDA: what
-`DMTet.crossings` does in some twenty operations each way, in one kernel there and one back.
+"""Fused CUDA kernels for `DMTet.crossings`: network output to surface vertices.
 
-Edges add to the gradients of their ends atomically, so last bits differ from run to run, as index_add_'s do.
+One kernel for each direction replaces about twenty operations. The gradients of edge ends are summed by
+atomic additions, so their last bits vary between runs, as with index_add_.
 """
 
 import torch
@@ -15,63 +15,71 @@ from render.kernels.vec3_triton import BLOCK, OPTIONS, dot, load_triple, minus, 
 
 
 @triton.jit
-def _places(ends, edge, there):
-    """Both ends of an edge, as places among the vertices next to the surface."""
-    return tl.load(ends + 2 * edge, mask=there, other=0), tl.load(ends + 2 * edge + 1, mask=there, other=0)
+def _edge_ends(ends, edge, mask):
+    """Both ends of an edge, as indices into the vertices of crossed edges."""
+    return tl.load(ends + 2 * edge, mask=mask, other=0), tl.load(ends + 2 * edge + 1, mask=mask, other=0)
 
 
 @triton.jit
-def _end(raw, level, v_pos, vertices, place, reach, there):
-    """A vertex next to the surface: its number, its level, where it has moved to, and tanh of how far."""
-    vertex = tl.load(vertices + place, mask=there, other=0)
-    # tanh by what every backend has; a move of 1e-7 of `reach` is nothing.
-    x, y, z = load_triple(raw + 4 * place + 1, there)
-    bend = 2 * tl.sigmoid(2 * x) - 1, 2 * tl.sigmoid(2 * y) - 1, 2 * tl.sigmoid(2 * z) - 1
-    position = plus(load_triple(v_pos + 3 * vertex, there), times(bend, reach))
-    return vertex, tl.load(level + vertex, mask=there, other=0.0), position, bend
+def _end(raw, level, v_pos, vertices, place, reach, mask):
+    """Of one end of an edge: vertex index, field value, moved position and tanh of the raw offset."""
+    vertex = tl.load(vertices + place, mask=mask, other=0)
+    # tanh is computed from sigmoid, which every backend has. The error is below 1e-7 of `reach`.
+    x, y, z = load_triple(raw + 4 * place + 1, mask)
+    tanh_offset = 2 * tl.sigmoid(2 * x) - 1, 2 * tl.sigmoid(2 * y) - 1, 2 * tl.sigmoid(2 * z) - 1
+    position = plus(load_triple(v_pos + 3 * vertex, mask), times(tanh_offset, reach))
+    return vertex, tl.load(level + vertex, mask=mask, other=0.0), position, tanh_offset
 
 
 @triton.jit(do_not_specialize=["count"])
 def _cross(raw, level, v_pos, vertices, ends, points, reach, count, BLOCK: tl.constexpr):
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = edge < count
-    start, end = _places(ends, edge, there)
-    _, s, p, _ = _end(raw, level, v_pos, vertices, start, reach, there)
-    _, t, q, _ = _end(raw, level, v_pos, vertices, end, reach, there)
-    # One of the two is negative and the other is not: the difference is never zero.
-    fraction = s / tl.where(there, s - t, 1.0)
-    store_triple(points + 3 * edge, plus(p, times(minus(q, p), fraction)), there)
+    mask = edge < count
+    start, end = _edge_ends(ends, edge, mask)
+    _, s, p, _ = _end(raw, level, v_pos, vertices, start, reach, mask)
+    _, t, q, _ = _end(raw, level, v_pos, vertices, end, reach, mask)
+    # The two values differ in sign, so the difference is never zero.
+    fraction = s / tl.where(mask, s - t, 1.0)
+    store_triple(points + 3 * edge, plus(p, times(minus(q, p), fraction)), mask)
 
 
 @triton.jit
-def _push(grad, raw, on_wall, vertex, place, slope, push, bend, reach, there):
-    """Adds to a vertex's row of grad [U,4]; the level of one that the wall holds outside does not move."""
-    walled = tl.load(on_wall + vertex, mask=there, other=0) != 0
-    held = walled & (tl.load(raw + 4 * place, mask=there, other=0.0) < 0)
+def _add_gradient(grad, raw, on_wall, vertex, place, grad_level, grad_point, tanh_offset, reach, mask):
+    """Add to a vertex's row of grad [U,4]. The field of a vertex that is clamped at the boundary gets no
+    gradient.
+    """
+    walled = tl.load(on_wall + vertex, mask=mask, other=0) != 0
+    clamped = walled & (tl.load(raw + 4 * place, mask=mask, other=0.0) < 0)
     row = grad + 4 * place
-    tl.atomic_add(row, slope, mask=there & ~held, sem="relaxed")
-    tl.atomic_add(row + 1, push[0] * reach * (1 - bend[0] * bend[0]), mask=there, sem="relaxed")
-    tl.atomic_add(row + 2, push[1] * reach * (1 - bend[1] * bend[1]), mask=there, sem="relaxed")
-    tl.atomic_add(row + 3, push[2] * reach * (1 - bend[2] * bend[2]), mask=there, sem="relaxed")
+    tl.atomic_add(row, grad_level, mask=mask & ~clamped, sem="relaxed")
+    tl.atomic_add(
+        row + 1, grad_point[0] * reach * (1 - tanh_offset[0] * tanh_offset[0]), mask=mask, sem="relaxed"
+    )
+    tl.atomic_add(
+        row + 2, grad_point[1] * reach * (1 - tanh_offset[1] * tanh_offset[1]), mask=mask, sem="relaxed"
+    )
+    tl.atomic_add(
+        row + 3, grad_point[2] * reach * (1 - tanh_offset[2] * tanh_offset[2]), mask=mask, sem="relaxed"
+    )
 
 
 @triton.jit(do_not_specialize=["count"])
 def _cross_backward(
-    raw, level, v_pos, on_wall, vertices, ends, pull, grad, reach, count, BLOCK: tl.constexpr
+    raw, level, v_pos, on_wall, vertices, ends, grad_output, grad, reach, count, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Of p + f (q − p) with f = s / (s − t): ∂f/∂s = −t / (s − t)², ∂f/∂t = s / (s − t)²."""
+    """Gradient of p + f (q − p) with f = s / (s − t): ∂f/∂s = −t / (s − t)², ∂f/∂t = s / (s − t)²."""
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = edge < count
-    start, end = _places(ends, edge, there)
-    vertex, s, p, bend = _end(raw, level, v_pos, vertices, start, reach, there)
-    other, t, q, bend_other = _end(raw, level, v_pos, vertices, end, reach, there)
-    gap = tl.where(there, s - t, 1.0)
+    mask = edge < count
+    start, end = _edge_ends(ends, edge, mask)
+    vertex, s, p, tanh_offset = _end(raw, level, v_pos, vertices, start, reach, mask)
+    other, t, q, tanh_offset_other = _end(raw, level, v_pos, vertices, end, reach, mask)
+    gap = tl.where(mask, s - t, 1.0)
     fraction = s / gap
-    push = load_triple(pull + 3 * edge, there)
-    along = dot(push, minus(q, p)) / (gap * gap)
-    near, far = times(push, 1 - fraction), times(push, fraction)
-    _push(grad, raw, on_wall, vertex, start, -along * t, near, bend, reach, there)
-    _push(grad, raw, on_wall, other, end, along * s, far, bend_other, reach, there)
+    grad_point = load_triple(grad_output + 3 * edge, mask)
+    along = dot(grad_point, minus(q, p)) / (gap * gap)
+    near, far = times(grad_point, 1 - fraction), times(grad_point, fraction)
+    _add_gradient(grad, raw, on_wall, vertex, start, -along * t, near, tanh_offset, reach, mask)
+    _add_gradient(grad, raw, on_wall, other, end, along * s, far, tanh_offset_other, reach, mask)
 
 
 def crossings(
@@ -83,9 +91,10 @@ def crossings(
     ends: Int[Tensor, "N 2"],
     reach: float,
 ) -> Float[Tensor, "N 3"]:
-    """See `DMTet.crossings`; differentiable in raw: s and d of the vertices next to the surface.
+    """`DMTet.crossings`, differentiable in raw [U,4], the network output (s, d) at the vertices of crossed
+    edges.
 
-    level: the meshed field at all vertices; its values are taken, and the gradient goes to s.
+    level: the meshed field at all vertices. Its values are used, and the gradient flows to s.
     """
     return _Crossings.apply(raw, level, v_pos, on_wall, vertices, ends, reach)
 
@@ -107,13 +116,13 @@ class _Crossings(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, pull):
+    def backward(ctx, grad_output):
         raw, level, v_pos, on_wall, vertices, ends = ctx.saved_tensors
         grad = torch.zeros_like(raw)
         if len(ends):
             with torch.cuda.device_of(raw):
                 _cross_backward[(triton.cdiv(len(ends), BLOCK),)](
-                    raw, level, v_pos, on_wall.view(torch.uint8), vertices, ends, pull.contiguous(), grad,
+                    raw, level, v_pos, on_wall.view(torch.uint8), vertices, ends, grad_output.contiguous(), grad,
                     ctx.reach, len(ends), **OPTIONS,
                 )  # fmt: skip
         return grad, None, None, None, None, None, None

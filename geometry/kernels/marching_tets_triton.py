@@ -1,9 +1,9 @@
-"""Which edges, tets and vertices the surface meets: marching_tets.compact_topology on CUDA.
+"""CUDA kernels for marching_tets.compact_topology.
 
-Four kernels and one wait of the host, for the sizes of the outcome. Edges, tets and vertices are cut into
-blocks; what is listed of a block gets a rank within it (kept where there is anything, −1 for what is not
-listed), and the sums of the blocks before it tell where the block's part of the list begins. So the lists are
-in ascending order, and the place of any edge or vertex in its list is a sum of two numbers.
+Four kernels and one host synchronisation, which reads the sizes of the outputs. Edges, tets and vertices are
+divided into blocks. Each listed element gets a rank within its block (−1 if it is not listed), and a prefix
+sum over the blocks gives the offset of each block. The index of an element in its list is offset + rank, so
+the lists are in ascending order.
 """
 
 import torch
@@ -13,13 +13,13 @@ from torch import Tensor
 from triton import language as tl
 
 BLOCK = 512
-# Blocks whose counts are summed at a time.
+# Number of block counts that are summed at a time.
 WIDTH = 4096
 
 
 @triton.jit
 def _corners(simplices, inside, index, wanted, K: tl.constexpr):
-    """The K corners of each simplex, and 1 where one is inside: two of [BLOCK,K]."""
+    """The K corners of each simplex, and 1 for each corner that is inside: two tensors [BLOCK,K]."""
     corner = index.to(tl.int64)[:, None] * K + tl.arange(0, K)[None, :]
     vertex = tl.load(simplices + corner, mask=wanted[:, None], other=0)
     return vertex, tl.load(inside + vertex, mask=wanted[:, None], other=0).to(tl.int32)
@@ -27,7 +27,9 @@ def _corners(simplices, inside, index, wanted, K: tl.constexpr):
 
 @triton.jit
 def _rank(amount, ranks, counts, block, BLOCK: tl.constexpr):
-    """Each index of a block comes `amount` times in its list."""
+    """Store the rank of each element within its block and the count of the block. `amount` is the number of
+    list entries per element.
+    """
     count = tl.sum(amount, 0)
     tl.store(counts + block, count)
     if count > 0:
@@ -38,7 +40,7 @@ def _rank(amount, ranks, counts, block, BLOCK: tl.constexpr):
 
 @triton.jit
 def _place(number, first_block, ranks, starts, BLOCK: tl.constexpr, wanted):
-    """Where edges or vertices (whose first block is given) are in their list."""
+    """Index of edges or vertices in their list. first_block: the first block of their kind."""
     place = first_block * BLOCK + number
     start = tl.load(starts + place // BLOCK, mask=wanted, other=0)
     return (start + tl.load(ranks + place, mask=wanted, other=0)).to(tl.int64)
@@ -46,10 +48,10 @@ def _place(number, first_block, ranks, starts, BLOCK: tl.constexpr, wanted):
 
 @triton.jit
 def _crossed(edges, inside, used, index, total):
-    """1 for an edge with one end inside; marks both ends."""
+    """1 for each edge with exactly one end inside. Marks both ends in `used`."""
     vertex, bit = _corners(edges, inside, index, index < total, 2)
     crossed = (tl.sum(bit, 1) == 1).to(tl.int32)
-    # Most blocks are far from the surface: they need not spread what to store over the threads.
+    # Most blocks have no crossed edge and skip the store.
     if tl.max(crossed, 0) > 0:
         tl.store(used + vertex, 1, mask=crossed[:, None] > 0)
     return crossed
@@ -57,7 +59,7 @@ def _crossed(edges, inside, used, index, total):
 
 @triton.jit
 def _triangle_count(tets, inside, index, total):
-    """One triangle cuts one corner off the other three, two part two from two."""
+    """Triangles in each tet: one if one corner differs from the other three, two if two corners are inside."""
     _, bit = _corners(tets, inside, index, index < total, 4)
     corners = tl.sum(bit, 1)
     return tl.where(corners == 2, 2, corners & 1)
@@ -67,14 +69,16 @@ def _triangle_count(tets, inside, index, total):
 def _find_crossed(
     inside, edges, tets, used, ranks, counts, edge_count, tet_count, edge_blocks, BLOCK: tl.constexpr
 ):
-    """Edges are listed where they are crossed, tets once a triangle; marks the edges' ends in used [V]."""
+    """Count the crossed edges and the triangles of tets by block, and mark the ends of crossed edges in used
+    [V].
+    """
     block = tl.program_id(0)
-    lane = tl.arange(0, BLOCK)
-    # What the two branches of a kernel name alike must be alike, so that they are functions.
+    offset = tl.arange(0, BLOCK)
+    # Variables with one name in both branches must have one type, so each branch is a function.
     if block < edge_blocks:
-        amount = _crossed(edges, inside, used, block * BLOCK + lane, edge_count)
+        amount = _crossed(edges, inside, used, block * BLOCK + offset, edge_count)
     else:
-        amount = _triangle_count(tets, inside, (block - edge_blocks) * BLOCK + lane, tet_count)
+        amount = _triangle_count(tets, inside, (block - edge_blocks) * BLOCK + offset, tet_count)
     _rank(amount, ranks, counts, block, BLOCK)
 
 
@@ -88,7 +92,7 @@ def _find_used(used, ranks, counts, vertex_count, first_block, BLOCK: tl.constex
 
 @triton.jit
 def _sum_blocks(counts, starts, totals, edge_blocks, tet_blocks, vertex_blocks, WIDTH: tl.constexpr):
-    """Where the parts of the blocks begin, and the lengths of the three lists. One program a list."""
+    """Offset of each block in its list, and the lengths of the three lists. One program per list."""
     which = tl.program_id(0)
     first, blocks = 0, edge_blocks
     if which == 1:
@@ -130,23 +134,23 @@ def _write(
     inside, edges, tets, tet_edges, triangles, ranks, counts, starts, ends, faces, vertices,
     edge_blocks, vertex_block, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The lists: ends [N,2], faces [M,3] and vertices [U], all int64."""
+    """Write the lists: ends [N,2], faces [M,3] and vertices [U], all int64."""
     block = tl.program_id(0)
     if tl.load(counts + block) > 0:
-        lane = tl.arange(0, BLOCK)
-        rank = tl.load(ranks + block.to(tl.int64) * BLOCK + lane)
+        offset = tl.arange(0, BLOCK)
+        rank = tl.load(ranks + block.to(tl.int64) * BLOCK + offset)
         listed = rank >= 0
         place = (tl.load(starts + block) + rank).to(tl.int64)
         if block < edge_blocks:
-            index = block * BLOCK + lane
+            index = block * BLOCK + offset
             _write_ends(inside, edges, index, listed, place, ends, vertex_block, ranks, starts, BLOCK)
         elif block < vertex_block:
-            index = (block - edge_blocks) * BLOCK + lane
+            index = (block - edge_blocks) * BLOCK + offset
             _write_faces(
                 inside, tets, tet_edges, triangles, index, listed, place, faces, ranks, starts, BLOCK
             )
         else:
-            index = (block - vertex_block) * BLOCK + lane
+            index = (block - vertex_block) * BLOCK + offset
             tl.store(vertices + place, index.to(tl.int64), mask=listed)
 
 
@@ -157,9 +161,9 @@ def topology(
     tet_edges: Int[Tensor, "T 6"],
     triangles: Int[Tensor, "16 2 3"],
 ) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
-    """The vertices next to the surface, the ends of the crossed edges among them, and the faces.
+    """The vertices of crossed edges, the ends of each crossed edge as indices into them, and the faces.
 
-    triangles: the edge slots of the triangles of each sign pattern, as in marching_tets.
+    triangles: the edge slots of the two triangles of each sign pattern, as in marching_tets.
     """
     device = inside.device
     sides = inside.contiguous().view(torch.uint8)
@@ -177,7 +181,7 @@ def topology(
         )
         _find_used[(vertex_blocks,)](used, ranks, counts, len(inside), vertex_block, BLOCK)
         _sum_blocks[(3,)](counts, starts, totals, edge_blocks, tet_blocks, vertex_blocks, WIDTH, num_warps=8)
-        # The one wait: only the host can make room.
+        # The only synchronisation: the sizes are needed to allocate the outputs.
         ends_found, faces_found, vertices_found = totals.tolist()
         ends = torch.empty(ends_found, 2, dtype=torch.int64, device=device)
         faces = torch.empty(faces_found, 3, dtype=torch.int64, device=device)

@@ -1,6 +1,6 @@
-"""The network's signed distances without a gradient, in one Triton kernel: no layer goes through memory.
+"""The MLP of the SDF network without gradients, fused into one Triton kernel.
 
-The matrix products run on tensor cores in three TF32 passes, which keeps about the precision of float32.
+The matrix products run on tensor cores in three TF32 passes, which gives about float32 precision.
 """
 
 import torch
@@ -14,7 +14,7 @@ BLOCK = 128
 
 @triton.jit
 def _layer(values, weights, width, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr):
-    """ReLU of values · weightsᵀ; weights [OUTPUTS, width], zero from there to INPUTS."""
+    """ReLU(values · weightsᵀ). weights is [OUTPUTS, width], and columns from width to INPUTS count as zero."""
     column = tl.arange(0, INPUTS)[:, None]
     place = weights + tl.arange(0, OUTPUTS)[None, :] * width + column
     matrix = tl.load(place, mask=column < width, other=0.0)
@@ -45,7 +45,9 @@ def _distances(
 
 
 def can_run(first: Float[Tensor, "H W"]) -> bool:
-    """Whether the kernel can do these sizes: it wants powers of two, and pads the encoding's width itself."""
+    """Whether the kernel supports these sizes. The hidden width must be a power of two. The encoding width is
+    padded.
+    """
     hidden = len(first)
     return first.dtype == torch.float32 and hidden >= 16 and hidden & (hidden - 1) == 0
 
@@ -56,7 +58,7 @@ def distances(
     second: Float[Tensor, "H H"],
     last: Float[Tensor, "O H"],
 ) -> Float[Tensor, " N"]:
-    """The first output of last · relu(second · relu(first · encoded)) for every row; no gradient."""
+    """First output of last · relu(second · relu(first · encoded)) for every row, without gradient."""
     count, width = encoded.shape
     out = encoded.new_empty(count)
     if count:

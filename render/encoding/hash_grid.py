@@ -1,12 +1,11 @@
 """Multiresolution hash encoding of points (Müller et al. 2022, Instant Neural Graphics Primitives).
 
-Level l has round(coarsest · (finest / coarsest)^(l / (levels − 1))) cells an axis, and one more vertex.
-Where the (cells + 1)³ vertices fit the table they are stored densely, otherwise they share 2^log2_entries
-rows through the spatial hash x ⊕ 2654435761 y ⊕ 805459861 z. A point's feature is the trilinear interpolation
-of its cell's eight corners, concatenated over the levels.
+Level l of L has round(N_min · (N_max / N_min)^(l / (L − 1))) cells per axis, N_min being base_resolution and
+N_max max_resolution. If its (cells + 1)³ vertices fit into 2^log2_hashmap_size rows, each vertex has its own
+row. Otherwise vertices share rows by the spatial hash x ⊕ 2654435761 y ⊕ 805459861 z. The feature of a point
+is the trilinear interpolation of the eight corners of its cell, concatenated over the levels.
 
-Only the points and the table are kept for the backward pass: indices and weights (levels × 8 numbers a point)
-are computed again, level by level.
+The backward pass saves only the points and the table. It recomputes indices and weights (L × 8 per point).
 """
 
 import logging
@@ -24,16 +23,16 @@ from render.kernels.available import triton_works
 logger = logging.getLogger(__name__)
 
 HASH_PRIMES = (1, 2654435761, 805459861)
-# Above this many weights (8 bytes each, twice) a pinned encoding would outweigh the points it saves.
-MAX_PINNED_WEIGHTS = 1 << 25
+# Above this many weights (8 bytes each, stored twice) a precomputed encoding costs more memory than it saves.
+MAX_PRECOMPUTED_WEIGHTS = 1 << 25
 
 
 def level_corners(
     points: Float[Tensor, "N 3"], level: GridLevel
 ) -> tuple[Int[Tensor, "N 8"], Float[Tensor, "N 8"]]:
-    """Table rows and trilinear weights of the eight corners around points in [0, 1]³."""
+    """Table rows [N,8] and trilinear weights [N,8] of the cell corners around points in [0, 1]³."""
     scaled = points * level.resolution
-    # A point on the far wall belongs to the last cell.
+    # A point with coordinate 1 belongs to the last cell.
     cell = scaled.floor().clamp(max=level.resolution - 1)
     fraction = scaled - cell
     near = cell.long()
@@ -67,19 +66,19 @@ def encode_torch_backward(
     grad: Float[Tensor, "N LF"],
     levels: tuple[GridLevel, ...],
 ) -> Float[Tensor, "T F"]:
-    """Gradient on the table from the gradient on the features."""
+    """Gradient with respect to the table, from the gradient with respect to the features."""
     features = grad.shape[1] // len(levels)
     grad = grad.reshape(len(points), len(levels), features)
     grad_table = grad.new_zeros(levels[-1].offset + levels[-1].entries, features)
     for number, level in enumerate(levels):
         row, weight = level_corners(points, level)
-        spread = weight[:, :, None] * grad[:, number, None, :]
-        grad_table.index_add_(0, row.reshape(-1), spread.reshape(-1, features))
+        weighted = weight[:, :, None] * grad[:, number, None, :]
+        grad_table.index_add_(0, row.reshape(-1), weighted.reshape(-1, features))
     return grad_table
 
 
 class _Encode(torch.autograd.Function):
-    """Encoding by a (forward, backward) pair of functions; saves the points alone."""
+    """The encoding by a (forward, backward) pair of functions. It saves only the points."""
 
     @staticmethod
     def forward(ctx, points, table, levels, forward, backward):
@@ -95,7 +94,7 @@ class _Encode(torch.autograd.Function):
 
 
 class _SparseProduct(torch.autograd.Function):
-    """matrix @ table with the transpose at hand for the backward pass."""
+    """matrix @ table. The transpose of the matrix is given for the backward pass."""
 
     @staticmethod
     def forward(ctx, table, matrix, transpose):
@@ -109,25 +108,25 @@ class _SparseProduct(torch.autograd.Function):
 
 
 def choose_encoder(device: torch.device, dtype: torch.dtype, features: int) -> tuple[Callable, Callable]:
-    """The (forward, backward) functions for moving points: numba on CPU, Triton on CUDA, otherwise torch.
+    """The (forward, backward) functions: numba on CPU, Triton on CUDA, otherwise torch.
 
-    The fast ones are for float32; Triton wants a power of two of features a level.
+    numba and Triton support float32 only. Triton also needs a power of two of features per level.
     """
-    fast = None
+    compiled = None
     if dtype == torch.float32:
         if device.type == "cpu":
-            fast = numba_encoder()
+            compiled = numba_encoder()
         elif device.type == "cuda" and features & (features - 1) == 0:
-            fast = triton_encoder(device)
-    return fast or (encode_torch, encode_torch_backward)
+            compiled = triton_encoder(device)
+    return compiled or (encode_torch, encode_torch_backward)
 
 
 @cache
 def numba_encoder() -> tuple[Callable, Callable] | None:
-    """The pair that numba compiles; None, with one line in the log, where numba is missing or broken."""
+    """The numba functions, or None if numba is missing or unusable. The reason is logged once."""
     try:
         from render.encoding import hash_grid_numba
-    # What a numba raises that does not fit the installed numpy differs from version to version.
+    # numba raises various exceptions if it does not support the installed NumPy.
     except Exception as error:
         _log_fallback("numba", error)
         return None
@@ -135,7 +134,7 @@ def numba_encoder() -> tuple[Callable, Callable] | None:
 
 
 def triton_encoder(device: torch.device) -> tuple[Callable, Callable] | None:
-    """The pair of Triton kernels; None where Triton does not run, which `triton_works` logs."""
+    """The Triton kernels, or None if Triton does not run on the device. `triton_works` logs the reason."""
     if not triton_works(device):
         return None
     from render.encoding import hash_grid_triton
@@ -146,41 +145,45 @@ def triton_encoder(device: torch.device) -> tuple[Callable, Callable] | None:
 def _log_fallback(package: str, error: Exception) -> None:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     logger.warning(
-        "hash encoding: in torch (slower), as %s cannot run: %s; pip install %s", package, reason, package
+        "hash encoding: using torch (slower), because %s cannot run: %s; pip install %s",
+        package,
+        reason,
+        package,
     )
 
 
 class HashGrid(nn.Module):
-    """Learnable features over the box [box_min, box_max]; points outside count as on its wall.
+    """Learnable features over the box [box_min, box_max]. Points outside are clamped to the box.
 
-    The table [T, features] holds all levels one after the other and starts U(−1e−4, 1e−4).
-    Gradients go to the table only: the points must not require any.
+    The table [T, n_features] concatenates the levels and starts U(−1e−4, 1e−4). Gradients flow to the table
+    only, so the points must not require any.
     """
 
     def __init__(
         self,
         box_min: Float[Tensor, " 3"],
         box_max: Float[Tensor, " 3"],
-        levels: int = 16,
-        features: int = 2,
-        log2_entries: int = 19,
-        coarsest: int = 16,
-        finest: int = 4096,
+        *,
+        n_levels: int = 16,
+        n_features: int = 2,
+        log2_hashmap_size: int = 19,
+        base_resolution: int = 16,
+        max_resolution: int = 4096,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        self.levels = grid_levels(levels, log2_entries, coarsest, finest)
-        self.width = levels * features
+        self.levels = grid_levels(n_levels, log2_hashmap_size, base_resolution, max_resolution)
+        self.width = n_levels * n_features
         box_min = torch.as_tensor(box_min, dtype=torch.float32)
         box_max = torch.as_tensor(box_max, dtype=torch.float32)
         self.register_buffer("box_min", box_min.clone(), persistent=False)
-        # A flat box (a planar mesh) must not divide by zero.
+        # A flat box (a planar mesh) has size 0 along one axis.
         self.register_buffer("box_size", (box_max - box_min).clamp_min(1e-6), persistent=False)
-        table = torch.empty(self.levels[-1].offset + self.levels[-1].entries, features)
+        table = torch.empty(self.levels[-1].offset + self.levels[-1].entries, n_features)
         self.table = nn.Parameter(table.uniform_(-1e-4, 1e-4, generator=generator))
 
     def to_unit(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-        """World points in the box's coordinates, [0, 1]³."""
+        """World points in box coordinates, [0, 1]³."""
         assert not points.requires_grad, "the hash grid gives points no gradient: detach them"
         return ((points - self.box_min) / self.box_size).clamp(0, 1)
 
@@ -188,21 +191,22 @@ class HashGrid(nn.Module):
         return self.encode_unit(self.to_unit(points))
 
     def encode_unit(self, unit: Float[Tensor, "N 3"]) -> Float[Tensor, "N LF"]:
-        """The encoding of points in the box's own coordinates, see to_unit."""
+        """The encoding of points in box coordinates (see to_unit)."""
         forward, backward = choose_encoder(self.table.device, self.table.dtype, self.table.shape[1])
         return _Encode.apply(unit, self.table, self.levels, forward, backward)
 
-    def pin(self, points: Float[Tensor, "N 3"]) -> "PrecomputedEncoding":
-        """The same encoding for points that never move, faster on CPU. Pin after .to(device)."""
+    def precompute(self, points: Float[Tensor, "N 3"]) -> "PrecomputedEncoding":
+        """The encoding of fixed points, faster on CPU. Call it after .to(device)."""
         return PrecomputedEncoding(self, points)
 
 
 class PrecomputedEncoding:
-    """The encoding of fixed points; call it to get [N, levels · features], of all or of some of the points.
+    """The encoding of fixed points. A call returns [N, n_levels · n_features] for all points or for some
+    rows.
 
-    On CPU it is a constant sparse matrix A with eight weights a row (point, level), kept with its transpose:
-    forward A @ table, backward Aᵀ @ gradient. On a GPU, or beyond MAX_PINNED_WEIGHTS, it keeps the points,
-    in the box's own coordinates.
+    On CPU it is a constant sparse matrix A with eight weights per row (point, level) and its transpose:
+    forward A @ table, backward Aᵀ @ gradient. On a GPU, or above MAX_PRECOMPUTED_WEIGHTS, only the points are
+    stored, in box coordinates.
     """
 
     def __init__(self, grid: HashGrid, points: Float[Tensor, "N 3"]):
@@ -211,7 +215,7 @@ class PrecomputedEncoding:
         self.device = points.device
         self.matrices: tuple[Tensor, Tensor] | None = None
         weights = len(points) * len(grid.levels) * 8
-        if self.device.type == "cpu" and weights <= MAX_PINNED_WEIGHTS:
+        if self.device.type == "cpu" and weights <= MAX_PRECOMPUTED_WEIGHTS:
             self.matrices = interpolation_matrices(self.points, grid.levels)
 
     def __len__(self) -> int:
@@ -229,7 +233,7 @@ class PrecomputedEncoding:
 def interpolation_matrices(
     points: Float[Tensor, "N 3"], levels: tuple[GridLevel, ...]
 ) -> tuple[Float[Tensor, "NL T"], Float[Tensor, "T NL"]]:
-    """The encoding of points in [0, 1]³ as a matrix over the table's rows, and its transpose, both CSR."""
+    """The encoding of points in [0, 1]³ as a CSR matrix over the rows of the table, and its transpose."""
     rows, entries = len(points) * len(levels), levels[-1].offset + levels[-1].entries
     column = torch.empty(len(points), len(levels), 8, dtype=torch.int32)
     value = torch.empty(len(points), len(levels), 8, dtype=points.dtype)

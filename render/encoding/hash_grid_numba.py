@@ -1,7 +1,7 @@
-"""Hash encoding on the CPU, compiled: the same functions as in hash_grid.py, 3 to 10 times faster.
+"""Hash encoding on the CPU, compiled with numba: the functions of hash_grid.py, 3 to 10 times faster.
 
-Threads share the work by levels. Each level owns its rows of the table, so the gradient is summed in the same
-order for any number of threads, and a run repeats bit for bit.
+Each thread processes whole levels. A level has its own rows of the table, so the order of summation does not
+depend on the number of threads and runs are bit-reproducible.
 """
 
 import functools
@@ -26,7 +26,7 @@ def _corner_row(x, y, z, resolution, entries, dense, offset):
 
 @numba.njit(nogil=True, cache=True)
 def _cell(value, resolution):
-    """Cell and fraction along one axis; a point on the far wall belongs to the last cell."""
+    """Cell and fraction along one axis. A point with coordinate 1 belongs to the last cell."""
     scaled = value * np.float32(resolution)
     cell = min(np.int64(np.floor(scaled)), resolution - 1)
     return cell, scaled - np.float32(cell)
@@ -72,7 +72,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _each_level(kernel, points, source, levels, target, features):
-    def work(number: int) -> None:
+    def encode_level(number: int) -> None:
         level = levels[number]
         kernel(
             points,
@@ -85,8 +85,8 @@ def _each_level(kernel, points, source, levels, target, features):
             number * features,
         )
 
-    # list() raises what a thread raised; the finest levels miss the cache most and so start first.
-    list(_pool(torch.get_num_threads()).map(work, reversed(range(len(levels)))))
+    # list() raises the exceptions of the threads. The finest levels take longest and start first.
+    list(_pool(torch.get_num_threads()).map(encode_level, reversed(range(len(levels)))))
 
 
 def encode(
@@ -103,7 +103,7 @@ def encode(
 def encode_backward(
     points: Float[Tensor, "N 3"], grad: Float[Tensor, "N LF"], levels: "tuple[GridLevel, ...]"
 ) -> Float[Tensor, "T F"]:
-    """Gradient on the table; see hash_grid.encode_torch_backward."""
+    """Gradient with respect to the table; see hash_grid.encode_torch_backward."""
     features = grad.shape[1] // len(levels)
     grad_table = torch.zeros(levels[-1].offset + levels[-1].entries, features)
     inputs = points.contiguous().numpy(), grad.contiguous().numpy()

@@ -1,11 +1,11 @@
-"""Hash encoding on CUDA, one Triton kernel each way: the same functions as in hash_grid.py, no temporaries.
+"""Hash encoding on CUDA: one Triton kernel for each direction, with the interface of hash_grid.py.
 
 A program encodes a block of points at a few levels. All blocks of one group of levels run before the next
-group's, so that the rows in use (4 MB for a level of 2^19) stay in the L2 cache.
+group, so that the rows in use (4 MB for a level of 2^19) stay in the L2 cache.
 
-The gradient is added into the table atomically, so its last bits differ from run to run, as index_add_'s do.
-On dense levels neighbouring points often share a cell: such runs are summed within a program first, and one
-addition a corner leaves it.
+The gradient is added to the table atomically, so its last bits vary between runs, as with index_add_. On
+dense levels neighbouring points often share a cell. Their contributions are summed within the program first,
+followed by one atomic addition per corner.
 """
 
 import functools
@@ -23,8 +23,8 @@ BLOCK = 128
 LEVELS_PER_PROGRAM = 4
 # Multipliers of y and z in the spatial hash; that of x is 1.
 PRIMES = (2654435761, 805459861)
-# Products and sums are not contracted: with a fused p · resolution − cell, points near a wall would get other
-# fractions than in the reference.
+# No fused multiply-add: p · resolution − cell would be rounded differently from the reference near cell
+# boundaries.
 OPTIONS = {"enable_fp_fusion": False}
 
 
@@ -38,7 +38,7 @@ def _position(points, index, inside):
 
 @triton.jit
 def _axis(value, resolution):
-    """Cell and fraction along one axis. NaN gets the last cell, so that nothing outside the table is read."""
+    """Cell and fraction along one axis. NaN is mapped to the last cell, which avoids reads outside the table."""
     scaled = value * resolution.to(tl.float32)
     cell, last = tl.floor(scaled), (resolution - 1).to(tl.float32)
     cell = tl.where(cell < last, cell, last)
@@ -71,7 +71,7 @@ def _level(levels, number):
 
 @triton.jit
 def _corner(cell, fraction, level, CORNER: tl.constexpr):
-    """Table row and weight of one corner. Of the hash only the low bits count, and uint32 keeps them."""
+    """Table row and weight of one corner. The hash needs only its low bits, so uint32 is sufficient."""
     RIGHT: tl.constexpr = CORNER // 4
     UP: tl.constexpr = CORNER // 2 % 2
     FAR: tl.constexpr = CORNER % 2
@@ -130,7 +130,7 @@ def _sum_of_run(value, begins, next_value, next_begins):
 
 @triton.jit
 def _cell_number(points, index, inside, resolution):
-    """A number for the cell of a point; −1 where there is no point."""
+    """Linear index of the cell of a point, −1 if there is no point."""
     cell, _ = _cell(_position(points, index, inside), resolution)
     return tl.where(inside, cell[0] + (cell[1] + cell[2] * resolution) * resolution, -1)
 
@@ -148,21 +148,23 @@ def _backward(
     RUNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Level first + program_id(1). RUNS: of neighbouring points in one cell only the last one adds."""
+    """Gradient of level first + program_id(1). RUNS: of consecutive points in one cell only the last one
+    adds.
+    """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     number = first + tl.program_id(1)
     level = _level(levels, number)
     cell, fraction = _cell(_position(points, index, inside), level[0])
     feature = tl.arange(0, F)[None, :]
-    place = grad + index.to(tl.int64)[:, None] * (L * F) + number * F + feature
-    cotangent = tl.load(place, mask=inside[:, None], other=0.0)
+    pointer = grad + index.to(tl.int64)[:, None] * (L * F) + number * F + feature
+    cotangent = tl.load(pointer, mask=inside[:, None], other=0.0)
     adds = inside
     if RUNS:
-        here = _cell_number(points, index, inside, level[0])
-        begins = here != _cell_number(points, index - 1, inside & (index > 0), level[0])
+        cell_index = _cell_number(points, index, inside, level[0])
+        begins = cell_index != _cell_number(points, index - 1, inside & (index > 0), level[0])
         begins = tl.broadcast_to(begins.to(tl.int32)[:, None], [BLOCK, F])
-        ends = here != _cell_number(points, index + 1, index + 1 < count, level[0])
+        ends = cell_index != _cell_number(points, index + 1, index + 1 < count, level[0])
         adds = inside & (ends | (tl.arange(0, BLOCK) == BLOCK - 1))
     for corner in tl.static_range(8):
         row, weight = _corner(cell, fraction, level, corner)
@@ -174,13 +176,13 @@ def _backward(
 
 @functools.cache
 def level_table(levels: tuple[GridLevel, ...], device: torch.device) -> Int[Tensor, "L 6"]:
-    """The levels as the kernels read them: resolution, offset, entries − 1, factors of y and z, dense."""
+    """The levels for the kernels: resolution, offset, entries − 1, factors of y and z, dense."""
     rows = []
     for level in levels:
         stride = level.resolution + 1
         factors = (stride, stride * stride) if level.dense else PRIMES
         rows.append([level.resolution, level.offset, level.entries - 1, *factors, level.dense])
-    # Through int64, as the primes fill all 32 bits.
+    # Converted through int64, because the primes use all 32 bits.
     return torch.tensor(rows, dtype=torch.int64).to(torch.int32).to(device)
 
 
@@ -193,7 +195,7 @@ def encode(
 ) -> Float[Tensor, "N LF"]:
     """Features of float32 points in [0, 1]³, F a power of two; see hash_grid.encode_torch.
 
-    group (levels a program) and block (points a program, a power of two) change the speed only.
+    group (levels per program) and block (points per program, a power of two) affect only the speed.
     """
     count, features = len(points), table.shape[1]
     out = table.new_empty(count, len(levels) * features)
@@ -212,7 +214,10 @@ def encode_backward(
     runs: bool = True,
     block: int = BLOCK,
 ) -> Float[Tensor, "T F"]:
-    """Gradient on the table; see hash_grid.encode_torch_backward. runs: add runs up on dense levels."""
+    """Gradient with respect to the table; see hash_grid.encode_torch_backward.
+
+    runs: sum consecutive points of one cell before the atomic addition on dense levels.
+    """
     count, features = len(points), grad.shape[1] // len(levels)
     grad_table = grad.new_zeros(levels[-1].offset + levels[-1].entries, features)
     merged = sum(level.dense for level in levels) if runs else 0

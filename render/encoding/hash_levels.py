@@ -1,11 +1,11 @@
-"""The levels of the hash encoding, as all its implementations see them."""
+"""The levels of the hash encoding, shared by all implementations."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class GridLevel:
-    """One level: cells an axis, its rows [offset, offset + entries) of the table, dense or hashed."""
+    """One level: cells per axis, and its rows [offset, offset + entries) of the table, dense or hashed."""
 
     resolution: int
     offset: int
@@ -13,13 +13,15 @@ class GridLevel:
     dense: bool
 
 
-def grid_levels(levels: int, log2_entries: int, coarsest: int, finest: int) -> tuple[GridLevel, ...]:
-    """The levels from coarsest to finest; the first and last have exactly these resolutions."""
+def grid_levels(
+    n_levels: int, log2_hashmap_size: int, base_resolution: int, max_resolution: int
+) -> tuple[GridLevel, ...]:
+    """The levels in order of resolution. The first and the last have exactly the given resolutions."""
     result, offset = [], 0
-    for level in range(levels):
-        exponent = level / (levels - 1) if levels > 1 else 0.0
-        resolution = round(coarsest * (finest / coarsest) ** exponent)
-        vertices, capacity = (resolution + 1) ** 3, 1 << log2_entries
+    for level in range(n_levels):
+        exponent = level / (n_levels - 1) if n_levels > 1 else 0.0
+        resolution = round(base_resolution * (max_resolution / base_resolution) ** exponent)
+        vertices, capacity = (resolution + 1) ** 3, 1 << log2_hashmap_size
         entries = min(vertices, capacity)
         result.append(GridLevel(resolution, offset, entries, dense=vertices <= capacity))
         offset += entries

@@ -52,7 +52,7 @@ def png_bytes(
     return buffer.getvalue()
 
 
-def pngs(images: Sequence[Float[Tensor, "_ _ _"]]) -> list[bytes]:
+def encode_pngs(images: Sequence[Float[Tensor, "_ _ _"]]) -> list[bytes]:
     """Each image, of any size, as a PNG file in memory; packed side by side, as a fine texture takes a
     second."""
     with ThreadPoolExecutor(thread_name_prefix="png") as pool:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from render.image_io.atomic import write_bytes
-from render.image_io.image import encode_normal, pngs
+from render.image_io.image import encode_normal, encode_pngs
 from render.mesh import Mesh
 from render.shade.brdf import linear_to_srgb
 from render.texturing.uv import orthonormal_tangents
@@ -144,7 +144,7 @@ class _Document:
     def textures(self, pictures: Mapping[str, Float[Tensor, "H W 3"]]) -> dict[str, dict]:
         """Appends images as PNGs; returns what a material refers to each by."""
         used = {}
-        for name, content in zip(pictures, pngs(list(pictures.values())), strict=True):
+        for name, content in zip(pictures, encode_pngs(list(pictures.values())), strict=True):
             images = self.json.setdefault("images", [])
             images.append({"name": name, "mimeType": "image/png", "bufferView": self.view(content)})
             self.json["samplers"] = [

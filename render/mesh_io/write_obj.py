@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from render.image_io.atomic import write_bytes, write_text
-from render.image_io.image import encode_normal, pngs
+from render.image_io.image import encode_normal, encode_pngs
 from render.mesh import Mesh
 from render.shade.brdf import linear_to_srgb
 
@@ -41,7 +41,7 @@ def write_obj(
         pictures[METALLIC_FILE] = textures["ks"][..., 2:3]
     if "normal" in textures:
         pictures[NORMAL_FILE] = encode_normal(textures["normal"])
-    for name, content in zip(pictures, pngs(list(pictures.values())), strict=True):
+    for name, content in zip(pictures, encode_pngs(list(pictures.values())), strict=True):
         write_bytes(folder / name, content)
     write_text(folder / "mesh.mtl", _material(textures))
     write_text(folder / "mesh.obj", _geometry(mesh))

@@ -11,13 +11,13 @@ from render.raster.reference import ReferenceRasteriser
 
 log = logging.getLogger(__name__)
 
-REMEDY = {
+REQUIREMENTS = {
     "nvdiffrast": "needs --device cuda and nvdiffrast, installed from its sources with the CUDA toolkit",
     "triton": "needs --device cuda and triton, which comes with PyTorch's CUDA build for Linux",
     "numba": "needs --device cpu and `pip install numba`",
 }
 # What a package raises that is missing, or does not fit the others.
-BROKEN = (ImportError, RuntimeError, OSError, AttributeError, SystemError)
+UNUSABLE = (ImportError, RuntimeError, OSError, AttributeError, SystemError)
 # In this order: they take the same time, and Triton's kernels keep the outline's whole gradient, of which
 # nvdiffrast's antialiasing keeps 2 % where triangles are as small as pixels (tests/benchmarks/raster.py).
 AUTOMATIC = {"cuda": ("triton", "nvdiffrast")}
@@ -43,10 +43,10 @@ def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Ra
     for name in names:
         try:
             rasteriser = BUILDERS[name](device)
-        except BROKEN as error:
+        except UNUSABLE as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             if preferred != "auto":
-                raise ValueError(f"rasteriser: {name!r} cannot run: {reason} ({REMEDY[name]})") from error
+                raise ValueError(f"rasteriser: {name!r} cannot run: {reason} ({REQUIREMENTS[name]})") from error
             failed.append(f"{name} cannot run: {reason}")
             continue
         if preferred == "auto":

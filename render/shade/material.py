@@ -63,9 +63,9 @@ class MaterialField(nn.Module):
         self.encoding = HashGrid(
             box_min,
             box_max,
-            levels=hash_n_levels,
-            log2_entries=hash_log2_hashmap_size,
-            finest=hash_max_resolution,
+            n_levels=hash_n_levels,
+            log2_hashmap_size=hash_log2_hashmap_size,
+            max_resolution=hash_max_resolution,
         )
         self.network = nn.Sequential(
             nn.Linear(self.encoding.width, HIDDEN, bias=False), nn.ReLU(), nn.Linear(HIDDEN, 9, bias=False)

@@ -14,19 +14,22 @@ from types import ModuleType
 import numpy as np
 from jaxtyping import Float, Int
 
-from render.texturing.pack import affordable_padding, pack
-
 logger = logging.getLogger(__name__)
 
 # A face may lean 60 degrees away from its chart's direction: the texture then has half of its area.
-LEAST_COSINE = 0.5
+MIN_COSINE = 0.5
 # Charts of so few faces are fragments between larger ones and go to these, where their faces may lean 81
 # degrees.
-FRAGMENT, LOOSE_COSINE = 8, 0.15
+MAX_FRAGMENT_FACES, FRAGMENT_MIN_COSINE = 8, 0.15
 # Rounds in which normals are averaged over neighbours before a chart takes its direction from one.
-SMOOTHINGS = 4
+SMOOTHING_ROUNDS = 4
 # Directions in which the smallest rectangle around a chart is looked for, over a quarter of a turn.
-TURNS = 12
+ROTATIONS = 12
+
+# The share of its place's side that a chart of mean size keeps beside its margins.
+CHART_SHARE = 2 / 3
+# How full shelves of rectangles sorted by height are, about.
+FILL = 0.8
 
 
 @cache
@@ -56,7 +59,7 @@ def project(
     positions = np.ascontiguousarray(positions, np.float64)
     normals, areas = face_normals(positions, faces)
     neighbours = face_neighbours(faces, len(positions))
-    directions, sizes = _around(positions, faces, normals, areas, neighbours)
+    directions, sizes = _chart_directions(positions, faces, normals, areas, neighbours)
     seeds = np.argsort(-areas, kind="stable")
     chart_of, corners = projection_numba.make_charts(
         positions,
@@ -66,23 +69,23 @@ def project(
         sizes,
         neighbours,
         seeds,
-        LEAST_COSINE,
-        FRAGMENT,
-        LOOSE_COSINE,
+        MIN_COSINE,
+        MAX_FRAGMENT_FACES,
+        FRAGMENT_MIN_COSINE,
     )
-    charts = _numbered(chart_of)
+    charts = _renumber_charts(chart_of)
     if charts == 0:
         # Not a face has an area: all lie in one point.
         everywhere = np.full((len(positions), 2), 0.5, np.float32)
         return everywhere, faces.astype(np.int64), 0, padding
     flat = corners.reshape(-1, 3, 2) / projection_numba.LATTICE
-    flat, sizes = _upright(flat, chart_of, charts)
+    flat, sizes = _rotate_to_rectangles(flat, chart_of, charts)
     padding = affordable_padding(charts, side, padding)
     # A texture with fewer texels than charts: several share one.
     side = max(side, math.ceil(2 * charts**0.5))
-    scale, places = pack(sizes, side, padding)
+    scale, places = pack_rectangles(sizes, side, padding)
     placed = (flat * scale + places[chart_of][:, None]) / side
-    uv, uv_faces = _shared(placed, faces, chart_of, len(positions))
+    uv, uv_faces = _index_uv(placed, faces, chart_of, len(positions))
     return uv, uv_faces, charts, padding
 
 
@@ -117,13 +120,13 @@ def folded_edges(positions: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 
     return int((cosine[neighbours >= 0] < 0.5).sum()) // 2
 
 
-def _around(positions, faces, normals, areas, neighbours) -> tuple[np.ndarray, np.ndarray]:
+def _chart_directions(positions, faces, normals, areas, neighbours) -> tuple[np.ndarray, np.ndarray]:
     """The direction that a chart from each face is projected along, and the extent of the faces around it."""
     weighted = np.concatenate([normals * areas[:, None], np.zeros((1, 3))])
     corners = positions[faces]
     extent = np.concatenate([(corners.max(1) - corners.min(1)).max(1)[:, None], [[0.0]]])
     count = np.concatenate([np.ones((len(faces), 1)), [[0.0]]])
-    for _ in range(SMOOTHINGS):
+    for _ in range(SMOOTHING_ROUNDS):
         # The row −1 is the last one, of zeros.
         for values in (weighted, extent, count):
             values[:-1] += values[neighbours].sum(1)
@@ -132,7 +135,7 @@ def _around(positions, faces, normals, areas, neighbours) -> tuple[np.ndarray, n
     return np.where(agrees[:, None], mean, normals), (extent[:-1] / count[:-1])[:, 0]
 
 
-def _numbered(chart_of: Int[np.ndarray, " F"]) -> int:
+def _renumber_charts(chart_of: Int[np.ndarray, " F"]) -> int:
     """Numbers the charts that have faces 0, 1, … in place; returns how many there are."""
     inside = chart_of >= 0
     left, number = np.unique(chart_of[inside], return_inverse=True)
@@ -140,7 +143,7 @@ def _numbered(chart_of: Int[np.ndarray, " F"]) -> int:
     return len(left)
 
 
-def _upright(
+def _rotate_to_rectangles(
     flat: Float[np.ndarray, "F 3 2"], chart_of: Int[np.ndarray, " F"], charts: int
 ) -> tuple[Float[np.ndarray, "F 3 2"], Float[np.ndarray, "C 2"]]:
     """Each chart turned so that it fills its bounding rectangle best, wider than high, and moved to (0, 0).
@@ -152,7 +155,7 @@ def _upright(
     starts = np.searchsorted(chart_of[order], np.arange(charts)) * 3
     points = flat[order].reshape(-1, 2)
     best, angle, wide = np.full(charts, np.inf), np.zeros(charts), np.zeros(charts, bool)
-    for turn in np.arange(TURNS) * (np.pi / 2 / TURNS):
+    for turn in np.arange(ROTATIONS) * (np.pi / 2 / ROTATIONS):
         x = points @ [np.cos(turn), -np.sin(turn)]
         y = points @ [np.sin(turn), np.cos(turn)]
         width = np.maximum.reduceat(x, starts) - np.minimum.reduceat(x, starts)
@@ -171,7 +174,7 @@ def _upright(
     return turned - low[chart_of][:, None], high - low
 
 
-def _shared(
+def _index_uv(
     placed: Float[np.ndarray, "F 3 2"], faces: np.ndarray, chart_of: np.ndarray, vertices: int
 ) -> tuple[Float[np.ndarray, "U 2"], Int[np.ndarray, "F 3"]]:
     """One uv vertex for each position in each chart. Faces outside any chart lie in one point of a
@@ -188,3 +191,57 @@ def _shared(
     key = (owner[:, None] * np.int64(vertices) + faces).reshape(-1)
     _, row, uv_faces = np.unique(key, return_index=True, return_inverse=True)
     return placed.reshape(-1, 2)[row].astype(np.float32), uv_faces.reshape(-1, 3).astype(np.int64)
+
+
+def affordable_padding(count: int, side: int, wanted: int) -> int:
+    """Free texels around each of `count` charts: `wanted`, or fewer.
+
+    A chart of mean size keeps CHART_SHARE of its place's side.
+    """
+    place = side * (FILL / max(count, 1)) ** 0.5
+    return min(wanted, int(place * (1 - CHART_SHARE) / 2))
+
+
+def pack_rectangles(sizes: Float[np.ndarray, "N 2"], side: int, padding: int) -> tuple[float, Int[np.ndarray, "N 2"]]:
+    """(scale, corners): rectangles of sizes · scale texels in a square of side² texels, none overlapping.
+
+    sizes: width and height, best with width ≥ height. corners: the lower texel corner of each rectangle, with
+    `padding` texels free on all its sides. A rectangle owns all texels that it touches. The same input gives
+    the same output.
+    """
+    order = np.lexsort((-sizes[:, 0], -sizes[:, 1]))
+    area = (sizes[:, 0] * sizes[:, 1]).sum()
+    # Larger than any scale that fits, whatever is packed: the areas, and the longest side.
+    most = min(side / np.sqrt(max(area, 1e-30)), side / max(sizes.max(), 1e-30))
+    low, high, found = 0.0, most, _shelves(sizes[order], 0.0, side, padding)
+    for _ in range(16):
+        scale = (low + high) / 2
+        corners = _shelves(sizes[order], scale, side, padding)
+        if corners is None:
+            high = scale
+        else:
+            low, found = scale, corners
+    assert found is not None, f"{len(sizes)} places do not fit into {side}² texels"
+    placed = np.empty((len(sizes), 2), np.int64)
+    placed[order] = found
+    return low, placed
+
+
+def _shelves(sizes: np.ndarray, scale: float, side: int, padding: int) -> np.ndarray | None:
+    """Corners of rectangles, sorted by falling height, on shelves; None where they do not fit."""
+    texels = np.ceil(sizes * scale).astype(np.int64).clip(1) + 2 * padding
+    ends = np.cumsum(texels[:, 0])
+    if ends[-1] > side * side or texels.max() > side:
+        return None
+    corners = np.empty_like(texels)
+    first, y = 0, 0
+    while first < len(texels):
+        start = ends[first - 1] if first else 0
+        last = int(np.searchsorted(ends, start + side, side="right"))
+        height = texels[first, 1]
+        if y + height > side:
+            return None
+        corners[first:last, 0] = ends[first:last] - texels[first:last, 0] - start
+        corners[first:last, 1] = y
+        first, y = last, y + height
+    return corners + padding

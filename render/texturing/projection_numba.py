@@ -1,6 +1,6 @@
 """Loops of the projection unwrapper, compiled by numba: faces grown into charts that lie flat.
 
-A chart is a set of faces joined by edges that all look to one side, projected along one direction onto a
+A chart is a set of faces joined by edges that all look to one side, project_face along one direction onto a
 plane of whole numbers. There every face has a positive area and no two faces share any, exactly: corners that
 coincide in space coincide in the plane, and products of its coordinates (below 2²³) fit an int64.
 """
@@ -12,12 +12,12 @@ kernel = numba.njit(nogil=True, cache=True)
 
 # Steps of the plane's lattice along the mesh's longest side.
 LATTICE = 2**22
-# A projected face has at least this height, in steps: thinner ones would not outlive rounding to float32.
-LEAST_HEIGHT = 16
-# A face that would be compared with more than MOST_TESTS others, or lie in more than MOST_CELLS cells, stays
+# A project_face face has at least this height, in steps: thinner ones would not outlive rounding to float32.
+MIN_HEIGHT = 16
+# A face that would be compared with more than MAX_TESTS others, or lie in more than MAX_CELLS cells, stays
 # out of the chart; so the time is bounded by the number of faces, whatever the mesh looks like.
-MOST_TESTS = 256
-MOST_CELLS = 64
+MAX_TESTS = 256
+MAX_CELLS = 64
 
 
 @kernel
@@ -58,7 +58,7 @@ def separated(a, b):
 
 
 @kernel
-def bucket(chart, column, row, mask):
+def hash_slot(chart, column, row, mask):
     """Where a cell of a chart's plane lies in the hash table."""
     h = np.uint64(chart) * np.uint64(0x9E3779B97F4A7C15)
     h ^= np.uint64(column) * np.uint64(0xC2B2AE3D27D4EB4F)
@@ -70,7 +70,7 @@ def bucket(chart, column, row, mask):
 
 
 @kernel
-def projected(positions, face, axes, out):
+def project_face(positions, face, axes, out):
     """Fills out [6] with a face's corners in the plane; whether it is tall enough there, the right way up."""
     for k in range(3):
         x, y, z = positions[face[k], 0], positions[face[k], 1], positions[face[k], 2]
@@ -81,17 +81,17 @@ def projected(positions, face, axes, out):
         max(out[1], out[3], out[5]) - min(out[1], out[3], out[5]),
     )
     area = (out[2] - out[0]) * (out[5] - out[1]) - (out[3] - out[1]) * (out[4] - out[0])
-    return area >= LEAST_HEIGHT * max(longest, 1)
+    return area >= MIN_HEIGHT * max(longest, 1)
 
 
 @kernel
-def cells_of(here, cell):
-    """The first and last column and row of the cells of this size that a projected face [6] touches."""
+def cell_range(triangle, cell):
+    """The first and last column and row of the cells of this size that a project_face face [6] touches."""
     return (
-        min(here[0], here[2], here[4]) // cell,
-        max(here[0], here[2], here[4]) // cell,
-        min(here[1], here[3], here[5]) // cell,
-        max(here[1], here[3], here[5]) // cell,
+        min(triangle[0], triangle[2], triangle[4]) // cell,
+        max(triangle[0], triangle[2], triangle[4]) // cell,
+        min(triangle[1], triangle[3], triangle[5]) // cell,
+        max(triangle[1], triangle[3], triangle[5]) // cell,
     )
 
 
@@ -101,7 +101,7 @@ def make_table(count):
     slots = 1
     while slots < 4 * count:
         slots *= 2
-    length = MOST_CELLS + 12 * count
+    length = MAX_CELLS + 12 * count
     return (
         np.full(slots, -1, np.int32),
         np.empty(length, np.int32),
@@ -111,70 +111,70 @@ def make_table(count):
 
 
 @kernel
-def is_free(table, chart, here, cell, chart_of, corners):
-    """Whether a projected face covers no face of a chart."""
+def fits(table, chart, triangle, cell, chart_of, corners):
+    """Whether a project_face face covers no face of a chart."""
     head, following, face_of, _ = table
-    left, right, low, high = cells_of(here, cell)
-    if (right - left + 1) * (high - low + 1) > MOST_CELLS:
+    left, right, low, high = cell_range(triangle, cell)
+    if (right - left + 1) * (high - low + 1) > MAX_CELLS:
         return False
     tests = 0
     for column in range(left, right + 1):
         for row in range(low, high + 1):
-            entry = head[bucket(chart, column, row, len(head) - 1)]
+            entry = head[hash_slot(chart, column, row, len(head) - 1)]
             while entry >= 0:
                 # Faces that have left the chart are still in its lists.
                 if chart_of[face_of[entry]] == chart:
                     other = corners[face_of[entry]]
                     tests += 1
-                    if tests > MOST_TESTS or not (separated(here, other) or separated(other, here)):
+                    if tests > MAX_TESTS or not (separated(triangle, other) or separated(other, triangle)):
                         return False
                 entry = following[entry]
     return True
 
 
 @kernel
-def enter(table, chart, face, here, cell):
+def insert_face(table, chart, face, triangle, cell):
     """Enters a face of a chart; False where it is too large or the table is full."""
     head, following, face_of, length = table
-    left, right, low, high = cells_of(here, cell)
+    left, right, low, high = cell_range(triangle, cell)
     cells = (right - left + 1) * (high - low + 1)
-    if cells > MOST_CELLS or length[0] + cells > len(face_of):
+    if cells > MAX_CELLS or length[0] + cells > len(face_of):
         return False
     for column in range(left, right + 1):
         for row in range(low, high + 1):
-            place, entry = bucket(chart, column, row, len(head) - 1), length[0]
+            place, entry = hash_slot(chart, column, row, len(head) - 1), length[0]
             face_of[entry], following[entry], head[place] = face, head[place], entry
             length[0] += 1
     return True
 
 
 @kernel
-def make_charts(positions, faces, normals, directions, sizes, neighbours, seeds, least_cosine, small, loose):
+def make_charts(positions, faces, normals, directions, sizes, neighbours, seeds, min_cosine, max_fragment_faces, fragment_min_cosine):
     """(chart [F], −1 for a face that is too thin in its plane; corners [F,6] in the plane).
 
     positions [V,3] in [0,1]; normals [F,3] unit; directions [F,3] unit: along which a chart that starts at
-    the face is projected; sizes [F]: about the extent of the faces around; neighbours [F,3] over the edges,
+    the face is project_face; sizes [F]: about the extent of the faces around; neighbours [F,3] over the edges,
     −1 for none; seeds: the faces in the order in which they may start a chart. A face joins where the cosine
-    between its normal and the chart's direction is least_cosine at least. Charts of at most `small` faces
-    then give them to larger ones, where that cosine is `loose` at least.
+    between its normal and the chart's direction is min_cosine at least. Charts of at most `max_fragment_faces` faces
+    then give them to larger ones, where that cosine is `fragment_min_cosine` at least.
     """
     count = len(faces)
     mesh = positions, faces, normals, directions, sizes, neighbours
     chart_of, corners = np.full(count, -1, np.int64), np.zeros((count, 6), np.int64)
     seed_of, population = np.empty(count, np.int64), np.zeros(count, np.int64)
     charts, table = (chart_of, corners, seed_of, population), make_table(count)
-    grow(mesh, charts, table, seeds, least_cosine)
-    hand_over(mesh, charts, table, small, loose)
+    grow(mesh, charts, table, seeds, min_cosine)
+    merge_fragments(mesh, charts, table, max_fragment_faces, fragment_min_cosine)
     return chart_of, corners
 
 
 @kernel
-def grow(mesh, charts, table, seeds, least_cosine):
+def grow(mesh, charts, table, seeds, min_cosine):
     """Charts by breadth from their seeds, one after the other, until no seed is without."""
     positions, faces, normals, directions, sizes, neighbours = mesh
     chart_of, corners, seed_of, population = charts
     tried, queue = np.full(len(faces), -1, np.int64), np.empty(len(faces), np.int64)
-    axes, here = np.empty(6), np.empty(6, np.int64)
+    axes, triangle = np.empty(6), np.empty(6, np.int64)
     chart = 0
     for seed in seeds:
         if chart_of[seed] >= 0:
@@ -185,22 +185,22 @@ def grow(mesh, charts, table, seeds, least_cosine):
         while first < last:
             face = queue[first]
             first += 1
-            if not projected(positions, faces[face], axes, here):
+            if not project_face(positions, faces[face], axes, triangle):
                 continue
-            if face != seed and not is_free(table, chart, here, cell, chart_of, corners):
+            if face != seed and not fits(table, chart, triangle, cell, chart_of, corners):
                 continue
-            entered = enter(table, chart, face, here, cell)
+            inserted = insert_face(table, chart, face, triangle, cell)
             # What does not fit into the table can only be a chart alone.
-            if not entered and face != seed:
+            if not inserted and face != seed:
                 continue
-            chart_of[face], corners[face] = chart, here
+            chart_of[face], corners[face] = chart, triangle
             population[chart] += 1
-            if not entered:
+            if not inserted:
                 break
             for other in neighbours[face]:
                 if other >= 0 and chart_of[other] < 0 and tried[other] != seed:
                     tried[other] = seed
-                    if dot(normals[other], direction) >= least_cosine:
+                    if dot(normals[other], direction) >= min_cosine:
                         queue[last] = other
                         last += 1
         if population[chart] > 0:
@@ -209,17 +209,17 @@ def grow(mesh, charts, table, seeds, least_cosine):
 
 
 @kernel
-def hand_over(mesh, charts, table, small, loose):
-    """Faces of charts of at most `small` faces go to charts beside them that have more, where they fit.
+def merge_fragments(mesh, charts, table, max_fragment_faces, fragment_min_cosine):
+    """Faces of charts of at most `max_fragment_faces` faces go to charts beside them that have more, where they fit.
 
     Half of what grows are such fragments, left over between larger charts.
     """
     positions, faces, normals, directions, sizes, neighbours = mesh
     chart_of, corners, seed_of, population = charts
-    axes, here = np.empty(6), np.empty(6, np.int64)
+    axes, triangle = np.empty(6), np.empty(6, np.int64)
     first, last, queue = 0, 0, np.empty(4 * len(faces), np.int64)
     for face in range(len(faces)):
-        if chart_of[face] >= 0 and population[chart_of[face]] <= small:
+        if chart_of[face] >= 0 and population[chart_of[face]] <= max_fragment_faces:
             queue[last] = face
             last += 1
     while first < last:
@@ -227,20 +227,20 @@ def hand_over(mesh, charts, table, small, loose):
         first += 1
         for neighbour in neighbours[face]:
             own, chart = chart_of[face], chart_of[neighbour]
-            if neighbour < 0 or chart < 0 or population[own] > small or population[chart] <= population[own]:
+            if neighbour < 0 or chart < 0 or population[own] > max_fragment_faces or population[chart] <= population[own]:
                 continue
             direction, cell = directions[seed_of[chart]], lattice_cell(sizes[seed_of[chart]])
             plane_axes(direction, axes)
             if (
-                dot(normals[face], direction) < loose
-                or not projected(positions, faces[face], axes, here)
-                or not is_free(table, chart, here, cell, chart_of, corners)
-                or not enter(table, chart, face, here, cell)
+                dot(normals[face], direction) < fragment_min_cosine
+                or not project_face(positions, faces[face], axes, triangle)
+                or not fits(table, chart, triangle, cell, chart_of, corners)
+                or not insert_face(table, chart, face, triangle, cell)
             ):
                 continue
             population[own] -= 1
             population[chart] += 1
-            chart_of[face], corners[face] = chart, here
+            chart_of[face], corners[face] = chart, triangle
             # Those beside it have a new neighbour to go to.
             for other in neighbours[face]:
                 if other >= 0 and chart_of[other] >= 0 and last < len(queue):

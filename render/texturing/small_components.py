@@ -1,4 +1,4 @@
-"""Loose crumbs of a surface, left out of an export."""
+"""Loose removed of a surface, left out of an export."""
 
 import logging
 
@@ -10,18 +10,18 @@ from render.mesh import Mesh, face_cross, make_mesh
 logger = logging.getLogger(__name__)
 
 
-def without_small_components(mesh: Mesh, share: float) -> Mesh:
+def remove_small_components(mesh: Mesh, share: float) -> Mesh:
     """The mesh without bodies whose area is less than `share` (0 … 1) of the largest one's; told in the log.
 
     A body is what hangs together by shared vertices. Optimisation leaves some afloat that nobody asked for.
-    A mesh without crumbs comes back as it is, otherwise without texture coordinates.
+    A mesh without removed comes back as it is, otherwise without texture coordinates.
     """
     if share <= 0 or len(mesh.faces) == 0:
         return mesh
     try:
         import igl
     except ImportError:
-        logger.warning("loose crumbs are exported too: min_component_area needs libigl (pip install libigl)")
+        logger.warning("loose removed are exported too: min_component_area needs libigl (pip install libigl)")
         return mesh
     faces = mesh.faces.cpu().numpy().astype(np.int64)
     body = igl.vertex_components(faces)[faces[:, 0]]
@@ -29,9 +29,9 @@ def without_small_components(mesh: Mesh, share: float) -> Mesh:
     kept = (area >= share * area.max())[body]
     if kept.all():
         return mesh
-    crumbs = np.unique(body[~kept])
-    part = 100 * area[crumbs].sum() / area.sum()
-    logger.info("left out %d loose crumbs with %.2g %% of the area (min_component_area)", len(crumbs), part)
+    removed = np.unique(body[~kept])
+    part = 100 * area[removed].sum() / area.sum()
+    logger.info("left out %d loose removed with %.2g %% of the area (min_component_area)", len(removed), part)
     used, numbers = np.unique(faces[kept], return_inverse=True)
     device = mesh.v_pos.device
     rows = torch.from_numpy(used).to(device)

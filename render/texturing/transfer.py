@@ -20,10 +20,10 @@ from render.texturing.uv import ExportConfig, orthonormal_tangents, unwrap
 
 # The texture size that a mesh without texture coordinates of its own is unwrapped for while it is painted. A
 # constant: another size turns charts, and the learned normals belong to their tangents.
-PAINTED_RES = (1024, 1024)
+PAINTING_RES = (1024, 1024)
 
 
-def for_export(
+def prepare_export(
     painted: Mesh, field: SurfaceField, config: ExportConfig, own_uv: bool
 ) -> tuple[Mesh, SurfaceField]:
     """The mesh to bake into, and the field over it.
@@ -32,14 +32,14 @@ def for_export(
     for another texture size.
     """
     fewer = 0 < config.export_faces < len(painted.faces)
-    if not fewer and (own_uv or config.texture_res == PAINTED_RES):
+    if not fewer and (own_uv or config.texture_res == PAINTING_RES):
         return painted, field
     target = decimate(painted, config.export_faces) if fewer else painted
     target = unwrap(target, config.unwrap, config.texture_res, config.uv_padding_block)
-    return target, carry_over(painted, target, field)
+    return target, transfer_field(painted, target, field)
 
 
-def carry_over(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceField:
+def transfer_field(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceField:
     """`field` over `painted` as a field over `target`. Both meshes have tangents."""
     frame_of_painted, frame_of_target = frame_finder(painted), frame_finder(target)
 
@@ -75,8 +75,8 @@ def frame_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]
     device, dtype = mesh.v_pos.device, mesh.v_pos.dtype
 
     def frame(points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tensor, Tensor]:
-        asked = np.asfortranarray(points.detach().cpu().numpy(), dtype=np.float64)
-        _, face, nearest = tree.squared_distance(positions, triangles, asked)
+        queries = np.asfortranarray(points.detach().cpu().numpy(), dtype=np.float64)
+        _, face, nearest = tree.squared_distance(positions, triangles, queries)
         corners = [np.asfortranarray(positions[triangles[face, corner]]) for corner in range(3)]
         weights = igl.barycentric_coordinates(np.asfortranarray(nearest), *corners)
         # Of a face without area any corner does.

@@ -22,7 +22,7 @@ from torch import Tensor
 from render.mesh import Mesh
 from render.raster.interface import Rasteriser
 from render.texturing.projection import compiled_kernels, folded_edges, project
-from render.texturing.unwrap import UnwrapFailed, unwrap_with
+from render.texturing.unwrap import UnwrapError, unwrap_with
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +31,12 @@ TextureSide = Annotated[int, Field(ge=16, le=16384)]
 
 # Above this many faces xatlas takes more than about 7 s, and its time grows faster than the mesh
 # (2 cores: 6.5 s at 20 k faces, 45 s at 61 k, 161 s at 199 k; uvunwrap 0.6, 1.6 and 6.9 s).
-XATLAS_MOST_FACES = 20_000
+XATLAS_MAX_FACES = 20_000
 
 # With more edges than this folded by over 60 degrees a surface counts as torn (after a run there are none, in
 # the noise of random weights 400,000). There uvunwrap makes charts of a few faces each, whose margins take
 # the texture or need several, and it may panic (2 cores: 1.5 M faces, 60,000 such edges, 70 s and 3 pages).
-MOST_FOLDS = 10_000
+MAX_FOLDED_EDGES = 10_000
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -52,7 +52,7 @@ class ExportConfig:
     unwrap: Method = Field(
         "auto",
         description=f"UV unwrapper: xatlas, uvunwrap, projection (any mesh in seconds, more seams), or auto "
-        f"(xatlas up to {XATLAS_MOST_FACES} faces, above uvunwrap, projection for torn surfaces)",
+        f"(xatlas up to {XATLAS_MAX_FACES} faces, above uvunwrap, projection for torn surfaces)",
     )
     min_component_area: float = Field(
         0.01,
@@ -107,7 +107,7 @@ def _unwrapped(
         try:
             uv, uv_faces, charts = unwrap_with(chosen, positions, faces, side, padding)
             return uv, uv_faces, f"{charts} charts with {chosen}"
-        except UnwrapFailed as error:
+        except UnwrapError as error:
             logger.warning("%s failed on this mesh: %s; the projection takes over", chosen, error)
     if compiled_kernels() is None:
         return *_face_grid(len(faces)), f"{len(faces)} charts, one a face"
@@ -129,8 +129,8 @@ def _choose(method: Method, positions: np.ndarray, faces: np.ndarray) -> str:
         return method
     preferred = method
     if method == "auto":
-        preferred = "xatlas" if len(faces) <= XATLAS_MOST_FACES else "uvunwrap"
-        if preferred == "uvunwrap" and folded_edges(positions, faces) > MOST_FOLDS:
+        preferred = "xatlas" if len(faces) <= XATLAS_MAX_FACES else "uvunwrap"
+        if preferred == "uvunwrap" and folded_edges(positions, faces) > MAX_FOLDED_EDGES:
             return "projection"
     other = "uvunwrap" if preferred == "xatlas" else "xatlas"
     if importlib.util.find_spec(preferred) is not None:

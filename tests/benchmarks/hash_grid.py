@@ -100,7 +100,7 @@ def surface(grid: int) -> DMTet:
 
 def ways_to_a_mesh(dmtet: DMTet) -> dict[str, Callable[[], object]]:
     network, inside = dmtet.network, dmtet.start < 0
-    encoded = network.encoding.pin(dmtet.v_pos)().detach()
+    encoded = network.encoding.precompute(dmtet.v_pos)().detach()
     weights = [layer.weight for layer in network.mlp[::2]]
     tables = dmtet.tets, dmtet.edges, dmtet.tet_edges
 

@@ -145,21 +145,21 @@ def test_equal_seeds_give_equal_weights_and_the_grid_is_not_saved():
 
 def test_state_survives_a_round_trip(fitted):
     copy = small_dmtet()
-    copy.field()  # the pinned encoding must follow weights that are loaded later
+    copy.field()  # the precomputed encoding must follow weights that are loaded later
     copy.load_state_dict(fitted[0].state_dict())
     assert torch.equal(copy.mesh().v_pos, fitted[0].mesh().v_pos)
 
 
 def test_network_on_pinned_points_equals_plain_points():
     encoding = HashGrid(
-        -torch.ones(3), torch.ones(3), levels=3, log2_entries=8, finest=40, generator=seeded()
+        -torch.ones(3), torch.ones(3), n_levels=3, log2_hashmap_size=8, max_resolution=40, generator=seeded()
     )
     network = SdfNetwork(encoding, generator=seeded())
     with torch.no_grad():
         encoding.table.normal_(generator=seeded())
     points = torch.rand(100, 3, generator=seeded()) * 2 - 1
-    for plain, pinned in zip(network(points), network(encoding.pin(points)), strict=True):
-        assert torch.allclose(plain, pinned, atol=1e-5)
+    for plain, precomputed in zip(network(points), network(encoding.precompute(points)), strict=True):
+        assert torch.allclose(plain, precomputed, atol=1e-5)
     assert network(points)[0].shape == (100,) and network(points)[1].shape == (100, 3)
     weights = [layer.weight for layer in network.mlp if isinstance(layer, torch.nn.Linear)]
     assert [tuple(weight.shape) for weight in weights] == [(32, 6), (32, 32), (4, 32)]
@@ -178,7 +178,7 @@ def test_config_ranges():
 def test_cuda_mesh_equals_cpu(fitted):
     expected = fitted[0].mesh()
     cuda = small_dmtet()
-    cuda.field()  # what was pinned on the CPU must not stay there
+    cuda.field()  # what was precomputed on the CPU must not stay there
     cuda = cuda.cuda()
     cuda.load_state_dict(fitted[0].state_dict())
     mesh = cuda.mesh()

@@ -118,7 +118,7 @@ def test_topology_compiles_for_a_gpu():
 
 
 def small_network(device: torch.device, levels: int = 5, hidden: int = 32) -> SdfNetwork:
-    grid = HashGrid(-torch.ones(3), torch.ones(3), levels=levels, log2_entries=8, finest=40)
+    grid = HashGrid(-torch.ones(3), torch.ones(3), n_levels=levels, log2_hashmap_size=8, max_resolution=40)
     network = SdfNetwork(grid, hidden, generator=seeded())
     with torch.no_grad():
         network.encoding.table.normal_(generator=seeded(1))
@@ -148,7 +148,7 @@ def test_sizes_that_the_kernel_cannot_do():
 def test_distances_of_the_network_are_its_first_output():
     network = small_network(torch.device("cpu"))
     points = torch.rand(50, 3, generator=seeded()) * 2 - 1
-    found = network.distances(network.encoding.pin(points))
+    found = network.distances(network.encoding.precompute(points))
     assert not found.requires_grad and torch.allclose(found, network(points)[0], atol=1e-5)
 
 
@@ -203,7 +203,7 @@ def test_a_mesh_on_cuda_is_that_of_the_whole_field(grid, monkeypatch):
         surface.network.encoding.table.normal_(std=0.02)
     surface = surface.cuda()
     weights = torch.randn(3, 1, device="cuda")
-    signed = surface.network.distances(surface.network.encoding.pin(surface.v_pos))
+    signed = surface.network.distances(surface.network.encoding.precompute(surface.v_pos))
     mesh = surface.mesh()
     (mesh.v_pos @ weights).square().sum().backward()
     grads = [parameter.grad.clone() for parameter in surface.parameters()]

@@ -24,7 +24,7 @@ BOX = (torch.tensor([-1.0, -0.5, 0.0]), torch.tensor([1.0, 1.5, 3.0]))
 
 
 def small_grid(**changes) -> HashGrid:
-    options = {"levels": 5, "log2_entries": 10, "coarsest": 4, "finest": 40} | changes
+    options = {"n_levels": 5, "log2_hashmap_size": 10, "base_resolution": 4, "max_resolution": 40} | changes
     return HashGrid(*BOX, **options, generator=torch.Generator().manual_seed(3))
 
 
@@ -58,7 +58,7 @@ ENCODERS = pytest.mark.parametrize("encode", [encode_torch, hash_grid_numba.enco
 @ENCODERS
 @pytest.mark.parametrize("resolution", [4, 9])
 def test_dense_level_is_trilinear_interpolation(resolution, encode):
-    grid = small_grid(levels=1, coarsest=resolution, finest=resolution)
+    grid = small_grid(n_levels=1, base_resolution=resolution, max_resolution=resolution)
     assert grid.levels[0].dense
     with torch.no_grad():
         grid.table.normal_()
@@ -78,7 +78,7 @@ def test_dense_level_is_trilinear_interpolation(resolution, encode):
 
 @ENCODERS
 def test_hashed_level_interpolates_the_hashed_corners(encode):
-    grid = small_grid(levels=1, coarsest=30, finest=30, log2_entries=8)
+    grid = small_grid(n_levels=1, base_resolution=30, max_resolution=30, log2_hashmap_size=8)
     assert not grid.levels[0].dense
     points = points_in_box(20)
     unit = ((points - BOX[0]) / (BOX[1] - BOX[0])).double().numpy() * 30
@@ -106,7 +106,7 @@ def test_gradient_is_that_of_plain_autograd():
 
 
 def test_compiled_encoding_equals_torch():
-    grid = small_grid(levels=8, log2_entries=12, finest=300)
+    grid = small_grid(n_levels=8, log2_hashmap_size=12, max_resolution=300)
     unit = grid.to_unit(torch.cat([points_in_box(2000), torch.stack(BOX)]))
     table = grid.table.detach()
     expected = encode_torch(unit, table, grid.levels)
@@ -126,17 +126,17 @@ def test_compiled_gradient_repeats_bit_for_bit():
     assert all(torch.equal(first, hash_grid_numba.encode_backward(unit, grad, grid.levels)) for _ in range(3))
 
 
-@pytest.mark.parametrize("limit", [hash_grid.MAX_PINNED_WEIGHTS, 0])
+@pytest.mark.parametrize("limit", [hash_grid.MAX_PRECOMPUTED_WEIGHTS, 0])
 def test_pinned_encoding_equals_unpinned(limit, monkeypatch):
-    monkeypatch.setattr(hash_grid, "MAX_PINNED_WEIGHTS", limit)
+    monkeypatch.setattr(hash_grid, "MAX_PRECOMPUTED_WEIGHTS", limit)
     grid, points = small_grid(), points_in_box(1000)
-    pinned = grid.pin(points)
-    assert (pinned.matrices is None) == (limit == 0) and len(pinned) == 1000
+    precomputed = grid.precompute(points)
+    assert (precomputed.matrices is None) == (limit == 0) and len(precomputed) == 1000
     cotangent = torch.randn(1000, grid.width)
     (grid(points) * cotangent).sum().backward()
     expected = grid.table.grad.clone()
     grid.table.grad = None
-    encoded = pinned()
+    encoded = precomputed()
     (encoded * cotangent).sum().backward()
     assert torch.allclose(encoded, grid(points), rtol=1e-4, atol=1e-9)
     assert torch.allclose(grid.table.grad, expected, rtol=1e-4, atol=1e-5)
@@ -144,10 +144,10 @@ def test_pinned_encoding_equals_unpinned(limit, monkeypatch):
 
 def test_pinned_encoding_follows_the_table():
     grid, points = small_grid(), points_in_box(10)
-    pinned = grid.pin(points)
+    precomputed = grid.precompute(points)
     with torch.no_grad():
         grid.table.mul_(2)
-    assert torch.allclose(pinned(), grid(points), rtol=1e-4)
+    assert torch.allclose(precomputed(), grid(points), rtol=1e-4)
 
 
 def test_interpolation_matrices_are_transposes_with_unit_row_sums():
@@ -161,7 +161,7 @@ def test_outside_counts_as_the_wall_and_flat_boxes_work():
     grid = small_grid()
     outside = torch.tensor([[9.0, 0.0, 1.0]])
     assert torch.equal(grid(outside), grid(torch.tensor([[1.0, 0.0, 1.0]])))
-    flat = HashGrid(torch.tensor([0.0, 0, 0]), torch.tensor([1.0, 1, 0]), levels=2, log2_entries=8, finest=32)
+    flat = HashGrid(torch.tensor([0.0, 0, 0]), torch.tensor([1.0, 1, 0]), n_levels=2, log2_hashmap_size=8, max_resolution=32)
     assert flat(torch.rand(5, 3) * torch.tensor([1.0, 1, 0])).isfinite().all()
 
 
@@ -172,13 +172,13 @@ def test_points_that_want_a_gradient_are_refused():
 
 @pytest.mark.gpu
 def test_cuda_equals_cpu():
-    grid, points = small_grid(levels=8, log2_entries=12, finest=300), points_in_box(2000)
+    grid, points = small_grid(n_levels=8, log2_hashmap_size=12, max_resolution=300), points_in_box(2000)
     cotangent = torch.randn(2000, grid.width)
     expected = grid(points)
     (expected * cotangent).sum().backward()
     expected_grad, grid.table.grad = grid.table.grad, None
     grid = grid.cuda()
-    for encoded in (grid(points.cuda()), grid.pin(points.cuda())()):
+    for encoded in (grid(points.cuda()), grid.precompute(points.cuda())()):
         grid.table.grad = None
         (encoded * cotangent.cuda()).sum().backward()
         assert torch.allclose(encoded.cpu(), expected, rtol=1e-3, atol=1e-8)
@@ -192,7 +192,7 @@ def test_a_broken_numba_is_one_line_and_torch_takes_over(tmp_path, fault):
         """
 from render.encoding.hash_grid import HashGrid, encode_torch
 from render.raster.select import choose_rasteriser
-grid, points = HashGrid(torch.zeros(3), torch.ones(3), levels=2, log2_entries=8, finest=32), torch.rand(5, 3)
+grid, points = HashGrid(torch.zeros(3), torch.ones(3), n_levels=2, log2_hashmap_size=8, max_resolution=32), torch.rand(5, 3)
 for _ in range(2):
     assert torch.equal(grid(points), encode_torch(points, grid.table, grid.levels))
 assert choose_rasteriser("cpu").name == "reference"

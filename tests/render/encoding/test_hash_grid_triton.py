@@ -15,13 +15,13 @@ from render.encoding.hash_grid import (
 )
 
 # Five levels: dense with 4, 7 and 13 cells an axis, hashed with 22 and 40.
-SMALL = {"levels": 5, "log2_entries": 12, "coarsest": 4, "finest": 40}
+SMALL = {"n_levels": 5, "log2_hashmap_size": 12, "base_resolution": 4, "max_resolution": 40}
 UNIT_BOX = torch.zeros(3), torch.ones(3)
 
 
 def table_and_levels(device: torch.device, features: int = 2, **changes):
     generator = torch.Generator().manual_seed(5)
-    grid = HashGrid(*UNIT_BOX, **(SMALL | changes), features=features, generator=generator)
+    grid = HashGrid(*UNIT_BOX, **(SMALL | changes), n_features=features, generator=generator)
     table = torch.randn(grid.table.shape, generator=generator)
     return table.to(device), grid.levels
 
@@ -72,7 +72,7 @@ def test_points_on_walls_and_corners(kernel_device):
 
 def test_the_hash_of_large_cells_wraps_like_the_reference(kernel_device):
     """With 2²² cells an axis, the products of the hash need 54 bits."""
-    size = {"levels": 1, "coarsest": 1 << 22, "finest": 1 << 22}
+    size = {"n_levels": 1, "base_resolution": 1 << 22, "max_resolution": 1 << 22}
     table, levels = table_and_levels(kernel_device, **size)
     unit = points(100, kernel_device)
     assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
@@ -130,7 +130,7 @@ def test_the_kernels_are_taken_where_they_fit(kernel_device, monkeypatch):
 @pytest.mark.parametrize("ordered", [False, True])
 def test_real_size(count, ordered):
     cuda = torch.device("cuda")
-    table, levels = table_and_levels(cuda, levels=16, log2_entries=19, coarsest=16, finest=4096)
+    table, levels = table_and_levels(cuda, n_levels=16, log2_hashmap_size=19, base_resolution=16, max_resolution=4096)
     unit = points(count, cuda, ordered)
     assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
     grad = cotangent(count, 32, cuda)
@@ -148,7 +148,7 @@ def test_training_through_the_module_on_cuda():
     grid = HashGrid(*UNIT_BOX).cuda()
     unit = points(5000, torch.device("cuda"))
     weights = torch.randn(5000, grid.width, device="cuda")
-    for encoded in (grid(unit), grid.pin(unit)()):
+    for encoded in (grid(unit), grid.precompute(unit)()):
         grid.table.grad = None
         (encoded * weights).sum().backward()
         assert_close(encoded.detach(), encode_torch(unit, grid.table.detach(), grid.levels))

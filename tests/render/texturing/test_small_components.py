@@ -8,7 +8,7 @@ import torch
 import trimesh
 
 from render.mesh import make_mesh
-from render.texturing.small_components import without_small_components
+from render.texturing.small_components import remove_small_components
 
 
 def ball(radius, centre):
@@ -34,14 +34,14 @@ BALLS = ball(0.1, (2, 0, 0)), ball(0.5, (0, 0, 0)), ball(0.025, (-2, 0, 0))
 def test_bodies_below_the_share_of_the_largest_go_and_the_rest_stays_as_it_is(share, left, caplog):
     mesh = mesh_of(*BALLS)
     with caplog.at_level(logging.INFO):
-        kept = without_small_components(mesh, share)
+        kept = remove_small_components(mesh, share)
     expected = mesh_of(*(BALLS[number] for number in left))
     assert torch.equal(kept.v_pos, expected.v_pos) and torch.equal(kept.faces, expected.faces)
     assert torch.allclose(kept.v_nrm, expected.v_nrm)
     if len(left) == 3:
         assert kept is mesh and not caplog.records
     else:
-        assert f"left out {3 - len(left)} loose crumbs with" in caplog.text
+        assert f"left out {3 - len(left)} loose removed with" in caplog.text
     if left == (0, 1):
         assert "with 0.24 % of the area" in caplog.text
 
@@ -49,13 +49,13 @@ def test_bodies_below_the_share_of_the_largest_go_and_the_rest_stays_as_it_is(sh
 def test_bodies_that_share_a_vertex_are_one_and_no_surface_is_no_fault():
     tip = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [-0.01, 0, 0], [0, -0.01, 0]])
     joined = make_mesh(tip, torch.tensor([[0, 1, 2], [0, 3, 4]]))
-    assert without_small_components(joined, 0.5) is joined
+    assert remove_small_components(joined, 0.5) is joined
     empty = make_mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64))
-    assert without_small_components(empty, 0.5) is empty
+    assert remove_small_components(empty, 0.5) is empty
 
 
 def test_without_libigl_all_is_kept_and_told(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "igl", None)
     mesh = mesh_of(*BALLS)
-    assert without_small_components(mesh, 0.01) is mesh
+    assert remove_small_components(mesh, 0.01) is mesh
     assert "pip install libigl" in caplog.text

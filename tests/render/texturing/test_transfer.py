@@ -7,13 +7,13 @@ from export_shapes import bumpy_ball, smooth_field, surface_samples
 
 from render.shade.normals import bump
 from render.texturing.decimate import decimate
-from render.texturing.transfer import PAINTED_RES, carry_over, for_export, frame_finder
+from render.texturing.transfer import PAINTING_RES, transfer_field, prepare_export, frame_finder
 from render.texturing.uv import ExportConfig, tangents, unwrap, uv_normals
 
 
 @pytest.fixture(scope="module")
 def painted():
-    return unwrap(bumpy_ball(4), "uvunwrap", PAINTED_RES, 4)
+    return unwrap(bumpy_ball(4), "uvunwrap", PAINTING_RES, 4)
 
 
 def world_normals(mesh, points, local):
@@ -46,7 +46,7 @@ def test_the_same_surface_unwrapped_otherwise_is_painted_the_same(painted):
     turned = (painted.tangents[painted.uv_faces] * target.tangents[target.uv_faces]).sum(-1) < 0.9
     assert turned.any()  # otherwise there is nothing to test
     points, _ = surface_samples(painted, 3000)
-    expected, carried = smooth_field(points), carry_over(painted, target, smooth_field)(points)
+    expected, carried = smooth_field(points), transfer_field(painted, target, smooth_field)(points)
     for name in ("kd", "ks"):
         assert torch.allclose(carried[name], expected[name], atol=1e-5), name
     theirs = world_normals(painted, points, expected["normal"])
@@ -63,7 +63,7 @@ def test_a_coarser_mesh_gets_the_relief_that_it_lost(painted):
     points, _ = surface_samples(target, 3000)
     _, wanted, _ = frame_finder(painted)(points)
     _, coarse, _ = frame_finder(target)(points)
-    ours = world_normals(target, points, carry_over(painted, target, flat)(points)["normal"])
+    ours = world_normals(target, points, transfer_field(painted, target, flat)(points)["normal"])
     error, before = ((a * wanted).sum(-1).clamp(-1, 1).acos().mean() for a in (ours, coarse))
     assert error < 0.01 and before > 0.05
 
@@ -71,10 +71,10 @@ def test_a_coarser_mesh_gets_the_relief_that_it_lost(painted):
 def test_what_is_exported_follows_the_config(painted):
     def choose(own_uv, **values):
         config = ExportConfig(unwrap="xatlas", **values)
-        return for_export(painted, smooth_field, config, own_uv)
+        return prepare_export(painted, smooth_field, config, own_uv)
 
     assert choose(True, texture_res=(64, 64)) == (painted, smooth_field)  # its own uv fit every size
-    assert choose(False, texture_res=PAINTED_RES) == (painted, smooth_field)
+    assert choose(False, texture_res=PAINTING_RES) == (painted, smooth_field)
     assert choose(True, export_faces=len(painted.faces))[0] is painted
     again, field = choose(False, texture_res=(64, 64))
     assert torch.equal(again.v_pos, painted.v_pos) and again.uv is not painted.uv

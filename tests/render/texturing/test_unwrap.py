@@ -8,7 +8,7 @@ import pytest
 from export_shapes import bumpy_ball
 
 from render.texturing import unwrap
-from render.texturing.unwrap import UnwrapFailed, unwrap_with
+from render.texturing.unwrap import UnwrapError, unwrap_with
 
 
 def ball(scale=0.5):
@@ -41,8 +41,8 @@ def test_the_same_mesh_comes_back_the_same_twice(library):
 
 def test_a_library_that_never_ends_is_ended(worker):
     pid = worker("time.sleep(600)")
-    with pytest.raises(UnwrapFailed, match="not done after 1 s"):
-        unwrap_with("xatlas", *ball(), 256, 2, patience=1.0)
+    with pytest.raises(UnwrapError, match="not done after 1 s"):
+        unwrap_with("xatlas", *ball(), 256, 2, timeout=1.0)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 
@@ -54,8 +54,8 @@ def test_a_panic_that_leaves_the_library_waiting_is_not_waited_for(worker):
         "sys.stderr.flush()\ntime.sleep(600)"
     )
     start = time.monotonic()
-    with pytest.raises(UnwrapFailed, match="a panic: index out of bounds: 13"):
-        unwrap_with("uvunwrap", *ball(), 256, 2, patience=120.0)
+    with pytest.raises(UnwrapError, match="a panic: index out of bounds: 13"):
+        unwrap_with("uvunwrap", *ball(), 256, 2, timeout=120.0)
     # Not a measurement: a hundred seconds lie between the two outcomes.
     assert time.monotonic() - start < 100
     with pytest.raises(ProcessLookupError):
@@ -72,7 +72,7 @@ def test_a_panic_that_leaves_the_library_waiting_is_not_waited_for(worker):
 )
 def test_an_error_or_a_crash_is_told_in_a_line(worker, text, reason):
     worker(text)
-    with pytest.raises(UnwrapFailed, match=reason):
+    with pytest.raises(UnwrapError, match=reason):
         unwrap_with("xatlas", *ball(), 256, 2)
 
 
@@ -82,5 +82,5 @@ def test_what_does_not_fill_one_texture_is_refused(worker, pages, size, reason):
         f"import numpy as np\nuv = np.array([[0, 0], [{size}, 0], [0, {size}]], np.float32)\n"
         f"np.savez(sys.argv[3], uv=uv, uv_faces=np.array([[0, 1, 2]]), charts=1, pages={pages})"
     )
-    with pytest.raises(UnwrapFailed, match=reason):
+    with pytest.raises(UnwrapError, match=reason):
         unwrap_with("xatlas", *ball(), 256, 2)

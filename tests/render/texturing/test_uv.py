@@ -14,7 +14,7 @@ from render.raster.reference import ReferenceRasteriser
 from render.raster.select import choose_rasteriser
 from render.texturing import uv as uv_module
 from render.texturing.projection import folded_edges
-from render.texturing.unwrap import UnwrapFailed
+from render.texturing.unwrap import UnwrapError
 from render.texturing.uv import (
     ExportConfig,
     prepare_uv,
@@ -149,9 +149,9 @@ def test_size_does_not_matter_and_degenerate_faces_do_no_harm(method, scale):
 def test_auto_takes_xatlas_for_few_faces_uvunwrap_for_many_and_the_projection_where_torn(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     unwrap(bumpy_ball(1), "auto", (128, 128), 2)
-    monkeypatch.setattr(uv_module, "XATLAS_MOST_FACES", 10)
+    monkeypatch.setattr(uv_module, "XATLAS_MAX_FACES", 10)
     unwrap(bumpy_ball(1), "auto", (128, 128), 2)
-    monkeypatch.setattr(uv_module, "MOST_FOLDS", 2000)
+    monkeypatch.setattr(uv_module, "MAX_FOLDED_EDGES", 2000)
     noise = noise_surface(8)
     assert 2000 < folded_edges(noise.v_pos.numpy(), noise.faces.numpy()) < 10_000
     unwrap(noise, "auto", (512, 512), 2)
@@ -172,7 +172,7 @@ def test_a_missing_unwrapper_is_announced_and_the_other_one_used(monkeypatch, ca
 
 def test_a_library_that_fails_gives_way_to_the_projection(monkeypatch, caplog):
     def fail(*args):
-        raise UnwrapFailed("2 pages instead of one")
+        raise UnwrapError("2 pages instead of one")
 
     monkeypatch.setattr(uv_module, "unwrap_with", fail)
     caplog.set_level(logging.INFO)
