@@ -1,14 +1,14 @@
-"""Pictures and films on disk: PNG, MP4, GIF, contact sheets.
+"""Writing images and videos with imageio: PNG, GIF, MP4, contact sheets.
 
-An image here is [H,W,C] in [0,1], C = 1 (grey) or 3; values outside are clipped. Files appear whole or not at
-all.
+An image is [H,W,C] in [0,1] with C = 1 (grey) or 3. Values outside are clipped. Files are written atomically.
 """
 
-import io
+import importlib.util
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,37 +24,41 @@ logger = logging.getLogger(__name__)
 
 
 def encode_normal(normal: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"]:
-    """Vectors with components in [−1,1] as colours in [0,1]: n · 0.5 + 0.5."""
+    """Map vector components in [−1,1] to colours in [0,1]: n · 0.5 + 0.5."""
     return normal * 0.5 + 0.5
 
 
 def to_bytes(image: Float[Tensor, "*batch H W C"]) -> UInt8[np.ndarray, "*batch H W C"]:
-    """[0,1] to the nearest of 0 … 255."""
+    """Round [0,1] to the nearest of 0 … 255."""
     return (image.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
 
 
 def to_pillow(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> Image.Image:
-    """The image for Pillow: grey for one channel, RGB for three."""
+    """The image as a Pillow image: grey for one channel, RGB for three."""
+    return Image.fromarray(_pixels(image))
+
+
+def _pixels(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "..."]:
+    """Bytes [H,W] for one channel, [H,W,3] for three."""
     pixels = to_bytes(image) if isinstance(image, Tensor) else image
     assert pixels.shape[-1] in (1, 3), f"an image has 1 or 3 channels, not {pixels.shape[-1]}"
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
 def png_bytes(
     image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"], notes: Mapping[str, str] | None = None
 ) -> bytes:
-    """The image as a PNG file in memory, 8 bits a channel; notes become its text entries."""
-    entries = PngInfo()
+    """The image as a PNG file in memory, 8 bits per channel. `notes` become text chunks."""
+    import imageio.v3 as imageio
+
+    text = PngInfo()
     for name, note in (notes or {}).items():
-        entries.add_text(name, note)
-    buffer = io.BytesIO()
-    to_pillow(image).save(buffer, format="PNG", pnginfo=entries)
-    return buffer.getvalue()
+        text.add_text(name, note)
+    return imageio.imwrite("<bytes>", _pixels(image), extension=".png", plugin="pillow", pnginfo=text)
 
 
 def encode_pngs(images: Sequence[Float[Tensor, "_ _ _"]]) -> list[bytes]:
-    """Each image, of any size, as a PNG file in memory; packed side by side, as a fine texture takes a
-    second."""
+    """Images of any sizes as PNG files in memory, compressed in parallel: a large texture takes a second."""
     with ThreadPoolExecutor(thread_name_prefix="png") as pool:
         return list(pool.map(png_bytes, images))
 
@@ -64,25 +68,25 @@ def write_png(
     image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"],
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """The image as an 8-bit PNG, atomically; notes become its text entries."""
+    """Write the image as an 8-bit PNG. `notes` become text chunks."""
     write_bytes(path, png_bytes(image, notes))
 
 
 def read_image(path: Path | str) -> Float[Tensor, "H W 3"]:
-    """A picture file as RGB in [0,1]; raises FileNotFoundError where there is none."""
+    """An image file as RGB in [0,1]. Raises FileNotFoundError if there is none."""
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
 
 
 def as_rgb(image: Float[Tensor, "*batch H W C"]) -> Float[Tensor, "*batch H W 3"]:
-    """Grey repeated to three channels; colour as it is."""
+    """Repeat a grey channel three times. Colour images are returned unchanged."""
     return image if image.shape[-1] == 3 else image.expand(*image.shape[:-1], 3)
 
 
 def grid(
     images: Sequence[Float[Tensor, "H W C"]], columns: int, gap: int = 0, background: float = 1.0
 ) -> Float[Tensor, "H2 W2 3"]:
-    """Images of one size in rows of `columns`, `gap` pixels apart; empty cells take the background."""
+    """Images of one size in rows of `columns`, `gap` pixels apart. Empty cells have the background colour."""
     assert images and columns > 0, "a grid needs at least one image and one column"
     height, width = images[0].shape[:2]
     rows = math.ceil(len(images) / columns)
@@ -99,75 +103,72 @@ def grid(
 
 
 def write_mp4(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: int = 25) -> int:
-    """Frames of one size as an H.264 film that every browser plays (yuv420p); returns their number.
+    """Write frames of one size as an H.264 video (yuv420p, which all browsers play); returns their number.
 
-    Odd sizes grow by one repeated row or column, since yuv420p wants even ones. Without imageio-ffmpeg there
-    is no film, with a warning, and 0 is returned: a run of hours does not end for want of a film.
+    Odd sizes are padded by repeating the last row or column, because yuv420p needs even sizes. If
+    imageio-ffmpeg is missing, the video is skipped with a warning and 0 is returned.
+    Raises ValueError if there are no frames.
     """
-    try:
-        import imageio_ffmpeg
-    except ImportError:
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
         logger.warning("%s is not written: imageio-ffmpeg is missing (pip install imageio-ffmpeg)", path)
         return 0
+    import imageio.v2 as imageio
 
-    count, writer = 0, None
-    with atomic_path(path) as temporary:
-        try:
-            for frame in frames:
-                height, width = frame.shape[:2]
-                even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-                if writer is None:
-                    writer = imageio_ffmpeg.write_frames(
-                        str(temporary),
-                        (even.shape[1], even.shape[0]),
-                        fps=fps,
-                        codec="libx264",
-                        pix_fmt_out="yuv420p",
-                        macro_block_size=1,
-                        quality=None,
-                        output_params=["-crf", "18", "-movflags", "+faststart"],
-                    )
-                    writer.send(None)
-                writer.send(np.ascontiguousarray(even))
-                count += 1
-        finally:
-            if writer is not None:
-                writer.close()
-        if count == 0:
-            raise ValueError(f"{path}: no frames to make a film of")
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"{path}: no frames to write")
+    count = 0
+    with (
+        atomic_path(path) as temporary,
+        imageio.get_writer(
+            temporary,
+            format="FFMPEG",
+            mode="I",
+            fps=fps,
+            codec="libx264",
+            pixelformat="yuv420p",
+            macro_block_size=1,
+            quality=None,
+            output_params=["-crf", "18", "-movflags", "+faststart"],
+        ) as writer,
+    ):
+        for frame in chain([first], frames):
+            height, width = frame.shape[:2]
+            writer.append_data(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
+            count += 1
     return count
 
 
 def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) -> None:
-    """RGB frames of one size as a looping GIF under one palette, chosen from frames spread over the whole
-    film.
+    """Write RGB frames of one size as a looping GIF with one palette for all frames.
 
-    One palette for all frames and no dithering keep colours from flickering and let Pillow store only what
-    changes: on renders 2/3 of the bytes, with a mean error of 1.5 in 255.
+    One palette without dithering avoids flicker, and frames then store only the pixels that change: on
+    renders 2/3 of the bytes of imageio's palette per frame, with a mean error of 1.5 of 255.
     """
+    import imageio.v3 as imageio
+
     assert frames, "a GIF needs at least one frame"
-    colours = _shared_palette(frames)
-    indexed = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
+    palette = _shared_palette(frames)
+    quantized = [
+        np.asarray(frame.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB"))
+        for frame in frames
+    ]
+    # GIF durations are multiples of 10 ms.
+    duration = round(100 / fps) * 10
     with atomic_path(path) as temporary:
-        indexed[0].save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=indexed[1:],
-            # GIF counts in hundredths of a second.
-            duration=round(100 / fps) * 10,
-            loop=0,
-            optimize=True,
+        imageio.imwrite(
+            temporary, quantized, extension=".gif", plugin="pillow", duration=duration, loop=0, optimize=True
         )
 
 
 def _shared_palette(frames: Sequence[Image.Image], samples: int = 25, side: int = 128) -> Image.Image:
-    """254 colours that cover those in use, however rare, and plain black and white."""
+    """A palette of black, white and 254 colours that cover the colours of sampled frames."""
     count = min(samples, len(frames))
     chosen = [frames[len(frames) * k // count] for k in range(count)]
     small = [np.asarray(frame.resize((side, side), Image.Resampling.NEAREST)) for frame in chosen]
     pixels = np.stack(small).reshape(-1, 3)
-    # One pixel for each colour of 6 bits a channel: counted by pixels, white would take most of the palette.
+    # One pixel per colour at 6 bits per channel. Weighted by pixels, white would use most of the palette.
     _, first = np.unique((pixels >> 2) @ np.array([4096, 64, 1]), return_index=True)
     covering = pixels[first].reshape(-1).tolist()
     if len(first) > 254:
