@@ -100,7 +100,7 @@ class DMTet(nn.Module):
         vertices, ends, faces = compact_topology(everywhere < 0, self.tets, self.edges, self.tet_edges)
         if len(faces) == 0:
             raise EmptySurfaceError(
-                "the surface is empty: try a lower guidance_weight, a larger start shape or another seed"
+                "the surface vanished: try a lower guidance_weight, a larger start shape or another seed"
             )
         return make_mesh(self.crossings(everywhere, vertices, ends), faces)
 

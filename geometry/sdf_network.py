@@ -43,7 +43,7 @@ class SdfNetwork(nn.Module):
 
     @torch.no_grad()
     def distances(self, points: PrecomputedEncoding) -> Float[Tensor, " N"]:
-        """s at all precomputed points without gradient. On CUDA one kernel computes it, with other rounding."""
+        """s at all precomputed points without gradient. On CUDA one fused kernel computes it."""
         encoded = points()
         # This kernel needs the same Triton support as the encoding.
         if encoded.device.type == "cuda" and triton_works(encoded.device):

@@ -72,9 +72,7 @@ def _lattice(ticks: np.ndarray) -> np.ndarray:
 
 def _axis_tets(n: int, axis: int) -> np.ndarray:
     """The tets across all faces perpendicular to `axis`, [4 n³, 4] int32."""
-    corner_step = np.roll(
-        [1, n + 1, (n + 1) ** 2], -axis
-    )  # strides along axis and the next two axes, cyclically
+    corner_step = np.roll([1, n + 1, (n + 1) ** 2], -axis)  # strides along axis and the next two
     centre_step = np.roll([1, n, n * n], -axis)
     i, j, k = (part.reshape(-1).astype(np.int32) for part in np.indices((n + 1, n, n)))
     base = (i * corner_step[0] + j * corner_step[1] + k * corner_step[2]).astype(np.int32)
@@ -97,7 +95,7 @@ def _ring(step: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unique edges of the lattice without sorting: each edge has a unique midpoint, which serves as its key."""
+    """Unique edges of the lattice without sorting: each edge has a unique midpoint, used as its key."""
     size = 4 * n + 1  # the sum of two doubled coordinates is 0 … 4n
     key = doubled[:, 0] + doubled[:, 1] * np.int32(size) + doubled[:, 2] * np.int32(size * size)
     number = np.full(size**3, -1, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Small numbers between host and device such that neither waits for the other."""
+"""Copies of small tensors between host and device that do not block the host."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -7,29 +7,29 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-# Where a tensor may begin in a buffer that holds several, in bytes; enough for any type and any kernel.
+# Alignment in bytes of each tensor in a shared buffer, sufficient for any dtype and kernel.
 ALIGNMENT = 16
 
 
 def to_device_async(
     tensors: Sequence[Shaped[Tensor, "..."]], device: torch.device | str
 ) -> list[Shaped[Tensor, "..."]]:
-    """The tensors on a device: from the host to a GPU they travel as one, and nobody waits for them.
+    """Copy tensors to a device. Copies from host to GPU use one transfer and do not block.
 
-    Those on the device share one buffer. Tensors that are not on the host go one by one.
+    The results share one buffer. If a tensor is not on the host, each is copied separately.
     """
     if torch.device(device).type != "cuda" or any(tensor.device.type != "cpu" for tensor in tensors):
         return [tensor.to(device) for tensor in tensors]
     starts = list(accumulate((-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors), initial=0))
-    # Only a copy from pinned memory goes on by itself; torch keeps that memory until it has ended.
-    here = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
-    for part, tensor in zip(_parts(here, starts, tensors), tensors, strict=True):
+    # Only copies from pinned memory are asynchronous. torch keeps that memory until the copy has finished.
+    host_buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    for part, tensor in zip(_parts(host_buffer, starts, tensors), tensors, strict=True):
         part.copy_(tensor)
-    return _parts(here.to(device, non_blocking=True), starts, tensors)
+    return _parts(host_buffer.to(device, non_blocking=True), starts, tensors)
 
 
 def _parts(buffer: Tensor, starts: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a buffer of bytes, with the types and shapes of `like`."""
+    """Views of a byte buffer with the dtypes and shapes of `like`."""
     return [
         buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         for start, tensor in zip(starts, like, strict=False)
@@ -37,19 +37,19 @@ def _parts(buffer: Tensor, starts: Sequence[int], like: Sequence[Tensor]) -> lis
 
 
 class AsyncScalars:
-    """Named scalars on their way to the host.
+    """Named scalars that are copied to the host asynchronously.
 
-    What is launched after this was made does not delay `read`, so a step can go on meanwhile.
+    Kernels launched later do not delay `read`.
     """
 
     def __init__(self, values: Mapping[str, Float[Tensor, ""]]) -> None:
         self._names = list(values)
-        there = torch.stack([value.detach() for value in values.values()])
-        self._here = there.to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.current_stream(there.device).record_event() if there.is_cuda else None
+        stacked = torch.stack([value.detach() for value in values.values()])
+        self._host = stacked.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.current_stream(stacked.device).record_event() if stacked.is_cuda else None
 
     def read(self) -> dict[str, float]:
-        """The numbers; waits for them alone."""
-        if self._arrived:
-            self._arrived.synchronize()
-        return dict(zip(self._names, self._here.tolist(), strict=True))
+        """The values. Waits only for their copy."""
+        if self._copied:
+            self._copied.synchronize()
+        return dict(zip(self._names, self._host.tolist(), strict=True))

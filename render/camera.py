@@ -1,8 +1,7 @@
-"""Cameras as the renderer sees them.
+"""Cameras: projection, poses and the batch of views that the renderer takes.
 
-Right-handed world, +y up, object at the origin with its front to +z. The camera looks along its own −z.
-Clip space is OpenGL's (−w ≤ x, y, z ≤ w) with y turned over, so that image row 0 (the top of the picture)
-is at clip y/w = −1 and +y of the world points to row 0.
+World space is right-handed with +y up. The object is at the origin and its front faces +z. The camera looks
+along its own −z. Clip space is OpenGL's (−w ≤ x, y, z ≤ w) with y flipped: y/w = −1 is image row 0, the top.
 """
 
 import math
@@ -19,9 +18,9 @@ from render.async_copy import to_device_async
 class Cameras:
     """B views of one scene.
 
-    world_to_clip [B,4,4] acts on column vectors; position [B,3] is the camera centre in the world;
-    normal_rotation [B,3,3] turns the rendered normals (identity unless the coarse phase spins them);
-    view_index [B] is 0 front, 1 side, 2 back; resolution is (height, width) in pixels.
+    world_to_clip [B,4,4] acts on column vectors. position [B,3] is the camera centre in world space.
+    normal_rotation [B,3,3] rotates the rendered normals (the coarse phase draws it, otherwise it is the
+    identity). view_index [B] is 0 front, 1 side, 2 back. resolution is (height, width) in pixels.
     """
 
     world_to_clip: Float[Tensor, "B 4 4"]
@@ -31,7 +30,7 @@ class Cameras:
     resolution: tuple[int, int]
 
     def select(self, some: slice) -> "Cameras":
-        """These views alone."""
+        """The views of a slice."""
         return Cameras(
             self.world_to_clip[some],
             self.position[some],
@@ -60,7 +59,7 @@ def rotate_y(angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:
 
 
 def perspective(fovy: Float[Tensor, " B"], aspect: float, near: float, far: float) -> Float[Tensor, "B 4 4"]:
-    """Perspective projection; fovy is the vertical field of view in radians, aspect = width / height."""
+    """Perspective projection. fovy is the vertical field of view in radians, aspect = width / height."""
     focal = 1.0 / torch.tan(fovy / 2)
     projection = torch.zeros(len(fovy), 4, 4, dtype=fovy.dtype, device=fovy.device)
     projection[:, 0, 0] = focal / aspect
@@ -83,11 +82,11 @@ def look_at_origin(
     radius: float = 3.0,
     near_far: tuple[float, float] = (1.0, 50.0),
 ) -> Cameras:
-    """Cameras on a sphere around the origin; all angles in radians.
+    """Cameras on a sphere around the origin. All angles are in radians.
 
-    Azimuth 0 looks from +z, the front; R_y(azimuth) turns the object, so azimuth 90° looks from −x;
-    elevation > 0 looks from above; shift moves the object in the camera's x, y (world units).
-    view = T(shift, −radius) · R_x(elevation) · R_y(azimuth).
+    Azimuth 0 views the front from +z. R_y(azimuth) rotates the object, so azimuth 90° views from −x. A
+    positive elevation views from above. shift moves the object along the camera's x and y (world units). view
+    = T(shift, −radius) · R_x(elevation) · R_y(azimuth).
     """
     count = len(azimuth)
     rotation = rotate_x(elevation) @ rotate_y(azimuth)
@@ -115,7 +114,7 @@ def look_at_origin(
 def orbit(
     count: int, resolution: tuple[int, int], elevation_degrees: float = 20.0, fovy_degrees: float = 45.0
 ) -> Cameras:
-    """`count` views evenly spread around the object, the first from the front."""
+    """`count` views at equal azimuth steps around the object, the first from the front."""
     azimuth = torch.arange(count, dtype=torch.float32) * (2 * math.pi / count)
     return look_at_origin(
         azimuth,

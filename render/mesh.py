@@ -1,4 +1,4 @@
-"""The triangle mesh that travels from geometry to the renderer and the exporters."""
+"""The triangle mesh that geometry, renderer and exporters share."""
 
 from dataclasses import dataclass, fields
 from functools import cache
@@ -12,11 +12,11 @@ from render.kernels.available import triton_available
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles with smooth normals and, once unwrapped, texture coordinates.
+    """Triangles with smooth normals and, after unwrapping, texture coordinates.
 
-    v_pos [V,3] world units; faces [F,3] counter-clockwise from outside; v_nrm [V,3] unit, area-weighted.
-    uv [U,2] in [0,1] with (0,0) at the top left of the texture image, and tangents [U,3] (unit, along +u),
-    both indexed by uv_faces [F,3], so that a position on a seam has several uv.
+    v_pos [V,3] in world units. faces [F,3], counter-clockwise from outside. v_nrm [V,3] unit, area-weighted.
+    uv [U,2] in [0,1] with (0,0) at the top left of the texture. tangents [U,3] unit, along +u. uv and
+    tangents are indexed by uv_faces [F,3], so a vertex on a seam can have several uv.
     """
 
     v_pos: Float[Tensor, "V 3"]
@@ -36,20 +36,20 @@ class Mesh:
 
 
 def face_cross(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F 3"]:
-    """Outward face vectors, twice the triangle's area long."""
-    # The gradient of index_select is summed by plain additions, that of indexing by a sort.
+    """Face normals [F,3], whose length is twice the area of the face."""
+    # The backward pass of index_select uses additions, that of indexing a sort.
     a, b, c = (v_pos.index_select(0, faces[:, corner]) for corner in range(3))
     return torch.linalg.cross(b - a, c - a, dim=-1)
 
 
 @cache
 def _up(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "3"]:
-    """+z, copied to a device once: a copy makes the host wait."""
+    """+z on a device, cached because a copy from the host blocks."""
     return torch.tensor([0.0, 0.0, 1.0], dtype=dtype, device=device)
 
 
 def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
-    """Area-weighted unit vertex normals; a vertex that no face uses gets +z."""
+    """Area-weighted unit vertex normals. A vertex without faces gets +z."""
     if triton_available(v_pos):
         from render.kernels import vertex_normals_triton
 
@@ -63,11 +63,11 @@ def smooth_normals_torch(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"])
     for corner in range(3):
         summed.index_add_(0, faces[:, corner], weighted)
     squared = summed.square().sum(-1, keepdim=True)
-    # Degenerate vertices are replaced before the root, whose gradient at 0 is infinite.
+    # Zero vectors are replaced before the square root, whose gradient at 0 is infinite.
     summed = torch.where(squared > 1e-20, summed, _up(v_pos.dtype, v_pos.device))
     return torch.nn.functional.normalize(summed, dim=-1)
 
 
 def make_mesh(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Mesh:
-    """A mesh without texture coordinates, its normals computed from positions and faces."""
+    """A mesh without texture coordinates, with normals computed from positions and faces."""
     return Mesh(v_pos, faces, smooth_normals(v_pos, faces))

@@ -52,15 +52,10 @@ def _add_gradient(grad, raw, on_wall, vertex, place, grad_level, grad_point, tan
     clamped = walled & (tl.load(raw + 4 * place, mask=mask, other=0.0) < 0)
     row = grad + 4 * place
     tl.atomic_add(row, grad_level, mask=mask & ~clamped, sem="relaxed")
-    tl.atomic_add(
-        row + 1, grad_point[0] * reach * (1 - tanh_offset[0] * tanh_offset[0]), mask=mask, sem="relaxed"
-    )
-    tl.atomic_add(
-        row + 2, grad_point[1] * reach * (1 - tanh_offset[1] * tanh_offset[1]), mask=mask, sem="relaxed"
-    )
-    tl.atomic_add(
-        row + 3, grad_point[2] * reach * (1 - tanh_offset[2] * tanh_offset[2]), mask=mask, sem="relaxed"
-    )
+    x, y, z = tanh_offset
+    tl.atomic_add(row + 1, grad_point[0] * reach * (1 - x * x), mask=mask, sem="relaxed")
+    tl.atomic_add(row + 2, grad_point[1] * reach * (1 - y * y), mask=mask, sem="relaxed")
+    tl.atomic_add(row + 3, grad_point[2] * reach * (1 - z * z), mask=mask, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -122,7 +117,7 @@ class _Crossings(torch.autograd.Function):
         if len(ends):
             with torch.cuda.device_of(raw):
                 _cross_backward[(triton.cdiv(len(ends), BLOCK),)](
-                    raw, level, v_pos, on_wall.view(torch.uint8), vertices, ends, grad_output.contiguous(), grad,
-                    ctx.reach, len(ends), **OPTIONS,
+                    raw, level, v_pos, on_wall.view(torch.uint8), vertices, ends,
+                    grad_output.contiguous(), grad, ctx.reach, len(ends), **OPTIONS,
                 )  # fmt: skip
         return grad, None, None, None, None, None, None

@@ -59,7 +59,7 @@ def _crossed(edges, inside, used, index, total):
 
 @triton.jit
 def _triangle_count(tets, inside, index, total):
-    """Triangles in each tet: one if one corner differs from the other three, two if two corners are inside."""
+    """Triangles per tet: one if one corner differs from the other three, two if two are inside."""
     _, bit = _corners(tets, inside, index, index < total, 4)
     corners = tl.sum(bit, 1)
     return tl.where(corners == 2, 2, corners & 1)

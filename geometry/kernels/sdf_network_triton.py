@@ -14,7 +14,7 @@ BLOCK = 128
 
 @triton.jit
 def _layer(values, weights, width, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr):
-    """ReLU(values · weightsᵀ). weights is [OUTPUTS, width], and columns from width to INPUTS count as zero."""
+    """ReLU(values · weightsᵀ). weights is [OUTPUTS, width], padded with zeros to INPUTS columns."""
     column = tl.arange(0, INPUTS)[:, None]
     place = weights + tl.arange(0, OUTPUTS)[None, :] * width + column
     matrix = tl.load(place, mask=column < width, other=0.0)

@@ -38,7 +38,7 @@ def _position(points, index, inside):
 
 @triton.jit
 def _axis(value, resolution):
-    """Cell and fraction along one axis. NaN is mapped to the last cell, which avoids reads outside the table."""
+    """Cell and fraction along one axis. NaN maps to the last cell, which avoids reads outside the table."""
     scaled = value * resolution.to(tl.float32)
     cell, last = tl.floor(scaled), (resolution - 1).to(tl.float32)
     cell = tl.where(cell < last, cell, last)

@@ -1,6 +1,6 @@
-"""What the renderer asks of a rasteriser; every backend of this folder answers to it.
+"""The interface of a rasteriser, which every backend in this folder implements.
 
-Legend, the same in all backends (it is nvdiffrast's layout):
+Legend for all backends (nvdiffrast's layout):
   clip   [B,V,4]   homogeneous clip positions (x, y, z, w). y/w = −1 is the top of image row 0, x/w = −1 the
                    left of column 0; the centre of pixel (row i, column j) lies at y/w = (i + 0.5)·2/H − 1,
                    x/w = (j + 0.5)·2/W − 1. Visible where −1 ≤ z/w ≤ 1 and w > 0; smaller z/w is nearer.
@@ -18,18 +18,18 @@ from torch import Tensor
 
 @runtime_checkable
 class Rasteriser(Protocol):
-    """Triangles to pixels, differentiable in everything but which face a pixel sees."""
+    """Rasterisation of triangles, differentiable except for the visibility of faces."""
 
     name: str
 
     def rasterize(
         self, clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
     ) -> Float[Tensor, "B H W 4"]:
-        """The nearest face at each pixel centre; resolution = (height, width) in pixels.
+        """The nearest face at each pixel centre. resolution = (height, width) in pixels.
 
-        A centre on an edge that two faces share belongs to exactly one of them (top-left rule). Triangles
-        that reach behind the camera are drawn where they are visible. Gradients flow from u, v to clip;
-        z/w and the face index carry none.
+        A centre on an edge of two faces belongs to exactly one of them (top-left rule). Triangles that extend
+        behind the camera are drawn where they are visible. Gradients flow from u, v to clip. z/w and the face
+        index have no gradient.
         """
 
     def interpolate(
@@ -38,10 +38,10 @@ class Rasteriser(Protocol):
         rast: Float[Tensor, "B H W 4"],
         faces: Int[Tensor, "F 3"],
     ) -> Float[Tensor, "B H W C"]:
-        """Vertex attributes at the pixel centres, 0 in the background; gradients to attributes and u, v.
+        """Vertex attributes at the pixel centres, 0 in the background. Gradients flow to attributes, u and v.
 
-        `faces` indexes `attributes` and may differ from the faces that were rasterised (texture seams), as
-        long as row f still describes face f.
+        `faces` indexes `attributes` and may differ from the rasterised faces (texture seams), as long as row
+        f describes the same face.
         """
 
     def antialias(
@@ -51,10 +51,10 @@ class Rasteriser(Protocol):
         clip: Float[Tensor, "B V 4"],
         faces: Int[Tensor, "F 3"],
     ) -> Float[Tensor, "B H W C"]:
-        """Blends the pixels along visible silhouettes by coverage; gradients to colour and to clip.
+        """Blend the pixels along visible silhouettes by coverage. Gradients flow to colour and clip.
 
-        The only way by which the outline of an object receives a gradient. Vertices that coincide must share
-        an index: an edge with one face counts as an open border.
+        This is the only gradient of an object's outline. Coinciding vertices must share an index, because an
+        edge with one face counts as an open border.
         """
 
     def texture(

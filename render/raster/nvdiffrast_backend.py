@@ -1,4 +1,4 @@
-"""The rasteriser on CUDA: NVIDIA's nvdiffrast behind the contract. Imported only where it was chosen."""
+"""NVIDIA's nvdiffrast as a rasteriser backend on CUDA. Imported only if it was selected."""
 
 from typing import Literal
 
@@ -10,10 +10,10 @@ from render.raster.silhouette import CachedByFaces, blend_pairs, build_edges, fi
 
 
 class NvdiffrastRasteriser:
-    """The contract by nvdiffrast (its CUDA rasteriser, no OpenGL); float32 on one CUDA device.
+    """Rasteriser on nvdiffrast's CUDA context (no OpenGL), float32 on one CUDA device.
 
-    antialias: "nvdiffrast" (its own rule: fast, but it loses much of the silhouette's gradient where
-    triangles are about a pixel) or "edge" (silhouette.py).
+    antialias: "nvdiffrast" is its own method, which is fast but loses most of the silhouette gradient if
+    triangles are about one pixel in size. "edge" is the method of silhouette.py.
     """
 
     name = "nvdiffrast"
@@ -23,7 +23,7 @@ class NvdiffrastRasteriser:
         device: torch.device | str = "cuda",
         antialias: Literal["nvdiffrast", "edge"] = "nvdiffrast",
     ) -> None:
-        # The package needs the CUDA toolkit to install, so nothing else in the project may depend on it.
+        # nvdiffrast needs the CUDA toolkit to install, so it must stay optional.
         import nvdiffrast.torch as dr
 
         if antialias not in ("nvdiffrast", "edge"):

@@ -1,11 +1,11 @@
-"""The readable rasteriser in torch: any device, no dependency, the oracle for the fast backends.
+"""The reference rasteriser in torch: any device, no dependency. Tests compare the fast backends with it.
 
-Homogeneous edge functions (Olano and Greer, "Triangle scan conversion using 2D homogeneous coordinates",
-1997): with vᵢ = (xᵢ, yᵢ, wᵢ) and a pixel centre p = (x, y, 1), solve p = Σ cᵢ vᵢ. The pixel sees the
-triangle where all cᵢ ≥ 0: no clipping at w = 0 is needed, the weights cᵢ / Σc are perspective-correct,
-and z/w = Σ cᵢ zᵢ. By Cramer's rule cᵢ = eᵢ / det with eᵢ = p · (vᵢ₊₁ × vᵢ₊₂). The eᵢ of a shared edge is
-the exact negative of the neighbour's (float32 products are exact in float64), so that an edge leaves
-neither gaps nor pixels that are drawn twice.
+It uses homogeneous edge functions (Olano and Greer, "Triangle scan conversion using 2D homogeneous
+coordinates", 1997). With vᵢ = (xᵢ, yᵢ, wᵢ) and a pixel centre p = (x, y, 1), solve p = Σ cᵢ vᵢ. The pixel
+lies in the triangle if all cᵢ ≥ 0. No clipping at w = 0 is needed, the weights cᵢ / Σc are
+perspective-correct, and z/w = Σ cᵢ zᵢ. By Cramer's rule cᵢ = eᵢ / det with eᵢ = p · (vᵢ₊₁ × vᵢ₊₂). The eᵢ of
+an edge is the exact negative of the neighbour's (float32 products are exact in float64), so adjacent
+triangles have no gaps and no overlaps.
 """
 
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from render.raster.silhouette import CachedByFaces, blend_pairs, build_edges, find_pairs
 
-# Candidate (triangle, pixel) pairs looked at together: bounds the memory to about 300 MB whatever the mesh.
+# Number of (triangle, pixel) pairs processed at a time. It limits the memory to about 300 MB for any mesh.
 PAIRS_AT_ONCE = 1 << 20
 
 
 class ReferenceRasteriser:
-    """The contract in plain torch."""
+    """The rasteriser interface in plain torch."""
 
     name = "reference"
 
@@ -83,9 +83,9 @@ class ReferenceRasteriser:
 def sample_bilinear(
     texture: Float[Tensor, "Ht Wt C"], uv: Float[Tensor, "B H W 2"]
 ) -> Float[Tensor, "B H W C"]:
-    """Bilinear, texel centres at (i + 0.5)/N, clamped at the border."""
+    """Bilinear lookup with texel centres at (i + 0.5)/N, clamped at the border."""
     batch, height, width, _ = uv.shape
-    # All images look at one texture, so they go side by side instead of copying it for each.
+    # All images use one texture: they are stacked along the height, so the texture is not copied per image.
     grid = (2 * uv - 1).reshape(1, batch * height, width, 2)
     image = texture.permute(2, 0, 1)[None]
     sampled = torch.nn.functional.grid_sample(
@@ -97,7 +97,7 @@ def sample_bilinear(
 def pixel_centres(
     pixel: Int[Tensor, " N"], resolution: tuple[int, int]
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """x/w and y/w (float64) of the centres of flat pixel indices (of any image of the batch)."""
+    """x/w and y/w (float64) of the centres of flat pixel indices, for any image of the batch."""
     height, width = resolution
     column, row = pixel % width, pixel // width % height
     return (column.double() + 0.5) * 2 / width - 1, (row.double() + 0.5) * 2 / height - 1
@@ -111,7 +111,7 @@ def edge_normals(corners: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 3 3"]:
 
 
 def determinant(corners: Float[Tensor, "N 3 4"]) -> Float[Tensor, " N"]:
-    """v₀ · (v₁ × v₂) over (x, y, w); its sign says which side of the face is seen."""
+    """v₀ · (v₁ × v₂) over (x, y, w). Its sign gives the visible side of the face."""
     a, b, c = corners[..., [0, 1, 3]].unbind(-2)
     return (a * torch.linalg.cross(b, c, dim=-1)).sum(-1)
 
@@ -127,9 +127,9 @@ def edge_functions(
 def nearest_face(
     clip: Float[Tensor, "V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
 ) -> Int[Tensor, " N"]:
-    """Index of the nearest face at each pixel centre of one view, −1 in the background; float64 throughout.
+    """Index of the nearest face at each pixel centre of one view, −1 in the background. Computed in float64.
 
-    Of faces at the very same depth the first is taken.
+    Of faces at equal depth the one with the smallest index is taken.
     """
     height, width = resolution
     corners = clip[faces]
@@ -163,9 +163,9 @@ def nearest_face(
 
 
 def owns_its_points(normal: Float[Tensor, "... 3"]) -> Bool[Tensor, "..."]:
-    """Top-left rule: whether a triangle keeps the centres exactly on the edge whose inward normal this is.
+    """Top-left rule: whether a triangle contains centres exactly on the edge with this inward normal.
 
-    True for exactly one of n and −n, hence for one of the two triangles that meet there.
+    True for exactly one of n and −n, hence for one of the two triangles at the edge.
     """
     x, y, w = normal.unbind(-1)
     return (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (w > 0))))
@@ -174,16 +174,16 @@ def owns_its_points(normal: Float[Tensor, "... 3"]) -> Bool[Tensor, "..."]:
 def pixel_boxes(
     corners: Float[Tensor, "F 3 4"], det: Float[Tensor, " F"], resolution: tuple[int, int]
 ) -> tuple[Int[Tensor, "F 2"], Int[Tensor, "F 2"]]:
-    """First pixel (column, row) and size of the box of centres that each triangle may cover."""
+    """First pixel (column, row) and size of the bounding box of the centres that each triangle may cover."""
     limit = torch.tensor([resolution[1], resolution[0]], device=corners.device)
     w = corners[..., 3]
     ahead = (w > 0).all(-1)[:, None]
     projected = corners[..., :2] / torch.where(ahead, w, 1)[..., None]
     place = (projected + 1) * limit / 2 - 0.5
-    # The slack keeps a centre exactly on the outline in its box.
+    # The tolerance keeps centres exactly on the outline.
     low = (place.amin(1) - 1e-6).ceil().clamp(min=0)
     high = torch.minimum((place.amax(1) + 1e-6).floor(), limit - 1.0)
-    # A triangle that reaches behind the camera may project anywhere.
+    # The projection of a triangle that extends behind the camera is unbounded.
     low = torch.where(ahead, low, 0)
     high = torch.where(ahead, high, limit - 1.0)
     drawable = (det != 0) & det.isfinite() & (w > 0).any(-1) & corners.isfinite().all(-1).all(-1)

@@ -1,4 +1,4 @@
-"""Which rasteriser runs: Triton or nvdiffrast on CUDA, numba on the CPU, or the reference without these."""
+"""Selection of the rasteriser: Triton or nvdiffrast on CUDA, numba on the CPU, otherwise the reference."""
 
 import importlib
 import logging
@@ -16,10 +16,10 @@ REQUIREMENTS = {
     "triton": "needs --device cuda and triton, which comes with PyTorch's CUDA build for Linux",
     "numba": "needs --device cpu and `pip install numba`",
 }
-# What a package raises that is missing, or does not fit the others.
+# Exceptions of a package that is missing or incompatible with other packages.
 UNUSABLE = (ImportError, RuntimeError, OSError, AttributeError, SystemError)
-# In this order: they take the same time, and Triton's kernels keep the outline's whole gradient, of which
-# nvdiffrast's antialiasing keeps 2 % where triangles are as small as pixels (tests/benchmarks/raster.py).
+# In order of preference. Both take the same time. Triton keeps the whole gradient of outlines, nvdiffrast's
+# antialiasing 2 % if triangles are as small as pixels (tests/benchmarks/raster.py).
 AUTOMATIC = {"cuda": ("triton", "nvdiffrast")}
 NAMES = ("auto", "nvdiffrast", "triton", "numba", "reference")
 
@@ -27,9 +27,9 @@ NAMES = ("auto", "nvdiffrast", "triton", "numba", "reference")
 def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Rasteriser:
     """The rasteriser for tensors on `device`.
 
-    preferred: "auto" (the first of triton and nvdiffrast on CUDA, numba elsewhere, that runs here, otherwise
-    the reference; the log says once which one, and why), or another of NAMES, which raises ValueError where
-    it cannot run.
+    preferred: one of NAMES. "auto" takes the first usable of triton and nvdiffrast on CUDA, numba on the CPU,
+    otherwise the reference. The choice and its reason are logged once.
+    Raises ValueError if a rasteriser other than "auto" is not usable.
     """
     device = torch.device(device)
     if preferred not in NAMES:
@@ -46,11 +46,13 @@ def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Ra
         except UNUSABLE as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             if preferred != "auto":
-                raise ValueError(f"rasteriser: {name!r} cannot run: {reason} ({REQUIREMENTS[name]})") from error
+                raise ValueError(
+                    f"rasteriser: {name!r} cannot run: {reason} ({REQUIREMENTS[name]})"
+                ) from error
             failed.append(f"{name} cannot run: {reason}")
             continue
         if preferred == "auto":
-            why = f"as {failed[0]}" if failed else "the first choice there"
+            why = f"as {failed[0]}" if failed else "the first choice"
             log_once(f"rasteriser: {name} on {device.type}, {why}")
         return rasteriser
     log_once(f"rasteriser: reference (slower) on {device.type}, as {' and '.join(failed)}")
@@ -58,30 +60,32 @@ def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Ra
 
 
 def build_nvdiffrast(device: torch.device) -> Rasteriser:
-    """RuntimeError, ImportError or OSError where it cannot run; its first use may compile it."""
+    """Raises RuntimeError, ImportError or OSError if it is not usable. Its first use may compile it."""
     if device.type != "cuda":
-        raise RuntimeError(f"it does not draw on {device.type}")
+        raise RuntimeError(f"it does not support {device.type}")
     module = importlib.import_module("render.raster.nvdiffrast_backend")
     return module.NvdiffrastRasteriser(device)
 
 
 def build_triton(device: torch.device) -> Rasteriser:
-    """RuntimeError or ImportError where it cannot run, after a small drawing; the first one ever compiles."""
+    """Raises RuntimeError or ImportError if it is not usable. Renders a small test image; the first time
+    compiles.
+    """
     if device.type != "cuda":
-        raise RuntimeError(f"it does not draw on {device.type}")
+        raise RuntimeError(f"it does not support {device.type}")
     module = importlib.import_module("render.raster.triton.backend")
     try:
         module.try_out(device)
-    # A compiler, a driver, a cache folder: what is missing shows itself in errors of many kinds.
+    # A missing compiler, driver or cache folder raises errors of many types.
     except Exception as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return module.TritonRasteriser()
 
 
 def build_numba(device: torch.device) -> Rasteriser:
-    """RuntimeError or ImportError where it cannot run."""
+    """Raises RuntimeError or ImportError if it is not usable."""
     if device.type != "cpu":
-        raise RuntimeError(f"it does not draw on {device.type}")
+        raise RuntimeError(f"it does not support {device.type}")
     return importlib.import_module("render.raster.numba.backend").NumbaRasteriser()
 
 

@@ -1,18 +1,16 @@
 """Antialiasing by silhouette edges: find the pixel pairs that an outline crosses, then blend those pairs.
 
-An edge is a silhouette where all its faces project to the same side of it (a fold, or an open border).
-Where such an edge, seen from the camera, passes between the centres of two neighbouring pixels, the pixel
-that holds the crossing is part object, part what lies beyond: with d in [0, 1] the distance from the
-inner pixel's centre,
-  d < 0.5: the inner pixel gets the outer one's colour with weight 0.5 − d;
-  d > 0.5: the outer pixel gets the inner one's colour with weight d − 0.5.
-Steep edges are looked for between horizontal neighbours and flat ones between vertical neighbours, so
-that a slanted edge counts once. Starting from the edges, and not from the pixels' triangles as nvdiffrast
-does, keeps the gradient whole when triangles are as small as a pixel and no pixel centre sees those that
-form the outline.
+An edge is a silhouette if all its faces project to one side of it (a fold or an open border). If a silhouette
+passes between the centres of two neighbouring pixels, the pixel that contains the crossing is covered partly.
+With d in [0, 1] the distance of the crossing from the centre of the inner pixel (on the object's side):
+  d < 0.5: the inner pixel gets the colour of the outer one with weight 0.5 − d;
+  d > 0.5: the outer pixel gets the colour of the inner one with weight d − 0.5.
+Steep edges are tested between horizontal neighbours and flat edges between vertical neighbours, so a slanted
+edge counts once. nvdiffrast starts from the triangles seen by pixels instead. Starting from the edges keeps
+the whole gradient if triangles are as small as a pixel and no pixel centre lies in those of the outline.
 
-Discovery is without gradient; the blend recomputes the crossings of the pairs found, differentiable in
-colour and in clip. Units are pixels; everything up to the weights is float64.
+The search is not differentiable. The blend recomputes the crossings of the pairs, differentiable in colour
+and clip. Coordinates are in pixels, and all values up to the weights are float64.
 """
 
 import weakref
@@ -26,9 +24,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Edges:
-    """E edges of a mesh and, for each of them, the corners opposite in its faces.
+    """E edges of a mesh with the opposite corners of their faces.
 
-    vertices [E,2]; opposite [N] vertices, of which start[e] to start[e+1] belong to edge e; start [E+1].
+    vertices [E,2]. opposite [N]: vertex indices, of which start[e] to start[e+1] belong to edge e. start
+    [E+1].
     """
 
     vertices: Int[Tensor, "E 2"]
@@ -38,10 +37,10 @@ class Edges:
 
 @dataclass(frozen=True)
 class Pairs:
-    """K pixel pairs that a visible silhouette crosses, each once, sorted by view, axis and pixel.
+    """K pixel pairs that a visible silhouette crosses, without duplicates, sorted by view, axis and pixel.
 
-    inner, outer [K]: flat pixel indices over (B, H, W), inner on the object's side; edge [K,2]: the edge's
-    vertices; view [K]; axis [K]: 0 for a horizontal pair, 1 for a vertical one.
+    inner, outer [K]: flat pixel indices over (B, H, W), inner on the object's side. edge [K,2]: vertex
+    indices. view [K]. axis [K]: 0 for a horizontal pair, 1 for a vertical one.
     """
 
     inner: Int[Tensor, " K"]
@@ -52,9 +51,9 @@ class Pairs:
 
 
 class CachedByFaces:
-    """Remembers what `build` made of the last faces tensor, for meshes whose triangles stay the same.
+    """Caches the result of `build` for the last faces tensor, for meshes with fixed topology.
 
-    A tensor written to in place, or a new one, is built anew.
+    A new tensor, or one modified in place, is built again.
     """
 
     def __init__(self, build: Callable) -> None:
@@ -64,7 +63,7 @@ class CachedByFaces:
         self._built = None
 
     def __call__(self, faces: Int[Tensor, "F 3"]):
-        # Tensors made in inference mode count no versions: a write to them would go unseen.
+        # Tensors created in inference mode have no version counter, so a modification would not be detected.
         if faces.is_inference():
             return self._build(faces)
         if self._faces is None or self._faces() is not faces or self._version != faces._version:
@@ -74,7 +73,7 @@ class CachedByFaces:
 
 
 def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
-    """The unique edges of a mesh in ascending order of (smaller, larger) vertex."""
+    """The unique edges of a mesh, sorted by (smaller, larger) vertex."""
     faces = faces.long()
     pairs = torch.cat([faces[:, [1, 2]], faces[:, [2, 0]], faces[:, [0, 1]]])
     opposite = torch.cat([faces[:, 0], faces[:, 1], faces[:, 2]])
@@ -90,11 +89,11 @@ def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
 
 @dataclass(frozen=True)
 class Crossings:
-    """Where silhouette edges cross a line of pixel centres, before the test of what is seen there.
+    """Crossings of silhouette edges with lines of pixel centres, before the visibility test.
 
-    edge [N,2] vertices; view [N]; axis [N]; line [N] the row (axis 0) or column (axis 1) whose centres
-    are crossed; place [N] the coordinate along that line; depth [N] z/w of the edge there; beyond [N]:
-    the object lies on the side of growing coordinates.
+    edge [N,2]: vertices. view [N]. axis [N]. line [N]: the row (axis 0) or column (axis 1) whose centres are
+    crossed. place [N]: coordinate along that line. depth [N]: z/w of the edge there. beyond [N]: whether the
+    object is on the side of larger coordinates.
     """
 
     edge: Int[Tensor, "N 2"]
@@ -108,7 +107,7 @@ class Crossings:
 
 @torch.no_grad()
 def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edges: Edges) -> Pairs:
-    """The pixel pairs that a visible silhouette edge crosses; where several do, the outermost."""
+    """The pixel pairs that a visible silhouette edge crosses. Of several edges the outermost counts."""
     height, width = rast.shape[1:3]
     found = find_crossings(clip.detach().double(), edges, (height, width))
     cell = (found.place - 0.5).floor()
@@ -123,29 +122,29 @@ def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edg
     keep = (cell >= 0) & (cell < torch.where(steep, width, height) - 1)
     keep = keep.nonzero()[:, 0]
     keep = keep[is_seen(rast, inner[keep], outer[keep], found.depth[keep])]
-    # Sorted by view, axis and first pixel; of the crossings of one pair the outermost leads.
+    # Sorted by view, axis and first pixel. Of several crossings of one pair the outermost comes first.
     keep = keep[torch.sort(distance[keep], descending=True, stable=True).indices]
     key = (2 * found.view + found.axis) * height * width + first % (height * width)
     key, order = torch.sort(key[keep], stable=True)
-    leads = torch.ones_like(key, dtype=torch.bool)
-    leads[1:] = key[1:] != key[:-1]
-    keep = keep[order[leads]]
+    is_first = torch.ones_like(key, dtype=torch.bool)
+    is_first[1:] = key[1:] != key[:-1]
+    keep = keep[order[is_first]]
     return Pairs(inner[keep], outer[keep], found.edge[keep], found.view[keep], found.axis[keep])
 
 
 def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple[int, int]) -> Crossings:
-    """Every crossing of a silhouette edge with the pixel rows (steep edges) or columns (flat ones)."""
+    """All crossings of silhouette edges with pixel rows (steep edges) or columns (flat edges)."""
     view, edge, side = silhouette_edges(clip, edges)
     edge = edges.vertices[edge]
-    segment, ahead = visible_segments(clip[view[:, None], edge], resolution)
-    view, edge, side, segment = view[ahead], edge[ahead], side[ahead], segment[ahead]
+    segment, visible = visible_segments(clip[view[:, None], edge], resolution)
+    view, edge, side, segment = view[visible], edge[visible], side[visible], segment[visible]
     start, end = segment.unbind(1)
     extent = (end - start).abs()
     axis = (extent[:, 0] > extent[:, 1]).long()
-    # The coordinate that is walked: y of a steep edge, x of a flat one.
+    # The coordinate that is iterated over: y for steep edges, x for flat ones.
     walked = 1 - axis[:, None]
     start_along, end_along = start.gather(1, walked)[:, 0], end.gather(1, walked)[:, 0]
-    # Half-open, so that a line of centres through the vertex between two edges is crossed once.
+    # A half-open interval: a line of pixel centres through the vertex of two edges is crossed once.
     first = (torch.minimum(start_along, end_along) - 0.5).ceil().clamp(min=0)
     stop = (torch.maximum(start_along, end_along) - 0.5).ceil()
     stop = torch.minimum(stop, torch.where(axis == 0, resolution[0], resolution[1]))
@@ -166,7 +165,7 @@ def silhouette_edges(
 ) -> tuple[Int[Tensor, " S"], Int[Tensor, " S"], Float[Tensor, " S"]]:
     """View, edge and side (±1, the sign of normal · p on the object's side) of the silhouette edges.
 
-    All faces of the edge must lie on one side of it; a face seen exactly edge-on has no say.
+    All faces of the edge must lie on one side of it. Faces seen exactly edge-on are ignored.
     """
     xyw = clip[..., [0, 1, 3]]
     normal = torch.linalg.cross(xyw[:, edges.vertices[:, 0]], xyw[:, edges.vertices[:, 1]], dim=-1)
@@ -182,25 +181,27 @@ def silhouette_edges(
 def visible_segments(
     ends: Float[Tensor, "S 2 4"], resolution: tuple[int, int]
 ) -> tuple[Float[Tensor, "S 2 3"], Bool[Tensor, " S"]]:
-    """Ends in pixels (x, y) and z/w after cutting at the near plane z = −w, and whether anything is left."""
+    """End points in pixels (x, y) and z/w after clipping at the near plane z = −w, and whether a segment is
+    visible.
+    """
     above = ends[..., 2] + ends[..., 3]
     start, end = ends.unbind(1)
     share = (above[:, 0] / (above[:, 0] - above[:, 1]))[:, None]
     cut = start + share * (end - start)
     start, end = (torch.where(above[:, i, None] < 0, cut, p) for i, p in ((0, start), (1, end)))
     kept = torch.stack([start, end], 1)
-    ahead = (above >= 0).any(1) & (kept[..., 3] > 0).all(1)
-    projected = kept[..., :3] / torch.where(ahead[:, None], kept[..., 3], 1)[..., None]
+    visible = (above >= 0).any(1) & (kept[..., 3] > 0).all(1)
+    projected = kept[..., :3] / torch.where(visible[:, None], kept[..., 3], 1)[..., None]
     height, width = resolution
     x, y = (projected[..., 0] + 1) * width / 2, (projected[..., 1] + 1) * height / 2
     segment = torch.stack([x, y, projected[..., 2]], -1)
-    return segment, ahead & segment.isfinite().all(-1).all(-1)
+    return segment, visible & segment.isfinite().all(-1).all(-1)
 
 
 def edge_normal(
     clip: Float[Tensor, "B V 4"], view: Int[Tensor, " N"], edge: Int[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """Homogeneous line a × b over (x, y, w) of each edge: normal · (x/w, y/w, 1) = 0 on it."""
+    """Homogeneous line a × b over (x, y, w) of each edge, on which normal · (x/w, y/w, 1) = 0."""
     a, b = clip[view[:, None], edge][..., [0, 1, 3]].unbind(1)
     return torch.linalg.cross(a, b, dim=-1)
 
@@ -211,7 +212,9 @@ def crossing_place(
     line: Int[Tensor, " N"],
     resolution: tuple[int, int],
 ) -> Float[Tensor, " N"]:
-    """Where the edge crosses the centres of row `line` (axis 0; x in pixels) or column `line` (axis 1; y)."""
+    """Coordinate at which the edge crosses the centres of row `line` (axis 0; x in pixels) or column `line`
+    (axis 1; y).
+    """
     height, width = resolution
     steep = axis == 0
     along, across = torch.where(steep, height, width), torch.where(steep, width, height)
@@ -227,10 +230,10 @@ def is_seen(
     outer: Int[Tensor, " N"],
     depth: Float[Tensor, " N"],
 ) -> Bool[Tensor, " N"]:
-    """Whether an edge at z/w = depth separates what two pixels show.
+    """Whether an edge at z/w = depth is visible between two pixels.
 
-    The inner pixel must show something nearer than the outer one, and the edge must not be hidden behind what
-    the outer pixel shows.
+    The inner pixel must show something nearer than the outer one, and the edge must lie in front of what the
+    outer pixel shows.
     """
     pixels = rast.detach().reshape(-1, 4)
     z = torch.where(pixels[:, 3] > 0, pixels[:, 2], torch.inf).double()
@@ -240,18 +243,19 @@ def is_seen(
 def blend_pairs(
     colour: Float[Tensor, "B H W C"], clip: Float[Tensor, "B V 4"], pairs: Pairs
 ) -> Float[Tensor, "B H W C"]:
-    """Mixes across the pairs by coverage, differentiable in colour and clip.
+    """Blend the pairs by coverage, differentiable in colour and clip.
 
-    A pixel may be met by several pairs. Pieces cut off on its left and right add up, as do those above and
-    below; what is left of its own colour is the product of both, exact for a corner and never negative.
+    A pixel may belong to several pairs. Horizontal contributions are added, and so are vertical ones. The
+    pixel keeps the product of the two remainders of its own colour, which is exact for a corner and never
+    negative.
     """
     height, width = colour.shape[1:3]
     steep = pairs.axis == 0
     column, row = pairs.inner % width, pairs.inner // width % height
     line, own = torch.where(steep, row, column), torch.where(steep, column, row)
-    ahead = torch.where(pairs.outer > pairs.inner, 1, -1)
+    visible = torch.where(pairs.outer > pairs.inner, 1, -1)
     normal = edge_normal(clip.double(), pairs.view, pairs.edge)
-    distance = (crossing_place(normal, pairs.axis, line, (height, width)) - own - 0.5) * ahead
+    distance = (crossing_place(normal, pairs.axis, line, (height, width)) - own - 0.5) * visible
     lost = (distance < 0.5).detach()
     target, source = torch.where(lost, pairs.inner, pairs.outer), torch.where(lost, pairs.outer, pairs.inner)
     weight = torch.where(lost, 0.5 - distance, distance - 0.5)

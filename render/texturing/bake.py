@@ -1,6 +1,6 @@
-"""A field over the surface, written into the textures of an unwrapped mesh.
+"""Baking a field over the surface into the textures of an unwrapped mesh.
 
-Texel (row i, column j) of an H×W texture has its centre at uv = ((j + 0.5) / W, (i + 0.5) / H).
+The centre of texel (row i, column j) of an H×W texture is at uv = ((j + 0.5) / W, (i + 0.5) / H).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from render.texturing.uv import uv_areas, uv_clip
 
 SurfaceField = Callable[[Float[Tensor, "N 3"]], dict[str, Float[Tensor, "N C"]]]
 
-# A bilinear lookup inside a chart touches texels up to one texel outside in either axis.
+# Bilinear lookups inside a chart read texels up to one texel outside along each axis.
 REACH = 2
 
 
@@ -24,12 +24,11 @@ REACH = 2
 def bake(
     mesh: Mesh, field: SurfaceField, texture_res: tuple[int, int], rasteriser: Rasteriser, chunk: int = 2**18
 ) -> dict[str, Float[Tensor, "H W C"]]:
-    """The field's value at the surface point under every texel; texture_res is (height, width).
+    """The value of the field at the surface point of every texel. texture_res is (height, width).
 
-    Texels just outside a chart, which bilinear lookups touch, take the field at the point where the face's
-    plane continues; all others are filled smoothly from the charts around, so that smaller mip levels show no
-    seams. `field` is asked in chunks of points in world units. The result has one texture for each name that
-    it returns.
+    Texels just outside a chart, which bilinear lookups read, take the field at the point on the extended
+    plane of the face. All others are filled smoothly from the charts, so that mip levels show no seams.
+    `field` is evaluated at chunks of world-space points. There is one texture for each name that it returns.
     """
     owner = texel_owners(mesh, texture_res, rasteriser)
     texels = torch.nonzero(owner.reshape(-1) >= 0)[:, 0]
@@ -43,38 +42,37 @@ def bake(
     known = owner >= 0
     textures = {}
     for name, values in parts.items():
-        joined = torch.cat(values)
-        texture = joined.new_zeros(owner.numel(), joined.shape[-1])
-        texture[texels] = joined
+        concatenated = torch.cat(values)
+        texture = concatenated.new_zeros(owner.numel(), concatenated.shape[-1])
+        texture[texels] = concatenated
         textures[name] = fill_unknown(texture.reshape(*texture_res, -1), known)
     return textures
 
 
 def texel_owners(mesh: Mesh, texture_res: tuple[int, int], rasteriser: Rasteriser) -> Int[Tensor, "H W"]:
-    """The face that each texel takes its value from, −1 for none.
+    """Index of the face that each texel belongs to, −1 for none.
 
-    That is the face under the texel's centre, else the one of the nearest such texel at most REACH away in
-    either axis. Faces too small to lie under any centre take the texel that their middle falls in, where
-    free.
+    It is the face at the texel centre, otherwise that of the nearest such texel within REACH along each axis.
+    A face that covers no texel centre takes the texel of its centroid if it is free.
     """
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     height, width = texture_res
     rast = rasteriser.rasterize(uv_clip(mesh)[None], mesh.uv_faces, texture_res)[0]
     owner = rast[..., 3].round().long() - 1
 
-    seen = torch.zeros(len(mesh.faces), dtype=torch.bool, device=owner.device)
-    seen[owner[owner >= 0]] = True
-    small = torch.nonzero(~seen)[:, 0]
+    covered = torch.zeros(len(mesh.faces), dtype=torch.bool, device=owner.device)
+    covered[owner[owner >= 0]] = True
+    small = torch.nonzero(~covered)[:, 0]
     middle = mesh.uv[mesh.uv_faces[small]].mean(1)
     column = (middle[:, 0] * width).long().clamp(0, width - 1)
     row = (middle[:, 1] * height).long().clamp(0, height - 1)
     free = owner[row, column] < 0
     owner[row[free], column[free]] = small[free]
-    return _spread(owner)
+    return _dilate_owners(owner)
 
 
-def _spread(owner: Int[Tensor, "H W"]) -> Int[Tensor, "H W"]:
-    """Each free texel takes the owner of the nearest owned texel within REACH in either axis."""
+def _dilate_owners(owner: Int[Tensor, "H W"]) -> Int[Tensor, "H W"]:
+    """Assign each free texel to the owner of the nearest owned texel within REACH along each axis."""
     height, width = owner.shape
     padded = F.pad(owner, (REACH,) * 4, value=-1)
     offsets = [(dy, dx) for dy in range(-REACH, REACH + 1) for dx in range(-REACH, REACH + 1)]
@@ -86,7 +84,7 @@ def _spread(owner: Int[Tensor, "H W"]) -> Int[Tensor, "H W"]:
 
 
 def _typical_stretch(mesh: Mesh) -> Float[Tensor, ""]:
-    """World length per unit of uv, from the areas of the whole mesh."""
+    """World length per unit of uv, from the total areas of the mesh."""
     world = face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).sum() / 2
     return (world / uv_areas(mesh).abs().sum().clamp(min=1e-12)).sqrt()
 
@@ -98,7 +96,7 @@ def _surface_points(
     texture_res: tuple[int, int],
     stretch: Float[Tensor, ""],
 ) -> Float[Tensor, "N 3"]:
-    """World points under the centres of the given texels, on the planes of the given faces."""
+    """World points at the centres of the given texels, on the planes of the given faces."""
     height, width = texture_res
     centre = torch.stack([(texels % width + 0.5) / width, (texels // width + 0.5) / height], -1)
     a, b, c = mesh.uv[mesh.uv_faces[faces]].double().unbind(1)
@@ -108,7 +106,7 @@ def _surface_points(
     corners = mesh.v_pos[mesh.faces[faces]]
     on_face = (corners * inside[..., None]).sum(1)
     beyond = (corners * weights[..., None]).sum(1) - on_face
-    # A sliver's plane, continued, may run far away: no further than the texels are.
+    # The extended plane of a sliver can reach far, so the distance is limited to that of the texels.
     longest = REACH * 2 * stretch / min(height, width)
     length = beyond.norm(dim=-1, keepdim=True)
     return on_face + beyond * (longest / length.clamp(min=1e-30)).clamp(max=1)
@@ -117,7 +115,7 @@ def _surface_points(
 def _barycentric(
     p: Float[Tensor, "N 2"], a: Float[Tensor, "N 2"], b: Float[Tensor, "N 2"], c: Float[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """Weights of a, b, c that give p, negative outside; thirds where the triangle has no area."""
+    """Barycentric weights of p, negative outside the triangle. 1/3 each if the triangle has no area."""
     ab, ac, ap = b - a, c - a, p - a
     area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
     flat = area.abs() < 1e-14
@@ -129,9 +127,10 @@ def _barycentric(
 
 
 def fill_unknown(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Float[Tensor, "H W C"]:
-    """Unknown texels take the mean of the known ones in the smallest aligned 2^k × 2^k block that has any.
+    """Fill unknown texels with the mean of the known ones in the smallest aligned 2^k × 2^k block that has
+    any.
 
-    A mip level averages such blocks, so it sees what is known and nothing else. All zero if nothing is known.
+    A mip level averages such blocks, so it depends on known texels only. Returns zeros if no texel is known.
     """
     weight = known.to(values.dtype)[None, None]
     return _pull_push((values * known[..., None]).permute(2, 0, 1)[None], weight)[0].permute(1, 2, 0)
@@ -140,7 +139,7 @@ def fill_unknown(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> 
 def _pull_push(
     weighted: Float[Tensor, "1 C H W"], weight: Float[Tensor, "1 1 H W"]
 ) -> Float[Tensor, "1 C H W"]:
-    """weighted / weight where weight > 0, elsewhere the same of the level twice as coarse."""
+    """weighted / weight where weight > 0, elsewhere the value of the next coarser level."""
     height, width = weight.shape[2:]
     values = weighted / weight.clamp(min=1e-20)
     if bool((weight > 0).all()) or max(height, width) == 1:

@@ -1,4 +1,4 @@
-"""Fewer faces for an export, by quadric error metrics (Garland and Heckbert 1997), as libigl has them."""
+"""Mesh decimation by quadric error metrics (Garland and Heckbert 1997) with libigl."""
 
 import logging
 import time
@@ -12,14 +12,14 @@ logger = logging.getLogger(__name__)
 
 
 def decimate(mesh: Mesh, faces: int) -> Mesh:
-    """About the same surface with about `faces` triangles, without texture coordinates; told in the log.
+    """The surface with about `faces` triangles, without texture coordinates. The result is logged.
 
-    Edges are collapsed only where the surface stays a manifold, so what is closed stays closed. Where that
-    leaves no edge to collapse, more triangles stay than asked for. A mesh with fewer comes back as it is.
+    Edge collapses keep the surface manifold, so a closed mesh stays closed. If no edge can be collapsed, more
+    triangles remain. A mesh with fewer faces is returned unchanged.
     """
     assert faces > 0, "a surface needs faces"
     if len(mesh.faces) <= faces:
-        logger.info("kept all %d faces, which are no more than the %d asked for", len(mesh.faces), faces)
+        logger.info("kept all %d faces; export_faces is %d", len(mesh.faces), faces)
         return mesh
     import igl
 
@@ -27,12 +27,12 @@ def decimate(mesh: Mesh, faces: int) -> Mesh:
     positions = np.asfortranarray(mesh.v_pos.detach().cpu().numpy(), dtype=np.float64)
     triangles = np.asfortranarray(mesh.faces.cpu().numpy(), dtype=np.int32)
     if not igl.is_edge_manifold(triangles)[0]:
-        # Edges with more than two faces are opened: the library collapses edges of manifolds only.
+        # libigl collapses edges of manifolds only, so edges with more than two faces are split.
         triangles, origin = igl.split_nonmanifold(triangles)[:2]
         positions = np.asfortranarray(positions[origin])
         triangles = np.asfortranarray(triangles, dtype=np.int32)
     fewer_positions, fewer, _, _ = igl.qslim(positions, triangles, faces)
-    short = "" if len(fewer) <= faces else f" (asked for were {faces}: no other edge can go)"
+    short = "" if len(fewer) <= faces else f" ({faces} requested, but no other edge can be collapsed)"
     seconds = time.perf_counter() - started
     logger.info("decimated %d faces to %d%s in %.1f s", len(mesh.faces), len(fewer), short, seconds)
     device = mesh.v_pos.device

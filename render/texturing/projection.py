@@ -1,9 +1,9 @@
-"""Unwrapping by projection: for any triangle mesh, in a time that grows with the number of its faces.
+"""UV unwrapping by projection: works for any triangle mesh, in time linear in the number of faces.
 
-Meant for surfaces on which libraries give up or take too long: torn, full of noise, of thousands of pieces.
-A chart is a patch of faces that look to one side, projected onto a plane (projection_numba.py); the charts
-lie on shelves in the texture (pack.py). Seams are more numerous than a library makes them, and a face that
-leans by an angle a within its chart gets cos a of its texels.
+It is used for surfaces on which the libraries fail or take too long: torn or noisy ones with thousands of
+components. A chart is a patch of faces with similar normals, projected onto a plane (projection_numba.py).
+The charts are packed on shelves in the texture. There are more seams than with a library, and a face at an
+angle a to its chart's direction gets cos a of its texels.
 """
 
 import logging
@@ -16,31 +16,33 @@ from jaxtyping import Float, Int
 
 logger = logging.getLogger(__name__)
 
-# A face may lean 60 degrees away from its chart's direction: the texture then has half of its area.
+# A face may deviate by 60 degrees from its chart's direction. Its texture then has half the area.
 MIN_COSINE = 0.5
-# Charts of so few faces are fragments between larger ones and go to these, where their faces may lean 81
-# degrees.
+# Charts with at most this many faces are fragments. Their faces are merged into larger charts, where they may
+# deviate by 81 degrees.
 MAX_FRAGMENT_FACES, FRAGMENT_MIN_COSINE = 8, 0.15
-# Rounds in which normals are averaged over neighbours before a chart takes its direction from one.
+# Rounds of averaging normals over neighbours before a chart takes its direction from one.
 SMOOTHING_ROUNDS = 4
-# Directions in which the smallest rectangle around a chart is looked for, over a quarter of a turn.
+# Number of tested rotations of a chart, over a quarter turn, to find the smallest bounding rectangle.
 ROTATIONS = 12
 
-# The share of its place's side that a chart of mean size keeps beside its margins.
+# Minimum share of its cell's side that a chart of mean size keeps after padding.
 CHART_SHARE = 2 / 3
-# How full shelves of rectangles sorted by height are, about.
+# Approximate fill of the texture by rectangles on shelves, sorted by height.
 FILL = 0.8
 
 
 @cache
 def compiled_kernels() -> ModuleType | None:
-    """projection_numba; None, with one line in the log, where numba is missing or broken."""
+    """projection_numba, or None if numba is missing or unusable. The reason is logged once."""
     try:
         from render.texturing import projection_numba
-    # What a numba raises that does not fit the installed numpy differs from version to version.
+    # numba raises various exceptions if it does not support the installed NumPy.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.warning("no unwrapping by projection, as numba cannot run: %s; pip install numba", reason)
+        logger.warning(
+            "projection unwrapping is not available, because numba cannot run: %s; pip install numba", reason
+        )
         return None
     return projection_numba
 
@@ -48,11 +50,11 @@ def compiled_kernels() -> ModuleType | None:
 def project(
     positions: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], side: int, padding: int
 ) -> tuple[Float[np.ndarray, "U 2"], Int[np.ndarray, "F 3"], int, int]:
-    """(uv, uv_faces, charts, padding): uv in [0,1] with v upward, faces counter-clockwise, none overlapping.
+    """(uv, uv_faces, charts, padding): uv in [0,1] with v upward, faces counter-clockwise, without overlaps.
 
-    positions lie in [0,1]. The texture has side² texels. Fewer texels of padding than asked for are kept
-    where margins would fill more than the charts themselves. A face without area lies in one point of a
-    neighbour. Only where `compiled_kernels` finds numba.
+    positions lie in [0,1]. The texture has side² texels. The padding is reduced if margins would cover more
+    area than the charts. A face without area is mapped to one point of a neighbour. Requires numba, see
+    `compiled_kernels`.
     """
     projection_numba = compiled_kernels()
     assert projection_numba is not None and len(faces) > 0, "nothing to unwrap, or nothing to unwrap with"
@@ -75,13 +77,13 @@ def project(
     )
     charts = _renumber_charts(chart_of)
     if charts == 0:
-        # Not a face has an area: all lie in one point.
+        # No face has an area: all are mapped to one point.
         everywhere = np.full((len(positions), 2), 0.5, np.float32)
         return everywhere, faces.astype(np.int64), 0, padding
     flat = corners.reshape(-1, 3, 2) / projection_numba.LATTICE
     flat, sizes = _rotate_to_rectangles(flat, chart_of, charts)
     padding = affordable_padding(charts, side, padding)
-    # A texture with fewer texels than charts: several share one.
+    # If there are more charts than texels, several charts share a texel.
     side = max(side, math.ceil(2 * charts**0.5))
     scale, places = pack_rectangles(sizes, side, padding)
     placed = (flat * scale + places[chart_of][:, None]) / side
@@ -90,7 +92,7 @@ def project(
 
 
 def face_normals(positions: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit normals [F,3], zero where there is no area, and areas [F]."""
+    """Unit normals [F,3], zero for faces without area, and areas [F]."""
     a, b, c = (positions[faces[:, corner]].astype(np.float64) for corner in range(3))
     cross = np.cross(b - a, c - a)
     length = np.linalg.norm(cross, axis=1)
@@ -98,13 +100,13 @@ def face_normals(positions: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, 
 
 
 def face_neighbours(faces: Int[np.ndarray, "F 3"], vertices: int) -> Int[np.ndarray, "F 3"]:
-    """The face across each edge (corners k and k + 1), −1 where the edge has not exactly two faces."""
+    """The face across each edge (corners k and k + 1), −1 if the edge does not have exactly two faces."""
     start, end = faces.reshape(-1).astype(np.int64), np.roll(faces, -1, axis=1).reshape(-1).astype(np.int64)
     key = np.minimum(start, end) * vertices + np.maximum(start, end)
     order = np.argsort(key, kind="stable")
     key = key[order]
     same = np.concatenate([[False], key[1:] == key[:-1], [False]])
-    # An edge's first half-edge has another one after it, and no third.
+    # The first half-edge of an edge is followed by exactly one more.
     pair = np.flatnonzero(same[1:-1] & ~same[:-2] & ~same[2:])
     across = np.full(len(order), -1, np.int64)
     across[order[pair]] = order[pair + 1] // 3
@@ -113,7 +115,7 @@ def face_neighbours(faces: Int[np.ndarray, "F 3"], vertices: int) -> Int[np.ndar
 
 
 def folded_edges(positions: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> int:
-    """How many edges between two faces are folded by more than 60 degrees."""
+    """Number of edges between two faces whose normals differ by more than 60 degrees."""
     normals, _ = face_normals(positions, faces)
     neighbours = face_neighbours(faces, len(positions))
     cosine = np.einsum("fi,fki->fk", normals, normals[neighbours])
@@ -121,13 +123,15 @@ def folded_edges(positions: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 
 
 
 def _chart_directions(positions, faces, normals, areas, neighbours) -> tuple[np.ndarray, np.ndarray]:
-    """The direction that a chart from each face is projected along, and the extent of the faces around it."""
+    """Projection direction of a chart that starts at each face [F,3], and the mean extent of the faces around
+    [F].
+    """
     weighted = np.concatenate([normals * areas[:, None], np.zeros((1, 3))])
     corners = positions[faces]
     extent = np.concatenate([(corners.max(1) - corners.min(1)).max(1)[:, None], [[0.0]]])
     count = np.concatenate([np.ones((len(faces), 1)), [[0.0]]])
     for _ in range(SMOOTHING_ROUNDS):
-        # The row −1 is the last one, of zeros.
+        # Index −1 selects the last row, which is zero.
         for values in (weighted, extent, count):
             values[:-1] += values[neighbours].sum(1)
     mean = weighted[:-1] / np.maximum(np.linalg.norm(weighted[:-1], axis=1), 1e-300)[:, None]
@@ -136,7 +140,7 @@ def _chart_directions(positions, faces, normals, areas, neighbours) -> tuple[np.
 
 
 def _renumber_charts(chart_of: Int[np.ndarray, " F"]) -> int:
-    """Numbers the charts that have faces 0, 1, … in place; returns how many there are."""
+    """Renumber the charts that have faces as 0, 1, … in place. Returns their number."""
     inside = chart_of >= 0
     left, number = np.unique(chart_of[inside], return_inverse=True)
     chart_of[inside] = number
@@ -146,9 +150,9 @@ def _renumber_charts(chart_of: Int[np.ndarray, " F"]) -> int:
 def _rotate_to_rectangles(
     flat: Float[np.ndarray, "F 3 2"], chart_of: Int[np.ndarray, " F"], charts: int
 ) -> tuple[Float[np.ndarray, "F 3 2"], Float[np.ndarray, "C 2"]]:
-    """Each chart turned so that it fills its bounding rectangle best, wider than high, and moved to (0, 0).
+    """Rotate each chart to the smallest bounding rectangle, wider than high, and move it to (0, 0).
 
-    And the rectangles' sizes.
+    Returns the moved corners and the sizes of the rectangles.
     """
     inside = np.flatnonzero(chart_of >= 0)
     order = inside[np.argsort(chart_of[inside], kind="stable")]
@@ -177,8 +181,9 @@ def _rotate_to_rectangles(
 def _index_uv(
     placed: Float[np.ndarray, "F 3 2"], faces: np.ndarray, chart_of: np.ndarray, vertices: int
 ) -> tuple[Float[np.ndarray, "U 2"], Int[np.ndarray, "F 3"]]:
-    """One uv vertex for each position in each chart. Faces outside any chart lie in one point of a
-    neighbour's."""
+    """One uv vertex for each pair of position and chart. A face without a chart is mapped to a point of a
+    neighbour.
+    """
     lost = np.flatnonzero(chart_of < 0)
     spot = np.full((vertices, 2), np.nan)
     spot[faces[chart_of >= 0].reshape(-1)] = placed[chart_of >= 0].reshape(-1, 2)
@@ -194,24 +199,26 @@ def _index_uv(
 
 
 def affordable_padding(count: int, side: int, wanted: int) -> int:
-    """Free texels around each of `count` charts: `wanted`, or fewer.
+    """Padding in texels around each of `count` charts: `wanted` or less.
 
-    A chart of mean size keeps CHART_SHARE of its place's side.
+    A chart of mean size keeps CHART_SHARE of the side of its cell.
     """
     place = side * (FILL / max(count, 1)) ** 0.5
     return min(wanted, int(place * (1 - CHART_SHARE) / 2))
 
 
-def pack_rectangles(sizes: Float[np.ndarray, "N 2"], side: int, padding: int) -> tuple[float, Int[np.ndarray, "N 2"]]:
-    """(scale, corners): rectangles of sizes · scale texels in a square of side² texels, none overlapping.
+def pack_rectangles(
+    sizes: Float[np.ndarray, "N 2"], side: int, padding: int
+) -> tuple[float, Int[np.ndarray, "N 2"]]:
+    """(scale, corners): rectangles of sizes · scale texels in a square of side² texels, without overlaps.
 
     sizes: width and height, best with width ≥ height. corners: the lower texel corner of each rectangle, with
-    `padding` texels free on all its sides. A rectangle owns all texels that it touches. The same input gives
-    the same output.
+    `padding` free texels on all sides. A rectangle owns all texels that it touches. The result is
+    deterministic.
     """
     order = np.lexsort((-sizes[:, 0], -sizes[:, 1]))
     area = (sizes[:, 0] * sizes[:, 1]).sum()
-    # Larger than any scale that fits, whatever is packed: the areas, and the longest side.
+    # Upper bound of the scale, from the total area and the longest side.
     most = min(side / np.sqrt(max(area, 1e-30)), side / max(sizes.max(), 1e-30))
     low, high, found = 0.0, most, _shelves(sizes[order], 0.0, side, padding)
     for _ in range(16):
@@ -228,7 +235,7 @@ def pack_rectangles(sizes: Float[np.ndarray, "N 2"], side: int, padding: int) ->
 
 
 def _shelves(sizes: np.ndarray, scale: float, side: int, padding: int) -> np.ndarray | None:
-    """Corners of rectangles, sorted by falling height, on shelves; None where they do not fit."""
+    """Corners of rectangles on shelves, sorted by falling height. None if they do not fit."""
     texels = np.ceil(sizes * scale).astype(np.int64).clip(1) + 2 * padding
     ends = np.cumsum(texels[:, 0])
     if ends[-1] > side * side or texels.max() > side:

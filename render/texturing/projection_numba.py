@@ -1,8 +1,8 @@
-"""Loops of the projection unwrapper, compiled by numba: faces grown into charts that lie flat.
+"""numba kernels of the projection unwrapper: they grow charts of faces that are flat enough to project.
 
-A chart is a set of faces joined by edges that all look to one side, project_face along one direction onto a
-plane of whole numbers. There every face has a positive area and no two faces share any, exactly: corners that
-coincide in space coincide in the plane, and products of its coordinates (below 2²³) fit an int64.
+A chart is a connected set of faces with similar normals, projected along one direction onto an integer
+lattice. On the lattice every face has a positive area and no two faces overlap. Both hold exactly: coinciding
+corners have equal coordinates, and products of coordinates (below 2²³) fit an int64.
 """
 
 import numba
@@ -10,12 +10,12 @@ import numpy as np
 
 kernel = numba.njit(nogil=True, cache=True)
 
-# Steps of the plane's lattice along the mesh's longest side.
+# Lattice steps along the longest side of the mesh.
 LATTICE = 2**22
-# A project_face face has at least this height, in steps: thinner ones would not outlive rounding to float32.
+# Minimum height of a projected face in steps. Thinner faces would not survive the rounding to float32.
 MIN_HEIGHT = 16
-# A face that would be compared with more than MAX_TESTS others, or lie in more than MAX_CELLS cells, stays
-# out of the chart; so the time is bounded by the number of faces, whatever the mesh looks like.
+# A face that would be compared with more than MAX_TESTS others, or touch more than MAX_CELLS cells, is left
+# out of the chart. This bounds the time for any mesh.
 MAX_TESTS = 256
 MAX_CELLS = 64
 
@@ -27,13 +27,13 @@ def dot(a, b):
 
 @kernel
 def lattice_cell(size):
-    """The side of a chart's cells, in steps."""
+    """Side of the cells of a chart, in steps."""
     return max(np.int64(size * LATTICE), 1)
 
 
 @kernel
 def plane_axes(normal, axes):
-    """Fills axes [6] with two unit vectors that make a right-handed frame with the unit vector `normal`."""
+    """Fill axes [6] with two unit vectors that form a right-handed frame with the unit vector `normal`."""
     # Duff et al. 2017, "Building an Orthonormal Basis, Revisited", listing 3.
     x, y, z = normal[0], normal[1], normal[2]
     sign = 1.0 if z >= 0 else -1.0
@@ -59,7 +59,7 @@ def separated(a, b):
 
 @kernel
 def hash_slot(chart, column, row, mask):
-    """Where a cell of a chart's plane lies in the hash table."""
+    """Slot in the hash table of a cell of a chart's plane."""
     h = np.uint64(chart) * np.uint64(0x9E3779B97F4A7C15)
     h ^= np.uint64(column) * np.uint64(0xC2B2AE3D27D4EB4F)
     h ^= np.uint64(row) * np.uint64(0x165667B19E3779F9)
@@ -71,7 +71,9 @@ def hash_slot(chart, column, row, mask):
 
 @kernel
 def project_face(positions, face, axes, out):
-    """Fills out [6] with a face's corners in the plane; whether it is tall enough there, the right way up."""
+    """Fill out [6] with the corners of a face on the lattice. Returns whether it is high enough and not
+    flipped.
+    """
     for k in range(3):
         x, y, z = positions[face[k], 0], positions[face[k], 1], positions[face[k], 2]
         out[2 * k] = np.int64(np.floor((x * axes[0] + y * axes[1] + z * axes[2]) * LATTICE + 0.5))
@@ -86,7 +88,7 @@ def project_face(positions, face, axes, out):
 
 @kernel
 def cell_range(triangle, cell):
-    """The first and last column and row of the cells of this size that a project_face face [6] touches."""
+    """First and last column and row of the cells that a projected face [6] touches."""
     return (
         min(triangle[0], triangle[2], triangle[4]) // cell,
         max(triangle[0], triangle[2], triangle[4]) // cell,
@@ -97,7 +99,7 @@ def cell_range(triangle, cell):
 
 @kernel
 def make_table(count):
-    """An empty hash table of faces by chart and cell: heads of lists, links, faces, [length]."""
+    """An empty hash table of faces by chart and cell: list heads, links, faces, [length]."""
     slots = 1
     while slots < 4 * count:
         slots *= 2
@@ -112,7 +114,7 @@ def make_table(count):
 
 @kernel
 def fits(table, chart, triangle, cell, chart_of, corners):
-    """Whether a project_face face covers no face of a chart."""
+    """Whether a projected face overlaps no face of a chart."""
     head, following, face_of, _ = table
     left, right, low, high = cell_range(triangle, cell)
     if (right - left + 1) * (high - low + 1) > MAX_CELLS:
@@ -122,7 +124,7 @@ def fits(table, chart, triangle, cell, chart_of, corners):
         for row in range(low, high + 1):
             entry = head[hash_slot(chart, column, row, len(head) - 1)]
             while entry >= 0:
-                # Faces that have left the chart are still in its lists.
+                # Faces that were moved to another chart are still in the lists.
                 if chart_of[face_of[entry]] == chart:
                     other = corners[face_of[entry]]
                     tests += 1
@@ -134,7 +136,7 @@ def fits(table, chart, triangle, cell, chart_of, corners):
 
 @kernel
 def insert_face(table, chart, face, triangle, cell):
-    """Enters a face of a chart; False where it is too large or the table is full."""
+    """Insert a face of a chart. Returns False if it is too large or the table is full."""
     head, following, face_of, length = table
     left, right, low, high = cell_range(triangle, cell)
     cells = (right - left + 1) * (high - low + 1)
@@ -149,14 +151,25 @@ def insert_face(table, chart, face, triangle, cell):
 
 
 @kernel
-def make_charts(positions, faces, normals, directions, sizes, neighbours, seeds, min_cosine, max_fragment_faces, fragment_min_cosine):
-    """(chart [F], −1 for a face that is too thin in its plane; corners [F,6] in the plane).
+def make_charts(
+    positions,
+    faces,
+    normals,
+    directions,
+    sizes,
+    neighbours,
+    seeds,
+    min_cosine,
+    max_fragment_faces,
+    fragment_min_cosine,
+):
+    """(chart [F], −1 for a face too thin to project; corners [F,6] on the lattice).
 
-    positions [V,3] in [0,1]; normals [F,3] unit; directions [F,3] unit: along which a chart that starts at
-    the face is project_face; sizes [F]: about the extent of the faces around; neighbours [F,3] over the edges,
-    −1 for none; seeds: the faces in the order in which they may start a chart. A face joins where the cosine
-    between its normal and the chart's direction is min_cosine at least. Charts of at most `max_fragment_faces` faces
-    then give them to larger ones, where that cosine is `fragment_min_cosine` at least.
+    positions [V,3] in [0,1]. normals [F,3] unit. directions [F,3] unit: projection direction of a chart that
+    starts at the face. sizes [F]: mean extent of the faces around. neighbours [F,3] over the edges, −1 for
+    none. seeds: the faces in the order in which they may start a chart. A face joins a chart if the cosine
+    between its normal and the chart's direction is at least min_cosine. Faces of charts with at most
+    max_fragment_faces faces then move to larger charts if that cosine is at least fragment_min_cosine.
     """
     count = len(faces)
     mesh = positions, faces, normals, directions, sizes, neighbours
@@ -170,7 +183,7 @@ def make_charts(positions, faces, normals, directions, sizes, neighbours, seeds,
 
 @kernel
 def grow(mesh, charts, table, seeds, min_cosine):
-    """Charts by breadth from their seeds, one after the other, until no seed is without."""
+    """Grow charts breadth-first from the seeds, one after the other, until every seed has a chart."""
     positions, faces, normals, directions, sizes, neighbours = mesh
     chart_of, corners, seed_of, population = charts
     tried, queue = np.full(len(faces), -1, np.int64), np.empty(len(faces), np.int64)
@@ -190,7 +203,7 @@ def grow(mesh, charts, table, seeds, min_cosine):
             if face != seed and not fits(table, chart, triangle, cell, chart_of, corners):
                 continue
             inserted = insert_face(table, chart, face, triangle, cell)
-            # What does not fit into the table can only be a chart alone.
+            # A face that does not fit into the table becomes a chart of its own.
             if not inserted and face != seed:
                 continue
             chart_of[face], corners[face] = chart, triangle
@@ -210,9 +223,9 @@ def grow(mesh, charts, table, seeds, min_cosine):
 
 @kernel
 def merge_fragments(mesh, charts, table, max_fragment_faces, fragment_min_cosine):
-    """Faces of charts of at most `max_fragment_faces` faces go to charts beside them that have more, where they fit.
+    """Move faces of charts with at most `max_fragment_faces` faces to larger neighbouring charts if they fit.
 
-    Half of what grows are such fragments, left over between larger charts.
+    About half of the charts are such fragments between larger ones.
     """
     positions, faces, normals, directions, sizes, neighbours = mesh
     chart_of, corners, seed_of, population = charts
@@ -227,7 +240,12 @@ def merge_fragments(mesh, charts, table, max_fragment_faces, fragment_min_cosine
         first += 1
         for neighbour in neighbours[face]:
             own, chart = chart_of[face], chart_of[neighbour]
-            if neighbour < 0 or chart < 0 or population[own] > max_fragment_faces or population[chart] <= population[own]:
+            if (
+                neighbour < 0
+                or chart < 0
+                or population[own] > max_fragment_faces
+                or population[chart] <= population[own]
+            ):
                 continue
             direction, cell = directions[seed_of[chart]], lattice_cell(sizes[seed_of[chart]])
             plane_axes(direction, axes)
@@ -241,7 +259,7 @@ def merge_fragments(mesh, charts, table, max_fragment_faces, fragment_min_cosine
             population[own] -= 1
             population[chart] += 1
             chart_of[face], corners[face] = chart, triangle
-            # Those beside it have a new neighbour to go to.
+            # Its neighbours can now move to the same chart.
             for other in neighbours[face]:
                 if other >= 0 and chart_of[other] >= 0 and last < len(queue):
                     queue[last] = other

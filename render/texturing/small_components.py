@@ -1,4 +1,4 @@
-"""Loose removed of a surface, left out of an export."""
+"""Removal of small components from an exported surface."""
 
 import logging
 
@@ -11,27 +11,32 @@ logger = logging.getLogger(__name__)
 
 
 def remove_small_components(mesh: Mesh, share: float) -> Mesh:
-    """The mesh without bodies whose area is less than `share` (0 … 1) of the largest one's; told in the log.
+    """The mesh without components whose area is below `share` (0 … 1) of the largest one's. The result is
+    logged.
 
-    A body is what hangs together by shared vertices. Optimisation leaves some afloat that nobody asked for.
-    A mesh without removed comes back as it is, otherwise without texture coordinates.
+    A component is a set of faces connected by shared vertices. Optimisation often leaves small floating ones.
+    If none is removed, the mesh is returned unchanged, otherwise without texture coordinates.
     """
     if share <= 0 or len(mesh.faces) == 0:
         return mesh
     try:
         import igl
     except ImportError:
-        logger.warning("loose removed are exported too: min_component_area needs libigl (pip install libigl)")
+        logger.warning(
+            "small components are exported too: min_component_area needs libigl (pip install libigl)"
+        )
         return mesh
     faces = mesh.faces.cpu().numpy().astype(np.int64)
-    body = igl.vertex_components(faces)[faces[:, 0]]
-    area = np.bincount(body, weights=face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).cpu().numpy())
-    kept = (area >= share * area.max())[body]
+    component = igl.vertex_components(faces)[faces[:, 0]]
+    area = np.bincount(component, weights=face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).cpu().numpy())
+    kept = (area >= share * area.max())[component]
     if kept.all():
         return mesh
-    removed = np.unique(body[~kept])
+    removed = np.unique(component[~kept])
     part = 100 * area[removed].sum() / area.sum()
-    logger.info("left out %d loose removed with %.2g %% of the area (min_component_area)", len(removed), part)
+    logger.info(
+        "removed %d small components with %.2g %% of the area (min_component_area)", len(removed), part
+    )
     used, numbers = np.unique(faces[kept], return_inverse=True)
     device = mesh.v_pos.device
     rows = torch.from_numpy(used).to(device)

@@ -1,8 +1,8 @@
-"""A painting on another mesh of the same surface: fewer faces, or other texture coordinates.
+"""Transfer of a painted material to another mesh of the same surface, with fewer faces or other uv.
 
 The material at a point of the new mesh is the one at the nearest point of the painted mesh. Its normal is
-taken to world axes there, and from these into the new mesh's tangent frame, so that it also carries the
-relief that a coarser mesh has lost.
+converted to world space there, and then to the tangent space of the new mesh. It therefore also contains the
+relief that a decimated mesh has lost.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from render.texturing.bake import SurfaceField
 from render.texturing.decimate import decimate
 from render.texturing.uv import ExportConfig, orthonormal_tangents, unwrap
 
-# The texture size that a mesh without texture coordinates of its own is unwrapped for while it is painted. A
-# constant: another size turns charts, and the learned normals belong to their tangents.
+# Texture size for unwrapping a mesh without texture coordinates before painting. It is constant, because the
+# learned normals depend on the tangents, and another size rotates charts.
 PAINTING_RES = (1024, 1024)
 
 
@@ -28,8 +28,8 @@ def prepare_export(
 ) -> tuple[Mesh, SurfaceField]:
     """The mesh to bake into, and the field over it.
 
-    That is `painted` itself, unless export_faces asks for fewer faces or it was unwrapped here (own_uv False)
-    for another texture size.
+    That is `painted` itself, unless export_faces requests fewer faces, or it was unwrapped here (own_uv
+    False) for another texture size.
     """
     fewer = 0 < config.export_faces < len(painted.faces)
     if not fewer and (own_uv or config.texture_res == PAINTING_RES):
@@ -40,10 +40,10 @@ def prepare_export(
 
 
 def transfer_field(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceField:
-    """`field` over `painted` as a field over `target`. Both meshes have tangents."""
+    """The `field` over `painted` as a field over `target`. Both meshes need tangents."""
     frame_of_painted, frame_of_target = frame_finder(painted), frame_finder(target)
 
-    def carried(points: Float[Tensor, "N 3"]) -> dict[str, Float[Tensor, "N C"]]:
+    def transferred(points: Float[Tensor, "N 3"]) -> dict[str, Float[Tensor, "N C"]]:
         nearest, normal, tangent = frame_of_painted(points)
         values = field(nearest)
         if "normal" not in values:
@@ -52,18 +52,18 @@ def transfer_field(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceF
         _, up, along = frame_of_target(points)
         across = torch.linalg.cross(up, along, dim=-1)
         local = torch.stack([(world * axis).sum(-1) for axis in (along, across, up)], -1)
-        # A normal map holds no normals that point into the surface.
+        # A normal map cannot represent normals that point into the surface.
         local = torch.cat([local[:, :2], local[:, 2:].clamp(min=0)], -1)
         return {**values, "normal": safe_normalize(local)}
 
-    return carried
+    return transferred
 
 
 def frame_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """A function from points [N,3] to the nearest point [N,3] of the mesh to each, the smooth normal and the
-    unit tangent there.
+    """A function that maps points [N,3] to the nearest points [N,3] of the mesh, the smooth normals and the
+    unit tangents.
 
-    The search tree is built once, and libigl walks it in all threads.
+    The search tree is built once. libigl queries it in parallel.
     """
     import igl
 
@@ -79,7 +79,7 @@ def frame_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]
         _, face, nearest = tree.squared_distance(positions, triangles, queries)
         corners = [np.asfortranarray(positions[triangles[face, corner]]) for corner in range(3)]
         weights = igl.barycentric_coordinates(np.asfortranarray(nearest), *corners)
-        # Of a face without area any corner does.
+        # Any corner is correct for a face without area.
         weights = np.where(np.isfinite(weights).all(1, keepdims=True), weights, [1.0, 0.0, 0.0])
         weight = torch.from_numpy(weights).to(device, dtype)[..., None]
         row = torch.from_numpy(np.array(face, dtype=np.int64)).to(device)

@@ -1,7 +1,7 @@
-"""xatlas and uvunwrap, held to a time: each runs in a process that is ended when it takes too long.
+"""xatlas and uvunwrap with a time limit: each runs in a subprocess that is killed after a timeout.
 
-On torn surfaces uvunwrap has been seen to panic in one of its threads and then to wait for that thread for
-ever, and a thread cannot be ended.
+On torn surfaces uvunwrap can panic in one of its threads and then wait for that thread forever. A thread
+cannot be killed.
 """
 
 import subprocess
@@ -14,18 +14,18 @@ import numpy as np
 from jaxtyping import Float, Int
 
 WORKER = Path(__file__).with_name("unwrap_worker.py")
-# Seconds that an unwrapping may take, and seconds a face on top: several times what was measured on two
-# cores (20 k faces with xatlas 6.5 s, 199 k 161 s; with uvunwrap 0.6 s and 6.9 s), since the same mesh is to
-# be unwrapped in the same way on a busy machine.
+# Time limit in seconds: a constant, and an amount per face. Several times the time measured on two cores
+# (xatlas: 20 k faces 6.5 s, 199 k 161 s; uvunwrap: 0.6 s and 6.9 s), so that a busy machine gives the same
+# result.
 TIMEOUT, TIMEOUT_PER_FACE = 60.0, {"xatlas": 5e-3, "uvunwrap": 5e-5}
-# A thread of uvunwrap that has panicked says so, and the others wait for it.
+# Message of a uvunwrap thread that has panicked.
 PANIC = b"panicked at"
-# Charts that fill less of the texture than this are not worth baking into: margins took the rest.
+# Minimum share of the texture that the charts must fill. Below it, margins take most of the texture.
 MIN_FILL = 0.05
 
 
 class UnwrapError(Exception):
-    """A library gave up on a mesh, took too long, or did not fit it well into one texture."""
+    """A library failed on a mesh, took too long, or used too little of the texture."""
 
 
 def unwrap_with(
@@ -36,19 +36,20 @@ def unwrap_with(
     padding: int,
     timeout: float | None = None,
 ) -> tuple[Float[np.ndarray, "U 2"], Int[np.ndarray, "F 3"], int]:
-    """(uv, uv_faces, charts): uv in [0,1] with v upward; faces that were counter-clockwise are so there.
+    """(uv, uv_faces, charts): uv in [0,1] with v upward. Counter-clockwise faces stay counter-clockwise.
 
-    library: "xatlas" or "uvunwrap". timeout: seconds, by default what TIMEOUT says. Raises UnwrapError.
+    library: "xatlas" or "uvunwrap". timeout: seconds, TIMEOUT + TIMEOUT_PER_FACE · faces by default. Raises
+    UnwrapError.
     """
     if timeout is None:
         timeout = TIMEOUT + TIMEOUT_PER_FACE[library] * len(faces)
     with tempfile.TemporaryDirectory(prefix="unwrap-") as name:
-        given, answer, errors = (Path(name) / file for file in ("in.npz", "out.npz", "errors.txt"))
+        input_file, output_file, errors = (Path(name) / file for file in ("in.npz", "out.npz", "errors.txt"))
         arrays = {"positions": positions.astype(np.float32), "faces": faces.astype(np.uint32)}
-        np.savez(given, **arrays, side=side, padding=padding)
-        # -P: the folder of the script, which is full of modules with common names, is not searched.
-        _run([sys.executable, "-P", str(WORKER), library, str(given), str(answer)], errors, timeout)
-        with np.load(answer) as record:
+        np.savez(input_file, **arrays, side=side, padding=padding)
+        # -P: do not import from the folder of the script, whose modules have common names.
+        _run([sys.executable, "-P", str(WORKER), library, str(input_file), str(output_file)], errors, timeout)
+        with np.load(output_file) as record:
             uv, uv_faces = record["uv"], record["uv_faces"]
             charts, pages = int(record["charts"]), int(record["pages"])
     if pages != 1:
@@ -61,7 +62,7 @@ def unwrap_with(
 
 
 def _run(command: list[str], errors: Path, timeout: float) -> None:
-    """Runs a command to its end, which comes after `timeout` seconds or a panic at the latest."""
+    """Run a command to its end. Raises UnwrapError after `timeout` seconds, a panic or a failure."""
     with errors.open("wb") as sink:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
     deadline = time.monotonic() + timeout
@@ -70,7 +71,7 @@ def _run(command: list[str], errors: Path, timeout: float) -> None:
             if PANIC in errors.read_bytes():
                 break
             if time.monotonic() > deadline:
-                raise UnwrapError(f"not done after {timeout:.0f} s")
+                raise UnwrapError(f"not finished after {timeout:.0f} s")
             time.sleep(0.02)
     finally:
         process.kill()
@@ -80,9 +81,9 @@ def _run(command: list[str], errors: Path, timeout: float) -> None:
 
 
 def _reason(text: str, code: int) -> str:
-    """What went wrong, in a line."""
+    """One line that describes the failure."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for number, line in enumerate(lines):
         if PANIC.decode() in line:
-            return "a panic: " + " ".join(lines[number + 1 : number + 2])
+            return "panic: " + " ".join(lines[number + 1 : number + 2])
     return lines[-1] if lines else f"exit code {code}"

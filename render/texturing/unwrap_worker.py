@@ -1,7 +1,7 @@
-"""One unwrapping in a process of its own, which can be ended: `python unwrap_worker.py LIBRARY IN OUT`.
+"""One unwrapping in a subprocess, which can be killed: `python unwrap_worker.py LIBRARY IN OUT`.
 
 IN: an .npz with positions [V,3] float32, faces [F,3] uint32, side and padding. OUT: uv [U,2], uv_faces [F,3],
-charts and pages. Nothing of the program is imported, so that it starts fast.
+charts and pages. It imports no other module of the program, so it starts fast.
 """
 
 import sys
@@ -9,12 +9,12 @@ import sys
 import numpy as np
 
 
-def main(library: str, given: str, answer: str) -> None:
-    """Unwraps with "xatlas" or "uvunwrap"; a failure is an uncaught exception."""
-    with np.load(given) as record:
+def main(library: str, input_file: str, output_file: str) -> None:
+    """Unwrap with "xatlas" or "uvunwrap". A failure is an uncaught exception."""
+    with np.load(input_file) as record:
         arguments = record["positions"], record["faces"], int(record["side"]), int(record["padding"])
     uv, uv_faces, charts, pages = (with_xatlas if library == "xatlas" else with_uvunwrap)(*arguments)
-    np.savez(answer, uv=uv, uv_faces=uv_faces, charts=charts, pages=pages)
+    np.savez(output_file, uv=uv, uv_faces=uv_faces, charts=charts, pages=pages)
 
 
 def with_xatlas(positions: np.ndarray, faces: np.ndarray, side: int, padding: int):
@@ -24,7 +24,7 @@ def with_xatlas(positions: np.ndarray, faces: np.ndarray, side: int, padding: in
     chart_options = xatlas.ChartOptions()
     chart_options.fix_winding = True
     pack_options = xatlas.PackOptions()
-    # What it calls rotating swaps u and v, which mirrors the chart.
+    # xatlas rotates a chart by swapping u and v, which mirrors it.
     pack_options.rotate_charts = False
     pack_options.resolution = side
     pack_options.padding = padding

@@ -1,8 +1,8 @@
-"""Texture coordinates: unwrapping, tangents, and whether a user's own coordinates can be baked into.
+"""Texture coordinates: unwrapping, tangents, and the check whether a user's own uv can be used for baking.
 
-uv (0,0) is the top left corner of the image and v grows downward (as glTF). Every chart lies in the image as
-it is seen from outside, never mirrored; so with t along +u, n the normal and b = cross(n, t), b points up the
-image (−v), which is the frame that glTF's normal maps are written in, with handedness w = +1 everywhere.
+uv (0,0) is the top left corner of the image and v grows downward (as in glTF). Charts are never mirrored.
+Hence with t along +u, n the normal and b = cross(n, t), b points up in the image (−v). This is the frame of
+glTF's normal maps, with handedness w = +1 everywhere.
 """
 
 import importlib.util
@@ -29,19 +29,19 @@ logger = logging.getLogger(__name__)
 Method = Literal["auto", "xatlas", "uvunwrap", "projection"]
 TextureSide = Annotated[int, Field(ge=16, le=16384)]
 
-# Above this many faces xatlas takes more than about 7 s, and its time grows faster than the mesh
-# (2 cores: 6.5 s at 20 k faces, 45 s at 61 k, 161 s at 199 k; uvunwrap 0.6, 1.6 and 6.9 s).
+# Above this many faces xatlas takes more than about 7 s, and its time grows faster than linearly (2 cores:
+# 6.5 s at 20 k faces, 45 s at 61 k, 161 s at 199 k; uvunwrap 0.6, 1.6 and 6.9 s).
 XATLAS_MAX_FACES = 20_000
 
-# With more edges than this folded by over 60 degrees a surface counts as torn (after a run there are none, in
-# the noise of random weights 400,000). There uvunwrap makes charts of a few faces each, whose margins take
-# the texture or need several, and it may panic (2 cores: 1.5 M faces, 60,000 such edges, 70 s and 3 pages).
+# A surface with more edges folded by over 60 degrees counts as torn. A trained surface has none, the noise of
+# random weights 400,000. On torn surfaces uvunwrap makes charts of a few faces, whose margins fill the
+# texture or need several, and it may panic (2 cores: 1.5 M faces, 60,000 such edges, 70 s and 3 pages).
 MAX_FOLDED_EDGES = 10_000
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ExportConfig:
-    """How the finished mesh is unwrapped and baked."""
+    """How the final mesh is unwrapped and baked."""
 
     texture_res: tuple[TextureSide, TextureSide] = Field(
         (1024, 1024), description="height and width of the baked textures in pixels"
@@ -58,8 +58,8 @@ class ExportConfig:
         0.01,
         ge=0,
         lt=1,
-        description="leave loose bodies out of an exported shape whose area is less than this share of the "
-        "largest one's; 0 keeps all",
+        description="remove components of an exported shape whose area is below this share of the "
+        "largest component's; 0 keeps all",
     )
     export_faces: int = Field(
         0, ge=0, le=10**8, description="decimate the exported mesh to about so many faces; 0 keeps all"
@@ -70,15 +70,15 @@ class ExportConfig:
 
 
 def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int) -> Mesh:
-    """The same mesh with new uv in [0,1], uv_faces and tangents; no chart mirrored, none overlapping another.
+    """The mesh with new uv in [0,1], uv_faces and tangents. Charts are not mirrored and do not overlap.
 
-    resolution is (height, width) of the texture, padding the texels kept free around each chart. Positions
-    and faces stay as they are. The time is bounded whatever the mesh looks like: a library that fails or
-    takes too long gives way to the projection, with a warning. Raises ValueError where there are no faces.
+    resolution is (height, width) of the texture, padding the free texels around each chart. Positions and
+    faces do not change. The time is bounded for any mesh: if a library fails or takes too long, the
+    projection is used, with a warning. Raises ValueError if there are no faces.
     """
     if len(mesh.faces) == 0:
         raise ValueError("cannot unwrap a mesh without faces")
-    # Unit size: xatlas takes very small meshes apart into several pages.
+    # Scaled to unit size, because xatlas splits very small meshes into several pages.
     extent = (mesh.v_pos.amax(0) - mesh.v_pos.amin(0)).max().clamp(min=1e-30)
     scaled = (mesh.v_pos.detach() - mesh.v_pos.amin(0)) / extent
     positions = np.ascontiguousarray(scaled.cpu().numpy(), dtype=np.float32)
@@ -86,7 +86,7 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
     start = time.perf_counter()
     uv, uv_faces, how = _unwrapped(positions, faces, method, max(resolution), padding)
     logger.info("unwrapped %d faces into %s in %.1f s", len(faces), how, time.perf_counter() - start)
-    # All methods lay counter-clockwise faces out counter-clockwise with v upward; our v grows downward.
+    # All methods keep counter-clockwise faces counter-clockwise with v upward, but our v grows downward.
     uv[:, 1] = 1 - uv[:, 1]
     device = mesh.v_pos.device
     unwrapped = replace(
@@ -101,21 +101,21 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
 def _unwrapped(
     positions: np.ndarray, faces: np.ndarray, method: Method, side: int, padding: int
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """uv, uv_faces and, for the log, into what and with which method."""
+    """uv, uv_faces and a description of charts and method for the log."""
     chosen = _choose(method, positions, faces)
     if chosen != "projection":
         try:
             uv, uv_faces, charts = unwrap_with(chosen, positions, faces, side, padding)
             return uv, uv_faces, f"{charts} charts with {chosen}"
         except UnwrapError as error:
-            logger.warning("%s failed on this mesh: %s; the projection takes over", chosen, error)
+            logger.warning("%s failed on this mesh: %s; the projection is used instead", chosen, error)
     if compiled_kernels() is None:
-        return *_face_grid(len(faces)), f"{len(faces)} charts, one a face"
+        return *_face_grid(len(faces)), f"{len(faces)} charts, one per face"
     uv, uv_faces, charts, kept = project(positions, faces, side, padding)
     if kept < padding:
         logger.warning(
-            "%d charts leave room for a padding of %d texels, not %d; a larger texture_res or fewer faces "
-            "(export_faces) would",
+            "%d charts allow a padding of only %d texels, not %d; increase texture_res or reduce "
+            "export_faces",
             charts,
             kept,
             padding,
@@ -124,7 +124,7 @@ def _unwrapped(
 
 
 def _choose(method: Method, positions: np.ndarray, faces: np.ndarray) -> str:
-    """The method for `auto`, and another one for a library that is missing."""
+    """The method for `auto`, or the alternative if a library is missing."""
     if method == "projection":
         return method
     preferred = method
@@ -142,7 +142,9 @@ def _choose(method: Method, positions: np.ndarray, faces: np.ndarray) -> str:
 
 
 def _face_grid(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two faces in each cell of a square grid, a margin apart: fits any mesh, with a seam at every edge."""
+    """Two faces in each cell of a square grid, separated by a margin. Fits any mesh, with a seam at every
+    edge.
+    """
     side = math.ceil(math.sqrt((count + 1) // 2))
     lower = np.array([[0.08, 0.08], [0.82, 0.08], [0.08, 0.82]])
     corners = np.stack([lower, 1 - lower])
@@ -153,26 +155,25 @@ def _face_grid(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def uv_areas(mesh: Mesh) -> Float[Tensor, " F"]:
-    """Signed texture area of each face, as a fraction of the image; negative where the chart is mirrored."""
+    """Signed texture area of each face as a fraction of the image. It is negative for mirrored charts."""
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     a, b, c = (mesh.uv[mesh.uv_faces[:, corner]] for corner in range(3))
     ab, ac = b - a, c - a
-    # v grows downward, so what runs counter-clockwise on the screen has a negative determinant.
+    # v grows downward, so a counter-clockwise face has a negative determinant.
     return (ab[:, 1] * ac[:, 0] - ab[:, 0] * ac[:, 1]) / 2
 
 
 def tangents(mesh: Mesh) -> Float[Tensor, "U 3"]:
-    """Unit tangent at each uv vertex: the direction of growing u over the surface, at right angles to the
-    normal.
+    """Unit tangent at each uv vertex: the direction of growing u on the surface, orthogonal to the normal.
 
-    Faces count by their size; a uv vertex whose faces have no texture area gets some tangent at right angles
-    to the normal.
+    Faces are weighted by size. If the faces of a uv vertex have no texture area, any direction orthogonal to
+    the normal is returned.
     """
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     p0, p1, p2 = (mesh.v_pos[mesh.faces[:, corner]] for corner in range(3))
     t0, t1, t2 = (mesh.uv[mesh.uv_faces[:, corner]] for corner in range(3))
     dv1, dv2 = (t1 - t0)[:, 1:], (t2 - t0)[:, 1:]
-    # ∂p/∂u · det, from p(u, v) linear over the face; the determinant's sign turns it back along +u.
+    # ∂p/∂u · det for p(u, v), which is linear over the face. The sign of the determinant orients it along +u.
     along_u = ((p1 - p0) * dv2 - (p2 - p0) * dv1) * -torch.sign(uv_areas(mesh))[:, None]
     summed = mesh.v_pos.new_zeros(len(mesh.uv), 3)
     for corner in range(3):
@@ -189,11 +190,11 @@ def uv_normals(mesh: Mesh) -> Float[Tensor, "U 3"]:
 
 
 def orthonormal_tangents(tangent: Float[Tensor, "N 3"], normal: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-    """The unit part of each tangent at right angles to its unit normal (Gram-Schmidt)."""
+    """The component of each tangent orthogonal to its unit normal, normalised (Gram-Schmidt)."""
     flat = tangent - normal * (tangent * normal).sum(-1, keepdim=True)
     length = flat.norm(dim=-1, keepdim=True)
     usable = length > 1e-4 * tangent.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-    # The axis that the normal is farthest from is never parallel to it.
+    # The axis with the smallest normal component is never parallel to the normal.
     axis = torch.nn.functional.one_hot(normal.abs().argmin(-1), 3).to(normal.dtype)
     fallback = torch.linalg.cross(normal, axis, dim=-1)
     chosen = torch.where(usable, flat / length.clamp(min=1e-30), fallback)
@@ -201,21 +202,21 @@ def orthonormal_tangents(tangent: Float[Tensor, "N 3"], normal: Float[Tensor, "N
 
 
 def prepare_uv(mesh: Mesh, config: ExportConfig, rasteriser: Rasteriser) -> Mesh:
-    """The mesh with uv that can be baked into: its own, with tangents, or new where that has a fault."""
+    """The mesh with uv for baking: its own uv with tangents, or new ones if its own are unusable."""
     fault = uv_fault(mesh, rasteriser)
     if fault is None:
         return replace(mesh, tangents=tangents(mesh))
     if mesh.uv is not None:
-        logger.warning("the mesh is unwrapped anew, since %s", fault)
+        logger.warning("the mesh is unwrapped again: %s", fault)
     return unwrap(mesh, config.unwrap, config.texture_res, config.uv_padding_block)
 
 
 def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 761) -> str | None:
-    """Why a field over the surface cannot be baked into the mesh's own uv, in a few words; None where it can.
+    """Why a field cannot be baked into the mesh's own uv, None if it can.
 
-    Overlap is found from areas: charts that lie over each other sum to more than their union covers, counted
-    in the pixels of a side × side image. A side that has no factor in common with usual textures: the pixels
-    would all lie at the same place between the texels that thousands of small charts are aligned to.
+    Overlaps are detected from areas: overlapping charts have a larger total area than the pixels that they
+    cover in a side × side image. The side has no common factor with usual texture sizes. Otherwise all pixels
+    would have the same position relative to texels that thousands of small charts are aligned to.
     """
     if mesh.uv is None or mesh.uv_faces is None:
         return "it has no texture coordinates"
@@ -235,7 +236,7 @@ def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 761) -> str | None:
 
 
 def uv_clip(mesh: Mesh) -> Float[Tensor, "U 4"]:
-    """Clip positions that put every uv vertex at its place in the image, for a rasteriser."""
+    """Clip-space positions that map every uv vertex to its position in the image, for a rasteriser."""
     assert mesh.uv is not None, "the mesh has no texture coordinates"
     flat = mesh.uv * 2 - 1
     return torch.cat([flat, torch.zeros_like(flat[:, :1]), torch.ones_like(flat[:, :1])], -1)

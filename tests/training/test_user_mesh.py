@@ -101,7 +101,7 @@ def test_an_obj_without_uv_far_away_is_painted_where_it_stands(tmp_path, in_the_
     (tmp_path / "cone.obj").write_text("mtllib cone.mtl\n" + "\n".join(lines) + "\n")
     own = {"base_mesh": str(tmp_path / "cone.obj"), "normalise_mesh": True}
     command(tmp_path, ("paint", {**PAINT, **own}))
-    assert "turned over" in caplog.text
+    assert "flipped" in caplog.text
     painted = trimesh.load(tmp_path / "paint/dmtet_mesh/mesh.glb", force="mesh")
     assert np.allclose(painted.bounds, cone.bounds, atol=1e-4)
     assert painted.volume == pytest.approx(cone.volume, rel=1e-3)

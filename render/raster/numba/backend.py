@@ -1,6 +1,6 @@
-"""The fast rasteriser for the CPU: numba loops, one view a task on a small pool of threads.
+"""The CPU rasteriser: numba kernels, with views processed in parallel by a thread pool.
 
-The kernels release the interpreter's lock, and none of them shares what it writes with another view.
+The kernels release the GIL. Each writes only to the output of its own view.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from render.raster.silhouette import CachedByFaces, Edges, Pairs, blend_pairs
 
 
 class NumbaRasteriser:
-    """The contract on the CPU; float32 or float64."""
+    """Rasteriser for CPU tensors, float32 or float64."""
 
     name = "numba"
 
@@ -55,7 +55,7 @@ class NumbaRasteriser:
         return sample_bilinear(texture, uv)
 
     def _each_view(self, task: Callable[[int], object], count: int) -> list:
-        """task(0) … task(count − 1), on the pool; an error in one is raised here."""
+        """[task(0), …, task(count − 1)], computed by the pool. Exceptions of tasks are raised here."""
         return list(self._pool.map(task, range(count)))
 
     def _find_pairs(
@@ -71,13 +71,13 @@ class NumbaRasteriser:
 
 
 def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
-    """As silhouette.build_edges."""
+    """silhouette.build_edges, compiled."""
     vertex_count = int(faces.max()) + 1 if len(faces) else 0
     return Edges(*map(torch.from_numpy, silhouette.build_edges(as_array(faces.long()), vertex_count)))
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory, row-major, outside autograd."""
+    """The tensor as a C-ordered array, detached."""
     return tensor.detach().contiguous().numpy()
 
 
@@ -97,7 +97,7 @@ class _Rasterize(torch.autograd.Function):
         clip, faces, rast = ctx.saved_tensors
         arrays = as_array(clip), as_array(rast), as_array(grad_rast)
         triangles = as_array(faces.long())
-        # float64: a small triangle adds large numbers of both signs.
+        # Summed in float64, because a small triangle adds large numbers of both signs.
         grad = np.zeros(clip.shape)
 
         def one_view(b: int) -> None:
@@ -126,7 +126,7 @@ class _Interpolate(torch.autograd.Function):
         values, triangles = per_view(attributes, len(rast)), as_array(faces.long())
         pixels, grad_pixels = as_array(rast), as_array(grad_out)
         grad_rast = torch.zeros_like(rast, memory_format=torch.contiguous_format)
-        # One buffer a view, since views run side by side; shared attributes add them up.
+        # One buffer per view, because views run in parallel. Shared attributes sum over the views.
         grad = attributes.new_zeros(len(rast), *attributes.shape[-2:])
         out = grad.numpy(), grad_rast.numpy()
 

@@ -1,4 +1,6 @@
-"""Loops of silhouette.py, compiled by numba: a mesh's edges, and the pixel pairs that silhouettes cross."""
+"""numba versions of the loops in silhouette.py: the edges of a mesh and the pixel pairs that silhouettes
+cross.
+"""
 
 import math
 
@@ -9,7 +11,7 @@ from render.raster.numba.triangles import cross, kernel
 
 @kernel
 def build_edges(faces, vertex_count):
-    """The fields of silhouette.Edges, in the same order, by a counting sort on the smaller vertex."""
+    """The fields of silhouette.Edges in the same order, by a counting sort on the smaller vertex."""
     begin = np.zeros(vertex_count + 1, np.int64)
     for corner in range(3):
         for face in range(faces.shape[0]):
@@ -24,7 +26,7 @@ def build_edges(faces, vertex_count):
             a, b = faces[face, (corner + 1) % 3], faces[face, (corner + 2) % 3]
             if a == b:
                 continue
-            # Insertion keeps the few edges of a vertex sorted by their larger end.
+            # Insertion sort: each vertex has few edges, sorted by their larger vertex.
             low, high = min(a, b), max(a, b)
             place = fill[low]
             fill[low] += 1
@@ -45,7 +47,7 @@ def build_edges(faces, vertex_count):
 
 @kernel
 def silhouette_side(clip, nx, ny, nw, opposite):
-    """±1, the side of the edge with line n on which all faces lie; 0 where it is no silhouette."""
+    """±1, the side of the edge with line n on which all faces lie. 0 if the edge is no silhouette."""
     lowest, highest = 0, 0
     for vertex in opposite:
         side = nx * np.float64(clip[vertex, 0]) + ny * np.float64(clip[vertex, 1])
@@ -59,7 +61,9 @@ def silhouette_side(clip, nx, ny, nw, opposite):
 
 @kernel
 def visible_segment(a, b, height, width):
-    """Ends in pixels (x, y) and z/w after cutting at the near plane z = −w, and whether anything is left."""
+    """End points in pixels (x, y) and z/w after clipping at the near plane z = −w, and whether the segment is
+    visible.
+    """
     ax, ay, az, aw = np.float64(a[0]), np.float64(a[1]), np.float64(a[2]), np.float64(a[3])
     bx, by, bz, bw = np.float64(b[0]), np.float64(b[1]), np.float64(b[2]), np.float64(b[3])
     above_a, above_b = az + aw, bz + bw
@@ -83,7 +87,7 @@ def visible_segment(a, b, height, width):
 
 @kernel
 def find_pairs(clip, rast, vertices, start, opposite):
-    """Rows (inner, outer, vertex a, vertex b, axis) of one view, as silhouette.find_pairs gives them."""
+    """Rows (inner, outer, vertex a, vertex b, axis) of one view; see silhouette.find_pairs."""
     height, width = rast.shape[0], rast.shape[1]
     outermost = np.full((2, height * width), -1.0)
     winner = np.empty((2, height * width), np.int64)
@@ -110,7 +114,7 @@ def find_pairs(clip, rast, vertices, start, opposite):
         else:
             axis, begin, end, along, across = 0, ay, by, height, width
             n_along, n_across = ny, nx
-        # Half-open, so that a line of centres through the vertex between two edges is crossed once.
+        # A half-open interval: a line of pixel centres through the vertex of two edges is crossed once.
         first = int(min(max(np.ceil(min(begin, end) - 0.5), 0.0), float(along)))
         stop = int(max(min(np.ceil(max(begin, end) - 0.5), float(along)), 0.0))
         beyond = side * n_across > 0
@@ -137,7 +141,7 @@ def find_pairs(clip, rast, vertices, start, opposite):
 
 @kernel
 def is_seen(rast, inner, outer, depth):
-    """Whether an edge at z/w = depth separates what two pixels show (silhouette.is_seen)."""
+    """Whether an edge at depth z/w separates what two pixels show; see silhouette.is_seen."""
     width = rast.shape[1]
     z_inner, z_outer = np.inf, np.inf
     if rast[inner // width, inner % width, 3] > 0:
@@ -149,7 +153,7 @@ def is_seen(rast, inner, outer, depth):
 
 @kernel
 def collect_pairs(outermost, winner, flipped, vertices, width):
-    """The pairs that were crossed, in the order of axis and first pixel."""
+    """The crossed pairs, sorted by axis and first pixel."""
     count = 0
     for axis in range(2):
         for near in range(outermost.shape[1]):

@@ -1,8 +1,7 @@
-"""Loops of the CPU rasteriser, compiled by numba: one view a call, float64 inside, the interpreter unlocked.
+"""numba kernels of the CPU rasteriser. Each call processes one view in float64 and releases the GIL.
 
-The formulas are those of reference.py, written out; the tests hold the two together. `parallel=True` is
-avoided on purpose: its OpenMP workers fight with torch's, so the caller spreads the views over threads
-instead.
+The formulas are those of reference.py, and tests compare the two. `parallel=True` is not used, because its
+OpenMP workers compete with torch's. The caller distributes views over threads instead.
 """
 
 import math
@@ -27,10 +26,10 @@ def owns_its_points(x, y, w):
 
 @kernel
 def pixel_range(p, q, r, size):
-    """First and last pixel centre between the least and greatest of three coordinates x/w (or y/w)."""
+    """First and last pixel centre within the range of three coordinates x/w (or y/w)."""
     low = (min(p, q, r) + 1) * size / 2 - 0.5
     high = (max(p, q, r) + 1) * size / 2 - 0.5
-    # The slack keeps a centre exactly on the outline in its box; clamped first, as an int cannot hold 1e30.
+    # The tolerance keeps centres on the outline. Clamped before the cast, because an int cannot hold 1e30.
     first = np.ceil(min(max(low - 1e-6, 0.0), float(size)))
     last = np.floor(max(min(high + 1e-6, size - 1.0), -1.0))
     return int(first), int(last)
@@ -38,7 +37,7 @@ def pixel_range(p, q, r, size):
 
 @kernel
 def rasterize(clip, faces, rast):
-    """Fills rast [H,W,4], zero at the start, with (u, v, z/w, face + 1) of the nearest face."""
+    """Write (u, v, z/w, face + 1) of the nearest face to rast [H,W,4], which starts at zero."""
     height, width = rast.shape[0], rast.shape[1]
     depth = np.full((height, width), np.inf)
     for face in range(faces.shape[0]):
@@ -52,7 +51,7 @@ def rasterize(clip, faces, rast):
         det = ax * n0x + ay * n0y + aw * n0w
         if det == 0 or not math.isfinite(det):
             continue
-        # A triangle that reaches behind the camera may project anywhere.
+        # The projection of a triangle that extends behind the camera is unbounded.
         left, right, top, bottom = 0, width - 1, 0, height - 1
         if aw > 0 and bw > 0 and cw > 0:
             left, right = pixel_range(ax / aw, bx / bw, cx / cw, width)
@@ -96,10 +95,10 @@ def rasterize(clip, faces, rast):
 
 @kernel
 def rasterize_backward(clip, faces, rast, grad_rast, grad_clip):
-    """Adds to grad_clip [V,4] what the gradient of u, v asks of x, y, w of the corners.
+    """Add the gradient of u, v with respect to x, y, w of the corners to grad_clip [V,4].
 
     With eᵢ = p · (vᵢ₊₁ × vᵢ₊₂), u = e₀/Σe, v = e₁/Σe: ∂u/∂eᵢ = (δᵢ₀ − u)/Σe, and ∂L/∂v₀ = p × (g₁ v₂ − g₂ v₁)
-    and so on in a circle, where gᵢ = ∂L/∂eᵢ.
+    with gᵢ = ∂L/∂eᵢ, cyclically for v₁ and v₂.
     """
     height, width = rast.shape[0], rast.shape[1]
     for row in range(height):
@@ -139,7 +138,7 @@ def rasterize_backward(clip, faces, rast, grad_rast, grad_clip):
 
 @kernel
 def interpolate(attributes, rast, faces, out):
-    """Fills out [H,W,C], zero at the start, with u·a0 + v·a1 + (1 − u − v)·a2."""
+    """Write u·a0 + v·a1 + (1 − u − v)·a2 to out [H,W,C], which starts at zero."""
     for row in range(rast.shape[0]):
         for column in range(rast.shape[1]):
             face = int(rast[row, column, 3]) - 1
@@ -154,7 +153,7 @@ def interpolate(attributes, rast, faces, out):
 
 @kernel
 def interpolate_backward(attributes, rast, faces, grad_out, grad_attributes, grad_rast):
-    """Adds to grad_attributes [V,C] and sets u, v of grad_rast [H,W,4], both zero at the start."""
+    """Add to grad_attributes [V,C] and set u, v of grad_rast [H,W,4]. Both start at zero."""
     for row in range(rast.shape[0]):
         for column in range(rast.shape[1]):
             face = int(rast[row, column, 3]) - 1

@@ -199,7 +199,7 @@ assert choose_rasteriser("cpu").name == "reference"
 """,
         tmp_path,
     )
-    assert len(lines) == 2 and lines[0].startswith("hash encoding: in torch (slower), as numba cannot run: ")
+    assert len(lines) == 2 and lines[0].startswith("hash encoding: using torch (slower), because numba cannot run: ")
     assert lines[1].startswith("rasteriser: reference (slower)")
 
 

@@ -133,7 +133,7 @@ def test_kernels_that_do_not_run_are_not_taken(broken, triton_cuda, monkeypatch,
 
 @pytest.mark.parametrize(("device", "name"), [(CPU, "nvdiffrast"), (CPU, "triton"), (CUDA, "numba")])
 def test_preferred_backend_on_the_wrong_device(device, name):
-    with pytest.raises(ValueError, match=f"'{name}' cannot run: it does not draw on {device.type}.*needs"):
+    with pytest.raises(ValueError, match=f"'{name}' cannot run: it does not support {device.type}.*needs"):
         choose_rasteriser(device, name)
 
 

@@ -184,7 +184,7 @@ def test_a_library_that_fails_gives_way_to_the_projection(monkeypatch, caplog):
 
 def test_padding_that_many_charts_leave_no_room_for_is_told(caplog):
     unwrap(noise_surface(8), "projection", (64, 64), 4)
-    assert "leave room for a padding of 0 texels, not 4" in caplog.messages[0]
+    assert "allow a padding of only 0 texels, not 4" in caplog.messages[0]
 
 
 def test_without_numba_every_face_gets_a_place_of_its_own(monkeypatch):
@@ -246,7 +246,7 @@ def test_usable_uv_are_kept_and_others_replaced(unwrapped, caplog):
     kept = prepare_uv(replace(unwrapped, tangents=None), config, RASTERISER)
     assert kept.uv is unwrapped.uv and torch.equal(kept.tangents, unwrapped.tangents)
     renewed = prepare_uv(replace(unwrapped, uv=unwrapped.uv * 3), config, RASTERISER)
-    assert uv_fault(renewed, RASTERISER) is None and "unwrapped anew" in caplog.messages[0]
+    assert uv_fault(renewed, RASTERISER) is None and "unwrapped again" in caplog.messages[0]
 
 
 @pytest.mark.parametrize(
