@@ -28,7 +28,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("data/judge"), help="the folder to write")
     add("--minutes", type=float, default=2.0, help="for everything")
     add("--steps", type=int, help="of each network, instead of the time that is left")
-    add("--categories", nargs="+", choices=CATEGORIES, default=list(CATEGORIES), metavar="CATEGORY", help="all by default")
+    add(
+        "--categories",
+        nargs="+",
+        choices=CATEGORIES,
+        default=list(CATEGORIES),
+        metavar="CATEGORY",
+        help="all by default",
+    )
     add("--instances", type=int, default=40, help="objects of a category, at most")
     add("--held-out", type=int, default=8, help="objects of a category that the accuracies are measured on")
     add("--batch", type=int, default=256)

@@ -209,8 +209,13 @@ def render_share(
         for instance in range(share, config.instances, shares):
             if parts and time.monotonic() - begun > seconds:
                 break
-            parts += [render_instance(config, renderer, category, instance) for category in range(len(config.categories))]
-        found.append({name: value.numpy() for name, value in vars(concatenate(parts)).items()} if parts else {})
+            parts += [
+                render_instance(config, renderer, category, instance)
+                for category in range(len(config.categories))
+            ]
+        found.append(
+            {name: value.numpy() for name, value in vars(concatenate(parts)).items()} if parts else {}
+        )
     return found
 
 

@@ -12,9 +12,9 @@ from data.make_classifier.augment import augment
 from data.make_classifier.dataset import Images
 from data.make_tiny_sd.lr_schedule import StageSchedule, cosine_learning_rate
 from training.evaluation.classifier import (
-    ClassifierOutput,
     Classifier,
     ClassifierNetwork,
+    ClassifierOutput,
     directional,
     predict_assets,
     two_faced,
@@ -60,12 +60,16 @@ def train_network(
         optimizer.step()
         if step % 200 == 0:
             right = (answers.category.argmax(-1) == images.category[rows]).float().mean()
-            logger.info("%s: step %d, loss %.3f, category right %.3f", domain, step, loss.item(), right.item())
+            logger.info(
+                "%s: step %d, loss %.3f, category right %.3f", domain, step, loss.item(), right.item()
+            )
     network.eval()
     return step
 
 
-def total_loss(answers: ClassifierOutput, images: Images, rows: Tensor, categories: tuple[str, ...]) -> Float[Tensor, ""]:
+def total_loss(
+    answers: ClassifierOutput, images: Images, rows: Tensor, categories: tuple[str, ...]
+) -> Float[Tensor, ""]:
     """Cross entropies of category, material where it is asked, and side for categories that have a face."""
     category = images.category[rows]
     loss = F.cross_entropy(answers.category.float(), category, label_smoothing=SMOOTHING)
@@ -112,7 +116,9 @@ def accuracies(classifier: Classifier, images: Images) -> dict[str, dict[str, fl
     return found
 
 
-def weak_categories(classifier: Classifier, images: Images, domain: str, at_most: float = 0.9) -> dict[str, float]:
+def weak_categories(
+    classifier: Classifier, images: Images, domain: str, at_most: float = 0.9
+) -> dict[str, float]:
     """Kinds whose held-out assets are told right no more often than this."""
     rows = torch.arange(len(images), device=images.category.device)
     seen = predict_assets(

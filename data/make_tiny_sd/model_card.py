@@ -65,7 +65,9 @@ def model_card(data: DataConfig, figures: dict) -> str:
         env_scale=data.environment.env_scale,
         own_share=data.own_share,
         materials=", ".join(MATERIALS),
-        held_out=", ".join(sorted(f"{material} {readable_name(category)}" for category, material in data.held_out)),
+        held_out=", ".join(
+            sorted(f"{material} {readable_name(category)}" for category, material in data.held_out)
+        ),
         view_share=VIEW_SHARE,
         dropped=DROPPED_SHARE,
         **figures,

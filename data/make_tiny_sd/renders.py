@@ -234,7 +234,13 @@ def render_shards(
     """
     if workers == 0:
         write_shard(
-            config, folder, distributed.rank, distributed.world_size, str(device), seconds, rasteriser=rasteriser
+            config,
+            folder,
+            distributed.rank,
+            distributed.world_size,
+            str(device),
+            seconds,
+            rasteriser=rasteriser,
         )
         return
     context = multiprocessing.get_context("spawn")

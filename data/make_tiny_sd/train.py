@@ -39,7 +39,7 @@ from data.make_tiny_sd.renders import CATEGORIES, DataConfig, Views, load_views,
 from data.make_tiny_sd.run import Run
 from data.make_tiny_sd.samples import plot_curves
 from data.make_tiny_sd.tokenizer import write_tokenizer
-from data.make_tiny_sd.train_unet import DOMAINS, TrainingData, Denoiser, make_denoiser, train_denoiser
+from data.make_tiny_sd.train_unet import DOMAINS, Denoiser, TrainingData, make_denoiser, train_denoiser
 from data.make_tiny_sd.train_vae import Latents, encode_views, train_vae
 from render.shade.light import LightConfig
 from training.launch import init_distributed, run_and_exit

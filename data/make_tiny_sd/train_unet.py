@@ -192,9 +192,7 @@ def train_denoiser(
         rate = cosine_learning_rate(denoiser.progress, LEARNING_RATE) * denoiser.rate_factor
         for group in denoiser.optimizer.param_groups:
             group["lr"] = rate
-        errors = step_errors(
-            denoiser, unet, data, batch, abar, generator=generator, autocast=autocast
-        )
+        errors = step_errors(denoiser, unet, data, batch, abar, generator=generator, autocast=autocast)
         errors.mean().backward()
         distributed.average_gradients(denoiser.parameters())
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)

@@ -48,7 +48,9 @@ def random_rotations(count: int, generator: torch.Generator) -> Float[Tensor, "c
     return normal_rotations(torch.rand(2, count, generator=generator, device=generator.device))
 
 
-def rotate_normals(normals: Float[Tensor, "B 3 S S"], rotation: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 S S"]:
+def rotate_normals(
+    normals: Float[Tensor, "B 3 S S"], rotation: Float[Tensor, "B 3 3"]
+) -> Float[Tensor, "B 3 S S"]:
     """Every normal turned by its image's rotation; a background of 0 stays 0."""
     return torch.einsum("bij,bjhw->bihw", rotation, normals)
 
@@ -67,7 +69,9 @@ def draw_images(views: Views, batch: int, generator: torch.Generator) -> Float[T
     normals = views.normal_images(rows[: batch // 2])
     shaded = views.shaded_images(rows[batch // 2 :])
     changed = round(len(normals) * AUGMENTED_SHARE)
-    normals = torch.cat([rotate_normals(normals[:changed], random_rotations(changed, generator)), normals[changed:]])
+    normals = torch.cat(
+        [rotate_normals(normals[:changed], random_rotations(changed, generator)), normals[changed:]]
+    )
     shaded = torch.cat([recolour(shaded[:changed], generator), shaded[changed:]])
     return torch.cat([normals, shaded])
 
@@ -116,7 +120,9 @@ def _sample(mean: Tensor, deviation: Tensor, generator: torch.Generator) -> Tens
 @torch.no_grad()
 def _scaling_factor(vae: nn.Module, views: Views, generator: torch.Generator, count: int = 512) -> float:
     """1 / standard deviation of the latents over both image domains."""
-    rows = torch.randint(len(views), (min(count, len(views)),), generator=generator, device=views.category.device)
+    rows = torch.randint(
+        len(views), (min(count, len(views)),), generator=generator, device=views.category.device
+    )
     found = []
     for chunk in rows.split(64):
         for images in (views.normal_images(chunk), views.shaded_images(chunk)):

@@ -33,7 +33,10 @@ def shipped() -> trimesh.Trimesh:
 @pytest.mark.parametrize("name", GUIDES)
 def test_the_shipped_file_is_what_the_script_writes(name):
     guide = GUIDES[name]
-    made, kept = obj_text(*march_guide(guide), guide.unit).splitlines(), (FOLDER / name).read_text().splitlines()
+    made, kept = (
+        obj_text(*march_guide(guide), guide.unit).splitlines(),
+        (FOLDER / name).read_text().splitlines(),
+    )
     assert made[0] == kept[0]
     faces, positions = (
         [[line.split()[1:] for line in lines if line[:2] == start] for lines in (made, kept)]

@@ -25,7 +25,7 @@ from data.make_tiny_sd.networks import SCHEDULE, Shape, build_scheduler, build_u
 from data.make_tiny_sd.renders import MATERIAL_NAMES, DataConfig, draw_materials
 from data.make_tiny_sd.tokenizer import byte_symbols, learn_merges, write_tokenizer
 from data.make_tiny_sd.train_unet import domain_sizes, draw_latents
-from data.make_tiny_sd.train_vae import Latents, recolour, random_rotations, rotate_normals
+from data.make_tiny_sd.train_vae import Latents, random_rotations, recolour, rotate_normals
 from dataset.procedural import CATEGORIES
 from dataset.procedural.materials import HELD_OUT, MATERIALS
 from dataset.procedural.random_draw import Draw

@@ -115,7 +115,9 @@ def describe(evaluation: Evaluation, classifier: Classifier) -> dict:
     record["evaluation"], record["probability"], record["probability_of_expected"] = {}, {}, {}
     _add_decision(record, "category", categories, settings.categories)
     if painted:
-        _add_decision(record, "material", mean_probabilities(evaluation.prediction.material), settings.materials)
+        _add_decision(
+            record, "material", mean_probabilities(evaluation.prediction.material), settings.materials
+        )
     record["views"] = _views(evaluation.prediction, settings.categories, run.target.category)
     if run.target.category in DIRECTIONAL:
         record["two_faced"] = bool(two_faced(evaluation.prediction.side)[0])

@@ -161,7 +161,13 @@ def test_outside_counts_as_the_wall_and_flat_boxes_work():
     grid = small_grid()
     outside = torch.tensor([[9.0, 0.0, 1.0]])
     assert torch.equal(grid(outside), grid(torch.tensor([[1.0, 0.0, 1.0]])))
-    flat = HashGrid(torch.tensor([0.0, 0, 0]), torch.tensor([1.0, 1, 0]), n_levels=2, log2_hashmap_size=8, max_resolution=32)
+    flat = HashGrid(
+        torch.tensor([0.0, 0, 0]),
+        torch.tensor([1.0, 1, 0]),
+        n_levels=2,
+        log2_hashmap_size=8,
+        max_resolution=32,
+    )
     assert flat(torch.rand(5, 3) * torch.tensor([1.0, 1, 0])).isfinite().all()
 
 
@@ -199,7 +205,9 @@ assert choose_rasteriser("cpu").name == "reference"
 """,
         tmp_path,
     )
-    assert len(lines) == 2 and lines[0].startswith("hash encoding: using torch (slower), because numba cannot run: ")
+    assert len(lines) == 2 and lines[0].startswith(
+        "hash encoding: using torch (slower), because numba cannot run: "
+    )
     assert lines[1].startswith("rasteriser: reference (slower)")
 
 

@@ -130,7 +130,9 @@ def test_the_kernels_are_taken_where_they_fit(kernel_device, monkeypatch):
 @pytest.mark.parametrize("ordered", [False, True])
 def test_real_size(count, ordered):
     cuda = torch.device("cuda")
-    table, levels = table_and_levels(cuda, n_levels=16, log2_hashmap_size=19, base_resolution=16, max_resolution=4096)
+    table, levels = table_and_levels(
+        cuda, n_levels=16, log2_hashmap_size=19, base_resolution=16, max_resolution=4096
+    )
     unit = points(count, cuda, ordered)
     assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
     grad = cotangent(count, 32, cuda)

@@ -7,7 +7,7 @@ from export_shapes import bumpy_ball, smooth_field, surface_samples
 
 from render.shade.normals import bump
 from render.texturing.decimate import decimate
-from render.texturing.transfer import PAINTING_RES, transfer_field, prepare_export, frame_finder
+from render.texturing.transfer import PAINTING_RES, frame_finder, prepare_export, transfer_field
 from render.texturing.uv import ExportConfig, tangents, unwrap, uv_normals
 
 

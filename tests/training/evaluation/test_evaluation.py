@@ -162,7 +162,9 @@ def test_light_yaw_turns_the_light_and_no_whole_turn_changes_anything(renderer):
         def paint(points):
             return (*subject.material(points.position), points.normal)
 
-        return render_views(mesh, views, renderer.rasteriser, renderer.light, paint, torch.tensor([yaw])).shaded
+        return render_views(
+            mesh, views, renderer.rasteriser, renderer.light, paint, torch.tensor([yaw])
+        ).shaded
 
     assert (shaded(0.0) - shaded(2 * torch.pi)).abs().max() < 1e-3
     assert (shaded(0.0) - shaded(2.0)).abs().max() > 0.02
@@ -397,11 +399,17 @@ def test_shapes_are_named(tmp_path, renderer, classifier):
     assert found["r_precision"] == {
         "normal": {"assets": 2, "category": 1.0, "by_category": {"car": "1 of 1", "mug": "1 of 1"}}
     }
-    assert [asset["evaluation"] for asset in found["assets"]] == [{"category": category} for category in CATEGORIES]
+    assert [asset["evaluation"] for asset in found["assets"]] == [
+        {"category": category} for category in CATEGORIES
+    ]
     assert found["failures"] == found["confusions"] == []
     assert [len(asset["views"]) for asset in found["assets"]] == [VIEWS] * 2
     views = found["assets"][0]["views"]
-    logs = torch.tensor([[view["categories"][k] for k in (*CATEGORIES, NOTHING)] for view in views]).log().mean(0)
+    logs = (
+        torch.tensor([[view["categories"][k] for k in (*CATEGORIES, NOTHING)] for view in views])
+        .log()
+        .mean(0)
+    )
     assert found["assets"][0]["probability"]["category"] == pytest.approx(logs.softmax(0)[0].item(), abs=5e-3)
     assert all(view["expected"] == view["categories"]["mug"] for view in views)
     # Only the car has a front.
@@ -443,7 +451,9 @@ def test_painted_assets_are_counted(tmp_path, renderer, fixed_classifier):
     assert [asset.get("material_right") for asset in found["assets"]] == [True, False, None, False]
     reasons = {failure["prompt"]: failure["reason"] for failure in found["failures"]}
     assert set(reasons) == {"a blue mug", "a car", "a golden car"}
-    assert reasons["a blue mug"] == "material looks like red" and reasons["a car"] == "category looks like mug"
+    assert (
+        reasons["a blue mug"] == "material looks like red" and reasons["a car"] == "category looks like mug"
+    )
     assert "no mesh" in reasons["a golden car"] and "500" in reasons["a golden car"]
     assert {"what": "category", "expected": "car", "evaluation": "mug", "count": 1} in found["confusions"]
     with Image.open(sheet) as picture:
