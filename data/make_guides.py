@@ -1,7 +1,8 @@
-"""Writes the guide meshes that configs name as start shapes: `python3 -m data.make_guides` from the root.
+"""Generate the guide meshes that configs use as start shapes: `python3 -m data.make_guides` in the root
+folder.
 
-A guide is the signed distance of a figure, or of one object of a category of dataset.procedural, march_guide on a
-tetrahedral grid. The result is the same on every run; nobody imports this.
+A guide is a figure or an object of dataset.procedural, meshed on a tetrahedral grid. The result is
+deterministic.
 """
 
 import logging
@@ -26,7 +27,9 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Guide:
-    """What is march_guide: a solid, the side of the grid's box around the origin, and the cells along it."""
+    """What is meshed: a solid, the side of the grid's cube around the origin, and the nominal grid
+    resolution.
+    """
 
     solid: ProceduralObject
     box: float
@@ -35,13 +38,14 @@ class Guide:
 
 
 def _of_category(category: str, seed: int, resolution: int) -> Guide:
-    """The object of this category that the seed gives, in a box that its REACH fills."""
+    """The object of a category with this seed, in a box that it fills."""
     solid = make_object(category, torch.Generator().manual_seed(seed))
     return Guide(solid, 2 * REACH * 1.06, resolution)
 
 
 def guides() -> dict[str, Guide]:
-    """Every guide by its path below data/. The seeds are the plainest of the first few."""
+    """All guides by their path in data/. The seeds were chosen among the first few for the plainest object.
+    """
     return {
         "person/person.obj": Guide(mannequin(), HEIGHT * 1.06, 92, "Metres"),
         "head/head.obj": _of_category("head", 1, 56),
@@ -51,14 +55,14 @@ def guides() -> dict[str, Guide]:
 
 
 def march_guide(guide: Guide) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
-    """The zero level as a closed mesh, faces counter-clockwise from outside."""
+    """The zero level set as a closed mesh with outward faces."""
     grid = make_tet_grid(guide.resolution, guide.box)
     sdf = guide.solid.signed_distance(grid.v_pos)
     return marching_tetrahedra(grid.v_pos, sdf, grid.tets, grid.edges, grid.tet_edges)
 
 
 def obj_text(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], unit: str) -> str:
-    """Positions to a hundred-thousandth and faces, as Wavefront OBJ."""
+    """Wavefront OBJ with positions rounded to 1e−5."""
     lines = [f"# Made by data/make_guides.py. {unit}, up +y, front +z."]
     lines += [f"v {x:.5f} {y:.5f} {z:.5f}" for x, y, z in v_pos.tolist()]
     lines += [f"f {a} {b} {c}" for a, b, c in (faces + 1).tolist()]
@@ -66,7 +70,7 @@ def obj_text(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], unit: str) 
 
 
 def main() -> None:
-    """Overwrites every guide."""
+    """Write all guides."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name, guide in guides().items():
         path = FOLDER / name

@@ -1,7 +1,7 @@
-"""Writes the environment map that is ours: `python3 -m data.make_maps` from the root.
+"""Generate the environment map `studio.hdr`: `python3 -m data.make_maps` in the root folder.
 
-A dark studio: a warm soft box in front at the upper left, a cool one behind at the right, a little light from
-everywhere. Made to be seen beside the even default: it shows what a relit material does. Nobody imports this.
+A dark studio with a warm soft box at the upper left in front, a cool one at the right behind, and dim ambient
+light. Unlike the even default map it shows the effect of roughness and metalness.
 """
 
 import logging
@@ -19,16 +19,16 @@ logger = logging.getLogger("data.make_maps")
 STUDIO = Path(__file__).parent / "irrmaps/studio.hdr"
 SIZE = (64, 128)
 AMBIENT = (0.12, 0.12, 0.14)
-# Direction towards the box, its half angle in degrees, radiance.
+# Direction towards the box, half angle in degrees, radiance.
 BOXES = (
     ((-0.7, 0.6, 0.8), 22.0, (9.0, 7.6, 6.0)),
     ((0.9, 0.3, -0.6), 16.0, (2.4, 3.4, 5.2)),
 )
-EDGE = 6.0  # degrees over which a box fades
+EDGE = 6.0  # width of the fade at the edge of a box, degrees
 
 
 def studio() -> Float[Tensor, "H W 3"]:
-    """Linear radiance."""
+    """The map as linear radiance."""
     towards = latlong_directions(*SIZE)
     image = torch.tensor(AMBIENT).expand(*SIZE, 3).clone()
     for centre, half_angle, radiance in BOXES:
@@ -40,7 +40,7 @@ def studio() -> Float[Tensor, "H W 3"]:
 
 
 def main() -> None:
-    """Overwrites the map."""
+    """Write the map."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     write_hdr(STUDIO, studio())
     logger.info("%s: %d x %d pixels", STUDIO, SIZE[1], SIZE[0])

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-# Before torch is imported: spinning OpenMP workers slow down as soon as another process is busy.
+# Set before torch is imported: spinning OpenMP workers are slow as soon as another process is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -26,8 +26,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="data.make_classifier", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("data/judge"), help="the folder to write")
-    add("--minutes", type=float, default=2.0, help="for everything")
-    add("--steps", type=int, help="of each network, instead of the time that is left")
+    add("--minutes", type=float, default=2.0, help="total time")
+    add("--steps", type=int, help="training steps of each network, instead of a time limit")
     add(
         "--categories",
         nargs="+",
@@ -36,11 +36,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="CATEGORY",
         help="all by default",
     )
-    add("--instances", type=int, default=40, help="objects of a category, at most")
-    add("--held-out", type=int, default=8, help="objects of a category that the accuracies are measured on")
+    add("--instances", type=int, default=40, help="maximum number of objects per category")
+    add("--held-out", type=int, default=8, help="test objects per category")
     add("--batch", type=int, default=256)
     add("--workers", type=int, help="rendering processes; default 6 on CUDA, else 0 (this one)")
-    add("--seed", type=int, default=TRAINING_SEED, help="of its objects; the prior's are 1 and 2")
+    add("--seed", type=int, default=TRAINING_SEED, help="seed of its objects; the prior uses 1 and 2")
     add("--device", default=DEVICE)
     return parser.parse_args(arguments)
 

@@ -1,6 +1,7 @@
-"""Making clean training images look like generated ones: lumpy, blurred, holed, larger or smaller.
+"""Augmentation of the classifier's training images: bending, noise, blur, holes, scale, colour.
 
-All on the images' device, every image of a batch in its own way. Legend: B images, S pixels a side.
+It makes clean renders similar to those of optimised surfaces. Each image of a batch is augmented
+independently, on its device. Legend: B images, S pixels per side.
 """
 
 import math
@@ -11,18 +12,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)
-# Sides to which parts of the batch are shrunk and grown again, as shares of S.
+# Image sizes, as shares of S, that parts of the batch are downsampled to and upsampled from.
 BLURS = (1.0, 0.6, 0.4, 0.28)
 
 
 def augment(
     images: Float[Tensor, "B 3 S S"], domain: str, generator: torch.Generator
 ) -> Float[Tensor, "B 3 S S"]:
-    """Images of a domain in [−1, 1], changed at random; mirror images are as true as the others."""
+    """Randomly augmented images of a domain in [−1, 1]. Mirroring is included."""
     empty = 0.0 if domain == "normal" else -1.0
-    images = _moved(images - empty, domain, generator)
-    images = _rough(images, generator) if domain == "normal" else _recoloured(images, generator)
-    images = _blurred(_holed(images, generator))
+    images = _warp(images - empty, domain, generator)
+    images = _roughen(images, generator) if domain == "normal" else _recolour(images, generator)
+    images = _blur(_cut_holes(images, generator))
     return (images + empty).clamp(-1, 1)
 
 
@@ -34,13 +35,13 @@ def _uniform(count: int, low: float, high: float, generator: torch.Generator) ->
 def _waves(
     count: int, channels: int, cells: int, side: int, generator: torch.Generator
 ) -> Float[Tensor, "B C S S"]:
-    """Smooth noise of about unit size, `cells` waves across the image."""
+    """Smooth noise of about unit standard deviation with `cells` waves across the image."""
     noise = torch.randn(count, channels, cells, cells, generator=generator, device=generator.device)
     return F.interpolate(noise, (side, side), mode="bicubic", align_corners=False)
 
 
-def _moved(images: Tensor, domain: str, generator: torch.Generator) -> Tensor:
-    """Scaled, shifted, bent, and half of them mirrored; what comes in from outside is 0."""
+def _warp(images: Tensor, domain: str, generator: torch.Generator) -> Tensor:
+    """Scale, shift and bend the images and mirror half of them. Pixels from outside are 0."""
     count, side = len(images), images.shape[-1]
     size = torch.exp(_uniform(count, -math.log(1.25), math.log(1.25), generator))
     axis = (torch.arange(side, device=images.device) + 0.5) * (2 / side) - 1
@@ -60,8 +61,10 @@ def _moved(images: Tensor, domain: str, generator: torch.Generator) -> Tensor:
     return images
 
 
-def _rough(normals: Tensor, generator: torch.Generator) -> Tensor:
-    """Normals bent by noise of several wavelengths; lengths, and so outlines, stay."""
+def _roughen(normals: Tensor, generator: torch.Generator) -> Tensor:
+    """Add noise of several wavelengths to the directions of normals. Their lengths, and so the outlines, are
+    kept.
+    """
     count, side = len(normals), normals.shape[-1]
     noise = sum(
         _waves(count, 3, cells, side, generator) * _uniform(count, 0.0, 0.25, generator)
@@ -71,11 +74,11 @@ def _rough(normals: Tensor, generator: torch.Generator) -> Tensor:
     return F.normalize(normals + noise * length, dim=1) * length
 
 
-def _recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Other exposure, gamma and saturation, blotches and grain; images in [0, 2] on black stay on black."""
+def _recolour(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Random exposure, gamma, saturation, blotches and grain for images in [0, 2]. Black stays black."""
     count, side = len(images), images.shape[-1]
     colour = (images / 2).clamp(0, 1)
-    seen = (colour.amax(1, keepdim=True) * 20).clamp(max=1)
+    visible = (colour.amax(1, keepdim=True) * 20).clamp(max=1)
     gamma = torch.exp(_uniform(count, -0.2, 0.2, generator))
     colour = colour.clamp(min=1e-4) ** gamma * torch.exp(_uniform(count, -0.2, 0.2, generator))
     luma = (colour * colour.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
@@ -86,20 +89,20 @@ def _recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
         colour = colour + shared + tinted
     grain = torch.randn(colour.shape, generator=generator, device=colour.device)
     colour = colour + grain * _uniform(count, 0.0, 0.03, generator)
-    return 2 * colour.clamp(0, 1) * seen
+    return 2 * colour.clamp(0, 1) * visible
 
 
-def _holed(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Small holes in about a third of the images."""
+def _cut_holes(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Cut small holes into about a third of the images."""
     count, side = len(images), images.shape[-1]
     height = _uniform(count, 1.7, 2.5, generator)
-    spared = torch.rand(count, 1, 1, 1, generator=generator, device=images.device) < 0.65
-    holes = (_waves(count, 1, 16, side, generator) > height) & ~spared
+    without_holes = torch.rand(count, 1, 1, 1, generator=generator, device=images.device) < 0.65
+    holes = (_waves(count, 1, 16, side, generator) > height) & ~without_holes
     return images.masked_fill(holes, 0.0)
 
 
-def _blurred(images: Tensor) -> Tensor:
-    """A part of the batch each shrunk to a share of its side and grown again."""
+def _blur(images: Tensor) -> Tensor:
+    """Downsample each part of the batch to a share of its size and upsample it again."""
     side, parts = images.shape[-1], []
     for part, share in zip(images.chunk(len(BLURS)), BLURS, strict=False):
         if share < 1:

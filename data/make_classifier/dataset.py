@@ -1,9 +1,9 @@
-"""The classifier's own objects: random instances of every category, whole and perturbed, seen from around.
+"""Training data of the classifier: random objects of every category, rendered from all around.
 
-A perturbed instance has waves of several lengths added to its signed distance before it is meshed: lumps,
-broken thin parts, loose pieces. That is how sculpted surfaces differ from procedural ones.
+A perturbed object has waves of several lengths added to its signed distance before meshing. This gives lumps,
+broken thin parts and loose pieces, as on optimised surfaces.
 
-Legend: N images, S pixels a side.
+Legend: N images, S pixels per side.
 """
 
 import logging
@@ -49,21 +49,21 @@ logger = logging.getLogger(__name__)
 OWN = "own"
 MATERIAL_NAMES = (OWN, *MATERIALS)
 SHAPE_STREAM, CAMERA_STREAM, PERTURBATION_STREAM, MATERIAL_STREAM = 1, 2, 3, 4
-# Waves: cells along the cube, and how much of the amplitude each gets.
+# Waves of the perturbation: cells per axis and share of the amplitude.
 WAVES = ((5, 0.5), (11, 0.3), (23, 0.2))
 LARGEST_WAVE = 0.06
 PERTURBED_SHARE = 0.6
-# Views of an instance wear so many different materials; a part of them the category's own colours.
+# Number of materials among the views of an object, and the share of them that are its own colours.
 MATERIALS_PER_INSTANCE, OWN_SHARE = 4, 0.2
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Which objects.
+    """Selection and rendering of the objects.
 
-    categories may contain NOTHING. training: random cameras around the classifier's and random light yaw;
-    otherwise the classifier's cameras and light. perturbation: amplitude in world units; None draws it at
-    random.
+    categories may contain NOTHING. training: random cameras around the evaluation cameras and random light
+    yaw, otherwise the evaluation cameras and light. perturbation: amplitude in world units, drawn at random
+    if None.
     """
 
     seed: int
@@ -78,7 +78,7 @@ class DatasetConfig:
 
     @property
     def data(self) -> DataConfig:
-        """As the renderer knows it."""
+        """The same settings for an ObjectRenderer."""
         return DataConfig(
             categories=self.categories,
             instances=self.instances,
@@ -93,8 +93,11 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class Images:
-    """normal is rotated (render_views), ×127; shaded is sRGB ×255; category and side index the categories and SIDES;
-    material indexes MATERIAL_NAMES; asset numbers the instance (a dress of its own in held-out sets)."""
+    """Rendered images with their labels.
+
+    normal: rotated normals (see render_views), ×127. shaded: sRGB ×255. category and side index the
+    categories and SIDES. material indexes MATERIAL_NAMES. asset: index of the object.
+    """
 
     normal: Int8[Tensor, "N 3 S S"]
     shaded: UInt8[Tensor, "N 3 S S"]
@@ -110,7 +113,7 @@ class Images:
         return Images(**{name: value.to(device) for name, value in vars(self).items()})
 
     def pictures(self, domain: str, rows: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """What a network of this domain sees, in [−1, 1]."""
+        """Network input of this domain in [−1, 1]."""
         if domain == "normal":
             return self.normal[rows].float() / 127
         return self.shaded[rows].float() / 127.5 - 1
@@ -124,7 +127,7 @@ def concatenate(parts: Iterable[Images]) -> Images:
 def perturbed_mesh(
     subject: ProceduralObject, renderer: ObjectRenderer, amplitude: float, generator: torch.Generator
 ) -> Mesh:
-    """The object's surface with waves of about `amplitude` world units."""
+    """The surface of an object with waves of about `amplitude` world units."""
     grid = renderer.grid
     distance = subject.signed_distance(grid.v_pos)
     if amplitude > 0:
@@ -137,7 +140,7 @@ def perturbed_mesh(
 
 
 def render_instance(config: DatasetConfig, renderer: ObjectRenderer, category: int, instance: int) -> Images:
-    """All images of one instance, on the CPU; a pure function of (config, category, instance)."""
+    """All images of one object on the CPU, a pure function of (config, category, instance)."""
 
     def stream(number: int) -> torch.Generator:
         return step_generator(config.seed, category, instance, number)
@@ -152,15 +155,15 @@ def render_instance(config: DatasetConfig, renderer: ObjectRenderer, category: i
     mesh = perturbed_mesh(subject, renderer, amplitude, draw.generator)
     views, yaw, side = _views(config, stream(CAMERA_STREAM))
     materials_per_instance = MATERIALS_PER_INSTANCE if config.training else 1
-    material, sights = [], []
+    material, parts = [], []
     draw = Draw(stream(MATERIAL_STREAM))
     for some in torch.arange(len(side)).chunk(materials_per_instance):
         number = 0 if draw.chance(OWN_SHARE) else draw.integer(1, len(MATERIAL_NAMES) - 1)
-        worn = dressed(subject, MATERIAL_NAMES[number], draw) if number else subject
+        dressed_subject = dressed(subject, MATERIAL_NAMES[number], draw) if number else subject
         rows = slice(int(some[0]), int(some[-1]) + 1)
-        sights.append(_render_views(mesh, worn, views.select(rows), yaw[rows], renderer))
+        parts.append(_render_views(mesh, dressed_subject, views.select(rows), yaw[rows], renderer))
         material += [number] * len(some)
-    normal, shaded = (torch.cat([getattr(s, name) for s in sights]) for name in ("normal", "shaded"))
+    normal, shaded = (torch.cat([getattr(s, name) for s in parts]) for name in ("normal", "shaded"))
     return Images(
         normal=(normal * 127).round().clamp(-127, 127).to("cpu", torch.int8),
         shaded=(shaded * 255).round().clamp(0, 255).to("cpu", torch.uint8),
@@ -172,7 +175,7 @@ def render_instance(config: DatasetConfig, renderer: ObjectRenderer, category: i
 
 
 def _views(config: DatasetConfig, generator: torch.Generator) -> tuple[Cameras, Tensor, Tensor]:
-    """Cameras, the light's yaw in each view, and the side that each sees."""
+    """Cameras, yaw of the light in each view, and visible side in each view."""
     side = SUPERSAMPLE * config.image_size
     if config.training:
         cameras = sample_cameras(TRAINING_CAMERAS, config.views, (side, side), generator)
@@ -196,10 +199,10 @@ def _render_views(
 def render_share(
     configs: Sequence[DatasetConfig], share: int, shares: int, device: str, seconds: float
 ) -> list[dict[str, np.ndarray]]:
-    """Of each config, instances share, share + shares, … of every category, until the time is up.
+    """Instances share, share + shares, … of every category of each config, until the time is up.
 
-    Each config gets at least one instance of a category where the share has one. Arrays and not tensors: they
-    cross processes as plain bytes.
+    Every config gets at least one instance per category if the share has one. Returns arrays, because they
+    can be pickled between processes without shared memory.
     """
     begun = time.monotonic()
     renderer = ObjectRenderer(configs[0].data, torch.device(device))
@@ -222,10 +225,10 @@ def render_share(
 def render_datasets(
     configs: Sequence[DatasetConfig], device: torch.device, seconds: float, workers: int
 ) -> list[Images]:
-    """All images of each config, on the device; the configs differ in what the renderer does not hold.
+    """All images of each config, on the device. The configs may differ only in what ObjectRenderer ignores.
 
-    Several processes share one GPU, since drawing objects keeps a CPU core busy; workers 0 renders here.
-    Raises what a worker raised.
+    Several processes share one GPU, because drawing objects is CPU-bound. workers 0 renders in this process.
+    Exceptions of workers are raised here.
     """
     if workers == 0:
         shares = [render_share(configs, 0, 1, str(device), seconds)]
@@ -249,7 +252,7 @@ def render_datasets(
 
 
 def held_out(config: DatasetConfig, seed: int, instances: int, perturbation: float) -> DatasetConfig:
-    """Other objects, seen as the classifier sees an asset."""
+    """A config of other objects, rendered with the evaluation cameras."""
     return replace(
         config, seed=seed, instances=instances, training=False, perturbation=perturbation, views=VIEWS
     )

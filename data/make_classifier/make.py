@@ -1,4 +1,6 @@
-"""Make a classifier: render its objects, train both networks, measure on other objects, write the folder."""
+"""Make a classifier: render objects, train both networks, measure the accuracy on other objects, write the
+folder.
+"""
 
 import logging
 import time
@@ -27,7 +29,7 @@ from training.evaluation.views import IMAGE_SIZE, LIGHT
 
 logger = logging.getLogger(__name__)
 
-# The prior's objects have the seeds 1 and 2.
+# The objects of the prior use the seeds 1 and 2.
 TRAINING_SEED, HELD_OUT_SEED = 7001, 7002
 RENDERING_SHARE = 0.5
 PERTURBED = 0.04
@@ -35,8 +37,11 @@ PERTURBED = 0.04
 
 @dataclass(frozen=True)
 class MakeConfig:
-    """One classifier to make. minutes counts everything; steps, where given, is the training of each network
-    instead of the time that is left. The classifier learns NOTHING as one more category."""
+    """Settings of one classifier.
+
+    minutes: total time. steps: training steps per network, or None for all remaining time. The classifier
+    also learns the category NOTHING.
+    """
 
     out: Path
     minutes: float = 2.0
@@ -54,8 +59,8 @@ class MakeConfig:
 
 
 def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
-    """Trains a classifier and writes its folder."""
-    begun = time.monotonic()
+    """Train a classifier and write its folder."""
+    started = time.monotonic()
     seconds = 60 * config.minutes
     torch.manual_seed(config.seed)
     dataset = DatasetConfig(
@@ -73,15 +78,15 @@ def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
     *seen, images = render_datasets(
         [*tests.values(), dataset], device, RENDERING_SHARE * seconds, config.workers
     )
-    unseen = dict(zip(tests, seen, strict=True))
-    rendered = time.monotonic() - begun
+    held_out_images = dict(zip(tests, seen, strict=True))
+    rendered = time.monotonic() - started
     logger.info("%.0f s: %d images of %d categories", rendered, len(images), len(config.categories))
 
     settings = ClassifierSettings(dataset.categories, MATERIAL_NAMES, dataset.image_size, config.widths)
     classifier = Classifier(settings, make_networks(settings, device), {})
     steps = {}
     for number, domain in enumerate(DOMAINS):
-        left = max(seconds - (time.monotonic() - begun), 1.0) / (len(DOMAINS) - number)
+        left = max(seconds - (time.monotonic() - started), 1.0) / (len(DOMAINS) - number)
         generator = torch.Generator(device).manual_seed(
             step_generator(config.seed, number, 0, 10).initial_seed()
         )
@@ -94,7 +99,7 @@ def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
             batch=config.batch,
             generator=generator,
         )
-        logger.info("%.0f s: %s trained, %d steps", time.monotonic() - begun, domain, steps[domain])
+        logger.info("%.0f s: %s trained, %d steps", time.monotonic() - started, domain, steps[domain])
     record = {
         "seeds": {"training": config.seed, "held_out": HELD_OUT_SEED},
         "images": len(images),
@@ -104,14 +109,14 @@ def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
         "parameters": {d: sum(p.numel() for p in n.parameters()) for d, n in classifier.networks.items()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "torch": torch.__version__,
-        "seconds": {"rendering": round(rendered), "all": round(time.monotonic() - begun)},
+        "seconds": {"rendering": round(rendered), "all": round(time.monotonic() - started)},
         "held_out": {
             name: {
                 "assets": len(test.asset.unique()),
                 **accuracies(classifier, test),
                 "weak_categories": {domain: weak_categories(classifier, test, domain) for domain in DOMAINS},
             }
-            for name, test in unseen.items()
+            for name, test in held_out_images.items()
         },
     }
     classifier = replace(classifier, record=record)

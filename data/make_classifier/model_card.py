@@ -46,7 +46,7 @@ like the other {others} or like nothing, not that it is beautiful.
 
 
 def write_card(folder: Path, classifier: Classifier) -> None:
-    """README.md in the classifier's folder, from its settings and record."""
+    """Write README.md to the classifier's folder from its settings and record."""
     settings, record = classifier.settings, classifier.record
     text = CARD.format(
         parameters=sum(record["parameters"].values()) / 1e6,

@@ -1,7 +1,7 @@
-"""Surfaces that show no category at all: the classifier must be able to say so.
+"""Surfaces without a category, which the classifier must recognise as such.
 
-Two sorts, which are how sculpting fails: noise (a runaway or a prior that says nothing), and start shapes,
-ellipsoids and cylinders that were left as they were.
+They imitate two failures of optimisation: noise, and start shapes (ellipsoids and cylinders) that did not
+change.
 """
 
 import math
@@ -18,7 +18,7 @@ NOISE_SHARE, WAVES = 0.6, 20
 
 
 def make_negative(generator: torch.Generator) -> ProceduralObject:
-    """Random noise or a random start shape, about as large as an object; painted at random."""
+    """Random noise or a random start shape, with the size of an object and random colours."""
     draw = Draw(generator)
     radii = [draw.uniform(0.35, 0.75) for _ in range(3)]
     noisy, round_ = draw.chance(NOISE_SHARE), draw.chance(0.6)
@@ -40,7 +40,8 @@ def make_negative(generator: torch.Generator) -> ProceduralObject:
 
 
 def _wave(draw: Draw, log_frequency: float):
-    """A function of space, about of unit size: waves in all directions, of about one length."""
+    """A random function of space with unit standard deviation: waves in all directions, of similar lengths.
+    """
     waves = []
     for _ in range(WAVES):
         up, turn = draw.uniform(-1.0, 1.0), draw.angle()

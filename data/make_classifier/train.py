@@ -1,4 +1,4 @@
-"""Training the classifier's networks, and how often they are right about objects that they have not seen."""
+"""Training of the classifier's networks, and their accuracy on held-out objects."""
 
 import logging
 from contextlib import nullcontext
@@ -37,7 +37,7 @@ def train_network(
     batch: int,
     generator: torch.Generator,
 ) -> int:
-    """Trains in place until the schedule is at its end; returns the number of steps."""
+    """Train in place until the schedule ends. Returns the number of steps."""
     device = images.category.device
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
@@ -70,7 +70,7 @@ def train_network(
 def total_loss(
     answers: ClassifierOutput, images: Images, rows: Tensor, categories: tuple[str, ...]
 ) -> Float[Tensor, ""]:
-    """Cross entropies of category, material where it is asked, and side for categories that have a face."""
+    """Cross entropy of category, of material if there is one, and of side for directional categories."""
     category = images.category[rows]
     loss = F.cross_entropy(answers.category.float(), category, label_smoothing=SMOOTHING)
     if answers.material.shape[-1]:
@@ -78,40 +78,42 @@ def total_loss(
         loss = loss + MATERIAL_WEIGHT * F.cross_entropy(
             answers.material.float(), material, label_smoothing=SMOOTHING
         )
-    asked = directional(categories, category).float()
+    is_directional = directional(categories, category).float()
     side = F.cross_entropy(answers.side.float(), images.side[rows], reduction="none")
-    return loss + SIDE_WEIGHT * (side * asked).sum() / asked.sum().clamp(min=1)
+    return loss + SIDE_WEIGHT * (side * is_directional).sum() / is_directional.sum().clamp(min=1)
 
 
 def accuracies(classifier: Classifier, images: Images) -> dict[str, dict[str, float]]:
-    """By domain: how often single views and whole assets are told right, and how often a sound object of a
-    directional category is called two-faced. images: seen by the judging cameras, in the order of assets."""
+    """Accuracies by domain: categories and materials of views and assets, and false two-is_directional detections.
+
+    images: rendered with the evaluation cameras, sorted by asset.
+    """
     settings, found = classifier.settings, {}
     category, material, side = (
         getattr(images, name).cpu().unflatten(0, (-1, VIEWS)) for name in ("category", "material", "side")
     )
-    faced = directional(settings.categories, category[:, 0])
+    is_directional = directional(settings.categories, category[:, 0])
     for domain in classifier.networks:
         rows = torch.arange(len(images), device=images.category.device)
-        seen = predict_assets(
+        prediction = predict_assets(
             classifier, domain, torch.cat([images.pictures(domain, r) for r in rows.split(256)])
         )
         figures = {
-            "category_of_a_view": _share(seen.category.argmax(-1) == category),
-            "category_of_an_asset": _share(seen.category.mean(1).argmax(-1) == category[:, 0]),
+            "category_of_a_view": _share(prediction.category.argmax(-1) == category),
+            "category_of_an_asset": _share(prediction.category.mean(1).argmax(-1) == category[:, 0]),
         }
-        if seen.material.shape[-1]:
-            figures["material_of_a_view"] = _share(seen.material.argmax(-1) == material)
-            evaluation = seen.material.mean(1)
+        if prediction.material.shape[-1]:
+            figures["material_of_a_view"] = _share(prediction.material.argmax(-1) == material)
+            evaluation = prediction.material.mean(1)
             figures["material_of_an_asset"] = _share(evaluation.argmax(-1) == material[:, 0])
             named = material[:, 0] > 0
             best = evaluation[..., 1:].argmax(-1) + 1
             figures["material_of_an_asset_that_has_one"] = _share((best == material[:, 0])[named])
-        if faced.any():
+        if is_directional.any():
             ends = [0, back_view()]
-            right = (seen.side.argmax(-1) == side)[:, ends]
-            figures["side_of_a_front_or_back_view"] = _share(right[faced])
-            figures["sound_objects_called_two_faced"] = _share(two_faced(seen.side)[faced])
+            right = (prediction.side.argmax(-1) == side)[:, ends]
+            figures["side_of_a_front_or_back_view"] = _share(right[is_directional])
+            figures["sound_objects_called_two_faced"] = _share(two_faced(prediction.side)[is_directional])
         found[domain] = figures
     return found
 
@@ -119,13 +121,13 @@ def accuracies(classifier: Classifier, images: Images) -> dict[str, dict[str, fl
 def weak_categories(
     classifier: Classifier, images: Images, domain: str, at_most: float = 0.9
 ) -> dict[str, float]:
-    """Kinds whose held-out assets are told right no more often than this."""
+    """Categories whose held-out assets are recognised in at most this share of cases."""
     rows = torch.arange(len(images), device=images.category.device)
-    seen = predict_assets(
+    prediction = predict_assets(
         classifier, domain, torch.cat([images.pictures(domain, r) for r in rows.split(256)])
     )
     category = images.category.cpu().unflatten(0, (-1, VIEWS))[:, 0]
-    right = seen.category.mean(1).argmax(-1) == category
+    right = prediction.category.mean(1).argmax(-1) == category
     shares = {name: _share(right[category == k]) for k, name in enumerate(classifier.settings.categories)}
     return {name: share for name, share in shares.items() if share <= at_most}
 

@@ -1,7 +1,8 @@
-"""Captions: how the training images of a category are described, view by view and material by material.
+"""Captions of the training images by category, view and material.
 
-The wording is the method's own (METHOD sections 1 and 5): "{text}, front view" and so on, and the negative
-prompts stand for no caption at all, so that they embed as unconditional.
+The view suffixes and negative prompts are those that Fantasia3D (Chen et al. 2023) uses in score
+distillation: "{text}, front view" and so on. The negative prompts serve as empty captions, so that they embed
+as unconditional.
 """
 
 import torch
@@ -10,11 +11,11 @@ from configs.modes import MODES
 from dataset.procedural.materials import MATERIALS, Material
 from sd.prompts import VIEW_SUFFIXES
 
-# Part of the captions that end in the view's name, and that say nothing about the image.
+# Share of captions that end with the view, and share of empty captions.
 VIEW_SHARE = 0.6
 DROPPED_SHARE = 0.12
 
-# The plain form is the one that people type; it stands twice so that it is drawn more often.
+# The plain form is the usual prompt. It is listed twice, which doubles its probability.
 TEMPLATES = (
     "{article} {name}",
     "{article} {name}",
@@ -23,17 +24,17 @@ TEMPLATES = (
     "a 3D model of {article} {name}",
     "{name}",
 )
-# What a material adds: one wording in so many says it behind the name, where it has a word for that.
+# Further wordings for a material that has a noun.
 SUBSTANCE_TEMPLATES = (
     "{article} {name} made of {substance}",
     "a DSLR photo of {article} {name} made of {substance}",
 )
-# Unconditional captions: nothing (twice, it is the usual one), or the method's negative prompts.
+# Unconditional captions: the empty string (with double probability) and the negative prompts.
 EMPTY_CAPTIONS = ("", "", *sorted(mode.negative_prompt for mode in MODES.values()))
 
 
 def readable_name(category: str) -> str:
-    """ "ice_cream" -> "ice cream"."""
+    """Name of a category in captions: "ice_cream" -> "ice cream"."""
     return category.replace("_", " ").strip().lower()
 
 
@@ -42,9 +43,9 @@ def article(name: str) -> str:
 
 
 def descriptions(category: str, material: Material | None = None) -> list[str]:
-    """Every wording for a category, without the view; wordings that are drawn more often are repeated.
+    """All wordings for a category without the view. Repeated wordings have a higher probability.
 
-    There are as many for every material as for none.
+    The number of wordings is the same for every material and for none.
     """
     plain = readable_name(category)
     name = f"{material.adjective} {plain}" if material else plain
@@ -60,27 +61,27 @@ def descriptions(category: str, material: Material | None = None) -> list[str]:
 
 
 def plain_caption(category: str) -> str:
-    """ "a pineapple"."""
+    """The first wording of a category, e.g. "a pineapple"."""
     return descriptions(category)[0]
 
 
 class CaptionTable:
-    """All captions of some categories in one list, and draws of rows of that list.
+    """All captions of some categories in one list, and random draws of its rows.
 
-    Row layout: per category, per look (its own colours, then every material), per wording, four rows: without a
-    view, then front, side and back as in `Cameras.view_index`; at the end EMPTY_CAPTIONS.
+    Rows are ordered by category, by material (own colours first), by wording, and by view: none, front, side
+    and back as in `Cameras.view_index`. EMPTY_CAPTIONS follow at the end.
     """
 
     def __init__(self, categories: tuple[str, ...]):
         self.categories = categories
         self.wordings = len(TEMPLATES) + len(SUBSTANCE_TEMPLATES)
-        self.looks = (None, *MATERIALS.values())
+        self.materials = (None, *MATERIALS.values())
         self._endings = ("", *VIEW_SUFFIXES)
         described = [
             text + ending
             for category in categories
-            for look in self.looks
-            for text in descriptions(category, look)
+            for category_material in self.materials
+            for text in descriptions(category, category_material)
             for ending in self._endings
         ]
         self.captions = [*described, *EMPTY_CAPTIONS]
@@ -93,7 +94,9 @@ class CaptionTable:
         material: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Rows [B] of `captions` for images of these categories, views and materials [B], on their device."""
+        """Random rows [B] of `captions` for images of these categories, views and materials [B], on their
+        device.
+        """
         device, count = category_index.device, len(category_index)
 
         def uniform() -> torch.Tensor:
@@ -101,8 +104,8 @@ class CaptionTable:
 
         wording = (uniform() * self.wordings).long().clamp(max=self.wordings - 1)
         ending = torch.where(uniform() < VIEW_SHARE, view_index + 1, 0)
-        look = category_index * len(self.looks) + material
-        row = (look * self.wordings + wording) * len(self._endings) + ending
+        category_material = category_index * len(self.materials) + material
+        row = (category_material * self.wordings + wording) * len(self._endings) + ending
         empty = self._first_empty + (uniform() * len(EMPTY_CAPTIONS)).long().clamp(
             max=len(EMPTY_CAPTIONS) - 1
         )

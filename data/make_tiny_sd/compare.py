@@ -1,9 +1,10 @@
-"""A picture of finished runs beside the procedural objects that the embedded prior was trained on.
+"""Compare finished runs with procedural objects that the embedded prior was trained on, in one image.
 
     python3 -m data.make_tiny_sd.compare --out mug.png mug=out/mug,out/mug_appearance
 
-A row for each CATEGORY=GEOMETRY,APPEARANCE: a random object of that category as a reference (its own colours), the
-sculpted normals and the painted result. The last two are the runs' own orbit frames in validate/.
+Each CATEGORY=GEOMETRY,APPEARANCE gives one row: a random object of the category with its own colours, the
+normals of the geometry run, and the result of the appearance run. The last two are frames of the runs'
+turntables in validate/.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from render.image_io.image import grid, read_image, write_png
 from render.scene import pictures
 from render.shade.brdf import linear_to_srgb, shade
 
-# Frames of the 100-frame orbit: the front, and turned by 54 degrees.
+# Frames of the 100-frame turntable: the front, and 54 degrees further.
 FRAMES = (0, 15)
 
 
 @torch.no_grad()
 def reference(category: str, renderer: ObjectRenderer, seed: int, side: int) -> list[Float[Tensor, "S S 3"]]:
-    """A random object of the category from the orbit's cameras, shaded on white."""
+    """A random object of the category, seen from the turntable cameras and shaded on white."""
     subject = make_object(category, torch.Generator().manual_seed(seed))
     mesh = renderer.mesh(subject)
     found, cameras = [], orbit(100, (side, side))
@@ -41,16 +42,15 @@ def reference(category: str, renderer: ObjectRenderer, seed: int, side: int) -> 
 
 
 def frames(folder: Path, layer: str) -> list[Float[Tensor, "S S 3"]]:
-    """The chosen orbit frames of a finished run.
+    """The chosen turntable frames of a finished run.
 
-    Raises:
-        FileNotFoundError: the run has not written them (it is unfinished, or had validate false).
+    Raises FileNotFoundError if the run did not write them (it is unfinished, or validate is false).
     """
     return [read_image(folder / "validate" / layer / f"{frame:03d}.png") for frame in FRAMES]
 
 
 def middle(image: Float[Tensor, "S S 3"]) -> Float[Tensor, "s s 3"]:
-    """Three quarters of the side: the categories of the prior reach no further."""
+    """The central part with 3/4 of the side, which contains the objects of the prior."""
     margin = len(image) // 8
     return image[margin:-margin, margin:-margin]
 
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         "runs", nargs="+", metavar="CATEGORY=GEOMETRY,APPEARANCE", help=f"CATEGORY of {', '.join(CATEGORIES)}"
     )
     parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
-    parser.add_argument("--seed", type=int, default=3, help="of the reference objects")
+    parser.add_argument("--seed", type=int, default=3, help="seed of the reference objects")
     options = parser.parse_args(arguments)
     renderer = ObjectRenderer(DataConfig(), torch.device("cpu"))
     cells = []

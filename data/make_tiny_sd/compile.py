@@ -1,8 +1,8 @@
-"""The denoiser's training step through torch.compile, warmed up in a second process.
+"""torch.compile for the denoiser's training step, compiled in advance by a second process.
 
-Compiling takes a minute, as long as the data and the VAE need anyway: a child process compiles the same
-network for the same shapes meanwhile and leaves the kernels in inductor's cache on disk. If it fails,
-training stays eager.
+Compilation takes about a minute, as long as rendering and VAE training. Meanwhile a child process compiles
+the same network for the same shapes, which fills inductor's cache on disk. If it fails, training runs
+eagerly.
 """
 
 import json
@@ -22,17 +22,18 @@ logger = logging.getLogger(__name__)
 
 
 def autocast_for(device: torch.device):
-    """A maker of contexts: bf16 on CUDA, nothing elsewhere (bf16 is slower than float32 on CPUs)."""
+    """A factory of autocast contexts: bf16 on CUDA, disabled elsewhere (bf16 is slower than float32 on CPUs).
+    """
     return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 def predict(unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-    """The predicted noise, as the network's precision has it."""
+    """The predicted noise, in the precision of the network."""
     return unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False)[0]
 
 
 def example(shape: Shape, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments for `predict` of the shapes, strides and types that training uses."""
+    """Example arguments of `predict` with the shapes, strides and dtypes of training."""
     size = (batch, LATENT_CHANNELS, shape.latent_size, shape.latent_size)
     noisy = torch.randn(size, device=device).contiguous(memory_format=torch.channels_last)
     timesteps = torch.randint(1000, (batch,), device=device)
@@ -41,7 +42,7 @@ def example(shape: Shape, batch: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 def start_warm_up(shape: Shape, batch: int) -> subprocess.Popen:
-    """Compile in a child process; its exit status 0 says that compiling works here."""
+    """Compile in a child process. Exit status 0 means that compilation works."""
     command = [
         sys.executable,
         "-m",
@@ -56,22 +57,22 @@ def _compile(unet: nn.Module) -> nn.Module:
 
 
 def compile_unet(unet: nn.Module, shape: Shape, batch: int, device: torch.device) -> nn.Module:
-    """The compiled network, or the network itself if compiling fails or gives another answer."""
+    """The compiled network, or the network itself if compilation fails or changes the result."""
     arguments = example(shape, batch, device)
     try:
         compiled = _compile(unet)
         with autocast_for(device)():
-            answer = predict(compiled, *arguments).float()
-            answer.square().mean().backward()
+            output = predict(compiled, *arguments).float()
+            output.square().mean().backward()
             expected = predict(unet, *arguments).float()
-    except Exception as error:  # inductor raises whatever its parts raise; eager always works
-        logger.warning("torch.compile failed, going on without: %s", str(error).splitlines()[0])
+    except Exception as error:  # inductor raises exceptions of any type; eager execution always works
+        logger.warning("torch.compile failed, using eager execution: %s", str(error).splitlines()[0])
         return unet
     finally:
         unet.zero_grad(set_to_none=True)
-    difference = ((answer - expected).norm() / expected.norm()).item()
+    difference = ((output - expected).norm() / expected.norm()).item()
     if not difference < 0.05:
-        logger.warning("torch.compile gives another answer (%.3f relative), going on without", difference)
+        logger.warning("torch.compile changes the result (relative difference %.3f), using eager execution", difference)
         return unet
     logger.info("torch.compile: on (relative difference to eager %.4f)", difference)
     return compiled
@@ -82,11 +83,11 @@ def _warm_up(shape: Shape, batch: int) -> None:
     unet = build_unet(shape).to(device, memory_format=torch.channels_last).train()
     compiled = _compile(unet)
     for _ in range(3):
-        # Gradients of the last turn live in the graph's memory, which the next turn overwrites.
+        # The graph owns the memory of the gradients and overwrites it in the next iteration.
         unet.zero_grad(set_to_none=True)
         with autocast_for(device)():
-            answer = predict(compiled, *example(shape, batch, device)).float()
-            answer.square().mean().backward()
+            output = predict(compiled, *example(shape, batch, device)).float()
+            output.square().mean().backward()
     torch.cuda.synchronize()
 
 

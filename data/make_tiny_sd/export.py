@@ -1,4 +1,4 @@
-"""Writing the folder of the embedded prior, and starting from one."""
+"""Export of the embedded prior to a folder, and initialisation from such a folder."""
 
 import json
 import logging
@@ -25,20 +25,21 @@ TILE = 64
 
 
 def export(run: Run, denoiser: Denoiser, vae: nn.Module, tokenizer, latents: Latents, views: Views) -> None:
-    """The averaged weights as a folder in diffusers layout with its card; sample grids in the work folder.
+    """Write the averaged weights as a folder in diffusers layout with a model card, and sample grids to the
+    work folder.
 
-    The weights are in their place before anything else is tried: they are what a run is for.
+    The weights are written first, so that a failure in the samples does not lose them.
     """
     unet, text_encoder = denoiser.averages
     out, work = run.options.out, run.work
-    fresh = out.with_name(f".{out.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    networks.save_pretrained(fresh, unet, vae, text_encoder, work / "tokenizer")
+    staging = out.with_name(f".{out.name}.new")
+    shutil.rmtree(staging, ignore_errors=True)
+    networks.save_pretrained(staging, unet, vae, text_encoder, work / "tokenizer")
     names = [readable_name(category) for category in run.data.categories]
-    (fresh / "kinds.json").write_text(json.dumps(names) + "\n")
-    (fresh / "README.md").write_text(model_card(run.data, _figures(run, denoiser, vae, views)))
+    (staging / "kinds.json").write_text(json.dumps(names) + "\n")
+    (staging / "README.md").write_text(model_card(run.data, _figures(run, denoiser, vae, views)))
     shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
+    staging.rename(out)
     means = domain_means(latents, vae.config.scaling_factor)
     sample_grids((unet, text_encoder, vae), tokenizer, run.data.categories, means, work, run.autocast)
     write_sample_sheet([work / f"samples_{domain}.png" for domain in DOMAINS], run.shape.image_size, out)
@@ -50,7 +51,7 @@ def export(run: Run, denoiser: Denoiser, vae: nn.Module, tokenizer, latents: Lat
 
 @torch.no_grad()
 def check(folder: Path, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> None:
-    """Say how far the folder, loaded by sd.stable_diffusion, predicts what the networks in memory do."""
+    """Log the difference between predictions of the exported folder and of the networks in memory."""
     loaded = StableDiffusion.from_pretrained(str(folder), torch.device("cpu"))
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -63,13 +64,13 @@ def check(folder: Path, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> 
     difference = ((found - expected.cpu()).norm() / expected.norm().cpu()).item()
     logger.log(
         logging.INFO if difference < 0.05 else logging.ERROR,
-        "export: the folder loads; relative difference of its answer to the trained weights' %.4f",
+        "export: the folder loads; relative difference of its prediction from the trained weights' %.4f",
         difference,
     )
 
 
 def write_sample_sheet(paths: list[Path], tile: int, folder: Path) -> None:
-    """samples.jpg of the card: the grids in one row, a picture TILE pixels."""
+    """Write samples.jpg of the model card: the grids side by side, TILE pixels per image."""
     grids = [Image.open(path) for path in paths]
     scaled = [
         grid.resize((grid.width * TILE // tile, grid.height * TILE // tile), Image.BOX) for grid in grids
@@ -109,12 +110,10 @@ def _figures(run: Run, denoiser: Denoiser, vae: nn.Module, views: Views) -> dict
 
 
 def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], tokenizer) -> None:
-    """Copy the weights of an earlier folder into (unet, vae, text encoder).
+    """Copy the weights of an exported folder into (unet, vae, text encoder).
 
-    Words keep their embeddings by name, since another set of categories gives another vocabulary.
-
-    Raises:
-        ValueError: its networks have other sizes.
+    Token embeddings are matched by token, because other categories give another vocabulary.
+    Raises ValueError if the sizes of the networks differ.
     """
     from safetensors.torch import load_file
 
@@ -124,8 +123,8 @@ def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], t
             network.load_state_dict(load_file(folder / name / "diffusion_pytorch_model.safetensors"))
         from transformers import CLIPTextModel
 
-        earlier = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        weights, current = earlier.state_dict(), text_encoder.state_dict()
+        initial = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        weights, current = initial.state_dict(), text_encoder.state_dict()
         words = next(name for name in current if name.endswith("token_embedding.weight"))
         old_vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text())
         embeddings = current[words].clone()
@@ -135,7 +134,7 @@ def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], t
         text_encoder.load_state_dict({**weights, words: embeddings})
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--init {folder}: cannot start from it: {reason}") from error
+        raise ValueError(f"--init {folder}: cannot initialise from it: {reason}") from error
     vae.register_to_config(
         scaling_factor=json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"]
     )

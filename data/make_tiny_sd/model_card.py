@@ -52,7 +52,7 @@ is for: the pale, the inverted and the black cells above. Distillation starts fr
 
 
 def model_card(data: DataConfig, figures: dict) -> str:
-    """CARD filled in; figures holds what only the run knows."""
+    """CARD with all values inserted. figures: the values that are known only after training."""
     return CARD.format(
         count=len(data.categories),
         categories=", ".join(category.replace("_", " ") for category in data.categories),

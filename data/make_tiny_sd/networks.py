@@ -1,9 +1,9 @@
-"""The networks of the embedded prior and its folder: a Stable Diffusion in diffusers layout, only small.
+"""The networks of the embedded prior: a small Stable Diffusion in diffusers layout.
 
-Sizes. The denoiser's layout was chosen by its time on 2 CPU cores (a guidance batch of 8 at 32×32×4, 77
-tokens): four levels (48, 96, 128, 128) with attention at 8×8 and 4×4 take 0.7 of the time of three levels
-(48, 96, 192) with attention at 16×16 and 8×8, at 7.4 M parameters instead of 9.4 M: attention over 16×16 is
-what costs.
+The layout of the denoiser was chosen by its time on 2 CPU cores (a guidance batch of 8 at 32×32×4, 77
+tokens). Four levels (48, 96, 128, 128) with attention at 8×8 and 4×4 take 0.7 of the time of three levels
+(48, 96, 192) with attention at 16×16 and 8×8, and have 7.4 M instead of 9.4 M parameters. Attention at 16×16
+dominates the time.
 """
 
 import copy
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-# Stable Diffusion's noise schedule and its DDIM sampler's settings.
+# Stable Diffusion's noise schedule and the settings of its DDIM sampler.
 SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -30,11 +30,11 @@ LATENT_CHANNELS = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths of the three networks; images have four times the latents' side."""
+    """Widths of the three networks. The side of images is four times that of latents."""
 
     latent_size: int = 32
     unet: tuple[int, ...] = (48, 96, 128, 128)
-    # Attention (self and cross) on this many of the lowest levels, and in the middle.
+    # Number of lowest levels with attention (self and cross). The middle block always has attention.
     attention_levels: int = 2
     heads: int = 4
     groups: int = 16
@@ -86,7 +86,8 @@ def build_vae(shape: Shape):
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=shape.vae_groups,
         sample_size=shape.image_size,
-        # One head over all latent pixels doubles the encoder's time and is not needed for single objects.
+        # An attention head over all latent pixels doubles the encoder's time and is not needed for single
+        # objects.
         mid_block_add_attention=False,
     )
 
@@ -123,7 +124,7 @@ def load_tokenizer(folder: Path):
 
 
 def tokenize(tokenizer, captions: list[str]) -> torch.Tensor:
-    """[N, 77] token ids, padded as Stable Diffusion pads them."""
+    """Token ids [N,77], padded as in Stable Diffusion."""
     length = tokenizer.model_max_length
     return tokenizer(
         captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -131,14 +132,14 @@ def tokenize(tokenizer, captions: list[str]) -> torch.Tensor:
 
 
 def embed(text_encoder, tokens: torch.Tensor) -> torch.Tensor:
-    """[N, 77, D] hidden states of all tokens; the padding is not masked, as in Stable Diffusion."""
+    """Hidden states [N,77,D] of all tokens. The padding is not masked, as in Stable Diffusion."""
     return text_encoder(tokens).last_hidden_state
 
 
 def save_pretrained(
     folder: Path, unet: nn.Module, vae: nn.Module, text_encoder: nn.Module, tokenizer, dtype=torch.float16
 ) -> None:
-    """Write the five parts and model_index.json; the networks are copied to `dtype` on the way."""
+    """Write the five components and model_index.json. The networks are copied as `dtype`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, network in (("unet", unet), ("vae", vae), ("text_encoder", text_encoder)):
         _as_dtype(network, dtype).save_pretrained(folder / name, safe_serialization=True)

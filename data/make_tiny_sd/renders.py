@@ -1,11 +1,10 @@
-"""Training images of the embedded prior: procedural objects, meshed and rendered as in the loop.
+"""Training images of the embedded prior: procedural objects, meshed and rendered as in a training loop.
 
-An instance is one random object of a category. Its signed distance is meshed by marching tetrahedra and a batch
-of views of that mesh is rendered by the scene's own functions: world-space normals, mask, and the shaded
-image under the default environment, in the object's own colours or made of one of MATERIALS. Workers write
-shards; `load_views` puts them together.
+An instance is one random object of a category. Its signed distance is meshed by marching tetrahedra, and a
+batch of views is rendered: world-space normals, mask, and the shaded image under the default environment, in
+the object's own colours or with one of MATERIALS. Workers write shards, which `load_views` concatenates.
 
-Legend: N views, S pixels a side.
+Legend: N views, S pixels per side.
 """
 
 import logging
@@ -36,18 +35,18 @@ from training.distributed import SINGLE_PROCESS, Distributed
 
 logger = logging.getLogger(__name__)
 
-# Streams of `step_generator`, so that shapes, cameras and materials of one instance are independent.
+# Streams of `step_generator`: shapes, cameras and materials of an instance are independent.
 SHAPE_STREAM, CAMERA_STREAM, MATERIAL_STREAM = 1, 2, 3
 MATERIAL_NAMES = tuple(MATERIALS)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is rendered. box is the side of the tet grid's cube; objects reach 0.75 from the origin.
+    """What is rendered. box is the side of the tet grid's cube. Objects have the radius 0.75.
 
-    own_share of the views show the category's own colours, the rest one of `materials` others that the instance
-    draws, never those that held_out pairs with its category. The cameras keep the whole object in the picture:
-    a prior that has seen cut objects grows parts for ever.
+    own_share of the views have the category's own colours. The others have one of `materials` materials that
+    are drawn per instance, except those that held_out pairs with the category. The cameras show the whole
+    object, because a prior that was trained on cropped objects generates endless parts.
     """
 
     categories: tuple[str, ...] = CATEGORIES
@@ -73,9 +72,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Views:
-    """N rendered views. normal is world-space, ×127, background 0; mask and shaded (sRGB, black background)
-    are ×255; category [N] indexes the config's categories, view [N] is `Cameras.view_index`; material [N] is 0 for the
-    category's own colours, else 1 + the index in MATERIAL_NAMES."""
+    """N rendered views with their labels.
+
+    normal: world-space, ×127, background 0. mask, and shaded (sRGB, black background): ×255. category [N]
+    indexes the config's categories. view [N] is `Cameras.view_index`. material [N] is 0 for the category's
+    own colours, else 1 + the index in MATERIAL_NAMES.
+    """
 
     normal: Int8[Tensor, "N 3 S S"]
     mask: UInt8[Tensor, "N 1 S S"]
@@ -88,20 +90,20 @@ class Views:
         return len(self.category)
 
     def normal_images(self, rows: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """Normals in [−1, 1], background 0: what the fine geometry phase gives the VAE."""
+        """Normals in [−1, 1] with background 0: the VAE input of the fine geometry phase."""
         return self.normal[rows].float() / 127
 
     def shaded_images(self, rows: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """sRGB mapped to [−1, 1], background −1: what the appearance stage gives the VAE."""
+        """sRGB mapped to [−1, 1] with background −1: the VAE input of the appearance stage."""
         return self.shaded[rows].float() / 127.5 - 1
 
     def coarse_images(self, rows: Tensor) -> Float[Tensor, "B 4 S S"]:
-        """(normal, mask): what the coarse geometry phase shrinks to a latent."""
+        """(normal, mask), which the coarse geometry phase downsamples to a latent."""
         return torch.cat([self.normal_images(rows), self.mask[rows].float() / 255], dim=1)
 
 
 class ObjectRenderer:
-    """Everything that rendering needs and no instance changes: grid, rasteriser, light."""
+    """What rendering needs for all instances: grid, rasteriser, light."""
 
     def __init__(self, config: DataConfig, device: torch.device, rasteriser: str = "auto"):
         self.config = config
@@ -119,7 +121,7 @@ class ObjectRenderer:
 
     @torch.no_grad()
     def render_instance(self, category_index: int, instance: int) -> Views:
-        """All views of one instance, on the CPU; a pure function of (config, category, instance)."""
+        """All views of one instance on the CPU, a pure function of (config, category, instance)."""
         seed = self.config.seed
         generator = step_generator(seed, category_index, instance, SHAPE_STREAM)
         subject = make_object(self.config.categories[category_index], generator)
@@ -132,12 +134,12 @@ class ObjectRenderer:
         )
         draw = Draw(step_generator(seed, category_index, instance, MATERIAL_STREAM))
         material = draw_materials(self.config, category_index, draw)
-        looks = {
+        variants = {
             number: dressed(subject, MATERIAL_NAMES[number - 1], draw) if number else subject
             for number in material.unique().tolist()
         }
         mesh = self.mesh(subject)
-        images = self._render(looks, material, mesh, cameras.to(self.device)).permute(0, 3, 1, 2)
+        images = self._render(variants, material, mesh, cameras.to(self.device)).permute(0, 3, 1, 2)
         normal, mask, shaded = images.split([3, 1, 3], dim=1)
         return Views(
             normal=(normal * 127).round().clamp(-127, 127).to("cpu", torch.int8),
@@ -156,14 +158,16 @@ class ObjectRenderer:
         return make_mesh(v_pos, faces)
 
     def _render(
-        self, looks: dict[int, ProceduralObject], material: Int[Tensor, " B"], mesh: Mesh, cameras: Cameras
+        self, variants: dict[int, ProceduralObject], material: Int[Tensor, " B"], mesh: Mesh, cameras: Cameras
     ) -> Float[Tensor, "B H W 7"]:
-        """(normal 3, mask 1, shaded sRGB 3), the outlines antialiased; view i shows looks[material[i]]."""
+        """(normal 3, mask 1, shaded sRGB 3) with antialiased outlines. View i has the material
+        variants[material[i]].
+        """
         points = rasterize_gbuffer(mesh, cameras, self.rasteriser)
         kd, ks = torch.empty_like(points.position), torch.empty_like(points.position)
-        worn = material.to(self.device)[points.view_of_point]
-        for number, subject in looks.items():
-            rows = (worn == number).nonzero()[:, 0]
+        material_of_point = material.to(self.device)[points.view_of_point]
+        for number, subject in variants.items():
+            rows = (material_of_point == number).nonzero()[:, 0]
             kd[rows], ks[rows] = subject.material(points.position[rows])
         shaded = shade(kd, ks, points.normal, points.to_viewer, self.light)
         image = torch.cat([points.scatter(points.normal), points.mask(), points.scatter(shaded)], dim=-1)
@@ -172,7 +176,7 @@ class ObjectRenderer:
 
 
 def draw_materials(config: DataConfig, category_index: int, draw: Draw) -> Int[Tensor, " views"]:
-    """What each view of an instance is made of, as `Views.material` counts."""
+    """The material index of each view of an instance, see `Views.material`."""
     category = config.categories[category_index]
     allowed = [n for n, name in enumerate(MATERIAL_NAMES, 1) if (category, name) not in config.held_out]
     own = round(config.own_share * config.views)
@@ -194,14 +198,15 @@ def write_shard(
 ) -> None:
     """Render instances shard, shard + shards, … of every category until all are done or the time is up.
 
-    Kinds take turns, so that a shard that ran out of time holds as many of each. At least one round is made.
+    Instances are rendered category by category, so an incomplete shard has equally many of each. At least one
+    round is rendered.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     torch.set_num_threads(max(1, torch.get_num_threads() // shards))
     renderer = ObjectRenderer(config, torch.device(device), rasteriser)
     parts = []
     for instance in range(shard, config.instances, shards):
-        if parts and time.monotonic() - begun > seconds:
+        if parts and time.monotonic() - started > seconds:
             break
         parts += [renderer.render_instance(category, instance) for category in range(len(config.categories))]
     views = concatenate(parts)
@@ -225,12 +230,10 @@ def render_shards(
     rasteriser: str = "auto",
     distributed: Distributed = SINGLE_PROCESS,
 ) -> None:
-    """Fill `folder` with this rank's shards; workers 0 renders here.
+    """Fill `folder` with the shards of this rank. workers 0 renders in this process.
 
-    Drawing an object and launching its kernels keep a CPU core busy, so several processes share one GPU.
-
-    Raises:
-        RuntimeError: no worker finished.
+    Several processes share one GPU, because drawing objects and launching kernels is CPU-bound.
+    Raises RuntimeError if no worker finished.
     """
     if workers == 0:
         write_shard(
@@ -258,12 +261,12 @@ def render_shards(
         process.join()
     failed = sum(process.exitcode != 0 for process in processes)
     if failed == workers:
-        raise RuntimeError(f"all {workers} rendering workers failed; their errors stand above")
+        raise RuntimeError(f"all {workers} rendering workers failed; see the errors above")
     if failed:
-        logger.warning("%d of %d rendering workers failed; going on with the rest", failed, workers)
+        logger.warning("%d of %d rendering workers failed; continuing with the others", failed, workers)
 
 
 def load_views(folder: Path, device: torch.device) -> Views:
-    """All shards of a folder."""
+    """The views of all shards of a folder."""
     shards = [torch.load(path, weights_only=True) for path in sorted(folder.glob("shard_*.pt"))]
     return concatenate([Views(**{name: part.to(device) for name, part in shard.items()}) for shard in shards])

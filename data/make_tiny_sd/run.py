@@ -1,4 +1,4 @@
-"""The settings of one call of `python3 -m data.make_tiny_sd.train`."""
+"""Settings of one call of `python3 -m data.make_tiny_sd.train`."""
 
 import argparse
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from training.distributed import SINGLE_PROCESS, Distributed
 
 @dataclass(frozen=True)
 class Run:
-    """One call of this program, its settings resolved."""
+    """The resolved settings of one call."""
 
     options: argparse.Namespace
     device: torch.device
@@ -37,6 +37,7 @@ class Run:
         return self.options.minutes * 60
 
     def generator(self, stream: int, step: int = 0) -> torch.Generator:
-        """On the device; each stage, and each step at which a run resumes, has numbers of its own."""
-        mixed = step_generator(self.options.seed, self.distributed.rank, step, stream)
-        return torch.Generator(self.device).manual_seed(mixed.initial_seed())
+        """A generator on the device. Stages, and the steps at which a run resumes, have independent streams.
+        """
+        seeded = step_generator(self.options.seed, self.distributed.rank, step, stream)
+        return torch.Generator(self.device).manual_seed(seeded.initial_seed())

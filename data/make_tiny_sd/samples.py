@@ -1,4 +1,4 @@
-"""Pictures for people: sample grids by DDIM, what the data look like, and the curves of the losses."""
+"""Sample grids by DDIM, grids of the training data, and plots of the losses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,18 +17,18 @@ from sd.prompts import VIEW_SUFFIXES
 
 GUIDANCE = 3.0
 STEPS = 30
-# Samples of a category: without a view in the caption, then front, side and back, each twice.
+# Samples per category: two without a view in the caption, then two each for front, side and back.
 ENDINGS = ("", "", *(ending for ending in VIEW_SUFFIXES for _ in range(2)))
 
 
 def domain_means(latents: Latents, scaling_factor: float) -> dict[str, Float[Tensor, "1 4 s s"]]:
-    """The mean x_0 of each domain, of which the noise of the last diffusion step still holds a trace.
+    """The mean x_0 of each domain, from which the sampling noise starts.
 
-    Stable Diffusion's schedule ends at abar = 0.0047, not 0: a sample's domain (its background) is decided by
-    the little that is left of it, so samples of a domain have to start there.
+    Stable Diffusion's schedule ends at abar = 0.0047, not 0, so the last diffusion step contains a trace of
+    x_0. That trace determines the domain of a sample (its background).
     """
     coarse = latents.coarse.float().mean(0, keepdim=True)
-    # Turned normals point everywhere alike: only the mask has a mean.
+    # Rotated normals have mean zero. Only the mask has a mean.
     coarse[:, :3] = 0
     return {
         "coarse": coarse,
@@ -45,7 +45,7 @@ def ddim(
     mean: Float[Tensor, "1 4 s s"],
     generator: torch.Generator,
 ) -> Float[Tensor, "B 4 s s"]:
-    """STEPS deterministic steps with classifier-free guidance, from noise around `mean`."""
+    """STEPS deterministic DDIM steps with classifier-free guidance, from noise around `mean`."""
     scheduler = build_scheduler()
     scheduler.set_timesteps(STEPS)
     signal = scheduler.alphas_cumprod[scheduler.timesteps[0]]
@@ -58,8 +58,8 @@ def ddim(
         unconditional, conditional = unet(
             torch.cat([latents, latents]), steps, encoder_hidden_states=both, return_dict=False
         )[0].chunk(2)
-        answer = unconditional + GUIDANCE * (conditional - unconditional)
-        latents = scheduler.step(answer, timestep, latents).prev_sample
+        noise_prediction = unconditional + GUIDANCE * (conditional - unconditional)
+        latents = scheduler.step(noise_prediction, timestep, latents).prev_sample
     return latents
 
 
@@ -74,7 +74,9 @@ def sample_grids(
     *,
     seed: int = 0,
 ) -> None:
-    """samples_<domain>.png, a row a category, columns as ENDINGS. networks: unet, text encoder, vae."""
+    """Write samples_<domain>.png with one row per category and columns as in ENDINGS. networks: unet, text
+    encoder, vae.
+    """
     unet, text_encoder, vae = networks
     device = next(unet.parameters()).device
     captions = [plain_caption(category) + ending for category in categories for ending in ENDINGS]
@@ -95,7 +97,7 @@ def sample_grids(
 
 @torch.no_grad()
 def data_grid(vae: nn.Module, views: Views, categories: int, path: Path, columns: int = 4) -> None:
-    """Views of each category: normals and shaded, each followed by what the VAE makes of it."""
+    """Views of each category: normals and shaded images, each followed by the VAE's reconstruction."""
     rows = []
     for category in range(categories):
         chosen = (views.category == category).nonzero()[:columns, 0]
@@ -105,7 +107,7 @@ def data_grid(vae: nn.Module, views: Views, categories: int, path: Path, columns
 
 
 def save_grid(images: Float[Tensor, "N 3 H W"], columns: int, path: Path) -> None:
-    """Images in [−1, 1] in rows of `columns`, as PNG."""
+    """Write images in [−1, 1] as a PNG with `columns` images per row."""
     height, width = images.shape[2:]
     grid = images.clamp(-1, 1).unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)
     array = ((grid.reshape(-1, columns * width, 3) + 1) * 127.5).round().byte().cpu().numpy()
@@ -115,7 +117,7 @@ def save_grid(images: Float[Tensor, "N 3 H W"], columns: int, path: Path) -> Non
 
 
 def plot_curves(history: list[dict], names: tuple[str, ...], path: Path) -> None:
-    """Loss against step on a logarithmic scale, a colour a curve."""
+    """Plot losses against steps on a logarithmic scale, one colour per curve."""
     if len(history) < 2:
         return
     width, height, margin = 720, 400, 48

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-# Before torch is imported: spinning OpenMP workers slow down as soon as another process is busy.
+# Set before torch is imported: spinning OpenMP workers are slow as soon as another process is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -47,10 +47,10 @@ from training.launch import init_distributed, run_and_exit
 logger = logging.getLogger(__name__)
 
 STARTED = time.monotonic()
-# Shares of the whole time that rendering and the VAE may take; the denoiser gets the rest.
+# Maximum shares of the total time for rendering and the VAE. The denoiser gets the rest.
 RENDERING_SHARE, VAE_SHARE = 0.15, 0.2
 EXPORT_SECONDS = 20.0
-MOST_DIVERGENCES = 4
+MAX_DIVERGENCES = 4
 VAE_STREAM, DENOISER_STREAM = 10, 11
 
 
@@ -59,8 +59,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=Path("data/tiny-sd"), help="the folder to write")
     add("--work", type=Path, default=Path("out/tiny-sd-work"), help="views, checkpoints, curves, samples")
-    add("--minutes", type=float, default=8.0, help="for everything")
-    add("--stop-after", type=float, default=float("inf"), help="end this call after so many minutes")
+    add("--minutes", type=float, default=8.0, help="total time")
+    add("--stop-after", type=float, default=float("inf"), help="end this call after this many minutes")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add(
         "--categories",
@@ -68,19 +68,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         choices=CATEGORIES,
         default=list(CATEGORIES),
         metavar="CATEGORY",
-        help=f"of {', '.join(CATEGORIES)}",
+        help=f"any of {', '.join(CATEGORIES)}",
     )
-    add("--instances", type=int, default=250, help="objects of a category, at most")
-    add("--views", type=int, default=18, help="of each object")
-    add("--batch", type=int, default=512, help="of the denoiser")
+    add("--instances", type=int, default=250, help="maximum number of objects per category")
+    add("--views", type=int, default=18, help="views per object")
+    add("--batch", type=int, default=512, help="batch size of the denoiser")
     add("--vae-batch", type=int, default=128)
     add("--workers", type=int, help="rendering processes; default 6 on CUDA, else 0 (this one)")
-    add("--env-scale", type=float, default=1.0, help="factor on the default environment")
+    add("--env-scale", type=float, default=1.0, help="scale of the default environment")
     add("--seed", type=int, default=1)
-    add("--init", type=Path, help="an earlier folder to start from")
-    add("--no-compile", action="store_true", help="do without torch.compile")
-    add("--keep-data", action="store_true", help="leave the rendered views in the work folder")
-    add("--toy", action="store_true", help="tiny networks, few steps: a test")
+    add("--init", type=Path, help="folder of a trained prior to initialise from")
+    add("--no-compile", action="store_true", help="do not use torch.compile")
+    add("--keep-data", action="store_true", help="keep the rendered views in the work folder")
+    add("--toy", action="store_true", help="tiny networks and few steps, for a test")
     add("--export-only", action="store_true", help="write the folder from the last checkpoint")
     options = parser.parse_args(arguments)
     if options.workers is None:
@@ -110,23 +110,22 @@ def make_run(options: argparse.Namespace) -> Run:
 
 
 def claim_work_folder(run: Run) -> None:
-    """Settings that its files depend on are noted in the work folder.
+    """Record the settings that the files in the work folder depend on.
 
-    Raises:
-        ValueError: it was begun with other settings.
+    Raises ValueError if the folder was created with other settings.
     """
     run.work.mkdir(parents=True, exist_ok=True)
     path = run.work / "settings.json"
     settings = json.loads(json.dumps({"shape": asdict(run.shape), "data": _plain(run.data)}))
     if path.exists() and json.loads(path.read_text()) != settings:
         raise ValueError(
-            f"--work {run.work}: it was begun with other settings ({path}); give those or an empty --work"
+            f"--work {run.work}was created with other settings ({path}); use those or an empty --work"
         )
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _plain(data: DataConfig) -> dict:
-    # Sets have no order of their own that a later call would find again.
+    # Sets have no reproducible order.
     listed = {name: sorted(v) if isinstance(v, frozenset) else v for name, v in vars(data).items()}
     return {name: str(value) for name, value in listed.items()}
 
@@ -144,7 +143,7 @@ def rendered_views(run: Run) -> Views:
 
 
 def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module:
-    """The VAE on the device, trained by the first rank unless that was done before."""
+    """The VAE on the device. Rank 0 trains it unless its file exists."""
     path = run.work / "vae.pt"
     vae = vae.to(run.device, memory_format=torch.channels_last)
     if run.distributed.is_main and not path.exists():
@@ -165,7 +164,9 @@ def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module
 
 
 def unet_selector(run: Run) -> Callable[[torch.nn.Module], torch.nn.Module]:
-    """ClassifierOutput the eager denoiser until the child process has compiled it, then the compiled one."""
+    """A function that returns the eager denoiser until the child process has compiled it, then the compiled
+    one.
+    """
     if run.options.no_compile or run.device.type != "cuda":
         return lambda unet: unet
     warm_up = start_warm_up(run.shape, run.options.batch)
@@ -176,36 +177,36 @@ def unet_selector(run: Run) -> Callable[[torch.nn.Module], torch.nn.Module]:
             if warm_up.returncode == 0:
                 chosen.append(compile_unet(unet, run.shape, run.options.batch, run.device))
             else:
-                logger.warning("torch.compile failed in the warm-up, going on without")
+                logger.warning("torch.compile failed, using eager execution")
                 chosen.append(unet)
-            logger.info("%.0f s: denoiser settled", _elapsed())
+            logger.info("%.0f s: denoiser selected", _elapsed())
         return chosen[0] if chosen else unet
 
     return pick
 
 
-def checkpoint(run: Run, denoiser: Denoiser, spent_before: float) -> None:
+def checkpoint(run: Run, denoiser: Denoiser, previous_seconds: float) -> None:
     if not run.distributed.is_main:
         return
-    denoiser.spent_seconds = spent_before + _elapsed()
+    denoiser.spent_seconds = previous_seconds + _elapsed()
     denoiser.save(run.work / "denoiser.pt")
     (run.work / "denoiser_history.json").write_text(json.dumps(denoiser.history))
     plot_curves(denoiser.history, DOMAINS, run.work / "denoiser_curve.png")
 
 
 def fit(run: Run, denoiser: Denoiser, data: TrainingData, select_unet: Callable) -> None:
-    """Train to the end of the time, going back to the last checkpoint where it diverges."""
+    """Train until the time is up. If training diverges, return to the last checkpoint."""
     left = run.distributed.broadcast_value(max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0))
     if denoiser.planned_seconds == 0:
         denoiser.planned_seconds = left
-    spent_before = denoiser.spent_seconds
+    previous_seconds = denoiser.spent_seconds
 
     def save(current: Denoiser) -> None:
-        checkpoint(run, current, spent_before)
+        checkpoint(run, current, previous_seconds)
 
     save(denoiser)
     run.distributed.barrier()
-    for attempt in range(MOST_DIVERGENCES):
+    for attempt in range(MAX_DIVERGENCES):
         left = max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0)
         seconds = min(left, (1 - denoiser.progress) * denoiser.planned_seconds)
         steps = 30 if run.options.toy else None
@@ -224,11 +225,11 @@ def fit(run: Run, denoiser: Denoiser, data: TrainingData, select_unet: Callable)
             )
             return
         except FloatingPointError as error:
-            logger.warning("%s; back to the last checkpoint at half the learning rate", error)
+            logger.warning("%s; returning to the last checkpoint with half the learning rate", error)
             factor = denoiser.rate_factor / 2
             denoiser.load(run.work / "denoiser.pt", run.device)
             denoiser.rate_factor = factor
-    raise FloatingPointError(f"the denoiser diverged {MOST_DIVERGENCES} times")
+    raise FloatingPointError(f"the denoiser diverged {MAX_DIVERGENCES} times")
 
 
 def train(run: Run) -> None:
@@ -246,7 +247,7 @@ def train(run: Run) -> None:
         networks.build_text_encoder(run.shape, tokenizer),
     )
     if options.export_only and not checkpoint_file.exists():
-        raise FileNotFoundError(f"--export-only: there is no checkpoint {checkpoint_file}; train first")
+        raise FileNotFoundError(f"--export-only: checkpoint {checkpoint_file} does not exist; train first")
     if options.init:
         start_from(options.init, trained, tokenizer)
     select_unet = (lambda unet: unet) if options.export_only else unet_selector(run)

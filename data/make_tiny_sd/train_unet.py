@@ -1,8 +1,8 @@
-"""Training of the denoiser and its text encoder on all three image domains at once.
+"""Training of the denoiser and its text encoder on all three image domains.
 
-The noise is predicted (epsilon), t is uniform, and a third of each batch each is a coarse image (its
-normals turned afresh), the latent of a normal image, and the latent of a shaded image. What is kept is a
-running average of the weights.
+The network predicts the noise (epsilon) at uniform t. Each batch has a third of coarse images (with random
+rotations of their normals), a third of latents of normal images, and a third of latents of shaded images. The
+exported weights are a moving average.
 """
 
 import copy
@@ -29,13 +29,13 @@ LEARNING_RATE = 8e-4
 AVERAGE_DECAY = 0.999
 DOMAINS = ("coarse", "normal", "shaded")
 REPORT_EVERY = 100
-# Steps between two looks at the clock: several distributed have to agree on the time.
-AGREE_EVERY = 10
+# Steps between synchronisations of the elapsed time among ranks.
+SYNC_EVERY = 10
 
 
 @dataclass
 class Denoiser:
-    """What a checkpoint holds: the networks, their averages, the optimiser and how far it all is."""
+    """The content of a checkpoint: networks, their moving averages, optimiser and progress."""
 
     unet: nn.Module
     text_encoder: nn.Module
@@ -44,10 +44,10 @@ class Denoiser:
     optimizer: torch.optim.Optimizer
     step: int = 0
     progress: float = 0.0
-    # Of training as planned when it began; a resumed run trains for what is left of it.
+    # Training time planned at the start. A resumed run trains for the remaining part.
     planned_seconds: float = 0.0
     rate_factor: float = 1.0
-    # Of all calls together, start to checkpoint.
+    # Time of all calls together until the checkpoint.
     spent_seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
 
@@ -63,7 +63,7 @@ class Denoiser:
         return [parameter for network in self.trained for parameter in network.parameters()]
 
     def save(self, path: Path) -> None:
-        """Atomically: a killed run leaves the checkpoint before it."""
+        """Write the checkpoint atomically."""
         networks = [network.state_dict() for network in (*self.trained, *self.averages)]
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         temporary = path.with_suffix(".new")
@@ -85,7 +85,7 @@ _NUMBERS = ("step", "progress", "planned_seconds", "rate_factor", "spent_seconds
 
 
 def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device) -> Denoiser:
-    """Ready to train on `device`; the averages start as copies."""
+    """A Denoiser on `device`, ready to train. The averages start as copies of the networks."""
     unet = unet.to(device, memory_format=torch.channels_last).train()
     text_encoder = text_encoder.to(device).train()
     averages = [copy.deepcopy(network).requires_grad_(False).eval() for network in (unet, text_encoder)]
@@ -101,7 +101,7 @@ def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Latents of all views, the factor on the VAE's, and the captions with their tokens."""
+    """Latents of all views, the scaling factor of the VAE's latents, and the tokenized captions."""
 
     latents: Latents
     scaling_factor: float
@@ -112,7 +112,7 @@ class TrainingData:
 def draw_latents(
     latents: Latents, batch: int, scaling_factor: float, generator: torch.Generator
 ) -> tuple[Float[Tensor, "B 4 s s"], Int[Tensor, " B"]]:
-    """(x_0, its row in `latents`) of a batch, a third of each domain in the order of DOMAINS."""
+    """(x_0, row in `latents`) of a batch with a third of each domain, in the order of DOMAINS."""
     device = latents.category.device
     rows = torch.randint(len(latents.category), (batch,), generator=generator, device=device)
     coarse_rows, normal_rows, shaded_rows = rows.split(domain_sizes(batch))
@@ -130,7 +130,7 @@ def draw_latents(
 
 
 def domain_sizes(batch: int) -> list[int]:
-    """How many images of each domain a batch holds."""
+    """Number of images of each domain in a batch."""
     return [batch - 2 * (batch // 3), batch // 3, batch // 3]
 
 
@@ -144,18 +144,18 @@ def step_errors(
     generator: torch.Generator,
     autocast: Callable,
 ) -> Float[Tensor, " B"]:
-    """Mean squared error of the predicted noise, per image of a fresh batch."""
+    """Mean squared error of the predicted noise for each image of a new batch."""
     latents = data.latents
     x0, rows = draw_latents(latents, batch, data.scaling_factor, generator)
-    said = data.captions.draw(latents.category[rows], latents.view[rows], latents.material[rows], generator)
+    caption_rows = data.captions.draw(latents.category[rows], latents.view[rows], latents.material[rows], generator)
     timesteps = torch.randint(len(abar), (batch,), generator=generator, device=abar.device)
     noise = torch.randn(x0.shape, generator=generator, device=abar.device)
     signal = abar[timesteps].view(-1, 1, 1, 1)
     noisy = (signal.sqrt() * x0 + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     with autocast():
-        text = embed(denoiser.text_encoder, data.tokens[said]).float()
-        answer = predict(unet, noisy, timesteps, text)
-    return (answer.float() - noise).square().mean(dim=(1, 2, 3))
+        text = embed(denoiser.text_encoder, data.tokens[caption_rows]).float()
+        prediction = predict(unet, noisy, timesteps, text)
+    return (prediction.float() - noise).square().mean(dim=(1, 2, 3))
 
 
 def train_denoiser(
@@ -172,17 +172,15 @@ def train_denoiser(
     checkpoint_seconds: float = 60.0,
     distributed: Distributed = SINGLE_PROCESS,
 ) -> None:
-    """Until `schedule` says 1, or time.monotonic() passes `stop_at`.
+    """Train until `schedule` is complete or time.monotonic() exceeds `stop_at`.
 
-    select_unet is asked every REPORT_EVERY steps which module to call for the denoiser (the compiled one,
-    once it is there); checkpoint(denoiser) is called every `checkpoint_seconds` and at the end.
-
-    Raises:
-        FloatingPointError: the loss is not a sensible number any more; the checkpoints before are sound.
+    select_unet is called every REPORT_EVERY steps and returns the module to run (the compiled one, once it is
+    ready). checkpoint(denoiser) is called every `checkpoint_seconds` and at the end.
+    Raises FloatingPointError if the loss diverges. The existing checkpoints are valid.
     """
     abar = build_scheduler().alphas_cumprod.to(data.tokens.device)
-    unet, begun, first = denoiser.unet, time.monotonic(), denoiser.step
-    saved = begun
+    unet, started, first = denoiser.unet, time.monotonic(), denoiser.step
+    saved = started
     losses = torch.zeros(len(DOMAINS), device=abar.device)
     stopping = False
     while denoiser.progress < 1 and not stopping:
@@ -198,14 +196,14 @@ def train_denoiser(
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         denoiser.optimizer.step()
         denoiser.optimizer.zero_grad(set_to_none=True)
-        _move_averages(denoiser)
+        _update_averages(denoiser)
         losses += torch.stack([part.mean() for part in errors.detach().split(domain_sizes(batch))])
         denoiser.step += 1
-        if distributed.world_size == 1 or (done + 1) % AGREE_EVERY == 0:
+        if distributed.world_size == 1 or (done + 1) % SYNC_EVERY == 0:
             denoiser.progress = distributed.broadcast_value(schedule.progress(done + 1))
             stopping = distributed.broadcast_value(time.monotonic() > stop_at) > 0
         if (done + 1) % REPORT_EVERY == 0:
-            speed = (done + 1) / (time.monotonic() - begun)
+            speed = (done + 1) / (time.monotonic() - started)
             _report(denoiser, distributed.all_reduce_mean(losses / REPORT_EVERY).tolist(), rate, speed)
             losses.zero_()
         if time.monotonic() - saved > checkpoint_seconds:
@@ -228,8 +226,8 @@ def _report(denoiser: Denoiser, losses: list[float], rate: float, speed: float) 
 
 
 @torch.no_grad()
-def _move_averages(denoiser: Denoiser) -> None:
-    """Exponential moving average; short-sighted at first, so that the start is forgotten."""
+def _update_averages(denoiser: Denoiser) -> None:
+    """Exponential moving average with a shorter time constant in the first steps."""
     decay = min(AVERAGE_DECAY, (1 + denoiser.step) / (10 + denoiser.step))
     for average, network in zip(denoiser.averages, denoiser.trained, strict=True):
         torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)

@@ -1,8 +1,8 @@
-"""Training of the small VAE, and the latents of all views under it.
+"""Training of the small VAE, and the latents of all views.
 
-It has to encode two image domains, normals on grey and shaded renders on black, and what an optimisation
-shows it on the way there: normals and colours that no object of the data has. So half of each batch has its
-normals turned or its colours changed.
+The VAE encodes two image domains, normals on grey and shaded renders on black. It must also encode the
+intermediate images of an optimisation, with normals and colours that no training object has. Therefore half
+of each batch has rotated normals or changed colours.
 """
 
 import logging
@@ -20,17 +20,17 @@ from dataset.cameras import normal_rotations
 logger = logging.getLogger(__name__)
 
 LEARNING_RATE = 1.5e-3
-# Of the divergence from N(0, 1), in nats per latent number, against errors per colour value.
+# Weight of the KL divergence from N(0, 1), in nats per latent value, relative to the error per colour value.
 KL_WEIGHT = 5e-5
 AUGMENTED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Latents:
-    """All views as the denoiser is trained on them, before the scaling factor; half precision.
+    """Latents of all views for training the denoiser, without the scaling factor, in half precision.
 
-    coarse (normal, mask), unturned, shrunk to the latents' size; the mean and the deviation of the VAE's
-    posterior for normal images and for shaded images; category, view and material as in `Views`.
+    coarse: (normal, mask) without rotation, at the size of the latents. mean and deviation: the VAE's
+    posterior of normal and shaded images. category, view and material: as in `Views`.
     """
 
     coarse: Float[Tensor, "N 4 s s"]
@@ -51,19 +51,19 @@ def random_rotations(count: int, generator: torch.Generator) -> Float[Tensor, "c
 def rotate_normals(
     normals: Float[Tensor, "B 3 S S"], rotation: Float[Tensor, "B 3 3"]
 ) -> Float[Tensor, "B 3 S S"]:
-    """Every normal turned by its image's rotation; a background of 0 stays 0."""
+    """Rotate all normals of each image by its rotation. A background of 0 stays 0."""
     return torch.einsum("bij,bjhw->bihw", rotation, normals)
 
 
 def recolour(images: Float[Tensor, "B 3 S S"], generator: torch.Generator) -> Float[Tensor, "B 3 S S"]:
-    """Channels permuted (the same way for all) and scaled by U(0.5, 1.3) each; black stays black."""
+    """Permute the channels (equally for all images) and scale each by U(0.5, 1.3). Black stays black."""
     order = torch.rand(3, generator=generator, device=images.device).argsort()
     gain = 0.5 + 0.8 * torch.rand(len(images), 3, 1, 1, generator=generator, device=images.device)
     return (((images[:, order] + 1) * gain).clamp(0, 2)) - 1
 
 
 def draw_images(views: Views, batch: int, generator: torch.Generator) -> Float[Tensor, "B 3 S S"]:
-    """Half normals, half shaded images, AUGMENTED_SHARE of each changed."""
+    """Half normal images and half shaded images, of which AUGMENTED_SHARE are augmented."""
     device = views.category.device
     rows = torch.randint(len(views), (batch,), generator=generator, device=device)
     normals = views.normal_images(rows[: batch // 2])
@@ -84,7 +84,7 @@ def train_vae(
     generator: torch.Generator,
     history: list[dict],
 ) -> None:
-    """L1 + squared error + a little KL, AdamW, in full precision; sets the scaling factor at the end."""
+    """Train with AdamW in float32 on L1 + squared error + KL. Sets the scaling factor at the end."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     vae.train()
     step, progress = 0, schedule.progress(0)
@@ -123,17 +123,17 @@ def _scaling_factor(vae: nn.Module, views: Views, generator: torch.Generator, co
     rows = torch.randint(
         len(views), (min(count, len(views)),), generator=generator, device=views.category.device
     )
-    found = []
+    latents = []
     for chunk in rows.split(64):
         for images in (views.normal_images(chunk), views.shaded_images(chunk)):
             posterior = vae.encode(images).latent_dist
-            found.append(_sample(posterior.mean, posterior.std, generator))
-    return 1 / torch.cat(found).std().item()
+            latents.append(_sample(posterior.mean, posterior.std, generator))
+    return 1 / torch.cat(latents).std().item()
 
 
 @torch.no_grad()
 def encode_views(vae: nn.Module, views: Views, chunk: int = 512) -> Latents:
-    """Posterior of every normal and shaded image, and the coarse images at the latents' size."""
+    """The posteriors of all normal and shaded images, and the coarse images at the size of the latents."""
     size = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
     parts: dict[str, list[Tensor]] = {}
     for rows in torch.arange(len(views), device=views.category.device).split(chunk):

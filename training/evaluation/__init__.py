@@ -1,5 +1,5 @@
-"""The classifier: says what a finished mesh shows, and so how often text-to-3D got what it was asked for.
+"""Evaluation of finished runs with a classifier: does a mesh show what its prompt names?
 
-It shares with the embedded prior only the categories and the renderer: its network is another one, and it was
-trained on other random objects.
+The classifier shares the categories and the renderer with the embedded prior. Its network is different and
+was trained on other random objects.
 """

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-# Before torch is imported: spinning OpenMP workers slow down as soon as another process is busy.
+# Set before torch is imported: spinning OpenMP workers are slow as soon as another process is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -31,10 +31,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="training.evaluation", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("runs", nargs="+", metavar="FOLDER[=PROMPT]", help="the out_dir of a run, and what it was asked for")
+    add("runs", nargs="+", metavar="FOLDER[=PROMPT]", help="the out_dir of a run, and its prompt")
     add("--out", type=Path, default=Path("evaluation.json"), help="the JSON file to write")
-    add("--sheet", type=Path, help="a contact sheet to write, .jpg or .png")
-    add("--columns", type=int, default=4, help="of the contact sheet")
+    add("--sheet", type=Path, help="contact sheet to write, .jpg or .png")
+    add("--columns", type=int, default=4, help="columns of the contact sheet")
     add("--classifier", type=Path, default=Path("data/judge"), help="the classifier's folder")
     add("--device", default=DEVICE)
     return parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Finished runs: what they were asked for, and the files that they exported, read back as any user would."""
+"""Finished runs: their prompts and the exported files, read like any mesh file."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from training.evaluation.views import Paint
 
 @dataclass(frozen=True)
 class Target:
-    """What a prompt asks for; material None: it names none."""
+    """Category and material in a prompt. material is None if the prompt names none."""
 
     category: str
     material: str | None
@@ -33,10 +33,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and what was asked of it.
+    """The folder and target of a run.
 
-    domain is "shaded" for a painted asset, "normal" for a bare shape; steps is how far the last checkpoint
-    is, None without one.
+    domain: "shaded" for a painted asset, "normal" for a bare shape. steps: step of the last checkpoint, None
+    without one.
     """
 
     folder: Path
@@ -52,8 +52,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Textures:
-    """kd linear albedo, ks (occlusion, roughness, metallic), tangent-space normal in [−1, 1]; the last two
-    None where the export has none."""
+    """Textures of an asset.
+
+    kd: linear albedo. ks: (occlusion, roughness, metallic). normal: tangent space in [−1, 1]. ks and normal
+    are None if the export has none.
+    """
 
     kd: Float[Tensor, "H W 3"]
     ks: Float[Tensor, "H2 W2 3"] | None
@@ -61,26 +64,26 @@ class Textures:
 
 
 def find_run(argument: str, categories: tuple[str, ...]) -> Run:
-    """The run of FOLDER or FOLDER=PROMPT; without a prompt it is the one in the run's checkpoint.
+    """The run of FOLDER or FOLDER=PROMPT. Without a prompt, that of the run's checkpoint is used.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: no prompt is known, or it names none of the categories.
+        FileNotFoundError: the folder does not exist.
+        ValueError: there is no prompt, or it names none of the categories.
     """
     name, given, prompt = argument, "", ""
     before, sign, after = argument.rpartition("=")
-    # Folders of --grid have "=" in their names themselves.
+    # Folder names of a sweep may contain "=".
     if before and Path(before).is_dir() and not Path(argument).is_dir():
         name, given, prompt = before, sign, after
     folder = Path(name)
     if not folder.is_dir():
-        raise FileNotFoundError(f"run {name}: there is no such folder; name the out_dir of a run")
+        raise FileNotFoundError(f"run {name} does not exist; name the out_dir of a run")
     settings, steps = _last_state(folder)
     if not given:
         prompt = settings.get("text", "")
     if not prompt:
         raise ValueError(
-            f"run {name}: it has no checkpoint that tells its prompt; give it as '{name}=A red mug'"
+            f"run {name}has no checkpoint with a prompt; give it as '{name}=A red mug'"
         )
     textures = (folder / MESH_FILE).parent / KD_FILE
     painted = MODES[settings["mode"]].paints_base_mesh if "mode" in settings else textures.is_file()
@@ -88,7 +91,7 @@ def find_run(argument: str, categories: tuple[str, ...]) -> Run:
 
 
 def _last_state(folder: Path) -> tuple[dict, int | None]:
-    """Settings and step of the newest checkpoint; ({}, None) where there is none."""
+    """Settings and step of the newest checkpoint, ({}, None) if there is none."""
     states = sorted(folder.glob("checkpoints/step_*/state.json"))
     if not states:
         return {}, None
@@ -97,33 +100,33 @@ def _last_state(folder: Path) -> tuple[dict, int | None]:
 
 
 def parse_target(prompt: str, categories: tuple[str, ...]) -> Target:
-    """The longest name of a category in the prompt, and the first word for a material in the rest of it.
+    """The longest category name in the prompt, and the first material word in the rest of it.
 
-    Words for a material are its adjective and "made of" its substance ("made of wood", "made out of gold").
-    Raises ValueError where no category is named.
+    A material is named by its adjective or by "made of" and its noun ("made of wood", "made out of gold").
+    Raises ValueError if the prompt names no category.
     """
     text = " ".join(re.findall(r"\w+", prompt.lower()))
     found = {category: re.search(rf"\b{category.replace('_', ' ')}\b", text) for category in categories}
     named = [category for category, match in found.items() if match]
     if not named:
         raise ValueError(
-            f"prompt {prompt!r}: it names no category that the classifier knows; give a prompt with one of "
+            f"prompt {prompt!r}names no category of the classifier; give a prompt with one of "
             f"{', '.join(category.replace('_', ' ') for category in categories)} as FOLDER=PROMPT"
         )
     category = max(named, key=len)
     rest = text[: found[category].start()] + "|" + text[found[category].end() :]
-    places = {}
+    positions = {}
     for name, material in MATERIALS.items():
         words = [re.escape(material.adjective)]
         if material.substance:
             words.append(rf"made (?:out )?of {re.escape(material.substance)}")
         if match := re.search(rf"\b(?:{'|'.join(words)})\b", rest):
-            places[name] = match.start()
-    return Target(category, min(places, key=places.get) if places else None)
+            positions[name] = match.start()
+    return Target(category, min(positions, key=positions.get) if positions else None)
 
 
 def missing_mesh_reason(run: Run) -> str | None:
-    """Why there is nothing to look at, None where there is."""
+    """Why a run cannot be evaluated, None if it can."""
     if run.mesh_file.is_file():
         return None
     how_far = "no checkpoint" if run.steps is None else f"last checkpoint at step {run.steps}"
@@ -131,7 +134,7 @@ def missing_mesh_reason(run: Run) -> str | None:
 
 
 def load_asset(run: Run, device: torch.device) -> tuple[Mesh, Textures | None]:
-    """The exported mesh with its textures, on the device.
+    """The exported mesh and its textures, on the device.
 
     Raises ValueError or OSError naming the file and its fault.
     """
@@ -139,7 +142,7 @@ def load_asset(run: Run, device: torch.device) -> tuple[Mesh, Textures | None]:
     if run.domain == "normal":
         return mesh, None
     if mesh.uv is None:
-        raise ValueError(f"mesh file {run.mesh_file}: it has a texture and no texture coordinates")
+        raise ValueError(f"mesh file {run.mesh_file}has a texture but no texture coordinates")
     folder = run.mesh_file.parent
 
     def image(name: str) -> Tensor | None:
@@ -155,7 +158,7 @@ def load_asset(run: Run, device: torch.device) -> tuple[Mesh, Textures | None]:
 
 
 def textured(mesh: Mesh, textures: Textures, rasteriser: Rasteriser) -> Paint:
-    """What the textures say about the points that are seen, as `render_views` asks it."""
+    """A Paint function for `render_views` that samples the textures."""
 
     def paint(points: SurfacePoints) -> tuple[Tensor, Tensor, Tensor]:
         uv = rasteriser.interpolate(mesh.uv, points.rast, mesh.uv_faces)

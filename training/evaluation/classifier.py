@@ -1,7 +1,7 @@
-"""The classifier's networks: a small residual network for each domain, and the folder that holds them.
+"""The classifier: a residual network for each domain, and the folder that stores them.
 
-Domains: "normal", images of turned normals; "shaded", images of the painted surface. Each answers the category
-and the side that is seen (front, side, back); "shaded" answers the material as well.
+Domains: "normal" for images of rotated normals, "shaded" for images of the painted surface. Each network
+predicts the category and the visible side (front, side, back). "shaded" also predicts the material.
 """
 
 import json
@@ -18,7 +18,7 @@ from training.evaluation.views import VIEWS, back_view
 DOMAINS = ("normal", "shaded")
 SIDES = ("front", "side", "back")
 NOTHING = "nothing"
-# Kinds with a face: only of these is the side asked, the others look alike all around or nearly.
+# Categories with a distinct front. The others look alike from all sides, so their side is not evaluated.
 DIRECTIONAL = ("car", "chair", "quadruped", "person", "head")
 WIDTHS = (32, 64, 96, 160)
 WEIGHTS_FILE, SETTINGS_FILE = "model.safetensors", "judge.json"
@@ -26,7 +26,7 @@ WEIGHTS_FILE, SETTINGS_FILE = "model.safetensors", "judge.json"
 
 @dataclass(frozen=True)
 class ClassifierOutput:
-    """Logits for B images; material is empty [B,0] in the domain that shows none."""
+    """Logits or log-probabilities for B images. material is empty [B,0] in the domain "normal"."""
 
     category: Float[Tensor, "B K"]
     material: Float[Tensor, "B M"]
@@ -34,7 +34,7 @@ class ClassifierOutput:
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions and a way around them, the first with the given stride."""
+    """Residual block of two 3×3 convolutions. The first has the given stride."""
 
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class ClassifierNetwork(nn.Module):
-    """A stem at half the resolution, a block a width, mean and maximum over the image, three heads."""
+    """A stem at half resolution, one block per width, mean and maximum over the image, three heads."""
 
     def __init__(self, categories: int, materials: int, widths: tuple[int, ...] = WIDTHS):
         super().__init__()
@@ -69,18 +69,18 @@ class ClassifierNetwork(nn.Module):
         self.side = nn.Linear(2 * widths[-1], len(SIDES))
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> ClassifierOutput:
-        """images in [−1, 1]: normals as they are, shaded sRGB mapped from [0, 1]."""
-        found = self.blocks(self.stem(images))
-        found = self.drop(torch.cat([found.mean((2, 3)), found.amax((2, 3))], -1))
-        material = found.new_zeros(len(found), 0) if self.material is None else self.material(found)
-        return ClassifierOutput(self.category(found), material, self.side(found))
+        """images in [−1, 1]: normals, or shaded sRGB mapped from [0, 1]."""
+        features = self.blocks(self.stem(images))
+        features = self.drop(torch.cat([features.mean((2, 3)), features.amax((2, 3))], -1))
+        material = features.new_zeros(len(features), 0) if self.material is None else self.material(features)
+        return ClassifierOutput(self.category(features), material, self.side(features))
 
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What the networks answer about, in the order of their logits.
+    """Names of the outputs in the order of the logits.
 
-    One of the categories is "nothing"; material 0 is the category's own colours.
+    One category is "nothing". Material 0 is the category's own colours.
     """
 
     categories: tuple[str, ...]
@@ -91,7 +91,7 @@ class ClassifierSettings:
 
 @dataclass(frozen=True)
 class Classifier:
-    """Both networks by domain, and what is known about them (accuracies, cost: JSON)."""
+    """The networks by domain, and a JSON record of the training (accuracies, cost)."""
 
     settings: ClassifierSettings
     networks: dict[str, ClassifierNetwork]
@@ -104,12 +104,12 @@ class Classifier:
     @torch.no_grad()
     def predict(self, domain: str, images: Float[Tensor, "B 3 S S"]) -> ClassifierOutput:
         """Log-probabilities for images in [−1, 1]."""
-        answers = self.networks[domain].eval()(images)
-        return ClassifierOutput(*(part.float().log_softmax(-1) for part in vars(answers).values()))
+        outputs = self.networks[domain].eval()(images)
+        return ClassifierOutput(*(part.float().log_softmax(-1) for part in vars(outputs).values()))
 
 
 def make_networks(settings: ClassifierSettings, device: torch.device) -> dict[str, ClassifierNetwork]:
-    """Fresh networks; only shaded images show a material."""
+    """Untrained networks. Only shaded images have a material."""
     return {
         domain: ClassifierNetwork(
             len(settings.categories), len(settings.materials) if domain == "shaded" else 0, settings.widths
@@ -119,10 +119,10 @@ def make_networks(settings: ClassifierSettings, device: torch.device) -> dict[st
 
 
 def save_classifier(folder: Path, classifier: Classifier) -> None:
-    """model.safetensors in half precision, and judge.json with the settings and the record."""
+    """Write model.safetensors in half precision, and judge.json with settings and record."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        # safetensors refuses other layouts, and on CUDA convolutions are trained in another one.
+        # safetensors needs contiguous tensors, and convolutions on CUDA are trained in channels_last.
         f"{domain}.{name}": (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for domain, network in classifier.networks.items()
         for name, value in network.state_dict().items()
@@ -133,11 +133,11 @@ def save_classifier(folder: Path, classifier: Classifier) -> None:
 
 
 def load_classifier(folder: Path, device: torch.device) -> Classifier:
-    """Raises FileNotFoundError where the folder holds no judge."""
+    """Load a classifier. Raises FileNotFoundError if the folder has none."""
     for name in (WEIGHTS_FILE, SETTINGS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"--classifier {folder}: there is no {name}; train one with python3 -m data.make_classifier"
+                f"--classifier {folder}: {name} is missing; train a classifier with python3 -m data.make_classifier"
             )
     content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     fields = {
@@ -155,14 +155,14 @@ def load_classifier(folder: Path, device: torch.device) -> Classifier:
 
 
 def directional(categories: tuple[str, ...], category: Tensor) -> Bool[Tensor, " B"]:
-    """Whether the side is asked of images of these categories (indices)."""
+    """Mask of images whose category (an index) is directional."""
     table = torch.tensor([name in DIRECTIONAL for name in categories], device=category.device)
     return table[category]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Log-probabilities about A assets of VIEWS views: category [A,V,K], material [A,V,M], side [A,V,3]."""
+    """Log-probabilities for A assets of VIEWS views: category [A,V,K], material [A,V,M], side [A,V,3]."""
 
     category: Float[Tensor, "A V K"]
     material: Float[Tensor, "A V M"]
@@ -170,14 +170,14 @@ class Prediction:
 
 
 def predict_assets(classifier: Classifier, domain: str, pictures: Float[Tensor, "N 3 S S"]) -> Prediction:
-    """What the classifier thinks of images of assets, VIEWS consecutive ones each."""
-    answers = [classifier.predict(domain, part.to(classifier.device)) for part in pictures.split(256)]
-    stacked = {name: torch.cat([getattr(a, name) for a in answers]) for name in vars(answers[0])}
+    """Predictions for images of assets, VIEWS consecutive images each."""
+    outputs = [classifier.predict(domain, part.to(classifier.device)) for part in pictures.split(256)]
+    stacked = {name: torch.cat([getattr(a, name) for a in outputs]) for name in vars(outputs[0])}
     return Prediction(**{name: value.unflatten(0, (-1, VIEWS)).cpu() for name, value in stacked.items()})
 
 
 def two_faced(side: Float[Tensor, "A V 3"]) -> Bool[Tensor, " A"]:
-    """Whether an asset shows its front on both sides: at azimuth 0 and again at 180."""
+    """Whether an asset shows its front at azimuth 0 and again at azimuth 180."""
     seen = side.argmax(-1)
     front = SIDES.index("front")
     return (seen[:, 0] == front) & (seen[:, back_view()] == front)

@@ -11,14 +11,14 @@ from training.evaluation.r_precision import Evaluation
 from training.evaluation.views import VIEWS
 
 # Front, between front and side, back.
-SHOWN = (0, 1, VIEWS // 2)
+SHOWN_VIEWS = (0, 1, VIEWS // 2)
 SIDE, LINE, GAP = 144, 20, 8
 LINES = 3
 RIGHT, WRONG, TEXT = "#1e8449", "#c0392b", "#202020"
 
 
 def check_name(path: Path) -> None:
-    """Raises ValueError where the name is not one of a JPEG or PNG file."""
+    """Raises ValueError if the name does not end in .jpg, .jpeg or .png."""
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise ValueError(f"--sheet {path}: name a .jpg or .png file")
 
@@ -26,10 +26,10 @@ def check_name(path: Path) -> None:
 def write_contact_sheet(
     path: Path, evaluations: list[Evaluation], assets: list[dict], columns: int = 4
 ) -> None:
-    """A cell for each asset, in order; assets are the records of the report. JPEG or PNG by the name."""
+    """Write a sheet with one cell per asset, in order. assets: the records of the report."""
     columns = min(columns, len(evaluations))
     rows = -(-len(evaluations) // columns)
-    width, height = len(SHOWN) * SIDE + GAP, SIDE + LINES * LINE + GAP
+    width, height = len(SHOWN_VIEWS) * SIDE + GAP, SIDE + LINES * LINE + GAP
     sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
     for number, (evaluation, asset) in enumerate(zip(evaluations, assets, strict=True)):
         corner = (GAP + number % columns * width, GAP + number // columns * height)
@@ -40,11 +40,11 @@ def write_contact_sheet(
 
 
 def _pictures(evaluation: Evaluation) -> Image.Image:
-    """The shown views side by side, on white; empty where there is nothing to see."""
-    strip = Image.new("RGB", (len(SHOWN) * SIDE, SIDE), "#f2f2f2" if evaluation.views is None else "white")
+    """The selected views side by side on white. Empty if the evaluation failed."""
+    strip = Image.new("RGB", (len(SHOWN_VIEWS) * SIDE, SIDE), "#f2f2f2" if evaluation.views is None else "white")
     if evaluation.views is None:
         return strip
-    for place, view in enumerate(SHOWN):
+    for place, view in enumerate(SHOWN_VIEWS):
         image = Image.fromarray(_pixels(evaluation, view)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         strip.paste(image, (place * SIDE, 0))
     return strip
@@ -54,7 +54,7 @@ def _pixels(evaluation: Evaluation, view: int) -> UInt8[np.ndarray, "S S 3"]:
     views = evaluation.views
     empty = 1 - views.mask[view].permute(1, 2, 0)
     if views.shaded is None:
-        # Where nothing is, the normal is 0 and its code grey: half a step from white.
+        # The background has normal 0, which encodes as grey. Adding 0.5 makes it white.
         image = encode_normal(views.normal[view].permute(1, 2, 0)) + 0.5 * empty
     else:
         image = views.shaded[view].permute(1, 2, 0) + empty
@@ -62,33 +62,34 @@ def _pixels(evaluation: Evaluation, view: int) -> UInt8[np.ndarray, "S S 3"]:
 
 
 def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], asset: dict) -> None:
-    """The prompt; then the evaluation or the failure; then whether it is two-faced."""
+    """Draw the prompt, then the evaluation or the failure, then "two-faced" if it applies."""
     font = ImageFont.load_default(13)
     lines = [[(asset["prompt"], TEXT)], [(asset["failure"], WRONG)]]
     if not asset["failure"]:
-        lines[1] = [_answer(asset, what) for what in asset["evaluation"]]
+        lines[1] = [_result_text(asset, what) for what in asset["evaluation"]]
     if asset.get("two_faced"):
         lines.append([("two-faced", WRONG)])
     for number, parts in enumerate(lines):
         left, top = corner[0], corner[1] + SIDE + 2 + number * LINE
         for text, colour in parts:
-            text = _cut(draw, text, font)
+            text = _truncate(draw, text, font)
             draw.text((left, top), text, fill=colour, font=font)
             left += round(draw.textlength(text + "    ", font))
 
 
-def _answer(asset: dict, what: str) -> tuple[str, str]:
-    """The evaluation on the category or the material and its colour; plain where nothing was asked."""
+def _result_text(asset: dict, what: str) -> tuple[str, str]:
+    """Text and colour of the evaluated category or material. The colour is neutral if the prompt names none.
+    """
     text = f"{asset['evaluation'][what].replace('_', ' ')} {asset['probability'][what]:.2f}"
     if f"{what}_right" not in asset:
         return text, TEXT
     return text, RIGHT if asset[f"{what}_right"] else WRONG
 
 
-def _cut(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> str:
-    """The text, shortened to the width of a cell."""
-    if draw.textlength(text, font) <= len(SHOWN) * SIDE:
+def _truncate(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> str:
+    """The text, truncated to the width of a cell."""
+    if draw.textlength(text, font) <= len(SHOWN_VIEWS) * SIDE:
         return text
-    while draw.textlength(text + "…", font) > len(SHOWN) * SIDE:
+    while draw.textlength(text + "…", font) > len(SHOWN_VIEWS) * SIDE:
         text = text[:-1]
     return text + "…"

@@ -1,7 +1,8 @@
-"""Verdicts on finished runs, and their sum: the R-precision.
+"""Evaluation of runs and their R-precision.
 
-An asset's evaluation is the category (and material) with the highest mean log-probability over its views.
-R-precision is the share of assets whose evaluation is what the prompt names; no mesh counts as wrong.
+The evaluation of an asset is the category (and material) with the highest mean log-probability over its
+views. R-precision is the share of assets whose evaluation matches the prompt. An asset without a mesh counts
+as wrong.
 """
 
 import logging
@@ -40,13 +41,13 @@ from training.evaluation.views import (
 
 logger = logging.getLogger(__name__)
 
-# Of each view, so many of the likeliest categories are written down.
-LIKELIEST = 3
+# Number of likeliest categories that are recorded for each view.
+TOP_CATEGORIES = 3
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the classifier says about a run: prediction and views, or, in their place, a failure."""
+    """The result for one run: prediction and views, or a failure."""
 
     run: Run
     prediction: Prediction | None = None
@@ -55,7 +56,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """The classifier with its rasteriser and its light: the prior's default environment."""
+    """The classifier with a rasteriser and the prior's default environment light."""
 
     def __init__(self, classifier: Classifier, environment: LightConfig = LIGHT):
         self.classifier = classifier
@@ -64,7 +65,7 @@ class Evaluator:
         self.light: PrefilteredLight = light.prefiltered()
 
     def evaluate_run(self, run: Run) -> Evaluation:
-        """The evaluation; a run without a mesh, or with a broken one, is a failure with its reason."""
+        """Evaluate a run. A missing or invalid mesh gives a failure with its reason."""
         reason = missing_mesh_reason(run)
         if reason is None:
             try:
@@ -80,10 +81,10 @@ class Evaluator:
             self.classifier.device
         )
         views = render_views(mesh, cameras, self.rasteriser, self.light, paint)
-        small = views.downsample(SUPERSAMPLE)
-        pictures = small.normal if textures is None else small.shaded * 2 - 1
-        seen = predict_assets(self.classifier, run.domain, pictures)
-        return Evaluation(run, seen, RenderedViews(*(_on_cpu(image) for image in vars(views).values())))
+        downsampled = views.downsample(SUPERSAMPLE)
+        pictures = downsampled.normal if textures is None else downsampled.shaded * 2 - 1
+        prediction = predict_assets(self.classifier, run.domain, pictures)
+        return Evaluation(run, prediction, RenderedViews(*(_on_cpu(image) for image in vars(views).values())))
 
 
 def _on_cpu(image: Tensor | None) -> Tensor | None:
@@ -96,7 +97,7 @@ def mean_probabilities(logs: Float[Tensor, "1 V K"]) -> Float[Tensor, " K"]:
 
 
 def describe(evaluation: Evaluation, classifier: Classifier) -> dict:
-    """One asset as JSON."""
+    """The record of one asset for the JSON report."""
     run, settings = evaluation.run, classifier.settings
     record: dict = {
         "folder": str(run.folder),
@@ -125,7 +126,7 @@ def describe(evaluation: Evaluation, classifier: Classifier) -> dict:
 
 
 def _add_decision(record: dict, what: str, probabilities: Tensor, names: Sequence[str]) -> None:
-    """Enters the evaluation on the category or the material into the record."""
+    """Add the evaluation of category or material to the record."""
     best, expected = int(probabilities.argmax()), record["expected"][what]
     record["evaluation"][what] = names[best]
     record["probability"][what] = round(probabilities[best].item(), 4)
@@ -134,12 +135,12 @@ def _add_decision(record: dict, what: str, probabilities: Tensor, names: Sequenc
         record[f"{what}_right"] = names[best] == expected
 
 
-def _views(seen: Prediction, categories: tuple[str, ...], expected: str) -> list[dict]:
-    """What each view shows by itself."""
+def _views(prediction: Prediction, categories: tuple[str, ...], expected: str) -> list[dict]:
+    """The prediction of each view."""
     found = []
     for view in range(VIEWS):
-        category, side = seen.category[0, view].exp(), seen.side[0, view].exp()
-        top = category.topk(min(LIKELIEST, len(categories)))
+        category, side = prediction.category[0, view].exp(), prediction.side[0, view].exp()
+        top = category.topk(min(TOP_CATEGORIES, len(categories)))
         likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         found.append(
             {
@@ -154,7 +155,7 @@ def _views(seen: Prediction, categories: tuple[str, ...], expected: str) -> list
 
 
 def report(assets: list[dict], classifier: Classifier) -> dict:
-    """All assets and what they add up to, as JSON."""
+    """All assets and their summary as JSON."""
     failures = [
         {"folder": a["folder"], "prompt": a["prompt"], "reason": a["failure"] or _wrong(a)}
         for a in assets
@@ -191,7 +192,7 @@ def _wrong(asset: dict) -> str:
 
 
 def _precision(assets: list[dict]) -> dict:
-    """Shares of right evaluations; of materials among the assets whose prompt names one."""
+    """Shares of correct evaluations. Materials count for assets whose prompt names one."""
     right: dict[str, list[bool]] = {}
     for asset in assets:
         right.setdefault(asset["expected"]["category"], []).append(asset["category_right"])
@@ -207,7 +208,7 @@ def _precision(assets: list[dict]) -> dict:
 
 
 def _composition(assets: list[dict]) -> dict:
-    """Of painted assets whose category and material the prior has never seen together: both told right."""
+    """Shares of painted assets with a held-out pair of category and material for which both are correct."""
     found: dict[str, list[bool]] = {}
     for asset in assets:
         category, material = asset["expected"]["category"], asset["expected"]["material"]
@@ -222,7 +223,8 @@ def _composition(assets: list[dict]) -> dict:
 
 
 def _two_faced(assets: list[dict]) -> dict:
-    """Of the assets of directional categories that have a mesh, by domain."""
+    """Number and share of two-faced assets by domain, among those of directional categories that have a mesh.
+    """
     found = {}
     for domain in DOMAINS:
         some = [a["two_faced"] for a in assets if a["domain"] == domain and "two_faced" in a]
@@ -232,7 +234,7 @@ def _two_faced(assets: list[dict]) -> dict:
 
 
 def _confusions(assets: list[dict]) -> list[dict]:
-    """What was taken for what, the most frequent first."""
+    """Pairs of expected and evaluated names, the most frequent first."""
     counts = Counter(
         (what, a["expected"][what], a["evaluation"][what])
         for a in assets
@@ -252,7 +254,7 @@ def _share(right: list[bool]) -> float:
 def evaluate_runs(
     runs: Sequence[Run], classifier: Classifier, evaluator: Evaluator
 ) -> tuple[list[Evaluation], dict]:
-    """Verdicts in the order of the runs, and the report."""
+    """Evaluations in the order of the runs, and the report."""
     evaluations = []
     for number, run in enumerate(runs, start=1):
         evaluations.append(evaluator.evaluate_run(run))

@@ -1,9 +1,9 @@
-"""What the classifier sees of a surface: images of its normals and of its colours, from around it.
+"""Images for the classifier: normals and shaded surface from all around the object.
 
-Normals are turned with the view: R_y(azimuth) n, as if the object had been turned in front of a camera that
-stays. World-space normals would give the azimuth away, and with it front and back, whatever is there to see.
+Normals are rotated with the view, R_y(azimuth) n, as if the object were rotated in front of a fixed camera.
+World-space normals would reveal the azimuth, and so the side, of any object.
 
-Legend: B views, S pixels a side, N surface points.
+Legend: B views, S pixels per side, N surface points.
 """
 
 import math
@@ -25,10 +25,10 @@ from render.shade.light import LightConfig, camera_rotation
 from render.shade.prefilter import PrefilteredLight
 
 IMAGE_SIZE = 96
-# Rendered so many times finer and averaged, so that a fine texture does not flicker.
+# Supersampling factor, which avoids aliasing of fine textures.
 SUPERSAMPLE = 2
 VIEWS, ELEVATION_DEGREES, FOVY_DEGREES = 8, 18.0, 36.0
-# What the network learns from: around the cameras above.
+# Cameras of the training images, around the evaluation cameras.
 TRAINING_CAMERAS = CameraConfig(
     camera_random_jitter=0.12,
     fovy_range=(32.0, 41.0),
@@ -36,7 +36,7 @@ TRAINING_CAMERAS = CameraConfig(
     azimuth_spread="batch",
 )
 
-# The default environment; finer than this shows at no size of image here.
+# The default environment. A higher resolution makes no visible difference at this image size.
 LIGHT = LightConfig(env_resolution=128)
 
 Paint = Callable[[SurfacePoints], tuple[Tensor, Tensor, Tensor]]
@@ -44,15 +44,18 @@ Paint = Callable[[SurfacePoints], tuple[Tensor, Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class RenderedViews:
-    """Images of one surface: turned normals in [−1, 1] on 0, mask in [0, 1], shaded sRGB in [0, 1] on black
-    (None for a surface without paint)."""
+    """Images of one surface.
+
+    normal: rotated, in [−1, 1], background 0. mask in [0, 1]. shaded: sRGB in [0, 1] on black, None for a
+    surface without material.
+    """
 
     normal: Float[Tensor, "B 3 S S"]
     mask: Float[Tensor, "B 1 S S"]
     shaded: Float[Tensor, "B 3 S S"] | None
 
     def downsample(self, times: int) -> "RenderedViews":
-        """Averaged over blocks of times × times pixels."""
+        """The mean over blocks of times × times pixels."""
 
         def pool(image: Tensor | None) -> Tensor | None:
             return None if image is None else F.avg_pool2d(image, times)
@@ -61,12 +64,12 @@ class RenderedViews:
 
 
 def evaluation_cameras(side: int) -> Cameras:
-    """VIEWS azimuths a step apart, the first from the front, so that the middle one is from the back."""
+    """VIEWS cameras at equal azimuth steps. The first sees the front, the middle one the back."""
     return orbit(VIEWS, (side, side), ELEVATION_DEGREES, FOVY_DEGREES)
 
 
 def azimuths(views: Cameras) -> Float[Tensor, " B"]:
-    """Radians, read off the cameras' axes: R_x(elevation) R_y(azimuth) has the row (cos, 0, sin)."""
+    """Azimuths in radians, from the camera axes: R_x(elevation) R_y(azimuth) has the row (cos, 0, sin)."""
     right = camera_rotation(views.world_to_clip)[:, 0]
     return torch.atan2(right[:, 2], right[:, 0])
 
@@ -80,19 +83,19 @@ def render_views(
     paint: Paint | None = None,
     light_yaw: Float[Tensor, " B"] | None = None,
 ) -> RenderedViews:
-    """The surface from these views.
+    """Render the surface from these views.
 
-    paint answers (kd linear albedo [N,3], ks [N,3], world-space unit normal to shade with [N,3]) at the
-    points that are seen; light_yaw turns the environment about +y by so many radians in each view.
+    paint returns (kd linear albedo [N,3], ks [N,3], world-space unit shading normal [N,3]) at the visible
+    points. light_yaw rotates the environment about +y by this many radians in each view.
     """
     points = rasterize_gbuffer(mesh, views, rasteriser)
-    turned = _rotated(rotate_y(azimuths(views)), points, points.normal)
-    channels = [points.scatter(turned), points.mask()]
+    rotated = _rotated(rotate_y(azimuths(views)), points, points.normal)
+    channels = [points.scatter(rotated), points.mask()]
     if paint is not None:
         kd, ks, normal = paint(points)
         to_viewer = points.to_viewer
         if light_yaw is not None:
-            # Turning the light one way is turning everything else the other way.
+            # Rotating the light is equivalent to the inverse rotation of everything else.
             turn = rotate_y(-light_yaw)
             normal, to_viewer = _rotated(turn, points, normal), _rotated(turn, points, to_viewer)
         colour = linear_to_srgb(shade(kd, ks, normal, to_viewer, light)).clamp(0, 1)
@@ -109,10 +112,10 @@ def _rotated(
 
 
 def back_view() -> int:
-    """The number of the judging view from the back; 0 is the front."""
+    """Index of the evaluation view from the back. 0 is the front."""
     return VIEWS // 2
 
 
 def degrees(view: int) -> float:
-    """Azimuth of a judging view."""
+    """Azimuth in degrees of an evaluation view."""
     return math.degrees(2 * math.pi * view / VIEWS)
