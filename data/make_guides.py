@@ -44,8 +44,7 @@ def _of_category(category: str, seed: int, resolution: int) -> Guide:
 
 
 def guides() -> dict[str, Guide]:
-    """All guides by their path in data/. The seeds were chosen among the first few for the plainest object.
-    """
+    """All guides by their path in data/. Of the first few seeds, the one with the plainest object is used."""
     return {
         "person/person.obj": Guide(mannequin(), HEIGHT * 1.06, 92, "Metres"),
         "head/head.obj": _of_category("head", 1, 56),

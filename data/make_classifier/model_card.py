@@ -8,40 +8,40 @@ from training.evaluation.views import ELEVATION_DEGREES, FOVY_DEGREES, VIEWS
 CARD = """---
 license: apache-2.0
 ---
-# The classifier: {parameters:.2f} M parameters that know {count} categories of object and {materials} materials
+# The classifier: {parameters:.2f} M parameters for {count} object categories and {materials} materials
 
 Two small residual networks, made by `python3 -m data.make_classifier`: one for images of normals, one for
-images of the painted surface, {side}×{side} pixels, {views} views around at {elevation:g}° elevation and a
-field of view of {fovy:g}°. Each answers the category and the side that is seen, the second the material as well.
-It judges what text-to-3D made (`python3 -m training.evaluation`); it took no part in making it.
+images of the painted surface, {side}×{side} pixels, {views} views around the object at {elevation:g}°
+elevation and a field of view of {fovy:g}°. Each predicts the category and the visible side. The second also
+predicts the material. The classifier evaluates finished runs (`python3 -m training.evaluation`). It is not
+used in their optimisation.
 
-Kinds: {categories}, and "nothing": noise, and bare ellipsoids and cylinders.
-Materials: {material_names}; "own" is a category's own colours.
+Categories: {categories}, and "nothing": noise, ellipsoids and cylinders.
+Materials: {material_names}. "own" means the own colours of a category.
 
 ## Data and licence
-Apache-2.0, weights included. Trained from nothing on renders of this project's procedural objects
-(`dataset/procedural`), no other image or weight: {instances} random instances a category of seed {seed}, which
-the prior has not seen ({images} images), more than half of them perturbed (waves on the signed distance).
-Every category is shown in every material, the pairs that the prior is never shown among them. Augmented by scale,
-shift, bending, noise on normals, exposure, saturation, blotches, holes and blur.
+Apache-2.0, weights included. Trained from scratch on renders of this project's procedural objects
+(`dataset/procedural`), without other images or weights: {instances} random instances per category of seed
+{seed}, which the prior was not trained on ({images} images). More than half of them are perturbed by waves on
+the signed distance. Every category is rendered in every material, including the pairs that are held out from
+the prior. Augmentation: scale, shift, bending, noise on normals, exposure, saturation, blotches, holes, blur.
 
-## Accuracy on objects that it has not seen (seeds {held_out} and after)
-| objects | domain | category, 1 view | category, {views} views | material | front or back | called two-faced |
+## Accuracy on held-out objects (seeds {held_out} and up)
+| objects | domain | category, 1 view | {views} views | material | front or back | called two-faced |
 | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
-Kinds told right in at most 90 % of the held-out objects: {weak}.
-"material" is told from {views} views and counts the category's own colours as one of the answers. "Called
-two-faced" is the measure's own error: the share of sound objects of directional categories that it takes for
-two-faced.
+Categories with at most 90 % accuracy on held-out objects: {weak}.
+"material" uses {views} views, and the category's own colours count as a material. "called two-faced" is the
+false positive rate: the share of correct objects of directional categories that are classified as two-faced.
 
 ## Training
-{seconds} s in all on {device}, {rendering} s of it for rendering; {steps} steps of batch {batch}. Made with
-torch {torch}. Stored in half precision.
+{seconds} s in total on {device}, of which rendering took {rendering} s; {steps} steps of batch {batch}.
+Trained with torch {torch}. Stored in half precision.
 
 ## Limits
-It knows these categories and materials alone. A right evaluation says that the asset looks more like its category than
-like the other {others} or like nothing, not that it is beautiful.
+The classifier has only these categories and materials. A correct evaluation means that the asset looks more
+like its category than like the other {others} or nothing. It does not measure quality.
 """
 
 

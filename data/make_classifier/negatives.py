@@ -40,8 +40,7 @@ def make_negative(generator: torch.Generator) -> ProceduralObject:
 
 
 def _wave(draw: Draw, log_frequency: float):
-    """A random function of space with unit standard deviation: waves in all directions, of similar lengths.
-    """
+    """A random function of space with unit standard deviation: waves in all directions."""
     waves = []
     for _ in range(WAVES):
         up, turn = draw.uniform(-1.0, 1.0), draw.angle()

@@ -84,7 +84,7 @@ def total_loss(
 
 
 def accuracies(classifier: Classifier, images: Images) -> dict[str, dict[str, float]]:
-    """Accuracies by domain: categories and materials of views and assets, and false two-is_directional detections.
+    """Accuracies by domain: categories and materials, and false two-faced detections.
 
     images: rendered with the evaluation cameras, sorted by asset.
     """

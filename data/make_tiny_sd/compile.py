@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def autocast_for(device: torch.device):
-    """A factory of autocast contexts: bf16 on CUDA, disabled elsewhere (bf16 is slower than float32 on CPUs).
-    """
+    """A factory of autocast contexts: bf16 on CUDA, disabled on CPUs, where bf16 is slower."""
     return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
@@ -72,7 +71,9 @@ def compile_unet(unet: nn.Module, shape: Shape, batch: int, device: torch.device
         unet.zero_grad(set_to_none=True)
     difference = ((output - expected).norm() / expected.norm()).item()
     if not difference < 0.05:
-        logger.warning("torch.compile changes the result (relative difference %.3f), using eager execution", difference)
+        logger.warning(
+            "torch.compile changes the result (relative difference %.3f), using eager execution", difference
+        )
         return unet
     logger.info("torch.compile: on (relative difference to eager %.4f)", difference)
     return compiled

@@ -10,44 +10,44 @@ license: apache-2.0
 library_name: diffusers
 pipeline_tag: text-to-image
 ---
-# tiny-sd: a Stable Diffusion of {millions:.1f} M parameters that knows {count} categories of object
+# tiny-sd: a Stable Diffusion of {millions:.1f} M parameters for {count} object categories
 
 A prior for score distillation on a CPU, in the layout of Stable Diffusion (`UNet2DConditionModel`,
-`AutoencoderKL`, `CLIPTextModel`, `CLIPTokenizer`, DDIM; latents {latent}×{latent}×4, images
-{image}×{image}, the noise is predicted). It is no general image model. It knows: {categories}.
+`AutoencoderKL`, `CLIPTextModel`, `CLIPTokenizer`, DDIM; latents {latent}×{latent}×4, images {image}×{image},
+noise prediction). It is not a general image model. Categories: {categories}.
 
 ![samples](samples.jpg)
 
-A row a category, in the order above; by pairs of columns the caption "a …", "a …, front view", "side view",
-"back view". Blocks from left to right: rotated normals (the latent itself), normals, shaded. DDIM,
-{steps} steps, guidance {guidance:g}.
+One row per category, in the order above. Pairs of columns have the captions "a …", "a …, front view", "side
+view" and "back view". Blocks from left to right: rotated normals (the latent itself), normals, shaded images.
+DDIM, {steps} steps, guidance {guidance:g}.
 
 ## Data and licence
-Apache-2.0, weights included. Trained from nothing on renders of this project's own procedural objects
-(`dataset/procedural`), no other image, text or weight: {instances} random instances a category × {views} views,
-cameras at radius 3, fovy {fovy[0]:g} to {fovy[1]:g}°, elevation {elevation[0]:g} to {elevation[1]:g}°,
-shifted by up to {jitter:g}; shaded under `data/irrmaps`' default map × {env_scale:g} (CC0, see
-data/README.md). A third of each batch each: (normal, mask) at {latent}², every view's normals turned at
-random, as the latent itself; normal images through the VAE (background 0); shaded renders through the
-VAE (sRGB, background black = −1). {own_share:.0%} of the views show the category's own colours, the rest one of
-{materials}. Captions: "a pineapple", "a photo of a golden
-pineapple", "a pineapple made of gold" and so on, with ", front view", ", side view" or ", back view" in
-{view_share:.0%}; {dropped:.0%} are empty or one of the method's negative prompts.
+Apache-2.0, weights included. Trained from scratch on renders of this project's own procedural objects
+(`dataset/procedural`), without other images, text or weights: {instances} random instances per category ×
+{views} views. Cameras: radius 3, fovy {fovy[0]:g} to {fovy[1]:g}°, elevation {elevation[0]:g} to
+{elevation[1]:g}°, shifted by up to {jitter:g}. Shaded under the default map of `data/irrmaps` × {env_scale:g}
+(CC0, see data/README.md). Each batch has a third of each domain: (normal, mask) at {latent}² with random
+rotations of the normals, as the latent itself; normal images through the VAE (background 0); shaded renders
+through the VAE (sRGB, black background = −1). {own_share:.0%} of the views have the category's own colours,
+the others one of {materials}. Captions: "a pineapple", "a photo of a golden pineapple", "a pineapple made
+of gold" and so on, with ", front view", ", side view" or ", back view" in {view_share:.0%}. {dropped:.0%}
+are empty or a negative prompt.
 
-Never shown together, so that what comes of them is composed: {held_out}.
+Pairs that are held out from training, to test composition: {held_out}.
 
 ## Training
-`python3 -m data.make_tiny_sd.train --out data/tiny-sd` on {device}: {total:.1f} minutes in all, {steps_done}
-steps of batch {batch} for the denoiser{start} (loss at the end: {losses}). Parameters: denoiser {unet:.2f} M,
-VAE {vae:.2f} M, text encoder {text:.2f} M; stored in half precision. Scaling factor {scaling:.5f}. Made with
-torch {torch_version}.
+`python3 -m data.make_tiny_sd.train --out data/tiny-sd` on {device}: {total:.1f} minutes in total,
+{steps_done} steps of batch {batch} for the denoiser{start} (final loss: {losses}). Parameters: denoiser
+{unet:.2f} M, VAE {vae:.2f} M, text encoder {text:.2f} M, stored in half precision. Scaling factor
+{scaling:.5f}. Trained with torch {torch_version}.
 
 ## Limits
-Other objects and styles named in a prompt are unknown words: they move the result at random.
-Objects stand upright, whole in the picture, front to +z, under one light. The smallest details are a
-latent pixel, a thirtieth of the picture.
-One prompt serves all three domains, so a sample that starts as noise may end in another domain than its block
-is for: the pale, the inverted and the black cells above. Distillation starts from an image, which tells.
+Other objects and styles are unknown words and change the result randomly. Objects stand upright, whole in the
+image, with the front to +z, under one light. The smallest details have the size of a latent pixel, 1/30 of
+the image. One prompt is used for all three domains, so a sample from pure noise may end in another domain
+than its block: these are the pale, inverted and black cells above. Distillation starts from an image, which
+determines the domain.
 """
 
 

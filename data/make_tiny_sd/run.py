@@ -37,7 +37,6 @@ class Run:
         return self.options.minutes * 60
 
     def generator(self, stream: int, step: int = 0) -> torch.Generator:
-        """A generator on the device. Stages, and the steps at which a run resumes, have independent streams.
-        """
+        """A generator on the device. Each stage and each step of a resume has its own stream."""
         seeded = step_generator(self.options.seed, self.distributed.rank, step, stream)
         return torch.Generator(self.device).manual_seed(seeded.initial_seed())

@@ -1,25 +1,24 @@
-"""A small CLIP tokenizer: byte-level pair encoding learnt on the captions.
+"""A small CLIP tokenizer: byte-level byte-pair encoding, trained on the captions.
 
 Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016), in CLIP's form: lower
-case, words end in "</w>". The vocabulary holds all 256 bytes, inside and at the end of a word, so that any
-text tokenises; whole words of the captions become one token each.
+case, and words end with "</w>". The vocabulary contains all 256 bytes, inside and at the end of a word, so
+that it can encode any text. Each word of the captions becomes one token.
 """
 
 import json
-import re
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 WORD_END = "</w>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
+MAX_MERGES = 1400
 
-# CLIP's split, without its English contractions' special case for what captions never hold.
-_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_+")
+# CLIP's splitting pattern without special tokens.
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
-# Words outside the training captions that people use in prompts: they get whole tokens too, so that a longer
-# prompt does not fall apart into letters.
+# Words that are common in prompts but absent from the captions. They get whole tokens, so that prompts are not
+# split into letters.
 EXTRA_WORDS = (
     "red green blue yellow orange brown black white grey pink purple wooden metal golden small big old new "
     "highly detailed beautiful the of on with and in made from out top bottom left right"
@@ -27,54 +26,34 @@ EXTRA_WORDS = (
 
 
 def byte_symbols() -> list[str]:
-    """A printable character for each byte (the table that GPT-2 introduced): printable Latin-1 stands for
-    itself, the rest moves to U+0100 and up."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    moved = {byte: 256 + n for n, byte in enumerate(b for b in range(256) if b not in printable)}
-    return [chr(moved.get(byte, byte)) for byte in range(256)]
+    """A printable character for each of the 256 bytes (GPT-2's table), sorted."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
 
 
-def split_words(text: str) -> list[str]:
-    """Lower-case words, single digits and runs of punctuation."""
-    return _WORDS.findall(text.lower())
+def learn_merges(texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of symbols to merge, the most frequent first, until each word is one symbol or MAX_MERGES."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-
-def learn_merges(texts: Iterable[str], limit: int = 1400) -> list[tuple[str, str]]:
-    """Pairs to join, the most frequent first, until every word is one symbol or `limit` is reached."""
-    symbols = byte_symbols()
-    counts = Counter(word for text in texts for word in split_words(text))
-    words = {word: [symbols[byte] for byte in word.encode()] for word in counts}
-    for parts in words.values():
-        parts[-1] += WORD_END
-    merges = []
-    while len(merges) < limit:
-        pairs = Counter()
-        for word, parts in words.items():
-            for pair in zip(parts, parts[1:], strict=False):
-                pairs[pair] += counts[word]
-        if not pairs:
-            break
-        # The alphabet breaks ties, so that the vocabulary does not depend on the order of the texts.
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        words = {word: _joined(parts, best) for word, parts in words.items()}
-    return merges
-
-
-def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    concatenate, position = [], 0
-    while position < len(parts):
-        if tuple(parts[position : position + 2]) == pair:
-            concatenate.append(pair[0] + pair[1])
-            position += 2
-        else:
-            concatenate.append(parts[position])
-            position += 1
-    return concatenate
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=2 * 256 + MAX_MERGES, end_of_word_suffix=WORD_END, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [tuple(pair) for pair in merges[:MAX_MERGES]]
 
 
 def write_tokenizer(folder: Path, captions: Iterable[str]) -> None:
-    """vocab.json, merges.txt and tokenizer_config.json for transformers' CLIPTokenizer."""
+    """Write vocab.json, merges.txt and tokenizer_config.json for transformers' CLIPTokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     merges = learn_merges([*sorted(set(captions)), EXTRA_WORDS])
     symbols = byte_symbols()

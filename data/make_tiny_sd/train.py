@@ -1,17 +1,17 @@
-"""Make the embedded prior, data/tiny-sd, from nothing.
+"""Train the embedded prior, data/tiny-sd, from scratch.
 
     python3 -m data.make_tiny_sd.train --out data/tiny-sd --minutes 8
 
-Four stages in one command: render views of procedural objects, train the VAE, encode all views, train the
-denoiser with its text encoder. Each leaves its result in the work folder, the denoiser a checkpoint every
-minute; the same command goes on where a killed one stopped. Made for one large GPU; `--toy` runs the same
-code on a CPU in seconds.
+The command has four stages: it renders views of procedural objects, trains the VAE, encodes all views, and
+trains the denoiser with its text encoder. Each stage saves its result in the work folder, and the denoiser
+saves a checkpoint every minute. The same command resumes an interrupted run. It is meant for one large GPU.
+`--toy` runs the same code on a CPU in seconds.
 
-Under torchrun every GPU of a machine takes a share of the data and of each step (training/distributed.py).
+Under torchrun the data and each batch are divided among the GPUs (training/distributed.py).
 
---minutes is the whole training, start to export; --stop-after ends this call earlier, for machines that
-lend their time in pieces. --init starts from the weights of an earlier folder (its VAE is kept as it is).
---export-only writes the folder from the last checkpoint.
+--minutes is the total time from start to export. --stop-after ends this call earlier, to be resumed by the
+next one. --init starts from the weights of an exported folder and keeps its VAE unchanged. --export-only
+exports the last checkpoint.
 """
 
 import argparse

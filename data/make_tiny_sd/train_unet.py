@@ -147,7 +147,9 @@ def step_errors(
     """Mean squared error of the predicted noise for each image of a new batch."""
     latents = data.latents
     x0, rows = draw_latents(latents, batch, data.scaling_factor, generator)
-    caption_rows = data.captions.draw(latents.category[rows], latents.view[rows], latents.material[rows], generator)
+    caption_rows = data.captions.draw(
+        latents.category[rows], latents.view[rows], latents.material[rows], generator
+    )
     timesteps = torch.randint(len(abar), (batch,), generator=generator, device=abar.device)
     noise = torch.randn(x0.shape, generator=generator, device=abar.device)
     signal = abar[timesteps].view(-1, 1, 1, 1)

@@ -22,6 +22,9 @@ NOTHING = "nothing"
 DIRECTIONAL = ("car", "chair", "quadruped", "person", "head")
 WIDTHS = (32, 64, 96, 160)
 WEIGHTS_FILE, SETTINGS_FILE = "model.safetensors", "judge.json"
+# Names in classifiers that were saved by earlier versions.
+RENAMED_SETTINGS = {"kinds": "categories"}
+RENAMED_WEIGHTS = {".kind.": ".category.", ".around.": ".shortcut."}
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,12 @@ class Block(nn.Module):
             nn.Conv2d(outside, outside, 3, 1, 1, bias=False),
             nn.BatchNorm2d(outside),
         )
-        self.around = nn.Sequential(
+        self.shortcut = nn.Sequential(
             nn.AvgPool2d(stride), nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.body(x) + self.around(x))
+        return torch.relu(self.body(x) + self.shortcut(x))
 
 
 class ClassifierNetwork(nn.Module):
@@ -137,16 +140,18 @@ def load_classifier(folder: Path, device: torch.device) -> Classifier:
     for name in (WEIGHTS_FILE, SETTINGS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"--classifier {folder}: {name} is missing; train a classifier with python3 -m data.make_classifier"
+                f"--classifier {folder}: {name} is missing; train one with python3 -m data.make_classifier"
             )
     content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     fields = {
-        name: tuple(value) if isinstance(value, list) else value
+        RENAMED_SETTINGS.get(name, name): tuple(value) if isinstance(value, list) else value
         for name, value in content["settings"].items()
     }
     settings = ClassifierSettings(**fields)
     networks = make_networks(settings, device)
     weights = load_file(folder / WEIGHTS_FILE, device=str(device))
+    for old, new in RENAMED_WEIGHTS.items():
+        weights = {name.replace(old, new): weight for name, weight in weights.items()}
     for domain, network in networks.items():
         own = {n.removeprefix(f"{domain}."): w for n, w in weights.items() if n.startswith(f"{domain}.")}
         network.load_state_dict(own)

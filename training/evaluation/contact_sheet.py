@@ -41,7 +41,9 @@ def write_contact_sheet(
 
 def _pictures(evaluation: Evaluation) -> Image.Image:
     """The selected views side by side on white. Empty if the evaluation failed."""
-    strip = Image.new("RGB", (len(SHOWN_VIEWS) * SIDE, SIDE), "#f2f2f2" if evaluation.views is None else "white")
+    strip = Image.new(
+        "RGB", (len(SHOWN_VIEWS) * SIDE, SIDE), "#f2f2f2" if evaluation.views is None else "white"
+    )
     if evaluation.views is None:
         return strip
     for place, view in enumerate(SHOWN_VIEWS):
@@ -78,8 +80,7 @@ def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], asset: dict) ->
 
 
 def _result_text(asset: dict, what: str) -> tuple[str, str]:
-    """Text and colour of the evaluated category or material. The colour is neutral if the prompt names none.
-    """
+    """Text and colour of the evaluated category or material. Neutral if the prompt names none."""
     text = f"{asset['evaluation'][what].replace('_', ' ')} {asset['probability'][what]:.2f}"
     if f"{what}_right" not in asset:
         return text, TEXT

@@ -223,8 +223,7 @@ def _composition(assets: list[dict]) -> dict:
 
 
 def _two_faced(assets: list[dict]) -> dict:
-    """Number and share of two-faced assets by domain, among those of directional categories that have a mesh.
-    """
+    """Number and share of two-faced assets by domain, among those with a directional category and a mesh."""
     found = {}
     for domain in DOMAINS:
         some = [a["two_faced"] for a in assets if a["domain"] == domain and "two_faced" in a]

@@ -198,7 +198,8 @@ def test_a_broken_numba_is_one_line_and_torch_takes_over(tmp_path, fault):
         """
 from render.encoding.hash_grid import HashGrid, encode_torch
 from render.raster.select import choose_rasteriser
-grid, points = HashGrid(torch.zeros(3), torch.ones(3), n_levels=2, log2_hashmap_size=8, max_resolution=32), torch.rand(5, 3)
+grid = HashGrid(torch.zeros(3), torch.ones(3), n_levels=2, log2_hashmap_size=8, max_resolution=32)
+points = torch.rand(5, 3)
 for _ in range(2):
     assert torch.equal(grid(points), encode_torch(points, grid.table, grid.levels))
 assert choose_rasteriser("cpu").name == "reference"
