@@ -1,4 +1,4 @@
-"""The prompt lists that ship ask for everything that the embedded prior was taught, and for more."""
+"""The shipped prompt lists cover all categories of the embedded prior and all held-out pairs."""
 
 import json
 from pathlib import Path
@@ -12,27 +12,32 @@ KNOWN = tuple(name.replace(" ", "_") for name in json.loads((ROOT / "data/tiny-s
 PRESETS = ("tall", "round", "long")
 
 
-def asked(suffix: str) -> dict[str, list[tuple[str, str | None]]]:
-    """By preset the (kind, material) that its list asks for."""
+def targets(suffix: str) -> dict[str, list[tuple[str, str | None]]]:
+    """(category, material) of each prompt, by start shape preset."""
     files = {preset: ROOT / f"configs/prompts/{preset}{suffix}.txt" for preset in PRESETS}
     found = {
         preset: [parse_target(line, KNOWN) for line in read_prompts(str(path))]
         for preset, path in files.items()
     }
-    return {preset: [(want.kind, want.material) for want in wants] for preset, wants in found.items()}
+    return {
+        preset: [(target.category, target.material) for target in found_targets]
+        for preset, found_targets in found.items()
+    }
 
 
-def test_every_kind_is_asked_for_once_in_its_own_colours():
-    pairs = [pair for some in asked("").values() for pair in some]
-    assert sorted(kind for kind, _ in pairs) == sorted(KNOWN)
+def test_each_category_has_one_prompt_without_material():
+    pairs = [pair for some in targets("").values() for pair in some]
+    assert sorted(category for category, _ in pairs) == sorted(KNOWN)
     assert {material for _, material in pairs} <= {None, "own"}
 
 
-def test_the_lists_of_materials_have_every_kind_and_every_pair_that_was_held_out():
-    plain, dressed = asked(""), asked("_materials")
+def test_material_prompts_cover_all_categories_and_held_out_pairs():
+    plain, with_material = targets(""), targets("_materials")
     for preset in PRESETS:
-        assert {kind for kind, _ in dressed[preset]} == {kind for kind, _ in plain[preset]}
-    pairs = [pair for some in dressed.values() for pair in some]
+        assert {category for category, _ in with_material[preset]} == {
+            category for category, _ in plain[preset]
+        }
+    pairs = [pair for some in with_material.values() for pair in some]
     assert set(pairs) >= HELD_OUT
     assert len(set(pairs)) == len(pairs)
     assert None not in {material for _, material in pairs}
