@@ -43,7 +43,7 @@ def test_numba_on_the_cpu_said_once(caplog):
         names = [choose_rasteriser(CPU).name for _ in range(2)]
     assert names == ["numba", "numba"]
     assert [record.getMessage() for record in caplog.records] == [
-        "rasteriser: numba on cpu, the first choice there"
+        "rasteriser: numba on cpu, the first choice"
     ]
 
 
@@ -86,7 +86,7 @@ def test_triton_on_cuda_needs_no_nvdiffrast(broken, triton_cuda, caplog):
     with caplog.at_level(logging.INFO):
         assert choose_rasteriser(CUDA).name == choose_rasteriser(CUDA, "triton").name == "triton"
     (record,) = caplog.records
-    assert record.getMessage() == "rasteriser: triton on cuda, the first choice there"
+    assert record.getMessage() == "rasteriser: triton on cuda, the first choice"
     with pytest.raises(ValueError, match="'nvdiffrast' cannot run: no nvdiffrast .*CUDA toolkit"):
         choose_rasteriser(CUDA, "nvdiffrast")
 

@@ -6,7 +6,14 @@ import torch
 from export_shapes import bumpy_ball, noise_surface
 
 from render.mesh import Mesh
-from render.texturing.projection import face_neighbours, face_normals, folded_edges, project
+from render.texturing.projection import (
+    affordable_padding,
+    face_neighbours,
+    face_normals,
+    folded_edges,
+    pack_rectangles,
+    project,
+)
 
 
 def arrays(mesh: Mesh):

@@ -41,7 +41,7 @@ def test_bodies_below_the_share_of_the_largest_go_and_the_rest_stays_as_it_is(sh
     if len(left) == 3:
         assert kept is mesh and not caplog.records
     else:
-        assert f"left out {3 - len(left)} loose removed with" in caplog.text
+        assert f"removed {3 - len(left)} small components with" in caplog.text
     if left == (0, 1):
         assert "with 0.24 % of the area" in caplog.text
 
