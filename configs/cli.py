@@ -1,5 +1,6 @@
-"""The command line: config files to run in order, and any key as an option that overrides all of them.
+"""The command line: config files to run in order, and any key as an option for all of them.
 
+python3 train.py --text "A red mug"
 python3 train.py --config geometry.json appearance.json --seed 7 --train_res 256 256
 """
 
@@ -14,53 +15,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from configs.demo import demo_files, demo_paths
 from configs.errors import ConfigError, nearest, shown
 from configs.json_file import read_object
-from configs.overrides import expand_home, mesh_written, resolve_chain
-from configs.schema import NO_EFFECT, Config, known_keys, parse_config, section_types
+from configs.overrides import (
+    STAGE_MARK,
+    STAGES,
+    expand_home,
+    mesh_written,
+    mode_of,
+    options_for,
+    resolve_chain,
+    slug,
+    stage_option_names,
+)
+from configs.parser import build_parser
+from configs.published_forms import RENAMED_KEYS, standard_keys, standard_words
+from configs.schema import NO_EFFECT, Config, known_keys, parse_config
 from configs.validation import check_files, check_inputs, warn_without_effect
 
 logger = logging.getLogger(__name__)
 
 NEGATIVE_NUMBER = re.compile(r"-(\d|\.\d|inf|nan|Infinity|NaN)", re.ASCII)
 
-OPTIONS = ("config", "grid", "prompts", "jobs", "executor")
-
-RULES = """\
-files:
-  A config is one JSON object of the keys above; keys that are left out have their defaults. Paths in it are
-  relative to the current directory; ~ is the home folder.
-
-options:
-  --KEY VALUE is laid over every config of the command and checked as in a file. Lists are JSON or several
-  words (--train_res 256 256), no value is null, text may be several words. What has to follow does:
-  --text without --out_dir adds the text to each out_dir (pineapple_demo-a-mug): nothing is overwritten;
-  --out_dir X for several configs is where the first one writes; the others write to X and the rest of their
-  own name (X_appearance);
-  a base_mesh that an earlier config of the same command writes is read from its new place;
-  --iter smaller than coarse_iter ends the run within its coarse phase.
-
-many results:
-  --grid seed=1,2 sdf_init_shape_scale="[.56,.74,.56],[.7,.7,.7]" runs every combination of the values, each
-  in a folder of its own in the first config's out_dir (seed=1_sdf_init_shape_scale=0.56,0.74,0.56);
-  --prompts FILE runs every line of FILE as the text. Both together make the product.
-  All configs are checked before the first run starts. The same command again skips what is done, goes on
-  with what was interrupted and tries again what failed. An overview is in index.html of that out_dir.
-  Runs are spread over all visible GPUs; under torchrun each rank takes its part.
-
-accepted without effect, for configs that other programs have used:
-  {no_effect}
-"""
+SWITCHES = ("dry-run", "check", "export-only", "quick", "help")
+OTHER_OPTIONS = ("config", "grid", "prompts", "jobs", "executor")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A parsed command line: config files, the options that override them, and how to run the results."""
+    """A parsed command line.
+
+    paths: the config files; empty for the demo pair. files: their flat values, in order. options: values by
+    option name, for all configs ("iter") or for one stage ("geometry.iter"). quick: the demo pair with fewer
+    steps. The other fields are the options of the same name.
+    """
 
     paths: tuple[str, ...]
     files: tuple[dict[str, object], ...]
     options: dict[str, object]
     dry_run: bool
+    quick: bool
     grid: tuple[str, ...]
     prompts: str | None
     jobs: int | None
@@ -68,52 +63,70 @@ class Command:
 
     @property
     def many(self) -> bool:
-        """Whether it asks for several results (--grid, --prompts)."""
+        """Whether the command asks for several results."""
         return bool(self.grid) or self.prompts is not None
 
+    @property
+    def source_words(self) -> tuple[str, ...]:
+        """The part of the command line that names the configs."""
+        return ("--config", *self.paths) if self.paths else ("--quick",) * self.quick
+
+    @property
+    def shared_out_dir(self) -> object:
+        """The out_dir that holds the results of a command; unchecked."""
+        if "out_dir" in self.options:
+            return self.options["out_dir"]
+        if self.paths:
+            return self.files[0].get("out_dir")
+        if "text" in self.options:
+            name = slug(str(self.options["text"]))
+        else:
+            name = slug(Path(self.prompts).stem) if self.prompts else "demo"
+        return f"{name}-quick" if self.quick else name
+
     def configs(self, options: Mapping[str, object], say: Callable[..., None]) -> list[Config]:
-        """The files with `options` applied, checked. `say` logs the changes that follow from the options.
+        """The checked configs of the files under `options`; `say` logs the consequences of the options.
 
         Raises:
             ConfigError: one line naming file or option, key, value and what is allowed.
         """
-        resolved = resolve_chain(self.files, options, say)
+        paths, files, names = self.paths, self.files, options
+        if not paths:
+            folder = str(options.get("out_dir", self.shared_out_dir))
+            paths, files = demo_paths(), demo_files(folder, options.get("text"), self.quick)
+            options = {key: value for key, value in options.items() if key != "out_dir"}
+        _refuse_idle_stages(files, options)
+        resolved = resolve_chain(files, options, say)
         found: list[Config] = []
-        for path, file, values in zip(self.paths, self.files, resolved, strict=True):
-            config = _checked(path, values, options, found)
+        for path, file, values in zip(paths, files, resolved, strict=True):
+            given = _given_names(file, names)
+            config = _checked(path, values, given, found)
             found.append(config)
             # An option applies to every config of the command; some of them may not use it.
-            given = {*file, *options} if len(self.files) == 1 else set(file)
+            used = {*file, *given} if len(files) == 1 else set(file)
             keys, flat = known_keys(), config.to_json()
-            changed = [key for key in keys if key in given and flat[key] != keys[key].default]
+            changed = [key for key in keys if key in used and flat[key] != keys[key].default]
             warn_without_effect(config, changed, say)
         return found
 
     def warn_of_keys_without_effect(self) -> None:
-        """Log the keys of `NO_EFFECT` that the command uses, in one line."""
+        """Log one line that names them."""
         ignored = sorted({key for values in (*self.files, self.options) for key in values} & NO_EFFECT)
         if ignored:
             logger.warning("these keys are accepted and have no effect: %s", ", ".join(ignored))
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `ConfigError`."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"command line: {message}")
-
-
 def load_configs(argv: Sequence[str]) -> list[Config]:
-    """The checked configs that the command line `argv` (without the program's name) asks for, in order.
+    """The checked configs of the command line `argv` (without the program's name), in order.
 
-    --help and --dry-run print and exit with SystemExit(0). --dry-run reads the input files, too.
+    --help and --dry-run print and raise SystemExit(0). --dry-run reads the input files, too.
 
     Raises:
         ConfigError: one line naming file or option, key, value and what is allowed.
         ValueError, OSError: with --dry-run, an input file cannot be read.
     """
     command = read_command(argv)
-    configs = command.configs(command.options, logger.warning)
+    configs = command.configs(command.options, logger.info)
     command.warn_of_keys_without_effect()
     if command.dry_run:
         check_chain_inputs(configs)
@@ -129,15 +142,34 @@ def check_chain_inputs(configs: Sequence[Config]) -> None:
 
 
 def print_and_leave(printed: object) -> NoReturn:
-    """Print the resolved configs of --dry-run and exit."""
+    """Print `printed` as JSON on standard output and exit with code 0."""
     sys.stdout.write(json.dumps(printed, indent=2) + "\n")
     raise SystemExit(0)
 
 
+def _given_names(file: Mapping[str, object], options: Mapping[str, object]) -> dict[str, str]:
+    """The keys of a file that options replace, each with the option as it was given."""
+    mode = mode_of(file, options)
+    prefix = next((stage + STAGE_MARK for stage in STAGES if STAGES[stage] == mode), "")
+    own = options_for(file, options)
+    return {key: f"--{prefix}{key}" if prefix + key in options else f"--{key}" for key in own}
+
+
+def _refuse_idle_stages(files: Sequence[Mapping[str, object]], options: Mapping[str, object]) -> None:
+    modes = {mode_of(file, options) for file in files}
+    for name in options:
+        stage, mark, _ = name.partition(STAGE_MARK)
+        if mark and STAGES[stage] not in modes:
+            raise ConfigError(
+                f"command line: --{name} applies to {STAGES[stage]}, and no config has this mode"
+            )
+
+
 def _checked(
-    path: str, values: dict[str, object], options: Mapping[str, object], earlier: Sequence[Config]
+    path: str, values: dict[str, object], names: Mapping[str, str], earlier: Sequence[Config]
 ) -> Config:
-    config = parse_config(values, path, overridden=options)
+    """The config of a file. names: keys with the option that replaced them. earlier: the configs before."""
+    config = parse_config(values, path, overridden=names)
     written = [previous.run.mesh_path for previous in earlier]
     if mesh_written(values) in {os.path.abspath(mesh) for mesh in written}:
         raise ConfigError(
@@ -146,125 +178,75 @@ def _checked(
         )
 
     def place(key: str) -> str:
-        return f"{path}, --{key} on the command line" if key in options else path
+        return f"{path}, {names[key]} on the command line" if key in names else path
 
     check_files(config, place, written)
     return config
 
 
 def read_command(argv: Sequence[str]) -> Command:
-    """The command line and the files that it names, read and not yet checked; --help prints and exits.
+    """Parse the command line and read the files that it names; their values are not checked yet.
+
+    --help prints and raises SystemExit(0).
 
     Raises:
-        ConfigError: one line naming what cannot be understood.
+        ConfigError: one line naming the word that cannot be understood.
     """
-    keys = known_keys()
-    # argparse would take -1e-3 for an option; a leading space prevents it.
+    keys, names = known_keys(), [*known_keys(), *NO_EFFECT, *stage_option_names()]
+    argv = standard_words(argv, names)
+    # A leading space keeps argparse from reading -1e-3 as an option.
     argv = [f" {word}" if NEGATIVE_NUMBER.match(word) else word for word in argv]
-    parser = build_parser()
-    found, rest = parser.parse_known_args(argv)
-    assert not found.check, "train.py handles --check before this"
+    found, rest = build_parser().parse_known_args(argv)
+    assert not found.check, "train.py handles --check before it reads the command line"
     if rest:
-        option = rest[0].partition("=")[0]
-        known = [*keys, *OPTIONS, "dry_run", "check", "export_only", "help"]
-        best = nearest(option, known).replace("dry_run", "dry-run").replace("export_only", "export-only")
-        raise ConfigError(f"command line: unknown option {shown(option)}; the nearest known one is --{best}")
-    if not found.config:
-        raise ConfigError(
-            "command line: --config is missing; name at least one config file (--help lists the rest)"
-        )
-    given = {key: words for key, words in vars(found).items() if words is not None}
-    options = {key: keys[key].from_words(_unspaced(words)) for key, words in given.items() if key in keys}
-    ignored = {key: words for key, words in given.items() if key in NO_EFFECT and key != "local_rank"}
-    command = Command(
-        paths=tuple(found.config),
-        files=tuple(expand_home(read_object(os.path.expanduser(path))) for path in found.config),
-        options=expand_home({**options, **ignored}),
+        raise _unknown_option(rest[0].partition("=")[0], names)
+    given = {name: _unspaced(words) for name, words in vars(found).items() if isinstance(words, list)}
+    options = {name: given[name] for name in given if name in NO_EFFECT and name != "local_rank"}
+    for name, words in given.items():
+        if key := keys.get(name.rpartition(STAGE_MARK)[2]):
+            # A flag without a value: only true-or-false keys may have none.
+            options[name] = key.from_words(words) if words else True
+    _refuse_combinations(found, options)
+    paths = tuple(found.config or ())
+    files = tuple(standard_keys(read_object(os.path.expanduser(path)), path) for path in paths)
+    return Command(
+        paths=paths,
+        files=tuple(expand_home(values) for values in files),
+        options=expand_home(options),
         dry_run=found.dry_run,
+        quick=found.quick,
         grid=tuple(found.grid or ()),
         prompts=None if found.prompts is None else os.path.expanduser(found.prompts),
         jobs=found.jobs,
         executor=found.executor,
     )
-    if command.many and found.export_only:
+
+
+def _unknown_option(option: str, names: Sequence[str]) -> ConfigError:
+    known = [name for name in names if (STAGE_MARK in name) == (STAGE_MARK in option)]
+    known = [name for name in known if name not in NO_EFFECT]
+    known += [*OTHER_OPTIONS, *RENAMED_KEYS, *(name.replace("-", "_") for name in SWITCHES)]
+    best = nearest(option, known)
+    best = next((name for name in SWITCHES if name.replace("-", "_") == best), best)
+    return ConfigError(f"command line: unknown option {shown(option)}; the nearest known one is --{best}")
+
+
+def _refuse_combinations(found: argparse.Namespace, options: Mapping[str, object]) -> None:
+    """Raise ConfigError for options that do not go together, or if the command names nothing to make."""
+    many = bool(found.grid) or found.prompts is not None
+    if not (found.config or found.quick or found.prompts is not None or "text" in options):
+        raise ConfigError(
+            'command line: nothing to make; add --text "A red mug" for the demo pair, or --config FILE '
+            "(--help lists the rest)"
+        )
+    if found.config and found.quick:
+        raise ConfigError("command line: --quick is for the demo pair; leave --config out, or use --iter")
+    if many and found.export_only:
         raise ConfigError("command line: --export-only is for one result; name its configs and --out_dir")
-    if not command.many and (command.jobs is not None or command.executor != "local"):
-        option = "--jobs" if command.jobs is not None else "--executor"
+    if not many and (found.jobs is not None or found.executor != "local"):
+        option = "--jobs" if found.jobs is not None else "--executor"
         raise ConfigError(f"command line: {option} is for several results; add --grid or --prompts")
-    return command
 
 
 def _unspaced(words: Sequence[str]) -> list[str]:
     return [word[1:] if word[:1] == " " and NEGATIVE_NUMBER.match(word[1:]) else word for word in words]
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser, with every key of the sections as an option."""
-    parser = _Parser(
-        prog=Path(sys.argv[0]).name or "train.py",
-        usage="%(prog)s --config FILE [FILE …] [--KEY VALUE …] [--grid KEY=VALUE,VALUE …] [--prompts FILE] "
-        "[--jobs N] [--executor ENGINE] [--export-only] [--dry-run] [--check]",
-        description="From text to a textured mesh: runs the given configs in order.",
-        epilog=RULES.format(no_effect=", ".join(sorted(NO_EFFECT))),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config", nargs="+", action="extend", metavar="FILE", help="JSON files, run in order"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="read all input files, print the resolved configs and exit"
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="print what this machine has, what is missing and how to install it; checks the configs too",
-    )
-    parser.add_argument(
-        "--export-only",
-        action="store_true",
-        help="write mesh and textures again from the last checkpoint, at another texture_res or export_faces",
-    )
-    _add_many(parser)
-    groups = {name: parser.add_argument_group(_title(name, kind)) for name, kind in section_types().items()}
-    for key in known_keys().values():
-        default = "required" if key.required else f"default {json.dumps(key.default, ensure_ascii=False)}"
-        text = f"{key.description}; {key.allowed} ({default})".replace("%", "%%")
-        groups[key.sections[0]].add_argument(f"--{key.name}", nargs="+", metavar="VALUE", help=text)
-    for name in sorted(NO_EFFECT):
-        # The launcher of torch.distributed passes --local-rank=N.
-        names = ("--local-rank", "--local_rank") if name == "local_rank" else (f"--{name}",)
-        parser.add_argument(*names, dest=name, nargs="*", help=argparse.SUPPRESS)
-    return parser
-
-
-def _add_many(parser: argparse.ArgumentParser) -> None:
-    many = parser.add_argument_group("many results: a folder each, and a page that shows them all")
-    many.add_argument(
-        "--grid", nargs="+", action="extend", metavar="KEY=VALUE,VALUE", help="run every combination"
-    )
-    many.add_argument("--prompts", metavar="FILE", help="run every line as the text; # begins a comment")
-    many.add_argument(
-        "--jobs",
-        type=_positive,
-        metavar="N",
-        help="runs at a time, spread over the visible GPUs, several on each if there are more (default one "
-        "for each GPU, one on a CPU)",
-    )
-    many.add_argument(
-        "--executor",
-        choices=("local", "ray"),
-        default="local",
-        help="local is this machine; ray runs them with Ray (optional package), on several machines",
-    )
-
-
-def _positive(word: str) -> int:
-    if not re.fullmatch(r"0*[1-9]\d{0,5}", word, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{shown(word)} is not allowed; allowed is an integer >= 1")
-    return int(word)
-
-
-def _title(name: str, kind: type) -> str:
-    summary = (kind.__doc__ or "").strip().splitlines()[0].rstrip(".")
-    return f"{name.replace('_', ' ')}: {summary}"

@@ -1,6 +1,6 @@
-"""Options that override several configs of one command: out_dir and base_mesh follow from them.
+"""Several configs in one command: the folder of each under the options, and the mesh that the next one reads.
 
-Configs are flat values here: `files` are the values of the files, `values` those with the options applied.
+A config is a mapping of flat values here: `files` as read, `values` under the options.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from configs.modes import MODES
 from configs.run import MESH_FILE, output_folder
 from configs.schema import known_keys
 
@@ -17,6 +18,11 @@ logger = logging.getLogger(__name__)
 
 Values = Mapping[str, object]
 SLUG_LENGTH = 40
+# --geometry.iter applies to the configs of the mode geometry_modeling.
+STAGE_MARK = "."
+STAGES = {mode.removesuffix("_modeling"): mode for mode in MODES}
+# The folders of the configs follow from each other, and the mode chooses the stage.
+NOT_FOR_ONE_STAGE = {"out_dir", "mode"}
 PATHS = ("out_dir", "base_mesh", "envmap", "relight", "tet_grid_file", "sd_model", "lora")
 
 
@@ -28,36 +34,63 @@ def expand_home(values: Values) -> dict[str, object]:
             return [expanded(part) for part in value]
         return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
-    return {key: expanded(value) if key in PATHS else value for key, value in values.items()}
+    return {
+        name: expanded(value) if name.rpartition(STAGE_MARK)[2] in PATHS else value
+        for name, value in values.items()
+    }
 
 
 def resolve_chain(
-    files: Sequence[Values], options: Values, say: Callable[..., None] = logger.warning
+    files: Sequence[Values], options: Values, say: Callable[..., None] = logger.info
 ) -> list[dict[str, object]]:
-    """Each file's values with the options applied, and the changes that follow, each logged by `say`:
+    """The values of every file under the options, with the consequences of the options; `say` logs each:
 
-    - --text without --out_dir: a config whose text changes writes beside its folder, not over it
+    - --geometry.KEY and --appearance.KEY apply to the configs of that mode and take precedence over --KEY;
+    - --text without --out_dir: a config whose text changes writes to a new folder beside its own
       (pineapple_demo → pineapple_demo-a-mug);
-    - --out_dir X for several configs: the first writes to X; a later one whose folder begins with the first
-      one's keeps its ending (pineapple_demo, pineapple_demo_appearance → X, X_appearance), any other adds its
-      own name;
-    - a base_mesh that an earlier file of the command writes follows that file's config to its new folder;
+    - --out_dir X for several configs: the first writes to X. A later one whose folder begins with the first
+      one's keeps its ending (pineapple_demo, pineapple_demo_appearance → X, X_appearance). Any other appends
+      its own name;
+    - a base_mesh that an earlier file of the command writes is read from that config's new folder;
     - --iter below coarse_iter without --coarse_iter: the run ends within its coarse phase.
     """
-    resolved = [{**file, **options} for file in files]
-    for file, values in zip(files, resolved, strict=True):
+    own = [options_for(file, options) for file in files]
+    resolved = [{**file, **options} for file, options in zip(files, own, strict=True)]
+    for file, values, laid_over in zip(files, resolved, own, strict=True):
         if "out_dir" in file:
-            values["out_dir"] = _folder(file, files[0], options)
+            values["out_dir"] = _folder(file, files[0], laid_over)
         if "out_dir" in file and values["out_dir"] not in (file["out_dir"], options.get("out_dir")):
             say("out_dir: %s (was %s)", values["out_dir"], file["out_dir"])
-        _shorten_coarse_phase(values, options, say)
-    if "base_mesh" not in options:
-        _follow_meshes(files, resolved, say)
+        _shorten_coarse_phase(values, laid_over, say)
+    _follow_meshes(files, resolved, own, say)
     return resolved
 
 
+def options_for(file: Values, options: Values) -> dict[str, object]:
+    """The options that apply to a file: --KEY, and the --STAGE.KEY of its mode; keys without the stage."""
+    mode = mode_of(file, options)
+    general = {key: value for key, value in options.items() if STAGE_MARK not in key}
+    stages = {name.partition(STAGE_MARK)[0] for name in options if STAGE_MARK in name}
+    for stage in (stage for stage in stages if STAGES[stage] == mode):
+        prefix = stage + STAGE_MARK
+        general |= {key.removeprefix(prefix): options[key] for key in options if key.startswith(prefix)}
+    return general
+
+
+def mode_of(file: Values, options: Values) -> object:
+    """The mode of a file under the options; unchecked."""
+    return options.get("mode", file.get("mode", known_keys()["mode"].default))
+
+
+def stage_option_names() -> list[str]:
+    """Every option for one stage: geometry.iter, appearance.iter, …"""
+    keys = [name for name in known_keys() if name not in NOT_FOR_ONE_STAGE]
+    return [f"{stage}{STAGE_MARK}{name}" for stage in STAGES for name in keys]
+
+
 def mesh_written(values: Values) -> str | None:
-    """The mesh that a config writes, as an absolute path; None if out_dir is not usable (rejected later)."""
+    """The absolute path of the mesh that a config writes; None if out_dir is unusable (`parse_config` refuses
+    it later)."""
     name = values.get("out_dir")
     if not isinstance(name, str) or not name or "\0" in name:
         return None
@@ -65,7 +98,7 @@ def mesh_written(values: Values) -> str | None:
 
 
 def _folder(file: Values, first: Values, options: Values) -> object:
-    """The out_dir of a config with the options applied. A value that is not text is returned unchanged."""
+    """The out_dir of a config under the options. A value that is no text is kept for `parse_config`."""
     own, target = file["out_dir"], options.get("out_dir")
     if "out_dir" in options:
         stem = first.get("out_dir", own)
@@ -81,7 +114,7 @@ def _folder(file: Values, first: Values, options: Values) -> object:
 
 
 def slug(text: str) -> str:
-    """A folder name from a prompt: "A mug" → "a-mug". A hash is added where that loses characters."""
+    """A folder name from a prompt: "A mug" → "a-mug". A hash is appended if characters are lost."""
     words = re.findall(r"[a-z0-9]+", text.lower())
     name = "-".join(words)
     plain = re.fullmatch(r"[A-Za-z0-9 ]+", text) and len(name) <= SLUG_LENGTH
@@ -92,14 +125,19 @@ def slug(text: str) -> str:
 
 
 def _follow_meshes(
-    files: Sequence[Values], resolved: Sequence[dict[str, object]], say: Callable[..., None]
+    files: Sequence[Values],
+    resolved: Sequence[dict[str, object]],
+    own: Sequence[Values],
+    say: Callable[..., None],
 ) -> None:
+    """Replace every base_mesh that an earlier config writes, unless an option names the base_mesh."""
     moves: dict[str, dict[str, object]] = {}
-    for file, values in zip(files, resolved, strict=True):
+    for file, values, options in zip(files, resolved, own, strict=True):
         named = values.get("base_mesh")
         named_path = os.path.abspath(named) if isinstance(named, str) else None
         source = moves.get(named_path)
-        if source is not None and mesh_written(source) not in (named_path, None):
+        moved = source is not None and mesh_written(source) not in (named_path, None)
+        if moved and "base_mesh" not in options:
             values["base_mesh"] = str(output_folder(source["out_dir"]) / MESH_FILE)
             say("base_mesh: %s (was %s)", values["base_mesh"], named)
         if mesh_written(file):

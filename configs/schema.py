@@ -6,8 +6,9 @@ Each component declares its own section. Only train.py and training/ see the who
 import dataclasses
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 
 from pydantic import ValidationError
 
@@ -28,6 +29,7 @@ from sd.schedule import ScheduleConfig
 NO_EFFECT = frozenset(
     {
         "custom_mip",
+        "gpu_number",
         "layers",
         "local_rank",
         "lock_light",
@@ -81,17 +83,20 @@ def section_keys(name: str) -> set[str]:
     return {key.name for key in known_keys().values() if name in key.sections}
 
 
-def parse_config(values: Mapping[str, object], source: str, overridden: Collection[str] = ()) -> Config:
+def parse_config(
+    values: Mapping[str, object], source: str, overridden: Mapping[str, str] = MappingProxyType({})
+) -> Config:
     """Check `values` and sort them into sections.
 
-    source: the file, for messages. overridden: the keys that came from the command line instead.
+    source: the file, for messages. overridden: the keys whose value came from the command line, each with the
+    option as it was given ("--geometry.iter").
 
     Raises:
         ConfigError: one line naming source, key, value and what is allowed.
     """
 
     def place(key: str) -> str:
-        return f"{source}, --{key} on the command line" if key in overridden else source
+        return f"{source}, {overridden[key]} on the command line" if key in overridden else source
 
     keys = known_keys()
     for key, value in values.items():

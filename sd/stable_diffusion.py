@@ -18,6 +18,7 @@ from sd.kernels.select import choose_kernels
 from sd.loading.hub import resolve_model
 from sd.loading.lora import apply_lora
 from sd.loading.weights import Parts, load_parts
+from sd.prompts import find_category
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class StableDiffusion(nn.Module):
 
     def unknown_prompt_warning(self, text: str) -> str | None:
         """What to tell the user about a prompt that names nothing this prior knows."""
-        if not self.kinds or any(kind in text.lower() for kind in self.kinds):
+        if not self.kinds or find_category(text, self.kinds):
             return None
         return f"the prior does not know {text!r}; it was trained on: {', '.join(self.kinds)}"
 

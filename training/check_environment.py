@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import logging
 import os
 import re
@@ -25,7 +26,8 @@ OK, NOTE, MISSING = "ok", "note", "MISSING"
 COLOURS = {OK: "32", NOTE: "33", MISSING: "31"}
 
 OLDEST, NEWEST = (3, 11), (3, 13)
-PRIOR = Path("data/tiny-sd")
+PRIOR_NAME = "data/tiny-sd"
+PRIOR = Path(__file__).resolve().parents[1] / PRIOR_NAME
 # What the demo was measured to take at its peak, and what its output folders take with room to spare.
 DEMO_MEMORY, DEMO_DISK = 1.2e9, 0.3e9
 
@@ -237,15 +239,15 @@ def check_rasterisers() -> Iterator[Row]:
 def check_weights() -> Iterator[Row]:
     """The embedded prior, and every place where Stable Diffusion is looked for."""
     if not PRIOR.is_dir():
-        fix = "run from the root of the repository, where data/ is"
-        yield Row("weights", str(PRIOR), MISSING, f"no such folder in {Path.cwd()}", fix)
+        fix = "git checkout data/tiny-sd"
+        yield Row("weights", PRIOR_NAME, MISSING, f"no such folder: {PRIOR}", fix)
     else:
         size = sum(file.stat().st_size for file in PRIOR.rglob("*.safetensors"))
         faults = _places(str(PRIOR))
         fault = faults and faults[str(PRIOR)]
         found = f"embedded prior, {size / 1e6:.1f} MB" + (f": {fault}" if fault else "")
         fix = "git checkout data/tiny-sd" if fault or not size else ""
-        yield Row("weights", str(PRIOR), MISSING if fix else OK, found, fix)
+        yield Row("weights", PRIOR_NAME, MISSING if fix else OK, found, fix)
     yield from model_rows("stable-diffusion-2-1-base", "weights")
 
 
@@ -278,21 +280,34 @@ def check_configs(argv: Sequence[str]) -> Iterator[Row]:
     try:
         configs = load_configs(argv)
     except (ValueError, OSError) as error:
-        yield Row("configs", "command line", MISSING, _one_line(error), "as the line says")
+        yield Row("configs", "command line", MISSING, _one_line(error), "change what the line names")
         return
     for config in configs:
         out = config.run.output_folder
         name = config.run.out_dir
         try:
             checkpoint = latest_checkpoint(config)
-            state = f"goes on after step {checkpoint.step}" if checkpoint else "starts afresh"
+            state = f"resumes after step {checkpoint.step}" if checkpoint else "starts at step 0"
             yield Row("configs", name, OK, f"{config.run.mode}, {config.guidance.text!r}, {state}")
         except (ValueError, OSError) as error:
-            yield Row("configs", name, MISSING, _one_line(error), "as the line says")
+            yield Row("configs", name, MISSING, _one_line(error), f"--out_dir {free_out_dir(argv)}")
         yield from _device_rows(name, config.run.device)
         yield disk_row(out)
-        if config.guidance.sd_model not in (DEFAULT_MODEL, str(PRIOR)):
+        if config.guidance.sd_model not in (DEFAULT_MODEL, PRIOR_NAME):
             yield from model_rows(config.guidance.sd_model, "configs")
+
+
+def free_out_dir(argv: Sequence[str]) -> str:
+    """An out_dir with which no config of the command line `argv` finds an earlier run: NAME_2, NAME_3, …"""
+    from configs.cli import load_configs, read_command
+
+    taken = str(read_command(argv).shared_out_dir).rstrip("/")
+    for number in itertools.count(2):
+        name = f"{taken}_{number}"
+        configs = load_configs([*argv, "--out_dir", name])
+        if not any(config.run.output_folder.exists() for config in configs):
+            return name
+    raise AssertionError("itertools.count never ends")
 
 
 def _device_rows(name: str, device: str) -> Iterator[Row]:

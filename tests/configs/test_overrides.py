@@ -95,7 +95,8 @@ def test_a_shorter_run_ends_within_its_coarse_phase(options, coarse_iter):
     assert resolve_chain([GEOMETRY], options)[0]["coarse_iter"] == coarse_iter
 
 
-def test_what_changes_is_announced(caplog):
+def test_what_changes_is_logged(caplog):
+    caplog.set_level("INFO")
     resolve_chain([GEOMETRY, APPEARANCE], {"text": "A mug", "iter": 200})
     for line in (
         "out_dir: fruit-a-mug",

@@ -232,9 +232,9 @@ def test_values_that_do_not_fit_together(values, keys):
 
 def test_a_value_from_the_command_line_is_told_as_such():
     with pytest.raises(ConfigError, match="x.json, --batch on the command line"):
-        parse_config({**LEAST, "batch": 0}, "x.json", overridden={"batch"})
+        parse_config({**LEAST, "batch": 0}, "x.json", overridden={"batch": "--batch"})
     with pytest.raises(ConfigError, match="x.json, --kd_max on the command line"):
-        parse_config({**LEAST, "kd_max": [2, 2, 2]}, "x.json", overridden={"kd_max"})
+        parse_config({**LEAST, "kd_max": [2, 2, 2]}, "x.json", overridden={"kd_max": "--kd_max"})
 
 
 @pytest.mark.parametrize(

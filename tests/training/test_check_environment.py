@@ -8,8 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from configs.cli import load_configs
 from training import check_environment
 from training.check_environment import MISSING, NOTE, OK, Row
+from training.checkpoint import save_checkpoint
+from training.resume import checkpoint_folder, settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,9 +117,15 @@ def test_another_python_is_told(monkeypatch):
     assert next(check_environment.check_system()).status == NOTE
 
 
-def test_outside_the_repository_the_prior_is_missing(monkeypatch, tmp_path):
+def test_the_prior_is_found_from_any_current_directory(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert next(check_environment.check_weights()).status == MISSING
+    assert next(check_environment.check_weights()).status == OK
+
+
+def test_a_checkout_without_the_prior(monkeypatch, tmp_path):
+    monkeypatch.setattr(check_environment, "PRIOR", tmp_path / "none")
+    row = next(check_environment.check_weights())
+    assert (row.status, row.fix) == (MISSING, "git checkout data/tiny-sd")
 
 
 def test_every_place_of_the_weights_is_named_and_the_first_complete_one_taken(monkeypatch, model_folder):
@@ -152,12 +163,26 @@ def test_configs_are_checked_too(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     rows = list(check_environment.check_configs(write_config(tmp_path, text="A mug")))
     assert {row.status for row in rows} == {OK}
-    assert "'A mug', starts afresh" in rows[0].found
+    assert "'A mug', starts at step 0" in rows[0].found
     assert not (tmp_path / "run").exists()  # nothing is written
     faulty = list(check_environment.check_configs(write_config(tmp_path, itr=3)))
     assert [row.status for row in faulty] == [MISSING] and '"itr"' in faulty[0].found
     absent = list(check_environment.check_configs(write_config(tmp_path, device="cuda:99")))
     assert MISSING in {row.status for row in absent}
+
+
+def test_a_used_out_dir_gets_a_fix_that_works(tmp_path):
+    first = write_config(tmp_path, text="A mug")
+    (config,) = load_configs(first)
+    meta = {"settings": settings(config)}
+    save_checkpoint(checkpoint_folder(config), 3, {"weights": torch.zeros(1)}, meta)
+    (tmp_path / "run_2").mkdir()
+    argv = [*first, "--seed", "7"]
+    row = next(check_environment.check_configs(argv))
+    assert (row.status, row.fix) == (MISSING, f"--out_dir {tmp_path}/run_3")
+    fixed = next(check_environment.check_configs([*argv, *row.fix.split()]))
+    assert fixed.status == OK and "starts at step 0" in fixed.found
+    assert "resumes after step 3" in next(check_environment.check_configs(first)).found
 
 
 def test_a_faulty_config_ends_the_command_with_2(monkeypatch, tmp_path, capsys):

@@ -100,7 +100,7 @@ def load_sweep(argv: Sequence[str]) -> Sweep | None:
                 for trial in trials
             ]
         )
-    folder = output_folder(str(_shared_out_dir(command)))
+    folder = output_folder(str(command.shared_out_dir))
     return Sweep(shlex.join(("train.py", *argv)), folder, trials, command.jobs, command.executor)
 
 
@@ -160,7 +160,7 @@ def _settings(trial: Trial) -> list[dict[str, object]]:
 
 def _trial(command: Command, name: str, overrides: Mapping[str, object]) -> Trial:
     options = expand_home({**command.options, **overrides})
-    shared = _shared_out_dir(command)
+    shared = command.shared_out_dir
     if isinstance(shared, str) and shared:
         options["out_dir"] = f"{shared.rstrip('/')}/{name}"
     try:
@@ -168,17 +168,13 @@ def _trial(command: Command, name: str, overrides: Mapping[str, object]) -> Tria
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
     options = {key: value for key, value in options.items() if key not in NO_EFFECT}
-    return Trial(name, overrides, configs, ("--config", *command.paths, *map(_argument, options.items())))
+    return Trial(name, overrides, configs, (*command.source_words, *map(_argument, options.items())))
 
 
 def _argument(option: tuple[str, object]) -> str:
     """An option as one command-line argument that is parsed to the same value."""
     key, value = option
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-
-
-def _shared_out_dir(command: Command) -> object:
-    return command.options.get("out_dir", command.files[0].get("out_dir"))
 
 
 def _refuse_shared_folders(trials: Sequence[Trial]) -> None:

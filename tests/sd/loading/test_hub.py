@@ -1,6 +1,7 @@
 """Where a model is looked for: order, hub cache, half-precision files; the hub is played by a stand-in."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from sd.loading.hub import DEFAULT_MODEL, local_places, resolve_model, weights_v
 from sd.stable_diffusion import StableDiffusion
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -142,3 +144,15 @@ def test_a_lora_that_is_not_there_is_refused_before_any_work(tmp_path, caplog, m
     message = caplog.records[-1].getMessage()
     assert message.startswith("error: lora = 'none.safetensors:0.5'") and "\n" not in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_shipped_model_is_found_from_any_current_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(resolve_model("data/tiny-sd")) == ROOT / "data/tiny-sd"
+    assert local_places("data/tiny-sd") == {"data/tiny-sd": None}
+
+
+def test_a_model_in_the_current_directory_comes_before_the_shipped_one(tmp_path, monkeypatch, model_folder):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_folder, tmp_path / "data/tiny-sd")
+    assert resolve_model("data/tiny-sd") == "data/tiny-sd"

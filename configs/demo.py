@@ -1,0 +1,71 @@
+"""The demo pair, which --text without --config runs: its config files, folders and start shape."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from configs.json_file import read_object
+from configs.run import MESH_FILE, output_folder
+from sd.prompts import find_category
+
+HERE = Path(__file__).parent
+# The stages of the pair in order, each with its config file. A stage writes to a folder of its own name.
+PAIR = {"geometry": "pineapple_demo_geometry.json", "appearance": "pineapple_demo_appearance.json"}
+START_SHAPES = HERE / "prompts" / "start_shapes.json"
+# --quick: fewer steps, fewer and smaller pictures. The whole pair takes about two minutes on two cores.
+QUICK = {
+    "geometry": {
+        "iter": 700,
+        "coarse_iter": 700,
+        "preview_res": [256, 256],
+        "texture_res": [512, 512],
+        "save_interval": 100,
+    },
+    "appearance": {
+        "iter": 120,
+        "coarse_iter": 100,
+        "preview_res": [256, 256],
+        "texture_res": [512, 512],
+        "save_interval": 40,
+    },
+}
+
+
+def demo_paths() -> tuple[str, ...]:
+    """The config files of the pair, in order."""
+    return tuple(str(HERE / name) for name in PAIR.values())
+
+
+def demo_files(folder: str, text: str | None, quick: bool) -> tuple[dict[str, object], ...]:
+    """The flat values of the pair for a prompt.
+
+    folder: the out_dir that holds the folders geometry and appearance. text: None keeps the files' prompt.
+    quick: the values of QUICK replace those of the files.
+    """
+    found, mesh = [], str(output_folder(f"{folder}/geometry") / MESH_FILE)
+    for stage, path in zip(PAIR, demo_paths(), strict=True):
+        values = {**read_object(path), **(QUICK[stage] if quick else {})}
+        values["out_dir"] = f"{folder.rstrip('/')}/{stage}" if folder else ""
+        if "base_mesh" in values:
+            values["base_mesh"] = mesh
+        if text is not None:
+            values["text"] = text
+            if "sdf_init_shape_scale" in values:
+                values |= start_shape(text)
+        found.append(values)
+    return tuple(found)
+
+
+def start_shape(text: str) -> dict[str, object]:
+    """The keys of the start shape for the category that `text` names; empty if the table has none for it."""
+    table = _start_shapes()
+    category = find_category(text, table)
+    return {} if category is None else {"sdf_init_shape_scale": table[category]}
+
+
+@cache
+def _start_shapes() -> Mapping[str, list[float]]:
+    """The scale of the start shape of every category in the table."""
+    shapes = json.loads(START_SHAPES.read_text(encoding="utf-8")).values()
+    return {category: shape["sdf_init_shape_scale"] for shape in shapes for category in shape["categories"]}

@@ -1,0 +1,62 @@
+"""Command-line forms and key names of the published program, translated to the names of this one."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+from configs.errors import ConfigError, shown
+
+SHORT_OPTIONS = {
+    "-i": "iter",
+    "-b": "batch",
+    "-s": "spp",
+    "-l": "layers",
+    "-r": "train_res",
+    "-dr": "preview_res",
+    "-tr": "texture_res",
+    "-si": "save_interval",
+    "-vi": "video_interval",
+    "-mr": "min_roughness",
+    "-mip": "custom_mip",
+    "-rt": "random_textures",
+    "-bg": "train_background",
+    "-o": "out_dir",
+    "-rm": "ref_mesh",
+    "-bm": "base_mesh",
+}
+RENAMED_KEYS = {"display_res": "preview_res"}
+
+
+def standard_words(argv: Sequence[str], names: Collection[str]) -> list[str]:
+    """The command line with every option that names a key written as --key.
+
+    -i, --train-res and --display_res become --iter, --train_res and --preview_res. names: the known option
+    names without dashes. Other words stay as they are.
+    """
+    return [_standard_word(word, names) for word in argv]
+
+
+def _standard_word(word: str, names: Collection[str]) -> str:
+    option, equals, value = word.partition("=")
+    if option in SHORT_OPTIONS:
+        return f"--{SHORT_OPTIONS[option]}{equals}{value}"
+    if not re.fullmatch(r"--[\w.-]+", option, re.ASCII):
+        return word
+    name = option[2:].replace("-", "_")
+    name = RENAMED_KEYS.get(name, name)
+    return f"--{name}{equals}{value}" if name in names else word
+
+
+def standard_keys(values: Mapping[str, object], source: str) -> dict[str, object]:
+    """The flat values of a file under the key names of this program.
+
+    Raises:
+        ConfigError: a key and its published name have different values.
+    """
+    found = {key: value for key, value in values.items() if key not in RENAMED_KEYS}
+    for old, new in RENAMED_KEYS.items():
+        if old in values and found.setdefault(new, values[old]) != values[old]:
+            raise ConfigError(
+                f"{source}: keys {shown(old)} (value {shown(values[old])}) and {shown(new)} (value "
+                f"{shown(values[new])}) mean the same; keep one of them"
+            )
+    return found
