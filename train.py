@@ -51,14 +51,18 @@ from training.out_of_memory import explain_out_of_memory, peak_memory
 from training.preflight import check_config
 from training.report.report_writer import RunReport, open_report
 from training.resume import restore_state
+from training.run_log import log_end, log_start
 from training.sweep.run import run_sweep
 from training.sweep.trials import load_sweep
 from training.tasks import build_task
+from training.time_estimate import CommandProgress, command_progress
 
 logger = logging.getLogger("train")
 
 
-def run_config(config: Config, argv: Sequence[str], distributed: Distributed) -> None:
+def run_config(
+    config: Config, argv: Sequence[str], distributed: Distributed, progress: CommandProgress
+) -> None:
     """One config: build, restore the last checkpoint, train, export."""
     started = time.monotonic()
     if torch.cuda.is_initialized():
@@ -66,7 +70,8 @@ def run_config(config: Config, argv: Sequence[str], distributed: Distributed) ->
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with open_report(config, argv, distributed) as report:
+    with open_report(config, argv, distributed, progress) as report:
+        log_start(config, progress, report.path)
         with report.timed("set-up"):
             task, optimizer, device = build_task(config, distributed)
             step = restore_state(config, task.scene, optimizer, distributed, inputs=task.inputs)
@@ -81,8 +86,8 @@ def run_config(config: Config, argv: Sequence[str], distributed: Distributed) ->
             export_run(config, task, report)
     # The next config may read the mesh that rank 0 has exported.
     distributed.barrier()
-    out = config.run.output_folder
-    logger.info("done: %s in %.0f s, %s", out, time.monotonic() - started, peak_memory())
+    cost = f"{time.monotonic() - started:.0f} s, {peak_memory()}"
+    log_end(config, progress.label, cost, report.path)
 
 
 def build_guidance(config: Config, device: torch.device, report: RunReport) -> Guidance:
@@ -112,9 +117,11 @@ def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distrib
             for config in configs:
                 check_config(config, distributed, written=[other.run.mesh_path for other in configs])
         distributed.barrier()
-    for config in configs:
+    progress = command_progress(configs, distributed)
+    for number, config in enumerate(configs):
+        progress.begin_config(number)
         with explain_out_of_memory(config):
-            run_config(config, argv, distributed)
+            run_config(config, argv, distributed, progress)
 
 
 def main(argv: list[str]) -> int:

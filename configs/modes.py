@@ -1,6 +1,9 @@
 """What differs between the two modes besides the code that builds them: labels and defaults."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from sd.schedule import Schedule, ScheduleConfig, appearance_schedule, geometry_schedule
 
 
 @dataclass(frozen=True)
@@ -11,8 +14,9 @@ class Mode:
     overview of a sweep. main_layer: the preview layer that shows the result best. paints_base_mesh: the run
     needs base_mesh and writes textures for it. memory_keys: the config keys, besides batch and train_res,
     that memory depends on most. negative_prompt: used where negative_text is empty. learning_rate: used where
-    learning_rate is null. unused_sections, unused_keys: what does not affect the weights in this mode, so a
-    resumed run may change it; used_keys: exceptions, keys of these sections that do.
+    learning_rate is null. schedule: the phases of a run. unused_sections, unused_keys: what does not affect
+    the weights in this mode, so a resumed run may change it; used_keys: exceptions, keys of these sections
+    that do.
     """
 
     label: str
@@ -22,6 +26,7 @@ class Mode:
     memory_keys: tuple[str, ...]
     negative_prompt: str
     learning_rate: float
+    schedule: Callable[[ScheduleConfig], Schedule]
     unused_sections: tuple[str, ...] = ()
     unused_keys: tuple[str, ...] = ()
     used_keys: tuple[str, ...] = ()
@@ -36,6 +41,7 @@ MODES = {
         memory_keys=("dmtet_grid",),
         negative_prompt="low quality",
         learning_rate=1e-3,
+        schedule=geometry_schedule,
         unused_sections=("material", "light"),
         unused_keys=("normalise_mesh", "train_background", "sds_weight_strategy"),
     ),
@@ -47,6 +53,7 @@ MODES = {
         memory_keys=("env_resolution", "texture_res"),
         negative_prompt="shadow, oversaturated, low quality, unrealistic",
         learning_rate=1e-2,
+        schedule=appearance_schedule,
         unused_sections=("geometry", "start_shape"),
         unused_keys=("if_flip_the_normal",),
         used_keys=("base_mesh", "hash_n_levels", "hash_log2_hashmap_size", "hash_max_resolution"),

@@ -10,7 +10,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import itertools
-import logging
 import os
 import re
 import shutil
@@ -20,6 +19,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from training.console import setup_logging
 
 OPTION = "--check"
 OK, NOTE, MISSING = "ok", "note", "MISSING"
@@ -80,7 +81,7 @@ PACKAGES = {
 
 def main(argv: Sequence[str]) -> int:
     """Prints the table; configs that argv names are checked too. 0: the demo and they can run, else 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    setup_logging()
     rest = [word for word in argv if word != OPTION]
     rows = []
     with warnings.catch_warnings():

@@ -10,6 +10,7 @@ from typing import TextIO
 
 # C0 and C1 control characters but tab and newline, and the Unicode characters that change the text direction.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+WARNING = "warning: "
 
 
 class LossyStream:
@@ -41,10 +42,16 @@ class LossyStream:
 
 
 class LineFormatter(logging.Formatter):
-    """A log formatter that escapes control characters, which a file's content could bring to the terminal."""
+    """A log formatter that escapes control characters, which a file's content could bring to the terminal.
+
+    The line of a warning starts with "warning: ".
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), super().format(record))
+        text = super().format(record)
+        if record.levelno == logging.WARNING and not text.startswith(WARNING):
+            text = WARNING + text
+        return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def setup_logging() -> None:

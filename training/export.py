@@ -46,6 +46,8 @@ def export_again(config: Config, report: RunReport) -> None:
         with report.timed("export"):
             task.export()
             record_export(config, report.step)
+    logger.info("report: %s", report.path)
+    logger.info("mesh: %s", config.run.mesh_path.with_suffix(".glb"))
     if task.export_once:
         logger.warning(
             "warning: a run that paints an earlier export of this mesh cannot resume with this one"

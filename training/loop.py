@@ -96,7 +96,9 @@ def train_loop(
     with ExitStack() as stack:
         log = image_writer = None
         if distributed.is_main:
-            log = stack.enter_context(open_run_log(config, state.schedule.last_step, state.step))
+            log = stack.enter_context(
+                open_run_log(config, state.schedule.last_step, state.step, report.progress)
+            )
             image_writer = stack.enter_context(AsyncImageWriter(log.still))
         stop = stack.enter_context(state.stop)
         while state.step < state.schedule.last_step:
@@ -110,7 +112,7 @@ def train_loop(
                         distributed.broadcast_state(task.scene, state.optimizer)
                     stats = train_step(state, config, task, guidance, distributed)
                 if distributed.is_main:
-                    log.record(state.step, phase.name, stats)
+                    log.record(state.step, phase, stats)
                     new_still = image_writer.collect()
                     if not phase.fit:
                         save_previews(config, task.scene, video, image_writer, state.step)

@@ -1,8 +1,9 @@
-"""What a run tells while it runs: log.jsonl, one JSON line a step, and one progress bar."""
+"""The log of a run: log.jsonl with one JSON line per step, progress on standard error, TensorBoard."""
 
 import importlib.util
 import io
 import json
+import logging
 import math
 import sys
 import time
@@ -16,14 +17,19 @@ from tqdm import tqdm
 
 from configs.schema import Config
 from render.image_io.atomic import naming_errors, write_text
+from sd.schedule import Phase
 from training.console import LossyStream
 from training.report.curves import parse_line
+from training.time_estimate import CommandProgress, in_words
 
-TENSORBOARD_FOLDER = "tensorboard"
+logger = logging.getLogger(__name__)
+
+# The fields of the bar: position and speed of this run; the time left is that of the whole command.
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 def require_tensorboard() -> None:
-    """Raises ValueError where the package is missing."""
+    """Raise ValueError if the package tensorboard is missing."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError(
             "log = 'tensorboard': the package tensorboard is not installed; pip install tensorboard, or "
@@ -32,22 +38,26 @@ def require_tensorboard() -> None:
 
 
 class TensorBoardLog:
-    """Event files in out_dir/tensorboard; a resumed run hides what an earlier sitting wrote past
-    `resumed_step`."""
+    """Event files in out_dir, so that TensorBoard's name of the run is its folder.
+
+    Tags are "fit/NAME" for the start-shape regression and "distillation/NAME" for score distillation. A
+    resumed run hides the values past `resumed_step` that an earlier process wrote.
+    """
 
     def __init__(self, out_dir: Path | str, resumed_step: int = 0) -> None:
-        # Slow to import, and only there where it was asked for.
+        # The import is slow and the package is optional.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(Path(out_dir) / TENSORBOARD_FOLDER), purge_step=resumed_step + 1)
+        self._writer = SummaryWriter(str(out_dir), purge_step=resumed_step + 1)
 
-    def record(self, step: int, values: Mapping[str, float]) -> None:
-        """The numbers of a step, each under its name."""
+    def record(self, step: int, phase: Phase, values: Mapping[str, float]) -> None:
+        """Write the numbers of a step."""
+        group = "fit" if phase.fit else "distillation"
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def still(self, step: int, path: Path) -> None:
-        """A picture file, under "stills"."""
+        """Write a picture file under the tag "stills"."""
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
         self._writer.add_image("stills", pixels, step, dataformats="HWC")
@@ -58,13 +68,15 @@ class TensorBoardLog:
 
 
 class RunLog:
-    """Appends to out_dir/log.jsonl and moves one bar; a context manager.
+    """Appends to out_dir/log.jsonl and shows the progress; a context manager.
 
-    On a terminal the bar shows phase, loss, iterations a second and time left, at most once a second;
-    elsewhere (a file, a pipe) a line appears about every tenth of the way. A resumed run drops the lines past
-    `resumed_step`, the last step that its checkpoint holds, and goes on. Each line's "seconds" is the time
-    spent in the loop up to it, pictures and checkpoints included, the sittings before a resume counted in.
-    mirror gets the same numbers, and the stills.
+    On a terminal a bar shows phase, loss, steps per second and the time left, updated at most once a second.
+    Elsewhere (a file, a pipe) a line is written after every tenth of the steps. A resumed run drops the lines
+    past `resumed_step`, the last step of its checkpoint. "seconds" in a line is the time spent in the loop so
+    far, with pictures and checkpoints and with the time before a resume.
+
+    progress: the position in the whole command; without it no time left is shown. mirror: receives the same
+    numbers and the stills.
     """
 
     def __init__(
@@ -74,8 +86,10 @@ class RunLog:
         resumed_step: int = 0,
         stream: io.TextIOBase | None = None,
         mirror: TensorBoardLog | None = None,
+        *,
+        progress: CommandProgress | None = None,
     ) -> None:
-        self._mirror = mirror
+        self._mirror, self._progress = mirror, progress
         self.path = Path(out_dir) / "log.jsonl"
         self.last_step = last_step
         self._stream = LossyStream(sys.stderr if stream is None else stream)
@@ -91,24 +105,33 @@ class RunLog:
             disable=not self._stream.isatty(),
             mininterval=1.0,
             dynamic_ncols=True,
+            bar_format=BAR,
         )
 
-    def record(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        """One finished step (from 1): its phase and named numbers, of which "loss" is shown."""
+    def record(self, step: int, phase: Phase, values: Mapping[str, float]) -> None:
+        """Log one finished step (from 1): its phase and its named numbers, of which "loss" is shown."""
         seconds = self._seconds_before + time.monotonic() - self._start
-        self._write({"step": step, "phase": phase, "seconds": round(seconds, 3), **values})
+        self._write({"step": step, "phase": phase.name, "seconds": round(seconds, 3), **values})
         if self._mirror:
-            self._mirror.record(step, values)
-        loss = f"{values['loss']:.4g}" if "loss" in values else "-"
-        self._bar.set_postfix_str(f"loss {loss}", refresh=False)
-        self._bar.set_description_str(phase, refresh=False)
-        self._bar.update(step - self._bar.n)
-        if self._bar.disable and 10 * step // max(self.last_step, 1) > self._tenth:
+            self._mirror.record(step, phase, values)
+        if self._progress:
+            self._progress.step(step)
+        loss = f"loss {values['loss']:.4g}" if "loss" in values else "loss -"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"{loss}{self._time_left()}", refresh=False)
+            self._bar.set_description_str(f"{self._label()}{phase.name}", refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif 10 * step // max(self.last_step, 1) > self._tenth:
             self._tenth = 10 * step // self.last_step
-            self._say(step, phase, loss)
+            rate = (step - self._first_step) / max(time.monotonic() - self._start, 1e-9)
+            self._stream.write(
+                f"{self._label()}{phase.name}, step {step} of {self.last_step}, {loss}, {rate:.2f} it/s"
+                f"{self._time_left()}\n"
+            )
+            self._stream.flush()
 
     def still(self, step: int, path: Path) -> None:
-        """A picture of that step; the log itself holds none."""
+        """Pass a picture of that step to the mirror; log.jsonl holds no pictures."""
         if self._mirror:
             self._mirror.still(step, path)
 
@@ -132,25 +155,24 @@ class RunLog:
             self._file.write(json.dumps({key: _jsonable(value) for key, value in record.items()}) + "\n")
             self._file.flush()
 
-    def _say(self, step: int, phase: str, loss: str) -> None:
-        seconds = time.monotonic() - self._start
-        rate = (step - self._first_step) / max(seconds, 1e-9)
-        left = tqdm.format_interval((self.last_step - step) / max(rate, 1e-9))
-        self._stream.write(
-            f"{phase}: step {step}/{self.last_step}, loss {loss}, {rate:.2f} it/s, {left} left\n"
-        )
-        self._stream.flush()
+    def _label(self) -> str:
+        return f"{self._progress.label}: " if self._progress else ""
+
+    def _time_left(self) -> str:
+        if not self._progress:
+            return ""
+        return f", {in_words(self._progress.remaining())} left{self._progress.scope}"
 
 
 def _jsonable(value: object) -> object:
-    """JSON has no NaN or infinity: they become their names."""
+    """NaN and infinity, which JSON lacks, become their names."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _drop_lines_past(path: Path, step: int) -> float:
-    """Keeps the whole lines up to `step`; a line that a killed run left unfinished goes as well.
+    """Keep the complete lines of a log up to `step`; an unfinished line of a killed run is dropped.
 
-    Returns the seconds of the last line that is kept, 0 where there are none.
+    Returns the seconds of the last line that is kept, 0 if there is none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -165,8 +187,29 @@ def _drop_lines_past(path: Path, step: int) -> float:
     return seconds
 
 
-def open_run_log(config: Config, last_step: int, step: int) -> RunLog:
+def open_run_log(config: Config, last_step: int, step: int, progress: CommandProgress | None) -> RunLog:
     """The log of a run with `step` finished steps."""
     out = config.run.output_folder
     mirror = TensorBoardLog(out, step) if config.run.log == "tensorboard" else None
-    return RunLog(out, last_step, step, mirror=mirror)
+    return RunLog(out, last_step, step, mirror=mirror, progress=progress)
+
+
+def log_start(config: Config, progress: CommandProgress, report: Path) -> None:
+    """Log what a run makes, with which prior, the expected time of the command and the path of its report."""
+    guidance = config.guidance
+    logger.info(
+        "%s: %r with the prior %s; about %s%s",
+        progress.label,
+        guidance.text,
+        guidance.sd_model,
+        in_words(progress.remaining()),
+        progress.scope,
+    )
+    logger.info("report: %s", report)
+
+
+def log_end(config: Config, label: str, cost: str, report: Path) -> None:
+    """Log the end of a run, its cost (time, memory), and the paths of its report and its mesh."""
+    logger.info("done: %s, in %s", label, cost)
+    logger.info("report: %s", report)
+    logger.info("mesh: %s", config.run.mesh_path.with_suffix(".glb"))

@@ -64,7 +64,6 @@ def build_task(
     """The task of a config, its optimizer and the device of both."""
     device = select_device(config.run.device, distributed)
     set_deterministic(device)
-    logger.info("%s: %r -> %s", config.run.mode, config.guidance.text, config.run.output_folder)
     rasteriser = choose_rasteriser(device, config.run.rasteriser)
     task = BUILDERS[config.run.mode](config, device, rasteriser)
     parameters = [p for p in task.scene.parameters() if p.requires_grad]

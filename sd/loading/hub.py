@@ -77,6 +77,16 @@ def local_places(name: str) -> dict[str, str | None]:
     return found
 
 
+def local_model(name: str) -> str | None:
+    """The folder or file of the model `name` on this machine, None if there is none; the hub is not asked."""
+    for place in PLACES.get(name, (name,)):
+        try:
+            return _files_at(place, local_files_only=True)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
 class _NotThere(FileNotFoundError):
     """A place holds nothing of the model, or not all of it from the hub."""
 

@@ -38,7 +38,6 @@ def values(*words):
         (["-si", "50"], "save_interval", 50),
         (["--save-interval=50"], "save_interval", 50),
         (["-vi", "5"], "video_interval", 5),
-        (["-bg", "white"], "train_background", "white"),
         (["-o", "other"], "out_dir", "other"),
         (["--out-dir", "other"], "out_dir", "other"),
         (["-bm", "mesh.obj"], "base_mesh", "mesh.obj"),
@@ -81,6 +80,12 @@ def test_published_names_in_a_file():
     Path("a.json").write_text(json.dumps({"out_dir": "x", "display_res": [64, 64], "preview_res": [8, 8]}))
     with pytest.raises(ConfigError, match="mean the same; keep one of them"):
         values()
+
+
+def test_the_short_form_of_the_background():
+    paint = {"out_dir": "paint", "mode": "appearance_modeling", "base_mesh": "mesh.obj"}
+    Path("a.json").write_text(json.dumps(paint))
+    assert values("-bg", "white")["train_background"] == "white"
 
 
 def test_an_option_is_no_value_of_another():

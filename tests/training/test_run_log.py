@@ -1,4 +1,4 @@
-"""The log file and what is shown while a run goes on."""
+"""The log file and the progress of a run on standard error."""
 
 import io
 import itertools
@@ -6,13 +6,18 @@ import json
 
 import pytest
 
+from configs.schema import parse_config
+from sd.schedule import ScheduleConfig, geometry_schedule
 from training import run_log
-from training.run_log import RunLog
+from training.run_log import RunLog, log_end, log_start
+
+PHASES = geometry_schedule(ScheduleConfig(iter=1000, coarse_iter=500))
+FIT, COARSE, FINE = (PHASES.phase(step) for step in (1, 450, 1000))
 
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    """Half a second passes at every look at the clock."""
+    """A clock that advances by half a second at every reading."""
     ticks = itertools.count(100, 0.5)
     monkeypatch.setattr(run_log.time, "monotonic", lambda: next(ticks))
 
@@ -30,7 +35,7 @@ def run(folder, first: int, last: int, total: int = 40, stream: io.StringIO | No
     stream = stream or io.StringIO()
     with RunLog(folder, total, resumed_step=first, stream=stream) as log:
         for step in range(first + 1, last + 1):
-            log.record(step, "coarse" if step <= 20 else "fine", {"loss": 1 / step, "area": 2.0})
+            log.record(step, COARSE if step <= 20 else FINE, {"loss": 1 / step, "area": 2.0})
     return stream
 
 
@@ -53,14 +58,14 @@ def test_a_resumed_run_has_the_lines_of_an_uninterrupted_one(tmp_path):
 
 def test_numbers_that_json_lacks(tmp_path):
     with RunLog(tmp_path, 5, stream=io.StringIO()) as log:
-        log.record(1, "coarse", {"loss": float("nan")})
+        log.record(1, COARSE, {"loss": float("nan")})
     assert lines(tmp_path) == [{"step": 1, "phase": "coarse", "seconds": 0.5, "loss": "nan"}]
 
 
 def test_away_from_a_terminal_a_line_every_tenth(tmp_path):
     shown = run(tmp_path, 0, 40).getvalue().splitlines()
-    assert len(shown) == 10 and shown[0].startswith("coarse: step 4/40, loss 0.25, ")
-    assert shown[-1].startswith("fine: step 40/40") and "it/s" in shown[0] and "left" in shown[0]
+    assert len(shown) == 10 and shown[0].startswith("coarse, step 4 of 40, loss 0.25, ")
+    assert shown[-1].startswith("fine, step 40 of 40") and shown[0].endswith("it/s")
     assert len(run(tmp_path, 20, 40).getvalue().splitlines()) == 5
 
 
@@ -70,3 +75,45 @@ def test_on_a_terminal_one_bar(tmp_path):
     assert "fine" in last and "40/40" in last and "loss=" not in last and "loss 0.025" in last
     # Refreshed at most once a second, not once a step.
     assert shown.count("\r") < 10
+
+
+class Progress:
+    """The position of a run in a command of two, with a fixed time left."""
+
+    label, scope = "shape, 1 of 2", " for all 2"
+
+    def __init__(self):
+        self.steps = []
+
+    def step(self, step):
+        self.steps.append(step)
+
+    def remaining(self):
+        return 300.0
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_the_place_in_the_command_and_its_time_left_are_shown(tmp_path, stream):
+    progress, shown = Progress(), stream()
+    with RunLog(tmp_path, 4, stream=shown, progress=progress) as log:
+        for step in range(1, 5):
+            log.record(step, FIT, {"loss": 1.0})
+    assert progress.steps == [1, 2, 3, 4]
+    text = shown.getvalue()
+    assert "shape, 1 of 2: fit" in text and ", 5 min left for all 2" in text
+
+
+def test_the_start_and_the_end_of_a_run_name_its_files(tmp_path, caplog):
+    caplog.set_level("INFO")
+    config = parse_config(
+        {"out_dir": str(tmp_path), "text": "A red mug", "sd_model": "data/tiny-sd"}, "a.json"
+    )
+    log_start(config, Progress(), tmp_path / "report.html")
+    log_end(config, "shape, 1 of 2", "61 s, 1.2 GB", tmp_path / "report.html")
+    assert [record.getMessage() for record in caplog.records] == [
+        "shape, 1 of 2: 'A red mug' with the prior data/tiny-sd; about 5 min for all 2",
+        f"report: {tmp_path}/report.html",
+        "done: shape, 1 of 2, in 61 s, 1.2 GB",
+        f"report: {tmp_path}/report.html",
+        f"mesh: {tmp_path}/dmtet_mesh/mesh.glb",
+    ]

@@ -8,12 +8,16 @@ import torch
 from PIL import Image
 
 from render.image_io.image import write_png
+from sd.schedule import ScheduleConfig, geometry_schedule
 from training.run_log import RunLog, TensorBoardLog, require_tensorboard
+
+PHASES = geometry_schedule(ScheduleConfig(iter=1000, coarse_iter=500))
+FIT, COARSE = PHASES.phase(1), PHASES.phase(500)
 
 
 def read(folder):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
+    events = accumulator.EventAccumulator(str(folder), size_guidance={"images": 0})
     events.Reload()
     return events
 
@@ -22,7 +26,8 @@ def write(folder, first: int, last: int) -> None:
     pytest.importorskip("tensorboard")
     with RunLog(folder, 10, first, mirror=TensorBoardLog(folder, first)) as log:
         for step in range(first + 1, last + 1):
-            log.record(step, "coarse", {"loss": 1.0 / step, "gradient_norm": 2.0 * step})
+            values = {"loss": 1.0 / step, "gradient_norm": 2.0 * step}
+            log.record(step, FIT if step <= 2 else COARSE, values if step > 2 else {"loss": 7.0})
             if step % 5 == 0:
                 path = folder / f"stills/{step:06d}.png"
                 write_png(path, torch.full((4, 6, 3), step / 10))
@@ -32,9 +37,10 @@ def write(folder, first: int, last: int) -> None:
 def test_the_same_numbers_and_pictures(tmp_path):
     write(tmp_path, 0, 10)
     events = read(tmp_path)
-    assert set(events.Tags()["scalars"]) == {"loss", "gradient_norm"}
-    loss = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert loss == [(step, pytest.approx(1 / step)) for step in range(1, 11)]
+    assert set(events.Tags()["scalars"]) == {"fit/loss", "distillation/loss", "distillation/gradient_norm"}
+    assert [(event.step, event.value) for event in events.Scalars("fit/loss")] == [(1, 7.0), (2, 7.0)]
+    loss = [(event.step, event.value) for event in events.Scalars("distillation/loss")]
+    assert loss == [(step, pytest.approx(1 / step)) for step in range(3, 11)]
     pictures = events.Images("stills")
     assert [picture.step for picture in pictures] == [5, 10]
     (tmp_path / "first.png").write_bytes(pictures[0].encoded_image_string)
@@ -46,7 +52,15 @@ def test_the_same_numbers_and_pictures(tmp_path):
 def test_a_resumed_run_has_every_step_once(tmp_path):
     write(tmp_path, 0, 8)
     write(tmp_path, 5, 10)
-    assert [event.step for event in read(tmp_path).Scalars("loss")] == list(range(1, 11))
+    events = read(tmp_path)
+    assert [event.step for event in events.Scalars("fit/loss")] == [1, 2]
+    assert [event.step for event in events.Scalars("distillation/loss")] == list(range(3, 11))
+
+
+def test_the_name_of_a_run_is_its_folder(tmp_path):
+    """TensorBoard names a run after the folder of its event files, relative to the folder that it watches."""
+    write(tmp_path / "mug", 0, 1)
+    assert [path.parent for path in tmp_path.rglob("events.out.tfevents*")] == [tmp_path / "mug"]
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

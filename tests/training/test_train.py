@@ -304,11 +304,11 @@ def test_tensorboard_gets_the_numbers_and_the_stills(pair, model_folder, tmp_pat
     mesh = pair / "shape/dmtet_mesh/mesh.obj"
     config = appearance(tmp_path, model_folder, mesh, log="tensorboard", save_interval=3)
     assert train.main(["--config", config]) == 0
-    events = accumulator.EventAccumulator(str(tmp_path / "paint/tensorboard"))
+    events = accumulator.EventAccumulator(str(tmp_path / "paint"))
     events.Reload()
     lines = [json.loads(line) for line in (tmp_path / "paint/log.jsonl").read_text().splitlines()]
     for name in ("loss", "gradient_norm"):
-        told = [(event.step, event.value) for event in events.Scalars(name)]
+        told = [(event.step, event.value) for event in events.Scalars(f"distillation/{name}")]
         assert told == [(line["step"], pytest.approx(line[name])) for line in lines]
     # Every third step and the last one.
     assert [picture.step for picture in events.Images("stills")] == [3, 4]

@@ -1,10 +1,11 @@
-"""Writes report.html while the run goes on and when it ends, however it ends."""
+"""Writes report.html from the start of a run to its end."""
 
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 from configs.schema import Config
@@ -14,10 +15,11 @@ from training.report.run_info import run_info
 from training.report.run_page import CONFIG_FILE, REPORT_FILE, RunInfo, RunState, run_page
 from training.report.system_info import machine
 from training.tasks import select_device
+from training.time_estimate import CommandProgress
 
 logger = logging.getLogger(__name__)
 
-# Between two pages passes at least this time, and this many times what writing the last one took.
+# The least time between two pages, and the same as a multiple of the time that writing the last one took.
 PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 50.0
 
 
@@ -25,48 +27,62 @@ PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 50.0
 class RunReport:
     """A context manager around a run; `step` is the number of finished steps.
 
-    Nothing is written before `begin`, so that a command that fails at its set-up leaves the page of an
-    earlier run as it is.
+    The page is written from the start if the folder has none. The page of an earlier run stays until `begin`,
+    so a command that fails in its set-up does not replace it.
 
-    When it is left, the page says done, exported (before the last step), stopped (Ctrl-C and the like) or
-    failed, with the error. A page that cannot be written is a warning: a run of hours does not end for want
-    of it. quiet: another process writes it.
+    On exit the page says done, exported (before the last step), stopped (by a signal) or failed, with the
+    error. If a page cannot be written, a warning is logged once and the run continues. quiet: another process
+    writes the page. progress: notified when parts of the run begin and end.
     """
 
     info: RunInfo
     step: int = 0
     quiet: bool = False
+    progress: CommandProgress | None = None
     _begun: bool = False
     _seconds: dict[str, float] = field(default_factory=dict)
     _doing: str = ""
     _not_before: float = 0.0
     _failed_files: set[str] = field(default_factory=set)
 
+    @property
+    def path(self) -> Path:
+        """The file of the page."""
+        return self.info.out_dir / REPORT_FILE
+
     def begin(self, step: int) -> None:
         """The set-up has succeeded, after `step` finished steps: write config.json and the page."""
         self._begun = True
+        if self.progress and step:
+            self.progress.step(step)
         if not self.quiet:
             with self._warns_once(CONFIG_FILE):
                 write_text(self.info.out_dir / CONFIG_FILE, self.info.resolved_config)
         self.update(step)
 
     def update(self, step: int) -> None:
-        """After `step` finished steps: writes the page unless the last one is too fresh."""
+        """Write the page after `step` finished steps, unless the last one is too recent."""
         self.step = step
         if time.monotonic() >= self._not_before:
             self._write("running", self._doing)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """A part of the run outside the loop; its time stands in the page."""
+        """Time a part of the run outside the loop for the page."""
         self._doing = name
         self.update(self.step)
         started = time.monotonic()
+        if self.progress:
+            self.progress.begin(name)
         yield
         self._seconds[name] = time.monotonic() - started
+        if self.progress:
+            self.progress.end(name)
         self._doing = ""
 
     def __enter__(self) -> "RunReport":
+        self._begun = self._begun or not self.path.exists()
+        self.update(self.step)
         return self
 
     def __exit__(
@@ -75,7 +91,7 @@ class RunReport:
         if error is None:
             self._write("done" if self.step == self.info.last_step else "exported", "")
         elif isinstance(error, SystemExit | KeyboardInterrupt):
-            self._write("stopped", "Stopped by a signal. The command below goes on from the last checkpoint.")
+            self._write("stopped", "Stopped by a signal. The command below resumes from the last checkpoint.")
         else:
             self._write("failed", f"{type(error).__name__}: {error}")
 
@@ -85,7 +101,7 @@ class RunReport:
         started = time.monotonic()
         state = RunState(name, self.step, doing, dict(self._seconds), time.time())
         with self._warns_once(REPORT_FILE):
-            write_text(self.info.out_dir / REPORT_FILE, run_page(self.info, state))
+            write_text(self.path, run_page(self.info, state))
         finished = time.monotonic()
         self._not_before = finished + max(PAUSE_SECONDS, PAUSE_FACTOR * (finished - started))
 
@@ -96,11 +112,16 @@ class RunReport:
             yield
         except Exception as error:  # Any file of the run may be damaged.
             if name not in self._failed_files:
-                logger.warning("%s is not written: %s", self.info.out_dir / name, error)
+                logger.warning("%s cannot be written: %s", self.info.out_dir / name, error)
             self._failed_files.add(name)
 
 
-def open_report(config: Config, argv: Sequence[str], distributed: Distributed = SINGLE_PROCESS) -> RunReport:
-    """The report of a run; rank 0 alone writes it."""
+def open_report(
+    config: Config,
+    argv: Sequence[str],
+    distributed: Distributed = SINGLE_PROCESS,
+    progress: CommandProgress | None = None,
+) -> RunReport:
+    """The report of a run; only rank 0 writes it."""
     info = run_info(config, argv, machine(select_device(config.run.device, distributed)))
-    return RunReport(info, quiet=not distributed.is_main)
+    return RunReport(info, quiet=not distributed.is_main, progress=progress)

@@ -26,7 +26,7 @@ def test_the_page_follows_the_run(folder, monkeypatch):
     page.unlink(missing_ok=True)
     with RunReport(facts(folder)) as report:
         with report.timed("set-up"):
-            assert not page.exists()
+            assert "step 0 of 100" in page.read_text()
         report.begin(0)
         with report.timed("the prior's set-up"):
             assert "step 0 of 100, the prior&#x27;s set-up" in page.read_text()
@@ -39,8 +39,8 @@ def test_the_page_follows_the_run(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "state", "word"),
     [
-        (SystemExit(130), "stopped", "goes on from the last checkpoint"),
-        (KeyboardInterrupt(), "stopped", "goes on from the last checkpoint"),
+        (SystemExit(130), "stopped", "resumes from the last checkpoint"),
+        (KeyboardInterrupt(), "stopped", "resumes from the last checkpoint"),
         (ValueError("step 7: <no> surface"), "failed", "ValueError: step 7: &lt;no&gt; surface"),
     ],
 )
@@ -81,8 +81,16 @@ def test_a_page_that_cannot_be_written_is_one_warning(folder, monkeypatch, caplo
         report.begin(1)
         report.update(2)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{folder / name} is not written: no space left" for name in ("config.json", "report.html")
+        f"{folder / name} cannot be written: no space left" for name in ("config.json", "report.html")
     ]
+
+
+def test_the_page_exists_from_the_start(folder):
+    (folder / "report.html").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="bad map"), RunReport(facts(folder)) as report:
+        assert 'class="state running"' in report.path.read_text()
+        raise ValueError("bad map")
+    assert "ValueError: bad map" in report.path.read_text()
 
 
 def test_a_failure_before_the_run_has_begun_leaves_an_earlier_page(folder):

@@ -1,0 +1,281 @@
+"""The time that a command still takes: reference costs, corrected by the speed that the command has measured.
+
+The work of a command is a list of parts: for every config its set-up, its phases, its export and its videos.
+A part has a kind and a number of units. The seconds per unit of a kind are measured where the command has
+done enough of it. Elsewhere they are the reference cost times the ratio of measured to reference time so far.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from configs.schema import Config
+from sd.loading.hub import local_model
+from training.checkpoint import newest_step
+from training.distributed import SINGLE_PROCESS, Distributed
+from training.resume import checkpoint_folder
+from training.tasks import select_device
+
+# Seconds per unit by kind: what the config makes, and the part. A unit of a phase is a view, of the fit a
+# step, of the other parts the whole part at the demo's sizes. cpu: the prior data/tiny-sd on two cores of an
+# AMD EPYC. cuda: Stable Diffusion 2.1-base on an NVIDIA H200. Measured with torch 2.13 and 2.11 in November
+# 2026.
+REFERENCE: Mapping[str, Mapping[str, float]] = {
+    "cpu": {
+        "shape set-up": 3.0,
+        "shape the prior's set-up": 5.0,
+        "shape fit": 0.015,
+        "shape image": 0.036,
+        "shape vae": 0.052,
+        "shape export": 3.0,
+        "shape videos": 9.0,
+        "material set-up": 3.0,
+        "material the prior's set-up": 2.0,
+        "material vae": 0.044,
+        "material export": 5.0,
+        "material videos": 9.0,
+    },
+    "cuda": {
+        "shape set-up": 5.0,
+        "shape the prior's set-up": 15.0,
+        "shape fit": 0.007,
+        "shape image": 0.0065,
+        "shape vae": 0.0125,
+        "shape export": 1.5,
+        "shape videos": 2.5,
+        "material set-up": 6.0,
+        "material the prior's set-up": 6.0,
+        "material vae": 0.0145,
+        "material export": 3.5,
+        "material videos": 3.5,
+    },
+}
+# Bytes of the denoiser's weights times the area of its latents, of the priors of the reference.
+REFERENCE_WORK = {"cpu": 14.8e6 * 32**2, "cuda": 1.73e9 * 64**2}
+STEP_PARTS = ("fit", "image", "vae")
+SET_UP_PARTS = ("set-up", "the prior's set-up")
+# The speed of a kind is its mean over the latest steps. The first steps of a phase also compile kernels.
+WINDOW_STEPS, WARM_UP_STEPS, FEWEST_STEPS = 200, 2, 5
+# The area of the demo's pictures: 100 frames of 384 x 384, a texture of 1024 x 1024.
+DEMO_FRAME, DEMO_TEXTURE = 384 * 384, 1024 * 1024
+
+
+@dataclass
+class Part:
+    """A part of the work.
+
+    config: the number of its config from 0. name: as in the report. kind: a key of REFERENCE. first_step,
+    step_units: of a phase, its first step and the units of a step. done: finished units.
+    """
+
+    config: int
+    name: str
+    kind: str
+    units: float
+    first_step: int = 0
+    step_units: float = 0.0
+    done: float = 0.0
+
+    @property
+    def left(self) -> float:
+        """Units that are not done."""
+        return max(self.units - self.done, 0.0)
+
+
+def parts_of(number: int, config: Config) -> list[Part]:
+    """The work of config `number` of a command, in order."""
+    run = config.run
+    views = float(run.batch * run.grad_accum)
+    label = run.traits.label
+    parts = [Part(number, name, f"{label} {name}", 1.0) for name in SET_UP_PARTS]
+    before = 0
+    for last, phase in run.traits.schedule(config.schedule).phases:
+        kind, step_units = ("fit", 1.0) if phase.fit else (phase.latents_from, views)
+        units = (last - before) * step_units
+        parts.append(Part(number, phase.name, f"{label} {kind}", units, before + 1, step_units))
+        before = last
+    texture = config.export.texture_res[0] * config.export.texture_res[1] / DEMO_TEXTURE
+    # A shape's export unwraps its faces, a material's export also bakes its textures.
+    export = 0.5 + 0.5 * texture if run.traits.paints_base_mesh else (config.geometry.dmtet_grid / 64) ** 2
+    frames = run.preview_res[0] * run.preview_res[1] / DEMO_FRAME if run.validate else 0.1
+    parts.append(Part(number, "export", f"{label} export", export))
+    parts.append(Part(number, "videos", f"{label} videos", 0.2 + 0.8 * frames))
+    return parts
+
+
+class CommandProgress:
+    """The position of a command in its work, and the seconds that it still takes.
+
+    device: "cpu" or "cuda". factor: the expected time of a step relative to the reference. When a part
+    begins, all parts before it count as done.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        device: str = "cpu",
+        factor: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._labels = [config.run.traits.label for config in configs]
+        self._parts = [part for number, config in enumerate(configs) for part in parts_of(number, config)]
+        self._reference, self._factor, self._clock = REFERENCE[device], factor, clock
+        self._scales_with_steps = device == "cpu"
+        self._config = 0
+        self._begun: tuple[Part, float] | None = None
+        self._steps: deque[tuple[float, float]] = deque(maxlen=WINDOW_STEPS)
+        self._warm_up = 0
+        self._step_kind = ""
+        # Seconds per unit by kind, as measured; the kind of distillation steps measured last.
+        self._measured: dict[str, float] = {}
+        self._latest_kind = ""
+
+    @property
+    def label(self) -> str:
+        """What the current config makes and its place in the command: "shape, 1 of 2"."""
+        place = f", {self._config + 1} of {len(self._labels)}" if len(self._labels) > 1 else ""
+        return self._labels[self._config] + place
+
+    @property
+    def scope(self) -> str:
+        """What `remaining` covers, for a message: "" for one config, " for all 2" for two."""
+        return f" for all {len(self._labels)}" if len(self._labels) > 1 else ""
+
+    def begin_config(self, number: int) -> None:
+        """Config `number`, from 0, starts."""
+        self._config = number
+        for part in self._parts:
+            if part.config < number:
+                part.done = part.units
+
+    def skip(self, number: int, step: int) -> None:
+        """Config `number` has `step` finished steps from an earlier command."""
+        for part in self._parts:
+            if part.config == number and part.step_units:
+                done = (step - part.first_step + 1) * part.step_units
+                part.done = min(max(done, 0.0), part.units)
+
+    def begin(self, name: str) -> None:
+        """The part `name` of the current config starts; parts without a row in the plan are ignored."""
+        part = self._find(name)
+        if part is None:
+            return
+        for earlier in self._parts[: self._parts.index(part)]:
+            earlier.done = earlier.units
+        self._begun = part, self._clock()
+
+    def end(self, name: str) -> None:
+        """The part `name` of the current config has ended."""
+        part = self._find(name)
+        if part is None or self._begun is None:
+            return
+        self._measured[part.kind] = (self._clock() - self._begun[1]) / part.units
+        part.done, self._begun = part.units, None
+
+    def step(self, step: int) -> None:
+        """`step` steps of the current config are finished."""
+        current = self._part_of_step(step)
+        for part in self._parts[: self._parts.index(current)]:
+            part.done = part.units
+        self.skip(self._config, step)
+        if current.kind != self._step_kind:
+            self._step_kind, self._warm_up = current.kind, WARM_UP_STEPS
+            self._steps.clear()
+        if self._warm_up:
+            self._warm_up -= 1
+        else:
+            self._steps.append((self._clock(), current.step_units))
+            self._measure_steps(current.kind)
+
+    def remaining(self) -> float:
+        """Seconds until the command ends."""
+        total = sum(part.left * self._cost(part.kind) for part in self._parts)
+        if self._begun is not None:
+            part, start = self._begun
+            spent = self._clock() - start
+            total -= min(spent, 0.9 * part.left * self._cost(part.kind))
+        return total
+
+    def _measure_steps(self, kind: str) -> None:
+        if len(self._steps) > FEWEST_STEPS:
+            units = sum(units for _, units in self._steps) - self._steps[0][1]
+            self._measured[kind] = (self._steps[-1][0] - self._steps[0][0]) / units
+            self._latest_kind = kind
+
+    def _cost(self, kind: str) -> float:
+        """Seconds per unit of a kind: measured, or the reference scaled by what is measured."""
+        if kind in self._measured:
+            return self._measured[kind]
+        return self._reference[kind] * self._scale(kind)
+
+    def _scale(self, kind: str) -> float:
+        """Measured over reference time of parts like `kind`.
+
+        Phases follow the phase that was measured last. The other parts follow the exports and videos that
+        were measured; before there are any, on a CPU the phases.
+        """
+        speed = self._factor
+        if self._latest_kind:
+            speed = self._measured[self._latest_kind] / self._reference[self._latest_kind]
+        if kind.endswith(STEP_PARTS):
+            return speed
+        seen = [name for name in self._measured if not name.endswith((*STEP_PARTS, *SET_UP_PARTS))]
+        if seen:
+            return sum(self._measured[name] for name in seen) / sum(self._reference[name] for name in seen)
+        return speed if self._scales_with_steps and self._latest_kind else 1.0
+
+    def _find(self, name: str) -> Part | None:
+        own = (part for part in self._parts if part.config == self._config)
+        return next((part for part in own if part.name == name), None)
+
+    def _part_of_step(self, step: int) -> Part:
+        own = [part for part in self._parts if part.config == self._config and part.step_units]
+        return [part for part in own if part.first_step <= step][-1]
+
+
+def command_progress(configs: Sequence[Config], distributed: Distributed = SINGLE_PROCESS) -> CommandProgress:
+    """The progress of a command at its start; finished steps of earlier commands count as done."""
+    first = configs[0]
+    device = select_device(first.run.device, distributed).type
+    factor = step_factor(first.guidance.sd_model, device, torch.get_num_threads())
+    progress = CommandProgress(configs, device, factor)
+    for number, config in enumerate(configs):
+        progress.skip(number, newest_step(checkpoint_folder(config)) or 0)
+    return progress
+
+
+def step_factor(sd_model: str, device: str, threads: int) -> float:
+    """The expected time of a step relative to the reference; 1.0 for a prior that is not on this machine.
+
+    The work of a denoiser is proportional to its weights times the area of its latents. device: "cpu" or
+    "cuda". threads: the CPU threads of torch.
+    """
+    model = local_model(sd_model)
+    try:
+        ratio = _denoiser_work(Path(model)) / REFERENCE_WORK[device] if model else 1.0
+    except (OSError, ValueError, KeyError):
+        return 1.0
+    # Kernel launches bound the time of a small denoiser on a GPU.
+    return max(ratio, 0.3) if device == "cuda" else ratio * (2 / threads) ** 0.7
+
+
+def _denoiser_work(path: Path) -> float:
+    """Bytes of the denoiser's weights times the area of its latents; of a single file all bytes count."""
+    if path.is_file():
+        return path.stat().st_size * 64.0**2
+    settings = json.loads((path / "unet/config.json").read_text(encoding="utf-8"))
+    size = sum(file.stat().st_size for file in (path / "unet").glob("*.safetensors"))
+    return size * float(settings["sample_size"]) ** 2
+
+
+def in_words(seconds: float) -> str:
+    """A duration for a message: "40 s", "5 min", "1 h 20 min"."""
+    if seconds < 90:
+        return f"{max(round(seconds / 5) * 5, 5)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
