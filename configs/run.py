@@ -46,81 +46,93 @@ class RunConfig:
     """What is made, where it goes, how often it is saved and shown, and on what it runs."""
 
     out_dir: str = Field(
-        description='where results go: "pineapple1" is the folder out/pineapple1 of the current directory, '
-        "and so is out/pineapple1; an absolute path is used as it is"
+        description='output folder: "pineapple1" and "out/pineapple1" both mean out/pineapple1 in the '
+        "current directory; an absolute path is used unchanged"
     )
     mode: Literal["geometry_modeling", "appearance_modeling"] = Field(
-        "geometry_modeling", description="make a shape, or paint the mesh that base_mesh names"
+        "geometry_modeling",
+        description="geometry_modeling makes a shape, appearance_modeling paints base_mesh",
     )
     base_mesh: str | None = Field(
         None,
         min_length=1,
-        description="mesh file: what appearance_modeling paints, and the start shape custom_mesh of "
+        description="mesh file: the mesh that appearance_modeling paints, or the start shape custom_mesh of "
         "geometry_modeling",
     )
     normalise_mesh: bool = Field(
         False,
-        description="in appearance_modeling, paint base_mesh as if it stood around the origin, reaching 0.75 "
-        "from it; the exported mesh keeps its own place and size",
+        description="in appearance_modeling, centre base_mesh and scale it to a radius of 0.75 while it is "
+        "painted; the exported mesh keeps its own position and size",
     )
-    seed: int = Field(42, ge=0, lt=2**63, description="the same seed and settings give the same result")
-    batch: int = Field(1, ge=1, le=1024, description="views per iteration and process")
+    seed: int = Field(
+        42,
+        ge=0,
+        lt=2**63,
+        description="seed of all random numbers; the same seed and settings give the same result",
+    )
+    batch: int = Field(1, ge=1, le=1024, description="views per step, process and micro-batch")
     grad_accum: int = Field(
         1,
         ge=1,
         le=1024,
-        description="batches that a process takes one after the other for a step, as if each were a process",
+        description="micro-batches of a step that each process computes in sequence; n on one process "
+        "computes the same as n processes",
     )
     train_res: Resolution = Field((512, 512), description="height and width of the training views, pixels")
     learning_rate: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="of AdamW; null is 1e-3 in geometry_modeling and 1e-2 in appearance_modeling",
+        description="learning rate of AdamW; null means 1e-3 in geometry_modeling and 1e-2 in "
+        "appearance_modeling",
     )
     save_interval: int = Field(
-        1000, ge=0, description="preview stills every so many iterations, and after the last; 0 is never"
+        1000,
+        ge=0,
+        description="steps between preview stills, which are also written after the last step; 0: none",
     )
     video_interval: int = Field(
-        10, ge=0, description="a frame of the film of the optimisation every so many iterations; 0 is no film"
+        10, ge=0, description="steps between frames of the training video; 0: no video"
     )
     checkpoint_interval: int = Field(
-        100, ge=0, description="a checkpoint every so many iterations; 0 is only at the end"
+        100, ge=0, description="steps between checkpoints; 0: only one at the end"
     )
-    validate: bool = Field(True, description="after the end, render the turntable and GIFs into validate/")
+    validate: bool = Field(
+        True, description="after the last step, render the turntable and the frames and GIFs in validate/"
+    )
     display: tuple[MaterialPanel | LightPanel, ...] = Field(
         (),
-        description="rows below the rendering in the preview stills, in this order; none is all that there "
-        "is; what the mode does not have (kd and ks of a shape) is left out",
+        description="rows below the rendering in the preview stills, in this order; an empty list shows all "
+        "layers; layers that the mode does not have are left out",
         json_schema_extra={"allowed": 'a list of {"bsdf": "kd" | "ks" | "normal"} and {"latlong": true}'},
     )
     preview_res: Resolution = Field(
-        (512, 512), description="height and width of stills, film and turntable, pixels"
+        (512, 512), description="height and width of stills, videos and turntable, pixels"
     )
     flip_normal: bool = Field(
         False,
         alias="if_flip_the_normal",
-        description="in geometry_modeling, turn every positive x component of the rendered normals negative: "
-        "against several faces on one object",
+        description="in geometry_modeling, make every positive x component of the normals that the prior "
+        "sees negative; reduces several faces on one object",
     )
     train_background: Literal["black", "white"] = Field(
-        "black", description="behind the object in the training views of appearance_modeling"
+        "black", description="background of the training views of appearance_modeling"
     )
     log: Literal["jsonl", "tensorboard"] = Field(
         "jsonl",
-        description="tensorboard writes the same numbers and the stills for TensorBoard as well (an optional "
-        "package); log.jsonl is always written",
+        description="tensorboard also writes numbers and stills for TensorBoard (optional package); "
+        "log.jsonl is always written",
     )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$",
-        description="auto is CUDA where it is there, otherwise the CPU",
+        description="auto is CUDA if it is available, otherwise the CPU",
         json_schema_extra={"allowed": "auto, cpu, cuda or cuda:N"},
     )
     rasteriser: Literal["auto", "nvdiffrast", "triton", "numba", "reference"] = Field(
         "auto",
-        description="auto is triton on CUDA, where it cannot run nvdiffrast; numba on the CPU; "
-        "and the reference where these cannot run",
+        description="auto: triton on CUDA, or nvdiffrast if triton cannot run; numba on the CPU; "
+        "reference if none of these can run",
     )
 
     @property

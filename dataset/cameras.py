@@ -26,7 +26,7 @@ class CameraConfig:
     """Where the training cameras may stand."""
 
     camera_random_jitter: float = Field(
-        0.4, ge=0, description="the object moves by up to this much in the camera's x and y (world units)"
+        0.4, ge=0, description="largest shift of the object in the camera's x and y, world units"
     )
     fovy_range: tuple[FieldOfView, FieldOfView] = Field(
         (25.71, 45.0), description="vertical field of view, degrees, drawn uniformly"
@@ -42,9 +42,8 @@ class CameraConfig:
     )
     azimuth_spread: Literal["auto", "rank", "batch"] = Field(
         "auto",
-        description="how azimuths spread: 'rank' gives each process and part of grad_accum a sector, "
-        "'batch' each view of a step an interval, 'auto' takes batch intervals where there is one process "
-        "without grad_accum, else rank sectors",
+        description="distribution of azimuths: rank gives each micro-batch a sector, batch gives each view "
+        "of a step an interval, auto is batch for a single micro-batch, otherwise rank",
     )
 
 

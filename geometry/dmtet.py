@@ -20,20 +20,27 @@ from render.mesh import Mesh, make_mesh
 class GeometryConfig:
     """Config section of the tetrahedral grid and its field."""
 
-    dmtet_grid: int = Field(64, ge=5, le=512, description="resolution of the tetrahedral grid: 64, 128, 256")
+    dmtet_grid: int = Field(
+        64,
+        ge=5,
+        le=512,
+        description="resolution of the tetrahedral grid, named like the published grids 64, 128, 256",
+    )
     mesh_scale: float = Field(2.1, gt=0, description="side of the cube that the grid fills, world units")
     tet_grid_file: str | None = Field(
         None,
-        description=".npz with vertices [V,3] in [-0.5, 0.5] and indices [T,4], instead of our own lattice",
+        description=".npz file with vertices [V,3] in [-0.5, 0.5] and indices [T,4], instead of the lattice",
     )
     hash_n_levels: int = Field(16, ge=1, le=32, description="levels of the hash encoding")
-    hash_log2_hashmap_size: int = Field(19, ge=4, le=24, description="log2 of the table rows a level")
-    hash_max_resolution: int = Field(4096, ge=16, description="cells an axis of the finest level")
+    hash_log2_hashmap_size: int = Field(
+        19, ge=4, le=24, description="log2 of the number of entries per level"
+    )
+    hash_max_resolution: int = Field(4096, ge=16, description="cells per axis of the finest level")
     detail_band: float | None = Field(
         None,
         ge=0,
-        description="how far the surface may move from the start shape after the fit, in cells of the grid; "
-        "null is 0.25 where coarse_iter is 400 or less (only detail is added), otherwise no limit",
+        description="largest distance of the surface from the start shape, in grid cells; null: 0.25 if "
+        "coarse_iter is 400 or less, so that only detail is added, otherwise no limit",
     )
 
 

@@ -31,14 +31,14 @@ class StartShapeConfig:
 
     sdf_init_shape: Literal["ellipsoid", "cylinder", "custom_mesh"] = Field(
         "ellipsoid",
-        description="unit sphere, cylinder along z (radius 0.75, height 0.8), or the mesh base_mesh",
+        description="unit sphere; cylinder along z, radius 0.75, height 0.8; or the mesh base_mesh",
     )
     sdf_init_shape_scale: tuple[Positive, Positive, Positive] = Field(
         (1.0, 1.0, 1.0), description="scale of the start shape along x, y, z"
     )
     sdf_init_shape_rotate_x: float = Field(0.0, description="rotation of the start shape about x, degrees")
-    translation_y: float = Field(0.0, description="move of the start shape along y")
-    translation_z: float = Field(0.0, description="move of the start shape along z")
+    translation_y: float = Field(0.0, description="shift of the start shape along y, after the rotation")
+    translation_z: float = Field(0.0, description="shift of the start shape along z, after the rotation")
     base_mesh: str | None = Field(None, description="mesh file of the start shape custom_mesh")
 
     @model_validator(mode="after")

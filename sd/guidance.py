@@ -26,33 +26,33 @@ class GuidanceConfig:
     """The prior, the prompts and how they are combined."""
 
     text: str = Field("", description="the prompt")
-    negative_text: str = Field("", description="what the result should not be; empty = the mode's default")
+    negative_text: str = Field("", description="negative prompt; empty means the default of the mode")
     add_directional_text: bool = Field(
         False, description='append ", front view", ", side view" or ", back view" to the prompt'
     )
     guidance_weight: float = Field(100.0, ge=0, description="classifier-free guidance weight")
     low_memory: bool = Field(
         False,
-        description="ask the prior about one view at a time: the same step in less memory and more time",
+        description="the prior computes one view at a time: the same step in less memory and more time",
     )
     sd_model: str = Field(
         "stable-diffusion-2-1-base",
         min_length=1,
         description="the prior: a folder in diffusers layout, a single .safetensors checkpoint, a hub id, or "
-        "stable-diffusion-2-1-base or stable-diffusion-v1-5, which are looked for in a list of places",
+        "stable-diffusion-2-1-base or stable-diffusion-v1-5, which are looked up in several places",
     )
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
-        "auto", description="what the prior predicts; auto is what its own files say"
+        "auto", description="what the prior predicts; auto reads it from the model's files"
     )
     cpu_bfloat16: bool | None = Field(
         False,
-        description="on a CPU the prior computes in bfloat16: less time, and a rougher surface; null is "
-        "where the CPU has instructions for it (AVX512-BF16, AMX)",
+        description="on a CPU the prior computes in bfloat16: less time and a rougher surface; null: only if "
+        "the CPU has instructions for it (AVX512-BF16, AMX)",
     )
     lora: tuple[LoraEntry, ...] = Field(
         (),
-        description="LoRA files whose changes are added to the prior; PATH:SCALE scales one (0.7 of it)",
-        json_schema_extra={"allowed": 'a path or a list of paths, each with ":SCALE" behind it or not'},
+        description="LoRA files to add to the prior; PATH:SCALE scales one, for example by 0.7",
+        json_schema_extra={"allowed": 'a path or a list of paths, each optionally followed by ":SCALE"'},
     )
 
     @field_validator("lora", mode="before")

@@ -25,15 +25,15 @@ Weight = Callable[[Float[Tensor, "*B"]], Float[Tensor, "*B"]]
 class ScheduleConfig:
     """How many iterations, and what the two phases draw from."""
 
-    iter: int = Field(5000, ge=1, description="number of iterations, the start-shape fit included")
+    iter: int = Field(5000, ge=1, description="number of steps, including the fit of the start shape")
     coarse_iter: int = Field(
-        1000, ge=0, description="the last iteration of the coarse phase (the early phase in appearance)"
+        1000, ge=0, description="last step of the coarse phase (in appearance_modeling: of the early phase)"
     )
     sds_weight_strategy: Literal[0, 1, 2] = Field(
-        0, description="weights w(t) in appearance_modeling; geometry_modeling ignores it"
+        0, description="weight w(t) in appearance_modeling, see sd/README.md; geometry_modeling ignores it"
     )
     early_time_step_range: tuple[TimeFraction, TimeFraction] = Field(
-        (0.02, 0.5), description="range of t as a fraction of the diffusion steps, up to coarse_iter"
+        (0.02, 0.5), description="range of t as fractions of the diffusion steps, up to step coarse_iter"
     )
     late_time_step_range: tuple[TimeFraction, TimeFraction] = Field(
         (0.02, 0.5), description="the same after coarse_iter"

@@ -45,12 +45,13 @@ class LightConfig:
     """Keys of the config about light."""
 
     envmap: str | None = Field(
-        None, description="lat-long environment map, .hdr or .exr; null: the even default in data/irrmaps"
+        None,
+        description="latitude-longitude map, .hdr or .exr; null: an overcast sky in data/irrmaps",
     )
     env_scale: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="factor on the environment's radiance"
     )
-    relight: str | None = Field(None, description="a second environment map for pictures at the end")
+    relight: str | None = Field(None, description="second environment map, for the picture layer relight")
     learn_light: bool = Field(False, description="optimise the environment together with the material")
     camera_space_light: bool = Field(False, description="the environment turns with the camera")
     env_resolution: Literal[64, 128, 256, 512, 1024] = Field(

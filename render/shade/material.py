@@ -25,7 +25,7 @@ HIDDEN = 32
 class MaterialConfig:
     """Keys of the config about the material; every pair bounds a channel of the field."""
 
-    bump: bool = Field(True, alias="if_use_bump", description="let the field change the normal")
+    bump: bool = Field(True, alias="if_use_bump", description="learn a tangent-space normal map")
     kd_min: Albedo = Field((0.0, 0.0, 0.0), description="smallest albedo, linear; a fourth number is ignored")
     kd_max: Albedo = Field((1.0, 1.0, 1.0), description="largest albedo, linear; a fourth number is ignored")
     ks_min: Surface = Field((0.0, 0.08, 0.0), description="smallest occlusion, roughness, metallic")

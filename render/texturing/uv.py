@@ -51,8 +51,8 @@ class ExportConfig:
     )
     unwrap: Method = Field(
         "auto",
-        description=f"UV unwrapper: xatlas, uvunwrap, projection (any mesh in seconds, more seams), or auto "
-        f"(xatlas up to {XATLAS_MAX_FACES} faces, above uvunwrap, projection for torn surfaces)",
+        description=f"UV unwrapper; projection takes any mesh in seconds with more seams; auto is "
+        f"xatlas up to {XATLAS_MAX_FACES} faces, uvunwrap above, projection for torn surfaces",
     )
     min_component_area: float = Field(
         0.01,
@@ -62,10 +62,10 @@ class ExportConfig:
         "largest component's; 0 keeps all",
     )
     export_faces: int = Field(
-        0, ge=0, le=10**8, description="decimate the exported mesh to about so many faces; 0 keeps all"
+        0, ge=0, le=10**8, description="approximate number of faces of the exported mesh; 0 keeps all"
     )
     export_usd: bool = Field(
-        False, description="write mesh.usd too; needs usd-core, or kaolin 0.17 or newer, which brings it"
+        False, description="also write mesh.usd; needs usd-core, or kaolin 0.17 or newer, which includes it"
     )
 
 
