@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from dataset.procedural.colour import colour, mix, plain, ramp, shade, smooth_ramp, tint
+from dataset.procedural.colour import colour, mix, over, plain, ramp, shade, smooth_ramp, tint
 from dataset.procedural.primitives import (
     Coordinates,
     Distance,
@@ -13,6 +13,7 @@ from dataset.procedural.primitives import (
     ellipsoid,
     extrude,
     mirror_x,
+    norm,
     polygon,
     round_cone,
     smooth_intersection,
@@ -29,161 +30,227 @@ PLUMAGE = tuple(colour(c) for c in ("#c8342a", "#e8b52c", "#3f9a57", "#7d5a3c"))
 
 
 def quadruped(draw: Draw) -> ProceduralObject:
-    """A dog-like animal on four stout legs: neck, head with muzzle and ears, tail; now and then spotted."""
-    girth, long = draw.vary(0.215, 0.07), draw.vary(0.36, 0.08)
-    leg, height = draw.uniform(0.082, 0.095), draw.vary(0.50, 0.12)
-    apart = 0.72 * girth
-    skull, rise, reach = draw.vary(0.21, 0.06), draw.uniform(0.24, 0.36), draw.uniform(0.20, 0.27)
-    snout, floppy = draw.uniform(0.20, 0.27), draw.chance(0.5)
-    wag = draw.uniform(0.0, 0.30)
-    crown = (0.0, rise, long + reach)
+    """A dog: deep chest, tucked belly, legs with elbows and hocks, muzzle, drop or pricked ears, tail."""
+    chest, loin = draw.vary(0.185, 0.07), draw.vary(0.135, 0.07)
+    long, leg = draw.vary(0.33, 0.07), draw.vary(0.60, 0.07)
+    limb = draw.uniform(0.047, 0.054)
+    apart = 0.62 * chest
+    skull, rise, reach = draw.vary(0.132, 0.05), draw.uniform(0.30, 0.38), draw.uniform(0.20, 0.26)
+    snout = draw.vary(0.235, 0.08)
+    floppy = draw.chance(0.65)
+    wag, bushy = draw.uniform(0.0, 0.28), draw.uniform(0.042, 0.062)
+    crown = (0.0, 0.05 + rise, long + reach)
+    ground = 0.06 - leg
 
     def trunk(p: Coordinates) -> Distance:
-        body = round_cone(p, (0.0, 0.0, 0.9 * long), (0.0, 0.02, -long), 1.02 * girth, 0.9 * girth)
-        neck = round_cone(p, (0.0, 0.05, 0.85 * long), crown, 0.85 * girth, 0.78 * skull)
-        return smooth_union(body, neck, 0.08)
+        ribs = round_cone(p, (0.0, 0.0, 0.85 * long), (0.0, 0.045, -0.2 * long), chest, 0.95 * loin)
+        back = round_cone(p, (0.0, 0.045, -0.2 * long), (0.0, 0.055, -long), 0.95 * loin, loin)
+        neck = round_cone(p, (0.0, 0.07, 0.9 * long), crown, 0.76 * chest, 0.80 * skull)
+        return smooth_union(smooth_union(ribs, back, 0.08), neck, 0.07)
 
     def legs(p: Coordinates) -> Distance:
-        x, y, z = mirror_x(p)
-        front = chain(
-            (x, y, z), [(apart, -0.05, 0.85 * long), (apart, -height, 0.85 * long)], (1.25 * leg, leg)
-        )
-        hock = [(apart, -0.04, -0.92 * long), (apart, -0.55 * height, -1.0 * long), (apart, -height, -long)]
-        return union(front, chain((x, y, z), hock, (1.45 * leg, 1.05 * leg, leg)))
+        side = mirror_x(p)
+        shoulder, elbow = (0.9 * apart, -0.02, 0.80 * long), (apart, -0.38 * leg, 0.70 * long)
+        wrist, toe = (apart, -0.72 * leg, 0.76 * long), (apart, ground, 0.76 * long)
+        fore = chain(side, [shoulder, elbow, wrist, toe], (2.0 * limb, 1.35 * limb, limb, 1.0 * limb))
+        hip, knee = (0.8 * apart, 0.0, -0.95 * long), (apart, -0.36 * leg, -0.80 * long)
+        hock, heel = (apart, -0.60 * leg, -1.26 * long), (apart, ground, -1.16 * long)
+        hind = chain(side, [hip, knee, hock, heel], (2.5 * limb, 1.6 * limb, limb, 1.0 * limb))
+        return union(fore, hind)
 
     def paws(p: Coordinates) -> Distance:
-        x, y, z = mirror_x(p)
+        side = mirror_x(p)
         feet = [
-            round_cone((x, y, z), (apart, -height, at), (apart, -height - 0.01, at + 0.07), 1.12 * leg, leg)
-            for at in (0.85 * long, -long)
+            round_cone(side, (apart, ground, at), (apart, ground - 0.008, at + 0.075), 1.2 * limb, 1.05 * limb)
+            for at in (0.76 * long, -1.16 * long)
         ]
-        return smooth_intersection(union(*feet), -(p[1] + height + 0.06), 0.03)
+        return smooth_intersection(union(*feet), -(p[1] - ground + 0.035), 0.02)
 
     def tail(p: Coordinates) -> Distance:
         joints = [
-            (0.0, 0.10, -long - 0.5 * girth),
-            (0.0, 0.17 + 0.4 * wag, -long - girth - 0.06),
-            (0.0, 0.24 + wag, -long - girth - 0.12),
+            (0.0, 0.09, -long - 0.75 * loin),
+            (0.0, 0.10 + 0.5 * wag, -long - loin - 0.14),
+            (0.0, 0.10 + 1.4 * wag, -long - loin - 0.26),
         ]
-        return chain(p, joints, (0.075, 0.065, 0.055))
+        return chain(p, joints, (0.055, bushy, 0.038))
 
     def skin(p: Coordinates) -> Distance:
-        shape = smooth_union(trunk(p), legs(p), 0.07)
-        brow = ellipsoid(p, crown, (0.95 * skull, skull, 1.05 * skull))
-        return smooth_union(smooth_union(shape, brow, 0.06), tail(p), 0.05)
+        shape = smooth_union(smooth_union(trunk(p), legs(p), 0.06), tail(p), 0.03)
+        brow = ellipsoid(p, crown, (0.95 * skull, skull, 1.1 * skull))
+        return smooth_union(smooth_union(shape, brow, 0.04), muzzle(p), 0.04)
 
     def muzzle(p: Coordinates) -> Distance:
-        y, z = crown[1] - 0.06, crown[2]
-        return round_cone(p, (0.0, y, z + 0.5 * skull), (0.0, y - 0.03, z + snout + 0.05), 0.62 * skull, 0.10)
+        y, z = crown[1] - 0.035, crown[2]
+        return round_cone(p, (0.0, y, z + 0.4 * skull), (0.0, y - 0.025, z + snout), 0.62 * skull, 0.055)
 
     def nose(p: Coordinates) -> Distance:
-        return ellipsoid(p, (0.0, crown[1] - 0.035, crown[2] + snout + 0.13), (0.065, 0.055, 0.055))
+        return ellipsoid(p, (0.0, crown[1] - 0.032, crown[2] + snout + 0.05), (0.042, 0.034, 0.03))
 
     def ears(p: Coordinates) -> Distance:
         x, y, z = mirror_x(p)
-        root = (0.55 * skull, crown[1] + 0.68 * skull, crown[2] - 0.03)
+        # Flat across the head: the ears are about half as thick as they are broad.
         if floppy:
-            bent = (1.12 * skull, crown[1] - 0.12, crown[2] + 0.0)
-            return chain(
-                (x, y, z), [root, (1.02 * skull, crown[1] + 0.5 * skull, root[2]), bent], (0.06, 0.062, 0.07)
-            )
-        return round_cone((x, y, z), root, (0.80 * skull, crown[1] + 1.45 * skull, root[2]), 0.09, 0.048)
+            local = ((x - 0.98 * skull) * 1.8 + 0.98 * skull, y, z)
+            top = (0.90 * skull, crown[1] + 0.62 * skull, crown[2] - 0.02)
+            bent = (1.04 * skull, crown[1] - 0.45 * skull, crown[2] + 0.02)
+            return round_cone(local, top, bent, 0.05, 0.07) * 0.6
+        local = (x, y, (z - crown[2]) * 1.5 + crown[2])
+        root = (0.62 * skull, crown[1] + 0.6 * skull, crown[2] - 0.01)
+        return round_cone(local, root, (0.78 * skull, crown[1] + 1.55 * skull, root[2]), 0.07, 0.03) * 0.7
 
     def eyes(p: Coordinates) -> Distance:
-        return sphere(mirror_x(p), (0.52 * skull, crown[1] + 0.06, crown[2] + 0.86 * skull), 0.046)
+        return sphere(mirror_x(p), (0.50 * skull, crown[1] + 0.034, crown[2] + 0.84 * skull), 0.027)
 
-    coat = tint(draw, draw.usually(colour("#a06a3c"), COATS, 0.45))
-    second = tint(draw, draw.usually(colour("#f0e6d2"), (shade(coat, 0.45),), 0.7), 0.05)
-    patched, phase = draw.chance(0.35), draw.angle()
+    coat = tint(draw, draw.usually(colour("#b8814a"), COATS, 0.35))
+    second = tint(draw, draw.usually(colour("#f0e6d2"), (shade(coat, 1.5),), 0.7), 0.05)
+    pattern = draw.usually("plain", ("socks", "saddle", "patches"), 0.25)
+    saddle = tint(draw, colour("#2e2a29"))
+    phase = draw.angle()
 
     def fur(p: Coordinates) -> Tensor:
-        """Lighter below; patches where it is spotted."""
-        belly = ramp(p[1], -0.06, -0.20) * ramp(p[0].abs(), 0.15, 0.08) * ramp(p[2].abs(), long, 0.8 * long)
-        wave = torch.sin(6 * p[2] + phase) + torch.sin(7 * p[1] + 5 * p[0] + 2 * phase)
-        patch = ramp(wave, 0.85, 1.0) * ramp(p[1], -0.3, -0.2) if patched else torch.zeros_like(belly)
-        return mix(coat, second, torch.maximum(belly, patch))
+        """Strands of fur; a pale throat and belly; white socks, a dark saddle or patches, by the pattern."""
+        strand = torch.sin(60 * p[0] + 23 * p[1] + phase) * torch.sin(55 * p[1] + 31 * p[2])
+        own = mix(shade(coat, 0.88), shade(coat, 1.1), 0.5 + 0.5 * strand)
+        belly = ramp(p[1] + 0.25 * p[2], -0.03, -0.11) * ramp(p[1], -0.42 * leg, -0.30 * leg)
+        own = over(own, second, 0.8 * belly * ramp(p[0].abs(), 0.9 * apart, 0.4 * apart))
+        front = ramp(p[2] - crown[2], 0.3 * skull, 0.75 * skull) * ramp(p[1], crown[1] - 0.02, crown[1] - 0.045)
+        own = over(own, second, 0.8 * front)
+        if pattern in ("socks", "saddle"):
+            own = over(own, second, ramp(p[1], -0.52 * leg, -0.60 * leg))
+            tip = ramp(p[2], -long - loin - 0.19, -long - loin - 0.22)
+            own = over(own, second, tip * ramp(p[1], -0.02, 0.0))
+            blaze = ramp(p[0].abs(), 0.030, 0.020) * ramp(p[2], crown[2] + 0.5 * skull, crown[2] + 0.7 * skull)
+            own = over(own, second, blaze * ramp(p[1], crown[1] - 0.1, crown[1]))
+        if pattern == "saddle":
+            back = ramp(p[1] + 0.03 * torch.sin(9 * p[2] + phase), -0.03, 0.0) * ramp(p[2], 1.05 * long, 0.9 * long)
+            own = over(own, saddle, back * ramp(p[2], -long - loin - 0.19, -long - loin - 0.16))
+        if pattern == "patches":
+            wave = torch.sin(7 * p[2] + phase) + torch.sin(8 * p[1] + 6 * p[0] + 2 * phase)
+            own = over(own, second, ramp(wave, 0.2, 0.35))
+        mouth = (p[1] - crown[1] + 0.075 + 0.1 * (p[2] - crown[2] - snout)).abs()
+        return over(own, saddle, ramp(mouth, 0.010, 0.005) * ramp(p[2], crown[2] + 0.9 * skull, crown[2] + skull))
 
-    dark = tint(draw, colour("#2c2624"))
+    dark = tint(draw, colour("#26211f"))
+    ear_colour = saddle if pattern == "saddle" and draw.chance(0.5) else shade(coat, 0.6)
+
+    def toes(p: Coordinates) -> Tensor:
+        z = torch.where(p[2] > 0, p[2] - 0.76 * long, p[2] + 1.16 * long)
+        gap = torch.minimum((p[0].abs() - apart + 0.018).abs(), (p[0].abs() - apart - 0.018).abs())
+        foot = second if pattern in ("socks", "saddle") else shade(coat, 0.95)
+        return over(plain(foot)(p), dark, ramp(gap, 0.008, 0.004) * ramp(z, 0.085, 0.095))
+
     parts = (
         Part("skin", skin, fur, 0.8),
-        Part("muzzle", muzzle, plain(second), 0.8),
-        Part("paws", paws, plain(draw.usually(second, (shade(coat, 0.5),), 0.5)), 0.8),
-        Part("ears", ears, plain(shade(coat, 0.55)), 0.8),
-        Part("nose", nose, plain(dark), 0.4),
-        Part("eyes", eyes, plain(dark), 0.35),
+        Part("paws", paws, toes, 0.8),
+        Part("ears", ears, plain(ear_colour), 0.8),
+        Part("nose", nose, plain(dark), 0.35),
+        Part("eyes", eyes, plain(dark), 0.3),
     )
     return place("quadruped", parts)
 
 
 def fish(draw: Draw) -> ProceduralObject:
-    """A plump fish: upright forked tail, fins all round, big eyes, lips; often striped."""
-    wide, tall, long = draw.vary(0.22, 0.08), draw.vary(0.36, 0.08), draw.vary(0.56, 0.05)
-    fork, spread = draw.uniform(0.04, 0.12), draw.vary(0.36, 0.08)
-    crest, keel = draw.vary(0.26, 0.1), draw.vary(0.16, 0.1)
-    sweep, flap = draw.uniform(0.10, 0.20), draw.vary(0.26, 0.1)
-    thin = 0.055
+    """A goldfish or a like fish: rows of scales, gill covers, fins with rays, a forked tail, round eyes."""
+    wide, tall, long = draw.vary(0.185, 0.08), draw.vary(0.28, 0.08), draw.vary(0.56, 0.05)
+    fork, spread = draw.uniform(0.10, 0.17), draw.vary(0.34, 0.1)
+    crest, keel = draw.vary(0.21, 0.12), draw.vary(0.15, 0.12)
+    flap, drop = draw.vary(0.24, 0.1), draw.uniform(0.10, 0.20)
+    thin = 0.034
+    stalk_end = -long - 0.06
+    eye = (0.60 * wide, 0.06, 0.74 * long)
 
     def body(p: Coordinates) -> Distance:
-        # Deep inside, where the ellipsoid's distance is steep, a lower bound will do.
+        # Deep inside, where the ellipsoid's distance is steep, a lower bound is enough.
         trunk = ellipsoid(p, (0.0, 0.0, 0.05), (wide, tall, long)).clamp(min=-0.1)
-        # The root of the tail.
-        stalk = round_cone(p, (0.0, 0.0, -0.2), (0.0, 0.0, -long - 0.06), 0.16, 0.075)
-        return smooth_union(trunk, stalk, 0.12) * 0.95
-
-    def lips(p: Coordinates) -> Distance:
-        return ellipsoid(p, (0.0, -0.03, long + 0.03), (0.085, 0.075, 0.06))
+        stalk = round_cone(p, (0.0, 0.0, -0.15), (0.0, 0.0, stalk_end), 0.13, 0.06)
+        snout = sphere(p, (0.0, -0.03, long - 0.02), 0.085)
+        return smooth_union(smooth_union(trunk, stalk, 0.12), snout, 0.08) * 0.95
 
     def upright(p: Coordinates, outline: list[tuple[float, float]]) -> Distance:
-        return extrude(polygon(p[2], p[1], outline), p[0], 0.005) - thin
+        return extrude(polygon(p[2], p[1], outline), p[0], 0.004) - thin
 
     def tail(p: Coordinates) -> Distance:
-        end = -long - 0.36
-        outline = [(-long + 0.06, 0.0), (end, spread), (end + fork, 0.0), (end, -spread)]
-        return upright(p, outline)
+        end = stalk_end - 0.32
+        upper = [(stalk_end + 0.08, 0.03), (end + 0.06, 0.85 * spread), (end, spread)]
+        lobe = [*upper, (end + fork * 0.6, 0.4 * spread), (end + fork + 0.03, 0.0), (stalk_end + 0.08, -0.03)]
+        return upright((p[0], p[1].abs(), p[2]), lobe)
 
     def fins(p: Coordinates) -> Distance:
         back = [
-            (0.22, 0.85 * tall),
+            (0.26, 0.80 * tall),
+            (0.16, tall + 0.85 * crest),
             (0.02, tall + crest),
-            (-0.30, tall + 0.45 * crest),
-            (-0.36, 0.6 * tall),
+            (-0.36, tall + 0.35 * crest),
+            (-0.40, 0.5 * tall),
         ]
-        under = [(-0.02, -0.9 * tall), (-0.24, -tall - keel), (-0.32, -0.6 * tall)]
+        under = [(-0.14, -0.8 * tall), (-0.34, -tall - keel), (-0.42, -0.75 * tall), (-0.38, -0.4 * tall)]
         return union(upright(p, back), upright(p, under))
 
     def side_fins(p: Coordinates) -> Distance:
-        root, end = (0.9 * wide, -0.10), (wide + flap, -0.22)
+        """Pectoral fins behind the gills and pelvic fins below, spread outwards."""
         x, y, z = mirror_x(p)
-        # Drawn out along z: broad paddles.
-        return round_cone((x, y, 0.5 * z), (*root, 0.08), (*end, 0.06 - 0.5 * sweep), 0.055, 0.075)
+        root = (0.88 * wide, -0.09, 0.5 * 0.20)
+        # The z axis is halved, so that the fins are twice as broad as they are thick.
+        half_z = (x, y, 0.5 * z)
+        chest = round_cone(half_z, root, (wide + flap * 0.8, -0.09 - drop, -0.02), 0.035, 0.062)
+        belly = round_cone(half_z, (0.4 * wide, -0.85 * tall, 0.0), (0.75 * wide, -tall - 0.12, -0.07), 0.035, 0.05)
+        return union(chest, belly)
 
-    def whites(p: Coordinates) -> Distance:
-        return sphere(mirror_x(p), (0.68 * wide, 0.10, 0.62 * long), 0.10)
-
-    def pupils(p: Coordinates) -> Distance:
-        return sphere(mirror_x(p), (0.68 * wide + 0.065, 0.105, 0.62 * long + 0.025), 0.062)
+    def eyes(p: Coordinates) -> Distance:
+        return sphere(mirror_x(p), eye, 0.075)
 
     base = tint(draw, draw.usually(colour("#ee7a1c"), SCALES, 0.5))
-    accent = tint(draw, draw.usually(colour("#f2ede2"), (colour("#f0cf4a"), colour("#2c3a5a")), 0.6), 0.05)
-    fin = tint(draw, draw.usually(shade(base, 0.7), SCALES, 0.6))
-    striped, count = draw.chance(0.6), draw.uniform(2.6, 3.2)
+    accent = tint(draw, draw.usually(colour("#f4e3c0"), (colour("#f0cf4a"), colour("#2c3a5a")), 0.6), 0.05)
+    fin = tint(draw, draw.usually(shade(base, 1.15), SCALES, 0.7))
+    pattern = draw.usually("plain", ("striped", "patched"), 0.5)
+    count, phase = draw.uniform(2.4, 3.0), draw.angle()
+    size = draw.uniform(0.062, 0.072)
+    gill = 0.46 * long
 
     def scales(p: Coordinates) -> Tensor:
-        """Upright bands, or a belly lighter than the back."""
-        if striped:
+        """A pale belly, rows of scales behind the gills, a dark gill line and mouth."""
+        own = mix(accent, base, smooth_ramp(p[1], -0.75 * tall, -0.15 * tall))
+        own = over(own, shade(base, 0.6), smooth_ramp(p[1], 0.45 * tall, 0.95 * tall))
+        if pattern == "striped":
             band = torch.cos((p[2] - 0.10) / long * count * math.pi)
-            return mix(base, accent, ramp(band, 0.55, 0.75) * ramp(p[2], 0.95 * long, 0.85 * long))
-        return mix(accent, base, smooth_ramp(p[1], -0.6 * tall, 0.1 * tall))
+            own = over(own, accent, ramp(band, 0.5, 0.65) * ramp(p[2], 0.62 * long, 0.55 * long))
+        elif pattern == "patched":
+            wave = torch.sin(6 * p[2] + phase) + torch.sin(7 * p[1] + 2 * phase)
+            own = over(own, accent, ramp(wave, 0.3, 0.45))
+        # Scales are discs whose centres form a brick pattern; each covers the one behind it.
+        row = torch.floor(p[2] / size)
+        along = p[2] / size - row
+        height = torch.remainder(p[1] / (1.5 * size) + 0.5 * torch.remainder(row, 2.0), 1.0) - 0.5
+        rim = (along - 1.0 + 3.0 * height.square()).abs()
+        rim = torch.minimum(rim, (along + 3.0 * (0.5 - height.abs()).square()).abs())
+        covered = ramp(p[2], gill - 0.03, gill - 0.06) * ramp(p[2], stalk_end + 0.02, stalk_end + 0.10)
+        own = own * (1 - 0.45 * ramp(rim, 0.28, 0.08) * covered)[:, None]
+        cover = (norm(p[1] + 0.02, p[2] - gill - 0.16) - 0.19).abs()
+        own = over(own, shade(base, 0.35), ramp(cover, 0.018, 0.009) * ramp(p[2], gill + 0.06, gill + 0.03))
+        mouth = (p[1] + 0.05).abs()
+        return over(own, shade(base, 0.25), ramp(mouth, 0.016, 0.008) * ramp(p[2], long - 0.02, long))
+
+    def rays(p: Coordinates) -> Tensor:
+        """Fins fade outwards; their rays run from the body's middle line."""
+        angle = torch.atan2(p[1], p[2] + 0.30 * long)
+        behind = torch.atan2(p[1], stalk_end + 0.25 - p[2])
+        turn = torch.where(p[2] < stalk_end + 0.05, behind, angle)
+        ray = 0.5 + 0.5 * torch.cos(turn * 44)
+        return mix(shade(fin, 0.6), fin, ray)
+
+    def eye_paint(p: Coordinates) -> Tensor:
+        """A black pupil in a pale ring; it looks sideways and a little ahead."""
+        x, y, z = (p[0].abs() - eye[0]) / 0.075, (p[1] - eye[1]) / 0.075, (p[2] - eye[2]) / 0.075
+        facing = (0.88 * x + 0.1 * y + 0.46 * z) / norm(x, y, z).clamp(min=1e-6)
+        return mix(colour("#f3dfa0"), colour("#181616"), ramp(facing, 0.68, 0.76))
 
     gloss = draw.uniform(0.35, 0.5)
     parts = (
         Part("body", body, scales, gloss),
-        Part("tail", tail, plain(fin), gloss),
-        Part("fins", fins, plain(fin), gloss),
-        Part("side fins", side_fins, plain(fin), gloss),
-        Part("lips", lips, plain(shade(base, 0.55)), gloss),
-        Part("whites", whites, plain(colour("#f2f0ea")), 0.35),
-        Part("pupils", pupils, plain(colour("#22201f")), 0.3),
+        Part("tail", tail, rays, gloss),
+        Part("fins", fins, rays, gloss),
+        Part("side fins", side_fins, rays, gloss),
+        Part("eyes", eyes, eye_paint, 0.3),
     )
     return place("fish", parts)
 

@@ -43,12 +43,24 @@ def mix(first: Colour, second: Colour, weight: Float[Tensor, " N"]) -> Float[Ten
     return torch.stack([a + (b - a) * weight for a, b in zip(first, second, strict=True)], -1)
 
 
+def over(
+    base: Float[Tensor, "N 3"], paint: Colour | tuple[Tensor, ...], weight: Float[Tensor, " N"]
+) -> Float[Tensor, "N 3"]:
+    """`base` where weight is 0, `paint` where it is 1; each channel of `paint` is a number or a tensor [N]."""
+    return torch.stack([base[:, i] + (c - base[:, i]) * weight for i, c in enumerate(paint)], -1)
+
+
 def grain(base: Colour, depth: float) -> Callable[[Coordinates], Tensor]:
-    """Wood: streaks that follow each other along x, each running (and wavering) along the board."""
+    """Wood whose fibres run in the plane of y and z: annual rings cut lengthwise, and fine fibres.
+
+    depth in [0, 1] is the share by which the dark late wood of each ring is darker than `base`.
+    """
 
     def albedo(p: Coordinates) -> Tensor:
-        wave = torch.sin(5 * (p[1] + p[2]) + 1.0) + 0.5 * torch.sin(11 * (p[1] - p[2]))
-        return mix(base, shade(base, 1 - depth), 0.5 + 0.5 * torch.sin(42 * p[0] + 1.2 * wave))
+        bend = torch.sin(2.3 * p[1] + 1.9 * p[2] + 1.0) + 0.5 * torch.sin(5.1 * (p[1] - p[2]))
+        ring = 0.5 + 0.5 * torch.sin(38 * p[0] + 5.0 * torch.sin(3.1 * p[0]) + 2.2 * bend)
+        fibre = 0.5 + 0.5 * torch.sin(97 * p[0] + 3.0 * bend)
+        return mix(shade(base, 1 + 0.3 * depth), shade(base, 1 - 1.3 * depth), 0.8 * ring**3 + 0.2 * fibre)
 
     return albedo
 

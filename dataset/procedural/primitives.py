@@ -181,6 +181,17 @@ def polygon(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]], roundi
     return torch.where(inside, -distance, distance) - rounding
 
 
+def polyline(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]]) -> Distance:
+    """Unsigned distance to the open line through `corners` in the plane."""
+    squared = torch.full_like(x, math.inf)
+    for (ax, ay), (bx, by) in zip(corners[:-1], corners[1:], strict=True):
+        ex, ey = bx - ax, by - ay
+        px, py = x - ax, y - ay
+        t = ((px * ex + py * ey) / (ex * ex + ey * ey)).clamp(0, 1)
+        squared = torch.minimum(squared, (px - t * ex).square() + (py - t * ey).square())
+    return squared.sqrt()
+
+
 def spline(points: Sequence[tuple[float, float]], steps: int = 5) -> list[tuple[float, float]]:
     """Corners of the smooth curve through `points` (Catmull and Rom), `steps` from each point to the next."""
     curve = []
