@@ -58,7 +58,7 @@ def grain(base: Colour, depth: float) -> Callable[[Coordinates], Tensor]:
 
     def albedo(p: Coordinates) -> Tensor:
         bend = torch.sin(2.3 * p[1] + 1.9 * p[2] + 1.0) + 0.5 * torch.sin(5.1 * (p[1] - p[2]))
-        ring = 0.5 + 0.5 * torch.sin(38 * p[0] + 5.0 * torch.sin(3.1 * p[0]) + 2.2 * bend)
+        ring = 0.5 + 0.5 * torch.sin(32 * p[0] + 5.0 * torch.sin(3.1 * p[0]) + 3.4 * bend)
         fibre = 0.5 + 0.5 * torch.sin(97 * p[0] + 3.0 * bend)
         return mix(shade(base, 1 + 0.3 * depth), shade(base, 1 - 1.3 * depth), 0.8 * ring**3 + 0.2 * fibre)
 

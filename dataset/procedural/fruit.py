@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from dataset.procedural.colour import bell, colour, mix, plain, ramp, shade, smooth_ramp, spots, tint
+from dataset.procedural.colour import bell, colour, mix, over, plain, ramp, shade, smooth_ramp, spots, tint
 from dataset.procedural.primitives import (
     Coordinates,
     Distance,
@@ -25,10 +25,10 @@ from dataset.procedural.solid import Part, ProceduralObject, place
 
 
 def pineapple(draw: Draw) -> ProceduralObject:
-    """Ovoid body under a diamond pattern of scales, and a crown of three rings of pointed leaves."""
-    radius, half_height = draw.vary(0.36, 0.08), draw.vary(0.46, 0.07)
-    around, pitch = draw.integer(8, 9), draw.vary(4.1, 0.06)
-    relief, squareness = draw.uniform(0.042, 0.052), draw.uniform(0.05, 0.09)
+    """Ovoid body under regular diamond scales with a bract each, and a crown of three rings of thick leaves."""
+    radius, half_height = draw.vary(0.35, 0.07), draw.vary(0.46, 0.07)
+    around, pitch = draw.integer(8, 9), draw.vary(4.1, 0.05)
+    relief, squareness = draw.uniform(0.036, 0.044), draw.uniform(0.05, 0.09)
 
     def scales(p: Coordinates) -> Tensor:
         """Height of the diamond pattern in [0, 1]: two families of spirals, `around` each, cross."""
@@ -41,43 +41,46 @@ def pineapple(draw: Draw) -> ProceduralObject:
         ovoid = ellipsoid(p, (0.0, 0.0, 0.0), (radius, half_height, radius)) - squareness * 0.5
         # The spirals meet at the axis: the relief fades out there, and near the poles with it.
         fade = ramp(norm(p[0], p[2]), 0.04, 0.33)
-        return (ovoid - relief * (scales(p) - 0.6) * fade) * 0.72
+        return (ovoid - relief * (scales(p) - 0.6) * fade) * 0.75
 
-    base = half_height + squareness * 0.5 - 0.07
-    crown_height, spread = draw.vary(0.50, 0.1), draw.vary(0.34, 0.1)
-    counts = (draw.integer(7, 8), draw.integer(6, 7), 5)
+    base = half_height + squareness * 0.5 - 0.06
+    crown_height, spread = draw.vary(0.48, 0.1), draw.vary(0.30, 0.1)
+    counts = (draw.integer(6, 7), 6, 4)
     phases = (draw.angle(), draw.angle(), draw.angle())
 
     def crown(p: Coordinates) -> Distance:
         local = shift(p, (0.0, base, 0.0))
         rings = []
         for ring, (count, phase) in enumerate(zip(counts, phases, strict=True)):
-            out = spread * (1.0, 0.72, 0.38)[ring]
-            up = crown_height * (0.42, 0.74, 0.95)[ring]
-            joints = [(0.05, 0.0), (0.05 + 0.45 * out, 0.58 * up), (0.05 + out, (0.92, 1.0, 1.0)[ring] * up)]
-            rings.append(blade(sectors(local, count, phase), joints, (0.055, 0.050, 0.014), 1.6))
-        heart = round_cone(local, (0.0, 0.0, 0.0), (0.0, crown_height, 0.0), 0.11, 0.015)
+            out = spread * (1.0, 0.70, 0.30)[ring]
+            up = crown_height * (0.44, 0.74, 0.98)[ring]
+            joints = [(0.05, 0.0), (0.06 + 0.5 * out, 0.55 * up), (0.05 + out, (0.94, 1.0, 1.0)[ring] * up)]
+            rings.append(blade(sectors(local, count, phase), joints, (0.065, 0.060, 0.026), 1.7))
+        heart = round_cone(local, (0.0, 0.0, 0.0), (0.0, 0.95 * crown_height, 0.0), 0.14, 0.03)
         # Fillets and a stout core close the pockets between the leaves and above the scales.
-        core = ellipsoid(local, (0.0, 0.02, 0.0), (0.21, 0.24, 0.21))
-        core = smooth_union(smooth_union(core, heart, 0.05), rings[0], 0.06)
-        return smooth_union(core, smooth_union(rings[1], rings[2], 0.06), 0.06)
+        core = ellipsoid(local, (0.0, 0.02, 0.0), (0.21, 0.26, 0.21))
+        core = smooth_union(smooth_union(core, heart, 0.05), rings[0], 0.05)
+        return smooth_union(core, smooth_union(rings[1], rings[2], 0.05), 0.05)
 
-    flesh = tint(draw, colour("#e8a317"))
-    groove, tip = shade(tint(draw, colour("#9a5a14")), 0.8), shade(flesh, 1.25)
-    leaf = tint(draw, colour("#4f9a3a"))
+    flesh = tint(draw, draw.usually(colour("#e0a021"), (colour("#c98a1c"), colour("#b59a2c")), 0.6))
+    groove, bract = shade(tint(draw, colour("#7d4a12")), 0.8), tint(draw, colour("#8a5a1c"))
+    leaf = tint(draw, draw.usually(colour("#4f9a3a"), (colour("#6a9a4a"), colour("#3f7f4a")), 0.6))
 
     def skin(p: Coordinates) -> Tensor:
+        """Bright scales in dark grooves, greener below the crown, a brown bract in the middle of each."""
         height = scales(p)
-        return mix(groove, flesh, ramp(height, 0.15, 0.4)) + (
-            mix(
-                (0.0, 0.0, 0.0),
-                tuple(t - f for t, f in zip(tip, flesh, strict=True)),
-                ramp(height, 0.75, 1.0),
-            )
-        )
+        face = mix(flesh, shade(flesh, 1.25), ramp(height, 0.5, 0.9))
+        face = over(face, shade(leaf, 1.2), 0.45 * ramp(p[1], 0.1 * half_height, half_height))
+        face = over(face, groove, ramp(height, 0.42, 0.16))
+        return over(face, bract, ramp(height, 0.93, 0.98) * ramp(norm(p[0], p[2]), 0.1, 0.2))
 
     def foliage(p: Coordinates) -> Tensor:
-        return mix(shade(leaf, 0.55), leaf, ramp(p[1], base, base + 0.6 * crown_height))
+        """Dark towards the heart; each leaf has a pale middle vein and edge."""
+        radial = norm(p[0], p[2])
+        tone = ramp(p[1], base - 0.02, base + 0.6 * crown_height) * 0.6 + 0.4 * ramp(radial, 0.08, 0.26)
+        blades = mix(shade(leaf, 0.45), shade(leaf, 1.1), tone)
+        vein = torch.cos((torch.atan2(p[0], p[2]) - phases[0]) * (3 * counts[0]))
+        return over(blades, shade(leaf, 1.5), 0.35 * ramp(vein, 0.5, 1.0) * ramp(radial, 0.1, 0.2))
 
     parts = (
         Part("body", body, skin, roughness=draw.uniform(0.5, 0.65)),

@@ -38,10 +38,11 @@ class Material:
 
 
 def _wood_grain(p: Coordinates, phase: float) -> Tensor:
-    """Dark and bright bands, slightly bent, that run upwards: boards sawn from a trunk along +y."""
-    bend = 0.10 * torch.sin(3.1 * p[1] + phase) + 0.06 * torch.sin(5.3 * p[2] + 2.0 * phase)
-    band = torch.sin(21.0 * (p[0] + 0.6 * p[2] + bend) + phase)
-    return 0.78 + 0.30 * band
+    """Annual rings of a trunk along +y, cut lengthwise: narrow dark late wood, broad bright early wood."""
+    bend = 0.10 * torch.sin(3.1 * p[1] + phase) + 0.05 * torch.sin(5.3 * p[2] + 7.0 * p[1] + 2.0 * phase)
+    ring = 0.5 + 0.5 * torch.sin(24.0 * (p[0] + 0.6 * p[2] + bend) + 3.0 * torch.sin(4.0 * p[0]) + phase)
+    fibre = torch.sin(83.0 * (p[0] - 0.7 * p[2] + 0.3 * bend))
+    return 1.08 - 0.55 * ring**3 + 0.06 * fibre
 
 
 def _stone_grain(p: Coordinates, phase: float) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from dataset.procedural.colour import colour, mix, plain, ramp, shade, smooth_ramp, tint
+from dataset.procedural.colour import colour, mix, over, plain, ramp, shade, smooth_ramp, tint
 from dataset.procedural.primitives import (
     Coordinates,
     Distance,
@@ -74,10 +74,14 @@ def ice_cream_cone(draw: Draw) -> ProceduralObject:
 
 
 def donut(draw: Draw) -> ProceduralObject:
-    """A ring of dough about +z under icing with a wavy border at +z; now and then with no sprinkles."""
-    radius, tube = draw.uniform(0.40, 0.45), draw.uniform(0.19, 0.215)
-    waves, phase, drip = draw.integer(6, 8), draw.angle(), draw.uniform(0.035, 0.05)
-    border, depth = draw.uniform(-0.03, 0.04), 0.03
+    """A plump ring of dough about +z under icing with a wavy border at +z, mostly with sprinkles."""
+    radius, tube = draw.uniform(0.41, 0.45), draw.uniform(0.225, 0.25)
+    waves, phase, drip = draw.integer(7, 10), draw.angle(), draw.uniform(0.03, 0.045)
+    border, depth = draw.uniform(-0.02, 0.05), 0.03
+    rows, columns = 7, draw.integer(19, 23)
+    grain_length, grain_width = draw.uniform(0.026, 0.032), draw.uniform(0.013, 0.016)
+    topping = draw.usually("mixed", ("one colour", "drizzle", "none"), 0.6)
+    relief = 0.012 if topping in ("mixed", "one colour") else 0.0
 
     def ring(p: Coordinates, size: float) -> Distance:
         return norm(norm(p[0], p[1]) - radius, p[2]) - size
@@ -85,46 +89,61 @@ def donut(draw: Draw) -> ProceduralObject:
     def dough(p: Coordinates) -> Distance:
         return ring(p, tube)
 
+    def sprinkle(p: Coordinates) -> tuple[Tensor, Tensor]:
+        """(distance to the nearest sprinkle's outline along the icing, a number in [0, 1) of that sprinkle).
+
+        The icing is cut into rows x columns cells of (angle around the tube, azimuth); each cell holds one
+        sprinkle, moved and turned at random, which does not reach the cell's border.
+        """
+        r = norm(p[0], p[1])
+        around, tilt = torch.atan2(p[0], p[1]), torch.atan2(r - radius, p[2])
+        row = torch.floor(tilt * (rows / math.pi) + 0.5 * rows)
+        u = around * (columns / (2 * math.pi)) + 0.5 * row + phase
+        column = torch.remainder(torch.floor(u), columns)
+        own = torch.remainder(torch.sin(12.9898 * column + 78.233 * row + phase) * 437.585, 1.0)
+        other = torch.remainder(own * 57.31, 1.0)
+        size = (radius + tube * torch.sin(tilt)) * (2 * math.pi / columns), tube * math.pi / rows
+        x = (torch.remainder(u, 1.0) - 0.5) * size[0] + 0.02 * (other - 0.5)
+        y = (tilt * (rows / math.pi) + 0.5 * rows - row - 0.5) * size[1] + 0.02 * (own - 0.5)
+        c, s = torch.cos(math.pi * other), torch.sin(math.pi * other)
+        along, across = c * x + s * y, c * y - s * x
+        missing = torch.where(own > 0.82, torch.ones_like(own), torch.zeros_like(own))
+        return norm((along.abs() - grain_length).clamp(min=0), across) - grain_width + missing, own
+
     def icing(p: Coordinates) -> Distance:
         outward = smooth_ramp(norm(p[0], p[1]), radius - 0.12, radius + 0.5 * tube)
         wave = drip * torch.cos(torch.atan2(p[0], p[1]) * waves + phase) * outward
-        return smooth_intersection(ring(p, tube + depth), (border + wave - p[2]) * 0.85, 0.04)
+        surface = ring(p, tube + depth)
+        if relief:
+            near = ramp(surface, -0.1, -0.05)
+            surface = (surface - relief * ramp(sprinkle(p)[0], 0.008, -0.02) * near) * 0.92
+        return smooth_intersection(surface, (border + wave - p[2]) * 0.85, 0.04)
 
-    def on_icing(azimuth: float, tilt: float) -> tuple[float, float, float]:
-        """A point on the icing, `tilt` outwards from its crest."""
-        out, top = radius + (tube + depth) * math.sin(tilt), (tube + depth) * math.cos(tilt)
-        return out * math.sin(azimuth), out * math.cos(azimuth), top
-
-    count = draw.integer(13, 16)
-    grains = []
-    for number in range(count):
-        azimuth = 2 * math.pi * number / count + phase
-        tilt = (-0.55, 0.75, 0.10)[number % 3] + draw.uniform(-0.12, 0.12)
-        along = draw.angle()
-        step = (0.045 * math.cos(along) / (radius + tube * math.sin(tilt)), 0.045 * math.sin(along) / tube)
-        ends = [on_icing(azimuth + sign * step[0], tilt + sign * step[1]) for sign in (-1, 1)]
-        grains.append((*ends, SPRINKLES[draw.integer(0, len(SPRINKLES) - 1)]))
-
-    def grain_distances(p: Coordinates) -> Tensor:
-        return torch.stack([round_cone(p, start, end, 0.036, 0.036) for start, end, _ in grains])
-
-    def sprinkles(p: Coordinates) -> Distance:
-        return grain_distances(p).amin(0)
-
-    def grain_colours(p: Coordinates) -> Tensor:
-        palette = torch.tensor([tone for *_, tone in grains], dtype=p[0].dtype, device=p[0].device)
-        return palette[grain_distances(p).argmin(0)]
-
-    crust = tint(draw, colour("#cf8f45"))
-    cover = tint(draw, draw.usually(colour("#ef86ad"), (colour("#5b3220"), colour("#f3e9d6")), 0.6), 0.08)
+    crust = tint(draw, colour("#c98a45"))
+    cover = tint(draw, draw.usually(colour("#ef86ad"), (colour("#4a2617"), colour("#f3e9d6")), 0.55), 0.08)
+    single = draw.usually(SPRINKLES[0], SPRINKLES)
+    lines = draw.usually(colour("#f6f1e4"), (colour("#4a2617"),), 0.5 if cover[0] > 0.3 else 1.0)
 
     def baked(p: Coordinates) -> Tensor:
-        """The belt where the dough floats in the oil stays pale."""
-        return mix(shade(crust, 1.5), crust, ramp(p[2].abs(), 0.02, 0.08))
+        """The belt where the dough floats in the oil stays pale; the rest is mottled."""
+        spots_of_heat = torch.sin(17 * p[0] + 2.0) * torch.sin(19 * p[1]) * torch.sin(15 * p[2] + 1.0)
+        skin = mix(shade(crust, 0.82), shade(crust, 1.1), 0.5 + 0.5 * spots_of_heat)
+        return over(skin, shade(crust, 1.7), ramp((p[2] + 0.05).abs(), 0.075, 0.02))
+
+    def glaze(p: Coordinates) -> Tensor:
+        skin = plain(cover)(p)
+        if topping == "drizzle":
+            stripe = torch.cos(26 * (p[0] + 0.35 * p[1]) + 1.2 * torch.sin(9 * p[1] + phase))
+            return over(skin, lines, ramp(stripe, 0.45, 0.6) * ramp(p[2], 0.08, 0.10))
+        if topping == "none":
+            return over(skin, shade(cover, 1.25), 0.5 * ramp(torch.sin(7 * p[0] + 5 * p[1] + phase), 0.2, 0.9))
+        outline, own = sprinkle(p)
+        palette = torch.tensor(SPRINKLES if topping == "mixed" else [single], dtype=p[0].dtype, device=p[0].device)
+        chosen = palette[(own / 0.83 * len(palette)).long().clamp(max=len(palette) - 1)]
+        return skin + ramp(outline, 0.004, -0.004)[:, None] * (chosen - skin)
 
     parts = (
         Part("dough", dough, baked, draw.uniform(0.65, 0.8)),
-        Part("icing", icing, plain(cover), draw.uniform(0.3, 0.4)),
-        Part("sprinkles", sprinkles, grain_colours, 0.5),
+        Part("icing", icing, glaze, draw.uniform(0.3, 0.4)),
     )
-    return place("donut", parts if draw.chance(0.85) else parts[:2])
+    return place("donut", parts)

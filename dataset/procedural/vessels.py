@@ -1,9 +1,11 @@
 """Mug, its handle at +x; teapot, its spout at +x and its handle at −x; vase, round about +y."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from dataset.procedural.colour import colour, mix, plain, ramp, tint
+from dataset.procedural.colour import colour, mix, over, plain, ramp, shade, tint
 from dataset.procedural.primitives import (
     Coordinates,
     Distance,
@@ -12,6 +14,7 @@ from dataset.procedural.primitives import (
     ellipsoid,
     norm,
     polygon,
+    polyline,
     revolve,
     round_cone,
     smooth_intersection,
@@ -27,48 +30,54 @@ MUG_COLOURS = tuple(colour(c) for c in ("#d8382c", "#e9e4d8", "#3f9a57", "#eebb2
 
 
 def mug(draw: Draw) -> ProceduralObject:
-    """A hollow cylinder with a lip and a foot, and an ear-shaped handle at +x."""
-    radius, half_height = draw.vary(0.43, 0.05), draw.vary(0.50, 0.06)
-    wall, floor = draw.uniform(0.085, 0.10), draw.uniform(0.10, 0.13)
-    flare = draw.uniform(-0.02, 0.05)
-    tube, reach, tall = draw.uniform(0.062, 0.07), draw.vary(0.265, 0.05), draw.vary(0.28, 0.08)
+    """A cup of even thickness with a round rim, an ear-shaped handle at +x, and now and then a painted band."""
+    radius, half_height = draw.vary(0.40, 0.05), draw.vary(0.47, 0.06)
+    wall = draw.uniform(0.044, 0.05)  # half of the thickness
+    flare, corner = draw.uniform(-0.01, 0.04), draw.uniform(0.06, 0.16)
+    tube, reach, tall = draw.uniform(0.06, 0.068), draw.vary(0.255, 0.05), draw.vary(0.28, 0.08)
     middle = draw.uniform(-0.02, 0.05)
+    bevel = [
+        (radius - flare - corner * (1 - math.sin(a)), corner * (1 - math.cos(a)) - half_height)
+        for a in (0.0, 0.4, 0.8, 1.2)
+    ]
+    profile = [(-0.1, -half_height), *bevel, (radius - flare, corner - half_height), (radius + flare, half_height)]
 
-    def shell(p: Coordinates) -> Distance:
-        # The radius grows with height by `flare` from the middle to the rim.
-        widen = 1 / (1 + flare * (p[1] / half_height).clamp(-1, 1) / radius)
-        return cylinder((p[0] * widen, p[1], p[2] * widen), (0.0, 0.0, 0.0), radius, half_height, 0.045)
-
-    def cavity(p: Coordinates) -> Distance:
-        height = half_height - floor / 2
-        widen = 1 / (1 + flare * (p[1] / half_height).clamp(-1, 1) / radius)
-        inner = (p[0] * widen, p[1], p[2] * widen)
-        return cylinder(inner, (0.0, floor / 2 + 0.2, 0.0), radius - wall, height + 0.2, 0.07)
-
-    def body(p: Coordinates) -> Distance:
-        return smooth_intersection(shell(p), -cavity(p), 0.04)
+    def cup(p: Coordinates) -> Distance:
+        return polyline(*revolve(p), profile) - wall
 
     def handle(p: Coordinates) -> Distance:
         outline = box2(p[0] - radius, p[1] - middle, (reach, tall), 0.8 * reach)
         ear = norm(outline, p[2] * 0.9) - tube
-        return subtract(ear, revolve(p)[0] - (radius - 0.6 * wall))
+        return subtract(ear, revolve(p)[0] - radius)
+
+    def body(p: Coordinates) -> Distance:
+        return smooth_union(cup(p), handle(p), 0.04)
 
     outside = tint(draw, draw.usually(colour("#2f62b8"), MUG_COLOURS))
     inside = tint(draw, colour("#ece8dc"), 0.04)
-    glaze = draw.uniform(0.3, 0.45)
+    second = draw.usually(inside, (shade(outside, 0.45), colour("#d9a63a")), 0.6)
+    motif = draw.usually("plain", ("band", "stripes", "dots"), 0.55)
+    glaze, dots = draw.uniform(0.3, 0.4), draw.integer(6, 8)
 
-    def glazed(p: Coordinates) -> Distance:
-        """The outer skin of the body: everything but a thin layer around the cavity."""
-        return subtract(body(p), cavity(p) - 0.02)
+    def glazed(p: Coordinates) -> Tensor:
+        """The motif outside; the lining's colour inside, up to the middle of the rim."""
+        r, y = revolve(p)
+        skin = plain(outside)(p)
+        wide = radius + flare * (y / half_height)
+        on_wall = ramp(r, wide + wall + 0.03, wide + wall + 0.015)
+        if motif == "band":
+            skin = over(skin, second, on_wall * ramp((y + 0.02).abs(), 0.17, 0.155))
+        elif motif == "stripes":
+            skin = over(skin, second, on_wall * ramp(torch.sin(y * (math.pi / 0.12)), -0.1, 0.1))
+        elif motif == "dots":
+            row = torch.round(y / 0.2)
+            turn = torch.atan2(p[0], p[2]) * (dots / (2 * math.pi)) + 0.5 * row
+            across = (torch.remainder(turn, 1.0) - 0.5) * (2 * math.pi * radius / dots)
+            skin = over(skin, second, on_wall * ramp(norm(across, y - 0.2 * row), 0.068, 0.058))
+        hollow = ramp(r, wide + 0.006, wide - 0.006) * ramp(y, 0.0 - half_height, wall - half_height)
+        return over(skin, inside, hollow)
 
-    def handled(p: Coordinates) -> Distance:
-        return smooth_union(glazed(p), handle(p), 0.04)
-
-    parts = (
-        Part("body", handled, plain(outside), roughness=glaze),
-        Part("lining", body, plain(inside), roughness=glaze),
-    )
-    return place("mug", parts)
+    return place("mug", (Part("body", body, glazed, glaze),))
 
 
 def teapot(draw: Draw) -> ProceduralObject:
