@@ -257,9 +257,9 @@ def fish(draw: Draw) -> ProceduralObject:
 
 def bird(draw: Draw) -> ProceduralObject:
     """A plump bird on two feet: round head with a beak, folded wings, a tail behind, a light breast."""
-    plump, long = draw.vary(0.33, 0.06), draw.vary(0.24, 0.1)
-    skull, rise = draw.vary(0.235, 0.06), draw.uniform(0.38, 0.44)
-    bill, gape = draw.vary(0.22, 0.12), draw.uniform(0.085, 0.10)
+    plump, long = draw.vary(0.29, 0.06), draw.vary(0.30, 0.1)
+    skull, rise = draw.vary(0.195, 0.06), draw.uniform(0.34, 0.40)
+    bill, gape = draw.vary(0.19, 0.12), draw.uniform(0.058, 0.072)
     droop, train = draw.uniform(-0.10, 0.06), draw.vary(0.36, 0.1)
     stand, apart = draw.vary(0.22, 0.1), draw.uniform(0.13, 0.16)
     crested = draw.chance(0.3)
@@ -300,29 +300,36 @@ def bird(draw: Draw) -> ProceduralObject:
     def crest(p: Coordinates) -> Distance:
         return round_cone(p, (0.0, rise + 0.8 * skull, 0.20), (0.0, rise + skull + 0.16, 0.06), 0.085, 0.045)
 
-    def whites(p: Coordinates) -> Distance:
-        return sphere(mirror_x(p), (0.60 * skull, rise + 0.06, face[2] + 0.62 * skull), 0.075)
-
-    def pupils(p: Coordinates) -> Distance:
-        return sphere(mirror_x(p), (0.72 * skull, rise + 0.065, face[2] + 0.74 * skull), 0.05)
+    def eyes(p: Coordinates) -> Distance:
+        return sphere(mirror_x(p), (0.72 * skull, rise + 0.05, face[2] + 0.52 * skull), 0.046)
 
     coat = tint(draw, draw.usually(colour("#3578c8"), PLUMAGE, 0.45))
     breast = tint(draw, draw.usually(colour("#f2e8d4"), (colour("#e89a4a"),), 0.7), 0.05)
     horn = tint(draw, draw.usually(colour("#f0a01e"), (colour("#e8c83a"),), 0.7))
 
     def feathers(p: Coordinates) -> Tensor:
-        """The breast is light: low and to the front."""
+        """Soft scale-like feathers; the breast is light, low and to the front; a dark line through the eyes."""
+        row = torch.sin(52 * p[1] + 20 * p[2]) * torch.sin(46 * p[0] + 17 * p[2])
+        own = mix(shade(coat, 0.82), shade(coat, 1.12), 0.5 + 0.5 * row)
         front = ramp(0.9 * p[2] - p[1], 0.10, 0.20) * ramp(p[1], 0.24, 0.16)
-        return mix(coat, breast, front)
+        own = over(own, breast, front)
+        line = ramp((p[1] - rise - 0.045).abs(), 0.05, 0.03) * ramp(p[2], face[2], face[2] + 0.05)
+        return over(own, shade(coat, 0.3), line * ramp(p[0].abs(), 0.2 * skull, 0.4 * skull))
+
+    def plumes(p: Coordinates) -> Tensor:
+        """Rows of feathers with dark edges on the wings and the tail, a pale bar across the wings."""
+        vane = torch.remainder((p[1] + 0.25 * p[2]) / 0.055, 1.0)
+        own = mix(shade(coat, 0.30), shade(coat, 0.55), ramp(vane, 0.0, 0.5))
+        bar = ramp((p[2] + 0.05 + 0.3 * p[1]).abs(), 0.035, 0.025)
+        return over(own, breast, bar * ramp(p[0].abs(), 0.5 * plump, 0.6 * plump))
 
     parts = [
         Part("body", body, feathers, 0.8),
-        Part("tail", tail, plain(shade(coat, 0.38)), 0.8),
-        Part("wings", wings, plain(shade(coat, 0.38)), 0.8),
+        Part("tail", tail, plumes, 0.8),
+        Part("wings", wings, plumes, 0.8),
         Part("legs", legs, plain(shade(horn, 0.9)), 0.6),
         Part("beak", beak, plain(horn), 0.5),
-        Part("whites", whites, plain(colour("#f2f0ea")), 0.4),
-        Part("pupils", pupils, plain(colour("#22201f")), 0.3),
+        Part("eyes", eyes, plain(colour("#22201f")), 0.3),
     ]
     if crested:
         parts.append(Part("crest", crest, plain(shade(coat, 0.38)), 0.8))

@@ -152,11 +152,17 @@ def apple(draw: Draw) -> ProceduralObject:
         joints = [(-0.02, 0.0), (0.09, 0.01), (0.20, 0.01), (0.33, -0.02)]
         return blade(lifted, joints, (0.032, 0.052, 0.050, 0.022), 2.0)
 
-    fresh = draw.usually(colour("#c9221d"), (colour("#7fb23a"), colour("#dcb834")), 0.7)
+    fresh = draw.usually(colour("#c9221d"), (colour("#7fb23a"), colour("#dcb834"), colour("#a8202a")), 0.6)
     skin, blush = tint(draw, fresh), tint(draw, draw.usually(colour("#e2b23c"), (fresh,), 0.6))
 
     def flesh(p: Coordinates) -> Tensor:
-        return mix(skin, blush, 0.75 * ramp(norm(p[0], p[2]), 0.32, 0.05))
+        """Streaks from the stalk downwards and pale specks over the skin; the blush is around both pits."""
+        turn = torch.atan2(p[0], p[2])
+        streak = torch.sin(19 * turn + 2 * torch.sin(7 * turn)) * torch.sin(31 * turn + 1.0)
+        peel = mix(skin, blush, 0.75 * ramp(norm(p[0], p[2]), 0.32, 0.05))
+        peel = over(peel, blush, 0.15 * ramp(streak, -0.2, 0.9) * ramp(norm(p[0], p[2]), 0.05, 0.25))
+        off = norm(*spots(turn, torch.atan2(norm(p[0], p[2]), p[1]), 0.30, 0.0, 0.2))
+        return over(peel, colour("#f0dfae"), 0.35 * ramp(off, 0.024, 0.012))
 
     parts = (
         Part("body", body, flesh, roughness=draw.uniform(0.3, 0.4)),

@@ -222,7 +222,10 @@ def tree(draw: Draw) -> ProceduralObject:
         for azimuth, out, up, size in balls:
             centre = (out * math.sin(azimuth), lift + up - 0.04, out * math.cos(azimuth))
             solid = smooth_union(solid, sphere(p, centre, size), 0.05)
-        return smooth_union(solid, sphere(p, (0.0, lift + 0.30, 0.0), top), 0.05)
+        solid = smooth_union(solid, sphere(p, (0.0, lift + 0.30, 0.0), top), 0.05)
+        # Tufts of leaves stand out, near the surface only.
+        tuft = torch.sin(17 * p[0] + phase) * torch.sin(18 * p[1]) * torch.sin(16 * p[2] + 2.0)
+        return (solid - 0.035 * tuft * ramp(solid, -0.15, -0.05)) * 0.85
 
     def trunk(p: Coordinates) -> Distance:
         stem = round_cone(p, (0.0, -bole, 0.0), (0.0, 0.1, 0.0), 1.15 * thick, 0.9 * thick)
@@ -235,9 +238,12 @@ def tree(draw: Draw) -> ProceduralObject:
     leaf, bark = tint(draw, draw.usually(colour("#4c9a3c"), LEAVES, 0.6)), tint(draw, colour("#7a5032"))
 
     def foliage(p: Coordinates) -> Tensor:
-        """Brighter above, mottled."""
-        mottle = torch.sin(13 * p[0] + 1.0) * torch.sin(12 * p[1]) * torch.sin(14 * p[2] + 2.0)
-        return mix(shade(leaf, 0.55), shade(leaf, 1.15), ramp(p[1] + 0.2 * mottle, 0.0, 0.8))
+        """Single leaves, bright or dark, brighter above and on the tufts."""
+        tuft = torch.sin(17 * p[0] + phase) * torch.sin(18 * p[1]) * torch.sin(16 * p[2] + 2.0)
+        bend = 3 * torch.sin(7 * p[1] + 5 * p[0]) + 2 * torch.sin(9 * p[2])
+        leaves = torch.sin(47 * p[0] + bend) * torch.sin(43 * p[1] + bend) * torch.sin(51 * p[2] - bend)
+        light = ramp(p[1] + 0.35 * tuft + 0.45 * leaves, -0.15, 0.85)
+        return mix(shade(leaf, 0.4), shade(leaf, 1.3), light)
 
     def streaks(p: Coordinates) -> Tensor:
         return mix(shade(bark, 0.65), bark, 0.5 + 0.5 * torch.cos(torch.atan2(p[0], p[2]) * 9))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dataset.procedural.colour import Colour, colour, mix, plain, shade, tint
+from dataset.procedural.colour import Colour, colour, mix, over, plain, ramp, shade, tint
 from dataset.procedural.primitives import (
     Coordinates,
     Distance,
@@ -11,6 +11,7 @@ from dataset.procedural.primitives import (
     chain,
     ellipsoid,
     mirror_x,
+    norm,
     round_cone,
     smooth_intersection,
     smooth_union,
@@ -32,12 +33,12 @@ def _lips(flesh: Colour) -> Colour:
 
 
 def person(draw: Draw) -> ProceduralObject:
-    """A stocky figure in shirt, trousers and shoes; big head, arms held away from the body."""
-    skull, chin = draw.vary(0.235, 0.05), 0.62
-    shoulder, waist = draw.vary(0.20, 0.06), draw.vary(0.165, 0.07)
-    arm, leg = draw.uniform(0.078, 0.09), draw.uniform(0.10, 0.115)
+    """A figure in a plain or striped shirt, trousers with a belt, and shoes; the arms are away from the body."""
+    skull, chin = draw.vary(0.172, 0.05), 0.60
+    shoulder, waist = draw.vary(0.205, 0.06), draw.vary(0.15, 0.08)
+    arm, leg = draw.uniform(0.068, 0.078), draw.uniform(0.09, 0.105)
     out, low = draw.uniform(0.45, 0.52), draw.uniform(0.02, 0.12)
-    stride, length = draw.uniform(0.165, 0.185), draw.vary(0.52, 0.06)
+    stride, length = draw.uniform(0.155, 0.175), draw.vary(0.66, 0.06)
     long_hair, short_sleeves = draw.chance(0.4), draw.chance(0.45)
     face = chin + 0.78 * skull
     hand = (out, low, 0.04)
@@ -47,9 +48,9 @@ def person(draw: Draw) -> ProceduralObject:
     def skin(p: Coordinates) -> Distance:
         side = mirror_x(p)
         head = ellipsoid(side, (0.0, face, 0.0), (0.92 * skull, skull, 0.92 * skull))
-        ear = sphere(side, (0.92 * skull, face - 0.02, 0.0), 0.055)
-        nose = sphere(side, (0.0, face - 0.03, 0.92 * skull), 0.05)
-        neck = round_cone(side, (0.0, chin - 0.15, 0.0), (0.0, chin + 0.1, 0.0), 0.085, 0.085)
+        ear = sphere(side, (0.92 * skull, face - 0.015, 0.0), 0.038)
+        nose = sphere(side, (0.0, face - 0.03, 0.92 * skull), 0.034)
+        neck = round_cone(side, (0.0, chin - 0.15, 0.0), (0.0, chin + 0.1, 0.0), 0.075, 0.072)
         head = smooth_union(smooth_union(smooth_union(head, ear, 0.03), nose, 0.03), neck, 0.05)
         fore = chain(side, [elbow, hand], (0.85 * arm, 0.85 * arm))
         return union(head, smooth_union(fore, sphere(side, hand, 1.12 * arm), 0.04))
@@ -58,7 +59,7 @@ def person(draw: Draw) -> ProceduralObject:
         side = mirror_x(p)
         chest = round_cone(side, (0.0, 0.36, 0.0), (0.0, 0.05, 0.0), 0.9 * shoulder, waist)
         chest = smooth_union(chest, round_cone(side, (0.0, 0.44, 0.0), (shoulder, 0.44, 0.0), 0.1, 0.1), 0.08)
-        flat = smooth_intersection(chest, (p[2].abs() - 0.16), 0.1)
+        flat = smooth_intersection(chest, (p[2].abs() - 0.14), 0.1)
         sleeve = round_cone(side, (shoulder, 0.45, 0.0), elbow, 1.2 * arm, 1.12 * arm)
         if not short_sleeves:
             sleeve = union(sleeve, round_cone(side, elbow, wrist, 1.12 * arm, 1.05 * arm))
@@ -88,17 +89,37 @@ def person(draw: Draw) -> ProceduralObject:
         return smooth_union(tuft, smooth_intersection(mane, p[2] + 0.04, 0.05), 0.05)
 
     def eyes(p: Coordinates) -> Distance:
-        return sphere(mirror_x(p), (0.38 * skull, face + 0.05, 0.82 * skull), 0.046)
+        return sphere(mirror_x(p), (0.38 * skull, face + 0.025, 0.80 * skull), 0.030)
 
     def mouth(p: Coordinates) -> Distance:
-        return ellipsoid(p, (0.0, face - 0.115, 0.80 * skull), (0.075, 0.026, 0.045))
+        return ellipsoid(p, (0.0, face - 0.085, 0.80 * skull), (0.052, 0.018, 0.030))
 
     flesh = tint(draw, draw.usually(colour("#e8b48c"), SKINS, 0.5), 0.06)
     locks = tint(draw, draw.usually(colour("#43281a"), HAIRS, 0.4))
+    cloth = tint(draw, draw.usually(colour("#c8342a"), SHIRTS, 0.4))
+    striped, stripe = draw.chance(0.35), tint(draw, draw.usually(colour("#ece8dc"), SHIRTS, 0.5))
+    denim = tint(draw, draw.usually(colour("#33456b"), TROUSERS, 0.4))
+
+    def shirt_paint(p: Coordinates) -> Tensor:
+        """Level stripes, or a line of buttons and a collar."""
+        if striped:
+            return mix(cloth, stripe, ramp(torch.sin(p[1] * 50), 0.0, 0.25))
+        front = ramp(p[2], 0.02, 0.03)
+        line = over(plain(cloth)(p), shade(cloth, 0.55), front * ramp(p[0].abs(), 0.012, 0.006))
+        button = norm(p[0], torch.remainder(p[1], 0.1) - 0.05)
+        line = over(line, stripe, front * ramp(button, 0.020, 0.014))
+        return over(line, shade(cloth, 0.6), ramp(p[1], chin - 0.09, chin - 0.08))
+
+    def trousers_paint(p: Coordinates) -> Tensor:
+        """A dark belt with a buckle, seams down the sides."""
+        belt = over(plain(denim)(p), colour("#2a1d16"), ramp(p[1], 0.0, 0.012))
+        belt = over(belt, colour("#d9b04a"), ramp(p[1], 0.0, 0.012) * ramp(p[0].abs(), 0.036, 0.030) * ramp(p[2], 0, 0.01))
+        return over(belt, shade(denim, 0.6), ramp(p[2].abs(), 0.014, 0.007) * ramp(p[1], 0.0, -0.01))
+
     parts = (
         Part("skin", skin, plain(flesh), 0.6),
-        Part("shirt", shirt, plain(tint(draw, draw.usually(colour("#c8342a"), SHIRTS, 0.4))), 0.85),
-        Part("trousers", trousers, plain(tint(draw, draw.usually(colour("#33456b"), TROUSERS, 0.4))), 0.85),
+        Part("shirt", shirt, shirt_paint, 0.85),
+        Part("trousers", trousers, trousers_paint, 0.85),
         Part("shoes", shoes, plain(tint(draw, colour("#3b2a22"))), 0.6),
         Part("hair", hair, plain(locks), 0.7),
         Part("eyes", eyes, plain(colour("#26211f")), 0.4),
@@ -146,11 +167,8 @@ def head(draw: Draw) -> ProceduralObject:
         fall = smooth_intersection(smooth_intersection(fall, p[2] + 0.06, 0.08), -(p[1] + 0.72), 0.06)
         return smooth_union(tuft, fall, 0.08)
 
-    def whites(p: Coordinates) -> Distance:
-        return ellipsoid(mirror_x(p), (apart, level, 0.80 * deep), (0.11, 0.08, 0.10))
-
-    def pupils(p: Coordinates) -> Distance:
-        return ellipsoid(mirror_x(p), (1.05 * apart, level, 0.80 * deep + 0.078), (0.055, 0.06, 0.045))
+    def eyes(p: Coordinates) -> Distance:
+        return ellipsoid(mirror_x(p), (apart, level, 0.80 * deep), (0.105, 0.068, 0.090))
 
     def brows(p: Coordinates) -> Distance:
         ends = [(0.55 * apart, level + 0.16, 0.88 * deep), (1.40 * apart, level + 0.17, 0.76 * deep)]
@@ -163,8 +181,9 @@ def head(draw: Draw) -> ProceduralObject:
         return smooth_intersection(skull(p) - 0.045, torch.maximum(outline, 0.1 - p[2]), 0.03)
 
     def beard(p: Coordinates) -> Distance:
-        chops = smooth_intersection(skull(p) - 0.035, p[1] + 0.22, 0.06)
-        return smooth_intersection(chops, -(p[2] + 0.02), 0.06)
+        # The upper edge rises from the corners of the mouth to the ears.
+        edge = (p[1] + 0.27 - 0.7 * (0.38 - p[2]).clamp(0.0, 0.45)) * 0.8
+        return smooth_intersection(smooth_intersection(skull(p) - 0.03, edge, 0.05), -(p[2] + 0.08), 0.05)
 
     flesh = tint(draw, draw.usually(colour("#e8b48c"), SKINS, 0.5), 0.06)
     locks = tint(draw, draw.usually(colour("#43281a"), HAIRS, 0.4))
@@ -174,11 +193,24 @@ def head(draw: Draw) -> ProceduralObject:
         wave = torch.sin(26 * p[0] + 2 * torch.sin(5 * p[1]))
         return mix(shade(locks, 0.75), locks, 0.5 + 0.5 * wave)
 
+    def gaze(p: Coordinates) -> Tensor:
+        """A white eyeball with an iris and a pupil that look straight ahead, and a dark upper lid."""
+        off = norm(p[0].abs() - 0.98 * apart, p[1] - level)
+        ball = over(plain(colour("#f2f0ea"))(p), iris, ramp(off, 0.054, 0.047))
+        ball = over(ball, colour("#141212"), ramp(off, 0.027, 0.021))
+        return over(ball, shade(flesh, 0.35), ramp(p[1] - level, 0.040, 0.052))
+
+    def face(p: Coordinates) -> Tensor:
+        """Redder cheeks and ears."""
+        cheek = norm(p[0].abs() - 0.24, p[1] + 0.16, p[2] - 0.40)
+        blush = (flesh[0], flesh[1] * 0.72, flesh[2] * 0.66)
+        warm = torch.maximum(0.6 * ramp(cheek, 0.20, 0.05), 0.5 * ramp(p[0].abs(), wide, wide + 0.05))
+        return over(plain(flesh)(p), blush, warm)
+
     parts = (
-        Part("skin", skin, plain(flesh), 0.55),
+        Part("skin", skin, face, 0.55),
         Part("hair", hair, strands, 0.7),
-        Part("whites", whites, plain(colour("#f2f0ea")), 0.35),
-        Part("pupils", pupils, plain(iris), 0.3),
+        Part("eyes", eyes, gaze, 0.3),
         Part("brows", brows, plain(shade(locks, 0.8)), 0.8),
         Part("lips", lips, plain(_lips(flesh)), 0.45),
     )

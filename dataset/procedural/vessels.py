@@ -113,12 +113,32 @@ def teapot(draw: Draw) -> ProceduralObject:
 
     glaze = tint(draw, draw.usually(colour("#3f8f6b"), MUG_COLOURS))
     trim = tint(draw, draw.usually(glaze, (colour("#ece8dc"), colour("#d9a63a")), 0.5))
-    gloss = draw.uniform(0.3, 0.45)
+    gloss = draw.uniform(0.3, 0.4)
+    paint = tint(draw, draw.usually(colour("#ece8dc"), (colour("#d9a63a"), shade(glaze, 0.4))))
+    motif, petals = draw.usually("plain", ("bands", "flowers"), 0.4), draw.integer(7, 9)
+
+    def glazed(p: Coordinates) -> Tensor:
+        """The belly's motif: two bands, or a ring of flowers."""
+        skin = plain(glaze)(p)
+        if motif == "bands":
+            skin = over(skin, paint, ramp((p[1].abs() - 0.13).abs(), 0.030, 0.022))
+        elif motif == "flowers":
+            turn = torch.atan2(p[0], p[2]) * (petals / (2 * math.pi))
+            x, y = (torch.remainder(turn, 1.0) - 0.5) * (2 * math.pi * radius / petals), p[1] - 0.04
+            petal = norm(x, y) * (1 - 0.25 * torch.cos(5 * torch.atan2(x, y)))
+            skin = over(skin, paint, ramp(petal, 0.085, 0.075))
+            skin = over(skin, colour("#e3a42f"), ramp(norm(x, y), 0.034, 0.026))
+        return skin
+
+    def lid_paint(p: Coordinates) -> Tensor:
+        """A dark gap where the lid lies on the pot."""
+        return over(plain(trim)(p), shade(trim, 0.4), ramp(p[1], 0.80 * tall - 0.03, 0.80 * tall - 0.045))
+
     parts = (
-        Part("pot", pot, plain(glaze), gloss),
+        Part("pot", pot, glazed, gloss),
         Part("spout", spout, plain(glaze), gloss),
         Part("handle", handle, plain(trim), gloss),
-        Part("lid", lid, plain(trim), gloss),
+        Part("lid", lid, lid_paint, gloss),
     )
     return place("teapot", parts)
 
