@@ -61,7 +61,9 @@ def quadruped(draw: Draw) -> ProceduralObject:
     def paws(p: Coordinates) -> Distance:
         side = mirror_x(p)
         feet = [
-            round_cone(side, (apart, ground, at), (apart, ground - 0.008, at + 0.075), 1.2 * limb, 1.05 * limb)
+            round_cone(
+                side, (apart, ground, at), (apart, ground - 0.008, at + 0.075), 1.2 * limb, 1.05 * limb
+            )
             for at in (0.76 * long, -1.16 * long)
         ]
         return smooth_intersection(union(*feet), -(p[1] - ground + 0.035), 0.02)
@@ -113,22 +115,30 @@ def quadruped(draw: Draw) -> ProceduralObject:
         own = mix(shade(coat, 0.88), shade(coat, 1.1), 0.5 + 0.5 * strand)
         belly = ramp(p[1] + 0.25 * p[2], -0.03, -0.11) * ramp(p[1], -0.42 * leg, -0.30 * leg)
         own = over(own, second, 0.8 * belly * ramp(p[0].abs(), 0.9 * apart, 0.4 * apart))
-        front = ramp(p[2] - crown[2], 0.3 * skull, 0.75 * skull) * ramp(p[1], crown[1] - 0.02, crown[1] - 0.045)
+        front = ramp(p[2] - crown[2], 0.3 * skull, 0.75 * skull) * ramp(
+            p[1], crown[1] - 0.02, crown[1] - 0.045
+        )
         own = over(own, second, 0.8 * front)
         if pattern in ("socks", "saddle"):
             own = over(own, second, ramp(p[1], -0.52 * leg, -0.60 * leg))
             tip = ramp(p[2], -long - loin - 0.19, -long - loin - 0.22)
             own = over(own, second, tip * ramp(p[1], -0.02, 0.0))
-            blaze = ramp(p[0].abs(), 0.030, 0.020) * ramp(p[2], crown[2] + 0.5 * skull, crown[2] + 0.7 * skull)
+            blaze = ramp(p[0].abs(), 0.030, 0.020) * ramp(
+                p[2], crown[2] + 0.5 * skull, crown[2] + 0.7 * skull
+            )
             own = over(own, second, blaze * ramp(p[1], crown[1] - 0.1, crown[1]))
         if pattern == "saddle":
-            back = ramp(p[1] + 0.03 * torch.sin(9 * p[2] + phase), -0.03, 0.0) * ramp(p[2], 1.05 * long, 0.9 * long)
+            back = ramp(p[1] + 0.03 * torch.sin(9 * p[2] + phase), -0.03, 0.0) * ramp(
+                p[2], 1.05 * long, 0.9 * long
+            )
             own = over(own, saddle, back * ramp(p[2], -long - loin - 0.19, -long - loin - 0.16))
         if pattern == "patches":
             wave = torch.sin(7 * p[2] + phase) + torch.sin(8 * p[1] + 6 * p[0] + 2 * phase)
             own = over(own, second, ramp(wave, 0.2, 0.35))
         mouth = (p[1] - crown[1] + 0.075 + 0.1 * (p[2] - crown[2] - snout)).abs()
-        return over(own, saddle, ramp(mouth, 0.010, 0.005) * ramp(p[2], crown[2] + 0.9 * skull, crown[2] + skull))
+        return over(
+            own, saddle, ramp(mouth, 0.010, 0.005) * ramp(p[2], crown[2] + 0.9 * skull, crown[2] + skull)
+        )
 
     dark = tint(draw, colour("#26211f"))
     ear_colour = saddle if pattern == "saddle" and draw.chance(0.5) else shade(coat, 0.6)
@@ -193,7 +203,9 @@ def fish(draw: Draw) -> ProceduralObject:
         # The z axis is halved, so that the fins are twice as broad as they are thick.
         half_z = (x, y, 0.5 * z)
         chest = round_cone(half_z, root, (wide + flap * 0.8, -0.09 - drop, -0.02), 0.035, 0.062)
-        belly = round_cone(half_z, (0.4 * wide, -0.85 * tall, 0.0), (0.75 * wide, -tall - 0.12, -0.07), 0.035, 0.05)
+        belly = round_cone(
+            half_z, (0.4 * wide, -0.85 * tall, 0.0), (0.75 * wide, -tall - 0.12, -0.07), 0.035, 0.05
+        )
         return union(chest, belly)
 
     def eyes(p: Coordinates) -> Distance:
@@ -308,7 +320,7 @@ def bird(draw: Draw) -> ProceduralObject:
     horn = tint(draw, draw.usually(colour("#f0a01e"), (colour("#e8c83a"),), 0.7))
 
     def feathers(p: Coordinates) -> Tensor:
-        """Soft scale-like feathers; the breast is light, low and to the front; a dark line through the eyes."""
+        """Mottled feathers, a light breast low at the front, a dark line through the eyes."""
         row = torch.sin(52 * p[1] + 20 * p[2]) * torch.sin(46 * p[0] + 17 * p[2])
         own = mix(shade(coat, 0.82), shade(coat, 1.12), 0.5 + 0.5 * row)
         front = ramp(0.9 * p[2] - p[1], 0.10, 0.20) * ramp(p[1], 0.24, 0.16)

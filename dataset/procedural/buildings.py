@@ -11,15 +11,12 @@ from dataset.procedural.primitives import (
     Distance,
     box,
     box2,
-    cylinder,
     extrude,
     norm,
     polygon,
     revolve,
     sectors,
     shift,
-    smooth_intersection,
-    smooth_union,
     union,
 )
 from dataset.procedural.random_draw import Draw
@@ -40,7 +37,7 @@ def blocks(along: Tensor, up: Tensor, long: float, high: float) -> tuple[Tensor,
     column = torch.floor(place_in_row)
     across = 0.5 - (place_in_row - column - 0.5).abs()
     upward = 0.5 - (up / high - row - 0.5).abs()
-    own = torch.remainder(torch.sin(12.9898 * column + 78.233 * row) * 437.585, 1.0)
+    own = torch.remainder(torch.sin(12.9898 * column + 78.233 * row) * 43.7585, 1.0)
     return torch.minimum(across * long, upward * high), own
 
 
@@ -58,32 +55,39 @@ def cottage(draw: Draw) -> ProceduralObject:
     half, depth = draw.vary(0.60, 0.05), draw.vary(0.42, 0.06)
     eaves, rise = draw.vary(0.55, 0.06), draw.vary(0.40, 0.08)
     thick, over_hang = draw.uniform(0.045, 0.055), draw.uniform(0.05, 0.08)
-    door, lintel = draw.uniform(0.105, 0.12), draw.vary(0.38, 0.05)
+    door, lintel = draw.uniform(0.105, 0.12), draw.vary(0.35, 0.05)
     side, inset = draw.usually(1.0, (-1.0,)), draw.uniform(0.10, 0.20)
-    pane = draw.uniform(0.085, 0.10)
+    pane = draw.uniform(0.080, 0.092)
     porch = draw.chance(0.4)
     ridge, slope = eaves + rise, rise / depth
-    window_x, window_y = 0.58 * half, 0.54 * eaves
+    window_x, window_y = 0.58 * half, 0.50 * eaves
     steep = 1 / math.hypot(1.0, slope)
 
     def walls(p: Coordinates) -> Distance:
         outline = [(-depth, 0.0), (depth, 0.0), (depth, eaves), (0.0, ridge), (-depth, eaves)]
         return extrude(polygon(p[2], p[1], outline), p[0], half)
 
-    def gable_roof(across: Tensor, up: Tensor, along: Tensor, top: float, wide: float, long: float) -> Distance:
+    def gable_roof(
+        across: Tensor, up: Tensor, along: Tensor, top: float, wide: float, long: float
+    ) -> Distance:
         """Two slabs that meet at the height `top` and reach `wide` to either side and `long` along."""
-        half_thick = thick * 0.9
-        level = (up - top + slope * across.abs()) * steep - 0.02
-        slab = torch.maximum(level.abs() - half_thick, (across.abs() - wide) * 0.98)
-        return torch.maximum(slab, along.abs() - long)
+        rise_to, fall_to = top + 0.1 * slope, top - slope * wide
+        low = 0.02 / steep - thick / steep
+        corners = [(-0.1, rise_to + low), (wide, fall_to + low)]
+        corners += [(wide, fall_to + low + 1.8 * thick / steep), (-0.1, rise_to + low + 1.8 * thick / steep)]
+        return extrude(polygon(across.abs(), up, corners), along, long)
 
     def roof(p: Coordinates) -> Distance:
         main = gable_roof(p[2], p[1], p[0], ridge, depth + over_hang, half + over_hang)
         if porch:
-            main = torch.minimum(
-                main, gable_roof(p[0], p[1], p[2] - depth - 0.06, lintel + 0.25, 0.20, 0.14)
-            )
+            main = torch.minimum(main, gable_roof(p[0], p[1], p[2] - depth, lintel + 0.25, 0.20, 0.20))
         return main
+
+    def pediment(p: Coordinates) -> Distance:
+        """The solid gable below the porch's roof."""
+        low, top = lintel, lintel + 0.24
+        wide = (top - low) / slope
+        return extrude(polygon(p[0], p[1], [(-wide, low), (wide, low), (0.0, top)]), p[2] - depth, 0.17)
 
     def plinth(p: Coordinates) -> Distance:
         step = box(p, (0.0, 0.01, depth + 0.08), (door + 0.08, 0.05, 0.10), 0.02)
@@ -99,7 +103,10 @@ def cottage(draw: Draw) -> ProceduralObject:
         size = (pane + grow, 1.1 * pane + grow)
         flat = box2(p[0].abs() - window_x, p[1] - window_y, size, 0.01)
         solid = extrude(flat, p[2].abs() - depth, out)
-        ends = union(box2(p[2].abs() - 0.0, p[1] - window_y, size, 0.01), box2(p[2], p[1] - eaves - 0.35 * rise, (0.07 + grow, 0.075 + grow), 0.01))
+        ends = union(
+            box2(p[2].abs() - 0.0, p[1] - window_y, size, 0.01),
+            box2(p[2], p[1] - eaves - 0.35 * rise, (0.07 + grow, 0.075 + grow), 0.01),
+        )
         return union(solid, extrude(ends, p[0].abs() - half, out))
 
     def leaf(p: Coordinates, grow: float, out: float) -> Distance:
@@ -148,7 +155,7 @@ def cottage(draw: Draw) -> ProceduralObject:
         row = torch.floor(drop / course)
         lower = drop / course - row
         column = p[0] / width + 0.5 * row
-        own = torch.remainder(torch.sin(12.9898 * torch.floor(column) + 78.233 * row) * 437.585, 1.0)
+        own = torch.remainder(torch.sin(12.9898 * torch.floor(column) + 78.233 * row) * 43.7585, 1.0)
         face = mix(shade(tiles, 0.75), shade(tiles, 1.2), own)
         gap = torch.minimum(0.5 - (torch.remainder(column, 1.0) - 0.5).abs(), 1 - lower)
         return over(face, shade(tiles, 0.35), ramp(gap, 0.14, 0.05))
@@ -170,9 +177,11 @@ def cottage(draw: Draw) -> ProceduralObject:
         gap = (torch.remainder(p[0] / 0.05 + 0.5, 1.0) - 0.5).abs() * 0.05
         board = over(plain(wood)(p), shade(wood, 0.5), ramp(gap, 0.010, 0.005))
         board = over(board, GLASS, ((p[0].abs() < 0.05) & ((p[1] - 0.78 * lintel).abs() < 0.045)).to(p[0]))
-        return over(board, colour("#e0b440"), ramp(norm(p[0] - 0.6 * door, p[1] - 0.45 * lintel), 0.024, 0.017))
+        return over(
+            board, colour("#e0b440"), ramp(norm(p[0] - 0.6 * door, p[1] - 0.45 * lintel), 0.024, 0.017)
+        )
 
-    parts = (
+    parts = [
         Part("walls", walls, wall_paint, 0.85),
         Part("roof", roof, tiling, 0.8),
         Part("plinth", plinth, plain(tint(draw, colour("#8d8a84"))), 0.85),
@@ -181,13 +190,15 @@ def cottage(draw: Draw) -> ProceduralObject:
         Part("windows", lambda p: opening(p, 0.0, 0.03), glazing, 0.3),
         Part("door frame", lambda p: leaf(p, 0.035, 0.03), plain(frame), 0.7),
         Part("door", lambda p: leaf(p, 0.0, 0.04), planks, 0.7),
-    )
-    return place("cottage", parts)
+    ]
+    if porch:
+        parts.append(Part("pediment", pediment, plain(frame), 0.7))
+    return place("cottage", tuple(parts))
 
 
 def castle_tower(draw: Draw) -> ProceduralObject:
-    """A round stone tower with battlements, windows and an arched door; mostly a turret with a pointed roof."""
-    radius, tall = draw.vary(0.31, 0.06), draw.vary(0.90, 0.05)
+    """A round stone tower: battlements, windows, an arched door; mostly a turret with a pointed roof."""
+    radius, tall = draw.vary(0.30, 0.06), draw.vary(0.82, 0.05)
     crown, lip = draw.uniform(0.08, 0.11), draw.uniform(0.12, 0.15)
     merlons, tooth = draw.integer(7, 8), draw.uniform(0.12, 0.15)
     batter = draw.uniform(0.06, 0.10)
@@ -196,7 +207,7 @@ def castle_tower(draw: Draw) -> ProceduralObject:
     turret, side, girth = draw.chance(0.7), draw.usually(1.0, (-1.0,)), draw.uniform(0.145, 0.165)
     rim, wall = radius + crown, 0.12
     at = (side * 0.86 * radius, 0.0, -0.55 * radius)
-    peak, spire, root = tall + draw.uniform(0.13, 0.17), draw.vary(0.30, 0.1), 0.35 * tall
+    peak, spire, root = tall + draw.uniform(0.24, 0.27), draw.vary(0.29, 0.1), 0.35 * tall
 
     def tower(p: Coordinates) -> Distance:
         r, y = revolve(p)
@@ -211,17 +222,25 @@ def castle_tower(draw: Draw) -> ProceduralObject:
         ring = box2(r - (rim - wall / 2), y - tall, (wall / 2, tooth + 0.03), 0.01)
         x, _, z = sectors(p, merlons)
         gap = torch.maximum(x.abs() - 0.25 * rim, -z)
-        return torch.maximum(ring, gap)
+        solid = torch.maximum(ring, gap)
+        if turret:  # no narrow gaps beside it
+            solid = torch.maximum(solid, girth + 0.08 - norm(p[0] - at[0], p[2] - at[2]))
+        return solid
 
     def side_turret(p: Coordinates) -> Distance:
         r, y = revolve(shift(p, at))
         shaft = box2(r, y - (peak + root) / 2, (girth, (peak - root) / 2), 0.01)
-        corbel = polygon(r, y, [(-0.1, root - 0.22), (0.03, root - 0.22), (girth, root + 0.02), (-0.1, root + 0.02)])
+        corbel = polygon(
+            r, y, [(-0.1, root - 0.22), (0.03, root - 0.22), (girth, root + 0.02), (-0.1, root + 0.02)]
+        )
         return union(shaft, corbel, box2(r, y - peak + 0.03, (girth + 0.025, 0.035), 0.01))
 
     def spire_roof(p: Coordinates) -> Distance:
         r, y = revolve(shift(p, at))
-        return polygon(r, y, [(-0.1, peak), (girth + 0.03, peak), (0.0, peak + spire), (-0.1, peak + spire)]) - 0.02
+        return (
+            polygon(r, y, [(-0.1, peak), (girth + 0.03, peak), (0.0, peak + spire), (-0.1, peak + spire)])
+            - 0.02
+        )
 
     def arch(p: Coordinates, grow: float, out: float) -> Distance:
         leaf = union(
@@ -255,7 +274,10 @@ def castle_tower(draw: Draw) -> ProceduralObject:
         x, y, z = shift(p, at)
         edge, own = blocks(torch.atan2(x, z) / (2 * math.pi / 7) * 0.15, y, 0.15, course)
         face = masonry(stone, shade(stone, 0.45), edge, own, 0.24)
-        slit = torch.maximum(torch.remainder(torch.atan2(x, z) / (math.pi / 2) - 0.5, 1.0).sub(0.5).abs() * 0.24, ((y - peak + 0.17).abs() - 0.05))
+        slit = torch.maximum(
+            torch.remainder(torch.atan2(x, z) / (math.pi / 2) - 0.5, 1.0).sub(0.5).abs() * 0.24,
+            ((y - peak + 0.17).abs() - 0.05),
+        )
         return over(face, colour("#26262a"), ramp(slit, 0.032, 0.024))
 
     def slates(p: Coordinates) -> Tensor:

@@ -46,7 +46,7 @@ def mix(first: Colour, second: Colour, weight: Float[Tensor, " N"]) -> Float[Ten
 def over(
     base: Float[Tensor, "N 3"], paint: Colour | tuple[Tensor, ...], weight: Float[Tensor, " N"]
 ) -> Float[Tensor, "N 3"]:
-    """`base` where weight is 0, `paint` where it is 1; each channel of `paint` is a number or a tensor [N]."""
+    """`base` where weight is 0, `paint` where it is 1. A channel of `paint` is a number or a tensor [N]."""
     return torch.stack([base[:, i] + (c - base[:, i]) * weight for i, c in enumerate(paint)], -1)
 
 

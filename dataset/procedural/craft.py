@@ -8,7 +8,6 @@ from dataset.procedural.primitives import (
     Coordinates,
     Distance,
     box,
-    box2,
     cylinder,
     extrude,
     mirror_x,
@@ -79,7 +78,9 @@ def airplane(draw: Draw) -> ProceduralObject:
         x, y, z = at_engine(p)
         shell = round_cone((x, y, z), (0.0, 0.0, 0.04), (0.0, 0.0, -0.12), pod, 0.7 * pod)
         shell = smooth_intersection(shell, z.abs() - 0.11, 0.02)
-        return torch.minimum(shell, torch.maximum(norm(x, z + 0.02) - 0.05, (y - 0.5 * pod).abs() - 0.05)) * 0.97
+        return (
+            torch.minimum(shell, torch.maximum(norm(x, z + 0.02) - 0.05, (y - 0.5 * pod).abs() - 0.05)) * 0.97
+        )
 
     white = tint(draw, draw.usually(colour("#eef0f2"), (colour("#d4dae0"),), 0.8), 0.04)
     trim = tint(draw, draw.usually(colour("#cf2a22"), PAINTS, 0.45))
@@ -94,11 +95,19 @@ def airplane(draw: Draw) -> ProceduralObject:
             skin = over(skin, trim, ramp((p[1] + 0.22 * girth).abs(), 0.21 * girth, 0.15 * girth))
         cabin = ramp(p[2].abs(), length - 0.24, length - 0.25)
         across = (torch.remainder(p[2], step) - step / 2).abs() - 0.004
-        pane = ramp(norm(across.clamp(min=0), p[1] - 0.28 * girth), 0.021, 0.015) * ramp(p[0].abs(), 0.5 * girth, 0.6 * girth)
+        pane = ramp(norm(across.clamp(min=0), p[1] - 0.28 * girth), 0.021, 0.015) * ramp(
+            p[0].abs(), 0.5 * girth, 0.6 * girth
+        )
         skin = over(skin, GLASS, pane * cabin)
         door = torch.maximum((p[2].abs() - length + 0.215).abs() - 0.022, (p[1] - 0.1 * girth).abs() - 0.055)
-        skin = over(skin, shade(white, 0.5), ramp(door.abs(), 0.009, 0.004) * ramp(p[0].abs(), 0.4 * girth, 0.5 * girth))
-        screen = ramp((p[1] - 0.42 * girth).abs(), 0.26 * girth, 0.20 * girth) * ramp(p[2], length - 0.17, length - 0.155)
+        skin = over(
+            skin,
+            shade(white, 0.5),
+            ramp(door.abs(), 0.009, 0.004) * ramp(p[0].abs(), 0.4 * girth, 0.5 * girth),
+        )
+        screen = ramp((p[1] - 0.42 * girth).abs(), 0.26 * girth, 0.20 * girth) * ramp(
+            p[2], length - 0.17, length - 0.155
+        )
         screen = screen * ramp(p[0].abs(), 0.004, 0.009)
         return over(skin, GLASS, screen)
 
@@ -107,7 +116,9 @@ def airplane(draw: Draw) -> ProceduralObject:
         x = p[0].abs()
         metal = plain(shade(white, 0.72))(p)
         hinge = (p[2] - plane + root - 0.075 + 0.55 * sweep * x / span).abs()
-        metal = over(metal, shade(white, 0.42), ramp(hinge, 0.009, 0.005) * ramp(x, girth + 0.02, girth + 0.03))
+        metal = over(
+            metal, shade(white, 0.42), ramp(hinge, 0.009, 0.005) * ramp(x, girth + 0.02, girth + 0.03)
+        )
         return over(metal, trim, ramp(x, 0.93 * span, 0.94 * span))
 
     def nacelle(p: Coordinates) -> Tensor:

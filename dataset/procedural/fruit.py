@@ -25,7 +25,7 @@ from dataset.procedural.solid import Part, ProceduralObject, place
 
 
 def pineapple(draw: Draw) -> ProceduralObject:
-    """Ovoid body under regular diamond scales with a bract each, and a crown of three rings of thick leaves."""
+    """Ovoid body with diamond-shaped scales, a bract on each, and a crown of three rings of leaves."""
     radius, half_height = draw.vary(0.35, 0.07), draw.vary(0.46, 0.07)
     around, pitch = draw.integer(8, 9), draw.vary(4.1, 0.05)
     relief, squareness = draw.uniform(0.036, 0.044), draw.uniform(0.05, 0.09)

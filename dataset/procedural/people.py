@@ -33,7 +33,7 @@ def _lips(flesh: Colour) -> Colour:
 
 
 def person(draw: Draw) -> ProceduralObject:
-    """A figure in a plain or striped shirt, trousers with a belt, and shoes; the arms are away from the body."""
+    """A figure in shirt, trousers with a belt, and shoes; the arms are held away from the body."""
     skull, chin = draw.vary(0.172, 0.05), 0.60
     shoulder, waist = draw.vary(0.205, 0.06), draw.vary(0.15, 0.08)
     arm, leg = draw.uniform(0.068, 0.078), draw.uniform(0.09, 0.105)
@@ -113,7 +113,11 @@ def person(draw: Draw) -> ProceduralObject:
     def trousers_paint(p: Coordinates) -> Tensor:
         """A dark belt with a buckle, seams down the sides."""
         belt = over(plain(denim)(p), colour("#2a1d16"), ramp(p[1], 0.0, 0.012))
-        belt = over(belt, colour("#d9b04a"), ramp(p[1], 0.0, 0.012) * ramp(p[0].abs(), 0.036, 0.030) * ramp(p[2], 0, 0.01))
+        belt = over(
+            belt,
+            colour("#d9b04a"),
+            ramp(p[1], 0.0, 0.012) * ramp(p[0].abs(), 0.036, 0.030) * ramp(p[2], 0.0, 0.01),
+        )
         return over(belt, shade(denim, 0.6), ramp(p[2].abs(), 0.014, 0.007) * ramp(p[1], 0.0, -0.01))
 
     parts = (

@@ -78,8 +78,8 @@ def donut(draw: Draw) -> ProceduralObject:
     radius, tube = draw.uniform(0.41, 0.45), draw.uniform(0.225, 0.25)
     waves, phase, drip = draw.integer(7, 10), draw.angle(), draw.uniform(0.03, 0.045)
     border, depth = draw.uniform(-0.02, 0.05), 0.03
-    rows, columns = 7, draw.integer(19, 23)
-    grain_length, grain_width = draw.uniform(0.026, 0.032), draw.uniform(0.013, 0.016)
+    rows, columns = 6, draw.integer(18, 21)
+    grain_length, grain_width = draw.uniform(0.026, 0.030), draw.uniform(0.013, 0.015)
     topping = draw.usually("mixed", ("one colour", "drizzle", "none"), 0.6)
     relief = 0.012 if topping in ("mixed", "one colour") else 0.0
 
@@ -100,14 +100,16 @@ def donut(draw: Draw) -> ProceduralObject:
         row = torch.floor(tilt * (rows / math.pi) + 0.5 * rows)
         u = around * (columns / (2 * math.pi)) + 0.5 * row + phase
         column = torch.remainder(torch.floor(u), columns)
-        own = torch.remainder(torch.sin(12.9898 * column + 78.233 * row + phase) * 437.585, 1.0)
-        other = torch.remainder(own * 57.31, 1.0)
+        own = torch.remainder(7.0 * torch.sin(1.7 * column + 4.3 * row + phase), 1.0)
+        other = torch.remainder(own * 9.31, 1.0)
         size = (radius + tube * torch.sin(tilt)) * (2 * math.pi / columns), tube * math.pi / rows
         x = (torch.remainder(u, 1.0) - 0.5) * size[0] + 0.02 * (other - 0.5)
         y = (tilt * (rows / math.pi) + 0.5 * rows - row - 0.5) * size[1] + 0.02 * (own - 0.5)
         c, s = torch.cos(math.pi * other), torch.sin(math.pi * other)
         along, across = c * x + s * y, c * y - s * x
-        missing = torch.where(own > 0.82, torch.ones_like(own), torch.zeros_like(own))
+        # Rows near the hole are too short for whole sprinkles.
+        row_length = (radius + tube * torch.sin((row + 0.5) * (math.pi / rows) - 0.5 * math.pi)) / columns
+        missing = ((own > 0.82) | (row_length < 0.0175)).to(own)
         return norm((along.abs() - grain_length).clamp(min=0), across) - grain_width + missing, own
 
     def icing(p: Coordinates) -> Distance:
@@ -136,9 +138,13 @@ def donut(draw: Draw) -> ProceduralObject:
             stripe = torch.cos(26 * (p[0] + 0.35 * p[1]) + 1.2 * torch.sin(9 * p[1] + phase))
             return over(skin, lines, ramp(stripe, 0.45, 0.6) * ramp(p[2], 0.08, 0.10))
         if topping == "none":
-            return over(skin, shade(cover, 1.25), 0.5 * ramp(torch.sin(7 * p[0] + 5 * p[1] + phase), 0.2, 0.9))
+            return over(
+                skin, shade(cover, 1.25), 0.5 * ramp(torch.sin(7 * p[0] + 5 * p[1] + phase), 0.2, 0.9)
+            )
         outline, own = sprinkle(p)
-        palette = torch.tensor(SPRINKLES if topping == "mixed" else [single], dtype=p[0].dtype, device=p[0].device)
+        palette = torch.tensor(
+            SPRINKLES if topping == "mixed" else [single], dtype=p[0].dtype, device=p[0].device
+        )
         chosen = palette[(own / 0.83 * len(palette)).long().clamp(max=len(palette) - 1)]
         return skin + ramp(outline, 0.004, -0.004)[:, None] * (chosen - skin)
 

@@ -121,7 +121,9 @@ def car(draw: Draw) -> ProceduralObject:
         skin = over(skin, shade(paint, 0.4), flank * (norm(grips / 3, y - belt + 0.045) < 0.012))
         skin = over(skin, RUBBER, ramp(y, -0.125, -0.135))
         reach = norm(y - axle, torch.minimum((z - front).abs(), (z - rear).abs()))
-        skin = over(skin, RUBBER, ramp(reach, wheel + 0.036, wheel + 0.03) * ramp(x, half + 0.02, half - 0.005))
+        skin = over(
+            skin, RUBBER, ramp(reach, wheel + 0.036, wheel + 0.03) * ramp(x, half + 0.02, half - 0.005)
+        )
         skin = over(skin, mix_glass(y), window(p))
         lights = ramp((x - half + 0.095).abs(), lamp + 0.012, lamp) * ramp((y + 0.015).abs(), 0.045, 0.037)
         skin = over(skin, colour("#fbf3d2"), lights * ramp(z, length - 0.2, length - 0.19))
@@ -224,10 +226,16 @@ def rocket(draw: Draw) -> ProceduralObject:
         if banded:
             skin = over(skin, trim, ramp((p[1] - nose + 0.10).abs(), 0.026, 0.020))
         if chequered:
-            squares = torch.cos(torch.atan2(p[0], p[2]) * 4) * torch.sin((p[1] + 0.62 * length) * math.pi / 0.11)
+            squares = torch.cos(torch.atan2(p[0], p[2]) * 4) * torch.sin(
+                (p[1] + 0.62 * length) * math.pi / 0.11
+            )
             belt = ramp((p[1] + 0.62 * length).abs(), 0.115, 0.11)
             skin = over(skin, RUBBER, belt * ramp(squares, -0.05, 0.05))
-        skin = over(skin, trim, torch.maximum(ramp(p[1], nose + 0.01, nose + 0.02), ramp(p[1], 0.08 - length, 0.07 - length)))
+        skin = over(
+            skin,
+            trim,
+            torch.maximum(ramp(p[1], nose + 0.01, nose + 0.02), ramp(p[1], 0.08 - length, 0.07 - length)),
+        )
         for y in holes:
             glass = ramp(norm(p[0], p[1] - y), pane + 0.005, pane - 0.005) * ramp(p[2], 0.0, 0.02)
             skin = over(skin, colour("#2f6f9f"), glass)

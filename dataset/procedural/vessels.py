@@ -30,17 +30,22 @@ MUG_COLOURS = tuple(colour(c) for c in ("#d8382c", "#e9e4d8", "#3f9a57", "#eebb2
 
 
 def mug(draw: Draw) -> ProceduralObject:
-    """A cup of even thickness with a round rim, an ear-shaped handle at +x, and now and then a painted band."""
+    """A cup of even thickness with a round rim and an ear-shaped handle at +x; sometimes painted."""
     radius, half_height = draw.vary(0.40, 0.05), draw.vary(0.47, 0.06)
     wall = draw.uniform(0.044, 0.05)  # half of the thickness
     flare, corner = draw.uniform(-0.01, 0.04), draw.uniform(0.06, 0.16)
-    tube, reach, tall = draw.uniform(0.06, 0.068), draw.vary(0.255, 0.05), draw.vary(0.28, 0.08)
+    tube, reach, tall = draw.uniform(0.06, 0.068), draw.vary(0.285, 0.05), draw.vary(0.29, 0.08)
     middle = draw.uniform(-0.02, 0.05)
     bevel = [
         (radius - flare - corner * (1 - math.sin(a)), corner * (1 - math.cos(a)) - half_height)
         for a in (0.0, 0.4, 0.8, 1.2)
     ]
-    profile = [(-0.1, -half_height), *bevel, (radius - flare, corner - half_height), (radius + flare, half_height)]
+    profile = [
+        (-0.1, -half_height),
+        *bevel,
+        (radius - flare, corner - half_height),
+        (radius + flare, half_height),
+    ]
 
     def cup(p: Coordinates) -> Distance:
         return polyline(*revolve(p), profile) - wall
@@ -63,8 +68,8 @@ def mug(draw: Draw) -> ProceduralObject:
         """The motif outside; the lining's colour inside, up to the middle of the rim."""
         r, y = revolve(p)
         skin = plain(outside)(p)
-        wide = radius + flare * (y / half_height)
-        on_wall = ramp(r, wide + wall + 0.03, wide + wall + 0.015)
+        beyond = r - radius - flare * (y / half_height)  # the middle of the wall
+        on_wall = ramp(beyond, wall + 0.03, wall + 0.015)
         if motif == "band":
             skin = over(skin, second, on_wall * ramp((y + 0.02).abs(), 0.17, 0.155))
         elif motif == "stripes":
@@ -74,7 +79,7 @@ def mug(draw: Draw) -> ProceduralObject:
             turn = torch.atan2(p[0], p[2]) * (dots / (2 * math.pi)) + 0.5 * row
             across = (torch.remainder(turn, 1.0) - 0.5) * (2 * math.pi * radius / dots)
             skin = over(skin, second, on_wall * ramp(norm(across, y - 0.2 * row), 0.068, 0.058))
-        hollow = ramp(r, wide + 0.006, wide - 0.006) * ramp(y, 0.0 - half_height, wall - half_height)
+        hollow = ramp(beyond, 0.006, -0.006) * ramp(y, 0.0 - half_height, wall - half_height)
         return over(skin, inside, hollow)
 
     return place("mug", (Part("body", body, glazed, glaze),))

@@ -155,7 +155,19 @@ def test_car_is_longest_along_z_and_has_dark_windows_and_wheels():
     extents = surface("car", 0).extents
     assert extents[2] > 1.7 * extents[0] and extents[0] > 0.9 * extents[1]
     names = {part.name for part in instance("car", 0).parts}
-    assert {"windows", "tyres", "headlamps"} <= names
+    assert {"body", "tyres", "bumpers"} <= names
+    # Above the belt line the cabin has dark glass on all four sides; its roof is painted.
+    mesh = surface("car", 0)
+    kd = instance("car", 0).material(torch.from_numpy(mesh.vertices).float())[0]
+    dark = kd.amax(1) < 0.3
+    height = torch.from_numpy(mesh.vertices[:, 1])
+    top = mesh.bounds[1, 1]
+    windows = (height > top - 0.2) & (height < top - 0.06)
+    normal = torch.from_numpy(mesh.vertex_normals.copy())
+    for direction in ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)):
+        facing = normal[:, 0] * direction[0] + normal[:, 2] * direction[1] > 0.5
+        assert dark[windows & facing].double().mean() > 0.4
+    assert not dark[height > top - 0.01].any()
 
 
 @pytest.mark.parametrize("name, kind", [("crown", "pineapple"), ("cap", "strawberry")])
@@ -168,7 +180,8 @@ def test_leaves_are_green_above_a_warm_body(name, kind):
 
 def test_default_colours_lead():
     """About half of the mugs are blue."""
-    mugs = [instance("mug", seed).parts[0].albedo((torch.zeros(1),) * 3)[0] for seed in range(40)]
+    on_handle = (torch.full((1,), 0.65), torch.zeros(1), torch.zeros(1))
+    mugs = [instance("mug", seed).parts[0].albedo(on_handle)[0] for seed in range(40)]
     blue = sum(bool(c[2] > 2 * c[1] and c[2] > 3 * c[0]) for c in mugs)
     assert 12 <= blue <= 28
     assert len({tuple(round(v, 1) for v in c.tolist()) for c in mugs}) > 4
