@@ -7,16 +7,16 @@ depend on the number of threads and runs are bit-reproducible.
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from render.encoding.hash_levels import GridLevel
+from render.kernels.numba_kernel import kernel
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel
 def _corner_row(x, y, z, resolution, entries, dense, offset):
     if dense:
         stride = resolution + 1
@@ -24,7 +24,7 @@ def _corner_row(x, y, z, resolution, entries, dense, offset):
     return offset + ((x ^ (y * 2654435761) ^ (z * 805459861)) & (entries - 1))
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel
 def _cell(value, resolution):
     """Cell and fraction along one axis. A point with coordinate 1 belongs to the last cell."""
     scaled = value * np.float32(resolution)
@@ -32,7 +32,7 @@ def _cell(value, resolution):
     return cell, scaled - np.float32(cell)
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel
 def _encode_level(points, table, resolution, entries, dense, offset, out, column):
     features = table.shape[1]
     one = np.float32(1)
@@ -50,7 +50,7 @@ def _encode_level(points, table, resolution, entries, dense, offset, out, column
                 out[n, column + f] += weight * table[row, f]
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel
 def _encode_level_backward(points, grad, resolution, entries, dense, offset, grad_table, column):
     features = grad_table.shape[1]
     one = np.float32(1)
@@ -71,10 +71,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="hash-grid")
 
 
-def _each_level(kernel, points, source, levels, target, features):
+def _each_level(level_kernel, points, source, levels, target, features):
     def encode_level(number: int) -> None:
         level = levels[number]
-        kernel(
+        level_kernel(
             points,
             source,
             level.resolution,

@@ -5,10 +5,9 @@ lattice. On the lattice every face has a positive area and no two faces overlap.
 corners have equal coordinates, and products of coordinates (below 2²³) fit an int64.
 """
 
-import numba
 import numpy as np
 
-kernel = numba.njit(nogil=True, cache=True)
+from render.kernels.numba_kernel import kernel
 
 # Lattice steps along the longest side of the mesh.
 LATTICE = 2**22

@@ -4,14 +4,18 @@ On torn surfaces uvunwrap can panic in one of its threads and then wait for that
 cannot be killed.
 """
 
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from render.image_io.file_lock import try_lock
 
 WORKER = Path(__file__).with_name("unwrap_worker.py")
 # Time limit in seconds: a constant, and an amount per face. Several times the time measured on two cores
@@ -22,6 +26,10 @@ TIMEOUT, TIMEOUT_PER_FACE = 60.0, {"xatlas": 5e-3, "uvunwrap": 5e-5}
 PANIC = b"panicked at"
 # Minimum share of the texture that the charts must fill. Below it, margins take most of the texture.
 MIN_FILL = 0.05
+
+
+# Temporary folders, each with a file that its process has locked.
+PREFIX, LOCK = "unwrap-", "lock"
 
 
 class UnwrapError(Exception):
@@ -59,6 +67,15 @@ def unwrap_with(
     if not filled >= MIN_FILL:
         raise UnwrapError(f"its {charts} charts fill {100 * filled:.1f} % of the texture")
     return uv, uv_faces, charts
+
+
+def _remove_leftovers() -> None:
+    """Remove the temporary folders of processes that were killed: nobody holds their locks."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            if (folder / LOCK).exists() and (file := try_lock(folder / LOCK)) is not None:
+                with file:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run(command: list[str], errors: Path, timeout: float) -> None:

@@ -4,9 +4,13 @@ IN: an .npz with positions [V,3] float32, faces [F,3] uint32, side and padding. 
 charts and pages. It imports no other module of the program, so it starts fast.
 """
 
+import ctypes
+import signal
 import sys
 
 import numpy as np
+
+PR_SET_PDEATHSIG = 1
 
 
 def main(library: str, input_file: str, output_file: str) -> None:
@@ -50,4 +54,6 @@ def with_uvunwrap(positions: np.ndarray, faces: np.ndarray, side: int, padding: 
 
 
 if __name__ == "__main__":
+    # The worker must not outlive a killed run.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     main(*sys.argv[1:])

@@ -82,12 +82,25 @@ def apply_lora(unet: nn.Module, text_encoder: nn.Module, entries: Sequence[str])
     layers = {"unet": _layers(unet), "text_encoder": _layers(text_encoder)}
     for entry in entries:
         path, scale = parse_lora(entry)
-        changes = read_lora(path)
-        for (part, name), change in changes.items():
-            # Attention's way out is the first of a list, which some files do not say.
-            weight = layers[part].get(name, layers[part].get(f"{name}_0"))
-            _add(path, weight, change, scale)
-        logger.info("lora: %s changes %d layers, scale %g", path, len(changes), scale)
+        try:
+            count = _apply_file(path, scale, layers)
+        except (ValueError, OSError) as error:
+            if str(path) in str(error):
+                raise
+            raise ValueError(f"lora: {path}: {error}") from error
+        except Exception as error:  # Metadata and tensors may have any type and shape.
+            raise ValueError(f"lora: {path}: cannot be read: {type(error).__name__}: {error}") from error
+        logger.info("lora: %s changes %d layers, scale %g", path, count, scale)
+
+
+def _apply_file(path: Path, scale: float, layers: dict[str, dict[str, nn.Parameter]]) -> int:
+    """Add the changes of one file; returns their number."""
+    changes = read_lora(path)
+    for (part, name), change in changes.items():
+        # Attention's output projection is the first of a list, which some files do not name.
+        weight = layers[part].get(name, layers[part].get(f"{name}_0"))
+        _add(path, weight, change, scale)
+    return len(changes)
 
 
 @torch.no_grad()
@@ -97,6 +110,11 @@ def _add(path: Path, weight: nn.Parameter | None, change: LowRank, scale: float)
         raise ValueError(f"lora: {path}: {name} is no layer of this model; was it made for another one?")
     if change.down is None or change.up is None:
         raise ValueError(f"lora: {path}: {name} is half of a pair; the other half is missing")
+    if min(change.down.dim(), change.up.dim()) < 2 or min(change.down.numel(), change.up.numel()) == 0:
+        shapes = f"{tuple(change.up.shape)} times {tuple(change.down.shape)}"
+        raise ValueError(f"lora: {path}: {name} is {shapes}, which is no low-rank product")
+    if not (change.down.isfinite().all() and change.up.isfinite().all()):
+        raise ValueError(f"lora: {path}: {name} contains NaN or infinity; get the file again")
     fits = change.down.shape[0] == change.up[0].numel()
     fits = fits and len(change.up) == len(weight) and change.down[0].numel() == weight[0].numel()
     if not fits:

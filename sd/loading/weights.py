@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sd.loading import ldm_format, single_file
+from sd.loading.check_settings import check_parts, check_sizes, warn_without_merges
 from sd.loading.hub import KINDS_FILE, weights_variant
 
 
@@ -44,7 +45,9 @@ def load_parts(path: str, device: torch.device, prediction: str = "auto") -> Par
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     load = _from_folder if Path(path).is_dir() else _from_file
     try:
-        return load(Path(path), dtype, device, None if prediction == "auto" else prediction)
+        parts = load(Path(path), dtype, device, None if prediction == "auto" else prediction)
+        check_parts(path, parts)
+        return parts
     except (FileNotFoundError, WeightsMissing):
         raise
     # Loaders fail in their own ways on damaged files, some with a bare Exception.
@@ -59,6 +62,8 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    check_sizes(folder)
+    warn_without_merges(folder)
 
     def load(kind, part: str, **options):
         variant = weights_variant(folder, part)

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from render.raster.numba.triangles import cross, kernel
+from render.kernels.numba_kernel import kernel
+from render.raster.numba.triangles import cross
 
 
 @kernel

@@ -6,10 +6,9 @@ OpenMP workers compete with torch's. The caller distributes views over threads i
 
 import math
 
-import numba
 import numpy as np
 
-kernel = numba.njit(nogil=True, cache=True)
+from render.kernels.numba_kernel import kernel
 
 
 @kernel

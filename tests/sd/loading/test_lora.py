@@ -213,3 +213,52 @@ def test_the_key_is_a_path_or_a_list():
     for wrong in (3, [3], "", [""], {"a": 1}):
         with pytest.raises(ValueError, match='"lora".*path'):
             parse_config({"out_dir": "x", "lora": wrong}, "x")
+
+
+def lora_file(folder, tensors=None, metadata=None, layer=QUERY):
+    path = folder / "style.safetensors"
+    down, up = torch.zeros(RANK, 32), torch.zeros(32, RANK)
+    pair = {f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up}
+    save_file(pair if tensors is None else tensors, path, metadata=metadata)
+    return path
+
+
+def named(value, ending="lora_A.weight"):
+    return f"unet.{QUERY}.{ending}", value
+
+
+WRONG_TENSORS = {
+    "rank 0": dict([named(torch.zeros(0, 32)), named(torch.zeros(32, 0), "lora_B.weight")]),
+    "scalars": dict([named(torch.zeros(())), named(torch.zeros(()), "lora_B.weight")]),
+    "NaN": dict([named(torch.full((3, 32), torch.nan)), named(torch.zeros(32, 3), "lora_B.weight")]),
+    "alpha of 7 numbers": dict(
+        [named(torch.zeros(3, 32)), named(torch.zeros(32, 3), "lora_B.weight"), named(torch.ones(7), "alpha")]
+    ),
+}
+WRONG_METADATA = ["[1]", "[" * 100_000, "{bad", "null", '"x"']
+WRONG_METADATA += [json.dumps({"unet.lora_alpha": value}) for value in (None, [1], "x", {})]
+
+
+@pytest.mark.parametrize("tensors", WRONG_TENSORS.values(), ids=WRONG_TENSORS)
+def test_lora_settings_wrong_tensors(parts, tmp_path, tensors):
+    """One line with the file's name for every tensor that is no part of a low-rank product."""
+    path = lora_file(tmp_path, tensors)
+    with pytest.raises(ValueError) as error:
+        apply_lora(copy.deepcopy(parts.unet), parts.text_encoder, [str(path)])
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", WRONG_METADATA, ids=[text[:24] for text in WRONG_METADATA])
+def test_lora_settings_wrong_metadata(parts, tmp_path, text):
+    """One line with the file's name for metadata of the wrong type, in the file and beside it."""
+    path = lora_file(tmp_path, metadata={"lora_adapter_metadata": text})
+    with pytest.raises(ValueError) as error:
+        apply_lora(copy.deepcopy(parts.unet), parts.text_encoder, [str(path)])
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    down, up = (torch.zeros(RANK, 32), torch.zeros(32, RANK))
+    prefix = f"base_model.model.{QUERY}"
+    path = lora_file(tmp_path, {f"{prefix}.lora_A.weight": down, f"{prefix}.lora_B.weight": up})
+    (tmp_path / "adapter_config.json").write_text(text.replace("unet.", ""))
+    with pytest.raises(ValueError) as error:
+        apply_lora(copy.deepcopy(parts.unet), parts.text_encoder, [str(path)])
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,57 @@
+"""numba's compiler with a disk cache that may be damaged, or on a full or read-only disk.
+
+numba stores compiled functions as pickles beside the sources. A damaged file makes it raise an error at every
+start. Here such a file is replaced, and a cache that cannot be written is a warning.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import numba
+from numba.core.caching import FunctionCache
+
+logger = logging.getLogger(__name__)
+
+
+class SafeCache(FunctionCache):
+    """A function cache whose errors are cache misses."""
+
+    def load_overload(self, signature: object, target_context: object) -> object | None:
+        """The compiled function; None if it is not in the cache or cannot be read."""
+        try:
+            return super().load_overload(signature, target_context)
+        except Exception as error:  # Unpickling a damaged file raises errors of many types.
+            _warn_once(f"numba's cache {self._folder()} is damaged and is replaced ({type(error).__name__})")
+            with suppress(OSError):
+                Path(self._cache_file._index_path).unlink()
+            return None
+
+    def save_overload(self, signature: object, data: object) -> None:
+        """Store a compiled function, if possible."""
+        try:
+            super().save_overload(signature, data)
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            _warn_once(f"numba's cache {self._folder()} is not written: {reason}; every start compiles again")
+
+    def _folder(self) -> str:
+        return str(self.cache_path)
+
+
+def kernel(function: Callable) -> Callable:
+    """Compile a function in nopython mode, without the GIL, cached on the disk."""
+    compiled = numba.njit(nogil=True)(function)
+    try:
+        compiled._cache = SafeCache(function)
+    except RuntimeError as error:
+        # numba found no folder that can be written to.
+        _warn_once(f"numba has no cache: {error}; every start compiles again")
+    return compiled
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("warning: %s", message)

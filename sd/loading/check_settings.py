@@ -1,0 +1,71 @@
+"""Checks of a model's settings: a wrong value is one line at the start, not an error in a later step."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# More than any published model has. A larger number would build the module for minutes or fill the memory.
+MOST_LAYERS, MOST = 200, 1_000_000
+PARTS = ("unet", "vae", "text_encoder")
+
+
+def check_sizes(folder: Path) -> None:
+    """Check the numbers in config.json of unet, vae and text_encoder before the modules are built.
+
+    Raises:
+        ValueError: naming file, key and value.
+    """
+    for part in PARTS:
+        path = folder / part / "config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path} is not a JSON object")
+        for key, value in settings.items():
+            most = MOST_LAYERS if "layers" in key else MOST
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and not abs(number) <= most:
+                    raise ValueError(
+                        f"{path}: {key} = {number} is too large; allowed are numbers up to {most}"
+                    )
+
+
+def check_parts(path: str | Path, parts: object) -> None:
+    """Check the settings of loaded parts (see `sd.loading.weights.Parts`), and set a missing token limit.
+
+    Raises:
+        ValueError: naming the model, the setting and its value.
+    """
+    encoder = parts.text_encoder.config
+    limit = parts.tokenizer.model_max_length
+    if not isinstance(limit, int) or limit > encoder.max_position_embeddings:
+        # transformers sets 1e30 if tokenizer_config.json has no limit.
+        parts.tokenizer.model_max_length = limit = encoder.max_position_embeddings
+    if limit < 3:
+        raise ValueError(f"{path}: tokenizer: model_max_length = {limit}; at least 3 tokens are needed")
+    largest = max(parts.tokenizer.get_vocab().values(), default=0)
+    if largest >= encoder.vocab_size:
+        raise ValueError(
+            f"{path}: the tokenizer has the id {largest}, and the text encoder has {encoder.vocab_size} "
+            "embeddings; they are of different models"
+        )
+    for name, value, most in (
+        ("scheduler: num_train_timesteps", parts.schedule.num_train_timesteps, 100_000),
+        ("unet: sample_size", parts.unet.config.sample_size, 1024),
+    ):
+        if type(value) is not int or not 0 < value <= most:
+            raise ValueError(f"{path}: {name} = {value!r}; allowed is an integer from 1 to {most}")
+    factor = parts.vae.config.scaling_factor
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise ValueError(f"{path}: vae: scaling_factor = {factor!r}; allowed is a positive number")
+    if not all(isinstance(kind, str) for kind in parts.kinds):
+        raise ValueError(f"{path}: kinds.json must be a list of texts, not {list(parts.kinds)[:3]!r}")
+
+
+def warn_without_merges(folder: Path) -> None:
+    """Log a warning if the tokenizer has no merges: it then splits every word into letters."""
+    path = folder / "tokenizer" / "merges.txt"
+    if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").strip():
+        logger.warning("warning: %s is empty, so words are split into letters; get the file again", path)
