@@ -117,14 +117,14 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(model_folder, mesh, t
     stopped = load_latest(tmp_path / "parts/checkpoints").step
     assert stopped == lines(tmp_path / "parts/log.jsonl") < 40
     codes, text = run(2, argv, tmp_path)
-    assert codes == [0, 0] and f"resuming after step {stopped}" in text and "a step now takes" not in text
+    assert codes == [0, 0] and f"resuming after step {stopped}" in text and "a step now has" not in text
     first, second = (load_latest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
     assert first.step == second.step == 40
     assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
     assert log_without_times(tmp_path / "whole") == log_without_times(tmp_path / "parts")
 
     codes, text = run(1, [*argv, "--iter", "42", "--grad_accum", "3"], tmp_path)
-    assert codes == [0] and "2 × 1, this run is 1 × 3: a step now takes 3 views instead of 2" in text
+    assert codes == [0] and "2 × 1, this run has 1 × 3: a step now has 3 views instead of 2" in text
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])

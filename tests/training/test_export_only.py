@@ -92,7 +92,7 @@ def test_a_painted_mesh_gets_fewer_faces_and_other_textures_and_nothing_else_cha
         mesh = trimesh.load(folder / "paint/dmtet_mesh" / file, force="mesh")
         mesh.merge_vertices(merge_tex=True, merge_norm=True)
         assert len(mesh.faces) == 150 and mesh.is_watertight, file
-    assert "kept as it is" in caplog.text and "shape" in caplog.text
+    assert "is not exported again" in caplog.text and "shape" in caplog.text
     assert train.main(["--config", shape, paint, "--export-only"]) == 0
     assert not changed(before, contents(folder))  # and back, byte for byte
     assert train.main(["--config", shape, paint]) == 0
@@ -106,13 +106,13 @@ def test_a_shape_alone_is_exported_in_place_with_a_warning(model_folder, tmp_pat
     before = contents(tmp_path)
     assert train.main(["--config", config, "--export_faces", "200"]) == 0
     assert not changed(before, contents(tmp_path))  # a finished run keeps its mesh, and says how to change it
-    assert "--export-only writes it anew" in caplog.text
+    assert "is already exported (--export-only writes it again)" in caplog.text
     assert train.main(["--config", config, "--export-only", "--export_faces", "200"]) == 0
     assert changed(before, contents(tmp_path)) == {"shape/dmtet_mesh/mesh.obj", "shape/dmtet_mesh/mesh.glb"}
     mesh = trimesh.load(tmp_path / "shape/dmtet_mesh/mesh.glb", force="mesh")
     mesh.merge_vertices(merge_tex=True, merge_norm=True)
     assert len(mesh.faces) == 200 and mesh.is_watertight
-    assert "runs that paint another export of this mesh" in caplog.text
+    assert "a run that paints an earlier export of this mesh cannot resume" in caplog.text
 
 
 def test_without_a_checkpoint_there_is_one_line(model_folder, tmp_path, caplog):

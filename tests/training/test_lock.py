@@ -1,4 +1,4 @@
-"""One run per out_dir: double starts, locks of killed processes, leftovers, folders that cannot be written to."""
+"""One run per out_dir: double starts, locks of killed processes, leftovers, unwritable folders."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def holder(tmp_path):
 
 
 def test_two_runs_one_out_dir(holder, tmp_path):
-    """A second start is rejected in one line with the holder's number; after SIGKILL of the holder it starts."""
+    """A second start is rejected in one line that names the holder. It starts after the holder was killed."""
     assert is_locked([tmp_path, tmp_path / "out"]) and not is_locked([tmp_path])
     with pytest.raises(ValueError, match=f"another run \\(process {holder.pid} on .*writes to") as error:
         with lock_out_dirs([config(tmp_path / "out")]):
