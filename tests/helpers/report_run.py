@@ -81,7 +81,7 @@ def write_run(folder: Path, steps: int = 100, stills: int = 5) -> Path:
     return folder
 
 
-def facts(folder: Path, title: str = "A mug", last_step: int = 100) -> RunInfo:
+def example_info(folder: Path, title: str = "A mug", last_step: int = 100) -> RunInfo:
     settings = [
         Setting("iter", "100", "5000", "number of steps", True),
         Setting("seed", "42", "42", "the same seed gives the same result", False),

@@ -1,13 +1,14 @@
-"""A page of many results: a small turntable of each one's stages, what it changes, its state and its links.
+"""The overview of a sweep: for each result a small turntable per stage, its values, state, links and
+commands.
 
-One HTML file that opens from the disk: pictures are inside, links are relative, no script, nothing fetched.
+One HTML file that opens from the disk: pictures are embedded, links are relative, there is no script.
 """
 
 import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from render.image_io.atomic import write_text
 from training.numbered_files import numbered_files
+from training.report.crop import crop_view, joined, object_box
 from training.report.page import POLICY, data_uri, escape, link
 
 SIDE, FRAMES, QUALITY = 144, 8, 82
@@ -22,22 +24,19 @@ RELOAD_SECONDS = 15
 STILL_VIEWS = 4
 
 STYLE = """
-:root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }
-body { margin: 1.5rem auto; max-width: 100rem; padding: 0 1rem; }
-h1 { font-size: 1.3rem; margin: 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); gap: 1rem; }
-.card { border: 1px solid #8885; border-radius: 8px; padding: .7rem; overflow-wrap: anywhere; }
-.views { display: flex; gap: .5rem; min-height: SIDEpx; }
-figure { margin: 0; font-size: .8rem; }
-.turn { width: SIDEpx; height: SIDEpx; background: #fff 0 0 / auto 100% no-repeat; border-radius: 4px; }
-.turn { animation: turn 3.2s steps(var(--frames)) infinite paused; }
-.card:hover .turn { animation-play-state: running; }
-@keyframes turn { to { background-position-x: calc(var(--frames) * -SIDEpx); } }
-dl { display: grid; grid-template-columns: auto 1fr; gap: 0 .6rem; margin: .5rem 0 0; }
-dt { opacity: .65; } dd { margin: 0; }
-.state { font-weight: 600; } .error { margin: .4rem 0 0; color: #d33; }
-.done { color: #2a8a3c; } .failed { color: #d33; } .running { color: #2474d6; } .stopped { color: #b87800; }
-""".replace("SIDE", str(SIDE)).strip()
+:root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; } body { margin: 1.5rem auto;
+max-width: 100rem; padding: 0 1rem; overflow-wrap: anywhere; } h1 { font-size: 1.3rem; margin: 0; } .cards {
+display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 1rem; } .card {
+border: 1px solid #8885; border-radius: 8px; padding: .7rem; min-width: 0; } .views { display: flex;
+flex-wrap: wrap; gap: .5rem; min-height: SIDEpx; } summary { cursor: pointer; margin-top: .4rem; } pre {
+margin: .2rem 0 .5rem; padding: .4rem .5rem; background: #8882; border-radius: 4px; white-space: pre-wrap; }
+figure { margin: 0; font-size: .8rem; } .turn { width: SIDEpx; height: SIDEpx; background: #fff 0 0 / auto
+100% no-repeat; border-radius: 4px; } .turn { animation: turn 3.2s steps(var(--frames)) infinite paused; }
+.card:hover .turn { animation-play-state: running; } @keyframes turn { to { background-position-x:
+calc(var(--frames) * -SIDEpx); } } dl { display: grid; grid-template-columns: auto 1fr; gap: 0 .6rem; margin:
+.5rem 0 0; } dt { opacity: .65; } dd { margin: 0; } .state { font-weight: 600; } .error { margin: .4rem 0 0;
+color: #d33; } .done { color: #2a8a3c; } .failed { color: #d33; } .running { color: #2474d6; } .stopped {
+color: #b87800; } """.replace("SIDE", str(SIDE)).strip()
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class Card:
-    """One result: its name, what makes it differ, its state (with the line that explains it) and its runs."""
+    """One result of a sweep.
+
+    changed: the keys whose values distinguish it. note: one line about its state. next_commands: named shell
+    commands that continue with this result.
+    """
 
     name: str
     changed: Mapping[str, str]
     state: str
     note: str
     stages: Sequence[Stage]
+    next_commands: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_index(path: Path, title: str, subtitle: str, cards: Sequence[Card], live: bool) -> None:
-    """The page at `path`, whole or not at all; a `live` one, which is still written, reloads by itself."""
+    """Write the page atomically. live: trials are still running, so the page reloads periodically."""
     counts = Counter(card.state for card in cards)
     reload = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if live else ""
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())
@@ -73,7 +77,7 @@ def write_index(path: Path, title: str, subtitle: str, cards: Sequence[Card], li
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>\n'
         f"<style>\n{STYLE}\n</style></head><body>\n"
         f"<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n"
-        f"<p>{len(cards)} results: {summary}. Point at one to turn it.</p>\n"
+        f"<p>{len(cards)} results: {summary}. Point at a picture to turn it.</p>\n"
         f'<div class="cards">\n{body}\n</div></body></html>\n',
     )
 
@@ -102,7 +106,7 @@ def _dated(path: Path) -> tuple[Path, int]:
 @lru_cache(maxsize=4096)
 def _strip(files: tuple[tuple[Path, int], ...], views: int) -> tuple[bytes, int] | None:
     """The files' views side by side; of a sheet of stills its top row. Cached by path and time."""
-    squares = []
+    pictures = []
     try:
         for path, _ in files:
             with Image.open(path) as image:
@@ -110,9 +114,12 @@ def _strip(files: tuple[tuple[Path, int], ...], views: int) -> tuple[bytes, int]
             width = picture.width // views
             for k in range(views):
                 height = picture.height if views == 1 else min(width, picture.height)
-                squares.append(_square(picture.crop((k * width, 0, (k + 1) * width, height))))
+                pictures.append(picture.crop((k * width, 0, (k + 1) * width, height)))
     except Exception:  # A picture that is being replaced, is damaged or is too large for Pillow.
         return None
+    # One box for all views, so that the object keeps its size while it turns.
+    box = joined(object_box(picture) for picture in pictures)
+    squares = [_square(crop_view(picture, box)) for picture in pictures]
     strip = Image.new("RGB", (SIDE * len(squares), SIDE), "white")
     for k, square in enumerate(squares):
         strip.paste(square, (k * SIDE, 0))
@@ -140,8 +147,17 @@ def _card(card: Card, base: Path) -> str:
     note = f'<p class="{kind}">{escape(card.note)}</p>' if card.note else ""
     return (
         f'<div class="card" id="{escape(card.name)}"><div class="views">{views}</div>\n'
-        f'<dl><dt>state</dt><dd class="state {card.state}">{card.state}</dd>{changed}</dl>{note}</div>'
+        f'<dl><dt>state</dt><dd class="state {card.state}">{card.state}</dd>{changed}</dl>{note}'
+        f"{_next_commands(card)}</div>"
     )
+
+
+def _next_commands(card: Card) -> str:
+    """The commands that continue with a result, folded."""
+    commands = "".join(
+        f"{escape(name)}<pre>{escape(command)}</pre>" for name, command in card.next_commands.items()
+    )
+    return f"<details><summary>Continue with this result</summary>{commands}</details>" if commands else ""
 
 
 def _view(stage: Stage, base: Path) -> str:

@@ -1,7 +1,8 @@
-"""Pictures and films of a run, small enough to stand inside a page."""
+"""Pictures and videos of a run, reduced for embedding in a page."""
 
 import io
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TypeVar
 
 from PIL import Image
 
+from configs.run import LATLONG
 from training.numbered_files import numbered_files
+from training.report.crop import WHOLE, Box, crop_cells, joined, object_box
 from training.report.page import data_uri, embedded_json, escape, link
 
 logger = logging.getLogger(__name__)
@@ -17,7 +20,8 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 STILL_WIDTH, STILLS_BYTES, MOST_STILLS = 1280, 2_100_000, 24
-FILM_BYTES = 900_000
+STILL_VIEWS = 4
+VIDEO_BYTES = 900_000
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,14 @@ class Picture:
         return data_uri("image/jpeg", self.content)
 
 
-def shrunk(path: Path | str, width: int, quality: int = 82) -> Picture | None:
-    """A copy of a picture file, at most `width` pixels wide; None with a warning if it cannot be read.
+def shrunk(path: Path | str, width: int, quality: int = 82, box: Box = WHOLE) -> Picture | None:
+    """A copy of a sheet of stills, at most `width` pixels wide, every view cropped to `box`.
 
-    Cached by path and modification time.
+    None with a warning if it cannot be read. Cached by path and modification time.
     """
     path = Path(path)
     try:
-        return _shrunk(path, path.stat().st_mtime_ns, width, quality)
+        return _shrunk(path, path.stat().st_mtime_ns, width, quality, box)
     except Exception as error:  # Pillow raises errors of many types for damaged and for very large pictures.
         _warn_once(f"warning: {path} is not shown in the report: {error}")
         return None
@@ -52,11 +56,38 @@ def _warn_once(message: str) -> None:
     logger.warning("%s", message)
 
 
-@lru_cache(maxsize=256)
-def _shrunk(path: Path, changed: int, width: int, quality: int) -> Picture:
+def sheet_box(paths: Iterable[Path]) -> Box:
+    """The part of a view that shows the object in any of the sheets of stills; damaged files are skipped."""
+
+    def box_of(path: Path) -> Box | None:
+        try:
+            return _sheet_box(path, path.stat().st_mtime_ns)
+        except Exception:  # Pillow raises errors of many types; `shrunk` warns of the file.
+            return None
+
+    return joined(box_of(path) for path in paths)
+
+
+def _open_sheet(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
+    """The picture and the names of its rows."""
     with Image.open(path) as image:
         rows = tuple(name for name in str(image.info.get("rows", "")).split(",") if name)
-        image = image.convert("RGB")
+        return image.convert("RGB"), rows
+
+
+@lru_cache(maxsize=1024)
+def _sheet_box(path: Path, changed: int) -> Box | None:
+    image, rows = _open_sheet(path)
+    views = [number for number, name in enumerate(rows or ("",)) if name != LATLONG]
+    return object_box(image, STILL_VIEWS, max(len(rows), 1), views)
+
+
+@lru_cache(maxsize=256)
+def _shrunk(path: Path, changed: int, width: int, quality: int, box: Box) -> Picture:
+    image, rows = _open_sheet(path)
+    if box != WHOLE:
+        maps = [number for number, name in enumerate(rows) if name == LATLONG]
+        image = crop_cells(image, STILL_VIEWS, max(len(rows), 1), box, maps)
     if image.width > width:
         height = max(1, round(image.height * width / image.width))
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
@@ -73,8 +104,9 @@ def spread(items: list[Item], most: int) -> list[Item]:
 
 
 def _readable(paths: list[Path]) -> list[tuple[Path, Picture]]:
-    """The pictures that can be read, shrunk to STILL_WIDTH."""
-    pictures = [(path, shrunk(path, STILL_WIDTH)) for path in paths]
+    """The pictures that can be read, cropped to the object and shrunk to STILL_WIDTH."""
+    box = sheet_box(paths)
+    pictures = [(path, shrunk(path, STILL_WIDTH, box=box)) for path in paths]
     return [(path, picture) for path, picture in pictures if picture is not None]
 
 
@@ -84,8 +116,10 @@ def stills_up_to(folder: Path, step: int) -> list[Path]:
 
 
 def slider(paths: list[Path]) -> str:
-    """The stills (named by their step) under a slider, with a choice of the layer where they name their
-    rows; empty without stills. Fewer are taken where all would be more than STILLS_BYTES."""
+    """The stills (named by their step) with a slider and, if they name their rows, a choice of the layer.
+
+    Empty without stills. Fewer are taken if all would exceed STILLS_BYTES.
+    """
     chosen = _readable(spread(paths, MOST_STILLS))
     while len(chosen) > 2 and sum(len(picture.content) for _, picture in chosen) > STILLS_BYTES:
         chosen = spread(chosen, max(2, len(chosen) * 3 // 4))
@@ -117,20 +151,22 @@ def slider(paths: list[Path]) -> str:
     )
 
 
-def film(out_dir: Path, names: list[str], caption: str) -> str:
-    """The first of the files that is there, as a figure: inside the page, or as a link where it is large."""
+def video(out_dir: Path, names: list[str], caption: str) -> str:
+    """The first existing file of `names` as a figure: embedded, or a link if it exceeds VIDEO_BYTES."""
     path = next((out_dir / name for name in names if (out_dir / name).is_file()), None)
     if path is None:
         return ""
     where = link(str(path.relative_to(out_dir)))
     size = path.stat().st_size
-    if size > FILM_BYTES:
+    if size > VIDEO_BYTES:
         shown = f'<div class="empty"><a href="{where}">{escape(path.name)}, {size / 1e6:.1f} MB</a></div>'
     elif path.suffix == ".gif":
-        shown = f'<img class="film" alt="{escape(caption)}" src="{data_uri("image/gif", path.read_bytes())}">'
+        shown = (
+            f'<img class="video" alt="{escape(caption)}" src="{data_uri("image/gif", path.read_bytes())}">'
+        )
     else:
         shown = (
-            f'<video class="film" controls loop muted playsinline aria-label="{escape(caption)}" '
+            f'<video class="video" controls loop muted playsinline aria-label="{escape(caption)}" '
             f'src="{data_uri("video/mp4", path.read_bytes())}"></video>'
         )
     return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -1,4 +1,4 @@
-"""The model in the page: a GLB in an orbit viewer, as it is where it is small, else as a lighter copy.
+"""The model in the page: a GLB in an orbit viewer under the run's light; a large model as a lighter copy.
 
 The viewer is <model-viewer> (npm @google/model-viewer 4.4.0, Apache-2.0, see model-viewer.LICENSE). It reads
 plain GLB and KHR_mesh_quantization by itself; Draco and KTX2 would need decoders from the network.
@@ -8,13 +8,17 @@ import base64
 import io
 import json
 import struct
+import tempfile
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from render.image_io.hdr import read_latlong, write_hdr
 from render.mesh_io.write_glb import pack_glb
 from training.report.page import HERE, escape, link
 
@@ -24,6 +28,8 @@ AS_IT_IS, LIGHTER = 4_000_000, 6_400_000
 # seconds, and meshes come to a third at best, textures to what they are.
 FAR = 4
 TEXTURE_SIDE, TEXTURE_QUALITY = 1024, 88
+# Height and width of the environment map in the page.
+MAP_SIZE = (128, 256)
 BYTE, SHORT, UNSIGNED_SHORT = 5120, 5122, 5123
 
 
@@ -56,21 +62,46 @@ def _deflated(content: bytes, most: int) -> bytes | None:
     return packed if len(packed) <= most else None
 
 
-def viewer(path: Path, alt: str, most: int = LIGHTER) -> tuple[str, list[str]]:
-    """HTML of the viewer and the program texts that it needs; `path` lies beside or below the page's folder,
-    two levels deep at most: dmtet_mesh/mesh.glb."""
+@lru_cache(maxsize=4)
+def environment_map(path: Path, changed: int, scale: float) -> bytes:
+    """A lat-long map of MAP_SIZE as a .hdr file for the viewer, times `scale`.
+
+    The centre of our maps shows -z. The viewer expects +x there, so the map is rolled by a quarter. changed:
+    the modification time of the file, for the cache.
+    """
+    pixels = read_latlong(path).permute(2, 0, 1)[None] * scale
+    small = torch.nn.functional.interpolate(pixels, MAP_SIZE, mode="area")[0].permute(1, 2, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        write_hdr(Path(folder) / "map.hdr", small.roll(-MAP_SIZE[1] // 4, dims=1))
+        return (Path(folder) / "map.hdr").read_bytes()
+
+
+def viewer(
+    path: Path, alt: str, most: int = LIGHTER, environment: bytes | None = None
+) -> tuple[str, list[str]]:
+    """HTML of the viewer and the program texts that it needs.
+
+    path: a file at most two levels below the page's folder: dmtet_mesh/mesh.glb. environment: from
+    `environment_map`; without it the viewer's own light is used.
+    """
     model = embed(path, most)
     where = f'<a href="{link(f"{path.parent.name}/{path.name}")}">{escape(path.name)}</a>'
     if model.content is None:
         return f'<div class="empty"><p>{escape(model.remark)} {where}</p></div>', []
     remark = f"{escape(model.remark)} {where}" if model.remark else f"{where}. Drag to turn, scroll to zoom."
     return (
-        f'<model-viewer alt="{escape(alt)}" camera-controls shadow-intensity="0.6" '
+        f'<model-viewer alt="{escape(alt)}" camera-controls shadow-intensity="0.6" tone-mapping="none" '
         'interaction-prompt="none" touch-action="pan-y" camera-orbit="0deg 75deg auto"></model-viewer>'
         f'<div id="no-viewer" class="empty" hidden><p></p><p>{where}</p></div>'
         f"<figcaption>{remark}</figcaption>"
-        f'<script type="text/plain" id="model">{base64.b64encode(model.content).decode("ascii")}</script>'
+        + _data_element("model", model.content)
+        + (_data_element("environment", environment) if environment else "")
     ), [viewer_source()]
+
+
+def _data_element(name: str, content: bytes) -> str:
+    """Bytes for the page's program, as base64 in an element with the id `name`."""
+    return f'<script type="text/plain" id="{name}">{base64.b64encode(content).decode("ascii")}</script>'
 
 
 def viewer_source() -> str:

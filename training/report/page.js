@@ -39,7 +39,7 @@
     });
   }
 
-  // The model: unpacked here, since its bytes are deflated in the page.
+  // The model: its bytes are deflated in the page.
   const viewer = document.querySelector("model-viewer");
   if (viewer) {
     const fail = (why) => {
@@ -48,17 +48,21 @@
       box.hidden = false;
       box.firstElementChild.textContent = why;
     };
-    const bytes = Uint8Array.from(atob(document.getElementById("model").textContent), (c) => c.charCodeAt(0));
+    const content = (id) =>
+      new Blob([Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0))]);
+    // The viewer recognises the file type by the end of the address.
+    if (document.getElementById("environment"))
+      viewer.environmentImage = `${URL.createObjectURL(content("environment"))}#environment.hdr`;
     viewer.addEventListener("error", () => fail("This browser shows no 3D here (is WebGL off?)."));
     if (typeof DecompressionStream === "undefined") fail("This browser is too old to unpack the model.");
     else
-      new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate")))
+      new Response(content("model").stream().pipeThrough(new DecompressionStream("deflate")))
         .blob()
         .then((model) => { viewer.src = URL.createObjectURL(model); })
         .catch(() => fail("The model in this page could not be unpacked."));
   }
 
-  // Films play by themselves where movement is welcome.
+  // Videos start by themselves unless the user prefers reduced motion.
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches)
     for (const video of all("video")) video.play().catch(() => {});
 
@@ -75,14 +79,14 @@
       }
     });
 
-  // A page of a run that goes on: how old it is, and a reload now and then where that is wanted.
+  // The page of a running run: its age, and a reload every 20 seconds if that is switched on.
   const live = document.querySelector("[data-written]");
   if (live) {
     const age = document.getElementById("age"), watch = document.getElementById("watch");
     const tell = () => {
       const minutes = Math.floor((Date.now() - Number(live.dataset.written)) / 60000);
       age.textContent = minutes < 1 ? "written just now" : `written ${minutes} min ago`;
-      if (minutes >= 60) age.textContent += "; if the run was killed, this page cannot know";
+      if (minutes >= 60) age.textContent += "; the run may have been killed";
     };
     watch.checked = location.hash === "#watch";
     watch.addEventListener("change", () => {

@@ -1,4 +1,4 @@
-"""What a run's report says of its config: every key with its default, and the commands to make it again."""
+"""The part of a run's report that comes from its config: every key with its default, and commands."""
 
 import json
 import shlex
@@ -36,15 +36,21 @@ def commands_of(config: Config, argv: Sequence[str]) -> dict[str, str]:
         return shlex.join(["python3", "train.py", *arguments])
 
     own, again = str(config_file(config)), f"{config.run.output_folder}_again"
-    return {
-        f"In {Path.cwd()}, go on after a stop; once it is done, export again": line("--config", own),
-        "The same from the start, in another folder": line("--config", own, "--out_dir", again),
+    commands = {
+        f"In {Path.cwd()}, resume after a stop; after the end, export again": line("--config", own),
+        "The same from step 0, in another folder": line("--config", own, "--out_dir", again),
         "The command as it was given": line(*argv),
     }
+    if config.run.traits.paints_base_mesh:
+        larger = [str(2 * side) for side in config.export.texture_res]
+        commands["Export again with larger textures"] = line(
+            "--config", own, "--export-only", "--texture_res", *larger
+        )
+    return commands
 
 
 def run_info(config: Config, argv: Sequence[str], machine: dict[str, str]) -> RunInfo:
-    """What the report says of a run from its start."""
+    """The part of the report that is known from the start of a run."""
     return RunInfo(
         out_dir=config.run.output_folder,
         title=config.guidance.text or config.run.out_dir,
@@ -54,5 +60,7 @@ def run_info(config: Config, argv: Sequence[str], machine: dict[str, str]) -> Ru
         settings=settings_of(config),
         commands=commands_of(config, argv),
         machine=machine,
+        envmap=config.light.envmap,
+        env_scale=config.light.env_scale,
         resolved_config=json.dumps(config.to_json(), indent=2, ensure_ascii=False) + "\n",
     )

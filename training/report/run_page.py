@@ -1,13 +1,14 @@
-"""report.html of a run: what it looks like, how it went, what it was made with, how to make it again."""
+"""report.html of a run: model, videos, stills, curves, times, config and commands."""
 
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from render.shade.light import resolve_map
 from training.report.curves import PhaseTime, curves, draw, groups, phase_times, read_log
-from training.report.media import film, slider, stills_up_to
-from training.report.model_viewer import LIGHTER, viewer
+from training.report.media import slider, stills_up_to, video
+from training.report.model_viewer import LIGHTER, environment_map, viewer
 from training.report.page import document, escape, link, section, table
 
 REPORT_FILE, CONFIG_FILE = "report.html", "config.json"
@@ -52,6 +53,8 @@ class RunInfo:
     commands: Mapping[str, str]
     machine: Mapping[str, str]
     resolved_config: str
+    envmap: str | None = None
+    env_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,19 @@ class RunState:
     written: float = 0.0
 
 
-def run_page(facts: RunInfo, state: RunState, model_bytes: int = LIGHTER) -> str:
-    """The page as one HTML text; reads what is in facts.out_dir by now. A model of more than `model_bytes`
+def run_page(info: RunInfo, state: RunState, model_bytes: int = LIGHTER) -> str:
+    """The page as one HTML text; reads what is in info.out_dir by now. A model of more than `model_bytes`
     (deflated) is left out, with a remark."""
-    records = [record for record in read_log(facts.out_dir / "log.jsonl") if record["step"] <= state.step]
+    records = [record for record in read_log(info.out_dir / "log.jsonl") if record["step"] <= state.step]
     phases = phase_times(records)
-    look, scripts = _look(facts, state, model_bytes)
+    look, scripts = _look(info, state, model_bytes)
     parts = [
-        _header(facts, state),
+        _header(info, state),
         "<main>",
         look,
         section(
             "Stills over time",
-            slider(stills_up_to(facts.out_dir / "stills", state.step)),
+            slider(stills_up_to(info.out_dir / "stills", state.step)),
             "Four views, a quarter turn apart.",
         ),
         section(
@@ -88,31 +91,31 @@ def run_page(facts: RunInfo, state: RunState, model_bytes: int = LIGHTER) -> str
         ),
         '<div class="columns row">',
         section("Time", _times(phases, state)),
-        section("Ran on", table(("", ""), [(escape(k), escape(v)) for k, v in facts.machine.items()])),
+        section("Ran on", table(("", ""), [(escape(k), escape(v)) for k, v in info.machine.items()])),
         "</div>",
-        section("Config", _settings(facts.settings)),
-        section("Commands", _commands(facts.commands)),
-        section("Files", _files(facts.out_dir)),
+        section("Config", _settings(info.settings)),
+        section("Commands", _commands(info.commands)),
+        section("Files", _files(info.out_dir)),
         "</main>",
     ]
-    return document(f"{facts.title} – {state.name}", "".join(parts), scripts)
+    return document(f"{info.title} – {state.name}", "".join(parts), scripts)
 
 
-def _header(facts: RunInfo, state: RunState) -> str:
+def _header(info: RunInfo, state: RunState) -> str:
     moment = datetime.datetime.fromtimestamp(state.written).astimezone().strftime("%Y-%m-%d %H:%M %Z")
     running = state.name == "running"
     doing = f", {escape(state.doing)}" if running and state.doing else ""
     lines = [
-        f"<header><h1>{escape(facts.title)}</h1>",
+        f"<header><h1>{escape(info.title)}</h1>",
         f'<p><span class="state {escape(state.name)}">{escape(state.name)}</span> '
-        f"{escape(facts.kind)}, step {state.step} of {facts.last_step}{doing}. {escape(facts.out_dir)}, "
+        f"{escape(info.kind)}, step {state.step} of {info.last_step}{doing}. {escape(info.out_dir)}, "
         f"{escape(moment)}</p>",
     ]
     if running:
         lines.append(
-            f'<progress max="{facts.last_step}" value="{state.step}" aria-label="Steps done"></progress>'
-            f'<p class="watch" data-written="{int(state.written * 1000)}">This page is of a run that goes on '
-            '(<span id="age"></span>). Reload it to see more. '
+            f'<progress max="{info.last_step}" value="{state.step}" aria-label="Steps done"></progress>'
+            f'<p class="watch" data-written="{int(state.written * 1000)}">The run is in progress; this page '
+            'was <span id="age"></span>. Reload it to see more. '
             '<label><input type="checkbox" id="watch"> reload every 20 seconds</label></p>'
         )
     elif state.doing:
@@ -120,19 +123,30 @@ def _header(facts: RunInfo, state: RunState) -> str:
     return "".join(lines) + "</header>"
 
 
-def _look(facts: RunInfo, state: RunState, model_bytes: int) -> tuple[str, list[str]]:
-    """The model of a run that has exported one, and its films; those of an earlier result are not shown."""
-    mesh = facts.out_dir / "dmtet_mesh" / "mesh.glb"
+def _look(info: RunInfo, state: RunState, model_bytes: int) -> tuple[str, list[str]]:
+    """The model of an exported run and its videos; those of an earlier result are not shown."""
+    mesh = info.out_dir / "dmtet_mesh" / "mesh.glb"
     if state.name not in ("done", "exported") or not mesh.is_file():
         return "", []
-    model, scripts = viewer(mesh, f"3D model: {facts.title}", model_bytes)
-    films = [film(facts.out_dir, ["video_log.mp4"], "The optimisation")]
-    if facts.orbit and state.name == "done":
-        films.insert(0, film(facts.out_dir, ["turntable.mp4", "validate/shaded.gif"], "Once around"))
-    films = "".join(films)
-    wide = f'<section class="{"wide" if films else ""}"><h2>Model</h2>{model}</section>'
-    narrow = f'<section class="narrow"><h2>Films</h2>{films}</section>' if films else ""
+    model, scripts = viewer(mesh, f"3D model: {info.title}", model_bytes, _environment(info))
+    videos = [video(info.out_dir, ["video_log.mp4"], "The optimisation")]
+    if info.orbit and state.name == "done":
+        videos.insert(0, video(info.out_dir, ["turntable.mp4", "validate/shaded.gif"], "Once around"))
+    videos = "".join(videos)
+    wide = f'<section class="{"wide" if videos else ""}"><h2>Model</h2>{model}</section>'
+    narrow = f'<section class="narrow"><h2>Videos</h2>{videos}</section>' if videos else ""
     return f'<div class="look">{wide}{narrow}</div>', scripts
+
+
+def _environment(info: RunInfo) -> bytes | None:
+    """The run's light for the viewer: the exported probe.hdr, else the config's map; None if unreadable."""
+    probe = info.out_dir / "dmtet_mesh" / "probe.hdr"
+    try:
+        # The probe includes env_scale and what learn_light has changed.
+        path, scale = (probe, 1.0) if probe.is_file() else (resolve_map(info.envmap), info.env_scale)
+        return environment_map(path, path.stat().st_mtime_ns, scale)
+    except (OSError, ValueError):
+        return None
 
 
 def _curves(records: Sequence[Mapping[str, object]], phases: Sequence[PhaseTime]) -> str:

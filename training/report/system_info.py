@@ -28,8 +28,8 @@ PACKAGES = (
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Named facts: the program's commit, Python, torch, the device, the system and the packages in use."""
-    facts = {
+    """By name: the program's commit, Python, torch, the device, the system and the installed packages."""
+    found = {
         "program": _commit(),
         "Python": platform.python_version(),
         "torch": torch.__version__,
@@ -38,10 +38,10 @@ def machine(device: torch.device) -> dict[str, str]:
     }
     for name in PACKAGES:
         try:
-            facts[name] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            facts[name] = "not installed"
-    return {name: value for name, value in facts.items() if value}
+            found[name] = "not installed"
+    return {name: value for name, value in found.items() if value}
 
 
 def _device(device: torch.device) -> str:

@@ -3,16 +3,20 @@
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from configs.demo import demo_paths
 from training.report.index_page import Card, Stage, write_index
+from training.report.run_info import config_file
 from training.sweep.trials import (
     DONE,
     FAILED,
@@ -120,7 +124,8 @@ class SweepProgress:
             for key, value in trial.overrides.items()
         }
         note = record.error or (current_step(trial) if record.state in (RUNNING, STOPPED) else "")
-        return Card(trial.name, changed, record.state, note, stages)
+        following = next_commands(trial) if record.state == DONE else {}
+        return Card(trial.name, changed, record.state, note, stages, following)
 
     def log_summary(self) -> None:
         """Log the number of trials in each state, and every failed trial with its error."""
@@ -129,6 +134,33 @@ class SweepProgress:
         logger.info("%s; overview: %s", counts or "nothing to do", self.page)
         for name in self.failed:
             logger.error("failed: %s: %s", name, self._own[name].error)
+
+
+def next_commands(trial: Trial) -> dict[str, str]:
+    """Named shell commands that continue with a finished trial: paint its shape, export larger textures."""
+    last = trial.configs[-1]
+    if last.run.traits.paints_base_mesh:
+        larger = [str(2 * side) for side in last.export.texture_res]
+        words = ["--config", str(config_file(last)), "--export-only", "--texture_res", *larger]
+        return {"Export it with larger textures": _command(words)}
+    words = ["--config", _painting_config(trial), "--base_mesh", str(last.run.mesh_path)]
+    words += ["--text", last.guidance.text, "--out_dir", f"{last.run.out_dir}_painted"]
+    longer = ["--config", str(config_file(last)), "--iter", str(2 * last.schedule.iter)]
+    return {"Paint it": _command(words), "Continue its training": _command(longer)}
+
+
+def _command(words: Sequence[str]) -> str:
+    return shlex.join(["python3", "train.py", *words])
+
+
+def _painting_config(trial: Trial) -> str:
+    """The appearance config with the keyword of the trial's geometry config, else that of the demo."""
+    paths = [Path(word) for word in trial.argv if word.endswith(".json") and not word.startswith("--")]
+    for path in reversed(paths):
+        keyword = path.stem.partition("_geometry")[0]
+        if found := sorted(path.parent.glob(f"{keyword}_appearance*.json")):
+            return str(found[0])
+    return demo_paths()[1]
 
 
 def current_step(trial: Trial) -> str:

@@ -1,9 +1,17 @@
 """The report in a real browser, from the disk: the model appears, nothing complains, nothing is fetched."""
 
-import chromium
-import pytest
-from report_run import NASTY, facts, write_run
+import base64
+import io
+from dataclasses import replace
 
+import chromium
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from report_run import NASTY, example_info, write_run
+
+from render.image_io.hdr import write_hdr
 from training.report.run_page import RunState, run_page
 
 MODEL = "document.querySelector('model-viewer')"
@@ -25,7 +33,9 @@ def browser():
 
 
 def show(browser, folder, state: RunState, name: str = "report.html", **options):
-    (folder / name).write_text(run_page(facts(folder, title=NASTY), state, **options), encoding="utf-8")
+    (folder / name).write_text(
+        run_page(example_info(folder, title=NASTY), state, **options), encoding="utf-8"
+    )
     browser.open(folder / name)
 
 
@@ -44,6 +54,33 @@ def test_a_finished_run(browser, folder):
     assert browser.evaluate("document.querySelector('h1').textContent") == NASTY
     browser.wait_for("document.querySelector('video').readyState >= 2")
     assert no_request_left_and_no_error(browser)
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_page_fits_its_width(folder, width):
+    (folder / "fit.html").write_text(run_page(example_info(folder), RunState("done", 100)), encoding="utf-8")
+    with chromium.Page((width, 900)) as page:
+        page.open(folder / "fit.html")
+        page.wait_for(f"{MODEL}.loaded")
+        page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_model_is_lit_by_the_environment_of_the_run(folder, tmp_path):
+    """A red map makes a red picture."""
+    map_file = tmp_path / "red.hdr"
+    write_hdr(map_file, torch.tensor([1.0, 0.0, 0.0]).expand(16, 32, 3).contiguous())
+    info = replace(example_info(folder), envmap=str(map_file))
+    (folder / "red.html").write_text(run_page(info, RunState("done", 100)), encoding="utf-8")
+    with chromium.Page() as page:
+        page.open(folder / "red.html")
+        page.wait_for(f"{MODEL}.loaded && {MODEL}.environmentImage !== null")
+        page.wait_for(f"{MODEL}.modelIsVisible")
+        address = page.evaluate(f"{MODEL}.toDataURL('image/png')")
+        assert not page.errors
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGBA"))
+    red, green, _ = pixels[pixels[..., 3] == 255][:, :3].astype(float).mean(0)
+    assert red > 60 and green < red / 10
 
 
 def test_the_slider_and_the_layers(browser, folder):
@@ -76,7 +113,7 @@ def test_a_lighter_copy_is_the_same_size(browser, folder, monkeypatch):
 
 def test_a_running_page_knows_its_age(browser, folder):
     show(browser, folder, RunState("running", 60, written=0.0), "running.html")
-    assert "the run was killed" in browser.evaluate("document.getElementById('age').textContent")
+    assert "the run may have been killed" in browser.evaluate("document.getElementById('age').textContent")
     assert browser.evaluate(MODEL) is None
     assert no_request_left_and_no_error(browser)
 

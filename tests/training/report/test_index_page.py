@@ -100,6 +100,7 @@ def write(folder, live=False):
             "done",
             "",
             [Stage("painted", folder / "a mug%", "shaded")],
+            {"Paint it": f"python3 train.py --text '{NASTY}'"},
         ),
         Card("b", {"seed": "2"}, "failed", f"step 3: {NASTY}", [Stage("painted", folder / "b", "shaded")]),
     ]
@@ -111,8 +112,28 @@ def test_text_from_outside_is_text_and_links_lead_to_what_is_there(folder):
     page = Reader(write(folder))
     assert "script" not in page.tags and "b" not in page.tags
     assert page.words.count(NASTY) == 1 and f"step 3: {NASTY}" in page.words
-    assert "2 results: 1 done, 1 failed. Point at one to turn it." in page.words
+    assert "2 results: 1 done, 1 failed. Point at a picture to turn it." in page.words
     assert page.links == ["a%20mug%25/", "a%20mug%25/report.html", "a%20mug%25/dmtet_mesh/mesh.glb"]
+
+
+def test_the_commands_that_continue_with_a_result_are_text(folder):
+    page = Reader(write(folder))
+    assert f"python3 train.py --text '{NASTY}'" in page.words and "Continue with this result" in page.words
+    assert page.tags.count("details") == 1
+
+
+def test_a_thumbnail_is_filled_with_the_object(tmp_path):
+    for k in range(FRAMES):
+        frame = Image.new("RGB", (96, 96), "white")
+        frame.paste((200, 0, 0), (40 + k % 2 * 4, 36, 52 + k % 2 * 4, 60))
+        (tmp_path / "validate/normal").mkdir(parents=True, exist_ok=True)
+        frame.save(tmp_path / f"validate/normal/{k:03d}.png")
+    content, number = thumbnail(Stage("shape", tmp_path, "normal"))
+    strip = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    for k in range(number):
+        rows = (strip[:, k * SIDE : (k + 1) * SIDE, 1] < 128).any(1)
+        # The object has a quarter of the frame's height and fills at least two thirds of the thumbnail's.
+        assert rows.sum() > SIDE * 2 / 3
 
 
 def test_only_a_page_that_is_still_written_reloads(folder):
@@ -123,7 +144,19 @@ def test_only_a_page_that_is_still_written_reloads(folder):
 @pytest.mark.skipif(
     chromium.find() is None, reason=f"no browser: none of {', '.join(chromium.NAMES)} is on this machine"
 )
-def test_in_a_browser_it_asks_nothing_and_nothing_complains(folder):
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_page_fits_its_width(folder, width):
+    write(folder)
+    with chromium.Page((width, 900)) as browser:
+        browser.open(folder / "index.html")
+        browser.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.skipif(
+    chromium.find() is None, reason=f"no browser: none of {', '.join(chromium.NAMES)} is on this machine"
+)
+def test_the_page_makes_no_request_and_logs_no_error(folder):
     write(folder)
     with chromium.Page() as browser:
         browser.open(folder / "index.html")

@@ -4,7 +4,9 @@ import os
 import zlib
 
 import pytest
+import torch
 
+from render.image_io.hdr import read_latlong, write_hdr
 from training.report import model_viewer
 
 
@@ -23,3 +25,16 @@ def test_what_does_not_fit_is_none_and_what_is_far_too_large_is_not_tried(monkey
     assert model_viewer._deflated(bytes(model_viewer.FAR * most + 1), most) is None
     with pytest.raises(AssertionError):
         model_viewer._deflated(bytes(model_viewer.FAR * most), most)
+
+
+def test_the_environment_is_scaled_and_turned_for_the_viewer(tmp_path):
+    """Our map shows +x at three quarters of its width, the viewer's at the middle (its equirectangular
+    mapping is u = atan2(z, x) / 2 pi + 1/2)."""
+    pixels = torch.zeros(64, 128, 3)
+    pixels[:, 94:98, 0] = 2.0
+    write_hdr(tmp_path / "map.hdr", pixels)
+    content = model_viewer.environment_map(tmp_path / "map.hdr", 0, 0.5)
+    (tmp_path / "turned.hdr").write_bytes(content)
+    turned = read_latlong(tmp_path / "turned.hdr")
+    assert turned.shape == (*model_viewer.MAP_SIZE, 3)
+    assert turned[:, 124:132, 0].mean() == pytest.approx(1.0, rel=0.01) and turned[:, :120].max() == 0

@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from report_run import facts, write_run
+from report_run import example_info, write_run
 
 from training.report import report_writer
 from training.report.report_writer import RunReport
@@ -24,7 +24,7 @@ def test_the_page_follows_the_run(folder, monkeypatch):
     monkeypatch.setattr(report_writer, "PAUSE_FACTOR", 0.0)
     page = folder / "report.html"
     page.unlink(missing_ok=True)
-    with RunReport(facts(folder)) as report:
+    with RunReport(example_info(folder)) as report:
         with report.timed("set-up"):
             assert "step 0 of 100" in page.read_text()
         report.begin(0)
@@ -45,7 +45,7 @@ def test_the_page_follows_the_run(folder, monkeypatch):
     ],
 )
 def test_the_page_tells_how_it_ended(folder, error, state, word):
-    with pytest.raises(type(error)), RunReport(facts(folder)) as report:
+    with pytest.raises(type(error)), RunReport(example_info(folder)) as report:
         report.begin(7)
         raise error
     assert state_of(folder) == state and word in (folder / "report.html").read_text()
@@ -54,14 +54,14 @@ def test_the_page_tells_how_it_ended(folder, error, state, word):
 def test_pages_are_not_written_faster_than_they_are_cheap(folder, monkeypatch):
     clock, written = [0.0], []
 
-    def slow_page(facts, state):
+    def slow_page(example_info, state):
         written.append(state.step)
         clock[0] += 0.19
         return ""
 
     monkeypatch.setattr(report_writer, "run_page", slow_page)
     monkeypatch.setattr(report_writer.time, "monotonic", lambda: clock[0])
-    with RunReport(facts(folder)) as report:
+    with RunReport(example_info(folder)) as report:
         report.begin(1)
         for step in range(2, 101):
             clock[0] += 1.0
@@ -77,7 +77,7 @@ def test_a_page_that_cannot_be_written_is_one_warning(folder, monkeypatch, caplo
     monkeypatch.setattr(report_writer, "write_text", full)
     monkeypatch.setattr(report_writer, "PAUSE_SECONDS", -1.0)
     monkeypatch.setattr(report_writer, "PAUSE_FACTOR", 0.0)
-    with caplog.at_level(logging.WARNING), RunReport(facts(folder)) as report:
+    with caplog.at_level(logging.WARNING), RunReport(example_info(folder)) as report:
         report.begin(1)
         report.update(2)
     assert [record.getMessage() for record in caplog.records] == [
@@ -87,7 +87,7 @@ def test_a_page_that_cannot_be_written_is_one_warning(folder, monkeypatch, caplo
 
 def test_the_page_exists_from_the_start(folder):
     (folder / "report.html").unlink(missing_ok=True)
-    with pytest.raises(ValueError, match="bad map"), RunReport(facts(folder)) as report:
+    with pytest.raises(ValueError, match="bad map"), RunReport(example_info(folder)) as report:
         assert 'class="state running"' in report.path.read_text()
         raise ValueError("bad map")
     assert "ValueError: bad map" in report.path.read_text()
@@ -95,7 +95,7 @@ def test_the_page_exists_from_the_start(folder):
 
 def test_a_failure_before_the_run_has_begun_leaves_an_earlier_page(folder):
     (folder / "report.html").write_text("an earlier page")
-    with pytest.raises(ValueError, match="bad map"), RunReport(facts(folder)) as report:
+    with pytest.raises(ValueError, match="bad map"), RunReport(example_info(folder)) as report:
         report.update(0)
         raise ValueError("bad map")
     assert (folder / "report.html").read_text() == "an earlier page"

@@ -12,12 +12,12 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
-from report_run import NASTY, Reader, facts, write_run
+from report_run import NASTY, Reader, example_info, write_run
 
 from render.mesh import Mesh, make_mesh
 from render.mesh_io.write_glb import write_glb
 from render.texturing.uv import tangents
-from training.report.media import FILM_BYTES, STILLS_BYTES, shrunk, slider, spread, stills_up_to
+from training.report.media import VIDEO_BYTES, STILLS_BYTES, shrunk, slider, spread, stills_up_to
 from training.report.model_viewer import LIGHTER, lighter, read_glb, viewer_source
 from training.report.run_page import RunState, run_page
 
@@ -36,14 +36,14 @@ def embedded(page: str, around: str) -> object:
 
 
 def test_a_prompt_is_text_and_no_markup(folder):
-    reader = Reader(run_page(facts(folder, title=NASTY), RunState("failed", 50, NASTY)))
+    reader = Reader(run_page(example_info(folder, title=NASTY), RunState("failed", 50, NASTY)))
     assert reader.texts["h1"] == NASTY and NASTY in reader.texts["p"]
     assert reader.texts["title"] == f"{NASTY} – failed"
     assert not [tag for tag, attributes in reader.elements if "onclick" in attributes]
 
 
 def test_a_finished_run_shows_model_films_stills_and_curves(folder):
-    page = run_page(facts(folder), RunState("done", 100, seconds={"export": 3.0}))
+    page = run_page(example_info(folder), RunState("done", 100, seconds={"export": 3.0}))
     model = base64.b64decode(re.search(r'id="model">([^<]+)<', page)[1])
     assert zlib.decompress(model) == (folder / "dmtet_mesh/mesh.glb").read_bytes()
     video = re.search(r'src="data:video/mp4;base64,([^"]+)"', page)[1]
@@ -58,7 +58,7 @@ def test_a_finished_run_shows_model_films_stills_and_curves(folder):
 
 
 def test_a_running_page_shows_what_there_is_by_then(folder):
-    page = run_page(facts(folder), RunState("running", 60, "export", written=1e9))
+    page = run_page(example_info(folder), RunState("running", 60, "export", written=1e9))
     assert [still["step"] for still in embedded(page, "stills")] == [20, 40, 60]
     assert 'class="state running">running' in page and "step 60 of 100, export" in page
     assert '<progress max="100" value="60"' in page and 'data-written="1000000000000"' in page
@@ -69,12 +69,12 @@ def test_a_running_page_shows_what_there_is_by_then(folder):
 
 
 def test_a_page_of_nothing_yet(tmp_path):
-    page = run_page(facts(tmp_path), RunState("running", 0))
+    page = run_page(example_info(tmp_path), RunState("running", 0))
     assert "A mug" in page and ">Stills over time<" not in page and ">Curves<" not in page
 
 
 def test_keys_that_differ_are_marked_and_stand_first(folder):
-    page = run_page(facts(folder), RunState("running", 60))
+    page = run_page(example_info(folder), RunState("running", 60))
     first, every = page[page.index(">Config<") :].split("<details>")
     assert "<code>iter</code>" in first and "<code>seed</code>" not in first and "1 of 2 keys" in first
     assert '<span class="changed"><code>100</code></span>' in every
@@ -82,7 +82,7 @@ def test_keys_that_differ_are_marked_and_stand_first(folder):
 
 
 def test_no_orbit_no_film_of_an_older_run(folder):
-    assert "data:video" not in run_page(replace(facts(folder), orbit=False), RunState("done", 100))
+    assert "data:video" not in run_page(replace(example_info(folder), orbit=False), RunState("done", 100))
 
 
 def test_stills_are_small_pictures_of_this_run(tmp_path):
@@ -142,7 +142,7 @@ def test_a_model_of_400_000_faces_fits_into_the_page(tmp_path):
     assert 390_000 < len(mesh.faces) <= 400_000
     path = folder / "dmtet_mesh/mesh.glb"
     write_glb(path, mesh, textures)
-    page = run_page(facts(folder), RunState("done", 100))
+    page = run_page(example_info(folder), RunState("done", 100))
     assert path.stat().st_size > 15_000_000
     assert len(page) < MOST_BYTES
     assert "A lighter copy" in page and 'id="model"' in page
@@ -173,11 +173,11 @@ def images(path) -> list[Image.Image]:
 
 
 def test_the_limits_together_keep_the_page_small():
-    assert len(viewer_source()) + 4 / 3 * (LIGHTER + STILLS_BYTES + 2 * FILM_BYTES) < MOST_BYTES
+    assert len(viewer_source()) + 4 / 3 * (LIGHTER + STILLS_BYTES + 2 * VIDEO_BYTES) < MOST_BYTES
 
 
 def test_a_model_beyond_every_limit_is_a_link(folder):
-    page = run_page(facts(folder), RunState("done", 100), model_bytes=1000)
+    page = run_page(example_info(folder), RunState("done", 100), model_bytes=1000)
     assert "too large to show inside this page" in page and 'href="dmtet_mesh/mesh.glb"' in page
     assert 'id="model"' not in page and "ModelViewerElement" not in page
 

@@ -8,8 +8,8 @@ from training.report.system_info import PACKAGES, machine
 
 
 def test_versions_and_the_device():
-    facts = machine(torch.device("cpu"))
-    assert facts["Python"] == platform.python_version() and facts["torch"] == torch.__version__
-    assert facts["device"].startswith("CPU, ") and facts["numpy"][0].isdigit()
-    assert set(PACKAGES) < set(facts)
-    assert all(value == value.strip() and value for value in facts.values())
+    found = machine(torch.device("cpu"))
+    assert found["Python"] == platform.python_version() and found["torch"] == torch.__version__
+    assert found["device"].startswith("CPU, ") and found["numpy"][0].isdigit()
+    assert set(PACKAGES) < set(found)
+    assert all(value == value.strip() and value for value in found.values())

@@ -1,12 +1,14 @@
 """The trials of a command: where they write, which words run them alone, and when one counts as done."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from configs.cli import load_configs
 from configs.errors import ConfigError
+from training.sweep.progress import next_commands
 from training.sweep.trials import DONE, FAILED, Record, is_done, load_sweep, read_record, write_record
 
 NASTY = ["-1", "--help", "a, b", 'say "a"', "  x  y", "null", "[1]", "été", "a=b", "1e5", "$HOME `ls`"]
@@ -142,3 +144,23 @@ def test_a_record_is_read_back_and_a_damaged_one_is_ignored(pair, caplog):
     (trial.folder / "trial.json").write_text('{"state": ')
     assert read_record(trial) == Record()
     assert "damaged" in caplog.text
+
+
+def test_a_finished_shape_is_continued_by_painting_it(pair):
+    trial = load_sweep(["--config", "geometry.json", "--grid", "seed=1,2", "--text", "A mug"]).trials[0]
+    commands = next_commands(trial)
+    painting = shlex.split(commands["Paint it"])[2:]
+    trial.configs[0].run.mesh_path.parent.mkdir(parents=True)
+    trial.configs[0].run.mesh_path.touch()
+    (painted,) = load_configs(painting)
+    assert painted.run.mode == "appearance_modeling" and painted.guidance.text == "A mug"
+    assert painted.run.base_mesh == str(trial.configs[0].run.mesh_path)
+    longer = shlex.split(commands["Continue its training"])
+    assert longer[-2:] == ["--iter", str(2 * trial.configs[0].schedule.iter)]
+
+
+def test_a_painted_result_is_continued_by_a_larger_export(pair):
+    trial = load_sweep([*pair, "--grid", "seed=1,2"]).trials[0]
+    command = next_commands(trial)["Export it with larger textures"]
+    own = "out/toy/seed=1_appearance/config.json"
+    assert command == f"python3 train.py --config {own} --export-only --texture_res 2048 2048"
