@@ -17,7 +17,7 @@ from report_run import NASTY, Reader, example_info, write_run
 from render.mesh import Mesh, make_mesh
 from render.mesh_io.write_glb import write_glb
 from render.texturing.uv import tangents
-from training.report.media import VIDEO_BYTES, STILLS_BYTES, shrunk, slider, spread, stills_up_to
+from training.report.media import STILLS_BYTES, VIDEO_BYTES, shrunk, slider, spread, stills_up_to
 from training.report.model_viewer import LIGHTER, lighter, read_glb, viewer_source
 from training.report.run_page import RunState, run_page
 
