@@ -132,8 +132,8 @@ def test_command_check_finds_a_fault(command, fault, tmp_path, monkeypatch, caps
 def command_fault(words: list[str], capsys) -> str:
     """Why a command cannot work, "" if it can.
 
-    train.py runs with --dry-run. The meshes that the run would write are created in the current folder, each
-    a single triangle, because later commands read them.
+    train.py runs with --dry-run. Later commands read the config and the mesh that a run writes, so both are
+    created in the current folder; the mesh is a single triangle.
     """
     if words[0] == "taskset":
         words = words[3:]
@@ -175,6 +175,8 @@ def training_fault(argv: list[str], capsys) -> str:
         for values in configs_in(json.loads(printed)):
             mesh = Path("out", values["out_dir"], "dmtet_mesh", "mesh.obj")
             mesh.parent.mkdir(parents=True, exist_ok=True)
+            config = mesh.parents[1] / "config.json"
+            config.write_text(json.dumps(values), encoding="utf-8")
             mesh.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", encoding="utf-8")
     return ""
 
