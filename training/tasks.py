@@ -30,6 +30,7 @@ from render.texturing.uv import prepare_uv, unwrap
 from sd.schedule import FIT_STEPS, Schedule, appearance_schedule, geometry_schedule
 from training.distributed import SINGLE_PROCESS, Distributed
 from training.input_files import InputFiles, input_paths
+from training.mesh_warnings import warn_about_mesh
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
         surface = DMTet(config.geometry, step_generator(config.run.seed, 0, 0, SETUP_STREAM)).to(device)
     with inputs.reading("base_mesh", *paths.get("base_mesh", ())):
         shape = build_start_shape(config.start_shape)
+    if config.start_shape.sdf_init_shape == "custom_mesh":
+        warn_about_mesh(config.run.base_mesh, shape.v_pos, shape.faces, "add --sdf_init_shape_rotate_x -90")
     if (band := detail_band(config)) is not None:
         surface.limit_to_band(shape.signed_distance(surface.v_pos), band)
     # The light is used for previews only, so learn_light has nothing to learn.
@@ -129,6 +132,7 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
     inputs, paths = InputFiles(), input_paths(config)
     with inputs.reading("base_mesh", *paths["base_mesh"]):
         own = load_fixed_mesh(config.run.base_mesh).to(device)
+    warn_about_mesh(config.run.base_mesh, own.v_pos, own.faces, "export it again with +y up")
     place = placement(own, config.run.normalise_mesh)
     own = place.into_view(own)
     mesh = prepare_uv(own, replace(config.export, texture_res=PAINTING_RES), rasteriser)

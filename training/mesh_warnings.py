@@ -1,0 +1,113 @@
+"""Warnings about a mesh from the user: its up axis, and textures that are not used."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from configs.run import MESH_FILE
+
+logger = logging.getLogger(__name__)
+
+# The slab at an end of an axis, as a share of the mesh's length along it.
+SLAB = 0.03
+# The least excess of the base over the top, as areas within the cross-section, of an up axis; and the least
+# advantage over the other axis.
+STANDING, ADVANTAGE = 0.25, 0.25
+GROUND, CENTRED = 0.01, 0.05
+DIRECTIONS = 64
+
+
+def warn_about_mesh(path: str, v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], fix: str) -> None:
+    """Log a warning for a mesh that looks Z-up and one for textures and materials that are not used.
+
+    path: the file, for messages and its materials. v_pos: as used, after any rotation. fix: the remedy for a
+    Z-up mesh. Meshes that this program has written are not checked.
+    """
+    if Path(path).parent.name == MESH_FILE.parent.name:
+        return
+    if looks_z_up(v_pos, faces):
+        logger.warning("base_mesh %s looks Z-up, and the program takes +y as up: %s", path, fix)
+    if unused := unused_appearance(path):
+        logger.warning("base_mesh %s: %s of the file are not used; only its shape is", path, unused)
+
+
+def looks_z_up(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> bool:
+    """Whether the mesh stands on its lowest z and not on its lowest y.
+
+    An object stands on a base that is larger than its top. A second sign is a lowest point at z = 0 with y
+    centred at 0: models of Z-up programs usually stand on their ground plane.
+    """
+    points = v_pos[faces.unique()].double().cpu()
+    low, high = points.amin(0), points.amax(0)
+    size = (high - low).clamp_min(1e-12)
+    unit = (points - low) / size
+    y_standing, z_standing = (_end_area(unit, axis) - _end_area(1 - unit, axis) for axis in (1, 2))
+    if z_standing > STANDING and z_standing > y_standing + ADVANTAGE:
+        return True
+    y_grounded, z_grounded = (abs(float(low[axis])) < GROUND * float(size.norm()) for axis in (1, 2))
+    return z_grounded and not y_grounded and abs(float(low[1] + high[1])) < 2 * CENTRED * float(size[1])
+
+
+def _end_area(unit: Float[Tensor, "N 3"], axis: int) -> float:
+    """The area of the convex hull of the points at the low end of an axis, within [0, 1]^2.
+
+    unit: points in [0, 1]^3. The hull is that of the extreme points in DIRECTIONS directions.
+    """
+    others = [other for other in range(3) if other != axis]
+    base = unit[unit[:, axis] <= SLAB][:, others]
+    angle = torch.arange(DIRECTIONS, dtype=base.dtype) * (2 * torch.pi / DIRECTIONS)
+    extreme = base[(base @ torch.stack([angle.cos(), angle.sin()])).argmax(0)]
+    x, y = extreme.T
+    return 0.5 * abs(float((x * y.roll(-1) - y * x.roll(-1)).sum()))
+
+
+def unused_appearance(path: str) -> str:
+    """What a mesh file holds for its colour, in words: "2 materials, 1 texture"; "" without any."""
+    readers = {".obj": _in_obj, ".glb": _in_gltf, ".gltf": _in_gltf, ".ply": _in_ply}
+    reader = readers.get(Path(path).suffix.lower())
+    try:
+        return ", ".join(reader(Path(path))) if reader else ""
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        # The mesh itself has been read, so damage here is harmless.
+        return ""
+
+
+def _counted(noun: str, count: int) -> list[str]:
+    return [f"{count} {noun}{'s' * (count > 1)}"] if count else []
+
+
+def _in_obj(path: Path) -> list[str]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        libraries = [line.split(None, 1)[1].strip() for line in file if line.startswith("mtllib ")]
+    materials, textures = set(), set()
+    for library in (path.parent / name for name in libraries):
+        if not library.is_file():
+            continue
+        for line in library.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.strip().partition(" ")
+            if key == "newmtl":
+                materials.add(value)
+            elif key.lower().startswith("map_") or key.lower() in ("bump", "norm"):
+                textures.add(value.split()[-1])
+    return _counted("material", len(materials)) + _counted("texture", len(textures))
+
+
+def _in_gltf(path: Path) -> list[str]:
+    content = path.read_bytes()
+    if content[:4] == b"glTF":
+        # 12 bytes of header, then the length of the JSON chunk and its type.
+        content = content[20 : 20 + int.from_bytes(content[12:16], "little")]
+    document = json.loads(content)
+    counts = {noun: len(document.get(f"{noun}s", ())) for noun in ("material", "texture")}
+    return [text for noun, count in counts.items() for text in _counted(noun, count)]
+
+
+def _in_ply(path: Path) -> list[str]:
+    header = path.read_bytes().partition(b"end_header")[0].decode("ascii", errors="replace").lower()
+    colours = re.search(r"^property \w+ red\s*$", header, re.M)
+    return ["vertex colours"] * bool(colours) + _counted("texture", header.count("comment texturefile"))
