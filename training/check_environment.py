@@ -1,14 +1,13 @@
-"""`python3 train.py --check`: what this machine has, what is missing, and the fix for each missing thing.
+"""`python3 train.py --check`: a table of what this machine has, what is missing, and the fix.
 
-Nothing outside the standard library is imported before it is looked at, so that a missing or broken package
-is a row of the table. Nothing here asks the network or writes a file.
+Packages are imported inside try blocks, so a missing or broken package gives a row instead of a traceback.
+The check does not use the network and writes no files.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import itertools
 import os
 import re
@@ -24,18 +23,35 @@ from training.console import setup_logging
 
 OPTION = "--check"
 OK, NOTE, MISSING = "ok", "note", "MISSING"
-COLOURS = {OK: "32", NOTE: "33", MISSING: "31"}
-
-OLDEST, NEWEST = (3, 11), (3, 13)
+SUPPORTED = (3, 11), (3, 13)
 PRIOR_NAME = "data/tiny-sd"
 PRIOR = Path(__file__).resolve().parents[1] / PRIOR_NAME
-# What the demo was measured to take at its peak, and what its output folders take with room to spare.
-DEMO_MEMORY, DEMO_DISK = 1.2e9, 0.3e9
+# Disk space for the output of the demo.
+DEMO_DISK = 0.3e9
+
+# Module of each distribution whose module has another name, or the attribute to test for lazy packages.
+MODULES = {
+    "diffusers": "diffusers:UNet2DConditionModel",
+    "transformers": "transformers:CLIPTextModel",
+    "libigl": "igl",
+    "imageio-ffmpeg": "imageio_ffmpeg",
+    "pillow": "PIL.Image",
+}
+# Effect of a missing package on the program. The demo needs all packages that are not listed here.
+OPTIONAL = {
+    "numba": "the CPU uses a slower rasteriser and hash encoding in torch",
+    "trimesh": "OBJ is the only readable mesh format",
+    "libigl": "start shapes from mesh files, export_faces and min_component_area are not available",
+    "OpenEXR": "environment maps in .exr are not readable",
+    "imageio-ffmpeg": "videos are not written",
+    "tokenizers": "data.make_tiny_sd is not available",
+}
+UNWRAPPERS = ("xatlas", "uvunwrap")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: its group, the thing, how it is (OK, NOTE, MISSING), details, what mends it."""
+    """A line of the table. status: OK, NOTE or MISSING. fix: what the user can do, empty if OK."""
 
     group: str
     name: str
@@ -44,239 +60,165 @@ class Row:
     fix: str = ""
 
 
-@dataclass(frozen=True)
-class Package:
-    """A distribution of requirements.txt: what to import, and what the program does without it.
-
-    without: empty where the demo cannot run without it. instead: another distribution that takes its place.
-    """
-
-    module: str
-    attribute: str = ""
-    without: str = ""
-    instead: str = ""
-
-
-PACKAGES = {
-    "torch": Package("torch"),
-    "diffusers": Package("diffusers", "UNet2DConditionModel"),
-    "transformers": Package("transformers", "CLIPTextModel"),
-    "safetensors": Package("safetensors"),
-    "numpy": Package("numpy"),
-    "numba": Package("numba", without="the CPU runs a slower rasteriser and encoding in torch"),
-    "pydantic": Package("pydantic"),
-    "jaxtyping": Package("jaxtyping"),
-    "trimesh": Package("trimesh", without="of the mesh files only OBJ is read"),
-    "libigl": Package(
-        "igl", without="no start shape from a mesh file, no export_faces, no min_component_area"
-    ),
-    "xatlas": Package("xatlas", without="uvunwrap unwraps small meshes too", instead="uvunwrap"),
-    "uvunwrap": Package("uvunwrap", without="xatlas unwraps large meshes too, slowly", instead="xatlas"),
-    "imageio-ffmpeg": Package("imageio_ffmpeg"),
-    "pillow": Package("PIL.Image"),
-    "OpenEXR": Package("OpenEXR", without="no environment map in .exr, only .hdr"),
-    "tqdm": Package("tqdm"),
-}
-
-
 def main(argv: Sequence[str]) -> int:
-    """Prints the table; configs that argv names are checked too. 0: the demo and they can run, else 2."""
+    """Print the table. Configs in argv are checked too. Returns 0 if they and the demo can run, else 2."""
     setup_logging()
-    rest = [word for word in argv if word != OPTION]
-    rows = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows += survey(rest)
-    write_table(rows, sys.stdout)
+        rows = list(survey([word for word in argv if word != OPTION]))
+    print_table(rows)
     return 2 if any(row.status == MISSING for row in rows) else 0
 
 
 def survey(argv: Sequence[str] = ()) -> Iterator[Row]:
-    """All rows, in the order of the table; argv as for a run."""
-    yield from check_system()
+    """All rows in the order of the table. argv: the other options, as for a run."""
+    yield check_python()
+    yield check_disk(Path("out"))
     yield from check_packages(read_requirements())
-    yield from check_gpu()
+    yield check_gpu()
     yield from check_rasterisers()
-    yield from check_weights()
+    yield check_prior()
+    yield from check_model("stable-diffusion-2-1-base", "weights")
     if argv:
         yield from check_configs(argv)
 
 
-def check_system() -> Iterator[Row]:
-    """Python, memory, disk."""
+def check_python() -> Row:
     version = ".".join(map(str, sys.version_info[:3]))
-    found, supported = sys.version_info[:2], f"{_dotted(OLDEST)} to {_dotted(NEWEST)}"
-    status = MISSING if found < OLDEST else NOTE if found > NEWEST else OK
-    fix = "" if status == OK else f"make the virtual environment with Python {supported}"
-    yield Row(
-        "system", "Python", status, version if status == OK else f"{version}, tried is {supported}", fix
-    )
-    free, total = memory()
-    enough = free is None or free >= DEMO_MEMORY
-    amount = "unknown" if free is None else f"{_gigabytes(free)} free of {_gigabytes(total)}"
-    need = "" if enough else f"; the demo takes {_gigabytes(DEMO_MEMORY)}"
-    yield Row("system", "memory", OK if enough else NOTE, amount + need, "" if enough else "close programs")
-    yield disk_row(Path("out"))
+    oldest, newest = (".".join(map(str, bound)) for bound in SUPPORTED)
+    if SUPPORTED[0] <= sys.version_info[:2] <= SUPPORTED[1]:
+        return Row("system", "Python", OK, version)
+    status = MISSING if sys.version_info[:2] < SUPPORTED[0] else NOTE
+    return Row("system", "Python", status, version, f"use Python {oldest} to {newest}")
 
 
-def disk_row(folder: Path) -> Row:
-    """Space, and the right to write, where `folder` is or will be."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+def check_disk(folder: Path) -> Row:
+    """Free space and write permission of the nearest existing parent of `folder`."""
+    parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     name = f"disk at {folder}/"
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        return Row("system", name, MISSING, f"{there} cannot be written to", "run where you may write")
-    free = shutil.disk_usage(there).free
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        return Row("system", name, MISSING, f"{parent} is not writable", "use a writable folder")
+    free = shutil.disk_usage(parent).free
     if free < DEMO_DISK:
-        return Row("system", name, MISSING, f"{_gigabytes(free)} free", "delete something, or move elsewhere")
-    return Row("system", name, OK, f"{_gigabytes(free)} free")
-
-
-def memory() -> tuple[float | None, float]:
-    """Bytes that a program can still get, and in all; (None, 0) where the system does not tell (no Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None, 0.0
-    sizes = {
-        name: 1024 * int(re.match(r"\s*(\d+)", rest)[1])
-        for name, _, rest in (x.partition(":") for x in lines)
-    }
-    free, total = sizes["MemAvailable"], sizes["MemTotal"]
-    # A container may allow less than the machine has.
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return free, total
-    return min(free, limit - used), min(total, limit)
+        return Row("system", name, MISSING, f"{free / 1e9:.1f} GB free", "free some disk space")
+    return Row("system", name, OK, f"{free / 1e9:.1f} GB free")
 
 
 def read_requirements(path: Path | None = None) -> dict[str, str]:
-    """The distributions that requirements.txt names, each with its line: {"numba": "numba==0.68.1"}."""
+    """Distributions in requirements.txt with their lines: {"numba": "numba==0.68.1"}."""
     path = path or Path(__file__).parents[1] / "requirements.txt"
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return {re.split(r"[=<>!~\[; ]", line)[0]: line for line in lines if line}
 
 
 def check_packages(requirements: dict[str, str]) -> Iterator[Row]:
-    """A row for each requirement, then kaolin, whose name on PyPI misleads."""
-    faults = {name: _fault(PACKAGES.get(name, Package(name))) for name in requirements}
+    """A row for each requirement, and one for the placeholder package kaolin 0.1."""
+    faults = {name: import_fault(MODULES.get(name, name)) for name in requirements}
+    effects = dict(OPTIONAL)
+    for name, other in zip(UNWRAPPERS, UNWRAPPERS[::-1], strict=True):
+        if faults.get(other) is None:
+            effects[name] = f"{other} unwraps all meshes"
     for name, line in requirements.items():
-        package = PACKAGES.get(name, Package(name))
         if faults[name] is None:
             yield Row("packages", name, OK, _version_text(name, line))
-            continue
-        spared = package.without and not (package.instead and faults.get(package.instead))
-        found = faults[name] + (f"; without it {package.without}" if spared else "")
-        yield Row("packages", name, NOTE if spared else MISSING, found, f"pip install '{line}'")
-    yield _kaolin_row()
+        elif name in effects:
+            yield Row("packages", name, NOTE, f"{faults[name]}; {effects[name]}", f"pip install '{line}'")
+        else:
+            yield Row("packages", name, MISSING, faults[name], f"pip install '{line}'")
+    if _version("kaolin") == "0.1":
+        found = "0.1 is an empty placeholder on PyPI, not NVIDIA's library; the program does not need it"
+        yield Row("packages", "kaolin", NOTE, found, "pip uninstall kaolin")
 
 
-def _kaolin_row() -> Row:
-    version = _version("kaolin")
-    if version == "0.1":
-        found = "0.1, which is PyPI's empty placeholder and not NVIDIA's library; the program uses neither"
-        return Row("packages", "kaolin", NOTE, found, "pip uninstall kaolin")
-    return Row("packages", "kaolin", OK, f"{version or 'not installed'}; not needed, libigl does its part")
+def import_fault(name: str) -> str | None:
+    """Why "module" or "module:attribute" cannot be imported, None if it can."""
+    module, _, attribute = name.partition(":")
+    try:
+        imported = importlib.import_module(module)
+        if attribute:
+            getattr(imported, attribute)
+    except ModuleNotFoundError as error:
+        return "not installed" if error.name == module.partition(".")[0] else f"broken: {_one_line(error)}"
+    except Exception as error:  # A broken package can raise any exception.
+        return f"broken: {_one_line(error)}"
+    return None
 
 
-def check_gpu() -> Iterator[Row]:
-    """The devices that torch can use."""
+def check_gpu() -> Row:
+    """The CUDA devices that torch can use."""
     try:
         torch = importlib.import_module("torch")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        for index in range(count):
-            free, total = torch.cuda.mem_get_info(index)
-            found = f"{torch.cuda.get_device_name(index)}, {_gigabytes(free)} free of {_gigabytes(total)}"
-            yield Row("GPU", f"cuda:{index}", OK, f"{found}, CUDA {torch.version.cuda}")
-    except Exception as error:  # A broken torch or driver fails in ways of its own.
-        yield Row(
-            "GPU", "CUDA", NOTE, f"cannot be asked: {_one_line(error)}", "mend torch first, then the driver"
-        )
-        return
+        names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
+    except Exception as error:  # A broken torch or driver can raise any exception.
+        return Row("GPU", "CUDA", NOTE, _one_line(error), "repair torch, then the driver")
     if count:
-        return
-    if torch.version.cuda is None:
-        found, fix = (
-            "none used: this torch is a build for CPUs",
-            "with an NVIDIA GPU, install the CUDA build of torch",
-        )
-    else:
-        found = f"none found by torch (CUDA {torch.version.cuda})"
-        fix = "with an NVIDIA GPU, see that nvidia-smi works and that its driver is not older than this CUDA"
-    yield Row("GPU", "CUDA", NOTE, f"{found}; the demo needs none, Stable Diffusion does", fix)
-
-
-def check_rasterisers() -> Iterator[Row]:
-    """What draws triangles, built as a run builds it; on CUDA nvdiffrast may compile for a minute."""
-    try:
-        from render.raster import select
-
-        on_cuda = importlib.import_module("torch").cuda.is_available()
-    except Exception as error:  # Whatever a broken package raises when it is imported.
-        yield Row(
-            "rasterisers", "any", NOTE, f"cannot be tried: {_one_line(error)}", "mend the packages first"
-        )
-        return
-    for name, device, build in (
-        ("numba", "cpu", select.build_numba),
-        ("triton", "cuda", select.build_triton),
-        ("nvdiffrast", "cuda", select.build_nvdiffrast),
-    ):
-        if device == "cuda" and not on_cuda:
-            yield Row("rasterisers", name, OK, "not needed: it draws on CUDA only")
-            continue
-        try:
-            build(importlib.import_module("torch").device(device))
-            yield Row("rasterisers", name, OK, f"runs on {device}")
-        except Exception as error:
-            other = {"triton": "nvdiffrast, where it runs,", "nvdiffrast": "triton, where it runs,"}.get(
-                name, "the slower reference"
-            )
-            found = f"{_one_line(error)}; without it {other} draws on {device}"
-            yield Row("rasterisers", name, NOTE, found, select.REQUIREMENTS[name])
-
-
-def check_weights() -> Iterator[Row]:
-    """The embedded prior, and every place where Stable Diffusion is looked for."""
-    if not PRIOR.is_dir():
-        fix = "git checkout data/tiny-sd"
-        yield Row("weights", PRIOR_NAME, MISSING, f"no such folder: {PRIOR}", fix)
-    else:
-        size = sum(file.stat().st_size for file in PRIOR.rglob("*.safetensors"))
-        faults = _places(str(PRIOR))
-        fault = faults and faults[str(PRIOR)]
-        found = f"embedded prior, {size / 1e6:.1f} MB" + (f": {fault}" if fault else "")
-        fix = "git checkout data/tiny-sd" if fault or not size else ""
-        yield Row("weights", PRIOR_NAME, MISSING if fix else OK, found, fix)
-    yield from model_rows("stable-diffusion-2-1-base", "weights")
-
-
-def model_rows(name: str, group: str) -> Iterator[Row]:
-    """A row for each place of the model `name`, up to the one that a run would take."""
-    places = _places(name)
-    if places is None:
-        yield Row(group, name, NOTE, "cannot be looked for", "mend the packages first")
-        return
-    for place, fault in places.items():
-        if fault is None:
-            yield Row(group, place, OK, "complete; a run takes this one")
-            return
-        yield Row(group, place, NOTE, fault)
-    fix = "--sd_model FOLDER or OWNER/NAME, see sd/README.md, Weights"
-    yield Row(
-        group, name, NOTE, "not on this machine; a run would ask the hub. The demo does not need it", fix
+        return Row("GPU", "CUDA", OK, f"{names}, CUDA {torch.version.cuda}")
+    reason = "no GPU found" if torch.version.cuda else "this build of torch has no CUDA support"
+    found = f"{reason}; the demo runs without it, Stable Diffusion needs it"
+    return Row(
+        "GPU", "CUDA", NOTE, found, "with an NVIDIA GPU, install its driver and the CUDA build of torch"
     )
 
 
+def check_rasterisers() -> Iterator[Row]:
+    """Rasterisers, built as in a run. On CUDA, nvdiffrast may compile for a minute."""
+    try:
+        from render.raster import select
+
+        torch = importlib.import_module("torch")
+        on_cuda = torch.cuda.is_available()
+    except Exception as error:  # A broken package can raise any exception.
+        yield Row("rasterisers", "all", NOTE, _one_line(error), "repair the packages first")
+        return
+    for name, build in select.BUILDERS.items():
+        device = "cpu" if name == "numba" else "cuda"
+        if device == "cuda" and not on_cuda:
+            yield Row("rasterisers", name, OK, "not needed without CUDA")
+            continue
+        try:
+            build(torch.device(device))
+            yield Row("rasterisers", name, OK, f"runs on {device}")
+        except Exception as error:
+            yield Row("rasterisers", name, NOTE, _one_line(error), select.REQUIREMENTS[name])
+
+
+def check_prior() -> Row:
+    """The embedded prior."""
+    fix = f"git checkout {PRIOR_NAME}"
+    if not PRIOR.is_dir():
+        return Row("weights", PRIOR_NAME, MISSING, f"no such folder: {PRIOR}", fix)
+    fault = (_local_places(str(PRIOR)) or {}).get(str(PRIOR))
+    size = sum(file.stat().st_size for file in PRIOR.rglob("*.safetensors"))
+    if fault or not size:
+        return Row("weights", PRIOR_NAME, MISSING, fault or "no weights", fix)
+    return Row("weights", PRIOR_NAME, OK, f"embedded prior, {size / 1e6:.1f} MB")
+
+
+def check_model(name: str, group: str) -> Iterator[Row]:
+    """A row for each place where the model `name` is looked for, up to the first complete one."""
+    places = _local_places(name)
+    if places is None:
+        yield Row(group, name, NOTE, "not checked", "repair the packages first")
+        return
+    for place, fault in places.items():
+        yield Row(group, place, NOTE if fault else OK, fault or "complete; a run uses this one")
+        if fault is None:
+            return
+    fix = "--sd_model FOLDER or OWNER/NAME, see sd/README.md, Weights"
+    yield Row(group, name, NOTE, "not on this machine; the demo does not need it", fix)
+
+
 def check_configs(argv: Sequence[str]) -> Iterator[Row]:
-    """The configs of a command line, as a run would check them, but for downloads."""
+    """The configs of a command line, checked as in a run but without downloads."""
     try:
         from configs.cli import load_configs
         from sd.loading.hub import DEFAULT_MODEL
         from training.resume import latest_checkpoint
-    except Exception as error:  # Whatever a broken package raises when it is imported.
-        yield Row("configs", "all", MISSING, f"cannot be read: {_one_line(error)}", "mend the packages first")
+    except Exception as error:  # A broken package can raise any exception.
+        yield Row(
+            "configs", "all", MISSING, f"cannot be read: {_one_line(error)}", "repair the packages first"
+        )
         return
     try:
         configs = load_configs(argv)
@@ -293,13 +235,13 @@ def check_configs(argv: Sequence[str]) -> Iterator[Row]:
         except (ValueError, OSError) as error:
             yield Row("configs", name, MISSING, _one_line(error), f"--out_dir {free_out_dir(argv)}")
         yield from _device_rows(name, config.run.device)
-        yield disk_row(out)
+        yield check_disk(out)
         if config.guidance.sd_model not in (DEFAULT_MODEL, PRIOR_NAME):
-            yield from model_rows(config.guidance.sd_model, "configs")
+            yield from check_model(config.guidance.sd_model, "configs")
 
 
 def free_out_dir(argv: Sequence[str]) -> str:
-    """An out_dir with which no config of the command line `argv` finds an earlier run: NAME_2, NAME_3, …"""
+    """An unused out_dir for the command line `argv`: NAME_2, NAME_3, …"""
     from configs.cli import load_configs, read_command
 
     taken = str(read_command(argv).shared_out_dir).rstrip("/")
@@ -318,62 +260,27 @@ def _device_rows(name: str, device: str) -> Iterator[Row]:
         yield Row("configs", name, MISSING, found, "--device cpu, or a CUDA build of torch and a driver")
 
 
-def write_table(rows: Iterable[Row], stream) -> None:
-    """Aligned rows with colour on a terminal; elsewhere one plain line a row."""
+def print_table(rows: Iterable[Row]) -> None:
     rows = list(rows)
-    pretty = stream.isatty() and "NO_COLOR" not in os.environ
     width = max(len(row.name) for row in rows)
-    columns = shutil.get_terminal_size().columns
-    group = None
     for row in rows:
-        if row.group != group:
-            group = row.group
-            stream.write(f"\033[1m{group}\033[0m\n" if pretty else f"{group}\n")
-        start = f"  {row.status:<8} {row.name:<{width}}  "
-        if not pretty:
-            stream.write(start + row.found + (f"  fix: {row.fix}" if row.fix else "") + "\n")
-            continue
-        indent = " " * len(start)
-        text = textwrap.fill(row.found, columns, initial_indent=start, subsequent_indent=indent)
-        if row.fix:
-            text += "\n" + textwrap.fill(
-                row.fix, columns, initial_indent=f"{indent}fix: ", subsequent_indent=indent
-            )
-        stream.write(text.replace(row.status, f"\033[{COLOURS[row.status]}m{row.status}\033[0m", 1) + "\n")
-    stream.write(verdict(rows) + "\n")
-
-
-def verdict(rows: Iterable[Row]) -> str:
-    """The last line."""
+        fix = f"  fix: {row.fix}" if row.fix else ""
+        print(f"{row.group:<12} {row.status:<8} {row.name:<{width}}  {row.found}{fix}")
     missing = [row for row in rows if row.status == MISSING]
-    if not missing:
-        return "ready: the demo can run"
-    names = ", ".join(dict.fromkeys(row.name for row in missing))
-    all_at_once = sum(row.group == "packages" for row in missing) > 1
-    return f"not ready: {names}" + ("  fix: pip install -r requirements.txt" if all_at_once else "")
+    names = ", ".join(row.name for row in missing)
+    several = sum(row.group == "packages" for row in missing) > 1
+    advice = "  fix: pip install -r requirements.txt" if several else ""
+    print(f"not ready: {names}{advice}" if missing else "ready: the demo can run")
 
 
-def _places(name: str) -> dict[str, str | None] | None:
-    """`local_places` of sd.loading.hub; None where packages that it needs are missing."""
+def _local_places(name: str) -> dict[str, str | None] | None:
+    """`local_places` of sd.loading.hub, None if its packages cannot be imported."""
     try:
         from sd.loading.hub import local_places
 
         return local_places(name)
-    except Exception:  # Whatever a broken package raises: the packages' rows tell.
+    except Exception:  # Reported in the rows of the packages.
         return None
-
-
-def _fault(package: Package) -> str | None:
-    """What is wrong with a package, None where it can be imported."""
-    try:
-        if importlib.util.find_spec(package.module.partition(".")[0]) is None:
-            return "not installed"
-        module = importlib.import_module(package.module)
-        if package.attribute:
-            getattr(module, package.attribute)
-    except Exception as error:  # A broken package raises anything when it is imported.
-        return f"broken: {_one_line(error)}"
-    return None
 
 
 def _version(distribution: str) -> str | None:
@@ -387,16 +294,8 @@ def _version_text(distribution: str, requirement: str) -> str:
     version = _version(distribution) or "version unknown"
     pinned = requirement.partition("==")[2]
     differs = pinned and version.partition("+")[0] != pinned
-    return f"{version} (requirements.txt names {pinned})" if differs else version
+    return f"{version} (requirements.txt has {pinned})" if differs else version
 
 
 def _one_line(error: BaseException) -> str:
     return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -66,7 +66,7 @@ def classifier(tmp_path_factory):
         categories=CATEGORIES,
         instances=4,
         held_out_instances=2,
-        batch=48,
+        batch=24,
         steps=80,
         widths=(8, 16, 24, 32),
         image_size=32,
