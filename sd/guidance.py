@@ -92,12 +92,17 @@ def sds_gradient(
     return weight[:, None, None, None] * (predicted - noise)
 
 
+def zero_non_finite(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """NaN and infinities become 0; finite values are unchanged."""
+    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def loss_with_gradient(
     latents: Float[Tensor, "B C h w"], gradient: Float[Tensor, "B C h w"]
 ) -> Float[Tensor, ""]:
-    """A scalar whose gradient with respect to the latents is exactly `gradient`."""
+    """A scalar whose gradient on the latents is exactly `gradient`, and 0 where a latent is not finite."""
     target = (latents - gradient).detach()
-    return 0.5 * (latents - target).square().sum()
+    return 0.5 * zero_non_finite(latents - target).square().sum()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,23 +141,31 @@ class Guidance(nn.Module):
     def forward(
         self, image: Float[Tensor, "B H W C"], sample: SDSSample, phase: Phase
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The loss and, for the log, its parts.
+        """The loss and numbers for the log: loss, gradient_norm (on the latents, per view), replaced_values
+        (the number of NaN and infinities in the latents' gradient that are replaced by 0).
 
         image: in the coarse phase (normal in [−1,1], mask in [0,1]), 4 channels; through the VAE the first 3
         channels, in [−1, 1].
         """
         if not self.low_memory:
-            loss, gradient = self._sds_loss(image, sample, phase)
-            return loss, {"loss": loss.detach(), "gradient_norm": gradient.norm() / len(image)}
-        total, squares, gradients = image.new_zeros(()), image.new_zeros(()), []
+            loss, gradient, replaced = self._sds_loss(image, sample, phase)
+            norm = gradient.norm() / len(image)
+            return loss, {"loss": loss.detach(), "gradient_norm": norm, "replaced_values": replaced}
+        total, squares, replaced, gradients = *image.new_zeros(3), []
         for view in range(len(image)):
             piece = image[view : view + 1].detach().requires_grad_()
-            loss, gradient = self._sds_loss(piece, sample.view(view), phase)
+            loss, gradient, count = self._sds_loss(piece, sample.view(view), phase)
             gradients += torch.autograd.grad(loss, piece)
             total, squares = total + loss.detach(), squares + gradient.square().sum()
+            replaced = replaced + count
         # The value of the whole, and each view's gradient by way of a term that is zero.
         loss = total + ((image - image.detach()) * torch.cat(gradients)).sum()
-        return loss, {"loss": total, "gradient_norm": squares.sqrt() / len(image)}
+        norm = squares.sqrt() / len(image)
+        return loss, {"loss": total, "gradient_norm": norm, "replaced_values": replaced}
+
+    def latent_values(self, views: int) -> int:
+        """The number of values in the latents of `views` images."""
+        return views * self.prior.latent_channels * self.prior.latent_size**2
 
     def sample(self, view_index: Int[Tensor, " B"], phase: Phase, generator: torch.Generator) -> SDSSample:
         """What a batch of views is sample, on the prior's device; does not make the host wait for it.
@@ -175,14 +188,17 @@ class Guidance(nn.Module):
 
     def _sds_loss(
         self, image: Float[Tensor, "B H W K"], sample: SDSSample, phase: Phase
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B C h w"]]:
-        """The loss of these views, and its gradient on their latents."""
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B C h w"], Float[Tensor, ""]]:
+        """The loss of these views, its gradient on their latents, and the number of values of the gradient
+        that were NaN or infinite and are replaced by 0."""
         latents = self._latents(image.permute(0, 3, 1, 2), phase, sample.encoder_noise)
         abar = self.prior.alphas_cumprod[sample.timesteps]
         with torch.no_grad():
             predicted = self._predict(latents.detach(), sample, abar)
             gradient = sds_gradient(predicted, sample.noise, phase.weight(abar))
-        return loss_with_gradient(latents, gradient), gradient
+            replaced = gradient.isfinite().logical_not().sum().to(gradient.dtype)
+            gradient = zero_non_finite(gradient)
+        return loss_with_gradient(latents, gradient), gradient, replaced
 
     def _latents(self, image: Tensor, phase: Phase, encoder_noise: Tensor) -> Tensor:
         if phase.latents_from == "image":

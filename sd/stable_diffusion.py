@@ -19,6 +19,7 @@ from sd.loading.hub import resolve_model
 from sd.loading.lora import apply_lora
 from sd.loading.weights import Parts, load_parts
 from sd.prompts import find_category
+from sd.unit_gradient import unit_gradient
 
 logger = logging.getLogger(__name__)
 
@@ -129,10 +130,17 @@ class StableDiffusion(nn.Module):
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B C h w"]:
         """Sampled, scaled latents of images in [−1, 1]; differentiable with respect to the images."""
-        images = images.to(self._vae_dtype, memory_format=self._layout)
-        mean, log_variance = self._moments(images).float().chunk(2, dim=1)
+        if self._vae_dtype == torch.float16:
+            moments = unit_gradient(self._moments_of, images)
+        else:
+            moments = self._moments_of(images)
+        mean, log_variance = moments.chunk(2, dim=1)
         deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
         return (mean + deviation * noise) * self.scaling_factor
+
+    def _moments_of(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C2 h w"]:
+        """Mean and log variance in float32, computed in the VAE's own precision."""
+        return self._moments(images.to(self._vae_dtype, memory_format=self._layout)).float()
 
     @torch.no_grad()
     def predict_noise(

@@ -58,8 +58,14 @@ def save_checkpoint(
 
     Raises:
         OSError: one line, if the disk is full or not writable. Older checkpoints are kept.
+        ValueError: a tensor contains NaN or infinity. Nothing is written.
     """
     folder = Path(folder)
+    if name := _non_finite(tensors):
+        raise ValueError(
+            f"step {step}: {name} contains NaN or infinity, so no checkpoint is written to {folder}; "
+            "older ones are kept; try a lower guidance_weight or learning_rate"
+        )
     final, temporary = folder / f"step_{step:06d}", folder / f"{_TEMPORARY}step_{step:06d}"
     try:
         _remove_leftovers(folder)
@@ -238,9 +244,17 @@ def _read(folder: Path, step: int) -> Checkpoint:
     if sha256_of_file(path) != expected.get("sha256"):
         raise DamagedCheckpoint(f"{path} is damaged (its SHA-256 differs)")
     try:
-        return Checkpoint(step, load_file(path), meta)
+        tensors = load_file(path)
     except SafetensorError as error:
         raise DamagedCheckpoint(f"{path} is not a safetensors file: {error}") from None
+    if name := _non_finite(tensors):
+        raise DamagedCheckpoint(f"{path}: {name} contains NaN or infinity")
+    return Checkpoint(step, tensors, meta)
+
+
+def _non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that contains NaN or infinity, None if there is none."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
 def _numbered(folder: Path) -> dict[int, Path]:

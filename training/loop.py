@@ -1,6 +1,5 @@
 """The training loop: phases, steps, checkpoints, previews."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from training.report.report_writer import RunReport
 from training.resume import checkpoint_folder, save_state
 from training.run_log import open_run_log
 from training.signals import StopRequest
+from training.step_guard import StepGuard
 from training.tasks import Task
 
 Stats = dict[str, float]
@@ -37,6 +37,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     prefetcher: Prefetcher[MicroBatch]
     stop: StopRequest = field(default_factory=StopRequest)
+    guard: StepGuard = field(default_factory=StepGuard)
 
     @property
     def phase(self) -> Phase:
@@ -57,15 +58,18 @@ def train_step(
     for micro_batch in micro_batches:
         cameras, sample = state.prefetcher.next(state.step, micro_batch)
         image = task.scene(cameras)  # [B, H, W, C]
+        state.guard.watch(image)
         loss, stats = guidance(image, sample, state.phase)
         scalars.append(AsyncScalars({**stats, "loss": loss}))
         loss.backward()
     # A GPU computes this step while the CPU draws the next one, which takes milliseconds.
     prefetch_next(state, micro_batches)
     # Read late for the same reason: reading waits for the GPU.
-    stats = mean_stats(state, scalars, distributed, distributed.world_size * config.run.grad_accum)
+    count = distributed.world_size * config.run.grad_accum
+    stats = mean_stats(state, scalars, distributed, count, guidance.latent_values(config.run.batch))
+    # NaN and infinity spread to all ranks by the average, so all ranks skip the same steps.
     distributed.average_gradients(optimized_parameters(state.optimizer), config.run.grad_accum)
-    state.optimizer.step()
+    state.guard.step(state.optimizer)
     return stats
 
 
@@ -79,7 +83,7 @@ def fit_step(state: TrainState, config: Config, task: Task, distributed: Distrib
         loss.backward()
     prefetch_next(state, distributed.micro_batches(config.run.grad_accum))
     stats = mean_stats(state, scalars, distributed, 1)
-    state.optimizer.step()
+    state.guard.step(state.optimizer)
     return stats
 
 
@@ -165,23 +169,31 @@ def prefetch_next(state: TrainState, micro_batches: range) -> None:
 
 
 def mean_stats(
-    state: TrainState, scalars: Sequence[AsyncScalars], distributed: Distributed, micro_batches: int
+    state: TrainState,
+    scalars: Sequence[AsyncScalars],
+    distributed: Distributed,
+    micro_batches: int,
+    latent_values: int = 1,
 ) -> Stats:
-    """Means over all ranks' micro-batches; the stop flags of the ranks are reduced in the same exchange.
+    """Means over all ranks' micro-batches. The ranks' flags for stopping and for skipped steps are reduced in
+    the same exchange.
 
-    Raises ValueError if a loss is not finite.
+    latent_values: the number of latent values of a micro-batch. Counts of non-finite numbers are totals and
+    left out while they are 0.
+
+    Raises ValueError after too many bad steps in a row (`StepGuard`).
     """
     sums = {"loss": 0.0}
     for values in (pending.read() for pending in scalars):
-        if not math.isfinite(values["loss"]):
-            raise ValueError(
-                f"step {state.step}: the loss is {values['loss']}; the run stopped before the optimizer "
-                "step and the last checkpoint is kept; try a lower guidance_weight or learning_rate"
-            )
         sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
-    totals = distributed.all_reduce_sum([*sums.values(), *state.stop.flags()])
-    state.stop.decide(totals[len(sums) :])
-    return {name: total / micro_batches for name, total in zip(sums, totals, strict=False)}
+    stop, guard = state.stop.flags(), state.guard.flags()
+    totals = distributed.all_reduce_sum([*sums.values(), *stop, *guard])
+    state.stop.decide(totals[len(sums) : len(sums) + len(stop)])
+    stats = {name: total / micro_batches for name, total in zip(sums, totals, strict=False)}
+    replaced = stats.pop("replaced_values", 0.0) * micro_batches
+    state.guard.decide(state.step, totals[len(sums) + len(stop) :], replaced, latent_values * micro_batches)
+    counts = {"replaced_values": replaced, "skipped_steps": float(state.guard.skipped)}
+    return stats | {name: count for name, count in counts.items() if count}
 
 
 def save_checkpoint(state: TrainState, config: Config, task: Task, distributed: Distributed) -> None:

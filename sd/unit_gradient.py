@@ -1,0 +1,57 @@
+"""A function whose gradient is scaled to unit norm before its backward pass and scaled back afterwards.
+
+Half precision has 5 bits of exponent. A small gradient underflows to 0 in the layers of an encoder, and a
+large one overflows. Each sample of a batch has its own factor, a power of two, so scaling rounds nothing.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def unit_gradient(
+    function: Callable[[Float[Tensor, "B ..."]], Float[Tensor, "B ..."]], x: Float[Tensor, "B ..."]
+) -> Float[Tensor, "B ..."]:
+    """function(x). In the backward pass, each sample's gradient on the output is divided by a power of two
+    that brings its norm into [0.5, 1), and the gradient on x is multiplied by it. Both ends are float32.
+
+    A gradient that is 0 or not finite is not scaled.
+    """
+    factors: list[Tensor] = []
+    return _Scale.apply(function(_Unscale.apply(x, factors)), factors)
+
+
+class _Scale(torch.autograd.Function):
+    """The identity on the output side: divides the gradient by the factors and stores them."""
+
+    @staticmethod
+    def forward(ctx, y, factors):
+        ctx.factors = factors
+        return y.view_as(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        # In float64, the sum of squares of float32 numbers cannot overflow.
+        norm = torch.linalg.vector_norm(grad.flatten(1), dim=1, dtype=torch.float64)
+        exponent = torch.where((norm > 0) & norm.isfinite(), torch.frexp(norm)[1], 0)
+        exponent = exponent.clamp(-120, 120).view(-1, *[1] * (grad.ndim - 1))
+        ctx.factors[:] = [exponent]
+        return torch.ldexp(grad, -exponent), None
+
+
+class _Unscale(torch.autograd.Function):
+    """The identity on the input side: multiplies the gradient by the factors."""
+
+    @staticmethod
+    def forward(ctx, x, factors):
+        ctx.factors = factors
+        return x.view_as(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (exponent,) = ctx.factors
+        return torch.ldexp(grad, exponent), None

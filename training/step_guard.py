@@ -1,0 +1,104 @@
+"""Optimizer steps whose gradients are NaN or infinite are skipped, and a run of such steps ends the training.
+
+The check and the skip happen on the device: the host does not wait for a GPU. The host reads the result of a
+step during the next step.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from render.async_copy import AsyncScalars
+from training.distributed import optimized_parameters
+
+logger = logging.getLogger(__name__)
+
+MAX_BAD_STEPS = 20
+
+
+class StepGuard:
+    """Steps an optimizer unless a gradient is not finite.
+
+    skipped: the number of skipped steps that the host has read so far. A bad step is one that was skipped, or
+    one whose whole latent gradient was replaced by 0. MAX_BAD_STEPS of them in a row raise ValueError.
+    """
+
+    def __init__(self) -> None:
+        self.skipped = 0
+        self._replaced = False
+        self._bad_in_a_row = 0
+        self._pending: AsyncScalars | None = None
+        self._image_gradients: list[Tensor] = []
+
+    def watch(self, image: Tensor) -> None:
+        """Check the images' gradient when it is computed: it is what the prior returns."""
+        if image.requires_grad:
+            flags = self._image_gradients
+            image.register_hook(lambda grad: flags.append(grad.isfinite().all()))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step, or leave weights and optimizer state unchanged if a gradient is not finite."""
+        parameters = optimized_parameters(optimizer)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not gradients:
+            return
+        # The largest magnitude: unlike a sum of squares it does not overflow, and NaN propagates.
+        skip = get_total_norm(gradients, math.inf).isfinite().logical_not().float()
+        finite = torch.stack(self._image_gradients).all() if self._image_gradients else torch.ones_like(skip)
+        self._pending = AsyncScalars({"skip": skip, "image": 1 - finite.float()})
+        self._image_gradients = []
+        if optimizer.defaults.get("fused"):
+            # A fused optimizer reads the flag on the device.
+            optimizer.found_inf = skip
+            optimizer.step()
+        elif not skip.item():
+            optimizer.step()
+
+    def flags(self) -> list[float]:
+        """For the previous step: whether it was skipped, and whether the images' gradient was not finite."""
+        if self._pending is None:
+            return [0.0, 0.0]
+        values, self._pending = self._pending.read(), None
+        return [values["skip"], values["image"]]
+
+    def decide(self, step: int, flags: Sequence[float], replaced: float = 0.0, values: int = 1) -> None:
+        """Count a step. All numbers are the same on every rank.
+
+        flags: of the previous step, summed over ranks. replaced: how many of the `values` numbers of this
+        step's latent gradient were replaced by 0.
+
+        Raises:
+            ValueError: MAX_BAD_STEPS bad steps in a row; names the cause.
+        """
+        skip, image = (flag > 0 for flag in flags)
+        self.skipped += skip
+        if replaced and not self._replaced:
+            logger.warning(
+                "step %d: %d of %d values of the latent gradient are NaN or infinite and were replaced by 0; "
+                "log.jsonl counts them as replaced_values",
+                step,
+                replaced,
+                values,
+            )
+        self._replaced = bool(replaced)
+        if not (skip or replaced >= values):
+            self._bad_in_a_row = 0
+            return
+        self._bad_in_a_row += 1
+        if not skip:
+            cause = "the prior's noise prediction is not finite"
+        elif image:
+            cause = "the gradient that the prior returns for the images is not finite"
+        else:
+            cause = "the gradient of the weights is not finite, while that of the images is finite"
+        if self._bad_in_a_row == 1 and skip:
+            logger.warning("step %d: %s; the optimizer step was skipped", step - 1, cause)
+        if self._bad_in_a_row == MAX_BAD_STEPS:
+            raise ValueError(
+                f"step {step}: {cause} in {MAX_BAD_STEPS} steps in a row; the run ends and the last "
+                "checkpoint is kept; try a lower guidance_weight or learning_rate, or another sd_model"
+            )
