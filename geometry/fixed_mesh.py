@@ -26,6 +26,8 @@ def load_fixed_mesh(path: str | Path) -> Mesh:
 
     Faces that point inwards or against their neighbours are flipped. uv and uv_faces are None unless every
     face has texture coordinates. The caller checks or replaces them and computes the tangents.
+    v_pos is float32, or float64 if the mesh is so far from the origin that float32 would round it. In that
+    case call `placement` before rendering.
     Raises FileNotFoundError or ValueError naming the file and its fault.
     """
     source = load_mesh(path)
@@ -41,21 +43,30 @@ def load_fixed_mesh(path: str | Path) -> Mesh:
         )
         faces = torch.where(turned[:, None], faces.flip(-1), faces)
         uv_faces = None if uv_faces is None else torch.where(turned[:, None], uv_faces.flip(-1), uv_faces)
-    return Mesh(v_pos, faces, smooth_normals(v_pos, faces), source.uv, uv_faces)
+    normals = smooth_normals(v_pos, faces)
+    if any(source.origin):
+        v_pos = v_pos.double() + torch.tensor(source.origin, dtype=torch.float64)
+    return Mesh(v_pos, faces, normals, source.uv, uv_faces)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Maps file coordinates to normalised coordinates and back: file = centre + size · normalised."""
+    """Maps file coordinates to normalised coordinates and back: file = centre + size · normalised.
+
+    centre has the precision of the file coordinates: float32, or float64 far from the origin.
+    """
 
     centre: Float[Tensor, " 3"]
     size: float
 
     def into_view(self, mesh: Mesh) -> Mesh:
-        return replace(mesh, v_pos=(mesh.v_pos - self.centre.to(mesh.v_pos)) / self.size)
+        """The mesh in view, float32."""
+        return replace(mesh, v_pos=((mesh.v_pos - self.centre.to(mesh.v_pos)) / self.size).float())
 
     def back(self, mesh: Mesh) -> Mesh:
-        return replace(mesh, v_pos=mesh.v_pos * self.size + self.centre.to(mesh.v_pos))
+        """The mesh at its own place and size, in the precision of `centre`."""
+        v_pos = mesh.v_pos.to(self.centre.dtype)
+        return replace(mesh, v_pos=v_pos * self.size + self.centre.to(v_pos))
 
 
 def placement(mesh: Mesh, normalise: bool) -> Placement:
@@ -64,6 +75,13 @@ def placement(mesh: Mesh, normalise: bool) -> Placement:
     It is the identity if normalise is False. In that case a mesh that is not well visible is logged as a
     warning.
     """
+    if mesh.v_pos.dtype == torch.float64:
+        rounding = float(mesh.v_pos.abs().max()) * 2**-24
+        logger.warning(
+            "base_mesh lies far from the origin: it is painted in full precision, and mesh.obj keeps its "
+            "coordinates; formats of 32-bit numbers (mesh.glb, mesh.usd) round them by up to %.2g",
+            rounding,
+        )
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
     if normalise:
         centre = (low + high) / 2
@@ -78,4 +96,4 @@ def placement(mesh: Mesh, normalise: bool) -> Placement:
             [round(value, 3) for value in low.tolist()],
             [round(value, 3) for value in high.tolist()],
         )
-    return Placement(torch.zeros(3), 1.0)
+    return Placement(mesh.v_pos.new_zeros(3), 1.0)

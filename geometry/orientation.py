@@ -19,12 +19,7 @@ def flipped_faces(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Boo
     larger area. A closed patch with negative volume is then flipped, unless it lies inside another patch,
     where it bounds a cavity.
     """
-    import igl
-
-    numbers = faces.cpu().numpy().astype(np.int64)
-    agreed, patch = igl.bfs_orient(numbers)
-    flipped = torch.from_numpy((_canonical_rotation(agreed) != _canonical_rotation(numbers)).any(-1))
-    patch = torch.from_numpy(patch.astype(np.int64).reshape(-1))
+    patch, flipped = (torch.from_numpy(part) for part in _agreed(faces.cpu().numpy().astype(np.int64)))
     v_pos, faces = v_pos.cpu().double(), faces.cpu().long()
     area = face_cross(v_pos, faces).norm(dim=-1)
     count = int(patch.max()) + 1
@@ -36,10 +31,24 @@ def flipped_faces(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Boo
     return flipped ^ torch.isin(patch, inverted[~hollows])
 
 
-def _canonical_rotation(faces: np.ndarray) -> np.ndarray:
-    """Each face rotated to begin at its smallest vertex index."""
-    start = faces.argmin(-1)[:, None]
-    return np.take_along_axis(faces, (start + np.arange(3)) % 3, axis=-1)
+def _agreed(faces: Int[np.ndarray, "F 3"]) -> tuple[Int[np.ndarray, " F"], Bool[np.ndarray, " F"]]:
+    """The patch of each face, and the faces to turn so that each patch agrees with its first face.
+
+    Memory is linear in the faces, also for edges of many faces, which connect no patches.
+    """
+    from geometry.kernels.orientation_numba import spread_orientation
+
+    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    edge = np.minimum(start, end) * (int(faces.max()) + 1) + np.maximum(start, end)
+    order = np.argsort(edge, kind="stable")
+    _, first, count = np.unique(edge[order], return_index=True, return_counts=True)
+    one, other = order[first[count == 2]], order[first[count == 2] + 1]
+    neighbour, opposes = np.full(len(edge), -1), np.zeros(len(edge), dtype=bool)
+    neighbour[one], neighbour[other] = other // 3, one // 3
+    opposes[one] = opposes[other] = start[one] == start[other]
+    patch, turned = np.full(len(faces), -1), np.zeros(len(faces), dtype=bool)
+    spread_orientation(neighbour.reshape(-1, 3), opposes.reshape(-1, 3), patch, turned)
+    return patch, turned
 
 
 def _inverted(

@@ -395,7 +395,7 @@ HUGE = {"count": 2**33, "componentType": 5126, "type": "VEC3"}
 
 @pytest.mark.parametrize("escape", ["../secret.bin", "/etc/hostname", "sub/../../secret.bin", "link.bin"])
 def test_a_mesh_reads_nothing_outside_its_folder(escape, tmp_path):
-    """Buffers of glTF, textures of glTF and PLY, and OBJ's material files, which are not read at all."""
+    """Buffers of glTF, textures of glTF and PLY, and OBJ's material files, none of which are read."""
     folder = tmp_path / "mesh"
     (folder / "sub").mkdir(parents=True)
     secret = tmp_path / "secret.bin"

@@ -1,4 +1,4 @@
-"""Reading and writing high-dynamic-range pictures: Radiance .hdr (RGBE) and, read only, OpenEXR .exr.
+"""Radiance .hdr (RGBE) pictures, and the environment maps that can be read: .hdr and OpenEXR .exr.
 
 Radiance in memory is linear RGB, float32, row 0 at the top. RGBE shares one exponent among three 8-bit
 mantissas, so the largest channel of a pixel is kept to 1 part in 256 and the others to 1/256 of the largest.
@@ -6,6 +6,7 @@ Source of the format: G. Ward, "Real Pixels", Graphics Gems II, 1991, and the Ra
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,22 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from render.image_io.atomic import write_bytes
+from render.image_io.exr import read_exr
+from render.image_io.limits import check_size
+from render.read_errors import FileError, printable, reading
 
 SIGNATURES = (b"#?RADIANCE", b"#?RGBE")
+# Other pictures that are sometimes named .hdr.
+OTHER_PICTURES = {
+    b"\x89PNG": "a PNG",
+    b"\xff\xd8\xff": "a JPEG",
+    b"\x76\x2f\x31\x01": "an OpenEXR",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"RIFF": "a WebP",
+}
+# "-Y H +X W": the sign and axis of the scan lines, and of the pixels in a line. -Y is downward.
+RESOLUTION = re.compile(rb"([+-][XY]) +(\d{1,9}) +([+-][XY]) +(\d{1,9})\n")
 # The new run-length encoding stores the width in 15 bits and is not used for narrower lines than this.
 RLE_WIDTHS = range(8, 0x8000)
 LONGEST_LITERAL = 128
@@ -26,22 +41,29 @@ SHORTEST_RUN = 4
 def read_latlong(path: str | Path) -> Float[Tensor, "H W 3"]:
     """Linear radiance of a .hdr or .exr file, at least 0.
 
-    Negative values, which resampling filters leave behind, become 0. Raises FileNotFoundError where there is
-    no such file, and ValueError naming it where it is not a readable picture or holds NaN or infinity.
+    Negative values, which resampling filters leave behind, become 0.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: naming the file: not a readable picture, or it holds NaN or infinity.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"environment map {path} does not exist: give the path of a .hdr or .exr file"
+            printable(f"environment map {path} does not exist: give the path of a .hdr or .exr file")
         )
-    readers = {".hdr": _read_rgbe, ".exr": _read_exr}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"environment map {path} has the wrong format: expected a .hdr or .exr file")
-    image = readers[path.suffix.lower()](path)
-    if image.size == 0:
-        raise ValueError(f"environment map {path} holds no pixels: give another file")
-    if not np.isfinite(image).all():
-        raise ValueError(f"environment map {path} holds NaN or infinite values: save it again without them")
+    readers: dict[str, Callable[[Path], np.ndarray]] = {".hdr": _read_rgbe, ".exr": read_exr}
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        raise ValueError(
+            printable(f"environment map {path} has the wrong format: expected a .hdr or .exr file")
+        )
+    with reading(path, "environment map", suffix[1:]):
+        image = readers[suffix](path)
+        if image.size == 0:
+            raise FileError("it holds no pixels: give another file")
+        if not np.isfinite(image).all():
+            raise FileError("it holds NaN or infinite values: save it again without them")
     return torch.from_numpy(np.maximum(image, 0).astype(np.float32))
 
 
@@ -96,59 +118,84 @@ def _compress(line: UInt8[np.ndarray, " W"]) -> bytes:
 
 def _read_rgbe(path: Path) -> Float[np.ndarray, "H W 3"]:
     data = path.read_bytes()
-    header = re.match(rb"(.*?)\n\n-Y +(\d+) +\+X +(\d+)\n", data, re.DOTALL)
-    if not data.startswith(SIGNATURES) or header is None:
-        raise ValueError(
-            f"environment map {path} is not a Radiance .hdr file with top-down lines (-Y H +X W)"
-        )
-    if b"32-bit_rle_xyze" in header[1]:
-        raise ValueError(f"environment map {path} holds CIE XYZ: save it as RGB (32-bit_rle_rgbe)")
-    height, width = int(header[2]), int(header[3])
-    body = memoryview(data)[header.end() :]
-    compressed = width in RLE_WIDTHS and bytes(body[:2]) == b"\x02\x02" and bytes(body[2:3]) < b"\x80"
-    try:
-        rgbe = _read_lines(body, height, width) if compressed else _read_flat(body, height, width)
-    except (IndexError, ValueError) as error:
-        raise ValueError(f"environment map {path} is cut short or damaged: get it again") from error
+    for signature, what in OTHER_PICTURES.items():
+        if data.startswith(signature):
+            raise FileError(f"it is {what} picture, not Radiance; save it as .hdr, or name it as what it is")
+    begin = re.match(rb"(.*?)\n\n", data, re.DOTALL)
+    size = RESOLUTION.match(data, begin.end()) if begin else None
+    if not data.startswith(SIGNATURES) or size is None or size[1][1:] == size[3][1:]:
+        raise FileError("it is not a Radiance .hdr file; save it as Radiance RGBE (.hdr) or OpenEXR (.exr)")
+    if b"32-bit_rle_xyze" in begin[1]:
+        raise FileError("it holds CIE XYZ: save it as RGB (32-bit_rle_rgbe)")
+    lines, width = int(size[2]), int(size[4])
+    check_size(width, lines, len(data))
+    rgbe = _read_lines(data[size.end() :], lines, width)
+    if size[1].endswith(b"X"):
+        rgbe = rgbe.transpose(1, 0, 2)
+    signs = {size[1][1:]: size[1][:1], size[3][1:]: size[3][:1]}
+    # Rows go down and columns to the right, as -Y and +X say.
+    rgbe = rgbe[:: 1 if signs[b"Y"] == b"-" else -1, :: 1 if signs[b"X"] == b"+" else -1]
     return _decode_rgbe(rgbe)
 
 
-def _read_flat(body: memoryview, height: int, width: int) -> UInt8[np.ndarray, "H W 4"]:
-    return np.frombuffer(body, np.uint8, height * width * 4).reshape(height, width, 4)
+def _read_lines(data: bytes, lines: int, width: int) -> UInt8[np.ndarray, "L W 4"]:
+    """Scan lines, each in one of three encodings: plain pixels, the old or the new run-length encoding."""
+    out = np.empty((lines, width, 4), dtype=np.uint8)
+    at, marker = 0, bytes([2, 2, width >> 8 & 255, width & 255])
+    for line in range(lines):
+        if width in RLE_WIDTHS and data[at : at + 4] == marker:
+            at = _read_new_rle(data, at + 4, out[line])
+        elif width in RLE_WIDTHS and data[at : at + 2] == b"\2\2" and data[at + 2 : at + 3] < b"\x80":
+            raise FileError(
+                f"scan line {line + 1} does not have the width of the header; the file is damaged"
+            )
+        else:
+            at = _read_old_rle(data, at, out[line])
+    return out
 
 
-def _read_lines(body: memoryview, height: int, width: int) -> UInt8[np.ndarray, "H W 4"]:
-    """Lines of the new run-length encoding: 2, 2, width in two bytes, then the four channels in turn."""
-    data, lines, at = body.tobytes(), bytearray(), 0
-    marker = bytes([2, 2, width >> 8, width & 255])
-    for line in range(height):
-        if data[at : at + 4] != marker:
-            raise ValueError("a line does not start with its width")
-        at += 4
-        end = (line + 1) * width * 4
-        while len(lines) < end:
-            count = data[at]
+def _read_new_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
+    """A line whose four channels follow each other: (128 + n, value) is a run, (n, values) are literals.
+
+    Returns where the next line begins.
+    """
+    line, width = bytearray(), len(out)
+    for channel in range(1, 5):
+        while len(line) < channel * width:
+            count = data[at] if at < len(data) else 0
             if count > 128:
-                lines += data[at + 1 : at + 2] * (count - 128)
+                line += data[at + 1 : at + 2] * (count - 128)
                 at += 2
             else:
-                lines += data[at + 1 : at + 1 + count]
+                line += data[at + 1 : at + 1 + count]
                 at += 1 + count
-        if len(lines) != end:
-            raise ValueError("a run crosses the end of a line")
-    return np.frombuffer(lines, np.uint8).reshape(height, 4, width).transpose(0, 2, 1)
+            if count == 0 or at > len(data):
+                raise FileError("it is cut short or damaged: get it again")
+        if len(line) != channel * width:
+            raise FileError("a run crosses the end of a channel; the file is damaged: get it again")
+    out[:] = np.frombuffer(line, np.uint8).reshape(4, width).T
+    return at
 
 
-def _read_exr(path: Path) -> Float[np.ndarray, "H W 3"]:
-    import OpenEXR
-
-    try:
-        with OpenEXR.File(str(path), separate_channels=True) as file:
-            channels = {name: channel.pixels for name, channel in file.channels().items()}
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"environment map {path} is not a readable OpenEXR file: get it again") from error
-    if not {"R", "G", "B"} <= channels.keys():
-        raise ValueError(
-            f"environment map {path} has the channels {', '.join(sorted(channels))}: R, G and B are needed"
-        )
-    return np.stack([np.asarray(channels[name], np.float32) for name in "RGB"], -1)
+def _read_old_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
+    """A line of pixels, where (1, 1, 1, n) repeats the pixel before it n times; n of following repeats counts
+    256, 65536 … times as much. Returns where the next line begins.
+    """
+    done, shift, width = 0, 0, len(out)
+    while done < width:
+        pixels = np.frombuffer(data[at : at + 4 * (width - done)], np.uint8)
+        pixels = pixels[: len(pixels) // 4 * 4].reshape(-1, 4)
+        repeats = np.flatnonzero((pixels[:, :3] == 1).all(1))
+        plain = int(repeats[0]) if len(repeats) else len(pixels)
+        if len(pixels) == 0:
+            raise FileError("it is cut short or damaged: get it again")
+        if plain:
+            out[done : done + plain] = pixels[:plain]
+            done, at, shift = done + plain, at + 4 * plain, 0
+            continue
+        count = int(pixels[0, 3]) << shift
+        if done == 0 or count > width - done:
+            raise FileError("a run crosses the end of a line; the file is damaged: get it again")
+        out[done : done + count] = out[done - 1]
+        done, at, shift = done + count, at + 4, shift + 8
+    return at

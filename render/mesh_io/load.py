@@ -1,7 +1,11 @@
-"""Triangle meshes from files: OBJ by obj_reader, PLY, STL, GLB, glTF and OFF through trimesh."""
+"""Mesh files: the reader of each format, and what is the same for all of them.
 
-import json
+To add a format, write a function from a path to `Polygons` in a file of its own, which raises `FileError`,
+and name it in READERS.
+"""
+
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,132 +14,146 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from render.mesh_io.polygons import Polygons, points_only, repeated, triangulate
+from render.mesh_io.read_gltf import read_gltf
 from render.mesh_io.read_obj import read_obj
+from render.mesh_io.read_off import read_off
+from render.mesh_io.read_ply import read_ply
+from render.mesh_io.read_stl import read_stl
+from render.read_errors import FileError, printable, reading
 
 logger = logging.getLogger(__name__)
 
-TRIMESH_FORMATS = (".ply", ".stl", ".glb", ".gltf", ".off")
+READERS: dict[str, Callable[[Path], Polygons]] = {
+    ".obj": read_obj,
+    ".ply": read_ply,
+    ".stl": read_stl,
+    ".glb": read_gltf,
+    ".gltf": read_gltf,
+    ".off": read_off,
+}
 LARGEST = 1e9
-# glTF may promise numbers without holding them (they are zeros, or Draco's): more of them are a trap.
-MOST_PROMISED = 2**26
+# Float32 has 24 bits: a mesh this many times its size away from the origin would lose 4 of them.
+FAR = 16
 
 
 @dataclass(frozen=True)
 class MeshFile:
-    """All triangles of a file, as one mesh, float32 and int64 on the CPU.
+    """All triangles of a file, as one mesh on the CPU.
 
-    Equal positions are one vertex, also where the file splits them along uv seams or holds a triangle soup.
-    uv [U,2] with (0,0) at the top left of the texture and uv_faces [F,3] are None unless every face has uv;
-    a uv vertex belongs to one position, a position has as many as charts meet there.
+    Equal positions are one vertex, also if the file splits them along uv seams or holds a triangle soup.
+    v_pos is relative to `origin`, which is 0 unless the mesh is so far from the origin that float32 would
+    round it. uv [U,2] with (0,0) at the top left of the texture and uv_faces [F,3] are None unless every face
+    has uv; a uv vertex belongs to one position, a position has as many as charts meet there.
     """
 
     v_pos: Float[Tensor, "V 3"]
     faces: Int[Tensor, "F 3"]
     uv: Float[Tensor, "U 2"] | None = None
     uv_faces: Int[Tensor, "F 3"] | None = None
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def load_mesh(path: str | Path) -> MeshFile:
-    """Read a mesh file, its objects and materials merged, polygons cut into triangles.
+    """Read a mesh file, its objects and materials merged, polygons divided into triangles.
 
-    Faces that use a position twice and vertices that no face uses are dropped. Raises FileNotFoundError, or
-    ValueError naming the file and its fault: unknown format, empty, unreadable, NaN, infinite or huge
-    positions, indices out of range, no faces, none with an area.
+    Faces that use a position twice or repeat another face's positions, and vertices that no face uses, are
+    dropped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: naming the file and its fault: unknown format, empty, unreadable, NaN, infinite or huge
+            positions, indices out of range, no faces, none with an area.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"mesh file {path}: there is no such file")
-    if path.stat().st_size == 0:
-        raise ValueError(f"mesh file {path}: the file is empty")
+        raise FileNotFoundError(printable(f"mesh file {path}: there is no such file"))
     suffix = path.suffix.lower()
-    if suffix == ".obj":
-        v_pos, faces, uv, uv_faces = read_obj(path)
-    elif suffix in TRIMESH_FORMATS:
-        v_pos, faces, uv, uv_faces = _read_trimesh(path)
-    else:
-        known = ", ".join((".obj", *TRIMESH_FORMATS))
-        raise ValueError(f"mesh file {path}: unknown format '{suffix}', use one of {known}")
-    _check(path, v_pos, faces)
-    return _clean(path, v_pos, faces, uv, uv_faces)
+    if suffix not in READERS:
+        known = ", ".join(READERS)
+        raise ValueError(printable(f"mesh file {path}: unknown format '{suffix}', use one of {known}"))
+    with reading(path, "mesh file", suffix[1:]):
+        if path.stat().st_size == 0:
+            raise FileError("the file is empty")
+        polygons = READERS[suffix](path)
+        _check(polygons)
+        return _clean(path, polygons)
 
 
-def _read_trimesh(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Positions, faces, uv and uv faces of all meshes of a file, placed as its scene says."""
-    import trimesh
-
-    try:
-        if path.suffix.lower() in (".glb", ".gltf"):
-            _check_promises(path.read_bytes())
-        loaded = trimesh.load_scene(path, process=False)
-        parts = [part for part in loaded.dump() if isinstance(part, trimesh.Trimesh)]
-    # Loaders fail in their own ways on broken files; to the user each of them is an unreadable file.
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(f"mesh file {path}: cannot be read as {path.suffix[1:]} ({reason})") from error
-    if not parts:
-        raise ValueError(f"mesh file {path}: it holds no faces")
-    offsets = np.cumsum([0, *(len(part.vertices) for part in parts)])[:-1]
-    v_pos = np.concatenate([np.asarray(part.vertices, dtype=np.float64) for part in parts])
-    for part in parts:
-        _check(path, np.asarray(part.vertices), np.asarray(part.faces))
-    faces = np.concatenate(
-        [np.asarray(part.faces, dtype=np.int64) + start for part, start in zip(parts, offsets, strict=True)]
-    )
-    uvs = [getattr(part.visual, "uv", None) for part in parts]
-    if any(uv is None or len(uv) != len(part.vertices) for uv, part in zip(uvs, parts, strict=True)):
-        return v_pos, faces, None, None
-    # trimesh measures v upwards for every format.
-    uv = np.concatenate(uvs).astype(np.float64) * [1, -1] + [0, 1]
-    return v_pos, faces, uv, faces
-
-
-def _check_promises(content: bytes) -> None:
-    """Refuse a glTF whose accessors would fill the memory though the file is small."""
-    if content[:4] == b"glTF":
-        # 12 bytes of header, then the length of the first chunk, which is the JSON, and its type.
-        content = content[20 : 20 + int.from_bytes(content[12:16], "little")]
-    accessors = json.loads(content).get("accessors", ())
-    promised = sum(entry["count"] for entry in accessors if "bufferView" not in entry or "sparse" in entry)
-    if promised > MOST_PROMISED:
-        raise ValueError(f"its accessors count {promised:,} elements that it does not hold")
-
-
-def _check(path: Path, v_pos: np.ndarray, faces: np.ndarray) -> None:
-    if len(v_pos) == 0:
-        raise ValueError(f"mesh file {path}: it holds no vertices")
-    if len(faces) == 0:
-        raise ValueError(f"mesh file {path}: it holds no faces")
-    # Beyond LARGEST areas overflow; NaN is not below it either.
-    broken = ~(np.abs(v_pos) <= LARGEST).all(-1)
+def _check(polygons: Polygons) -> None:
+    if len(polygons.v_pos) == 0:
+        raise FileError("it holds no vertices")
+    if len(polygons.sizes) == 0:
+        raise points_only(len(polygons.v_pos))
+    # Beyond LARGEST areas overflow. NaN is not below it, either.
+    broken = ~(np.abs(polygons.v_pos) <= LARGEST).all(-1)
     if broken.any():
-        raise ValueError(
-            f"mesh file {path}: vertex {int(broken.argmax()) + 1} has a position that is NaN, infinite or "
-            f"beyond {LARGEST:g}"
-        )
-    if faces.min() < 0 or faces.max() >= len(v_pos):
-        raise ValueError(
-            f"mesh file {path}: face indices {faces.min()} … {faces.max()} are out of range, "
-            f"there are {len(v_pos)} vertices"
+        vertex = int(broken.argmax()) + 1
+        raise FileError(f"vertex {vertex} has a position that is NaN, infinite or beyond {LARGEST:g}")
+    count, corners = len(polygons.v_pos), polygons.corners
+    if len(corners) and (corners.min() < 0 or corners.max() >= count):
+        raise FileError(
+            f"face indices {corners.min()} … {corners.max()} are out of range, there are {count} vertices"
         )
 
 
-def _clean(
-    path: Path, v_pos: np.ndarray, faces: np.ndarray, uv: np.ndarray | None, uv_faces: np.ndarray | None
-) -> MeshFile:
-    """Weld equal positions, drop faces that collapse by it, then vertices and uv without a face."""
-    positions, welded = np.unique(v_pos.astype(np.float32), axis=0, return_inverse=True)
-    faces = welded.reshape(-1)[faces]
-    whole = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+def _clean(path: Path, polygons: Polygons) -> MeshFile:
+    """Weld equal positions, drop repeated polygons, divide into triangles, drop degenerate ones and unused
+    values."""
+    v_pos, origin = _centred(polygons.v_pos)
+    positions, welded = _weld(v_pos)
+    polygons = Polygons(
+        positions.astype(np.float64),
+        welded[polygons.corners],
+        polygons.sizes,
+        polygons.uv,
+        polygons.uv_corners,
+    )
+    polygons, again = _without_repeated(polygons)
+    triangles = triangulate(polygons)
+    faces = polygons.corners[triangles]
+    kept = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
     a, b, c = (positions[faces[:, corner]].astype(np.float64) for corner in range(3))
-    if not np.cross(b - a, c - a)[whole].any():
-        raise ValueError(f"mesh file {path}: all its faces are degenerate")
-    if not whole.all():
-        logger.info("mesh file %s: %d degenerate faces dropped", path, int((~whole).sum()))
-    v_pos, faces = _referenced(positions, faces[whole])
-    if uv is None or not np.isfinite(uv).all():
-        return MeshFile(torch.from_numpy(v_pos), torch.from_numpy(faces))
-    uv, uv_faces = _uv_of_positions(faces, uv.astype(np.float32), uv_faces[whole])
-    return MeshFile(*(torch.from_numpy(part) for part in (v_pos, faces, uv, uv_faces)))
+    if not np.cross(b - a, c - a)[kept].any():
+        raise FileError("all its faces are degenerate")
+    if dropped := int((~kept).sum()):
+        logger.info("mesh file %s: %d degenerate faces dropped", path, dropped)
+    if again:
+        logger.info("mesh file %s: %d faces dropped that repeat another face's positions", path, again)
+    v_pos, faces = _referenced(positions, faces[kept])
+    if polygons.uv is None or not np.isfinite(polygons.uv).all():
+        return MeshFile(torch.from_numpy(v_pos), torch.from_numpy(faces), origin=origin)
+    uv_faces = polygons.uv_corners[triangles[kept]]
+    uv, uv_faces = _uv_of_positions(faces, polygons.uv.astype(np.float32), uv_faces)
+    return MeshFile(*(torch.from_numpy(part) for part in (v_pos, faces, uv, uv_faces)), origin)
+
+
+def _centred(v_pos: Float[np.ndarray, "V 3"]) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Positions as float32, relative to the middle of their box if that is far away compared with its
+    size."""
+    low, high = v_pos.min(0), v_pos.max(0)
+    middle = (low + high) / 2
+    if np.abs(middle).max() <= FAR * max((high - low).max(), 1e-30):
+        return v_pos.astype(np.float32), (0.0, 0.0, 0.0)
+    return (v_pos - middle).astype(np.float32), tuple(float(value) for value in middle)
+
+
+def _weld(v_pos: Float[np.ndarray, "V 3"]) -> tuple[Float[np.ndarray, "P 3"], Int[np.ndarray, " V"]]:
+    """The different positions, sorted, and the number of each vertex's position."""
+    # −0 equals 0.
+    v_pos = v_pos + np.float32(0)
+    order = np.lexsort(v_pos.T[::-1])
+    in_order = v_pos[order]
+    first = np.ones(len(v_pos), dtype=bool)
+    first[1:] = (in_order[1:] != in_order[:-1]).any(-1)
+    number = np.empty(len(v_pos), dtype=np.int64)
+    number[order] = np.cumsum(first) - 1
+    return in_order[first], number
+
+
+def _without_repeated(polygons: Polygons) -> tuple[Polygons, int]:
+    found = repeated(polygons)
+    return polygons.select(~found), int(found.sum())
 
 
 def _uv_of_positions(

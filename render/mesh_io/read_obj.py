@@ -1,149 +1,194 @@
-"""A small, strict reader of Wavefront OBJ: v, vt and f; every other statement is skipped.
+"""Wavefront OBJ: v, vt and f; every other statement is ignored.
 
-trimesh splits positions along uv seams and forgives broken indices; here both index sets are kept and a fault
-is reported with its line. Plain files, as programs write them, are read in bulk; all others, and those with a
-fault, line by line.
+Files as programs write them are read in bulk. All others, and those with a fault, are read line by line, so
+that an error names its line.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-Arrays = tuple[
-    Float[np.ndarray, "V 3"],
-    Int[np.ndarray, "F 3"],
-    Float[np.ndarray, "U 2"] | None,
-    Int[np.ndarray, "F 3"] | None,
-]
+from render.mesh_io.numbers import parse_numbers
+from render.mesh_io.polygons import Polygons
+from render.read_errors import FileError
 
-# How a corner is written: v, v/vt, v//vn or v/vt/vn; how many numbers that is; whether the second is a uv.
-CORNERS = (
-    (rb"\d+", 1, False),
-    (rb"\d+/\d+", 2, True),
-    (rb"\d+//\d+", 2, False),
-    (rb"\d+/\d+/\d+", 3, True),
-)
 # A statement that does not begin its line, a tab behind its name, a continued line, a rare end of line, a
-# control character: not plain.
+# control character: such a file is read line by line.
 NOT_PLAIN = re.compile(rb"(?m)^[ \t]+(?:v|vt|f)[ \t]|^(?:v|vt|f)\t|[\\\r\x00\x0b\x0c\x1c-\x1e\x85]|\xe2\x80")
+SPACE, NEWLINE, SLASH, NINE = b" \n/9"
+NO_UV = -1
 
 
-def read_obj(path: Path) -> Arrays:
-    """Positions, triangles, uv with v downwards, and uv triangles (None, None unless every face has uv).
+def read_obj(path: Path) -> Polygons:
+    """The polygons of an OBJ file. Texture coordinates are None unless every corner has them.
 
-    Polygons are cut into a fan from their first corner, which suits convex ones. Raises ValueError naming the
-    file, the line and what is wrong with it.
+    Raises:
+        FileError: what is wrong with the file, with the line.
     """
     text = path.read_bytes()
-    return _in_bulk(text.replace(b"\r\n", b"\n")) or _line_by_line(path, text)
+    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = text.decode("utf-16").encode()
+    text = text.removeprefix(b"\xef\xbb\xbf")
+    found = _in_bulk(text.replace(b"\r\n", b"\n")) or _line_by_line(text)
+    if len(found.sizes) == 0 and re.search(rb"(?m)^(?:surf|curv)[ \t]", text):
+        raise FileError("it holds free-form curves or surfaces and no faces; export it as polygons")
+    return found
 
 
-def _in_bulk(text: bytes) -> Arrays | None:
-    """A file of triangles behind all their vertices, every corner written in the same way; None: not that."""
-    first = text.find(b"\nf ")
-    if max(text.rfind(b"\nv "), text.rfind(b"\nvt ")) > first or NOT_PLAIN.search(text):
+def _in_bulk(text: bytes) -> Polygons | None:
+    """A file whose corners are all written in the same way, with positive indices; None for other files."""
+    if NOT_PLAIN.search(text):
         return None
     lines = text.split(b"\n")
-    corners = _corners([line for line in lines if line.startswith(b"f ")])
-    try:
-        v_pos, uv = _table(lines, b"v ", 3), _table(lines, b"vt ", 2)
-    except ValueError:
+    v_pos, uv = _table(lines, b"v ", 3), _table(lines, b"vt ", 1)
+    found = _corners(b"\n".join([line[2:] for line in lines if line.startswith(b"f ")]))
+    if v_pos is None or uv is None or found is None:
         return None
-    if corners is None or not _within(corners[:, :, 0], len(v_pos)):
+    corners, sizes = found
+    if not _within(corners[:, 0], len(v_pos)) or sizes.min() < 3:
         return None
-    if corners.shape[2] == 1:
-        return v_pos, corners[:, :, 0], None, None
-    if not _within(corners[:, :, 1], len(uv)):
+    if corners.shape[1] == 1:
+        return Polygons(v_pos, corners[:, 0], sizes)
+    if not _within(corners[:, 1], len(uv)):
         return None
-    return v_pos, corners[:, :, 0], uv * [1, -1] + [0, 1], corners[:, :, 1]
+    return Polygons(v_pos, corners[:, 0], sizes, uv * [1, -1] + [0, 1], corners[:, 1])
 
 
-def _corners(lines: list[bytes]) -> Int[np.ndarray, "F 3 K"] | None:
-    """Zero-based (position) or (position, uv) of each corner of these faces; None: they are not all alike."""
-    text = b"\n".join(lines)
-    for corner, numbers, has_uv in CORNERS:
-        face = rb"f +" + rb" +".join([corner] * 3) + rb" *"
-        if re.fullmatch(rb"(?:" + face + rb"\n)*+" + face, text):
-            found = np.fromstring(text.replace(b"f", b" ").replace(b"/", b" "), dtype=np.int64, sep=" ")
-            return found.reshape(-1, 3, numbers)[:, :, : 2 if has_uv else 1] - 1
-    return None
-
-
-def _table(lines: list[bytes], name: bytes, columns: int) -> Float[np.ndarray, "N K"]:
-    """The first numbers of all statements of a name. Raises ValueError where one has fewer, or others."""
+def _table(lines: list[bytes], name: bytes, least: int) -> Float[np.ndarray, "N K"] | None:
+    """The first numbers of all statements of a name: [N,3] of v, [N,2] of vt, with 0 for a second number that
+    is not given. None if a statement has fewer than `least`, or something else."""
     chosen = [line[len(name) :] for line in lines if line.startswith(name)]
+    columns = 3 if name == b"v " else 2
     if not chosen:
         return np.zeros((0, columns))
-    return np.loadtxt(chosen, comments=None, usecols=range(columns), ndmin=2)
+    text = b"\n".join(chosen)
+    counts = _words_per_line(text)
+    try:
+        values = parse_numbers(text)
+    except FileError:
+        return None
+    if len(values) != counts.sum() or counts.min() < least:
+        return None
+    starts = np.cumsum(counts) - counts
+    table = np.zeros((len(counts), columns))
+    for column in range(columns):
+        present = counts > column
+        table[present, column] = values[starts[present] + column]
+    return table
 
 
-def _within(indices: Int[np.ndarray, "F 3"], count: int) -> bool:
+def _words_per_line(text: bytes) -> Int[np.ndarray, " L"]:
+    data = np.frombuffer(text, np.uint8)
+    ends = np.append(np.flatnonzero(data == NEWLINE), len(data))
+    return np.diff(np.searchsorted(_word_starts(data), ends), prepend=0)
+
+
+def _word_starts(data: np.ndarray) -> Int[np.ndarray, " W"]:
+    solid = data > SPACE
+    solid[1:] &= data[:-1] <= SPACE
+    return np.flatnonzero(solid)
+
+
+def _corners(text: bytes) -> tuple[Int[np.ndarray, "C K"], Int[np.ndarray, " F"]] | None:
+    """Zero-based (position) or (position, uv) of each corner, and corners a face; None: they are not all
+    alike."""
+    data = np.frombuffer(text, np.uint8)
+    plain = (data >= SLASH) & (data <= NINE) | (data == SPACE) | (data == NEWLINE)
+    if len(data) == 0 or not plain.all():
+        return None
+    words, slash = _word_starts(data), data == SLASH
+    numbers, doubled = 1, 0
+    if slash.any():
+        slashes = np.add.reduceat(slash.view(np.uint8), words)
+        doubled = int((slash[1:] & slash[:-1]).sum())
+        ends_badly = slash[-1] or (slash[:-1] & (data[1:] <= SPACE)).any() or slash[words].any()
+        if (slashes != slashes[0]).any() or slash.sum() != int(slashes[0]) * len(words) or ends_badly:
+            return None
+        if slashes[0] > 2 or doubled not in (0, len(words)) or (doubled and slashes[0] != 2):
+            return None
+        numbers = int(slashes[0]) + 1 - bool(doubled)
+    values = np.fromstring(text.replace(b"/", b" "), dtype=np.int64, sep=" ").reshape(-1, numbers)
+    return values[:, : 2 if numbers > 1 and not doubled else 1] - 1, _words_per_line(text)
+
+
+def _within(indices: Int[np.ndarray, " C"], count: int) -> bool:
     return bool((indices >= 0).all() and (indices < count).all())
 
 
-def _line_by_line(path: Path, text: bytes) -> Arrays:
+def _line_by_line(text: bytes) -> Polygons:
     positions: list[list[float]] = []
     uv: list[list[float]] = []
     corners: list[tuple[int, int]] = []
-    for number, words in _statements(path, text):
+    sizes: list[int] = []
+    lines: list[int] = []
+    for number, words in _statements(text):
         try:
             if words[0] == "v":
-                positions.append(_numbers(words, 3))
+                positions.append(_numbers(words, 3, 3))
             elif words[0] == "vt":
-                uv.append(_numbers(words, 2))
-            elif words[0] == "f":
-                corners += _triangles(words, len(positions), len(uv))
+                uv.append(_numbers(words, 1, 2))
+            else:
+                corners += _face(words, len(positions), len(uv))
+                sizes.append(len(words) - 1)
+                lines.append(number)
         except ValueError as error:
-            raise ValueError(f"mesh file {path}, line {number}: {error}") from error
-    table = np.array(corners, dtype=np.int64).reshape(-1, 3, 2)
+            raise FileError(f"line {number}: {error}") from error
+    table, counts = np.array(corners, dtype=np.int64).reshape(-1, 2), np.array(sizes, dtype=np.int64)
+    for column, what, count in ((0, "vertex", len(positions)), (1, "uv", len(uv))):
+        late = np.flatnonzero(table[:, column] >= count)
+        if len(late):
+            line = lines[int(np.searchsorted(np.cumsum(counts), late[0], side="right"))]
+            index = table[late[0], column] + 1
+            raise FileError(f"line {line}: {what} index {index} is out of range, {count} are defined")
     v_pos = np.array(positions, dtype=np.float64).reshape(-1, 3)
-    faces, uv_faces = table[:, :, 0], table[:, :, 1]
-    if not uv or (uv_faces < 0).any():
-        return v_pos, faces, None, None
-    return v_pos, faces, np.array(uv) * [1, -1] + [0, 1], uv_faces
+    if not uv or (table[:, 1] == NO_UV).any():
+        return Polygons(v_pos, table[:, 0], counts)
+    return Polygons(v_pos, table[:, 0], counts, np.array(uv) * [1, -1] + [0, 1], table[:, 1])
 
 
-def _statements(path: Path, text: bytes):
+def _statements(text: bytes) -> Iterator[tuple[int, list[str]]]:
     """(line number, words) of each v, vt and f statement, without comments, continued lines joined."""
     if b"\0" in text:
-        raise ValueError(f"mesh file {path}: cannot be read as obj (binary data)")
-    pending, first = "", 0
+        raise FileError("cannot be read as obj (binary data)")
+    pending, first = [], 0
     for number, line in enumerate(text.decode("utf-8", errors="replace").splitlines(), start=1):
         line = line.split("#", 1)[0].rstrip()
         first = first if pending else number
         if line.endswith("\\"):
-            pending += line[:-1] + " "
+            pending.append(line[:-1])
             continue
-        words = (pending + line).split()
-        pending = ""
-        if words and words[0] in ("v", "vt", "f"):
+        words = " ".join([*pending, line]).split()
+        pending = []
+        if words and words[0] in ("v", "vt", "f", "fo"):
             yield first, words
 
 
-def _numbers(words: list[str], count: int) -> list[float]:
-    if len(words) <= count:
-        raise ValueError(f"'{words[0]}' needs {count} numbers, it has {len(words) - 1}")
+def _numbers(words: list[str], least: int, most: int) -> list[float]:
+    """The first `most` numbers of a statement; those behind `least` are 0 if they are not given."""
+    if len(words) <= least:
+        raise ValueError(f"'{words[0]}' needs {least} numbers, it has {len(words) - 1}")
     try:
-        return [float(word) for word in words[1 : count + 1]]
+        values = [float(word) for word in words[1 : most + 1]]
     except ValueError:
-        raise ValueError(f"'{' '.join(words)}' holds something that is not a number") from None
+        hint = "; write a decimal point, not a comma" if re.search(r"\d,\d", " ".join(words)) else ""
+        raise ValueError(f"'{' '.join(words)[:80]}' holds something that is not a number{hint}") from None
+    return values + [0.0] * (most - len(values))
 
 
-def _triangles(words: list[str], positions: int, uvs: int) -> list[tuple[int, int]]:
-    """(position, uv) indices of a face's triangles, three after another; uv −1 where the face names none."""
+def _face(words: list[str], positions: int, uvs: int) -> list[tuple[int, int]]:
+    """(position, uv) of each corner; positive indices may refer to statements that follow."""
     if len(words) < 4:
         raise ValueError(f"a face needs 3 corners or more, it has {len(words) - 1}")
-    ring = [_corner(word, positions, uvs) for word in words[1:]]
-    fan = zip(ring[1:-1], ring[2:], strict=True)
-    return [corner for second, third in fan for corner in (ring[0], second, third)]
+    return [_corner(word, positions, uvs) for word in words[1:]]
 
 
 def _corner(word: str, positions: int, uvs: int) -> tuple[int, int]:
     parts = word.split("/")
     position = _index(parts[0], positions, "vertex")
-    return position, _index(parts[1], uvs, "uv") if len(parts) > 1 and parts[1] else -1
+    return position, _index(parts[1], uvs, "uv") if len(parts) > 1 and parts[1] else NO_UV
 
 
 def _index(word: str, count: int, what: str) -> int:
@@ -151,8 +196,8 @@ def _index(word: str, count: int, what: str) -> int:
     try:
         index = int(word)
     except ValueError:
-        raise ValueError(f"'{word}' is not a {what} index") from None
+        raise ValueError(f"'{word[:80]}' is not a {what} index") from None
     zero_based = index - 1 if index > 0 else count + index
-    if index == 0 or not 0 <= zero_based < count:
-        raise ValueError(f"{what} index {index} is out of range, {count} are defined so far")
+    if index == 0 or zero_based < 0 or zero_based >= 2**62:
+        raise ValueError(f"{what} index {word[:80]} is out of range, {count} are defined so far")
     return zero_based

@@ -1,9 +1,10 @@
-"""Wavefront OBJ: mesh.obj, mesh.mtl and the textures beside them."""
+"""Write Wavefront OBJ: mesh.obj, mesh.mtl and the textures beside them."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from render.shade.brdf import linear_to_srgb
 
 MATERIAL = "surface"
 KD_FILE, KS_FILE, NORMAL_FILE = "texture_kd.png", "texture_ks.png", "texture_n.png"
-# Channels of ks as grey pictures of their own, for the names that the PBR extension of MTL reads.
+# Channels of ks as separate grey pictures, for map_Pr and map_Pm of MTL's PBR extension.
 ROUGHNESS_FILE, METALLIC_FILE = "texture_roughness.png", "texture_metallic.png"
 
 
@@ -26,8 +27,7 @@ def write_obj(
     textures: kd (linear RGB albedo, written as sRGB), ks (occlusion, roughness, metallic, as they are) and
     normal (tangent space, components in [−1,1], written as n · 0.5 + 0.5, green along −v), each optional.
     ks is written three times: as one picture, and roughness and metallic as grey ones for map_Pr and map_Pm.
-    Positions round-trip exactly as float32; OBJ's v grows upward, so v is turned over. mesh.obj is written
-    last.
+    Positions round-trip exactly. OBJ's v grows upward, so v is written as 1 − v. mesh.obj is written last.
     """
     folder, textures = Path(folder), dict(textures or {})
     assert not textures or mesh.uv is not None, "textures need texture coordinates"
@@ -63,7 +63,9 @@ def _material(textures: Mapping[str, Tensor]) -> str:
 
 def _geometry(mesh: Mesh) -> str:
     faces = mesh.faces.cpu().numpy().astype(np.int64) + 1
-    parts = ["mtllib mesh.mtl\no mesh\n", _rows("v %.9g %.9g %.9g\n", _array(mesh.v_pos))]
+    # Nine digits name every float32 uniquely; float64 is for meshes far from the origin.
+    position = "v %.15g %.15g %.15g\n" if mesh.v_pos.dtype == torch.float64 else "v %.9g %.9g %.9g\n"
+    parts = ["mtllib mesh.mtl\no mesh\n", _rows(position, _array(mesh.v_pos))]
     if mesh.uv is not None and mesh.uv_faces is not None:
         # In float64, where 1 − v is exact.
         parts.append(_rows("vt %.9g %.9g\n", _array(mesh.uv).astype(np.float64) * [1, -1] + [0, 1]))
@@ -81,9 +83,6 @@ def _array(values: Tensor) -> np.ndarray:
 
 
 def _rows(line: str, rows: np.ndarray, chunk: int = 2**14) -> str:
-    """A line for each row, formatted many at a time, which is twice as fast as one by one.
-
-    Nine digits name every float32 uniquely.
-    """
+    """A line for each row; rows are formatted in chunks, which is twice as fast as one by one."""
     some = (rows[start : start + chunk] for start in range(0, len(rows), chunk))
     return "".join((line * len(part)) % tuple(part.ravel().tolist()) for part in some)

@@ -136,7 +136,8 @@ def load_asset(run: Run, device: torch.device) -> tuple[Mesh, Textures | None]:
 
     Raises ValueError or OSError naming the file and its fault.
     """
-    mesh = load_fixed_mesh(run.mesh_file).to(device)
+    mesh = load_fixed_mesh(run.mesh_file)
+    mesh = replace(mesh, v_pos=mesh.v_pos.float()).to(device)
     if run.domain == "normal":
         return mesh, None
     if mesh.uv is None:

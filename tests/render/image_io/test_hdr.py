@@ -83,15 +83,6 @@ def test_exr(tmp_path):
     assert np.array_equal(read_latlong(tmp_path / "a.exr").numpy(), np.maximum(image, 0))
 
 
-def test_two_thousand_pixels_wide_in_about_a_second(tmp_path):
-    import time
-
-    write_hdr(tmp_path / "a.hdr", torch.rand(1024, 2048, 3))
-    start = time.process_time()
-    assert read_latlong(tmp_path / "a.hdr").shape == (1024, 2048, 3)
-    assert time.process_time() - start < 3
-
-
 def bad_files(folder):
     write_hdr(folder / "whole.hdr", torch.rand(6, 20, 3))
     data = (folder / "whole.hdr").read_bytes()
@@ -117,7 +108,7 @@ def bad_files(folder):
         "no_pixels.hdr": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 0 +X 0\n",
         "run_past_the_line.hdr": data[: data.index(b"-Y")] + past_the_line,
         "xyz.hdr": data.replace(b"rgbe\n", b"xyze\n"),
-        "bottom_up.hdr": data.replace(b"-Y", b"+Y"),
+        "one_axis.hdr": data.replace(b"+X", b"+Y"),
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Mesh files of every format against the shape they hold, and every way they can be broken."""
+"""Mesh files of every format against the shape they hold, and broken files."""
 
 import logging
 
@@ -128,7 +128,7 @@ def test_degenerate_faces_and_unused_vertices_are_dropped_and_equal_positions_we
 FAULTS = {
     "the file is empty": "",
     "it holds no vertices": "# nothing\n",
-    "it holds no faces": SQUARE,
+    "it holds 4 points and no faces; make a surface": SQUARE,
     "line 5: vertex index 7 is out of range": SQUARE + "f 1 2 7\n",
     "line 5: vertex index -5 is out of range": SQUARE + "f 1 2 -5\n",
     "line 5: vertex index 0 is out of range": SQUARE + "f 0 1 2\n",
@@ -160,7 +160,7 @@ PLY_FACES = "element face 1\nproperty list uchar int vertex_indices\nend_header\
 OTHER_FAULTS = {
     "nan.ply": (PLY + PLY_FACES + "0 0 0\n1 0 0\nnan 1 0\n3 0 1 2\n", "NaN"),
     "range.ply": (PLY + PLY_FACES + "0 0 0\n1 0 0\n0 1 0\n3 0 1 9\n", ""),
-    "cloud.ply": (PLY + "end_header\n0 0 0\n1 0 0\n0 1 0\n", "no faces"),
+    "cloud.ply": (PLY + "end_header\n0 0 0\n1 0 0\n0 1 0\n", "3 points and no faces"),
     "cut.ply": (PLY + PLY_FACES + "0 0 0\n", ""),
     "text.glb": ("this is no mesh", "cannot be read as glb"),
     "text.stl": ("this is no mesh", ""),
@@ -245,6 +245,8 @@ PLAIN = (
     "faces",
     [
         "f 1 2 3\nf  3 2 4 \n",
+        "f 1 2 3 4\nv 9 9 9\nf 3 2 5",
+        "f 1/1 2/2 3/3 4/1\nf 3/3 2/2 4/1",
         "f 1/1 2/2 3/3\nusemtl other\ng part\nf 3/3 2/2 4/1",
         "f 1//1 2//1 3//1\nf 3//1 2//1 4//1\n",
         "f 1/1/1 2/2/1 3/3/1\r\ns off\r\nf 3/3/1 2/2/1 4/1/1\r\n",
@@ -252,9 +254,10 @@ PLAIN = (
 )
 def test_plain_obj_files_read_in_bulk_are_as_read_line_by_line(tmp_path, faces):
     text = (PLAIN + faces).encode()
-    bulk, lines = _in_bulk(text.replace(b"\r\n", b"\n")), _line_by_line(tmp_path / "x.obj", text)
-    assert bulk is not None and len(bulk[1]) == 2
-    for one, other in zip(bulk, lines, strict=True):
+    bulk, lines = _in_bulk(text.replace(b"\r\n", b"\n")), _line_by_line(text)
+    assert bulk is not None and len(bulk.sizes) == 2
+    for name in ("v_pos", "corners", "sizes", "uv", "uv_corners"):
+        one, other = getattr(bulk, name), getattr(lines, name)
         assert (one is None) == (other is None)
         if one is not None:
             np.testing.assert_array_equal(one, other)
@@ -265,7 +268,6 @@ def test_plain_obj_files_read_in_bulk_are_as_read_line_by_line(tmp_path, faces):
     "text",
     [
         PLAIN + "f 1 2 3\nf 1/1 2/2 3/3\n",
-        PLAIN + "f 1 2 3 4\n",
         PLAIN + "f -4 -3 -2\n",
         PLAIN + "f 1 2 3\n f 2 3 4\n",
         PLAIN + "f 1 2 3\nf\t2 3 4\n",
@@ -273,10 +275,13 @@ def test_plain_obj_files_read_in_bulk_are_as_read_line_by_line(tmp_path, faces):
         PLAIN + "f 1 2 \\\n3\n",
         PLAIN + "f 1 2 3\rf 2 3 4\n",
         PLAIN + "f 1 2 3\n\tv 9 9 9\n",
-        PLAIN + "f 1 2 3\nv 9 9 9\n",
         PLAIN + "f 1 2 5\n",
         PLAIN + "f 0 2 3\n",
         PLAIN + "f 1/4 2/1 3/1\n",
+        PLAIN + "f 1/1 2/1 3\n",
+        PLAIN + "f 1//1/ 2//1/ 3//1/\n",
+        PLAIN + "f 1/ 2/ 3/\n",
+        PLAIN + "f 1 2\n",
         PLAIN.replace("vt 1 0", "vt 1 zero") + "f 1 2 3\n",
         PLAIN.replace("v 0 1 0", "v 0 1") + "f 1 2 3\n",
         PLAIN + "f 1 2 3\x0bf 2 3 4\n",
@@ -284,11 +289,11 @@ def test_plain_obj_files_read_in_bulk_are_as_read_line_by_line(tmp_path, faces):
         PLAIN + "f 1 2 3\x85f 2 3 4\n",
     ],
 )
-def test_what_is_not_plain_is_left_to_the_reader_of_lines(text):
+def test_other_files_are_read_line_by_line(text):
     assert _in_bulk(text.encode()) is None
 
 
-def test_the_bulk_reader_takes_what_is_exported(tmp_path):
+def test_exported_files_are_read_in_bulk(tmp_path):
     ball = trimesh.creation.icosphere(2)
     mesh = make_mesh(torch.tensor(ball.vertices.copy()).float(), torch.tensor(ball.faces.copy()).long())
     folder = write_obj(tmp_path, unwrap(mesh, "projection", (64, 64), 0))

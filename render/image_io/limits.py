@@ -1,0 +1,23 @@
+"""Limits of the size of pictures."""
+
+from render.read_errors import FileError
+
+MOST_PIXELS = 2**27
+# Run-length encodings hold 16 pixels a byte at most; small pictures may be anything.
+PIXELS_PER_BYTE, FREE_PIXELS = 16, 2**24
+
+
+def check_size(width: int, height: int, file_bytes: int) -> None:
+    """Reject a picture that is too large, or larger than its file can hold.
+
+    Raises:
+        FileError: naming the size.
+    """
+    pixels = width * height
+    if pixels > MOST_PIXELS:
+        raise FileError(f"it is {width} x {height} pixels; at most 16384 x 8192 are read: scale it down")
+    if pixels > max(FREE_PIXELS, PIXELS_PER_BYTE * file_bytes):
+        raise FileError(
+            f"its header promises {width} x {height} pixels, and the file has {file_bytes:,} bytes; "
+            "it is cut short or damaged"
+        )

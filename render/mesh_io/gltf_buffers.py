@@ -1,0 +1,144 @@
+"""Buffers and accessors of a glTF file."""
+
+import base64
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+from jaxtyping import Float
+
+from render.read_errors import FileError
+
+COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
+# An accessor may promise zeros without holding them; more of them than this are rejected.
+MOST_PROMISED = 2**22
+MESHOPT = (
+    "it is compressed with meshopt (EXT_meshopt_compression), which is not read; save it without compression "
+    "(gltfpack without -c; or: gltf-transform copy in.glb out.glb)"
+)
+
+
+class Buffers:
+    """The numbers of a file. Buffers are read when an accessor needs them, each once."""
+
+    def __init__(self, tree: dict, chunk: bytes | None, folder: Path):
+        self.tree, self.chunk, self.folder = tree, chunk, folder
+        self._buffers: dict[int, np.ndarray] = {}
+        self._arrays: dict[int, np.ndarray] = {}
+
+    def stored_bytes(self) -> int:
+        """The bytes of all buffers that have been read."""
+        for number in {view.get("buffer", 0) for view in self.tree.get("bufferViews", [])}:
+            if not self._is_fallback(number):
+                self._buffer(number)
+        return sum(len(buffer) for buffer in self._buffers.values())
+
+    def count(self, accessor: int | None) -> int:
+        """The number of elements of an accessor, 0 for None."""
+        if accessor is None:
+            return 0
+        entry = self._entry("accessors", accessor)
+        count = entry["count"]
+        if not isinstance(count, int) or count < 0:
+            raise FileError(f"accessor {accessor} has the count {count}")
+        if "bufferView" not in entry and count > MOST_PROMISED:
+            raise FileError(f"accessor {accessor} counts {count:,} elements that it does not hold")
+        return count
+
+    def array(self, accessor: int, columns: int | None = None) -> Float[np.ndarray, "N K"]:
+        """The elements of an accessor as float64, normalised integers divided: [count, columns]."""
+        if accessor not in self._arrays:
+            self._arrays[accessor] = self._read(accessor)
+        found = self._arrays[accessor]
+        if columns is not None and found.shape[1] != columns:
+            raise FileError(
+                f"accessor {accessor} has {found.shape[1]} numbers an element, {columns} are needed"
+            )
+        return found
+
+    def _read(self, accessor: int) -> np.ndarray:
+        entry, count = self._entry("accessors", accessor), self.count(accessor)
+        kind, columns = np.dtype(COMPONENTS[entry["componentType"]]), COLUMNS[entry["type"]]
+        if "bufferView" in entry:
+            values = self._elements(entry, count, kind, columns)
+        else:
+            values = np.zeros((count, columns), kind)
+        if sparse := entry.get("sparse"):
+            values = values.copy()
+            index_kind = np.dtype(COMPONENTS[sparse["indices"]["componentType"]])
+            at = self._elements(sparse["indices"], sparse["count"], index_kind, 1)[:, 0].astype(np.int64)
+            if len(at) and (at.min() < 0 or at.max() >= count):
+                raise FileError(f"accessor {accessor} has sparse indices out of range")
+            values[at] = self._elements(sparse["values"], sparse["count"], kind, columns)
+        found = values.astype(np.float64)
+        if entry.get("normalized") and kind.kind in "iu":
+            found = np.maximum(found / np.iinfo(kind).max, -1)
+        return found
+
+    def _elements(self, entry: dict, count: int, kind: np.dtype, columns: int) -> np.ndarray:
+        """[count, columns] of a buffer view, a view into the buffer."""
+        view = self._entry("bufferViews", entry["bufferView"])
+        data = self._buffer(view["buffer"])
+        start, length = view.get("byteOffset", 0), view["byteLength"]
+        offset, width = entry.get("byteOffset", 0), kind.itemsize * columns
+        stride = view.get("byteStride") or width
+        if not isinstance(count, int) or min(start, length, offset, count) < 0 or start + length > len(data):
+            raise FileError(
+                f"buffer view {entry['bufferView']} lies outside of its buffer; the file is cut short"
+            )
+        if stride < width:
+            raise FileError(
+                f"buffer view {entry['bufferView']} has the stride {stride}, its elements {width} bytes"
+            )
+        if count and offset + (count - 1) * stride + width > length:
+            raise FileError(
+                f"an accessor of {count:,} elements lies outside of buffer view {entry['bufferView']}"
+            )
+        part = data[start + offset : start + length]
+        return np.ndarray((count, columns), kind, part, strides=(stride, kind.itemsize))
+
+    def _entry(self, kind: str, number: int) -> dict:
+        entries = self.tree.get(kind, [])
+        if not isinstance(number, int) or not 0 <= number < len(entries):
+            raise FileError(f"it names entry {number} of '{kind}', and there are {len(entries)}")
+        return entries[number]
+
+    def _is_fallback(self, number: int) -> bool:
+        """Whether a buffer has no data of its own because another one holds it compressed with meshopt."""
+        return any("meshopt" in name for name in self._entry("buffers", number).get("extensions", {}))
+
+    def _buffer(self, number: int) -> np.ndarray:
+        if number not in self._buffers:
+            self._buffers[number] = np.frombuffer(self._bytes(number), np.uint8)
+        return self._buffers[number]
+
+    def _bytes(self, number: int) -> bytes:
+        entry = self._entry("buffers", number)
+        uri = entry.get("uri")
+        if uri is None and number == 0 and self.chunk is not None:
+            return self.chunk
+        if uri is None and self._is_fallback(number):
+            raise FileError(MESHOPT)
+        if uri is None:
+            raise FileError(f"its buffer {number} has no data")
+        if uri.startswith("data:"):
+            return base64.b64decode(uri.partition(",")[2])
+        content = self._file(uri).read_bytes()
+        if len(content) < entry["byteLength"]:
+            raise FileError(f"its buffer '{uri}' is cut short: {len(content)} of {entry['byteLength']} bytes")
+        return content
+
+    def _file(self, uri: str) -> Path:
+        """The file of a URI: the name as it is, then percent-decoded. It must lie in the folder of the
+        mesh."""
+        folder = self.folder.resolve()
+        for name in (uri, unquote(uri)):
+            path = (folder / name).resolve()
+            if not path.is_relative_to(folder):
+                raise FileError(
+                    f"its buffer '{uri}' lies outside of the mesh's folder; put it beside the mesh"
+                )
+            if path.is_file():
+                return path
+        raise FileError(f"its buffer '{unquote(uri)}' is not beside it; copy that file, too")

@@ -1,0 +1,59 @@
+"""Lengths of the lists in PLY rows of different sizes, compiled: a row's place depends on all rows before
+it."""
+
+import numba
+import numpy as np
+
+
+@numba.njit(cache=True, nogil=True)
+def list_lengths(data, start, rows, widths, counts, signed, big_endian):
+    """[rows, lists] lengths; fewer rows if the data ends early or a length is negative.
+
+    data: the bytes of the file. widths: bytes of each property's value; counts: bytes of its length, 0 for a
+    scalar; signed: whether the length is.
+    """
+    out = np.zeros((rows, (counts > 0).sum()), dtype=np.int64)
+    at, end = start, len(data)
+    for row in range(rows):
+        column = 0
+        for k in range(len(widths)):
+            number = 1
+            if counts[k]:
+                if at + counts[k] > end:
+                    return out[:row]
+                number = 0
+                for byte in range(counts[k]):
+                    number |= np.int64(data[at + byte]) << (
+                        8 * (counts[k] - 1 - byte if big_endian else byte)
+                    )
+                if signed[k] and number >> (8 * counts[k] - 1):
+                    return out[:row]
+                out[row, column] = number
+                column += 1
+                at += counts[k]
+            at += number * widths[k]
+            if at > end:
+                return out[:row]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def list_lengths_of_numbers(values, start, rows, is_list):
+    """The same for the numbers of an ASCII file."""
+    out = np.zeros((rows, is_list.sum()), dtype=np.int64)
+    at, end = start, len(values)
+    for row in range(rows):
+        column = 0
+        for k in range(len(is_list)):
+            number = 1
+            if is_list[k]:
+                if at >= end or not 0 <= values[at] <= end:
+                    return out[:row]
+                number = int(values[at])
+                out[row, column] = number
+                column += 1
+                at += 1
+            at += number
+            if at > end:
+                return out[:row]
+    return out

@@ -1,0 +1,158 @@
+"""Polygons as the mesh readers return them, and their triangulation, the same for every format."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from render.read_errors import FileError
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """The polygons of a mesh file, as they are in the file, objects merged.
+
+    corners: the positions' indices of all polygons, one polygon after the other; sizes: the number of corners
+    of each. uv has (0,0) at the top left of the texture and is indexed by uv_corners, one for each of
+    `corners`; both are None unless every corner has texture coordinates.
+    """
+
+    v_pos: Float[np.ndarray, "V 3"]
+    corners: Int[np.ndarray, " C"]
+    sizes: Int[np.ndarray, " P"]
+    uv: Float[np.ndarray, "U 2"] | None = None
+    uv_corners: Int[np.ndarray, " C"] | None = None
+
+    @staticmethod
+    def of_triangles(v_pos: np.ndarray, faces: np.ndarray) -> "Polygons":
+        """Triangles without texture coordinates."""
+        corners = np.ascontiguousarray(faces, dtype=np.int64).reshape(-1)
+        return Polygons(v_pos, corners, np.full(len(faces), 3, dtype=np.int64))
+
+    def select(self, kept: Bool[np.ndarray, " P"]) -> "Polygons":
+        """Some of the polygons, with all positions."""
+        if kept.all():
+            return self
+        corners = np.repeat(kept, self.sizes)
+        uv_corners = None if self.uv_corners is None else self.uv_corners[corners]
+        return Polygons(self.v_pos, self.corners[corners], self.sizes[kept], self.uv, uv_corners)
+
+
+def points_only(count: int, what: str = "points") -> FileError:
+    """The error for a file of points without faces."""
+    return FileError(
+        f"it holds {count} {what} and no faces; make a surface of it first (for example in MeshLab: Filters, "
+        "Remeshing, Screened Poisson Surface Reconstruction)"
+    )
+
+
+def repeated(polygons: Polygons) -> Bool[np.ndarray, " P"]:
+    """The polygons whose positions, in any order, are those of an earlier one. Equal positions are welded."""
+    found = np.zeros(len(polygons.sizes), dtype=bool)
+    starts = np.cumsum(polygons.sizes) - polygons.sizes
+    for size in np.unique(polygons.sizes):
+        which = np.flatnonzero(polygons.sizes == size)
+        rows = np.sort(polygons.corners[starts[which][:, None] + np.arange(size)], axis=1)
+        found[which] = _repeated_rows(rows)
+    return found
+
+
+def _repeated_rows(rows: Int[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
+    """The rows that equal an earlier one. Rows are compared by a 64-bit hash first."""
+    key = np.zeros(len(rows), dtype=np.uint64)
+    for column in rows.T:
+        key = (key ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        key ^= key >> np.uint64(29)
+    order = np.argsort(key, kind="stable")
+    same = np.zeros(len(rows), dtype=bool)
+    same[1:] = (key[order[1:]] == key[order[:-1]]) & (rows[order[1:]] == rows[order[:-1]]).all(1)
+    found = np.zeros(len(rows), dtype=bool)
+    found[order] = same
+    return found
+
+
+def triangulate(polygons: Polygons) -> Int[np.ndarray, "T 3"]:
+    """n − 2 triangles of each polygon of n corners, as indices into `corners`, in the order of the polygons.
+
+    Triangles are unchanged. A quadrilateral is divided along the diagonal that keeps both halves on its outer
+    side, the first one if both do. Larger polygons are divided by ear clipping (see
+    `render/mesh_io/ear_clipping.py`). Polygons of fewer than 3 corners give no triangle.
+
+    Raises:
+        FileError: a polygon is too complex to be divided in reasonable time.
+    """
+    sizes = polygons.sizes
+    starts = np.cumsum(sizes) - sizes
+    counts = np.maximum(sizes - 2, 0)
+    firsts = np.cumsum(counts) - counts
+    out = np.empty((int(counts.sum()), 3), dtype=np.int64)
+    three, four, more = (np.flatnonzero(sizes == 3), np.flatnonzero(sizes == 4), np.flatnonzero(sizes > 4))
+    out[firsts[three]] = starts[three, None] + np.arange(3)
+    if len(four):
+        second = _second_diagonal(polygons.v_pos[polygons.corners[starts[four, None] + np.arange(4)]])
+        order = np.where(second[:, None], [0, 1, 3, 1, 2, 3], [0, 1, 2, 0, 2, 3])
+        out[firsts[four]] = starts[four, None] + order[:, :3]
+        out[firsts[four] + 1] = starts[four, None] + order[:, 3:]
+    if len(more):
+        places, triangles = _divide_large(polygons, starts[more], sizes[more])
+        rows = np.repeat(firsts[more], counts[more]) + ranges(counts[more])
+        out[rows] = places[triangles]
+    return out
+
+
+def ranges(counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " C"]:
+    """0 … count − 1 for each count, one after the other."""
+    ends = np.cumsum(counts)
+    return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
+
+
+def _divide_large(
+    polygons: Polygons, starts: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
+) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, "T 3"]]:
+    """The places in `corners` of some polygons, and their triangles as indices into those places."""
+    from render.mesh_io.ear_clipping import clip_ears
+
+    places = np.repeat(starts, sizes) + ranges(sizes)
+    packed = np.cumsum(sizes) - sizes
+    points = _project(polygons.v_pos[polygons.corners[places]], packed, sizes)
+    triangles, complete = clip_ears(points, packed, sizes)
+    if complete < len(sizes):
+        raise FileError(
+            f"a polygon of {int(sizes[complete]):,} corners is too complex to be divided into "
+            "triangles; triangulate the mesh in the program that wrote it"
+        )
+    return places, triangles
+
+
+def _project(
+    points: Float[np.ndarray, "C 3"], starts: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
+) -> Float[np.ndarray, "C 2"]:
+    """Corners of polygons in the plane of each one's mean normal (Newell), scaled to unit size."""
+    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+    scale = np.maximum((high - low).max(1), 1e-300)
+    local = (points - np.repeat(points[starts], sizes, axis=0)) / np.repeat(scale, sizes)[:, None]
+    following = np.arange(len(points)) + 1
+    following[starts + sizes - 1] = starts
+    normal = np.add.reduceat(np.cross(local, local[following]), starts)
+    length = np.linalg.norm(normal, axis=1)
+    # Without a mean normal: along the shortest side of the box.
+    normal[length < 1e-15] = np.eye(3)[(high - low)[length < 1e-15].argmin(1)]
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    # The axis that is farthest from the normal: exact for polygons in a coordinate plane.
+    u = np.eye(3)[np.abs(normal).argmin(1)]
+    u -= np.vecdot(normal, u)[:, None] * normal
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    v = np.cross(normal, u)
+    return np.stack([np.vecdot(local, np.repeat(axis, sizes, axis=0)) for axis in (u, v)], -1)
+
+
+def _second_diagonal(corners: Float[np.ndarray, "Q 4 3"]) -> Bool[np.ndarray, " Q"]:
+    """The quadrilaterals that have to be divided from their second to their fourth corner."""
+    a, b, c, d = (corners[:, k] for k in range(4))
+    ac, bd = c - a, d - b
+    normal = np.cross(ac, bd)
+    # Twice the areas of the four possible triangles, positive on the outer side, times |normal|.
+    abc, acd = (np.vecdot(np.cross(b - a, ac), normal), np.vecdot(np.cross(ac, d - a), normal))
+    abd, bcd = (np.vecdot(np.cross(b - a, d - a), normal), np.vecdot(np.cross(c - b, bd), normal))
+    least = 1e-12 * np.vecdot(normal, normal)
+    return (np.minimum(abc, acd) <= least) & (np.minimum(abd, bcd) > least)
