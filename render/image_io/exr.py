@@ -101,7 +101,7 @@ def _to_rec_709(image: Float[np.ndarray, "H W 3"], chromaticities: object) -> Fl
     )
     if np.abs(own - REC_709).max() < 1e-3:
         return image
-    if (own[:, 1] <= 0).any() or abs(np.linalg.det(np.c_[own[:3], np.ones(3)])) < 1e-6:
+    if (np.abs(own[:, 1]) < 1e-6).any() or abs(np.linalg.det(np.c_[own[:3], np.ones(3)])) < 1e-6:
         raise FileError("its chromaticities are no colour space; the file is damaged")
     cones = BRADFORD @ _xyz(REC_709[3]) / (BRADFORD @ _xyz(own[3]))
     adapt = np.linalg.solve(BRADFORD, cones[:, None] * BRADFORD)

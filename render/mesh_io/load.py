@@ -33,8 +33,8 @@ READERS: dict[str, Callable[[Path], Polygons]] = {
     ".off": read_off,
 }
 LARGEST = 1e9
-# Float32 has 24 bits: a mesh this many times its size away from the origin would lose 4 of them.
-FAR = 16
+# Float32 has 24 bits: a mesh this many times its size away from the origin would lose 8 of them.
+FAR = 256
 
 
 @dataclass(frozen=True)

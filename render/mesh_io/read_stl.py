@@ -27,6 +27,8 @@ def read_stl(path: Path) -> Polygons:
     """
     content = path.read_bytes()
     if _is_ascii(content):
+        if b"endsolid" not in content[-1024:].lower():
+            logger.warning("mesh file %s: it does not end with endsolid; it may be cut short", path)
         return _ascii(content)
     if len(content) < HEADER:
         raise FileError(f"it has {len(content)} bytes, less than the header of an STL file; it is cut short")

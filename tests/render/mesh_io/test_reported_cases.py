@@ -328,7 +328,8 @@ def test_ply_texture_coordinates_of_corners(tmp_path):
     head = (
         "ply\nformat ascii 1.0\nelement vertex 3\nproperty double x\nproperty double y\nproperty double z\n"
     )
-    head += "element face 1\nproperty list uchar int vertex_index\nproperty list uchar float texcoord\nend_header\n"
+    head += "element face 1\nproperty list uchar int vertex_index\nproperty list uchar float texcoord\n"
+    head += "end_header\n"
     (tmp_path / "a.ply").write_text(head + "0 0 0\n1 0 0\n0 1 0\n3 0 1 2 6 0 0 1 0 0 0.75\n")
     mesh = load_mesh(tmp_path / "a.ply")
     assert sorted(mesh.uv.tolist()) == [[0, 0.25], [0, 1], [1, 1]]
@@ -386,7 +387,7 @@ def test_stl_trailing_bytes(tmp_path, head, caplog):
     assert "counts 12 triangles, and the file holds 10; it is cut short" in refusal(path)
 
 
-def test_ascii_stl(tmp_path):
+def test_ascii_stl(tmp_path, caplog):
     text = "solid a\n"
     for triangle in CUBE[CUBE_FACES]:
         corners = "".join("   VERTEX {:e} {} {}\r\n".format(*point) for point in triangle)
@@ -394,5 +395,9 @@ def test_ascii_stl(tmp_path):
     (tmp_path / "a.stl").write_text(text + "endsolid a\n", newline="")
     mesh = load_mesh(tmp_path / "a.stl")
     assert len(mesh.faces) == 12 and signed_volume(mesh.v_pos, mesh.faces) == pytest.approx(8)
-    (tmp_path / "a.stl").write_text(text[: len(text) // 2])
+    assert not caplog.records
+    (tmp_path / "a.stl").write_text(text)
+    load_mesh(tmp_path / "a.stl")
+    assert "may be cut short" in caplog.text
+    (tmp_path / "a.stl").write_text(text[: len(text) // 2 - 60])
     assert "cut short" in refusal(tmp_path / "a.stl")
