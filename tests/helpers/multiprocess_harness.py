@@ -1,6 +1,6 @@
-"""Several processes of train.py at once, forked from one that has imported everything: starts cost no import.
+"""Several processes of train.py, forked from a process that has imported everything, so starts are fast.
 
-The parent keeps the store through which they meet, as torchrun does.
+The parent process hosts the rendezvous store, as torchrun does.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from training import loop
 from training.launch import run_and_exit
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# What sd.loading.weights imports where it is used.
+# The packages that sd.loading.weights imports inside functions.
 LATE = ("numba", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition")
 LATE += ("diffusers.schedulers.scheduling_ddpm", "transformers.models.clip.modeling_clip")
 CONTEXT.set_forkserver_preload(["multiprocess_harness", *LATE])
@@ -27,22 +27,22 @@ FIT = 30
 
 
 def fail(rank, step):
-    """A user's error, on one rank alone."""
+    """Raise a user error at `step` on one rank."""
     return _at_step(rank, step, _raise)
 
 
 def drift(rank, step):
-    """A weight that changes by itself, on one rank alone."""
+    """Change a weight at `step` on one rank."""
     return _at_step(rank, step, _drift)
 
 
 def hold(rank, step):
-    """A rank that does not go on."""
+    """Block one rank at `step`."""
     return _at_step(rank, step, _hold)
 
 
 def _raise(scene):
-    raise ValueError("this rank has had enough")
+    raise ValueError("this rank fails")
 
 
 def _drift(scene):
@@ -84,8 +84,8 @@ def _plant(step, act):
     loop.train_step = train_step
 
 
-class Crew:
-    """The running processes of one command; a context manager that leaves none behind."""
+class ProcessGroup:
+    """The processes of one command; a context manager that kills them at the end."""
 
     def __init__(self, world, argv, folder, fault=None):
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -105,7 +105,7 @@ class Crew:
             self.members[-1].start()
 
     def wait(self, seconds=120):
-        """The exit codes by rank; fails where a process still runs after that time."""
+        """The exit codes by rank; fails if a process still runs after `seconds`."""
         for member in self.members:
             member.join(seconds)
         assert all(member.exitcode is not None for member in self.members), f"it hangs: {self.text()}"
@@ -125,6 +125,6 @@ class Crew:
 
 
 def run(world, argv, folder, fault=None):
-    """Exit codes by rank, and all that the ranks have printed."""
-    with Crew(world, argv, folder, fault) as crew:
-        return crew.wait(), crew.text()
+    """Run a command; returns the exit codes by rank and the output of all ranks."""
+    with ProcessGroup(world, argv, folder, fault) as processes:
+        return processes.wait(), processes.text()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import trimesh
-from multiprocess_harness import FIT, Crew, run
+from multiprocess_harness import FIT, ProcessGroup, run
 from toy_config import TINY
 
 from training.checkpoint import newest_step
@@ -95,19 +95,19 @@ def test_random_kills(kind, model_folder, mesh, tmp_path):
     for _ in range(KILLS):
         before = [log_length(folder) for folder in folders]
         patience = chance.choice([None, chance.uniform(0, 2)])
-        with Crew(world, argv, tmp_path) as crew:
+        with ProcessGroup(world, argv, tmp_path) as processes:
             start = time.monotonic()
             # Either at any moment of the start, or at any moment after the first new steps.
-            while any(member.is_alive() for member in crew.members):
+            while any(member.is_alive() for member in processes.members):
                 grown = [log_length(folder) for folder in folders] != before
                 if time.monotonic() - start > (patience or 120) or (patience is None and grown):
                     break
                 time.sleep(0.01)
             time.sleep(chance.uniform(0, 0.3))
-            for member in chance.sample(crew.members, len(crew.members)):
+            for member in chance.sample(processes.members, len(processes.members)):
                 member.kill()
-            crew.wait()
-            tracebacks += crew.text().count("Traceback")
+            processes.wait()
+            tracebacks += processes.text().count("Traceback")
         if kind == "grid":
             wait_until_unlocked(folders)
             tracebacks += sum(f.read_text().count("Traceback") for f in tmp_path.rglob("console.log"))
@@ -132,9 +132,9 @@ def test_double_starts(model_folder, mesh, tmp_path):
         folder.mkdir()
         argv, folders, _ = commands("run", folder, model_folder, mesh)
         (folder / "second").mkdir()
-        with Crew(1, argv, folder) as first:
+        with ProcessGroup(1, argv, folder) as first:
             time.sleep(chance.uniform(0, 1))
-            with Crew(1, argv, folder / "second") as second:
+            with ProcessGroup(1, argv, folder / "second") as second:
                 codes, texts = first.wait() + second.wait(), [first.text(), second.text()]
         assert sorted(codes) == [0, 2], texts
         rejected = texts[codes.index(2)].splitlines()
@@ -170,12 +170,12 @@ def test_a_full_disk(kind, model_folder, mesh, tmp_path):
         for _ in range(DOUBLE_STARTS):
             after, ballast = chance.randrange(1, 30), disk / "ballast"
             ballast.mkdir()
-            with Crew(1, argv, tmp_path) as crew:
-                while crew.members[0].is_alive() and log_length(disk / "out") < after:
+            with ProcessGroup(1, argv, tmp_path) as processes:
+                while processes.members[0].is_alive() and log_length(disk / "out") < after:
                     time.sleep(0.01)
                 _fill(ballast, kind)
-                (code,) = crew.wait()
-                text = crew.text()
+                (code,) = processes.wait()
+                text = processes.text()
             figures.append((after, code))
             assert code in (0, 2) and "Traceback" not in text, text
             if code == 2:

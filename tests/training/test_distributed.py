@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import trimesh
-from multiprocess_harness import FIT, Crew, drift, fail, hold, run
+from multiprocess_harness import FIT, ProcessGroup, drift, fail, hold, run
 from test_train import ROOT, log_without_times
 from toy_config import TINY
 
@@ -55,10 +55,12 @@ def lines(path):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def wait_for_line(crew, log, count, seconds=120):
+def wait_for_line(processes, log, count, seconds=120):
     until = time.monotonic() + seconds
     while lines(log) < count:
-        assert all(member.is_alive() for member in crew.members) and time.monotonic() < until, crew.text()
+        assert all(member.is_alive() for member in processes.members) and time.monotonic() < until, (
+            processes.text()
+        )
         time.sleep(0.02)
 
 
@@ -66,24 +68,24 @@ def errors(text):
     return [line for line in text.splitlines() if line.startswith("error:")]
 
 
-FAREWELL = """
+SHUTDOWN = """
 import atexit, threading, time
 from training.launch import run_and_exit
-atexit.register(print, "farewell")
+atexit.register(print, "shutdown")
 threading.Thread(target=time.sleep, args=(600,)).start()
 run_and_exit(lambda: print("done") or 0)
 """
 
 
-def test_one_of_several_ends_whatever_threads_are_still_about():
+def test_one_of_several_processes_ends_in_spite_of_running_threads():
     environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", FAREWELL], cwd=ROOT, env=environment, capture_output=True, timeout=120
+        [sys.executable, "-c", SHUTDOWN], cwd=ROOT, env=environment, capture_output=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, b"done\n"), done.stderr.decode()
 
 
-def test_what_a_step_computes_depends_on_the_shares_and_not_on_who_takes_them(model_folder, tmp_path):
+def test_a_step_depends_on_its_micro_batches_and_not_on_their_ranks(model_folder, tmp_path):
     found = {}
     for world, parts in ((4, 1), (2, 2), (1, 4), (1, 1)):
         name = f"{world}x{parts}"
@@ -105,15 +107,15 @@ def test_what_a_step_computes_depends_on_the_shares_and_not_on_who_takes_them(mo
     assert found["1x1"][1][FIT]["loss"] != pytest.approx(log[FIT]["loss"], rel=1e-2)
 
 
-def test_two_processes_stop_together_and_go_on_bit_for_bit(model_folder, mesh, tmp_path):
+def test_two_processes_stop_together_and_resume_bit_for_bit(model_folder, mesh, tmp_path):
     often = {"iter": 40, "checkpoint_interval": 7}
     assert run(2, paint(tmp_path, "whole", model_folder, mesh, **often), tmp_path)[0] == [0, 0]
     argv = paint(tmp_path, "parts", model_folder, mesh, **often)
-    with Crew(2, argv, tmp_path) as crew:
-        wait_for_line(crew, tmp_path / "parts/log.jsonl", 3)
-        os.kill(crew.members[1].pid, signal.SIGTERM)
-        assert crew.wait() == [128 + signal.SIGTERM] * 2, crew.text()
-        assert crew.text().count("stopped after step") == 1 and not errors(crew.text())
+    with ProcessGroup(2, argv, tmp_path) as processes:
+        wait_for_line(processes, tmp_path / "parts/log.jsonl", 3)
+        os.kill(processes.members[1].pid, signal.SIGTERM)
+        assert processes.wait() == [128 + signal.SIGTERM] * 2, processes.text()
+        assert processes.text().count("stopped after step") == 1 and not errors(processes.text())
     stopped = load_latest(tmp_path / "parts/checkpoints").step
     assert stopped == lines(tmp_path / "parts/log.jsonl") < 40
     codes, text = run(2, argv, tmp_path)
@@ -139,13 +141,15 @@ def test_an_error_of_one_rank_ends_all_with_one_line(rank, model_folder, mesh, t
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_the_other_with_one_line(rank, model_folder, mesh, tmp_path):
     argv = paint(tmp_path, "run", model_folder, mesh, iter=9, checkpoint_interval=2)
-    with Crew(2, argv, tmp_path, hold(rank, 4)) as crew:
-        wait_for_line(crew, tmp_path / "run/log.jsonl", 3)
-        crew.members[rank].kill()
-        codes = crew.wait()
+    with ProcessGroup(2, argv, tmp_path, hold(rank, 4)) as processes:
+        wait_for_line(processes, tmp_path / "run/log.jsonl", 3)
+        processes.members[rank].kill()
+        codes = processes.wait()
         assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 1
-        assert len(errors(crew.text())) == 1 and "another process" in errors(crew.text())[0], crew.text()
-        assert "Traceback" not in crew.text()
+        assert len(errors(processes.text())) == 1 and "another process" in errors(processes.text())[0], (
+            processes.text()
+        )
+        assert "Traceback" not in processes.text()
     assert load_latest(tmp_path / "run/checkpoints").step == 2
 
 
@@ -156,7 +160,7 @@ def test_ranks_that_drift_apart_stop_before_the_checkpoint(model_folder, mesh, t
     assert load_latest(tmp_path / "run/checkpoints").step == 2
 
 
-def test_a_bad_config_is_told_once(model_folder, mesh, tmp_path):
+def test_a_bad_config_is_reported_once(model_folder, mesh, tmp_path):
     argv = paint(tmp_path, "run", model_folder, mesh, iter=9)
     codes, text = run(2, [*argv, "--envmap", "nowhere.hdr"], tmp_path)
     assert codes == [2, 2] and text.count("\n") == 1 == len(errors(text))
@@ -172,16 +176,16 @@ def test_kills_at_any_moment_lose_less_than_an_interval(kills, model_folder, mes
     argv, log = paint(tmp_path, "parts", model_folder, mesh, **often), tmp_path / "parts/log.jsonl"
     before = 0
     for _ in range(kills):
-        with Crew(2, argv, tmp_path) as crew:
-            while any(member.is_alive() for member in crew.members) and lines(log) <= before:
+        with ProcessGroup(2, argv, tmp_path) as processes:
+            while any(member.is_alive() for member in processes.members) and lines(log) <= before:
                 time.sleep(0.02)
             time.sleep(chance.uniform(0, 0.5))
-            for member in chance.sample(crew.members, 2):
+            for member in chance.sample(processes.members, 2):
                 member.kill()
                 time.sleep(chance.choice([0, 0.01]))
-            codes = crew.wait()
+            codes = processes.wait()
         kept = load_latest(tmp_path / "parts/checkpoints")
-        assert (kept.step if kept else 0) >= max(before, lines(log) - interval), (codes, crew.text())
+        assert (kept.step if kept else 0) >= max(before, lines(log) - interval), (codes, processes.text())
         before = kept.step if kept else 0
         if before == 60:
             break
@@ -196,7 +200,7 @@ def children(process):
     return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_the_launcher_brings_a_killed_worker_back_and_ends_all_on_sigterm(model_folder, mesh, tmp_path):
+def test_the_launcher_restarts_a_killed_worker_and_ends_all_on_sigterm(model_folder, mesh, tmp_path):
     argv = paint(tmp_path, "run", model_folder, mesh, iter=5000, checkpoint_interval=4)
     launch = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2", "--max_restarts=1"]
     launch += [f"--master_port={free_port()}", "--monitor_interval=0.1", "train.py", *argv]

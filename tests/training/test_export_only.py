@@ -57,8 +57,8 @@ def everything_is_logged(caplog):
 def contents(folder):
     """Every file but the run's page and the config that it names: they tell of the last command."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    told = ("report.html", "config.json")
-    return {path.relative_to(folder): path.read_bytes() for path in files if path.name not in told}
+    changed_always = ("report.html", "config.json")
+    return {path.relative_to(folder): path.read_bytes() for path in files if path.name not in changed_always}
 
 
 def changed(before, after):
@@ -129,7 +129,7 @@ def test_another_run_is_refused(pair, caplog):
     assert "another seed" in caplog.records[-1].getMessage()
 
 
-def test_it_is_for_one_result(pair, caplog):
+def test_export_only_is_not_for_a_sweep(pair, caplog):
     _, shape, _ = pair
     assert train.main(["--config", shape, "--export-only", "--grid", "seed=1,2"]) == 2
     assert "--export-only is for one result" in caplog.records[-1].getMessage()

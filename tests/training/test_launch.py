@@ -42,7 +42,7 @@ def meet(store, world, ranks=None):
 
 
 @pytest.mark.parametrize("world", [2, 5])
-def test_all_find_the_same_new_name_again_and_again(world):
+def test_all_ranks_get_the_same_new_name_in_every_round(world):
     store, names = Shelf(), set()
     for _ in range(5):
         (name,) = set(meet(store, world).values())
@@ -51,7 +51,7 @@ def test_all_find_the_same_new_name_again_and_again(world):
 
 
 @pytest.mark.parametrize("came", [[1], [0], [0, 2], [1, 2]])
-def test_words_of_the_dead_mislead_nobody(came):
+def test_entries_of_ended_workers_are_ignored(came):
     store = Shelf()
     meet(store, 3)
     # The first waits for all; who is spoken to may go on, to wait for them at the next door.

@@ -26,11 +26,11 @@ CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. G
         (RuntimeError("expected a tensor"), False),
     ],
 )
-def test_what_counts_as_a_shortage(error, shortage):
+def test_memory_errors_are_recognised(error, shortage):
     assert is_out_of_memory(error) == shortage
 
 
-def test_the_allocator_on_the_cpu_is_understood():
+def test_the_allocator_of_the_cpu_is_recognised():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
@@ -82,7 +82,7 @@ def test_the_program_ends_with_one_line_and_2(tmp_path, monkeypatch, caplog, cap
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_the_peak_counts_what_was_held_and_let_go():
+def test_the_peak_includes_freed_memory():
     before = float(re.search(r"([\d.]+) GB", peak_memory())[1])
     held = torch.ones(int(1e9 * before) // 4 + 100_000_000)
     del held

@@ -3,7 +3,7 @@
 from training.prefetch import Prefetcher
 
 
-def test_what_was_prepared_is_given_once_and_the_rest_is_drawn_on_demand():
+def test_prepared_draws_are_returned_once_and_others_are_computed():
     made = []
 
     def draw(step, share):
@@ -19,7 +19,7 @@ def test_what_was_prepared_is_given_once_and_the_rest_is_drawn_on_demand():
     assert draws.next(2, 3) == [2, 3] and len(made) == 4
 
 
-def test_what_was_prepared_and_never_asked_for_is_let_go():
+def test_unused_prepared_draws_are_freed():
     draws = Prefetcher(lambda step, share: object())
     draws.prepare(1, [0])
     stale = draws.next(1, 0)

@@ -108,7 +108,7 @@ def test_log_has_a_line_for_every_step_with_its_phase(pair):
     assert steps[FIT - 1]["loss"] < 0.5 * steps[0]["loss"]  # the start shape is learned
 
 
-def test_the_report_tells_of_both_stages(pair):
+def test_the_report_shows_both_stages(pair):
     for name, steps, phases in (
         ("shape", FIT + 4, ["fit", "coarse", "fine"]),
         ("paint", 4, ["early", "late"]),
@@ -184,7 +184,7 @@ def test_a_finished_pair_runs_again_and_bakes_at_another_size(pair):
     assert (pair / "shape/dmtet_mesh/mesh.glb").exists()
 
 
-def test_a_run_stopped_after_its_last_step_gets_its_film(model_folder, tmp_path, monkeypatch, pair):
+def test_a_run_stopped_after_its_last_step_gets_its_video(model_folder, tmp_path, monkeypatch, pair):
     config = appearance(tmp_path, model_folder, pair / "shape/dmtet_mesh/mesh.obj", iter=2)
 
     def stop(self, step):
@@ -206,7 +206,7 @@ def test_another_seed_gives_another_surface(pair, model_folder, tmp_path):
     assert mine != (pair / "shape/dmtet_mesh/mesh.obj").read_bytes()
 
 
-def test_a_folder_with_another_run_is_refused_and_left_alone(pair, model_folder, capsys, caplog):
+def test_a_folder_with_another_run_is_rejected_and_unchanged(pair, model_folder, capsys, caplog):
     before = {path: path.read_bytes() for path in (pair / "shape").rglob("*") if path.is_file()}
     config = str(pair / "shape.json")
     message = refused(
@@ -216,7 +216,7 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(pair, model_folder,
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_interrupt_saves_and_the_same_command_goes_on(model_folder, tmp_path):
+def test_interrupt_saves_and_the_same_command_resumes(model_folder, tmp_path):
     config = geometry(tmp_path, model_folder, iter=FIT + 400, coarse_iter=FIT + 200, video_interval=0)
     command = [sys.executable, str(ROOT / "train.py"), "--config", config]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -314,8 +314,8 @@ def test_tensorboard_gets_the_numbers_and_the_stills(pair, model_folder, tmp_pat
     events.Reload()
     lines = [json.loads(line) for line in (tmp_path / "paint/log.jsonl").read_text().splitlines()]
     for name in ("loss", "gradient_norm"):
-        told = [(event.step, event.value) for event in events.Scalars(f"distillation/{name}")]
-        assert told == [(line["step"], pytest.approx(line[name])) for line in lines]
+        logged = [(event.step, event.value) for event in events.Scalars(f"distillation/{name}")]
+        assert logged == [(line["step"], pytest.approx(line[name])) for line in lines]
     # Every third step and the last one.
     assert [picture.step for picture in events.Images("stills")] == [3, 4]
 

@@ -68,12 +68,15 @@ def test_chains_of_prompts_paint_their_own_mesh_and_one_that_fails_stops_no_othe
         for name in (good, f"{good}_appearance")
     )
     assert sorted(map(tuple, shape.vertices.round(4))) == sorted(map(tuple, painted.vertices.round(4)))
-    told = caplog.records[-1].getMessage()
-    assert told.startswith(f"failed: {bad}: ") and "broken.npz" in told.partition(": ")[2].partition(": ")[2]
+    message = caplog.records[-1].getMessage()
+    assert (
+        message.startswith(f"failed: {bad}: ")
+        and "broken.npz" in message.partition(": ")[2].partition(": ")[2]
+    )
     assert "1 done, 1 failed" in Path("out/toy/index.html").read_text()
 
 
-def test_a_run_that_was_stopped_goes_on_after_its_checkpoint(configs):
+def test_a_stopped_run_resumes_after_its_checkpoint(configs):
     arguments = ["--config", "appearance.json", "--base_mesh", "cube.obj", "--out_dir", "k", "--iter", "9999"]
     arguments += ["--checkpoint_interval", "0", "--grid", "seed=1"]
     log = Path("out/k/seed=1/log.jsonl")

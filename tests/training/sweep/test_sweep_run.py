@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
         ("", 0, []),
     ],
 )
-def test_the_gpus_are_those_that_the_environment_lets_see(named, count, gpus):
+def test_the_gpus_are_those_of_the_environment_variable(named, count, gpus):
     environment = {} if named is None else {"CUDA_VISIBLE_DEVICES": named}
     assert visible_gpus(environment, count) == gpus
 
@@ -48,11 +48,11 @@ def test_the_gpus_are_those_that_the_environment_lets_see(named, count, gpus):
         (4, ["0"], 0, ["0"]),
     ],
 )
-def test_runs_take_turns_on_the_gpus(jobs, gpus, trials, gpu_slots):
+def test_runs_are_assigned_to_gpus_in_turn(jobs, gpus, trials, gpu_slots):
     assert gpu_slots_for(jobs, gpus, trials) == gpu_slots
 
 
-def test_a_run_sees_its_gpu_its_threads_and_no_launcher():
+def test_the_environment_of_a_trial_has_its_gpu_and_threads_and_no_launcher():
     launcher = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
     launcher |= {
         "TORCHELASTIC_RUN_ID": "x",
@@ -113,7 +113,7 @@ def test_no_more_than_the_jobs_run_at_a_time(stub, monkeypatch):
     assert starts[2] - starts[0] >= 0.6 and starts[3] - starts[1] >= 0.6
 
 
-def test_the_same_command_skips_what_is_done_and_tries_again_what_failed(stub, caplog):
+def test_the_same_command_skips_done_trials_and_repeats_failed_ones(stub, caplog):
     Path("p.txt").write_text("done\nbroken\ncrash\nkilled\n")
     caplog.set_level("INFO")
     assert stub.run("--prompts", "p.txt") == 1
@@ -151,7 +151,7 @@ def test_a_device_with_a_number_is_refused(stub):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_a_signal_is_handed_on_and_the_same_command_goes_on(stub, number, code):
+def test_a_signal_is_forwarded_and_the_same_command_resumes(stub, number, code):
     Path("p.txt").write_text("done\nwait\nbroken\n")
 
     def stop():
@@ -203,7 +203,7 @@ def test_the_page_shows_states_errors_and_links(stub):
     assert 'href="done/"' in page and 'href="done_appearance/"' in page
 
 
-def test_ranks_each_take_their_part_and_see_to_no_other(stub, monkeypatch):
+def test_each_rank_runs_only_its_own_trials(stub, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     for rank, seeds in (("1", ["2", "4"]), ("0", ["1", "3", "5"])):
