@@ -9,7 +9,7 @@ import pytest
 from training.launch import rendezvous
 
 
-class Shelf(dict):
+class FakeStore(dict):
     """A store within one process."""
 
     def set(self, key, value):
@@ -43,7 +43,7 @@ def meet(store, world, ranks=None):
 
 @pytest.mark.parametrize("world", [2, 5])
 def test_all_ranks_get_the_same_new_name_in_every_round(world):
-    store, names = Shelf(), set()
+    store, names = FakeStore(), set()
     for _ in range(5):
         (name,) = set(meet(store, world).values())
         assert name and name not in names
@@ -52,7 +52,7 @@ def test_all_ranks_get_the_same_new_name_in_every_round(world):
 
 @pytest.mark.parametrize("came", [[1], [0], [0, 2], [1, 2]])
 def test_entries_of_ended_workers_are_ignored(came):
-    store = Shelf()
+    store = FakeStore()
     meet(store, 3)
     # The first waits for all; who is spoken to may go on, to wait for them at the next door.
     found = meet(store, 3, came)

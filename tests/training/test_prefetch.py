@@ -1,4 +1,4 @@
-"""Draws made ahead are those that would be made on demand."""
+"""Prepared draws equal draws on demand."""
 
 from training.prefetch import Prefetcher
 
@@ -6,21 +6,21 @@ from training.prefetch import Prefetcher
 def test_prepared_draws_are_returned_once_and_others_are_computed():
     made = []
 
-    def draw(step, share):
-        made.append((step, share))
-        return [step, share]
+    def draw(step, micro_batch):
+        made.append((step, micro_batch))
+        return [step, micro_batch]
 
     draws = Prefetcher(draw)
     assert draws.next(1, 0) == [1, 0]
     draws.prepare(2, range(3, 5))
     assert made == [(1, 0), (2, 3), (2, 4)]
     assert (draws.next(2, 4), draws.next(2, 3)) == ([2, 4], [2, 3]) and len(made) == 3
-    # Nobody asks twice in a run; whoever does gets a fresh one, not what the first may have changed.
+    # A second call computes the draw again, since the caller may have changed the first result.
     assert draws.next(2, 3) == [2, 3] and len(made) == 4
 
 
 def test_unused_prepared_draws_are_freed():
-    draws = Prefetcher(lambda step, share: object())
+    draws = Prefetcher(lambda step, micro_batch: object())
     draws.prepare(1, [0])
     stale = draws.next(1, 0)
     draws.prepare(1, [0])
