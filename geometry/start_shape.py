@@ -7,6 +7,7 @@ works for open meshes. The faces of a mesh file are oriented consistently first.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass as record
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,13 +24,20 @@ from render.mesh import face_cross
 from render.mesh_io.load import load_mesh
 
 Positive = Annotated[float, Field(gt=0)]
+# A start shape is a function of the config. It returns v_pos [V,3] (float64) and faces [F,3]: a closed mesh
+# whose faces are counter-clockwise from outside and that reaches about 1 from the origin.
+START_SHAPES: dict[str, Callable[["StartShapeConfig"], tuple[Tensor, Tensor]]] = {
+    "ellipsoid": lambda config: _sphere(),
+    "cylinder": lambda config: _cylinder(radius=0.75, height=0.8),
+    "custom_mesh": lambda config: _unit_mesh(config.base_mesh),
+}
 
 
 @dataclass(frozen=True)
 class StartShapeConfig:
     """Config section of the start shape: scaled, rotated about x, then moved. World units and degrees."""
 
-    sdf_init_shape: Literal["ellipsoid", "cylinder", "custom_mesh"] = Field(
+    sdf_init_shape: Literal[*START_SHAPES] = Field(
         "ellipsoid",
         description="unit sphere; cylinder along z, radius 0.75, height 0.8; or the mesh base_mesh",
     )
@@ -89,12 +97,7 @@ def build_start_shape(config: StartShapeConfig) -> StartShape:
 
     Raises FileNotFoundError or ValueError if base_mesh cannot be read.
     """
-    if config.sdf_init_shape == "ellipsoid":
-        v_pos, faces = _sphere()
-    elif config.sdf_init_shape == "cylinder":
-        v_pos, faces = _cylinder(radius=0.75, height=0.8)
-    else:
-        v_pos, faces = _unit_mesh(config.base_mesh)
+    v_pos, faces = START_SHAPES[config.sdf_init_shape](config)
     scale = torch.tensor(config.sdf_init_shape_scale, dtype=torch.float64)
     angle = torch.tensor([math.radians(config.sdf_init_shape_rotate_x)], dtype=torch.float64)
     move = torch.tensor([0.0, config.translation_y, config.translation_z], dtype=torch.float64)

@@ -21,25 +21,6 @@ TimeFraction = Annotated[float, Ge(0), Le(1)]
 Weight = Callable[[Float[Tensor, "*B"]], Float[Tensor, "*B"]]
 
 
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """How many iterations, and what the two phases draw from."""
-
-    iter: int = Field(5000, ge=1, description="number of steps, including the fit of the start shape")
-    coarse_iter: int = Field(
-        1000, ge=0, description="last step of the coarse phase (in appearance_modeling: of the early phase)"
-    )
-    sds_weight_strategy: Literal[0, 1, 2] = Field(
-        0, description="weight w(t) in appearance_modeling, see sd/README.md; geometry_modeling ignores it"
-    )
-    early_time_step_range: tuple[TimeFraction, TimeFraction] = Field(
-        (0.02, 0.5), description="range of t as fractions of the diffusion steps, up to step coarse_iter"
-    )
-    late_time_step_range: tuple[TimeFraction, TimeFraction] = Field(
-        (0.02, 0.5), description="the same after coarse_iter"
-    )
-
-
 def one_minus_abar(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """w = sigma² = 1 − abar, DreamFusion's weight."""
     return 1 - abar
@@ -55,12 +36,31 @@ def score(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     return 1 / (1 - abar)
 
 
-# (early, late) weight of each appearance strategy (METHOD section 5).
+# (early, late) weight of each value of sds_weight_strategy in appearance_modeling.
 APPEARANCE_WEIGHTS: dict[int, tuple[Weight, Weight]] = {
     0: (damped, damped),
     1: (score, score),
     2: (damped, score),
 }
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How many iterations, and what the two phases draw from."""
+
+    iter: int = Field(5000, ge=1, description="number of steps, including the fit of the start shape")
+    coarse_iter: int = Field(
+        1000, ge=0, description="last step of the coarse phase (in appearance_modeling: of the early phase)"
+    )
+    sds_weight_strategy: Literal[*APPEARANCE_WEIGHTS] = Field(
+        0, description="weight w(t) in appearance_modeling, see sd/README.md; geometry_modeling ignores it"
+    )
+    early_time_step_range: tuple[TimeFraction, TimeFraction] = Field(
+        (0.02, 0.5), description="range of t as fractions of the diffusion steps, up to step coarse_iter"
+    )
+    late_time_step_range: tuple[TimeFraction, TimeFraction] = Field(
+        (0.02, 0.5), description="the same after coarse_iter"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Start shapes against closed forms and an independent projection; open and flipped meshes; fit batches."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,14 @@ import torch
 import trimesh
 from scipy.optimize import brentq
 
-from geometry.start_shape import FitPool, StartShape, StartShapeConfig, build_start_shape, make_fit_pool
+from geometry.start_shape import (
+    START_SHAPES,
+    FitPool,
+    StartShape,
+    StartShapeConfig,
+    build_start_shape,
+    make_fit_pool,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -208,3 +216,12 @@ def test_bad_configs():
     missing = StartShapeConfig(sdf_init_shape="custom_mesh", base_mesh="nowhere.obj")
     with pytest.raises(FileNotFoundError, match="nowhere.obj"):
         build_start_shape(missing)
+
+
+@pytest.mark.parametrize("name", START_SHAPES)
+def test_every_start_shape_is_closed_faces_outward_and_is_of_unit_size(name):
+    mesh = str(Path(__file__).parents[2] / "data/person/person.obj")
+    shape = build_start_shape(StartShapeConfig(sdf_init_shape=name, base_mesh=mesh))
+    solid = trimesh.Trimesh(shape.v_pos.numpy(), shape.faces.numpy(), process=False)
+    assert solid.is_watertight and solid.volume > 0
+    assert 0.7 < float(shape.v_pos.norm(dim=-1).max()) < 1.3

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sd.schedule import (
+    APPEARANCE_WEIGHTS,
     FIT_STEPS,
     Phase,
     ScheduleConfig,
@@ -62,6 +63,17 @@ def test_appearance_weights(strategy):
     assert torch.allclose(schedule.phase(10).weight(ABAR), torch.tensor(early))
     assert torch.allclose(schedule.phase(11).weight(ABAR), torch.tensor(late))
     assert {schedule.phase(step).latents_from for step in (10, 11)} == {"vae"}
+
+
+def test_the_weights_of_every_strategy_are_positive_and_its_own():
+    abar = torch.linspace(0.005, 0.9995, 200)
+    pairs = {}
+    for strategy in APPEARANCE_WEIGHTS:
+        config = ScheduleConfig(iter=20, coarse_iter=10, sds_weight_strategy=strategy)
+        weights = [appearance_schedule(config).phase(step).weight(abar) for step in (10, 11)]
+        assert all(weight.isfinite().all() and (weight > 0).all() for weight in weights), strategy
+        pairs[strategy] = torch.cat(weights)
+    assert len(torch.stack(list(pairs.values())).unique(dim=0)) == len(APPEARANCE_WEIGHTS)
 
 
 def test_timesteps_are_uniform_over_the_closed_range():

@@ -444,7 +444,8 @@ def test_a_set_up_that_fails_leaves_the_page_and_config_of_an_earlier_run(
     assert "gone bad" in refused(["--config", config, "--preview_res", "20", "20"], capsys, caplog)
     assert [file.read_bytes() for file in files] == before
     assert "gone bad" in refused(["--config", config, "--out_dir", str(tmp_path / "new")], capsys, caplog)
-    assert not (tmp_path / "new").exists()
+    assert {path.name for path in (tmp_path / "new").iterdir()} <= {"report.html", ".lock"}
+    assert "ValueError: the mesh has gone bad" in (tmp_path / "new/report.html").read_text(encoding="utf-8")
 
 
 def test_maps_of_all_configs_are_read_before_the_first_one_starts(
