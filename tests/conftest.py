@@ -102,6 +102,15 @@ def restore_root_logger():
     logging.root.handlers[:], logging.root.level = handlers, level
 
 
+@pytest.fixture(autouse=True)
+def restore_matmul_precision():
+    """Undo TF32, which programs under test switch on for the whole process."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    yield
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     from toy_model import write_model

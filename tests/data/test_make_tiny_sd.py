@@ -264,7 +264,9 @@ def test_rendered_views_are_what_the_phases_show(toy):
     lengths = coarse[:, :3].norm(dim=1)
     assert (lengths[inside] - 1).abs().median() < 0.02
     assert lengths[outside].max() == 0
-    assert (shaded.permute(0, 2, 3, 1)[outside] == -1).all()
+    # A pixel next to the outline may hold less than half a step of mask and still a step of sRGB.
+    away = torch.nn.functional.max_pool2d(views.mask.float(), 3, 1, 1)[:, 0] == 0
+    assert away.float().mean() > 0.3 and (shaded.permute(0, 2, 3, 1)[away] == -1).all()
     # Whole objects only: nothing touches the border.
     assert views.mask[:, :, 0].max() == views.mask[:, :, :, -1].max() == 0
 
