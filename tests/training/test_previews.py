@@ -1,6 +1,9 @@
 """Stills, turntable and training video of a scene that shows the camera's azimuth."""
 
+import contextlib
+import errno
 import math
+import os
 import threading
 import time
 from pathlib import Path
@@ -11,10 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
+from configs.schema import parse_config
 from render.camera import Cameras, orbit
+from sd.schedule import geometry_schedule
+from training import export
+from training.input_files import InputFiles
 from training.previews import AsyncImageWriter, TrainingVideo, take_stills, views_in_batches, write_orbit
 from training.report.index_page import Stage, thumbnail
 from training.report.media import slider, stills_up_to
+from training.report.report_writer import RunReport
+from training.tasks import Task
 
 
 class Scene:
@@ -214,3 +223,24 @@ def test_a_resumed_video_equals_an_uninterrupted_one(tmp_path):
         assert whole.read_bytes() == resumed.read_bytes()
     restarted = TrainingVideo(tmp_path / "resumed", 5, (16, 16))
     assert restarted.assemble() is None
+
+
+def test_videos_that_fail_do_not_end_the_run(tmp_path, caplog, monkeypatch):
+    """Mesh and export record are written; each failure is a warning that names the file."""
+    config = parse_config({"out_dir": str(tmp_path / "out"), "iter": 5, "coarse_iter": 5}, "config")
+    scene = torch.nn.Module()
+    scene.layers = None
+    schedule = geometry_schedule(config.schedule)
+    task = Task(scene, schedule, None, lambda: None, lambda: exported.append(1), True, InputFiles())
+    exported, report = [], RunReport(None, quiet=True)
+    report.timed = lambda name: contextlib.nullcontext()
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(export, "write_orbit", fail)
+    monkeypatch.setattr(TrainingVideo, "assemble", fail)
+    export.export_run(config, task, report)
+    assert exported == [1] and (tmp_path / "out/dmtet_mesh/export.json").is_file()
+    assert f"{tmp_path}/out/validate is not written: No space left on device" in caplog.text
+    assert f"{tmp_path}/out/video_log.mp4 is not written: No space left on device" in caplog.text

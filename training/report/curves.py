@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def _order(name: str) -> tuple[bool, str]:
 
 def _is_number(value: object) -> bool:
     """Whether a value is a finite number that a float can hold."""
-    return isinstance(value, int | float) and abs(value) < float("inf")
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def ticks(low: float, high: float, wanted: int = 4) -> list[float]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from export_shapes import bumpy_ball
 
+from render.image_io.file_lock import try_lock
 from render.texturing import unwrap
 from render.texturing.unwrap import UnwrapError, unwrap_with
 
@@ -84,3 +85,15 @@ def test_what_does_not_fill_one_texture_is_refused(worker, pages, size, reason):
     )
     with pytest.raises(UnwrapError, match=reason):
         unwrap_with("xatlas", *ball(), 256, 2)
+
+
+def test_leftovers_after_kill_of_an_unwrapper(tmp_path, monkeypatch):
+    """Folders whose process has ended are removed; a locked one and one without a lock are kept."""
+    monkeypatch.setattr(unwrap.tempfile, "gettempdir", lambda: str(tmp_path))
+    for name in ("unwrap-dead", "unwrap-alive", "unwrap-foreign"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "in.npz").write_bytes(b"mesh")
+    (tmp_path / "unwrap-dead" / "lock").touch()
+    with try_lock(tmp_path / "unwrap-alive" / "lock"):
+        unwrap._remove_leftovers()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["unwrap-alive", "unwrap-foreign"]

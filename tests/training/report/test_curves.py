@@ -105,3 +105,34 @@ def test_any_numbers_can_be_drawn(values):
     for place in ElementTree.fromstring(figure).find(".//polyline").get("points").split():
         x, y = map(float, place.split(","))
         assert 0 <= x <= 560 and 0 <= y <= 220
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        "{",
+        "[1]",
+        '{"step": true, "phase": "fit"}',
+        '{"step": "3", "phase": "fit"}',
+        '{"step": 3}',
+        '{"step": 3, "phase": 7}',
+        '{"step": 3, "phase": "fit", "seconds": "long"}',
+        '{"step": 3, "phase": "fit", "seconds": null}',
+        '{"step": 3, "phase": "fit", "seconds": Infinity}',
+    ],
+    ids=lambda line: line[:40],
+)
+def test_unexpected_lines_of_a_log_are_skipped(line, tmp_path):
+    path = tmp_path / "log.jsonl"
+    whole = [f'{{"step": {step}, "phase": "fit", "seconds": {step}, "loss": 1.0}}' for step in (1, 2, 4)]
+    path.write_text("\n".join([*whole[:2], line, whole[2]]) + "\n")
+    records = read_log(path)
+    assert [record["step"] for record in records] == [1, 2, 4]
+    assert [phase.seconds for phase in phase_times(records)] == [4]
+
+
+def test_a_number_too_large_for_a_float_is_left_out(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "phase": "fit", "loss": 1' + "0" * 400 + "}\n")
+    assert curves(read_log(path)) == []

@@ -164,3 +164,19 @@ def test_a_painted_result_is_continued_by_a_larger_export(pair):
     command = next_commands(trial)["Export it with larger textures"]
     own = "out/toy/seed=1_appearance/config.json"
     assert command == f"python3 train.py --config {own} --export-only --texture_res 2048 2048"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1]", "null", "[" * 100_000, '{"state": 3}', '{"state": "done", "settings": 5}', "\ufeff{}"]
+    + [json.dumps({"state": "failed", "error": 7, "seconds": "long"})],
+    ids=lambda content: content[:20],
+)
+def test_damaged_trial_state_files(pair, content):
+    """A damaged trial.json is no error: the trial counts as not done and can be shown."""
+    (trial,) = trials(pair, "--grid", "seed=1")
+    finish(trial)
+    (trial.folder / "trial.json").write_text(content, encoding="utf-8")
+    assert not is_done(trial)
+    record = read_record(trial)
+    assert record.error is None and record.seconds in (0.0, 1.0)
