@@ -1,4 +1,4 @@
-"""Procedural objects: the world that the embedded prior is trained on.
+"""Procedural objects: the training data of the embedded prior and of the classifier.
 
 Each category is a family with random proportions, details and colours in a canonical pose: front +z, up +y,
 bounding box centred on the origin, largest distance from it solid.REACH.

@@ -110,7 +110,7 @@ def quadruped(draw: Draw) -> ProceduralObject:
     phase = draw.angle()
 
     def fur(p: Coordinates) -> Tensor:
-        """Strands of fur; a pale throat and belly; white socks, a dark saddle or patches, by the pattern."""
+        """Fur with a pale throat and belly, and the socks, saddle or patches of `pattern`."""
         strand = torch.sin(60 * p[0] + 23 * p[1] + phase) * torch.sin(55 * p[1] + 31 * p[2])
         own = mix(shade(coat, 0.88), shade(coat, 1.1), 0.5 + 0.5 * strand)
         belly = ramp(p[1] + 0.25 * p[2], -0.03, -0.11) * ramp(p[1], -0.42 * leg, -0.30 * leg)
@@ -160,7 +160,7 @@ def quadruped(draw: Draw) -> ProceduralObject:
 
 
 def fish(draw: Draw) -> ProceduralObject:
-    """A goldfish or a like fish: rows of scales, gill covers, fins with rays, a forked tail, round eyes."""
+    """A goldfish or a similar fish: scales, gill covers, fins with rays, a forked tail, round eyes."""
     wide, tall, long = draw.vary(0.185, 0.08), draw.vary(0.28, 0.08), draw.vary(0.56, 0.05)
     fork, spread = draw.uniform(0.10, 0.17), draw.vary(0.34, 0.1)
     crest, keel = draw.vary(0.21, 0.12), draw.vary(0.15, 0.12)
@@ -243,7 +243,7 @@ def fish(draw: Draw) -> ProceduralObject:
         return over(own, shade(base, 0.25), ramp(mouth, 0.016, 0.008) * ramp(p[2], long - 0.02, long))
 
     def rays(p: Coordinates) -> Tensor:
-        """Fins fade outwards; their rays run from the body's middle line."""
+        """Light and dark rays that fan out from the body."""
         angle = torch.atan2(p[1], p[2] + 0.30 * long)
         behind = torch.atan2(p[1], stalk_end + 0.25 - p[2])
         turn = torch.where(p[2] < stalk_end + 0.05, behind, angle)
@@ -251,7 +251,7 @@ def fish(draw: Draw) -> ProceduralObject:
         return mix(shade(fin, 0.6), fin, ray)
 
     def eye_paint(p: Coordinates) -> Tensor:
-        """A black pupil in a pale ring; it looks sideways and a little ahead."""
+        """A black pupil in a pale ring, turned sideways and slightly forwards."""
         x, y, z = (p[0].abs() - eye[0]) / 0.075, (p[1] - eye[1]) / 0.075, (p[2] - eye[2]) / 0.075
         facing = (0.88 * x + 0.1 * y + 0.46 * z) / norm(x, y, z).clamp(min=1e-6)
         return mix(colour("#f3dfa0"), colour("#181616"), ramp(facing, 0.68, 0.76))

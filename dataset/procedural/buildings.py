@@ -42,7 +42,7 @@ def blocks(along: Tensor, up: Tensor, long: float, high: float) -> tuple[Tensor,
 
 
 def masonry(base: Colour, joint: Colour, edge: Tensor, own: Tensor, contrast: float) -> Tensor:
-    """Albedo of the blocks of `blocks`: each its own shade of `base`, up to `contrast` darker or brighter."""
+    """Albedo of the masonry from `blocks`: one shade of `base` per block, within ±contrast; `joint` between."""
     face = mix(shade(base, 1 - contrast), shade(base, 1 + contrast), own)
     return over(face, joint, ramp(edge, 0.016, 0.008))
 
@@ -50,7 +50,7 @@ def masonry(base: Colour, joint: Colour, edge: Tensor, own: Tensor, contrast: fl
 def cottage(draw: Draw) -> ProceduralObject:
     """Plastered, half-timbered or stone walls under a steep tiled roof, ridge along x; a chimney at one end.
 
-    The door is in the middle of the front at +z, between two windows; each gable has one, the back two.
+    The door is in the middle of the front at +z, between two windows. The back and each gable have two.
     """
     half, depth = draw.vary(0.60, 0.05), draw.vary(0.42, 0.06)
     eaves, rise = draw.vary(0.55, 0.06), draw.vary(0.40, 0.08)
@@ -150,7 +150,7 @@ def cottage(draw: Draw) -> ProceduralObject:
         return face
 
     def tiling(p: Coordinates) -> Tensor:
-        """Tiles in courses, each course half a tile on, every tile its own shade, its lower edge dark."""
+        """Rows of tiles, each row shifted by half a tile; the shade varies from tile to tile."""
         drop = (ridge - p[1]) / (slope * steep)
         row = torch.floor(drop / course)
         lower = drop / course - row
@@ -223,7 +223,7 @@ def castle_tower(draw: Draw) -> ProceduralObject:
         x, _, z = sectors(p, merlons)
         gap = torch.maximum(x.abs() - 0.25 * rim, -z)
         solid = torch.maximum(ring, gap)
-        if turret:  # no narrow gaps beside it
+        if turret:  # keep clear of it, so that no gap is narrower than a grid cell
             solid = torch.maximum(solid, girth + 0.08 - norm(p[0] - at[0], p[2] - at[2]))
         return solid
 
@@ -249,7 +249,7 @@ def castle_tower(draw: Draw) -> ProceduralObject:
         return extrude(leaf, p[2] - radius - 0.5 * batter, 0.03 + out)
 
     def windows(p: Coordinates, grow: float, out: float) -> Distance:
-        """Arched windows: three below the crown, three lower down between them."""
+        """Arched windows: four below the crown, four lower down between them."""
 
         def slit(x: Tensor, y: Tensor, z: Tensor, height: float) -> Distance:
             flat = box2(x, y - height, (0.052 + grow, 0.105 + grow), 0.05 + grow)
@@ -265,7 +265,7 @@ def castle_tower(draw: Draw) -> ProceduralObject:
     wood = tint(draw, colour("#6e3f20"))
 
     def stones(p: Coordinates) -> Tensor:
-        """Blocks in courses around the axis; mortar darker, every block its own grey."""
+        """Rows of blocks around the axis with dark joints; the shade varies from block to block."""
         step = 2 * math.pi / block
         edge, own = blocks(torch.atan2(p[0], p[2]) / step * 0.17, p[1], 0.17, course)
         return masonry(stone, shade(stone, 0.45), edge, own, 0.24)

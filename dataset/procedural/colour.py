@@ -11,12 +11,12 @@ from dataset.procedural.primitives import Coordinates
 from dataset.procedural.random_draw import Draw
 
 Colour = tuple[float, float, float]
-# No material is brighter: shading adds highlights on top and must not clip.
+# Upper limit of every albedo channel: highlights are added to it and must not clip.
 BRIGHTEST = 0.85
 
 
 def colour(code: str) -> Colour:
-    """Linear albedo of an sRGB colour written "#rrggbb" (IEC 61966-2-1), held below BRIGHTEST."""
+    """Linear albedo of an sRGB colour written "#rrggbb" (IEC 61966-2-1), limited to BRIGHTEST."""
     encoded = [int(code[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in encoded]
     return tuple(min(c, BRIGHTEST) for c in linear)
@@ -29,12 +29,12 @@ def tint(draw: Draw, base: Colour, share: float = 0.12) -> Colour:
 
 
 def shade(base: Colour, factor: float) -> Colour:
-    """The same hue, darker (factor < 1) or brighter."""
+    """`base` times `factor`, limited to BRIGHTEST."""
     return tuple(min(c * factor, BRIGHTEST) for c in base)
 
 
 def plain(base: Colour) -> Callable[[Coordinates], Float[Tensor, "N 3"]]:
-    """One colour all over."""
+    """An albedo function that returns `base` at every point."""
     return lambda p: torch.stack([torch.full_like(p[0], c) for c in base], -1)
 
 
@@ -66,18 +66,18 @@ def grain(base: Colour, depth: float) -> Callable[[Coordinates], Tensor]:
 
 
 def ramp(value: Tensor, low: float, high: float) -> Tensor:
-    """0 below `low`, 1 above `high` (either order), straight in between."""
+    """0 below `low`, 1 above `high` (either order), linear in between."""
     return ((value - low) / (high - low)).clamp(0, 1)
 
 
 def smooth_ramp(value: Tensor, low: float, high: float) -> Tensor:
-    """`ramp` with no kink at either end: 3t² − 2t³."""
+    """`ramp` with a continuous slope: 3t² − 2t³."""
     t = ramp(value, low, high)
     return t * t * (3 - 2 * t)
 
 
 def bell(value: Tensor, width: float) -> Tensor:
-    """1 at 0, smoothly 0 from |value| = width on."""
+    """Raised cosine: 1 at 0, 0 for |value| >= width."""
     return torch.where(value.abs() < width, 0.5 + 0.5 * torch.cos(value * (math.pi / width)), 0.0)
 
 
@@ -97,7 +97,7 @@ def spots(
     turned = azimuth - phase - row * 2.39996
     column = torch.round(turned * count / (2 * math.pi))
     across = turned - column * 2 * math.pi / count
-    # A spot's own displacement depends on (row, column) only; the column counts modulo the spots of its row.
+    # The displacement depends on (row, column) only; columns count modulo the number of spots in the row.
     wobble = jitter * spacing * torch.sin(2.1 * row + 4.3 * (column % count))
     along = polar - height - torch.where(row > 0, wobble, torch.zeros_like(wobble))
     return along, across * height.sin()

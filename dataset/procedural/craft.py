@@ -66,7 +66,7 @@ def airplane(draw: Draw) -> ProceduralObject:
         return extrude(polygon(p[2], p[1], outline), p[0], 0.008) - 0.028
 
     def at_engine(p: Coordinates) -> tuple[Tensor, Tensor, Tensor]:
-        """Coordinates seen from the nearest engine's middle."""
+        """Coordinates relative to the centre of the nearest engine."""
         x = p[0].abs()
         out = torch.full_like(x, spots_out[0] * span)
         if len(spots_out) > 1:

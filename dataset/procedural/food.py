@@ -1,4 +1,4 @@
-"""Hamburger. It is round about +y but for its slice of cheese, so it may be turned freely."""
+"""Hamburger. It is rotationally symmetric about +y except for the cheese, so its azimuth is random."""
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def hamburger(draw: Draw) -> ProceduralObject:
         return cylinder(p, (0.0, bottom + 0.5 * heel, 0.0), 0.98 * radius, 0.5 * heel, 0.10)
 
     def patty(p: Coordinates) -> Distance:
-        """The meat, and a core through the layers that leaves no pockets between them."""
+        """The meat, and a solid core that fills the space between the layers."""
         slab = cylinder(p, (0.0, patty_at - 0.01, 0.0), 1.05 * radius, 0.5 * meat + 0.02, 0.06)
         low = bottom + 0.5 * heel
         middle, half = 0.5 * (low + crown_at), 0.5 * (crown_at - low)

@@ -1,4 +1,4 @@
-"""Pineapple, strawberry and apple, round about +y and turned freely; banana, its stalk at +x."""
+"""Pineapple, strawberry and apple, at a random azimuth about +y; banana, its stalk at +x."""
 
 import math
 
@@ -90,7 +90,7 @@ def pineapple(draw: Draw) -> ProceduralObject:
 
 
 def strawberry(draw: Draw) -> ProceduralObject:
-    """A plump cone, point down, sunk seeds all over, and a cap of leaves with a stalk."""
+    """A plump cone, point down, with sunken seeds, and a cap of leaves with a stalk."""
     top, tip = draw.vary(0.45, 0.06), draw.vary(0.17, 0.1)
     length = draw.vary(0.60, 0.08)
     spacing, phase = draw.uniform(0.40, 0.46), draw.angle()
@@ -183,7 +183,7 @@ def banana(draw: Draw) -> ProceduralObject:
         radius, angle = norm(p[0], p[1] - bend), torch.atan2(p[0], bend - p[1])
         nearest = angle.clamp(-half_angle, half_angle)
         fraction = (nearest / half_angle).abs()
-        # Around the arc's centre every sphere is as near: there all count as equally large.
+        # All spheres are equally near to the arc's centre, so their radii blend to one value there.
         apart = ramp(radius, 0.0, 0.6 * bend)
         size = thick * (1 - ends * (0.35 + (fraction**2.6 - 0.35) * apart))
         across, off = norm(p[0] - bend * nearest.sin(), p[1] - bend + bend * nearest.cos()), p[2]

@@ -28,7 +28,7 @@ PAINTS = tuple(colour(c) for c in ("#c8342a", "#2f6db5", "#e8e2d4", "#4b9b55", "
 
 
 def chair(draw: Draw) -> ProceduralObject:
-    """Four legs, a seat and a back, solid or with rungs; now and then a cushion."""
+    """Four legs, a seat and a back, solid or with rungs; sometimes a cushion."""
     width, depth = draw.vary(0.38, 0.07), draw.vary(0.36, 0.07)
     leg, thick = draw.uniform(0.064, 0.072), draw.uniform(0.062, 0.072)
     height, rise = draw.vary(0.56, 0.07), draw.vary(0.70, 0.07)
@@ -38,7 +38,7 @@ def chair(draw: Draw) -> ProceduralObject:
     def legs(p: Coordinates) -> Distance:
         top = (width - leg, 0.0, depth - leg)
         bottom = (width - leg + splay, -height, depth - leg + splay)
-        # Both folds together give all four; the seat joins them.
+        # Folding x and z gives all four legs; the seat joins them.
         return round_cone((p[0].abs(), p[1], p[2].abs()), top, bottom, leg * 1.08, leg * 0.94)
 
     def seat(p: Coordinates) -> Distance:
@@ -70,7 +70,7 @@ def chair(draw: Draw) -> ProceduralObject:
 
 
 def table(draw: Draw) -> ProceduralObject:
-    """A top, rectangular or now and then round, on an apron and four legs, straight or splayed."""
+    """A top, rectangular or sometimes round, on an apron and four legs, straight or splayed."""
     circular = draw.chance(0.3)
     width, depth = draw.uniform(0.62, 0.72), draw.uniform(0.40, 0.48)
     radius = draw.uniform(0.55, 0.62)
@@ -86,7 +86,7 @@ def table(draw: Draw) -> ProceduralObject:
         return box(p, (0.0, 0.0, 0.0), (width, thick, depth), 0.03)
 
     def frame(p: Coordinates) -> Distance:
-        """The apron under the top, and legs: both folds together give all four."""
+        """The apron under the top, and four legs by folding x and z."""
         apron = box(p, (0.0, -thick - 0.03, 0.0), (corner[0], 0.08, corner[1]), 0.02)
         quarter = (p[0].abs(), p[1], p[2].abs())
         if square:
@@ -120,7 +120,7 @@ def lamp(draw: Draw) -> ProceduralObject:
     height, foot = draw.uniform(0.62, 0.74), draw.uniform(0.27, 0.33)
     bellied = draw.chance(0.4)
     wall = 0.09
-    # The shade's lower edge is at y = 0; outlines go on across the axis. Both grow by `edge`, the rounding.
+    # The shade's lower edge is at y = 0. The outlines continue across the axis and grow by `edge`.
     edge, ceiling = 0.02, 0.55 * shade_height
     cone = [
         (-0.3, edge),
@@ -155,7 +155,7 @@ def lamp(draw: Draw) -> ProceduralObject:
     )
 
     def lit(p: Coordinates) -> Tensor:
-        """Brightest near the bulb."""
+        """Brighter near the bulb."""
         return mix(shade(cloth, 1.25), shade(cloth, 0.85), ramp(p[1], 0.0, shade_height))
 
     parts = (

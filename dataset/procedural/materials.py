@@ -1,7 +1,7 @@
-"""What an object can be made of instead of its own colours: "a red mug", "a golden chair".
+"""Materials that replace the own colours of an object: "a red mug", "a golden chair".
 
-A material repaints every part: its colour times the part's own tone, so that windows stay darker than walls
-and a face keeps its eyes; roughness and metallic become the material's.
+The new albedo of a part is the material's colour times a tone from the part's own luminance, so dark parts
+stay darker than bright parts. Roughness and metallic are the material's.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from dataset.procedural.primitives import Coordinates
 from dataset.procedural.random_draw import Draw
 from dataset.procedural.solid import Part, ProceduralObject
 
-# Albedo of a part before it is repainted -> how bright the part stays: LOWEST_TONE for black, 1 for white.
+# The tone of a part ranges from LOWEST_TONE for black to 1 for white.
 LOWEST_TONE = 0.42
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709, linear
 
 
 @dataclass(frozen=True)
 class Material:
-    """How to paint an object and how to say so.
+    """Colour and finish of an object, and the words for them in a caption.
 
-    adjective stands before the name ("wooden"); substance, where there is one, behind it ("made of wood").
+    adjective precedes the name ("wooden"). substance, if not None, follows it ("made of wood").
     grain maps coordinates, in units of the object's own frame, to a factor on the colour.
     """
 
@@ -46,7 +46,7 @@ def _wood_grain(p: Coordinates, phase: float) -> Tensor:
 
 
 def _stone_grain(p: Coordinates, phase: float) -> Tensor:
-    """Mottled, without direction."""
+    """Isotropic spots of two sizes."""
     coarse = torch.sin(9.0 * p[0] + phase) * torch.sin(8.0 * p[1] + 2.0) * torch.sin(10.0 * p[2] - phase)
     fine = torch.sin(23.0 * p[0] + 1.0) * torch.sin(21.0 * p[1] + phase) * torch.sin(25.0 * p[2] + 3.0)
     return 0.92 + 0.28 * coarse + 0.22 * fine
@@ -72,7 +72,7 @@ MATERIALS: dict[str, Material] = {
     "stone": Material("stone", colour("#9a978f"), (0.8, 0.9), 0.0, "stone", _stone_grain),
 }
 
-# Pairs of (kind, material) that the prior is never shown: what it makes of them is composed.
+# Pairs of (kind, material) that are excluded from the training data, to test composition.
 HELD_OUT: frozenset[tuple[str, str]] = frozenset(
     {
         ("pineapple", "blue"),
@@ -96,7 +96,7 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
 
 
 def dressed(subject: ProceduralObject, name: str, draw: Draw) -> ProceduralObject:
-    """The same object made of MATERIALS[name], its shade and roughness drawn at random.
+    """The same shape with the material MATERIALS[name]; its shade and roughness are random.
 
     Raises ValueError for a name that is not in MATERIALS.
     """

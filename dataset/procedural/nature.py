@@ -1,4 +1,4 @@
-"""Mushroom and tree, turned freely about +y; cactus, its arms at ±x; snowman, who looks to +z."""
+"""Mushroom and tree, at a random azimuth about +y; cactus, its arms at ±x; snowman, its face at +z."""
 
 import math
 
@@ -85,7 +85,7 @@ def mushroom(draw: Draw) -> ProceduralObject:
 
 
 def cactus(draw: Draw) -> ProceduralObject:
-    """A ribbed column with an arm on either side, in a clay pot; now and then in flower."""
+    """A ribbed column with an arm on either side, in a clay pot; sometimes in flower."""
     thick, tall = draw.vary(0.20, 0.07), draw.vary(0.80, 0.06)
     ribs, depth = draw.integer(9, 11), draw.uniform(0.016, 0.022)
     arms = [
@@ -223,7 +223,7 @@ def tree(draw: Draw) -> ProceduralObject:
             centre = (out * math.sin(azimuth), lift + up - 0.04, out * math.cos(azimuth))
             solid = smooth_union(solid, sphere(p, centre, size), 0.05)
         solid = smooth_union(solid, sphere(p, (0.0, lift + 0.30, 0.0), top), 0.05)
-        # Tufts of leaves stand out, near the surface only.
+        # Tufts of leaves displace the surface. The relief fades out inside.
         tuft = torch.sin(17 * p[0] + phase) * torch.sin(18 * p[1]) * torch.sin(16 * p[2] + 2.0)
         return (solid - 0.035 * tuft * ramp(solid, -0.15, -0.05)) * 0.85
 
@@ -238,7 +238,7 @@ def tree(draw: Draw) -> ProceduralObject:
     leaf, bark = tint(draw, draw.usually(colour("#4c9a3c"), LEAVES, 0.6)), tint(draw, colour("#7a5032"))
 
     def foliage(p: Coordinates) -> Tensor:
-        """Single leaves, bright or dark, brighter above and on the tufts."""
+        """Light and dark leaves; brighter at the top and on the tufts."""
         tuft = torch.sin(17 * p[0] + phase) * torch.sin(18 * p[1]) * torch.sin(16 * p[2] + 2.0)
         bend = 3 * torch.sin(7 * p[1] + 5 * p[0]) + 2 * torch.sin(9 * p[2])
         leaves = torch.sin(47 * p[0] + bend) * torch.sin(43 * p[1] + bend) * torch.sin(51 * p[2] - bend)

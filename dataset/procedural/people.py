@@ -1,4 +1,4 @@
-"""Person and head, who look to +z."""
+"""Person and head. Both face +z."""
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ TROUSERS = tuple(colour(c) for c in ("#4b4f58", "#6b4a30", "#8a8f96", "#22304e")
 
 
 def _lips(flesh: Colour) -> Colour:
-    """The skin's colour, redder."""
+    """Lip colour: the skin's colour with less green and blue."""
     return flesh[0] * 0.85, flesh[1] * 0.42, flesh[2] * 0.42
 
 
@@ -133,7 +133,7 @@ def person(draw: Draw) -> ProceduralObject:
 
 
 def head(draw: Draw) -> ProceduralObject:
-    """A human head on its neck: hair, brows, eyes, nose, lips and ears; now and then a beard."""
+    """A human head on its neck: hair, brows, eyes, nose, lips and ears; sometimes a beard."""
     wide, tall, deep = draw.vary(0.46, 0.05), draw.vary(0.56, 0.05), draw.vary(0.50, 0.04)
     jaw, beak = draw.vary(0.26, 0.08), draw.vary(0.075, 0.12)
     neck, fringe = draw.vary(0.235, 0.07), draw.uniform(0.30, 0.40)
@@ -205,7 +205,7 @@ def head(draw: Draw) -> ProceduralObject:
         return over(ball, shade(flesh, 0.35), ramp(p[1] - level, 0.040, 0.052))
 
     def face(p: Coordinates) -> Tensor:
-        """Redder cheeks and ears."""
+        """The skin with redder cheeks and ears."""
         cheek = norm(p[0].abs() - 0.24, p[1] + 0.16, p[2] - 0.40)
         blush = (flesh[0], flesh[1] * 0.72, flesh[2] * 0.66)
         warm = torch.maximum(0.6 * ramp(cheek, 0.20, 0.05), 0.5 * ramp(p[0].abs(), wide, wide + 0.05))

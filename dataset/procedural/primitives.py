@@ -1,7 +1,7 @@
 """Signed distances of simple solids, and the few operations that join them.
 
 Legend: `p` is a point cloud as three coordinate vectors (x, y, z), each [N]: one contiguous vector per axis
-is what the CPU reads fastest, and parameters that are Python floats never have to travel to a GPU.
+is fastest on the CPU, and parameters are Python floats, so nothing is copied to a GPU.
 Distances are negative inside and 1-Lipschitz, exact unless a docstring says otherwise.
 """
 
@@ -18,12 +18,12 @@ Vector = tuple[float, float, float]
 
 
 def shift(p: Coordinates, centre: Vector) -> Coordinates:
-    """The points as seen from `centre`."""
+    """The points relative to `centre`."""
     return p[0] - centre[0], p[1] - centre[1], p[2] - centre[2]
 
 
 def mirror_x(p: Coordinates) -> Coordinates:
-    """Fold −x onto +x: whatever is built there appears on both sides."""
+    """Fold −x onto +x: a solid built at +x appears on both sides."""
     return p[0].abs(), p[1], p[2]
 
 
@@ -60,7 +60,7 @@ def norm(*components: Tensor) -> Tensor:
 
 
 def union(*distances: Distance) -> Distance:
-    """What is inside any of the solids."""
+    """Union of the solids."""
     result = distances[0]
     for distance in distances[1:]:
         result = torch.minimum(result, distance)
@@ -92,7 +92,7 @@ def ellipsoid(p: Coordinates, centre: Vector, radii: Vector) -> Distance:
     x, y, z = shift(p, centre)
     scaled = norm(x / radii[0], y / radii[1], z / radii[2])
     slope = norm(x / radii[0] ** 2, y / radii[1] ** 2, z / radii[2] ** 2)
-    # At the centre both vanish; −min(radii) is the limit along the shortest axis.
+    # Both are 0 at the centre; −min(radii) is the limit along the shortest axis.
     return torch.where(
         slope > 1e-6, scaled * (scaled - 1) / slope.clamp(min=1e-6), torch.full_like(x, -min(radii))
     ).clamp(min=-min(radii))
@@ -106,7 +106,7 @@ def box(p: Coordinates, centre: Vector, half: Vector, rounding: float = 0.0) -> 
 
 
 def revolve(p: Coordinates) -> tuple[Tensor, Tensor]:
-    """(radius, height): the half plane that a solid of revolution about +y lives in."""
+    """(radius, height) of the points in the half plane of a solid of revolution about +y."""
     return norm(p[0], p[2]), p[1]
 
 
@@ -141,7 +141,7 @@ def round_cone(
     axis = [e - s for s, e in zip(start, end, strict=True)]
     length = math.sqrt(sum(component**2 for component in axis))
     sin = (radius_start - radius_end) / length
-    assert abs(sin) < 1, "one sphere holds the other"
+    assert abs(sin) < 1, "one sphere contains the other"
     x, y, z = shift(p, start)
     along = (x * axis[0] + y * axis[1] + z * axis[2]) / length
     across = (x * x + y * y + z * z - along * along).clamp(min=0).sqrt()

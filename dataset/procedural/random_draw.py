@@ -1,4 +1,4 @@
-"""Random numbers for a kind's proportions and colours, all drawn on the CPU from one generator."""
+"""Random numbers for a category's proportions and colours, all drawn on the CPU from one generator."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ Option = TypeVar("Option")
 
 @dataclass(frozen=True)
 class Draw:
-    """A short hand for the draws that the kinds need; each call advances the generator."""
+    """Random draws from one generator; each call advances the generator."""
 
     generator: torch.Generator
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dataset.procedural.primitives import Coordinates, Distance, Vector, turn_y
 
-# Every object reaches this far from the origin, so that all kinds fill the frame alike.
+# Largest distance of every object from the origin, so that all categories fill the picture equally.
 REACH = 0.75
 
 
@@ -30,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ProceduralObject:
-    """An instance of a kind, centred, front to +z, up +y, largest distance from the origin REACH.
+    """An instance of a category, centred, front to +z, up +y, largest distance from the origin REACH.
 
     A world point p is looked up in the parts' frame at R_y(turn)⁻¹ (p / scale + centre). It holds Python
     numbers only, so the device and dtype of the results are those of the points.
@@ -43,7 +43,7 @@ class ProceduralObject:
     scale: float = 1.0
 
     def signed_distance(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
-        """s < 0 inside; about the true distance, Lipschitz constant near 1."""
+        """Signed distance, negative inside: near the true distance, Lipschitz constant near 1."""
         p = self._own_frame(points)
         nearest = self.parts[0].distance(p)
         for part in self.parts[1:]:
@@ -80,8 +80,8 @@ def place(kind: str, parts: tuple[Part, ...], turn: float = 0.0) -> ProceduralOb
 def _surface_points(distance: Callable[[Tensor], Tensor], extent: float = 1.6, cells: int = 32) -> Tensor:
     """Points on the zero level, dense where the surface is outermost; the parts must lie within ±extent.
 
-    Grid points near the surface walk onto it; then the outermost ones in each direction of interest are
-    scattered and walk again, closer each time, so that thin tips are found as well.
+    Grid points near the surface are projected onto it. The outermost points of each direction are then
+    perturbed and projected again with decreasing noise, which finds thin tips.
     """
     axis = torch.linspace(-extent, extent, cells + 1)
     grid = torch.cartesian_prod(axis, axis, axis)
@@ -99,7 +99,7 @@ def _surface_points(distance: Callable[[Tensor], Tensor], extent: float = 1.6, c
 
 
 def _walk(distance: Callable[[Tensor], Tensor], points: Tensor, steps: int = 3, step: float = 2e-3) -> Tensor:
-    """Newton steps along the central-difference gradient; drops the points that do not arrive."""
+    """Newton steps along the central-difference gradient; drops the points that do not converge."""
     shifts = step * torch.cat([torch.eye(3), -torch.eye(3)])
     for _ in range(steps):
         probes = distance((points[None] + shifts[:, None]).reshape(-1, 3)).reshape(2, 3, -1)

@@ -1,4 +1,4 @@
-"""Ice-cream cone, round about +y and turned freely; donut, on edge, its icing at +z."""
+"""Ice-cream cone, at a random azimuth about +y; donut, a ring about z, its icing at +z."""
 
 import math
 
@@ -24,7 +24,7 @@ FLAVOURS = tuple(colour(c) for c in ("#f3e3b0", "#6b4126", "#9fd6ae", "#e9a04a")
 
 
 def ice_cream_cone(draw: Draw) -> ProceduralObject:
-    """A waffle cone, point down, under one scoop or two; now and then a cherry on top."""
+    """A waffle cone, point down, under one scoop or two; sometimes a cherry on top."""
     radius, length = draw.vary(0.30, 0.07), draw.vary(0.86, 0.07)
     ball, around = draw.vary(0.37, 0.06), draw.integer(4, 5)
     two, cherry = draw.chance(0.2), draw.chance(0.4)
@@ -93,7 +93,7 @@ def donut(draw: Draw) -> ProceduralObject:
         """(distance to the nearest sprinkle's outline along the icing, a number in [0, 1) of that sprinkle).
 
         The icing is cut into rows x columns cells of (angle around the tube, azimuth); each cell holds one
-        sprinkle, moved and turned at random, which does not reach the cell's border.
+        sprinkle at a random offset and angle that stays inside the cell.
         """
         r = norm(p[0], p[1])
         around, tilt = torch.atan2(p[0], p[1]), torch.atan2(r - radius, p[2])
@@ -127,7 +127,7 @@ def donut(draw: Draw) -> ProceduralObject:
     lines = draw.usually(colour("#f6f1e4"), (colour("#4a2617"),), 0.5 if cover[0] > 0.3 else 1.0)
 
     def baked(p: Coordinates) -> Tensor:
-        """The belt where the dough floats in the oil stays pale; the rest is mottled."""
+        """Mottled brown with a pale belt around the middle."""
         spots_of_heat = torch.sin(17 * p[0] + 2.0) * torch.sin(19 * p[1]) * torch.sin(15 * p[2] + 1.0)
         skin = mix(shade(crust, 0.82), shade(crust, 1.1), 0.5 + 0.5 * spots_of_heat)
         return over(skin, shade(crust, 1.7), ramp((p[2] + 0.05).abs(), 0.075, 0.02))

@@ -1,4 +1,4 @@
-"""Hammer, head up, its face at +x; key, ring up, flat in the plane z = 0, its teeth at +x."""
+"""Hammer, its head at the top and its face at +x; key, its ring at the top and its teeth at +x."""
 
 from dataset.procedural.colour import colour, grain, plain, shade, tint
 from dataset.procedural.primitives import (

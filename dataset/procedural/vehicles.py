@@ -1,4 +1,4 @@
-"""Car, which drives towards +z, and rocket, its portholes at +z."""
+"""Car, its front at +z, and rocket, its portholes at +z."""
 
 import math
 
@@ -65,7 +65,7 @@ def car(draw: Draw) -> ProceduralObject:
         return union(*(box2(norm(p[1] - axle, p[2] - z), across, size, rounding) for z in (front, rear)))
 
     def wall(p: Coordinates) -> Distance:
-        """Across the side walls of the cabin, which lean inwards by 0.3 to a height of 1."""
+        """Distance from the side walls of the cabin, which lean inwards by 0.3 per unit of height."""
         return (p[0].abs() + 0.3 * (p[1] - belt) - (half - 0.02)) * 0.95
 
     def body(p: Coordinates) -> Distance:
@@ -98,7 +98,7 @@ def car(draw: Draw) -> ProceduralObject:
         return (z * (p[1] - belt) + y * (p[2] - foot) * outwards) / math.hypot(y, z)
 
     def window(p: Coordinates) -> Tensor:
-        """1 on the windows; the pillars are where two walls of the cabin meet."""
+        """1 on the windows, 0 on the pillars, which are where two walls of the cabin meet."""
         side = -wall(p)
         ahead = -slope(p, screen + 0.01, roof_front, 1.0)
         behind = -slope(p, boot, roof_rear, -1.0)
@@ -124,15 +124,15 @@ def car(draw: Draw) -> ProceduralObject:
         skin = over(
             skin, RUBBER, ramp(reach, wheel + 0.036, wheel + 0.03) * ramp(x, half + 0.02, half - 0.005)
         )
-        skin = over(skin, mix_glass(y), window(p))
+        skin = over(skin, glass(y), window(p))
         lights = ramp((x - half + 0.095).abs(), lamp + 0.012, lamp) * ramp((y + 0.015).abs(), 0.045, 0.037)
         skin = over(skin, colour("#fbf3d2"), lights * ramp(z, length - 0.2, length - 0.19))
         skin = over(skin, colour("#a01010"), lights * ramp(z, 0.14 - length, 0.13 - length))
         bars = ramp((x - 0.0).abs(), half - 0.165, half - 0.175) * ramp((y + 0.03).abs(), 0.034, 0.028)
         return over(skin, RUBBER, bars * ramp(z, length - 0.12, length - 0.11))
 
-    def mix_glass(y: Tensor) -> tuple[Tensor, ...]:
-        """Darker below, where a window shows the inside; brighter above, where it reflects the sky."""
+    def glass(y: Tensor) -> tuple[Tensor, ...]:
+        """Colour of the windows at height y: dark at the bottom, bright at the top."""
         sky = ramp(y, belt, roof)
         return tuple(a + (b - a) * sky for a, b in zip(GLASS, colour("#6f8398"), strict=True))
 
@@ -159,7 +159,7 @@ def car(draw: Draw) -> ProceduralObject:
 
 
 def rocket(draw: Draw) -> ProceduralObject:
-    """A slender hull with a pointed nose, fins and nozzle; portholes at +z; now and then two boosters."""
+    """A slender hull with a pointed nose, fins and nozzle; portholes at +z; sometimes two boosters."""
     radius, length = draw.vary(0.185, 0.08), draw.vary(0.72, 0.04)
     fins, phase = draw.usually((4, math.pi / 4), ((3, 0.0), (3, math.pi)), 0.6)
     out, drop = draw.vary(0.24, 0.1), draw.uniform(0.08, 0.16)

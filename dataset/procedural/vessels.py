@@ -1,4 +1,4 @@
-"""Mug, its handle at +x; teapot, its spout at +x and its handle at −x; vase, round about +y."""
+"""Mug, its handle at +x; teapot, its spout at +x and its handle at −x; vase, symmetric about +y."""
 
 import math
 
@@ -103,7 +103,7 @@ def teapot(draw: Draw) -> ProceduralObject:
             round_cone(p, joints[1], joints[2], 0.10, 0.075),
             0.12,
         )
-        # The mouth is cut level and drilled a little.
+        # The mouth is cut level and slightly hollowed.
         mouth = sphere(p, (joints[2][0] + 0.015, lip + 0.065, 0.0), 0.06)
         return smooth_intersection(subtract(neck, mouth), p[1] - lip - 0.03, 0.03)
 
@@ -166,7 +166,7 @@ def vase(draw: Draw) -> ProceduralObject:
         ],
         steps=7,
     )
-    # Both outlines go on across the axis, where a polygon's own edge would count as surface.
+    # Both outlines continue across the axis, so that no edge of a polygon lies on it.
     outside = [(-0.3, -tall), *profile, (-0.3, tall)]
     floor = 0.13 - tall
     inner = [(max(r - wall, 0.08), y) for r, y in profile if y > floor]
