@@ -42,7 +42,7 @@ def blocks(along: Tensor, up: Tensor, long: float, high: float) -> tuple[Tensor,
 
 
 def masonry(base: Colour, joint: Colour, edge: Tensor, own: Tensor, contrast: float) -> Tensor:
-    """Albedo of the masonry from `blocks`: one shade of `base` per block, within ±contrast; `joint` between."""
+    """Albedo of the masonry from `blocks`: a shade of `base` per block, within ±contrast, and joints."""
     face = mix(shade(base, 1 - contrast), shade(base, 1 + contrast), own)
     return over(face, joint, ramp(edge, 0.016, 0.008))
 
