@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LONGEST = 300
+LONGEST = 400
 
 
 class FileError(ValueError):
@@ -28,7 +28,7 @@ def reading(path: str | Path, kind: str, format_name: str) -> Iterator[None]:
     try:
         yield
     except FileError as error:
-        raise ValueError(printable(f"{kind} {path}: {error}")) from error
+        raise ValueError(printable(f"{kind} {path}: {shortened(str(error))}")) from error
     except OSError as error:
         raise type(error)(printable(f"{kind} {path}: {error.strerror or error}")) from error
     except MemoryError as error:
@@ -36,11 +36,16 @@ def reading(path: str | Path, kind: str, format_name: str) -> Iterator[None]:
         raise ValueError(printable(f"{kind} {path}: {reason}")) from error
     # A library fails in its own ways on a damaged file; to the user each of them is an unreadable file.
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
+        reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
         text = (
             f"{kind} {path}: cannot be read as {format_name} ({reason}); it is damaged, or not in this format"
         )
         raise ValueError(printable(text)) from error
+
+
+def shortened(text: str) -> str:
+    """`text` without its middle if it is very long: it may quote a value of the file."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
 
 
 def printable(text: str) -> str:

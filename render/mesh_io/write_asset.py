@@ -1,4 +1,4 @@
-"""A finished mesh as files, in every format at once."""
+"""Write a finished mesh in every format."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor

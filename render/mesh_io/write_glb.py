@@ -1,4 +1,4 @@
-"""Binary glTF 2.0: one mesh, one metallic-roughness material, textures inside the file.
+"""Write binary glTF 2.0: one mesh, one metallic-roughness material, textures inside the file.
 
 glTF's axes (+y up, +z front), its uv origin (top left) and its normal maps (green up the image) are ours, so
 nothing is turned over. Layout: 12-byte header, a JSON chunk, a binary chunk; section 4 of the specification.
@@ -104,7 +104,7 @@ def _material(document: "_Document", textures: Mapping[str, Tensor]) -> dict:
 
 
 class _Document:
-    """A glTF document that grows: the JSON, and the bytes that it points into."""
+    """A glTF document under construction: the JSON and the binary buffer."""
 
     def __init__(self) -> None:
         self.json: dict = {
@@ -142,7 +142,7 @@ class _Document:
         return len(self.json["accessors"]) - 1
 
     def textures(self, pictures: Mapping[str, Float[Tensor, "H W 3"]]) -> dict[str, dict]:
-        """Appends images as PNGs; returns what a material refers to each by."""
+        """Append images as PNGs; returns the texture reference of each."""
         used = {}
         for name, content in zip(pictures, encode_pngs(list(pictures.values())), strict=True):
             images = self.json.setdefault("images", [])

@@ -1,7 +1,7 @@
-"""USD: one mesh with a PBR material (UsdPreviewSurface), its textures the files that stand beside it.
+"""Write USD: one mesh with a PBR material (UsdPreviewSurface) whose textures are the files beside it.
 
 Written through pxr, OpenUSD's Python package, which comes with NVIDIA's kaolin or alone as usd-core. It is
-optional: `require_usd` tells at the door where it is missing.
+optional: `require_usd` checks at startup whether it is installed.
 """
 
 import importlib.metadata
@@ -19,7 +19,7 @@ PLACEHOLDER = "0.1"
 
 
 def require_usd() -> None:
-    """Raises ValueError where pxr is not installed, with the remedy."""
+    """Raise ValueError with the fix if pxr is not installed."""
     if importlib.util.find_spec("pxr") is not None:
         return
     try:
@@ -27,7 +27,7 @@ def require_usd() -> None:
     except importlib.metadata.PackageNotFoundError:
         version = None
     found = (
-        f"; the kaolin {PLACEHOLDER} that is installed is PyPI's placeholder and holds nothing"
+        f"; the kaolin {PLACEHOLDER} that is installed is PyPI's empty placeholder"
         if version == PLACEHOLDER
         else ""
     )
@@ -40,8 +40,8 @@ def require_usd() -> None:
 def write_usd(path: Path | str, mesh: Mesh, textures: Collection[str] = ()) -> None:
     """The mesh as binary USD at `path`, +y up, in metres.
 
-    textures: which of kd, ks and normal `write_obj` has written into the same folder; they are referred to
-    and not copied. Without any, the surface is mid-grey and rough. USD's v grows upward, so v is turned over.
+    textures: which of kd, ks and normal `write_obj` has written into the same folder; the file refers to
+    them. Without any, the surface is mid-grey and rough. USD's v grows upward, so v is written as 1 − v.
     """
     from pxr import Sdf, Usd, UsdGeom, UsdShade, Vt
 
@@ -63,7 +63,7 @@ def write_usd(path: Path | str, mesh: Mesh, textures: Collection[str] = ()) -> N
     shape.CreateExtentAttr(UsdGeom.PointBased.ComputeExtent(points))
     shape.CreateFaceVertexCountsAttr(Vt.IntArray([3] * len(mesh.faces)))
     shape.CreateFaceVertexIndicesAttr(integers(mesh.faces))
-    # The triangles are the surface, not the cage of a smoother one.
+    # The triangles are the surface itself, not the control mesh of a subdivision surface.
     shape.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
     shape.CreateNormalsAttr(vectors(mesh.v_nrm, Vt.Vec3fArray))
     shape.SetNormalsInterpolation(UsdGeom.Tokens.vertex)
@@ -80,7 +80,7 @@ def write_usd(path: Path | str, mesh: Mesh, textures: Collection[str] = ()) -> N
 
 
 def _material(stage, textures: set[str]):
-    """A preview surface that reads the textures that there are."""
+    """A preview surface that reads the given textures."""
     from pxr import Gf, Sdf, UsdShade
 
     types = Sdf.ValueTypeNames

@@ -1,5 +1,6 @@
 """Mesh files of every format against the shape they hold, and broken files."""
 
+import json
 import logging
 
 import numpy as np
@@ -298,3 +299,11 @@ def test_exported_files_are_read_in_bulk(tmp_path):
     mesh = make_mesh(torch.tensor(ball.vertices.copy()).float(), torch.tensor(ball.faces.copy()).long())
     folder = write_obj(tmp_path, unwrap(mesh, "projection", (64, 64), 0))
     assert _in_bulk(folder.read_bytes()) is not None
+
+
+def test_an_error_quotes_a_long_value_in_part(tmp_path):
+    tree = {"asset": {"version": "2.0"}, "extensionsRequired": ["long" * 5000]}
+    path = write(tmp_path, json.dumps(tree), "mesh.gltf")
+    with pytest.raises(ValueError, match="long…|lon…|lo…|l…") as caught:
+        load_mesh(path)
+    assert len(str(caught.value)) < 700 and "export it without that extension" in str(caught.value)
