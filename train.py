@@ -50,7 +50,7 @@ from training.loop import TrainState, make_prefetcher, train_loop
 from training.out_of_memory import explain_out_of_memory, peak_memory
 from training.preflight import check_config
 from training.report.report_writer import RunReport, open_report
-from training.resume import restore_state
+from training.resume import restore_lora, restore_state
 from training.run_log import log_end, log_start
 from training.sweep.run import run_sweep
 from training.sweep.trials import load_sweep
@@ -79,6 +79,7 @@ def run_config(
         if step < task.schedule.last_step:
             with task.inputs.reading("sd_model", *model_paths(config)):
                 guidance = build_guidance(config, device, report)
+            restore_lora(config, guidance, step, distributed)
             prefetcher = make_prefetcher(config, guidance, task.schedule, distributed)
             state = TrainState(step, task.schedule, optimizer, prefetcher)
             train_loop(state, config, task, guidance, report, distributed)
@@ -95,11 +96,16 @@ def build_guidance(config: Config, device: torch.device, report: RunReport) -> G
     with report.timed("the prior's set-up"):
         settings = config.guidance
         prior = StableDiffusion.from_pretrained(
-            settings.sd_model, device, settings.lora, settings.prediction_type, settings.cpu_bfloat16
+            settings.sd_model,
+            device,
+            settings.lora,
+            settings.prediction_type,
+            settings.cpu_bfloat16,
+            keep_trainable=settings.score == "vsd",
         )
         if warning := prior.unknown_prompt_warning(settings.text):
             logger.warning("%s", warning)
-        guidance = Guidance(prior, settings, config.run.traits.negative_prompt, device)
+        guidance = Guidance(prior, settings, config.run.traits.negative_prompt, device, config.run.seed)
         prior.free_text_encoder()
         return guidance
 

@@ -49,7 +49,8 @@ class Key:
         if self.admits("boolean"):
             word = " ".join(words)
             return {"true": True, "false": False}.get(word.lower(), word)
-        if self.admits("array") and not (len(words) == 1 and words[0].lstrip().startswith("[")):
+        one = len(words) == 1 and (self.admits("number") or words[0].lstrip().startswith("["))
+        if self.admits("array") and not one:
             return [_from_json(word) for word in words]
         return _from_json(words[0]) if len(words) == 1 else list(words)
 

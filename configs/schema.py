@@ -18,6 +18,7 @@ from configs.run import RunConfig
 from configs.validation import check_together
 from dataset.cameras import CameraConfig
 from geometry.dmtet import GeometryConfig
+from geometry.regularisers import RegulariserConfig
 from geometry.start_shape import StartShapeConfig
 from render.shade.light import LightConfig
 from render.shade.material import MaterialConfig
@@ -54,6 +55,7 @@ class Config:
     schedule: ScheduleConfig
     camera: CameraConfig
     geometry: GeometryConfig
+    regularisers: RegulariserConfig
     start_shape: StartShapeConfig
     material: MaterialConfig
     light: LightConfig

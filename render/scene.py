@@ -7,7 +7,7 @@ sRGB in [0, 1], white background, by name.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from render.camera import Cameras
@@ -22,6 +22,9 @@ from render.shade.material import Material, MaterialField
 from render.shade.normals import bump, shading_normal
 
 CLAY = (0.6, 0.6, 0.6)
+
+# World positions [N,3] and numbers [N] of the covered pixels, as in SurfacePoints.
+VisiblePoints = tuple[Float[Tensor, "N 3"], Int[Tensor, " N"]]
 
 
 class GeometryScene(nn.Module):
@@ -43,12 +46,18 @@ class GeometryScene(nn.Module):
         self.rasteriser = rasteriser
         self.light = light
         self.flip_normal = flip_normal
+        self.mesh: Mesh | None = None
+        self.visible: VisiblePoints | None = None
 
     def forward(self, views: Cameras) -> Float[Tensor, "B H W 4"]:
-        """(normal in [−1, 1], background 0; antialiased mask in [0, 1])."""
-        mesh = self.surface.mesh()
+        """(normal in [−1, 1], background 0; antialiased mask in [0, 1]).
+
+        Keeps the step's mesh, with its graph, in `mesh` and the visible points in `visible`.
+        """
+        mesh = self.mesh = self.surface.mesh()
         views = views.to(mesh.v_pos.device)
         points = rasterize_gbuffer(mesh, views, self.rasteriser)
+        self.visible = points.position.detach(), points.pixel
         rotation, place = views.normal_rotation, normal_image
         if triton_available(points.normal, rotation) and not rotation.requires_grad:
             from render.kernels import normal_image_triton
@@ -108,12 +117,17 @@ class AppearanceScene(nn.Module):
         self.background = background
         self.light_follows_camera = light_follows_camera
         self.relight = relight
+        self.visible: VisiblePoints | None = None
 
     def forward(self, views: Cameras) -> Float[Tensor, "B H W 3"]:
-        """The shaded image in sRGB, mapped to [−1, 1]. Outlines are antialiased on linear colours."""
+        """The shaded image in sRGB, mapped to [−1, 1]. Outlines are antialiased on linear colours.
+
+        Keeps the visible points in `visible`.
+        """
         views = views.to(self.mesh.v_pos.device)
         points = rasterize_gbuffer(self.mesh, views, self.rasteriser)
-        material, normal = self._surface(points)
+        self.visible = points.position.detach(), points.pixel
+        material, normal = self.material_and_normal(points)
         # Black and white are the same numbers in linear and in sRGB.
         image = points.scatter(self._lit(points, views, material, normal), self.background)
         image = self.rasteriser.antialias(image, points.rast, points.clip, self.mesh.faces)
@@ -124,7 +138,7 @@ class AppearanceScene(nn.Module):
         """shaded, kd, ks, normal, mask and, where there is a second light, relight."""
         views = views.to(self.mesh.v_pos.device)
         points = rasterize_gbuffer(self.mesh, views, self.rasteriser)
-        material, normal = self._surface(points)
+        material, normal = self.material_and_normal(points)
         colours = {
             "shaded": linear_to_srgb(self._lit(points, views, material, normal)),
             "kd": linear_to_srgb(material.kd),
@@ -136,7 +150,7 @@ class AppearanceScene(nn.Module):
             colours["relight"] = linear_to_srgb(relit)
         return pictures(colours, points, self.mesh, self.rasteriser)
 
-    def _surface(self, points: SurfacePoints) -> tuple[Material, Float[Tensor, "N 3"]]:
+    def material_and_normal(self, points: SurfacePoints) -> tuple[Material, Float[Tensor, "N 3"]]:
         """The material at each point and the world-space normal that it is shaded with."""
         material = self.material(points.position)
         return material, self._bumped(points, material.normal) if self.material.bumpy else points.normal

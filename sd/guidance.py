@@ -1,8 +1,8 @@
-"""Score distillation: what the prior thinks of a batch of images, as a loss with the right gradient.
+"""Score distillation: a batch of images in, a loss with the right gradient out.
 
-Source: DreamFusion (arXiv 2209.14988) equation 3, with the weights of METHOD section 5.
-x_t = sqrt(abar) x + sqrt(1 − abar) noise; e = e_uncond + guidance_weight (e_text − e_uncond);
-gradient on the latent = w(t) (e − noise), summed over the batch.
+x_t = sqrt(abar) x + sqrt(1 − abar) noise for the latent x of each image; the gradient on x is w(t) · score, summed
+over the batch. The score (SDS by default, DreamFusion, arXiv 2209.14988, equation 3) is one of sd/scores.py, the
+weight w(t) one of sd/schedule.py.
 """
 
 import dataclasses
@@ -10,13 +10,16 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd.prompts import directional_prompts
-from sd.schedule import Phase, draw_timesteps
+from sd.schedule import AnnealedNumber, Phase, annealed_number, draw_timesteps
+from sd.scores import Predictions, Score, perp_neg, score_of, view_weights
+from sd.surface_noise import surface_noise
+from sd.vsd import LearningRate, LoraRank, azimuths, camera_numbers
 
 LoraEntry = Annotated[str, StringConstraints(min_length=1)]
 
@@ -31,6 +34,28 @@ class GuidanceConfig:
         False, description='append ", front view", ", side view" or ", back view" to the prompt'
     )
     guidance_weight: float = Field(100.0, ge=0, description="classifier-free guidance weight")
+    score: Score = Field(
+        "sds",
+        description="what the gradient is made of: sds, csd (Classifier Score Distillation), nfsd (Noise-Free Score "
+        "Distillation) or vsd (Variational Score Distillation, which trains a LoRA of the prior beside the run)",
+    )
+    perp_neg: bool = Field(
+        False,
+        description="with add_directional_text, remove from the prompt's direction what the words of the other "
+        "sides add (Perp-Neg): against several faces on one object, for twice the prior's work",
+    )
+    csd_negative_weight: AnnealedNumber = Field(
+        1.0,
+        description="in csd, the weight of negative_text as a share of guidance_weight; [start, end] changes "
+        "linearly over the first phase after the fit and then stays",
+    )
+    vsd_lora_rank: LoraRank = Field(4, description="in vsd, the rank of the LoRA")
+    vsd_learning_rate: LearningRate = Field(1e-4, description="in vsd, of the LoRA's AdamW")
+    noise: Literal["independent", "surface"] = Field(
+        "independent",
+        description="the noise in x_t: independent in every step and view, or fixed to the surface (Consistent "
+        "Flow Distillation), which goes with a time_step_schedule that falls",
+    )
     low_memory: bool = Field(
         False,
         description="the prior computes one view at a time: the same step in less memory and more time",
@@ -62,6 +87,15 @@ class GuidanceConfig:
             return (value,)
         return tuple(value) if isinstance(value, list) else value
 
+    @model_validator(mode="after")
+    def _perp_neg_has_view_words(self) -> "GuidanceConfig":
+        if self.perp_neg and not self.add_directional_text:
+            raise ValueError(
+                "perp_neg is true and add_directional_text is false; perp_neg needs the view words, set "
+                "add_directional_text to true"
+            )
+        return self
+
 
 @runtime_checkable
 class Prior(Protocol):
@@ -85,13 +119,6 @@ class Prior(Protocol):
     def latent_channels(self) -> int: ...
 
 
-def sds_gradient(
-    predicted: Float[Tensor, "B C h w"], noise: Float[Tensor, "B C h w"], weight: Float[Tensor, " B"]
-) -> Float[Tensor, "B C h w"]:
-    """w(t) (e − noise)."""
-    return weight[:, None, None, None] * (predicted - noise)
-
-
 def zero_non_finite(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """NaN and infinities become 0; finite values are unchanged."""
     return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -107,71 +134,107 @@ def loss_with_gradient(
 
 @dataclasses.dataclass(frozen=True)
 class SDSSample:
-    """What a batch of views is sample: from which side (see `Cameras.view_index`), t, the noise of x_t, and
-    that of the VAE's sample."""
+    """The random draws and the cameras of a batch of views.
+
+    view_index: 0 front, 1 side, 2 back. timesteps: t. noise: in x_t. encoder_noise: of the VAE's sample.
+    world_to_clip: the cameras, None if the score does not use them.
+    """
 
     view_index: Int[Tensor, " B"]
     timesteps: Int[Tensor, " B"]
     noise: Float[Tensor, "B C h w"]
     encoder_noise: Float[Tensor, "B C h w"]
+    world_to_clip: Float[Tensor, "B 4 4"] | None = None
 
     def view(self, number: int) -> "SDSSample":
-        """That of one view."""
-        return SDSSample(*(tensor[number : number + 1] for tensor in vars(self).values()))
+        """The sample of one view."""
+        some = slice(number, number + 1)
+        return SDSSample(*(None if tensor is None else tensor[some] for tensor in vars(self).values()))
 
 
 class Guidance(nn.Module):
-    """Images in, SDS loss out. Holds the prompt embeddings; the prior's weights get no gradient."""
+    """Images in, loss out. Holds the prompt embeddings; the prior's own weights get no gradient.
+
+    lora and lora_optimizer: VSD's trained denoiser, None with any other score.
+    """
 
     def __init__(
-        self, prior: Prior, config: GuidanceConfig, default_negative_text: str, device: torch.device
+        self,
+        prior: Prior,
+        config: GuidanceConfig,
+        default_negative_text: str,
+        device: torch.device,
+        seed: int = 0,
     ):
-        """default_negative_text: used where the config's negative_text is empty."""
+        """default_negative_text: used where the config's negative_text is empty. seed: of VSD's LoRA."""
         super().__init__()
         self.prior = prior
-        self.weight = config.guidance_weight
-        self.low_memory = config.low_memory
+        self.config = config
         self.device = device
         with torch.no_grad():
             prompts = directional_prompts(config.text, config.add_directional_text)
             embedded = prior.embed([*prompts, config.negative_text or default_negative_text])
+            empty = prior.embed([""]) if config.score in ("csd", "nfsd") else None
         self.register_buffer("text", embedded[:3], persistent=False)
         self.register_buffer("negative", embedded[3:], persistent=False)
+        self.register_buffer("empty", empty, persistent=False)
+        self.lora = self.lora_optimizer = None
+        if config.score == "vsd":
+            self.lora = prior.make_lora(config.vsd_lora_rank, seed)
+            self.lora_optimizer = torch.optim.AdamW(
+                self.lora.trained().values(),
+                lr=config.vsd_learning_rate,
+                eps=1e-15,
+                fused=device.type == "cuda",
+            )
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """What the guidance itself trains."""
+        return [] if self.lora_optimizer is None else [self.lora_optimizer]
 
     def forward(
         self, image: Float[Tensor, "B H W C"], sample: SDSSample, phase: Phase
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss and numbers for the log: loss, gradient_norm (on the latents, per view), replaced_values
-        (the number of NaN and infinities in the latents' gradient that are replaced by 0).
+        (the number of NaN and infinities in the latents' gradient that are replaced by 0), and VSD's lora_loss.
+
+        With VSD the LoRA's gradient is accumulated as well.
 
         image: in the coarse phase (normal in [−1,1], mask in [0,1]), 4 channels; through the VAE the first 3
         channels, in [−1, 1].
         """
-        if not self.low_memory:
-            loss, gradient, replaced = self._sds_loss(image, sample, phase)
-            norm = gradient.norm() / len(image)
-            return loss, {"loss": loss.detach(), "gradient_norm": norm, "replaced_values": replaced}
-        total, squares, replaced, gradients = *image.new_zeros(3), []
+        if not self.config.low_memory:
+            loss, gradient, stats = self._distillation_loss(image, sample, phase)
+            return loss, {"loss": loss.detach(), "gradient_norm": gradient.norm() / len(image), **stats}
+        total, squares, gradients, sums = image.new_zeros(()), image.new_zeros(()), [], {}
         for view in range(len(image)):
             piece = image[view : view + 1].detach().requires_grad_()
-            loss, gradient, count = self._sds_loss(piece, sample.view(view), phase)
+            loss, gradient, stats = self._distillation_loss(piece, sample.view(view), phase)
             gradients += torch.autograd.grad(loss, piece)
             total, squares = total + loss.detach(), squares + gradient.square().sum()
-            replaced = replaced + count
+            sums = {name: sums.get(name, 0) + value for name, value in stats.items()}
+        if self.lora is not None:
+            sums["lora_loss"] = sums["lora_loss"] / len(image)
         # The value of the whole, and each view's gradient by way of a term that is zero.
         loss = total + ((image - image.detach()) * torch.cat(gradients)).sum()
-        norm = squares.sqrt() / len(image)
-        return loss, {"loss": total, "gradient_norm": norm, "replaced_values": replaced}
+        return loss, {"loss": total, "gradient_norm": squares.sqrt() / len(image), **sums}
 
     def latent_values(self, views: int) -> int:
         """The number of values in the latents of `views` images."""
         return views * self.prior.latent_channels * self.prior.latent_size**2
 
-    def sample(self, view_index: Int[Tensor, " B"], phase: Phase, generator: torch.Generator) -> SDSSample:
-        """What a batch of views is sample, on the prior's device; does not make the host wait for it.
+    def sample(
+        self,
+        view_index: Int[Tensor, " B"],
+        phase: Phase,
+        generator: torch.Generator,
+        world_to_clip: Float[Tensor, "B 4 4"] | None = None,
+    ) -> SDSSample:
+        """The draws for a batch of views, on the prior's device; the host does not wait for the copies.
 
-        generator and view_index are on the CPU, so that the same step draws the same noise on every device.
-        All is drawn at once: it does not depend on how many views are sample about at a time.
+        generator, view_index and world_to_clip are on the CPU, so that a step draws the same noise on every
+        device and in low_memory mode.
         """
         count, size = len(view_index), self.prior.latent_size
         shape = (count, self.prior.latent_channels, size, size)
@@ -179,26 +242,54 @@ class Guidance(nn.Module):
         noise, encoder_noise = self._sent(
             torch.stack([torch.randn(shape, generator=generator) for _ in range(2)])
         )
-        return SDSSample(self._sent(view_index), self._sent(timesteps), noise, encoder_noise)
+        cameras = None
+        if self.config.perp_neg or self.lora is not None:
+            assert world_to_clip is not None, "perp_neg and vsd need the cameras"
+            cameras = self._sent(world_to_clip)
+        return SDSSample(self._sent(view_index), self._sent(timesteps), noise, encoder_noise, cameras)
+
+    def with_surface_noise(
+        self,
+        sample: SDSSample,
+        visible: tuple[Float[Tensor, "N 3"], Int[Tensor, " N"]],
+        world_to_clip: Float[Tensor, "B 4 4"],
+        image_size: tuple[int, int],
+        seed: int,
+    ) -> SDSSample:
+        """The sample with noise fixed to the surface. visible: see `surface_noise` (position, pixel)."""
+        noise = surface_noise(sample.noise, *visible, image_size, world_to_clip, seed)
+        return dataclasses.replace(sample, noise=noise)
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        """On the device. From pinned memory the copy goes on by itself, and the host need not wait for it."""
+        """The tensor on the device. A copy from pinned memory is asynchronous."""
         waiting = tensor.device.type == "cpu" and self.device.type == "cuda"
         return (tensor.pin_memory() if waiting else tensor).to(self.device, non_blocking=True)
 
-    def _sds_loss(
+    def _distillation_loss(
         self, image: Float[Tensor, "B H W K"], sample: SDSSample, phase: Phase
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B C h w"], Float[Tensor, ""]]:
-        """The loss of these views, its gradient on their latents, and the number of values of the gradient
-        that were NaN or infinite and are replaced by 0."""
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B C h w"], dict[str, Tensor]]:
+        """The loss of these views, its gradient on their latents, and numbers for the log, see `forward`."""
         latents = self._latents(image.permute(0, 3, 1, 2), phase, sample.encoder_noise)
         abar = self.prior.alphas_cumprod[sample.timesteps]
         with torch.no_grad():
             predicted = self._predict(latents.detach(), sample, abar)
-            gradient = sds_gradient(predicted, sample.noise, phase.weight(abar))
-            replaced = gradient.isfinite().logical_not().sum().to(gradient.dtype)
+        stats: dict[str, Tensor] = {}
+        if self.lora is not None:
+            lora_noise, stats["lora_loss"] = self._train_lora(latents.detach(), sample, abar)
+            predicted = dataclasses.replace(predicted, lora=lora_noise)
+        with torch.no_grad():
+            score = score_of(
+                self.config.score,
+                predicted,
+                sample.noise,
+                sample.timesteps / len(self.prior.alphas_cumprod),
+                self.config.guidance_weight,
+                annealed_number(self.config.csd_negative_weight, phase.annealing),
+            )
+            gradient = phase.weight(abar)[:, None, None, None] * score
+            stats["replaced_values"] = gradient.isfinite().logical_not().sum().to(gradient.dtype)
             gradient = zero_non_finite(gradient)
-        return loss_with_gradient(latents, gradient), gradient, replaced
+        return loss_with_gradient(latents, gradient), gradient, stats
 
     def _latents(self, image: Tensor, phase: Phase, encoder_noise: Tensor) -> Tensor:
         if phase.latents_from == "image":
@@ -212,12 +303,48 @@ class Guidance(nn.Module):
 
     def _predict(
         self, latents: Float[Tensor, "B C h w"], sample: SDSSample, abar: Float[Tensor, " B"]
-    ) -> Float[Tensor, "B C h w"]:
-        """Noise predicted under classifier-free guidance, both halves in one batch of 2B."""
-        abar = abar[:, None, None, None]
-        noisy = abar.sqrt() * latents + (1 - abar).sqrt() * sample.noise
-        text = torch.cat([self.negative.expand(len(latents), -1, -1), self.text[sample.view_index]])
-        timesteps = torch.cat([sample.timesteps, sample.timesteps])
-        both = self.prior.predict_noise(torch.cat([noisy, noisy]), timesteps, text)
-        unconditional, conditional = both.chunk(2)
-        return unconditional + self.weight * (conditional - unconditional)
+    ) -> Predictions:
+        """The predictions that the score uses, for all texts in one batch."""
+        texts = [self.negative.expand(len(latents), -1, -1), self.text[sample.view_index]]
+        if self.empty is not None:
+            texts.append(self.empty.expand(len(latents), -1, -1))
+        others = [(sample.view_index + turn) % len(self.text) for turn in (1, 2)]
+        if self.config.perp_neg:
+            texts += [self.text[other] for other in others]
+        noisy = add_noise(latents, sample.noise, abar)
+        predicted = self.prior.predict_noise(
+            torch.cat([noisy] * len(texts)), torch.cat([sample.timesteps] * len(texts)), torch.cat(texts)
+        ).chunk(len(texts))
+        negative, conditional = predicted[:2]
+        unconditional = predicted[2] if self.empty is not None else None
+        if self.config.perp_neg:
+            weights = view_weights(azimuths(sample.world_to_clip))
+            base = negative if unconditional is None else unconditional
+            chosen = [weights.gather(1, other[:, None])[:, 0] for other in others]
+            conditional = perp_neg(base, conditional, predicted[-2:], chosen)
+        return Predictions(negative, conditional, unconditional)
+
+    def _train_lora(
+        self, latents: Float[Tensor, "B C h w"], sample: SDSSample, abar: Float[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, ""]]:
+        """e_φ(x_t), and the mean of ‖e_φ − ε‖², whose gradient is accumulated in the LoRA."""
+        with torch.enable_grad():
+            predicted = self.prior.predict_lora_noise(
+                self.lora,
+                add_noise(latents, sample.noise, abar),
+                sample.timesteps,
+                self.text[sample.view_index],
+                camera_numbers(sample.world_to_clip),
+            )
+            squares = (predicted - sample.noise).square()
+            # The sum, as a mean's gradients would underflow in half precision; Adam ignores the factor.
+            squares.sum().backward()
+        return predicted.detach(), squares.detach().mean()
+
+
+def add_noise(
+    latents: Float[Tensor, "B C h w"], noise: Float[Tensor, "B C h w"], abar: Float[Tensor, " B"]
+) -> Float[Tensor, "B C h w"]:
+    """x_t = sqrt(abar) x + sqrt(1 − abar) ε."""
+    abar = abar[:, None, None, None]
+    return abar.sqrt() * latents + (1 - abar).sqrt() * noise

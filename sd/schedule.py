@@ -1,10 +1,11 @@
 """The schedule of a run: which phase a step is in, its time range and its weight w(t).
 
-Source: METHOD sections 1, 2 and 5. Steps count from 1 to `iter`; geometry spends steps 1..400 on the fit of
-the start shape, which count inside `iter` and `coarse_iter`. The phase changes once, at step coarse_iter + 1.
+Steps count from 1 to `iter`. Geometry spends steps 1 to FIT_STEPS on the fit of the start shape; they count in
+`iter` and `coarse_iter`. The phase changes once more, at step coarse_iter + 1 (Fantasia3D, arXiv 2303.13873).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -18,6 +19,10 @@ from torch import Tensor
 FIT_STEPS = 400
 
 TimeFraction = Annotated[float, Ge(0), Le(1)]
+TimeRange = tuple[float, float]
+NotNegative = Annotated[float, Ge(0)]
+# A constant, or [start, end]: linear over the first phase after the fit, then constant.
+AnnealedNumber = NotNegative | tuple[NotNegative, NotNegative]
 Weight = Callable[[Float[Tensor, "*B"]], Float[Tensor, "*B"]]
 
 
@@ -61,39 +66,85 @@ class ScheduleConfig:
     late_time_step_range: tuple[TimeFraction, TimeFraction] = Field(
         (0.02, 0.5), description="the same after coarse_iter"
     )
+    time_step_schedule: Literal["random", "annealed", "sqrt"] = Field(
+        "random",
+        description="how t is chosen: 'random' is uniform in the phase's range; 'annealed' is uniform in a range "
+        "that moves linearly from early_time_step_range to late_time_step_range over the first phase after the "
+        "fit and then stays; 'sqrt' falls from the upper to the lower end of the phase's range with the square "
+        "root of the phase's progress",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """What one stretch of the run asks of the prior.
+    """How a step of one part of the run computes its loss.
 
-    name is for people; t_range is a fraction of the diffusion steps; weight maps abar(t) to w(t);
-    latents_from is "image" (the 4-channel image is the latent) or "vae"; rotate_normals turns each view's
-    normals at random; fit marks the start-shape regression, which asks the prior nothing.
+    name: for logs. t_range: range of t at this step, as a fraction of the diffusion steps. weight: maps abar(t)
+    to w(t). latents_from: "image" (the 4-channel image is the latent) or "vae". rotate_normals: each view's
+    normals are rotated at random. fit: the start-shape regression, which does not use the prior. annealing: 0 at
+    the first step after the fit, 1 at the end of that phase and afterwards.
     """
 
     name: str
-    t_range: tuple[float, float]
+    t_range: TimeRange
     weight: Weight
     latents_from: Literal["image", "vae"]
     rotate_normals: bool
     fit: bool = False
+    annealing: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Phases by their last step, in order."""
+    """Phases by their last step, in order. late_range: where `annealed` ends."""
 
     phases: tuple[tuple[int, Phase], ...]
+    time_step_schedule: str = "random"
+    late_range: TimeRange = (0.02, 0.5)
 
     @property
     def last_step(self) -> int:
         return self.phases[-1][0]
 
     def phase(self, step: int) -> Phase:
-        """The phase of `step` (1 … last_step)."""
+        """The phase of `step` (1 … last_step), with that step's t_range and annealing."""
         assert 1 <= step <= self.last_step, f"step {step} outside 1..{self.last_step}"
-        return next(phase for end, phase in self.phases if step <= end)
+        before, annealing_begins = 0, True
+        for end, phase in self.phases:
+            if step <= end:
+                break
+            before, annealing_begins = end, phase.fit
+        if phase.fit:
+            return phase
+        # 0 at the phase's first step, 1 at its last.
+        progress = (step - before - 1) / max(end - before - 1, 1)
+        annealing = progress if annealing_begins else 1.0
+        t_range = self._time_range(phase.t_range, progress, annealing)
+        return dataclasses.replace(phase, t_range=t_range, annealing=annealing)
+
+    def _time_range(self, t_range: TimeRange, progress: float, annealing: float) -> TimeRange:
+        if self.time_step_schedule == "annealed":
+            return annealed_range(t_range, self.late_range, annealing)
+        if self.time_step_schedule == "sqrt":
+            return (sqrt_time(t_range, progress),) * 2
+        return t_range
+
+
+def annealed_range(early: TimeRange, late: TimeRange, annealing: float) -> TimeRange:
+    """(t_min, t_max), linear from early to late (RichDreamer, arXiv 2311.16918)."""
+    return early[0] + (late[0] - early[0]) * annealing, early[1] + (late[1] - early[1]) * annealing
+
+
+def sqrt_time(t_range: TimeRange, progress: float) -> float:
+    """t = t_max − (t_max − t_min) √progress  (HiFA, arXiv 2305.18766, section 3.3)."""
+    return t_range[1] - (t_range[1] - t_range[0]) * math.sqrt(progress)
+
+
+def annealed_number(value: float | tuple[float, float], annealing: float) -> float:
+    """An `AnnealedNumber` at a step."""
+    if not isinstance(value, tuple):
+        return value
+    return value[0] + (value[1] - value[0]) * annealing
 
 
 def geometry_schedule(config: ScheduleConfig) -> Schedule:
@@ -101,8 +152,9 @@ def geometry_schedule(config: ScheduleConfig) -> Schedule:
     early, late = config.early_time_step_range, config.late_time_step_range
     fit_end = min(FIT_STEPS, config.iter)
     coarse_end = min(max(config.coarse_iter, fit_end), config.iter)
-    # The fit stands in both phases' place where coarse_iter is smaller than it: "only add detail".
+    # Without a coarse phase (coarse_iter at most FIT_STEPS) only detail is added.
     return _joined(
+        config,
         (fit_end, Phase("fit", early, one_minus_abar, "image", rotate_normals=False, fit=True)),
         (coarse_end, Phase("coarse", early, one_minus_abar, "image", rotate_normals=True)),
         (config.iter, Phase("fine", late, damped, "vae", rotate_normals=False)),
@@ -113,6 +165,7 @@ def appearance_schedule(config: ScheduleConfig) -> Schedule:
     """Early and late, both through the VAE, weighted by sds_weight_strategy."""
     early_weight, late_weight = APPEARANCE_WEIGHTS[config.sds_weight_strategy]
     return _joined(
+        config,
         (
             min(config.coarse_iter, config.iter),
             Phase("early", config.early_time_step_range, early_weight, "vae", rotate_normals=False),
@@ -121,14 +174,14 @@ def appearance_schedule(config: ScheduleConfig) -> Schedule:
     )
 
 
-def _joined(*phases: tuple[int, Phase]) -> Schedule:
-    """Drop the phases that have no step of their own."""
+def _joined(config: ScheduleConfig, *phases: tuple[int, Phase]) -> Schedule:
+    """The schedule of the phases that have at least one step."""
     kept, previous = [], 0
     for end, phase in phases:
         if end > previous:
             kept.append((end, phase))
             previous = end
-    return Schedule(tuple(kept))
+    return Schedule(tuple(kept), config.time_step_schedule, config.late_time_step_range)
 
 
 def draw_timesteps(

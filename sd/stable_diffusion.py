@@ -20,6 +20,7 @@ from sd.loading.lora import apply_lora
 from sd.loading.weights import Parts, load_parts
 from sd.prompts import find_category
 from sd.unit_gradient import unit_gradient
+from sd.vsd import LoraDenoiser, share_weights
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,10 @@ GRAPH_SHARE = 1 / 8
 class StableDiffusion(nn.Module):
     """A frozen latent diffusion model; see `sd.guidance.Prior` for the contract."""
 
-    def __init__(self, parts: Parts, device: torch.device, bfloat16: bool = False):
-        """bfloat16: denoiser and VAE compute in it, whatever their weights are in."""
+    def __init__(
+        self, parts: Parts, device: torch.device, bfloat16: bool = False, keep_trainable: bool = False
+    ):
+        """bfloat16: denoiser and VAE compute in it. keep_trainable: `make_lora` may be called."""
         super().__init__()
         unet, vae, text_encoder = parts.unet, parts.vae, parts.text_encoder
         _check_parts(unet.config, vae.config, text_encoder.config)
@@ -57,6 +60,8 @@ class StableDiffusion(nn.Module):
             for part in (self.unet, self.vae):
                 # That of diffusers warns of parts to be left as they are, and names none.
                 nn.Module.to(part, torch.bfloat16)
+        # In a tuple, so that it is no submodule: its weights are those of self.unet.
+        self._trainable = (share_weights(self.unet),) if keep_trainable else ()
         if device.type == "cuda":
             # What tensor cores read fastest: an eager denoiser of SD 2.1's size takes 39 ms instead of 51.
             self.unet.to(memory_format=torch.channels_last)
@@ -78,11 +83,13 @@ class StableDiffusion(nn.Module):
         lora: Sequence[str] = (),
         prediction: str = "auto",
         cpu_bfloat16: bool | None = False,
+        keep_trainable: bool = False,
     ) -> "StableDiffusion":
         """Load a local folder, a single file or a hub id; fp16 on CUDA, fp32 or bf16 on the CPU.
 
         lora: files whose changes are added to the weights (sd/loading/lora.py). prediction: see `load_parts`.
         cpu_bfloat16: bf16 on the CPU; None is where it has instructions for that.
+        keep_trainable: see the constructor.
 
         Raises:
             FileNotFoundError: see `resolve_model`.
@@ -95,7 +102,7 @@ class StableDiffusion(nn.Module):
         )
         if bfloat16:
             logger.info("prior: in bfloat16 on cpu; cpu_bfloat16 false is float32, slower and finer")
-        return cls(parts, device, bfloat16)
+        return cls(parts, device, bfloat16, keep_trainable)
 
     @property
     def alphas_cumprod(self) -> Float[Tensor, " T"]:
@@ -149,6 +156,27 @@ class StableDiffusion(nn.Module):
         """The noise in x_t; where the model predicts v, e = sqrt(abar) v + sqrt(1 − abar) x_t."""
         given = noisy.to(self._unet_dtype, memory_format=self._layout)
         output = self._denoise(given, timesteps, text.to(self._unet_dtype)).float()
+        return self._noise_from(output, noisy, timesteps)
+
+    def make_lora(self, rank: int, seed: int) -> LoraDenoiser:
+        """A trainable denoiser over this prior's weights, without CUDA graphs and fused blocks."""
+        assert self._trainable, "the prior was loaded without keep_trainable"
+        return LoraDenoiser(share_weights(self._trainable[0]), rank, seed)
+
+    def predict_lora_noise(
+        self,
+        lora: LoraDenoiser,
+        noisy: Float[Tensor, "N C h w"],
+        timesteps: Int[Tensor, " N"],
+        text: Float[Tensor, "N L D"],
+        camera: Float[Tensor, "N 16"],
+    ) -> Float[Tensor, "N C h w"]:
+        """As `predict_noise`, differentiable with respect to what `lora` trains."""
+        given = noisy.to(self._unet_dtype, memory_format=self._layout)
+        output = lora(given, timesteps, text.to(self._unet_dtype), camera).float()
+        return self._noise_from(output, noisy, timesteps)
+
+    def _noise_from(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         if self.prediction_type == "v_prediction":
             abar = self.alphas_cumprod[timesteps][:, None, None, None]
             output = abar.sqrt() * output + (1 - abar).sqrt() * noisy

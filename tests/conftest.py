@@ -22,6 +22,7 @@ CHECKED = [
     "geometry.fixed_mesh",
     "geometry.marching_tets",
     "geometry.orientation",
+    "geometry.regularisers",
     "geometry.sdf_network",
     "geometry.start_shape",
     "geometry.tet_grid",
@@ -59,7 +60,10 @@ CHECKED = [
     "sd.guidance",
     "sd.kernels.reference",
     "sd.schedule",
+    "sd.scores",
     "sd.stable_diffusion",
+    "sd.surface_noise",
+    "sd.vsd",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 

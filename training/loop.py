@@ -53,13 +53,20 @@ def train_step(
     A micro-batch is a function of (seed, its number, step), so the result depends on the number of
     micro-batches and not on the rank that computes each.
     """
-    state.optimizer.zero_grad(set_to_none=True)
+    optimizers = [state.optimizer, *guidance.optimizers]
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
     micro_batches, scalars = distributed.micro_batches(config.run.grad_accum), []
     for micro_batch in micro_batches:
         cameras, sample = state.prefetcher.next(state.step, micro_batch)
         image = task.scene(cameras)  # [B, H, W, C]
         state.guard.watch(image)
+        if config.guidance.noise == "surface":
+            sample = surface_noise_sample(config, task, guidance, sample, cameras)
         loss, stats = guidance(image, sample, state.phase)
+        if task.regularise is not None:
+            regulariser, values = task.regularise(state.phase)
+            loss, stats = loss + regulariser, {**stats, **values}
         scalars.append(AsyncScalars({**stats, "loss": loss}))
         loss.backward()
     # A GPU computes this step while the CPU draws the next one, which takes milliseconds.
@@ -68,9 +75,18 @@ def train_step(
     count = distributed.world_size * config.run.grad_accum
     stats = mean_stats(state, scalars, distributed, count, guidance.latent_values(config.run.batch))
     # NaN and infinity spread to all ranks by the average, so all ranks skip the same steps.
-    distributed.average_gradients(optimized_parameters(state.optimizer), config.run.grad_accum)
-    state.guard.step(state.optimizer)
+    parameters = [parameter for optimizer in optimizers for parameter in optimized_parameters(optimizer)]
+    distributed.average_gradients(parameters, config.run.grad_accum)
+    state.guard.step(*optimizers)
     return stats
+
+
+def surface_noise_sample(
+    config: Config, task: Task, guidance: Guidance, sample: SDSSample, cameras: Cameras
+) -> SDSSample:
+    """The sample with noise fixed to the surface that the scene has just shown."""
+    matrices, size = cameras.world_to_clip.to(guidance.device), cameras.resolution
+    return guidance.with_surface_noise(sample, task.scene.visible, matrices, size, config.run.seed)
 
 
 def fit_step(state: TrainState, config: Config, task: Task, distributed: Distributed) -> Stats:
@@ -123,7 +139,7 @@ def train_loop(
             interval, last = config.run.checkpoint_interval, state.step == state.schedule.last_step
             due = bool(interval) and state.step % interval == 0
             if due or last or stop.requested:
-                save_checkpoint(state, config, task, distributed)
+                save_checkpoint(state, config, task, guidance, distributed)
             report.step = state.step
             if due or new_still:
                 report.update(state.step)
@@ -157,7 +173,7 @@ def sample_micro_batch(
         world_size=count,
         rotate_normals=phase.rotate_normals,
     )
-    sample = guidance.sample(cameras.view_index, phase, generator)
+    sample = guidance.sample(cameras.view_index, phase, generator, cameras.world_to_clip)
     return cameras.to(guidance.device), sample
 
 
@@ -196,18 +212,21 @@ def mean_stats(
     return stats | {name: count for name, count in counts.items() if count}
 
 
-def save_checkpoint(state: TrainState, config: Config, task: Task, distributed: Distributed) -> None:
+def save_checkpoint(
+    state: TrainState, config: Config, task: Task, guidance: Guidance, distributed: Distributed
+) -> None:
     """Write a checkpoint on rank 0, after a check that all ranks hold the same weights."""
     phase, last = state.phase, state.step == state.schedule.last_step
     if not phase.fit:
-        distributed.assert_replicas_equal(optimized_parameters(state.optimizer))
+        for optimizer in (state.optimizer, *guidance.optimizers):
+            distributed.assert_replicas_equal(optimized_parameters(optimizer))
     if not distributed.is_main:
         return
     if not phase.fit or last:
         # A state without a surface must not replace a good checkpoint.
         with vanishing_explained(config, state.step):
             task.verify()
-    save_state(config, task.scene, state.optimizer, state.step, distributed, inputs=task.inputs)
+    save_state(config, task.scene, state.optimizer, state.step, distributed, inputs=task.inputs, guidance=guidance)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from configs.schema import Config, section_keys
 from render.image_io.atomic import write_text
+from sd.guidance import Guidance
 from training.checkpoint import (
     Checkpoint,
     flatten_optimizer,
@@ -140,10 +141,12 @@ def save_state(
     distributed: Distributed = SINGLE_PROCESS,
     *,
     inputs: InputFiles,
+    guidance: Guidance | None = None,
 ) -> None:
     """Write everything that the next step depends on, atomically; only one rank may call this.
 
     inputs: the files that the run has read. Their fingerprints are part of the checkpoint.
+    guidance: VSD's LoRA and its optimizer are part of it, too.
     """
     tensors, meta = flatten_optimizer(optimizer)
     weights = {f"scene.{name}": value for name, value in scene.state_dict().items()}
@@ -154,6 +157,10 @@ def save_state(
         "optimizer": meta,
         "shares": [distributed.world_size, config.run.grad_accum],
     }
+    if guidance is not None and guidance.lora is not None:
+        tensors, meta["lora_optimizer"] = flatten_optimizer(guidance.lora_optimizer)
+        weights |= {f"lora.{name}": value for name, value in guidance.lora.trained().items()}
+        moments |= {f"lora_optimizer.{name}": value for name, value in tensors.items()}
     save_checkpoint(checkpoint_folder(config), step, weights | moments, meta)
 
 
@@ -188,18 +195,46 @@ def _read_state(
     if not isinstance(recorded, Mapping):
         raise _foreign(config, checkpoint, f"inputs {recorded!r}")
     inputs.expect(recorded, config.run.out_dir)
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name[len(prefix) :]: t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
-
     try:
-        scene.load_state_dict(part("scene."))
-        restore_optimizer(optimizer, part("optimizer."), checkpoint.meta["optimizer"])
+        scene.load_state_dict(_part(checkpoint, "scene."))
+        restore_optimizer(optimizer, _part(checkpoint, "optimizer."), checkpoint.meta["optimizer"])
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise _foreign(config, checkpoint, error) from error
     logger.info("resuming after step %d from %s", checkpoint.step, checkpoint_folder(config))
     _log_micro_batch_change(config, checkpoint, distributed)
     return checkpoint.step
+
+
+def restore_lora(config: Config, guidance: Guidance, step: int, distributed: Distributed) -> None:
+    """Restore VSD's LoRA from the checkpoint of `step`, on every rank; nothing with any other score."""
+    if guidance.lora is None or step == 0:
+        return
+    if distributed.is_main:
+        checkpoint = latest_checkpoint(config)
+        try:
+            _load_lora(guidance, checkpoint)
+        except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+            raise _foreign(config, checkpoint, error) from error
+    trained = torch.nn.ParameterDict(
+        {name.replace(".", "/"): parameter for name, parameter in guidance.lora.trained().items()}
+    )
+    distributed.broadcast_state(trained, guidance.lora_optimizer, step)
+
+
+def _load_lora(guidance: Guidance, checkpoint: Checkpoint) -> None:
+    saved, trained = _part(checkpoint, "lora."), guidance.lora.trained()
+    if saved.keys() != trained.keys():
+        raise ValueError("it has no LoRA of this rank and model")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
+    moments = _part(checkpoint, "lora_optimizer.")
+    restore_optimizer(guidance.lora_optimizer, moments, checkpoint.meta["lora_optimizer"])
+
+
+def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, by the rest of their names."""
+    return {name[len(prefix) :]: t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
 
 
 def _foreign(config: Config, checkpoint: Checkpoint, reason: object) -> ValueError:

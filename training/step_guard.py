@@ -21,7 +21,7 @@ MAX_BAD_STEPS = 20
 
 
 class StepGuard:
-    """Steps an optimizer unless a gradient is not finite.
+    """Steps optimizers unless a gradient is not finite.
 
     skipped: the number of skipped steps that the host has read so far. A bad step is one that was skipped, or
     one whose whole latent gradient was replaced by 0. MAX_BAD_STEPS of them in a row raise ValueError.
@@ -40,9 +40,9 @@ class StepGuard:
             flags = self._image_gradients
             image.register_hook(lambda grad: flags.append(grad.isfinite().all()))
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step, or leave weights and optimizer state unchanged if a gradient is not finite."""
-        parameters = optimized_parameters(optimizer)
+    def step(self, *optimizers: torch.optim.Optimizer) -> None:
+        """Step all, or leave weights and optimizer states unchanged if any gradient is not finite."""
+        parameters = [parameter for optimizer in optimizers for parameter in optimized_parameters(optimizer)]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not gradients:
             return
@@ -51,12 +51,13 @@ class StepGuard:
         finite = torch.stack(self._image_gradients).all() if self._image_gradients else torch.ones_like(skip)
         self._pending = AsyncScalars({"skip": skip, "image": 1 - finite.float()})
         self._image_gradients = []
-        if optimizer.defaults.get("fused"):
-            # A fused optimizer reads the flag on the device.
-            optimizer.found_inf = skip
-            optimizer.step()
-        elif not skip.item():
-            optimizer.step()
+        for optimizer in optimizers:
+            if optimizer.defaults.get("fused"):
+                # A fused optimizer reads the flag on the device.
+                optimizer.found_inf = skip
+                optimizer.step()
+            elif not skip.item():
+                optimizer.step()
 
     def flags(self) -> list[float]:
         """For the previous step: whether it was skipped, and whether the images' gradient was not finite."""

@@ -12,6 +12,7 @@ from configs.schema import Config
 from dataset.cameras import step_generator
 from geometry.dmtet import DMTet, cell_size
 from geometry.fixed_mesh import load_fixed_mesh, placement
+from geometry.regularisers import surface_loss
 from geometry.start_shape import FitPool, build_start_shape, make_fit_pool
 from render.image_io.atomic import staged_folder
 from render.image_io.hdr import write_hdr
@@ -27,7 +28,7 @@ from render.texturing.decimate import decimate
 from render.texturing.small_components import remove_small_components
 from render.texturing.transfer import PAINTING_RES, prepare_export
 from render.texturing.uv import prepare_uv, unwrap
-from sd.schedule import FIT_STEPS, Schedule, appearance_schedule, geometry_schedule
+from sd.schedule import FIT_STEPS, Phase, Schedule, appearance_schedule, geometry_schedule
 from training.distributed import SINGLE_PROCESS, Distributed
 from training.input_files import InputFiles, input_paths
 from training.mesh_warnings import warn_about_mesh
@@ -47,7 +48,8 @@ class Task:
     scene: cameras to images. fit: the loss of the start-shape regression, None without one. verify raises
     EmptySurfaceError if there is nothing left to train. export writes mesh and textures. export_once: other
     runs depend on the exact bytes of the exported mesh, so one state is exported only once. inputs: the
-    fingerprints of the files that were read.
+    fingerprints of the files that were read. regularise: the weighted surface terms of the scene's last mesh
+    and their values, None if all weights are 0.
     """
 
     scene: nn.Module
@@ -57,6 +59,7 @@ class Task:
     export: Callable[[], None]
     export_once: bool
     inputs: InputFiles
+    regularise: Callable[[Phase], tuple[Tensor, dict[str, Tensor]]] | None = None
 
 
 def build_task(
@@ -113,8 +116,18 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
         loss = surface.fit_loss(*pool().draw(generator))
         return loss, {"loss": loss.detach()}
 
+    def regularise(phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
+        return surface_loss(scene.mesh, config.regularisers.weights(phase.annealing))
+
     return Task(
-        scene, geometry_schedule(config.schedule), fit, torch.no_grad()(surface.mesh), export, True, inputs
+        scene,
+        geometry_schedule(config.schedule),
+        fit,
+        verify=torch.no_grad()(surface.mesh),
+        export=export,
+        export_once=True,
+        inputs=inputs,
+        regularise=regularise if config.regularisers.active else None,
     )
 
 

@@ -10,6 +10,7 @@ from sd.schedule import (
     FIT_STEPS,
     Phase,
     ScheduleConfig,
+    annealed_number,
     appearance_schedule,
     draw_timesteps,
     geometry_schedule,
@@ -93,3 +94,49 @@ def test_timesteps_never_reach_past_the_schedule(t_range, least, most):
     phase = Phase("p", t_range, one_minus_abar, "vae", rotate_normals=False)
     drawn = draw_timesteps(phase, 5000, 1000, torch.Generator().manual_seed(0))
     assert drawn.min() == least and drawn.max() == most
+
+
+def time_steps(kind, **keys):
+    values = {"early_time_step_range": (0.5, 0.98), "late_time_step_range": (0.02, 0.5)}
+    return geometry_schedule(
+        ScheduleConfig(iter=800, coarse_iter=601, time_step_schedule=kind, **{**values, **keys})
+    )
+
+
+def test_annealed_range_is_linear_over_the_first_phase_after_the_fit_and_then_stays():
+    schedule = time_steps("annealed")
+    # Steps 401 to 601 are the coarse phase.
+    for step, expected in ((401, (0.5, 0.98)), (501, (0.26, 0.74)), (601, (0.02, 0.5)), (800, (0.02, 0.5))):
+        assert schedule.phase(step).t_range == pytest.approx(expected)
+    only_fine = time_steps("annealed", coarse_iter=0)
+    assert only_fine.phase(401).t_range == pytest.approx((0.02, 0.5))
+
+
+def test_annealed_range_of_painting_ends_with_the_early_phase():
+    config = ScheduleConfig(
+        iter=30, coarse_iter=21, time_step_schedule="annealed", early_time_step_range=(0.5, 0.98)
+    )
+    schedule = appearance_schedule(config)
+    assert schedule.phase(11).t_range == pytest.approx((0.26, 0.74))
+    assert schedule.phase(25).t_range == (0.02, 0.5)
+
+
+def test_sqrt_time_falls_with_the_root_of_the_progress_in_each_phase():
+    schedule = time_steps("sqrt")
+    for step, expected in ((401, 0.98), (451, 0.98 - 0.48 / 2), (601, 0.5), (602, 0.5), (800, 0.02)):
+        assert schedule.phase(step).t_range == pytest.approx((expected, expected))
+    drawn = draw_timesteps(schedule.phase(451), 50, 1000, torch.Generator().manual_seed(0))
+    assert drawn.unique().tolist() == [740]
+
+
+def test_annealing_is_0_after_the_fit_and_1_from_the_end_of_that_phase():
+    schedule = time_steps("random")
+    found = [schedule.phase(step).annealing for step in (401, 501, 601, 602, 800)]
+    assert found == pytest.approx([0, 0.5, 1, 1, 1])
+    assert schedule.phase(501).t_range == (0.5, 0.98)
+    assert time_steps("random", iter=602, coarse_iter=601).phase(602).annealing == 1
+
+
+def test_annealed_numbers():
+    assert annealed_number(0.3, 0.7) == 0.3
+    assert annealed_number((1.0, 3.0), 0.25) == 1.5

@@ -122,13 +122,28 @@ def test_the_report_shows_both_stages(pair):
         assert shlex.quote(str(pair / name / "config.json")) in page
 
 
-@pytest.mark.parametrize("mode", ["geometry", "appearance"])
+# Everything in the guidance that may keep a state from step to step.
+GUIDED = {
+    "score": "vsd",
+    "perp_neg": True,
+    "add_directional_text": True,
+    "noise": "surface",
+    "time_step_schedule": "annealed",
+    "early_time_step_range": [0.5, 0.98],
+    "normal_consistency": [0.0, 0.1],
+    "laplacian": 1.0,
+}
+
+
+@pytest.mark.parametrize("mode", ["geometry", "appearance", "guided"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     pair, model_folder, tmp_path, mode, monkeypatch
 ):
     def make(name):
         if mode == "geometry":
             return geometry(tmp_path, model_folder, name, checkpoint_interval=1), FIT + 3
+        if mode == "guided":
+            return geometry(tmp_path, model_folder, name, checkpoint_interval=1, **GUIDED), FIT + 3
         mesh = pair / "shape/dmtet_mesh/mesh.obj"
         return appearance(tmp_path, model_folder, mesh, name, checkpoint_interval=1), 2
 
@@ -153,7 +168,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
         assert torch.equal(tensor, second.tensors[name]), name
     mesh_files = [(tmp_path / name / "dmtet_mesh/mesh.obj").read_bytes() for name in ("whole", "parts")]
     assert mesh_files[0] == mesh_files[1]
-    assert log_without_times(tmp_path / "parts") == log_without_times(tmp_path / "whole")
+    log = log_without_times(tmp_path / "parts")
+    assert log == log_without_times(tmp_path / "whole")
+    if mode == "guided":
+        assert {"lora_loss", "normal_consistency", "laplacian"} <= log[-1].keys()
+        assert any(name.startswith("lora.") for name in first.tensors)
+        page = (tmp_path / "whole/report.html").read_text(encoding="utf-8")
+        assert all(f"{title}, coarse" in page for title in ("Normal consistency", "Laplacian", "LoRA loss"))
 
 
 def test_gradients_of_shared_values_repeat_bit_for_bit_on_several_threads():

@@ -25,7 +25,13 @@ FILES = (
     "log.jsonl",
     "config.json",
 )
-PLOT_NAMES = {"loss": "Loss", "gradient_norm": "Gradient norm"}
+PLOT_NAMES = {
+    "loss": "Loss",
+    "gradient_norm": "Gradient norm",
+    "lora_loss": "LoRA loss",
+    "normal_consistency": "Normal consistency",
+    "laplacian": "Laplacian",
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""Loss terms of a surface: each is a function of a `Mesh`, weighted by the config key of the same name.
+
+To add a term, write a function of a mesh, enter it into TERMS and give `RegulariserConfig` a key of its name.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from render.mesh import Mesh, face_cross
+
+Weight = Annotated[float, Ge(0)]
+# A constant, or [start, end]: linear over the first phase after the fit, then constant.
+WeightSchedule = Weight | tuple[Weight, Weight]
+
+# Faces with less than this share of the mean area have no reliable normal: their edges get no gradient.
+MIN_AREA_SHARE = 1e-4
+
+
+@dataclass(frozen=True)
+class RegulariserConfig:
+    """Weights of the surface terms in geometry_modeling."""
+
+    normal_consistency: WeightSchedule = Field(
+        0.0,
+        description="weight of the sum over edges of 1 − cos(angle between the two faces' normals); [start, end] "
+        "changes linearly over the first phase after the fit and then stays",
+    )
+    laplacian: WeightSchedule = Field(
+        0.0,
+        description="weight of the sum over vertices of the squared distance to the mean of their neighbours; "
+        "[start, end] as for normal_consistency",
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether any term has a weight."""
+        return bool(self.weights(0.0))
+
+    def weights(self, annealing: float) -> dict[str, float]:
+        """The weights of the terms whose schedule is not 0. annealing: 0 at the start of the schedule, 1 at its end."""
+        schedules = {name: _as_pair(getattr(self, name)) for name in TERMS}
+        return {
+            name: start + (end - start) * annealing
+            for name, (start, end) in schedules.items()
+            if (start, end) != (0, 0)
+        }
+
+
+def _as_pair(value: float | tuple[float, float]) -> tuple[float, float]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def normal_consistency(mesh: Mesh) -> Float[Tensor, ""]:
+    """Σ over edges of (1 − n_a · n_b), n_a and n_b the unit normals of the edge's two faces.
+
+    An edge of k > 2 faces counts k − 1 pairs; a boundary edge counts none. Pairs with a degenerate face
+    (see MIN_AREA_SHARE) are left out.
+    """
+    faces, same = _edge_neighbours(mesh.faces, len(mesh.v_pos))
+    cross = face_cross(mesh.v_pos, mesh.faces)
+    squared = cross.square().sum(-1)
+    with torch.no_grad():
+        reliable = squared > MIN_AREA_SHARE**2 * squared.mean()
+    # The root's gradient at 0 is infinite, so degenerate faces are replaced before it.
+    length = torch.where(reliable, squared, torch.ones_like(squared)).sqrt()
+    normal = cross / length[:, None]
+    normal_a, normal_b = normal.index_select(0, faces[:-1]), normal.index_select(0, faces[1:])
+    pair = same & reliable.index_select(0, faces[:-1]) & reliable.index_select(0, faces[1:])
+    bend = 1 - (normal_a * normal_b).sum(-1)
+    return torch.where(pair, bend, torch.zeros_like(bend)).sum()
+
+
+def laplacian(mesh: Mesh) -> Float[Tensor, ""]:
+    """Σ over vertices of ‖L v‖², L v = v − mean of the vertex's neighbours (uniform weights)."""
+    count = len(mesh.v_pos)
+    low, high, _ = sorted_edges(mesh.faces, count)
+    repeated = _same_as_previous(low, high)
+    weight = (~repeated).to(mesh.v_pos.dtype)[:, None]
+    total, degree = torch.zeros_like(mesh.v_pos), mesh.v_pos.new_zeros(count, 1)
+    for here, there in ((low, high), (high, low)):
+        total = total.index_add(0, here, mesh.v_pos.index_select(0, there) * weight)
+        degree = degree.index_add(0, here, weight)
+    # A vertex without edges has no neighbours: its term is 0.
+    mean = torch.where(degree > 0, total / degree.clamp(min=1), mesh.v_pos)
+    return (mesh.v_pos - mean).square().sum()
+
+
+TERMS: dict[str, Callable[[Mesh], Float[Tensor, ""]]] = {
+    "normal_consistency": normal_consistency,
+    "laplacian": laplacian,
+}
+
+
+def surface_loss(mesh: Mesh, weights: dict[str, float]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """The weighted sum of the terms, and the unweighted value of each."""
+    values = {name: TERMS[name](mesh) for name in weights}
+    total = sum(weight * values[name] for name, weight in weights.items())
+    return total, {name: value.detach() for name, value in values.items()}
+
+
+def sorted_edges(
+    faces: Int[Tensor, "F 3"], vertices: int
+) -> tuple[Int[Tensor, " E"], Int[Tensor, " E"], Int[Tensor, " E"]]:
+    """All E = 3F sides of the faces, sorted by edge: smaller and larger vertex, and the face of each.
+
+    Equal edges are neighbours. The shapes do not depend on the values, so a GPU does not stall the host.
+    """
+    faces = faces.long()
+    start, end = faces.flatten(), faces.roll(-1, 1).flatten()
+    key = torch.minimum(start, end) * vertices + torch.maximum(start, end)
+    key, order = key.sort(stable=True)
+    return key // vertices, key % vertices, order // 3
+
+
+def _same_as_previous(low: Int[Tensor, " E"], high: Int[Tensor, " E"]) -> Bool[Tensor, " E"]:
+    same = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
+    return torch.cat([same.new_zeros(1), same])
+
+
+def _edge_neighbours(
+    faces: Int[Tensor, "F 3"], vertices: int
+) -> tuple[Int[Tensor, " E"], Bool[Tensor, " P"]]:
+    """The face of each sorted side, and whether sides i and i + 1 are the same edge (P = E − 1)."""
+    low, high, face = sorted_edges(faces, vertices)
+    return face, _same_as_previous(low, high)[1:]

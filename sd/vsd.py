@@ -1,0 +1,98 @@
+"""The denoiser that VSD trains beside the run: the prior with a LoRA and a camera embedding (arXiv 2305.16213).
+
+φ predicts the noise of the current renders. Its loss is ‖e_φ(x_t; t, text, camera) − ε‖² on the same x_t that
+the score uses, so one pass through φ serves both. At its start φ equals the prior with the prompt.
+"""
+
+import copy
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+LoraRank = Annotated[int, Ge(1)]
+LearningRate = Annotated[float, Gt(0)]
+
+# The layers that get a LoRA: the projections of self- and cross-attention.
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+# A 4×4 matrix, flattened.
+CAMERA_NUMBERS = 16
+
+
+class CameraEmbedding(nn.Module):
+    """A camera matrix as a vector that is added to the time embedding: linear, SiLU, linear.
+
+    The last layer starts at 0, so that an untrained embedding changes nothing.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = nn.Linear(CAMERA_NUMBERS, width)
+        self.last = nn.Linear(width, width)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, camera: Float[Tensor, "B 16"]) -> Float[Tensor, "B D"]:
+        return self.last(nn.functional.silu(self.first(camera)))
+
+
+class LoraDenoiser(nn.Module):
+    """e_φ: a `UNet2DConditionModel` with trainable LoRA and camera embedding over frozen, shared weights."""
+
+    def __init__(self, unet: nn.Module, rank: int, seed: int):
+        """unet: see `share_weights`; it is changed in place. seed: of the LoRA's and the embedding's start."""
+        super().__init__()
+        from peft import LoraConfig, inject_adapter_in_model
+
+        device = next(unet.parameters()).device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # On the CPU and then moved: the same start on every device.
+            adapter = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS)
+            unet = inject_adapter_in_model(adapter, unet.requires_grad_(False))
+            for name, parameter in unet.named_parameters():
+                if "lora_A" in name:
+                    start = torch.empty(parameter.shape)
+                    nn.init.kaiming_uniform_(start, a=5**0.5)
+                    parameter.data = start.to(device)
+                elif "lora_B" in name:
+                    parameter.data = parameter.data.float()
+            # diffusers adds the output of class_embedding to the time embedding.
+            unet.class_embedding = CameraEmbedding(unet.time_embedding.linear_2.out_features).to(device)
+        self.unet = unet
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "B C h w"],
+        timesteps: Int[Tensor, " B"],
+        text: Float[Tensor, "B L D"],
+        camera: Float[Tensor, "B 16"],
+    ) -> Float[Tensor, "B C h w"]:
+        return self.unet(
+            noisy, timesteps, encoder_hidden_states=text, class_labels=camera, return_dict=False
+        )[0]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def share_weights(unet: nn.Module) -> nn.Module:
+    """A copy of a network's modules over the same weight tensors: it takes no memory of its own.
+
+    Made before the original's blocks are replaced by fused ones, which have no gradients for a LoRA.
+    """
+    shared = {id(tensor): tensor for tensor in [*unet.parameters(), *unet.buffers()]}
+    return copy.deepcopy(unet, shared)
+
+
+def camera_numbers(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 16"]:
+    """What the camera embedding is given: the rows of world_to_clip, whose far row is constant but for scale."""
+    return world_to_clip.flatten(1)
+
+
+def azimuths(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, " B"]:
+    """Radians. The first row is the camera's right axis (cos, 0, sin) of the azimuth, times the focal length."""
+    return torch.atan2(world_to_clip[:, 0, 2], world_to_clip[:, 0, 0])

@@ -1,0 +1,194 @@
+"""The scores' identities, in float64, and their mean gradients against Gaussian priors."""
+
+import math
+
+import pytest
+import torch
+from gaussian_prior import GaussianPrior, gaussian_noise
+
+from render.camera import orbit
+from sd.guidance import Guidance, GuidanceConfig
+from sd.schedule import Phase, one_minus_abar
+from sd.scores import (
+    Predictions,
+    classifier_free,
+    csd,
+    nfsd,
+    perp_neg,
+    perpendicular,
+    score_of,
+    sds,
+    view_weights,
+    vsd,
+)
+
+CPU = torch.device("cpu")
+SHAPE = (3, 4, 5, 5)
+
+
+def draws(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(SHAPE, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def equal(a, b):
+    return torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def inner(a, b):
+    return (a * b).sum((1, 2, 3))
+
+
+def test_sds_is_the_guided_noise_minus_the_noise():
+    e_c, e_n, noise = draws(3)
+    assert equal(sds(classifier_free(e_n, e_c, 7.5), noise), 7.5 * e_c - 6.5 * e_n - noise)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 9.0])
+def test_csd_with_one_negative_is_a_difference_of_two_sds(scale):
+    e_c, e_n, noise = draws(3)
+    higher, lower = (sds(classifier_free(e_n, e_c, s), noise) for s in (scale + 1, scale))
+    for negative_weight in (0.0, 1.0, 0.3):
+        assert equal(csd(e_c, e_n, e_n, 1.0, negative_weight), higher - lower)
+
+
+def test_csd_weighs_three_predictions_whose_weights_sum_to_zero():
+    e_c, e_u, e_n = draws(3)
+    found = csd(e_c, e_u, e_n, 5.0, 2.0)
+    assert equal(found, 5 * e_c - 3 * e_u - 2 * e_n)
+    assert equal(csd(e_c + 1, e_u + 1, e_n + 1, 5.0, 2.0), found)
+
+
+def test_nfsd_has_one_branch_for_small_and_one_for_large_times():
+    e_c, e_u, e_n = draws(3)
+    found = nfsd(e_c, e_u, e_n, 7.0, torch.tensor([0.1999, 0.2, 0.9], dtype=torch.float64))
+    assert equal(found[0], (e_u + 7 * (e_c - e_u))[0])
+    assert equal(found[1:], (e_u - e_n + 7 * (e_c - e_u))[1:])
+
+
+def test_vsd_with_an_untrained_lora_is_the_guidance_direction():
+    e_c, e_n = draws(2)
+    assert equal(vsd(classifier_free(e_n, e_c, 7.5), e_c), 6.5 * (e_c - e_n))
+
+
+def test_perp_neg_changes_only_what_is_perpendicular_to_the_prompt():
+    e_u, e_c, e_1, e_2 = draws(4)
+    weights = [torch.tensor([-0.5, -1.0, 0.0], dtype=torch.float64)] * 2
+    positive = e_c - e_u
+    change = perp_neg(e_u, e_c, [e_1, e_2], weights) - e_c
+    assert inner(change, positive).abs().max() < 1e-10
+    assert inner(change, change)[:2].min() > 1 and equal(change[2], torch.zeros_like(change[2]))
+    # Where the other side's direction is perpendicular already, it is subtracted by its weight.
+    across = perpendicular(e_1 - e_u, positive)
+    found = perp_neg(e_u, e_c, [e_u + across], weights[:1])
+    assert equal(found, e_c + weights[0][:, None, None, None] * across)
+
+
+def test_perp_neg_ignores_a_negative_along_the_prompt():
+    e_u, e_c = draws(2)
+    weight = [torch.full((3,), -1.0, dtype=torch.float64)]
+    assert equal(perp_neg(e_u, e_c, [e_u - 0.7 * (e_c - e_u)], weight), e_c)
+    assert equal(perp_neg(e_u, e_c, [], []), e_c)
+
+
+def test_perpendicular_of_a_zero_axis_is_the_vector():
+    (vector,) = draws(1)
+    assert torch.equal(perpendicular(vector, torch.zeros_like(vector)), vector)
+
+
+def test_view_weights_vanish_where_the_view_agrees_and_are_one_on_the_opposite_side():
+    azimuth = torch.tensor([0.0, math.pi / 2, -math.pi / 2, math.pi, math.pi / 4], dtype=torch.float64)
+    half = math.sin(math.pi / 8) ** 2
+    expected = [[0, -0.5, -1], [-0.5, 0, -0.5], [-0.5, 0, -0.5], [-1, -0.5, 0], [-half, -half, half - 1]]
+    assert equal(view_weights(azimuth), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_score_of_selects_the_score():
+    e_c, e_u, e_n, phi, noise = draws(5)
+    predicted = Predictions(e_n, e_c, e_u, phi)
+    time = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    expected = {
+        "sds": sds(classifier_free(e_n, e_c, 3.0), noise),
+        "csd": csd(e_c, e_u, e_n, 3.0, 1.5),
+        "nfsd": nfsd(e_c, e_u, e_n, 3.0, time),
+        "vsd": vsd(classifier_free(e_n, e_c, 3.0), phi),
+    }
+    for name, value in expected.items():
+        assert equal(score_of(name, predicted, noise, time, 3.0, 0.5), value)
+
+
+# Means of a Gaussian prior: prompt, empty, negative text.
+MU_C, MU_U, MU_N = 0.9, -0.4, 0.3
+
+
+@pytest.mark.parametrize("score", ["sds", "csd", "nfsd small t", "nfsd large t", "vsd"])
+@pytest.mark.parametrize("x", [-1.0, 0.5])
+def test_mean_gradient_against_a_gaussian_prior_is_the_analytic_one(score, x):
+    count, variance, scale, negative_share = 200_000, 0.3, 4.0, 0.25
+    abar = torch.tensor(0.6, dtype=torch.float64)
+    noise = torch.randn(count, 1, 1, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    noisy = abar.sqrt() * x + (1 - abar).sqrt() * noise
+    e_c, e_u, e_n, phi = (gaussian_noise(noisy, abar, mean, variance) for mean in (MU_C, MU_U, MU_N, x))
+    time = torch.full((count,), 0.1 if score.endswith("small t") else 0.5, dtype=torch.float64)
+    found = score_of(
+        score.split()[0], Predictions(e_n, e_c, e_u, phi), noise, time, scale, negative_share
+    ).flatten()
+    # Of a prediction with mean μ, the mean over the noise is k (x − μ).
+    k = ((1 - abar) * abar).sqrt() / (abar * variance + 1 - abar)
+    guided = MU_N + scale * (MU_C - MU_N)
+    expected = {
+        "sds": k * (x - guided),
+        "csd": -k * scale * (MU_C + (negative_share - 1) * MU_U - negative_share * MU_N),
+        "nfsd small t": k * (x - MU_U - scale * (MU_C - MU_U)),
+        "nfsd large t": -k * (MU_U - MU_N + scale * (MU_C - MU_U)),
+        "vsd": k * (x - guided),
+    }[score]
+    error = (found.mean() - expected).abs()
+    assert error < 5 * found.std() / math.sqrt(count) + 1e-12
+    if score in ("csd", "nfsd large t", "vsd"):
+        # Between equal variances these do not depend on the draw at all.
+        assert found.std() < 1e-12
+
+
+def guided_run(config, steps=200, views=4, times=(0.3, 0.7), rate=0.3):
+    """Latents after gradient descent with this score, from 0, against a GaussianPrior."""
+    prior = GaussianPrior()
+    guidance = Guidance(prior, config, "negative", CPU)
+    phase = Phase("p", times, one_minus_abar, "image", rotate_normals=False)
+    image = torch.zeros(views, 4, 4, 4, requires_grad=True)
+    optimizers = [torch.optim.SGD([image], lr=rate), *guidance.optimizers]
+    generator, cameras = torch.Generator().manual_seed(1), orbit(views, (8, 8)).world_to_clip
+    for _ in range(steps):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        sample = guidance.sample(torch.zeros(views, dtype=torch.long), phase, generator, cameras)
+        guidance(image, sample, phase)[0].backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return image.detach(), guidance
+
+
+# The prompt's mean is 0 and that of the negative text 3/4.
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_descent_with_sds_ends_at_the_guided_mean(scale):
+    image, _ = guided_run(GuidanceConfig(text="x", guidance_weight=scale))
+    # The noise of the last steps is averaged over all latents.
+    assert (image.mean() - 0.75 * (1 - scale)).abs() < 0.04
+
+
+@pytest.mark.parametrize("scale", [2.0, 3.0])
+def test_descent_with_vsd_ends_at_the_guided_mean_without_noise(scale):
+    config = GuidanceConfig(text="x", guidance_weight=scale, score="vsd", vsd_learning_rate=0.05)
+    image, guidance = guided_run(config, steps=500, times=(0.5, 0.5), rate=0.03)
+    assert (image.mean() - 0.75 * (1 - scale)).abs() < 0.05
+    assert (guidance.lora.mean - 0.75 * (1 - scale)).abs() < 0.05
+    # The noise of x_t cancels between e_cfg and e_φ, so all latents move together.
+    assert image.std() < 1e-4
+
+
+def test_descent_with_csd_between_equal_variances_never_ends():
+    config = GuidanceConfig(text="x", guidance_weight=1.0, score="csd")
+    half, whole = (guided_run(config, steps=steps)[0] for steps in (50, 100))
+    # The negative text's mean is higher than the prompt's: the latents fall at a constant rate.
+    assert half.mean() < -1
+    assert (whole.mean() / half.mean() - 2).abs() < 0.1

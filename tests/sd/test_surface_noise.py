@@ -1,0 +1,131 @@
+"""Noise fixed to the surface: white with unit variance in a view, and the same at the same point in two views."""
+
+import math
+
+import pytest
+import torch
+
+from render.camera import look_at_origin
+from render.gbuffer import rasterize_gbuffer
+from render.mesh import make_mesh
+from render.raster.reference import ReferenceRasteriser
+from sd.surface_noise import cell_noise, latent_pixel, surface_noise, visible_cells
+
+RENDER, LATENT, CHANNELS = 96, 24, 4
+FOVY = math.radians(40)
+
+
+def wall():
+    """A square at z = 0 that covers every picture below, turned to the camera."""
+    v_pos = torch.tensor([[-9.0, -9, 0], [9, -9, 0], [9, 9, 0], [-9, 9, 0]])
+    return make_mesh(v_pos, torch.tensor([[0, 1, 2], [0, 2, 3]], dtype=torch.int32))
+
+
+def views(azimuths, shifts=None):
+    count = len(azimuths)
+    return look_at_origin(
+        torch.tensor(azimuths),
+        torch.zeros(count),
+        torch.full((count,), FOVY),
+        (RENDER, RENDER),
+        shift=None if shifts is None else torch.tensor(shifts),
+    )
+
+
+def noise_of(cameras, seed=0, mesh=None):
+    points = rasterize_gbuffer(wall() if mesh is None else mesh, cameras, ReferenceRasteriser())
+    generator = torch.Generator().manual_seed(99)
+    independent = torch.randn(len(cameras.position), CHANNELS, LATENT, LATENT, generator=generator)
+    size = cameras.resolution
+    return surface_noise(
+        independent, points.position, points.pixel, size, cameras.world_to_clip, seed
+    ), independent
+
+
+def correlation(a, b):
+    a, b = a.flatten() - a.mean(), b.flatten() - b.mean()
+    return (a @ b / (a.norm() * b.norm())).item()
+
+
+@pytest.fixture(scope="module")
+def seeds():
+    """[16, C, h, w]: the same oblique view of the wall under 16 seeds."""
+    cameras = views([0.5])
+    return torch.cat([noise_of(cameras, seed)[0] for seed in range(16)])
+
+
+def test_noise_has_zero_mean_and_unit_variance(seeds):
+    count = seeds.numel()
+    assert abs(seeds.mean().item()) < 5 / math.sqrt(count)
+    assert abs(seeds.var().item() - 1) < 5 * math.sqrt(2 / count)
+    # Of a normal distribution, the fourth moment is 3.
+    assert abs(seeds.pow(4).mean().item() - 3) < 5 * math.sqrt(96 / count)
+
+
+def test_noise_is_white_within_a_view(seeds):
+    limit = 5 / math.sqrt(seeds.numel())
+    for rows, columns in ((0, 1), (1, 0), (1, 1), (2, 0), (0, 2)):
+        one = seeds[:, :, rows:, columns:]
+        other = seeds[:, :, : LATENT - rows, : LATENT - columns]
+        assert abs(correlation(one, other)) < limit
+    assert abs(correlation(seeds[:, :2], seeds[:, 2:])) < limit
+
+
+def test_the_same_surface_points_have_the_same_noise_in_two_views():
+    # One latent pixel, world units at the wall.
+    pixel = 2 * 3 * math.tan(FOVY / 2) / LATENT
+    noise, _ = noise_of(views([0.0, 0.0], [[0.0, 0.0], [3 * pixel, 2 * pixel]]))
+    # The object has moved 3 pixels to the right and 2 up.
+    first, second = noise[0, :, 2:, :-3], noise[1, :, :-2, 3:]
+    assert correlation(first, second) > 0.97
+    assert abs(correlation(noise[0], noise[1])) < 0.1
+
+
+def test_a_turned_view_sees_the_same_noise_at_the_same_points():
+    noise, _ = noise_of(views([0.0, 0.1]))
+    middle = slice(LATENT // 2 - 3, LATENT // 2 + 3)
+    assert correlation(noise[0, :, :, middle], noise[1, :, :, middle]) > 0.75
+
+
+def test_background_keeps_the_independent_noise():
+    v_pos = wall().v_pos * 0.04
+    noise, independent = noise_of(views([0.0]), mesh=make_mesh(v_pos, wall().faces))
+    changed = (noise != independent).any(1)[0]
+    # The square of 0.72 units is 0.72 / 2.18 of the picture's height.
+    assert 6**2 <= changed.sum() <= 10**2
+    assert not changed[0].any() and changed[LATENT // 2, LATENT // 2]
+
+
+def test_noise_depends_on_the_seed_and_not_on_the_draw():
+    cameras = views([0.2])
+    first, again, other = (noise_of(cameras, seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert abs(correlation(first, other)) < 0.1
+
+
+def test_cells_keep_their_numbers_and_their_noise_is_normal():
+    cell = torch.tensor([[-5, 0, 7], [3, 3, 3], [-5, 0, 7], [-5, 0, 7]])
+    view, found = visible_cells(torch.tensor([0, 0, 0, 1]), cell)
+    assert {(v, *c) for v, c in zip(view.tolist(), found.tolist(), strict=True)} == {
+        (0, -5, 0, 7),
+        (0, 3, 3, 3),
+        (1, -5, 0, 7),
+    }
+    axis = torch.arange(-15, 15)
+    values = cell_noise(torch.cartesian_prod(axis, axis, axis), 4, seed=3)
+    sorted_values = values.flatten().sort().values.double()
+    uniform = torch.special.ndtr(sorted_values)
+    gap = (uniform - torch.arange(1, len(uniform) + 1) / len(uniform)).abs().max()
+    # Kolmogorov and Smirnov's statistic at a probability of 1e-6.
+    assert gap < 2.7 / math.sqrt(len(uniform))
+
+
+def test_a_centre_belongs_to_the_pixel_that_it_projects_to():
+    cameras = views([0.0])
+    # x to the right, y up; row 0 is the top.
+    centre = torch.tensor([[0.01, 0.01, 0.0], [0.5, 0.9, 0.0], [5.0, 0.0, 0.0]])
+    number, inside = latent_pixel(centre, torch.zeros(3, dtype=torch.long), cameras.world_to_clip, (24, 24))
+    half = 3 * math.tan(FOVY / 2)
+    expected = int((1 - 0.9 / half) * 12) * 24 + int((1 + 0.5 / half) * 12)
+    assert number[:2].tolist() == [11 * 24 + 12, expected]
+    assert inside.tolist() == [True, True, False]

@@ -1,0 +1,144 @@
+"""What a benchmark compares: named settings, categories with their start shapes, and the trials in order."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import ConfigError, nearest, shown
+from configs.schema import Config, known_keys, parse_config
+from dataset.procedural import KINDS
+from dataset.procedural.materials import MATERIALS
+from sd.schedule import FIT_STEPS
+from training.evaluation.ground_truth import material_name
+
+ROOT = Path(__file__).resolve().parents[3]
+SHAPE, PAINT, COST = "shape", "paint", "cost"
+CONFIG_FILES = {SHAPE: "pineapple_demo_geometry.json", PAINT: "pineapple_demo_appearance.json"}
+
+# Steps of each phase in a COST trial; the first half warms up.
+COST_STEPS = 40
+
+# The half axes of the start ellipsoid, by the file in configs/prompts that names the category.
+START_SCALES = {"tall": (0.45, 0.65, 0.45), "round": (0.55, 0.55, 0.55), "long": (0.45, 0.45, 0.65)}
+
+CATEGORIES = "car chair quadruped person head fish airplane boat mug pineapple bird hamburger".split()
+
+EARLY_LATE = {"early_time_step_range": [0.5, 0.98], "late_time_step_range": [0.02, 0.5]}
+SUITES: dict[str, dict[str, dict[str, object]]] = {
+    "regularisers": {
+        "baseline": {},
+        "nc 0.3": {"normal_consistency": 0.3},
+        "nc 1": {"normal_consistency": 1.0},
+        "nc 3": {"normal_consistency": 3.0},
+        "nc 0 to 3": {"normal_consistency": [0.0, 3.0]},
+        "laplacian 100": {"laplacian": 100.0},
+    },
+    "scores": {
+        "sds": {},
+        "csd": {"score": "csd"},
+        "nfsd": {"score": "nfsd"},
+        "vsd": {"score": "vsd"},
+        "sds, perp_neg": {"perp_neg": True},
+        "sds, annealed t": {"time_step_schedule": "annealed", **EARLY_LATE},
+        "sds, sqrt t": {"time_step_schedule": "sqrt", "early_time_step_range": [0.02, 0.98]},
+        "sds, sqrt t, surface noise": {
+            "time_step_schedule": "sqrt",
+            "early_time_step_range": [0.02, 0.98],
+            "noise": "surface",
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: a stage (SHAPE, PAINT or COST) of a category with a seed under a setting."""
+
+    stage: str
+    setting: str
+    category: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting.replace(' ', '_').replace(',', '')}-{self.category}-{self.seed}-{self.stage}"
+
+
+def trials_of(
+    settings: Sequence[str], categories: Sequence[str], seeds: Sequence[int], stages: Sequence[str]
+) -> list[Trial]:
+    """All trials. Settings change fastest, so that a benchmark that ends early has compared equal sets."""
+    costs = [Trial(COST, setting, categories[0], seeds[0]) for setting in settings]
+    return costs + [
+        Trial(stage, setting, category, seed)
+        for seed in seeds
+        for category in categories
+        for stage in stages
+        for setting in settings
+    ]
+
+
+def read_setting(words: Sequence[str]) -> tuple[str, dict[str, object]]:
+    """NAME KEY=VALUE … as a name and config keys.
+
+    Raises:
+        ConfigError: a word is not KEY=VALUE, or the key is unknown.
+    """
+    name, *pairs = words
+    keys, found = known_keys(), {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or key not in keys:
+            known = f"; the nearest known key is {shown(nearest(key, keys))}" if key not in keys else ""
+            raise ConfigError(f"command line: --setting {name}: {shown(pair)} is not KEY=VALUE{known}")
+        found[key] = keys[key].from_words([text])
+    return name, found
+
+
+def start_scale(category: str) -> tuple[float, float, float]:
+    """The half axes of the category's start ellipsoid.
+
+    Raises:
+        ConfigError: no file in configs/prompts names the category.
+    """
+    for name, scale in START_SCALES.items():
+        text = (ROOT / "configs" / "prompts" / f"{name}.txt").read_text(encoding="utf-8").lower()
+        if any(line.split(maxsplit=1)[-1] == readable(category) for line in text.splitlines()):
+            return scale
+    raise ConfigError(
+        f"command line: --categories: unknown category {shown(category)}; known: {', '.join(KINDS)}"
+    )
+
+
+def readable(category: str) -> str:
+    return category.replace("_", " ")
+
+
+def prompt(trial: Trial) -> str:
+    """ "A car" for a shape; with a material's word for a painting."""
+    words = readable(trial.category)
+    if trial.stage == PAINT:
+        words = f"{MATERIALS[material_name(trial.category, trial.seed)].adjective} {words}"
+    return f"{'An' if words[0] in 'aeiou' else 'A'} {words}"
+
+
+def config_of(
+    trial: Trial, changed: Mapping[str, object], common: Mapping[str, object], out_dir: Path
+) -> Config:
+    """The demo's config of the trial's stage, without pictures and checkpoints. changed: the setting's keys.
+    common: keys for all trials, over everything else."""
+    stage = PAINT if trial.stage == PAINT else SHAPE
+    path = ROOT / "configs" / CONFIG_FILES[stage]
+    values = json.loads(path.read_text(encoding="utf-8"))
+    quiet = {"save_interval": 0, "video_interval": 0, "checkpoint_interval": 0, "validate": False}
+    values |= quiet | {"text": prompt(trial), "seed": trial.seed, "out_dir": str(out_dir.absolute())}
+    values["sd_model"] = str(ROOT / values["sd_model"])
+    if stage == SHAPE:
+        values["sdf_init_shape_scale"] = list(start_scale(trial.category))
+    else:
+        values["base_mesh"] = str(out_dir.absolute() / "mesh.obj")
+    values |= {**changed, **common}
+    if trial.stage == COST:
+        values |= {"iter": FIT_STEPS + 2 * COST_STEPS, "coarse_iter": FIT_STEPS + COST_STEPS}
+    return parse_config(values, f"{path.name}, {trial.setting}")

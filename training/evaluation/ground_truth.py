@@ -1,0 +1,63 @@
+"""Procedural objects as ground truth: their surface on a run's own grid, and their true material."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dataset.cameras import step_generator
+from dataset.procedural import CATEGORIES, ProceduralObject, make_object
+from dataset.procedural.materials import MATERIALS, dressed
+from dataset.procedural.random_draw import Draw
+from geometry.dmtet import GeometryConfig
+from geometry.marching_tets import marching_tetrahedra
+from geometry.tet_grid import make_tet_grid
+from render.mesh import Mesh, make_mesh
+from training.evaluation.surface_quality import roughness
+
+SHAPE_STREAM, MATERIAL_STREAM = 21, 22
+# Instances of a kind whose roughness is averaged, and draws of a material that are averaged.
+INSTANCES, MATERIAL_DRAWS = 3, 8
+
+# World points [N,3] to (kd linear albedo, ks = occlusion, roughness, metallic).
+TrueMaterial = Callable[[Float[Tensor, "N 3"]], tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]]
+
+
+def true_object(kind: str, seed: int) -> ProceduralObject:
+    """Instance `seed` of a kind."""
+    return make_object(kind, step_generator(seed, CATEGORIES.index(kind), 0, SHAPE_STREAM))
+
+
+def true_mesh(subject: ProceduralObject, config: GeometryConfig, device: torch.device) -> Mesh:
+    """The object's signed distance, marched on the grid that a run with this config sculpts on."""
+    grid = make_tet_grid(config.dmtet_grid, config.mesh_scale)
+    v_pos, faces = marching_tetrahedra(
+        grid.v_pos, subject.signed_distance(grid.v_pos), grid.tets, grid.edges, grid.tet_edges
+    )
+    return make_mesh(v_pos.to(device), faces.to(device))
+
+
+def true_roughness(kind: str, config: GeometryConfig) -> float:
+    """Mean roughness of INSTANCES instances, degrees."""
+    cpu = torch.device("cpu")
+    values = [roughness(true_mesh(true_object(kind, seed), config, cpu)) for seed in range(INSTANCES)]
+    return sum(values) / len(values)
+
+
+def material_name(kind: str, seed: int) -> str:
+    """The material that a benchmark's prompt names: neighbouring kinds and seeds get different ones."""
+    names = list(MATERIALS)
+    return names[(5 * CATEGORIES.index(kind) + seed) % len(names)]
+
+
+def true_material(subject: ProceduralObject, name: str) -> TrueMaterial:
+    """The mean of MATERIAL_DRAWS draws of the object made of this material: shades vary by a tenth."""
+    draw = Draw(step_generator(0, CATEGORIES.index(subject.kind), 0, MATERIAL_STREAM))
+    looks = [dressed(subject, name, draw) for _ in range(MATERIAL_DRAWS)]
+
+    def material(points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tensor]:
+        kd, ks = zip(*(look.material(points) for look in looks), strict=True)
+        return torch.stack(kd).mean(0), torch.stack(ks).mean(0)
+
+    return material

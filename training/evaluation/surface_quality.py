@@ -1,0 +1,83 @@
+"""How good a triangle mesh is as a surface: roughness, edges that are not manifold, loose parts."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from geometry.regularisers import sorted_edges
+from render.mesh import Mesh, face_cross
+
+
+@dataclass(frozen=True)
+class SurfaceQuality:
+    """roughness: see `roughness`, degrees. non_manifold: share of edges with other than two faces. loose: share
+    of the area outside the largest part. parts: number of parts. faces: number of faces."""
+
+    roughness: float
+    non_manifold: float
+    loose: float
+    parts: int
+    faces: int
+
+
+@torch.no_grad()
+def surface_quality(mesh: Mesh) -> SurfaceQuality:
+    """All measures of a mesh with at least one face."""
+    part = connected_parts(mesh.faces, len(mesh.v_pos))[mesh.faces[:, 0].long()]
+    area = torch.zeros(len(mesh.v_pos), dtype=torch.float64, device=mesh.v_pos.device)
+    area.index_add_(0, part, face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).double())
+    return SurfaceQuality(
+        roughness=roughness(mesh),
+        non_manifold=non_manifold_share(mesh.faces, len(mesh.v_pos)),
+        loose=(1 - area.max() / area.sum()).item(),
+        parts=int(part.unique().numel()),
+        faces=len(mesh.faces),
+    )
+
+
+def roughness(mesh: Mesh) -> float:
+    """The mean angle in degrees between the normals of two faces of an edge, weighted by the edge's length.
+
+    Only edges of exactly two faces count; faces without an area are left out.
+    """
+    low, high, face, count = _edges(mesh.faces, len(mesh.v_pos))
+    first = (count == 2).nonzero()[:, 0]
+    cross = face_cross(mesh.v_pos.double(), mesh.faces)
+    one, other = cross[face[first]], cross[face[first + 1]]
+    # Accurate for small angles, unlike the arc cosine.
+    angle = torch.atan2(torch.linalg.cross(one, other).norm(dim=-1), (one * other).sum(-1))
+    length = (mesh.v_pos[low[first]] - mesh.v_pos[high[first]]).double().norm(dim=-1)
+    length = length * ((one.norm(dim=-1) > 0) & (other.norm(dim=-1) > 0))
+    return torch.rad2deg((length * angle).sum() / length.sum()).item()
+
+
+def non_manifold_share(faces: Int[Tensor, "F 3"], vertices: int) -> float:
+    """Of all edges, those with one face or with more than two."""
+    *_, count = _edges(faces, vertices)
+    edges = count[count > 0]
+    return (edges != 2).double().mean().item()
+
+
+def connected_parts(faces: Int[Tensor, "F 3"], vertices: int) -> Int[Tensor, " V"]:
+    """A number for each vertex, equal for vertices that are connected by edges (label propagation)."""
+    label = torch.arange(vertices, device=faces.device)
+    corners = faces.long()
+    while True:
+        lowest = label[corners].amin(1, keepdim=True).expand(-1, 3)
+        spread = label.scatter_reduce(0, corners.flatten(), lowest.flatten(), "amin")
+        # Labels are vertex numbers: a label's own label shortens the way.
+        spread = spread[spread]
+        if torch.equal(spread, label):
+            return label
+        label = spread
+
+
+def _edges(faces: Int[Tensor, "F 3"], vertices: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`sorted_edges` and, at the first of equal edges, how many there are; 0 at the others."""
+    low, high, face = sorted_edges(faces, vertices)
+    key = low * vertices + high
+    _, inverse, sizes = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
+    begins = torch.cat([inverse.new_ones(1), inverse.diff()]) > 0
+    return low, high, face, torch.where(begins, sizes[inverse], 0)
