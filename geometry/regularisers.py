@@ -29,13 +29,13 @@ class RegulariserConfig:
 
     normal_consistency: WeightSchedule = Field(
         0.0,
-        description="weight of the sum over edges of 1 − cos(angle between the two faces' normals); [start, end] "
-        "changes linearly over the first phase after the fit and then stays",
+        description="weight of the sum over edges of 1 − cos(angle between the two faces' normals); "
+        "[start, end] changes linearly over the first phase after the fit and then stays",
     )
     laplacian: WeightSchedule = Field(
         0.0,
-        description="weight of the sum over vertices of the squared distance to the mean of their neighbours; "
-        "[start, end] as for normal_consistency",
+        description="weight of the sum over vertices of the squared distance to the mean of their "
+        "neighbours; [start, end] as for normal_consistency",
     )
 
     @property
@@ -44,7 +44,7 @@ class RegulariserConfig:
         return bool(self.weights(0.0))
 
     def weights(self, annealing: float) -> dict[str, float]:
-        """The weights of the terms whose schedule is not 0. annealing: 0 at the start of the schedule, 1 at its end."""
+        """The weights of the terms whose schedule is not 0. annealing: 0 at its start, 1 at its end."""
         schedules = {name: _as_pair(getattr(self, name)) for name in TERMS}
         return {
             name: start + (end - start) * annealing

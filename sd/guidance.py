@@ -1,8 +1,8 @@
 """Score distillation: a batch of images in, a loss with the right gradient out.
 
-x_t = sqrt(abar) x + sqrt(1 − abar) noise for the latent x of each image; the gradient on x is w(t) · score, summed
-over the batch. The score (SDS by default, DreamFusion, arXiv 2209.14988, equation 3) is one of sd/scores.py, the
-weight w(t) one of sd/schedule.py.
+x_t = sqrt(abar) x + sqrt(1 − abar) noise for the latent x of each image; the gradient on x is w(t) · score,
+summed over the batch. The score (SDS by default, DreamFusion, arXiv 2209.14988, equation 3) is one of
+sd/scores.py, the weight w(t) one of sd/schedule.py.
 """
 
 import dataclasses
@@ -36,13 +36,13 @@ class GuidanceConfig:
     guidance_weight: float = Field(100.0, ge=0, description="classifier-free guidance weight")
     score: Score = Field(
         "sds",
-        description="what the gradient is made of: sds, csd (Classifier Score Distillation), nfsd (Noise-Free Score "
-        "Distillation) or vsd (Variational Score Distillation, which trains a LoRA of the prior beside the run)",
+        description="the gradient's formula: sds, csd (Classifier Score Distillation), nfsd (Noise-Free "
+        "Score Distillation) or vsd (Variational Score Distillation, which also trains a LoRA of the prior)",
     )
     perp_neg: bool = Field(
         False,
-        description="with add_directional_text, remove from the prompt's direction what the words of the other "
-        "sides add (Perp-Neg): against several faces on one object, for twice the prior's work",
+        description="use the words of the other sides as negatives (Perp-Neg), which needs "
+        "add_directional_text: against several faces on one object, for twice the denoiser's work",
     )
     csd_negative_weight: AnnealedNumber = Field(
         1.0,
@@ -53,8 +53,8 @@ class GuidanceConfig:
     vsd_learning_rate: LearningRate = Field(1e-4, description="in vsd, of the LoRA's AdamW")
     noise: Literal["independent", "surface"] = Field(
         "independent",
-        description="the noise in x_t: independent in every step and view, or fixed to the surface (Consistent "
-        "Flow Distillation), which goes with a time_step_schedule that falls",
+        description="the noise in x_t: independent in every step and view, or fixed to the surface "
+        "(Consistent Flow Distillation), which is meant for a time_step_schedule that falls",
     )
     low_memory: bool = Field(
         False,

@@ -1,7 +1,8 @@
 """The schedule of a run: which phase a step is in, its time range and its weight w(t).
 
-Steps count from 1 to `iter`. Geometry spends steps 1 to FIT_STEPS on the fit of the start shape; they count in
-`iter` and `coarse_iter`. The phase changes once more, at step coarse_iter + 1 (Fantasia3D, arXiv 2303.13873).
+Steps count from 1 to `iter`. Geometry spends steps 1 to FIT_STEPS on the fit of the start shape; they count
+in `iter` and `coarse_iter`. The phase changes once more, at step coarse_iter + 1 (Fantasia3D, arXiv
+2303.13873).
 """
 
 import dataclasses
@@ -68,10 +69,10 @@ class ScheduleConfig:
     )
     time_step_schedule: Literal["random", "annealed", "sqrt"] = Field(
         "random",
-        description="how t is chosen: 'random' is uniform in the phase's range; 'annealed' is uniform in a range "
-        "that moves linearly from early_time_step_range to late_time_step_range over the first phase after the "
-        "fit and then stays; 'sqrt' falls from the upper to the lower end of the phase's range with the square "
-        "root of the phase's progress",
+        description="how t is chosen: 'random' is uniform in the phase's range; 'annealed' is uniform in a "
+        "range that moves linearly from early_time_step_range to late_time_step_range over the first phase "
+        "after the fit and then stays; 'sqrt' falls from the upper to the lower end of the phase's range "
+        "with the square root of the phase's progress",
     )
 
 
@@ -79,10 +80,10 @@ class ScheduleConfig:
 class Phase:
     """How a step of one part of the run computes its loss.
 
-    name: for logs. t_range: range of t at this step, as a fraction of the diffusion steps. weight: maps abar(t)
-    to w(t). latents_from: "image" (the 4-channel image is the latent) or "vae". rotate_normals: each view's
-    normals are rotated at random. fit: the start-shape regression, which does not use the prior. annealing: 0 at
-    the first step after the fit, 1 at the end of that phase and afterwards.
+    name: for logs. t_range: range of t at this step, as a fraction of the diffusion steps. weight: maps
+    abar(t) to w(t). latents_from: "image" (the 4-channel image is the latent) or "vae". rotate_normals: each
+    view's normals are rotated at random. fit: the start-shape regression, which does not use the prior.
+    annealing: 0 at the first step after the fit, 1 at the end of that phase and afterwards.
     """
 
     name: str

@@ -42,7 +42,7 @@ def csd(e_c: Noise, e_u: Noise, e_n: Noise, weight: float, negative_weight: floa
 
 
 def nfsd(e_c: Noise, e_u: Noise, e_n: Noise, guidance_weight: float, time: Float[Tensor, " B"]) -> Noise:
-    """δ + s (e_c − e_u), δ = e_u for small t, else e_u − e_n  (Noise-Free Score Distillation, arXiv 2310.17590).
+    """δ + s (e_c − e_u), δ = e_u for small t, else e_u − e_n  (NFSD, arXiv 2310.17590).
 
     time: t as a fraction of the diffusion steps; small is below NFSD_SMALL_TIME.
     """
@@ -52,7 +52,7 @@ def nfsd(e_c: Noise, e_u: Noise, e_n: Noise, guidance_weight: float, time: Float
 
 
 def vsd(e_cfg: Noise, e_phi: Noise) -> Noise:
-    """e_cfg − e_φ  (Variational Score Distillation, arXiv 2305.16213): φ predicts the noise of the renders."""
+    """e_cfg − e_φ  (ProlificDreamer, arXiv 2305.16213). φ predicts the noise of the renders."""
     return e_cfg - e_phi
 
 

@@ -68,7 +68,7 @@ def latent_pixel(
     world_to_clip: Float[Tensor, "B 4 4"],
     size: tuple[int, int],
 ) -> tuple[Int[Tensor, " M"], Bool[Tensor, " M"]]:
-    """The latent pixel that each centre projects to, numbered over all views; inside: it is in the picture."""
+    """The latent pixel that each centre projects to, numbered over all views; inside: it is in the image."""
     clip = (world_to_clip[view] @ torch.nn.functional.pad(centre, (0, 1), value=1.0)[:, :, None])[:, :, 0]
     scale = clip.new_tensor([size[1], size[0]])
     column, row = ((clip[:, :2] / clip[:, 3:].clamp(min=1e-6) + 1) / 2 * scale).floor().long().unbind(-1)

@@ -1,4 +1,4 @@
-"""The denoiser that VSD trains beside the run: the prior with a LoRA and a camera embedding (arXiv 2305.16213).
+"""The denoiser that VSD trains: the prior with a LoRA and a camera embedding (arXiv 2305.16213).
 
 φ predicts the noise of the current renders. Its loss is ‖e_φ(x_t; t, text, camera) − ε‖² on the same x_t that
 the score uses, so one pass through φ serves both. At its start φ equals the prior with the prompt.
@@ -42,7 +42,7 @@ class LoraDenoiser(nn.Module):
     """e_φ: a `UNet2DConditionModel` with trainable LoRA and camera embedding over frozen, shared weights."""
 
     def __init__(self, unet: nn.Module, rank: int, seed: int):
-        """unet: see `share_weights`; it is changed in place. seed: of the LoRA's and the embedding's start."""
+        """unet: see `share_weights`; it is changed in place. seed: of the initial LoRA and embedding."""
         super().__init__()
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -89,10 +89,10 @@ def share_weights(unet: nn.Module) -> nn.Module:
 
 
 def camera_numbers(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 16"]:
-    """What the camera embedding is given: the rows of world_to_clip, whose far row is constant but for scale."""
+    """The input of the camera embedding: world_to_clip, row by row."""
     return world_to_clip.flatten(1)
 
 
 def azimuths(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, " B"]:
-    """Radians. The first row is the camera's right axis (cos, 0, sin) of the azimuth, times the focal length."""
+    """Radians, from the first row: the camera's right axis (cos, 0, sin) times the focal length."""
     return torch.atan2(world_to_clip[:, 0, 2], world_to_clip[:, 0, 0])

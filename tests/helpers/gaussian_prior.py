@@ -5,7 +5,7 @@ from torch import nn
 
 
 def gaussian_noise(noisy, abar, mean, variance):
-    """E[ε | x_t] of x ~ N(mean, variance): sqrt(1 − abar) (x_t − sqrt(abar) mean) / (abar variance + 1 − abar)."""
+    """E[ε | x_t] of x ~ N(mean, variance)."""
     return (1 - abar).sqrt() * (noisy - abar.sqrt() * mean) / (abar * variance + 1 - abar)
 
 
@@ -21,7 +21,7 @@ class GaussianLora(nn.Module):
 
 
 class GaussianPrior:
-    """Latents [B, 4, 4, 4]; the n-th prompt that is embedded in a call has the mean n / 4, an empty one EMPTY.
+    """Latents [B, 4, 4, 4]; the n-th prompt of an embed call has the mean n / 4, an empty one EMPTY.
 
     calls: the batch sizes of predict_noise.
     """

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from gaussian_prior import GaussianPrior
-from toy_model import write_model
 from pydantic import ValidationError
+from toy_model import write_model
 
 from render.camera import orbit
 from sd.guidance import Guidance, GuidanceConfig
@@ -129,7 +129,7 @@ def test_lora_loss_falls_on_fixed_images_and_the_prediction_depends_on_the_camer
     config = GuidanceConfig(text="x", score="vsd", vsd_learning_rate=1e-2)
     guidance = Guidance(toy, config, "negative", CPU)
     image, losses = image_for(toy), []
-    for step in range(12):
+    for _ in range(12):
         guidance.lora_optimizer.zero_grad()
         sample = guidance.sample(VIEWS, PHASE, torch.Generator().manual_seed(0), CAMERAS)
         losses.append(guidance(image, sample, PHASE)[1]["lora_loss"].item())

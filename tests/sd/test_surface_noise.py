@@ -1,4 +1,4 @@
-"""Noise fixed to the surface: white with unit variance in a view, and the same at the same point in two views."""
+"""Noise fixed to the surface: white in a view, and the same at the same point in two views."""
 
 import math
 

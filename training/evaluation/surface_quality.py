@@ -12,8 +12,8 @@ from render.mesh import Mesh, face_cross
 
 @dataclass(frozen=True)
 class SurfaceQuality:
-    """roughness: see `roughness`, degrees. non_manifold: share of edges with other than two faces. loose: share
-    of the area outside the largest part. parts: number of parts. faces: number of faces."""
+    """roughness: see `roughness`, degrees. non_manifold: share of edges that do not have two faces. loose:
+    share of the area outside the largest part. parts: number of parts. faces: number of faces."""
 
     roughness: float
     non_manifold: float

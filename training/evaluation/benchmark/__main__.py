@@ -4,36 +4,25 @@
 
 Every trial sculpts a category with the demo's settings, or paints the true mesh of a procedural object with a
 material whose true values are known. Results are written after each trial: OUT/trials.jsonl (a line each),
-OUT/results.json (means by setting), OUT/table.md, and at the end OUT/sheet.jpg. The same command with the same
-OUT continues: trials in trials.jsonl are not repeated. Words after -- are config keys for all trials.
+OUT/results.json (means by setting), OUT/table.md, and at the end OUT/sheet.jpg. The same command with the
+same OUT continues: trials in trials.jsonl are not repeated. Words after -- are config keys for all trials.
 """
 
 import argparse
-import json
 import logging
 import os
-import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 
 # Before torch is imported, here and in the workers: spinning OpenMP workers slow down other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
-
 from configs.errors import ConfigError
 from dataset.procedural import KINDS
-from render.image_io.atomic import write_text
-from training.evaluation.benchmark.measure import Result, run_trial
+from training.evaluation.benchmark.executor import Board, Queue, run_queue
 from training.evaluation.benchmark.settings import (
     CATEGORIES,
     COST,
@@ -41,115 +30,17 @@ from training.evaluation.benchmark.settings import (
     ROOT,
     SHAPE,
     SUITES,
-    Trial,
     config_of,
     read_setting,
     start_scale,
     trials_of,
 )
-from training.evaluation.benchmark.summary import contact_sheet, summarise, table
+from training.evaluation.benchmark.summary import contact_sheet
 from training.report.system_info import machine
 from training.sweep.run import usable_cores
 from training.tasks import select_device
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Board:
-    """The results so far, kept in OUT. Several threads add to it."""
-
-    out: Path
-    settings: Mapping[str, Mapping[str, object]]
-    facts: dict
-    results: list[dict] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def log(self) -> Path:
-        return self.out / "trials.jsonl"
-
-    def read(self) -> set[str]:
-        """Load the results of an earlier call; the names of its trials."""
-        if self.log.is_file():
-            lines = self.log.read_text(encoding="utf-8").splitlines()
-            known = [json.loads(line) for line in lines if line.endswith("}")]
-            self.results = [result for result in known if result["setting"] in self.settings]
-        return {result["name"] for result in self.results if not result["error"]}
-
-    def add(self, result: Result, remaining: int) -> None:
-        record = {"name": result.trial.name, **result.to_json()}
-        with self.lock:
-            self.results.append(record)
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            self.write()
-        ratio = record.get("roughness_ratio", "")
-        logger.info(
-            "%s: %.1f s %s %s (%d left)", record["name"], result.seconds, ratio, result.error or "", remaining
-        )
-
-    def write(self) -> None:
-        """results.json and table.md. A repeated trial counts once, with its last result."""
-        latest = list({result["name"]: result for result in self.results}.values())
-        summary = summarise(latest, list(self.settings))
-        content = {**self.facts, "settings": self.settings, "summary": summary, "trials": latest}
-        write_text(self.out / "results.json", json.dumps(content, indent=1) + "\n")
-        write_text(self.out / "table.md", table(summary) + "\n")
-
-
-class Queue:
-    """The trials in order, until none is left or the time is too short for another one."""
-
-    def __init__(self, trials: Sequence[Trial], deadline: float):
-        self._trials, self._deadline = list(trials), deadline
-        self._lock, self._seconds = threading.Lock(), []
-
-    def __len__(self) -> int:
-        return len(self._trials)
-
-    def next(self) -> Trial | None:
-        with self._lock:
-            expected = statistics.median(self._seconds) if self._seconds else 0.0
-            if not self._trials or time.monotonic() + expected > self._deadline:
-                return None
-            return self._trials.pop(0)
-
-    def took(self, seconds: float) -> None:
-        with self._lock:
-            self._seconds.append(seconds)
-
-
-def prepare_worker(log: str, threads: int) -> None:
-    """Send what a worker prints to a file, and limit its threads."""
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(handle, stream)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    torch.set_num_threads(threads)
-
-
-def work(slot: int, queue: Queue, board: Board, threads: int, common: Mapping[str, object]) -> None:
-    """Run trials in a process of its own until the queue ends; a process that dies is replaced."""
-    log = board.out / f"worker_{slot}.log"
-
-    def process() -> ProcessPoolExecutor:
-        context = get_context("spawn")
-        return ProcessPoolExecutor(1, context, initializer=prepare_worker, initargs=(str(log), threads))
-
-    pool = process()
-    while (trial := queue.next()) is not None:
-        started = time.monotonic()
-        try:
-            result = pool.submit(run_trial, trial, board.settings[trial.setting], common, board.out).result()
-            queue.took(result.seconds)
-        except (BrokenProcessPool, RuntimeError) as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            pool = process()
-            reason = f"the process ended ({' '.join(str(error).split())[:200]}); see {log.name}"
-            result = Result(trial, {}, time.monotonic() - started, reason)
-        board.add(result, len(queue))
-    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -216,18 +107,12 @@ def benchmark(options: argparse.Namespace) -> int:
     deadline = begun + 60 * options.minutes
     threads = max(1, usable_cores() // options.jobs)
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(threads)
-    start = partial(work, board=board, threads=threads, common=options.common)
     if not options.no_cost:
-        # Alone on the machine, and first: it also fills Triton's cache.
-        start(0, Queue([trial for trial in todo if trial.stage == COST], deadline))
+        # One at a time, and first: this also fills Triton's cache.
+        costs = Queue([trial for trial in todo if trial.stage == COST], deadline)
+        run_queue(costs, board, 1, threads, options.common)
     queue = Queue([trial for trial in todo if trial.stage != COST], deadline)
-    threads_of_jobs = [
-        threading.Thread(target=start, args=(slot, queue)) for slot in range(max(1, options.jobs))
-    ]
-    for thread in threads_of_jobs:
-        thread.start()
-    for thread in threads_of_jobs:
-        thread.join()
+    run_queue(queue, board, options.jobs, threads, options.common)
     board.facts["minutes"] = round((time.monotonic() - begun) / 60, 2)
     board.write()
     contact_sheet(board.results, list(settings), options.out / "runs", options.out / "sheet.jpg")

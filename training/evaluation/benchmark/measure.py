@@ -1,4 +1,4 @@
-"""One trial of a benchmark: a run of the training loop in this process, and what is measured of its result."""
+"""One trial of a benchmark: a run of the training loop in this process, and measures of its result."""
 
 import gc
 import json
@@ -55,7 +55,7 @@ PICTURE_VIEW = 1
 
 @dataclass(frozen=True)
 class Result:
-    """A finished trial. values: the measures by name; error: why there are none; seconds: of the whole trial."""
+    """A finished trial. values: measures by name; error: why there are none; seconds: of the whole trial."""
 
     trial: Trial
     values: dict

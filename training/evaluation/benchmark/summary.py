@@ -27,7 +27,7 @@ MEANS = {
 
 
 def summarise(results: Sequence[dict], settings: Sequence[str]) -> dict[str, dict]:
-    """For each setting: cost of a step, and the means of each stage with the number of trials and failures."""
+    """For each setting: the cost of a step, and each stage's means, number of trials and of failures."""
     found = {}
     for setting in settings:
         own = [result for result in results if result["setting"] == setting]

@@ -1,0 +1,141 @@
+"""The benchmark: its settings, its order, its summary, and one call at toy size that is continued."""
+
+import json
+
+import pytest
+from toy_config import FIT, TINY
+
+from training.evaluation.benchmark import __main__ as command
+from training.evaluation.benchmark.executor import Queue
+from training.evaluation.benchmark.settings import (
+    COST,
+    PAINT,
+    SHAPE,
+    SUITES,
+    Trial,
+    config_of,
+    prompt,
+    start_scale,
+    trials_of,
+)
+from training.evaluation.benchmark.summary import summarise, table
+
+TOY = {
+    **{key: TINY[key] for key in TINY.keys() - {"text", "guidance_weight"}},
+    "batch": 1,
+    "video_interval": 0,
+    "save_interval": 0,
+    "dmtet_grid": 20,
+}
+
+
+def words(**keys):
+    return [
+        f"{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in keys.items()
+    ]
+
+
+def test_every_suite_s_settings_are_valid_configs(tmp_path):
+    for suite in SUITES.values():
+        for name, keys in suite.items():
+            for stage in (SHAPE, PAINT):
+                config = config_of(Trial(stage, name, "car", 1), keys, {}, tmp_path)
+                assert {key: config.to_json()[key] for key in keys} == keys
+    assert next(iter(SUITES["scores"].values())) == next(iter(SUITES["regularisers"].values())) == {}
+
+
+def test_a_baseline_trial_is_the_demo_without_pictures(tmp_path):
+    config = config_of(Trial(SHAPE, "baseline", "pineapple", 3), {}, {}, tmp_path)
+    demo = json.loads((command.ROOT / "configs/pineapple_demo_geometry.json").read_text())
+    different = {key for key, value in demo.items() if config.to_json()[key] != value}
+    assert different == {"out_dir", "sd_model", "save_interval"}
+    assert config.run.seed == 3
+
+
+def test_prompts_and_start_shapes():
+    assert prompt(Trial(SHAPE, "s", "ice_cream_cone", 0)) == "An ice cream cone"
+    assert prompt(Trial(PAINT, "s", "mug", 0)).endswith(" mug")
+    assert start_scale("ice_cream_cone") == (0.45, 0.65, 0.45) and start_scale("car") == (0.45, 0.45, 0.65)
+    with pytest.raises(ValueError, match="unknown category 'unicorn'"):
+        start_scale("unicorn")
+
+
+def test_settings_change_fastest_and_costs_come_first():
+    found = trials_of(["a", "b"], ["mug", "car"], [1, 2], [SHAPE])
+    assert [trial.stage for trial in found[:2]] == [COST, COST]
+    rest = [(trial.seed, trial.category, trial.setting) for trial in found[2:]]
+    assert rest[:3] == [(1, "mug", "a"), (1, "mug", "b"), (1, "car", "a")] and len(rest) == 8
+
+
+def test_the_queue_ends_when_another_trial_would_not_fit():
+    trials = trials_of(["a"], ["mug", "car"], [1], [SHAPE])
+    assert Queue(trials, float("inf")).next() == trials[0]
+    late = Queue(trials, 0.0)
+    assert late.next() is None and len(late) == 3
+
+
+def result(setting, category, ratio, recognised=True, error=None, **more):
+    values = {} if error else {"roughness_ratio": ratio, "recognised": recognised, **more}
+    return {"stage": SHAPE, "setting": setting, "category": category, "seed": 1, "error": error, **values}
+
+
+def test_the_summary_means_over_trials_and_counts_failures_as_not_recognised():
+    results = [
+        result("a", "mug", 1.0),
+        result("a", "car", 1.5, two_faced=True),
+        result("a", "car", 1.1, recognised=False, two_faced=False),
+        result("a", "bed", None, error="ValueError: the surface vanished"),
+    ]
+    found = summarise(results, ["a", "b"])
+    assert found["a"][SHAPE] | {"ratios": None} == {
+        "trials": 4,
+        "failed": 1,
+        "recognised": 0.5,
+        "roughness_ratio": 1.2,
+        "two_faced": "1 of 2",
+        "smooth": "1 of 2",
+        "ratios": None,
+    }
+    assert found["a"][SHAPE]["ratios"] == {"car": 1.3, "mug": 1.0}
+    lines = table(found).splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| a |") and "| 1.2 |" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to compare"),
+        (["--setting", "a", "scor=csd"], "the nearest known key is 'score'"),
+        (["--setting", "a", "score=best"], "one of sds, csd, nfsd, vsd"),
+        (["--suite", "scores", "--only", "best"], "the suite has sds, csd"),
+        (["--setting", "a", "--categories", "unicorn"], "unknown category 'unicorn'"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, message, capsys, tmp_path):
+    assert command.main([*arguments, "--out", str(tmp_path / "b")]) == 2
+    printed = capsys.readouterr().out
+    assert message in printed and printed.startswith("error: ") and printed.count("\n") == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_benchmark_at_toy_size_measures_both_stages_and_continues(model_folder, tmp_path):
+    out = tmp_path / "b"
+    settings = ["--setting", "baseline", "--setting", "smooth", "normal_consistency=1"]
+    call = [*settings, "--categories", "mug", "--no-cost", "--out", str(out), "--stages"]
+    shape_keys = words(**TOY, iter=FIT + 2, coarse_iter=FIT + 1, sd_model=str(model_folder))
+    paint_keys = words(**TOY, iter=2, coarse_iter=1, sd_model=str(model_folder))
+    assert command.main([*call, SHAPE, "--", *shape_keys]) == 0
+    assert command.main([*call, PAINT, "--", *paint_keys]) == 0
+    content = json.loads((out / "results.json").read_text())
+    assert len(content["trials"]) == 4 and not any(trial["error"] for trial in content["trials"])
+    shape = content["summary"]["smooth"][SHAPE]
+    assert shape["trials"] == 1 and shape["roughness_ratio"] > 0
+    paint = content["summary"]["baseline"][PAINT]
+    assert 0 < paint["albedo_error"] < 1 and 0 < paint["relit_error"] < 1 and "roughness_error" in paint
+    assert content["machine"]["torch"] and content["command"] and content["date"]
+    assert (out / "sheet.jpg").stat().st_size > 1000
+    assert "| smooth |" in (out / "table.md").read_text()
+    lines = (out / "trials.jsonl").read_text()
+    assert lines.count("\n") == 4
+    assert command.main([*call, PAINT, "--", *paint_keys]) == 0
+    assert (out / "trials.jsonl").read_text() == lines

@@ -1,0 +1,132 @@
+"""Runs the trials of a benchmark in worker processes, and keeps their results as they come."""
+
+import json
+import logging
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from render.image_io.atomic import write_text
+from training.evaluation.benchmark.measure import Result, run_trial
+from training.evaluation.benchmark.settings import Trial
+from training.evaluation.benchmark.summary import summarise, table
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Board:
+    """The results so far, kept in OUT. Several threads add to it."""
+
+    out: Path
+    settings: Mapping[str, Mapping[str, object]]
+    facts: dict
+    results: list[dict] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def log(self) -> Path:
+        return self.out / "trials.jsonl"
+
+    def read(self) -> set[str]:
+        """Load the results of an earlier call; the names of its trials."""
+        if self.log.is_file():
+            lines = self.log.read_text(encoding="utf-8").splitlines()
+            known = [json.loads(line) for line in lines if line.endswith("}")]
+            self.results = [result for result in known if result["setting"] in self.settings]
+        return {result["name"] for result in self.results if not result["error"]}
+
+    def add(self, result: Result, remaining: int) -> None:
+        record = {"name": result.trial.name, **result.to_json()}
+        with self.lock:
+            self.results.append(record)
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            self.write()
+        ratio = record.get("roughness_ratio", "")
+        logger.info(
+            "%s: %.1f s %s %s (%d left)", record["name"], result.seconds, ratio, result.error or "", remaining
+        )
+
+    def write(self) -> None:
+        """results.json and table.md. A repeated trial counts once, with its last result."""
+        latest = list({result["name"]: result for result in self.results}.values())
+        summary = summarise(latest, list(self.settings))
+        content = {**self.facts, "settings": self.settings, "summary": summary, "trials": latest}
+        write_text(self.out / "results.json", json.dumps(content, indent=1) + "\n")
+        write_text(self.out / "table.md", table(summary) + "\n")
+
+
+class Queue:
+    """The trials in order, until none is left or the time is too short for another one."""
+
+    def __init__(self, trials: Sequence[Trial], deadline: float):
+        self._trials, self._deadline = list(trials), deadline
+        self._lock, self._seconds = threading.Lock(), []
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+    def next(self) -> Trial | None:
+        with self._lock:
+            expected = statistics.median(self._seconds) if self._seconds else 0.0
+            if not self._trials or time.monotonic() + expected > self._deadline:
+                return None
+            return self._trials.pop(0)
+
+    def took(self, seconds: float) -> None:
+        with self._lock:
+            self._seconds.append(seconds)
+
+
+def prepare_worker(log: str, threads: int) -> None:
+    """Send what a worker prints to a file, and limit its threads."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    torch.set_num_threads(threads)
+
+
+def work(slot: int, queue: Queue, board: Board, threads: int, common: Mapping[str, object]) -> None:
+    """Run trials in a process of its own until the queue ends; a process that dies is replaced."""
+    log = board.out / f"worker_{slot}.log"
+
+    def process() -> ProcessPoolExecutor:
+        context = get_context("spawn")
+        return ProcessPoolExecutor(1, context, initializer=prepare_worker, initargs=(str(log), threads))
+
+    pool = process()
+    while (trial := queue.next()) is not None:
+        started = time.monotonic()
+        try:
+            result = pool.submit(run_trial, trial, board.settings[trial.setting], common, board.out).result()
+            queue.took(result.seconds)
+        except (BrokenProcessPool, RuntimeError) as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            pool = process()
+            reason = f"the process ended ({' '.join(str(error).split())[:200]}); see {log.name}"
+            result = Result(trial, {}, time.monotonic() - started, reason)
+        board.add(result, len(queue))
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+def run_queue(queue: Queue, board: Board, jobs: int, threads: int, common: Mapping[str, object]) -> None:
+    """Run the queue's trials, `jobs` at a time with so many CPU threads each. common: see `config_of`."""
+    workers = [
+        threading.Thread(target=work, args=(slot, queue, board, threads, common)) for slot in range(jobs)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
