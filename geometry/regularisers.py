@@ -19,8 +19,9 @@ Weight = Annotated[float, Ge(0)]
 # A constant, or [start, end]: linear over the first phase after the fit, then constant.
 WeightSchedule = Weight | tuple[Weight, Weight]
 
-# Faces with less than this share of the mean area have no reliable normal: their edges get no gradient.
-MIN_AREA_SHARE = 1e-4
+# A pair with a face below this share of the mean area weighs less, in proportion to that face's area. Marching
+# tetrahedra makes slivers whose normals change by 1 / height: they would dominate the gradient.
+FULL_WEIGHT_AREA = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,23 @@ def _as_pair(value: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def normal_consistency(mesh: Mesh) -> Float[Tensor, ""]:
-    """Σ over edges of (1 − n_a · n_b), n_a and n_b the unit normals of the edge's two faces.
+    """Σ over edges of c (1 − n_a · n_b), n_a and n_b the unit normals of the edge's two faces.
 
-    An edge of k > 2 faces counts k − 1 pairs; a boundary edge counts none. Pairs with a degenerate face
-    (see MIN_AREA_SHARE) are left out.
+    c is 1, and min(area_a, area_b) / (FULL_WEIGHT_AREA · mean area) where that is less; it gets no gradient.
+    An edge of k > 2 faces counts k − 1 pairs; a boundary edge counts none.
     """
     faces, same = _edge_neighbours(mesh.faces, len(mesh.v_pos))
     cross = face_cross(mesh.v_pos, mesh.faces)
     squared = cross.square().sum(-1)
-    with torch.no_grad():
-        reliable = squared > MIN_AREA_SHARE**2 * squared.mean()
-    # The root's gradient at 0 is infinite, so degenerate faces are replaced before it.
-    length = torch.where(reliable, squared, torch.ones_like(squared)).sqrt()
+    # The root's gradient at 0 is infinite, so faces without an area are replaced before it.
+    length = torch.where(squared > 0, squared, torch.ones_like(squared)).sqrt()
     normal = cross / length[:, None]
+    with torch.no_grad():
+        area = squared.sqrt()
+        share = (area / (FULL_WEIGHT_AREA * area.mean())).clamp(max=1)
+        weight = torch.minimum(share.index_select(0, faces[:-1]), share.index_select(0, faces[1:])) * same
     normal_a, normal_b = normal.index_select(0, faces[:-1]), normal.index_select(0, faces[1:])
-    pair = same & reliable.index_select(0, faces[:-1]) & reliable.index_select(0, faces[1:])
-    bend = 1 - (normal_a * normal_b).sum(-1)
-    return torch.where(pair, bend, torch.zeros_like(bend)).sum()
+    return (weight * (1 - (normal_a * normal_b).sum(-1))).sum()
 
 
 def laplacian(mesh: Mesh) -> Float[Tensor, ""]:

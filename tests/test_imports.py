@@ -34,6 +34,7 @@ HEAVY = {
     "xatlas",
     "uvunwrap",
     "diffusers",
+    "peft",
     "OpenEXR",
     "imageio",
     "trimesh",

@@ -226,7 +226,9 @@ def save_checkpoint(
         # A state without a surface must not replace a good checkpoint.
         with vanishing_explained(config, state.step):
             task.verify()
-    save_state(config, task.scene, state.optimizer, state.step, distributed, inputs=task.inputs, guidance=guidance)
+    save_state(
+        config, task.scene, state.optimizer, state.step, distributed, inputs=task.inputs, guidance=guidance
+    )
 
 
 @contextmanager

@@ -77,9 +77,19 @@ def test_laplacian_is_the_distance_to_the_mean_of_the_neighbours():
         assert laplacian(mesh).item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_small_face_weighs_less_in_proportion_to_its_area():
+    mesh, angle = roof(0.4), 1 - math.cos(0.4)
+    v_pos = mesh.v_pos.clone()
+    # The second face's height falls from 1 to 1/10: areas 1 and 1/10, mean 0.55.
+    v_pos[3, :2] *= 0.1
+    assert normal_consistency(make_mesh(v_pos, mesh.faces)).item() == pytest.approx(angle * 0.1 / 0.275)
+
+
 @pytest.mark.parametrize("term", [normal_consistency, laplacian])
 def test_gradients_are_those_of_finite_differences(term):
-    mesh = ragged()
+    corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
+    corners += 0.1 * ragged().v_pos[:4]
+    mesh = make_mesh(corners, torch.tensor([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]]))
     assert torch.autograd.gradcheck(
         lambda v: term(make_mesh(v, mesh.faces)), mesh.v_pos.clone().requires_grad_()
     )

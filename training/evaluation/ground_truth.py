@@ -17,16 +17,16 @@ from render.mesh import Mesh, make_mesh
 from training.evaluation.surface_quality import roughness
 
 SHAPE_STREAM, MATERIAL_STREAM = 21, 22
-# Instances of a kind whose roughness is averaged, and draws of a material that are averaged.
+# Instances of a category whose roughness is averaged, and draws of a material that are averaged.
 INSTANCES, MATERIAL_DRAWS = 3, 8
 
 # World points [N,3] to (kd linear albedo, ks = occlusion, roughness, metallic).
 TrueMaterial = Callable[[Float[Tensor, "N 3"]], tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]]
 
 
-def true_object(kind: str, seed: int) -> ProceduralObject:
-    """Instance `seed` of a kind."""
-    return make_object(kind, step_generator(seed, CATEGORIES.index(kind), 0, SHAPE_STREAM))
+def true_object(category: str, seed: int) -> ProceduralObject:
+    """Instance `seed` of a category."""
+    return make_object(category, step_generator(seed, CATEGORIES.index(category), 0, SHAPE_STREAM))
 
 
 def true_mesh(subject: ProceduralObject, config: GeometryConfig, device: torch.device) -> Mesh:
@@ -38,17 +38,17 @@ def true_mesh(subject: ProceduralObject, config: GeometryConfig, device: torch.d
     return make_mesh(v_pos.to(device), faces.to(device))
 
 
-def true_roughness(kind: str, config: GeometryConfig) -> float:
+def true_roughness(category: str, config: GeometryConfig) -> float:
     """Mean roughness of INSTANCES instances, degrees."""
     cpu = torch.device("cpu")
-    values = [roughness(true_mesh(true_object(kind, seed), config, cpu)) for seed in range(INSTANCES)]
+    values = [roughness(true_mesh(true_object(category, seed), config, cpu)) for seed in range(INSTANCES)]
     return sum(values) / len(values)
 
 
-def material_name(kind: str, seed: int) -> str:
-    """The material that a benchmark's prompt names: neighbouring kinds and seeds get different ones."""
+def material_name(category: str, seed: int) -> str:
+    """The material that a benchmark's prompt names: neighbouring categories and seeds get different ones."""
     names = list(MATERIALS)
-    return names[(5 * CATEGORIES.index(kind) + seed) % len(names)]
+    return names[(5 * CATEGORIES.index(category) + seed) % len(names)]
 
 
 def true_material(subject: ProceduralObject, name: str) -> TrueMaterial:

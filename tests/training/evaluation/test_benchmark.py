@@ -30,9 +30,8 @@ TOY = {
 
 
 def words(**keys):
-    return [
-        f"{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in keys.items()
-    ]
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in keys.items()}
+    return [f"{key}={text}" for key, text in texts.items()]
 
 
 def test_every_suite_s_settings_are_valid_configs(tmp_path):

@@ -75,7 +75,7 @@ def test_true_mesh_lies_on_the_object_s_surface_on_the_run_s_grid():
     mesh = true_mesh(subject, config, torch.device("cpu"))
     assert subject.signed_distance(mesh.v_pos).abs().max() < 0.5 * 2.0 / 24
     grid = make_tet_grid(24, 2.0)
-    # Vertices of the marched surface lie on edges of the grid: one coordinate at least is a multiple of half a cell.
+    # Vertices of the surface lie on edges of the grid: at least one coordinate is on a lattice plane.
     cell = (grid.v_pos[:, 0].unique()[1:] - grid.v_pos[:, 0].unique()[:-1]).min()
     steps = (mesh.v_pos - grid.v_pos.amin(0)) / cell
     assert ((steps - steps.round()).abs().amin(1) < 1e-2).double().mean() > 0.9

@@ -21,15 +21,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from configs.errors import ConfigError
-from dataset.procedural import KINDS
+from dataset.procedural import CATEGORIES
 from training.evaluation.benchmark.executor import Board, Queue, run_queue
 from training.evaluation.benchmark.settings import (
-    CATEGORIES,
     COST,
     PAINT,
     ROOT,
     SHAPE,
     SUITES,
+    TWELVE,
     config_of,
     read_setting,
     start_scale,
@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a setting of your own, may be repeated; the first one of all is the baseline of the table",
     )
     add("--only", nargs="+", metavar="NAME", help="of the suite's settings")
-    add("--categories", nargs="+", default=list(CATEGORIES[:3]), metavar="KIND", help="all, twelve, or names")
+    add("--categories", nargs="+", default=list(TWELVE[:3]), metavar="CATEGORY", help="all, twelve, or names")
     add("--seeds", nargs="+", type=int, default=[1])
     add("--stages", nargs="+", choices=(SHAPE, PAINT), default=[SHAPE])
     add("--jobs", type=int, default=1, help="trials at a time")
@@ -91,7 +91,7 @@ def chosen_settings(options: argparse.Namespace) -> dict[str, dict[str, object]]
 
 def benchmark(options: argparse.Namespace) -> int:
     begun = time.monotonic()
-    named = {"all": KINDS, "twelve": CATEGORIES}
+    named = {"all": CATEGORIES, "twelve": TWELVE}
     categories = list(named.get(options.categories[0], options.categories))
     settings = chosen_settings(options)
     for category in categories:

@@ -24,7 +24,7 @@ from render.scene import AppearanceScene
 from render.shade.brdf import linear_to_srgb, shade
 from render.shade.light import MAP_FOLDER, LightConfig, load_environment
 from render.shade.prefilter import PrefilteredLight
-from render.texturing.small_components import without_small_components
+from render.texturing.small_components import remove_small_components
 from sd.guidance import Guidance
 from sd.stable_diffusion import StableDiffusion
 from training.distributed import SINGLE_PROCESS
@@ -151,7 +151,7 @@ def step_cost(log: Path) -> dict:
 @torch.no_grad()
 def shape_measures(mesh: Mesh, config: Config, judge: Evaluator, trial: Trial, out: Path) -> dict:
     """Roughness and loose parts of a sculpted mesh, and what the classifier says about it."""
-    kept = without_small_components(mesh, config.export.min_component_area)
+    kept = remove_small_components(mesh, config.export.min_component_area)
     whole, quality = surface_quality(mesh), surface_quality(kept)
     truth = cached_true_roughness(trial.category, config.geometry)
     return {
@@ -217,12 +217,12 @@ def judged(mesh: Mesh, judge: Evaluator, trial: Trial, paint: Paint | None, pict
     small = views.smaller(SUPERSAMPLE)
     domain, images = ("normal", small.normal) if paint is None else ("shaded", small.shaded * 2 - 1)
     seen = predict_assets(judge.classifier, domain, images)
-    kinds = mean_probabilities(seen.kind)
-    best = settings.kinds[int(kinds.argmax())]
+    categories = mean_probabilities(seen.category)
+    best = settings.categories[int(categories.argmax())]
     found = {
         "recognised": best == trial.category,
         "taken_for": best,
-        "probability": round(kinds[settings.kinds.index(trial.category)].item(), 4),
+        "probability": round(categories[settings.categories.index(trial.category)].item(), 4),
     }
     if paint is not None:
         materials = mean_probabilities(seen.material)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from configs.errors import ConfigError, nearest, shown
 from configs.schema import Config, known_keys, parse_config
-from dataset.procedural import KINDS
+from dataset.procedural import CATEGORIES
 from dataset.procedural.materials import MATERIALS
 from sd.schedule import FIT_STEPS
 from training.evaluation.ground_truth import material_name
@@ -22,16 +22,16 @@ COST_STEPS = 40
 # The half axes of the start ellipsoid, by the file in configs/prompts that names the category.
 START_SCALES = {"tall": (0.45, 0.65, 0.45), "round": (0.55, 0.55, 0.55), "long": (0.45, 0.45, 0.65)}
 
-CATEGORIES = "car chair quadruped person head fish airplane boat mug pineapple bird hamburger".split()
+TWELVE = "car chair quadruped person head fish airplane boat mug pineapple bird hamburger".split()
 
 EARLY_LATE = {"early_time_step_range": [0.5, 0.98], "late_time_step_range": [0.02, 0.5]}
 SUITES: dict[str, dict[str, dict[str, object]]] = {
     "regularisers": {
         "baseline": {},
+        "nc 0.03": {"normal_consistency": 0.03},
+        "nc 0.1": {"normal_consistency": 0.1},
         "nc 0.3": {"normal_consistency": 0.3},
-        "nc 1": {"normal_consistency": 1.0},
-        "nc 3": {"normal_consistency": 3.0},
-        "nc 0 to 3": {"normal_consistency": [0.0, 3.0]},
+        "laplacian 30": {"laplacian": 30.0},
         "laplacian 100": {"laplacian": 100.0},
     },
     "scores": {
@@ -107,7 +107,7 @@ def start_scale(category: str) -> tuple[float, float, float]:
         if any(line.split(maxsplit=1)[-1] == readable(category) for line in text.splitlines()):
             return scale
     raise ConfigError(
-        f"command line: --categories: unknown category {shown(category)}; known: {', '.join(KINDS)}"
+        f"command line: --categories: unknown category {shown(category)}; known: {', '.join(CATEGORIES)}"
     )
 
 
