@@ -19,7 +19,7 @@ Weight = Annotated[float, Ge(0)]
 # A constant, or [start, end]: linear over the first phase after the fit, then constant.
 WeightSchedule = Weight | tuple[Weight, Weight]
 
-# A pair with a face below this share of the mean area weighs less, in proportion to that face's area. Marching
+# A pair with a face below this share of the mean area weighs less, in proportion to the face's area. Marching
 # tetrahedra makes slivers whose normals change by 1 / height: they would dominate the gradient.
 FULL_WEIGHT_AREA = 0.5
 
