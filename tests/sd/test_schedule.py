@@ -97,10 +97,9 @@ def test_timesteps_never_reach_past_the_schedule(t_range, least, most):
 
 
 def time_steps(kind, **keys):
-    values = {"early_time_step_range": (0.5, 0.98), "late_time_step_range": (0.02, 0.5)}
-    return geometry_schedule(
-        ScheduleConfig(iter=800, coarse_iter=601, time_step_schedule=kind, **{**values, **keys})
-    )
+    ranges = {"early_time_step_range": (0.5, 0.98), "late_time_step_range": (0.02, 0.5)}
+    values = {"iter": 800, "coarse_iter": 601, "time_step_schedule": kind, **ranges, **keys}
+    return geometry_schedule(ScheduleConfig(**values))
 
 
 def test_annealed_range_is_linear_over_the_first_phase_after_the_fit_and_then_stays():

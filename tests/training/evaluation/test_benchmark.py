@@ -55,7 +55,7 @@ def test_prompts_and_start_shapes():
     assert prompt(Trial(SHAPE, "s", "ice_cream_cone", 0)) == "An ice cream cone"
     assert prompt(Trial(PAINT, "s", "mug", 0)).endswith(" mug")
     assert start_scale("ice_cream_cone") == (0.45, 0.65, 0.45) and start_scale("car") == (0.45, 0.45, 0.65)
-    with pytest.raises(ValueError, match="unknown category 'unicorn'"):
+    with pytest.raises(ValueError, match='unknown category "unicorn"'):
         start_scale("unicorn")
 
 
@@ -104,10 +104,10 @@ def test_the_summary_means_over_trials_and_counts_failures_as_not_recognised():
     ("arguments", "message"),
     [
         ([], "nothing to compare"),
-        (["--setting", "a", "scor=csd"], "the nearest known key is 'score'"),
+        (["--setting", "a", "scor=csd"], 'the nearest known key is "score"'),
         (["--setting", "a", "score=best"], "one of sds, csd, nfsd, vsd"),
         (["--suite", "scores", "--only", "best"], "the suite has sds, csd"),
-        (["--setting", "a", "--categories", "unicorn"], "unknown category 'unicorn'"),
+        (["--setting", "a", "--categories", "unicorn"], 'unknown category "unicorn"'),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message, capsys, tmp_path):
