@@ -196,8 +196,8 @@ class Guidance(nn.Module):
     def forward(
         self, image: Float[Tensor, "B H W C"], sample: SDSSample, phase: Phase
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The loss and numbers for the log: loss, gradient_norm (on the latents, per view), replaced_values
-        (the number of NaN and infinities in the latents' gradient that are replaced by 0), lora_loss (of VSD).
+        """The loss and numbers for the log: loss, gradient_norm (on the latents, per view), lora_loss (of
+        VSD), replaced_values (the number of NaN and infinities in the latents' gradient, replaced by 0).
 
         With VSD the LoRA's gradient is accumulated as well.
 
