@@ -336,7 +336,7 @@ def test_a_prompt_without_a_known_category_is_refused():
 
 
 def test_a_run_tells_its_prompt_by_its_newest_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         find_run(str(tmp_path / "none"), CATEGORIES)
     with pytest.raises(ValueError, match="A red mug"):
         find_run(str(tmp_path), CATEGORIES)
@@ -358,7 +358,7 @@ def test_a_folder_of_a_grid_is_found_with_a_prompt_and_without(tmp_path):
     assert find_run(str(folder), CATEGORIES) == find_run(f"{folder}=A red mug", CATEGORIES)
     assert find_run(str(folder), CATEGORIES).folder == folder
     assert find_run(f"{folder}=a car", CATEGORIES).target == Target("car", None)
-    with pytest.raises(FileNotFoundError, match="seed=2: there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="seed=2 does not exist"):
         find_run(str(tmp_path / "seed=2"), CATEGORIES)
 
 
@@ -490,7 +490,7 @@ def test_a_broken_mesh_is_a_failure_with_its_reason(tmp_path, classifier):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: there is no such folder"),
+        (["nowhere"], "nowhere does not exist"),
         ([".=a mug", "--classifier", "missing"], "python3 -m data.make_classifier"),
         ([".=a mug", "--sheet", "sheet.gif"], "sheet.gif: name a .jpg or .png file"),
     ],
