@@ -1,4 +1,4 @@
-"""The field on the grid: fit to a start shape, closed surface, offsets, gradients, vanishing."""
+"""DMTet: fit to a start shape, closed surface, vertex offsets, gradients, empty surface."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def small_dmtet(**changes) -> DMTet:
 
 
 def with_field(dmtet: DMTet, sdf: torch.Tensor, offset: torch.Tensor | None = None) -> DMTet:
-    """The same grid under a given field instead of the network's."""
+    """The same grid with a given field instead of the network's."""
     offset = torch.zeros_like(dmtet.v_pos) if offset is None else offset
     dmtet.network.forward = lambda points, rows: (sdf, offset) if rows is None else (sdf[rows], offset[rows])
     dmtet.network.distances = lambda points: sdf
@@ -81,8 +81,8 @@ def test_gradient_reaches_every_parameter(fitted):
 
 
 @pytest.mark.parametrize("band", [None, 0.05])
-def test_the_surface_and_its_gradient_are_those_of_the_whole_field(band):
-    """The field is differentiated next to the surface only; here the reference does it everywhere."""
+def test_surface_and_gradient_equal_a_full_evaluation(band):
+    """The field has gradients only near the surface. The reference evaluates it at all vertices."""
     surface = small_dmtet()
     wanted = surface.v_pos.norm(dim=-1) - 1.1
     if band is not None:
@@ -105,14 +105,14 @@ def test_the_surface_and_its_gradient_are_those_of_the_whole_field(band):
         results.append((mesh, [parameter.grad for parameter in surface.parameters()]))
     (mesh, grads), (expected, expected_grads) = results
     assert torch.equal(mesh.faces, expected.faces) and len(mesh.faces) > 500
-    # Caps at the wall belong to it.
+    # Includes caps at the boundary of the grid.
     assert ((surface.field()[0] < 0) & surface.on_wall).sum() > 50
     assert torch.allclose(mesh.v_pos, expected.v_pos, atol=1e-6)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         assert (grad - expected_grad).abs().max() < 1e-4 * expected_grad.abs().max()
 
 
-def test_vertices_move_by_tanh_over_the_grids_name():
+def test_vertices_move_by_tanh_over_resolution():
     dmtet = small_dmtet()
     offset = torch.full_like(dmtet.v_pos, 100.0)
     offset[:, 1] = 0.3
@@ -123,7 +123,7 @@ def test_vertices_move_by_tanh_over_the_grids_name():
 
 
 @pytest.mark.parametrize("half", [0.8, 3.0])
-def test_surface_is_closed_even_where_it_meets_the_wall(half):
+def test_surface_is_closed_at_the_boundary(half):
     dmtet = small_dmtet()
     mesh = with_field(dmtet, dmtet.v_pos[:, 1].abs() - half).mesh()
     assert is_closed(mesh.faces)
@@ -131,7 +131,7 @@ def test_surface_is_closed_even_where_it_meets_the_wall(half):
     assert volume == pytest.approx(4 * min(2 * half, 2), rel=0.1) and volume < 8
 
 
-def test_vanished_surface():
+def test_empty_surface_raises():
     dmtet = small_dmtet()
     with pytest.raises(EmptySurfaceError, match="guidance_weight"):
         with_field(dmtet, torch.ones(len(dmtet.v_pos))).mesh()
@@ -145,12 +145,12 @@ def test_equal_seeds_give_equal_weights_and_the_grid_is_not_saved():
 
 def test_state_survives_a_round_trip(fitted):
     copy = small_dmtet()
-    copy.field()  # the precomputed encoding must follow weights that are loaded later
+    copy.field()  # the precomputed encoding must use the loaded weights
     copy.load_state_dict(fitted[0].state_dict())
     assert torch.equal(copy.mesh().v_pos, fitted[0].mesh().v_pos)
 
 
-def test_network_on_pinned_points_equals_plain_points():
+def test_network_on_precomputed_points_equals_plain_points():
     encoding = HashGrid(
         -torch.ones(3), torch.ones(3), n_levels=3, log2_hashmap_size=8, max_resolution=40, generator=seeded()
     )
@@ -163,7 +163,7 @@ def test_network_on_pinned_points_equals_plain_points():
     assert network(points)[0].shape == (100,) and network(points)[1].shape == (100, 3)
     weights = [layer.weight for layer in network.mlp if isinstance(layer, torch.nn.Linear)]
     assert [tuple(weight.shape) for weight in weights] == [(32, 6), (32, 32), (4, 32)]
-    # Kaiming-uniform for ReLU: bound sqrt(6 / fan_in).
+    # Kaiming-uniform for ReLU has the bound sqrt(6 / fan_in).
     assert weights[1].detach().abs().max().item() == pytest.approx((6 / 32) ** 0.5, rel=0.02)
 
 
@@ -178,7 +178,7 @@ def test_config_ranges():
 def test_cuda_mesh_equals_cpu(fitted):
     expected = fitted[0].mesh()
     cuda = small_dmtet()
-    cuda.field()  # what was precomputed on the CPU must not stay there
+    cuda.field()  # the precomputed encoding must move to CUDA
     cuda = cuda.cuda()
     cuda.load_state_dict(fitted[0].state_dict())
     mesh = cuda.mesh()
@@ -187,7 +187,7 @@ def test_cuda_mesh_equals_cpu(fitted):
 
 
 @pytest.mark.parametrize("band", [0.02, 0.1])
-def test_a_surface_that_is_kept_near_a_shape_stays_there_whatever_the_field_says(band):
+def test_surface_stays_within_the_band(band):
     surface = small_dmtet()
     distances = surface.v_pos.norm(dim=-1) - 0.6
     surface.limit_to_band(distances, band)
@@ -196,13 +196,13 @@ def test_a_surface_that_is_kept_near_a_shape_stays_there_whatever_the_field_says
             parameter.mul_(30)
     mesh = surface.mesh()
     away = (mesh.v_pos.norm(dim=-1) - 0.6).abs()
-    # Edges of the grid cut the sphere a little: a fifth of a cell, squared, over its diameter.
+    # Grid edges cut the sphere by about a fifth of a cell, squared, over its diameter.
     assert 0.3 * band < away.max() < band + 0.02
     mesh.v_pos.square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in surface.network.parameters())
 
 
-def test_a_field_that_is_the_distance_is_left_alone_by_the_band():
+def test_band_does_not_change_an_exact_distance():
     surface = small_dmtet()
     with_field(surface, surface.v_pos.norm(dim=-1) - 0.6)
     free = surface.mesh().v_pos

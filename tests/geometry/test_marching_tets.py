@@ -49,14 +49,14 @@ def test_sign_pattern(pattern):
     if not len(faces):
         return
     assert sorted(set(faces.reshape(-1).tolist())) == list(range(len(verts)))
-    # The linear function through the four values vanishes at every vertex and grows along every normal.
+    # The linear function through the four values is zero at every vertex and grows along every normal.
     plane = torch.linalg.solve(torch.cat([CORNERS, torch.ones(4, 1, dtype=torch.float64)], 1), sdf)
     assert (verts @ plane[:3] + plane[3]).abs().max() < 1e-12
     a, b, c = (verts[faces[:, corner]] for corner in range(3))
     normals = torch.linalg.cross(b - a, c - a, dim=-1)
     assert (torch.nn.functional.cosine_similarity(normals, plane[None, :3]) > 1 - 1e-9).all()
     if len(faces) == 2:
-        # Both triangles cross their common edge in opposite senses and together cover the whole quad.
+        # The triangles cross their common edge in opposite directions and together cover the quad.
         edges_of = directed_edges(faces)
         assert sum((q, p) in edges_of for p, q in edges_of) == 2
         outline = [v for edge, v in edges_of.items() if edge[::-1] not in edges_of]
@@ -93,7 +93,7 @@ def test_torus_has_euler_characteristic_zero():
     assert len(verts) - len(directed_edges(faces)) // 2 + len(faces) == 0
 
 
-def test_sphere_converges_with_the_square_of_the_cell():
+def test_error_on_a_sphere_is_quadratic_in_the_cell_size():
     radius, errors = 0.7, []
     for resolution in (20, 40, 80):
         grid = make_tet_grid(resolution, 2.0)
@@ -112,7 +112,7 @@ def test_gradients_by_finite_differences():
     assert torch.autograd.gradcheck(lambda v, s: march(grid, s, v)[0], (v_pos, sdf), eps=1e-5)
 
 
-def test_zero_counts_as_outside_and_divides_nothing_by_zero():
+def test_zero_counts_as_outside():
     grid = make_tet_grid(8, 2.0)
     sdf = grid.v_pos.abs().amax(-1) - grid.v_pos.abs().amax(-1).unique()[3]
     assert (sdf == 0).sum() > 10
@@ -124,7 +124,7 @@ def test_zero_counts_as_outside_and_divides_nothing_by_zero():
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_no_crossing_gives_nothing(sign):
+def test_no_crossing_gives_an_empty_mesh(sign):
     grid = make_tet_grid(5, 1.0)
     verts, faces = march(grid, torch.full((len(grid.v_pos),), sign))
     assert verts.shape == (0, 3) and faces.shape == (0, 3)
@@ -142,7 +142,7 @@ def test_cuda_equals_cpu():
 
 
 def kaolin_or_skip():
-    """NVIDIA's kaolin; not the placeholder of that name on PyPI, which is 0.1 and empty."""
+    """NVIDIA's kaolin. Version 0.1 on PyPI is an empty placeholder."""
     kaolin = pytest.importorskip("kaolin", reason="kaolin is not installed; it is optional")
     version = tuple(int(part) for part in re.findall(r"\d+", getattr(kaolin, "__version__", "0.1"))[:2])
     if version < (0, 17):
@@ -150,12 +150,12 @@ def kaolin_or_skip():
     return kaolin
 
 
-def test_the_surface_is_that_of_kaolin():
+def test_surface_equals_kaolin():
     kaolin = kaolin_or_skip()
     grid = make_tet_grid(32, 2.0)
     sdf = grid.v_pos.norm(dim=-1) - 0.6 + 0.1 * torch.sin(7 * grid.v_pos[:, 0])
     verts, faces = march(grid, sdf)
-    # Its inside is where the function is positive.
+    # In kaolin positive values are inside.
     their_verts, their_faces = kaolin.ops.conversions.marching_tetrahedra(
         grid.v_pos[None], grid.tets.long(), -sdf[None]
     )
@@ -164,5 +164,5 @@ def test_the_surface_is_that_of_kaolin():
     area, volume = areas_and_volume(verts, faces)
     their_area, their_volume = areas_and_volume(their_verts[0], their_faces[0])
     assert their_area == pytest.approx(area, rel=1e-4)
-    # Whether its faces point outwards is its own affair; what they enclose is not.
+    # The orientation of kaolin's faces may differ. The enclosed volume may not.
     assert abs(their_volume) == pytest.approx(volume, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Faces turned outwards: spheres of which some faces, or all, are inverted; hollow, apart and open bodies."""
+"""Orientation of faces: spheres with some or all faces flipped, hollow, separate and open bodies."""
 
 import logging
 
@@ -18,19 +18,19 @@ def ball():
 
 
 def inverted(faces, share):
-    """The faces with a random share of them turned, and which those are."""
+    """The faces with a random share flipped, and the mask of the flipped ones."""
     which = torch.rand(len(faces), generator=torch.Generator().manual_seed(1)) < share
     return torch.where(which[:, None], faces.flip(-1), faces), which
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_exactly_the_inverted_faces_of_a_closed_body_are_found(ball, share):
+def test_flipped_faces_of_a_closed_body_are_found(ball, share):
     v_pos, faces = ball
     broken, which = inverted(faces, share)
     assert torch.equal(flipped_faces(v_pos, broken), which)
 
 
-def test_the_inside_of_a_hollow_body_stays_and_a_body_beside_it_is_turned(ball):
+def test_cavities_stay_and_separate_bodies_are_flipped(ball):
     v_pos, faces = ball
     inner = faces.flip(-1) + len(v_pos)
     hollow = flipped_faces(torch.cat([v_pos, 0.5 * v_pos]), torch.cat([faces, inner]))
@@ -39,14 +39,14 @@ def test_the_inside_of_a_hollow_body_stays_and_a_body_beside_it_is_turned(ball):
     assert not beside[: len(faces)].any() and beside[len(faces) :].all()
 
 
-def test_many_bodies_at_once_each_as_if_alone(ball):
+def test_many_bodies_equal_single_bodies(ball):
     v_pos, faces = trimesh.creation.icosphere(1).vertices, trimesh.creation.icosphere(1).faces
     v_pos, faces = torch.tensor(v_pos.copy()), torch.tensor(faces.copy()).long()
     vertices, table, expected = [], [], []
     for number in range(40):
         place = torch.tensor([3.0 * (number % 8), 3.0 * (number // 8), 0.0])
-        # A third of them turned inside out; half of them with a body inside, turned one way or the other:
-        # what lies within another body is kept as it is.
+        # A third of the bodies are inverted. Half of them contain another body of either orientation, which
+        # must stay unchanged as a cavity.
         inside = [(0.5, number % 4 == 0)] if number % 4 < 2 else []
         for size, flipped in [(1.0, number % 3 == 0), *inside]:
             table.append((faces.flip(-1) if flipped else faces) + len(v_pos) * len(vertices))
@@ -57,7 +57,7 @@ def test_many_bodies_at_once_each_as_if_alone(ball):
     assert 0 < found.sum() < len(found)
 
 
-def test_an_open_surface_keeps_the_way_of_most_of_its_area(ball):
+def test_open_surface_keeps_the_orientation_of_most_of_its_area(ball):
     v_pos, faces = ball
     cap = faces[:600]
     for start, expected in ((cap, 0), (cap.flip(-1), 0)):
@@ -71,7 +71,7 @@ def write(path, v_pos, faces):
     return path
 
 
-def test_a_mesh_to_paint_gets_smooth_normals_outwards(ball, tmp_path, caplog):
+def test_loaded_mesh_has_outward_normals(ball, tmp_path, caplog):
     v_pos, faces = ball
     broken, which = inverted(faces, 0.3)
     path = write(tmp_path / "ball.ply", v_pos, broken)
@@ -82,9 +82,9 @@ def test_a_mesh_to_paint_gets_smooth_normals_outwards(ball, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
-def test_a_start_shape_of_broken_faces_keeps_its_inside(ball, tmp_path, share):
+def test_start_shape_with_flipped_faces_keeps_its_volume(ball, tmp_path, share):
     v_pos, faces = ball
-    # 10 times too large, and far away.
+    # Ten times too large, and far from the origin.
     path = write(tmp_path / "ball.stl", 10 * v_pos + 40, inverted(faces, share)[0])
     shape = build_start_shape(StartShapeConfig(sdf_init_shape="custom_mesh", base_mesh=str(path)))
     assert signed_volume(shape.v_pos, shape.faces) == pytest.approx(4.19, rel=0.02)
@@ -92,7 +92,7 @@ def test_a_start_shape_of_broken_faces_keeps_its_inside(ball, tmp_path, share):
     assert torch.allclose(shape.signed_distance(points), points.norm(dim=-1) - 1, atol=0.02)
 
 
-def test_a_mesh_is_put_into_view_and_back(ball, tmp_path, caplog):
+def test_placement_and_its_inverse(ball, tmp_path, caplog):
     v_pos, faces = ball
     stretched = v_pos * torch.tensor([1.0, 2.0, 0.5]) * 10 + torch.tensor([40.0, -7.0, 3.0])
     mesh = load_fixed_mesh(write(tmp_path / "far.ply", stretched, faces))
@@ -109,7 +109,7 @@ def test_a_mesh_is_put_into_view_and_back(ball, tmp_path, caplog):
     assert "normalise_mesh" in caplog.text and "base_mesh" in caplog.text
 
 
-def test_a_mesh_in_view_is_not_warned_about(ball, tmp_path, caplog):
+def test_visible_mesh_has_no_warning(ball, tmp_path, caplog):
     v_pos, faces = ball
     placement(load_fixed_mesh(write(tmp_path / "near.ply", 0.7 * v_pos, faces)), normalise=False)
     assert not caplog.records

@@ -1,4 +1,6 @@
-"""Start shapes against closed forms and an independent projection; open and flipped meshes; fit batches."""
+"""Start shapes, compared with closed forms and an independent projection; open and flipped meshes; fit
+batches.
+"""
 
 import math
 from pathlib import Path
@@ -28,7 +30,7 @@ def box_points_in(count: int, half: float = 1.2) -> torch.Tensor:
 
 
 def ellipsoid_distance(point: np.ndarray, axes: np.ndarray) -> float:
-    """Signed distance to an axis-aligned ellipsoid from the Lagrange multiplier of the nearest point."""
+    """Signed distance to an axis-aligned ellipsoid by the Lagrange multiplier of the nearest point."""
 
     def excess(t):
         return np.sum((axes * point / (axes**2 + t)) ** 2) - 1
@@ -44,7 +46,7 @@ def cylinder_distance(points: torch.Tensor) -> torch.Tensor:
     return outside + torch.maximum(side, cap).clamp_max(0)
 
 
-def test_anisotropic_ellipsoid_has_its_true_distance():
+def test_anisotropic_ellipsoid_has_exact_distances():
     axes = (0.4, 0.9, 0.6)
     shape = build_start_shape(StartShapeConfig(sdf_init_shape_scale=axes))
     points = box_points_in(300)
@@ -68,7 +70,7 @@ def test_scale_then_rotation_then_translation():
     )
     points = box_points_in(200)
     angle = math.radians(30)
-    # Undo the translation, then the rotation, by hand.
+    # Invert the translation, then the rotation.
     x, y, z = (points - torch.tensor([0.0, -0.3, 0.2])).unbind(-1)
     back = torch.stack(
         [x, math.cos(angle) * y + math.sin(angle) * z, -math.sin(angle) * y + math.cos(angle) * z], -1
@@ -86,7 +88,9 @@ def test_rotation_by_ninety_degrees_turns_the_cylinder_upright():
 
 @pytest.fixture
 def ball(tmp_path):
-    """A function that writes a unit ball's mesh, some faces removed or flipped, and gives its start shape."""
+    """A function that writes a unit ball's mesh, with some faces removed or flipped, and returns its start
+    shape.
+    """
 
     def make(keep=None, flip=None, turn_all=False):
         sphere = trimesh.creation.icosphere(subdivisions=4)
@@ -103,7 +107,7 @@ def ball(tmp_path):
 
 
 def wrong_signs(shape, points: torch.Tensor, clear: float = 0.05) -> float:
-    """Share of the points farther than `clear` from the unit sphere whose side is wrong."""
+    """Share of the points at least `clear` away from the unit sphere that have the wrong sign."""
     expected = points.norm(dim=-1) - 1
     far = expected.abs() > clear
     return ((shape.signed_distance(points) < 0) != (expected < 0))[far].float().mean().item()
@@ -118,7 +122,7 @@ def test_custom_mesh_is_centred_and_normalised(ball):
 
 def test_mesh_with_a_hole_keeps_its_sign(ball):
     shape = ball(keep=lambda centre: centre[:, 2] < 0.9)
-    # The missing cap moves the vertex mean a little: judge about the shape's own middle.
+    # The missing cap moves the mean of the vertices, so distances are measured from the centre of the shape.
     sphere_centre = (shape.v_pos.amax(0) + shape.v_pos.amin(0)) / 2
     points = box_points_in(4000)
     points = points[points[:, 2] < 0.75]
@@ -130,7 +134,7 @@ def test_mesh_with_a_hole_keeps_its_sign(ball):
     assert ((shape.signed_distance(points) < 0) != (expected < 0))[far].float().mean() < 0.005
 
 
-def test_open_half_is_closed_by_the_flattest_cap(ball):
+def test_open_half_sphere_is_closed_by_a_flat_cap(ball):
     shape = ball(keep=lambda centre: centre[:, 2] < 0)
     rim = shape.v_pos[:, 2].amax().item()
     side = torch.rand(500, 2, generator=seeded()) - 0.5
@@ -139,7 +143,7 @@ def test_open_half_is_closed_by_the_flattest_cap(ball):
         assert ((shape.signed_distance(points) < 0) == inside).all()
 
 
-def test_flipped_faces_keep_the_sign_and_never_change_the_distance(ball):
+def test_flipped_faces_change_neither_sign_nor_distance(ball):
     flip = np.random.default_rng(0).random(5120) < 0.1
     shape, points = ball(flip=flip), box_points_in(4000)
     assert wrong_signs(shape, points) < 0.01
@@ -148,7 +152,7 @@ def test_flipped_faces_keep_the_sign_and_never_change_the_distance(ball):
     )
 
 
-def test_mesh_that_is_inside_out_as_a_whole(ball):
+def test_inverted_mesh(ball):
     assert wrong_signs(ball(turn_all=True), box_points_in(2000)) == 0
 
 
@@ -159,7 +163,7 @@ def test_surface_points_are_uniform_by_area_and_on_the_surface():
     on_caps = (points[:, 2].abs() > 0.4 - 1e-6).float().mean().item()
     caps, side = 2 * math.pi * 0.75**2, 2 * math.pi * 0.75 * 0.8
     assert on_caps == pytest.approx(caps / (caps + side), abs=0.01)
-    # Within a cap, the mean of x² of a uniform disc is r² / 4.
+    # For a uniform disc the mean of x² is r² / 4.
     cap = points[points[:, 2] > 0.4 - 1e-6]
     assert cap[:, 0].square().mean().item() == pytest.approx(0.75**2 / 4, rel=0.03)
     assert torch.equal(points, shape.sample_surface(40_000, seeded()))
@@ -200,7 +204,7 @@ def test_fit_batches_are_a_function_of_the_generator():
     assert not torch.equal(distances, pool.draw(seeded(8))[1])
 
 
-def test_shape_without_an_inside_in_the_box_is_refused():
+def test_shape_outside_the_box_is_an_error():
     shape = build_start_shape(StartShapeConfig(sdf_init_shape_scale=(0.2, 0.2, 0.2), translation_y=5.0))
     with pytest.raises(ValueError, match="translation_y"):
         make_fit_pool(shape, box_points_in(500), seeded(), surface=100)

@@ -1,4 +1,4 @@
-"""The lattice against its counting formulas, and grids from files."""
+"""The lattice, compared with counting formulas, and grids from files."""
 
 import io
 import zipfile
@@ -18,12 +18,12 @@ from geometry.tet_grid import (
 
 
 def sorted_faces(tets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unique triangles of the tets and how many tets share each."""
+    """Unique triangles of the tets and the number of tets at each."""
     triples = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
     return torch.unique(tets.long()[:, triples].reshape(-1, 3).sort(1).values, dim=0, return_counts=True)
 
 
-def test_cells_of_the_published_names():
+def test_cells_of_the_published_resolutions():
     assert [cells_per_axis(name) for name in (64, 128, 256)] == [26, 51, 102]
     assert cells_per_axis(1) == 2
 
@@ -43,7 +43,7 @@ def test_counts_and_volumes(resolution, scale):
 
 
 @pytest.mark.parametrize("resolution", [5, 20])
-def test_inner_faces_are_shared_by_two_tets_and_outer_ones_lie_on_the_wall(resolution):
+def test_inner_faces_have_two_tets_and_outer_faces_lie_on_the_boundary(resolution):
     n, grid = cells_per_axis(resolution), make_tet_grid(resolution, 2.0)
     faces, counts = sorted_faces(grid.tets)
     assert counts.max() == 2
@@ -63,7 +63,7 @@ def test_lattice_edges_equal_sorted_unique_edges():
     assert torch.equal(edges[tet_edges.long()].long(), expected)
 
 
-def test_loaded_grid_is_scaled_and_its_negative_tets_turned(tmp_path):
+def test_loaded_grid_is_scaled_and_negative_tets_are_reoriented(tmp_path):
     grid = make_tet_grid(5, 1.0)
     tets = grid.tets.numpy().copy()
     tets[::2] = tets[::2][:, [1, 0, 2, 3]]
@@ -75,8 +75,8 @@ def test_loaded_grid_is_scaled_and_its_negative_tets_turned(tmp_path):
     assert torch.equal(loaded.tets.sort(1).values, grid.tets.sort(1).values)
 
 
-def test_a_loaded_grid_lies_in_memory_row_by_row(tmp_path):
-    """Kernels read it so, and numpy keeps the order of the file."""
+def test_loaded_grid_is_in_c_order(tmp_path):
+    """Kernels read arrays in C order, and numpy keeps the order of the file."""
     grid = make_tet_grid(5, 1.0)
     np.savez(tmp_path / "grid.npz", vertices=np.asfortranarray(grid.v_pos.numpy()), indices=grid.tets.numpy())
     loaded = load_tet_grid(tmp_path / "grid.npz", scale=1.0, resolution=64)
@@ -84,7 +84,7 @@ def test_a_loaded_grid_lies_in_memory_row_by_row(tmp_path):
 
 
 def test_vertices_are_numbered_along_x_first():
-    """As the tables of the hash encoding are, which is what the encoding's speed depends on."""
+    """The order of the hash tables, which determines the speed of the encoding."""
     n = cells_per_axis(16)
     v_pos = make_tet_grid(16, 1.0).v_pos
     for first, row in ((0, n + 1), ((n + 1) ** 3, n)):
@@ -122,8 +122,8 @@ def test_missing_and_unreadable_grid_files(tmp_path):
         load_tet_grid(tmp_path / "keys.npz", 1.0, 64)
 
 
-def promising(rows: int) -> bytes:
-    """An archive whose `vertices` have a header for so many rows, and no rows."""
+def archive_with_declared_rows(rows: int) -> bytes:
+    """An archive whose `vertices` header declares this many rows but which contains none."""
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({rows}, 3), }}".ljust(117) + "\n"
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
@@ -132,7 +132,7 @@ def promising(rows: int) -> bytes:
 
 
 def damaged_npz(whole: bytes) -> dict[str, bytes]:
-    """Faults of the ZIP container and of the arrays in it."""
+    """Faults of the ZIP container and of its arrays."""
     named = whole.index(b"vertices.npy")
     encrypted = bytearray(whole)
     for at in (whole.index(b"PK\3\4") + 6, whole.index(b"PK\1\2") + 8):
@@ -143,8 +143,8 @@ def damaged_npz(whole: bytes) -> dict[str, bytes]:
     crc = bytearray(whole)
     crc[named + 150] ^= 1
     return {
-        "shape_1e12": promising(10**12),
-        "shape_1e30": promising(10**30),
+        "shape_1e12": archive_with_declared_rows(10**12),
+        "shape_1e30": archive_with_declared_rows(10**30),
         "cut": whole[:300],
         "cut10": whole[:-10],
         "pkonly": b"PK\3\4",

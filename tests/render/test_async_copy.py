@@ -26,7 +26,7 @@ def no_waiting():
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_what_arrives_is_what_was_sent(device):
+def test_copies_equal_the_originals(device):
     tensors = assorted()
     for there, here in zip(to_device_async(tensors, device), tensors, strict=True):
         assert there.device.type == device and there.dtype == here.dtype
@@ -34,7 +34,7 @@ def test_what_arrives_is_what_was_sent(device):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_numbers_are_read_by_name_and_carry_no_graph(device):
+def test_scalars_are_read_by_name_without_graph(device):
     weight = torch.tensor(3.0, device=device, requires_grad=True)
     numbers = AsyncScalars({"loss": weight.square(), "other": weight.detach() / 2})
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_numbers_are_read_by_name_and_carry_no_graph(device):
 
 
 @pytest.mark.gpu
-def test_nobody_waits(no_waiting):
+def test_host_does_not_block(no_waiting):
     views = orbit(3, (8, 8)).to("cuda")
     image = views.position.sum()
     numbers = AsyncScalars({"sum": image})

@@ -1,4 +1,4 @@
-"""The Triton kernels of marching and of the network against torch."""
+"""The Triton kernels of marching tetrahedra and of the SDF network, compared with torch."""
 
 import warnings
 
@@ -27,7 +27,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def assert_same_topology(inside: torch.Tensor, tables: tuple[torch.Tensor, ...]) -> None:
-    """Vertices, ends and faces from the kernels are those from torch, in this order."""
+    """Vertices, ends and faces of the kernels equal those of torch, in the same order."""
     found = marching_tets_triton.topology(inside, *tables, _triangles(inside.device))
     for ours, expected in zip(found, compact_topology_torch(inside, *tables), strict=True):
         assert ours.dtype == expected.dtype == torch.int64
@@ -36,7 +36,7 @@ def assert_same_topology(inside: torch.Tensor, tables: tuple[torch.Tensor, ...])
 
 @pytest.fixture(scope="module")
 def lattice(kernel_device):
-    """Vertices and tables of a grid of several blocks of everything, none of them full at the end."""
+    """Vertices and index tables of a grid with several blocks of edges, tets and vertices, none of them full."""
     grid = make_tet_grid(20, 2.0)
     tables = tuple(table.to(kernel_device) for table in (grid.tets, grid.edges, grid.tet_edges))
     for count in (len(grid.v_pos), *map(len, tables[:2])):
@@ -48,7 +48,7 @@ def lattice(kernel_device):
 @pytest.mark.parametrize("share", [0.001, 0.4, 0.999])
 @pytest.mark.parametrize("width", [2, marching_tets_triton.WIDTH])
 def test_topology_of_random_signs(share, width, lattice, kernel_device, monkeypatch):
-    """Also where the blocks are summed in more than one go."""
+    """Includes prefix sums over the blocks in several iterations."""
     monkeypatch.setattr(marching_tets_triton, "WIDTH", width)
     inside = (torch.rand(len(lattice[0]), generator=seeded()) < share).to(kernel_device)
     assert 0 < inside.sum() < len(inside)
@@ -57,7 +57,7 @@ def test_topology_of_random_signs(share, width, lattice, kernel_device, monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_topology_of_a_ball(dtype, lattice):
-    """Most blocks are far from it."""
+    """Most blocks contain no crossed edge."""
     v_pos, tables = lattice
     assert_same_topology(v_pos.norm(dim=-1) < 0.3, tuple(table.to(dtype) for table in tables))
 
@@ -71,7 +71,7 @@ def test_topology_around_one_vertex(vertex, invert, lattice):
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_no_topology_where_there_is_one_side(everything, lattice):
+def test_topology_is_empty_for_equal_signs(everything, lattice):
     v_pos, tables = lattice
     inside = torch.full((len(v_pos),), everything, device=v_pos.device)
     assert_same_topology(inside, tables)
@@ -80,7 +80,7 @@ def test_no_topology_where_there_is_one_side(everything, lattice):
 
 
 def test_topology_of_each_sign_pattern(kernel_device):
-    """A tet alone; and 512 alike, which fill a block to the last place."""
+    """A single tet, and 512 copies, which fill a block completely."""
     for count in (1, marching_tets_triton.BLOCK):
         tets = torch.arange(4 * count, dtype=torch.int32).reshape(count, 4)
         edges, tet_edges = edge_table(tets)
@@ -111,7 +111,7 @@ compile_on(tets, *edge_table(tets), 4)
 
 
 def test_topology_compiles_for_a_gpu():
-    """On a lattice's int32, one block of everything, and a tet's int64."""
+    """With int32 indices of the lattice, a single block, and int64 tets."""
     found = compile_for_gpu(COMPILE_TOPOLOGY)
     assert found.keys() == {"_find_crossed", "_find_used", "_sum_blocks", "_write"}
     assert found["_find_crossed"] > 1 and found["_write"] > 1
@@ -126,8 +126,8 @@ def small_network(device: torch.device, levels: int = 5, hidden: int = 32) -> Sd
 
 
 @pytest.mark.parametrize(("levels", "hidden"), [(5, 32), (16, 32), (8, 64)])
-def test_distances_without_a_gradient(levels, hidden, kernel_device):
-    """To about the rounding of float32: one TF32 pass instead of three would be off by 5e-4."""
+def test_distances_equal_torch(levels, hidden, kernel_device):
+    """Accurate to float32 rounding. One TF32 pass instead of three would have an error of 5e-4."""
     network = small_network(kernel_device, levels, hidden)
     encoded = torch.randn(sdf_network_triton.BLOCK + 21, 2 * levels, generator=seeded(2)).to(kernel_device)
     weights = [layer.weight for layer in network.mlp[::2]]
@@ -139,13 +139,13 @@ def test_distances_without_a_gradient(levels, hidden, kernel_device):
     assert sdf_network_triton.distances(encoded[:0], *weights).shape == (0,)
 
 
-def test_sizes_that_the_kernel_cannot_do():
+def test_unsupported_sizes():
     network = small_network(torch.device("cpu"), hidden=24)
     assert not sdf_network_triton.can_run(network.mlp[0].weight)
     assert not sdf_network_triton.can_run(small_network(torch.device("cpu")).mlp[0].weight.double())
 
 
-def test_distances_of_the_network_are_its_first_output():
+def test_distances_are_the_first_output_of_the_network():
     network = small_network(torch.device("cpu"))
     points = torch.rand(50, 3, generator=seeded()) * 2 - 1
     found = network.distances(network.encoding.precompute(points))
@@ -153,10 +153,10 @@ def test_distances_of_the_network_are_its_first_output():
 
 
 def test_crossings_and_their_gradients(kernel_device, monkeypatch):
-    """A surface that the wall cuts, with moved vertices, against the same in torch."""
+    """A surface that the boundary of the grid cuts, with moved vertices, compared with torch."""
     surface = DMTet(GeometryConfig(dmtet_grid=16, mesh_scale=2.0, hash_n_levels=3, hash_log2_hashmap_size=8))
     surface = surface.to(kernel_device)
-    # By columns in memory, as a buffer may be.
+    # Column-major memory, as a buffer may have.
     surface.v_pos = surface.v_pos.T.contiguous().T
     everywhere = (surface.v_pos - torch.tensor([0.3, 0.1, 0.6], device=kernel_device)).norm(dim=-1) - 0.7
     noise = torch.randn(len(everywhere), generator=seeded()).to(kernel_device)
@@ -195,8 +195,8 @@ def test_crossings_compile_for_a_gpu():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("grid", [64, 256])
-def test_a_mesh_on_cuda_is_that_of_the_whole_field(grid, monkeypatch):
-    """All kernels together against plain torch in float32, differentiated everywhere."""
+def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
+    """All kernels together, compared with torch in float32 with gradients at all vertices."""
     torch.manual_seed(0)
     surface = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0))
     with torch.no_grad():
@@ -213,7 +213,7 @@ def test_a_mesh_on_cuda_is_that_of_the_whole_field(grid, monkeypatch):
     surface.zero_grad()
     sdf, v_pos = surface.field()
     assert (signed - sdf).abs().max() < 2e-5 * sdf.abs().max()
-    # The same signs, and no difference where a tiny one at both ends of an edge would move its crossing far.
+    # Equal signs, and no vertices where a rounding error would move the crossing far.
     sdf = signed + (sdf - sdf.detach())
     sdf = sdf.masked_fill(surface.on_wall & (sdf < 0), surface.wall_distance)
     tables = surface.tets, surface.edges, surface.tet_edges
@@ -226,7 +226,7 @@ def test_a_mesh_on_cuda_is_that_of_the_whole_field(grid, monkeypatch):
 
 
 def ball_of_noise(resolution: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Random signs inside a ball, and the tables of the grid around it."""
+    """Random signs inside a ball, with the index tables of the grid."""
     grid = make_tet_grid(resolution, 2.0)
     inside = torch.rand(len(grid.v_pos), generator=seeded()) < 0.3
     return inside & (grid.v_pos.norm(dim=-1) < 0.8), (grid.tets, grid.edges, grid.tet_edges)
@@ -234,15 +234,15 @@ def ball_of_noise(resolution: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ..
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("resolution", [64, 256])
-def test_the_topology_on_cuda_is_that_on_the_cpu(resolution):
+def test_topology_on_cuda_equals_cpu(resolution):
     inside, tables = ball_of_noise(resolution)
     found = compact_topology(inside.cuda(), *(table.cuda() for table in tables))
     for ours, expected in zip(found, compact_topology_torch(inside, *tables), strict=True):
         assert torch.equal(ours.cpu(), expected) and len(expected) > 1000
 
 
-def waits(act) -> int:
-    """How often the host waits for the GPU meanwhile, as torch reports it."""
+def synchronisations(act) -> int:
+    """Number of host synchronisations during the call, as reported by torch."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -255,10 +255,10 @@ def waits(act) -> int:
 
 
 @pytest.mark.gpu
-def test_the_topology_waits_once():
+def test_topology_synchronises_once():
     inside, tables = ball_of_noise(64)
     inside, tables = inside.cuda(), tuple(table.cuda() for table in tables)
     assert available.triton_works(inside.device)
     for topology, expected in ((compact_topology, [1]), (compact_topology_torch, range(4, 10))):
         topology(inside, *tables)
-        assert waits(lambda topology=topology: topology(inside, *tables)) in expected
+        assert synchronisations(lambda topology=topology: topology(inside, *tables)) in expected

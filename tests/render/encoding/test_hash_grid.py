@@ -1,4 +1,4 @@
-"""The hash encoding against SciPy's trilinear interpolation, plain autograd, and its three forms."""
+"""The hash encoding, compared with SciPy's trilinear interpolation, autograd, and among its implementations."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def points_in_box(count: int, seed: int = 0) -> torch.Tensor:
     return BOX[0] + draw * (BOX[1] - BOX[0])
 
 
-def test_levels_grow_geometrically_between_exact_ends():
+def test_level_resolutions_grow_geometrically():
     levels = grid_levels(16, 19, 16, 4096)
     resolutions = np.array([level.resolution for level in levels])
     assert resolutions[0] == 16 and resolutions[-1] == 4096
@@ -62,7 +62,7 @@ def test_dense_level_is_trilinear_interpolation(resolution, encode):
     assert grid.levels[0].dense
     with torch.no_grad():
         grid.table.normal_()
-    # The table's rows run x fastest, SciPy's values are indexed [x, y, z].
+    # In the table x varies fastest. SciPy's values are indexed [x, y, z].
     values = (
         grid.table.detach()
         .numpy()
@@ -87,14 +87,14 @@ def test_hashed_level_interpolates_the_hashed_corners(encode):
         low, expected = np.floor(point).astype(int), 0
         for corner in np.ndindex(2, 2, 2):
             x, y, z = (int(v) for v in low + corner)
-            # 32-bit arithmetic, as the paper writes it.
+            # 32-bit arithmetic as in the paper.
             row = (x ^ (y * 2654435761 % 2**32) ^ (z * 805459861 % 2**32)) % 256
             weight = np.prod(np.where(corner, point - low, 1 - (point - low)))
             expected = expected + weight * grid.table[row].detach().numpy()
         assert np.abs(feature - expected).max() < 1e-8
 
 
-def test_gradient_is_that_of_plain_autograd():
+def test_gradient_equals_autograd():
     grid = small_grid().double()
     points = points_in_box(200).double()
     cotangent = torch.randn(200, grid.width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -118,7 +118,7 @@ def test_compiled_encoding_equals_torch():
     )
 
 
-def test_compiled_gradient_repeats_bit_for_bit():
+def test_compiled_gradient_is_deterministic():
     grid = small_grid()
     unit = grid.to_unit(points_in_box(3000))
     grad = torch.randn(len(unit), grid.width)
@@ -127,7 +127,7 @@ def test_compiled_gradient_repeats_bit_for_bit():
 
 
 @pytest.mark.parametrize("limit", [hash_grid.MAX_PRECOMPUTED_WEIGHTS, 0])
-def test_pinned_encoding_equals_unpinned(limit, monkeypatch):
+def test_precomputed_encoding_equals_direct_encoding(limit, monkeypatch):
     monkeypatch.setattr(hash_grid, "MAX_PRECOMPUTED_WEIGHTS", limit)
     grid, points = small_grid(), points_in_box(1000)
     precomputed = grid.precompute(points)
@@ -142,7 +142,7 @@ def test_pinned_encoding_equals_unpinned(limit, monkeypatch):
     assert torch.allclose(grid.table.grad, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_pinned_encoding_follows_the_table():
+def test_precomputed_encoding_uses_the_current_table():
     grid, points = small_grid(), points_in_box(10)
     precomputed = grid.precompute(points)
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_interpolation_matrices_are_transposes_with_unit_row_sums():
     assert torch.allclose(matrix.to_dense().sum(1), torch.ones(50 * 5))
 
 
-def test_outside_counts_as_the_wall_and_flat_boxes_work():
+def test_points_outside_are_clamped_and_flat_boxes_work():
     grid = small_grid()
     outside = torch.tensor([[9.0, 0.0, 1.0]])
     assert torch.equal(grid(outside), grid(torch.tensor([[1.0, 0.0, 1.0]])))
@@ -171,7 +171,7 @@ def test_outside_counts_as_the_wall_and_flat_boxes_work():
     assert flat(torch.rand(5, 3) * torch.tensor([1.0, 1, 0])).isfinite().all()
 
 
-def test_points_that_want_a_gradient_are_refused():
+def test_points_with_gradient_are_refused():
     with pytest.raises(AssertionError):
         small_grid()(points_in_box(3).requires_grad_())
 
@@ -192,7 +192,7 @@ def test_cuda_equals_cpu():
 
 
 @pytest.mark.parametrize("fault", ["ImportError('needs an older numpy')", "AttributeError('no\\nsuch')"])
-def test_a_broken_numba_is_one_line_and_torch_takes_over(tmp_path, fault):
+def test_broken_numba_is_logged_once_and_torch_is_used(tmp_path, fault):
     (tmp_path / "numba.py").write_text(f"raise {fault}")
     lines = logged(
         """
@@ -213,7 +213,7 @@ assert choose_rasteriser("cpu").name == "reference"
 
 
 @pytest.mark.parametrize("fault", ["ModuleNotFoundError('no triton')", "RuntimeError('old\\ndriver')"])
-def test_without_triton_cuda_takes_torch_and_says_so_once(tmp_path, fault):
+def test_cuda_without_triton_uses_torch_and_logs_it_once(tmp_path, fault):
     (tmp_path / "triton.py").write_text(f"raise {fault}")
     lines = logged(
         """

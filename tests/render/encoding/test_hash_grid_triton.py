@@ -1,4 +1,4 @@
-"""The Triton kernels of the hash encoding against the torch reference, on walls, rims and at real size."""
+"""The Triton kernels of the hash encoding, compared with torch: boundaries, corners and large sizes."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from render.encoding.hash_grid import (
     triton_encoder,
 )
 
-# Five levels: dense with 4, 7 and 13 cells an axis, hashed with 22 and 40.
+# Five levels: dense with 4, 7 and 13 cells per axis, hashed with 22 and 40.
 SMALL = {"n_levels": 5, "log2_hashmap_size": 12, "base_resolution": 4, "max_resolution": 40}
 UNIT_BOX = torch.zeros(3), torch.ones(3)
 
@@ -28,7 +28,7 @@ def table_and_levels(device: torch.device, features: int = 2, **changes):
 
 def points(count: int, device: torch.device, ordered: bool = False) -> torch.Tensor:
     draw = torch.rand(count, 3, generator=torch.Generator().manual_seed(count))
-    if ordered:  # Neighbours share coarse cells.
+    if ordered:  # neighbouring points share coarse cells
         draw = draw[(draw * 4).floor().matmul(torch.tensor([16.0, 4, 1])).argsort()]
     return draw.to(device)
 
@@ -38,7 +38,7 @@ def cotangent(count: int, width: int, device: torch.device) -> torch.Tensor:
 
 
 def assert_close(found: torch.Tensor, reference: torch.Tensor) -> None:
-    """To a few units in the last place of the largest terms."""
+    """Equal to a few units in the last place of the largest terms."""
     assert found.dtype == reference.dtype and found.shape == reference.shape
     assert (found - reference).abs().max() <= 4e-6 * reference.abs().max()
 
@@ -47,20 +47,20 @@ def assert_close(found: torch.Tensor, reference: torch.Tensor) -> None:
 def test_features_equal_the_reference(features, kernel_device):
     table, levels = table_and_levels(kernel_device, features)
     assert {level.dense for level in levels} == {True, False}
-    # Neither a multiple of the block nor, with five levels, of the levels a program has.
+    # No multiple of the block size, and five levels are no multiple of the levels per program.
     unit = points(hash_grid_triton.BLOCK + 37, kernel_device)
     assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
 
 
 @pytest.mark.parametrize("group", [1, 8])
-def test_the_split_into_programs_changes_nothing(group, kernel_device):
+def test_result_does_not_depend_on_the_program_sizes(group, kernel_device):
     table, levels = table_and_levels(kernel_device)
     unit = points(70, kernel_device)
     found = hash_grid_triton.encode(unit, table, levels, group=group, block=32)
     assert torch.equal(found, hash_grid_triton.encode(unit, table, levels))
 
 
-def test_points_on_walls_and_corners(kernel_device):
+def test_points_on_boundaries_and_corners(kernel_device):
     table, levels = table_and_levels(kernel_device)
     steps = [0.0, 0.25, 0.5, 1 - 2**-24, 1.0]
     unit = torch.tensor(list(itertools.product(steps, repeat=3)), device=kernel_device)
@@ -70,8 +70,8 @@ def test_points_on_walls_and_corners(kernel_device):
     assert_close(hash_grid_triton.encode_backward(unit, grad, levels), reference)
 
 
-def test_the_hash_of_large_cells_wraps_like_the_reference(kernel_device):
-    """With 2²² cells an axis, the products of the hash need 54 bits."""
+def test_hash_overflow_equals_the_reference(kernel_device):
+    """With 2²² cells per axis the products of the hash need 54 bits."""
     size = {"n_levels": 1, "base_resolution": 1 << 22, "max_resolution": 1 << 22}
     table, levels = table_and_levels(kernel_device, **size)
     unit = points(100, kernel_device)
@@ -89,7 +89,7 @@ def test_the_gradient_equals_the_reference(runs, ordered, kernel_device):
 
 
 def test_equal_points_in_one_run(kernel_device):
-    """A run longer than a block adds once a block, and no corner twice."""
+    """A run longer than a block adds once per block and once per corner."""
     _, levels = table_and_levels(kernel_device)
     unit = torch.full((40, 3), 0.3, device=kernel_device)
     grad = cotangent(40, 10, kernel_device)
@@ -105,7 +105,7 @@ def test_no_points(kernel_device):
     assert grad.shape == table.shape and not grad.any()
 
 
-def test_a_point_that_is_not_a_number_stays_so_and_harms_no_other(kernel_device):
+def test_nan_point_affects_no_other_point(kernel_device):
     table, levels = table_and_levels(kernel_device)
     unit = points(3, kernel_device)
     unit[1] = float("nan")
@@ -114,7 +114,7 @@ def test_a_point_that_is_not_a_number_stays_so_and_harms_no_other(kernel_device)
     assert_close(found[[0, 2]], encode_torch(unit[[0, 2]], table, levels))
 
 
-def test_the_kernels_are_taken_where_they_fit(kernel_device, monkeypatch):
+def test_kernels_are_selected_for_supported_sizes(kernel_device, monkeypatch):
     pair = hash_grid_triton.encode, hash_grid_triton.encode_backward
     assert triton_encoder(kernel_device) == pair
     monkeypatch.setattr(hash_grid, "triton_encoder", lambda device: pair)

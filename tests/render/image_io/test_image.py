@@ -1,4 +1,4 @@
-"""Pictures and films, read back by Pillow and imageio."""
+"""PNG, GIF and MP4 files, read back with Pillow and imageio."""
 
 import imageio.v2 as imageio
 import numpy as np
@@ -24,7 +24,7 @@ def moving_squares(count: int, height: int, width: int) -> list[np.ndarray]:
     return frames
 
 
-def test_png_comes_back_to_half_a_step(tmp_path):
+def test_png_is_exact_to_half_a_step(tmp_path):
     write_png(tmp_path / "new" / "a.png", gradient())
     read = torch.from_numpy(np.array(Image.open(tmp_path / "new" / "a.png"))) / 255
     assert (read - gradient()).abs().max() <= 0.5001 / 255
@@ -64,7 +64,7 @@ def test_mp4_has_all_frames_even_sides_and_the_colours(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
 
 
-def test_no_frames_is_an_error_and_leaves_the_old_film(tmp_path):
+def test_no_frames_is_an_error_and_keeps_the_old_video(tmp_path):
     (tmp_path / "film.mp4").write_bytes(b"old")
     with pytest.raises(ValueError, match="no frames"):
         write_mp4(tmp_path / "film.mp4", [])
@@ -81,7 +81,7 @@ def test_gif_loops_and_keeps_colours(tmp_path):
             assert np.abs(np.asarray(gif.convert("RGB")).astype(float) - frame).max() < 12
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     write_text(tmp_path / "a.txt", "old")
     with pytest.raises(RuntimeError, match="half-way"), atomic_path(tmp_path / "a.txt") as temporary:
         temporary.write_text("half")

@@ -1,4 +1,4 @@
-"""Baking: textures against the field itself at random points of the surface."""
+"""Baked textures, compared with the field at random points of the surface."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ RASTERISER = ReferenceRasteriser()
 BOUND = {False: 4e-3, True: 1e-2}
 
 
-# Where a face leans by 60 degrees its texels lie twice as far apart, and the error is four times as large.
+# A face at 60 degrees has half the texel density, so the error is four times as large.
 LEANING = {"xatlas": 1.0, "uvunwrap": 1.0, "projection": 4.0}
 
 
@@ -38,14 +38,14 @@ def textures(mesh) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("edge", [False, True])
-def test_lookups_give_the_field_inside_faces_and_on_seams(method, mesh, textures, edge):
+def test_lookups_equal_the_field_inside_faces_and_on_seams(method, mesh, textures, edge):
     points, uv = surface_samples(mesh, 20_000, edge)
     for name, exact in smooth_field(points).items():
         assert textures[name].shape == (256, 256, 3)
         assert (bilinear(textures[name], uv) - exact).abs().max() < BOUND[edge] * LEANING[method], name
 
 
-def test_error_falls_fourfold_with_twice_the_texels(mesh, textures):
+def test_error_is_quadratic_in_the_texel_size(mesh, textures):
     points, uv = surface_samples(mesh, 5000)
     exact = smooth_field(points)["kd"]
     fine = bake(mesh, smooth_field, (512, 512), RASTERISER)
@@ -54,8 +54,8 @@ def test_error_falls_fourfold_with_twice_the_texels(mesh, textures):
     assert 3 < coarse_error / fine_error < 5
 
 
-def test_no_seam_in_small_mip_levels(mesh, textures):
-    """A constant field stays constant in every texel; at mip 3 lookups still see the field, not a gutter."""
+def test_small_mip_levels_have_no_seams(mesh, textures):
+    """A constant field is constant in every texel, so lookups at mip 3 return it everywhere."""
     constant = bake(mesh, lambda p: {"kd": torch.full_like(p, 0.25)}, (256, 256), RASTERISER)["kd"]
     assert (constant - 0.25).abs().max() < 1e-6
     small = torch.nn.functional.avg_pool2d(textures["kd"].permute(2, 0, 1)[None], 8)[0].permute(1, 2, 0)
@@ -71,8 +71,8 @@ def test_oblong_textures_and_several_channels(mesh):
     assert (bilinear(texture, uv) - points[:, 1:2]).abs().max() < 5e-3
 
 
-def test_faces_smaller_than_a_texel_get_one():
-    """Six specks of a tenth of a texel, each in the middle between texel centres."""
+def test_faces_smaller_than_a_texel_own_one():
+    """Six triangles of a tenth of a texel, each between texel centres."""
     side = 32
     place = torch.tensor([[4.0, 4.0], [12.0, 4.0], [20.0, 4.0], [4.0, 20.0], [12.0, 20.0], [20.0, 20.0]])
     corners = torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.1, 0.0]])
@@ -104,7 +104,7 @@ def test_unknown_texels_take_the_mean_of_the_smallest_block():
     assert fill_unknown(values, torch.zeros_like(known)).abs().max() == 0
 
 
-def test_the_field_is_asked_in_chunks_without_gradients(mesh):
+def test_field_is_evaluated_in_chunks_without_gradients(mesh):
     sizes = []
 
     def field(points: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Fewer faces: how many, how far off, and whether what was closed stays closed (as trimesh sees it)."""
+"""Decimation: number of faces, distance to the original, and closedness (checked with trimesh)."""
 
 import logging
 
@@ -18,7 +18,7 @@ def as_trimesh(mesh):
 
 
 def torn_plate():
-    """A thin plate under noise: closed, of hundreds of holes and handles."""
+    """A thin plate with noise: closed, with hundreds of holes and handles."""
     grid = make_tet_grid(64, 2.0)
     noise = 0.002 * torch.randn(len(grid.v_pos), generator=torch.Generator().manual_seed(0))
     half = torch.tensor([0.6, 0.02, 0.6])
@@ -26,21 +26,21 @@ def torn_plate():
     return make_mesh(*marching_tetrahedra(grid.v_pos, sdf, grid.tets, grid.edges, grid.tet_edges))
 
 
-def test_a_smooth_surface_keeps_its_place_and_its_outside(caplog):
+def test_smooth_surface_keeps_position_and_orientation(caplog):
     caplog.set_level(logging.INFO)
     whole = bumpy_ball(4)
     fewer = decimate(whole, 1000)
     assert len(fewer.faces) == 1000 and fewer.uv is None
     ours, theirs = as_trimesh(fewer), as_trimesh(whole)
     assert ours.is_watertight and ours.euler_number == 2
-    assert abs(ours.volume / theirs.volume - 1) < 0.01  # positive: the faces still look outward
+    assert abs(ours.volume / theirs.volume - 1) < 0.01  # positive: the faces still point outwards
     distance = trimesh.proximity.closest_point_naive(theirs, ours.vertices[::5])[1]
     assert distance.max() < 0.01 * theirs.scale
     assert torch.allclose(fewer.v_nrm.norm(dim=-1), torch.ones(len(fewer.v_pos)), atol=1e-5)
     assert "decimated 5120 faces to 1000 in" in caplog.text
 
 
-def test_a_torn_surface_stays_closed_and_the_log_tells_what_could_not_go(caplog):
+def test_torn_surface_stays_closed_and_the_shortfall_is_logged(caplog):
     caplog.set_level(logging.INFO)
     torn = torn_plate()
     assert as_trimesh(torn).is_watertight and as_trimesh(torn).euler_number < -100
@@ -50,12 +50,12 @@ def test_a_torn_surface_stays_closed_and_the_log_tells_what_could_not_go(caplog)
     assert "500 requested, but no other edge can be collapsed" in caplog.text
 
 
-def test_a_mesh_with_few_faces_stays_as_it_is():
+def test_mesh_with_few_faces_is_unchanged():
     ball = bumpy_ball(1)
     assert decimate(ball, len(ball.faces)) is ball
 
 
-def test_edges_with_more_than_two_faces_are_no_hindrance():
+def test_nonmanifold_edges_are_supported():
     ball = trimesh.creation.icosphere(3)
     doubled = np.concatenate([ball.faces, ball.faces[:1]])
     mesh = make_mesh(torch.tensor(ball.vertices, dtype=torch.float32), torch.tensor(doubled))

@@ -1,4 +1,4 @@
-"""Unwrapping by projection: what holds for any mesh, checked against all pairs of faces."""
+"""Projection unwrapping: properties for any mesh, and overlaps by a test of all pairs of faces."""
 
 import numpy as np
 import pytest
@@ -108,7 +108,7 @@ def case(request):
     return positions, faces, project(positions, faces, 512, 2)
 
 
-def test_every_face_keeps_its_corners_and_lies_in_the_image(case):
+def test_faces_keep_their_corners_and_lie_in_the_image(case):
     positions, faces, (uv, uv_faces, charts, padding) = case
     assert uv_faces.shape == faces.shape and uv.dtype == np.float32
     assert uv.min() >= 0 and uv.max() <= 1 and charts > 0 and 0 <= padding <= 2
@@ -117,7 +117,7 @@ def test_every_face_keeps_its_corners_and_lies_in_the_image(case):
     assert len(np.unique(pairs, axis=0)) == len(uv)
 
 
-def test_no_face_is_mirrored_and_only_those_without_area_vanish(case):
+def test_no_face_is_mirrored_or_lost(case):
     positions, faces, (uv, uv_faces, _, _) = case
     signed = signed_areas(uv, uv_faces)
     assert (signed >= 0).all()
@@ -133,18 +133,18 @@ def test_no_two_faces_overlap(case):
     assert overlaps(uv, uv_faces) == 0
 
 
-def test_the_check_for_overlaps_finds_one():
+def test_overlap_check_finds_an_overlap():
     uv = np.array([[0, 0], [0.5, 0], [0, 0.5], [0.1, 0.1], [0.9, 0.1], [0.1, 0.9]], np.float32)
     assert overlaps(uv, np.array([[0, 1, 2], [3, 4, 5]])) == 1
     assert overlaps(uv, np.array([[0, 1, 2], [1, 4, 2]])) == 0
 
 
-def test_a_ramp_of_three_storeys_is_cut_once_a_storey():
+def test_spiral_ramp_is_cut_once_per_turn():
     positions, faces = helix()
     assert project(positions, faces, 512, 2)[2] in (3, 4)
 
 
-def test_a_flat_sheet_is_one_chart_that_fills_its_rectangle():
+def test_flat_sheet_is_one_chart_that_fills_its_rectangle():
     """Whichever way it is turned in space: the rectangle around it is looked for."""
     x, y = (axis.reshape(-1) for axis in np.meshgrid(np.linspace(0, 0.8, 9), np.linspace(0, 0.4, 5)))
     corner = (np.arange(4)[:, None] * 9 + np.arange(8)).reshape(-1)
@@ -159,7 +159,7 @@ def test_a_flat_sheet_is_one_chart_that_fills_its_rectangle():
     assert width == pytest.approx(248 / 256, rel=0.02) and height == pytest.approx(124 / 256, rel=0.06)
 
 
-def test_texels_are_spread_evenly_but_for_the_lean():
+def test_texel_density_depends_only_on_the_projection_angle():
     """Texture area over surface area: at most 1 of the best, at least the cosine that a face may lean."""
     positions, faces = arrays(bumpy_ball())
     uv, uv_faces, _, _ = project(positions, faces, 512, 2)
@@ -167,25 +167,25 @@ def test_texels_are_spread_evenly_but_for_the_lean():
     assert density.min() > 0.29 * density.max() and np.median(density) > 0.6 * density.max()
 
 
-def test_more_charts_than_texels_still_lie_apart():
+def test_more_charts_than_texels_do_not_overlap():
     positions, faces = arrays(noise_surface(5))
     uv, uv_faces, charts, padding = project(positions, faces, 8, 4)
     assert charts > 64 and padding == 0
     assert (signed_areas(uv, uv_faces) >= 0).all() and overlaps(uv, uv_faces, slack=1e-5) == 0
 
 
-def test_a_mesh_without_any_area_lies_in_one_point():
+def test_mesh_without_area_maps_to_one_point():
     uv, uv_faces, charts, _ = project(np.zeros((4, 3)), np.array([[0, 1, 2], [2, 2, 3]]), 64, 4)
     assert charts == 0 and uv_faces.shape == (2, 3) and (uv == 0.5).all()
 
 
-def test_the_same_mesh_is_unwrapped_the_same_way_twice():
+def test_unwrapping_is_deterministic():
     positions, faces = arrays(noise_surface(6))
     first, second = project(positions, faces, 512, 4), project(positions, faces, 512, 4)
     assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
 
 
-def test_neighbours_are_those_that_a_slow_search_finds():
+def test_neighbours_equal_a_slow_search():
     _, faces = soup(150)
     expected = np.full(faces.shape, -1)
     edges = {}
@@ -199,7 +199,7 @@ def test_neighbours_are_those_that_a_slow_search_finds():
     assert np.array_equal(face_neighbours(faces, 200), expected) and (expected >= 0).any()
 
 
-def test_folds_are_counted_on_a_cube_and_not_on_a_ball():
+def test_folded_edges_of_a_cube_and_a_ball():
     cube = (
         torch.tensor([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)]).numpy().astype(np.float32)
     )
@@ -210,8 +210,8 @@ def test_folds_are_counted_on_a_cube_and_not_on_a_ball():
 
 
 @pytest.mark.parametrize("count, padding", [(1, 0), (7, 4), (300, 2), (3000, 0)])
-def test_no_texel_is_given_twice_and_margins_stay_free(count, padding):
-    """Every rectangle is painted with its margin into a picture, texel by texel."""
+def test_packed_rectangles_do_not_overlap_and_margins_are_free(count, padding):
+    """Paint every rectangle with its margin into an image."""
     side = 256
     sizes = np.random.default_rng(count).random((count, 2)) ** 2 + 1e-3
     scale, corners = pack_rectangles(sizes, side, padding)
@@ -223,8 +223,8 @@ def test_no_texel_is_given_twice_and_margins_stay_free(count, padding):
     assert owners.max() == 1
 
 
-def test_the_scale_is_as_large_as_it_goes():
-    """Four equal squares: half of the side each; a hundred at random: most of the texture is used."""
+def test_packing_uses_the_largest_scale():
+    """Four equal squares have half of the side each. A hundred random rectangles use most of the texture."""
     scale, _ = pack_rectangles(np.ones((4, 2)), 256, 0)
     assert scale == pytest.approx(128, rel=1e-3)
     sizes = np.sort(np.random.default_rng(2).uniform(0.5, 1, (100, 2)))[:, ::-1]
@@ -232,10 +232,10 @@ def test_the_scale_is_as_large_as_it_goes():
     assert 0.75 < (sizes * scale).prod(1).sum() / 1024**2 <= 1
 
 
-def test_padding_gives_way_to_the_charts_where_these_are_many():
+def test_padding_is_reduced_for_many_charts():
     assert affordable_padding(10, 1024, 4) == 4
     assert affordable_padding(10**6, 1024, 4) == 0
     for count in (10**3, 10**4, 10**5):
         kept = affordable_padding(count, 1024, 64)
-        # Margins on both sides take a third of the mean place's side at most, and not much less.
+        # Margins on both sides take at most a third of the side of a mean cell, and not much less.
         assert 2 * kept <= 1024 / count**0.5 / 3 < 2 * kept + 4

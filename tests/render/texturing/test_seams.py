@@ -1,7 +1,7 @@
-"""The exported files beside the field that they were baked from, seen from 8 sides: no seam shows.
+"""Exported files rendered from 8 sides, compared with the field that they were baked from: no visible seams.
 
-The asset is like the demo's: a procedural pineapple, the demo's encoding and bounds, a material that varies
-as strongly as a painted one does. It is written as OBJ, MTL and 8-bit PNG, read again and drawn from there.
+The asset resembles the demo's: a procedural pineapple with the demo's encoding and bounds, and a material
+that varies as strongly as a trained one. It is written as OBJ, MTL and 8-bit PNG, read again and rendered.
 """
 
 from pathlib import Path
@@ -102,7 +102,7 @@ def pair(request, tmp_path_factory):
     return scene, BakedScene(folder, scene)
 
 
-def test_the_files_look_as_the_field_does_from_eight_sides(pair):
+def test_exported_files_render_like_the_field(pair):
     painted, baked = (scene.layers(VIEWS) for scene in pair)
     seen = painted["mask"] > 0.99
     # There is something to see.

@@ -1,4 +1,4 @@
-"""Loose bodies that an export leaves out, on spheres whose areas are known."""
+"""Removal of small components, with spheres of known areas."""
 
 import logging
 import sys
@@ -22,16 +22,16 @@ def mesh_of(*shapes):
     return make_mesh(torch.tensor(whole.vertices).float(), torch.tensor(whole.faces))
 
 
-# Areas 1, 0.04 and 0.0025 of the first one's.
+# Areas relative to the first: 1, 0.04 and 0.0025.
 BALLS = ball(0.1, (2, 0, 0)), ball(0.5, (0, 0, 0)), ball(0.025, (-2, 0, 0))
 
 
 @pytest.mark.parametrize(
-    # 0.039 of the largest one's area is less than the second one's, of all areas it is more.
+    # The share is relative to the largest area: 0.039 removes less than 0.04 of it would.
     ("share", "left"),
     [(0.0, (0, 1, 2)), (0.001, (0, 1, 2)), (0.01, (0, 1)), (0.039, (0, 1)), (0.1, (1,))],
 )
-def test_bodies_below_the_share_of_the_largest_go_and_the_rest_stays_as_it_is(share, left, caplog):
+def test_components_below_the_share_are_removed(share, left, caplog):
     mesh = mesh_of(*BALLS)
     with caplog.at_level(logging.INFO):
         kept = remove_small_components(mesh, share)
@@ -46,7 +46,7 @@ def test_bodies_below_the_share_of_the_largest_go_and_the_rest_stays_as_it_is(sh
         assert "with 0.24 % of the area" in caplog.text
 
 
-def test_bodies_that_share_a_vertex_are_one_and_no_surface_is_no_fault():
+def test_shared_vertices_connect_components_and_empty_meshes_are_kept():
     tip = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [-0.01, 0, 0], [0, -0.01, 0]])
     joined = make_mesh(tip, torch.tensor([[0, 1, 2], [0, 3, 4]]))
     assert remove_small_components(joined, 0.5) is joined
@@ -54,7 +54,7 @@ def test_bodies_that_share_a_vertex_are_one_and_no_surface_is_no_fault():
     assert remove_small_components(empty, 0.5) is empty
 
 
-def test_without_libigl_all_is_kept_and_told(monkeypatch, caplog):
+def test_without_libigl_all_components_are_kept_with_a_warning(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "igl", None)
     mesh = mesh_of(*BALLS)
     assert remove_small_components(mesh, 0.01) is mesh

@@ -1,4 +1,4 @@
-"""Paintings carried to another mesh: nearest points as trimesh finds them, normals that mean the same."""
+"""Transfer of materials to another mesh: nearest points compared with trimesh, and equal world-space normals."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def world_normals(mesh, points, local):
     return bump(normal, tangent, local)
 
 
-def test_nearest_points_are_those_of_trimesh(painted):
+def test_nearest_points_equal_trimesh(painted):
     points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     surface = trimesh.Trimesh(painted.v_pos.numpy(), painted.faces.numpy(), process=False)
     expected, distance, _ = trimesh.proximity.closest_point_naive(surface, points.numpy())
@@ -32,19 +32,21 @@ def test_nearest_points_are_those_of_trimesh(painted):
     assert torch.allclose(tangent.norm(dim=-1), torch.ones(200), atol=1e-5)
 
 
-def test_frames_at_the_vertices_are_those_of_the_mesh(painted):
+def test_frames_at_vertices_equal_the_mesh(painted):
     position_of = torch.zeros(len(painted.uv), dtype=torch.long)
     position_of[painted.uv_faces.reshape(-1)] = painted.faces.reshape(-1)
-    inner = torch.bincount(position_of, minlength=len(painted.v_pos))[position_of] == 1  # on no seam
+    inner = (
+        torch.bincount(position_of, minlength=len(painted.v_pos))[position_of] == 1
+    )  # vertices that are on no seam
     _, normal, tangent = frame_finder(painted)(painted.v_pos[position_of][inner])
     assert (normal - uv_normals(painted)[inner]).abs().max() < 1e-4
     assert (tangent - tangents(painted)[inner]).abs().max() < 1e-3
 
 
-def test_the_same_surface_unwrapped_otherwise_is_painted_the_same(painted):
+def test_transfer_to_other_uv_keeps_the_material(painted):
     target = unwrap(painted, "uvunwrap", (256, 256), 4)
     turned = (painted.tangents[painted.uv_faces] * target.tangents[target.uv_faces]).sum(-1) < 0.9
-    assert turned.any()  # otherwise there is nothing to test
+    assert turned.any()  # the uv must differ
     points, _ = surface_samples(painted, 3000)
     expected, carried = smooth_field(points), transfer_field(painted, target, smooth_field)(points)
     for name in ("kd", "ks"):
@@ -55,7 +57,7 @@ def test_the_same_surface_unwrapped_otherwise_is_painted_the_same(painted):
     assert (world_normals(target, points, expected["normal"]) * theirs).sum(-1).min() < 0.95
 
 
-def test_a_coarser_mesh_gets_the_relief_that_it_lost(painted):
+def test_decimated_mesh_gets_the_lost_relief_as_normals(painted):
     def flat(points):
         return {"normal": torch.tensor([0.0, 0.0, 1.0]).expand(len(points), 3)}
 
@@ -68,12 +70,12 @@ def test_a_coarser_mesh_gets_the_relief_that_it_lost(painted):
     assert error < 0.01 and before > 0.05
 
 
-def test_what_is_exported_follows_the_config(painted):
+def test_export_mesh_depends_on_the_config(painted):
     def choose(own_uv, **values):
         config = ExportConfig(unwrap="xatlas", **values)
         return prepare_export(painted, smooth_field, config, own_uv)
 
-    assert choose(True, texture_res=(64, 64)) == (painted, smooth_field)  # its own uv fit every size
+    assert choose(True, texture_res=(64, 64)) == (painted, smooth_field)  # its own uv fit every texture size
     assert choose(False, texture_res=PAINTING_RES) == (painted, smooth_field)
     assert choose(True, export_faces=len(painted.faces))[0] is painted
     again, field = choose(False, texture_res=(64, 64))

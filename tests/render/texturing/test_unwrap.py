@@ -1,4 +1,4 @@
-"""The libraries in a process of their own: what they give, and that nothing they do keeps us waiting."""
+"""Unwrapping libraries in subprocesses: results, timeouts, panics and crashes."""
 
 import os
 import time
@@ -19,7 +19,7 @@ def ball(scale=0.5):
 
 @pytest.fixture
 def worker(monkeypatch, tmp_path):
-    """Puts a program of the test's own in the worker's place."""
+    """Replace the worker by a program of the test."""
 
     def put(text: str):
         path = tmp_path / "worker.py"
@@ -33,14 +33,14 @@ def worker(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("library", ["xatlas", "uvunwrap"])
-def test_the_same_mesh_comes_back_the_same_twice(library):
+def test_unwrapping_is_deterministic(library):
     positions, faces = ball()
     (uv, uv_faces, charts), again = (unwrap_with(library, positions, faces, 256, 2) for _ in range(2))
     assert uv_faces.shape == faces.shape and uv.min() >= 0 and uv.max() <= 1 and charts > 0
     assert np.array_equal(uv, again[0]) and np.array_equal(uv_faces, again[1]) and charts == again[2]
 
 
-def test_a_library_that_never_ends_is_ended(worker):
+def test_endless_library_is_killed(worker):
     pid = worker("time.sleep(600)")
     with pytest.raises(UnwrapError, match="not finished after 1 s"):
         unwrap_with("xatlas", *ball(), 256, 2, timeout=1.0)
@@ -48,8 +48,8 @@ def test_a_library_that_never_ends_is_ended(worker):
         os.kill(int(pid.read_text()), 0)
 
 
-def test_a_panic_that_leaves_the_library_waiting_is_not_waited_for(worker):
-    """Just what was seen: a thread panics, the process goes on for ever."""
+def test_panic_ends_the_wait(worker):
+    """As observed: one thread panics and the process waits forever."""
     pid = worker(
         "sys.stderr.write(\"thread '<unnamed>' panicked at src/a.rs:5:12:\\nindex out of bounds: 13\\n\")\n"
         "sys.stderr.flush()\ntime.sleep(600)"
@@ -57,7 +57,7 @@ def test_a_panic_that_leaves_the_library_waiting_is_not_waited_for(worker):
     start = time.monotonic()
     with pytest.raises(UnwrapError, match="panic: index out of bounds: 13"):
         unwrap_with("uvunwrap", *ball(), 256, 2, timeout=120.0)
-    # Not a measurement: a hundred seconds lie between the two outcomes.
+    # A generous bound: the alternatives differ by a hundred seconds.
     assert time.monotonic() - start < 100
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
@@ -71,14 +71,14 @@ def test_a_panic_that_leaves_the_library_waiting_is_not_waited_for(worker):
         ("sys.exit(3)", "exit code 3"),
     ],
 )
-def test_an_error_or_a_crash_is_told_in_a_line(worker, text, reason):
+def test_error_or_crash_is_one_line(worker, text, reason):
     worker(text)
     with pytest.raises(UnwrapError, match=reason):
         unwrap_with("xatlas", *ball(), 256, 2)
 
 
 @pytest.mark.parametrize("pages, size, reason", [(2, 1.0, "2 pages"), (1, 0.1, "1 charts fill 0.5 %")])
-def test_what_does_not_fill_one_texture_is_refused(worker, pages, size, reason):
+def test_result_that_does_not_fill_one_texture_is_refused(worker, pages, size, reason):
     worker(
         f"import numpy as np\nuv = np.array([[0, 0], [{size}, 0], [0, {size}]], np.float32)\n"
         f"np.savez(sys.argv[3], uv=uv, uv_faces=np.array([[0, 1, 2]]), charts=1, pages={pages})"

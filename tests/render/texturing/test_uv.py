@@ -1,4 +1,4 @@
-"""Unwrapping and tangents."""
+"""Unwrapping, tangents, and the check of a user's uv."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ def unwrapped(request) -> Mesh:
     return unwrap(bumpy_ball(), request.param, (512, 512), 4)
 
 
-def test_every_face_has_uv_inside_the_image_and_keeps_its_corners(unwrapped):
+def test_faces_have_uv_inside_the_image_and_keep_their_corners(unwrapped):
     plain = bumpy_ball()
     assert torch.equal(unwrapped.v_pos, plain.v_pos) and torch.equal(unwrapped.faces, plain.faces)
     assert unwrapped.uv_faces.shape == plain.faces.shape
@@ -45,9 +45,9 @@ def test_every_face_has_uv_inside_the_image_and_keeps_its_corners(unwrapped):
     assert len(pairs.unique(dim=0)) == len(pairs[:, 0].unique())
 
 
-def test_no_chart_is_mirrored_and_none_vanishes(unwrapped):
+def test_no_chart_is_mirrored_or_lost(unwrapped):
     assert (uv_areas(unwrapped) > 0).all()
-    # Seen from outside with +u to the right, v grows downward: cross(∂p/∂u, ∂p/∂v) points inward.
+    # Seen from outside with +u to the right, v grows downward, so cross(∂p/∂u, ∂p/∂v) points inwards.
     corner = unwrapped.v_pos[unwrapped.faces].double()
     coordinate = unwrapped.uv[unwrapped.uv_faces].double()
     edges, steps = corner[:, 1:] - corner[:, :1], coordinate[:, 1:] - coordinate[:, :1]
@@ -57,8 +57,8 @@ def test_no_chart_is_mirrored_and_none_vanishes(unwrapped):
     assert ((inward * outward).sum(-1) < 0).all()
 
 
-def test_no_texel_lies_under_two_faces(unwrapped):
-    """Counts the faces over each of 512² texel centres one face at a time."""
+def test_faces_do_not_overlap_in_the_texture(unwrapped):
+    """Counts the faces at each of 512² texel centres, one face at a time."""
     side, count = 512, torch.zeros(512, 512, dtype=torch.long)
     corners = unwrapped.uv[unwrapped.uv_faces].double() * side - 0.5
     for triangle in corners:
@@ -77,8 +77,10 @@ def test_no_texel_lies_under_two_faces(unwrapped):
     assert count.max() == 1 and count.sum() > 0.3 * side * side
 
 
-def test_charts_keep_their_distance(unwrapped):
-    """Four free texels around each chart: texels of two charts are more than seven rows or columns apart."""
+def test_charts_keep_the_padding(unwrapped):
+    """With four free texels around each chart, texels of two charts are more than seven rows or columns
+    apart.
+    """
     chart = chart_of_face(unwrapped)
     rast = RASTERISER.rasterize(uv_clip(unwrapped)[None], unwrapped.uv_faces, (512, 512))[0]
     label = torch.where(rast[..., 3] > 0, chart[(rast[..., 3].long() - 1).clamp(min=0)], -1)
@@ -89,7 +91,7 @@ def test_charts_keep_their_distance(unwrapped):
 
 
 def chart_of_face(mesh: Mesh) -> torch.Tensor:
-    """The smallest uv vertex that is joined to each face by shared uv vertices."""
+    """For each face the smallest uv vertex that is connected to it by shared uv vertices."""
     label = torch.arange(len(mesh.uv))
     while True:
         least = label[mesh.uv_faces].amin(1)
@@ -99,13 +101,13 @@ def chart_of_face(mesh: Mesh) -> torch.Tensor:
         label = spread
 
 
-def test_tangents_are_unit_and_at_right_angles_to_the_normal(unwrapped):
+def test_tangents_are_unit_and_orthogonal_to_the_normal(unwrapped):
     assert torch.allclose(unwrapped.tangents.norm(dim=-1), torch.ones(len(unwrapped.uv)), atol=1e-5)
     assert (unwrapped.tangents * uv_normals(unwrapped)).sum(-1).abs().max() < 1e-5
 
 
 def test_tangents_follow_u_and_the_bitangent_goes_up_the_image():
-    """On a cylinder whose u runs round it, to the right as seen from outside, and whose v runs down."""
+    """On a cylinder with u around it, to the right as seen from outside, and v downward."""
     columns, rows = 64, 8
     u, v = torch.meshgrid(torch.linspace(0, 1, columns + 1), torch.linspace(0, 1, rows + 1), indexing="ij")
     angle = 2 * math.pi * u
@@ -119,11 +121,11 @@ def test_tangents_follow_u_and_the_bitangent_goes_up_the_image():
     tangent = tangents(mesh)
     expected = torch.stack([torch.cos(angle), torch.zeros_like(u), -torch.sin(angle)], -1).reshape(-1, 3)
     inner = slice(rows + 1, -(rows + 1))
-    # A rim vertex has more faces on one side than on the other, each half of 360°/64 away.
+    # A vertex on the rim has more faces on one side, each half of 360°/64 away.
     assert (tangent - expected)[inner].abs().max() < 0.02
     up = torch.linalg.cross(mesh.v_nrm, tangent)
     assert (up[:, 1] > 0.999).all()
-    # Mirrored charts keep a tangent along +u.
+    # Mirrored charts still have tangents along +u.
     mirrored = replace(mesh, uv=torch.stack([1 - u, v], -1).reshape(-1, 2))
     assert (tangents(mirrored) + expected)[inner].abs().max() < 0.02
 
@@ -138,7 +140,7 @@ def test_faces_without_texture_area_still_get_a_tangent():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scale", [1e-5, 1.0, 1e5])
-def test_size_does_not_matter_and_degenerate_faces_do_no_harm(method, scale):
+def test_any_scale_and_degenerate_faces_are_supported(method, scale):
     ball = bumpy_ball(1)
     faces = torch.cat([ball.faces, torch.tensor([[0, 0, 1], [5, 5, 5]])])
     mesh = unwrap(make_mesh(ball.v_pos * scale, faces), method, (128, 128), 2)
@@ -146,7 +148,7 @@ def test_size_does_not_matter_and_degenerate_faces_do_no_harm(method, scale):
     assert (uv_areas(mesh)[: len(ball.faces)] > 0).all() and uv_areas(mesh).sum() > 0.3
 
 
-def test_auto_takes_xatlas_for_few_faces_uvunwrap_for_many_and_the_projection_where_torn(monkeypatch, caplog):
+def test_auto_selects_the_method_by_face_count_and_folds(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     unwrap(bumpy_ball(1), "auto", (128, 128), 2)
     monkeypatch.setattr(uv_module, "XATLAS_MAX_FACES", 10)
@@ -160,7 +162,7 @@ def test_auto_takes_xatlas_for_few_faces_uvunwrap_for_many_and_the_projection_wh
     assert "xatlas" in told[0] and "uvunwrap" in told[1] and "projection" in told[2]
 
 
-def test_a_missing_unwrapper_is_announced_and_the_other_one_used(monkeypatch, caplog):
+def test_missing_unwrapper_is_logged_and_replaced(monkeypatch, caplog):
     find = uv_module.importlib.util.find_spec
     monkeypatch.setattr(uv_module.importlib.util, "find_spec", lambda n: None if n == "xatlas" else find(n))
     assert unwrap(bumpy_ball(1), "xatlas", (128, 128), 2).uv is not None
@@ -170,7 +172,7 @@ def test_a_missing_unwrapper_is_announced_and_the_other_one_used(monkeypatch, ca
         unwrap(bumpy_ball(1), "auto", (128, 128), 2)
 
 
-def test_a_library_that_fails_gives_way_to_the_projection(monkeypatch, caplog):
+def test_failing_library_is_replaced_by_the_projection(monkeypatch, caplog):
     def fail(*args):
         raise UnwrapError("2 pages instead of one")
 
@@ -182,31 +184,31 @@ def test_a_library_that_fails_gives_way_to_the_projection(monkeypatch, caplog):
     assert (uv_areas(mesh) > 0).all() and uv_fault(mesh, RASTERISER) is None
 
 
-def test_padding_that_many_charts_leave_no_room_for_is_told(caplog):
+def test_reduced_padding_is_logged(caplog):
     unwrap(noise_surface(8), "projection", (64, 64), 4)
     assert "allow a padding of only 0 texels, not 4" in caplog.messages[0]
 
 
-def test_without_numba_every_face_gets_a_place_of_its_own(monkeypatch):
+def test_without_numba_each_face_is_a_chart(monkeypatch):
     monkeypatch.setattr(uv_module, "compiled_kernels", lambda: None)
     ball = bumpy_ball()
     mesh = unwrap(ball, "projection", (1024, 1024), 4)
     assert torch.equal(mesh.faces, ball.faces)
     assert mesh.uv.min() >= 0 and mesh.uv.max() <= 1
     assert (uv_areas(mesh) > 0).all()
-    # No two faces share ground: what they cover together is the sum of what each covers.
+    # No overlap: the area of the union equals the sum of the areas.
     clip = uv_clip(mesh)[None]
     covered = (RASTERISER.rasterize(clip, mesh.uv_faces, (2048, 2048))[..., 3] > 0).double().mean()
     assert covered == pytest.approx(uv_areas(mesh).sum().item(), rel=0.02)
 
 
-def test_nothing_to_unwrap_is_an_error():
+def test_mesh_without_faces_is_an_error():
     empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, 3))
     with pytest.raises(ValueError, match="without faces"):
         unwrap(empty, "auto", (128, 128), 2)
 
 
-def test_faults_of_a_users_uv_are_found(unwrapped):
+def test_faults_of_user_uv_are_found(unwrapped):
     def fault(uv: torch.Tensor) -> str | None:
         return uv_fault(replace(unwrapped, uv=uv), RASTERISER)
 
@@ -224,8 +226,8 @@ def test_faults_of_a_users_uv_are_found(unwrapped):
     assert "overlap" in uv_fault(twice, RASTERISER)
 
 
-def test_small_charts_between_the_pixels_of_a_usual_size_do_not_seem_to_overlap():
-    """Squares aligned to the texels of 512², every one beside all centres."""
+def test_aligned_small_charts_are_not_reported_as_overlapping():
+    """Squares aligned to the texels of 512², each next to all pixel centres."""
     place = torch.stack(torch.meshgrid(torch.arange(0, 512, 4), torch.arange(0, 512, 4), indexing="ij"), -1)
     square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]) * 0.8 + 0.6
     uv = ((place.reshape(-1, 1, 2) + square) / 512).reshape(-1, 2)
@@ -241,7 +243,7 @@ def test_small_charts_between_the_pixels_of_a_usual_size_do_not_seem_to_overlap(
     assert "overlap" in uv_fault(twice, rasteriser)
 
 
-def test_usable_uv_are_kept_and_others_replaced(unwrapped, caplog):
+def test_usable_uv_are_kept_and_faulty_uv_replaced(unwrapped, caplog):
     config = ExportConfig(texture_res=(128, 128))
     kept = prepare_uv(replace(unwrapped, tangents=None), config, RASTERISER)
     assert kept.uv is unwrapped.uv and torch.equal(kept.tangents, unwrapped.tangents)
