@@ -1,6 +1,7 @@
-"""Hostile files: every reader gives a valid result or an error of ours in one line that names the file.
+"""Hostile files: every reader returns a valid result or raises one of our errors, in one line that names the
+file.
 
-No other exception, no hang, no memory without bound. 200 cases each; 2,000 with `-m slow`.
+No other exceptions, no hangs, no unbounded memory. 200 cases each, 2,000 with `-m slow`.
 """
 
 import contextlib
@@ -74,7 +75,7 @@ class Hang(BaseException):
 
 @pytest.fixture(autouse=True)
 def bounded():
-    """A hang is an exception, and so is memory beyond some gigabytes."""
+    """Turn a hang, and memory use beyond a few gigabytes, into an exception."""
 
     def stop(number, frame):
         raise Hang
@@ -88,7 +89,7 @@ def bounded():
 
 
 def fuzz(strategy, cases, attempt):
-    """`attempt` on so many draws, the same ones in every run of the short suite."""
+    """Run `attempt` on this many random inputs, the same ones in every run of the short suite."""
 
     @settings(
         max_examples=cases,
@@ -109,7 +110,7 @@ def fuzz(strategy, cases, attempt):
 
 
 def read_or_refuse(reader, path):
-    """What the reader gives, None where it refuses in its own words."""
+    """The result of the reader, None if it refuses the file with one of our errors."""
     try:
         return reader(path)
     except OURS as error:
@@ -349,7 +350,7 @@ def changed(state, changes):
 
 @pytest.mark.parametrize("cases", CASES)
 def test_checkpoints(cases, tmp_path):
-    """A change is noticed and the one before is used; one with fresh checksums is refused or it fits."""
+    """A change is detected and the previous checkpoint is used."""
     config = parse_config({"out_dir": str(tmp_path / "out")}, "config")
     save_two(config)
     folder = checkpoint_folder(config)
@@ -433,7 +434,7 @@ def test_a_mesh_reads_nothing_outside_its_folder(escape, tmp_path):
 
 @contextlib.contextmanager
 def watched(opened):
-    """Notes the names of all files that are opened."""
+    """Record the names of all files that are opened."""
     active = [True]
 
     def note(event, arguments):

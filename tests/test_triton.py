@@ -1,4 +1,4 @@
-"""Triton's kernels run wherever the tests do: compiled on a GPU, interpreted on the CPU."""
+"""Triton kernels run in the tests: compiled on a GPU, interpreted on the CPU."""
 
 import torch
 import triton
@@ -12,7 +12,7 @@ def _double(source, target, count, BLOCK: tl.constexpr):
     tl.store(target + index, 2 * tl.load(source + index, mask=inside), mask=inside)
 
 
-def test_a_kernel_runs_here(kernel_device):
+def test_kernel_runs(kernel_device):
     source = torch.arange(10.0, device=kernel_device)
     target = torch.zeros_like(source)
     _double[(2,)](source, target, 7, BLOCK=4)

@@ -1,4 +1,4 @@
-"""The guide meshes: as the script makes them, closed, and where the configs that name them need them."""
+"""The guide meshes: equal to the script's output, closed, and positioned as the configs need them."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def shipped() -> trimesh.Trimesh:
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_the_shipped_file_is_what_the_script_writes(name):
+def test_shipped_file_equals_the_script_output(name):
     guide = GUIDES[name]
     made, kept = (
         obj_text(*march_guide(guide), guide.unit).splitlines(),
@@ -43,12 +43,12 @@ def test_the_shipped_file_is_what_the_script_writes(name):
         for start in ("f ", "v ")
     )
     assert faces[0] == faces[1]
-    # Another processor may round the last digit otherwise.
+    # The last digit can differ between processors.
     np.testing.assert_allclose(*(np.array(lines, dtype=float) for lines in positions), atol=3e-5)
 
 
 @pytest.mark.parametrize("name", OF_CATEGORIES)
-def test_a_guide_is_one_closed_piece_that_fits_the_scene(name):
+def test_guide_is_one_closed_component_that_fits_the_scene(name):
     mesh = opened(name)
     assert mesh.is_watertight and mesh.is_winding_consistent and mesh.body_count == 1
     assert mesh.volume > 0  # faces are counter-clockwise from outside
@@ -64,14 +64,14 @@ def test_a_guide_is_one_closed_piece_that_fits_the_scene(name):
         },
         "example.json",
     )
-    # Every start mesh is brought to the unit ball about its vertex mean first.
+    # Start meshes are normalised to the unit ball about the mean of their vertices.
     assert 0.6 < build_start_shape(config.start_shape).v_pos.abs().max() < 0.8
     centre = mesh.bounds.mean(0)
     np.testing.assert_allclose(centre, 0, atol=0.02)
     assert np.linalg.norm(mesh.vertices, axis=1).max() == pytest.approx(REACH, abs=0.02)
 
 
-def test_the_head_has_its_nose_in_front_and_a_level_neck():
+def test_head_has_nose_in_front_and_level_neck():
     points = opened("head/head.obj").vertices
     tip = points[points[:, 2].argmax()]
     assert abs(tip[0]) < 0.05 and abs(tip[1]) < 0.25
@@ -79,23 +79,23 @@ def test_the_head_has_its_nose_in_front_and_a_level_neck():
     assert np.ptp(neck[:, 0]) < 0.7 * widest and neck[:, 2].mean() < 0
 
 
-def test_the_animal_stands_on_four_legs_and_its_head_is_in_front():
+def test_animal_has_four_legs_and_head_in_front():
     mesh = opened("animal/animal.obj")
     low, high = mesh.bounds
     assert len(mesh.section(plane_origin=[0, low[1] + 0.2, 0], plane_normal=[0, 1, 0]).discrete) == 4
     assert mesh.extents[2] > 1.8 * mesh.extents[0]
-    # The ears, at the top, are over the front legs; the body is lower.
+    # The ears at the top are above the front legs, and the body is lower.
     assert mesh.vertices[mesh.vertices[:, 1] > high[1] - 0.05][:, 2].min() > 0.2
 
 
-def test_the_chair_stands_on_four_legs_and_its_back_is_behind():
+def test_chair_has_four_legs_and_back_behind():
     mesh = opened("chair/chair.obj")
     low, _ = mesh.bounds
     assert len(mesh.section(plane_origin=[0, low[1] + 0.15, 0], plane_normal=[0, 1, 0]).discrete) == 4
     assert mesh.vertices[mesh.vertices[:, 1] > 0.3][:, 2].max() < 0
 
 
-def test_the_person_is_one_closed_piece_of_moderate_size(shipped):
+def test_person_is_one_closed_component_of_moderate_size(shipped):
     assert shipped.is_watertight and shipped.is_winding_consistent and shipped.body_count == 1
     assert (np.bincount(shipped.edges_unique_inverse) == 2).all() and shipped.euler_number == 2
     assert 5000 <= len(shipped.faces) <= 10_000 and PERSON.stat().st_size < 600_000
@@ -103,20 +103,20 @@ def test_the_person_is_one_closed_piece_of_moderate_size(shipped):
     assert 0.06 < shipped.volume < 0.11
 
 
-def test_the_person_stands_upright_and_looks_to_plus_z(shipped):
+def test_person_is_upright_and_faces_plus_z(shipped):
     points = shipped.vertices
     assert np.ptp(points[:, 1]) == pytest.approx(1.8, abs=0.02)
     assert 0.8 < np.ptp(points[:, 0]) < 1.4 and np.ptp(points[:, 2]) < 0.4
     feet = points[points[:, 1] < -0.82]
     assert feet[:, 2].max() > 0.15 and feet[:, 2].min() > -0.12
-    # There is air between the arms and the waist, and between the legs.
+    # There is space between the arms and the waist, and between the legs.
     air = [(0.33, 0.1, 0.0), (-0.33, 0.1, 0.0), (0.0, -0.4, 0.0)]
     solid = [(0.0, 0.3, 0.0), (0.0, 0.75, 0.0), (0.185, -0.4, 0.0), (-0.185, -0.4, 0.0), (0.41, 0.14, 0.0)]
     winding = igl.fast_winding_number(points, shipped.faces, np.array(air + solid))
     assert (winding > 0.5).tolist() == [False] * len(air) + [True] * len(solid)
 
 
-def test_the_start_shape_of_the_config_lies_within_its_grid(monkeypatch):
+def test_start_shape_of_the_config_fits_its_grid(monkeypatch):
     monkeypatch.chdir(ROOT)
     config = parse_config(read_object("configs/Gundam_geometry.json"), "Gundam_geometry.json")
     shape = build_start_shape(config.start_shape)

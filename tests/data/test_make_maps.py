@@ -1,4 +1,4 @@
-"""The studio map: as the script makes it, its boxes where they should stand."""
+"""The studio map: equal to the script's output, with its boxes in the right directions."""
 
 import torch
 
@@ -7,14 +7,14 @@ from render.image_io.hdr import read_latlong
 from render.shade.cubemap import latlong_directions
 
 
-def test_the_shipped_file_is_what_the_script_writes():
+def test_shipped_file_equals_the_script_output():
     made, kept = studio(), read_latlong(STUDIO)
-    # RGBE keeps a pixel's largest channel to 1 part in 256, and the others to that step.
+    # RGBE stores the largest channel of a pixel to 1 part in 256, and the others with the same step.
     assert ((made - kept).abs() <= made.amax(-1, keepdim=True) / 128).all()
     assert kept.min() > 0
 
 
-def test_each_box_is_brightest_where_it_stands():
+def test_boxes_are_the_brightest_directions():
     image, towards = studio(), latlong_directions(64, 128)
     for centre, half_angle, radiance in BOXES:
         axis = torch.nn.functional.normalize(torch.tensor(centre), dim=0)

@@ -1,4 +1,4 @@
-"""Making the embedded prior at toy size: captions, tokenizer, data, and the whole command with a resume."""
+"""Training of the embedded prior at toy size: captions, tokenizer, data, and the command with a resume."""
 
 import json
 import subprocess
@@ -53,13 +53,13 @@ def tokenizer(tmp_path_factory):
     "text",
     ["a pineapple, front view", "zebra quilt xylophone jackdaw", "größe 漢字 ü!?", "_ 3d 1999 model's"],
 )
-def test_any_text_survives_the_tokenizer(tokenizer, text):
+def test_tokenizer_is_lossless_for_any_text(tokenizer, text):
     numbers = tokenizer(text).input_ids
     assert tokenizer.unk_token_id not in numbers[1:-1]
     assert tokenizer.decode(numbers, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
 
 
-def test_prompts_of_the_method_are_whole_words(tokenizer):
+def test_prompt_words_are_single_tokens(tokenizer):
     words = tokenizer.convert_ids_to_tokens(tokenizer("A pineapple, front view").input_ids)
     inside = ["a</w>", "pineapple</w>", ",</w>", "front</w>", "view</w>"]
     assert words == ["<|startoftext|>", *inside, "<|endoftext|>"]
@@ -80,18 +80,18 @@ def test_bytes_have_256_printable_symbols():
 
 
 def test_merges_follow_frequency():
-    # Pairs: (x, a) three times, (a, b</w>) twice, (a, y</w>) once; then whole words, the frequent one first.
+    # Pairs: (x, a) three times, (a, b</w>) twice, (a, y</w>) once. Then whole words by frequency.
     assert learn_merges(["xab xab xay"]) == [("x", "a"), ("xa", "b</w>"), ("xa", "y</w>")]
 
 
-def test_captions_are_the_methods_prompts():
+def test_captions_include_directional_and_negative_prompts():
     table = CaptionTable(TWO_CATEGORIES)
     assert set(directional_prompts("a mug", True)) <= set(table.captions)
     assert "an ice cream, side view" in table.captions
     assert {"", *(mode.negative_prompt for mode in MODES.values())} <= set(table.captions)
 
 
-def test_drawn_captions_fit_category_and_view_and_come_in_the_stated_shares():
+def test_drawn_captions_match_labels_and_shares():
     table = CaptionTable(TWO_CATEGORIES)
     count = 20000
     generator = torch.Generator().manual_seed(0)
@@ -100,34 +100,34 @@ def test_drawn_captions_fit_category_and_view_and_come_in_the_stated_shares():
     material = torch.randint(1 + len(MATERIALS), (count,), generator=generator)
     drawn = [table.captions[row] for row in table.draw(category, view, material, generator).tolist()]
     empty = {"", *(mode.negative_prompt for mode in MODES.values())}
-    said = [
+    described = [
         (text, k, v, m)
         for text, k, v, m in zip(drawn, category.tolist(), view.tolist(), material.tolist(), strict=True)
         if text not in empty
     ]
-    assert len(said) / count == pytest.approx(1 - DROPPED_SHARE, abs=0.01)
-    assert all(("mug", "ice cream")[k] in text for text, k, _, _ in said)
-    with_view = [(text, v) for text, _, v, _ in said if text.endswith(" view")]
-    assert len(with_view) / len(said) == pytest.approx(VIEW_SHARE, abs=0.015)
+    assert len(described) / count == pytest.approx(1 - DROPPED_SHARE, abs=0.01)
+    assert all(("mug", "ice cream")[k] in text for text, k, _, _ in described)
+    with_view = [(text, v) for text, _, v, _ in described if text.endswith(" view")]
+    assert len(with_view) / len(described) == pytest.approx(VIEW_SHARE, abs=0.015)
     assert all(text.endswith((", front view", ", side view", ", back view")[v]) for text, v in with_view)
-    # A material's own words are said, and no other's.
-    for text, _, _, m in said:
+    # The words of the view's own material appear, and those of no other.
+    for text, _, _, m in described:
         words = set(text.replace(",", "").split())
         named = {name for name, look in MATERIALS.items() if {look.adjective, look.substance} & words}
         assert named == ({MATERIAL_NAMES[m - 1]} if m else set())
     substances = sum(look.substance is not None for look in MATERIALS.values())
     wordings = (1 + len(MATERIALS)) * len(set(TEMPLATES)) + substances * len(SUBSTANCE_TEMPLATES)
-    assert len({text for text, _, _, _ in said}) == 2 * 4 * wordings
+    assert len({text for text, _, _, _ in described}) == 2 * 4 * wordings
 
 
-def test_materials_are_said_in_front_or_behind():
-    said = descriptions("ice_cream", MATERIALS["golden"])
-    assert "a golden ice cream" in said and "an ice cream made of gold" in said
+def test_materials_as_adjective_or_noun():
+    described = descriptions("ice_cream", MATERIALS["golden"])
+    assert "a golden ice cream" in described and "an ice cream made of gold" in described
     assert descriptions("apple", MATERIALS["orange"])[0] == "an orange apple"
-    assert len(said) == len(descriptions("mug")) == len(descriptions("mug", MATERIALS["red"]))
+    assert len(described) == len(descriptions("mug")) == len(descriptions("mug", MATERIALS["red"]))
 
 
-def test_views_wear_every_material_but_those_held_out():
+def test_views_have_all_materials_except_held_out_ones():
     category = next(category for category, _ in sorted(HELD_OUT) if category in CATEGORIES)
     config = DataConfig(categories=(category,), views=10, own_share=0.4, materials=3)
     seen = set()
@@ -139,7 +139,7 @@ def test_views_wear_every_material_but_those_held_out():
     assert held_out and seen == set(range(1 + len(MATERIALS))) - held_out
 
 
-def test_schedule_is_stable_diffusions():
+def test_noise_schedule_equals_stable_diffusion():
     # abar of SD 1.x and 2.x: first and last value as published with the models.
     abar = build_scheduler().alphas_cumprod
     assert len(abar) == SCHEDULE["num_train_timesteps"] == 1000
@@ -152,9 +152,9 @@ def test_denoiser_has_the_stated_size():
     assert Shape().image_size == 128
 
 
-def test_sampling_finds_the_only_image_that_there_is():
+def test_sampling_recovers_a_single_image():
     # For data concentrated at mu, the noise in x_t is (x_t − sqrt(abar) mu) / sqrt(1 − abar). DDIM steps keep
-    # that noise, so the last image is mu under the noise of SD's first step, sqrt(0.00085).
+    # that noise, so the last image is mu with the noise of SD's first step, sqrt(0.00085).
     abar = build_scheduler().alphas_cumprod
     mu = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 
@@ -168,7 +168,7 @@ def test_sampling_finds_the_only_image_that_there_is():
     assert (found - mu).square().mean().sqrt().item() == pytest.approx(0.00085**0.5, rel=0.1)
 
 
-def test_spun_normals_are_turned_and_the_background_stays():
+def test_rotated_normals_keep_the_background():
     generator = torch.Generator().manual_seed(0)
     normals = torch.zeros(4, 3, 2, 2)
     normals[:, :, 0, 0] = torch.nn.functional.normalize(torch.randn(4, 3, generator=generator), dim=-1)
@@ -207,7 +207,7 @@ def test_a_batch_holds_a_third_of_each_domain():
     assert rows.shape == (10,) and 0 <= rows.min() and rows.max() < 5
 
 
-def test_pace_and_rate():
+def test_progress_and_learning_rate():
     schedule = StageSchedule(seconds=1e9, steps=10, start=0.5)
     assert [schedule.progress(step) for step in (0, 5, 10, 20)] == [0.5, 0.75, 1.0, 1.0]
     assert cosine_learning_rate(0.03, 2.0) == pytest.approx(2.0)
@@ -217,7 +217,7 @@ def test_pace_and_rate():
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """The folder that the whole command writes at toy size, with its work folder."""
+    """The output and work folders of the command at toy size."""
     root = tmp_path_factory.mktemp("toy")
     arguments = ["--toy", "--device", "cpu", "--categories", "mug", "chair", "--keep-data"]
     arguments += ["--out", str(root / "tiny-sd"), "--work", str(root / "work"), "--minutes", "30"]
@@ -225,7 +225,7 @@ def toy(tmp_path_factory):
     return root, arguments
 
 
-def test_the_toy_folder_is_a_stable_diffusion(toy):
+def test_toy_folder_loads_in_diffusers(toy):
     folder = toy[0] / "tiny-sd"
     from diffusers import StableDiffusionPipeline
 
@@ -239,7 +239,7 @@ def test_the_toy_folder_is_a_stable_diffusion(toy):
     assert not torch.allclose(prior.embed(["a mug"]), prior.embed([""]))
 
 
-def test_the_scaling_factor_gives_unit_deviation(toy):
+def test_scaling_factor_gives_unit_deviation(toy):
     root, _ = toy
     from data.make_tiny_sd.renders import load_views
 
@@ -251,7 +251,7 @@ def test_the_scaling_factor_gives_unit_deviation(toy):
     assert latents.std().item() == pytest.approx(1.0, abs=0.1)
 
 
-def test_rendered_views_are_what_the_phases_show(toy):
+def test_rendered_views_match_the_phases(toy):
     root, _ = toy
     from data.make_tiny_sd.renders import load_views
 
@@ -267,11 +267,11 @@ def test_rendered_views_are_what_the_phases_show(toy):
     # A pixel next to the outline may hold less than half a step of mask and still a step of sRGB.
     away = torch.nn.functional.max_pool2d(views.mask.float(), 3, 1, 1)[:, 0] == 0
     assert away.float().mean() > 0.3 and (shaded.permute(0, 2, 3, 1)[away] == -1).all()
-    # Whole objects only: nothing touches the border.
+    # Objects are whole: nothing touches the border.
     assert views.mask[:, :, 0].max() == views.mask[:, :, :, -1].max() == 0
 
 
-def test_the_same_command_goes_on_where_it_stopped(toy, capsys):
+def test_same_command_resumes(toy, capsys):
     root, arguments = toy
     path = root / "work" / "denoiser.pt"
     state = torch.load(path, weights_only=True)
@@ -285,11 +285,11 @@ def test_the_same_command_goes_on_where_it_stopped(toy, capsys):
     assert (root / "work" / "vae.pt").stat().st_mtime_ns == vae_written
 
 
-def test_a_folder_can_be_the_start_and_other_settings_are_refused(toy, capsys):
+def test_init_from_a_folder_and_refusal_of_other_settings(toy, capsys):
     root, arguments = toy
     assert program.main([*arguments, "--seed", "2"]) == 2
     assert "--work" in capsys.readouterr().out
-    # Later options win.
+    # Later options override earlier ones.
     fresh = [*arguments, "--work", str(root / "work2"), "--out", str(root / "second")]
     assert program.main([*fresh, "--export-only"]) == 2
     assert program.main([*fresh, "--init", str(root / "tiny-sd")]) == 0
@@ -301,7 +301,7 @@ def test_a_folder_can_be_the_start_and_other_settings_are_refused(toy, capsys):
 
 
 def test_two_processes_train_one_denoiser(toy, tmp_path):
-    """Each renders half of the objects; the gradients' mean keeps the replicas alike to the last bit."""
+    """Each process renders half of the objects. Averaged gradients keep the replicas identical."""
     _, arguments = toy
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += [

@@ -1,7 +1,7 @@
-"""Opens a page in headless Chromium as a person would, from the disk, and tells what happened.
+"""Open a page from disk in headless Chromium and report its requests and errors.
 
-The browser is driven through its DevTools protocol over a pair of pipes (--remote-debugging-pipe): messages
-are JSON, each ends with a NUL.
+The browser is controlled by the DevTools protocol over two pipes (--remote-debugging-pipe). Messages are JSON
+and end with a NUL byte.
 """
 
 import base64
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# WebGL without a GPU; nothing that the browser itself would fetch.
+# WebGL without a GPU, and no requests by the browser itself.
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -33,13 +33,15 @@ FLAGS = (
 
 
 def find() -> str | None:
-    """The browser's program, None where there is none."""
+    """Path of the browser, None if there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Page:
-    """A page in a browser of its own; a context manager. `requests` are the addresses asked for (the start
-    of each), `errors` what went to the console as an error, uncaught exceptions among it."""
+    """A page in a new browser, as a context manager.
+
+    requests: the start of each requested address. errors: console errors and uncaught exceptions.
+    """
 
     def __init__(self, size: tuple[int, int] = (1280, 900), dark: bool = False) -> None:
         self.requests: list[str] = []
@@ -82,13 +84,13 @@ class Page:
         self._profile.cleanup()
 
     def open(self, path: Path, timeout: float = 60) -> None:
-        """Opens a file and waits until it and all that it names are loaded."""
+        """Open a file and wait until all its resources are loaded."""
         self._loaded = False
         self.call("Page.navigate", url=path.resolve().as_uri())
         self._listen(lambda: self._loaded, timeout, "the page to load")
 
     def evaluate(self, expression: str) -> object:
-        """The value of a JavaScript expression in the page; waits where it is a promise."""
+        """The value of a JavaScript expression in the page. Promises are awaited."""
         answer = self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
         )
@@ -96,14 +98,14 @@ class Page:
         return answer["result"].get("value")
 
     def wait_for(self, expression: str, timeout: float = 60) -> None:
-        """Waits until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true."""
         end = time.monotonic() + timeout
         while not self.evaluate(expression):
             assert time.monotonic() < end, f"waited {timeout} s for {expression}; console: {self.errors}"
             time.sleep(0.1)
 
     def screenshot(self, path: Path, whole: bool = True) -> None:
-        """The page as a PNG, all of its height where `whole`."""
+        """The page as a PNG, with its full height if `whole`."""
         if whole:
             self._resize(self._size[0], int(self.evaluate("document.documentElement.scrollHeight")))
             time.sleep(1)
@@ -111,7 +113,7 @@ class Page:
         path.write_bytes(base64.b64decode(picture["data"]))
 
     def call(self, method: str, **parameters: object) -> dict:
-        """One command of the protocol and its answer."""
+        """One command of the protocol and its result."""
         self._number += 1
         number = self._number
         message: dict = {"id": number, "method": method, "params": parameters}

@@ -1,4 +1,4 @@
-"""Whether a mesh is closed: what the program guarantees of its surfaces, told for the tests."""
+"""Check for closed meshes."""
 
 import torch
 from jaxtyping import Int
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def is_closed(faces: Int[Tensor, "F 3"]) -> bool:
-    """Whether each directed edge occurs as often as its reverse: no boundary, neighbours turned alike."""
+    """Whether each directed edge occurs as often as its reverse: no boundary, and consistent orientation."""
     start = faces.reshape(-1).long()
     end = faces.roll(-1, dims=1).reshape(-1).long()
     count = int(faces.max()) + 1

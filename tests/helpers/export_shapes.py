@@ -1,4 +1,4 @@
-"""A bumpy ball and a field over space, for the tests of export."""
+"""A bumpy ball, a noise surface and a material field for the tests of export."""
 
 import torch
 import trimesh
@@ -9,7 +9,7 @@ from render.mesh import Mesh, make_mesh
 
 
 def bumpy_ball(subdivisions: int = 3) -> Mesh:
-    """A closed surface of radius about 0.7 that no plane develops."""
+    """A closed surface of radius about 0.7 that is not developable."""
     ball = trimesh.creation.icosphere(subdivisions=subdivisions)
     direction = torch.tensor(ball.vertices, dtype=torch.float32)
     radius = 0.7 + 0.1 * torch.sin(5 * direction[:, :1]) * torch.cos(4 * direction[:, 1:2])
@@ -17,14 +17,16 @@ def bumpy_ball(subdivisions: int = 3) -> Mesh:
 
 
 def noise_surface(cells: int) -> Mesh:
-    """The zero surface of white noise on a lattice of cells³: torn, of many pieces, folded everywhere."""
+    """The zero level set of white noise on a lattice of cells³: torn, with many components, folded
+    everywhere.
+    """
     grid = make_tet_grid(round(cells / 0.4), 2.0)
     values = torch.randn(len(grid.v_pos), generator=torch.Generator().manual_seed(0))
     return make_mesh(*marching_tetrahedra(grid.v_pos, values, grid.tets, grid.edges, grid.tet_edges))
 
 
 def smooth_field(points: torch.Tensor) -> dict[str, torch.Tensor]:
-    """kd, ks and normal that vary over the surface, in their ranges."""
+    """kd, ks and normal that vary smoothly over the surface within their ranges."""
     x, y, z = points.unbind(-1)
     wave = torch.stack([torch.sin(6 * x), torch.sin(5 * y + 1), torch.sin(7 * z + 2)], -1)
     tilt = torch.stack([0.3 * torch.sin(4 * x), 0.3 * torch.cos(4 * y), torch.ones_like(z)], -1)
@@ -36,7 +38,7 @@ def smooth_field(points: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def surface_samples(mesh: Mesh, count: int, edge: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points on faces [N,3] and their uv [N,2]; with `edge` they lie on the faces' edges."""
+    """Points on faces [N,3] with their uv [N,2]. With `edge` they lie on the edges of faces."""
     generator = torch.Generator().manual_seed(1)
     faces = torch.randint(len(mesh.faces), (count,), generator=generator)
     weights = torch.rand(count, 3, generator=generator) + 1e-3
@@ -48,7 +50,7 @@ def surface_samples(mesh: Mesh, count: int, edge: bool = False) -> tuple[torch.T
 
 
 def bilinear(texture: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:
-    """[N,C] looked up in [H,W,C] by an outside function: torch's grid_sample."""
+    """[N,C] sampled from [H,W,C] by torch's grid_sample, independently of the code under test."""
     sampled = torch.nn.functional.grid_sample(
         texture.permute(2, 0, 1)[None], uv[None, None] * 2 - 1, align_corners=False, padding_mode="border"
     )

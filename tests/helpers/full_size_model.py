@@ -1,11 +1,11 @@
-"""Stable Diffusion 2.1-base's exact shape with random weights, for a GPU."""
+"""Random weights in the exact shape of Stable Diffusion 2.1-base, for a GPU."""
 
 import torch
 from toy_model import write_tokenizer
 
 
 def write_full_size_model(folder):
-    """A folder in diffusers layout, in half precision; returns it. Sizes: METHOD section 10."""
+    """Write a folder in diffusers layout and half precision; returns it."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -1,4 +1,4 @@
-"""What makes a whole run small enough for a test; the fit is as long as it always is."""
+"""Config values that make a run small enough for a test. The number of fit steps is unchanged."""
 
 FIT = 400
 TINY = {

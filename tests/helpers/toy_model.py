@@ -1,4 +1,4 @@
-"""A Stable Diffusion of the right layout and toy size, with random weights."""
+"""A Stable Diffusion with the full layout, toy sizes and random weights."""
 
 import json
 
@@ -28,7 +28,7 @@ def write_tokenizer(folder):
 
 
 def write_model(folder, prediction_type="epsilon"):
-    """A complete folder in diffusers layout; returns it."""
+    """Write a complete folder in diffusers layout; returns it."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -1,7 +1,7 @@
-"""Compiles Triton's kernels for a GPU that is not there: what the interpreter lets pass may not compile.
+"""Compile Triton kernels for a GPU without having one. The interpreter accepts code that does not compile.
 
-`compile_for_gpu(code)` runs code in a process of its own, with CPU tensors; every launch in it is compiled
-for a GPU of compute capability 9.0 instead of run.
+`compile_for_gpu(code)` runs code in a subprocess with CPU tensors. Every launch compiles the kernel for a GPU
+of compute capability 9.0 instead of running it.
 """
 
 import json
@@ -15,10 +15,9 @@ TYPES |= {"uint8": "u8", "int16": "i16", "int32": "i32", "int64": "i64"}
 
 
 def compile_for_gpu(code: str) -> dict[str, int]:
-    """How often each kernel was compiled.
+    """Number of compilations of each kernel.
 
-    Raises:
-        AssertionError: with what the process has printed, where it failed.
+    Raises AssertionError with the output of the process if it fails.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -33,7 +32,7 @@ def compile_for_gpu(code: str) -> dict[str, int]:
 
 
 def compile_instead(found: dict[str, int]):
-    """A stand-in for `JITFunction.run`."""
+    """Replacement for `JITFunction.run`."""
     import torch
     import triton
     from triton.backends.compiler import GPUTarget

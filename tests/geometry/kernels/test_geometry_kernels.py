@@ -36,7 +36,7 @@ def assert_same_topology(inside: torch.Tensor, tables: tuple[torch.Tensor, ...])
 
 @pytest.fixture(scope="module")
 def lattice(kernel_device):
-    """Vertices and index tables of a grid with several blocks of edges, tets and vertices, none of them full."""
+    """Vertices and index tables of a grid with several blocks of each type, the last ones partly filled."""
     grid = make_tet_grid(20, 2.0)
     tables = tuple(table.to(kernel_device) for table in (grid.tets, grid.edges, grid.tet_edges))
     for count in (len(grid.v_pos), *map(len, tables[:2])):

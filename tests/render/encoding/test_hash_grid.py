@@ -1,4 +1,4 @@
-"""The hash encoding, compared with SciPy's trilinear interpolation, autograd, and among its implementations."""
+"""The hash encoding, compared with SciPy's trilinear interpolation and autograd."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Backends and meshes that the rasteriser's tests share."""
+"""Backends and meshes for the tests of rasterisers."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def numba_rasteriser():
 
 
 class Elsewhere:
-    """A rasteriser that draws on another device than its callers' tensors are on."""
+    """A rasteriser that runs on another device than the tensors of its callers."""
 
     def __init__(self, rasteriser, device):
         self.rasteriser, self.device = rasteriser, device
@@ -33,7 +33,7 @@ class Elsewhere:
 
 @pytest.fixture(scope="session")
 def triton_rasteriser(kernel_device):
-    """For tensors on the CPU: in Triton's interpreter, or on the GPU and back."""
+    """The Triton rasteriser for CPU tensors: in Triton's interpreter, or by copies to the GPU."""
     pytest.importorskip("triton")
     from render.raster.triton.backend import TritonRasteriser
 
@@ -54,13 +54,13 @@ def rasteriser(request):
 
 @pytest.fixture(params=["reference", "numba", *(["triton"] if torch.cuda.is_available() else [])])
 def fast_rasteriser(request):
-    """For tests of many calls: they would take Triton's interpreter minutes."""
+    """Backends for tests with many calls, which would take minutes in Triton's interpreter."""
     return built(request.param, request)
 
 
 @pytest.fixture(scope="session")
 def whole_step():
-    """draw(rasteriser, (clip, faces, resolution)): what one step computes, values and gradients by name."""
+    """draw(rasteriser, (clip, faces, resolution)) returns values and gradients of one step by name."""
 
     def draw(rasteriser, scene):
         clip, faces, resolution = scene

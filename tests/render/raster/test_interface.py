@@ -1,4 +1,4 @@
-"""What every CPU backend owes the contract: coverage, perspective, interpolation, texture, odd input."""
+"""Requirements of every CPU backend: coverage, perspective, interpolation, texture, unusual input."""
 
 import math
 from fractions import Fraction
@@ -9,7 +9,7 @@ import torch
 
 from render.camera import perspective
 
-# Exact arithmetic: squares cut into triangles whose corners and edges lie on pixel centres.
+# Exact cases: squares of triangles whose corners and edges lie on pixel centres.
 
 
 def to_clip(pixels, resolution, z=0.0):
@@ -21,14 +21,14 @@ def to_clip(pixels, resolution, z=0.0):
 
 
 def exact_side(a, b, p):
-    """Sign of the turn a → b → p in rationals."""
+    """Sign of the orientation of a, b, p in rational arithmetic."""
     a, b, p = ([Fraction(float(value)) for value in point] for point in (a, b, p))
     turn = (b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0])
     return (turn > 0) - (turn < 0)
 
 
 def test_tiled_square_covers_each_centre_once(rasteriser):
-    """Random fans with all corners on pixel centres, so that edges run through centres everywhere."""
+    """Random fans with all corners on pixel centres, so that edges pass through many centres."""
     size = 16
     generator = torch.Generator().manual_seed(0)
     for _ in range(8):
@@ -37,7 +37,7 @@ def test_tiled_square_covers_each_centre_once(rasteriser):
         clip = to_clip(torch.cat([square, middle[None]]), (size, size))
         faces = torch.tensor([[i, (i + 1) % 8, 8] for i in range(8)])
         count = sum(rasteriser.rasterize(clip, face[None], (size, size))[0, ..., 3] for face in faces)
-        # Top-left rule: the square keeps its centres on the top and left border, not those on the other two.
+        # Top-left rule: the square contains its centres on the top and left border, not on the others.
         expected = torch.zeros(size, size)
         expected[1:14, 1:14] = 1
         assert torch.equal(count, expected)
@@ -62,11 +62,11 @@ def test_coverage_equals_exact_half_planes(rasteriser):
                     assert (rast[0, row, column, 3] > 0) == inside
 
 
-# Perspective: rays in the world against triangles in the world.
+# Perspective: rays against triangles in world space.
 
 
 def cast_rays(triangles, directions, near, far):
-    """Nearest hit from the origin: index [R] (−1 none), u, v of corners 0 and 1, distance along −z."""
+    """Nearest hit from the origin: index [R] (−1 for none), u, v of corners 0 and 1, distance along −z."""
     best = np.full(len(directions), np.inf)
     face, u, v = np.full(len(directions), -1), np.zeros(len(directions)), np.zeros(len(directions))
     for index, (a, b, c) in enumerate(triangles):
@@ -85,7 +85,7 @@ def cast_rays(triangles, directions, near, far):
 
 @pytest.fixture(scope="module")
 def soup():
-    """Random triangles around a camera at the origin, many reaching behind it, and what rays see of them."""
+    """Random triangles around a camera at the origin, many extending behind it, and the hits of rays."""
     height, width, near, far, fovy = 24, 20, 0.5, 20.0, 1.2
     generator = np.random.default_rng(3)
     centre = generator.uniform([-3, -3, -8], [3, 3, 1], (60, 1, 3))
@@ -127,7 +127,7 @@ def test_soup_equals_ray_casting(rasteriser, soup):
 
 
 def test_interpolated_positions_are_the_points_hit(rasteriser, soup):
-    """Perspective-correct: positions interpolate to the point where the ray meets the triangle."""
+    """Positions interpolate to the point of the ray's hit, so the interpolation is perspective-correct."""
     face, _, _, depth = soup["seen"]
     rast = rasteriser.rasterize(soup["clip"], soup["faces"], soup["resolution"])
     points = rasteriser.interpolate(soup["points"], rast, soup["faces"]).view(-1, 3).numpy()
@@ -138,7 +138,7 @@ def test_interpolated_positions_are_the_points_hit(rasteriser, soup):
     assert torch.equal(batched.view(-1, 3), torch.as_tensor(points))
 
 
-def test_each_view_of_a_batch_is_drawn_as_alone(rasteriser, soup):
+def test_views_of_a_batch_are_independent(rasteriser, soup):
     clip = torch.cat([soup["clip"], soup["clip"].flip(1), soup["clip"] * 0.5])
     attributes = torch.randn(3, 180, 5, generator=torch.Generator().manual_seed(0))
     rast = rasteriser.rasterize(clip, soup["faces"].int(), soup["resolution"])
@@ -151,7 +151,7 @@ def test_each_view_of_a_batch_is_drawn_as_alone(rasteriser, soup):
 
 
 def test_gradients_of_rasterize_and_interpolate_by_gradcheck(fast_rasteriser):
-    """float64, through u, v to x, y, w of the corners and to the attributes; one corner behind the camera."""
+    """float64, through u, v to the corners and to the attributes. One corner is behind the camera."""
     generator = torch.Generator().manual_seed(5)
     clip = torch.tensor(
         [[-0.9, -0.8, 0.1, 1.0], [1.6, -1.2, 0.3, 2.0], [0.1, 0.9, 0.2, 1.2], [3.0, 2.0, -1.0, -0.7]],
@@ -172,7 +172,7 @@ def test_gradients_of_rasterize_and_interpolate_by_gradcheck(fast_rasteriser):
 
 
 def test_other_faces_for_a_seam(rasteriser):
-    """Faces of the same rows but other indices pick other attributes."""
+    """Faces with the same rows but other indices select other attributes."""
     clip = to_clip(torch.tensor([[0.0, 0], [8, 0], [8, 8], [0, 8]]), (8, 8))
     rast = rasteriser.rasterize(clip, torch.tensor([[0, 1, 2], [0, 2, 3]]), (8, 8))
     values = torch.arange(6.0)[:, None].expand(6, 1)
@@ -211,8 +211,8 @@ def test_empty_mesh(rasteriser):
     assert not rast.any() and not image.any()
 
 
-def test_degenerate_and_broken_triangles_are_left_out(rasteriser):
-    """Zero area, NaN, infinity, behind the camera, far outside: only the sound face is drawn."""
+def test_degenerate_triangles_are_skipped(rasteriser):
+    """Zero area, NaN, infinity, behind the camera, far outside: only the valid face is drawn."""
     sound = [[-0.5, -0.5, 0, 1], [0.5, -0.5, 0, 1], [0, 0.5, 0, 1]]
     odd = [[math.nan, 0, 0, 1], [math.inf, 0, 0, 1], [0, 0, 0, 0], [0.3, 0.1, 0, -1], [1e30, 1e30, 0, 1e-30]]
     clip = torch.tensor([sound + odd], requires_grad=True)
@@ -230,7 +230,7 @@ def test_degenerate_and_broken_triangles_are_left_out(rasteriser):
 
 
 def test_depth_and_clipping_planes(rasteriser):
-    """The nearer face wins whatever the order, the first of two at the same depth; none beyond ±1."""
+    """The nearer face wins in any order, the first of two at equal depth. Nothing is drawn beyond ±1."""
     square = [[-1.0, -1], [3, -1], [-1, 3]]
     depths = [0.5, -0.5, 0.0, -0.5, 1.5, -1.5]
     clip = torch.tensor([[[x, y, z, 1.0] for z in depths for x, y in square]])

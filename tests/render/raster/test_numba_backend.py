@@ -1,4 +1,4 @@
-"""The compiled loops against the torch reference: same ids, values, pairs and gradients."""
+"""The compiled kernels, compared with the torch reference: ids, values, pairs and gradients."""
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ numba_cpu = pytest.importorskip("render.raster.numba.backend", exc_type=ImportEr
 
 @pytest.fixture(scope="module", params=["bumpy sphere", "soup"])
 def scene(request, bumpy_sphere):
-    """clip [B,V,4], faces, resolution: a closed mesh of small faces, or triangles all around the camera."""
+    """clip [B,V,4], faces and resolution of a closed mesh with small faces, or of triangles around the
+    camera.
+    """
     if request.param == "bumpy sphere":
         vertices, faces = bumpy_sphere(4)
         return transform_points(orbit(3, (48, 64)).world_to_clip, vertices), faces, (48, 64)
@@ -48,7 +50,7 @@ def test_same_edge_table(scene):
         assert torch.equal(getattr(got, name), getattr(expected, name)), name
 
 
-def test_repeats_bit_for_bit(numba_rasteriser, scene, whole_step):
+def test_result_is_deterministic(numba_rasteriser, scene, whole_step):
     first, second = whole_step(numba_rasteriser, scene), whole_step(numba_rasteriser, scene)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

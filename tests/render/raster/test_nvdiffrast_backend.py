@@ -1,4 +1,4 @@
-"""On a GPU: nvdiffrast, and the reference on CUDA, against the reference."""
+"""On a GPU: nvdiffrast and the reference on CUDA, compared with the reference on the CPU."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def scene(request, bumpy_sphere):
 
 
 def away_from_outlines(face):
-    """[B,H,W]: the nine pixels around are all covered, or none is."""
+    """[B,H,W]: pixels whose 3×3 neighbourhood is covered completely or not at all."""
     covered = (face > 0).float()[:, None]
     mean = torch.nn.functional.avg_pool2d(covered, 3, 1, 1, count_include_pad=False)[:, 0]
     return (mean == 0) | (mean == 1)
@@ -53,7 +53,7 @@ def test_same_ids_and_barycentrics(nvdiffrast, scene, record_property):
     got = nvdiffrast.rasterize(clip, faces, resolution)
     same = got[..., 3] == expected[..., 3]
     record_property("share_of_equal_ids", same.float().mean().item())
-    # nvdiffrast snaps vertices to a fraction of a pixel, so ids may differ where an edge passes by a centre.
+    # nvdiffrast snaps vertices to a fraction of a pixel, so ids can differ if an edge passes near a centre.
     assert (got[..., 3] > 0).eq(expected[..., 3] > 0)[away_from_outlines(expected[..., 3])].all()
     assert same.float().mean() > 0.98
     seen = same & (expected[..., 3] > 0)
@@ -61,7 +61,7 @@ def test_same_ids_and_barycentrics(nvdiffrast, scene, record_property):
 
 
 def test_same_interpolation_and_gradients(nvdiffrast, scene):
-    """Images and gradients to positions and attributes, over the pixels where both see the same face."""
+    """Images, and gradients to positions and attributes, over the pixels with equal faces."""
     clip, faces, resolution = scene
     weight = torch.randn(4, *resolution, 3, generator=torch.Generator().manual_seed(0)).cuda()
     position, attributes = clip.clone().requires_grad_(), clip[0, :, :3].clone().requires_grad_()
@@ -79,7 +79,7 @@ def test_same_interpolation_and_gradients(nvdiffrast, scene):
 
 
 def test_share_of_the_outline_gradient(nvdiffrast, scene, record_property):
-    """The mask's area by the image's scale: both rules against finite differences on a fine grid."""
+    """Gradient of the mask's area with respect to scale: both methods compared with finite differences."""
     from render.raster.nvdiffrast_backend import NvdiffrastRasteriser
 
     clip, faces, resolution = scene
@@ -102,7 +102,7 @@ def test_share_of_the_outline_gradient(nvdiffrast, scene, record_property):
         shares[name] = factor.grad.item() / expected
         record_property(f"share_of_gradient_{name}", round(shares[name], 4))
     assert abs(shares["edge"] - 1) < 0.05
-    # The reason for the edge rule; should nvdiffrast mend this, it can go.
+    # This loss is the reason for the edge method.
     assert shares["nvdiffrast"] < shares["edge"]
 
 
@@ -110,7 +110,7 @@ def test_texture_and_empty_mesh(nvdiffrast):
     generator = torch.Generator().manual_seed(0)
     texture, uv = torch.rand(7, 5, 3, generator=generator), torch.rand(2, 6, 4, 2, generator=generator)
     expected = ReferenceRasteriser().texture(texture, uv)
-    # The texture unit's weights have 8 bits.
+    # The weights of the texture unit have 8 bits.
     torch.testing.assert_close(
         nvdiffrast.texture(texture.cuda(), uv.cuda()).cpu(), expected, atol=4e-3, rtol=0
     )
@@ -121,5 +121,5 @@ def test_texture_and_empty_mesh(nvdiffrast):
     assert not nvdiffrast.antialias(image, rast, clip, faces).any()
 
 
-def test_it_runs_where_it_is_asked_for(nvdiffrast):
+def test_nvdiffrast_can_be_selected(nvdiffrast):
     assert choose_rasteriser(torch.device("cuda"), "nvdiffrast").name == "nvdiffrast"

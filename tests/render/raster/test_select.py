@@ -22,7 +22,7 @@ def forget_what_was_said():
 
 @pytest.fixture
 def broken(monkeypatch):
-    """Makes the import of a backend's module raise."""
+    """Make the import of a backend's module fail."""
 
     def break_import(module: str, error: Exception) -> None:
         real = importlib.import_module
@@ -37,7 +37,7 @@ def broken(monkeypatch):
     return break_import
 
 
-def test_numba_on_the_cpu_said_once(caplog):
+def test_numba_on_the_cpu_is_logged_once(caplog):
     pytest.importorskip("numba")
     with caplog.at_level(logging.INFO):
         names = [choose_rasteriser(CPU).name for _ in range(2)]
@@ -48,7 +48,7 @@ def test_numba_on_the_cpu_said_once(caplog):
 
 
 def test_a_run_without_numba_uses_the_reference():
-    """A fresh interpreter in which numba cannot be imported."""
+    """In a new interpreter in which numba cannot be imported."""
     script = (
         "import sys; sys.modules['numba'] = None\n"
         "import torch\n"
@@ -65,7 +65,7 @@ def test_a_run_without_numba_uses_the_reference():
 @pytest.mark.parametrize(
     "error", [ImportError("no numba"), OSError("no libllvm"), RuntimeError("no locator")]
 )
-def test_auto_says_why_the_reference_runs(broken, caplog, error):
+def test_auto_logs_the_reason_for_the_reference(broken, caplog, error):
     broken("render.raster.numba.backend", error)
     with caplog.at_level(logging.INFO):
         assert choose_rasteriser(CPU).name == "reference"
@@ -75,7 +75,7 @@ def test_auto_says_why_the_reference_runs(broken, caplog, error):
 
 @pytest.fixture
 def triton_cuda(monkeypatch):
-    """The module, as if its kernels had been tried out on a GPU."""
+    """The Triton module, as if its kernels had passed their test on a GPU."""
     module = pytest.importorskip("render.raster.triton.backend", exc_type=ImportError)
     monkeypatch.setattr(module, "try_out", lambda device: None)
     return module
@@ -91,7 +91,7 @@ def test_triton_on_cuda_needs_no_nvdiffrast(broken, triton_cuda, caplog):
         choose_rasteriser(CUDA, "nvdiffrast")
 
 
-def test_nvdiffrast_where_triton_does_not_run(broken, monkeypatch, caplog):
+def test_nvdiffrast_if_triton_does_not_run(broken, monkeypatch, caplog):
     broken("render.raster.triton.backend", ImportError("no triton"))
     monkeypatch.setitem(select.BUILDERS, "nvdiffrast", lambda device: SimpleNamespace(name="nvdiffrast"))
     with caplog.at_level(logging.INFO):
@@ -114,7 +114,7 @@ def test_cuda_without_nvdiffrast_and_triton(broken, caplog):
         choose_rasteriser(CUDA, "triton")
 
 
-def test_kernels_that_do_not_run_are_not_taken(broken, triton_cuda, monkeypatch, caplog):
+def test_failing_kernels_are_not_selected(broken, triton_cuda, monkeypatch, caplog):
     def fail(device):
         raise ArithmeticError("wrong\nat length")
 

@@ -1,4 +1,4 @@
-"""The edge rule: exact cases, finite differences of a supersampled mask, occlusion, topology."""
+"""Antialiasing of silhouettes: exact cases, finite differences, occlusion, topology."""
 
 import math
 
@@ -17,7 +17,7 @@ def mask_of(rasteriser, clip, faces, resolution):
 
 
 def supersampled(rasteriser, clip, faces, resolution, factor):
-    """Coverage [B,H,W,1] as the mean of factor² hard samples a pixel."""
+    """Coverage [B,H,W,1] as the mean of factor² samples per pixel."""
     fine = rasteriser.rasterize(clip.detach(), faces, (resolution[0] * factor, resolution[1] * factor))
     hard = (fine[..., 3] > 0).float()[:, None]
     return torch.nn.functional.avg_pool2d(hard, factor).permute(0, 2, 3, 1)
@@ -36,14 +36,16 @@ QUAD = torch.tensor([[0, 1, 2], [0, 2, 3]])
 
 @pytest.mark.parametrize("sides", [(3.2, 5.3, 11.6, 12.9), (3.2, 5.7, 11.4, 12.9)])
 def test_upright_rectangle_is_covered_exactly(rasteriser, sides):
-    """Each pixel holds its true area, each derivative too; also at a corner whose own centre is inside."""
+    """Pixel values equal the covered area, and so do derivatives, also for a corner whose own centre is
+    inside.
+    """
     sides = torch.tensor(sides, requires_grad=True)
     mask = mask_of(rasteriser, rectangle(*sides, 16)[None], QUAD, (16, 16))[0, ..., 0]
     grid = torch.arange(16.0)
     across = (torch.minimum(grid + 1, sides[2]) - torch.maximum(grid, sides[0])).clamp(min=0)
     down = (torch.minimum(grid + 1, sides[3]) - torch.maximum(grid, sides[1])).clamp(min=0)
     exact = down[:, None] * across[None]
-    # Less than half of a row and of a column: the corner's neighbours are empty or whole, its piece is rough.
+    # Less than half a row and column is covered, so pixels next to the corner are empty or full.
     rough = (down < 0.5)[:, None] & (across[None] > 0) | (across < 0.5)[None] & (down[:, None] > 0)
     corner = ((down > 0) & (down < 1))[:, None] & ((across > 0) & (across < 1))[None]
     counts = (~(rough & corner)).float()
@@ -56,7 +58,7 @@ def test_upright_rectangle_is_covered_exactly(rasteriser, sides):
 
 
 def test_strip_narrower_than_a_pixel(rasteriser):
-    """Both sides within one pixel: the two cuts add up to the true width."""
+    """Both sides within one pixel: the two weights add up to the true width."""
     sides = torch.tensor([4.2, 0.0, 4.6, 16.0])
     mask = mask_of(rasteriser, rectangle(*sides, 16)[None], QUAD, (16, 16))
     torch.testing.assert_close(mask[0, 1:-1, 4, 0], torch.full((14,), 0.4), atol=1e-5, rtol=0)
@@ -78,7 +80,7 @@ def finite_differences(rasteriser, clip_of, start, faces, weights, step, factor)
 
 @pytest.mark.parametrize(("subdivisions", "size"), [(3, 64), (4, 64), (4, 128), (5, 128)])
 def test_gradient_of_the_outline(numba_rasteriser, bumpy_sphere, subdivisions, size, record_property):
-    """Translation and scale, with 1,280 to 20,480 faces down to a pixel each, against finite differences."""
+    """Translation and scale, with 1,280 to 20,480 faces, compared with finite differences."""
     vertices, faces = bumpy_sphere(subdivisions)
     cameras = orbit(4, (size, size))
     noise = torch.randn(16, 4, 1, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -119,7 +121,7 @@ def test_mask_error_falls_at_least_fourfold(numba_rasteriser, bumpy_sphere, subd
 
 
 def test_gradcheck(fast_rasteriser):
-    """float64: colour and the ends of the edges, x, y and w."""
+    """float64: colour, and x, y and w of the ends of edges."""
     generator = torch.Generator().manual_seed(4)
     clip = torch.tensor(
         [[-0.61, -0.72, 0.1, 1.0], [1.32, -0.93, 0.3, 2.0], [0.13, 0.74, 0.2, 1.2], [-0.9, 0.8, 0.4, 1.1]],
@@ -136,7 +138,7 @@ def test_gradcheck(fast_rasteriser):
 
 
 def test_fit_of_a_moved_disc(numba_rasteriser, disc):
-    """Adam brings centre and radius back to a target silhouette that only the outline can show."""
+    """Adam recovers centre and radius of a target silhouette from the gradient of the outline."""
     clip, faces = disc(0.5)
     target = supersampled(
         numba_rasteriser,
@@ -154,12 +156,12 @@ def test_fit_of_a_moved_disc(numba_rasteriser, disc):
         optimiser.zero_grad()
         (mask - target).square().sum().backward()
         optimiser.step()
-    # 0.002 is a sixteenth of a pixel.
+    # 0.002 is 1/16 of a pixel.
     torch.testing.assert_close(place.detach(), torch.tensor([0.13, -0.09, 1.2]), atol=2e-3, rtol=0)
 
 
 def test_hidden_silhouettes_do_not_blend(rasteriser, disc):
-    """A disc behind a larger one: as if it were not there, and it gets no gradient."""
+    """A disc behind a larger one has no effect and no gradient."""
     front, faces = disc(0.7)
     # Tilted, so that neighbouring pixels of the front disc differ in depth.
     front[..., 2] = 0.1 * front[..., 0] + 0.07 * front[..., 1]
@@ -167,7 +169,7 @@ def test_hidden_silhouettes_do_not_blend(rasteriser, disc):
     clip = torch.cat([front, behind], 1).requires_grad_()
     both = torch.cat([faces, faces + front.shape[1]])
     rast = rasteriser.rasterize(clip, both, (32, 32))
-    # A colour of its own in every pixel, so that any blend would show.
+    # A different colour in each pixel makes any blend visible.
     colour = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     image = rasteriser.antialias(colour, rast, clip, both)
     alone = rasteriser.antialias(colour, rast, front, faces)
@@ -177,8 +179,8 @@ def test_hidden_silhouettes_do_not_blend(rasteriser, disc):
     assert clip.grad[:, : front.shape[1]].abs().sum() > 1
 
 
-def test_sliver_that_no_centre_sees(rasteriser):
-    """A thin strip in front of a wall's border can add to the mask, never take from it."""
+def test_sliver_between_pixel_centres(rasteriser):
+    """A thin strip in front of a wall's border can only add to the mask."""
     wall = rectangle(*torch.tensor([7.9, -4.0, 20.0, 20.0]), 16, z=0.5)
     strip = rectangle(*torch.tensor([7.7, -4.0, 8.45, 20.0]), 16)
     clip, faces = torch.cat([wall, strip])[None], torch.cat([QUAD, QUAD + 4])
@@ -188,7 +190,7 @@ def test_sliver_that_no_centre_sees(rasteriser):
 
 
 def test_object_in_front_of_an_object(rasteriser, disc):
-    """An inner silhouette blends the two objects' colours; its gradient is that of the front disc's area."""
+    """An inner silhouette blends two colours. Its gradient is that of the front disc's area."""
     front, faces = disc(0.53)
     wall = disc(1.2)[0] + torch.tensor([0.0, 0.0, 0.5, 0.0])
     scale = torch.tensor(1.0, requires_grad=True)
@@ -198,7 +200,7 @@ def test_object_in_front_of_an_object(rasteriser, disc):
     seen = rast[..., 3:]
     colour = torch.where(seen > len(faces), 3.0, 2.0) * (seen > 0)
     image = rasteriser.antialias(colour, rast, clip, both)[:, 8:-8, 8:-8]
-    # In pixels: the polygon's area, of value 2 before a wall of value 3.
+    # In pixels: the area of the polygon, with value 2 in front of a wall with value 3.
     area = 0.5 * 96 * math.sin(2 * math.pi / 96) * 0.53**2 * 32**2
     assert abs((3 - image).sum().item() - area) < 0.005 * area
     (3 - image).sum().backward()
@@ -217,7 +219,7 @@ def test_orientation_of_faces_does_not_matter(rasteriser, bumpy_sphere):
 
 @pytest.mark.parametrize(("third", "is_outline"), [((0.9, 0.0), False), ((-0.9, 0.0), True)])
 def test_edge_with_three_faces(rasteriser, third, is_outline):
-    """A silhouette only where all three faces lie on the same side of the edge."""
+    """A silhouette only if all three faces lie on one side of the edge."""
     points = [(0.05, -0.9), (0.05, 0.9), (-0.7, 0.1), (-0.8, -0.2), third]
     clip = torch.tensor([[[x, y, 0.1 * i, 1.0] for i, (x, y) in enumerate(points)]], requires_grad=True)
     faces = torch.tensor([[0, 1, 2], [0, 1, 3], [1, 0, 4]])
@@ -229,7 +231,7 @@ def test_edge_with_three_faces(rasteriser, third, is_outline):
 
 
 def test_ground_that_reaches_behind_the_camera(fast_rasteriser):
-    """The outline of a plane below the camera that reaches behind it, against supersampling."""
+    """The outline of a ground plane that extends behind the camera, compared with supersampling."""
     cameras = look_at_origin(
         torch.tensor([0.4]), torch.tensor([0.1]), torch.tensor([0.9]), (48, 48), near_far=(0.1, 50.0)
     )
@@ -245,7 +247,7 @@ def test_ground_that_reaches_behind_the_camera(fast_rasteriser):
 
 
 def test_edge_table():
-    """Edges of a closed mesh each once, with both opposite corners; borders with one."""
+    """Each edge of a closed mesh once with both opposite corners, border edges with one."""
     faces = torch.tensor([[0, 1, 2], [0, 3, 1], [1, 3, 2], [4, 4, 1], [5, 6, 7]])
     edges = build_edges(faces)
     table = {
@@ -266,7 +268,7 @@ def test_edge_table():
     }
 
 
-def test_cache_notices_new_and_changed_faces():
+def test_cache_detects_new_and_modified_faces():
     built = []
     cache = CachedByFaces(lambda faces: built.append(faces.clone()) or len(built))
     faces = QUAD.clone()

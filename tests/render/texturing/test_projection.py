@@ -28,7 +28,7 @@ def signed_areas(uv, uv_faces):
 
 
 def overlaps(uv, uv_faces, slack=1e-6):
-    """Pairs of faces that share ground, by trying all pairs: no edge of either has the other one outside."""
+    """Overlapping pairs of faces. Two faces are disjoint if an edge of either has the other outside."""
     corner = uv[uv_faces[signed_areas(uv, uv_faces) > 1e-9]].astype(np.float64)
     edge = np.roll(corner, -1, axis=1) - corner
     inward = np.stack([-edge[..., 1], edge[..., 0]], -1)
@@ -44,7 +44,7 @@ def overlaps(uv, uv_faces, slack=1e-6):
 
 
 def helix(turns=3, columns=40):
-    """A spiral ramp round an axis: all faces look up, and each storey lies over the last one."""
+    """A spiral ramp around an axis with upward faces. Each turn lies above the previous one."""
     angle = np.linspace(0, 2 * np.pi * turns, columns * turns + 1)
     ring = np.stack([np.cos(angle), np.sin(angle)], -1)
     height = 0.1 * angle[:, None] / np.pi
@@ -60,7 +60,7 @@ def helix(turns=3, columns=40):
 
 
 def soup(faces=400):
-    """Triangles anywhere, of all sizes, with slivers, some sharing edges in threes, some without area."""
+    """Random triangles of all sizes, with slivers, edges of three faces, and faces without area."""
     generator = np.random.default_rng(5)
     positions = generator.random((200, 3))
     positions[100:] = positions[:100] + 0.01 * generator.random((100, 3))
@@ -69,7 +69,7 @@ def soup(faces=400):
 
 
 def fan(slivers=1500):
-    """Slivers round a point, all in one cell of a chart, and a triangle a thousand times as large."""
+    """Slivers around a point within one cell of a chart, and a triangle a thousand times as large."""
     angle = np.linspace(0, 2 * np.pi, slivers, endpoint=False)
     rim = np.stack([0.5 + 0.01 * np.cos(angle), 0.5 + 0.01 * np.sin(angle), 0 * angle], -1)
     positions = np.concatenate([rim, [[0.5, 0.5, 0.0], [1, 1, 0]]])
@@ -79,7 +79,7 @@ def fan(slivers=1500):
 
 
 def needles(count=1000):
-    """Long triangles whose heights are from 1e−8 to 1e−4 of the mesh, turned anyhow."""
+    """Randomly rotated long triangles with heights of 1e−8 to 1e−4 of the mesh."""
     generator = np.random.default_rng(9)
     start = generator.random((count, 3))
     along = generator.normal(size=(count, 3))
@@ -145,7 +145,7 @@ def test_spiral_ramp_is_cut_once_per_turn():
 
 
 def test_flat_sheet_is_one_chart_that_fills_its_rectangle():
-    """Whichever way it is turned in space: the rectangle around it is looked for."""
+    """For any rotation in space, because the smallest rectangle is searched."""
     x, y = (axis.reshape(-1) for axis in np.meshgrid(np.linspace(0, 0.8, 9), np.linspace(0, 0.4, 5)))
     corner = (np.arange(4)[:, None] * 9 + np.arange(8)).reshape(-1)
     faces = np.concatenate(
@@ -160,7 +160,7 @@ def test_flat_sheet_is_one_chart_that_fills_its_rectangle():
 
 
 def test_texel_density_depends_only_on_the_projection_angle():
-    """Texture area over surface area: at most 1 of the best, at least the cosine that a face may lean."""
+    """Texture area over surface area is between the minimum cosine and 1 of the maximum."""
     positions, faces = arrays(bumpy_ball())
     uv, uv_faces, _, _ = project(positions, faces, 512, 2)
     density = signed_areas(uv, uv_faces) / face_normals(positions, faces)[1]

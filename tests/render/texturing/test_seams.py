@@ -34,7 +34,7 @@ VIEWS = orbit(8, (192, 192), 20.0, 45.0)
 
 
 class BakedScene(AppearanceScene):
-    """The scene with its material looked up in textures, bilinearly, as a viewer does."""
+    """The scene with its material sampled bilinearly from textures, as in a viewer."""
 
     def __init__(self, folder, scene):
         file = load_mesh(folder / "mesh.obj")
@@ -55,7 +55,7 @@ class BakedScene(AppearanceScene):
 
     def _surface(self, points):
         uv = points.gather(self.rasteriser.interpolate(self.mesh.uv, points.rast, self.mesh.uv_faces))
-        # Viewers decode sRGB before they filter.
+        # Viewers decode sRGB before filtering.
         srgb = self.kd
         linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
         local = safe_normalize(self.lookup(self.n, uv) * 2 - 1)
@@ -63,14 +63,14 @@ class BakedScene(AppearanceScene):
 
 
 def psnr(a, b, where):
-    """Over the pixels that show the object, decibels; white backgrounds would add a few for nothing."""
+    """PSNR in decibels over the pixels of the object. A white background would increase it."""
     error = (a - b)[where[..., 0]].square().mean()
     return -10 * torch.log10(error).item()
 
 
 @pytest.fixture(scope="module", params=["xatlas", "uvunwrap", "projection"])
 def pair(request, tmp_path_factory):
-    """The scene that was painted and the one drawn from its files."""
+    """The original scene and the scene read from its files."""
     values = read_object(ROOT / "configs/pineapple_demo_appearance.json")
     config = parse_config({**values, "env_resolution": 64}, "demo")
     solid = make_object("pineapple", torch.Generator().manual_seed(3))
@@ -86,7 +86,7 @@ def pair(request, tmp_path_factory):
         config.geometry.hash_max_resolution,
     )
     material = MaterialField(config.material, torch.full((3,), -0.85), torch.full((3,), 0.85), *encoding)
-    # Strong and fine, rather more so than after a run.
+    # A stronger and finer variation than after training.
     with torch.no_grad():
         material.encoding.table.uniform_(-1, 1)
         for layer in (material.network[0], material.network[2]):
@@ -105,9 +105,9 @@ def pair(request, tmp_path_factory):
 def test_exported_files_render_like_the_field(pair):
     painted, baked = (scene.layers(VIEWS) for scene in pair)
     seen = painted["mask"] > 0.99
-    # There is something to see.
+    # The object is visible.
     assert painted["kd"][seen[..., 0]].std() > 0.15 and painted["ks"][..., 1][seen[..., 0]].std() > 0.1
     for name in ("shaded", "kd", "ks", "normal"):
         each = [psnr(painted[name][k], baked[name][k], seen[k]) for k in range(8)]
-        # 35 dB is where people begin to see a difference; without gutters it is 31 here, with them 54.
+        # At 35 dB differences become visible. Without gutters the PSNR is 31 here, with gutters 54.
         assert min(each) >= 45, (name, each)

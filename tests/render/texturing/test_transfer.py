@@ -1,4 +1,4 @@
-"""Transfer of materials to another mesh: nearest points compared with trimesh, and equal world-space normals."""
+"""Transfer of materials to another mesh: nearest points compared with trimesh, and equal normals."""
 
 import pytest
 import torch

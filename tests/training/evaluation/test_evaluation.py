@@ -1,4 +1,4 @@
-"""The classifier at toy size: what it sees, how it is trained, and its evaluation on exported files."""
+"""The classifier at toy size: its images, its training, and its evaluation of exported files."""
 
 import json
 from dataclasses import replace
@@ -51,12 +51,12 @@ CATEGORIES = ("mug", "car")
 # A seed of make_negative that gives noise.
 NOISE = 3
 DIM = LightConfig(env_resolution=64)
-WORLD = DatasetConfig(5, CATEGORIES, 2, views=8, image_size=32, grid=40, environment=DIM)
+DATASET = DatasetConfig(5, CATEGORIES, 2, views=8, image_size=32, grid=40, environment=DIM)
 
 
 @pytest.fixture(scope="module")
 def renderer():
-    return ObjectRenderer(replace(WORLD.data, image_size=64), CPU)
+    return ObjectRenderer(replace(DATASET.data, image_size=64), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def classifier(tmp_path_factory):
     return config.out
 
 
-def export(folder, renderer, category, material=None, painted=True, seed=400, tell=True):
-    """What a finished run of a perfect prior leaves: mesh, textures, a checkpoint that tells the prompt."""
+def export(folder, renderer, category, material=None, painted=True, seed=400, with_checkpoint=True):
+    """The folder of a run with a perfect result: mesh, textures, and a checkpoint with the prompt."""
     generator = torch.Generator().manual_seed(seed)
     subject = make_object(category, generator)
     if material:
@@ -93,13 +93,13 @@ def export(folder, renderer, category, material=None, painted=True, seed=400, te
 
         textures = bake(mesh, field, (256, 256), renderer.rasteriser)
     write_obj(folder / "dmtet_mesh", mesh, textures)
-    if tell:
+    if with_checkpoint:
         mode = "appearance_modeling" if painted else "geometry_modeling"
-        note(folder, f"A DSLR photo of a {material or ''} {category}", mode)
+        write_state(folder, f"A DSLR photo of a {material or ''} {category}", mode)
     return subject
 
 
-def note(folder, text, mode, step=7):
+def write_state(folder, text, mode, step=7):
     state = folder / f"checkpoints/step_{step:06d}/state.json"
     state.parent.mkdir(parents=True)
     state.write_text(json.dumps({"step": step, "meta": {"settings": {"text": text, "mode": mode}}}))
@@ -107,7 +107,7 @@ def note(folder, text, mode, step=7):
 
 @pytest.fixture(scope="module")
 def fixed_classifier(classifier, tmp_path_factory):
-    """The toy classifier, but that every painted surface is a red mug to it."""
+    """The toy classifier, modified to classify every painted surface as a red mug."""
     loaded = load_classifier(classifier, CPU)
     network = loaded.networks["shaded"]
     with torch.no_grad():
@@ -123,10 +123,10 @@ def fixed_classifier(classifier, tmp_path_factory):
     return folder
 
 
-# What it sees
+# Images.
 
 
-def test_the_azimuth_is_read_off_the_cameras():
+def test_azimuths_of_cameras():
     assert azimuths(orbit(8, (8, 8), 25.0)).rad2deg() % 360 == pytest.approx([45.0 * k for k in range(8)])
     cameras = sample_cameras(TRAINING_CAMERAS, 4, (8, 8), torch.Generator().manual_seed(0))
     expected = torch.arange(4) * 90.0
@@ -135,17 +135,17 @@ def test_the_azimuth_is_read_off_the_cameras():
     assert degrees(back_view()) == 180
 
 
-def test_turned_normals_of_a_round_object_tell_nothing_of_the_azimuth(renderer):
-    # A sphere looks the same from everywhere: its world-space normals would not.
+def test_rotated_normals_of_a_sphere_do_not_depend_on_the_azimuth(renderer):
+    # A sphere looks the same from all sides in rotated normals, but not in world-space normals.
     sphere = perturbed_mesh(_Ball(), renderer, 0.0, torch.Generator())
     views = render_views(sphere, evaluation_cameras(48), renderer.rasteriser, renderer.light)
     assert views.shaded is None
     assert views.mask[0].mean() > 0.2
     spread = (views.normal - views.normal[:1]).abs().amax(1)
-    # Outlines of the march_guide sphere differ by pixels.
+    # The outlines of the meshed sphere differ by some pixels.
     assert spread.flatten(1).quantile(0.97, dim=1).max() < 0.12
     middle = views.normal[:, :, 24, 24]
-    # It faces the camera: to +z after the turn, and up, since the camera is above.
+    # The centre faces the camera: +z after the rotation, and slightly up, because the camera is above.
     assert (middle[:, 2] > 0.9).all() and (middle[:, 1] > 0.2).all()
 
 
@@ -154,7 +154,7 @@ class _Ball:
         return points.norm(dim=-1) - 0.5
 
 
-def test_light_yaw_turns_the_light_and_no_whole_turn_changes_anything(renderer):
+def test_light_yaw_rotates_the_light(renderer):
     subject = make_object("mug", torch.Generator().manual_seed(0))
     mesh, views = renderer.mesh(subject), evaluation_cameras(32).select(slice(0, 1))
 
@@ -170,14 +170,14 @@ def test_light_yaw_turns_the_light_and_no_whole_turn_changes_anything(renderer):
     assert (shaded(0.0) - shaded(2.0)).abs().max() > 0.02
 
 
-def test_waves_batter_the_surface_by_about_their_size(renderer):
+def test_perturbation_has_the_given_amplitude(renderer):
     whole = perturbed_mesh(_Ball(), renderer, 0.0, torch.Generator())
     rough = perturbed_mesh(_Ball(), renderer, 0.05, torch.Generator().manual_seed(0))
     assert whole.v_pos.norm(dim=-1).std() < 0.005
     assert 0.005 < rough.v_pos.norm(dim=-1).std() < 0.05
 
 
-def test_nothing_is_noise_or_a_bare_shape_and_can_be_dressed(renderer):
+def test_negatives_are_noise_or_plain_shapes_with_any_material(renderer):
     compact = []
     for seed in range(12):
         subject = make_negative(torch.Generator().manual_seed(seed))
@@ -185,21 +185,21 @@ def test_nothing_is_noise_or_a_bare_shape_and_can_be_dressed(renderer):
         assert len(mesh.faces) > 200
         kd, ks = dressed(subject, "red", Draw(torch.Generator())).material(mesh.v_pos)
         assert kd[:, 0].mean() > 3 * kd[:, 2].mean()
-        # Area against that of the ball of the same reach.
+        # Surface area relative to that of the ball with the same radius.
         area = face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).sum() / 2
         compact.append((area / (4 * torch.pi * mesh.v_pos.norm(dim=-1).max() ** 2)).item())
     assert min(compact) < 0.9 and max(compact) > 1.5
 
 
-def test_an_instance_is_a_function_of_its_numbers(renderer):
-    first, again = render_instance(WORLD, renderer, 1, 3), render_instance(WORLD, renderer, 1, 3)
+def test_instance_is_deterministic(renderer):
+    first, again = render_instance(DATASET, renderer, 1, 3), render_instance(DATASET, renderer, 1, 3)
     assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
-    assert not torch.equal(first.normal, render_instance(WORLD, renderer, 1, 4).normal)
+    assert not torch.equal(first.normal, render_instance(DATASET, renderer, 1, 4).normal)
     assert len(first.material.unique()) > 1
 
 
-def test_shares_and_workers_render_what_one_process_renders():
-    dataset = replace(WORLD, categories=("mug",), instances=3, views=4, grid=24, image_size=16)
+def test_shares_and_workers_equal_one_process():
+    dataset = replace(DATASET, categories=("mug",), instances=3, views=4, grid=24, image_size=16)
     whole = render_datasets([dataset], CPU, 1e9, 0)[0]
     assert whole.asset.tolist() == [n for n in range(3) for _ in range(4)]
     (even,), (odd,) = (render_share([dataset], share, 2, "cpu", 1e9) for share in (0, 1))
@@ -210,23 +210,23 @@ def test_shares_and_workers_render_what_one_process_renders():
     assert torch.equal(whole.material[:4], other.material)
 
 
-def test_time_that_is_up_leaves_an_instance_of_every_category():
-    datasets = [held_out(WORLD, 6, 3, 0.0), replace(WORLD, grid=24, image_size=16, views=4)]
+def test_expired_time_limit_keeps_one_instance_per_category():
+    datasets = [held_out(DATASET, 6, 3, 0.0), replace(DATASET, grid=24, image_size=16, views=4)]
     for images in render_datasets([replace(w, grid=24, image_size=16) for w in datasets], CPU, 0.0, 0):
         assert images.category.unique().tolist() == [0, 1] and len(images.asset.unique()) == 2
 
 
-def test_a_held_out_asset_is_seen_as_a_run_is_and_wears_one_material(renderer):
-    images = render_datasets([held_out(WORLD, 6, 1, 0.0)], CPU, 1e9, 0)[0]
+def test_held_out_assets_have_evaluation_views_and_one_material(renderer):
+    images = render_datasets([held_out(DATASET, 6, 1, 0.0)], CPU, 1e9, 0)[0]
     assert len(images) == VIEWS * len(CATEGORIES)
     assert images.side.reshape(-1, VIEWS)[:, [0, 2, 4, 6]].tolist() == [[0, 1, 2, 1]] * len(CATEGORIES)
-    worn = images.material.reshape(-1, VIEWS)
-    assert (worn == worn[:, :1]).all() and worn.max() < len(MATERIAL_NAMES)
+    materials = images.material.reshape(-1, VIEWS)
+    assert (materials == materials[:, :1]).all() and materials.max() < len(MATERIAL_NAMES)
     assert images.asset.reshape(-1, VIEWS)[:, 0].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("domain", ["normal", "shaded"])
-def test_augmentation_changes_every_image_and_leaves_the_background(domain):
+def test_augmentation_changes_images_but_not_the_background(domain):
     empty = 0.0 if domain == "normal" else -1.0
     images = torch.full((12, 3, 32, 32), empty)
     images[:, :, 10:22, 10:22] = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
@@ -235,15 +235,15 @@ def test_augmentation_changes_every_image_and_leaves_the_background(domain):
     assert (changed[:, :, :2, :2] == empty).all()
     assert ((changed - images).abs().amax((1, 2, 3)) > 0.05).all()
     if domain == "normal":
-        # Sharp images keep unit normals inside, whatever noise has bent them.
+        # Images without blur have unit normals inside, with any noise.
         length = changed[:3].norm(dim=1)[:, 14:18, 14:18]
         assert length.quantile(0.5) == pytest.approx(1.0, abs=0.02)
 
 
-# What it learns
+# Training.
 
 
-def test_the_toy_judge_tells_unseen_objects_apart(classifier):
+def test_toy_classifier_recognises_held_out_objects(classifier):
     record = load_classifier(classifier, CPU).record
     whole = record["held_out"]["whole"]
     assert whole["assets"] == 6
@@ -255,7 +255,7 @@ def test_the_toy_judge_tells_unseen_objects_apart(classifier):
     assert record["seeds"]["training"] not in (1, 2) and record["seeds"]["held_out"] not in (1, 2, 7001)
 
 
-def test_the_folder_is_small_and_its_card_states_the_figures(classifier):
+def test_folder_is_small_and_its_card_has_the_accuracies(classifier):
     loaded = load_classifier(classifier, CPU)
     card = (classifier / "README.md").read_text()
     assert f"{loaded.record['held_out']['whole']['normal']['category_of_a_view']:.3f}" in card
@@ -267,7 +267,7 @@ def test_the_folder_is_small_and_its_card_states_the_figures(classifier):
     assert (classifier / "model.safetensors").stat().st_size < 0.7 * halves
 
 
-def test_the_judge_of_full_size_stays_under_three_megabytes():
+def test_full_size_classifier_is_below_three_megabytes():
     from training.evaluation.classifier import ClassifierSettings, make_networks
 
     networks = make_networks(ClassifierSettings(tuple(map(str, range(31))), MATERIAL_NAMES, 96), CPU)
@@ -275,7 +275,7 @@ def test_the_judge_of_full_size_stays_under_three_megabytes():
     assert 2 * count < 2.8e6
 
 
-def test_a_judge_is_saved_and_loaded_whatever_its_layout(classifier, tmp_path):
+def test_classifier_is_saved_from_any_memory_layout(classifier, tmp_path):
     loaded = load_classifier(classifier, CPU)
     for network in loaded.networks.values():
         network.to(memory_format=torch.channels_last)
@@ -288,16 +288,16 @@ def test_a_judge_is_saved_and_loaded_whatever_its_layout(classifier, tmp_path):
     assert load_classifier(tmp_path, CPU).settings == loaded.settings
 
 
-def test_only_directional_categories_are_asked_for_their_side():
+def test_side_loss_only_for_directional_categories():
     assert directional(("mug", "car", "head"), torch.tensor([0, 1, 2])).tolist() == [False, True, True]
-    images = render_datasets([replace(WORLD, instances=1, views=4)], CPU, 1e9, 0)[0]
+    images = render_datasets([replace(DATASET, instances=1, views=4)], CPU, 1e9, 0)[0]
     side = torch.zeros(8, 3, requires_grad=True)
     answers = ClassifierOutput(torch.zeros(8, 2), torch.zeros(8, 0), side)
     total_loss(answers, images, torch.arange(8), ("mug", "car")).backward()
     assert (side.grad[:4] == 0).all() and (side.grad[4:].abs().sum(1) > 0).all()
 
 
-def test_two_faced_is_a_front_at_both_ends():
+def test_two_faced_means_a_front_on_both_sides():
     def asset(front, back):
         logs = torch.full((VIEWS, 3), -2.0)
         logs[0, SIDES.index(front)] = logs[back_view(), SIDES.index(back)] = -0.1
@@ -308,7 +308,7 @@ def test_two_faced_is_a_front_at_both_ends():
     assert two_faced(logs).tolist() == [True, False, False, False, False]
 
 
-# What it is asked
+# Prompts.
 
 
 @pytest.mark.parametrize(
@@ -325,23 +325,23 @@ def test_two_faced_is_a_front_at_both_ends():
         ("a silver car", "car", "silver"),
     ],
 )
-def test_category_and_material_come_from_the_words(prompt, category, material):
+def test_category_and_material_are_parsed_from_the_prompt(prompt, category, material):
     categories = ("cone", "pine", "mug", "pineapple", "chair", "car", "ice_cream_cone", "teapot")
     assert parse_target(prompt, categories) == Target(category, material)
 
 
-def test_a_prompt_without_a_known_category_is_refused():
+def test_prompt_without_category_is_an_error():
     with pytest.raises(ValueError, match="'A zebra'.*mug, car"):
         parse_target("A zebra", CATEGORIES)
 
 
-def test_a_run_tells_its_prompt_by_its_newest_checkpoint(tmp_path):
+def test_prompt_is_read_from_the_newest_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         find_run(str(tmp_path / "none"), CATEGORIES)
     with pytest.raises(ValueError, match="A red mug"):
         find_run(str(tmp_path), CATEGORIES)
-    note(tmp_path, "A car", "geometry_modeling", step=900)
-    note(tmp_path, "A red mug", "appearance_modeling", step=1600)
+    write_state(tmp_path, "A car", "geometry_modeling", step=900)
+    write_state(tmp_path, "A red mug", "appearance_modeling", step=1600)
     run = find_run(str(tmp_path), CATEGORIES)
     assert (run.prompt, run.target, run.domain, run.steps) == (
         "A red mug",
@@ -352,9 +352,9 @@ def test_a_run_tells_its_prompt_by_its_newest_checkpoint(tmp_path):
     assert find_run(f"{tmp_path}=a car", CATEGORIES).target == Target("car", None)
 
 
-def test_a_folder_of_a_grid_is_found_with_a_prompt_and_without(tmp_path):
+def test_folder_name_with_equals_sign(tmp_path):
     folder = tmp_path / "seed=1_text=A red mug"
-    note(folder, "A red mug", "geometry_modeling", step=900)
+    write_state(folder, "A red mug", "geometry_modeling", step=900)
     assert find_run(str(folder), CATEGORIES) == find_run(f"{folder}=A red mug", CATEGORIES)
     assert find_run(str(folder), CATEGORIES).folder == folder
     assert find_run(f"{folder}=a car", CATEGORIES).target == Target("car", None)
@@ -362,10 +362,10 @@ def test_a_folder_of_a_grid_is_found_with_a_prompt_and_without(tmp_path):
         find_run(str(tmp_path / "seed=2"), CATEGORIES)
 
 
-# What it says
+# Results.
 
 
-def test_textures_read_back_are_the_material_that_was_baked(tmp_path, renderer):
+def test_textures_equal_the_baked_material(tmp_path, renderer):
     subject = export(tmp_path, renderer, "mug", "golden")
     run = find_run(str(tmp_path), CATEGORIES)
     mesh, textures = load_asset(run, CPU)
@@ -378,18 +378,18 @@ def test_textures_read_back_are_the_material_that_was_baked(tmp_path, renderer):
         return kd, ks, normal
 
     render_views(mesh, evaluation_cameras(64), renderer.rasteriser, renderer.light, paint)
-    # 8 bits of a picture, and a few texels where charts meet.
+    # 8-bit quantisation, and a few texels between charts.
     assert all(values.quantile(0.98) < 0.02 for values in difference)
 
 
-def test_views_are_weighed_by_their_logarithms():
-    # One view that is sure outweighs one that leans: 0.9 · 0.001 against 0.1 · 0.999.
+def test_views_are_averaged_as_log_probabilities():
+    # A confident view outweighs an uncertain one: 0.9 · 0.001 against 0.1 · 0.999.
     views = torch.tensor([[0.9, 0.1], [0.001, 0.999]]).log()[None]
     odds = (0.9 * 0.001 / (0.1 * 0.999)) ** 0.5
     assert mean_probabilities(views)[0].item() == pytest.approx(odds / (1 + odds), rel=1e-4)
 
 
-def test_shapes_are_named(tmp_path, renderer, classifier):
+def test_evaluation_of_shapes(tmp_path, renderer, classifier):
     for category in CATEGORIES:
         export(tmp_path / category, renderer, category, painted=False)
     out = tmp_path / "evaluation.json"
@@ -412,17 +412,17 @@ def test_shapes_are_named(tmp_path, renderer, classifier):
     )
     assert found["assets"][0]["probability"]["category"] == pytest.approx(logs.softmax(0)[0].item(), abs=5e-3)
     assert all(view["expected"] == view["categories"]["mug"] for view in views)
-    # Only the car has a front.
+    # Only cars have a front.
     assert ["two_faced" in asset for asset in found["assets"]] == [False, True]
     assert found["two_faced"]["normal"]["assets"] == 1
     assert found["classifier"]["held_out"]["whole"]["assets"] == 6
 
 
-def test_painted_assets_are_counted(tmp_path, renderer, fixed_classifier):
-    # To this classifier all are red mugs: two categories and one material are right, and one run has no mesh.
+def test_evaluation_of_painted_assets(tmp_path, renderer, fixed_classifier):
+    # All are classified as red mugs: two categories and one material are correct, and one run has no mesh.
     for name, prompt in (("a", "a red mug"), ("b", "a blue mug"), ("c", "a car"), ("d", "a golden car")):
-        export(tmp_path / name, renderer, "mug", "green", tell=False)
-        note(tmp_path / name, prompt, "appearance_modeling", step=500)
+        export(tmp_path / name, renderer, "mug", "green", with_checkpoint=False)
+        write_state(tmp_path / name, prompt, "appearance_modeling", step=500)
     (tmp_path / "d/dmtet_mesh/mesh.obj").unlink()
     out, sheet = tmp_path / "evaluation.json", tmp_path / "sheet.jpg"
     arguments = [
@@ -464,12 +464,12 @@ def test_painted_assets_are_counted(tmp_path, renderer, fixed_classifier):
         caption = pixels[top + 144 + 28 : top + 144 + 48, left + 8 : left + cell]
         excess = (caption[..., 1] - caption[..., 0]).flatten()
         assert (excess.max() > 60) == green and (excess.min() < -60) == (not green)
-    # The green mug of the first cell is painted green.
+    # The border of the green mug in the first cell is green.
     seen = pixels[40:110, 8:150]
     assert ((seen[..., 1] - seen[..., 0]) > 40).float().mean() > 0.1
 
 
-def test_noise_is_no_car(tmp_path, renderer, classifier):
+def test_noise_is_not_a_car(tmp_path, renderer, classifier):
     mesh = renderer.mesh(make_negative(torch.Generator().manual_seed(NOISE)))
     write_obj(tmp_path / "run/dmtet_mesh", mesh)
     loaded = load_classifier(classifier, CPU)
@@ -478,7 +478,7 @@ def test_noise_is_no_car(tmp_path, renderer, classifier):
     assert record["evaluation"]["category"] == NOTHING and record["category_right"] is False
 
 
-def test_a_broken_mesh_is_a_failure_with_its_reason(tmp_path, classifier):
+def test_invalid_mesh_is_a_failure_with_its_reason(tmp_path, classifier):
     mesh = tmp_path / "run/dmtet_mesh/mesh.obj"
     mesh.parent.mkdir(parents=True)
     mesh.write_text("v 0 0 nan\n")
@@ -495,14 +495,14 @@ def test_a_broken_mesh_is_a_failure_with_its_reason(tmp_path, classifier):
         ([".=a mug", "--sheet", "sheet.gif"], "sheet.gif: name a .jpg or .png file"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line(arguments, message, classifier, capsys):
+def test_user_errors_are_one_line(arguments, message, classifier, capsys):
     if "--classifier" not in arguments:
         arguments = [*arguments, "--classifier", str(classifier)]
     assert program.main([*arguments, "--out", str(classifier / "unused.json"), "--device", "cpu"]) == 2
     assert message in capsys.readouterr().out
 
 
-def test_streams_of_an_instance_are_not_those_of_the_prior():
-    # The prior's objects have the streams of seeds 1 and 2.
+def test_random_streams_differ_from_the_prior():
+    # The prior's objects use the streams of seeds 1 and 2.
     first = [step_generator(seed, 0, 0, 1).initial_seed() for seed in (1, 2, 7001, 7002, 7003)]
     assert len(set(first)) == 5
