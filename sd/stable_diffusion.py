@@ -49,12 +49,7 @@ class StableDiffusion(nn.Module):
         self.latent_size = unet.config.sample_size
         self.image_size = self.latent_size * 2 ** (len(vae.config.block_out_channels) - 1)
         self.prediction_type = parts.schedule.prediction_type
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(
-                f"sd_model: prediction_type {self.prediction_type!r} in scheduler_config.json; epsilon or "
-                "v_prediction is supported"
-            )
-        self.register_buffer("_abar", _alphas_cumprod(parts.schedule), persistent=False)
+        self.register_buffer("_abar", parts.schedule.alphas_cumprod, persistent=False)
         self.to(device)
         if bfloat16:
             for part in (self.unet, self.vae):
@@ -240,20 +235,3 @@ def _check_parts(unet, vae, text_encoder) -> None:
             f"sd_model: the unet reads text of width {unet.cross_attention_dim} and the text encoder gives "
             f"{text_encoder.hidden_size}: {refusal}"
         )
-
-
-def _alphas_cumprod(config) -> Float[Tensor, " T"]:
-    """abar(t), in float64 and then float32, from the scheduler's own numbers."""
-    if config.beta_schedule == "scaled_linear":
-        start, end = config.beta_start**0.5, config.beta_end**0.5
-        betas = torch.linspace(start, end, config.num_train_timesteps, dtype=torch.float64) ** 2
-    elif config.beta_schedule == "linear":
-        betas = torch.linspace(
-            config.beta_start, config.beta_end, config.num_train_timesteps, dtype=torch.float64
-        )
-    else:
-        raise ValueError(
-            f"sd_model: beta_schedule {config.beta_schedule!r} in scheduler_config.json; scaled_linear or "
-            "linear is supported"
-        )
-    return torch.cumprod(1 - betas, 0).float()

@@ -54,12 +54,22 @@ class LineFormatter(logging.Formatter):
         return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+# Libraries whose log messages are about their own work: requests to the hub, parts of a mesh file.
+QUIET_LIBRARIES = {"httpx", "httpcore", "trimesh", "DracoPy"}
+
+
+def is_for_the_user(record: logging.LogRecord) -> bool:
+    """Whether a message is shown: those of QUIET_LIBRARIES are not."""
+    return record.name.partition(".")[0] not in QUIET_LIBRARIES
+
+
 def setup_logging() -> None:
-    """Log messages to stderr, without time and level."""
+    """Log messages to stderr, without time and level, and without those of some libraries."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
             handler.setFormatter(LineFormatter("%(message)s"))
+            handler.addFilter(is_for_the_user)
 
 
 def describe_error(error: BaseException) -> str:

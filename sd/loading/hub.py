@@ -1,6 +1,7 @@
 """Where a prior's files are: a folder in diffusers layout, a single file, or a hub id and its mirrors."""
 
 import logging
+import re
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,16 @@ COMPONENTS = {
     "scheduler": "scheduler_config.json",
 }
 WEIGHTED = ("unet", "vae", "text_encoder")
-# The same weights in half precision stand beside the others, or alone.
-HALF = ".fp16"
+WEIGHT_FILES = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+# Names of weight files: NAME.safetensors, NAME.VARIANT.safetensors, and either in numbered shards.
+WEIGHT_NAME = re.compile(
+    r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>[\w.]+?))?(-\d+-of-\d+)?\.(safetensors|bin)"
+)
+PREFERRED, NON_EMA = (None, "fp16", "bf16"), "non_ema"
 
 
 def resolve_model(name: str) -> str:
@@ -137,9 +146,32 @@ def fetch(
 
 
 def weights_variant(folder: Path, part: str) -> str | None:
-    """ "fp16" where a part has its weights in that form only, otherwise None: the plain files."""
-    names = [file.name for kind in ("safetensors", "bin") for file in (folder / part).glob(f"*.{kind}")]
-    return HALF[1:] if names and all(HALF in name for name in names) else None
+    """The variant of a part's weight files to load: None for the plain names, "fp16", "bf16" or another.
+
+    Plain files are preferred, then fp16, bf16, others in alphabetical order, and non_ema last. .safetensors
+    files are preferred over .bin files.
+
+    Raises:
+        FileNotFoundError: no file has a name of diffusers or transformers.
+    """
+    for kind in ("safetensors", "bin"):
+        matches = [WEIGHT_NAME.fullmatch(file.name) for file in sorted((folder / part).glob(f"*.{kind}"))]
+        if variants := {match["variant"] for match in matches if match}:
+            order = [*PREFERRED, *sorted(variants - {*PREFERRED, NON_EMA}, key=str), NON_EMA]
+            return next(variant for variant in order if variant in variants)
+    raise FileNotFoundError(f"sd_model = {str(folder)!r}: {_missing_weights(folder, part)}")
+
+
+def _missing_weights(folder: Path, part: str) -> str | None:
+    """What a part lacks of its weights and which other files there are; None if it has weights."""
+    files = [
+        file.name for kind in ("safetensors", "bin") for file in sorted((folder / part).glob(f"*.{kind}"))
+    ]
+    if any(WEIGHT_NAME.fullmatch(name) for name in files):
+        return None
+    return (
+        f"{part}/*.safetensors" if not files else f"{part}/{WEIGHT_FILES[part]} (there is {', '.join(files)})"
+    )
 
 
 def check_folder(folder: Path) -> str:
@@ -155,8 +187,8 @@ def check_folder(folder: Path) -> str:
 def _lacking(folder: Path) -> list[str]:
     missing = [f"{part}/{file}" for part, file in COMPONENTS.items() if not (folder / part / file).is_file()]
     for part in WEIGHTED:
-        if not any((folder / part).glob("*.safetensors")) and not any((folder / part).glob("*.bin")):
-            missing.append(f"{part}/*.safetensors")
+        if lacking := _missing_weights(folder, part):
+            missing.append(lacking)
     if not (folder / "tokenizer" / "tokenizer.json").is_file():
         pair = ("vocab.json", "merges.txt")
         missing += [f"tokenizer/{file}" for file in pair if not (folder / "tokenizer" / file).is_file()]
@@ -183,10 +215,12 @@ def _download(hub_id: str, local_files_only: bool) -> Path:
     # By folder: the repositories also hold the same weights as single files, and a safety checker.
     wanted = [f"{part}/*.{suffix}" for part in COMPONENTS for suffix in ("json", "txt", "safetensors")]
     wanted.append(KINDS_FILE)
-    folder = fetch(hub_id, wanted, [f"*{HALF}.*", "*non_ema*"], local_files_only)
+    halves = [variant for variant in PREFERRED if variant]
+    ignored = [*(f"*.{variant}.*" for variant in halves), *(f"*.{variant}-*" for variant in halves)]
+    folder = fetch(hub_id, wanted, [*ignored, "*non_ema*"], local_files_only)
     bare = [part for part in WEIGHTED if not any((folder / part).glob("*.safetensors"))]
     if bare:
         # Some repositories hold the weights in half precision only.
-        half = [f"{part}/*{HALF}.safetensors" for part in bare]
+        half = [f"{part}/*.{variant}*.safetensors" for part in bare for variant in halves]
         folder = fetch(hub_id, half, ["*non_ema*"], local_files_only)
     return folder

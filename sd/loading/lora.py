@@ -38,6 +38,8 @@ PREFIXES = {
     "base_model.model.": "unet",
 }
 PEFT_PREFIX = "base_model.model."
+# peft names the layers of a CLIPTextModel so; those of a denoiser begin otherwise.
+TEXT_ENCODER_LAYER = re.compile(r"(text_model\.|encoder\.layers\.|embeddings\.|final_layer_norm$)")
 # What more a file's own settings may ask for, which a plain product is not.
 BEYOND = ("use_rslora", "use_dora", "alpha_pattern")
 
@@ -170,8 +172,14 @@ def _address(path: Path, name: str) -> tuple[str, str, str]:
     role, ending = split[0]
     layer = name[: ending.start()]
     prefix = next((known for known in PREFIXES if layer.startswith(known)), "")
-    flat = layer[len(prefix) :].replace(".processor.", ".").replace(".", "_").removeprefix("text_model_")
-    return PREFIXES.get(prefix, "unet"), flat, role
+    part, layer = PREFIXES.get(prefix, "unet"), layer[len(prefix) :]
+    if prefix == PEFT_PREFIX and TEXT_ENCODER_LAYER.match(layer):
+        part = "text_encoder"
+    flat = layer.replace(".processor.", ".").replace(".", "_").removeprefix("text_model_")
+    if part == "text_encoder":
+        # diffusers before 0.18 names the text encoder's projections as the denoiser's.
+        flat = re.sub(r"(self_attn)_to_(q|k|v|out)$", r"\1_\2_proj", flat)
+    return part, flat, role
 
 
 def _stated_alphas(path: Path, names: list[str], metadata: dict[str, str]) -> dict[str, float]:
@@ -182,7 +190,7 @@ def _stated_alphas(path: Path, names: list[str], metadata: dict[str, str]) -> di
         if not beside.is_file():
             raise ValueError(f"lora: {path}: peft's {beside.name} must lie beside it, for lora_alpha")
         own = json.loads(beside.read_text(encoding="utf-8"))
-        settings = {f"unet.{key}": value for key, value in own.items()}
+        settings = {f"{part}.{key}": value for part in ("unet", "text_encoder") for key, value in own.items()}
     for key, value in settings.items():
         if key.rpartition(".")[2] in BEYOND and value:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,10 @@ from torch import nn
 from sd.loading import ldm_format, single_file
 from sd.loading.check_settings import check_parts, check_sizes, warn_without_merges
 from sd.loading.hub import KINDS_FILE, weights_variant
+from sd.loading.noise_schedule import NoiseSchedule, load_noise_schedule
+
+# The width of the text that a 2.x denoiser reads.
+SECOND_TEXT_WIDTH = 1024
 
 
 class WeightsMissing(ValueError):
@@ -22,7 +26,7 @@ class WeightsMissing(ValueError):
 class Parts:
     """What a prior is made of; the VAE without its decoder.
 
-    schedule: the scheduler's numbers, among them prediction_type; kinds: what a small prior was trained on,
+    schedule: abar(t) and the prediction type. kinds: what a small prior was trained on,
     empty for one that knows the world.
     """
 
@@ -30,7 +34,7 @@ class Parts:
     vae: nn.Module
     text_encoder: nn.Module
     tokenizer: object
-    schedule: object
+    schedule: NoiseSchedule
     kinds: tuple[str, ...] = ()
 
 
@@ -57,7 +61,7 @@ def load_parts(path: str, device: torch.device, prediction: str = "auto") -> Par
 
 
 def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, prediction: str | None) -> Parts:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -81,14 +85,37 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
     vae.decoder = vae.post_quant_conv = None
     text_encoder = load(CLIPTextModel, "text_encoder", dtype=dtype)
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-    stated = {"prediction_type": prediction} if prediction else {}
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **stated)
-    return Parts(unet, vae, text_encoder, tokenizer, scheduler.config, known_kinds(folder))
+    settings = json.loads((folder / "scheduler/scheduler_config.json").read_text(encoding="utf-8"))
+    schedule = load_noise_schedule(settings, prediction)
+    unet.register_to_config(sample_size=_latent_size(folder, unet.config, schedule.prediction_type))
+    return Parts(unet, vae, text_encoder, tokenizer, schedule, known_kinds(folder))
+
+
+def _latent_size(folder: Path, unet: Mapping[str, object], prediction: str) -> object:
+    """Side of the latents that the denoiser was trained on, from its config.json.
+
+    [64, 64] is 64. Without sample_size it follows from the VAE's image size. If that is missing too, it is 64
+    as in 1.x and 2.x-base, or 96 for a 2.x that predicts v.
+
+    Raises:
+        ValueError: two different sides.
+    """
+    size = unet.get("sample_size")
+    if isinstance(size, list | tuple) and len(size) == 2:
+        if size[0] != size[1]:
+            raise ValueError(f"{folder}: unet: sample_size = {list(size)}; only square latents are supported")
+        return size[0]
+    if size is not None:
+        return size
+    vae = json.loads((folder / "vae/config.json").read_text(encoding="utf-8"))
+    levels = len(vae.get("block_out_channels", ()))
+    if isinstance(vae.get("sample_size"), int) and levels:
+        return vae["sample_size"] // 2 ** (levels - 1)
+    second = unet.get("cross_attention_dim") == SECOND_TEXT_WIDTH
+    return single_file.LATENT_OF_V if second and prediction == "v_prediction" else single_file.LATENT
 
 
 def _from_file(path: Path, dtype: torch.dtype, device: torch.device, prediction: str | None) -> Parts:
-    from diffusers import DDPMScheduler
-
     weights, metadata = single_file.read_checkpoint(path)
     second = ldm_format.is_second_version(weights)
     tokenizer = single_file.make_tokenizer(path, second)
@@ -97,8 +124,8 @@ def _from_file(path: Path, dtype: torch.dtype, device: torch.device, prediction:
     prediction = prediction or single_file.measured_prediction(unet.to(device))
     if second and prediction == "v_prediction":
         unet.register_to_config(sample_size=single_file.LATENT_OF_V)
-    scheduler = DDPMScheduler(**single_file.SCHEDULE, prediction_type=prediction)
-    return Parts(unet, vae, text_encoder, tokenizer, scheduler.config)
+    schedule = load_noise_schedule(single_file.SCHEDULE, prediction)
+    return Parts(unet, vae, text_encoder, tokenizer, schedule)
 
 
 def _check_complete(folder: Path, part: str, missing: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from render.image_io.atomic import atomic_path, staged_folder, write_bytes, write_text
 from sd.schedule import ScheduleConfig, geometry_schedule
-from training.console import LineFormatter, LossyStream, describe_error
+from training.console import LineFormatter, LossyStream, describe_error, setup_logging
 from training.report.index_page import write_index
 from training.report.page import document, escape, link
 from training.run_log import RunLog
@@ -138,3 +138,15 @@ def test_non_utf8_names(tmp_path):
 )
 def test_an_error_is_one_line(error, line):
     assert describe_error(error) == line
+
+
+@pytest.mark.parametrize("name", ["httpx", "trimesh", "trimesh.visual", "DracoPy"])
+def test_log_messages_of_libraries_are_not_shown(name, capsys, monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    setup_logging()
+    logging.getLogger(name).warning("HTTP Request: GET")
+    logging.getLogger("sd.loading.hub").info("ours")
+    logging.getLogger("another_library").warning("theirs")
+    assert capsys.readouterr().err.splitlines() == ["ours", "warning: theirs"]

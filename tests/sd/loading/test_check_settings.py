@@ -17,7 +17,7 @@ WRONG = [
     ("scheduler/scheduler_config.json", "num_train_timesteps", 0, "num_train_timesteps = 0"),
     (UNET, "sample_size", 10**9, "sample_size = 1000000000 is too large"),
     (UNET, "sample_size", "x", "sample_size = 'x'"),
-    (UNET, "sample_size", None, "sample_size = None"),
+    (UNET, "sample_size", [64, 48], "only square latents"),
     (UNET, "sample_size", 0, "sample_size = 0"),
     ("vae/config.json", "scaling_factor", "x", "scaling_factor = 'x'"),
     (UNET, "layers_per_block", 10**6, "layers_per_block = 1000000 is too large"),

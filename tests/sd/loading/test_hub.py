@@ -1,5 +1,6 @@
 """Where a model is looked for: order, hub cache, half-precision files; the hub is played by a stand-in."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -156,3 +157,53 @@ def test_a_model_in_the_current_directory_comes_before_the_shipped_one(tmp_path,
     monkeypatch.chdir(tmp_path)
     shutil.copytree(model_folder, tmp_path / "data/tiny-sd")
     assert resolve_model("data/tiny-sd") == "data/tiny-sd"
+
+
+@pytest.mark.parametrize(
+    ("names", "variant"),
+    [
+        (["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.non_ema.safetensors"], "fp16"),
+        (["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"], None),
+        (["diffusion_pytorch_model.bf16.safetensors"], "bf16"),
+        (["diffusion_pytorch_model.non_ema.safetensors"], "non_ema"),
+        (["diffusion_pytorch_model.fp16-00001-of-00002.safetensors"], "fp16"),
+        (["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors"], "fp16"),
+    ],
+)
+def test_the_variant_follows_the_file_names(tmp_path, names, variant):
+    (tmp_path / "unet").mkdir()
+    for name in names:
+        (tmp_path / "unet" / name).touch()
+    assert weights_variant(tmp_path, "unet") == variant
+
+
+@pytest.mark.parametrize("variant", ["bf16", "fp16", "non_ema"])
+def test_a_folder_with_one_variant_is_loaded(model_folder, tmp_path, variant):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
+    loaded, plain = (StableDiffusion.from_pretrained(str(path), CPU) for path in (folder, model_folder))
+    assert all(map(torch.equal, loaded.unet.state_dict().values(), plain.unet.state_dict().values()))
+
+
+def test_weights_under_another_name_are_named(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/weights.safetensors")
+    with pytest.raises(FileNotFoundError) as error:
+        resolve_model(str(folder))
+    assert "unet/diffusion_pytorch_model.safetensors (there is weights.safetensors)" in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["absent", [8, 8]])
+def test_a_latent_size_that_is_absent_or_a_pair(model_folder, tmp_path, value):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    for part, key in (("unet", "sample_size"), ("vae", "sample_size")):
+        path = folder / part / "config.json"
+        settings = json.loads(path.read_text())
+        settings.pop(key, None)
+        if part == "vae":
+            settings[key] = 8 * 2 ** (len(settings["block_out_channels"]) - 1)
+        elif value != "absent":
+            settings[key] = value
+        path.write_text(json.dumps(settings))
+    assert StableDiffusion.from_pretrained(str(folder), CPU).latent_size == 8

@@ -119,6 +119,44 @@ def peft(products, path):
     return ALPHA / RANK
 
 
+def test_peft_adapters_of_the_text_encoder(parts, products, tmp_path):
+    """As peft names a CLIPTextModel's layers, with and without the leading text_model."""
+    down, up = products[TEXT]
+    used, merged = {TEXT: products[TEXT]}, []
+    for number, lead in enumerate(("text_model.", "")):
+        path = tmp_path / str(number) / "adapter_model.safetensors"
+        path.parent.mkdir()
+        stem = f"base_model.model.{lead}{TEXT}"
+        save_file({f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, path)
+        path.with_name("adapter_config.json").write_text(json.dumps({"lora_alpha": ALPHA, "r": RANK}))
+        model = copy.deepcopy(parts)
+        apply_lora(model.unet, model.text_encoder, [str(path)])
+        merged.append(answers(model))
+    expected = answers(with_branches(parts, used, ALPHA / RANK))
+    for found in merged:
+        for got, wanted in zip(found, expected, strict=True):
+            assert torch.allclose(got, wanted, atol=1e-5)
+
+
+def test_text_encoder_names_of_diffusers_before_0_18(parts, tmp_path):
+    """Its text encoder's projections are called to_q, to_k, to_v and to_out."""
+    down, up = torch.ones(1, 32) * 0.1, torch.ones(32, 1)
+    changed = copy.deepcopy(parts)
+    stem = "text_encoder.text_model.encoder.layers.0.self_attn"
+    names = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+    tensors = {}
+    for name in names:
+        tensors[f"{stem}.{name}_lora.down.weight"] = down.clone()
+        tensors[f"{stem}.{name}_lora.up.weight"] = up.clone()
+    path = tmp_path / "old.safetensors"
+    save_file(tensors, path)
+    apply_lora(changed.unet, changed.text_encoder, [str(path)])
+    before, after = (dict(model.text_encoder.named_parameters()) for model in (parts, changed))
+    for name in names.values():
+        (key,) = (key for key in before if key.endswith(f"layers.0.self_attn.{name}.weight"))
+        assert torch.allclose(after[key] - before[key], up @ down, atol=1e-6)
+
+
 @pytest.mark.parametrize("dialect", [kohya, diffusers, earlier_diffusers, peft])
 @pytest.mark.parametrize("scale", [1.0, SCALE])
 def test_merged_weights_answer_as_branches_do(parts, products, tmp_path, dialect, scale):

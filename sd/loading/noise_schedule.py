@@ -1,0 +1,99 @@
+"""The noise schedule of a model: abar(t) as the model's own scheduler class of diffusers computes it."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Keys that change abar(t) or what the network predicts. A class that does not take one would ignore it.
+SCHEDULE_KEYS = (
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "num_train_timesteps",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "snr_shift_scale",
+    "use_flow_sigmas",
+)
+# Below this abar, x_t is pure noise in float32.
+ZERO_ABAR = 1e-7
+MOST_TIMESTEPS = 100_000
+DEFAULT_CLASS = "DDPMScheduler"
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """abar [T] for T training timesteps in float32, and the prediction type: "epsilon" or "v_prediction"."""
+
+    alphas_cumprod: Float[Tensor, " T"]
+    prediction_type: str
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+
+def load_noise_schedule(settings: Mapping[str, object], prediction: str | None = None) -> NoiseSchedule:
+    """The schedule that scheduler_config.json describes.
+
+    settings: the content of the file. prediction: replaces its prediction_type.
+
+    Raises:
+        ValueError: the scheduler's class or a key is not supported, named with its value.
+    """
+    name = settings.get("_class_name", DEFAULT_CLASS)
+    kind = _scheduler_class(name)
+    if settings.get("use_flow_sigmas"):
+        raise _unsupported("use_flow_sigmas", True, "flow matching is not supported")
+    accepted = inspect.signature(kind.__init__).parameters
+    values = {key: value for key, value in settings.items() if not key.startswith("_")}
+    defaults = inspect.signature(_scheduler_class(DEFAULT_CLASS).__init__).parameters
+    for key in SCHEDULE_KEYS:
+        if key in values and key not in accepted:
+            default = defaults[key].default if key in defaults else None
+            if values[key] not in (None, False, default):
+                raise _unsupported(key, values[key], f"{name} of diffusers has no such setting")
+    steps = values.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 0 < steps <= MOST_TIMESTEPS:
+        raise ValueError(
+            f"sd_model: scheduler: num_train_timesteps = {steps!r}; allowed is an integer from 1 to "
+            f"{MOST_TIMESTEPS}"
+        )
+    known = {key: value for key, value in values.items() if key in accepted}
+    if prediction and "prediction_type" in accepted:
+        known["prediction_type"] = prediction
+    scheduler = kind(**known)
+    predicted = prediction or getattr(scheduler.config, "prediction_type", "epsilon")
+    if predicted not in ("epsilon", "v_prediction"):
+        raise _unsupported("prediction_type", predicted, "epsilon or v_prediction is supported")
+    abar = torch.as_tensor(scheduler.alphas_cumprod).detach().float().cpu()
+    if abar.ndim != 1 or not ((abar >= 0) & (abar <= 1)).all():
+        raise _unsupported("_class_name", name, "its alphas_cumprod are not numbers in [0, 1]")
+    if predicted == "epsilon" and abar.min() < ZERO_ABAR:
+        key = "rescale_betas_zero_snr" if values.get("rescale_betas_zero_snr") else "trained_betas"
+        raise _unsupported(
+            key, values.get(key), "epsilon cannot be predicted at abar = 0; prediction_type v_prediction can"
+        )
+    return NoiseSchedule(abar, predicted)
+
+
+def _scheduler_class(name: object) -> type:
+    import diffusers
+
+    kind = getattr(diffusers, str(name), None) if str(name).endswith("Scheduler") else None
+    if kind is None:
+        raise _unsupported("_class_name", name, f"diffusers {diffusers.__version__} has no such scheduler")
+    if "beta_schedule" not in inspect.signature(kind.__init__).parameters:
+        raise _unsupported("_class_name", name, "only schedulers with betas are supported, not flow matching")
+    return kind
+
+
+def _unsupported(key: str, value: object, reason: str) -> ValueError:
+    return ValueError(
+        f"sd_model: scheduler_config.json: {key} = {str(value)[:80]!r} is not supported: {reason}"
+    )
