@@ -21,6 +21,8 @@ Item = TypeVar("Item")
 
 STILL_WIDTH, STILLS_BYTES, MOST_STILLS = 1280, 2_100_000, 24
 STILL_VIEWS = 4
+# Rows of a sheet of stills whose background is not white.
+NOT_ON_WHITE = (LATLONG, "mask")
 VIDEO_BYTES = 900_000
 
 
@@ -78,7 +80,7 @@ def _open_sheet(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
 @lru_cache(maxsize=1024)
 def _sheet_box(path: Path, changed: int) -> Box | None:
     image, rows = _open_sheet(path)
-    views = [number for number, name in enumerate(rows or ("",)) if name != LATLONG]
+    views = [number for number, name in enumerate(rows or ("",)) if name not in NOT_ON_WHITE]
     return object_box(image, STILL_VIEWS, max(len(rows), 1), views)
 
 

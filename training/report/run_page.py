@@ -184,12 +184,11 @@ def _rate(phase: PhaseTime) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    minutes, hours = round(seconds / 60), int(seconds // 3600)
-    return (
-        f"{hours} h {minutes - 60 * hours} min" if hours else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
-    )
+    if seconds < 3599.5:
+        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    return f"{round(seconds / 60) // 60} h {round(seconds / 60) % 60} min"
 
 
 def _settings(settings: Sequence[Setting]) -> str:

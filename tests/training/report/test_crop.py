@@ -49,11 +49,13 @@ def test_the_row_of_the_environment_is_scaled_and_not_cropped():
     assert cropped.getpixel((99, 110)) == (9, 9, 9) and cropped.getpixel((50, 190)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("rows", ["shaded,normal", f"shaded,{LATLONG}"])
+@pytest.mark.parametrize("rows", ["shaded,normal", f"shaded,{LATLONG}", "shaded,mask"])
 def test_stills_are_cropped_to_the_object_in_any_of_them(tmp_path, rows):
     for number, columns in ((1, slice(40, 50)), (2, slice(50, 70))):
         image = torch.ones(200, 400, 3)
         image[30:60, columns] = 0
+        if rows != "shaded,normal":
+            image[100:] = 0.2
         write_png(tmp_path / f"{number:06d}.png", image, {"rows": rows})
     paths = sorted(tmp_path.glob("*.png"))
     box = sheet_box(paths)

@@ -17,6 +17,7 @@ from report_run import NASTY, Reader, example_info, write_run
 from render.mesh import Mesh, make_mesh
 from render.mesh_io.write_glb import write_glb
 from render.texturing.uv import tangents
+from training.report import run_page as run_page_module
 from training.report.media import STILLS_BYTES, VIDEO_BYTES, shrunk, slider, spread, stills_up_to
 from training.report.model_viewer import LIGHTER, lighter, read_glb, viewer_source
 from training.report.run_page import RunState, run_page
@@ -197,3 +198,17 @@ def test_the_lighter_copy_is_the_same_surface(folder):
     for exact, packed in zip(images(path), images(copy), strict=True):
         assert (exact.format, packed.format, packed.size) == ("PNG", "JPEG", exact.size)
         assert np.abs(np.asarray(packed, int) - np.asarray(exact.convert("RGB"), int)).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (12.34, "12.3 s"),
+        (59.97, "1 min 0 s"),
+        (299.6, "5 min 0 s"),
+        (3599.7, "1 h 0 min"),
+        (7170.0, "2 h 0 min"),
+    ],
+)
+def test_durations_are_rounded_before_they_are_split(seconds, text):
+    assert run_page_module._duration(seconds) == text
