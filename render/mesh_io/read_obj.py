@@ -15,9 +15,10 @@ from render.mesh_io.numbers import parse_numbers
 from render.mesh_io.polygons import Polygons
 from render.read_errors import FileError
 
-# A statement that does not begin its line, a tab behind its name, a continued line, a rare end of line, a
-# control character: such a file is read line by line.
-NOT_PLAIN = re.compile(rb"(?m)^[ \t]+(?:v|vt|f)[ \t]|^(?:v|vt|f)\t|[\\\r\x00\x0b\x0c\x1c-\x1e\x85]|\xe2\x80")
+# Statements that do not begin their line, or with a tab behind their name.
+INDENTED = re.compile(rb"(?m)^[ \t]+(?:v|vt|f)[ \t]|^(?:v|vt|f)\t")
+# Continued lines, rare ends of line and control characters.
+RARE = (b"\\", b"\r", b"\0", b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", b"\x85", b"\xe2\x80")
 SPACE, NEWLINE, SLASH, NINE = b" \n/9"
 NO_UV = -1
 
@@ -40,7 +41,10 @@ def read_obj(path: Path) -> Polygons:
 
 def _in_bulk(text: bytes) -> Polygons | None:
     """A file whose corners are all written in the same way, with positive indices; None for other files."""
-    if NOT_PLAIN.search(text):
+    if any(mark in text for mark in RARE):
+        return None
+    # The pattern takes seconds on a large file, so it is used only if it can match.
+    if (b"\t" in text or b"\n " in text or text.startswith(b" ")) and INDENTED.search(text):
         return None
     lines = text.split(b"\n")
     v_pos, uv = _table(lines, b"v ", 3), _table(lines, b"vt ", 1)
