@@ -12,7 +12,8 @@ from object_meshes import instance, surface
 from dataset.cameras import step_generator
 from dataset.procedural import CATEGORIES, make_object
 from dataset.procedural import primitives as solids
-from dataset.procedural.colour import colour, spots
+from dataset.procedural.buildings import blocks
+from dataset.procedural.colour import colour, over, spots
 from dataset.procedural.materials import HELD_OUT, MATERIALS, dressed
 from dataset.procedural.random_draw import Draw
 
@@ -208,6 +209,17 @@ def test_box_and_polygon_agree_on_a_rectangle():
     torch.testing.assert_close(solids.polygon(x, y, corners[::-1]), solids.box2(x, y, (0.5, 0.3)))
 
 
+def test_polyline_is_the_distance_to_its_nearest_point():
+    x, y, _ = random_points(300).unbind(-1)
+    corners = [(-0.5, -0.3), (0.2, -0.3), (0.4, 0.6)]
+    t = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None]
+    dense = [
+        torch.hypot(x - (ax + t * (bx - ax)), y - (ay + t * (by - ay))).amin(0)
+        for (ax, ay), (bx, by) in itertools.pairwise(corners)
+    ]
+    torch.testing.assert_close(solids.polyline(x, y, corners), torch.minimum(*dense), atol=1e-3, rtol=0)
+
+
 def test_ellipsoid_is_exact_on_a_sphere():
     p = random_points(500).unbind(-1)
     torch.testing.assert_close(
@@ -253,6 +265,21 @@ def test_spots_keep_their_spacing():
     apart = torch.cdist(directions, directions)
     assert ((apart < 0.05) | (apart > 0.45)).all()
     assert on.sum() > 20
+
+
+def test_blocks_of_neighbouring_rows_are_offset_by_half_a_block():
+    along, up = torch.tensor([[0.0, 0.1, 0.05], [0.025, 0.025, 0.075]], dtype=torch.float64)
+    joint, own = blocks(along, up, 0.1, 0.05)
+    torch.testing.assert_close(joint, torch.zeros(3).double(), atol=1e-12, rtol=0)
+    middle, _ = blocks(along + 0.05, up, 0.1, 0.05)
+    torch.testing.assert_close(middle, torch.full((3,), 0.025).double())
+    assert ((own >= 0) & (own < 1)).all()
+
+
+def test_over_covers_the_base_by_the_weight():
+    base, weight = torch.tensor([[0.1, 0.2, 0.3]]).expand(3, 3), torch.tensor([0.0, 0.5, 1.0])
+    covered = over(base, (0.5, 0.6, 0.7), weight)
+    torch.testing.assert_close(covered, base + 0.4 * weight[:, None])
 
 
 def test_colour_codes_are_decoded_to_linear():
