@@ -10,6 +10,7 @@ from training.evaluation.benchmark.executor import Queue
 from training.evaluation.benchmark.settings import (
     COST,
     PAINT,
+    ROOT,
     SHAPE,
     SUITES,
     Trial,
@@ -45,7 +46,7 @@ def test_every_suite_s_settings_are_valid_configs(tmp_path):
 
 def test_a_baseline_trial_is_the_demo_without_pictures(tmp_path):
     config = config_of(Trial(SHAPE, "baseline", "pineapple", 3), {}, {}, tmp_path)
-    demo = json.loads((command.ROOT / "configs/pineapple_demo_geometry.json").read_text())
+    demo = json.loads((ROOT / "configs/pineapple_demo_geometry.json").read_text())
     different = {key for key, value in demo.items() if config.to_json()[key] != value}
     assert different == {"out_dir", "sd_model", "save_interval"}
     assert config.run.seed == 3

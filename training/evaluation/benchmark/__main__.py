@@ -11,7 +11,6 @@ same OUT continues: trials in trials.jsonl are not repeated. Words after -- are 
 import argparse
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +25,6 @@ from training.evaluation.benchmark.executor import Board, Queue, run_queue
 from training.evaluation.benchmark.settings import (
     COST,
     PAINT,
-    ROOT,
     SHAPE,
     SUITES,
     TWELVE,
@@ -123,13 +121,10 @@ def benchmark(options: argparse.Namespace) -> int:
 
 
 def facts(options: argparse.Namespace) -> dict:
-    """Command, commit, hardware, versions and date."""
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    """Command, date, and the commit, versions and hardware of `machine`."""
     device = select_device(str(options.common.get("device", "auto")))
     return {
         "command": f"python3 -m training.evaluation.benchmark {' '.join(sys.argv[1:])}",
-        "commit": commit or None,
         "date": time.strftime("%Y-%m-%d"),
         "machine": dict(machine(device)),
     }
