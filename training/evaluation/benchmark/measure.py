@@ -214,7 +214,7 @@ def judged(mesh: Mesh, judge: Evaluator, trial: Trial, paint: Paint | None, pict
     settings = judge.classifier.settings
     cameras = evaluation_cameras(SUPERSAMPLE * settings.image_size).to(judge.classifier.device)
     views = render_views(mesh, cameras, judge.rasteriser, judge.light, paint)
-    small = views.smaller(SUPERSAMPLE)
+    small = views.downsample(SUPERSAMPLE)
     domain, images = ("normal", small.normal) if paint is None else ("shaded", small.shaded * 2 - 1)
     seen = predict_assets(judge.classifier, domain, images)
     categories = mean_probabilities(seen.category)
