@@ -1,5 +1,6 @@
-"""Calls as CUDA graphs: launching a network's kernels one by one takes longer than a small batch needs to run
-them.
+"""CUDA graphs for functions of tensors.
+
+At small batch sizes, launching a network's kernels one by one takes longer than running them.
 """
 
 import logging
@@ -14,7 +15,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# More shapes than a run has.
+# The maximum number of recorded input shapes per function; a run uses fewer.
 MOST_SHAPES = 4
 WARM_UP_TURNS = 3
 
@@ -22,11 +23,13 @@ R = TypeVar("R")
 
 
 class Recorder(Generic[R]):
-    """Recordings of a function by the shapes of what it is given, for CUDA tensors.
+    """A cache of recordings of one function, by the shapes and dtypes of its CUDA inputs.
 
-    What the function reads besides (weights) has to stay where it is. Where capturing fails (said once) there
-    is none, and the function itself is to be called: memory that is too short even so is its error, not ours.
-    record: makes one from inputs and, where there is one, an earlier recording.
+    All other tensors that the function reads, such as weights, must keep their memory addresses. If a capture
+    fails, one warning is logged, no further capture is tried, and the caller runs the function eagerly. If
+    memory is insufficient for the eager call too, that call raises the error.
+
+    record: makes a recording from the inputs and an earlier recording (None for the first).
     """
 
     def __init__(self, record: Callable[[tuple[Tensor, ...], R | None], R]):
@@ -35,7 +38,7 @@ class Recorder(Generic[R]):
         self._capture = True
 
     def __call__(self, *inputs: Tensor) -> R | None:
-        """The recording of these shapes, made now if need be; None where there is none."""
+        """The recording for the shapes of the inputs, captured at the first call; None if there is none."""
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if key in self.made or not self._capture or len(self.made) == MOST_SHAPES:
             return self.made.get(key)
@@ -44,13 +47,13 @@ class Recorder(Generic[R]):
         except RuntimeError as error:
             logger.warning("no CUDA graph, going on without: %s", str(error).splitlines()[0])
             self._capture = False
-        # Here the error and, with its frames, half of a recording's memory are let go.
+        # At this point the error is freed. Its stack frames hold the tensors of the failed capture.
         return self.made.get(key)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A captured call: what it reads, what it writes."""
+    """A captured call with its input and output buffers."""
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
@@ -58,7 +61,7 @@ class Recording:
 
 
 class Graphed:
-    """`function` of tensors to one tensor, without gradients, on CUDA replayed for shapes seen before."""
+    """`function` of tensors that returns one tensor, without gradients. On CUDA it is replayed as a graph."""
 
     def __init__(self, function: Callable[..., Tensor]):
         self._function = function
@@ -68,7 +71,7 @@ class Graphed:
     def __call__(self, *inputs: Tensor) -> Tensor:
         if inputs[0].device.type != "cuda":
             return self._function(*inputs)
-        # A process of several has a GPU of its own, which need not be the current one.
+        # With several processes, the GPU of this process may differ from the current device.
         with torch.cuda.device(inputs[0].device):
             recording = self.recordings(*inputs)
             if recording is None:
@@ -76,26 +79,32 @@ class Graphed:
             for kept, given in zip(recording.inputs, inputs, strict=True):
                 kept.copy_(given)
             recording.graph.replay()
-            # The next replay writes to the same place.
+            # The next replay overwrites the output buffer.
             return recording.output.clone()
 
 
 def record(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...], earlier: Recording | None = None
 ) -> Recording:
-    """Capture one call of `function`, in the memory of an earlier one if there is one: the two never run at
-    the same time, and what they answer is copied."""
+    """Capture one call of `function`.
+
+    The graph shares the memory pool of the earlier recording, if given. This is safe because the two graphs
+    never run at the same time and their outputs are copied.
+    """
     kept = tuple(tensor.clone() for tensor in inputs)
     stream = settle(lambda: function(*kept))
     graph = torch.cuda.CUDAGraph()
-    # torch's own stream for captures is one for all devices, that of the first capture.
+    # torch's default capture stream belongs to the device of the first capture, so a stream is passed.
     with torch.cuda.graph(graph, pool=earlier and earlier.graph.pool(), stream=stream):
         output = function(*kept)
     return Recording(graph, kept, output)
 
 
 def settle(act: Callable[[], object]) -> torch.cuda.Stream:
-    """Some turns on a new stream of the current device, for libraries to choose and compile; the stream."""
+    """Run `act` several times on a new stream of the current device, and return the stream.
+
+    In these calls, libraries select algorithms and compile kernels, which is not possible during a capture.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -106,12 +115,15 @@ def settle(act: Callable[[], object]) -> torch.cuda.Stream:
 
 
 class Turn:
-    """A replay whose gradient may still be asked for."""
+    """A token for one forward replay. It is alive while the backward replay may still follow."""
 
 
 @dataclass
 class Pair:
-    """A captured call and its captured gradient; the second reads what the first has left behind."""
+    """A captured forward pass and its captured backward pass.
+
+    The backward pass reads the activations that the forward pass stores.
+    """
 
     forward: torch.cuda.CUDAGraph
     backward: torch.cuda.CUDAGraph
@@ -123,7 +135,7 @@ class Pair:
 
     @property
     def waits(self) -> bool:
-        """Whether somebody holds an answer whose gradient has not been asked for."""
+        """Whether an output exists whose backward pass has not run yet."""
         return self.last() is not None
 
     def begin(self) -> Turn:
@@ -137,7 +149,7 @@ class Pair:
 
 
 class Replay(torch.autograd.Function):
-    """A pair as one operation."""
+    """A `Pair` as an autograd operation."""
 
     @staticmethod
     def forward(ctx, x, pair):
@@ -157,10 +169,10 @@ class Replay(torch.autograd.Function):
 
 
 class DifferentiableCUDAGraph:
-    """`function` of a tensor to a tensor, with a gradient for its input, replayed on CUDA.
+    """`function` of one tensor, with a gradient for its input. On CUDA it is replayed as a graph.
 
-    The graphs hold all that the gradient needs for good, so only inputs of at most so many elements are
-    replayed. A second call before the first one's gradient is not: what is left behind has one place.
+    The graphs keep the activations permanently, so inputs of more than `most_elements` elements run eagerly.
+    There is one activation buffer, so a call before the previous call's backward pass also runs eagerly.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], most_elements: int):
@@ -178,7 +190,7 @@ class DifferentiableCUDAGraph:
 
 @torch.enable_grad()
 def record_pair(function: Callable[[Tensor], Tensor], x: Tensor) -> Pair:
-    """Capture a call of `function` and the gradient of its input."""
+    """Capture the forward pass of `function` and the gradient on its input."""
     kept = x.detach().clone().requires_grad_()
 
     def both_ways() -> None:

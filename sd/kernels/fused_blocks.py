@@ -1,8 +1,8 @@
-"""A denoiser and a VAE encoder of diffusers, with blocks that do the same in fewer passes over memory.
+"""Fused replacements for blocks of diffusers' denoiser and VAE encoder, with fewer passes over memory.
 
-The weights stay the same tensors; they are frozen, so gradients go to the input alone. What a block keeps for
-them is its own input and that of its second normalisation, nothing in between. Blocks of another make are
-left as they are.
+The replacements use the original weight tensors. The weights are frozen, so only inputs get gradients. For
+the backward pass a residual block stores its input and the input of its second normalisation. Blocks of any
+other structure are not replaced.
 """
 
 import torch
@@ -14,7 +14,10 @@ from sd.kernels.reference import Kernels
 
 
 def speed_up_denoiser(unet: nn.Module, kernels: Kernels) -> None:
-    """Replace what can be replaced in a `UNet2DConditionModel`, in place; it loses its gradients."""
+    """Replace the supported blocks of a `UNet2DConditionModel` in place.
+
+    The result is not differentiable.
+    """
     from diffusers.models.activations import GEGLU
 
     for parent in list(unet.modules()):
@@ -31,7 +34,7 @@ def speed_up_denoiser(unet: nn.Module, kernels: Kernels) -> None:
 
 
 def speed_up_encoder(encoder: nn.Module, kernels: Kernels) -> None:
-    """Replace what can be replaced in the `Encoder` of an `AutoencoderKL`, in place."""
+    """Replace the supported blocks of an `AutoencoderKL`'s `Encoder` in place."""
     for parent in list(encoder.modules()):
         for name, child in list(parent.named_children()):
             if is_plain_residual(child):
@@ -66,7 +69,7 @@ def is_plain_convolution(module: nn.Module | None) -> bool:
 
 
 def is_padded_convolution(module: nn.Module | None) -> bool:
-    """Whether a block is a convolution of what has one more row below and column on the right."""
+    """Whether a block pads one row at the bottom and one column at the right, then applies a convolution."""
     from diffusers.models.downsampling import Downsample2D
 
     return (
@@ -79,7 +82,7 @@ def is_padded_convolution(module: nn.Module | None) -> bool:
 
 
 def is_plain_transformer(module: nn.Module | None) -> bool:
-    """Whether a block is attention over pixels, with nothing special inside."""
+    """Whether a block is a `Transformer2DModel` over pixels that `Transformer` supports."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     return (
@@ -92,12 +95,12 @@ def is_plain_transformer(module: nn.Module | None) -> bool:
 
 
 def is_pointwise(module: nn.Module) -> bool:
-    """Whether a layer is a matrix for every pixel."""
+    """Whether a layer multiplies each pixel by the same matrix: a linear layer or a 1 × 1 convolution."""
     return type(module) is nn.Linear or (is_plain_convolution(module) and module.kernel_size == (1, 1))
 
 
 def is_plain_block(module: nn.Module) -> bool:
-    """Whether a block is attention to itself and to a text and a feed-forward net, each after a norm."""
+    """Whether a block is self-attention, cross-attention to a text and a GEGLU network, each after a norm."""
     from diffusers.models.attention import BasicTransformerBlock
 
     return (
@@ -116,7 +119,7 @@ def is_plain_block(module: nn.Module) -> bool:
 
 
 def is_plain_residual(module: nn.Module) -> bool:
-    """Whether a block is norm, SiLU, convolution, twice, beside a shortcut."""
+    """Whether a block is twice (norm, SiLU, convolution) with a shortcut."""
     from diffusers.models.resnet import ResnetBlock2D
 
     return (
@@ -137,7 +140,7 @@ def is_plain_residual(module: nn.Module) -> bool:
 
 
 def is_one_head(module: nn.Module) -> bool:
-    """Whether a block is self-attention over pixels with one head and nothing special."""
+    """Whether a block is single-head self-attention over pixels that `OneHeadAttention` supports."""
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
     return (
@@ -153,7 +156,7 @@ def is_one_head(module: nn.Module) -> bool:
 
 
 class Norm(nn.Module):
-    """Group normalisation with or without SiLU behind it."""
+    """Group normalisation, optionally followed by SiLU."""
 
     def __init__(self, norm: nn.GroupNorm, kernels: Kernels, silu: bool):
         super().__init__()
@@ -164,13 +167,16 @@ class Norm(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C H W"], shift: Float[Tensor, "#B C"] | None = None
     ) -> Float[Tensor, "B C H W"]:
-        """Of x + shift."""
+        """Normalise x + shift."""
         return self._kernel(x, self.weight, self.bias, self.groups, self.eps, self.silu, shift)
 
 
 class InputGradient(torch.autograd.Function):
-    """A convolution that keeps its weight alone; torch's keeps its input too, which only a weight's gradient
-    would need. add_bias(answer, bias) adds the bias."""
+    """A convolution that saves only its weight for the backward pass.
+
+    torch's convolution also saves its input, which only the gradient of the weight needs.
+    add_bias(output, bias) adds the bias.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, add_bias):
@@ -183,7 +189,7 @@ class InputGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         (weight,) = ctx.saved_tensors
-        # Rows and columns that the stride leaves over: (size + 2 padding − kernel) mod stride.
+        # Rows and columns that the stride does not reach: (size + 2 padding − kernel) mod stride.
         left = [
             (size + 2 * padding - kernel) % stride
             for size, padding, kernel, stride in zip(
@@ -195,7 +201,7 @@ class InputGradient(torch.autograd.Function):
 
 
 class FrozenConvolution(nn.Module):
-    """A convolution without gradients for its weights."""
+    """A convolution with frozen weights: only its input gets a gradient."""
 
     def __init__(self, convolution: nn.Conv2d, kernels: Kernels):
         super().__init__()
@@ -210,8 +216,11 @@ class FrozenConvolution(nn.Module):
 
 
 class Padded(torch.autograd.Function):
-    """One more row of zeros below and column on the right. Channels-last, and copied in words of 16 bytes
-    where pixels have whole ones: torch's own padding goes number by number, at a quarter of the pace."""
+    """Pad one row of zeros at the bottom and one column at the right; the output is channels-last.
+
+    Memory is copied in words of 16 bytes if the size of a pixel is a multiple of 16 bytes. torch's padding
+    copies single elements and takes about four times as long.
+    """
 
     @staticmethod
     def forward(ctx, x):
@@ -231,19 +240,19 @@ class Padded(torch.autograd.Function):
 
 
 def wide(x: Tensor) -> Tensor:
-    """The same memory as numbers of 16 bytes, where the last dimension is whole ones."""
+    """A view with elements of 16 bytes if the last dimension is a multiple of 16 bytes, else x."""
     return x.view(torch.complex128) if x.shape[-1] * x.element_size() % 16 == 0 else x
 
 
 class PadBelow(nn.Module):
-    """See `Padded`."""
+    """`Padded` as a module."""
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H+1 W+1"]:
         return Padded.apply(x)
 
 
 class Residual(nn.Module):
-    """diffusers' `ResnetBlock2D`. The biases of its convolutions are added where the next kernel reads."""
+    """diffusers' `ResnetBlock2D`. The kernel after each convolution adds the convolution's bias."""
 
     def __init__(self, block: nn.Module, kernels: Kernels):
         super().__init__()
@@ -265,7 +274,7 @@ class Residual(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C H W"], temb: Float[Tensor, "B E"] | None = None
     ) -> Float[Tensor, "B D H W"]:
-        """temb: the embedded time, where the block has an input for it."""
+        """temb: the time embedding, None for a block without one."""
         inner = self.conv1(self.norm1(x), biased=False)
         shift = self.conv1.bias[None]
         if self.time_emb_proj is not None and temb is not None:
@@ -289,8 +298,11 @@ class GatedLinear(nn.Module):
 
 
 class Transformer(nn.Module):
-    """diffusers' `Transformer2DModel`. Its tokens are the channels-last image under another name: diffusers
-    answers with channels first, from where every later kernel has to put the image back."""
+    """diffusers' `Transformer2DModel`.
+
+    The tokens are a view of the channels-last image. The output of diffusers' block is channels-first, which
+    every later kernel would have to convert to channels-last.
+    """
 
     def __init__(self, module: nn.Module, kernels: Kernels):
         super().__init__()
@@ -305,7 +317,7 @@ class Transformer(nn.Module):
         return_dict: bool = False,
         **others: object,
     ) -> tuple[Float[Tensor, "B C H W"]]:
-        """Called as diffusers' denoiser does; others: masks and the like, of which there are none."""
+        """The signature that diffusers' denoiser calls. others: masks and similar arguments, all None."""
         assert not return_dict and all(value is None for value in others.values()), others
         tokens = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
         for block in self.blocks:
@@ -315,7 +327,7 @@ class Transformer(nn.Module):
 
 
 class Pointwise(nn.Module):
-    """A matrix for every pixel, be it a linear layer or a 1 × 1 convolution."""
+    """A linear layer or a 1 × 1 convolution, as one matrix product over the pixels."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -326,7 +338,7 @@ class Pointwise(nn.Module):
 
 
 class Block(nn.Module):
-    """diffusers' `BasicTransformerBlock`; a sum and the norm behind it are one pass."""
+    """diffusers' `BasicTransformerBlock`. Each residual sum and the following norm are one kernel."""
 
     def __init__(self, block: nn.Module, kernels: Kernels):
         super().__init__()
@@ -347,8 +359,9 @@ class Block(nn.Module):
 class WideAttention(torch.autograd.Function):
     """softmax(q kᵀ · scale) v with one head that is too wide for torch's tiled kernels.
 
-    A sample at a time, and again for the gradient: one sample's N × N weights stay in a large GPU's cache and
-    are never kept. q is scaled before the product, so that half precision does not overflow.
+    Samples are computed one at a time, so that the N × N attention weights of a sample fit into the cache of
+    a large GPU. The weights are not stored; the backward pass computes them again. q is scaled before the
+    product, so that half precision does not overflow.
     """
 
     @staticmethod
@@ -387,7 +400,7 @@ class OneHeadAttention(nn.Module):
         self.residual, self.divisor = block.residual_connection, block.rescale_output_factor
 
     def forward(self, x: Float[Tensor, "B C H W"], temb: None = None) -> Float[Tensor, "B C H W"]:
-        """temb: nothing, as a VAE has none."""
+        """temb: always None, since a VAE has no time embedding."""
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
         mixed = WideAttention.apply(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.scale)
         mixed = self.to_out(mixed).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)

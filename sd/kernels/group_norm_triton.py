@@ -1,10 +1,11 @@
-"""Group normalisation and SiLU in Triton, on channels-last tensors; the gradient is for the input alone.
+"""Group normalisation and SiLU in Triton, on channels-last tensors. Only the input gets a gradient.
 
 A sample is a matrix of N = H·W rows and C channels, contiguous in memory. A group has few channels (4 of 128
-where the VAE is widest), so a program reads a tile of rows × neighbouring channels and adds up each channel;
-chunks of rows are separate programs, whose sums a small second kernel puts together by groups.
-Sums are in float32, of differences from the sample's first row: a mean far above the spread costs no digits.
-Backward, x and the moments are all that is kept: with u = xhat·weight + bias and a = dy · silu'(u) · weight,
+at the VAE's full resolution), so a program reads a tile of rows × adjacent channels and sums each channel.
+Each chunk of rows is a separate program. A second, small kernel adds the sums of the chunks for each group.
+Sums are in float32, of differences from the sample's first row, so a mean far above the standard deviation
+loses no precision. The backward pass needs only x and the moments. With u = xhat·weight + bias and
+a = dy · silu'(u) · weight,
 
     dx = rstd · (a − mean(a) − xhat · mean(a · xhat)), means over the group.
 """
@@ -16,15 +17,15 @@ from triton import language as tl
 
 TILE, WARPS = 4096, 4
 MOST_CHANNELS = 128
-# Enough for every multiprocessor of a large GPU several times over; more only adds to the second kernel.
+# Several programs per multiprocessor of a large GPU. More programs only increase the second kernel's work.
 PROGRAMS = 2048
-# Nothing is gained by a kernel of its own for a size that is 1 or a multiple of 16, but for channels.
+# Sizes for which Triton does not compile a separate kernel if they are 1 or a multiple of 16.
 SIZES = ["N", "rows", "width", "groups", "chunks", "shift_stride"]
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _channel_sums(x, sums, N, C, rows, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Of a chunk, each channel's sum and square sum of x − pivot, into sums [B, chunks, 2, C]."""
+    """Each channel's sum of x − pivot and of its square over a chunk, into sums [B, chunks, 2, C]."""
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     real = channel < C
@@ -46,7 +47,7 @@ def _channel_sums(x, sums, N, C, rows, ROWS: tl.constexpr, CHANNELS: tl.constexp
 
 @triton.jit
 def _over_chunks(sums, chunks, C, channel, real, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
-    """Both sums of some channels over all chunks of a sample."""
+    """Both sums of the given channels over all chunks of a sample."""
     first = tl.zeros([CHUNKS, WIDTH], tl.float32)
     second = tl.zeros([CHUNKS, WIDTH], tl.float32)
     for start in range(0, chunks, CHUNKS):
@@ -63,7 +64,7 @@ def _moments(
     x, shift, sums, moments, N, C, width, chunks, shift_stride, eps,
     SHIFT: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Mean and 1 / standard deviation of a group of x + shift, into moments [B, groups, 2]."""
+    """Mean and 1 / standard deviation of each group of x + shift, into moments [B, groups, 2]."""
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, WIDTH)
     channel, real = group * width + lane, lane < width
@@ -73,7 +74,7 @@ def _moments(
     if SHIFT:
         means += tl.load(shift + sample * shift_stride + channel, mask=real, other=0.0).to(tl.float32)
     mean = tl.sum(tl.where(real, means, 0.0), 0) / width
-    # Each channel's own spread, and that of their means.
+    # The squared deviations within each channel, plus those of the channel means.
     spread = square - total * total / N + N * (means - mean) * (means - mean)
     variance = tl.sum(tl.where(real, spread, 0.0), 0) / width / N
     moments += (sample * tl.num_programs(0) + group) * 2
@@ -85,7 +86,7 @@ def _moments(
 def _of_channels(
     moments, weight, bias, shift, sample, groups, width, shift_stride, channel, real, SHIFT: tl.constexpr
 ):
-    """Per channel: what is subtracted from x, 1 / standard deviation, weight, bias."""
+    """Per channel: the offset that is subtracted from x, 1 / standard deviation, weight, bias."""
     place = moments + (sample * groups + channel // width) * 2
     mean = tl.load(place, mask=real, other=0.0)
     rstd = tl.load(place + 1, mask=real, other=0.0)
@@ -122,7 +123,7 @@ def _normalise(
 
 @triton.jit
 def _pulled_back(value, dy, mean, rstd, gain, offset, SILU: tl.constexpr):
-    """xhat and a of a tile."""
+    """xhat and a (see the module's docstring) of a tile."""
     normal = (value - mean[None, :]) * rstd[None, :]
     slope = dy * gain[None, :]
     if SILU:
@@ -137,7 +138,7 @@ def _slope_sums(
     x, dy, moments, weight, bias, shift, sums, N, C, groups, width, rows, shift_stride,
     SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Of a chunk, each channel's sum of a and of a · xhat, into sums [B, chunks, 2, C]."""
+    """Each channel's sum of a and of a · xhat over a chunk, into sums [B, chunks, 2, C]."""
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     real = channel < C
@@ -153,7 +154,7 @@ def _slope_sums(
         inside = (row[:, None] < N) & real[None, :]
         place = row[:, None].to(tl.int64) * C + channel[None, :]
         value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-        # Zero outside, and so is a.
+        # dy is 0 outside the tensor, so a is 0 there too.
         pull = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
         normal, slope = _pulled_back(value, pull, mean, rstd, gain, offset, SILU)
         first += slope
@@ -205,7 +206,7 @@ def _slopes(
 
 
 class Plan:
-    """How a tensor [B, C, H, W] is cut into programs."""
+    """The division of a tensor [B, C, H, W] into programs."""
 
     def __init__(self, x: Tensor, groups: int):
         self.samples, self.channels = x.shape[:2]
@@ -245,7 +246,7 @@ class GroupNorm(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         plan = Plan(x, groups)
         sums, moments, y = plan.sums(x), plan.pairs(x), torch.empty_like(x)
-        # A shift for all samples is read with a stride of zero. None is never read.
+        # A shift that all samples share has stride 0. If the shift is None, it is not read.
         strides = 0 if shift is None or len(shift) == 1 else plan.channels
         given = x if shift is None else shift
         kinds = {"SHIFT": shift is not None, "SILU": silu}
@@ -285,7 +286,7 @@ class GroupNorm(torch.autograd.Function):
 
 
 def group_norm(x, weight, bias, groups, eps, silu=True, shift=None):
-    """See `sd.kernels.reference.group_norm`; x is made channels-last if it is not, and so is the answer."""
+    """See `sd.kernels.reference.group_norm`. x is converted to channels-last; so is the output."""
     if shift is not None:
         shift = shift.detach().contiguous()
     return GroupNorm.apply(x, weight.detach(), bias.detach(), groups, eps, silu, shift)

@@ -1,4 +1,7 @@
-"""What surrounds the denoiser's and the VAE's large products, each as one pass over memory, in Triton."""
+"""Triton kernels for the pointwise operations between the prior's matrix products.
+
+Each kernel makes one pass over memory.
+"""
 
 import torch
 import triton
@@ -19,7 +22,7 @@ def _geglu(x, y, inner, BLOCK: tl.constexpr):
 
 
 def geglu(x):
-    """See `sd.kernels.reference.geglu`. Forward only."""
+    """See `sd.kernels.reference.geglu`. Not differentiable."""
     assert not (x.requires_grad and torch.is_grad_enabled())
     x = x.contiguous()
     inner = x.shape[-1] // 2
@@ -53,7 +56,7 @@ def _sum_norm(
 
 
 def sum_norm(x, y, weight, bias, eps):
-    """See `sd.kernels.reference.sum_norm`; sums in float32."""
+    """See `sd.kernels.reference.sum_norm`. Sums are accumulated in float32."""
     assert not (x.requires_grad and torch.is_grad_enabled())
     x = x.contiguous()
     normal, channels = torch.empty_like(x), x.shape[-1]
@@ -103,7 +106,7 @@ class BiasedSum(torch.autograd.Function):
 
 
 def biased_sum(x, y, bias, scale=1.0):
-    """See `sd.kernels.reference.biased_sum`; the answer is channels-last."""
+    """See `sd.kernels.reference.biased_sum`. The output is channels-last."""
     return BiasedSum.apply(x, y, bias.detach(), scale)
 
 
@@ -119,7 +122,7 @@ def _add_bias(x, bias, N, C, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 def add_bias(x, bias):
-    """See `sd.kernels.reference.add_bias`; only what is channels-last is changed in place."""
+    """See `sd.kernels.reference.add_bias`. x is changed in place only if it is channels-last."""
     x = x.contiguous(memory_format=torch.channels_last)
     grid, sizes, tile = cut(x)
     with torch.cuda.device_of(x):
@@ -128,7 +131,7 @@ def add_bias(x, bias):
 
 
 def cut(x):
-    """Of a channels-last tensor the grid, rows and channels, and rows and channels of a program."""
+    """Launch parameters for a channels-last tensor: grid, (rows, channels), and the tile of a program."""
     channels = x.shape[1]
     count = x.numel() // channels
     columns = min(triton.next_power_of_2(channels), 128)

@@ -1,4 +1,4 @@
-"""What the fast kernels compute, in plain torch, and the record by which either set is handed around."""
+"""Reference implementations of the kernels in torch, and `Kernels`, which holds one set of kernels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Kernels:
-    """One set of the functions below, with their signatures."""
+    """One implementation of each function below."""
 
     name: str
     group_norm: Callable[..., Tensor]
@@ -31,7 +31,7 @@ def group_norm(
 ) -> Float[Tensor, "B C H W"]:
     """Group normalisation of x + shift (arXiv 1803.08494), then SiLU.
 
-    Differentiable with respect to x alone.
+    Differentiable with respect to x only.
     """
     if shift is not None:
         x = x + shift.detach()[:, :, None, None]
@@ -46,13 +46,16 @@ def sum_norm(
     bias: Float[Tensor, " C"],
     eps: float,
 ) -> tuple[Float[Tensor, "*M C"], Float[Tensor, "*M C"]]:
-    """x + y (x where there is no y), and its layer normalisation (arXiv 1607.06450). Without gradients."""
+    """s = x + y (x if y is None), and the layer normalisation of s (arXiv 1607.06450).
+
+    Not differentiable.
+    """
     total = x if y is None else x + y
     return total, F.layer_norm(total, weight.shape, weight, bias, eps)
 
 
 def geglu(x: Float[Tensor, "*M I2"]) -> Float[Tensor, "*M I"]:
-    """The first half times GELU of the second (arXiv 2002.05202)."""
+    """The first half of the channels times GELU of the second half (arXiv 2002.05202)."""
     value, gate = x.chunk(2, dim=-1)
     return value * F.gelu(gate)
 
@@ -65,7 +68,7 @@ def biased_sum(
 
 
 def add_bias(x: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"]) -> Float[Tensor, "B C H W"]:
-    """x + bias, which takes the place of x. Without gradients."""
+    """x + bias, written into x if possible. Not differentiable."""
     return x.add_(bias[:, None, None])
 
 

@@ -1,4 +1,4 @@
-"""Which set of kernels the prior runs on."""
+"""Selection of the prior's kernels: Triton or torch."""
 
 import logging
 
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_kernels(device: torch.device) -> Kernels:
-    """Triton's where they answer, otherwise torch's own, which is slower and says so."""
+    """Triton's kernels if they work on the device, else torch's, which are slower, with a warning on CUDA."""
     if device.type != "cuda":
         return REFERENCE
     try:
@@ -18,7 +18,7 @@ def choose_kernels(device: torch.device) -> Kernels:
         try_out(kernels, device)
     except torch.OutOfMemoryError:
         raise
-    # A compiler, a driver, a cache folder: what is missing shows itself in errors of many kinds.
+    # A missing compiler, driver or cache folder raises errors of many types.
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         logger.warning(
@@ -31,7 +31,7 @@ def choose_kernels(device: torch.device) -> Kernels:
 
 
 def triton_kernels() -> Kernels:
-    """Triton's set. Raises ImportError where there is no Triton."""
+    """Triton's kernels. Raises ImportError if Triton is not installed."""
     from sd.kernels import group_norm_triton, pointwise_triton
 
     return Kernels(
@@ -45,10 +45,10 @@ def triton_kernels() -> Kernels:
 
 
 def try_out(kernels: Kernels, device: torch.device) -> None:
-    """Run every kernel once in half precision, both ways where there are two, against the reference.
+    """Run every kernel once in half precision and compare values and gradients with the reference.
 
     Raises:
-        ArithmeticError: one answers something else.
+        ArithmeticError: the result of a kernel differs from the reference.
     """
     answers = []
     for tried, dtype in ((kernels, torch.float16), (REFERENCE, torch.float32)):
@@ -59,7 +59,7 @@ def try_out(kernels: Kernels, device: torch.device) -> None:
             value = tried.group_norm(x, one, one, 4, 1e-5, True, one[None])
             total = tried.biased_sum(x, value, one)
             (slope,) = torch.autograd.grad(total, x, torch.ones_like(total))
-        # Rows of a wide spread, beside which half precision's rounding is small.
+        # Rows with a large standard deviation, compared with which half precision's rounding is small.
         rows = x.detach().reshape(16, -1).T
         biased = tried.add_bias(x.detach().clone(), one)
         answers.append(
