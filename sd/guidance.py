@@ -1,8 +1,8 @@
-"""Score distillation: a batch of images in, a loss with the right gradient out.
+"""Score distillation: the loss of a batch of images, with the gradient w(t) · score on their latents.
 
 x_t = sqrt(abar) x + sqrt(1 − abar) noise for the latent x of each image; the gradient on x is w(t) · score,
-summed over the batch. The score (SDS by default, DreamFusion, arXiv 2209.14988, equation 3) is one of
-sd/scores.py, the weight w(t) one of sd/schedule.py.
+summed over the batch. The scores are in sd/scores.py; the default is SDS (DreamFusion, arXiv 2209.14988,
+equation 3). The weights w(t) are in sd/schedule.py.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ LoraEntry = Annotated[str, StringConstraints(min_length=1)]
 
 @dataclass(frozen=True)
 class GuidanceConfig:
-    """The prior, the prompts and how they are combined."""
+    """Config keys of the prior, the prompts and the score."""
 
     text: str = Field("", description="the prompt")
     negative_text: str = Field("", description="negative prompt; empty means the default of the mode")
@@ -99,7 +99,7 @@ class GuidanceConfig:
 
 @runtime_checkable
 class Prior(Protocol):
-    """A latent diffusion model as the guidance needs it (see sd/stable_diffusion.py)."""
+    """The interface of a latent diffusion model (implemented in sd/stable_diffusion.py)."""
 
     alphas_cumprod: Float[Tensor, " T"]
     latent_size: int
@@ -120,14 +120,14 @@ class Prior(Protocol):
 
 
 def zero_non_finite(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """NaN and infinities become 0; finite values are unchanged."""
+    """Replace NaN and infinities by 0; finite values are unchanged."""
     return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def loss_with_gradient(
     latents: Float[Tensor, "B C h w"], gradient: Float[Tensor, "B C h w"]
 ) -> Float[Tensor, ""]:
-    """A scalar whose gradient on the latents is exactly `gradient`, and 0 where a latent is not finite."""
+    """A scalar whose gradient on the latents is exactly `gradient`, and 0 for latents that are not finite."""
     target = (latents - gradient).detach()
     return 0.5 * zero_non_finite(latents - target).square().sum()
 
@@ -136,8 +136,8 @@ def loss_with_gradient(
 class SDSSample:
     """The random draws and the cameras of a batch of views.
 
-    view_index: 0 front, 1 side, 2 back. timesteps: t. noise: in x_t. encoder_noise: of the VAE's sample.
-    world_to_clip: the cameras, None if the score does not use them.
+    view_index: 0 front, 1 side, 2 back. timesteps: t. noise: the noise in x_t. encoder_noise: the noise of
+    the VAE's posterior sample. world_to_clip: the cameras, None if the score does not use them.
     """
 
     view_index: Int[Tensor, " B"]
@@ -153,9 +153,9 @@ class SDSSample:
 
 
 class Guidance(nn.Module):
-    """Images in, loss out. Holds the prompt embeddings; the prior's own weights get no gradient.
+    """Computes the loss of images. Stores the prompt embeddings. The prior's weights get no gradient.
 
-    lora and lora_optimizer: VSD's trained denoiser, None with any other score.
+    lora, lora_optimizer: VSD's trained denoiser and its optimizer, None for all other scores.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Guidance(nn.Module):
         device: torch.device,
         seed: int = 0,
     ):
-        """default_negative_text: used where the config's negative_text is empty. seed: of VSD's LoRA."""
+        """default_negative_text: used if the config's negative_text is empty. seed: for VSD's LoRA."""
         super().__init__()
         self.prior = prior
         self.config = config
@@ -190,19 +190,20 @@ class Guidance(nn.Module):
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """What the guidance itself trains."""
+        """The optimizers of the guidance's own parameters: one for VSD, otherwise none."""
         return [] if self.lora_optimizer is None else [self.lora_optimizer]
 
     def forward(
         self, image: Float[Tensor, "B H W C"], sample: SDSSample, phase: Phase
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The loss and numbers for the log: loss, gradient_norm (on the latents, per view), lora_loss (of
-        VSD), replaced_values (the number of NaN and infinities in the latents' gradient, replaced by 0).
+        """The loss and the statistics for the log.
 
-        With VSD the LoRA's gradient is accumulated as well.
+        Statistics: loss, gradient_norm (on the latents, per view), lora_loss (VSD only), replaced_values (the
+        number of NaN and infinities in the latents' gradient, which are replaced by 0). With VSD, the LoRA's
+        gradient is also accumulated.
 
-        image: in the coarse phase (normal in [−1,1], mask in [0,1]), 4 channels; through the VAE the first 3
-        channels, in [−1, 1].
+        image: in the coarse phase 4 channels, normal in [−1, 1] and mask in [0, 1]. In a phase with the VAE,
+        the first 3 channels are used, in [−1, 1].
         """
         if not self.config.low_memory:
             loss, gradient, stats = self._distillation_loss(image, sample, phase)
@@ -216,7 +217,7 @@ class Guidance(nn.Module):
             sums = {name: sums.get(name, 0) + value for name, value in stats.items()}
         if self.lora is not None:
             sums["lora_loss"] = sums["lora_loss"] / len(image)
-        # The value of the whole, and each view's gradient by way of a term that is zero.
+        # The total loss, plus a term of value 0 whose gradient is the gradient of each view.
         loss = total + ((image - image.detach()) * torch.cat(gradients)).sum()
         return loss, {"loss": total, "gradient_norm": squares.sqrt() / len(image), **sums}
 
@@ -231,10 +232,10 @@ class Guidance(nn.Module):
         generator: torch.Generator,
         world_to_clip: Float[Tensor, "B 4 4"] | None = None,
     ) -> SDSSample:
-        """The draws for a batch of views, on the prior's device; the host does not wait for the copies.
+        """The random draws for a batch of views, copied to the prior's device asynchronously.
 
-        generator, view_index and world_to_clip are on the CPU, so that a step draws the same noise on every
-        device and in low_memory mode.
+        generator, view_index and world_to_clip are on the CPU. The noise of a step is therefore the same on
+        every device and in low_memory mode.
         """
         count, size = len(view_index), self.prior.latent_size
         shape = (count, self.prior.latent_channels, size, size)
@@ -256,19 +257,19 @@ class Guidance(nn.Module):
         image_size: tuple[int, int],
         seed: int,
     ) -> SDSSample:
-        """The sample with noise fixed to the surface. visible: see `surface_noise` (position, pixel)."""
+        """The sample with noise fixed to the surface. visible: (position, pixel), see `surface_noise`."""
         noise = surface_noise(sample.noise, *visible, image_size, world_to_clip, seed)
         return dataclasses.replace(sample, noise=noise)
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        """The tensor on the device. A copy from pinned memory is asynchronous."""
+        """A copy of the tensor on the device. A copy from pinned memory is asynchronous."""
         waiting = tensor.device.type == "cpu" and self.device.type == "cuda"
         return (tensor.pin_memory() if waiting else tensor).to(self.device, non_blocking=True)
 
     def _distillation_loss(
         self, image: Float[Tensor, "B H W K"], sample: SDSSample, phase: Phase
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "B C h w"], dict[str, Tensor]]:
-        """The loss of these views, its gradient on their latents, and numbers for the log, see `forward`."""
+        """The loss, its gradient on the latents, and the statistics for the log (see `forward`)."""
         latents = self._latents(image.permute(0, 3, 1, 2), phase, sample.encoder_noise)
         abar = self.prior.alphas_cumprod[sample.timesteps]
         with torch.no_grad():
@@ -293,7 +294,7 @@ class Guidance(nn.Module):
 
     def _latents(self, image: Tensor, phase: Phase, encoder_noise: Tensor) -> Tensor:
         if phase.latents_from == "image":
-            # Area-weighted, so that every rendered pixel is seen and thin parts do not alias away.
+            # With antialiasing every rendered pixel contributes, so thin parts are not missed.
             size = (self.prior.latent_size, self.prior.latent_size)
             return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
         size = (self.prior.image_size, self.prior.image_size)
@@ -304,7 +305,7 @@ class Guidance(nn.Module):
     def _predict(
         self, latents: Float[Tensor, "B C h w"], sample: SDSSample, abar: Float[Tensor, " B"]
     ) -> Predictions:
-        """The predictions that the score uses, for all texts in one batch."""
+        """The noise predictions that the score needs, for all texts in one batch."""
         texts = [self.negative.expand(len(latents), -1, -1), self.text[sample.view_index]]
         if self.empty is not None:
             texts.append(self.empty.expand(len(latents), -1, -1))
@@ -327,7 +328,7 @@ class Guidance(nn.Module):
     def _train_lora(
         self, latents: Float[Tensor, "B C h w"], sample: SDSSample, abar: Float[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, ""]]:
-        """e_φ(x_t), and the mean of ‖e_φ − ε‖², whose gradient is accumulated in the LoRA."""
+        """e_φ(x_t) and the mean of ‖e_φ − ε‖². The gradient of the loss is accumulated in the LoRA."""
         with torch.enable_grad():
             predicted = self.prior.predict_lora_noise(
                 self.lora,
@@ -337,7 +338,7 @@ class Guidance(nn.Module):
                 camera_numbers(sample.world_to_clip),
             )
             squares = (predicted - sample.noise).square()
-            # The sum, as a mean's gradients would underflow in half precision; Adam ignores the factor.
+            # The sum, because the gradients of a mean underflow in half precision. Adam is scale-invariant.
             squares.sum().backward()
         return predicted.detach(), squares.detach().mean()
 

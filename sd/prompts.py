@@ -1,4 +1,4 @@
-"""Prompts: the text in its view-dependent forms (Fantasia3D, arXiv 2303.13873, section 4; DreamFusion)."""
+"""View-dependent prompts (DreamFusion, arXiv 2209.14988; Fantasia3D, arXiv 2303.13873, section 4)."""
 
 import re
 from collections.abc import Iterable
@@ -12,9 +12,9 @@ def directional_prompts(text: str, directional: bool) -> list[str]:
 
 
 def find_category(text: str, categories: Iterable[str]) -> str | None:
-    """The category that `text` names as whole words, singular or plural; None if it names none.
+    """The category whose whole words occur in `text`, singular or plural; None if there is none.
 
-    Of several, the one that comes first in the text; of those that start at the same place, the longest.
+    Of several, the first in the text is returned; of those with the same start, the longest.
     """
     found = []
     for category in categories:

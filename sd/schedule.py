@@ -1,7 +1,7 @@
 """The schedule of a run: which phase a step is in, its time range and its weight w(t).
 
-Steps count from 1 to `iter`. Geometry spends steps 1 to FIT_STEPS on the fit of the start shape; they count
-in `iter` and `coarse_iter`. The phase changes once more, at step coarse_iter + 1 (Fantasia3D, arXiv
+Steps count from 1 to `iter`. For geometry, steps 1 to FIT_STEPS fit the start shape; they are included in
+`iter` and `coarse_iter`. The phase changes once more, at step coarse_iter + 1 (Fantasia3D, arXiv
 2303.13873).
 """
 
@@ -33,7 +33,7 @@ def one_minus_abar(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 
 
 def damped(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """w = sqrt(abar) (1 − abar): falls as t grows, against over-saturation at large t."""
+    """w = sqrt(abar) (1 − abar): a smaller weight at large t, which reduces over-saturation."""
     return abar.sqrt() * (1 - abar)
 
 
@@ -52,7 +52,7 @@ APPEARANCE_WEIGHTS: dict[int, tuple[Weight, Weight]] = {
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How many iterations, and what the two phases draw from."""
+    """Config keys of the number of steps, the phases and their ranges of t."""
 
     iter: int = Field(5000, ge=1, description="number of steps, including the fit of the start shape")
     coarse_iter: int = Field(
@@ -78,7 +78,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """How a step of one part of the run computes its loss.
+    """The settings of the loss in one phase of a run.
 
     name: for logs. t_range: range of t at this step, as a fraction of the diffusion steps. weight: maps
     abar(t) to w(t). latents_from: "image" (the 4-channel image is the latent) or "vae". rotate_normals: each
@@ -97,7 +97,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Phases by their last step, in order. late_range: where `annealed` ends."""
+    """The phases in order, each with its last step. late_range: the final range of t for `annealed`."""
 
     phases: tuple[tuple[int, Phase], ...]
     time_step_schedule: str = "random"
@@ -142,7 +142,7 @@ def sqrt_time(t_range: TimeRange, progress: float) -> float:
 
 
 def annealed_number(value: float | tuple[float, float], annealing: float) -> float:
-    """An `AnnealedNumber` at a step."""
+    """The value of an `AnnealedNumber` at this annealing (0 to 1)."""
     if not isinstance(value, tuple):
         return value
     return value[0] + (value[1] - value[0]) * annealing
@@ -153,7 +153,7 @@ def geometry_schedule(config: ScheduleConfig) -> Schedule:
     early, late = config.early_time_step_range, config.late_time_step_range
     fit_end = min(FIT_STEPS, config.iter)
     coarse_end = min(max(config.coarse_iter, fit_end), config.iter)
-    # Without a coarse phase (coarse_iter at most FIT_STEPS) only detail is added.
+    # If coarse_iter is at most FIT_STEPS, there is no coarse phase.
     return _joined(
         config,
         (fit_end, Phase("fit", early, one_minus_abar, "image", rotate_normals=False, fit=True)),

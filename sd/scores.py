@@ -1,10 +1,10 @@
-"""Score distillation: the direction that each method gives to a noised latent, before its weight w(t).
+"""The score of each distillation method: the gradient on the latent divided by the weight w(t).
 
 The gradient on the latent is w(t) · score. Notation: e_c, e_u and e_n are the noise predicted with the
 prompt, with an empty text and with the negative text; e_cfg = e_n + s (e_c − e_n) with the guidance weight s;
-noise is the one in x_t. All tensors are [B, C, h, w]; numbers per view are [B].
+ε is the noise in x_t. All tensors are [B, C, h, w]; numbers per view are [B].
 
-To add a score, write its function here, enter it into `Score` and give it a branch in `score_of`.
+To add a score: define its function here, add its name to `Score` and a branch to `score_of`.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from torch import Tensor
 Score = Literal["sds", "csd", "nfsd", "vsd"]
 Noise = Float[Tensor, "B C h w"]
 
-# NFSD: below this share of the diffusion steps the prediction without a prompt is taken to be the domain's
-# correction alone (200 of 1000 steps).
+# NFSD: below this fraction of the diffusion steps (200 of 1000), the unconditional prediction is used as the
+# domain correction δ.
 NFSD_SMALL_TIME = 0.2
 
 
@@ -36,7 +36,7 @@ def sds(e_cfg: Noise, noise: Noise) -> Noise:
 def csd(e_c: Noise, e_u: Noise, e_n: Noise, weight: float, negative_weight: float) -> Noise:
     """ω1 e_c + (ω2 − ω1) e_u − ω2 e_n  (Classifier Score Distillation, arXiv 2310.19415).
 
-    With e_u = e_n this is ω1 (e_c − e_u): the part of SDS that the guidance weight multiplies.
+    With e_u = e_n it is ω1 (e_c − e_u): the term of SDS that is multiplied by the guidance weight.
     """
     return weight * e_c + (negative_weight - weight) * e_u - negative_weight * e_n
 
@@ -61,7 +61,7 @@ def perp_neg(
 ) -> Noise:
     """e_u + Δ+ + Σ w_i Δi⊥, Δ+ = e_c − e_u, Δi = e_i − e_u  (Perp-Neg, arXiv 2304.04968).
 
-    It replaces e_c in every score, so that classifier-free guidance becomes the paper's
+    The result replaces e_c in every score, so classifier-free guidance becomes the paper's
     e_u + s [Δ+ + Σ w_i Δi⊥]. e_views: predictions for the words of other sides. weights: w_i <= 0 per view.
     """
     positive = e_c - e_u
@@ -82,19 +82,19 @@ def perpendicular(vector: Noise, axis: Noise) -> Noise:
 def view_weights(azimuth: Float[Tensor, " B"]) -> Float[Tensor, "B 3"]:
     """Perp-Neg's w_i of the words front, side and back: −sin²(d_i / 2).
 
-    d_i is the angle in radians between the view's azimuth and the side that the words name (0, ±π/2, π): the
-    weight is 0 where the view agrees with the words and −1 where it shows the opposite side.
+    d_i is the angle in radians between the view's azimuth and the azimuth of the words (0, ±π/2 or π). The
+    weight is 0 if the two are equal and −1 if they are opposite.
     """
     cosine = azimuth.cos()
-    # cos d of the nearer of the two sides is |sin(azimuth)|.
+    # For the word side, cos d of the closer of ±π/2 is |sin(azimuth)|.
     return (torch.stack([cosine, azimuth.sin().abs(), -cosine], -1) - 1) / 2
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predicted noise that a score is made of; None where the score does not use it.
+    """The noise predictions of one step; None for those that the score does not use.
 
-    negative e_n, conditional e_c (Perp-Neg's where it is on), unconditional e_u, lora e_φ.
+    negative: e_n. conditional: e_c, or its Perp-Neg replacement. unconditional: e_u. lora: e_φ.
     """
 
     negative: Noise
@@ -111,9 +111,9 @@ def score_of(
     guidance_weight: float,
     csd_negative_weight: float,
 ) -> Noise:
-    """The score that the config names.
+    """The score `name` (the config key `score`).
 
-    time: t as a fraction of the diffusion steps. csd_negative_weight: CSD's ω2 as a share of ω1 = s.
+    time: t as a fraction of the diffusion steps. csd_negative_weight: CSD's ω2 / ω1, with ω1 = s.
     """
     e_c, e_u, e_n = predicted.conditional, predicted.unconditional, predicted.negative
     if name == "csd":

@@ -1,4 +1,4 @@
-"""Any Stable Diffusion 1.x / 2.x as a prior: a local folder, a single file or a hub id.
+"""Stable Diffusion 1.x and 2.x as a prior, from a local folder, a single file or a hub id.
 
 Latent size, image size, scaling factor, schedule and prediction type come from the model's own config files.
 Only the denoiser, the VAE encoder and the text encoder are kept.
@@ -24,17 +24,17 @@ from sd.vsd import LoraDenoiser, share_weights
 
 logger = logging.getLogger(__name__)
 
-# Of the GPU's memory, what the encoder's graphs may keep for good.
+# The fraction of the GPU's memory that the encoder's CUDA graphs may occupy.
 GRAPH_SHARE = 1 / 8
 
 
 class StableDiffusion(nn.Module):
-    """A frozen latent diffusion model; see `sd.guidance.Prior` for the contract."""
+    """A frozen latent diffusion model; implements `sd.guidance.Prior`."""
 
     def __init__(
         self, parts: Parts, device: torch.device, bfloat16: bool = False, keep_trainable: bool = False
     ):
-        """bfloat16: denoiser and VAE compute in it. keep_trainable: `make_lora` may be called."""
+        """bfloat16: denoiser and VAE compute in bfloat16. keep_trainable: required for `make_lora`."""
         super().__init__()
         unet, vae, text_encoder = parts.unet, parts.vae, parts.text_encoder
         _check_parts(unet.config, vae.config, text_encoder.config)
@@ -53,18 +53,18 @@ class StableDiffusion(nn.Module):
         self.to(device)
         if bfloat16:
             for part in (self.unet, self.vae):
-                # That of diffusers warns of parts to be left as they are, and names none.
+                # diffusers' override of `to` logs a warning without content here.
                 nn.Module.to(part, torch.bfloat16)
-        # In a tuple, so that it is no submodule: its weights are those of self.unet.
+        # A tuple prevents registration as a submodule, because the weights are those of self.unet.
         self._trainable = (share_weights(self.unet),) if keep_trainable else ()
         if device.type == "cuda":
-            # What tensor cores read fastest: an eager denoiser of SD 2.1's size takes 39 ms instead of 51.
+            # Tensor cores are fastest with channels-last: 39 instead of 51 ms for SD 2.1's eager denoiser.
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
             kernels = choose_kernels(device)
             speed_up_denoiser(self.unet, kernels)
             speed_up_encoder(self.vae.encoder, kernels)
-        # Asked once: a model of diffusers goes through all its weights to answer, longer than a kernel runs.
+        # Read once: diffusers' `dtype` iterates over all weights, which takes longer than a kernel.
         self._unet_dtype, self._vae_dtype = self.unet.dtype, self.vae.dtype
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self._denoise = Graphed(partial(noise_of, self.unet))
@@ -80,15 +80,15 @@ class StableDiffusion(nn.Module):
         cpu_bfloat16: bool | None = False,
         keep_trainable: bool = False,
     ) -> "StableDiffusion":
-        """Load a local folder, a single file or a hub id; fp16 on CUDA, fp32 or bf16 on the CPU.
+        """Load a local folder, a single file or a hub id, in fp16 on CUDA and fp32 or bf16 on the CPU.
 
-        lora: files whose changes are added to the weights (sd/loading/lora.py). prediction: see `load_parts`.
-        cpu_bfloat16: bf16 on the CPU; None is where it has instructions for that.
+        lora: files whose updates are added to the weights (sd/loading/lora.py). prediction: see `load_parts`.
+        cpu_bfloat16: use bf16 on the CPU; None uses it if the CPU has bf16 instructions.
         keep_trainable: see the constructor.
 
         Raises:
             FileNotFoundError: see `resolve_model`.
-            ValueError: a file cannot be read as what it should be, or does not fit the others.
+            ValueError: a file is damaged, has the wrong format or does not match the other files.
         """
         parts = load_parts(resolve_model(name), device, prediction)
         apply_lora(parts.unet, parts.text_encoder, lora)
@@ -101,11 +101,11 @@ class StableDiffusion(nn.Module):
 
     @property
     def alphas_cumprod(self) -> Float[Tensor, " T"]:
-        """In float32. A property: Python 3.12's protocols do not see a module's buffers."""
+        """abar(t) in float32. A property, since Python 3.12's protocol checks do not find buffers."""
         return self._abar
 
     def unknown_prompt_warning(self, text: str) -> str | None:
-        """What to tell the user about a prompt that names nothing this prior knows."""
+        """A warning if the prompt names no category of this prior's training set, else None."""
         if not self.kinds or find_category(text, self.kinds):
             return None
         return f"the prior does not know {text!r}; it was trained on: {', '.join(self.kinds)}"
@@ -125,13 +125,13 @@ class StableDiffusion(nn.Module):
         return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state.float()
 
     def free_text_encoder(self) -> None:
-        """Free the text encoder's memory after all prompts are embedded; `embed` fails afterwards."""
+        """Free the text encoder's memory. `embed` fails afterwards, so all prompts must be embedded first."""
         self.text_encoder = None
 
     def encode(
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B C h w"]:
-        """Sampled, scaled latents of images in [−1, 1]; differentiable with respect to the images."""
+        """Scaled samples of the VAE's posterior for images in [−1, 1]. Differentiable in the images."""
         if self._vae_dtype == torch.float16:
             moments = unit_gradient(self._moments_of, images)
         else:
@@ -141,20 +141,20 @@ class StableDiffusion(nn.Module):
         return (mean + deviation * noise) * self.scaling_factor
 
     def _moments_of(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C2 h w"]:
-        """Mean and log variance in float32, computed in the VAE's own precision."""
+        """Mean and log variance of the latents, computed in the VAE's precision and returned in float32."""
         return self._moments(images.to(self._vae_dtype, memory_format=self._layout)).float()
 
     @torch.no_grad()
     def predict_noise(
         self, noisy: Float[Tensor, "N C h w"], timesteps: Int[Tensor, " N"], text: Float[Tensor, "N L D"]
     ) -> Float[Tensor, "N C h w"]:
-        """The noise in x_t; where the model predicts v, e = sqrt(abar) v + sqrt(1 − abar) x_t."""
+        """The predicted noise in x_t. From a v-prediction, e = sqrt(abar) v + sqrt(1 − abar) x_t."""
         given = noisy.to(self._unet_dtype, memory_format=self._layout)
         output = self._denoise(given, timesteps, text.to(self._unet_dtype)).float()
         return self._noise_from(output, noisy, timesteps)
 
     def make_lora(self, rank: int, seed: int) -> LoraDenoiser:
-        """A trainable denoiser over this prior's weights, without CUDA graphs and fused blocks."""
+        """A trainable denoiser that shares this prior's weights, without CUDA graphs and fused blocks."""
         assert self._trainable, "the prior was loaded without keep_trainable"
         return LoraDenoiser(share_weights(self._trainable[0]), rank, seed)
 
@@ -166,7 +166,7 @@ class StableDiffusion(nn.Module):
         text: Float[Tensor, "N L D"],
         camera: Float[Tensor, "N 16"],
     ) -> Float[Tensor, "N C h w"]:
-        """As `predict_noise`, differentiable with respect to what `lora` trains."""
+        """Like `predict_noise`, with the denoiser `lora`. Differentiable in the parameters of `lora`."""
         given = noisy.to(self._unet_dtype, memory_format=self._layout)
         output = lora(given, timesteps, text.to(self._unet_dtype), camera).float()
         return self._noise_from(output, noisy, timesteps)
@@ -179,14 +179,14 @@ class StableDiffusion(nn.Module):
 
 
 def has_bfloat16_instructions() -> bool:
-    """Whether this CPU multiplies bfloat16 itself, by AVX512-BF16 or AMX; others take longer for it."""
+    """Whether the CPU has bfloat16 instructions (AVX512-BF16 or AMX). Without them, fp32 is faster."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def most_elements(vae: nn.Module, device: torch.device) -> int:
-    """The largest batch of images, in numbers, whose encoding is kept as graphs.
+    """The maximum number of elements of an image batch that the VAE encodes with CUDA graphs.
 
-    What they hold was measured, in half precision: 16 bytes a pixel for each channel at full resolution.
+    The graphs occupy 16 bytes per pixel and per channel at full resolution (measured, half precision).
     """
     if device.type != "cuda":
         return 0
@@ -195,23 +195,23 @@ def most_elements(vae: nn.Module, device: torch.device) -> int:
 
 
 def moments_of(vae: nn.Module, images: Tensor) -> Tensor:
-    """Mean and log variance of the latents, by the encoder of an `AutoencoderKL`."""
+    """Mean and log variance of the latents from the encoder of an `AutoencoderKL`."""
     return vae.quant_conv(vae.encoder(images))
 
 
 def noise_of(unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-    """What a denoiser of diffusers answers."""
+    """The output of a diffusers denoiser."""
     return unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False)[0]
 
 
 def cut_off(tokenizer, prompts: list[str]) -> str | None:
-    """What to tell the user where prompts are longer than the prior reads; None where all fit."""
+    """A warning if prompts exceed the tokenizer's maximum length, else None."""
     most = tokenizer.model_max_length
     cut = {}
     for prompt in prompts:
         tokens = tokenizer(prompt, verbose=False).input_ids
         if len(tokens) > most:
-            # The last token marks the end; the cut text gets one of its own.
+            # The last token is the end token. The truncated prompt also ends with one.
             cut[prompt] = (len(tokens), tokenizer.decode(tokens[most - 1 : -1]).strip())
     if not cut:
         return None
@@ -223,7 +223,7 @@ def cut_off(tokenizer, prompts: list[str]) -> str | None:
 
 
 def _check_parts(unet, vae, text_encoder) -> None:
-    """Refuse, by their configs, parts that do not work together as they are used here."""
+    """Raise ValueError if the configs of the parts are incompatible."""
     refusal = "a text-to-image Stable Diffusion 1.x or 2.x is needed, no inpainting, depth or XL model"
     if unet.in_channels != vae.latent_channels:
         raise ValueError(

@@ -1,7 +1,7 @@
 """A function whose gradient is scaled to unit norm before its backward pass and scaled back afterwards.
 
 Half precision has 5 bits of exponent. A small gradient underflows to 0 in the layers of an encoder, and a
-large one overflows. Each sample of a batch has its own factor, a power of two, so scaling rounds nothing.
+large one overflows. Each sample of a batch has its own factor, a power of two, so the scaling is exact.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ def unit_gradient(
     function: Callable[[Float[Tensor, "B ..."]], Float[Tensor, "B ..."]], x: Float[Tensor, "B ..."]
 ) -> Float[Tensor, "B ..."]:
     """function(x). In the backward pass, each sample's gradient on the output is divided by a power of two
-    that brings its norm into [0.5, 1), and the gradient on x is multiplied by it. Both ends are float32.
+    so that its norm is in [0.5, 1), and the gradient on x is multiplied by it. x and the result are float32.
 
     A gradient that is 0 or not finite is not scaled.
     """

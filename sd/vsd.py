@@ -1,7 +1,7 @@
 """The denoiser that VSD trains: the prior with a LoRA and a camera embedding (arXiv 2305.16213).
 
 φ predicts the noise of the current renders. Its loss is ‖e_φ(x_t; t, text, camera) − ε‖² on the same x_t that
-the score uses, so one pass through φ serves both. At its start φ equals the prior with the prompt.
+the score uses, so one pass through φ is used for both. The initial φ equals the prior with the prompt.
 """
 
 import copy
@@ -22,9 +22,9 @@ CAMERA_NUMBERS = 16
 
 
 class CameraEmbedding(nn.Module):
-    """A camera matrix as a vector that is added to the time embedding: linear, SiLU, linear.
+    """Maps a camera matrix to a vector that is added to the time embedding: linear, SiLU, linear.
 
-    The last layer starts at 0, so that an untrained embedding changes nothing.
+    The last layer is initialised with 0, so an untrained embedding has no effect.
     """
 
     def __init__(self, width: int):
@@ -42,14 +42,14 @@ class LoraDenoiser(nn.Module):
     """e_φ: a `UNet2DConditionModel` with trainable LoRA and camera embedding over frozen, shared weights."""
 
     def __init__(self, unet: nn.Module, rank: int, seed: int):
-        """unet: see `share_weights`; it is changed in place. seed: of the initial LoRA and embedding."""
+        """unet: a result of `share_weights`, changed in place. seed: for the initial LoRA and embedding."""
         super().__init__()
         from peft import LoraConfig, inject_adapter_in_model
 
         device = next(unet.parameters()).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            # On the CPU and then moved: the same start on every device.
+            # Initialised on the CPU and then moved, so the initial values are the same on every device.
             adapter = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS)
             unet = inject_adapter_in_model(adapter, unet.requires_grad_(False))
             for name, parameter in unet.named_parameters():
@@ -75,24 +75,28 @@ class LoraDenoiser(nn.Module):
         )[0]
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, by name."""
+        """The trainable parameters by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
 def share_weights(unet: nn.Module) -> nn.Module:
-    """A copy of a network's modules over the same weight tensors: it takes no memory of its own.
+    """A copy of a network's modules that shares the weight tensors and needs no extra memory.
 
-    Made before the original's blocks are replaced by fused ones, which have no gradients for a LoRA.
+    The copy must be made before the original's blocks are fused, because fused blocks have no gradients for
+    a LoRA.
     """
     shared = {id(tensor): tensor for tensor in [*unet.parameters(), *unet.buffers()]}
     return copy.deepcopy(unet, shared)
 
 
 def camera_numbers(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 16"]:
-    """The input of the camera embedding: world_to_clip, row by row."""
+    """The input of the camera embedding: world_to_clip flattened by rows."""
     return world_to_clip.flatten(1)
 
 
 def azimuths(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, " B"]:
-    """Radians, from the first row: the camera's right axis (cos, 0, sin) times the focal length."""
+    """The cameras' azimuths in radians.
+
+    The first row of world_to_clip is the camera's right axis (cos, 0, sin) times the focal length.
+    """
     return torch.atan2(world_to_clip[:, 0, 2], world_to_clip[:, 0, 0])

@@ -1,4 +1,4 @@
-"""Checks of a model's settings: a wrong value is one line at the start, not an error in a later step."""
+"""Checks of a model's settings at startup. A wrong value raises an error of one line."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# More than any published model has. A larger number would build the module for minutes or fill the memory.
+# Above the values of all published models. Larger numbers need minutes to build or exceed the memory.
 MOST_LAYERS, MOST = 200, 1_000_000
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -16,7 +16,7 @@ def check_sizes(folder: Path) -> None:
     """Check the numbers in config.json of unet, vae and text_encoder before the modules are built.
 
     Raises:
-        ValueError: naming file, key and value.
+        ValueError: a value is wrong; the message names file, key and value.
     """
     for part in PARTS:
         path = folder / part / "config.json"
@@ -36,7 +36,7 @@ def check_parts(path: str | Path, parts: object) -> None:
     """Check the settings of loaded parts (see `sd.loading.weights.Parts`), and set a missing token limit.
 
     Raises:
-        ValueError: naming the model, the setting and its value.
+        ValueError: a setting is wrong; the message names the model, the setting and its value.
     """
     encoder = parts.text_encoder.config
     limit = parts.tokenizer.model_max_length
@@ -65,7 +65,7 @@ def check_parts(path: str | Path, parts: object) -> None:
 
 
 def warn_without_merges(folder: Path) -> None:
-    """Log a warning if the tokenizer has no merges: it then splits every word into letters."""
+    """Log a warning if the tokenizer has no merges, because it then splits every word into letters."""
     path = folder / "tokenizer" / "merges.txt"
     if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").strip():
         logger.warning("warning: %s is empty, so words are split into letters; get the file again", path)

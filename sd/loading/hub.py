@@ -1,4 +1,4 @@
-"""Where a prior's files are: a folder in diffusers layout, a single file, or a hub id and its mirrors."""
+"""Locate a prior's files: a folder in diffusers layout, a single file, or a hub id and its mirrors."""
 
 import logging
 import re
@@ -8,8 +8,8 @@ logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_MODEL = "stable-diffusion-2-1-base"
-# Names that are looked for in more than one place, in order. Hub ids that were taken down come first, since a
-# hub cache may still hold them; the others mirror them.
+# Model names with several locations, in search order. Hub ids that were taken down come first, because a hub
+# cache may still contain them. The other hub ids are mirrors.
 SD_2_1_BASE = (
     "data/stable-diffusion-2-1-base",
     "stabilityai/stable-diffusion-2-1-base",
@@ -27,7 +27,7 @@ PLACES = {
     "stable-diffusion-v1-5": SD_1_5,
     "runwayml/stable-diffusion-v1-5": SD_1_5[1:],
 }
-# Beside the five parts of a small prior: the kinds of object that it was trained on.
+# A file in the folder of a small prior that lists the object categories of its training set.
 KINDS_FILE = "kinds.json"
 COMPONENTS = {
     "unet": "config.json",
@@ -50,12 +50,12 @@ PREFERRED, NON_EMA = (None, "fp16", "bf16"), "non_ema"
 
 
 def resolve_model(name: str) -> str:
-    """The folder that holds the model's files, downloaded if it is a hub id; or a single file as it is.
+    """The local path of a model: a folder (downloaded if `name` is a hub id) or a single file.
 
     Raises:
-        FileNotFoundError: nothing is there, naming every place that was tried and the ways out; or a local
-            folder lacks one of the five parts.
-        ValueError: a file of another kind than .safetensors.
+        FileNotFoundError: the model is not found (the message lists every location that was tried and the
+            possible fixes), or a local folder lacks one of the five parts.
+        ValueError: the name is a file that is not .safetensors.
     """
     tried = []
     for place in PLACES.get(name, (name,)):
@@ -72,9 +72,9 @@ def resolve_model(name: str) -> str:
 
 
 def local_places(name: str) -> dict[str, str | None]:
-    """Every place where the model `name` is looked for, in order: what it lacks there, None if whole.
+    """The locations of the model `name` in search order, each with its missing files (None if complete).
 
-    The network is not asked: of a hub id only the cache is seen.
+    The network is not used: for a hub id only the local cache is checked.
     """
     found: dict[str, str | None] = {}
     for place in PLACES.get(name, (name,)):
@@ -87,7 +87,7 @@ def local_places(name: str) -> dict[str, str | None]:
 
 
 def local_model(name: str) -> str | None:
-    """The folder or file of the model `name` on this machine, None if there is none; the hub is not asked."""
+    """The local folder or file of the model `name`, None if there is none. The network is not used."""
     for place in PLACES.get(name, (name,)):
         try:
             return _files_at(place, local_files_only=True)
@@ -97,11 +97,11 @@ def local_model(name: str) -> str | None:
 
 
 class _NotThere(FileNotFoundError):
-    """A place holds nothing of the model, or not all of it from the hub."""
+    """A location does not contain the model, or a download is incomplete."""
 
 
 def _files_at(place: str, local_files_only: bool = False) -> str:
-    """What `resolve_model` answers, for one place. Raises _NotThere where another may be tried."""
+    """`resolve_model` for one location. Raises _NotThere if the next location is to be tried."""
     local = _local_path(place)
     if local.is_dir():
         return check_folder(local)
@@ -120,9 +120,9 @@ def _files_at(place: str, local_files_only: bool = False) -> str:
 
 
 def _local_path(place: str) -> Path:
-    """The path `place` in the current directory or, if nothing is there, in this repository.
+    """The path `place` relative to the current directory or, if it does not exist, to this repository.
 
-    The shipped configs name data/tiny-sd, which is valid in any current directory by this rule.
+    The included configs name data/tiny-sd. This rule makes the name valid in any current directory.
     """
     path = Path(place)
     shipped = REPOSITORY / path
@@ -134,8 +134,8 @@ def fetch(
 ) -> Path:
     """The folder of the hub cache that holds these files of a repository.
 
-    The hub's own client does it, so its cache and its offline mode are respected. Raises OSError or
-    ValueError where they cannot be had.
+    The files are downloaded by the hub's client, which uses its cache and its offline mode. Raises OSError or
+    ValueError if the files are not available.
     """
     from huggingface_hub import snapshot_download
 
@@ -152,7 +152,7 @@ def weights_variant(folder: Path, part: str) -> str | None:
     files are preferred over .bin files.
 
     Raises:
-        FileNotFoundError: no file has a name of diffusers or transformers.
+        FileNotFoundError: no weight file has a name that diffusers or transformers use.
     """
     for kind in ("safetensors", "bin"):
         matches = [WEIGHT_NAME.fullmatch(file.name) for file in sorted((folder / part).glob(f"*.{kind}"))]
@@ -163,7 +163,7 @@ def weights_variant(folder: Path, part: str) -> str | None:
 
 
 def _missing_weights(folder: Path, part: str) -> str | None:
-    """What a part lacks of its weights and which other files there are; None if it has weights."""
+    """The missing weight file of a part, with the weight files found instead; None if none is missing."""
     files = [
         file.name for kind in ("safetensors", "bin") for file in sorted((folder / part).glob(f"*.{kind}"))
     ]
@@ -175,7 +175,7 @@ def _missing_weights(folder: Path, part: str) -> str | None:
 
 
 def check_folder(folder: Path) -> str:
-    """The folder, where it is complete. Raises FileNotFoundError naming what it lacks."""
+    """The folder, if it is complete. Raises FileNotFoundError with the list of missing files otherwise."""
     if missing := _lacking(folder):
         raise FileNotFoundError(
             f"sd_model = {str(folder)!r}: incomplete, it lacks {', '.join(missing)}; a folder in diffusers "
@@ -212,7 +212,7 @@ def _may_be_hub_id(place: str) -> bool:
 def _download(hub_id: str, local_files_only: bool) -> Path:
     if not local_files_only:
         logger.info("sd_model: asking the hub for %s", hub_id)
-    # By folder: the repositories also hold the same weights as single files, and a safety checker.
+    # Only the folders of the five parts: repositories also contain single files and a safety checker.
     wanted = [f"{part}/*.{suffix}" for part in COMPONENTS for suffix in ("json", "txt", "safetensors")]
     wanted.append(KINDS_FILE)
     halves = [variant for variant in PREFERRED if variant]
@@ -220,7 +220,7 @@ def _download(hub_id: str, local_files_only: bool) -> Path:
     folder = fetch(hub_id, wanted, [*ignored, "*non_ema*"], local_files_only)
     bare = [part for part in WEIGHTED if not any((folder / part).glob("*.safetensors"))]
     if bare:
-        # Some repositories hold the weights in half precision only.
+        # Some repositories contain half-precision weights only.
         half = [f"{part}/*.{variant}*.safetensors" for part in bare for variant in halves]
         folder = fetch(hub_id, half, ["*non_ema*"], local_files_only)
     return folder

@@ -1,9 +1,10 @@
-"""The original layout of Stable Diffusion 1.x and 2.x, in which single-file checkpoints are: names and sizes.
+"""The original layout of Stable Diffusion 1.x and 2.x, which single-file checkpoints use: names and sizes.
 
-Names are turned into those of diffusers and transformers; sizes are read off the tensors' shapes. What shapes
-cannot tell (heads, activation) follows from the text encoder: CLIP's own in 1.x, OpenCLIP's in 2.x.
-Layout: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022, and its
-release. Parts that are not used (the VAE's decoder, the text encoder's projection) are left out.
+Tensor names are mapped to those of diffusers and transformers. Sizes are inferred from tensor shapes. The
+number of heads and the activation follow from the text encoder: CLIP in 1.x, OpenCLIP in 2.x. Unused parts
+(the VAE's decoder, the text encoder's projection) are omitted.
+Layout: the code release of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models",
+CVPR 2022.
 """
 
 import re
@@ -18,11 +19,11 @@ UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CLIP = "cond_stage_model.transformer."
 OPEN_CLIP = "cond_stage_model.model."
-# What the denoiser reads of the text; it tells the version, and inpainting and XL models lack or change it.
+# The first cross-attention key projection. Its width depends on the version; XL models lack this tensor.
 READS = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 NEEDED = (READS, f"{UNET}input_blocks.0.0.weight", f"{VAE}quant_conv.weight", f"{VAE}encoder.conv_in.weight")
 
-SCALING_FACTOR = 0.18215  # of both versions (METHOD section 10)
+SCALING_FACTOR = 0.18215  # of both versions (released configs of arXiv 2112.10752)
 HEADS_1, HEAD_WIDTH_2 = 8, 64
 CLIP_HEAD_WIDTH = 64
 
@@ -74,17 +75,20 @@ def is_second_version(weights: Weights) -> bool:
 
 
 def part(weights: Weights, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """The tensors whose names begin with `prefix`; the prefix is removed from the keys."""
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def denoiser_weights(weights: Weights) -> dict[str, Tensor]:
-    """The denoiser under the names of diffusers' UNet2DConditionModel."""
+    """The denoiser's tensors with the names of diffusers' UNet2DConditionModel."""
     return {_denoiser_name(name): value for name, value in part(weights, UNET).items()}
 
 
 def _denoiser_name(name: str) -> str:
-    """Blocks are numbered through in the original; here two residual layers and what resizes them are one."""
+    """The name in diffusers' layout, where residual layers and the resizing layer of a level form one block.
+
+    The original layout numbers all of them consecutively.
+    """
     for pattern, replacement in UNET_ENDS:
         name = re.sub(pattern, replacement, name)
     if found := re.match(r"input_blocks\.(\d+)\.([01])\.(op\.)?", name):
@@ -93,28 +97,28 @@ def _denoiser_name(name: str) -> str:
         name = f"down_blocks.{block}.{kind}.{name[found.end() :]}"
     elif found := re.match(r"output_blocks\.(\d+)\.([012])\.(conv\.)?", name):
         block, layer = divmod(int(found[1]), 3)
-        # In a block without attention, what doubles the size stands in attention's place.
+        # In a block without attention, the upsampling layer has the index of the attention layer.
         kind = "upsamplers.0.conv" if found[3] else f"{('resnets', 'attentions')[int(found[2])]}.{layer}"
         name = f"up_blocks.{block}.{kind}.{name[found.end() :]}"
     return _renamed(name, RESNET) if ".resnets." in name else name
 
 
 def encoder_weights(weights: Weights) -> dict[str, Tensor]:
-    """The VAE's encoder under the names of diffusers' AutoencoderKL."""
+    """The VAE encoder's tensors with the names of diffusers' AutoencoderKL."""
     found = {}
     for name, value in part(weights, VAE).items():
         if name.startswith(("encoder.", "quant_conv.")):
             name = _renamed(name, ENCODER)
-            # Attention over pixels was written as convolutions of one pixel.
+            # The original layout stores the projections of attention as 1 × 1 convolutions.
             is_attention = ".attentions." in name and value.ndim == 4
             found[name] = value[:, :, 0, 0] if is_attention else value
     return found
 
 
 def text_weights(weights: Weights) -> dict[str, Tensor]:
-    """The text encoder under the names of transformers' CLIPTextModel, without its leading text_model.
+    """The text encoder's tensors with the names of transformers' CLIPTextModel without text_model.
 
-    2.x reads what the last layer but one says, so the last is left out.
+    2.x uses the output of the second-to-last layer, so the last layer is omitted.
     """
     if not is_second_version(weights):
         named = {name.removeprefix("text_model."): value for name, value in part(weights, CLIP).items()}
@@ -136,7 +140,7 @@ def text_weights(weights: Weights) -> dict[str, Tensor]:
 
 
 def denoiser_config(weights: Weights) -> dict[str, object]:
-    """Arguments of UNet2DConditionModel, sample_size left out."""
+    """Arguments of UNet2DConditionModel except sample_size."""
     own = part(weights, UNET)
     levels = (_count(own, r"input_blocks\.(\d+)") + 2) // 3
     channels = [
@@ -153,7 +157,7 @@ def denoiser_config(weights: Weights) -> dict[str, object]:
         "down_block_types": tuple(down),
         "up_block_types": tuple(up),
         "cross_attention_dim": weights[READS].shape[1],
-        # The name is historical: diffusers takes it for the number of heads.
+        # Despite its name, diffusers reads this argument as the number of heads.
         "attention_head_dim": [width // HEAD_WIDTH_2 for width in channels] if second else HEADS_1,
         "use_linear_projection": own["input_blocks.1.1.proj_in.weight"].ndim == 2,
     }
@@ -199,5 +203,5 @@ def _renamed(name: str, renames: Renames) -> str:
 
 
 def _count(names: Mapping[str, object], pattern: str) -> int:
-    """One more than the largest number that stands in the pattern's group."""
+    """One more than the largest number that the pattern's group matches in the names."""
     return 1 + max(int(found[1]) for name in names if (found := re.match(pattern, name)))

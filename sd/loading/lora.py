@@ -1,8 +1,8 @@
-"""LoRA files: low-rank changes of a model's weights, added to them once when the prior is loaded.
+"""LoRA files: low-rank weight updates, added to the model's weights when the prior is loaded.
 
 W += scale · (alpha / rank) · up @ down, in float32 (Hu et al., "LoRA: Low-Rank Adaptation of Large Language
-Models", ICLR 2022). Layers may be named as kohya's trainer, diffusers or peft name them. Convolutions work
-as well: down is [r, in, h, w] there and up [out, r, 1, 1].
+Models", ICLR 2022). The key names of kohya's trainer, diffusers and peft are supported. For a convolution,
+down is [r, in, h, w] and up is [out, r, 1, 1].
 """
 
 import json
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-# What stands after a layer's name, by the role of the tensor.
+# The suffix after a layer's name, by the role of the tensor.
 ROLES = {
     "down": re.compile(
         r"(\.lora_down|\.lora_A(\.default)?|\.lora\.down|_lora\.down|\.lora_linear_layer\.down)\.weight$"
@@ -28,7 +28,7 @@ ROLES = {
     ),
     "alpha": re.compile(r"\.alpha$"),
 }
-# What stands before it, by the part of the model; without any of them it is the denoiser's.
+# The prefix before a layer's name and its part of the model. A name without a prefix belongs to the denoiser.
 PREFIXES = {
     "lora_unet_": "unet",
     "lora_te_": "text_encoder",
@@ -38,15 +38,15 @@ PREFIXES = {
     "base_model.model.": "unet",
 }
 PEFT_PREFIX = "base_model.model."
-# peft names the layers of a CLIPTextModel so; those of a denoiser begin otherwise.
+# peft's names for the layers of a CLIPTextModel. No layer name of a denoiser begins like this.
 TEXT_ENCODER_LAYER = re.compile(r"(text_model\.|encoder\.layers\.|embeddings\.|final_layer_norm$)")
-# What more a file's own settings may ask for, which a plain product is not.
+# peft settings that change the formula W + scale · (alpha / rank) · up @ down. They are rejected.
 BEYOND = ("use_rslora", "use_dora", "alpha_pattern")
 
 
 @dataclass
 class LowRank:
-    """The change of one layer; alpha None means the rank, so a factor of 1."""
+    """The update of one layer. alpha None means alpha = rank, which is a factor of 1."""
 
     down: Tensor | None = None
     up: Tensor | None = None
@@ -64,7 +64,7 @@ class LowRank:
 def parse_lora(entry: str) -> tuple[Path, float]:
     """Path and scale of "file.safetensors" (scale 1) or "file.safetensors:0.7".
 
-    Raises FileNotFoundError or ValueError where it names no .safetensors file.
+    Raises FileNotFoundError or ValueError if the path is not a .safetensors file.
     """
     path, scale = re.fullmatch(r"(.+?)(?::([+-]?(?:\d+\.?\d*|\.\d+)))?", entry, re.S).groups()
     if not Path(path).is_file():
@@ -75,9 +75,10 @@ def parse_lora(entry: str) -> tuple[Path, float]:
 
 
 def apply_lora(unet: nn.Module, text_encoder: nn.Module, entries: Sequence[str]) -> None:
-    """Add the changes of each file (see `parse_lora`) to the weights of denoiser and text encoder.
+    """Add the updates of each file (see `parse_lora`) to the weights of denoiser and text encoder.
 
-    Raises ValueError where a file is none, or was made for another model; the weights are then spoilt.
+    Raises ValueError if a file is not a LoRA file or belongs to another model. The weights may then be
+    partly updated.
     """
     if not entries:
         return
@@ -96,10 +97,10 @@ def apply_lora(unet: nn.Module, text_encoder: nn.Module, entries: Sequence[str])
 
 
 def _apply_file(path: Path, scale: float, layers: dict[str, dict[str, nn.Parameter]]) -> int:
-    """Add the changes of one file; returns their number."""
+    """Add the updates of one file; returns the number of updated layers."""
     changes = read_lora(path)
     for (part, name), change in changes.items():
-        # Attention's output projection is the first of a list, which some files do not name.
+        # The output projection of attention is the first item of a list. Some files omit its index.
         weight = layers[part].get(name, layers[part].get(f"{name}_0"))
         _add(path, weight, change, scale)
     return len(changes)
@@ -129,7 +130,7 @@ def _add(path: Path, weight: nn.Parameter | None, change: LowRank, scale: float)
 
 
 def _layers(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights by the flat names of their layers: dots are underscores, without a leading text_model."""
+    """Weights by flat layer name: dots become underscores, and a leading text_model is removed."""
     return {
         name.removesuffix(".weight").replace(".", "_").removeprefix("text_model_"): parameter
         for name, parameter in module.named_parameters()
@@ -138,9 +139,9 @@ def _layers(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def read_lora(path: Path) -> dict[tuple[str, str], LowRank]:
-    """The changes in a file by (part, flat name of the layer).
+    """The updates in a file by (part, flat layer name).
 
-    Raises ValueError where it cannot be read, or holds something else than low-rank products.
+    Raises ValueError if the file is not readable or contains anything other than low-rank products.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -177,13 +178,13 @@ def _address(path: Path, name: str) -> tuple[str, str, str]:
         part = "text_encoder"
     flat = layer.replace(".processor.", ".").replace(".", "_").removeprefix("text_model_")
     if part == "text_encoder":
-        # diffusers before 0.18 names the text encoder's projections as the denoiser's.
+        # diffusers before 0.18 gives the text encoder's projections the names of the denoiser's.
         flat = re.sub(r"(self_attn)_to_(q|k|v|out)$", r"\1_\2_proj", flat)
     return part, flat, role
 
 
 def _stated_alphas(path: Path, names: list[str], metadata: dict[str, str]) -> dict[str, float]:
-    """alpha by part, where it stands beside the tensors: in the metadata (diffusers) or a file (peft)."""
+    """alpha by part if it is not among the tensors: from the metadata (diffusers) or a JSON file (peft)."""
     settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     if any(name.startswith(PEFT_PREFIX) for name in names):
         beside = path.with_name("adapter_config.json")

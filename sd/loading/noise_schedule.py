@@ -1,4 +1,4 @@
-"""The noise schedule of a model: abar(t) as the model's own scheduler class of diffusers computes it."""
+"""The noise schedule of a model: abar(t) from the diffusers scheduler class that the model names."""
 
 import inspect
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Keys that change abar(t) or what the network predicts. A class that does not take one would ignore it.
+# Keys that change abar(t) or the prediction type. A class without such a parameter would ignore the key.
 SCHEDULE_KEYS = (
     "beta_start",
     "beta_end",
@@ -20,7 +20,7 @@ SCHEDULE_KEYS = (
     "snr_shift_scale",
     "use_flow_sigmas",
 )
-# Below this abar, x_t is pure noise in float32.
+# Below this abar, x_t equals the noise in float32.
 ZERO_ABAR = 1e-7
 MOST_TIMESTEPS = 100_000
 DEFAULT_CLASS = "DDPMScheduler"
@@ -39,12 +39,12 @@ class NoiseSchedule:
 
 
 def load_noise_schedule(settings: Mapping[str, object], prediction: str | None = None) -> NoiseSchedule:
-    """The schedule that scheduler_config.json describes.
+    """The schedule that scheduler_config.json defines.
 
-    settings: the content of the file. prediction: replaces its prediction_type.
+    settings: the content of the file. prediction: overrides its prediction_type.
 
     Raises:
-        ValueError: the scheduler's class or a key is not supported, named with its value.
+        ValueError: the scheduler's class or a key is not supported; the message names key and value.
     """
     name = settings.get("_class_name", DEFAULT_CLASS)
     kind = _scheduler_class(name)

@@ -1,8 +1,9 @@
-"""A single .safetensors checkpoint as the parts of a prior.
+"""Load the parts of a prior from a single .safetensors checkpoint.
 
-Such a file holds neither a vocabulary nor a noise schedule. The vocabulary is CLIP's: a folder `tokenizer`
-beside the file, or the hub. The schedule is the one that 1.x and 2.x share. Whether the network predicts the
-noise or v is told by the file's metadata; where they are silent, a 2.x network is asked.
+Such a file contains neither a vocabulary nor a noise schedule. CLIP's vocabulary is loaded from a folder
+`tokenizer` next to the file, or from the hub. The schedule is the one that 1.x and 2.x share. The prediction
+type (noise or v) is read from the file's metadata. Without metadata, 1.x predicts the noise, and a 2.x
+network is tested with pure noise.
 """
 
 import logging
@@ -23,11 +24,11 @@ SCHEDULE = {
     "num_train_timesteps": 1000,
     "clip_sample": False,
 }
-# Latent sizes that the versions were trained at; 2.x that predicts v was trained at 768 pixels.
+# Latent sizes in training. A 2.x network that predicts v was trained at 768 pixels.
 LATENT, LATENT_OF_V = 64, 96
 TOKENS = 77
 VOCABULARY = ("vocab.json", "merges.txt")
-# CLIP's vocabulary, which all these models share.
+# A source of CLIP's vocabulary, which 1.x and 2.x share.
 VOCABULARY_PLACES = ("openai/clip-vit-large-patch14",)
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -35,7 +36,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of denoiser, VAE and text encoder, and the file's metadata.
 
-    Raises ValueError where it is no Stable Diffusion 1.x or 2.x.
+    Raises ValueError if the file is not a Stable Diffusion 1.x or 2.x checkpoint.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -63,16 +64,16 @@ def _check_names(path: Path, names: list[str]) -> None:
 def build_modules(weights: layout.Weights, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Denoiser, VAE (its decoder without weights) and text encoder.
 
-    Raises ValueError where names or shapes are not those of the version that the sizes speak of.
+    Raises ValueError if tensor names or shapes do not match the version that the sizes indicate.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    # Made without memory and given the file's tensors, since large random numbers first take long.
+    # Built on the meta device, then assigned the file's tensors. Random initialisation would be slow.
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=LATENT, **layout.denoiser_config(weights))
         vae = AutoencoderKL(**layout.encoder_config(weights))
-    # Not so the text encoder: it also holds numbers that are not in the file.
+    # The text encoder is built in memory, because it has buffers that are not in the file.
     text_encoder = CLIPTextModel(CLIPTextConfig(**layout.text_config(weights)))
     vae.decoder = vae.post_quant_conv = None
     _fill(unet, layout.denoiser_weights(weights), dtype, "denoiser")
@@ -95,7 +96,7 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, wha
 def make_tokenizer(path: Path, second_version: bool):
     """CLIP's tokenizer; 2.x pads with "!" (id 0), 1.x with its end token.
 
-    Raises FileNotFoundError where the vocabulary is nowhere.
+    Raises FileNotFoundError if the vocabulary is not found.
     """
     from transformers import CLIPTokenizer
 
@@ -112,7 +113,7 @@ def make_tokenizer(path: Path, second_version: bool):
 
 
 def find_vocabulary(path: Path) -> Path:
-    """A folder with vocab.json and merges.txt: `tokenizer` beside the file, then the hub."""
+    """A folder with vocab.json and merges.txt: `tokenizer` next to the file, else from the hub."""
     beside = path.parent / "tokenizer"
     if all((beside / file).is_file() for file in VOCABULARY):
         return beside
@@ -132,7 +133,7 @@ def find_vocabulary(path: Path) -> Path:
 
 
 def stated_prediction(metadata: dict[str, str], second_version: bool) -> str | None:
-    """What the file says that it predicts; 1.x predicts the noise; None where it is not said."""
+    """The prediction type from the metadata. Without metadata: "epsilon" for 1.x, None for 2.x."""
     if stated := metadata.get("modelspec.prediction_type"):
         return "v_prediction" if stated.startswith("v") else stated
     if "-v2-" in metadata.get("modelspec.architecture", ""):
@@ -142,10 +143,11 @@ def stated_prediction(metadata: dict[str, str], second_version: bool) -> str | N
 
 @torch.no_grad()
 def measured_prediction(unet: nn.Module) -> str:
-    """Whether a denoiser predicts noise or v, by asking it at the noisiest time.
+    """The prediction type of a denoiser, from one evaluation at t = 999: "epsilon" or "v_prediction".
 
-    There x_t is nearly pure noise. The noise in it is then nearly x_t itself, and v = sqrt(abar) noise −
-    sqrt(1 − abar) x nearly −x, which has nothing of it. So correlation with the input tells.
+    At this t, x_t is nearly pure noise, so a prediction of the noise is nearly equal to the input.
+    v = sqrt(abar) noise − sqrt(1 − abar) x is nearly −x, which is uncorrelated with the input. The function
+    compares the correlation of input and output with 0.5.
     """
     parameter = next(unet.parameters())
     shape = (1, unet.config.in_channels, LATENT // 2, LATENT // 2)

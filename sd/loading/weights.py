@@ -1,4 +1,4 @@
-"""The parts of a prior, loaded: from a folder in diffusers layout or from a single file."""
+"""Load the parts of a prior from a folder in diffusers layout or from a single file."""
 
 import json
 import textwrap
@@ -14,20 +14,20 @@ from sd.loading.check_settings import check_parts, check_sizes, warn_without_mer
 from sd.loading.hub import KINDS_FILE, weights_variant
 from sd.loading.noise_schedule import NoiseSchedule, load_noise_schedule
 
-# The width of the text that a 2.x denoiser reads.
+# The width of the text embeddings of 2.x.
 SECOND_TEXT_WIDTH = 1024
 
 
 class WeightsMissing(ValueError):
-    """A part's files do not hold all of its weights."""
+    """The files of a part do not contain all of its weights."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a prior is made of; the VAE without its decoder.
+    """The parts of a prior; the VAE is without its decoder.
 
-    schedule: abar(t) and the prediction type. kinds: what a small prior was trained on,
-    empty for one that knows the world.
+    schedule: abar(t) and the prediction type. kinds: the object categories in a small prior's training set,
+    empty for a general prior.
     """
 
     unet: nn.Module
@@ -39,12 +39,12 @@ class Parts:
 
 
 def load_parts(path: str, device: torch.device, prediction: str = "auto") -> Parts:
-    """Load what `sd.loading.hub.resolve_model` found; fp16 on CUDA, fp32 on the CPU.
+    """Load the model at `path` (see `sd.loading.hub.resolve_model`): fp16 on CUDA, fp32 on the CPU.
 
-    prediction: "epsilon" or "v_prediction" where the model's own files are wrong or silent.
+    prediction: "epsilon" or "v_prediction" overrides the model's files; "auto" reads them.
 
     Raises:
-        ValueError: a file cannot be read as what it should be.
+        ValueError: a file is damaged or has the wrong format.
     """
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     load = _from_folder if Path(path).is_dir() else _from_file
@@ -54,7 +54,7 @@ def load_parts(path: str, device: torch.device, prediction: str = "auto") -> Par
         return parts
     except (FileNotFoundError, WeightsMissing):
         raise
-    # Loaders fail in their own ways on damaged files, some with a bare Exception.
+    # Loaders raise various types on damaged files, including Exception itself.
     except Exception as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise ValueError(f"sd_model: cannot be loaded from {path}: {reason}") from error
@@ -77,11 +77,11 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
         _check_complete(folder, part, report["missing_keys"])
         return loaded
 
-    # Without accelerate, which is not needed here, the low-memory path only warns.
+    # Without the package accelerate, low_cpu_mem_usage=True only logs a warning.
     plain = {"torch_dtype": dtype, "low_cpu_mem_usage": False}
     unet = load(UNet2DConditionModel, "unet", **plain)
     vae = load(AutoencoderKL, "vae", **plain)
-    # Only the encoder is used: the decoder's weights would be memory for nothing.
+    # Only the encoder is used, so the decoder's weights are freed.
     vae.decoder = vae.post_quant_conv = None
     text_encoder = load(CLIPTextModel, "text_encoder", dtype=dtype)
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
@@ -94,8 +94,8 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
 def _latent_size(folder: Path, unet: Mapping[str, object], prediction: str) -> object:
     """Side of the latents that the denoiser was trained on, from its config.json.
 
-    [64, 64] is 64. Without sample_size it follows from the VAE's image size. If that is missing too, it is 64
-    as in 1.x and 2.x-base, or 96 for a 2.x that predicts v.
+    sample_size [64, 64] means 64. If sample_size is missing, the side follows from the VAE's image size. If
+    that is missing too, the side is 64 as in 1.x and 2.x-base, or 96 for a 2.x that predicts v.
 
     Raises:
         ValueError: two different sides.
@@ -129,7 +129,7 @@ def _from_file(path: Path, dtype: torch.dtype, device: torch.device, prediction:
 
 
 def _check_complete(folder: Path, part: str, missing: Iterable[str]) -> None:
-    """Refuse weights that would be left at random; what only the VAE's unused decoder lacks is no matter."""
+    """Raise WeightsMissing if a part lacks weights. The VAE's unused decoder is ignored."""
     missing = sorted(key for key in missing if not key.startswith(("decoder.", "post_quant_conv.")))
     if missing:
         raise WeightsMissing(
@@ -139,6 +139,6 @@ def _check_complete(folder: Path, part: str, missing: Iterable[str]) -> None:
 
 
 def known_kinds(folder: str | Path) -> tuple[str, ...]:
-    """The objects that kinds.json beside a small prior's weights names; no file, no limit."""
+    """The object categories in a small prior's kinds.json; empty if there is no such file."""
     path = Path(folder) / KINDS_FILE
     return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()
