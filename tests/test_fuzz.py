@@ -75,7 +75,7 @@ class Hang(BaseException):
 
 @pytest.fixture(autouse=True)
 def bounded():
-    """Turn a hang, and memory use beyond a few gigabytes, into an exception."""
+    """Raise an exception in the block after a time limit or above a memory limit of a few gigabytes."""
 
     def stop(number, frame):
         raise Hang
@@ -110,7 +110,7 @@ def fuzz(strategy, cases, attempt):
 
 
 def read_or_refuse(reader, path):
-    """The result of the reader, None if it refuses the file with one of our errors."""
+    """The result of the reader, None if it rejects the file with one of our errors."""
     try:
         return reader(path)
     except OURS as error:
@@ -396,7 +396,10 @@ HUGE = {"count": 2**33, "componentType": 5126, "type": "VEC3"}
 
 @pytest.mark.parametrize("escape", ["../secret.bin", "/etc/hostname", "sub/../../secret.bin", "link.bin"])
 def test_a_mesh_reads_nothing_outside_its_folder(escape, tmp_path):
-    """Buffers of glTF, textures of glTF and PLY, and OBJ's material files, none of which are read."""
+    """References to files outside the folder are not read.
+
+    Covers glTF buffers, glTF and PLY textures, and OBJ material files.
+    """
     folder = tmp_path / "mesh"
     (folder / "sub").mkdir(parents=True)
     secret = tmp_path / "secret.bin"

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# What each package may import of ours. The longest name that fits a module counts.
+# The packages of this project that each package may import. The longest matching name applies to a module.
 FLOORS = {
     "train": {"training", "configs", "sd", "dataset", "geometry", "render"},
     "training": {"training", "configs", "sd", "dataset", "geometry", "render"},

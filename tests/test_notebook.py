@@ -75,7 +75,7 @@ def test_repository_is_cloned(tmp_path):
 
 def test_failing_program_stops_the_notebook(tmp_path):
     found = notebook(cells=7, OUT=str(tmp_path / "run"), OPTIONS=["--itr", "3"])
-    # The check of the machine takes 15 s and is tested above.
+    # The environment check takes 15 s and is tested above.
     found.cells = [cell for cell in found.cells if cell.id != "install"]
     with pytest.raises(CellExecutionError, match="exit code 2"):
         execute(found, ROOT)

@@ -1,4 +1,4 @@
-"""The README pages against the program: commands, key table, links, paths and sizes."""
+"""The README pages agree with the program: commands, key table, links, paths and sizes."""
 
 import importlib.util
 import json
@@ -130,7 +130,7 @@ def test_command_check_finds_a_fault(command, fault, tmp_path, monkeypatch, caps
 
 
 def command_fault(words: list[str], capsys) -> str:
-    """Why a command cannot work, "" if it can.
+    """The reason why a command fails, "" if it succeeds.
 
     train.py runs with --dry-run. Later commands read the config and the mesh that a run writes, so both are
     created in the current folder; the mesh is a single triangle.

@@ -1,12 +1,12 @@
-"""Where the time of an export goes: unwrapping, baking and every file, on a smooth and on a torn surface.
+"""Time of each part of an export: unwrapping, baking and each file, for a smooth and a noisy surface.
 
     python3 tests/benchmarks/export.py --faces 400000 --texture_res 2048
     python3 tests/benchmarks/export.py --kind noisy --faces 1300000 --unwrap projection --device cuda
 
-A smooth surface is a ball with bumps, as after a run on a tetrahedral grid of 256; a noisy one is the zero
-surface of a ball whose field is noise at every vertex, as random weights make it: torn and of thousands of
-pieces. The field that is baked is a material with the default encoding. Compiling (numba, at the first use
-on a machine) is timed apart, on a small ball.
+The smooth surface is a ball with bumps, similar to the result of a run with grid 256. The noisy surface is
+the zero level set of a ball's field with noise at every vertex. It has thousands of separate components, like
+a surface optimized with a randomly initialised prior. The baked field is a material with the default
+encoding. Compilation by numba, which happens once per machine, is timed separately on a small ball.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# A script of its own: it finds the program from where it lies.
+# This file is run as a script, so the repository root is added to the import path.
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
@@ -39,12 +39,12 @@ from render.texturing.bake import bake
 from render.texturing.uv import unwrap, uv_areas, uv_fault
 
 SIDE = 2.1
-# Faces that each kind has on a grid of 256, and the power of the grid's size that they grow with.
+# The face count of each kind at grid 256, and the exponent with which it grows with the grid resolution.
 SCALE = {"smooth": (4.05e5, 2), "noisy": (9.6e6, 3)}
 
 
 def surface(kind: str, faces: int) -> Mesh:
-    """A surface of about so many faces; kind: "smooth" or "noisy"."""
+    """A surface with about the given number of faces. kind: "smooth" or "noisy"."""
     at_256, power = SCALE[kind]
     grid = make_tet_grid(round(256 * (faces / at_256) ** (1 / power)), SIDE)
     x, y, z = grid.v_pos.unbind(-1)
@@ -60,7 +60,7 @@ def surface(kind: str, faces: int) -> Mesh:
 
 
 class Clock:
-    """Seconds by name."""
+    """Measures elapsed seconds by name."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -79,7 +79,7 @@ class Clock:
 
 
 def measure(mesh: Mesh, method: str, side: int, folder: Path) -> dict:
-    """Seconds of every part of an export of the mesh, and what came of it."""
+    """Seconds of each part of an export of the mesh, and statistics of the result."""
     device = mesh.v_pos.device
     rasteriser, clock = choose_rasteriser(device), Clock(device)
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
@@ -99,7 +99,7 @@ def measure(mesh: Mesh, method: str, side: int, folder: Path) -> dict:
     with clock.timing("GLB"):
         write_glb(folder / "mesh.glb", unwrapped, textures)
     total = sum(clock.seconds.values())
-    # Not part of an export: what a run that paints a user's mesh asks of its uv.
+    # Not part of an export: the UV check of a run that paints a user's mesh.
     with clock.timing("check of the uv"):
         fault = uv_fault(unwrapped, rasteriser)
     return {
@@ -113,7 +113,7 @@ def measure(mesh: Mesh, method: str, side: int, folder: Path) -> dict:
 
 
 def table(records: dict[str, dict]) -> str:
-    """Markdown, a row a part and a column a surface."""
+    """A Markdown table with one row per part and one column per surface."""
     heads = [f"{kind}, {record['faces']} faces" for kind, record in records.items()]
     lines = ["| seconds | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
 

@@ -1,12 +1,12 @@
-"""How a step's time and memory grow with grid, batch, resolution and faces.
+"""Time and memory of a step as functions of grid resolution, batch size, image resolution and face count.
 
     python3 tests/benchmarks/growth.py --model full-size
     python3 tests/benchmarks/growth.py --model data/tiny-sd --device cpu --grids 16 32 --batches 1 2 \\
         --resolutions 64 --side 32 --faces 2000 --steps 3 --fit 20
 
-From the published pineapple pair, one thing is changed at a time; the rest is grid 128, batch 4, views of
-512² and 130,000 faces. Medians of whole steps as in a run, on the fitted start shape (see stages.py). Other
-options are keys of the configs.
+One parameter of the published pineapple configs is varied at a time. The baseline is grid 128, batch 4, views
+of 512² pixels and 130,000 faces. The results are medians over whole training steps on the fitted start shape
+(see stages.py). All other options are config keys.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-# A script of its own: it finds the program, and the tests' models, from where it lies.
+# This file is run as a script, so the repository root and tests/ are added to the import path.
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -40,7 +40,7 @@ GRID, BATCH, FACES = 128, 4, 130_000
 
 
 def variants(options: argparse.Namespace) -> list[dict]:
-    """(axis, value, config file, batch, words) of all measurements; those of one batch stand together."""
+    """Axis, value, config file, batch size and arguments of each measurement, sorted by batch size."""
     found = []
 
     def add(axis: str, value: int, config: str, batch: int, *words: str, faces: int = FACES) -> None:
@@ -69,7 +69,7 @@ def measure(variant: dict, prior: StableDiffusion, config: Config, options: argp
 def benchmark(options: argparse.Namespace, model: str, folder: Path) -> list[dict]:
     rows = []
     for _, group in groupby(variants(options), key=lambda variant: variant["batch"]):
-        # The last one's memory is let go before the next one's is taken.
+        # Free the previous prior before the next one is loaded.
         prior = None
         gc.collect()
         for variant in group:
@@ -80,7 +80,7 @@ def benchmark(options: argparse.Namespace, model: str, folder: Path) -> list[dic
                 mesh = write_obj(folder / f"mesh{variant['faces']}", sphere(variant["faces"]))
                 words += ["--base_mesh", str(mesh)]
             config = load_configs(words)[0]
-            # A prior keeps graphs of a few batches only: each batch gets one of its own.
+            # A prior caches CUDA graphs for only a few batch sizes, so each batch size uses a new prior.
             if prior is None:
                 prior = StableDiffusion.from_pretrained(model, select_device(options.device))
             rows.append(measure(variant, prior, config, options))
@@ -88,7 +88,7 @@ def benchmark(options: argparse.Namespace, model: str, folder: Path) -> list[dic
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: ms and GB of a step, by phase."""
+    """A Markdown table of the milliseconds and gigabytes of a step in each phase."""
     lines = ["| | faces | first phase | GB | second phase | GB |", "| --- " * 6 + "|"]
     for axis in dict.fromkeys(row["axis"] for row in rows):
         for row in sorted((row for row in rows if row["axis"] == axis), key=lambda row: row["value"]):

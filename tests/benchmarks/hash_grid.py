@@ -1,11 +1,11 @@
-"""The field on a GPU: milliseconds of the torch reference and of each way to launch the kernels.
+"""Time of the hash encoding on a GPU: the torch reference and each launch configuration of the kernels.
 
     python3 tests/benchmarks/hash_grid.py [--json FILE] [--steps 20]
 
-The sets of points: the vertices of the tetrahedral grids 128 and 256, those next to a sphere's surface in the
-latter (only they get a gradient), and random ones, as many as four pictures of 512² have on the object.
-The second table is about the rest of the way to a mesh. Medians after a warm-up, each between
-two events on the device.
+The point sets are the vertices of the tetrahedral grids 128 and 256, the vertices of grid 256 next to a
+sphere's surface (the only ones that receive a gradient), and random points, as many as four images of 512²
+pixels show on the object. The second table contains the remaining operations of the mesh extraction. Times
+are medians after a warm-up, measured between two CUDA events.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def milliseconds(act: Callable[[], object], steps: int) -> float:
 
 
 def point_sets() -> dict[str, torch.Tensor]:
-    """Points in [0, 1]³ on the GPU, by what they are."""
+    """The point sets by name: points in [0, 1]³ on the GPU."""
     found = {}
     for name in (128, 256):
         vertices = make_tet_grid(name, 1.0).v_pos
@@ -58,7 +58,7 @@ def point_sets() -> dict[str, torch.Tensor]:
 
 
 def in_cell_order(points: torch.Tensor, cells: int = 64) -> torch.Tensor:
-    """Along a Morton curve through cells³ cells."""
+    """The points sorted along a Morton curve through cells³ cells."""
     cell = (points * cells).long().clamp(max=cells - 1)
     number = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     for bit in range(cells.bit_length() - 1):
@@ -92,7 +92,7 @@ def ways(points: torch.Tensor, grid: HashGrid) -> dict[str, Callable[[], object]
 
 
 def surface(grid: int) -> DMTet:
-    """A field of the default config that hardly leaves a sphere."""
+    """A field with the default config whose surface is close to a sphere."""
     dmtet = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0)).cuda()
     dmtet.limit_to_band(dmtet.v_pos.norm(dim=-1) - 0.7, 0.5)
     return dmtet

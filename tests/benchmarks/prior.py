@@ -1,9 +1,10 @@
-"""What each step towards a fast prior gains: denoiser and VAE encoder, and their kernels alone.
+"""The speed-up of each optimization of the prior: denoiser, VAE encoder and their individual kernels.
 
     python3 tests/benchmarks/prior.py [--json FILE] [--model SD_MODEL] [--tiles]
 
-Without --model: random weights of Stable Diffusion 2.1-base's shape. ms are medians over runs with a
-synchronisation at both ends; GB is the peak above what lay in memory before.
+Without --model, the prior has random weights and the architecture of Stable Diffusion 2.1-base. Times in ms
+are medians over runs with a synchronisation before and after each. GB is the peak memory above the memory
+that was allocated before.
 """
 
 import argparse
@@ -36,7 +37,7 @@ NORMS = [(6, 128, 512, 512), (6, 256, 256, 256), (6, 512, 64, 64), (12, 320, 64,
 
 
 class Bench:
-    """Rows of (what, which way, ms, GB)."""
+    """Collects rows of (operation, variant, milliseconds, GB)."""
 
     def __init__(self, device: torch.device, runs: int):
         self.device, self.runs = device, runs
@@ -69,7 +70,7 @@ class Bench:
         sys.stdout.flush()
 
     def both_ways(self, what: str, way: str, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        """Forward, and forward with the gradient of x."""
+        """Measure the forward pass, and the forward pass with the gradient with respect to x."""
 
         def forward() -> None:
             with torch.no_grad():
@@ -85,7 +86,7 @@ class Bench:
 
 
 def ways(module: nn.Module, speed_up: Callable, kernels: Kernels) -> Iterator[tuple[str, nn.Module, object]]:
-    """A module as it is loaded, and with one thing more each time; with the layout that it reads."""
+    """Variants (name, module, memory format): the module as loaded, then with one more optimization each."""
     yield "diffusers", module, torch.contiguous_format
     module.to(memory_format=torch.channels_last)
     yield "+ channels last", module, torch.channels_last
@@ -131,7 +132,7 @@ def encoder(bench: Bench, parts: Parts, kernels: Kernels, batches: list[int]) ->
 
 
 def whole(bench: Bench, parts: Parts, batches: list[int]) -> None:
-    """As a run has it: image to latents and back, and the question about them."""
+    """Measure the prior as used in a run: encoding with its gradient, and the noise prediction."""
     prior = StableDiffusion(parts, bench.device)
     size, side = prior.latent_size, prior.image_size
     for count in batches:
@@ -145,7 +146,10 @@ def whole(bench: Bench, parts: Parts, batches: list[int]) -> None:
 
 
 def norms(bench: Bench, kernels: Kernels, shapes: list[tuple], groups: int, dtype: torch.dtype) -> None:
-    """Group normalisation with SiLU alone. Its traffic: 3 times x forward, 5 times more backward."""
+    """Measure group normalisation with SiLU.
+
+    The memory traffic is 3 times the size of x in the forward pass and 5 times in the backward pass.
+    """
     for shape in shapes:
         x = torch.randn(shape, device=bench.device, dtype=dtype)
         wide = x.contiguous(memory_format=torch.channels_last)
@@ -163,7 +167,7 @@ def norms(bench: Bench, kernels: Kernels, shapes: list[tuple], groups: int, dtyp
 
 
 def tiles(bench: Bench, shape: tuple, groups: int) -> None:
-    """Triton's normalisation with other sizes of a program."""
+    """Measure the Triton normalisation with other tile sizes."""
     from sd.kernels import group_norm_triton
 
     x = torch.randn(shape, device=bench.device, dtype=torch.float16)
@@ -183,7 +187,7 @@ def tiles(bench: Bench, shape: tuple, groups: int) -> None:
 
 
 def others(bench: Bench, kernels: Kernels, batch: int, tokens: int, width: int, side: int) -> None:
-    """Attention of the VAE, its first convolution, GEGLU, and the sum at a block's end."""
+    """Measure the VAE's attention, its first convolution, GEGLU, and the residual sum of a block."""
     dtype = torch.float16 if bench.device.type == "cuda" else torch.float32
     draw = partial(torch.randn, device=bench.device, dtype=dtype)
     x, scale = draw(batch, tokens, width), width**-0.5

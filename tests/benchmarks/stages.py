@@ -1,15 +1,15 @@
-"""Where a step's time goes: every stage of the loop, with the floor (the prior alone) beside it.
+"""Time of each stage of a training step, compared with the time of the prior alone (the lower bound).
 
     python3 tests/benchmarks/stages.py --config configs/pineapple_geometry_single_gpu.json --model full-size
     python3 tests/benchmarks/stages.py --config configs/pineapple_demo_geometry.json --steps 10
 
---model full-size makes random weights of Stable Diffusion 2.1-base's shape (a GPU), anything else is an
-sd_model. Other options are keys of the config (--dmtet_grid 256 --batch 4). A total is the median over
-whole steps; the stages are timed in other steps, each with a synchronisation at both of its ends, without
-what it calls, so their sum is somewhat more. The start shape is fitted in --fit steps first and then held, by
-a learning rate of 0, so the figures are those of a smooth surface; with --torn it follows the gradients,
-which those of random weights tear into ten times the faces. Appearance is painted on a sphere of --faces
-triangles.
+--model full-size creates random weights with the architecture of Stable Diffusion 2.1-base and needs a GPU.
+Any other value is an sd_model. Other options are config keys (--dmtet_grid 256 --batch 4). The total is the
+median over whole steps. The stages are timed in separate steps with a synchronisation before and after each
+stage, and the time of a nested stage is not counted in the outer one. Their sum therefore exceeds the total
+slightly. The start shape is first fitted in --fit steps and then kept fixed by a learning rate of 0, so the
+measured surface is smooth. With --torn the surface is optimized. The gradients of random weights make it
+irregular, with about ten times as many faces. Appearance is optimized on a sphere of --faces triangles.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 
-# A script of its own: it finds the program, and the tests' models, from where it lies.
+# This file is run as a script, so the repository root and tests/ are added to the import path.
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -57,7 +57,7 @@ WARM_UP = 4
 
 
 class Stopwatch:
-    """Seconds by stage, each without the stages inside it."""
+    """Measures the seconds of each stage, excluding nested stages."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -85,7 +85,7 @@ class Stopwatch:
 
     @contextmanager
     def watching(self, places: list[tuple[str, object, str]]) -> Iterator[None]:
-        """Time every (stage, owner, name) inside the block."""
+        """Time every function given as (stage, owner, attribute name) within the block."""
         before = [(owner, name, getattr(owner, name)) for _, owner, name in places]
         for stage, owner, name in places:
             setattr(owner, name, self.wrap(stage, getattr(owner, name)))
@@ -120,7 +120,7 @@ def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[s
 
 
 def sphere(faces: int) -> Mesh:
-    """A sphere of about so many triangles with open poles and a latitude-longitude uv."""
+    """A sphere with about the given number of triangles, open poles and latitude-longitude UVs."""
     columns = max(round(faces**0.5), 8)
     rows = max(round(faces / (2 * columns)), 4)
     u, v = torch.meshgrid(torch.linspace(0, 1, columns + 1), torch.linspace(0, 1, rows + 1), indexing="xy")
@@ -138,7 +138,7 @@ def sphere(faces: int) -> Mesh:
 
 
 class SteppedRun:
-    """One run's parts, stepped by hand."""
+    """The task, guidance and state of one run, advanced one step at a time."""
 
     def __init__(self, config: Config, prior: StableDiffusion | None = None):
         self.config = config
@@ -152,29 +152,30 @@ class SteppedRun:
         self.state = TrainState(0, self.task.schedule, self.optimizer, None)
 
     def enter(self, phase: Phase) -> None:
-        """Steps from here on are of this phase."""
+        """Set the phase of all following steps."""
         schedule = Schedule(((sys.maxsize, phase),))
         prefetcher = make_prefetcher(self.config, self.guidance, schedule, SINGLE_PROCESS)
         self.state = TrainState(self.state.step, schedule, self.optimizer, prefetcher)
 
     def step(self) -> None:
-        """As in a run, which waits for nothing but the loss."""
+        """Run one step. As in a run, only reading the loss synchronises with the GPU."""
         self.state.step += 1
         if self.state.phase.fit:
             training_loop.fit_step(self.state, self.config, self.task, SINGLE_PROCESS)
         else:
-            # Looked up at each call: the stopwatch replaces it.
+            # The attribute is looked up at each call because the stopwatch replaces it.
             training_loop.train_step(self.state, self.config, self.task, self.guidance, SINGLE_PROCESS)
 
     def hold(self) -> None:
-        """From here on the optimiser does its work, and nothing moves."""
+        """Set the learning rates to 0: the optimizer still runs, but the parameters stay constant."""
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
 
     def median(self, act: Callable[[], object], steps: int) -> float:
-        """Milliseconds from an act's end to the next one's, after a warm-up.
+        """Median milliseconds between the ends of consecutive calls of `act`, after a warm-up.
 
-        Acts are not waited for, as in a run: the host prepares one while a GPU is at another.
+        There is no synchronisation between calls, as in a run: the host prepares a call while the GPU
+        executes the previous one.
         """
         ends = []
         for _ in range(WARM_UP + steps + 1):
@@ -183,10 +184,12 @@ class SteppedRun:
         return 1e3 * statistics.median(after - before for before, after in pairwise(ends[WARM_UP:]))
 
     def total(self, steps: int) -> dict:
-        """Milliseconds of a whole step of the phase, and what torch has taken of the GPU's memory for it, in
-        GB: with that of CUDA graphs and of what is kept for the next step."""
+        """Milliseconds of a whole step of the phase, and the GPU memory in GB that torch reserved for it.
+
+        The memory includes that of CUDA graphs and of the data that is prefetched for the next step.
+        """
         if self.device.type == "cuda":
-            # Loops before this one may lie about, in cycles.
+            # Objects of earlier measurements may be kept alive by reference cycles.
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -195,7 +198,7 @@ class SteppedRun:
         return {"total_ms": total, "peak_gb": memory}
 
     def measure(self, steps: int) -> dict:
-        """Total, stages and floor of the phase."""
+        """Total time, memory, time of each stage, and lower bound of the current phase."""
         total = self.total(steps)
         watch = Stopwatch(self.device)
         with watch.watching(stages(self.task.scene.rasteriser, self.optimizer)):
@@ -205,7 +208,10 @@ class SteppedRun:
         return {**total, "stages_ms": found, "floor_ms": self.floor(steps)}
 
     def floor(self, steps: int) -> float:
-        """The prior alone on the same batch: the denoiser and, where the phase has it, the VAE both ways."""
+        """Milliseconds of the prior alone on the same batch.
+
+        The denoiser runs forward. The VAE encoder runs forward and backward if the phase uses it.
+        """
         phase = self.state.phase
         prior, batch = self.guidance.prior, self.config.run.batch
         size, side = prior.latent_size, prior.image_size
@@ -219,7 +225,7 @@ class SteppedRun:
             if phase.latents_from == "vae":
                 image.grad = None
                 prior.encode(image, noise).sum().backward()
-            # Waited for, as the loss is in a step.
+            # item() synchronises with the GPU, as reading the loss does in a step.
             prior.predict_noise(noisy, timesteps, text)[0, 0, 0, 0].item()
 
         return self.median(alone, steps)
@@ -230,7 +236,7 @@ def benchmark(config: Config, steps: int, fit: int, torn: bool = False) -> dict:
 
 
 def phases_of(run: SteppedRun, fit: int, torn: bool, measure: Callable[[SteppedRun], dict]) -> dict:
-    """Fit, and then measure each phase."""
+    """Fit the start shape, then measure each phase."""
     found = {}
     phases = [phase for _, phase in run.task.schedule.phases]
     for phase in phases:
@@ -249,7 +255,7 @@ def phases_of(run: SteppedRun, fit: int, torn: bool, measure: Callable[[SteppedR
 
 
 def table(record: dict) -> str:
-    """Markdown, a row a stage and a column a phase."""
+    """A Markdown table with one row per stage and one column per phase."""
     phases = {name: values for name, values in record["phases"].items() if "stages_ms" in values}
     names = list(dict.fromkeys(stage for values in phases.values() for stage in values["stages_ms"]))
     lines = ["| ms a step | " + " | ".join(phases) + " |", "| --- |" + " --- |" * len(phases)]

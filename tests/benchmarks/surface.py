@@ -1,10 +1,10 @@
-"""From vertices to the image of normals on a GPU, rasteriser left out: torch beside the kernels.
+"""Time from vertices to the normal image on a GPU, without the rasteriser: torch compared with the kernels.
 
     python3 tests/benchmarks/surface.py [--faces 20000 190000 700000] [--batch 4] [--size 512] [--steps 50]
 
-Milliseconds on a sphere that fills most of the pictures, medians after a warm-up. "device" is between two
-events with nothing else in the queue, launches that the GPU waits for included; "host" is until the calls
-have returned, with the GPU kept busy by something else, so that nobody waits for it.
+The scene is a sphere that fills most of each image. Times are medians in milliseconds after a warm-up.
+"device" is the time between two CUDA events on an otherwise empty queue, including launch latency. "host" is
+the time until the calls return, measured while the GPU is busy, so that the host does not wait for it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from render.mesh import Mesh
 from render.raster.select import choose_rasteriser
 
 WARM_UP = 3
-# GPU clocks, about 10 ms: more than any of the calls takes.
+# GPU clock cycles, about 10 ms. This is longer than any of the measured calls.
 BUSY = 20_000_000
 
 
@@ -46,7 +46,7 @@ def host_milliseconds(act: Callable[[], object], steps: int) -> float:
 
 
 def there_and_back(function: Callable, leaves: tuple[torch.Tensor, ...]) -> tuple[Callable, Callable]:
-    """What calls a function without its gradient, and with the gradient of its last result on the leaves."""
+    """Two callables: the forward pass, and the forward pass with the gradient of its last result."""
     found = function()
     push = torch.randn_like(found)
 

@@ -1,4 +1,4 @@
-"""The export's benchmark: its two surfaces are what they are said to be, and every part is in its table."""
+"""The export benchmark: properties of its two surfaces, and a table row for each part."""
 
 import json
 
@@ -10,7 +10,7 @@ from render.texturing.projection import face_neighbours, folded_edges
 
 
 def pieces(mesh) -> int:
-    """Connected parts, by flooding over shared vertices."""
+    """The number of components that are connected by shared vertices."""
     label = np.arange(len(mesh.v_pos))
     faces = mesh.faces.numpy()
     while True:

@@ -1,4 +1,4 @@
-"""The benchmark of growth, small: one thing changes at a time, and every one of them has its row."""
+"""The growth benchmark at toy size: one parameter varies at a time, and each variant has a row."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The prior's benchmark at toy size: every row is there."""
+"""The prior benchmark at toy size: all rows exist."""
 
 import torch
 

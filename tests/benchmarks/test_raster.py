@@ -1,4 +1,4 @@
-"""The rasterisers' benchmark, small: its tables, and that its measure of the gradient tells good from bad."""
+"""The rasteriser benchmark at toy size: its tables, and its gradient measure on a wrong gradient."""
 
 import json
 
@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 class Hard(ReferenceRasteriser):
-    """Half of the edge rule's gradient."""
+    """A rasteriser whose antialiasing returns half of the correct gradient."""
 
     def antialias(self, colour, rast, clip, faces):
         smooth = super().antialias(colour, rast, clip, faces)

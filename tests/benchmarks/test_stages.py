@@ -1,4 +1,4 @@
-"""The benchmark's parts: what a stage costs without those inside it, and the sphere that is painted."""
+"""The stage benchmark: times exclude nested stages, and the sphere has the requested face count."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_a_stage_is_charged_without_what_it_calls():
 
     with watch.watching([("inner", Work, "inner"), ("outer", Work, "outer")]):
         assert Work().outer() == 14
-    # Every look at the clock is one tick: outer 0 to 5, inner 1 to 2 and 3 to 4.
+    # Each clock reading advances by one tick: outer from 0 to 5, inner from 1 to 2 and from 3 to 4.
     assert watch.seconds == {"inner": [1.0, 1.0], "outer": [3.0]}
     assert Work().outer() == 14 and len(watch.seconds["inner"]) == 2
 

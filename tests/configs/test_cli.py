@@ -1,4 +1,4 @@
-"""The command line: the same keys, the same checks as in a file."""
+"""The command line accepts the same keys as a config file and applies the same checks."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def refusal(*argv: str) -> str:
 
 
 def words(value, split: bool) -> list[str]:
-    """A value as a person would type it."""
+    """The command-line arguments that a user would type for a value."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and split and value:
@@ -50,7 +50,7 @@ def words(value, split: bool) -> list[str]:
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_an_option_means_what_the_key_in_the_file_means(folder, path, split):
-    """Every key of every shipped config, filled up with all defaults."""
+    """Checks every key of every shipped config, including the keys with default values."""
     values = parse_config(json.loads(path.read_text()), path.name).to_json()
     make_files(values)
     argv = [word for key, value in values.items() for word in (f"--{key}", *words(value, split))]

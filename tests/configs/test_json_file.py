@@ -1,4 +1,4 @@
-"""Strict JSON reading: errors name the file and the place."""
+"""Strict JSON reading: errors name the file and the position."""
 
 import pytest
 

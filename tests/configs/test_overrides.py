@@ -1,4 +1,4 @@
-"""Where several configs of one command write, and which mesh the next one reads."""
+"""Output folders of several configs in one command, and the mesh that each later config reads."""
 
 import pytest
 
@@ -16,7 +16,7 @@ APPEARANCE = {
 
 
 def folders(files, **options):
-    """(out_dir of each config, base_mesh of the last)."""
+    """The out_dir of each config, and the base_mesh of the last one."""
     resolved = resolve_chain(files, options)
     return [values["out_dir"] for values in resolved], resolved[-1].get("base_mesh")
 

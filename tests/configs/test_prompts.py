@@ -13,7 +13,7 @@ PRESETS = ("tall", "round", "long")
 
 
 def targets(suffix: str) -> dict[str, list[tuple[str, str | None]]]:
-    """(category, material) of each prompt, by start shape preset."""
+    """The category and material of each prompt, by start shape preset."""
     files = {preset: ROOT / f"configs/prompts/{preset}{suffix}.txt" for preset in PRESETS}
     found = {
         preset: [parse_target(line, KNOWN) for line in read_prompts(str(path))]

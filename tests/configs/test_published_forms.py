@@ -11,7 +11,7 @@ from configs.errors import ConfigError
 
 @pytest.fixture(autouse=True)
 def config(tmp_path, monkeypatch):
-    """A config file and a mesh in the current directory."""
+    """Create a config file and a mesh in the current directory."""
     monkeypatch.chdir(tmp_path)
     Path("a.json").write_text(json.dumps({"out_dir": "thing"}))
     Path("mesh.obj").touch()

@@ -1,4 +1,4 @@
-"""Every key is checked at the door: whatever comes in, a Config or one line of ConfigError comes out."""
+"""Validation of configs: any input gives a Config or a ConfigError with a one-line message."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from configs.schema import NO_EFFECT, Config, known_keys, parse_config, section_
 
 LEAST = {"out_dir": "thing"}
 
-# METHOD section 8, written out once more.
+# The defaults of the published program, listed independently of the schema.
 PUBLISHED_DEFAULTS = {
     "mode": "geometry_modeling",
     "text": "",
@@ -271,7 +271,7 @@ VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
 )
-# Numbers in lists of the right length reach the checks behind the types.
+# Lists of numbers with the correct length pass the type checks, so the later checks are tested too.
 NUMBERS = st.lists(st.integers(-2, 100) | st.floats(-2, 100), min_size=2, max_size=4)
 NAMES = st.sampled_from([*known_keys(), *sorted(NO_EFFECT)])
 

@@ -1,4 +1,4 @@
-"""The config files that we ship: each parses, says what METHOD section 9 says, and chains."""
+"""The shipped config files: each parses, has the published values, and the stages follow each other."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from configs.schema import NO_EFFECT, parse_config
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "configs").glob("*.json"))
 
-# METHOD section 9, written out once more.
+# The values of the published configs (Fantasia3D, Chen et al. 2023), listed independently of the files.
 EVERY = {
     "train_res": [512, 512],
     "fovy_range": [25.71, 45],

@@ -23,7 +23,7 @@ FILES = int(os.environ.get("STRESS_FILES", "2000"))
 
 
 def damaged(content, chance):
-    """Content with one to three random edits."""
+    """Return the content with one to three random edits."""
     content = bytearray(content)
     for _ in range(chance.randint(1, 3)):
         at = chance.randrange(len(content) + 1)

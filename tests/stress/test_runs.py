@@ -79,7 +79,7 @@ def lost_steps(folders):
 
 
 def wait_until_unlocked(folders):
-    """The trials of a killed sweep save and exit by themselves."""
+    """Wait for the trials of a killed sweep, which save a checkpoint and exit."""
     from training.lock import is_locked
 
     deadline = time.monotonic() + 120
@@ -97,7 +97,7 @@ def test_random_kills(kind, model_folder, mesh, tmp_path):
         patience = chance.choice([None, chance.uniform(0, 2)])
         with ProcessGroup(world, argv, tmp_path) as processes:
             start = time.monotonic()
-            # Either at any moment of the start, or at any moment after the first new steps.
+            # The kill happens at a random time during startup, or at a random time after the first new steps.
             while any(member.is_alive() for member in processes.members):
                 grown = [log_length(folder) for folder in folders] != before
                 if time.monotonic() - start > (patience or 120) or (patience is None and grown):
@@ -146,7 +146,7 @@ def test_double_starts(model_folder, mesh, tmp_path):
 
 @contextmanager
 def small_disk(folder, options):
-    """A tmpfs on `folder`. Skips visibly if it cannot be mounted."""
+    """Mount a tmpfs on `folder`. The test is skipped with a reason if it cannot be mounted."""
     folder.mkdir()
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount a small file system")
@@ -161,7 +161,10 @@ def small_disk(folder, options):
 
 @pytest.mark.parametrize("kind", ["bytes", "inodes"])
 def test_a_full_disk(kind, model_folder, mesh, tmp_path):
-    """The disk fills up at a random step: no traceback, no lost checkpoint; with space the run ends well."""
+    """The disk fills up at a random step. No traceback appears and no checkpoint is lost.
+
+    The run completes after space is available again.
+    """
     chance = random.Random(kind)
     options = f"size={SMALL_BYTES}" if kind == "bytes" else f"size={8 * SMALL_BYTES},nr_inodes={SMALL_INODES}"
     with small_disk(tmp_path / "disk", options) as disk:
@@ -210,7 +213,7 @@ def test_interrupts_at_any_moment(model_folder, mesh, tmp_path):
         process = subprocess.Popen(
             [sys.executable, "train.py", "--config", config], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
-        # Python itself needs a moment before the first line of train.py.
+        # The Python interpreter starts before the first line of train.py runs.
         time.sleep(chance.uniform(0.3, 25))
         process.send_signal(number)
         _, text = process.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""Checkpoints are intact or absent, and optimizers resume bit for bit."""
+"""Checkpoints are complete or absent, and optimizers are restored bit for bit."""
 
 import errno
 import json

@@ -42,7 +42,7 @@ run_and_exit(main)
 
 @pytest.mark.parametrize("target", ["closed pipe", "/dev/full"])
 def test_stderr_pipe_closed(target, tmp_path):
-    """A run whose log lines cannot be written goes on to its end and exits with 0."""
+    """A run whose log lines cannot be written completes and exits with 0."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if target == "/dev/full":
         stderr = os.open(target, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""Several processes of one run, over Gloo: the same numbers, the same end, and nothing lost."""
+"""Several processes of one run over Gloo: equal results, a common exit, and no lost checkpoint."""
 
 import json
 import os
@@ -97,7 +97,8 @@ def test_a_step_depends_on_its_micro_batches_and_not_on_their_ranks(model_folder
     for name in ("4x1", "2x2"):
         other, other_log = found[name]
         for mine, theirs in zip(log, other_log, strict=True):
-            # AdamW makes the rounding of a gradient near 0 a step of full length: one step later it shows.
+            # AdamW normalises gradients, so the rounding of a gradient near 0 can change a whole update. The
+            # loss of the next step shows the difference.
             near = 1e-6 if mine["step"] <= FIT + 1 else 1e-3
             assert theirs["loss"] == pytest.approx(mine["loss"], rel=near)
         for key, value in whole.tensors.items():
@@ -222,7 +223,7 @@ def test_the_launcher_restarts_a_killed_worker_and_ends_all_on_sigterm(model_fol
         until(lambda: "resuming after step" in said.read_text())
         reached = lines(log)
         resumed = int(said.read_text().partition("resuming after step ")[2].split()[0])
-        # Beyond what the killed ones have written, which stays in the log until the loop begins.
+        # Lines of the killed processes stay in the log until the loop starts, so wait for later lines.
         until(lambda: lines(log) > reached + 2)
         process.terminate()
         assert process.wait(60) != 0

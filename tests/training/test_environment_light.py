@@ -1,4 +1,4 @@
-"""What a painted run shows of its light: probe.hdr, a second light, rows of the stills, learning, turning."""
+"""Environment light of an appearance run: probe.hdr, second light, still rows, learning, camera space."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ from render.shade.material import MaterialConfig, MaterialField
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SIDE = 24
-# Red from the right, blue from the left, on grey.
+# The map is red on the right, blue on the left and grey elsewhere.
 COLOURS = ((1.0, 0, 0), (0, 0, 1.0))
 
 
@@ -37,7 +37,7 @@ def two_sided(path, scale=1.0):
 
 
 def run(folder, model, name="run", **values):
-    """A ball, painted for two steps."""
+    """Optimize the appearance of a ball for two steps; returns the output folder."""
     mesh = folder / "ball.ply"
     if not mesh.exists():
         trimesh.creation.icosphere(3, radius=0.7).export(mesh)
@@ -91,7 +91,7 @@ def test_probe_is_the_map_times_env_scale_and_relight_gets_its_own_pictures(mode
     def redness(image, side):
         return float(image[side][..., 0].mean()) - float(image[side][..., 2].mean())
 
-    # The front view has +x at its right: red there under the first light, nothing of it under the second.
+    # The front view has +x on its right. Only the first light makes that side red.
     assert redness(frames["shaded"], right) - redness(frames["shaded"], left) > 30
     assert abs(redness(frames["relight"], right) - redness(frames["relight"], left)) < 10
     assert len(list((out / "validate/relight").glob("*.png"))) == 100
@@ -104,11 +104,12 @@ def test_the_rows_of_display_are_in_order_and_the_map_is_among_them(model_folder
     assert still.shape == (5 * SIDE, 4 * SIDE, 3)
     rows = still.reshape(5, SIDE, 4 * SIDE, 3)
     sky = rows[1, :, : 2 * SIDE]
-    # The middle is −z, to its right +x: red there, blue to its left; white beyond the map.
+    # The centre of the map is −z. The map is red on the right (+x) and blue on the left. The rest is white.
     assert sky[SIDE // 2, 3 * SIDE // 2, 0] > sky[SIDE // 2, 3 * SIDE // 2, 2] + 50
     assert sky[SIDE // 2, SIDE // 2, 2] > sky[SIDE // 2, SIDE // 2, 0] + 50
     assert (rows[1, :, 2 * SIDE :] == 255).all()
-    # The middle of the ball faces the camera, 20° above the front; metal and occlusion are 0 by ks_max.
+    # The centre of the ball faces the camera, which is 20° above the front. ks_max sets metallic and
+    # occlusion to 0.
     facing = np.array([0, np.sin(np.radians(20)), np.cos(np.radians(20))])
     assert np.abs(rows[2, SIDE // 2, SIDE // 2] - 127.5 * (facing + 1)).max() < 16
     middle = rows[4, SIDE // 2, SIDE // 2]

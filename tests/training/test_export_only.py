@@ -1,4 +1,4 @@
-"""--export-only: another export of the same state, and nothing else changes."""
+"""--export-only repeats the export of the same checkpoint and changes no other files."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ def write_config(folder, name, model, **values):
 
 @pytest.fixture(scope="module")
 def pair(model_folder, tmp_path_factory):
-    """A shape and its painting, finished; the folder and the two configs."""
+    """A finished geometry run and appearance run; returns the folder and the two configs."""
     folder = tmp_path_factory.mktemp("export")
     shape = write_config(
         folder, "shape", model_folder, iter=FIT, coarse_iter=0, sdf_init_shape_scale=[0.6] * 3
@@ -55,7 +55,7 @@ def everything_is_logged(caplog):
 
 
 def contents(folder):
-    """Every file but the run's page and the config that it names: they tell of the last command."""
+    """The content of every file except the report and config.json, which describe the last command."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     changed_always = ("report.html", "config.json")
     return {path.relative_to(folder): path.read_bytes() for path in files if path.name not in changed_always}
@@ -94,7 +94,7 @@ def test_a_painted_mesh_gets_fewer_faces_and_other_textures_and_nothing_else_cha
         assert len(mesh.faces) == 150 and mesh.is_watertight, file
     assert "is not exported again" in caplog.text and "shape" in caplog.text
     assert train.main(["--config", shape, paint, "--export-only"]) == 0
-    assert not changed(before, contents(folder))  # and back, byte for byte
+    assert not changed(before, contents(folder))  # the original files are restored byte for byte
     assert train.main(["--config", shape, paint]) == 0
 
 
@@ -105,7 +105,7 @@ def test_a_shape_alone_is_exported_in_place_with_a_warning(model_folder, tmp_pat
     assert train.main(["--config", config]) == 0
     before = contents(tmp_path)
     assert train.main(["--config", config, "--export_faces", "200"]) == 0
-    assert not changed(before, contents(tmp_path))  # a finished run keeps its mesh, and says how to change it
+    assert not changed(before, contents(tmp_path))  # the mesh is kept
     assert "is already exported (--export-only writes it again)" in caplog.text
     assert train.main(["--config", config, "--export-only", "--export_faces", "200"]) == 0
     assert changed(before, contents(tmp_path)) == {"shape/dmtet_mesh/mesh.obj", "shape/dmtet_mesh/mesh.glb"}

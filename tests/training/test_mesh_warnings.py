@@ -15,7 +15,7 @@ DATA = Path(__file__).parents[2] / "data"
 
 
 def cone():
-    """Stands on y = -0.5, its tip up."""
+    """A cone with its base at y = -0.5 and its tip up."""
     shape = trimesh.creation.cone(0.5, 1.0)
     shape.apply_transform(trimesh.transformations.rotation_matrix(-np.pi / 2, [1, 0, 0]))
     shape.vertices -= shape.bounds.mean(0)
@@ -23,7 +23,7 @@ def cone():
 
 
 def table():
-    """A plate on four legs, +y up."""
+    """A table with four legs and a lamp, +y up."""
     parts = [trimesh.creation.box((1.0, 0.1, 0.7))]
     for x in (-0.45, 0.45):
         for z in (-0.3, 0.3):
@@ -49,7 +49,7 @@ def tensors(shape):
 
 
 def turned(shape):
-    """The same object in a Z-up program: y becomes z."""
+    """The same object with +z up: y becomes z."""
     copy = shape.copy()
     copy.vertices = copy.vertices[:, [0, 2, 1]] * [1, -1, 1]
     return copy

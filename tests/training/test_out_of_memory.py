@@ -1,4 +1,4 @@
-"""Memory errors of every kind, as one line."""
+"""Out-of-memory errors of all kinds give a one-line message."""
 
 import json
 import re

@@ -173,7 +173,7 @@ def test_orbit_writes_frames_gifs_and_the_turntable(tmp_path):
     for layer in ("shaded", "mask"):
         assert len(list((tmp_path / "validate" / layer).glob("*.png"))) == 10
         with Image.open(tmp_path / "validate" / f"{layer}.gif") as gif:
-            # Pillow joins equal frames and shows them longer.
+            # Pillow merges equal consecutive frames into one with a longer duration.
             assert gif.n_frames == (10 if layer == "shaded" else 1)
     frames = film_frames(tmp_path / "turntable.mp4")
     assert len(frames) == 10

@@ -1,4 +1,4 @@
-"""What TensorBoard's own reader finds."""
+"""The event files, read with TensorBoard's own reader."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""The time that a command still takes, with a simulated clock."""
+"""The estimate of the remaining time of a command, tested with a simulated clock."""
 
 import random
 from dataclasses import dataclass, field
@@ -16,14 +16,17 @@ PUBLISHED = [
     str(ROOT / "configs/pineapple_geometry_single_gpu.json"),
     str(ROOT / "configs/pineapple_appearance_strategy0_single_gpu.json"),
 ]
-# From a tenth of the run on. Near the end a part of the whole run is allowed instead.
+# Allowed error after the first tenth of the run: relative to the remaining time, or near the end a share of
+# the whole run.
 RELATIVE, SHARE = 0.25, 0.02
 
 
 @dataclass
 class Simulation:
-    """A command that takes `seconds` for each part, spread over its steps; every 200th step takes 10 times as
-    long, as if it saved pictures, and all vary by `noise`."""
+    """A command that takes `seconds` for each part, distributed over its steps.
+
+    Every 200th step takes 10 times as long, as if it saved pictures. All durations vary by `noise`.
+    """
 
     configs: list
     seconds: dict
@@ -69,7 +72,7 @@ class Simulation:
         self.estimates.append((self.now, self.progress.remaining()))
 
     def worst(self):
-        """The largest error from a tenth of the run on, as a multiple of what is allowed."""
+        """The largest error after the first tenth of the run, as a multiple of the allowed error."""
         errors = []
         for now, estimate in self.estimates:
             left = self.now - now

@@ -47,7 +47,7 @@ def log_without_times(folder):
 
 
 def refused(argv, capsys, caplog):
-    """The one line that a faulty command prints; it exits 2."""
+    """Run an invalid command, which exits with 2; returns the line that it prints."""
     assert train.main(argv) == 2
     message = caplog.records[-1].getMessage()
     assert (
@@ -58,7 +58,7 @@ def refused(argv, capsys, caplog):
 
 @pytest.fixture(scope="module")
 def pair(model_folder, tmp_path_factory):
-    """Both stages run in one command; the folder that holds them."""
+    """Run both stages in one command; returns the folder that contains the results."""
     folder = tmp_path_factory.mktemp("pair")
     shape = geometry(folder, model_folder, validate=True)
     mesh, panels = folder / "shape/dmtet_mesh/mesh.obj", [{"bsdf": "kd"}, {"latlong": True}]
@@ -122,7 +122,7 @@ def test_the_report_shows_both_stages(pair):
         assert shlex.quote(str(pair / name / "config.json")) in page
 
 
-# Everything in the guidance that may keep a state from step to step.
+# All guidance options that may keep state between steps.
 GUIDED = {
     "score": "vsd",
     "perp_neg": True,
@@ -178,7 +178,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 
 def test_gradients_of_shared_values_repeat_bit_for_bit_on_several_threads():
-    # Indexing's gradient sums by atomics as soon as two threads share it: about 12,000 faces suffice.
+    # The gradient of indexing uses atomic additions when several threads share the work. That happens from
+    # about 12,000 faces on.
     values, rows = torch.randn(3, 3), torch.randint(3, (200_000,))
     weight, threads = torch.randn(200_000, 3), torch.get_num_threads()
     tasks.set_deterministic(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""A user's own mesh, from file to painted file, on the embedded prior: small and short."""
+"""A user's mesh, from the input file to the exported file, at toy size on the embedded prior."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ PAINT = {"mode": "appearance_modeling", "iter": 3, "coarse_iter": 2, "learning_r
 
 
 def command(folder, *configs):
-    """Runs them in one command; each is a (name, values)."""
+    """Run the configs in one command; each config is given as (name, values)."""
     paths = []
     for name, values in configs:
         paths.append(folder / f"{name}.json")
@@ -80,9 +80,9 @@ def test_a_mesh_with_a_hole_ten_times_too_large_and_off_centre(tmp_path, in_the_
     made = load_mesh(mesh_file)
     sculpted = trimesh.Trimesh(made.v_pos.numpy(), made.faces.numpy())
     assert sculpted.is_watertight
-    # The cylinder's share of the ball that it is scaled into, 0.75 in radius.
+    # Scale of the cylinder: the mesh is scaled to a largest vertex distance of 0.75.
     size = 0.75 / np.hypot(5, 6)
-    # Four steps of the prior have dented it; ten times too large would be a thousand times the volume.
+    # Four steps change the volume only slightly. A wrong scale of 10 would give 1000 times the volume.
     assert sculpted.volume == pytest.approx(np.pi * 25 * 12 * size**3, rel=0.2)
     assert np.abs(sculpted.bounds.mean(0)).max() < 0.06
     assert (tmp_path / "paint/dmtet_mesh/mesh.glb").stat().st_size > 0
@@ -91,7 +91,7 @@ def test_a_mesh_with_a_hole_ten_times_too_large_and_off_centre(tmp_path, in_the_
 def test_an_obj_without_uv_far_away_is_painted_where_it_stands(tmp_path, in_the_repository, caplog):
     cone = trimesh.creation.cone(radius=4, height=9, sections=24)
     cone.apply_translation([100, 5, -30])
-    # Two materials, some faces inverted, no vt.
+    # The file has two materials, some inverted faces and no texture coordinates (vt).
     faces = [list(face[::-1]) if i % 3 == 0 else list(face) for i, face in enumerate(cone.faces + 1)]
     lines = [f"v {x} {y} {z}" for x, y, z in cone.vertices]
     for i, face in enumerate(faces):
@@ -108,7 +108,7 @@ def test_an_obj_without_uv_far_away_is_painted_where_it_stands(tmp_path, in_the_
     colours = np.asarray(painted.visual.material.baseColorTexture)[..., :3]
     assert colours.std() > 0 and painted.visual.uv.min() >= 0 and painted.visual.uv.max() <= 1
     log = [json.loads(line) for line in (tmp_path / "paint/log.jsonl").read_text().splitlines()]
-    # It was in view: what the prior said reached the material.
+    # The mesh is in view, so the gradient of the prior reaches the material.
     assert all(line["gradient_norm"] > 0 for line in log if "gradient_norm" in line)
 
 
@@ -132,6 +132,7 @@ def test_only_adding_detail_keeps_the_silhouette(tmp_path, in_the_repository):
     made = load_mesh(tmp_path / "shape/dmtet_mesh/mesh.obj")
     shape = build_start_shape(StartShapeConfig(**start))
     before, after = masks(shape.v_pos, shape.faces), masks(made.v_pos, made.faces)
-    # Legs are a few pixels wide. Without the band it is 0.6 by now, and falls with every step.
+    # The legs are a few pixels wide. Without the band, the intersection over union is 0.6 here and decreases
+    # with every step.
     share = (before & after).sum() / (before | after).sum()
     assert share > 0.9

@@ -1,4 +1,4 @@
-"""The benchmark: its settings, its order, its summary, and one call at toy size that is continued."""
+"""The guidance benchmark: settings, trial order, summary, and a resumed call at toy size."""
 
 import json
 

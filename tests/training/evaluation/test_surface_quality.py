@@ -1,4 +1,4 @@
-"""Measures of surfaces against closed forms, and ground truth against the objects that it comes from."""
+"""Surface measures compared with closed forms, and the ground truth compared with the procedural objects."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_roughness_is_the_mean_angle_weighted_by_length():
     expected = 90 * 12 / (12 + 6 * math.sqrt(2))
     assert roughness(cube()) == pytest.approx(expected, rel=1e-5)
     assert roughness(cube(3.0)) == pytest.approx(expected, rel=1e-5)
-    # A small cube beside it weighs a tenth; the mean of equal values stays.
+    # A small cube next to it contributes a tenth of the weight. The mean of equal values does not change.
     assert roughness(both(cube(), cube(0.1, 5.0))) == pytest.approx(expected, rel=1e-5)
     flat = make_mesh(
         torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]), torch.tensor([[0, 1, 2], [0, 2, 3]])
@@ -49,7 +49,7 @@ def test_roughness_is_the_mean_angle_weighted_by_length():
 
 
 def test_a_long_edge_counts_more_than_a_short_one():
-    # A fan of two hinges: the edge of length 4 bends by 90 degrees, that of length 1 not at all.
+    # Two interior edges: the edge of length 4 has an angle of 90 degrees, the edge of length 1 has 0 degrees.
     v_pos = torch.tensor(
         [[0.0, 0, 0], [4, 0, 0], [2, 1, 0], [2, 0, 1], [9, 0, 0], [9, 1, 0], [10, 0, 0], [8, 1, 0]]
     )

@@ -1,4 +1,4 @@
-"""The report in a real browser, from the disk: the model appears, nothing complains, nothing is fetched."""
+"""The report, opened from the disk in a real browser: the model is shown without errors or requests."""
 
 import base64
 import io
@@ -67,7 +67,7 @@ def test_the_page_fits_its_width(folder, width):
 
 
 def test_the_model_is_lit_by_the_environment_of_the_run(folder, tmp_path):
-    """A red map makes a red picture."""
+    """A red environment map gives a red image."""
     map_file = tmp_path / "red.hdr"
     write_hdr(map_file, torch.tensor([1.0, 0.0, 0.0]).expand(16, 32, 3).contiguous())
     info = replace(example_info(folder), envmap=str(map_file))

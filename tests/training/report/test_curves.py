@@ -1,4 +1,4 @@
-"""Curves against sums done by hand, and the drawing against its own data."""
+"""Curves compared with manually computed values, and the SVG drawing compared with its data."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def test_downsampling_keeps_the_mean_and_both_ends():
     steps, values = list(range(1, 1001)), [float(k % 10) for k in range(1000)]
     curve = downsample("loss", steps, values, buckets=50)
     assert len(curve.steps) == len(curve.mean) == 50 and curve.steps[-1] == 1000
-    # Each bucket holds 0 … 9 twice.
+    # Each bucket contains the values 0 … 9 twice.
     assert curve.mean == (4.5,) * 50
     assert curve.low == pytest.approx((0.9,) * 50) and curve.high == pytest.approx((8.1,) * 50)
     assert len(downsample("loss", steps[:9], values[:9]).steps) == 2

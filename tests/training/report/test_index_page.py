@@ -1,4 +1,4 @@
-"""The page of many results: its pictures, states, links and text, by a parser and in a real browser."""
+"""The overview page of a sweep: pictures, states, links and text, by an HTML parser and in a real browser."""
 
 import io
 from html.parser import HTMLParser
@@ -19,7 +19,7 @@ def solid(path, colour, size=(64, 64)):
 
 
 def views(stage):
-    """The mean colour of each view's middle in a thumbnail strip."""
+    """The mean colour at the centre of each view in a thumbnail strip."""
     content, number = thumbnail(stage)
     strip = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(float)
     assert strip.shape == (SIDE, number * SIDE, 3)
@@ -82,7 +82,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two results: one finished with all that it can have, one failed before its first picture."""
+    """Two results: a finished one with all optional files, and one that failed before its first picture."""
     (tmp_path / "a mug%").mkdir()
     for name in ("report.html", "dmtet_mesh/mesh.glb"):
         (tmp_path / "a mug%" / name).parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Models in the page: what is put into it, and what is too large."""
+"""Models in the page: the embedded data, and models that exceed the size limit."""
 
 import os
 import zlib
@@ -28,8 +28,10 @@ def test_what_does_not_fit_is_none_and_what_is_far_too_large_is_not_tried(monkey
 
 
 def test_the_environment_is_scaled_and_turned_for_the_viewer(tmp_path):
-    """Our map shows +x at three quarters of its width, the viewer's at the middle (its equirectangular
-    mapping is u = atan2(z, x) / 2 pi + 1/2)."""
+    """Our map has +x at three quarters of its width, and the viewer's map has +x at the centre.
+
+    The viewer's equirectangular mapping is u = atan2(z, x) / 2 pi + 1/2.
+    """
     pixels = torch.zeros(64, 128, 3)
     pixels[:, 94:98, 0] = 2.0
     write_hdr(tmp_path / "map.hdr", pixels)

@@ -1,4 +1,4 @@
-"""The parts that all pages share: nothing from outside becomes markup."""
+"""The common parts of all pages: external text is escaped and never becomes markup."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""When the page of a run is written, and what it says of how the run ended."""
+"""The times at which the page of a run is written, and the final state that it shows."""
 
 import logging
 
@@ -66,7 +66,7 @@ def test_pages_are_not_written_faster_than_they_are_cheap(folder, monkeypatch):
         for step in range(2, 101):
             clock[0] += 1.0
             report.update(step)
-    # A page costs 0.2 s, so 10 s pass from its end to the next; the last one is written in any case.
+    # Writing a page takes 0.2 s, so the next page follows 10 s later. The last page is always written.
     assert written == [*range(1, 101, 10), 100]
 
 

@@ -1,4 +1,4 @@
-"""What the report says of a config, and the commands that make the run again."""
+"""The config values in the report, and the commands that repeat the run."""
 
 import json
 import shlex
@@ -29,7 +29,7 @@ def test_only_what_differs_from_the_defaults_is_marked(config):
     changed = {setting.key: (setting.value, setting.default) for setting in settings if setting.changed}
     assert changed.keys() == {"out_dir", "text", "seed", "kd_min"}
     assert changed["seed"] == ("7", "42") and changed["kd_min"] == ("[0.1, 0.0, 0.0]", "[0.0, 0.0, 0.0]")
-    # 100 in the file is the default 100.0.
+    # The value 100 in the file equals the default 100.0.
     assert next(setting for setting in settings if setting.key == "guidance_weight").value == "100.0"
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: what is in the page, and how large it gets."""
+"""The report of a run: the content and the size of the page."""
 
 import base64
 import io
@@ -63,7 +63,7 @@ def test_a_running_page_shows_what_there_is_by_then(folder):
     assert [still["step"] for still in embedded(page, "stills")] == [20, 40, 60]
     assert 'class="state running">running' in page and "step 60 of 100, export" in page
     assert '<progress max="100" value="60"' in page and 'data-written="1000000000000"' in page
-    # The model and the turntable there are those of an earlier run.
+    # The model and the turntable in the folder belong to an earlier run.
     assert 'id="model"' not in page and "data:video" not in page
     assert "model-viewer" not in re.sub(r"<style>.*?</style>|<script>.*?</script>", "", page, flags=re.S)
     assert embedded(page, "curve")[-1][2] == 60
@@ -113,7 +113,7 @@ def test_stills_are_spread_evenly_with_both_ends():
 
 
 def noisy_ball(faces: int, side: int) -> tuple[Mesh, dict]:
-    """A ball with a seam around every small patch, jagged and with textures of noise: nothing packs well."""
+    """A noisy ball with many UV seams and noise textures, so that its data compresses poorly."""
     rows = int((faces / 4) ** 0.5)
     theta, phi = torch.meshgrid(
         torch.linspace(0.01, 3.13, rows + 1), torch.linspace(0, 6.283, 2 * rows + 1), indexing="ij"
@@ -150,7 +150,7 @@ def test_a_model_of_400_000_faces_fits_into_the_page(tmp_path):
 
 
 def attributes(path) -> dict[str, np.ndarray]:
-    """The vertex attributes of a GLB file as floats, integers that mean fractions by the rules of glTF."""
+    """The vertex attributes of a GLB file as floats. Normalised integers are decoded as glTF defines."""
     document, binary = read_glb(path.read_bytes())
     values = {}
     for name, index in document["meshes"][0]["primitives"][0]["attributes"].items():

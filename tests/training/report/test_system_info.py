@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""The versions and the hardware that a report lists."""
 
 import platform
 

@@ -1,4 +1,4 @@
-"""A folder with a pair of configs, and train.py replaced by a stand-in that starts at once."""
+"""Fixtures: a folder with a pair of configs, and a stub that replaces train.py and starts quickly."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def make_folder(config):
 
 @pytest.fixture
 def pair(tmp_path, monkeypatch):
-    """The current directory has geometry.json and appearance.json; the words that name them."""
+    """Create geometry.json and appearance.json in the current directory; returns their arguments."""
     monkeypatch.chdir(tmp_path)
     geometry = {"out_dir": "toy", "device": "cpu"}
     appearance = {"mode": "appearance_modeling", "base_mesh": "out/toy/dmtet_mesh/mesh.obj", "device": "cpu"}
@@ -26,7 +26,7 @@ def pair(tmp_path, monkeypatch):
 
 
 class Stubbed:
-    """Fleets whose trials are runs of the stand-in."""
+    """Sweeps whose trials run the stub instead of train.py."""
 
     def __init__(self, words):
         self.words = words
@@ -35,7 +35,7 @@ class Stubbed:
         return load_sweep([*self.words, *words])
 
     def run(self, *words, check=make_folder):
-        """The exit code."""
+        """Run the sweep and return its exit code."""
         return run_sweep(self.sweep(*words), check)
 
     def states(self):
@@ -44,7 +44,7 @@ class Stubbed:
         return {name: record["state"] for name, record in found.items()}
 
     def runs(self):
-        """What the stand-ins noted of themselves, in the order of their starts."""
+        """The records that the stubs wrote, in the order in which they started."""
         log = Path("runs.jsonl")
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 

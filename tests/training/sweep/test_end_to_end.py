@@ -1,4 +1,4 @@
-"""Real runs of train.py: a grid on a mesh that is there, and chains of which one cannot go on."""
+"""Real runs of train.py: a grid on an existing mesh, and two-stage trials of which one fails."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import train
 
 @pytest.fixture
 def configs(model_folder, tmp_path, monkeypatch):
-    """The current directory has geometry.json, appearance.json and cube.obj."""
+    """Create geometry.json, appearance.json and cube.obj in the current directory."""
     monkeypatch.chdir(tmp_path)
     tiny = {**TINY, "batch": 1, "save_interval": 0, "sd_model": str(model_folder)}
     shape = {"out_dir": "toy", "iter": FIT + 2, "coarse_iter": FIT + 1, "dmtet_grid": 16, "mesh_scale": 2.0}
@@ -42,7 +42,8 @@ def test_two_by_two_on_two_places_then_nothing_is_left_to_do(configs, caplog):
     assert states() == dict.fromkeys(names, "done")
     for name in names:
         with Image.open(f"out/cubes/{name}/dmtet_mesh/texture_kd.png") as texture:
-            # The sRGB code of linear 0.2 is 124; a texture between 0 and 1 begins near the middle.
+            # The sRGB value of linear 0.2 is 124. A texture limited to [0, 1] starts near the middle of its
+            # range.
             assert (max(high for _, high in texture.getextrema()) <= 125) == ("0.2" in name)
     seeds = {Path(f"out/cubes/{name}/dmtet_mesh/texture_kd.png").read_bytes() for name in names}
     assert len(seeds) == 4

@@ -1,4 +1,4 @@
-"""Grids and prompt lists: what they mean, how their trials are called, and what is refused."""
+"""Grids and prompt lists: the combinations, the names of the trials, and rejected input."""
 
 import pytest
 from hypothesis import given

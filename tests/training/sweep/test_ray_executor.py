@@ -1,4 +1,4 @@
-"""Ray as the executor: its share of a GPU, what is said where it is missing, and a sweep on a real one."""
+"""The Ray executor: GPU shares, the error if Ray is not installed, and a sweep with a real Ray."""
 
 import importlib.util
 import os
@@ -39,7 +39,7 @@ def test_a_sweep_on_ray(stub, monkeypatch):
     import ray
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]), prepend=os.pathsep)
-    # The workers import the program anew, so the task itself must install the stub.
+    # Each worker imports the program again, so the task itself must install the stub.
     from training.sweep import local_executor, ray_executor
 
     program, run_trial = local_executor.PROGRAM, ray_executor.run_trial
@@ -58,5 +58,5 @@ def test_a_sweep_on_ray(stub, monkeypatch):
         ray.shutdown()
     assert stub.states() == {"done": "done", "broken": "failed", "crash": "failed"}
     tries = [run["out_dir"] for run in stub.runs()]
-    # What the user can mend is not tried again, what died is: once and twice more.
+    # An error that the user can fix is not retried. A process that died is retried twice.
     assert [tries.count(f"toy/{name}") for name in ("done", "broken", "crash")] == [1, 1, 3]

@@ -1,4 +1,4 @@
-"""Running trials: GPU and threads of each; which are skipped, repeated and stopped; what is logged."""
+"""Running trials: GPU and thread assignment, skipped, repeated and stopped trials, and log lines."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The trials of a command: where they write, which words run them alone, and when one counts as done."""
+"""The trials of a command: their folders, their arguments, and the condition for a finished trial."""
 
 import json
 import shlex
@@ -173,7 +173,7 @@ def test_a_painted_result_is_continued_by_a_larger_export(pair):
     ids=lambda content: content[:20],
 )
 def test_damaged_trial_state_files(pair, content):
-    """A damaged trial.json is no error: the trial counts as not done and can be shown."""
+    """A damaged trial.json raises no error. The trial counts as not done and can be displayed."""
     (trial,) = trials(pair, "--grid", "seed=1")
     finish(trial)
     (trial.folder / "trial.json").write_text(content, encoding="utf-8")
