@@ -1,7 +1,7 @@
-"""Who looks from where: training cameras as a pure function of (seed, rank, world size, step).
+"""Training cameras as a pure function of (seed, rank, world size, step).
 
-Source: METHOD section 1 (Fantasia3D, arXiv 2303.13873, and its supplementary). Angles are degrees in the
-config and radians inside.
+Source: Fantasia3D (arXiv 2303.13873) and its supplementary material. Angles are in degrees in the config and
+in radians inside.
 """
 
 import math
@@ -23,7 +23,7 @@ FieldOfView = Annotated[float, Gt(0), Lt(180)]
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """Where the training cameras may stand."""
+    """Config keys of the distribution of training cameras."""
 
     camera_random_jitter: float = Field(
         0.4, ge=0, description="largest shift of the object in the camera's x and y, world units"
@@ -57,7 +57,7 @@ def step_generator(seed: int, rank: int, step: int, stream: int = 0) -> torch.Ge
 
 
 def azimuth_sector(rank: int, world_size: int) -> tuple[float, float]:
-    """(centre, width) in degrees of the sector that this rank looks from; sector 0 faces the front."""
+    """(centre, width) in degrees of the azimuth sector of this rank. Sector 0 is centred on the front."""
     sectors = min(world_size, 4)
     return (rank % sectors) * 360.0 / sectors, 360.0 / sectors
 
@@ -67,8 +67,9 @@ def draw_azimuths(
 ) -> Float[Tensor, " count"]:
     """Azimuths in degrees for one batch.
 
-    'rank': uniform in the rank's sector. 'batch': the views of all ranks, rank by rank, have equal intervals
-    that tile the circle, the first centred on the front; each is uniform in its own.
+    'rank': uniform in the sector of the rank. 'batch': the circle is divided into equal intervals, one per
+    view of all ranks in the order of the ranks. The first interval is centred on the front. Each azimuth is
+    uniform in its interval.
     """
     if spread == "auto":
         spread = "rank" if world_size > 1 else "batch"
@@ -80,7 +81,7 @@ def draw_azimuths(
 
 
 def view_indices(azimuth: Float[Tensor, " B"], front_threshold: float) -> Int[Tensor, " B"]:
-    """0 front, 1 side, 2 back for azimuths in degrees (METHOD section 1)."""
+    """View index (0 front, 1 side, 2 back) of each azimuth in degrees, for view-dependent prompts."""
     folded = (azimuth + 180.0) % 360.0 - 180.0
     front = (folded >= -front_threshold) & (folded < front_threshold)
     back = (folded >= 180.0 - front_threshold) | (folded < -180.0 + front_threshold)
@@ -88,10 +89,10 @@ def view_indices(azimuth: Float[Tensor, " B"], front_threshold: float) -> Int[Te
 
 
 def normal_rotations(uniform: Float[Tensor, "2 B"]) -> Float[Tensor, "B 3 3"]:
-    """The coarse phase's random rotations R_x(b) · R_y(a), which act on column vectors.
+    """Random rotations R_x(b) · R_y(a) of the coarse phase, applied to column vectors.
 
-    uniform: numbers in [0, 1); the first row gives a ~ U(0, 2π), the second b ~ U(−π, π). A normal is turned
-    about y first, so a normal along y never gets an x component.
+    uniform: numbers in [0, 1). The first row gives a ~ U(0, 2π), the second b ~ U(−π, π). The rotation about
+    y is applied first, so a normal along y never gets an x component.
     """
     about_y, about_x = 2 * math.pi * uniform[0], math.pi * (2 * uniform[1] - 1)
     return rotate_x(about_x) @ rotate_y(about_y)
@@ -108,7 +109,7 @@ def sample_cameras(
 ) -> Cameras:
     """`count` training cameras on the CPU.
 
-    rotate_normals: every view gets a rotation by `normal_rotations`, otherwise the identity.
+    rotate_normals: each view gets a rotation from `normal_rotations`. Otherwise it gets the identity.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

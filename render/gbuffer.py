@@ -1,6 +1,6 @@
-"""What every shader starts from: which surface point each pixel sees.
+"""The G-buffer: position, normal and view direction of the surface point at each covered pixel.
 
-Only covered pixels are kept, as one list of N points; `place` puts their colours back into B images.
+Only the N covered pixels of a batch are stored, as one list. `scatter` writes per-point values into B images.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from render.shade.normals import safe_normalize, shading_normal
 class SurfacePoints:
     """The N covered pixels of B images.
 
-    clip [B,V,4] and rast [B,H,W,4] are the rasteriser's; values [B,H,W,6] are the interpolated positions and
-    smooth normals; pixel [N] counts over all images. position, normal (smooth, bent and turned to the viewer,
-    unit) and to_viewer (unit) are in world space.
+    clip [B,V,4] and rast [B,H,W,4] are described in raster/interface.py. values [B,H,W,6]: the interpolated
+    positions and smooth normals. pixel [N]: flat pixel indices over (B, H, W). position [N,3], normal [N,3]
+    (unit, from `shading_normal`) and to_viewer [N,3] (unit) are in world space.
     """
 
     clip: Float[Tensor, "B V 4"]
@@ -35,39 +35,39 @@ class SurfacePoints:
 
     @property
     def view_of_point(self) -> Int[Tensor, " N"]:
-        """Which image a point is seen in."""
+        """Index in the batch of the image that contains each point."""
         return self.pixel // (self.rast.shape[1] * self.rast.shape[2])
 
     def gather(self, image: Float[Tensor, "B H W C"]) -> Float[Tensor, "N C"]:
-        """What an image shows at the points."""
+        """The values of an image at the points."""
         return image.flatten(0, 2).index_select(0, self.pixel)
 
     def scatter(self, values: Float[Tensor, "N C"], background: float = 0.0) -> Float[Tensor, "B H W C"]:
-        """The points' values in their pixels, `background` elsewhere."""
+        """Images with the values of the points in their pixels and `background` elsewhere."""
         shape = *self.rast.shape[:3], values.shape[-1]
         return values.new_full(shape, background).flatten(0, 2).index_copy_(0, self.pixel, values).view(shape)
 
     def smooth_normal(self) -> Float[Tensor, "N 3"]:
-        """The interpolated vertex normals, unit, outward, neither bent nor turned to the viewer."""
+        """The interpolated vertex normals: unit, outward, without the correction of `shading_normal`."""
         return safe_normalize(self.gather(self.values[..., 3:]))
 
     def face_normal(self, mesh: Mesh) -> Float[Tensor, "N 3"]:
-        """The outward normals of the faces, unit."""
-        # Faces count from 1.
+        """The outward unit normal of the face at each point."""
+        # rast stores face index + 1.
         face = self.gather(self.rast.detach()[..., 3:])[:, 0].long() - 1
         return safe_normalize(face_cross(mesh.v_pos, mesh.faces)).index_select(0, face)
 
     def mask(self) -> Float[Tensor, "B H W 1"]:
-        # Faces count from 1.
+        # rast stores face index + 1.
         return self.rast.detach()[..., 3:].clamp(max=1)
 
 
 def rasterize_gbuffer(mesh: Mesh, views: Cameras, rasteriser: Rasteriser) -> SurfacePoints:
-    """Rasterise the mesh and gather what its covered pixels see; differentiable with respect to v_pos."""
+    """Rasterise the mesh and return its surface points, differentiable with respect to v_pos."""
     clip = transform_points(views.world_to_clip, mesh.v_pos)
     rast = rasteriser.rasterize(clip, mesh.faces, views.resolution)
     values = rasteriser.interpolate(torch.cat([mesh.v_pos, mesh.v_nrm], dim=-1), rast, mesh.faces)
-    # On a GPU the host waits here, once, for how many there are.
+    # On a GPU this is the only host synchronisation: it reads the number of covered pixels.
     pixel = rast.detach()[..., 3].flatten().nonzero()[:, 0]
     gather = surface_points
     if triton_available(values, rast, mesh.v_pos, views.position) and not views.position.requires_grad:
@@ -89,7 +89,7 @@ def surface_points(
 ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
     """position, normal and to_viewer at the covered pixels, as in SurfacePoints.
 
-    values are the interpolated positions and smooth normals, camera is where each image is seen from.
+    values: the interpolated positions and smooth normals. camera: the camera position of each image.
     """
     number = rast.detach()[..., 3].flatten().index_select(0, pixel)
     view = pixel // (rast.shape[1] * rast.shape[2])

@@ -1,9 +1,9 @@
-"""Scenes: from cameras to the images that the prior judges and that people look at.
+"""Scenes: modules that render the training images and the preview images for given cameras.
 
-`GeometryScene` shows the normals and the mask of a surface that is being sculpted (METHOD section 3);
-`AppearanceScene` shows a finished mesh under the environment light (METHOD section 4).
-Both are called with `Cameras` and answer an image for the prior; `.layers` answers pictures for people:
-sRGB in [0, 1], white background, by name.
+`GeometryScene` renders the normals and the mask of the surface that is optimised (geometry modeling of
+Fantasia3D, arXiv 2303.13873). `AppearanceScene` renders a fixed mesh under the environment light (appearance
+modeling of the same paper). A call with `Cameras` returns the image that guidance takes. `.layers` returns
+preview images by name: sRGB in [0, 1] on a white background.
 """
 
 import torch
@@ -23,15 +23,15 @@ from render.shade.normals import bump, shading_normal
 
 CLAY = (0.6, 0.6, 0.6)
 
-# World positions [N,3] and numbers [N] of the covered pixels, as in SurfacePoints.
+# World positions [N,3] and flat pixel indices [N] of the covered pixels, as in SurfacePoints.
 VisiblePoints = tuple[Float[Tensor, "N 3"], Int[Tensor, " N"]]
 
 
 class GeometryScene(nn.Module):
-    """The normals of a surface.
+    """Renders the normals of a surface.
 
-    surface is a module whose `mesh()` gives the current Mesh; flip_normal makes every positive x component
-    of the normals negative (against the Janus problem).
+    surface: a module whose `mesh()` returns the current Mesh. flip_normal: negate every positive x component
+    of the normals (a measure against the Janus problem).
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class GeometryScene(nn.Module):
         self.visible: VisiblePoints | None = None
 
     def forward(self, views: Cameras) -> Float[Tensor, "B H W 4"]:
-        """(normal in [−1, 1], background 0; antialiased mask in [0, 1]).
+        """Normals in [−1, 1] with background 0 (3 channels) and the antialiased mask in [0, 1] (1 channel).
 
-        Keeps the step's mesh, with its graph, in `mesh` and the visible points in `visible`.
+        Stores the mesh of this step with its autograd graph in `mesh`, and the visible points in `visible`.
         """
         mesh = self.mesh = self.surface.mesh()
         views = views.to(mesh.v_pos.device)
@@ -68,7 +68,7 @@ class GeometryScene(nn.Module):
 
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
-        """shaded (as grey clay), normal, mask."""
+        """Preview images: "shaded" (grey material), "normal" and "mask"."""
         mesh = self.surface.mesh()
         views = views.to(mesh.v_pos.device)
         points = rasterize_gbuffer(mesh, views, self.rasteriser)
@@ -82,12 +82,12 @@ class GeometryScene(nn.Module):
 def normal_image(
     points: SurfacePoints, rotation: Float[Tensor, "B 3 3"], flip: bool
 ) -> Float[Tensor, "B H W 4"]:
-    """The points' normals turned by their view's rotation, and the mask; the background is 0.
+    """Image of the normals, each rotated by the rotation of its view, and of the mask. The background is 0.
 
-    flip: after the rotation, every positive x component becomes negative.
+    flip: negate every positive x component after the rotation.
     """
     normal = points.scatter(points.normal)
-    # One product per image. A background of 0 stays 0.
+    # One matrix product per image. The rotation maps a background of 0 to 0.
     turned = (normal.flatten(1, 2) @ rotation.mT).view_as(normal)
     if flip:
         turned = torch.cat([-turned[..., :1].abs(), turned[..., 1:]], dim=-1)
@@ -95,7 +95,7 @@ def normal_image(
 
 
 class AppearanceScene(nn.Module):
-    """A finished mesh, its material field and the light on it."""
+    """Renders a fixed mesh with a material field under an environment light."""
 
     def __init__(
         self,
@@ -107,8 +107,8 @@ class AppearanceScene(nn.Module):
         light_follows_camera: bool = False,
         relight: EnvironmentLight | None = None,
     ):
-        """mesh has uv and tangents; background is the grey behind training views, 0 black to 1 white; relight
-        is a second light that only pictures are made under."""
+        """mesh: has uv and tangents. background: grey level of training images, 0 (black) to 1 (white).
+        relight: a second light, used only for preview images."""
         super().__init__()
         self.mesh = mesh
         self.material = material
@@ -122,20 +122,20 @@ class AppearanceScene(nn.Module):
     def forward(self, views: Cameras) -> Float[Tensor, "B H W 3"]:
         """The shaded image in sRGB, mapped to [−1, 1]. Outlines are antialiased on linear colours.
 
-        Keeps the visible points in `visible`.
+        Stores the visible points in `visible`.
         """
         views = views.to(self.mesh.v_pos.device)
         points = rasterize_gbuffer(self.mesh, views, self.rasteriser)
         self.visible = points.position.detach(), points.pixel
         material, normal = self.material_and_normal(points)
-        # Black and white are the same numbers in linear and in sRGB.
+        # Black (0) and white (1) have the same values in linear colour and in sRGB.
         image = points.scatter(self._lit(points, views, material, normal), self.background)
         image = self.rasteriser.antialias(image, points.rast, points.clip, self.mesh.faces)
         return linear_to_srgb(image) * 2 - 1
 
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
-        """shaded, kd, ks, normal, mask and, where there is a second light, relight."""
+        """Preview images: "shaded", "kd", "ks", "normal", "mask", and "relight" if that light is given."""
         views = views.to(self.mesh.v_pos.device)
         points = rasterize_gbuffer(self.mesh, views, self.rasteriser)
         material, normal = self.material_and_normal(points)
@@ -151,14 +151,14 @@ class AppearanceScene(nn.Module):
         return pictures(colours, points, self.mesh, self.rasteriser)
 
     def material_and_normal(self, points: SurfacePoints) -> tuple[Material, Float[Tensor, "N 3"]]:
-        """The material at each point and the world-space normal that it is shaded with."""
+        """The material and the world-space shading normal at each point."""
         material = self.material(points.position)
         return material, self._bumped(points, material.normal) if self.material.bumpy else points.normal
 
     def _bumped(self, points: SurfacePoints, local: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
         """World-space shading normals with the tangent-space normals `local` applied.
 
-        The smooth normal is perturbed first, then bent and turned to the viewer. So no shading normal faces
+        The smooth normal is perturbed first, then corrected by `shading_normal`. So no shading normal faces
         away from the viewer.
         """
         tangent = self.rasteriser.interpolate(self.mesh.tangents, points.rast, self.mesh.uv_faces)
@@ -173,7 +173,7 @@ class AppearanceScene(nn.Module):
         normal: Float[Tensor, "N 3"],
         light: EnvironmentLight | None = None,
     ) -> Float[Tensor, "N 3"]:
-        """Linear radiance towards the viewer."""
+        """Linear RGB radiance from each point towards the viewer."""
         to_viewer = points.to_viewer
         if self.light_follows_camera:
             rotation = camera_rotation(views.world_to_clip)[points.view_of_point]
@@ -185,7 +185,7 @@ class AppearanceScene(nn.Module):
 def pictures(
     colours: dict[str, Float[Tensor, "N 3"]], points: SurfacePoints, mesh: Mesh, rasteriser: Rasteriser
 ) -> dict[str, Float[Tensor, "B H W 3"]]:
-    """Each layer, and the mask, placed on white with antialiased outlines, clamped to [0, 1]."""
+    """Each layer and the mask as images on white with antialiased outlines, clamped to [0, 1]."""
     stacked = torch.cat([*colours.values(), torch.zeros_like(points.position)], dim=-1)
     image = points.scatter(stacked, background=1.0)
     image = rasteriser.antialias(image, points.rast, points.clip, mesh.faces).clamp(0, 1)

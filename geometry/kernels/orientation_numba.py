@@ -1,4 +1,4 @@
-"""Spreading an orientation from face to face, compiled: each face depends on the one before it."""
+"""Compiled propagation of orientation over faces. The loop is sequential, so torch cannot vectorise it."""
 
 import numba
 import numpy as np
@@ -9,7 +9,7 @@ def spread_orientation(neighbour, opposes, patch, turned):
     """Number the patches of faces that neighbours connect, and make each patch agree with its first face.
 
     neighbour [F,3]: the face across each edge, -1 if there is none. opposes [F,3]: whether that face runs
-    along the edge in the same direction, so one of both has to be turned. patch [F] and turned [F] receive
+    along the edge in the same direction, so one of the two must be flipped. patch [F] and turned [F] receive
     the result; patch is -1 at first.
     """
     queue = np.empty(len(patch), dtype=np.int64)

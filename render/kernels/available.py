@@ -1,4 +1,4 @@
-"""The one place that says whether Triton's kernels can run."""
+"""Test of whether Triton kernels can run."""
 
 import logging
 from functools import cache
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def triton_available(*values: Tensor) -> bool:
-    """Whether Triton's kernels run for these tensors: float32, on one CUDA device with a working Triton."""
+    """Whether all tensors are float32 and on one CUDA device on which Triton works."""
     device = values[0].device
     if device.type != "cuda" or any(value.dtype != torch.float32 for value in values):
         return False

@@ -1,7 +1,7 @@
-"""What covered pixels see, on CUDA: gbuffer.surface_points in one kernel each way.
+"""Fused CUDA kernels of gbuffer.surface_points, one for each direction.
 
-The corners of the faces add up their gradients atomically, so last bits differ from run to run, as those of
-index_add_ do. Only points at grazing angles have any: elsewhere a face's own normal is not looked at.
+The gradients of vertices are summed by atomic additions, so their last bits vary between runs, as with
+index_add_. Only points at grazing angles contribute to them, because only those use the face normal.
 """
 
 import torch
@@ -33,11 +33,11 @@ GRAZING = tl.constexpr(normals.GRAZING)
 
 @triton.jit
 def _seen(values, rast, pixel, faces, v_pos, camera, index, there, view_pixels):
-    """Flat pixel; position; smooth, face and to_viewer, not yet unit; the face's vertices and two edges."""
+    """Flat pixel; position; smooth, face and to_viewer before normalisation; face vertices and two edges."""
     spot = tl.load(pixel + index, mask=there, other=0)
     position = load_triple(values + 6 * spot, there)
     smooth = load_triple(values + 6 * spot + 3, there)
-    # Faces count from 1.
+    # rast stores face index + 1.
     face = tl.load(rast + 4 * spot + 3, mask=there, other=1.0).to(tl.int32) - 1
     vertices = load_face(faces, face, there)
     a, b, c = load_corners(v_pos, vertices, there)
@@ -48,12 +48,12 @@ def _seen(values, rast, pixel, faces, v_pos, camera, index, there, view_pixels):
 
 @triton.jit
 def _bend(smooth, face, view):
-    """shading_normal but for its last line: side ±1, view·smooth / GRAZING, the same in [0, 1], the blend."""
+    """shading_normal before normalisation: side ±1, view·smooth / GRAZING, its clamp to [0, 1], the blend."""
     side = tl.where(dot(face, view) < 0, -1.0, 1.0)
     share = tl.div_rn(dot(smooth, times(view, side)), GRAZING)
     blend = tl.minimum(tl.maximum(share, 0.0), 1.0)
     away = minus(smooth, face)
-    # As torch.lerp, which is exact at both ends.
+    # The formula of torch.lerp, which is exact at both ends.
     mixed = plus(face, times(away, blend))
     near = minus(smooth, times(away, 1 - blend))
     x = tl.where(blend < 0.5, mixed[0], near[0])
@@ -86,9 +86,10 @@ def _backward(
     values, rast, pixel, faces, v_pos, camera, grad_position, grad_normal, grad_to_viewer,
     grad_values, grad_v_pos, view_pixels, count, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Fills the covered pixels of grad_values [B*H*W,6] and adds to grad_v_pos [V,3], zero at the start.
+    """Write the covered pixels of grad_values [B*H*W,6] and add to grad_v_pos [V,3], which starts at zero.
 
-    Gradients that are None are 0; those to write that are None are not wanted. The side has no gradient.
+    An input gradient of None counts as 0. An output gradient of None is not computed. The side (±1) has no
+    gradient.
     """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = index < count
@@ -137,7 +138,7 @@ def surface_points(
 ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
     """position, normal and to_viewer at the covered pixels; see gbuffer.surface_points.
 
-    float32; pixel int64, each at most once. Gradients to values and v_pos.
+    All float32 except pixel, which is int64 without duplicates. Gradients flow to values and v_pos.
     """
     return _SurfacePoints.apply(values, rast.detach(), pixel, faces, v_pos, camera)
 

@@ -1,4 +1,4 @@
-"""The image of normals that the prior sees, on CUDA: scene.normal_image in one kernel each way."""
+"""Fused CUDA kernels of scene.normal_image, one for each direction."""
 
 import torch
 import triton
@@ -13,7 +13,7 @@ from render.kernels.vec3_triton import BLOCK, OPTIONS, dot, load_triple, store_t
 
 @triton.jit(do_not_specialize=["view_pixels", "count"])
 def _forward(normals, pixel, rotation, image, view_pixels, count, FLIP: tl.constexpr, BLOCK: tl.constexpr):
-    """Fills the covered pixels of image [B*H*W,4]."""
+    """Write the covered pixels of image [B*H*W,4]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = index < count
     spot = tl.load(pixel + index, mask=there, other=0)
@@ -33,7 +33,7 @@ def _backward(
     normals, pixel, rotation, grad_image, grad_normals, view_pixels, count,
     FLIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Fills grad_normals [N,3]."""
+    """Write grad_normals [N,3]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = index < count
     row = 3 * index.to(tl.int64)
@@ -58,7 +58,7 @@ def _backward(
 def normal_image(
     points: SurfacePoints, rotation: Float[Tensor, "B 3 3"], flip: bool
 ) -> Float[Tensor, "B H W 4"]:
-    """float32; gradients to points.normal; see scene.normal_image."""
+    """scene.normal_image for float32 tensors. Gradients flow to points.normal."""
     return _NormalImage.apply(points.normal, points.pixel, rotation, tuple(points.rast.shape[:3]), flip)
 
 

@@ -1,7 +1,7 @@
-"""numba's compiler with a disk cache that may be damaged, or on a full or read-only disk.
+"""numba compilation with a disk cache that tolerates damaged files and full or read-only disks.
 
-numba stores compiled functions as pickles beside the sources. A damaged file makes it raise an error at every
-start. Here such a file is replaced, and a cache that cannot be written is a warning.
+numba stores compiled functions as pickles beside the sources and raises an error at every start if a file is
+damaged. Here a damaged file is replaced, and a cache that cannot be written causes a warning.
 """
 
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class SafeCache(FunctionCache):
-    """A function cache whose errors are cache misses."""
+    """A function cache that treats errors as cache misses."""
 
     def load_overload(self, signature: object, target_context: object) -> object | None:
         """The compiled function; None if it is not in the cache or cannot be read."""
@@ -47,7 +47,7 @@ def kernel(function: Callable) -> Callable:
     try:
         compiled._cache = SafeCache(function)
     except RuntimeError as error:
-        # numba found no folder that can be written to.
+        # numba raises this error if no cache folder is writable.
         _warn_once(f"numba has no cache: {error}; every start compiles again")
     return compiled
 

@@ -1,4 +1,4 @@
-"""The smallest Triton kernel, to find out whether Triton compiles and runs here."""
+"""A minimal Triton kernel that tests whether Triton compiles and runs on a device."""
 
 import torch
 import triton

@@ -1,16 +1,17 @@
-"""Vectors of three as triples of Triton values: what the kernels of meshes and surface points share.
+"""3-vectors as triples of Triton values, shared by the kernels of meshes and surface points.
 
-`there` masks lanes; what is loaded where it is false is 0. Roots and quotients are rounded as torch's are.
+`there` is the mask of loads and stores; masked loads return 0. Square roots and quotients are rounded as in
+torch.
 """
 
 import triton
 from triton import language as tl
 
-# Points, faces or vertices a program.
+# Number of points, faces or vertices per program.
 BLOCK = 128
-# Products and sums are not contracted, so that a product that is 0 in the reference stays 0.
+# Fused multiply-adds are disabled, so that a product that is 0 in the reference is also 0 here.
 OPTIONS = {"BLOCK": BLOCK, "enable_fp_fusion": False}
-# What safe_normalize divides by at least.
+# Lower bound of the divisor in safe_normalize.
 SHORTEST = tl.constexpr(1e-10)
 
 
@@ -31,7 +32,7 @@ def store_triple(place, value, there):
 
 @triton.jit
 def add_triple(place, value, there):
-    """Atomically."""
+    """Add the vectors to memory atomically."""
     tl.atomic_add(place, value[0], mask=there, sem="relaxed")
     tl.atomic_add(place + 1, value[1], mask=there, sem="relaxed")
     tl.atomic_add(place + 2, value[2], mask=there, sem="relaxed")
@@ -59,7 +60,7 @@ def dot(a, b):
 
 @triton.jit
 def unit(vector):
-    """shade.normal.safe_normalize, and the factor that it multiplies by."""
+    """The result of shade.normals.safe_normalize and the reciprocal length that scales the vector."""
     length = tl.sqrt_rn(dot(vector, vector))
     inverse = tl.div_rn(1.0, tl.maximum(length, SHORTEST))
     return times(vector, inverse), inverse
@@ -67,13 +68,13 @@ def unit(vector):
 
 @triton.jit
 def unit_backward(grad, direction, inverse):
-    """From the gradient of a unit vector to that of the vector."""
+    """Gradient of the vector from the gradient of its unit vector."""
     return times(minus(grad, times(direction, dot(grad, direction))), inverse)
 
 
 @triton.jit
 def load_corners(v_pos, vertices, there):
-    """Where a face's three vertices stand."""
+    """Positions of the three vertices of each face."""
     a = load_triple(v_pos + 3 * vertices[0].to(tl.int64), there)
     b = load_triple(v_pos + 3 * vertices[1].to(tl.int64), there)
     c = load_triple(v_pos + 3 * vertices[2].to(tl.int64), there)

@@ -1,6 +1,6 @@
-"""Smooth normals on CUDA: mesh.smooth_normals in two kernels there and one back.
+"""CUDA kernels of mesh.smooth_normals: two for the forward pass, one for the backward pass.
 
-Faces add to their vertices atomically, so last bits differ from run to run, as index_add_'s do.
+Faces add to their vertices atomically, so the last bits vary between runs, as with index_add_.
 """
 
 import torch
@@ -24,13 +24,13 @@ from render.kernels.vec3_triton import (
 )
 from render.raster.triton.triangles import cross, load_face
 
-# The square of a sum of faces that has no direction.
+# A sum of face vectors with a squared length below this has no direction.
 DEGENERATE = tl.constexpr(1e-20)
 
 
 @triton.jit(do_not_specialize=["count"])
 def _sum_faces(v_pos, faces, summed, count, BLOCK: tl.constexpr):
-    """Adds every face's vector to the rows of its vertices in summed [V,3], zero at the start."""
+    """Add the vector of each face to the rows of its vertices in summed [V,3], which starts at zero."""
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = face < count
     vertices = load_face(faces, face, there)
@@ -41,7 +41,7 @@ def _sum_faces(v_pos, faces, summed, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _direction(summed):
-    """Whether there is one, the unit vector (+z where not), and the length (1 where not)."""
+    """Whether the sum has a direction, its unit vector (otherwise +z) and its length (otherwise 1)."""
     squared = dot(summed, summed)
     sound = squared > DEGENERATE
     length = tl.sqrt_rn(tl.where(sound, squared, 1.0))
@@ -62,7 +62,7 @@ def _normalize(summed, normals, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _normalize_backward(summed, grad, vertex, there):
-    """From the gradient of a vertex' normal to that of its sum; each face asks anew, which saves a launch."""
+    """Gradient of a vertex's sum from that of its normal. Each face recomputes it, which saves a launch."""
     row = 3 * vertex.to(tl.int64)
     sound, direction, length = _direction(load_triple(summed + row, there))
     cotangent = load_triple(grad + row, there)
@@ -75,7 +75,7 @@ def _normalize_backward(summed, grad, vertex, there):
 
 @triton.jit(do_not_specialize=["count"])
 def _backward(v_pos, faces, summed, grad, grad_v_pos, count, BLOCK: tl.constexpr):
-    """Adds to grad_v_pos [V,3], zero at the start. With f = p × q: ∂L/∂p = q × ∂L/∂f, ∂L/∂q = ∂L/∂f × p."""
+    """Add to grad_v_pos [V,3], which starts at zero. For f = p × q: ∂L/∂p = q × ∂L/∂f, ∂L/∂q = ∂L/∂f × p."""
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = face < count
     vertices = load_face(faces, face, there)
@@ -89,7 +89,7 @@ def _backward(v_pos, faces, summed, grad, grad_v_pos, count, BLOCK: tl.constexpr
 
 
 def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
-    """Area-weighted unit normals of float32 positions; see mesh.smooth_normals. Faces of any integer."""
+    """Area-weighted unit normals of float32 positions; see mesh.smooth_normals. faces: any integer type."""
     return _SmoothNormals.apply(v_pos, faces)
 
 

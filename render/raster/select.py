@@ -18,8 +18,8 @@ REQUIREMENTS = {
 }
 # Exceptions of a package that is missing or incompatible with other packages.
 UNUSABLE = (ImportError, RuntimeError, OSError, AttributeError, SystemError)
-# In order of preference. Both take the same time. Triton keeps the whole gradient of outlines, nvdiffrast's
-# antialiasing 2 % if triangles are as small as pixels (tests/benchmarks/raster.py).
+# In order of preference. Both have the same speed. If triangles are as small as pixels, nvdiffrast's
+# antialiasing keeps 2 % of the outline gradient and Triton keeps all of it (tests/benchmarks/raster.py).
 AUTOMATIC = {"cuda": ("triton", "nvdiffrast")}
 NAMES = ("auto", "nvdiffrast", "triton", "numba", "reference")
 
@@ -60,7 +60,10 @@ def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Ra
 
 
 def build_nvdiffrast(device: torch.device) -> Rasteriser:
-    """Raises RuntimeError, ImportError or OSError if it is not usable. Its first use may compile it."""
+    """The nvdiffrast rasteriser. Raises RuntimeError, ImportError or OSError if it is not usable.
+
+    nvdiffrast may compile its extension on first use.
+    """
     if device.type != "cuda":
         raise RuntimeError(f"it does not support {device.type}")
     module = importlib.import_module("render.raster.nvdiffrast_backend")
@@ -68,8 +71,9 @@ def build_nvdiffrast(device: torch.device) -> Rasteriser:
 
 
 def build_triton(device: torch.device) -> Rasteriser:
-    """Raises RuntimeError or ImportError if it is not usable. Renders a small test image; the first time
-    compiles.
+    """The Triton rasteriser. Raises RuntimeError or ImportError if it is not usable.
+
+    Renders a small test image, which compiles the kernels on first use.
     """
     if device.type != "cuda":
         raise RuntimeError(f"it does not support {device.type}")
@@ -83,7 +87,7 @@ def build_triton(device: torch.device) -> Rasteriser:
 
 
 def build_numba(device: torch.device) -> Rasteriser:
-    """Raises RuntimeError or ImportError if it is not usable."""
+    """The numba rasteriser. Raises RuntimeError or ImportError if it is not usable."""
     if device.type != "cpu":
         raise RuntimeError(f"it does not support {device.type}")
     return importlib.import_module("render.raster.numba.backend").NumbaRasteriser()

@@ -39,7 +39,7 @@ def _table_on(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "R R 2"
 def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
     """Quadrature over visible half vectors for one roughness and every n·v."""
     alpha = roughness * roughness
-    # Gauss-Legendre points crowd towards the ends, where the long tail of GGX is.
+    # Gauss-Legendre points are denser near the ends of the interval, which resolves the long tail of GGX.
     nodes, shares = (torch.from_numpy(part).float() for part in np.polynomial.legendre.leggauss(HEIGHT_NODES))
     # The integrand is symmetric about the plane of n and v: half a turn is enough.
     angles = (torch.arange(ANGLE_NODES) + 0.5) * (math.pi / ANGLE_NODES)
@@ -58,7 +58,7 @@ def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tenso
     half_x, half_z = half_x * inverse, half_z * inverse
     view_half = (view_x * half_x + view_z * half_z).clamp(0, 1)
     light_z = 2 * view_half * half_z - view_z
-    # Samples have density G1(v) max(v·h, 0) D(h) / n·v, so each counts G2 / G1.
+    # Samples have density G1(v) max(v·h, 0) D(h) / n·v, so each has weight G2 / G1.
     masked = (1 + _smith_lambda(alpha, view_z)) / (
         1 + _smith_lambda(alpha, view_z) + _smith_lambda(alpha, light_z.clamp_min(1e-6))
     )
@@ -91,12 +91,12 @@ def shade(
     light: PrefilteredLight,
     table: Float[Tensor, "R R 2"] | None = None,
 ) -> Float[Tensor, "N 3"]:
-    """Linear RGB radiance towards the viewer (METHOD section 4).
+    """Linear RGB radiance towards the viewer (split-sum approximation, Karis 2013).
 
-    kd linear albedo; ks (occlusion, roughness, metallic), each in [0, 1], where occlusion 0 is fully open;
-    normal unit; view unit, from the surface to the viewer; table from `split_sum_table`, None: the usual one.
-    The light is fixed to the axes in which normal and view are given: turn both into camera axes (see
-    light.camera_rotation) for a light that moves with the camera.
+    kd: linear albedo. ks: (occlusion, roughness, metallic), each in [0, 1]; occlusion 0 means unoccluded.
+    normal, view: unit vectors, view points from the surface to the viewer. table: from `split_sum_table`;
+    None selects the default table. The light is fixed in the coordinate system of normal and view. Rotate
+    both to camera axes (light.camera_rotation) for a light that moves with the camera.
     """
     if table is None:
         table = _table_on(kd.device, kd.dtype)
@@ -112,6 +112,6 @@ def shade(
 
 
 def linear_to_srgb(linear: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """IEC 61966-2-1 encoding; values below 0 stay on the linear part, values above 1 are not clamped."""
+    """IEC 61966-2-1 encoding. Values below 0 use the linear segment, values above 1 are not clamped."""
     curved = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear <= 0.0031308, linear * 12.92, curved)

@@ -1,10 +1,10 @@
-"""Cube maps and lat-long maps of the directions around a point.
+"""Cube maps and latitude-longitude maps of directions.
 
-Directions are world space, right-handed, +y up; they need not be unit length.
-Lat-long map (equirectangular): row 0 is straight up (+y), the last row straight down. The centre of the
-image shows −z, what a camera in front of the object (on +z, azimuth 0) has behind the object; a quarter of
-the width further right is +x; the left and right borders meet at +z.
-Cube map [6,R,R,3]: faces +x, −x, +y, −y, +z, −z; rows and columns run along the axes in `FACE_AXES`.
+Directions are in world space, right-handed, +y up. They need not have unit length.
+Lat-long map (equirectangular): row 0 is +y, the last row is −y. The centre of the image is −z, the direction
+in which a camera at azimuth 0 (on +z) looks. A quarter of the width to the right of the centre is +x. The
+left and right borders meet at +z.
+Cube map [6,R,R,3]: faces +x, −x, +y, −y, +z, −z. `FACE_AXES` gives the axes of rows and columns.
 A cube is sampled from a table in which every face has a border of one texel taken from its neighbours, so
 that bilinear lookups are continuous over edges and corners.
 """
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# For each face: its outward axis, the axis of growing columns, the axis of growing rows.
+# For each face: its outward axis, the axis of increasing columns, the axis of increasing rows.
 FACE_AXES = (
     ((1, 0, 0), (0, 0, -1), (0, -1, 0)),
     ((-1, 0, 0), (0, 0, 1), (0, -1, 0)),
@@ -50,7 +50,7 @@ def texel_solid_angles(size: int) -> Float[Tensor, "R R"]:
 
 @lru_cache(maxsize=4)
 def _signed_axes(device: torch.device) -> Int[Tensor, "6 3"]:
-    """`FACE_AXES` as places among the components x, −x, y, −y, z, −z of a direction."""
+    """`FACE_AXES` as indices into the components x, −x, y, −y, z, −z of a direction."""
     axes = torch.tensor(FACE_AXES)
     return (2 * axes.abs().argmax(-1) + (axes.sum(-1) < 0)).to(device)
 
@@ -59,7 +59,7 @@ def face_coordinates(
     direction: Float[Tensor, "N 3"],
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N 2"]]:
     """Face index and (column, row) coordinates in [−1, 1] on that face; differentiable in direction."""
-    # In the order of the faces: the greatest of the six tells the face, and its three axes are among them.
+    # The six signed components are in the order of the faces. The index of the greatest is the face.
     signed = torch.stack([direction, -direction], -1).flatten(-2)
     face = signed.detach().argmax(-1)
     local = signed.gather(-1, _signed_axes(direction.device).index_select(0, face))
@@ -68,10 +68,10 @@ def face_coordinates(
 
 @lru_cache(maxsize=32)
 def _border_sources(size: int) -> Int[Tensor, " T"]:
-    """For every texel of the bordered faces, the texel of the plain faces that it repeats."""
+    """Flat index of the texel of the original faces that each texel of the bordered faces copies."""
     step = 2 / size
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * step - 1
-    # Just beyond the edge, so that the nearest texel of the neighbour is the one across the edge.
+    # The offset beyond the edge is small, so the nearest texel of the neighbour is the one across the edge.
     beyond = torch.tensor([1 + 1e-3 * step], dtype=torch.float64)
     positions = torch.cat([-beyond, centres, beyond])
     rows, columns = torch.meshgrid(positions, positions, indexing="ij")
@@ -85,7 +85,7 @@ def _border_sources(size: int) -> Int[Tensor, " T"]:
 def bordered(cube: Float[Tensor, "6 R R 3"]) -> Float[Tensor, "T 3"]:
     """The faces with a border of one texel from their neighbours, flattened: T = 6 (R + 2)².
 
-    A corner of the border has no texel of its own: it is the mean of the three texels that meet there, which
+    A corner of the border has no source texel. It is the mean of the three texels that meet there, which
     makes the lookup the same from all three faces.
     """
     size = cube.shape[1]
@@ -110,7 +110,7 @@ def sample_bordered(
 ) -> Float[Tensor, "N 3"]:
     """Bilinear lookup in tables made by `bordered`; size and offset may differ from point to point."""
     limit = size[:, None] if isinstance(size, Tensor) else size
-    # Texel centre i of the face is texel i + 1 of the bordered face.
+    # Texel i of the face is texel i + 1 of the bordered face.
     position = (coordinates + 1) * (0.5 * limit) + 0.5
     corner = position.detach().long().clamp_min(0)
     corner = corner.minimum(limit) if isinstance(size, Tensor) else corner.clamp_max(limit)
@@ -153,7 +153,7 @@ def sample_latlong(image: Float[Tensor, "H W 3"], direction: Float[Tensor, "N 3"
 def latlong_to_cube(image: Float[Tensor, "H W 3"], size: int) -> Float[Tensor, "6 R R 3"]:
     """Resample a lat-long map to a cube with faces of size².
 
-    A map with more than four pixels to a texel's width is halved first, so that a small sun is not missed.
+    A map with more than four pixels per texel width is halved first, so that small bright sources count.
     """
     while image.shape[1] >= 8 * size and image.shape[0] % 2 == 0 and image.shape[1] % 2 == 0:
         image = torch.nn.functional.avg_pool2d(image.permute(2, 0, 1), 2).permute(1, 2, 0)
@@ -169,7 +169,7 @@ def cube_to_latlong(cube: Float[Tensor, "6 R R 3"], height: int) -> Float[Tensor
 
 
 def halve(cube: Float[Tensor, "6 R R 3"]) -> Float[Tensor, "6 R//2 R//2 3"]:
-    """Each 2×2 block averaged by solid angle, which keeps the light's total power."""
+    """Average of each 2×2 block weighted by solid angle, which preserves the total power of the light."""
     size = cube.shape[1]
     weight = texel_solid_angles(size).to(cube)[None, :, :, None]
     blocks = torch.nn.functional.avg_pool2d((cube * weight).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)

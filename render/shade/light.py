@@ -1,4 +1,4 @@
-"""The light around the object: its config section, its file, and its module."""
+"""The environment light: config section, file loading and module."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ DEFAULT_MAP = MAP_FOLDER / "overcast_city.hdr"
 # sky with a low sun and set env_scale 2. The irradiance / π on an upward surface is 1.34 under the default
 # map; it is 0.56 and 0.70 under the sunrise and sunset skies of Blender 3.4 (Poly Haven).
 REPLACEMENT_SCALE = 0.5
-# Radiance below this is invisible; the logarithm of a learned light needs a floor.
+# Lower bound of the radiance of a learned light, which is stored as a logarithm.
 DARKEST = 1e-4
 LEARNING_LOOKUPS = 2**19
 # A latitude-longitude map is twice as wide as high; other layouts have other ratios.
@@ -42,7 +42,7 @@ OTHER_LAYOUTS = {
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LightConfig:
-    """Keys of the config about light."""
+    """Config keys of the environment light."""
 
     envmap: str | None = Field(
         None,
@@ -62,21 +62,21 @@ class LightConfig:
 class EnvironmentLight(nn.Module):
     """The light as a cube map, fixed or learned.
 
-    The prefiltered light is computed once if the light is fixed, and in every call if it is learned, then
-    with fewer samples; choose env_resolution 64 or 128 on a CPU. A learned light is optimised as the
-    logarithm of radiance, which keeps it positive and makes steps relative.
+    The prefiltered tables of a fixed light are computed once. Those of a learned light are computed in every
+    call with fewer samples, so env_resolution 64 or 128 is recommended on a CPU. A learned light is
+    optimised as the logarithm of radiance, which keeps it positive and makes updates relative.
     """
 
     def __init__(self, cube: Float[Tensor, "6 R R 3"], learn: bool = False):
         super().__init__()
         self.log_radiance = nn.Parameter(cube.clamp_min(DARKEST).log()) if learn else None
-        # A resumed run reads a fixed light from its file again, so it is not in the checkpoint.
+        # A resumed run loads a fixed light from its file, so the checkpoint does not contain it.
         self.register_buffer("fixed", None if learn else cube, persistent=False)
         self._prefiltered: PrefilteredLight | None = None
 
     @property
     def cube(self) -> Float[Tensor, "6 R R 3"]:
-        """Linear radiance, env_scale included."""
+        """Linear radiance including the factor env_scale."""
         return self.fixed if self.log_radiance is None else self.log_radiance.exp()
 
     def prefiltered(self) -> PrefilteredLight:
@@ -89,24 +89,24 @@ class EnvironmentLight(nn.Module):
 
 
 def load_environment(config: LightConfig) -> EnvironmentLight:
-    """The light that the config describes; raises as `read_environment_map` does."""
+    """The light that the config describes. Raises the errors of `read_environment_map`."""
     cube = load_cube(config.envmap, config.env_resolution, config.env_scale)
     return EnvironmentLight(cube, config.learn_light)
 
 
 def load_cube(path: str | None, resolution: int, scale: float = 1.0) -> Float[Tensor, "6 R R 3"]:
-    """Linear radiance times scale from a lat-long file; None gives the default map."""
+    """Linear radiance of a lat-long file times scale. None selects the default map."""
     return latlong_to_cube(read_environment_map(path), resolution) * scale
 
 
 def read_environment_map(path: str | None) -> Float[Tensor, "H W 3"]:
-    """Linear radiance of the map that `path` stands for; None gives the default map.
+    """Linear radiance of the map at `path`. None selects the default map.
 
-    The default map in place of a missing published one is multiplied by REPLACEMENT_SCALE.
+    If the default map replaces a missing published map, it is multiplied by REPLACEMENT_SCALE.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_latlong` does.
-        ValueError: the picture is not about twice as wide as high.
+        FileNotFoundError, ValueError: the errors of `read_latlong`.
+        ValueError: the image is not about twice as wide as high.
     """
     file, factor = _find_map(path)
     image = read_latlong(file)
@@ -123,21 +123,21 @@ def read_environment_map(path: str | None) -> Float[Tensor, "H W 3"]:
 
 
 def resolve_map(path: str | None) -> Path:
-    """The file to read.
+    """The path of the map file to read.
 
-    Published configs name maps in data/irrmaps that are not shipped. Such a name gives the default map, with
-    a warning. Any other path is returned unchanged, also if the file does not exist.
+    Published configs name maps in data/irrmaps that are not shipped. Such a name selects the default map and
+    logs a warning. Any other path is returned unchanged, even if the file does not exist.
     """
     return _find_map(path)[0]
 
 
 def _find_map(path: str | None) -> tuple[Path, float]:
-    """The file to read and the factor on its radiance."""
+    """The path of the map file to read and the factor on its radiance."""
     if path is None:
         _log_once(logging.INFO, f"light: no envmap given, using the default {DEFAULT_MAP.name}")
         return DEFAULT_MAP, 1.0
     given = Path(path)
-    # os.path.exists is false for text that cannot be a path, such as one with NUL; Path's methods may raise.
+    # os.path.exists returns False for invalid paths (a NUL character), for which Path's methods may raise.
     here = os.path.exists(given.parent) and given.parent.resolve() == MAP_FOLDER
     if not os.path.exists(given) and (here or given.parent == Path("data/irrmaps")):
         shipped = MAP_FOLDER / given.name
@@ -158,9 +158,9 @@ def _log_once(level: int, message: str) -> None:
 
 
 def camera_rotation(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 3 3"]:
-    """Rotations from world to camera axes (x right, y up, −z forward), from render.camera's matrices.
+    """Rotations from world to camera axes (x right, y up, −z forward), from the matrices of render.camera.
 
-    Rows of a projection are multiples of the camera's axes: x of right, y of down, w of forward.
+    The x, y and w rows of world_to_clip are multiples of the right, down and forward axes of the camera.
     """
     right, down, forward = world_to_clip[:, 0, :3], world_to_clip[:, 1, :3], world_to_clip[:, 3, :3]
     return torch.nn.functional.normalize(torch.stack([right, -down, -forward], 1), dim=-1)

@@ -14,7 +14,7 @@ from render.shade.normals import safe_normalize
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Signed = Annotated[float, Field(ge=-1, le=1)]
-# Published configs write the albedo with a fourth number, an alpha that has no meaning here.
+# Published configs give the albedo bounds with a fourth number, an alpha value, which is ignored.
 Albedo = tuple[Unit, Unit, Unit] | tuple[Unit, Unit, Unit, float]
 Surface = tuple[Unit, Unit, Unit]
 Normal = tuple[Signed, Signed, Unit]
@@ -23,7 +23,7 @@ HIDDEN = 32
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True))
 class MaterialConfig:
-    """Keys of the config about the material; every pair bounds a channel of the field."""
+    """Config keys of the material. The minimum and maximum keys bound the channels of the field."""
 
     bump: bool = Field(True, alias="if_use_bump", description="learn a tangent-space normal map")
     kd_min: Albedo = Field((0.0, 0.0, 0.0), description="smallest albedo, linear; a fourth number is ignored")
@@ -36,7 +36,7 @@ class MaterialConfig:
 
 @record(frozen=True)
 class Material:
-    """At N points: kd linear albedo; ks (occlusion, roughness, metallic); unit normal in tangent space."""
+    """kd (linear albedo), ks (occlusion, roughness, metallic) and tangent-space unit normal of N points."""
 
     kd: Float[Tensor, "N 3"]
     ks: Float[Tensor, "N 3"]
@@ -44,9 +44,9 @@ class Material:
 
 
 class MaterialField(nn.Module):
-    """Hash encoding over a box, one hidden layer of 32 without biases, 9 outputs.
+    """Hash encoding over a box, followed by an MLP with one hidden layer of 32 units, no biases, 9 outputs.
 
-    A sigmoid scales each output into the bounds of its channel. bumpy tells whether the normal is learned.
+    A sigmoid maps each output to the bounds of its channel. bumpy: whether the normal is learned.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From the mesh's smooth normals to the normals that are rendered and shaded: METHOD sections 3 and 4."""
+"""Shading normals: correction at grazing angles, tangent-space normal maps and safe normalisation."""
 
 import torch
 from jaxtyping import Float
@@ -11,11 +11,11 @@ GRAZING = 0.1
 def shading_normal(
     smooth: Float[Tensor, "N 3"], face: Float[Tensor, "N 3"], view: Float[Tensor, "N 3"]
 ) -> Float[Tensor, "N 3"]:
-    """Unit normals towards the viewer, bent to the face's own normal at grazing angles.
+    """Unit normals on the viewer's side, blended with the face normal at grazing angles.
 
-    smooth is interpolated over the mesh, face is the triangle's outward normal, view points to the viewer;
-    all unit length. Where the face is seen from behind both normals turn round. Where view·smooth is below
-    0.1 the result blends linearly into the face normal, and is that alone from 0 down.
+    smooth: interpolated vertex normal. face: outward normal of the triangle. view: direction to the viewer.
+    All have unit length. Both normals are negated if the face is seen from behind. For view·smooth from 0.1
+    to 0 the result changes linearly from the smooth normal to the face normal. Below 0 it is the face normal.
     """
     facing = (face.detach() * view.detach()).sum(-1, keepdim=True)
     side = torch.ones_like(facing).copysign(facing)
@@ -27,11 +27,11 @@ def shading_normal(
 def bump(
     normal: Float[Tensor, "N 3"], tangent: Float[Tensor, "N 3"], local: Float[Tensor, "N 3"]
 ) -> Float[Tensor, "N 3"]:
-    """Tangent-space normals in world axes, unit length.
+    """Unit world-space normals from tangent-space normals.
 
-    normal is unit; tangent points along +u and is made perpendicular to it; the bitangent is
-    cross(normal, tangent), which is up in the texture image as glTF 2.0 has it (w = +1). local has z ≥ 0 and
-    (0, 0, 1) leaves the normal as it is.
+    normal: unit length. tangent: points along +u and is orthogonalised to normal. The bitangent is
+    cross(normal, tangent), which points up in the texture image (glTF 2.0, w = +1). local: z ≥ 0; (0, 0, 1)
+    returns normal unchanged.
     """
     along = safe_normalize(tangent - normal * (normal * tangent).sum(-1, keepdim=True))
     axes = torch.stack([along, torch.linalg.cross(normal, along, dim=-1), normal], dim=1)
@@ -39,12 +39,12 @@ def bump(
 
 
 def safe_normalize(vector: Float[Tensor, "*N 3"]) -> Float[Tensor, "*N 3"]:
-    """Unit vectors; a vector of length 0 stays 0 and has a finite gradient."""
+    """Unit vectors. A vector of length 0 returns 0 and has a finite gradient."""
     return _Unit.apply(vector)
 
 
 class _Unit(torch.autograd.Function):
-    """v / |v|. Its gradient written out is a third of the operations that autograd would take."""
+    """v / |v| with an explicit gradient, which needs a third of the operations of autograd's."""
 
     @staticmethod
     def forward(ctx, vector):

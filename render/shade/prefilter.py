@@ -1,11 +1,11 @@
-"""Environment light convolved with the lobes that shading needs, once, so that a lookup replaces an integral.
+"""Prefiltering: the environment light convolved with the diffuse and specular lobes, stored as cube maps.
 
-Diffuse: irradiance / π, the mean of the light under a cosine lobe. Specular: the mean under the GGX lobe seen
-head on (n = v = r), weighted by n·l: the first of the two sums of the split-sum approximation
+Diffuse: irradiance / π, the mean of the light under a cosine lobe. Specular: the mean under the GGX lobe at
+normal incidence (n = v = r), weighted by n·l. This is the first sum of the split-sum approximation
 (B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2013 course notes). alpha = roughness².
-Every lobe is a fixed set of directions on a spiral with equal probability each; a sample reads the mip of the
-source whose texel is as large as the solid angle that the sample stands for (M. Colbert and J. Krivanek,
-"GPU-based importance sampling", GPU Gems 3), so few samples give no noise.
+Each lobe is a fixed set of directions on a spiral with equal probabilities. A sample reads the mip of the
+source whose texel solid angle matches that of the sample (M. Colbert and J. Krivanek, "GPU-based importance
+sampling", GPU Gems 3), which avoids noise with few samples.
 """
 
 import math
@@ -20,7 +20,7 @@ from render.shade.cubemap import bordered, face_coordinates, halve, sample_borde
 
 SMALLEST_MIP = 16
 LOWEST_ROUGHNESS, MIDDLE_ROUGHNESS = 0.08, 0.5
-# Points looked up at a time: their intermediate values stay in the processor's cache.
+# Number of points per lookup. Their intermediate values fit in the processor cache.
 CHUNK = 2**15
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
@@ -36,8 +36,9 @@ class Lobe:
 
 @dataclass(frozen=True)
 class PrefilteredLight:
-    """One table of bordered cubes (see cube.bordered): the specular mips, the finest first, then the diffuse
-    cube. The last of sizes and offsets are the diffuse cube's.
+    """One table of bordered cubes (cubemap.bordered): the specular mips, finest first, then the diffuse cube.
+
+    sizes and offsets have one entry per cube; the last belongs to the diffuse cube.
     """
 
     table: Float[Tensor, "T 3"]
@@ -47,9 +48,9 @@ class PrefilteredLight:
     def both(
         self, normal: Float[Tensor, "N 3"], mirrored: Float[Tensor, "N 3"], roughness: Float[Tensor, "N 1"]
     ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
-        """(diffuse, specular), in one look-up.
+        """(diffuse, specular) from one lookup.
 
-        Diffuse: irradiance / π on a surface that faces `normal`, 1 under a light that is 1 everywhere.
+        Diffuse: irradiance / π on a surface with normal `normal`, 1 under a light that is 1 everywhere.
         Specular: the light around `mirrored` under the GGX lobe of `roughness` (clamped to [0.08, 1]).
         """
         levels = len(self.sizes) - 1
@@ -57,7 +58,7 @@ class PrefilteredLight:
         fine = level.detach().long().clamp(0, levels - 2)
         cube = torch.cat([fine, fine + 1, torch.full_like(fine, levels)])[:, 0]
         face, coordinates = face_coordinates(torch.cat([mirrored, normal]))
-        # The mirror direction is looked up in two mips.
+        # The mirror direction is sampled in the two mips next to the fractional level.
         face, coordinates = (torch.cat([part[: len(fine)], part]) for part in (face, coordinates))
         size, offset = self.sizes.index_select(0, cube), self.offsets.index_select(0, cube)
         found = sample_bordered(self.table, face, coordinates, size, offset)
@@ -65,18 +66,18 @@ class PrefilteredLight:
         return diffuse, lower.lerp(upper, level - fine)
 
     def diffuse(self, normal: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-        """The diffuse part of `both` alone."""
+        """Only the diffuse part of `both`."""
         return self.both(normal, normal, torch.ones_like(normal[:, :1]))[0]
 
     def specular(
         self, direction: Float[Tensor, "N 3"], roughness: Float[Tensor, "N 1"]
     ) -> Float[Tensor, "N 3"]:
-        """The specular part of `both` alone."""
+        """Only the specular part of `both`."""
         return self.both(direction, direction, roughness)[1]
 
 
 def level_roughness(levels: int) -> list[float]:
-    """Roughness of each specular mip: 0.08 … 0.5 evenly, and 1 in the last."""
+    """Roughness of each specular mip: evenly spaced from 0.08 to 0.5, and 1 for the last mip."""
     steps = levels - 2
     spread = MIDDLE_ROUGHNESS - LOWEST_ROUGHNESS
     return [LOWEST_ROUGHNESS + spread * level / steps for level in range(steps + 1)] + [1.0]
@@ -99,7 +100,7 @@ def cosine_lobe(samples: int) -> Lobe:
 
 
 def ggx_lobe(roughness: float, samples: int) -> Lobe:
-    """Mirror directions at GGX half vectors about n = v: density D(h) / 4, weight n·l, none where n·l ≤ 0."""
+    """Mirror directions at GGX half vectors for n = v: density D(h) / 4, weight n·l, only for n·l > 0."""
     alpha_squared = roughness**4
     u = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
     half_squared = (1 - u) / (1 + (alpha_squared - 1) * u)
@@ -123,9 +124,9 @@ def _spiral(cosine: Float[Tensor, " S"]) -> Float[Tensor, "S 3"]:
 def prefilter(cube: Float[Tensor, "6 R R 3"], lookups: int = 6_000_000) -> PrefilteredLight:
     """Diffuse cube of 16² and specular mips R², (R/2)², … 16² of a light; R is a power of two, at least 64.
 
-    Differentiable in the light. `lookups` bounds the work per mip: a mip of T texels gets lookups / T samples
-    a texel, between 8 and 1024. The default takes about 4 s at 512² on 2 CPU cores; where the light is
-    learned and this runs in every step, fewer do.
+    Differentiable in the light. `lookups` limits the work per mip: a mip of T texels gets lookups / T samples
+    per texel, between 8 and 1024. The default takes about 4 s at 512² on 2 CPU cores. A learned light, which
+    is prefiltered in every step, uses fewer.
     """
     pyramid = [cube]
     while pyramid[-1].shape[1] > 2:
@@ -154,7 +155,7 @@ def _sample_count(size: int, lookups: int) -> int:
 def _convolve(
     sources: list[tuple[Float[Tensor, "T 3"], int]], size: int, lobe: Lobe
 ) -> Float[Tensor, "6 R R 3"]:
-    """The light under the lobe turned towards each texel of a cube; sources are its bordered mips."""
+    """The light convolved with the lobe around each texel direction. sources: bordered mips of the light."""
     finest, finest_size = sources[0]
     normal = texel_directions(size).to(finest).reshape(-1, 3)
     frames = torch.stack([*tangent_frame(normal), normal])
@@ -175,7 +176,7 @@ def _weighted_lookups(
     weight: Float[Tensor, " S"],
     axes: Float[Tensor, "3 N 3"],
 ) -> Float[Tensor, "N 3"]:
-    """The weighted sum over S directions, given along N triples of axes, of lookups in one mip."""
+    """Weighted sum of lookups in one mip over S directions, which are given in N coordinate frames."""
     count = axes.shape[1]
     at_once = max(1, CHUNK // count)
     total = 0

@@ -1,6 +1,6 @@
-"""The rasteriser on CUDA that needs no compiler: Triton kernels, float64 inside, no host synchronisation.
+"""The CUDA rasteriser in Triton: no CUDA toolkit needed, float64 arithmetic, no host synchronisation.
 
-Antialiasing is the edge rule of silhouette.py. For tests, Triton's interpreter runs the kernels on the CPU.
+Antialiasing is the method of silhouette.py. Tests run the kernels on the CPU with Triton's interpreter.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from render.raster.triton.launch_config import channel_blocks, lanes_on, on_devi
 
 @dataclass(frozen=True)
 class EdgeTable:
-    """A mesh's edges as a hash table: smaller vertex << 32 | larger, −1 in free slots.
+    """The edges of a mesh as a hash table with keys smaller vertex << 32 | larger vertex, −1 in free slots.
 
-    keys [N], N a power of two; slots [F,3]: where the edge opposite each corner is, −1 if it is a point.
+    keys [N], N a power of two. slots [F,3]: slot of the edge opposite each corner, −1 if its ends are equal.
     """
 
     keys: Int[Tensor, " N"]
@@ -30,9 +30,9 @@ class EdgeTable:
 
 @dataclass(frozen=True)
 class PairTable:
-    """The pixel pairs that silhouettes cross, and the N = count[0] pixels that belong to one.
+    """The pixel pairs that silhouettes cross, and the N = count[0] pixels that belong to a pair.
 
-    winners: see triton_silhouette; pixels: flat over (B, H, W), in any order.
+    winners: see silhouette.py in this folder. pixels: flat indices over (B, H, W) in any order.
     """
 
     winners: Int[Tensor, "B 2 H W"]
@@ -41,7 +41,7 @@ class PairTable:
 
 
 class TritonRasteriser:
-    """The contract on CUDA; float32 or float64."""
+    """Rasteriser for CUDA tensors, float32 or float64."""
 
     name = "triton"
 
@@ -82,7 +82,10 @@ class TritonRasteriser:
 
 
 def try_out(device: torch.device | str) -> None:
-    """Draws a small and a large triangle both ways. ArithmeticError where the reference answers otherwise."""
+    """Render a small and a large triangle forward and backward, and compare with the reference.
+
+    Raises ArithmeticError if the results differ.
+    """
     corners = [
         [-0.9, -0.8, 0.1],
         [1.2, -0.7, 0.2],
@@ -107,7 +110,7 @@ def try_out(device: torch.device | str) -> None:
 def draw(
     clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
 ) -> Int[Tensor, "B H W"]:
-    """The winner of each pixel: depth above face (triangles)."""
+    """The key of the nearest face at each pixel: depth in the high bits, face index in the low bits."""
     (batch, vertex_count, _), (height, width) = clip.shape, resolution
     nothing = triangles.NOTHING.value
     keys = torch.full((batch, height, width), nothing, dtype=torch.int64, device=clip.device)
@@ -150,7 +153,7 @@ class _Rasterize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_rast):
         clip, faces, rast = ctx.saved_tensors
-        # float64: a small triangle adds large numbers of both signs.
+        # Summed in float64, because a small triangle adds large numbers of both signs.
         grad = torch.zeros_like(clip, dtype=torch.float64)
         block, pixel_count = lanes_on(clip).pixels, rast.numel() // 4
         with on_device_of(clip):
@@ -199,9 +202,9 @@ class _Interpolate(torch.autograd.Function):
 
 
 def build_edge_table(faces: Int[Tensor, "F 3"]) -> EdgeTable:
-    """The edges of a mesh, without a sort."""
+    """The edge table of a mesh, built without sorting."""
     faces = faces.contiguous()
-    # At most 3F edges; of a closed mesh, 1.5F.
+    # A mesh has at most 3F edges, a closed one 1.5F.
     size = triton.next_power_of_2(4 * len(faces))
     keys = torch.full((size,), silhouette.EMPTY.value, dtype=torch.int64, device=faces.device)
     slots = torch.empty(faces.shape, dtype=torch.int32, device=faces.device)

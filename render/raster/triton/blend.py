@@ -1,8 +1,9 @@
-"""Triton kernels that blend the pixel pairs found by triton_silhouette.py, and the way back.
+"""Triton kernels that blend the pixel pairs found by silhouette.py in this folder, forward and backward.
 
-A row of lanes is a pixel with its four neighbours: right, left, down, up. The formulas are those of
-silhouette.blend_pairs: with a, b what is cut off a pixel along its row and its column, f = 1 − ab / (a + b),
-and Δₖ a neighbour's colour minus the pixel's own, the pixel gains f Σ wₖ Δₖ. Few pixels have anything to do.
+Each row of a block holds one pixel and its four neighbours: right, left, down, up. The formulas are those of
+silhouette.blend_pairs. a and b are the total weights along the row and the column of the pixel,
+f = 1 − ab / (a + b), and Δₖ is the colour of neighbour k minus that of the pixel. The pixel changes by
+f Σ wₖ Δₖ. Only listed pixels are processed.
 """
 
 import triton
@@ -14,10 +15,10 @@ from render.raster.triton.triangles import centre, cross
 
 @triton.jit
 def load_keys(winners, pixel, inside, height, width):
-    """For flat pixels [N,1]: view, row, column, and for each neighbour [N,4] the pair's winner (−1 none).
+    """For flat pixels [N,1]: view, row, column, and the winner of the pair with each neighbour [N,4] or −1.
 
-    Along with them [1,4]: whether the neighbour lies along the column, whether the pixel is the pair's first,
-    and the distance to the neighbour in flat pixels.
+    Also returns, each [1,4]: whether the neighbour lies along the column, whether the pixel is the first of
+    the pair, and the offset of the neighbour in flat pixels.
     """
     view, place = pixel // (height * width), pixel % (height * width)
     row, column = place // width, place % width
@@ -34,7 +35,7 @@ def load_keys(winners, pixel, inside, height, width):
 
 @triton.jit
 def list_pixels(winners, pixels, count, pixel_count, height, width, BLOCK: tl.constexpr):
-    """Appends the pixels that have a pair to pixels [N] int64; count [1] int32, zero at the start."""
+    """Append the pixels that belong to a pair to pixels [N] int64. count [1] int32 starts at zero."""
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     _, key, _ = load_keys(winners, pixel[:, None], (pixel < pixel_count)[:, None], height, width)
     listed = (tl.max(key, 1) >= 0).to(tl.int32)
@@ -46,10 +47,10 @@ def list_pixels(winners, pixels, count, pixel_count, height, width, BLOCK: tl.co
 
 @triton.jit
 def cut(clip, table, key, row, column, height, width, vertical, first):
-    """Which pairs [N,4] take something away from the pixel, the weight of that, and what the way back needs.
+    """Mask of the pairs [N,4] that change the pixel, their weights, and values for the backward pass.
 
-    That is: d weight / d place of the crossing; the edge's line as slope, other, w; the line of centres;
-    the ends (x, y, w) and their vertices.
+    These values are: d weight / d place of the crossing; the line of the edge as slope, other, w; the line of
+    pixel centres; the ends (x, y, w) and their vertices.
     """
     met, beyond = key >= 0, (key & 1) > 0
     a, _, b, _, low, high = load_edge(clip, table, (key >> 1) & SLOT_MASK, met)
@@ -59,7 +60,7 @@ def cut(clip, table, key, row, column, height, width, vertical, first):
     line, along = tl.where(vertical, column, row), tl.where(vertical, width, height)
     own, across = tl.where(vertical, row, column), tl.where(vertical, height, width)
     place = crossing_place(other, slope, normal[2], line, along, across)
-    # The object lies beyond the crossing: the pair's second pixel is the inner one.
+    # If the object lies beyond the crossing, the second pixel of the pair is the inner one.
     inner = own - (first == 0).to(tl.int32) + beyond.to(tl.int32)
     ahead = tl.where(beyond, -1.0, 1.0)
     distance = (place - inner - 0.5) * ahead
@@ -71,7 +72,7 @@ def cut(clip, table, key, row, column, height, width, vertical, first):
 
 @triton.jit
 def shares(weight, vertical):
-    """What is cut off along the row and the column, their sum (1 where nothing is), and f; each [N,1]."""
+    """Total weights along the row and the column, their sum (1 if it is zero), and f. Each is [N,1]."""
     a = tl.sum(tl.where(vertical, 0.0, weight), 1)[:, None]
     b = tl.sum(tl.where(vertical, weight, 0.0), 1)[:, None]
     total = tl.where(a + b > 0, a + b, 1.0)
@@ -80,7 +81,7 @@ def shares(weight, vertical):
 
 @triton.jit
 def load_colours(colour, pixel, step, met, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
-    """Offsets [N,1,C] and [N,4,C] of the pixels' colours and the neighbours', masks, own colours and Δ."""
+    """Offsets of the pixel colours [N,1,C] and neighbour colours [N,4,C], masks, pixel colours and Δ."""
     channel = tl.arange(0, PADDED)[None, None, :]
     at, there = pixel[:, :, None] * CHANNELS + channel, (pixel + step)[:, :, None] * CHANNELS + channel
     wanted = met[:, :, None] & (channel < CHANNELS)
@@ -95,7 +96,7 @@ def blend(
     colour, clip, table, winners, pixels, count, out, vertex_count, height, width,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Writes the listed pixels that an edge cuts into out [B,H,W,C], a copy of colour at the start."""
+    """Write the listed pixels that an edge crosses to out [B,H,W,C], which starts as a copy of colour."""
     total = tl.load(count)
     for begin in range(tl.program_id(0) * BLOCK, total, tl.num_programs(0) * BLOCK):
         index = begin + tl.arange(0, BLOCK)[:, None]
@@ -118,7 +119,7 @@ def blend_backward(
     vertex_count, height, width,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, TO_CLIP: tl.constexpr,
 ):  # fmt: skip
-    """Adds to grad_colour, a copy of grad_out at the start, and to grad_clip [B,V,4] float64 where wanted."""
+    """Add to grad_colour, which starts as a copy of grad_out, and to grad_clip [B,V,4] float64, if needed."""
     total = tl.load(count)
     for begin in range(tl.program_id(0) * BLOCK, total, tl.num_programs(0) * BLOCK):
         index = begin + tl.arange(0, BLOCK)[:, None]
@@ -148,7 +149,7 @@ def blend_backward(
 
 @triton.jit
 def push_edge(grad_clip, grad_place, normal, ends, vertices, row, column, height, width, vertical, met):
-    """From the places of the crossings to the ends of the edges.
+    """Propagate the gradient of the crossing places to the ends of the edges.
 
     place = (1 − (other · centre + w) / slope) · size / 2, and the line is a × b, so ∂L/∂a = b × ∂L/∂line.
     """

@@ -1,4 +1,4 @@
-"""How Triton's launches cut the work, on a GPU and in the interpreter that tests on the CPU run."""
+"""Block sizes of the Triton launches, for a GPU and for the interpreter that the tests use on a CPU."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Listed:
-    """How listed faces are drawn: tile is faces, rows and columns at once, by so many warps; programs is for
-    faces, for tiles of one."""
+    """Launch of the kernel for listed faces. tile: faces, rows and columns per block. warps: per program.
+    programs: numbers of programs over the faces and over the tiles of one face."""
 
     tile: tuple[int, int, int]
     programs: tuple[int, int]
@@ -20,12 +20,12 @@ class Listed:
 
 @dataclass(frozen=True)
 class Lanes:
-    """How the work is cut.
+    """Block sizes.
 
-    Of faces, edges, pixels, pixels that have a pair (blended), silhouettes (walked, each over walk_lines
-    lines of pixels at once), and values with a channel, that many to a program. A face whose box has more
-    pixels than small_box is listed, as medium or, with more than medium_box, as large. Only the GPU knows how
-    long the lists are, so a fixed number of programs shares each.
+    Number of elements per program: faces, edges, pixels, pixels that belong to a pair (blended), silhouettes
+    (walked, each over walk_lines pixel lines at a time) and values with a channel. A face whose bounding box
+    has more than small_box pixels is listed as medium, with more than medium_box pixels as large. The list
+    lengths are known only on the GPU, so a fixed number of programs processes each list.
     """
 
     faces: int
@@ -54,14 +54,14 @@ ON_GPU = Lanes(
     values=1024,
     small_box=64,
     medium_box=1024,
-    # Torn surfaces have a million of them: half a warp is enough for each.
+    # A fragmented surface may have a million medium faces. Half a warp suffices for each.
     medium=Listed((2, 8, 8), (4096, 1), 1),
     large=Listed((1, 8, 32), (256, 8), 4),
     walk_programs=4096,
     walk_warps=1,
     blend_programs=1024,
 )
-# An operation costs the interpreter the same for one value and for a thousand.
+# In the interpreter the cost of an operation hardly depends on the block size, so the blocks are large.
 INTERPRETED = Lanes(
     faces=1024,
     edges=4096,
@@ -81,7 +81,7 @@ INTERPRETED = Lanes(
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, whatever the tensors' is."""
+    """Context that makes the device of the tensor current, because Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
@@ -90,6 +90,6 @@ def lanes_on(tensor: Tensor) -> Lanes:
 
 
 def channel_blocks(channels: int, elements: int, most: int) -> dict[str, int]:
-    """CHANNELS, the power of two that holds them, and how many pixels a program then takes."""
+    """Launch constants: CHANNELS, the next power of two (PADDED), and the number of pixels per program."""
     padded = triton.next_power_of_2(channels)
     return {"CHANNELS": channels, "PADDED": padded, "BLOCK": max(min(elements // padded, most), 1)}

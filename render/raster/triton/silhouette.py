@@ -1,12 +1,12 @@
-"""Triton kernels that find the pixel pairs which silhouettes cross; silhouette.py says what is meant.
+"""Triton kernels that find the pixel pairs that silhouettes cross; see render/raster/silhouette.py.
 
-The edges of a mesh are the entries of a hash table: its half-edges are put in by compare-and-swap, which
-needs neither a sort nor to know how many edges there are, and takes any number of faces an edge. Each face
-then marks its three edges with the side that it lies on in each view, and an edge that has marks of one side
-only is a silhouette. These, some percent of all, are listed, and walked along pixel rows or columns. The
-outermost crossing of each pixel pair is left in `winners` [B,2,H,W] int64 at the pair's axis and first pixel,
-−1 where there is none: 36 bits of its distance from the inner pixel, 26 bits of the edge's slot, and whether
-the inner pixel is the second.
+The edges of a mesh are stored in a hash table. Half-edges are inserted by compare-and-swap, which needs no
+sort and no prior number of edges, and allows any number of faces per edge. Each face then marks its three
+edges with the side on which it lies in each view. An edge with marks of only one side is a silhouette. The
+silhouettes are a few percent of the edges. They are listed, and their crossings with pixel rows or columns
+are computed. `winners` [B,2,H,W] int64 stores the outermost crossing of each pixel pair at its axis and first
+pixel, −1 if there is none: 36 bits for the distance from the inner pixel, 26 bits for the slot of the edge,
+and one bit that is set if the inner pixel is the second.
 """
 
 import triton
@@ -15,7 +15,7 @@ from triton import language as tl
 from render.raster.triton.triangles import centre, cross, load_corner, load_face
 
 EMPTY = tl.constexpr(-1)
-# Views whose marks share an int32, two bits a view.
+# Number of views whose marks share an int32, with two bits per view.
 VIEWS_A_WORD = tl.constexpr(16)
 SLOT_BITS = tl.constexpr(26)
 SLOT_MASK = tl.constexpr(2**26 - 1)
@@ -24,9 +24,9 @@ DISTANCE_STEPS = tl.constexpr(2.0**35)
 
 @triton.jit(do_not_specialize=["half_edges"])
 def insert_edges(faces, table, slots, half_edges, table_size, BLOCK: tl.constexpr):
-    """Puts every edge into table [table_size] int64, EMPTY at the start, as smaller vertex << 32 | larger.
+    """Insert each edge into table [table_size] int64 as smaller vertex << 32 | larger. It starts as EMPTY.
 
-    slots [F,3] int32 becomes the place of the edge opposite each corner, −1 where its ends are one vertex.
+    slots [F,3] int32 receives the slot of the edge opposite each corner, −1 if both ends are one vertex.
     table_size is a power of two above the number of edges.
     """
     half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -41,7 +41,7 @@ def insert_edges(faces, table, slots, half_edges, table_size, BLOCK: tl.constexp
     slot = ((mixed ^ (mixed >> 15)) * 0x2545F491 >> 16) & (table_size - 1)
     pending = real
     while tl.max(pending.to(tl.int32)) > 0:
-        # Lanes that are done compare with what is never there, so they swap nothing: there is no mask.
+        # atomic_cas has no mask. Finished lanes compare with a value that never occurs, so they swap nothing.
         compare = tl.where(pending, EMPTY, -2).to(tl.int64)
         there = tl.atomic_cas(table + slot, compare, key, sem="relaxed")
         pending = pending & (there != EMPTY) & (there != key)
@@ -54,7 +54,7 @@ def mark_sides(
     clip, faces, slots, sides, face_count, vertex_count, batch, table_size,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Ors into sides [words,table_size] int32, zero at the start, two bits a view: a face on either side.
+    """Set bits in sides [words,table_size] int32, which starts at zero: per view one bit for each edge side.
 
     The side is the sign of (low × high) · third corner, over (x, y, w); a face seen edge-on leaves no mark.
     Grid: (blocks of faces, words of VIEWS_A_WORD views).
@@ -82,7 +82,7 @@ def mark_sides(
 
 @triton.jit
 def mark_edge(sides, slot_of, ascends, plus, minus, inside):
-    """One edge of each face; `ascends` where the face runs along it from the smaller vertex to the larger."""
+    """Mark one edge of each face. ascends: the face traverses it from the smaller to the larger vertex."""
     slot = tl.load(slot_of, mask=inside, other=-1)
     word = tl.where(ascends, plus | (minus << 1), minus | (plus << 1))
     tl.atomic_or(sides + slot, word, mask=(slot >= 0) & (word != 0), sem="relaxed")
@@ -90,9 +90,9 @@ def mark_edge(sides, slot_of, ascends, plus, minus, inside):
 
 @triton.jit
 def list_silhouettes(sides, items, item_count, table_size, BLOCK: tl.constexpr):
-    """Appends view << 32 | slot << 1 | (its faces lie on the plus side) for each silhouette to items [N].
+    """Append view << 32 | slot << 1 | (its faces lie on the plus side) to items [N] for each silhouette.
 
-    items are int64; item_count [1] int32, zero at the start. Grid: (blocks of slots, words of views).
+    items: int64. item_count [1]: int32, starts at zero. Grid: (blocks of slots, words of views).
     """
     slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     first = tl.program_id(1) * VIEWS_A_WORD
@@ -114,7 +114,7 @@ def list_silhouettes(sides, items, item_count, table_size, BLOCK: tl.constexpr):
 
 @triton.jit
 def cut_at_near_plane(p, z, q, q_z):
-    """p, z, or where p lies before the near plane z = −w the point there on the segment to q."""
+    """p and z. If p lies in front of the near plane z = −w, the intersection of the segment to q with it."""
     above_p, above_q = z + p[2], q_z + q[2]
     share = above_p / tl.where(above_p == above_q, 1.0, above_p - above_q)
     cut = above_p < 0
@@ -132,7 +132,7 @@ def to_screen(p, z, ahead, height, width):
 
 @triton.jit
 def load_edge(clip, table, slot, wanted):
-    """Both ends, (x, y, w) and z each, and the numbers of their vertices."""
+    """Both ends of an edge as (x, y, w) and z, and their vertex indices."""
     key = tl.load(table + slot, mask=wanted, other=0)
     low, high = key >> 32, key & 0xFFFFFFFF
     a, az = load_corner(clip, low, wanted)
@@ -142,7 +142,7 @@ def load_edge(clip, table, slot, wanted):
 
 @triton.jit
 def seen_depth(rast, pixel, wanted):
-    """z/w of what a pixel shows, infinity in the background."""
+    """z/w of the surface at a pixel, infinity in the background."""
     covered = tl.load(rast + 4 * pixel + 3, mask=wanted, other=0.0) > 0
     z = tl.load(rast + 4 * pixel + 2, mask=wanted, other=0.0).to(tl.float64)
     return tl.where(covered, z, float("inf"))
@@ -153,7 +153,7 @@ def walk_silhouettes(
     clip, rast, table, items, item_count, winners, vertex_count, height, width,
     ITEMS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """Follows each listed edge over the pixel lines that it crosses. Grid: any number of programs."""
+    """Compute the crossings of each listed edge with pixel lines. Grid: any number of programs."""
     count = tl.load(item_count)
     for begin in range(tl.program_id(0) * ITEMS, count, tl.num_programs(0) * ITEMS):
         index = begin + tl.arange(0, ITEMS)
@@ -175,7 +175,7 @@ def walk_silhouettes(
         along, across = tl.where(flat, width, height), tl.where(flat, height, width)
         n_along, n_across = tl.where(flat, normal[0], normal[1]), tl.where(flat, normal[1], normal[0])
         beyond = (n_across > 0) == plus
-        # Half-open, so that a line of centres through the vertex between two edges is crossed once.
+        # A half-open interval: a line of pixel centres through the vertex of two edges is crossed once.
         first = tl.ceil(tl.minimum(start, end) - 0.5)
         stop = tl.ceil(tl.maximum(start, end) - 0.5)
         first = tl.minimum(tl.maximum(tl.where(live, first, 0.0), 0.0), along * 1.0).to(tl.int32)
@@ -209,5 +209,5 @@ def walk_silhouettes(
 
 @triton.jit
 def crossing_place(n_along, n_across, n_w, line, along, across):
-    """Where an edge crosses the centres of a line of pixels, in pixels."""
+    """Coordinate in pixels at which an edge crosses a line of pixel centres."""
     return (1 - (n_along * centre(line, along) + n_w) / n_across) * across / 2

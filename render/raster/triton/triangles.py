@@ -1,11 +1,11 @@
-"""Triton kernels of rasterize: which face a pixel sees, its u, v and z/w, and the way back to clip.
+"""Triton kernels of rasterize: the nearest face at each pixel, its u, v and z/w, and the gradient of clip.
 
-The formulas are those of reference.py in the same order of operations, in float64, and must be launched with
-fused multiply-adds off: then an edge's values are exact negatives of the neighbour's, and both backends agree
-bit for bit on who owns a pixel.
+The formulas are those of reference.py in float64 with the same order of operations. Fused multiply-adds must
+be disabled. Then the values of an edge are exact negatives of its neighbour's, and both backends assign each
+pixel to the same face.
 
-Faces meet in one 64-bit number a pixel, of which the least wins: 39 bits of depth above 24 bits of face.
-Depths within 2⁻³⁸ count as equal, and then the first face is seen.
+Each pixel has one 64-bit key, 39 bits of depth above 24 bits of face index, and an atomic minimum selects the
+nearest face. Depths within 2⁻³⁸ count as equal, and the face with the smallest index is taken.
 """
 
 import triton
@@ -14,7 +14,7 @@ from triton import language as tl
 FACE_BITS = tl.constexpr(24)
 FACE_MASK = tl.constexpr(2**24 - 1)
 DEPTH_STEPS = tl.constexpr(2.0**38)
-# A pixel that nothing was drawn in.
+# Key of a background pixel.
 NOTHING = tl.constexpr(2**63 - 1)
 
 
@@ -26,19 +26,19 @@ def cross(a, b):
 
 @triton.jit
 def at_pixel(normal, x, y):
-    """Value of a homogeneous line at (x/w, y/w)."""
+    """Value of the homogeneous line function at (x/w, y/w)."""
     return normal[0] * x + normal[1] * y + normal[2]
 
 
 @triton.jit
 def centre(index, size):
-    """x/w (or y/w) of a pixel's centre."""
+    """x/w (or y/w) of a pixel centre."""
     return (index.to(tl.float64) + 0.5) * 2 / size - 1
 
 
 @triton.jit
 def load_corner(clip, vertex, wanted):
-    """(x, y, w), z of a vertex in float64."""
+    """(x, y, w) and z of a vertex in float64."""
     place = clip + 4 * vertex.to(tl.int64)
     x = tl.load(place, mask=wanted, other=0.0).to(tl.float64)
     y = tl.load(place + 1, mask=wanted, other=0.0).to(tl.float64)
@@ -65,10 +65,10 @@ def owns_its_points(n):
 
 @triton.jit
 def pixel_range(p, q, r, size):
-    """First and last pixel centre between the least and greatest of three coordinates x/w (or y/w)."""
+    """First and last pixel centre within the range of three coordinates x/w (or y/w)."""
     low = (tl.minimum(tl.minimum(p, q), r) + 1) * size / 2 - 0.5
     high = (tl.maximum(tl.maximum(p, q), r) + 1) * size / 2 - 0.5
-    # The slack keeps a centre exactly on the outline in its box; clamped first, as an int cannot hold 1e30.
+    # The tolerance keeps centres on the outline. Clamped before the cast, because an int cannot hold 1e30.
     first = tl.ceil(tl.minimum(tl.maximum(low - 1e-6, 0.0), size * 1.0))
     last = tl.floor(tl.maximum(tl.minimum(high + 1e-6, size - 1.0), -1.0))
     return first.to(tl.int32), last.to(tl.int32)
@@ -76,7 +76,7 @@ def pixel_range(p, q, r, size):
 
 @triton.jit
 def set_up(clip, faces, face, wanted, height, width):
-    """Inward edge normals, the depths of the corners, |det|, and the box left, top, columns, rows."""
+    """Inward edge normals, depths of the corners, |det|, and the bounding box (left, top, columns, rows)."""
     i, j, k = load_face(faces, face, wanted)
     a, az = load_corner(clip, i, wanted)
     b, bz = load_corner(clip, j, wanted)
@@ -93,7 +93,7 @@ def set_up(clip, faces, face, wanted, height, width):
     aw, bw, cw = tl.where(ahead, a[2], 1.0), tl.where(ahead, b[2], 1.0), tl.where(ahead, c[2], 1.0)
     left, right = pixel_range(a[0] / aw, b[0] / bw, c[0] / cw, width)
     top, bottom = pixel_range(a[1] / aw, b[1] / bw, c[1] / cw, height)
-    # A triangle that reaches behind the camera may project anywhere.
+    # The projection of a triangle that extends behind the camera is unbounded.
     left, top = tl.where(ahead, left, 0), tl.where(ahead, top, 0)
     right, bottom = tl.where(ahead, right, width - 1), tl.where(ahead, bottom, height - 1)
     sound = (det > 0) & (det < float("inf")) & ((a[2] > 0) | (b[2] > 0) | (c[2] > 0)) & wanted
@@ -104,7 +104,7 @@ def set_up(clip, faces, face, wanted, height, width):
 
 @triton.jit
 def draw_pixel(keys, face, normals, depths, det, row, column, height, width, wanted):
-    """Leaves the face in the pixel if it holds the centre at a visible depth, and nothing nearer is there."""
+    """Store the face in the pixel if it covers the centre at a visible depth and no nearer face is stored."""
     x, y = centre(column, width), centre(row, height)
     e0, e1, e2 = at_pixel(normals[0], x, y), at_pixel(normals[1], x, y), at_pixel(normals[2], x, y)
     hit = wanted & ((e0 > 0) | ((e0 == 0) & owns_its_points(normals[0])))
@@ -123,9 +123,9 @@ def draw_small(
     clip, faces, keys, listed, counts, face_count, vertex_count, height, width,
     SMALL: tl.constexpr, MEDIUM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A lane a face: walks its box if that has at most SMALL pixels, otherwise lists it in `listed`, from the
-    front if it has at most MEDIUM and from the back if more.
+    """Draw faces with a bounding box of at most SMALL pixels, one lane per face, and list the others.
 
+    `listed` is filled from the front with faces of at most MEDIUM pixels and from the back with larger ones.
     Grid: (blocks of faces, views). keys [B,H,W] int64; listed [B·F] int64; counts [2] int32.
     """
     view = tl.program_id(1).to(tl.int64)
@@ -152,7 +152,7 @@ def draw_small(
 
 @triton.jit
 def next_places(count, chosen):
-    """For each lane that is chosen the next free number, which `count` counts."""
+    """The next free list index for each chosen lane. `count` is incremented atomically."""
     chosen = chosen.to(tl.int32)
     found = tl.sum(chosen)
     first = tl.atomic_add(count, found, mask=found > 0, sem="relaxed")
@@ -164,10 +164,10 @@ def draw_listed(
     clip, faces, keys, listed, counts, face_count, vertex_count, batch, height, width,
     LARGE: tl.constexpr, ITEMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The listed faces, the large or the medium ones, tile by tile of their boxes: so many faces, rows and
-    columns at once.
+    """Draw the listed faces, either the medium or the large ones, in tiles of their bounding boxes.
 
-    Grid: any (p, q): p programs share the faces, q the tiles of each.
+    A block processes several faces, rows and columns. Grid: any (p, q), where p programs share the faces and
+    q programs share the tiles of each face.
     """
     count = tl.load(counts + LARGE)
     for begin in range(tl.program_id(0) * ITEMS, count, tl.num_programs(0) * ITEMS):
@@ -192,7 +192,7 @@ def draw_listed(
 
 @triton.jit
 def corners_of_pixel(clip, faces, face, pixel, covered, vertex_count, height, width):
-    """Vertices, corners (x, y, w), depths, and the centre (x/w, y/w) of flat pixels of a batch."""
+    """Vertices, corners (x, y, w) and depths of the face at each flat pixel, and its centre (x/w, y/w)."""
     view = pixel // (height * width)
     place = pixel % (height * width)
     x, y = centre(place % width, width), centre(place // width, height)
@@ -208,7 +208,7 @@ def corners_of_pixel(clip, faces, face, pixel, covered, vertex_count, height, wi
 def resolve(
     clip, faces, keys, rast, vertex_count, pixel_count, height, width, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Fills rast [B,H,W,4] from the winners of each pixel."""
+    """Write rast [B,H,W,4] from the key of each pixel."""
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixel_count
     key = tl.load(keys + pixel, mask=inside, other=NOTHING)
@@ -233,7 +233,7 @@ def resolve(
 
 @triton.jit
 def add_corner(grad_clip, vertex, place, push, wanted):
-    """Adds p × push to x, y, w of a vertex."""
+    """Add p × push to the gradient of x, y, w of a vertex."""
     gx, gy, gw = cross((place[0], place[1], 1.0), push)
     target = grad_clip + 4 * vertex.to(tl.int64)
     tl.atomic_add(target, gx, mask=wanted, sem="relaxed")
@@ -245,9 +245,9 @@ def add_corner(grad_clip, vertex, place, push, wanted):
 def resolve_backward(
     clip, faces, rast, grad_rast, grad_clip, vertex_count, pixel_count, height, width, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Adds to grad_clip [B,V,4] (float64) what the gradient of u, v asks of x, y, w of the corners.
+    """Add the gradient of u, v with respect to x, y, w of the corners to grad_clip [B,V,4] (float64).
 
-    As numba_kernels.rasterize_backward: ∂L/∂v₀ = p × (g₁ v₂ − g₂ v₁) and so on in a circle, gᵢ = ∂L/∂eᵢ.
+    As in numba/triangles.py: ∂L/∂v₀ = p × (g₁ v₂ − g₂ v₁) with gᵢ = ∂L/∂eᵢ, cyclically for v₁ and v₂.
     """
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixel_count
