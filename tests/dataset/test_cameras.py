@@ -1,4 +1,4 @@
-"""Cameras: where they stand, and that azimuths tile the circle for any number of processes."""
+"""Cameras: positions, and azimuths that cover the circle evenly for any number of processes."""
 
 import math
 
@@ -160,7 +160,7 @@ def test_spin_turns_about_y_first_and_then_about_x():
 def test_ranges_are_kept_and_reached():
     config = CameraConfig(camera_random_jitter=0.2, fovy_range=(30.0, 40.0), elevation_range=(10.0, 20.0))
     cameras = sample_cameras(config, 3000, (8, 8), step_generator(0, 0, 0))
-    # With the object's jitter taken out by the rotation-free focal length and the camera's height.
+    # The rotation part of world_to_clip does not depend on the jitter of the object.
     focal = cameras.world_to_clip[:, :2, :3].norm(dim=-1)[:, 0]
     fovy = 2 * torch.atan(1 / focal).rad2deg()
     assert fovy.min() >= 30 - 1e-3 and fovy.max() <= 40 + 1e-3 and fovy.max() - fovy.min() > 9.9

@@ -1,4 +1,4 @@
-"""Small tensors between host and device: they arrive unchanged, and on a GPU the host does not wait."""
+"""Asynchronous copies of small tensors: the values are unchanged, and the host does not wait for a GPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Surface points against what a loop over the rasteriser's pixels finds."""
+"""Surface points, compared with a loop over the pixels of the rasteriser."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_values_go_to_their_pixels_and_come_back():
 @pytest.mark.gpu
 def test_the_host_waits_for_the_number_of_points_alone(recwarn):
     mesh = ball("cuda")
-    # Choosing tries it out, and waits for what comes out.
+    # The choice of a rasteriser renders a test image and synchronises, so it is made first.
     rasteriser = choose_rasteriser(mesh.v_pos.device)
     traced(mesh, rasteriser)
     recwarn.clear()
@@ -69,7 +69,7 @@ def test_the_host_waits_for_the_number_of_points_alone(recwarn):
         points.mask()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    # Setting the mode may warn too, of the mode itself.
+    # The call that sets the mode may also warn, about the mode.
     assert (
         len([warning for warning in recwarn if "synchronizing CUDA operation" in str(warning.message)]) == 1
     )

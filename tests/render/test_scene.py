@@ -1,4 +1,4 @@
-"""Scenes against closed forms: signs of the flipped normals, shading normals, antialiased colours."""
+"""Scenes, compared with closed forms: signs of flipped normals, shading normals, antialiased colours."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ class Surface(nn.Module):
 
 
 class RandomBumps(MaterialField):
-    """White everywhere; unit tangent-space normals that lean up to a right angle in any direction."""
+    """A white material with unit tangent-space normals tilted by up to 90° in any direction."""
 
     def __init__(self):
         nn.Module.__init__(self)
@@ -46,7 +46,7 @@ class RandomBumps(MaterialField):
 
 
 class White(MaterialField):
-    """A diffuse albedo of 1 without bumps."""
+    """A material with diffuse albedo 1 and no normal map."""
 
     def __init__(self):
         nn.Module.__init__(self)
@@ -70,7 +70,7 @@ def with_tangents(mesh):
 
 
 def test_no_x_component_is_positive_after_the_random_rotation():
-    """Closed form of −|x'|: the flip follows the rotation, at every pixel and in the antialiased outline."""
+    """Closed form −|x'|: the flip is applied after the rotation, in all pixels including the outline."""
     views = sample_cameras(CameraConfig(), 6, (SIDE, SIDE), step_generator(0, 0, 1), rotate_normals=True)
     rasteriser = choose_rasteriser(torch.device("cpu"))
     flipped, plain = (
@@ -87,7 +87,7 @@ def test_no_x_component_is_positive_after_the_random_rotation():
 def test_no_shading_normal_faces_away_from_the_viewer_under_any_bump():
     views = orbit(3, (SIDE, SIDE))
     rasteriser = choose_rasteriser(torch.device("cpu"))
-    for outward in (True, False):  # Facets seen from outside and, turned over, from behind.
+    for outward in (True, False):  # Facets seen from outside, and flipped facets seen from behind.
         mesh = with_tangents(ball(1))
         mesh = mesh if outward else dataclasses.replace(mesh, faces=mesh.faces.flip(1), v_nrm=-mesh.v_nrm)
         scene = AppearanceScene(mesh, RandomBumps(), EVEN_LIGHT, rasteriser)
@@ -96,12 +96,12 @@ def test_no_shading_normal_faces_away_from_the_viewer_under_any_bump():
         cosine = (normal * points.to_viewer).sum(-1)
         assert torch.allclose(normal.norm(dim=-1), torch.ones(len(normal)), atol=1e-5)
         assert cosine.min() > -1e-5 and (cosine < 0.3).sum() > 20
-        # The bump is visible: normals that face the viewer well differ from the smooth ones.
+        # The bump has an effect: normals that face the viewer differ from the smooth normals.
         assert ((normal * points.normal).sum(-1) < 0.7).float().mean() > 0.3
 
 
 def test_the_outline_is_antialiased_on_linear_colours():
-    """White on black: an outline pixel of coverage c is sRGB(c · white), not c · sRGB(white)."""
+    """White on black: an outline pixel with coverage c is sRGB(c · white), not c · sRGB(white)."""
     views = orbit(1, (SIDE, SIDE))
     rasteriser = choose_rasteriser(torch.device("cpu"))
     mesh = with_tangents(ball())
@@ -118,6 +118,6 @@ def test_the_outline_is_antialiased_on_linear_colours():
     dark = AppearanceScene(mesh, White(), EVEN_LIGHT, rasteriser)(views)
     outside = (points.mask() == 0) & (coverage > 0.2)
     assert outside.sum() > 10
-    # The ball is about as bright as its light, 1, so an outline pixel shows sRGB(coverage).
+    # The radiance of the ball is about that of the light, 1, so an outline pixel is sRGB(coverage).
     shown = (dark[..., :1][outside] + 1) / 2
     assert torch.allclose(shown, linear_to_srgb(coverage[outside]), atol=0.05)

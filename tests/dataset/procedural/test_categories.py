@@ -1,4 +1,4 @@
-"""What makes buildings, craft, trees, people and animals of their kind, and that their front is at +z."""
+"""Characteristic features of buildings, vehicles, trees, people and animals, and their front at +z."""
 
 import functools
 
@@ -24,7 +24,7 @@ def instance(kind: str, seed: int) -> ProceduralObject:
 @functools.cache
 def grid() -> Tensor:
     axis = torch.arange(-0.81, 0.811, STEP)
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")  # igl wants x to run fastest
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")  # igl requires x to vary fastest.
     return torch.stack([x, y, z], -1).reshape(-1, 3)
 
 
@@ -37,7 +37,7 @@ def surface(kind: str, seed: int) -> trimesh.Trimesh:
 
 
 def inside(kind: str, seed: int, *names: str) -> Tensor:
-    """Grid points within the parts of these names, whichever part shows there."""
+    """Grid points inside the parts with these names, also where they overlap other parts."""
     shape = instance(kind, seed)
     assert shape.turn == 0
     own = (grid() / shape.scale + torch.tensor(shape.centre)).unbind(-1)
@@ -55,7 +55,7 @@ def colour_of(kind: str, seed: int, name: str) -> Tensor:
 
 
 def pieces(kind: str, seed: int, height: float) -> list[float]:
-    """Areas of the outlines of a level section, `height` above the lowest point."""
+    """Areas of the outlines of a horizontal section at `height` above the lowest point."""
     mesh = surface(kind, seed)
     section = mesh.section(plane_origin=[0, mesh.bounds[0, 1] + height, 0], plane_normal=[0, 1, 0])
     areas = []
@@ -74,7 +74,7 @@ def test_has_no_tunnels_nor_pockets(kind, seed):
 def test_cottage_has_pale_walls_under_a_warm_roof_and_its_door_in_front(seed):
     walls, roof, door = (inside("cottage", seed, name) for name in ("walls", "roof", "door"))
     assert roof[:, 1].mean() > walls[:, 1].mean() + 0.2
-    assert roof[:, 0].max() > walls[:, 0].max() and roof[:, 2].max() > walls[:, 2].max()  # eaves all round
+    assert roof[:, 0].max() > walls[:, 0].max() and roof[:, 2].max() > walls[:, 2].max()  # Overhanging eaves.
     assert door[:, 2].min() > 0.2 and door[:, 1].mean() < -0.2
     assert inside("cottage", seed, "chimney")[:, 1].max() > roof[:, 1].max()
     windows = inside("cottage", seed, "windows")[:, 0]
@@ -187,7 +187,7 @@ def test_quadruped_stands_on_four_legs_head_in_front_tail_behind(seed):
     assert inside("quadruped", seed, "ears")[:, 2].min() > 0.15
     assert inside("quadruped", seed, "eyes")[:, 2].min() > 0.3
     behind = mesh.vertices[mesh.vertices[:, 2] < mesh.bounds[0, 2] + 0.1]
-    assert abs(behind[:, 0]).max() < 0.12  # the tail alone
+    assert abs(behind[:, 0]).max() < 0.12  # Only the tail.
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -1,4 +1,4 @@
-"""What makes food, a vase, tools and furniture of their kind, measured on meshes of the zero level."""
+"""Characteristic features of food, vases, tools and furniture, measured on meshes of the zero level set."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def painted(kind: str, seed: int) -> tuple[np.ndarray, Tensor]:
 
 
 def outlines(kind: str, seed: int, height: float) -> list[np.ndarray]:
-    """Closed outlines of the level section at this height, as [n, 3] points."""
+    """Closed outlines of the horizontal section at this height, as [n, 3] points."""
     return surface(kind, seed).section(plane_origin=[0, height, 0], plane_normal=[0, 1, 0]).discrete
 
 
@@ -30,8 +30,8 @@ def test_banana_is_a_yellow_bow_with_raised_ends(seed):
     low, high = surface("banana", seed).bounds
     assert high[0] - low[0] > 1.5 * (high[1] - low[1]) > 2.5 * (high[2] - low[2])
     for end in (vertices[:, 0] > high[0] - 0.1, vertices[:, 0] < low[0] + 0.1):
-        assert vertices[end, 1].min() > low[1] + 0.2  # both ends rise clear of the belly …
-    assert is_inside("banana", seed, (0, low[1] + 0.1, 0), (0, 0.1, 0)) == [True, False]  # … over open space
+        assert vertices[end, 1].min() > low[1] + 0.2  # Both ends are raised.
+    assert is_inside("banana", seed, (0, low[1] + 0.1, 0), (0, 0.1, 0)) == [True, False]  # Open space above.
     middle = kd[np.abs(vertices[:, 0]) < 0.3].median(0).values
     assert middle[0] > 0.4 and middle[1] > 0.35 and middle[2] < 0.2
 
@@ -90,8 +90,8 @@ def test_hammer_has_its_head_on_top_face_at_plus_x_claw_at_minus_x(seed):
     assert np.ptp(head[:, 0]) > 4 * np.ptp(handle[:, 0]) and np.ptp(head[:, 2]) > 1.3 * np.ptp(handle[:, 2])
     vertices = surface("hammer", seed).vertices
     face, claw = vertices[vertices[:, 0] > high[0] - 0.03], vertices[vertices[:, 0] < low[0] + 0.08]
-    assert face[:, 1].mean() > claw[:, 1].mean() + 0.08  # the claw bends down
-    assert (np.abs(claw[:, 2]) > 0.02).all()  # and is split
+    assert face[:, 1].mean() > claw[:, 1].mean() + 0.08  # The claw bends down.
+    assert (np.abs(claw[:, 2]) > 0.02).all()  # The claw is split.
     _, ks = instance("hammer", seed).material(
         torch.from_numpy(np.stack([face[0], vertices[vertices[:, 1].argmin()]]))
     )

@@ -1,4 +1,4 @@
-"""Procedural objects against facts that a mesh of their zero level shows, measured by libigl and trimesh."""
+"""Procedural objects: properties of the meshes of their zero level sets, measured by libigl and trimesh."""
 
 import itertools
 import math
@@ -35,7 +35,7 @@ def test_is_one_watertight_centred_piece(kind, seed):
 
 
 def test_the_longest_objects_find_their_place():
-    # A key of a length that one in some hundred has: it reaches 1.41 before it is scaled.
+    # About one key in a hundred is this long. It extends to 1.41 before it is scaled.
     key = make_object("key", step_generator(7001, 27, 25, 1))
     tip = torch.stack([torch.zeros(400), torch.linspace(-0.8, 0.0, 400), torch.zeros(400)], -1)
     assert -0.76 < tip[key.signed_distance(tip) < 0, 1].min() < -0.6
@@ -51,7 +51,7 @@ def test_sign_and_size_agree_with_the_mesh(kind):
     value = shape.signed_distance(points)
     clear = distance > 0.03
     assert torch.equal((value < 0)[clear], inside[clear])
-    # A sphere tracer must not step through the surface, and must not crawl. Solids are lower bounds inside.
+    # A sphere tracer must not step through the surface or take tiny steps. Inside, values are lower bounds.
     assert (value.abs() <= distance * 1.15 + 0.015).all()
     outside = clear & ~inside
     assert (value[outside] >= 0.45 * distance[outside]).all()
@@ -63,7 +63,7 @@ def test_changes_no_faster_than_distance(kind):
     start = random_points(40_000)
     step = torch.nn.functional.normalize(random_points(40_000, 1), dim=-1) * 1e-3
     slope = (shape.signed_distance(start + step) - shape.signed_distance(start)).abs() / 1e-3
-    # Deeper inside nothing looks: there the ellipsoid's centre is a singular point.
+    # Points deeper inside are excluded, because the centre of the ellipsoid is a singular point.
     assert slope[shape.signed_distance(start) > -0.2].max() < 2.0
     assert (slope > 1.2).double().mean() < 5e-3
     near = shape.signed_distance(start).abs() < 0.03
@@ -101,7 +101,7 @@ def test_follows_the_dtype_of_the_points(kind):
     shape, points = instance(kind, 0), random_points(5000)
     coarse, fine = shape.signed_distance(points.float()), shape.signed_distance(points)
     assert coarse.dtype == torch.float32 and fine.dtype == torch.float64
-    # Float rounding may fall to either side of a cell border, never on more than a handful of points.
+    # Rounding may move points across a cell border, but only a few.
     assert ((coarse - fine).abs() > 1e-4).sum() <= 3
 
 
@@ -117,7 +117,7 @@ def test_follows_the_device_of_the_points(kind):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_mug_has_one_handle_and_a_cavity(seed):
-    assert surface("mug", seed).euler_number == 0  # 2 − 2·genus: a single hole, the handle's
+    assert surface("mug", seed).euler_number == 0  # 2 − 2·genus with genus 1 from the handle.
     mug = instance("mug", seed)
     box = surface("mug", seed).bounds
     radius = (box[1, 2] - box[0, 2]) / 2
@@ -127,7 +127,7 @@ def test_mug_has_one_handle_and_a_cavity(seed):
     )
     middle, top, floor = mug.signed_distance(at_axis).tolist()
     assert middle > 0.2 and top > 0.2 and floor < 0
-    # Along +x from the wall: through the hole, at least 0.16 wide, then through the handle.
+    # From the wall along +x: the hole, which is at least 0.16 wide, then the handle.
     x = torch.linspace(axis_x, box[1, 0], 400)
     ray = torch.stack([x, torch.full_like(x, 0.0), torch.zeros_like(x)], -1)
     outside = x[(mug.signed_distance(ray) > 0) & (x > axis_x + 0.9 * radius)]
@@ -157,7 +157,7 @@ def test_car_is_longest_along_z_and_has_dark_windows_and_wheels():
     assert extents[2] > 1.7 * extents[0] and extents[0] > 0.9 * extents[1]
     names = {part.name for part in instance("car", 0).parts}
     assert {"body", "tyres", "bumpers"} <= names
-    # Above the belt line the cabin has dark glass on all four sides; its roof is painted.
+    # Above the belt line the cabin has dark glass on all four sides. Its roof has the body colour.
     mesh = surface("car", 0)
     kd = instance("car", 0).material(torch.from_numpy(mesh.vertices).float())[0]
     dark = kd.amax(1) < 0.3
@@ -246,13 +246,13 @@ def test_sectors_repeat_a_solid():
     ],
 )
 def test_turns_follow_the_right_hand(turn, source, target):
-    """A solid at `source`, turned by 90°, is found at `target`."""
+    """A rotation by 90° moves a solid from `source` to `target`."""
     p = tuple(torch.tensor([v], dtype=torch.float64) for v in target)
     assert solids.sphere(turn(p, math.pi / 2), source, 0.1).item() == pytest.approx(-0.1)
 
 
 def test_spots_keep_their_spacing():
-    """Points of offset zero, found on a fine grid of the sphere, lie at least about a spacing apart."""
+    """Points with offset zero on a fine grid of the sphere are at least about one spacing apart."""
     polar, azimuth = torch.meshgrid(
         torch.linspace(0.0, 2.6, 350, dtype=torch.float64),
         torch.linspace(-math.pi, math.pi, 700, dtype=torch.float64),
@@ -297,7 +297,7 @@ def test_a_material_repaints_and_keeps_the_shape(name):
     assert 0 <= kd.min() and kd.max() <= 0.86
     assert (ks[:, 2] == (1.0 if name in ("golden", "silver") else 0.0)).all()
     assert 0.3 <= ks[:, 1].min() and ks[:, 1].max() <= 0.9
-    # The hue is the material's all over: every point's colour is a multiple of one colour.
+    # The material has one hue: the colour of each point is a multiple of one colour.
     unit = torch.nn.functional.normalize(kd[kd.max(1).values < 0.84], dim=-1)
     assert (unit - unit[0]).norm(dim=-1).max() < 1e-3
 

@@ -228,7 +228,7 @@ for _ in range(2):
 
 
 def logged(program: str, first_on_path: Path) -> list[str]:
-    """The log of a program in a process of its own."""
+    """The log lines of a program that runs in a new process."""
     head = 'import logging, torch\nlogging.basicConfig(format="%(message)s", level=logging.INFO)\n'
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(first_on_path), str(ROOT)])}
     done = subprocess.run(

@@ -28,7 +28,7 @@ def table_and_levels(device: torch.device, features: int = 2, **changes):
 
 def points(count: int, device: torch.device, ordered: bool = False) -> torch.Tensor:
     draw = torch.rand(count, 3, generator=torch.Generator().manual_seed(count))
-    if ordered:  # neighbouring points share coarse cells
+    if ordered:  # Neighbouring points share coarse cells.
         draw = draw[(draw * 4).floor().matmul(torch.tensor([16.0, 4, 1])).argsort()]
     return draw.to(device)
 
@@ -47,7 +47,7 @@ def assert_close(found: torch.Tensor, reference: torch.Tensor) -> None:
 def test_features_equal_the_reference(features, kernel_device):
     table, levels = table_and_levels(kernel_device, features)
     assert {level.dense for level in levels} == {True, False}
-    # No multiple of the block size, and five levels are no multiple of the levels per program.
+    # The count is not a multiple of the block size. Five levels are not a multiple of the levels per program.
     unit = points(hash_grid_triton.BLOCK + 37, kernel_device)
     assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
 
@@ -89,7 +89,7 @@ def test_the_gradient_equals_the_reference(runs, ordered, kernel_device):
 
 
 def test_equal_points_in_one_run(kernel_device):
-    """A run longer than a block adds once per block and once per corner."""
+    """A run of points in one cell that is longer than a block adds once per block and corner."""
     _, levels = table_and_levels(kernel_device)
     unit = torch.full((40, 3), 0.3, device=kernel_device)
     grad = cotangent(40, 10, kernel_device)
@@ -139,7 +139,7 @@ def test_real_size(count, ordered):
     reference = encode_torch_backward(unit, grad, levels)
     for runs in (False, True):
         found = hash_grid_triton.encode_backward(unit, grad, levels, runs=runs)
-        # A coarse row is a sum over 3000 points, in no particular order in either.
+        # A coarse row is a sum over 3000 points. Neither implementation fixes the order of the sum.
         assert (found - reference).abs().max() < 1e-4 * reference.abs().max()
         assert (found - reference).norm() < 1e-5 * reference.norm()
 

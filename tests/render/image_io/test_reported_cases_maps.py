@@ -1,4 +1,4 @@
-"""Environment maps from bug reports: each test carries the name of its case."""
+"""Environment maps from bug reports. Each test is named after its case."""
 
 import struct
 
@@ -22,12 +22,12 @@ def refusal(path, read=read_latlong) -> str:
 
 
 def grey(value: int) -> bytes:
-    """A pixel of radiance value / 256."""
+    """An RGBE pixel with radiance value / 256."""
     return bytes([value, value, value, 128])
 
 
 def test_hdr_old_rle(tmp_path):
-    # 200, four times; 100, once and 256 + 2 repeats; in lines of 264 pixels.
+    # Lines of 264 pixels: four times 200, then 100 once and repeated 256 + 2 times.
     line = grey(200) + b"\1\1\1\4" + grey(100) + b"\1\1\1\2" + b"\1\1\1\1"
     (tmp_path / "a.hdr").write_bytes(HEADER + b"-Y 2 +X 264\n" + 2 * line)
     image = read_latlong(tmp_path / "a.hdr")
@@ -84,7 +84,7 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(tmp_path, size):
 
 
 def write_exr(path, *parts, **header):
-    """Parts are (name, {channel: values}, header)."""
+    """Write a multi-part EXR file. Each part is (name, {channel: values}, header)."""
     import OpenEXR
 
     files = []
@@ -131,7 +131,7 @@ def test_exr_cropped(tmp_path, caplog, left, top):
 
 
 def test_chromaticities_are_converted_to_rec_709(tmp_path):
-    # ACES AP0 with its white near D60: white stays white, and a Rec. 709 colour comes back.
+    # ACES AP0 has a white point near D60. White must stay white, and a Rec. 709 colour must be recovered.
     _, channels = rgb()
     ap0 = (0.7347, 0.2653, 0.0, 1.0, 0.0001, -0.077, 0.32168, 0.33767)
     white = {name: np.full((4, 8), 0.5, np.float32) for name in "RGB"}
@@ -140,7 +140,7 @@ def test_chromaticities_are_converted_to_rec_709(tmp_path):
     chromaticities = {"chromaticities": ap0}
     write_exr(tmp_path / "a.exr", ("a", white, chromaticities))
     assert torch.allclose(read_latlong(tmp_path / "a.exr"), torch.tensor(0.5), atol=2e-4)
-    # The first column of the published matrix from Rec. 709 to AP0 (Bradford), to 4 digits.
+    # The first column of the published matrix from Rec. 709 to AP0 (Bradford), rounded to 4 digits.
     write_exr(tmp_path / "a.exr", ("a", red, chromaticities))
     assert torch.allclose(read_latlong(tmp_path / "a.exr")[0, 0], torch.tensor([1.0, 0, 0]), atol=2e-3)
     rec709 = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329)

@@ -1,4 +1,4 @@
-"""Whether Triton's kernels are taken."""
+"""Selection of the Triton kernels."""
 
 import torch
 

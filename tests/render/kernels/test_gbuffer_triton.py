@@ -1,4 +1,4 @@
-"""Surface points by Triton's kernels against torch: made-up points at all angles, and whole pictures."""
+"""The Triton kernels of surface points, compared with torch on synthetic points and on rendered images."""
 
 import math
 
@@ -18,7 +18,7 @@ SIZE = 3, 9, 8
 
 
 def made_up(device, count: int = BLOCK + 37, faces_as=torch.int64) -> dict[str, torch.Tensor]:
-    """Pixels of three views, in disorder, on random triangles: from both sides, many at grazing angles."""
+    """Unsorted pixels of three views of random triangles from both sides, many at grazing angles."""
     generator = torch.Generator().manual_seed(7)
     v_pos = torch.randn(40, 3, generator=generator)
     faces = torch.stack([torch.randperm(40, generator=generator)[:3] for _ in range(50)])
@@ -44,7 +44,7 @@ def made_up(device, count: int = BLOCK + 37, faces_as=torch.int64) -> dict[str, 
 
 
 def both_ways(function, given, wanted=("position", "normal", "to_viewer")) -> dict[str, torch.Tensor]:
-    """What is found, and the gradients of a weighted sum of what is wanted of it."""
+    """The outputs of the function, and the gradients of a weighted sum of the wanted outputs."""
     given = given | {name: given[name].clone().requires_grad_() for name in ("values", "v_pos")}
     found = dict(zip(("position", "normal", "to_viewer"), function(**given), strict=True))
     generator = torch.Generator().manual_seed(8)
@@ -67,7 +67,7 @@ def assert_agree(found, exact, tolerance: float = 1e-5) -> None:
 
 
 def shares(given) -> torch.Tensor:
-    """view·smooth / 0.1 of the pixels, with the sign of view·face."""
+    """view·smooth / 0.1 of the pixels, multiplied by the sign of view·face."""
     number = given["rast"].flatten(0, 2)[given["pixel"], 3].long() - 1
     a, b, c = given["v_pos"][given["faces"][number].long()].unbind(1)
     position, smooth = given["values"].flatten(0, 2)[given["pixel"]].split(3, -1)
@@ -118,7 +118,7 @@ def test_no_point_is_covered(kernel_device):
 
 
 def hand_made(smooth, corners, device) -> dict[str, torch.Tensor]:
-    """Points at the origin seen from (0, 0, 1), one in each pixel of a row: smooth [N,3], corners [N,3,3]."""
+    """Points at the origin seen from (0, 0, 1), one per pixel of a row. smooth [N,3], corners [N,3,3]."""
     count = len(smooth)
     rast = torch.zeros(1, 1, count, 4)
     rast[..., 3] = torch.arange(count) + 1
@@ -137,7 +137,7 @@ SLANTED = [[0.0, 0.0, 0.0], [1.0, 0.0, 0.5], [0.0, 2.0, -0.25]]
 
 
 def test_at_the_very_ends_of_the_blend_the_gradient_still_flows(kernel_device):
-    """Exactly 0 and exactly 1, as clamp has it, and next to them."""
+    """Blend factors of exactly 0 and 1, at which clamp has a gradient, and values next to them."""
     height = torch.tensor(0.1).view(torch.int32) + torch.arange(-3, 4, dtype=torch.int32)
     height = torch.cat([torch.tensor([-1e-6, 0.0, 1e-6]), height.view(torch.float32)])
     smooth = torch.stack([(1 - height.square()).sqrt(), torch.zeros(10), height], -1)
@@ -147,7 +147,7 @@ def test_at_the_very_ends_of_the_blend_the_gradient_still_flows(kernel_device):
     found = both_ways(gbuffer_triton.surface_points, given)
     expected = both_ways(surface_points, given)
     assert_agree(found, expected)
-    # One by one: a gradient that is missing at one point is as large as the others.
+    # Points are compared one by one, so a missing gradient at one point cannot be hidden by the others.
     assert torch.allclose(found["values"], expected["values"], rtol=1e-4, atol=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_faces_that_are_lines_or_points_and_normals_of_length_0(kernel_device):
 
 
 def test_the_gradient_is_that_of_finite_differences(kernel_device):
-    """Of the kernels themselves, in float32, away from the ends of the blend and of the sides."""
+    """Finite differences of the kernels in float32, away from the discontinuities of blend and side."""
     given = made_up(kernel_device)
     away = shares(given)
     away = (away.abs() > 0.1) & ((away - 1).abs() > 0.1)
@@ -182,7 +182,7 @@ def test_the_gradient_is_that_of_finite_differences(kernel_device):
 
 
 def pictures_both_ways(device, size, batch, subdivisions, monkeypatch):
-    """Points and the gradient on the vertices of a dented ball: by the kernels, and in torch."""
+    """Surface points and vertex gradient of a dented ball, from the kernels and from torch."""
     shape = trimesh.creation.icosphere(subdivisions=subdivisions, radius=0.7)
     places = torch.tensor(shape.vertices).float()
     places = (places * (1 + 0.3 * (9 * places).sin().prod(-1, keepdim=True))).to(device)
@@ -192,7 +192,7 @@ def pictures_both_ways(device, size, batch, subdivisions, monkeypatch):
         v_pos = places.clone().requires_grad_()
         points = rasterize_gbuffer(make_mesh(v_pos, faces), views, choose_rasteriser(device))
         weights = torch.randn(len(points.pixel), 9, generator=torch.Generator().manual_seed(2)).to(device)
-        # Where the face is seen edge on, rounding decides which side it shows.
+        # If a face is seen edge-on, its visible side depends on rounding.
         number = points.gather(points.rast.detach())[:, 3].long() - 1
         face = torch.nn.functional.normalize(face_cross(places, faces)[number], dim=-1)
         weights[(face * points.to_viewer.detach()).sum(-1).abs() < 1e-4] = 0

@@ -1,4 +1,4 @@
-"""The image of normals by Triton's kernels against torch, and the whole scene of a sculpted surface."""
+"""The Triton kernels of the normal image, compared with torch, also within a geometry scene."""
 
 import dataclasses
 
@@ -23,13 +23,13 @@ def rotations(count: int) -> torch.Tensor:
 
 
 def covered(device, count: int) -> SurfacePoints:
-    """Random pixels of three views of 9 × 8, in ascending order; some normals with x exactly 0."""
+    """Random pixels of three views of 9 × 8 pixels in ascending order. Some normals have x = 0 exactly."""
     generator = torch.Generator().manual_seed(4)
     pixel = torch.randperm(3 * 9 * 8, generator=generator)[:count].sort()[0]
     rast = torch.zeros(3 * 9 * 8, 4)
     rast[pixel, 3] = torch.randint(1, 1000, (count,), generator=generator).float()
     normal = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-    # The first row of a rotation by `rotations` gives exactly 0 for these.
+    # The first row of each matrix of `rotations` maps these normals to exactly 0.
     normal[::7] = 0
     fields = {"clip": torch.zeros(3, 1, 4), "rast": rast.view(3, 9, 8, 4), "pixel": pixel}
     fields["values"] = torch.zeros(3, 9, 8, 6)
@@ -38,7 +38,7 @@ def covered(device, count: int) -> SurfacePoints:
 
 
 def both_ways(function, points, rotation, flip) -> tuple[torch.Tensor, torch.Tensor]:
-    """The image, and the gradient of its weighted sum on the normals."""
+    """The image and the gradient of its weighted sum with respect to the normals."""
     points.normal.grad = None
     image = function(points, rotation, flip)
     weights = torch.randn(image.shape, generator=torch.Generator().manual_seed(5)).to(image)
@@ -47,7 +47,7 @@ def both_ways(function, points, rotation, flip) -> tuple[torch.Tensor, torch.Ten
 
 
 def test_the_flip_follows_the_rotation(kernel_device):
-    """Half a turn about y brings a normal along −x to +x, which is shown as −x; its gradient changes sign."""
+    """A rotation by 180° about y maps −x to +x. The flip gives −x, and the gradient changes sign."""
     half_turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0])).to(kernel_device).repeat(3, 1, 1)
     for function in (normal_image, normal_image_triton.normal_image):
         points = covered(kernel_device, 20)
@@ -56,7 +56,7 @@ def test_the_flip_follows_the_rotation(kernel_device):
         image = function(points, half_turn, True)
         assert torch.equal(points.gather(image)[:, :3], normal)
         (grad,) = torch.autograd.grad(image[..., 0].sum(), normal)
-        # Shown x = −|−x|, and x < 0.
+        # The image has x' = −|−x| with x < 0.
         assert torch.equal(grad, torch.tensor([1.0, 0, 0]).to(kernel_device).expand(20, 3))
 
 
@@ -66,7 +66,7 @@ def test_values_and_gradient(flip, count, kernel_device):
     points, rotation = covered(kernel_device, count), rotations(3).to(kernel_device)
     points.normal.requires_grad_()
     found = both_ways(normal_image_triton.normal_image, points, rotation, flip)
-    # As columns in memory, which a batch of transposed matrices is.
+    # Column-major memory, as in a batch of transposed matrices.
     again = both_ways(normal_image_triton.normal_image, points, rotation.mT.contiguous().mT, flip)
     expected = both_ways(normal_image, points, rotation, flip)
     for one, two, three in zip(found, again, expected, strict=True):
@@ -92,7 +92,7 @@ class Ball(nn.Module):
 
 
 def scenes(device, size, subdivisions, monkeypatch):
-    """A spun scene's image and its gradient on the vertices: with all kernels, and without."""
+    """Image and vertex gradient of a scene with rotated normals, with all kernels and without them."""
     ball = Ball(subdivisions).to(device)
     angle = torch.tensor([0.3, 1.5, 3.0, 4.4])
     light = EnvironmentLight(torch.ones(6, 4, 4, 3))
@@ -102,7 +102,7 @@ def scenes(device, size, subdivisions, monkeypatch):
             monkeypatch.setattr(module, "triton_available", lambda *values, answer=kernels: answer)
         image = GeometryScene(ball, choose_rasteriser(device), light, flip_normal=True)(views)
         weights = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(6)).to(device)
-        # Smooth, as noise by pixel would sum up to little more than its rounding.
+        # Smooth weights, because the gradient sums of per-pixel noise would be near the rounding error.
         weights = nn.functional.interpolate(weights, size=size, mode="bilinear").permute(0, 2, 3, 1)
         yield image.detach(), torch.autograd.grad((image * weights).sum(), ball.v_pos)[0]
 
@@ -119,6 +119,6 @@ def test_a_scene_of_full_size_on_cuda(monkeypatch):
     assert available.triton_available(torch.zeros(1, device="cuda"))
     (found, grad), (expected, exact) = scenes(torch.device("cuda"), (512, 512), 7, monkeypatch)
     assert (expected[..., 3] > 0).sum() > 200_000
-    # Where a face is seen edge on, rounding decides which side it shows.
+    # If a face is seen edge-on, its visible side depends on rounding.
     assert ((found - expected).abs() > 1e-3).any(-1).sum() < 40
     assert (grad - exact).norm() < 1e-2 * exact.norm()

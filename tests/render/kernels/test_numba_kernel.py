@@ -1,4 +1,4 @@
-"""numba's disk cache: damaged, on a full disk, in a folder that cannot be written to."""
+"""numba's disk cache with damaged files, on a full disk and in a read-only folder."""
 
 import errno
 import importlib
@@ -20,7 +20,7 @@ def twice(x):
 
 @pytest.fixture
 def compiled(tmp_path, monkeypatch):
-    """Imports a module with a kernel, as a new process would; returns the kernel's result for 21."""
+    """A function that imports a module with a kernel, as a new process would, and returns kernel(21)."""
     (tmp_path / "cached_module.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")

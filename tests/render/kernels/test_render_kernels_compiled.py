@@ -1,4 +1,4 @@
-"""The kernels of meshes, surface points and images compile for a GPU, in every way that a step asks for."""
+"""The kernels of meshes, surface points and images compile for a GPU in every variant that training uses."""
 
 import pytest
 from triton_compile import compile_for_gpu

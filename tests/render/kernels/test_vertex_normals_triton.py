@@ -1,4 +1,4 @@
-"""Smooth normals by Triton's kernels against torch, values and gradients."""
+"""The Triton kernels of smooth normals, compared with torch: values and gradients."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from render.mesh import smooth_normals, smooth_normals_torch
 
 
 def dented_ball(device, subdivisions: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """With a vertex that no face uses, a face that is a point, and one that is a line of its own vertices."""
+    """A dented ball with an unused vertex and with faces that are degenerate to a point and to a line."""
     shape = trimesh.creation.icosphere(subdivisions=subdivisions, radius=0.7)
     generator = torch.Generator().manual_seed(3)
     v_pos = torch.tensor(shape.vertices).float()
@@ -26,7 +26,7 @@ def dented_ball(device, subdivisions: int = 2) -> tuple[torch.Tensor, torch.Tens
 
 
 def both_ways(function, v_pos, faces) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normals, and the gradient of their sum by fixed weights."""
+    """Normals and the gradient of their sum with fixed weights."""
     v_pos = v_pos.clone().requires_grad_()
     normals = function(v_pos, faces)
     weights = torch.randn(v_pos.shape, generator=torch.Generator().manual_seed(4)).to(v_pos)
@@ -45,7 +45,7 @@ def test_values_and_gradient(dtype, kernel_device):
     v_pos, faces = dented_ball(kernel_device)
     assert len(faces) > BLOCK and len(faces) % BLOCK and len(v_pos) > BLOCK and len(v_pos) % BLOCK
     assert_agree(v_pos, faces.to(dtype))
-    # Rows of a wider table, and columns of a taller one, are read as what they are.
+    # Strided inputs: a slice of a wider table and a transposed table.
     assert_agree(torch.cat([v_pos, v_pos], 1)[:, :3], faces.to(dtype).T.contiguous().T)
 
 

@@ -1,4 +1,4 @@
-"""Mesh files of every format against the shape they hold, and broken files."""
+"""Mesh files of every format, compared with the shape that they store, and damaged files."""
 
 import json
 import logging
@@ -81,7 +81,7 @@ def test_obj_polygons_negative_indices_comments_and_continuations(tmp_path):
 
 
 def test_obj_uv_is_flipped_and_kept_apart_from_positions(tmp_path):
-    # Two triangles share an edge in space and lie apart in the texture; uv 1 serves two positions.
+    # Two triangles share an edge in space but not in the texture. uv 1 belongs to two positions.
     text = SQUARE + "vt 0 0.25\nvt 0.5 0\nvt 0.5 1\nvt 0.75 0.5\nf 1/1 2/2 3/3\nf 1/4 3/3 4/1\n"
     mesh = load_mesh(write(tmp_path, text))
     assert len(mesh.v_pos) == 4
@@ -114,13 +114,13 @@ def test_glb_uv_points_down_like_ours(tmp_path):
     plane.visual = trimesh.visual.TextureVisuals(uv=[[0.0, 0.1], [1.0, 0.1], [0.0, 0.9]])
     plane.export(tmp_path / "plane.glb")
     mesh = load_mesh(tmp_path / "plane.glb")
-    # trimesh measures v upwards, so the corner at the top of the plane is near the top of the image.
+    # In trimesh v points up, so the corner at the top of the plane is near the top of the image.
     top = mesh.uv[mesh.uv_faces[mesh.v_pos[mesh.faces][..., 1] == 1]]
     assert top.reshape(-1).tolist() == pytest.approx([0.0, 0.1])
 
 
 def test_degenerate_faces_and_unused_vertices_are_dropped_and_equal_positions_welded(tmp_path):
-    # Vertex 5 repeats vertex 2 (as −0 too), vertex 6 is unused; the second face uses a position twice.
+    # Vertex 5 equals vertex 2 (with −0 for 0), vertex 6 is unused. The second face has one position twice.
     text = SQUARE + "v 1 -0 0\nv 9 9 9\nf 1 2 3\nf 2 5 3\nf 1 3 4\n"
     mesh = load_mesh(write(tmp_path, text))
     assert len(mesh.v_pos) == 4 and len(mesh.faces) == 2 and mesh.v_pos.max() == 1
@@ -207,7 +207,7 @@ def test_fixed_mesh_that_is_inside_out_is_turned_and_reported(tmp_path, caplog):
 
 
 def test_turning_a_mesh_turns_its_uv_along(tmp_path):
-    # A tetrahedron, inside out, whose uv are its x and y.
+    # A tetrahedron with inward faces. Its uv are its x and y.
     points = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     text = "".join(f"v {x} {y} {z}\nvt {x} {y}\n" for x, y, z in points)
     faces = [(1, 2, 3), (1, 4, 2), (1, 3, 4), (2, 4, 3)]

@@ -1,4 +1,4 @@
-"""glTF files from bug reports: each test carries the name of its case."""
+"""glTF files from bug reports. Each test is named after its case."""
 
 import json
 
@@ -16,7 +16,7 @@ def bounds(mesh):
 
 
 def is_box(mesh, low, high, boxes=1):
-    """Whether the mesh has these bounds, and 12 outward faces a box that fill `boxes` times their share."""
+    """Whether the mesh has these bounds and consists of `boxes` boxes of 12 outward faces each."""
     expected = torch.tensor([low, high], dtype=torch.float32)
     return torch.allclose(torch.tensor(bounds(mesh)), expected, atol=1e-4) and len(mesh.faces) == 12 * boxes
 
@@ -108,13 +108,13 @@ def test_the_lowest_signed_integer_is_minus_one(tmp_path):
 
 
 def skinned(weights, **mesh_node):
-    """Two joints below an armature of scale 0.01 that is turned by 90 degrees about x, as from Mixamo."""
+    """Two joints below an armature of scale 0.01 that is rotated by 90 degrees about x, as Mixamo exports."""
     gltf = Gltf()
     turn = [np.sqrt(0.5), 0, 0, np.sqrt(0.5)]
     primitive = gltf.cube()
     primitive["attributes"]["JOINTS_0"] = gltf.accessor(np.tile(np.array([[0, 1, 0, 0]], np.uint8), (8, 1)))
     primitive["attributes"]["WEIGHTS_0"] = gltf.accessor(np.tile(np.array([weights], np.float32), (8, 1)))
-    # The inverse of the armature's transform, columns first: (x, y, z) -> 100 (x, z, -y).
+    # The inverse of the armature's transform in column-major order: (x, y, z) -> 100 (x, z, -y).
     inverse = np.array([[100, 0, 0, 0], [0, 0, -100, 0], [0, 100, 0, 0], [0, 0, 0, 1]], np.float32)
     matrices = gltf.accessor(np.stack([inverse.reshape(-1)] * 2))
     gltf.node(name="hip")
@@ -207,7 +207,7 @@ def test_the_transform_of_texture_coordinates_is_applied(tmp_path):
     by_position = dict(
         zip(map(tuple, mesh.v_pos[mesh.faces[0]].tolist()), mesh.uv[mesh.uv_faces[0]].tolist(), strict=True)
     )
-    # offset + rotation · scale · uv, where the specification's rotation turns (1, 0) to (0, -1).
+    # offset + rotation · scale · uv. The rotation of the specification maps (1, 0) to (0, -1).
     assert by_position[(0, 0, 0)] == pytest.approx([0.5, 0.25])
     assert by_position[(1, 0, 0)] == pytest.approx([0.5, 0.25 - 16 / 64], abs=1e-6)
     assert by_position[(0, 1, 0)] == pytest.approx([0.5 + 8 / 64, 0.25], abs=1e-6)
@@ -252,7 +252,7 @@ def test_a_glb_of_points(tmp_path):
 
 
 def test_mesh_memory(tmp_path):
-    """Instances, strides and promised elements are counted before anything is expanded."""
+    """Instances, strides and declared element counts are checked before arrays are expanded."""
     gltf = Gltf()
     number = gltf.mesh(gltf.cube())
     for _ in range(4000):

@@ -1,4 +1,4 @@
-"""OBJ, OFF, PLY and STL files from bug reports: each test carries the name of its case."""
+"""OBJ, OFF, PLY and STL files from bug reports. Each test is named after its case."""
 
 import logging
 import struct
@@ -15,7 +15,7 @@ from render.mesh_io.load import load_mesh
 from render.mesh_io.polygons import Polygons, repeated, triangulate
 from render.mesh_io.write_obj import write_obj
 
-# A U of area 0.8: a square of side 1 without a notch of 0.4 by 0.5.
+# A U-shaped polygon of area 0.8: a unit square without a notch of 0.4 by 0.5.
 U_SHAPE = [(0, 0), (1, 0), (1, 1), (0.7, 1), (0.7, 0.5), (0.3, 0.5), (0.3, 1), (0, 1)]
 QUADS = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
 
@@ -41,7 +41,7 @@ def obj(folder, v_pos, faces, name="a.obj", head=""):
 
 
 def prism(outline, height=0.4):
-    """A prism over an outline: two polygons and a side of quadrilaterals."""
+    """A prism over an outline: two polygons, and quadrilaterals on the sides."""
     n = len(outline)
     v_pos = [(x, y, z) for z in (0, height) for x, y in outline]
     side = [[k, (k + 1) % n, n + (k + 1) % n, n + k] for k in range(n)]
@@ -185,7 +185,7 @@ def test_repeated_polygons_are_found_by_their_positions():
 
 
 def test_mesh_memory_of_an_edge_with_many_faces(tmp_path):
-    """N triangles on one edge take memory in proportion to N."""
+    """The memory for N triangles on one edge is proportional to N."""
     import tracemalloc
 
     n = 4000
@@ -284,7 +284,7 @@ def test_off_faults(tmp_path, text, fault):
 
 
 def ply(kind, count="uchar", uv=None, extra=b"", head=""):
-    """The cube with four quadrilaterals and four triangles, and a property before and behind the indices."""
+    """A cube of four quadrilaterals and four triangles, with a property before and one after the indices."""
     order = {"binary_little_endian": "<", "binary_big_endian": ">"}.get(kind)
     faces = [*QUADS[:4], *CUBE_FACES[8:].tolist()]
     header = f"ply\nformat {kind} 1.0\ncomment TextureFile a.png\n{head}element vertex 8\n"
@@ -313,7 +313,7 @@ def test_ply_blender_binary(tmp_path, kind, count):
     assert mesh.v_pos.shape == (8, 3) and len(mesh.faces) == 12
     assert signed_volume(mesh.v_pos, mesh.faces) == pytest.approx(8)
     x, y = (mesh.v_pos[mesh.faces][..., k] * 0.25 + 0.5 for k in range(2))
-    # PLY's v grows upward.
+    # In PLY files v points up.
     assert torch.equal(mesh.uv[mesh.uv_faces], torch.stack([x, 1 - y], -1))
 
 

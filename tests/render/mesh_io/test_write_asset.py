@@ -1,4 +1,4 @@
-"""An asset in all its formats at once."""
+"""Export of an asset in all formats at once."""
 
 import pytest
 from export_shapes import bumpy_ball

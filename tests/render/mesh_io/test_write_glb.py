@@ -1,4 +1,4 @@
-"""GLB files, read back by trimesh and judged by the Khronos validator."""
+"""GLB files, read by trimesh and checked by the Khronos validator."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def textures(mesh) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def validator(pytestconfig) -> Path:
-    """A folder with the validator installed; made once and kept with pytest's cache."""
+    """A folder with the installed validator, created once in pytest's cache."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("the Khronos validator needs node and npm")
     folder = pytestconfig.cache.mkdir("gltf_validator")
@@ -87,7 +87,7 @@ def test_the_khronos_validator_finds_nothing(mesh, textures, validator, tmp_path
         write_glb(tmp_path / name, surface, given)
     for report in validate(validator, *(tmp_path / name for name in cases)):
         found = {key: report[key] for key in ("numErrors", "numWarnings", "numInfos", "numHints")}
-        # An unwrapped mesh without textures has a TEXCOORD_0 that nothing uses, a remark.
+        # The validator reports an unused TEXCOORD_0 (severity "info") for an unwrapped mesh without textures.
         allowed = 1 if report["file"].endswith("unwrapped.glb") else 0
         assert sum(found.values()) == found["numInfos"] == allowed, report
 
@@ -106,7 +106,7 @@ def test_trimesh_reads_the_same_surface_and_pictures(mesh, textures, tmp_path):
     assert len(scene.geometry) == 1
     loaded = next(iter(scene.geometry.values()))
     assert np.array_equal(np.float32(loaded.triangles), mesh.v_pos[mesh.faces].numpy())
-    # trimesh turns v over while reading.
+    # trimesh flips v when it reads a file.
     theirs = loaded.visual.uv[loaded.faces] * [1, -1] + [0, 1]
     assert np.abs(theirs - mesh.uv[mesh.uv_faces].numpy()).max() < 1e-6
     material = loaded.visual.material
@@ -141,7 +141,7 @@ def test_no_vertex_or_face_is_doubled(mesh, tmp_path):
 
 
 def test_tangents_are_the_frame_that_the_normal_map_is_read_in(mesh, textures, tmp_path):
-    """Walking along TANGENT u grows; along cross(NORMAL, TANGENT) · w the picture goes up, so v falls."""
+    """u increases along TANGENT. v decreases along cross(NORMAL, TANGENT) · w, which is up in the image."""
     write_glb(tmp_path / "mesh.glb", mesh, textures)
     document, binary = read_glb(tmp_path / "mesh.glb")
     primitive = document["meshes"][0]["primitives"][0]

@@ -1,4 +1,4 @@
-"""OBJ files, read back by trimesh and by hand."""
+"""OBJ files, read by trimesh and line by line."""
 
 import numpy as np
 import pytest

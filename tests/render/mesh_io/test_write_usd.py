@@ -1,4 +1,4 @@
-"""USD: read back through OpenUSD, mesh and material; and what is said where it is missing."""
+"""USD files, read by OpenUSD: mesh and material. Also the error message if OpenUSD is not installed."""
 
 import importlib.metadata
 import importlib.util

@@ -16,7 +16,7 @@ def numba_rasteriser():
 
 
 class Elsewhere:
-    """A rasteriser that runs on another device than the tensors of its callers."""
+    """A rasteriser that runs on a different device than the tensors of its callers."""
 
     def __init__(self, rasteriser, device):
         self.rasteriser, self.device = rasteriser, device
@@ -33,7 +33,7 @@ class Elsewhere:
 
 @pytest.fixture(scope="session")
 def triton_rasteriser(kernel_device):
-    """The Triton rasteriser for CPU tensors: in Triton's interpreter, or by copies to the GPU."""
+    """The Triton rasteriser for CPU tensors, run in Triton's interpreter or on copies on the GPU."""
     pytest.importorskip("triton")
     from render.raster.triton.backend import TritonRasteriser
 

@@ -48,7 +48,7 @@ def test_numba_on_the_cpu_is_logged_once(caplog):
 
 
 def test_a_run_without_numba_uses_the_reference():
-    """In a new interpreter in which numba cannot be imported."""
+    """Runs in a new interpreter in which numba cannot be imported."""
     script = (
         "import sys; sys.modules['numba'] = None\n"
         "import torch\n"

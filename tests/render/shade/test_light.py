@@ -1,4 +1,4 @@
-"""The light's config and file rules, the shipped map, and the module that holds it."""
+"""The environment light: config, file selection, shipped map and module."""
 
 import logging
 import math
@@ -67,7 +67,7 @@ def test_a_replaced_map_at_env_scale_2_does_not_overexpose_a_sphere_of_albedo_on
     normal = torch.nn.functional.normalize(texel_directions(16).reshape(-1, 3), dim=-1)
     prefiltered = prefilter(light, lookups=500_000)
     kd, ks = torch.full_like(normal, 0.5), torch.tensor([0.0, 0.5, 0]).expand_as(normal)
-    # Seen from every side: each normal from its own direction, and from 60 degrees beside it.
+    # Each normal is viewed along its direction and at 60 degrees to it.
     beside = torch.nn.functional.normalize(torch.linalg.cross(normal, normal.roll(1, -1)), dim=-1)
     for viewer in (normal, 0.5 * normal + 0.75**0.5 * beside):
         colour = linear_to_srgb(shade(kd, ks, normal, viewer, prefiltered))
@@ -92,7 +92,7 @@ def test_fixed_light_is_prefiltered_once_and_stays_out_of_checkpoints():
 
 
 def test_learned_light_follows_the_gradient():
-    """Fit a grey light to one that is bright above, from what rough white surfaces show of it."""
+    """Fit a grey light to a light that is bright above, from the shading of rough white surfaces."""
     target = EnvironmentLight(1 + 0.9 * texel_directions(64)[..., 1:2].expand(6, 64, 64, 3)).prefiltered()
     light = EnvironmentLight(torch.ones(6, 64, 64, 3), learn=True)
     normal = torch.nn.functional.normalize(
@@ -119,7 +119,7 @@ def test_camera_rotation_is_the_views_rotation():
     assert torch.allclose(rotation @ rotation.transpose(1, 2), torch.eye(3).expand(3, 3, 3), atol=1e-5)
     assert torch.allclose(torch.linalg.det(rotation), torch.ones(3), atol=1e-5)
     assert torch.allclose(rotation[0], torch.eye(3), atol=1e-6)
-    # Without a shift the camera sits on its own +z axis.
+    # Without a shift the camera lies on its own +z axis.
     still = look_at_origin(azimuth, elevation, torch.full((3,), 0.7), (32, 32))
     in_camera = (camera_rotation(still.world_to_clip) @ still.position[:, :, None])[:, :, 0]
     assert torch.allclose(in_camera, torch.tensor([0.0, 0, 3]).expand(3, 3), atol=1e-5)

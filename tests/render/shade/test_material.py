@@ -1,4 +1,4 @@
-"""The material field stays in its bounds and starts near the middle of them."""
+"""The material field: outputs within the bounds, and initial outputs near their middle."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def positions(count=500):
 
 
 def shake(module, size=30.0):
-    """Weights large enough to drive the sigmoid into both of its ends."""
+    """Set weights that are large enough to saturate the sigmoid at both ends."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.uniform_(-size, size)
@@ -72,7 +72,7 @@ def test_every_parameter_is_trained():
 
 
 def test_the_box_may_lie_on_another_device_than_the_new_weights():
-    # A mesh on the GPU hands over its bounds as they are; the meta device stands for it where there is none.
+    # The bounds of a mesh on a GPU are GPU tensors. The meta device represents the GPU in this test.
     corner = torch.ones(3, device="meta")
     MaterialField(
         MaterialConfig(), -corner, corner, hash_n_levels=4, hash_log2_hashmap_size=10, hash_max_resolution=64

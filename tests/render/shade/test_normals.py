@@ -1,4 +1,4 @@
-"""Shading normals and bump at positions where the answer is known by hand."""
+"""Shading normals and bump mapping, compared with values calculated by hand."""
 
 import math
 
@@ -11,7 +11,7 @@ VIEW = torch.tensor([[0.0, 0.0, 1.0]])
 
 
 def tilted(cosine, sign=1.0):
-    """A unit vector with z = cosine, leaning to sign · x."""
+    """A unit vector with z = cosine, y = 0 and an x component of the given sign."""
     return torch.tensor([[sign * math.sqrt(1 - cosine**2), 0.0, cosine]])
 
 
@@ -55,7 +55,7 @@ def test_flat_bump_changes_nothing_and_x_leans_along_the_tangent():
 
 
 def test_y_leans_up_in_the_texture_image():
-    """Seen from outside with u to the right, +y of the map is up (glTF): normal +z, tangent +x give +y."""
+    """In glTF +y of the normal map is up if u points right: normal +z and tangent +x give +y."""
     up = torch.tensor([[0.0, 0.6, 0.8]])
     assert torch.allclose(bump(VIEW, torch.tensor([[2.0, 0, 0]]), up), up, atol=1e-6)
 

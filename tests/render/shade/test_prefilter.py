@@ -1,4 +1,4 @@
-"""The prefiltered light against closed forms and against integrals that know no cube."""
+"""The prefiltered light, compared with closed forms and with integrals that do not use a cube map."""
 
 import math
 
@@ -18,7 +18,7 @@ LAMP = torch.nn.functional.normalize(torch.tensor([0.6, 0.7, 0.4]), dim=0)
 
 
 def lamp_light(direction):
-    """A dim uneven room with a lamp some 15 degrees wide."""
+    """Dim, slowly varying light with a lamp about 15 degrees wide."""
     lamp = torch.exp(40 * (direction @ LAMP.to(direction) - 1))[..., None]
     return 0.3 + 0.2 * direction + lamp * torch.tensor([20.0, 10.0, 5.0]).to(direction)
 
@@ -28,8 +28,8 @@ def lamp_cube(size=64):
 
 
 def integral(direction, kernel):
-    """∫ lamp_light(l) kernel(cos) / ∫ kernel(cos) in polar coordinates about each direction, no cube."""
-    # θ crowds towards 0, where narrow lobes are: θ = π/2 · t³.
+    """∫ lamp_light(l) kernel(cos) / ∫ kernel(cos) in polar coordinates about each direction."""
+    # θ = π/2 · t³ places more samples near 0, which resolves narrow lobes.
     t = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
     theta, turn = math.pi / 2 * t**3, (torch.arange(48, dtype=torch.float64) + 0.5) * (2 * math.pi / 48)
     weight = kernel(theta.cos()) * theta.sin() * t**2
@@ -87,7 +87,7 @@ def test_irradiance_of_a_squared_cosine():
 
 
 def around_the_lamp(count=80):
-    """Directions of which most see some of the lamp."""
+    """Directions near the lamp. The lobes of most of them overlap it."""
     aside = (
         torch.randn(count, 3, generator=torch.Generator().manual_seed(4))
         * torch.linspace(0, 1.5, count)[:, None]
@@ -117,7 +117,7 @@ def test_light_from_above_lights_what_faces_up():
     axes = torch.cat([torch.eye(3), -torch.eye(3)])
     diffuse = light.diffuse(axes)[:, 0]
     specular = light.specular(axes, torch.full((6, 1), 0.3))[:, 0]
-    # The cap's irradiance / π straight up is sin² of its half angle: 1 − 0.9².
+    # The irradiance / π of the cap on an upward surface is sin² of its half angle: 1 − 0.9².
     assert diffuse[1] == pytest.approx(0.19, abs=0.01)
     assert specular[1] > 0.7
     others = [0, 2, 3, 4, 5]
@@ -172,7 +172,7 @@ def test_prefilter_is_linear_in_the_light_and_differentiable():
     light = prefilter(cube, lookups=50_000)
     value = light.specular(direction, roughness).sum() + light.diffuse(direction).sum()
     (gradient,) = torch.autograd.grad(value, cube)
-    # The map is linear: its gradient applied to the light is its value.
+    # The prefilter is linear, so the inner product of its gradient and the light equals its value.
     assert (gradient * cube).sum().item() == pytest.approx(value.item(), rel=1e-9)
 
 

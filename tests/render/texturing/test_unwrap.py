@@ -49,7 +49,7 @@ def test_endless_library_is_killed(worker):
 
 
 def test_panic_ends_the_wait(worker):
-    """As observed: one thread panics and the process waits forever."""
+    """One thread panics and the process waits forever, as observed in practice."""
     pid = worker(
         "sys.stderr.write(\"thread '<unnamed>' panicked at src/a.rs:5:12:\\nindex out of bounds: 13\\n\")\n"
         "sys.stderr.flush()\ntime.sleep(600)"

@@ -1,4 +1,4 @@
-"""Unwrapping, tangents, and the check of a user's uv."""
+"""Unwrapping, tangents, and the validation of uv coordinates from the user."""
 
 import logging
 import math
