@@ -33,7 +33,7 @@ FLAGS = (
 
 
 def find() -> str | None:
-    """Path of the browser, None if there is none."""
+    """Path of the browser, None if it is not installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -105,7 +105,7 @@ class Page:
             time.sleep(0.1)
 
     def screenshot(self, path: Path, whole: bool = True) -> None:
-        """The page as a PNG, with its full height if `whole`."""
+        """Save the page as a PNG, with its full height if `whole`."""
         if whole:
             self._resize(self._size[0], int(self.evaluate("document.documentElement.scrollHeight")))
             time.sleep(1)
@@ -113,7 +113,7 @@ class Page:
         path.write_bytes(base64.b64decode(picture["data"]))
 
     def call(self, method: str, **parameters: object) -> dict:
-        """One command of the protocol and its result."""
+        """Send a command of the protocol and return its result."""
         self._number += 1
         number = self._number
         message: dict = {"id": number, "method": method, "params": parameters}

@@ -9,7 +9,7 @@ from render.mesh import Mesh, make_mesh
 
 
 def bumpy_ball(subdivisions: int = 3) -> Mesh:
-    """A closed surface of radius about 0.7 that is not developable."""
+    """A closed, non-developable surface of radius about 0.7."""
     ball = trimesh.creation.icosphere(subdivisions=subdivisions)
     direction = torch.tensor(ball.vertices, dtype=torch.float32)
     radius = 0.7 + 0.1 * torch.sin(5 * direction[:, :1]) * torch.cos(4 * direction[:, 1:2])
@@ -17,8 +17,9 @@ def bumpy_ball(subdivisions: int = 3) -> Mesh:
 
 
 def noise_surface(cells: int) -> Mesh:
-    """The zero level set of white noise on a lattice of cells³: torn, with many components, folded
-    everywhere.
+    """The zero level set of white noise on a lattice of cells³.
+
+    It has many components and sharp folds.
     """
     grid = make_tet_grid(round(cells / 0.4), 2.0)
     values = torch.randn(len(grid.v_pos), generator=torch.Generator().manual_seed(0))
@@ -50,7 +51,7 @@ def surface_samples(mesh: Mesh, count: int, edge: bool = False) -> tuple[torch.T
 
 
 def bilinear(texture: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:
-    """[N,C] sampled from [H,W,C] by torch's grid_sample, independently of the code under test."""
+    """Bilinear samples [N,C] of a texture [H,W,C] at uv, by torch's grid_sample."""
     sampled = torch.nn.functional.grid_sample(
         texture.permute(2, 0, 1)[None], uv[None, None] * 2 - 1, align_corners=False, padding_mode="border"
     )

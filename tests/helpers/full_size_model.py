@@ -1,11 +1,11 @@
-"""Random weights in the exact shape of Stable Diffusion 2.1-base, for a GPU."""
+"""A model with the sizes of Stable Diffusion 2.1-base and random weights, for tests on a GPU."""
 
 import torch
 from toy_model import write_tokenizer
 
 
 def write_full_size_model(folder):
-    """Write a folder in diffusers layout and half precision; returns it."""
+    """Write the model in diffusers layout and half precision; returns the folder."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -1,16 +1,16 @@
-"""A prior whose images are normally distributed, so that every score is known in closed form."""
+"""A prior with normally distributed latents, for which every score has a closed form."""
 
 import torch
 from torch import nn
 
 
 def gaussian_noise(noisy, abar, mean, variance):
-    """E[ε | x_t] of x ~ N(mean, variance)."""
+    """E[ε | x_t] for x ~ N(mean, variance)."""
     return (1 - abar).sqrt() * (noisy - abar.sqrt() * mean) / (abar * variance + 1 - abar)
 
 
 class GaussianLora(nn.Module):
-    """e_φ of renders N(mean, variance) with a trained mean."""
+    """e_φ for renders x ~ N(mean, variance), with a trainable mean."""
 
     def __init__(self, mean, variance):
         super().__init__()
@@ -21,7 +21,7 @@ class GaussianLora(nn.Module):
 
 
 class GaussianPrior:
-    """Latents [B, 4, 4, 4]; the n-th prompt of an embed call has the mean n / 4, an empty one EMPTY.
+    """Latents [B, 4, 4, 4]. Prompt n of an `embed` call has the mean n / 4, an empty prompt the mean EMPTY.
 
     calls: the batch sizes of predict_noise.
     """

@@ -27,7 +27,7 @@ CUBE_FACES = np.array(
 
 
 class Gltf:
-    """A file in the making: accessors and nodes are added, then it is written."""
+    """A builder of glTF files: add accessors and nodes, then write the file."""
 
     def __init__(self, **tree):
         self.tree = {
@@ -49,7 +49,7 @@ class Gltf:
         return len(self.tree["bufferViews"]) - 1
 
     def accessor(self, values: np.ndarray, stride: int | None = None, **entry) -> int:
-        """An accessor of [count, columns] values, `stride` bytes apart."""
+        """Add an accessor of values [count, columns] with `stride` bytes between rows; returns its index."""
         values = np.ascontiguousarray(values).reshape(len(values), -1)
         content = values.astype(values.dtype.newbyteorder("<")).tobytes()
         view = {}
@@ -82,7 +82,7 @@ class Gltf:
         return len(self.tree["nodes"]) - 1
 
     def write(self, path: Path) -> Path:
-        """A .glb, or a .gltf with the buffer in a.bin beside it."""
+        """Write a .glb, or a .gltf with the buffer in a.bin in the same folder; returns the path."""
         buffer = {"byteLength": len(self.data)}
         if path.suffix == ".gltf":
             (path.parent / "a.bin").write_bytes(self.data)

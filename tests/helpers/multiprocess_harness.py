@@ -1,4 +1,4 @@
-"""Several processes of train.py, forked from a process that has imported everything, so starts are fast.
+"""Runs train.py in several processes, forked from a process that has already imported the packages.
 
 The parent process hosts the rendezvous store, as torchrun does.
 """

@@ -1,7 +1,7 @@
-"""Stable Diffusion 1.x and 2.x as single files, written out from their published architecture.
+"""Stable Diffusion 1.x and 2.x as single files, generated from their published architecture.
 
-Names and shapes are made here in the order in which the original program builds its modules, from its own
-settings (model_channels, channel_mult, …), with nothing taken from the code under test or from diffusers.
+Names and shapes are generated in the order in which the original program builds its modules, from its
+settings (model_channels, channel_mult, …). They are independent of the code under test and of diffusers.
 """
 
 import torch
@@ -16,7 +16,7 @@ SIZES = {
 
 
 def affine(name, out, *rest):
-    """A layer with a bias; `rest` are the further dimensions of its weight."""
+    """The tensors of a layer with a bias. rest: the remaining dimensions of its weight."""
     return {f"{name}.weight": (out, *rest), f"{name}.bias": (out,)}
 
 
@@ -112,7 +112,7 @@ def autoencoder(width, multiples):
 
 
 def clip(width, layers, words):
-    """As transformers of that time named it."""
+    """CLIP's text encoder, with the names that transformers used for 1.x."""
     shapes = {"text_model.embeddings.position_ids": (1, 77)}
     shapes["text_model.embeddings.token_embedding.weight"] = (words, width)
     shapes["text_model.embeddings.position_embedding.weight"] = (77, width)
@@ -137,7 +137,7 @@ def open_clip(width, layers, words):
 
 
 def original_shapes(version):
-    """Every tensor of a checkpoint: its name and shape."""
+    """The names and shapes of all tensors of a checkpoint."""
     size = SIZES[version]
     text = open_clip if size["open_clip"] else clip
     prefix = "cond_stage_model.model." if size["open_clip"] else "cond_stage_model.transformer."
@@ -153,7 +153,7 @@ def original_shapes(version):
 
 
 def random_weights(version):
-    """Random tensors in those shapes, of a size at which signals neither vanish nor explode."""
+    """Random tensors of these shapes, scaled so that activations neither vanish nor explode."""
     generator = torch.Generator().manual_seed(3)
     weights = {}
     for name, shape in original_shapes(version).items():

@@ -33,18 +33,18 @@ def code_blocks(text: str, language: str = r"\w*") -> list[str]:
 
 
 def code_spans(text: str) -> list[str]:
-    """Inline code outside of fenced blocks."""
+    """The inline code of a page, without fenced blocks."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S))
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings by GitHub's rule."""
     headings = re.findall(r"^#+ (.+)$", text, re.M)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def broken_links(page: str) -> list[str]:
-    """The links and pictures of a page that lead to no file or no heading."""
+    """The links and images of a page whose target file or heading does not exist."""
     text = read(page)
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
     broken = []
@@ -59,7 +59,7 @@ def broken_links(page: str) -> list[str]:
 
 
 def missing_paths(page: str) -> list[str]:
-    """The repository paths in inline code that do not exist, without the files that a user adds."""
+    """The repository paths in inline code that do not exist, except files that a user adds."""
     named = {span for span in code_spans(read(page)) if re.fullmatch(r"\.?\w[\w.*/-]*/[\w.*/-]*", span)}
     tops = {path.name for path in ROOT.iterdir()} - {"out"}
     ours = {span for span in named if span.split("/")[0] in tops}
@@ -80,6 +80,6 @@ def commands(page: str) -> list[list[str]]:
             continue
         for name, value in variables.items():
             line = line.replace(f"${name}", value)
-        # An ellipsis stands for more words of the user.
+        # An ellipsis marks further arguments of the user.
         found += [part for command in line.split(" && ") if (part := shlex.split(command.partition("…")[0]))]
     return found

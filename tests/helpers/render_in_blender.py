@@ -1,7 +1,7 @@
-"""Opens mesh files in Blender and renders them from the front, the right and above; runs inside Blender.
+"""Load mesh files in Blender and render them from the front, the right and above. Runs inside Blender.
 
 blender --background --factory-startup --python render_in_blender.py -- FOLDER FILE...
-Writes FOLDER/<suffix>_<view>.png for each file, and FOLDER/report.json: what its material's pictures feed.
+Writes FOLDER/<suffix>_<view>.png for each file, and FOLDER/report.json with the images of its material.
 """
 
 import json
@@ -12,11 +12,11 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-# Blender 3.4's glTF reader uses a name that Debian 12's numpy has no more.
+# Blender 3.4's glTF importer uses np.bool, which Debian 12's numpy no longer has.
 if not hasattr(np, "bool"):
     np.bool = bool
 
-# Rotations of the camera in Blender's axes (+z up, front to −y): our +z, +x and +y face it.
+# Camera positions and rotations in Blender's axes (+z up, front −y): our +z, +x and +y face the camera.
 VIEWS = {
     "front": ((0, -4, 0), (math.pi / 2, 0, 0)),
     "right": ((4, 0, 0), (math.pi / 2, 0, math.pi / 2)),
@@ -53,7 +53,7 @@ def set_up(side):
 
 
 def pictures(material):
-    """Which picture feeds which input of the surface, and how Blender took it; then taken as it is meant."""
+    """Size and colour space of the image at each material input. Then the correct colour space is set."""
     (surface,) = [node for node in material.node_tree.nodes if node.type == "BSDF_PRINCIPLED"]
     found = {}
     for name in ("Base Color", "Metallic", "Roughness", "Normal"):
@@ -62,7 +62,7 @@ def pictures(material):
             node = pending.pop()
             if node.type == "TEX_IMAGE":
                 found[name] = {"size": list(node.image.size), "space": node.image.colorspace_settings.name}
-                # Its OBJ reader takes every picture for sRGB; a user has to mend that by hand too.
+                # Blender's OBJ importer reads every image as sRGB. Users must change it in the same way.
                 node.image.colorspace_settings.name = "sRGB" if name == "Base Color" else "Non-Color"
             pending += [link.from_node for socket in node.inputs for link in socket.links]
     return found

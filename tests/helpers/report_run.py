@@ -1,4 +1,4 @@
-"""A run's folder as training leaves it, at toy size, and what the report is told of it."""
+"""A run's output folder at toy size, and a parser for pages, for tests of the report."""
 
 import json
 from html.parser import HTMLParser
@@ -23,7 +23,7 @@ VOID = {"meta", "link", "img", "input"}
 
 
 class Reader(HTMLParser):
-    """The elements of a page and the text in them, as a browser takes them."""
+    """Parses a page into its elements and their text."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -48,21 +48,21 @@ class Reader(HTMLParser):
 
 
 def egg() -> Mesh:
-    """A closed surface off the origin, of three different extents."""
+    """A closed surface that is not centred at the origin, with three different extents."""
     ball = trimesh.creation.icosphere(2)
     vertices = torch.tensor(ball.vertices, dtype=torch.float32) * torch.tensor([0.5, 0.8, 0.6]) + 0.1
     return make_mesh(vertices, torch.tensor(ball.faces))
 
 
 def smooth_field(positions: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Colours, material and bent normals that vary slowly."""
+    """kd, ks and perturbed normals that vary smoothly with position."""
     wave = torch.sin(4 * positions)
     normal = torch.nn.functional.normalize(torch.cat([0.2 * wave[:, :2], torch.ones_like(wave[:, :1])], -1))
     return {"kd": 0.5 + 0.4 * wave, "ks": 0.5 + 0.3 * wave, "normal": normal}
 
 
 def write_run(folder: Path, steps: int = 100, stills: int = 5) -> Path:
-    """log.jsonl, stills, a turntable and a textured GLB in `folder`."""
+    """Write log.jsonl, stills, a turntable and a textured GLB to `folder`."""
     lines = [
         {"step": k, "phase": "coarse", "seconds": k / 4, "loss": 100 / k, "gradient_norm": 1.0 + k % 3}
         for k in range(1, steps + 1)

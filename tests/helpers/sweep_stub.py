@@ -1,8 +1,8 @@
 """A stub of train.py for tests of sweeps. The text selects its behaviour.
 
-done: writes its meshes. broken: exits 2 with an error line. crash: a traceback. killed: ended by SIGKILL.
-wait: runs until SIGTERM, SIGINT or SIGHUP, writes the file "saved" and exits as train.py does; the next time
-it is done.
+done: writes its meshes. broken: exits with code 2 and an error line. crash: raises an exception.
+killed: ends with SIGKILL. wait: runs until SIGTERM, SIGINT or SIGHUP, writes the file "saved" and exits like
+train.py; the next start behaves like "done".
 """
 
 import json

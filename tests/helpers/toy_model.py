@@ -1,4 +1,4 @@
-"""A Stable Diffusion with the full layout, toy sizes and random weights."""
+"""A Stable Diffusion model in the complete diffusers layout, with toy sizes and random weights."""
 
 import json
 
@@ -28,7 +28,7 @@ def write_tokenizer(folder):
 
 
 def write_model(folder, prediction_type="epsilon"):
-    """Write a complete folder in diffusers layout; returns it."""
+    """Write the model in diffusers layout; returns the folder."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -1,4 +1,4 @@
-"""Compile Triton kernels for a GPU without having one. The interpreter accepts code that does not compile.
+"""Compile Triton kernels for a GPU on a machine without one. The interpreter accepts invalid kernels.
 
 `compile_for_gpu(code)` runs code in a subprocess with CPU tensors. Every launch compiles the kernel for a GPU
 of compute capability 9.0 instead of running it.
@@ -15,7 +15,7 @@ TYPES |= {"uint8": "u8", "int16": "i16", "int32": "i32", "int64": "i64"}
 
 
 def compile_for_gpu(code: str) -> dict[str, int]:
-    """Number of compilations of each kernel.
+    """The number of compilations of each kernel in `code`.
 
     Raises AssertionError with the output of the process if it fails.
     """
@@ -32,7 +32,7 @@ def compile_for_gpu(code: str) -> dict[str, int]:
 
 
 def compile_instead(found: dict[str, int]):
-    """Replacement for `JITFunction.run`."""
+    """A replacement for `JITFunction.run` that compiles the kernel and counts it in `found`."""
     import torch
     import triton
     from triton.backends.compiler import GPUTarget

@@ -1,4 +1,4 @@
-"""Prompts: the words that name a category."""
+"""Prompts: lookup of the category that a text names."""
 
 import pytest
 

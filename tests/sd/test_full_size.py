@@ -1,6 +1,6 @@
 """The published pineapple configs at the full size of Stable Diffusion 2.1-base, on a GPU.
 
-Weights are random: what is tested is that every part fits, runs and exports, not what it makes.
+Weights are random. The tests check that every part fits into memory, runs and exports, not the quality.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The SDS gradient against closed forms."""
+"""The SDS gradient compared with closed forms."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ DEVICE = torch.device("cpu")
 
 
 class PointPrior:
-    """A prior concentrated on one latent per prompt: the exact score of a Dirac is known in closed form."""
+    """A prior whose distribution is a Dirac at one latent per prompt; its score has a closed form."""
 
     latent_channels, latent_size, image_size = 4, 4, 8
 
@@ -58,7 +58,7 @@ def test_gradient_of_a_point_prior_is_the_closed_form(guidance_weight, fraction,
     loss.backward()
     abar = prior.alphas_cumprod[int(1000 * fraction)]
     negative, text = 0.75, 0.25 * view_index.float()
-    # e is affine in the mean, so guidance acts on the mean itself.
+    # e is affine in the mean, so guidance is equivalent to guidance of the mean.
     mean = negative + guidance_weight * (text - negative)
     scale = weight(abar) * (abar / (1 - abar)).sqrt()
     expected = scale * (image.detach() - mean[:, None, None, None])
@@ -76,7 +76,7 @@ def test_gradient_reaches_the_image_through_the_encoder():
     loss.backward()
     abar = prior.alphas_cumprod[300]
     latent_gradient = (1 - abar) * (abar / (1 - abar)).sqrt() * (0 - 0.25)
-    # Each pixel is a quarter of a pooled value, which stands in its channel and a third of it in the mean.
+    # A pixel has weight 1/4 in a pooled value. That has weight 1 in its channel and 1/3 in the mean channel.
     expected = latent_gradient * 0.25 * (1 + 1 / 3)
     assert torch.allclose(image.grad, expected.expand_as(image), rtol=1e-4)
     assert stats["gradient_norm"] > 0

@@ -1,4 +1,4 @@
-"""The scores inside `Guidance`: which texts are predicted, Perp-Neg's views, VSD's LoRA and the default."""
+"""Scores in `Guidance`: the predicted texts, Perp-Neg's views, VSD's LoRA and the default score."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_perp_neg_uses_the_other_sides_words_with_the_azimuths_weights():
         return prior.predict_noise(noisy, sample.timesteps, text.expand(3, -1, -1))
 
     e_n, sides = predicted(guidance.negative), [predicted(text[None]) for text in guidance.text]
-    # orbit(3) looks from azimuth 0, 120 and 240 degrees; view i is called by the words i.
+    # orbit(3) has azimuths 0, 120 and 240 degrees. View i uses the view words i.
     azimuth = torch.tensor([0.0, 2.0, 4.0]) * torch.pi / 3
     weights = view_weights(azimuth)
     expected = torch.empty_like(found.permute(0, 3, 1, 2))
@@ -93,7 +93,7 @@ def test_csd_anneals_the_weight_of_the_negative_text():
         sample = guidance.sample(VIEWS[:1], phase, torch.Generator().manual_seed(0))
         guidance(image, sample, phase)[0].backward()
         results[annealing] = image.grad[0, 0, 0, 0].item()
-    # Prompt 0, empty −0.5, negative 0.75: proportional to (ω2 − 1) 0.5 + 0.75 ω2.
+    # Means: prompt 0, empty −0.5, negative 0.75. The gradient is proportional to (ω2 − 1) 0.5 + 0.75 ω2.
     assert results[1.0] / results[0.0] == pytest.approx(-0.5 / 0.75, rel=1e-4)
     assert results[0.5] == pytest.approx((results[0.0] + results[1.0]) / 2, rel=1e-4)
 
@@ -117,7 +117,7 @@ def test_vsd_trains_the_lora_and_the_camera_embedding_and_nothing_else(toy):
     trained = guidance.lora.trained()
     assert all(parameter.grad is not None for parameter in trained.values())
     assert {name.split(".")[1] for name in trained if "lora_" not in name} == {"class_embedding"}
-    # At the start, the gradient reaches the LoRA's second factor and the embedding's last layer.
+    # Initially, only the LoRA's second factor and the embedding's last layer have a non-zero gradient.
     for name, parameter in trained.items():
         if "lora_B" in name or "class_embedding.last" in name:
             assert parameter.grad.abs().max() > 0, name

@@ -1,4 +1,4 @@
-"""Phases, weights and timesteps against the table of the method."""
+"""Phases, weights and timesteps compared with the table in sd/README.md."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The scores' identities, in float64, and their mean gradients against Gaussian priors."""
+"""Identities of the scores in float64, and their mean gradients with Gaussian priors."""
 
 import math
 
@@ -78,7 +78,7 @@ def test_perp_neg_changes_only_what_is_perpendicular_to_the_prompt():
     change = perp_neg(e_u, e_c, [e_1, e_2], weights) - e_c
     assert inner(change, positive).abs().max() < 1e-10
     assert inner(change, change)[:2].min() > 1 and equal(change[2], torch.zeros_like(change[2]))
-    # Where the other side's direction is perpendicular already, it is subtracted by its weight.
+    # If the other side's direction is already perpendicular, it is added with its (negative) weight.
     across = perpendicular(e_1 - e_u, positive)
     found = perp_neg(e_u, e_c, [e_u + across], weights[:1])
     assert equal(found, e_c + weights[0][:, None, None, None] * across)
@@ -117,7 +117,7 @@ def test_score_of_selects_the_score():
         assert equal(score_of(name, predicted, noise, time, 3.0, 0.5), value)
 
 
-# Means of a Gaussian prior: prompt, empty, negative text.
+# Means of the Gaussian prior for the prompt, the empty text and the negative text.
 MU_C, MU_U, MU_N = 0.9, -0.4, 0.3
 
 
@@ -133,7 +133,7 @@ def test_mean_gradient_against_a_gaussian_prior_is_the_analytic_one(score, x):
     found = score_of(
         score.split()[0], Predictions(e_n, e_c, e_u, phi), noise, time, scale, negative_share
     ).flatten()
-    # Of a prediction with mean μ, the mean over the noise is k (x − μ).
+    # For a prior with mean μ, the expectation of e − ε over the noise is k (x − μ).
     k = ((1 - abar) * abar).sqrt() / (abar * variance + 1 - abar)
     guided = MU_N + scale * (MU_C - MU_N)
     expected = {
@@ -146,12 +146,12 @@ def test_mean_gradient_against_a_gaussian_prior_is_the_analytic_one(score, x):
     error = (found.mean() - expected).abs()
     assert error < 5 * found.std() / math.sqrt(count) + 1e-12
     if score in ("csd", "nfsd large t", "vsd"):
-        # Between equal variances these do not depend on the draw at all.
+        # With equal variances, these scores do not depend on the noise.
         assert found.std() < 1e-12
 
 
 def guided_run(config, steps=200, views=4, times=(0.3, 0.7), rate=0.3):
-    """Latents after gradient descent with this score, from 0, against a GaussianPrior."""
+    """Latents after gradient descent from 0 with the score of the config and a GaussianPrior."""
     prior = GaussianPrior()
     guidance = Guidance(prior, config, "negative", CPU)
     phase = Phase("p", times, one_minus_abar, "image", rotate_normals=False)
@@ -168,11 +168,11 @@ def guided_run(config, steps=200, views=4, times=(0.3, 0.7), rate=0.3):
     return image.detach(), guidance
 
 
-# The prompt's mean is 0 and that of the negative text 3/4.
+# The prompt has mean 0 and the negative text has mean 3/4.
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_descent_with_sds_ends_at_the_guided_mean(scale):
     image, _ = guided_run(GuidanceConfig(text="x", guidance_weight=scale))
-    # The noise of the last steps is averaged over all latents.
+    # Averaging over all latents reduces the noise of the last steps.
     assert (image.mean() - 0.75 * (1 - scale)).abs() < 0.04
 
 
@@ -182,13 +182,13 @@ def test_descent_with_vsd_ends_at_the_guided_mean_without_noise(scale):
     image, guidance = guided_run(config, steps=500, times=(0.5, 0.5), rate=0.03)
     assert (image.mean() - 0.75 * (1 - scale)).abs() < 0.05
     assert (guidance.lora.mean - 0.75 * (1 - scale)).abs() < 0.05
-    # The noise of x_t cancels between e_cfg and e_φ, so all latents move together.
+    # The noise of x_t cancels in e_cfg − e_φ, so all latents have the same gradient.
     assert image.std() < 1e-4
 
 
 def test_descent_with_csd_between_equal_variances_never_ends():
     config = GuidanceConfig(text="x", guidance_weight=1.0, score="csd")
     half, whole = (guided_run(config, steps=steps)[0] for steps in (50, 100))
-    # The negative text's mean is higher than the prompt's: the latents fall at a constant rate.
+    # The mean of the negative text exceeds that of the prompt, so the latents decrease at a constant rate.
     assert half.mean() < -1
     assert (whole.mean() / half.mean() - 2).abs() < 0.1

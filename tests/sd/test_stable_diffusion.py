@@ -1,4 +1,4 @@
-"""The prior against diffusers' own pipeline pieces, on a toy folder in the real layout."""
+"""The prior compared with diffusers' pipeline components, on a toy model in diffusers layout."""
 
 import gc
 import shutil
@@ -31,7 +31,7 @@ def test_schedule_equals_the_scheduler_of_diffusers(prior, model_folder):
 
     expected = DDPMScheduler.from_pretrained(model_folder, subfolder="scheduler").alphas_cumprod
     assert torch.allclose(prior.alphas_cumprod, expected, rtol=1e-5)
-    assert 0.27 < prior.alphas_cumprod[500] < 0.29  # sd's scaled-linear schedule at half time
+    assert 0.27 < prior.alphas_cumprod[500] < 0.29  # Stable Diffusion's scaled-linear schedule at t = 500
 
 
 def test_encode_equals_the_vae_of_diffusers(prior, model_folder):
@@ -64,7 +64,7 @@ def test_velocity_is_converted_to_noise(velocity_folder):
     predicted = prior.predict_noise(noisy, timestep, text)
     with torch.no_grad():
         velocity = unet(noisy, timestep, text).sample
-    # diffusers' own x0 from v, then the noise that x_t holds beside that x0.
+    # diffusers computes x0 from v. The expected noise follows from x_t and x0.
     clean = scheduler.step(velocity, 400, noisy).pred_original_sample
     abar = scheduler.alphas_cumprod[400]
     expected = (noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
@@ -177,7 +177,7 @@ def test_unreachable_hub_id_names_the_ways_out(monkeypatch):
 
 
 def test_a_small_prior_says_what_it_does_not_know(model_folder, tmp_path, prior):
-    assert prior.unknown_prompt_warning("a hamburger") is None  # no kinds.json: it may know everything
+    assert prior.unknown_prompt_warning("a hamburger") is None  # without kinds.json, every prompt is accepted
     small = tmp_path / "small"
     shutil.copytree(model_folder, small)
     (small / "kinds.json").write_text('["mug", "ice cream cone"]')
@@ -251,7 +251,7 @@ def test_a_prompt_that_is_cut_is_told_once_with_what_is_lost(prior, caplog):
 
 
 def test_a_text_encoder_in_the_published_layout_is_complete(model_folder, tmp_path, prior):
-    """SD's own files prefix every name and hold a buffer that the class has not."""
+    """Published files have a prefix on every name and a buffer that the class lacks."""
     from safetensors.torch import load_file, save_file
 
     published = tmp_path / "model"

@@ -1,4 +1,4 @@
-"""The scaled gradient of a half-precision function against the same function in float32."""
+"""The scaled gradient of a half-precision function compared with the function in float32."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_a_half_precision_vae_keeps_small_gradients(model_folder, size):
     parts = load_parts(str(model_folder), torch.device("cpu"))
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    # Views of very different sizes.
+    # Gradients whose sizes differ greatly between the views.
     given = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)) * size
     given[1] *= 1e-3
     found = []

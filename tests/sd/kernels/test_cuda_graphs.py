@@ -1,4 +1,4 @@
-"""The denoiser as a CUDA graph against the denoiser, and the same class on the CPU."""
+"""CUDA graphs: results equal the eager function, on CUDA and on the CPU."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_replays_follow_their_inputs_for_every_shape():
         for _ in range(3):
             x, y = torch.randn(size, 8, device="cuda"), torch.randn(8, 8, device="cuda")
             assert torch.allclose(graphed(x, y), (x @ y).relu() + x.mean(), atol=1e-5)
-    # Each of the first shapes ran for the capture only; the one too many ran every time.
+    # The first MOST_SHAPES shapes ran only during their captures. The last shape ran eagerly each time.
     assert calls.count(2) == calls.count(3) > 0
     assert calls[-3:] == [2 + MOST_SHAPES] * 3
 
@@ -77,7 +77,7 @@ def test_what_cannot_be_captured_still_answers(caplog):
 
 @pytest.mark.gpu
 def test_memory_that_runs_out_in_a_capture_is_an_error_of_the_call_itself(caplog):
-    """The caller has to see it as what it is; and what the failed capture took must be free by then."""
+    """The error type is unchanged, and the memory of the failed capture is freed before the eager call."""
     calls = []
 
     def hungry(x):
@@ -136,7 +136,7 @@ def test_gradients_are_replayed_and_follow_their_inputs():
             assert torch.allclose(y, 8 * x**3 + 2 * x.sum(), rtol=1e-4, atol=1e-5)
             (slope,) = torch.autograd.grad(y, x, pull)
             assert torch.allclose(slope, 24 * x**2 * pull + 2 * pull.sum(), rtol=1e-4, atol=1e-4)
-    # Those for the capture only, and every one of what is too large.
+    # Sizes 3 and 4 ran only during their captures. Size 11 exceeds the limit and ran eagerly each time.
     assert calls == [3] * (WARM_UP_TURNS + 1) + [4] * (WARM_UP_TURNS + 1) + [11] * 3
 
 
@@ -150,7 +150,7 @@ def test_an_answer_that_waits_for_its_gradient_is_not_overwritten():
 
     graphed = DifferentiableCUDAGraph(square, 10)
     first, second, third = (torch.randn(5, device="cuda", requires_grad=True) for _ in range(3))
-    graphed(first)  # nobody keeps the answer
+    graphed(first)  # the output is freed at once
     recorded = len(calls)
     one, other = graphed(first), graphed(second)
     with torch.no_grad():
@@ -199,5 +199,5 @@ def test_the_denoiser_answers_alike_on_both_devices(model_folder):
             answers[device, turn] = found.cpu()
     for turn in range(3):
         difference = (answers["cuda", turn] - answers["cpu", turn]).norm() / answers["cpu", turn].norm()
-        assert difference < 0.02  # half precision against single
+        assert difference < 0.02  # half precision compared with single precision
     assert not torch.allclose(answers["cuda", 0], answers["cuda", 1])

@@ -1,4 +1,4 @@
-"""The faster blocks against the blocks of diffusers that they replace, values and gradients."""
+"""Values and gradients of the fused blocks equal those of the diffusers blocks that they replace."""
 
 import copy
 import logging
@@ -18,7 +18,7 @@ BOTH = pytest.mark.parametrize("kernels", [REFERENCE, TRITON], ids=["torch", "tr
 
 
 def frozen(module, device):
-    """With weights that all matter: new normalisations are ones and zeros, new biases small."""
+    """The frozen module, with noise added to biases and normalisation weights so that they have an effect."""
     generator = torch.Generator().manual_seed(0)
     for weight in module.requires_grad_(False).parameters():
         if weight.ndim == 1:
@@ -34,7 +34,7 @@ def encoder(model_folder, kernel_device):
 
 
 def answer(function, x):
-    """The value and the gradient of some function of it."""
+    """The value of function(x) and the gradient of a scalar of it with respect to x."""
     x = x.clone().requires_grad_()
     value = function(x)
     weights = torch.linspace(-1, 1, value.numel(), device=x.device).reshape(value.shape)
@@ -120,7 +120,7 @@ def test_a_denoiser_in_half_precision_is_no_farther_from_the_truth(model_folder,
 
 
 def test_the_image_stays_channels_last_all_the_way(model_folder):
-    """Where it does not, the next kernel copies it first."""
+    """Any other memory layout costs a copy in the next kernel."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet").requires_grad_(False)
@@ -225,7 +225,7 @@ def test_padding_below_and_on_the_right(channels):
     x = torch.randn(2, channels, 4, 5, generator=torch.Generator().manual_seed(1))
     assert_alike(answer(fused_blocks.PadBelow(), x), answer(lambda x: F.pad(x, (0, 1, 0, 1)), x))
     assert fused_blocks.PadBelow()(x).is_contiguous(memory_format=torch.channels_last)
-    # A sample of a batch, which starts anywhere in its memory.
+    # Slices of a batch, whose memory may not be aligned to 16 bytes.
     for part in (x.contiguous(memory_format=torch.channels_last)[1:], x.half()[1:]):
         assert torch.equal(fused_blocks.PadBelow()(part), F.pad(part, (0, 1, 0, 1)))
 
@@ -331,7 +331,7 @@ def test_the_prior_of_a_gpu_is_the_faster_one_and_agrees_with_the_cpu(model_fold
 
 @pytest.mark.gpu
 def test_the_encoder_of_full_size_in_half_precision():
-    """Against itself in float32: no farther away than diffusers' own blocks in half precision."""
+    """The error against float32 is at most that of diffusers' blocks in half precision."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Group normalisation in Triton against torch's own in float64, values and gradients."""
+"""Values and gradients of Triton's group normalisation equal those of torch in float64."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from sd.kernels.group_norm_triton import Plan, group_norm
 from sd.kernels.reference import group_norm as reference
 
-# Samples, channels, height, width, groups: few rows, a row, channels that no tile divides, several chunks.
+# (samples, channels, height, width, groups): few rows, one row, channels that no tile divides, many chunks.
 SHAPES = [
     (2, 32, 5, 7, 8),
     (1, 8, 1, 1, 2),
@@ -16,7 +16,7 @@ SHAPES = [
     (1, 8, 48, 48, 4),
     (2, 6, 40, 30, 1),
 ]
-# Rounding of the answer alone, sums being in float32. (To bfloat16, the interpreter cuts off.)
+# Rounding of the output; sums are in float32. (Triton's interpreter truncates to bfloat16.)
 ROUNDING = {torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 8e-3}
 
 
@@ -35,7 +35,7 @@ def given(shape, dtype, device, mean=0.5):
 
 
 def in_double(x, weight, bias, groups, eps, silu, shift, pull):
-    """Value and gradient by torch's autograd in float64, weights and all."""
+    """Value and gradient from torch's autograd, with all tensors in float64."""
     x = x.double().requires_grad_()
     value = x if shift is None else x + shift.double()[:, :, None, None]
     value = F.group_norm(value, groups, weight.double(), bias.double(), eps)
@@ -45,7 +45,7 @@ def in_double(x, weight, bias, groups, eps, silu, shift, pull):
 
 
 def error(found, expected):
-    """The largest difference in units of the largest value."""
+    """The maximum difference divided by the maximum absolute value."""
     return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
@@ -59,10 +59,10 @@ def check(function, shape, dtype, device, silu, shifted, mean=0.5, allowed=None)
     (slope,) = torch.autograd.grad(value, x, pull)
     assert value.dtype == slope.dtype == dtype
     expected = in_double(x.detach(), weight, bias, shape[-1], 1e-5, silu, shift, pull)
-    # The reference rounds after the shift, the norm and the SiLU as well.
+    # The reference also rounds after the shift, the norm and the SiLU.
     allowed = allowed or ROUNDING[dtype] * (4 if function is reference else 1)
     assert error(value, expected[0]) < allowed
-    # One row of one channel has no spread: its gradient is all cancellation, and about zero.
+    # In very small groups the terms of the gradient cancel to about 0, so a relative error is undefined.
     if x.shape[2] * x.shape[3] * x.shape[1] // shape[-1] > 8:
         assert error(slope, expected[1]) < allowed
 
@@ -90,7 +90,7 @@ def test_some_shape_has_several_chunks_and_columns():
 
 
 def test_a_mean_far_above_the_spread_costs_no_digits(kernel_device):
-    """500 in float32 is exact to 3e-5; torch's own, by the mean of squares, is off by 0.04 here."""
+    """At a mean of 500 the float32 spacing is 3e-5. torch's float32 kernel has an error of 0.04 here."""
     check(group_norm, SHAPES[0], torch.float32, kernel_device, True, None, mean=500.0, allowed=5e-4)
 
 
@@ -99,7 +99,7 @@ def test_any_layout_is_taken_and_channels_last_returned(kernel_device):
     value = group_norm(x.requires_grad_(), weight, bias, 8, 1e-5)
     assert value.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(value, reference(x, weight, bias, 8, 1e-5), atol=1e-5)
-    # A gradient that is one number, spread out without memory of its own.
+    # The gradient of a sum is an expanded scalar with strides 0.
     (slope,) = torch.autograd.grad(value.sum(), x)
     (expected,) = torch.autograd.grad(reference(x, weight, bias, 8, 1e-5).sum(), x)
     assert torch.allclose(slope, expected, atol=1e-5)

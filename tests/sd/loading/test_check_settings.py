@@ -1,4 +1,4 @@
-"""Settings files of a model with wrong values: one line with the file or the model, before any step."""
+"""Wrong values in a model's settings files raise a one-line error before the first step."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def test_sd_model_settings(model, file, key, value, message):
     with pytest.raises(ValueError) as error:
         load_parts(str(model), torch.device("cpu"))
     assert str(model) in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
-    # A million layers would take minutes.
+    # Building a million layers would take minutes.
     assert time.monotonic() - started < 60
 
 

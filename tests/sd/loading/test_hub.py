@@ -1,4 +1,4 @@
-"""Where a model is looked for: order, hub cache, half-precision files; the hub is played by a stand-in."""
+"""Model lookup: search order, hub cache and half-precision files, with a fake hub."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def half_folder(model_folder, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub of {id: folder} whose downloads are filtered as the real client filters them."""
+    """A fake hub {id: folder}. It filters downloads by the same patterns as the real client."""
     import huggingface_hub
 
     repositories, asked = {}, []

@@ -1,4 +1,4 @@
-"""LoRA files in their three dialects, against the definition: a low-rank branch beside each layer."""
+"""LoRA files in three formats, compared with the definition: a low-rank branch parallel to each layer."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ def layer_of(parts, name):
 
 @pytest.fixture(scope="module")
 def products(parts):
-    """(down, up) for each layer of the test."""
+    """(down, up) for each tested layer."""
     generator = torch.Generator().manual_seed(4)
     found = {}
     for name in (QUERY, OUT, CONVOLUTION, TEXT):
@@ -48,7 +48,7 @@ def products(parts):
 
 
 def with_branches(parts, products, factor):
-    """A copy whose layers answer W x + factor up(down(x)), which is what a LoRA means."""
+    """A copy whose layers return W x + factor up(down(x)), the definition of LoRA."""
     parts = copy.deepcopy(parts)
     for name, (down, up) in products.items():
 
@@ -82,7 +82,7 @@ def kohya(products, path):
 
 
 def diffusers(products, path):
-    """As its pipelines save it now: peft's words behind the part's name, alpha in the metadata."""
+    """The format of diffusers' pipelines: the part's name, then peft's suffixes; alpha in the metadata."""
     tensors = {}
     for name, (down, up) in products.items():
         full = f"text_encoder.text_model.{name}" if name == TEXT else f"unet.{name}"
@@ -93,7 +93,7 @@ def diffusers(products, path):
 
 
 def earlier_diffusers(products, path):
-    """As its training scripts saved it before peft: no alpha, the layer within attention's processor."""
+    """The format of diffusers' training scripts before peft: attention processors, no alpha."""
     tensors = {}
     for name, (down, up) in products.items():
         if name in (QUERY, OUT):
@@ -120,7 +120,7 @@ def peft(products, path):
 
 
 def test_peft_adapters_of_the_text_encoder(parts, products, tmp_path):
-    """As peft names a CLIPTextModel's layers, with and without the leading text_model."""
+    """peft's layer names of a CLIPTextModel, with and without the text_model prefix, are supported."""
     down, up = products[TEXT]
     used, merged = {TEXT: products[TEXT]}, []
     for number, lead in enumerate(("text_model.", "")):
@@ -139,7 +139,7 @@ def test_peft_adapters_of_the_text_encoder(parts, products, tmp_path):
 
 
 def test_text_encoder_names_of_diffusers_before_0_18(parts, tmp_path):
-    """Its text encoder's projections are called to_q, to_k, to_v and to_out."""
+    """These versions name the text encoder's projections to_q, to_k, to_v and to_out."""
     down, up = torch.ones(1, 32) * 0.1, torch.ones(32, 1)
     changed = copy.deepcopy(parts)
     stem = "text_encoder.text_model.encoder.layers.0.self_attn"
@@ -279,7 +279,7 @@ WRONG_METADATA += [json.dumps({"unet.lora_alpha": value}) for value in (None, [1
 
 @pytest.mark.parametrize("tensors", WRONG_TENSORS.values(), ids=WRONG_TENSORS)
 def test_lora_settings_wrong_tensors(parts, tmp_path, tensors):
-    """One line with the file's name for every tensor that is no part of a low-rank product."""
+    """Each tensor that is not part of a low-rank product raises a one-line error with the file's name."""
     path = lora_file(tmp_path, tensors)
     with pytest.raises(ValueError) as error:
         apply_lora(copy.deepcopy(parts.unet), parts.text_encoder, [str(path)])
@@ -288,7 +288,7 @@ def test_lora_settings_wrong_tensors(parts, tmp_path, tensors):
 
 @pytest.mark.parametrize("text", WRONG_METADATA, ids=[text[:24] for text in WRONG_METADATA])
 def test_lora_settings_wrong_metadata(parts, tmp_path, text):
-    """One line with the file's name for metadata of the wrong type, in the file and beside it."""
+    """Metadata of the wrong type, in the file or in its JSON file, raises a one-line error with the name."""
     path = lora_file(tmp_path, metadata={"lora_adapter_metadata": text})
     with pytest.raises(ValueError) as error:
         apply_lora(copy.deepcopy(parts.unet), parts.text_encoder, [str(path)])

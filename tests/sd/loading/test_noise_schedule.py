@@ -1,4 +1,4 @@
-"""The noise schedule against the scheduler classes of diffusers, and the settings that are rejected."""
+"""The noise schedule equals that of diffusers' scheduler classes; unsupported settings are rejected."""
 
 import json
 import shutil
@@ -23,14 +23,14 @@ def test_abar_is_that_of_the_scheduler_class(name, extra):
     expected = getattr(diffusers, name)(**settings).alphas_cumprod
     found = load_noise_schedule({"_class_name": name, **settings})
     assert torch.equal(found.alphas_cumprod, expected) and found.prediction_type == "epsilon"
-    # Closed form: the product of 1 − beta, here of given betas.
+    # Closed form: the cumulative product of 1 − beta, here with the betas of the settings.
     if "trained_betas" in extra:
         assert torch.allclose(found.alphas_cumprod, torch.tensor([0.9, 0.72, 0.504]))
         assert found.num_train_timesteps == 3
 
 
 def test_betas_are_rescaled_to_zero_terminal_signal():
-    """Lin et al., arXiv 2305.08891, algorithm 1: abar is 0 at the last time and unchanged at the first."""
+    """Lin et al., arXiv 2305.08891, algorithm 1: abar is 0 at the last t and unchanged at the first t."""
     settings = {"_class_name": "DDIMScheduler", **SD, "prediction_type": "v_prediction"}
     plain = load_noise_schedule(settings).alphas_cumprod
     rescaled = load_noise_schedule({**settings, "rescale_betas_zero_snr": True}).alphas_cumprod
@@ -65,7 +65,7 @@ def test_settings_that_are_not_supported_are_named(settings, words):
 
 
 def test_published_settings_are_accepted():
-    """The extra keys of the published 1.x and 2.x files change only samplers."""
+    """The additional keys of the published 1.x and 2.x files affect only samplers."""
     for more in (
         {"_class_name": "PNDMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
         {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "skip_prk_steps": True},
@@ -80,7 +80,7 @@ def test_a_model_with_zero_terminal_signal_is_loaded_with_it(velocity_folder, tm
     path.write_text(json.dumps({**json.loads(path.read_text()), "rescale_betas_zero_snr": True}))
     prior = StableDiffusion.from_pretrained(str(folder), CPU)
     assert prior.alphas_cumprod[-1] == 0
-    # v = −x where abar = 0, and the noise is x_t itself.
+    # At abar = 0, v = −x and the noise equals x_t.
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     predicted = prior.predict_noise(noisy, torch.tensor([999]), prior.embed(["a car"]))
     assert torch.allclose(predicted, noisy)

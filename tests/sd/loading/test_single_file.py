@@ -1,4 +1,4 @@
-"""Single-file checkpoints: full size without memory, small width with numbers, against those of diffusers."""
+"""Single-file checkpoints compared with diffusers: full size on the meta device, small size with values."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def meta_weights(version):
 
 
 def write_file(folder, version, **metadata):
-    """A small checkpoint of that version with random weights, a vocabulary beside it."""
+    """Write a small checkpoint of the version with random weights, and a vocabulary next to it."""
     folder.mkdir(exist_ok=True)
     write_tokenizer(folder / "tokenizer")
     save_file(random_weights(f"small {version}"), folder / "model.safetensors", metadata)
@@ -40,7 +40,7 @@ def files(tmp_path_factory):
     return {version: write_file(root / version, version, **metadata) for version in VERSIONS}
 
 
-# (tensors and parameters of the denoiser, parameters of VAE encoder and text encoder) as published.
+# Published numbers: the denoiser's tensors and parameters, parameters of VAE encoder and text encoder.
 PUBLISHED = {
     "1.5": (686, 859_520_964, 34_163_664, 123_060_480),
     "2.1": (686, 865_910_724, 34_163_664, 340_387_840),
@@ -123,7 +123,7 @@ def test_a_file_is_a_prior(files, version):
     prior = StableDiffusion.from_pretrained(str(files[version]), CPU)
     assert (prior.latent_channels, prior.latent_size, prior.image_size) == (4, 64, 512)
     assert prior.scaling_factor == 0.18215 and prior.prediction_type == "epsilon"
-    assert 0.0046 < prior.alphas_cumprod[-1] < 0.0048  # of sd's schedule, as published
+    assert 0.0046 < prior.alphas_cumprod[-1] < 0.0048  # published value of Stable Diffusion's schedule
     text = prior.embed(["a car", "a cat"])
     assert text.shape == (2, 77, 64) and text.isfinite().all() and not torch.equal(*text)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -135,7 +135,7 @@ def test_a_file_is_a_prior(files, version):
 
 
 def write_folder_as_published(folder, version, file):
-    """The same model in diffusers layout, with the older names that the published folders hold."""
+    """Write the same model in diffusers layout with the older tensor names of the published folders."""
     from diffusers import PNDMScheduler
 
     prior = StableDiffusion.from_pretrained(str(file), CPU)
@@ -188,7 +188,7 @@ def test_2x_pads_with_an_exclamation_mark_and_1x_with_the_end(files):
 
 
 class Answer(torch.nn.Module):
-    """A denoiser that answers `share` of its input and otherwise something of its own."""
+    """A denoiser whose output has correlation `share` with its input."""
 
     def __init__(self, share):
         super().__init__()
@@ -203,7 +203,7 @@ class Answer(torch.nn.Module):
 
 
 def test_what_a_denoiser_predicts_is_measured():
-    # At the last step abar is 0.0047: v holds 7 % noise, and noise is predicted with a little error.
+    # At the last timestep abar is 0.0047, so v contains 7 % noise. A noise prediction has a small error.
     assert measured_prediction(Answer(0.95)) == "epsilon"
     assert measured_prediction(Answer(0.07)) == "v_prediction"
 
@@ -221,7 +221,7 @@ def test_what_a_file_says_that_it_predicts_counts_first():
 @pytest.mark.parametrize(
     ("version", "metadata", "asked", "expected", "size"),
     [
-        ("2.1", {}, "auto", "v_prediction", 96),  # random weights have nothing of their input
+        ("2.1", {}, "auto", "v_prediction", 96),  # random weights give no correlation
         ("2.1", {"modelspec.prediction_type": "v"}, "auto", "v_prediction", 96),
         ("2.1", {}, "epsilon", "epsilon", 64),
         ("1.5", {}, "auto", "epsilon", 64),
