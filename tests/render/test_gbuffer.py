@@ -69,7 +69,7 @@ def test_the_host_waits_for_the_number_of_points_alone(recwarn):
         points.mask()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    # The call that sets the mode may also warn, about the mode.
+    # Setting the debug mode may itself emit a warning, so only warnings of synchronisations count.
     assert (
         len([warning for warning in recwarn if "synchronizing CUDA operation" in str(warning.message)]) == 1
     )

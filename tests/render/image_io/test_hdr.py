@@ -25,7 +25,7 @@ def write_exr(path, **channels):
 def test_round_trip_keeps_the_shared_exponents_precision(tmp_path, width):
     image = wide_range(width=width)
     write_hdr(tmp_path / "a.hdr", image)
-    # The largest channel lies in [2^(e−1), 2^e) after rounding. The step is 2^(e−8), the error half a step.
+    # The largest channel lies in [2^(e−1), 2^e) after rounding. The step is 2^(e−8), the error half of it.
     _, exponent = torch.frexp(image.amax(-1, keepdim=True) * (256 / 255.5))
     bound = 2.0 ** (exponent - 9)
     assert ((read_latlong(tmp_path / "a.hdr") - image).abs() <= bound * 1.0001).all()

@@ -16,7 +16,7 @@ def bounds(mesh):
 
 
 def is_box(mesh, low, high, boxes=1):
-    """Whether the mesh has these bounds and consists of `boxes` boxes of 12 outward faces each."""
+    """Whether the mesh has these bounds and 12 faces per box."""
     expected = torch.tensor([low, high], dtype=torch.float32)
     return torch.allclose(torch.tensor(bounds(mesh)), expected, atol=1e-4) and len(mesh.faces) == 12 * boxes
 

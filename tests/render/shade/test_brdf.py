@@ -23,9 +23,9 @@ def facing(cosine):
 
 
 def monte_carlo(cosine, roughness, samples=200_000):
-    """∫ brdf cos θ without Schlick's term, and Schlick's part, in float64. Half vectors have density D n·h.
+    """(scale, bias) of the split sum by Monte Carlo integration in float64. Half vectors have density D n·h.
 
-    The table uses another density (visible normals) and other points, so only the integrand is shared.
+    The table uses a different density (visible normals) and different points. Only the integrand is the same.
     """
     generator = torch.Generator().manual_seed(7)
     u, turn = torch.rand(2, samples, generator=generator, dtype=torch.float64)
@@ -51,7 +51,7 @@ def test_split_sum_table_equals_monte_carlo(cosine, roughness):
 
 
 def test_split_sum_table_of_a_mirror():
-    """For roughness → 0 all light is reflected, divided by Schlick's term."""
+    """For roughness → 0: scale = 1 − (1 − n·v)⁵ and bias = (1 − n·v)⁵, whose sum is 1."""
     table = split_sum_table()
     cosine = (torch.arange(256) + 0.5) / 256
     expected = torch.stack([1 - (1 - cosine) ** 5, (1 - cosine) ** 5], -1)

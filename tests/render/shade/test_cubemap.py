@@ -59,7 +59,7 @@ def test_lookup_reproduces_a_smooth_function_to_second_order():
             (lookup(smooth_light(texel_directions(size)), direction) - smooth_light(direction)).abs().max()
         )
     assert errors[0] < 0.02
-    # At edges and corners the texels of the neighbour are on a different lattice, which costs half an order.
+    # At edges and corners the neighbour's texels are on a different lattice, so convergence is slower there.
     assert errors[1] / errors[0] < 0.55 and errors[2] / errors[1] < 0.55
 
 
