@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-# Set before torch is imported: spinning OpenMP workers are slow as soon as another process is busy.
+# Set before torch is imported: OpenMP workers that spin are slow if another process uses the CPU.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch

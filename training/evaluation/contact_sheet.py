@@ -1,4 +1,4 @@
-"""The contact sheet: views of each asset, its prompt, and its evaluation in colour."""
+"""The contact sheet: views of each asset, its prompt, and its evaluation, coloured by correctness."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How good a triangle mesh is as a surface: roughness, edges that are not manifold, loose parts."""
+"""Quality measures of a triangle mesh: roughness, non-manifold edges, loose parts."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,12 @@ from render.mesh import Mesh, face_cross
 
 @dataclass(frozen=True)
 class SurfaceQuality:
-    """roughness: see `roughness`, degrees. non_manifold: share of edges that do not have two faces. loose:
-    share of the area outside the largest part. parts: number of parts. faces: number of faces."""
+    """Quality measures of a mesh.
+
+    roughness: see `roughness`, in degrees. non_manifold: share of edges that do not have exactly two faces.
+    loose: share of the area outside the largest connected part. parts: number of connected parts. faces:
+    number of faces.
+    """
 
     roughness: float
     non_manifold: float
@@ -40,7 +44,7 @@ def surface_quality(mesh: Mesh) -> SurfaceQuality:
 def roughness(mesh: Mesh) -> float:
     """The mean angle in degrees between the normals of two faces of an edge, weighted by the edge's length.
 
-    Only edges of exactly two faces count; faces without an area are left out.
+    Only edges of exactly two faces count. Faces with zero area are excluded.
     """
     low, high, face, count = _edges(mesh.faces, len(mesh.v_pos))
     first = (count == 2).nonzero()[:, 0]
@@ -54,7 +58,7 @@ def roughness(mesh: Mesh) -> float:
 
 
 def non_manifold_share(faces: Int[Tensor, "F 3"], vertices: int) -> float:
-    """Of all edges, those with one face or with more than two."""
+    """The share of edges with one face or more than two faces."""
     *_, count = _edges(faces, vertices)
     edges = count[count > 0]
     return (edges != 2).double().mean().item()
@@ -67,7 +71,7 @@ def connected_parts(faces: Int[Tensor, "F 3"], vertices: int) -> Int[Tensor, " V
     while True:
         lowest = label[corners].amin(1, keepdim=True).expand(-1, 3)
         spread = label.scatter_reduce(0, corners.flatten(), lowest.flatten(), "amin")
-        # Labels are vertex numbers: a label's own label shortens the way.
+        # Labels are vertex numbers. Replacing each label by the label of that vertex speeds up convergence.
         spread = spread[spread]
         if torch.equal(spread, label):
             return label
@@ -75,7 +79,7 @@ def connected_parts(faces: Int[Tensor, "F 3"], vertices: int) -> Int[Tensor, " V
 
 
 def _edges(faces: Int[Tensor, "F 3"], vertices: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`sorted_edges` and, at the first of equal edges, how many there are; 0 at the others."""
+    """`sorted_edges`, and the multiplicity of each edge at its first occurrence; 0 at the others."""
     low, high, face = sorted_edges(faces, vertices)
     key = low * vertices + high
     _, inverse, sizes = torch.unique_consecutive(key, return_inverse=True, return_counts=True)

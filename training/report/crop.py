@@ -9,15 +9,15 @@ from PIL import Image
 # Left, top, right and bottom as fractions of a view.
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-# A pixel with all channels from this value on is background. A box grows by the margin and then to the next
-# multiple of 1 / STEPS, so that it rarely changes from one still to the next.
+# A pixel is background if all channels are at least this value. A box is enlarged by the margin and rounded
+# up to a multiple of 1 / STEPS, so that it rarely changes from one still to the next.
 WHITE, MARGIN, STEPS = 250, 0.02, 24
 
 
 def object_box(
     picture: Image.Image, columns: int = 1, rows: int = 1, used_rows: Collection[int] = (0,)
 ) -> Box | None:
-    """The smallest box around what is not white in any view of a sheet; None if all is white.
+    """The smallest box that contains all non-white pixels of all views of a sheet; None if all are white.
 
     picture: RGB, columns x rows views of the same size. used_rows: the numbers of the rows that show views.
     """
@@ -45,7 +45,7 @@ def joined(boxes: Iterable[Box | None]) -> Box:
 
 
 def crop_view(picture: Image.Image, box: Box) -> Image.Image:
-    """The part `box` of one view."""
+    """One view, cropped to `box`."""
     left, top, right, bottom = (
         round(side * length) for side, length in zip(box, (*picture.size, *picture.size), strict=True)
     )
@@ -55,7 +55,8 @@ def crop_view(picture: Image.Image, box: Box) -> Image.Image:
 def crop_cells(
     sheet: Image.Image, columns: int, rows: int, box: Box, maps: Collection[int] = ()
 ) -> Image.Image:
-    """The sheet with every view cropped to `box`. maps: rows that show one wide picture; they are scaled."""
+    """The sheet with every view cropped to `box`. maps: the rows that show one wide picture. They are
+    scaled instead of cropped."""
     width, height = sheet.width // columns, sheet.height // rows
     small = crop_view(Image.new("RGB", (width, height)), box).size
     cropped = Image.new("RGB", (small[0] * columns, small[1] * rows), "white")

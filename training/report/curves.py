@@ -1,4 +1,4 @@
-"""From log.jsonl to curves: phases with their times, numbers in few points over the steps, their drawing."""
+"""Read log.jsonl, compute phase times and downsampled curves, and draw the curves as SVG."""
 
 import json
 import math
@@ -13,19 +13,19 @@ from training.report.page import embedded_json, escape
 
 Record = Mapping[str, object]
 
-# What every line of the log has; all else is a number to draw.
+# The fields that every line of the log has. All other fields are plotted values.
 FRAME = {"step", "phase", "seconds"}
 BUCKETS, FEWEST = 180, 4
-# The drawing, in its own units: the whole, and the margins around the curve.
+# Size of the drawing and margins around the curve, in SVG units.
 WIDTH, HEIGHT = 560, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 18, 22
-# A curve over more than this ratio is drawn on a logarithmic axis.
+# A curve whose maximum exceeds its minimum by more than this factor has a logarithmic axis.
 LOG_RATIO = 30
 
 
 @dataclass(frozen=True)
 class PhaseTime:
-    """A phase of the run: its first and last step, and its time in seconds, None where the log has none."""
+    """A phase of the run: its first and last step, and its time in seconds, None if the log has no times."""
 
     name: str
     first: int
@@ -39,8 +39,10 @@ class PhaseTime:
 
 @dataclass(frozen=True)
 class Curve:
-    """A number over the steps, a point for each bucket of neighbouring steps: the bucket's last step, its
-    mean, and the 10th and 90th percentile of what it holds."""
+    """A logged value as a function of the step, with one point per bucket of consecutive steps.
+
+    Each point has the last step of the bucket, the mean of its values, and their 10th and 90th percentile.
+    """
 
     name: str
     steps: tuple[int, ...]
@@ -50,7 +52,7 @@ class Curve:
 
 
 def read_log(path: Path | str) -> list[Record]:
-    """The well-formed lines of a log, which may still be written to; none without a file."""
+    """The valid lines of a log file, which may still be growing. Empty if the file does not exist."""
     path = Path(path)
     if not path.exists():
         return []
@@ -71,7 +73,7 @@ def parse_line(line: str) -> dict[str, object] | None:
 
 
 def phase_times(records: Sequence[Record]) -> list[PhaseTime]:
-    """The phases in order; a phase's time runs from the end of the one before to its own last step."""
+    """The phases in order. The time of a phase runs from the end of the previous phase to its last step."""
     phases: list[PhaseTime] = []
     start, before = 0, 0.0
     for number, record in enumerate(records):
@@ -86,7 +88,7 @@ def phase_times(records: Sequence[Record]) -> list[PhaseTime]:
 
 
 def groups(records: Sequence[Record]) -> list[tuple[list[str], list[Record]]]:
-    """Phases that log the same numbers stand together: (names of the phases, their records)."""
+    """Group the phases that log the same values; returns the phase names and the records of each group."""
     found: dict[frozenset[str], tuple[list[str], list[Record]]] = {}
     for record in records:
         phases, members = found.setdefault(frozenset(record.keys() - FRAME), ([], []))
@@ -97,7 +99,7 @@ def groups(records: Sequence[Record]) -> list[tuple[list[str], list[Record]]]:
 
 
 def curves(records: Sequence[Record]) -> list[Curve]:
-    """Every number of the records; what is not finite is left out, and so is a number that never is."""
+    """A curve for each logged value. Non-finite values and curves without finite values are omitted."""
     names = sorted({name for record in records for name in record.keys() - FRAME}, key=_order)
     found = []
     for name in names:
@@ -108,7 +110,7 @@ def curves(records: Sequence[Record]) -> list[Curve]:
 
 
 def downsample(name: str, steps: Sequence[int], values: Sequence[float], buckets: int = BUCKETS) -> Curve:
-    """At most `buckets` points, each of at least FEWEST values where there are that many."""
+    """A curve of at most `buckets` points, each from at least FEWEST values if there are that many."""
     count = max(1, min(buckets, len(values) // FEWEST))
     parts = np.array_split(np.asarray(values, dtype=np.float64), count)
     ends = [int(part[-1]) for part in np.array_split(np.asarray(steps), count)]
@@ -121,12 +123,12 @@ def _order(name: str) -> tuple[bool, str]:
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value is a finite number that a float can hold."""
+    """Whether a value is a finite number in the range of a float."""
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high]."""
+    """Axis ticks within [low, high], spaced by 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
     rough = (high - low) / wanted
@@ -137,8 +139,11 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Powers of ten within [low, high], every n-th where there are many; also 2 and 5 times them where there
-    are few."""
+    """Logarithmic axis ticks within [low, high].
+
+    The ticks are powers of ten. If there are many, only every n-th is used. If there are few, 2 and 5 times
+    the powers of ten are added.
+    """
     powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(powers) <= 3 else (1,)
     marks = [float(f"{factor}e{power}") for power in powers for factor in factors]
@@ -147,8 +152,11 @@ def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def draw(curve: Curve, phases: Iterable[PhaseTime], caption: str) -> str:
-    """The curve as a figure: an SVG (mean as a line, percentiles as a band), what it shows in words, and its
-    points for the pointer."""
+    """The curve as an HTML figure with a caption.
+
+    The SVG shows the mean as a line and the percentiles as a band. The data points are included for the
+    tooltip.
+    """
     low, high = min(curve.low), max(curve.high)
     logarithmic = low > 0 and high / low > LOG_RATIO
     first, last = curve.steps[0], max(curve.steps[-1], curve.steps[0] + 1)

@@ -1,7 +1,7 @@
-"""The overview of a sweep: for each result a small turntable per stage, its values, state, links and
-commands.
+"""The overview page of a sweep: turntables, values, state, links and commands of each result.
 
-One HTML file that opens from the disk: pictures are embedded, links are relative, there is no script.
+The page is one HTML file without scripts, for viewing from the disk. Pictures are embedded and links are
+relative.
 """
 
 import io
@@ -41,7 +41,7 @@ color: #b87800; } """.replace("SIDE", str(SIDE)).strip()
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of a result: its folder, the layer of its turntable to show, and what to call it."""
+    """One run of a result: its label, its folder, and the layer that its turntable shows."""
 
     label: str
     folder: Path
@@ -83,10 +83,10 @@ def write_index(path: Path, title: str, subtitle: str, cards: Sequence[Card], li
 
 
 def thumbnail(stage: Stage) -> tuple[bytes, int] | None:
-    """A JPEG strip of square views and their number; None without a picture.
+    """A JPEG strip of square views and the number of views; None if there is no picture.
 
-    From the turntable, else from the newest still (four views), else from the newest frame of the training
-    video.
+    The views come from the turntable if it exists, otherwise from the newest still (four views), otherwise
+    from the newest frame of the training video.
     """
     turntable = numbered_files(stage.folder / "validate" / stage.layer, ".png")
     if len(turntable) >= FRAMES:
@@ -105,7 +105,7 @@ def _dated(path: Path) -> tuple[Path, int]:
 
 @lru_cache(maxsize=4096)
 def _strip(files: tuple[tuple[Path, int], ...], views: int) -> tuple[bytes, int] | None:
-    """The files' views side by side; of a sheet of stills its top row. Cached by path and time."""
+    """The views side by side; the top row of a sheet of stills. Cached by path and modification time."""
     pictures = []
     try:
         for path, _ in files:
@@ -115,9 +115,9 @@ def _strip(files: tuple[tuple[Path, int], ...], views: int) -> tuple[bytes, int]
             for k in range(views):
                 height = picture.height if views == 1 else min(width, picture.height)
                 pictures.append(picture.crop((k * width, 0, (k + 1) * width, height)))
-    except Exception:  # A picture that is being replaced, is damaged or is too large for Pillow.
+    except Exception:  # The picture may be incomplete, damaged, or too large for Pillow.
         return None
-    # One box for all views, so that the object keeps its size while it turns.
+    # All views use one box, so the size of the object is constant in the turntable.
     box = joined(object_box(picture) for picture in pictures)
     squares = [_square(crop_view(picture, box)) for picture in pictures]
     strip = Image.new("RGB", (SIDE * len(squares), SIDE), "white")
@@ -153,7 +153,7 @@ def _card(card: Card, base: Path) -> str:
 
 
 def _next_commands(card: Card) -> str:
-    """The commands that continue with a result, folded."""
+    """The commands that continue with a result, in a collapsed details element."""
     commands = "".join(
         f"{escape(name)}<pre>{escape(command)}</pre>" for name, command in card.next_commands.items()
     )

@@ -1,7 +1,8 @@
-"""The model in the page: a GLB in an orbit viewer under the run's light; a large model as a lighter copy.
+"""The 3D model in the page: a GLB in an orbit viewer, lit by the run's environment map.
 
-The viewer is <model-viewer> (npm @google/model-viewer 4.4.0, Apache-2.0, see model-viewer.LICENSE). It reads
-plain GLB and KHR_mesh_quantization by itself; Draco and KTX2 would need decoders from the network.
+The viewer is <model-viewer> (npm @google/model-viewer 4.4.0, Apache-2.0, see model-viewer.LICENSE). It
+supports plain GLB and KHR_mesh_quantization without further files. Draco and KTX2 would require decoders from
+the network. A large model is embedded as a smaller copy.
 """
 
 import base64
@@ -22,10 +23,10 @@ from render.image_io.hdr import read_latlong, write_hdr
 from render.mesh_io.write_glb import pack_glb
 from training.report.page import HERE, escape, link
 
-# Deflated bytes; base64 adds a third.
+# Limits in deflated bytes. base64 adds a third.
 AS_IT_IS, LIGHTER = 4_000_000, 6_400_000
-# Undeflated bytes, in those that are allowed deflated, from which on deflating is not even tried: it takes
-# seconds, and meshes come to a third at best, textures to what they are.
+# A file larger than this multiple of the limit is not compressed at all. Compression takes seconds. It
+# reduces meshes to a third at best and textures hardly at all.
 FAR = 4
 TEXTURE_SIDE, TEXTURE_QUALITY = 1024, 88
 # Height and width of the environment map in the page.
@@ -35,14 +36,14 @@ BYTE, SHORT, UNSIGNED_SHORT = 5120, 5122, 5123
 
 @dataclass(frozen=True)
 class Embedded:
-    """A GLB for the page: its deflated bytes, None where they are too many, and a remark for the reader."""
+    """A GLB for the page: its deflated bytes (None if they exceed the limit) and a remark for the reader."""
 
     content: bytes | None
     remark: str
 
 
 def embed(path: Path, most: int = LIGHTER) -> Embedded:
-    """The file at `path` (a GLB of ours) in at most `most` deflated bytes."""
+    """Compress a GLB file that this program wrote to at most `most` deflated bytes."""
     original = path.read_bytes()
     if packed := _deflated(original, min(AS_IT_IS, most)):
         return Embedded(packed, "")
@@ -55,7 +56,7 @@ def embed(path: Path, most: int = LIGHTER) -> Embedded:
 
 
 def _deflated(content: bytes, most: int) -> bytes | None:
-    """In at most `most` bytes; None where they are more, or taken to be more (see FAR)."""
+    """The deflated content; None if it exceeds `most` bytes or is expected to exceed them (see FAR)."""
     if len(content) > FAR * most:
         return None
     packed = zlib.compress(content, 6)
@@ -66,8 +67,8 @@ def _deflated(content: bytes, most: int) -> bytes | None:
 def environment_map(path: Path, changed: int, scale: float) -> bytes:
     """A lat-long map of MAP_SIZE as a .hdr file for the viewer, times `scale`.
 
-    The centre of our maps shows -z. The viewer expects +x there, so the map is rolled by a quarter. changed:
-    the modification time of the file, for the cache.
+    The centre of our maps shows -z. The viewer expects +x there, so the map is rolled by a quarter of its
+    width. changed: the modification time of the file, for the cache.
     """
     pixels = read_latlong(path).permute(2, 0, 1)[None] * scale
     small = torch.nn.functional.interpolate(pixels, MAP_SIZE, mode="area")[0].permute(1, 2, 0)
@@ -79,10 +80,10 @@ def environment_map(path: Path, changed: int, scale: float) -> bytes:
 def viewer(
     path: Path, alt: str, most: int = LIGHTER, environment: bytes | None = None
 ) -> tuple[str, list[str]]:
-    """HTML of the viewer and the program texts that it needs.
+    """HTML of the viewer, and the scripts that it needs.
 
-    path: a file at most two levels below the page's folder: dmtet_mesh/mesh.glb. environment: from
-    `environment_map`; without it the viewer's own light is used.
+    path: a file at most two levels below the page's folder, such as dmtet_mesh/mesh.glb. environment: from
+    `environment_map`; if it is None, the viewer uses its default light.
     """
     model = embed(path, most)
     where = f'<a href="{link(f"{path.parent.name}/{path.name}")}">{escape(path.name)}</a>'
@@ -100,21 +101,21 @@ def viewer(
 
 
 def _data_element(name: str, content: bytes) -> str:
-    """Bytes for the page's program, as base64 in an element with the id `name`."""
+    """An HTML element with the id `name` that contains bytes as base64 for the page's script."""
     return f'<script type="text/plain" id="{name}">{base64.b64encode(content).decode("ascii")}</script>'
 
 
 def viewer_source() -> str:
-    """The program of the viewer, without the pointer to its source map, which is not shipped."""
+    """The script of the viewer without the reference to its source map, which is not shipped."""
     source = (HERE / "model-viewer-umd.min.js").read_text(encoding="utf-8")
     return source.partition("//# sourceMappingURL")[0]
 
 
 def lighter(content: bytes) -> bytes:
-    """A GLB of ours in half the bytes, with the same triangles.
+    """A copy of a GLB of this program with the same triangles and about half the size.
 
-    Positions and uv have 16 bits, normals 8 (KHR_mesh_quantization); tangents are left out, viewers make
-    their own from the uv; textures are JPEGs of at most TEXTURE_SIDE.
+    Positions and UVs have 16 bits and normals 8 bits (KHR_mesh_quantization). Tangents are removed, because
+    viewers compute them from the UVs. Textures are JPEGs with at most TEXTURE_SIDE pixels per side.
     """
     document, binary = read_glb(content)
     _forget_tangents(document)
@@ -133,7 +134,7 @@ def lighter(content: bytes) -> bytes:
             kind = SHORT
             accessor["min"], accessor["max"] = integers.min(0).tolist(), integers.max(0).tolist()
         elif name == "TEXCOORD_0":
-            # Ours lie in [0, 1].
+            # The UVs of this program are in [0, 1].
             integers, kind = np.round(values.clip(0, 1) * 65535).astype("<u2"), UNSIGNED_SHORT
         else:
             integers, kind = np.round(values.clip(-1, 1) * 127).astype("i1"), BYTE
@@ -144,7 +145,7 @@ def lighter(content: bytes) -> bytes:
 
 
 def _forget_tangents(document: dict) -> None:
-    """Leaves out the attribute, its accessor and its view; what counts past them moves up by one."""
+    """Remove the tangent attribute, its accessor and its buffer view, and decrement all later indices."""
     primitive = document["meshes"][0]["primitives"][0]
     if "TANGENT" not in primitive["attributes"]:
         return
@@ -178,7 +179,7 @@ def _as_jpeg(content: bytes) -> bytes:
 
 
 def _centred(positions: np.ndarray) -> tuple[np.ndarray, dict]:
-    """Positions [V,3] moved and scaled to integers in ±32767, and the node's transform that undoes it."""
+    """Positions [V,3] quantised to integers in ±32767, and the node transform that restores them."""
     low, high = positions.min(0), positions.max(0)
     centre, scale = (low + high) / 2, max(float((high - low).max() / 2), 1e-9) / 32767
     integers = np.round((positions - centre) / scale).astype("<i2")
@@ -186,7 +187,7 @@ def _centred(positions: np.ndarray) -> tuple[np.ndarray, dict]:
 
 
 def _in_words(values: np.ndarray) -> tuple[bytes, int]:
-    """Rows padded to a multiple of four bytes, as glTF wants them; also the bytes of a row."""
+    """Rows padded to a multiple of four bytes, as glTF requires, and the number of bytes per row."""
     width = values.shape[1] * values.itemsize
     words = -(-width // 4) * 4
     rows = np.zeros((len(values), words), "u1")
@@ -195,7 +196,7 @@ def _in_words(values: np.ndarray) -> tuple[bytes, int]:
 
 
 def _packed(document: dict, parts: list[bytes]) -> bytes:
-    """A GLB file of the document with new contents for its buffer views."""
+    """A GLB file of the document with new contents of its buffer views."""
     binary = bytearray()
     for view, part in zip(document["bufferViews"], parts, strict=True):
         binary.extend(bytes(-len(binary) % 4))

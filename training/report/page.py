@@ -1,8 +1,8 @@
-"""What every page of ours is made of: one HTML file that opens from the disk and asks nothing of the network.
+"""Common parts of all pages. A page is one HTML file that opens from the disk without network access.
 
-Text from outside (a prompt, a path, an error) enters a page only through `escape`, `attribute` or
-`embedded_json`. The policy in the page's head forbids the browser every request, so that a slip cannot make
-one.
+External text (a prompt, a path, an error) is inserted into a page only through `escape` or `embedded_json`.
+The content security policy in the page's head blocks all network requests, including those of unescaped
+markup.
 """
 
 import base64
@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-# No address is allowed anywhere: only what the file itself holds. The viewer holds a WebAssembly module.
+# Only content of the file itself is allowed, no addresses. The viewer contains a WebAssembly module.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data: blob:; media-src data: blob:; connect-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -21,22 +21,22 @@ POLICY = (
 
 
 def escape(text: object) -> str:
-    """Text for HTML, also within quoted attributes."""
+    """Text escaped for HTML content and for quoted attributes."""
     return html.escape(str(text), quote=True)
 
 
 def embedded_json(value: object) -> str:
-    """JSON that can stand inside a script element: nothing in it can end the element."""
+    """JSON for the content of a script element. It cannot contain the end tag of the element."""
     return json.dumps(value).replace("<", "\\u003c")
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """`content` as an address that holds it, base64; kind is the media type, "image/jpeg"."""
+    """`content` as a base64 data URI. kind: the media type, for example "image/jpeg"."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def script(source: str) -> str:
-    """Program text as a classic script element."""
+    """JavaScript source as a classic script element."""
     assert "</script" not in source.lower(), "this text would end its own script element"
     return f"<script>{source}</script>"
 
@@ -49,7 +49,7 @@ def link(path: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """Cells are HTML already; the first of a row names it."""
+    """An HTML table. The cells are HTML; the first cell of each row is its header."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
@@ -60,7 +60,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") ->
 
 
 def section(title: str, content: str, note: str = "") -> str:
-    """A part of the page under a heading (plain text); empty without content, which is HTML."""
+    """A section with a heading. heading: plain text. content: HTML. Empty if there is no content."""
     if not content:
         return ""
     remark = f'<p class="note">{note}</p>' if note else ""
@@ -68,7 +68,7 @@ def section(title: str, content: str, note: str = "") -> str:
 
 
 def document(title: str, body: str, scripts: Sequence[str] = ()) -> str:
-    """The whole file. title is plain text; body is HTML; scripts are program texts that run in this order."""
+    """The complete HTML file. title: plain text. body: HTML. scripts: JavaScript sources, in order."""
     style = (HERE / "page.css").read_text(encoding="utf-8")
     own = (HERE / "page.js").read_text(encoding="utf-8")
     return "\n".join(
@@ -78,7 +78,7 @@ def document(title: str, body: str, scripts: Sequence[str] = ()) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
-            # An empty icon keeps browsers from looking for one.
+            # An empty icon prevents browsers from requesting one.
             '<link rel="icon" href="data:,">',
             f"<title>{escape(title)}</title>",
             f"<style>{style}</style></head>",

@@ -19,7 +19,7 @@ from training.time_estimate import CommandProgress
 
 logger = logging.getLogger(__name__)
 
-# The least time between two pages, and the same as a multiple of the time that writing the last one took.
+# Minimum time between two page updates: in seconds, and as a multiple of the duration of the last update.
 PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 50.0
 
 
@@ -51,7 +51,7 @@ class RunReport:
         return self.info.out_dir / REPORT_FILE
 
     def begin(self, step: int) -> None:
-        """The set-up has succeeded, after `step` finished steps: write config.json and the page."""
+        """Write config.json and the page after a successful set-up. step: the number of finished steps."""
         self._begun = True
         if self.progress and step:
             self.progress.step(step)
@@ -107,7 +107,7 @@ class RunReport:
 
     @contextmanager
     def _warns_once(self, name: str) -> Iterator[None]:
-        """A file of the report that cannot be written is one warning and does not end the run."""
+        """Log an error of the block as a warning, once per file, and continue the run."""
         try:
             yield
         except Exception as error:  # Any file of the run may be damaged.

@@ -1,4 +1,4 @@
-"""The part of a run's report that comes from its config: every key with its default, and commands."""
+"""The part of a run's report that depends on its config: every key with its default, and commands."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ def settings_of(config: Config) -> list[Setting]:
 
 
 def config_file(config: Config) -> Path:
-    """Where the resolved config of a run is kept."""
+    """The path of the resolved config of a run."""
     return config.run.output_folder / CONFIG_FILE
 
 
@@ -50,7 +50,7 @@ def commands_of(config: Config, argv: Sequence[str]) -> dict[str, str]:
 
 
 def run_info(config: Config, argv: Sequence[str], machine: dict[str, str]) -> RunInfo:
-    """The part of the report that is known from the start of a run."""
+    """The part of the report that is constant during a run."""
     return RunInfo(
         out_dir=config.run.output_folder,
         title=config.guidance.text or config.run.out_dir,

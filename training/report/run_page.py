@@ -47,8 +47,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What does not change during the run. orbit: whether a turntable is rendered at the end.
-    resolved_config: every key with its value, as the JSON of a config that makes the same run."""
+    """The part of the report that is constant during a run.
+
+    orbit: whether a turntable is rendered at the end. resolved_config: every key with its value, as the JSON
+    of a config that repeats the run.
+    """
 
     out_dir: Path
     title: str
@@ -65,8 +68,11 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class RunState:
-    """Where the run stands. name: running, done, exported, stopped or failed; doing: what goes on, or what
-    went wrong; seconds: of the parts outside the loop, by name; written: seconds since 1970."""
+    """The state of a run.
+
+    name: running, done, exported, stopped or failed. doing: the current activity, or the error. seconds: the
+    duration of each part outside the loop, by name. written: seconds since 1970.
+    """
 
     name: str
     step: int
@@ -76,8 +82,10 @@ class RunState:
 
 
 def run_page(info: RunInfo, state: RunState, model_bytes: int = LIGHTER) -> str:
-    """The page as one HTML text; reads what is in info.out_dir by now. A model of more than `model_bytes`
-    (deflated) is left out, with a remark."""
+    """The page as HTML, built from the current files in info.out_dir.
+
+    A model of more than `model_bytes` (deflated) is replaced by a remark.
+    """
     records = [record for record in read_log(info.out_dir / "log.jsonl") if record["step"] <= state.step]
     phases = phase_times(records)
     look, scripts = _look(info, state, model_bytes)
@@ -130,7 +138,7 @@ def _header(info: RunInfo, state: RunState) -> str:
 
 
 def _look(info: RunInfo, state: RunState, model_bytes: int) -> tuple[str, list[str]]:
-    """The model of an exported run and its videos; those of an earlier result are not shown."""
+    """HTML and scripts of the model and videos of an exported run. Those of an earlier run are omitted."""
     mesh = info.out_dir / "dmtet_mesh" / "mesh.glb"
     if state.name not in ("done", "exported") or not mesh.is_file():
         return "", []
@@ -145,7 +153,10 @@ def _look(info: RunInfo, state: RunState, model_bytes: int) -> tuple[str, list[s
 
 
 def _environment(info: RunInfo) -> bytes | None:
-    """The run's light for the viewer: the exported probe.hdr, else the config's map; None if unreadable."""
+    """The environment map for the viewer: the exported probe.hdr if it exists, otherwise the config's map.
+
+    None if the map cannot be read.
+    """
     probe = info.out_dir / "dmtet_mesh" / "probe.hdr"
     try:
         # The probe includes env_scale and what learn_light has changed.
@@ -192,7 +203,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _settings(settings: Sequence[Setting]) -> str:
-    """What differs from the defaults, and behind a fold every key."""
+    """HTML of the keys that differ from their defaults, and a collapsed table of all keys."""
     changed = [setting for setting in settings if setting.changed]
     few = table(("key", "value", "default"), [_setting(setting) for setting in changed])
     every = [(*_setting(setting), escape(setting.meaning)) for setting in settings]

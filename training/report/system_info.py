@@ -1,4 +1,4 @@
-"""What a run ran on: versions and hardware, in words."""
+"""Versions and hardware of a run, as text."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """By name: the program's commit, Python, torch, the device, the system and the installed packages."""
+    """The commit of the program, Python, torch, device, operating system and installed packages, by name."""
     found = {
         "program": _commit(),
         "Python": platform.python_version(),
@@ -62,7 +62,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with a mark where files were changed; empty where git cannot tell."""
+    """The commit of this checkout, with a suffix if files were modified; empty if git is not available."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(

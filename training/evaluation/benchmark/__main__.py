@@ -2,10 +2,11 @@
 
     python3 -m training.evaluation.benchmark --suite scores --out out/benchmark --minutes 8 --jobs 12
 
-Every trial sculpts a category with the demo's settings, or paints the true mesh of a procedural object with a
-material whose true values are known. Results are written after each trial: OUT/trials.jsonl (a line each),
-OUT/results.json (means by setting), OUT/table.md, and at the end OUT/sheet.jpg. The same command with the
-same OUT continues: trials in trials.jsonl are not repeated. Words after -- are config keys for all trials.
+Each trial optimizes either the geometry of a category with the demo's settings, or the appearance of a
+procedural object whose true mesh and material are known. Results are written after each trial:
+OUT/trials.jsonl (one line per trial), OUT/results.json (means by setting) and OUT/table.md. OUT/sheet.jpg is
+written at the end. The same command with the same OUT continues: trials in trials.jsonl are not repeated.
+Arguments after -- are config keys for all trials.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# Before torch is imported, here and in the workers: spinning OpenMP workers slow down other processes.
+# Set before torch is imported, here and in the workers: OpenMP workers that spin slow down other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from configs.errors import ConfigError
@@ -71,10 +72,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen_settings(options: argparse.Namespace) -> dict[str, dict[str, object]]:
-    """The suite's settings and the user's own.
+    """The settings of the suite and of the command line.
 
     Raises:
-        ConfigError: there is none, or --only names one that the suite does not have.
+        ConfigError: there is no setting, or --only names one that the suite does not contain.
     """
     suite = SUITES.get(options.suite, {})
     for name in options.only or []:
@@ -96,7 +97,7 @@ def benchmark(options: argparse.Namespace) -> int:
         start_scale(category)
     trials = trials_of(list(settings), categories, options.seeds, options.stages)
     for trial in trials:
-        # A wrong key or value stops the benchmark before its first trial.
+        # An invalid key or value stops the benchmark before its first trial.
         config_of(trial, settings[trial.setting], options.common, options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     board = Board(options.out, settings, facts(options))
@@ -106,7 +107,8 @@ def benchmark(options: argparse.Namespace) -> int:
     threads = max(1, usable_cores() // options.jobs)
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(threads)
     if not options.no_cost:
-        # One at a time, and first: this also fills Triton's cache.
+        # These trials run first and one at a time, so their times are undisturbed. They also fill Triton's
+        # cache.
         costs = Queue([trial for trial in todo if trial.stage == COST], deadline)
         run_queue(costs, board, 1, threads, options.common)
     queue = Queue([trial for trial in todo if trial.stage != COST], deadline)

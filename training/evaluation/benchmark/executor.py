@@ -1,4 +1,4 @@
-"""Runs the trials of a benchmark in worker processes, and keeps their results as they come."""
+"""Runs the trials of a benchmark in worker processes and writes each result to the disk."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Board:
-    """The results so far, kept in OUT. Several threads add to it."""
+    """The results of the finished trials, stored in OUT. Safe for several threads."""
 
     out: Path
     settings: Mapping[str, Mapping[str, object]]
@@ -39,7 +39,7 @@ class Board:
         return self.out / "trials.jsonl"
 
     def read(self) -> set[str]:
-        """Load the results of an earlier call; the names of its trials."""
+        """Load the results of an earlier call; returns the names of its trials."""
         if self.log.is_file():
             lines = self.log.read_text(encoding="utf-8").splitlines()
             known = [json.loads(line) for line in lines if line.endswith("}")]
@@ -59,7 +59,7 @@ class Board:
         )
 
     def write(self) -> None:
-        """results.json and table.md. A repeated trial counts once, with its last result."""
+        """Write results.json and table.md. A repeated trial counts once, with its last result."""
         latest = list({result["name"]: result for result in self.results}.values())
         summary = summarise(latest, list(self.settings))
         content = {**self.facts, "settings": self.settings, "summary": summary, "trials": latest}
@@ -68,7 +68,7 @@ class Board:
 
 
 class Queue:
-    """The trials in order, until none is left or the time is too short for another one."""
+    """A queue of trials. It ends when no trial is left or the remaining time is too short for another one."""
 
     def __init__(self, trials: Sequence[Trial], deadline: float):
         self._trials, self._deadline = list(trials), deadline
@@ -90,7 +90,7 @@ class Queue:
 
 
 def prepare_worker(log: str, threads: int) -> None:
-    """Send what a worker prints to a file, and limit its threads."""
+    """Redirect the output of a worker process to a file and set its number of CPU threads."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(handle, stream)
@@ -99,7 +99,7 @@ def prepare_worker(log: str, threads: int) -> None:
 
 
 def work(slot: int, queue: Queue, board: Board, threads: int, common: Mapping[str, object]) -> None:
-    """Run trials in a process of its own until the queue ends; a process that dies is replaced."""
+    """Run trials in one worker process until the queue ends. A process that dies is replaced."""
     log = board.out / f"worker_{slot}.log"
 
     def process() -> ProcessPoolExecutor:
@@ -122,7 +122,10 @@ def work(slot: int, queue: Queue, board: Board, threads: int, common: Mapping[st
 
 
 def run_queue(queue: Queue, board: Board, jobs: int, threads: int, common: Mapping[str, object]) -> None:
-    """Run the queue's trials, `jobs` at a time with so many CPU threads each. common: see `config_of`."""
+    """Run all trials of the queue.
+
+    jobs: the number of concurrent trials. threads: CPU threads of each trial. common: see `config_of`.
+    """
     workers = [
         threading.Thread(target=work, args=(slot, queue, board, threads, common)) for slot in range(jobs)
     ]

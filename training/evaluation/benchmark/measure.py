@@ -1,4 +1,4 @@
-"""One trial of a benchmark: a run of the training loop in this process, and measures of its result."""
+"""One trial of a benchmark: run the training loop in this process and measure the result."""
 
 import gc
 import json
@@ -47,15 +47,18 @@ from training.tasks import Task, build_task, select_device
 
 logger = logging.getLogger(__name__)
 
-# Painting uses the default environment; this one is used for the comparison only.
+# Training uses the default environment. This one is used only to compare the relit images.
 UNSEEN_LIGHT = LightConfig(envmap=str(MAP_FOLDER / "studio.hdr"), env_resolution=128)
-# The view that is shown in pictures: from the front, an eighth turn to the side.
+# The view in the pictures: 45° to the side of the front.
 PICTURE_VIEW = 1
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished trial. values: measures by name; error: why there are none; seconds: of the whole trial."""
+    """A finished trial.
+
+    values: measures by name. error: the reason of a failure. seconds: duration of the whole trial.
+    """
 
     trial: Trial
     values: dict
@@ -69,13 +72,16 @@ class Result:
 def run_trial(
     trial: Trial, changed: Mapping[str, object], common: Mapping[str, object], folder: Path
 ) -> Result:
-    """Run and measure. An error of the run is a result; folder gets the run's files and PICTURE."""
+    """Run a trial and measure its result. Errors of the run are recorded in the result.
+
+    folder: receives the files of the run and PICTURE.
+    """
     started = time.monotonic()
     try:
         values, error = _measured(trial, changed, common, folder / "runs" / trial.name), None
     except (ValueError, OSError, RuntimeError) as failure:
         if isinstance(failure, RuntimeError) and "CUDA error" in str(failure):
-            # The CUDA context is unusable from here on: the process must end.
+            # The CUDA context is unusable after this error, so the process must end.
             raise
         logger.exception("%s failed", trial.name)
         values, error = {}, f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
@@ -103,7 +109,7 @@ def _measured(trial: Trial, changed: Mapping[str, object], common: Mapping[str, 
 
 
 def trained(config: Config) -> Task:
-    """The task of a config after its last step: the training loop of a run, without its export."""
+    """Run the training loop of a config without the export; returns the task after the last step."""
     task, optimizer, device = build_task(config)
     settings = config.guidance
     prior = load_prior(settings.sd_model, str(device), settings.score == "vsd")
@@ -117,7 +123,7 @@ def trained(config: Config) -> Task:
 
 @cache
 def load_prior(name: str, device: str, keep_trainable: bool) -> StableDiffusion:
-    """Once a process: loading and recording take longer than many trials."""
+    """Load the prior, once per process: loading and CUDA graph capture take longer than many trials."""
     return StableDiffusion.from_pretrained(name, torch.device(device), keep_trainable=keep_trainable)
 
 
@@ -150,7 +156,7 @@ def step_cost(log: Path) -> dict:
 
 @torch.no_grad()
 def shape_measures(mesh: Mesh, config: Config, judge: Evaluator, trial: Trial, out: Path) -> dict:
-    """Roughness and loose parts of a sculpted mesh, and what the classifier says about it."""
+    """Roughness and loose parts of an optimized shape, and its classification."""
     kept = remove_small_components(mesh, config.export.min_component_area)
     whole, quality = surface_quality(mesh), surface_quality(kept)
     truth = cached_true_roughness(trial.category, config.geometry)
@@ -172,8 +178,8 @@ def paint_measures(
 ) -> dict:
     """Errors of albedo, roughness and metallic over the visible points, and of the image under UNSEEN_LIGHT.
 
-    albedo_error is the mean absolute difference of linear RGB; albedo_error_scaled the same after the best
-    common factor, which the brightness of the light cannot be told from; relit_error is the root mean square
+    albedo_error: mean absolute difference of linear RGB. albedo_error_scaled: the same after multiplication
+    by the best common factor, because albedo and light intensity are ambiguous. relit_error: root mean square
     difference of sRGB.
     """
     mesh, device = scene.mesh, scene.mesh.v_pos.device
@@ -210,7 +216,7 @@ def _mean(difference: Tensor) -> float:
 
 @torch.no_grad()
 def judged(mesh: Mesh, judge: Evaluator, trial: Trial, paint: Paint | None, picture: Path) -> dict:
-    """What the classifier takes the surface for; picture: a file for one of its views."""
+    """The classification of a surface. picture: the path for an image of one view."""
     settings = judge.classifier.settings
     cameras = evaluation_cameras(SUPERSAMPLE * settings.image_size).to(judge.classifier.device)
     views = render_views(mesh, cameras, judge.rasteriser, judge.light, paint)

@@ -1,4 +1,4 @@
-"""What a benchmark compares: named settings, categories with their start shapes, and the trials in order."""
+"""The named settings, the categories with their start shapes, and the ordered trials of a benchmark."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[3]
 SHAPE, PAINT, COST = "shape", "paint", "cost"
 CONFIG_FILES = {SHAPE: "pineapple_demo_geometry.json", PAINT: "pineapple_demo_appearance.json"}
 
-# Steps of each phase in a COST trial; the first half warms up.
+# Steps of each phase in a COST trial. The first half is the warm-up.
 COST_STEPS = 40
 
-# The half axes of the start ellipsoid, by the file in configs/prompts that names the category.
+# Semi-axes of the start ellipsoid, by the file in configs/prompts that contains the category.
 START_SCALES = {"tall": (0.45, 0.65, 0.45), "round": (0.55, 0.55, 0.55), "long": (0.45, 0.45, 0.65)}
 
 TWELVE = "car chair quadruped person head fish airplane boat mug pineapple bird hamburger".split()
@@ -68,7 +68,7 @@ class Trial:
 def trials_of(
     settings: Sequence[str], categories: Sequence[str], seeds: Sequence[int], stages: Sequence[str]
 ) -> list[Trial]:
-    """All trials. Settings change fastest, so that a benchmark that ends early has compared equal sets."""
+    """All trials in order. The setting varies fastest, so an early end leaves comparable sets of trials."""
     costs = [Trial(COST, setting, categories[0], seeds[0]) for setting in settings]
     return costs + [
         Trial(stage, setting, category, seed)
@@ -80,10 +80,10 @@ def trials_of(
 
 
 def read_setting(words: Sequence[str]) -> tuple[str, dict[str, object]]:
-    """NAME KEY=VALUE … as a name and config keys.
+    """Parse NAME KEY=VALUE … into a name and config values.
 
     Raises:
-        ConfigError: a word is not KEY=VALUE, or the key is unknown.
+        ConfigError: an argument is not KEY=VALUE, or the key is unknown.
     """
     name, *pairs = words
     keys, found = known_keys(), {}
@@ -97,10 +97,10 @@ def read_setting(words: Sequence[str]) -> tuple[str, dict[str, object]]:
 
 
 def start_scale(category: str) -> tuple[float, float, float]:
-    """The half axes of the category's start ellipsoid.
+    """The semi-axes of the category's start ellipsoid.
 
     Raises:
-        ConfigError: no file in configs/prompts names the category.
+        ConfigError: no file in configs/prompts contains the category.
     """
     for name, scale in START_SCALES.items():
         text = (ROOT / "configs" / "prompts" / f"{name}.txt").read_text(encoding="utf-8").lower()
@@ -116,7 +116,7 @@ def readable(category: str) -> str:
 
 
 def prompt(trial: Trial) -> str:
-    """ "A car" for a shape; with a material's word for a painting."""
+    """The prompt of a trial, for example "A car". An appearance trial adds the adjective of a material."""
     words = readable(trial.category)
     if trial.stage == PAINT:
         words = f"{MATERIALS[material_name(trial.category, trial.seed)].adjective} {words}"
@@ -126,8 +126,10 @@ def prompt(trial: Trial) -> str:
 def config_of(
     trial: Trial, changed: Mapping[str, object], common: Mapping[str, object], out_dir: Path
 ) -> Config:
-    """The demo's config of the trial's stage, without pictures and checkpoints. changed: the setting's keys.
-    common: keys for all trials, over everything else."""
+    """The demo's config for the stage of a trial, without pictures and checkpoints.
+
+    changed: the values of the setting. common: values for all trials, which take precedence.
+    """
     stage = PAINT if trial.stage == PAINT else SHAPE
     path = ROOT / "configs" / CONFIG_FILES[stage]
     values = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the trials of a benchmark add up to: a record for each setting, a table, and a sheet of pictures."""
+"""The summary of a benchmark: a record for each setting, a table, and a contact sheet."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw
 
 from training.evaluation.benchmark.settings import COST, PAINT, SHAPE
 
-# A surface is as smooth as the truth up to this factor.
+# A surface counts as smooth if its roughness is at most this multiple of the true surface's.
 SMOOTH_RATIO = 1.25
 TILE, LABEL = 160, 24
 
-# Means over a setting's trials of a stage: key of the table's column, key of the result, and its decimals.
+# Means over the trials of a setting and stage: key of the column, key of the result, number of decimals.
 MEANS = {
     SHAPE: (("recognised", 3), ("roughness_ratio", 3), ("non_manifold", 5), ("loose", 4), ("parts", 1)),
     PAINT: (
@@ -27,7 +27,7 @@ MEANS = {
 
 
 def summarise(results: Sequence[dict], settings: Sequence[str]) -> dict[str, dict]:
-    """For each setting: the cost of a step, and each stage's means, number of trials and of failures."""
+    """For each setting: the cost of a step, and the means, trial count and failure count of each stage."""
     found = {}
     for setting in settings:
         own = [result for result in results if result["setting"] == setting]
@@ -42,7 +42,7 @@ def summarise(results: Sequence[dict], settings: Sequence[str]) -> dict[str, dic
 
 
 def _stage(trials: Sequence[dict], means: Sequence[tuple[str, int]]) -> dict:
-    """A failed trial counts as not recognised and is left out of the other means."""
+    """The means of a stage. A failed trial counts as not recognised and is excluded from the other means."""
     whole = [trial for trial in trials if not trial["error"]]
     found: dict = {"trials": len(trials), "failed": len(trials) - len(whole)}
     for name, decimals in means:
@@ -66,7 +66,7 @@ def _stage(trials: Sequence[dict], means: Sequence[tuple[str, int]]) -> dict:
 
 
 def table(summary: dict[str, dict]) -> str:
-    """Markdown, a row for each setting; an empty cell where nothing was measured."""
+    """A Markdown table with one row per setting. A cell without measurements is empty."""
     columns = [(COST, name) for name in ("coarse_ms", "fine_ms", "peak_mb")]
     for stage, means in MEANS.items():
         if any(stage in record for record in summary.values()):
@@ -84,7 +84,7 @@ def table(summary: dict[str, dict]) -> str:
 
 
 def contact_sheet(results: Sequence[dict], settings: Sequence[str], runs: Path, path: Path) -> None:
-    """A row for each category, seed and stage, a column for each setting; a failed trial's tile is grey."""
+    """An image with a row per category, seed and stage and a column per setting. Failed trials are grey."""
     shown = [result for result in results if result["stage"] != COST]
     rows = list(dict.fromkeys((r["stage"], r["category"], r["seed"]) for r in shown))
     if not rows:
