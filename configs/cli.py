@@ -110,7 +110,7 @@ class Command:
         return found
 
     def warn_of_keys_without_effect(self) -> None:
-        """Log one line that names them."""
+        """Log one line that names the keys without effect."""
         ignored = sorted({key for values in (*self.files, self.options) for key in values} & NO_EFFECT)
         if ignored:
             logger.warning("these keys are accepted and have no effect: %s", ", ".join(ignored))
@@ -190,7 +190,7 @@ def read_command(argv: Sequence[str]) -> Command:
     --help prints and raises SystemExit(0).
 
     Raises:
-        ConfigError: one line naming the word that cannot be understood.
+        ConfigError: one line naming the argument that cannot be parsed.
     """
     keys, names = known_keys(), [*known_keys(), *NO_EFFECT, *stage_option_names()]
     argv = standard_words(argv, names)
@@ -232,7 +232,7 @@ def _unknown_option(option: str, names: Sequence[str]) -> ConfigError:
 
 
 def _refuse_combinations(found: argparse.Namespace, options: Mapping[str, object]) -> None:
-    """Raise ConfigError for options that do not go together, or if the command names nothing to make."""
+    """Raise ConfigError for options that do not go together, or if the command specifies no result."""
     many = bool(found.grid) or found.prompts is not None
     if not (found.config or found.quick or found.prompts is not None or "text" in options):
         raise ConfigError(

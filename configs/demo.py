@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 # The stages of the pair in order, each with its config file. A stage writes to a folder of its own name.
 PAIR = {"geometry": "pineapple_demo_geometry.json", "appearance": "pineapple_demo_appearance.json"}
 START_SHAPES = HERE / "prompts" / "start_shapes.json"
-# --quick: fewer steps, fewer and smaller pictures. The whole pair takes about two minutes on two cores.
+# --quick: fewer steps, fewer and smaller pictures. Both stages together take about two minutes on two cores.
 QUICK = {
     "geometry": {
         "iter": 700,

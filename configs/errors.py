@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from render.read_errors import printable
 
-# What other programs call our keys.
+# Names of our keys in other programs.
 SYNONYMS = {
     "prompt": "text",
     "negative_prompt": "negative_text",
@@ -49,7 +49,7 @@ class ConfigError(ValueError):
 
 
 def shown(value: object, limit: int = 200) -> str:
-    """`value` as JSON on one line. Beyond `limit` characters the middle is left out."""
+    """`value` as JSON on one line. If it exceeds `limit` characters, the middle is omitted."""
     try:
         text = json.dumps(value, ensure_ascii=True, default=repr)
     except (ValueError, RecursionError):
@@ -61,7 +61,7 @@ def shown(value: object, limit: int = 200) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The most similar known word: a synonym first, then a word that begins `word` or is begun by it.
+    """The most similar known word: a synonym, else preferably a prefix of `word` or a word it is a prefix of.
 
     Case and the difference between - and _ are ignored.
     """

@@ -1,4 +1,4 @@
-"""Read a config file: strict JSON, one object, no key twice. Errors name the file, the line and the fix."""
+"""Read a config file: strict JSON, one object, no duplicate keys. Errors name file, line and fix."""
 
 import json
 import re
@@ -15,7 +15,8 @@ def read_object(path: str | Path) -> dict[str, object]:
     """The JSON object in `path`. NaN and infinities are accepted here; `parse_config` rejects them by key.
 
     Raises:
-        ConfigError: the file is missing, unreadable, not UTF-8 or not one JSON object, or has a key twice.
+        ConfigError: the file is missing, unreadable, not UTF-8 or not one JSON object, or has a duplicate
+        key.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -54,7 +55,7 @@ def read_object(path: str | Path) -> dict[str, object]:
 
 
 def explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
-    """Where the mistake is in `text`, and the fix of the usual mistakes, otherwise the parser's message."""
+    """The position of the syntax error in `text`, and its fix or the message of the parser."""
     at = error.pos
     rest = text[at:].lstrip()
     start = len(text) - len(rest)
@@ -90,7 +91,7 @@ def explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
 
 
 def _after_value(text: str, at: int, before: str, rest: str) -> str:
-    """The fix where a value ended and neither a comma nor a bracket follows."""
+    """The fix of a value that is followed by neither a comma nor a bracket."""
     if (
         re.search(r"\d$", text[:at])
         and re.match(r"\.|\d|_|[xX]|[eE]", rest)

@@ -2,7 +2,7 @@
 
     python3 -m configs.key_table
 
-The table stands between the two markers; the rest of the page stays as it is.
+The table is between two markers. The rest of the page is not changed.
 """
 
 import json

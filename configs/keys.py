@@ -1,7 +1,7 @@
 """The flat keys of the JSON files, derived from the config sections.
 
-A section is a pydantic dataclass beside the component that uses it. A key is a field's name, or its alias if
-the JSON uses another name. Two sections may have the same key; both get its value.
+A section is a pydantic dataclass in the module of the component that uses it. A key is a field's name, or its
+alias if the JSON uses another name. Two sections may have the same key; both get its value.
 """
 
 import json
@@ -33,15 +33,15 @@ class Key:
 
     @property
     def allowed(self) -> str:
-        """What the value may be, in words."""
+        """The allowed values as text."""
         return allowed(self.schema)
 
     def admits(self, kind: str) -> bool:
-        """Whether the value may be of this JSON type ("null", "boolean", "string", "array", …)."""
+        """Whether values of this JSON type are allowed ("null", "boolean", "string", "array", …)."""
         return any(option.get("type") == kind for option in self.schema.get("anyOf", (self.schema,)))
 
     def from_words(self, words: Sequence[str]) -> object:
-        """The value of command-line words; words of no allowed type stay text, which the schema rejects."""
+        """The value of command-line arguments. Arguments of no allowed type stay text."""
         if self.admits("null") and list(words) == ["null"]:
             return None
         if self.admits("string"):
@@ -60,7 +60,7 @@ def _from_json(word: str) -> object:
         return json.loads(word)
     except (ValueError, RecursionError):
         pass
-    # .5 and 2. are not JSON but common on a command line, in lists of numbers too.
+    # .5 and 2. are not valid JSON but are common on a command line, also in lists of numbers.
     if re.fullmatch(r"\[[\d\s.,e+-]*\]", word, re.I | re.ASCII):
         return [_from_json(part.strip()) for part in word[1:-1].split(",")]
     return float(word) if re.fullmatch(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", word, re.I | re.ASCII) else word
@@ -94,7 +94,7 @@ def keys_of(sections: Mapping[str, type]) -> dict[str, Key]:
 
 
 def allowed(schema: Mapping[str, object]) -> str:
-    """A JSON schema in words: "an integer >= 1", "2 numbers, each > 0 and < 180", "one of 0, 1, 2"."""
+    """A JSON schema as text: "an integer >= 1", "2 numbers, each > 0 and < 180", "one of 0, 1, 2"."""
     if "allowed" in schema:
         return str(schema["allowed"])
     if "anyOf" in schema:

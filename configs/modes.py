@@ -1,4 +1,4 @@
-"""What differs between the two modes besides the code that builds them: labels and defaults."""
+"""Labels and defaults that differ between the two modes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from sd.schedule import Schedule, ScheduleConfig, appearance_schedule, geometry_
 class Mode:
     """Labels and defaults of a mode.
 
-    label: what the mode makes, for pages and logs. stage: the same as a past participle or noun, for the
+    label: the result of the mode, for pages and logs. stage: the same as a past participle or noun, for the
     overview of a sweep. main_layer: the preview layer that shows the result best. paints_base_mesh: the run
     needs base_mesh and writes textures for it. memory_keys: the config keys, besides batch and train_res,
-    that memory depends on most. negative_prompt: used where negative_text is empty. learning_rate: used where
-    learning_rate is null. schedule: the phases of a run. unused_sections, unused_keys: what does not affect
-    the weights in this mode, so a resumed run may change it; used_keys: exceptions, keys of these sections
-    that do.
+    that memory depends on most. negative_prompt: used if negative_text is empty. learning_rate: used if
+    learning_rate is null. schedule: the phases of a run. unused_sections, unused_keys: settings that do
+    not affect the weights in this mode, so a resumed run may change them. used_keys: exceptions, keys of
+    these sections that affect the weights.
     """
 
     label: str

@@ -21,7 +21,7 @@ SLUG_LENGTH = 40
 # --geometry.iter applies to the configs of the mode geometry_modeling.
 STAGE_MARK = "."
 STAGES = {mode.removesuffix("_modeling"): mode for mode in MODES}
-# The folders of the configs follow from each other, and the mode chooses the stage.
+# The output folders depend on each other, and the mode determines the stage.
 NOT_FOR_ONE_STAGE = {"out_dir", "mode"}
 PATHS = ("out_dir", "base_mesh", "envmap", "relight", "tet_grid_file", "sd_model", "lora")
 
@@ -46,7 +46,7 @@ def resolve_chain(
     """The values of every file under the options, with the consequences of the options; `say` logs each:
 
     - --geometry.KEY and --appearance.KEY apply to the configs of that mode and take precedence over --KEY;
-    - --text without --out_dir: a config whose text changes writes to a new folder beside its own
+    - --text without --out_dir: a config whose text changes writes to a new folder next to its own
       (pineapple_demo → pineapple_demo-a-mug);
     - --out_dir X for several configs: the first writes to X. A later one whose folder begins with the first
       one's keeps its ending (pineapple_demo, pineapple_demo_appearance → X, X_appearance). Any other appends
@@ -98,7 +98,7 @@ def mesh_written(values: Values) -> str | None:
 
 
 def _folder(file: Values, first: Values, options: Values) -> object:
-    """The out_dir of a config under the options. A value that is no text is kept for `parse_config`."""
+    """The out_dir of a config under the options. A value that is not a string is kept for `parse_config`."""
     own, target = file["out_dir"], options.get("out_dir")
     if "out_dir" in options:
         stem = first.get("out_dir", own)

@@ -134,7 +134,7 @@ def _add_many(parser: argparse.ArgumentParser) -> None:
 
 
 def _word_count(key: Key) -> str:
-    """How many words argparse takes for a key: any number for a flag, at least one for any other key."""
+    """The argparse nargs of a key: any number for a flag, at least one for any other key."""
     return "*" if key.admits("boolean") else "+"
 
 

@@ -30,7 +30,7 @@ def standard_words(argv: Sequence[str], names: Collection[str]) -> list[str]:
     """The command line with every option that names a key written as --key.
 
     -i, --train-res and --display_res become --iter, --train_res and --preview_res. names: the known option
-    names without dashes. Other words stay as they are.
+    names without dashes. Other arguments are not changed.
     """
     return [_standard_word(word, names) for word in argv]
 

@@ -1,4 +1,4 @@
-"""What concerns the run as a whole: what is made, where it goes, how often it is saved and shown, on what."""
+"""Settings of the run as a whole: mode, prompt, output folder, save intervals, previews and device."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -137,7 +137,7 @@ class RunConfig:
 
     @property
     def output_folder(self) -> Path:
-        """Where this run writes; relative paths are relative to the current directory."""
+        """The output folder of this run. Relative paths are relative to the current directory."""
         return output_folder(self.out_dir)
 
     @property
@@ -147,7 +147,7 @@ class RunConfig:
 
     @property
     def panels(self) -> tuple[str, ...]:
-        """The names of the layers that `display` asks for."""
+        """The names of the layers that `display` lists."""
         return tuple(LATLONG if isinstance(panel, LightPanel) else panel.bsdf for panel in self.display)
 
     @property
@@ -157,5 +157,5 @@ class RunConfig:
 
     @property
     def effective_learning_rate(self) -> float:
-        """The learning rate, or the mode's default where it is null."""
+        """The learning rate, or the mode's default if it is null."""
         return self.learning_rate or self.traits.learning_rate

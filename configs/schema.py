@@ -1,4 +1,4 @@
-"""From flat JSON values to a `Config`: every key is checked here, once.
+"""Convert flat JSON values to a `Config`. Every key is checked here.
 
 Each component declares its own section. Only train.py and training/ see the whole `Config`.
 """
@@ -62,7 +62,7 @@ class Config:
     export: ExportConfig
 
     def to_json(self) -> dict[str, object]:
-        """Every key with its value, flat; `parse_config` makes the same Config of it."""
+        """Every key with its value as a flat mapping. `parse_config` converts it to an equal Config."""
         values: dict[str, object] = {}
         for name, kind in section_types().items():
             values.update(adapter(kind).dump_python(getattr(self, name), mode="json", by_alias=True))
@@ -119,7 +119,7 @@ def parse_config(
 
 
 def _section(name: str, kind: type, values: Mapping[str, object], place) -> object:
-    """One section from its keys. Types are strict: no text for a number, no 1 for true."""
+    """One section from its keys. Types are strict: text is not a number, and 1 is not true."""
     keys = known_keys()
     own = {key: value for key, value in values.items() if key in keys and name in keys[key].sections}
     try:

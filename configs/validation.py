@@ -1,6 +1,6 @@
 """Checks that need more than one key, and checks of files.
 
-`place(key)` says where the key's value comes from, for the message.
+`place(key)` returns the source of the key's value, for the message.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ APPEARANCE_ONLY = (
 
 
 def check_together(config: Config, place: Place) -> None:
-    """Reject values that are allowed alone and wrong together.
+    """Reject combinations of values that are valid individually.
 
     Raises:
         ConfigError: naming both keys and their values.
@@ -148,7 +148,7 @@ def check_files(config: Config, place: Place, written: Collection[Path]) -> None
 def check_inputs(config: Config, written: Collection[Path] = ()) -> None:
     """Read every input file of a config once, so that a damaged one is rejected before any work is done.
 
-    A mesh that the same command writes is left out.
+    Meshes that the same command writes are skipped.
 
     Raises:
         ValueError, OSError: one line naming the file, its fault and the fix.

@@ -154,7 +154,7 @@ class DMTet(nn.Module):
         vertices.
 
         Half of the band limits the field, s = d + band/2 · tanh((field − d) / (band/2)), and half limits the
-        vertex offsets. A field that equals d is unchanged, as it is after the fit. The surface cannot leave
+        vertex offsets. A field that equals d, as after the fit, is unchanged. The surface cannot leave
         the band, and the gradient is nonzero everywhere.
         """
         self.start, self.band = distances, max(band / 2, 1e-9)

@@ -60,11 +60,11 @@ class Placement:
     size: float
 
     def into_view(self, mesh: Mesh) -> Mesh:
-        """The mesh in view, float32."""
+        """The mesh in normalised coordinates, float32."""
         return replace(mesh, v_pos=((mesh.v_pos - self.centre.to(mesh.v_pos)) / self.size).float())
 
     def back(self, mesh: Mesh) -> Mesh:
-        """The mesh at its own place and size, in the precision of `centre`."""
+        """The mesh in file coordinates, in the precision of `centre`."""
         v_pos = mesh.v_pos.to(self.centre.dtype)
         return replace(mesh, v_pos=v_pos * self.size + self.centre.to(v_pos))
 

@@ -32,7 +32,7 @@ def flipped_faces(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Boo
 
 
 def _agreed(faces: Int[np.ndarray, "F 3"]) -> tuple[Int[np.ndarray, " F"], Bool[np.ndarray, " F"]]:
-    """The patch of each face, and the faces to turn so that each patch agrees with its first face.
+    """The patch of each face, and the faces to flip so that each patch agrees with its first face.
 
     Memory is linear in the faces, also for edges of many faces, which connect no patches.
     """

@@ -1,6 +1,7 @@
 """Loss terms of a surface: each is a function of a `Mesh`, weighted by the config key of the same name.
 
-To add a term, write a function of a mesh, enter it into TERMS and give `RegulariserConfig` a key of its name.
+To add a term, write a function of a mesh, add it to TERMS and add a key of the same name to
+`RegulariserConfig`.
 """
 
 from collections.abc import Callable
@@ -19,8 +20,9 @@ Weight = Annotated[float, Ge(0)]
 # A constant, or [start, end]: linear over the first phase after the fit, then constant.
 WeightSchedule = Weight | tuple[Weight, Weight]
 
-# A pair with a face below this share of the mean area weighs less, in proportion to the face's area. Marching
-# tetrahedra makes slivers whose normals change by 1 / height: they would dominate the gradient.
+# A pair with a face below this share of the mean area has a lower weight, proportional to that face's area.
+# Marching tetrahedra creates slivers whose normals have gradients proportional to 1 / height. Without the
+# lower weight they would dominate the gradient.
 FULL_WEIGHT_AREA = 0.5
 
 
@@ -61,13 +63,13 @@ def _as_pair(value: float | tuple[float, float]) -> tuple[float, float]:
 def normal_consistency(mesh: Mesh) -> Float[Tensor, ""]:
     """Σ over edges of c (1 − n_a · n_b), n_a and n_b the unit normals of the edge's two faces.
 
-    c is 1, and min(area_a, area_b) / (FULL_WEIGHT_AREA · mean area) where that is less; it gets no gradient.
-    An edge of k > 2 faces counts k − 1 pairs; a boundary edge counts none.
+    c = min(1, min(area_a, area_b) / (FULL_WEIGHT_AREA · mean area)), without gradient.
+    An edge of k > 2 faces contributes k − 1 pairs. A boundary edge contributes none.
     """
     faces, same = _edge_neighbours(mesh.faces, len(mesh.v_pos))
     cross = face_cross(mesh.v_pos, mesh.faces)
     squared = cross.square().sum(-1)
-    # The root's gradient at 0 is infinite, so faces without an area are replaced before it.
+    # The gradient of the square root at 0 is infinite, so faces with zero area are replaced before it.
     length = torch.where(squared > 0, squared, torch.ones_like(squared)).sqrt()
     normal = cross / length[:, None]
     with torch.no_grad():
@@ -111,7 +113,8 @@ def sorted_edges(
 ) -> tuple[Int[Tensor, " E"], Int[Tensor, " E"], Int[Tensor, " E"]]:
     """All E = 3F sides of the faces, sorted by edge: smaller and larger vertex, and the face of each.
 
-    Equal edges are neighbours. The shapes do not depend on the values, so a GPU does not stall the host.
+    Equal edges are adjacent. The output shapes do not depend on the values, so a GPU needs no
+    synchronisation.
     """
     faces = faces.long()
     start, end = faces.flatten(), faces.roll(-1, 1).flatten()

@@ -19,7 +19,7 @@ from render.read_errors import FileError, reading
 
 # Vertex pairs of the six edges of a tet, in the order of `tet_edges`.
 TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-# Deflate shortens to a thousandth at most.
+# The maximum compression ratio of deflate is about 1000.
 MOST_COMPRESSED = 1100
 
 

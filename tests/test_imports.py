@@ -25,7 +25,8 @@ FLOORS = {
 }
 # A config is only data. Processes, signals and process groups belong to training/.
 RUNTIME_MODULES = {"torch.distributed", "signal", "subprocess", "multiprocessing"}
-# Imported inside the functions that use them, so that a missing package stops only what needs it.
+# Imported inside the functions that use them, so that a missing package affects only the functions that need
+# it.
 HEAVY = {
     "nvdiffrast",
     "kaolin",

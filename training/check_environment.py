@@ -1,4 +1,4 @@
-"""`python3 train.py --check`: a table of what this machine has, what is missing, and the fix.
+"""`python3 train.py --check`: a table of available and missing requirements with the fixes.
 
 Packages are imported inside try blocks, so a missing or broken package gives a row instead of a traceback.
 The check does not use the network and writes no files.
@@ -51,7 +51,7 @@ UNWRAPPERS = ("xatlas", "uvunwrap")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. status: OK, NOTE or MISSING. fix: what the user can do, empty if OK."""
+    """A line of the table. status: OK, NOTE or MISSING. fix: an instruction for the user, empty if OK."""
 
     group: str
     name: str

@@ -119,7 +119,7 @@ def newest_step(folder: Path | str) -> int | None:
 
 
 def newest_digest(folder: Path | str) -> str | None:
-    """The SHA-256 of the newest checkpoint's tensor file, as its state.json states it; None without one."""
+    """The SHA-256 of the newest checkpoint's tensor file, from its state.json; None without a checkpoint."""
     numbered = _numbered(Path(folder))
     try:
         state = json.loads((numbered[max(numbered)] / STATE).read_text(encoding="utf-8"))
@@ -176,7 +176,7 @@ def restore_optimizer(
 def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     path = folder / TENSORS
     _save(path, tensors)
-    # The digest takes as long as the disk, so both run at once.
+    # Hashing takes as long as writing to the disk, so both run concurrently.
     with ThreadPoolExecutor(1, "checksum") as pool:
         digest = pool.submit(sha256_of_file, path)
         with path.open("rb+") as file:
@@ -195,12 +195,12 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the tensors to the disk. Serialising to memory first would take three times as long."""
-    # safetensors accepts no shared storage and no strides.
+    # safetensors rejects tensors with shared storage or strides.
     copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     try:
         save_file(copies, path)
     except SafetensorError as error:
-        # safetensors has no exception type for errors of the disk.
+        # safetensors has no exception type for disk errors.
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise

@@ -1,6 +1,6 @@
 """Output to the terminal: no control characters, errors on one line, and a stream that never fails.
 
-Progress is no reason to stop a run. A closed pipe or a log file on a full disk loses lines and nothing else.
+A failed write does not stop a run. With a closed pipe or a full disk, log lines are lost.
 """
 
 import logging
@@ -8,13 +8,14 @@ import re
 import sys
 from typing import TextIO
 
-# C0 and C1 control characters but tab and newline, and the Unicode characters that change the text direction.
+# C0 and C1 control characters except tab and newline, and the Unicode characters that change the text
+# direction.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 WARNING = "warning: "
 
 
 class LossyStream:
-    """A text stream that drops what it cannot write; everything else is the wrapped stream's."""
+    """A text stream that drops output it cannot write. All other operations use the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -42,7 +43,7 @@ class LossyStream:
 
 
 class LineFormatter(logging.Formatter):
-    """A log formatter that escapes control characters, which a file's content could bring to the terminal.
+    """A log formatter that escapes control characters, which may occur in the content of a file.
 
     The line of a warning starts with "warning: ".
     """
@@ -54,7 +55,7 @@ class LineFormatter(logging.Formatter):
         return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-# Libraries whose log messages are about their own work: requests to the hub, parts of a mesh file.
+# Libraries whose log messages are internal: requests to the hub, parts of a mesh file.
 QUIET_LIBRARIES = {"httpx", "httpcore", "trimesh", "DracoPy"}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class PeerLost(RuntimeError):
-    """Another process of the run has ended, or has not answered in time."""
+    """Another process of the run has ended or did not respond in time."""
 
 
 class ReplicasDiffer(RuntimeError):
@@ -132,7 +132,7 @@ class Distributed:
         try:
             return self.store.add("error reports", 1) == 1
         except RuntimeError:
-            # The process that kept the store has ended.
+            # The process that hosts the store has ended.
             return True
 
     def shut_down(self) -> None:

@@ -30,7 +30,7 @@ MicroBatch = tuple[Cameras, SDSSample]
 
 @dataclass
 class TrainState:
-    """What changes from step to step. step: the current step, or the last finished one between steps."""
+    """The state that changes in each step. step: the current step; between steps, the last finished one."""
 
     step: int
     schedule: Schedule
@@ -71,10 +71,10 @@ def train_step(
         loss.backward()
     # A GPU computes this step while the CPU draws the next one, which takes milliseconds.
     prefetch_next(state, micro_batches)
-    # Read late for the same reason: reading waits for the GPU.
+    # The values are read late for the same reason: reading waits for the GPU.
     count = distributed.world_size * config.run.grad_accum
     stats = mean_stats(state, scalars, distributed, count, guidance.latent_values(config.run.batch))
-    # NaN and infinity spread to all ranks by the average, so all ranks skip the same steps.
+    # The average propagates NaN and infinity to all ranks, so all ranks skip the same steps.
     parameters = [parameter for optimizer in optimizers for parameter in optimized_parameters(optimizer)]
     distributed.average_gradients(parameters, config.run.grad_accum)
     state.guard.step(*optimizers)
@@ -84,7 +84,7 @@ def train_step(
 def surface_noise_sample(
     config: Config, task: Task, guidance: Guidance, sample: SDSSample, cameras: Cameras
 ) -> SDSSample:
-    """The sample with noise fixed to the surface that the scene has just shown."""
+    """The sample with noise attached to the surface of the scene's last rendering."""
     matrices, size = cameras.world_to_clip.to(guidance.device), cameras.resolution
     return guidance.with_surface_noise(sample, task.scene.visible, matrices, size, config.run.seed)
 
@@ -195,7 +195,7 @@ def mean_stats(
     the same exchange.
 
     latent_values: the number of latent values of a micro-batch. Counts of non-finite numbers are totals and
-    left out while they are 0.
+    omitted while they are 0.
 
     Raises ValueError after too many bad steps in a row (`StepGuard`).
     """

@@ -13,10 +13,10 @@ from configs.run import MESH_FILE
 
 logger = logging.getLogger(__name__)
 
-# The slab at an end of an axis, as a share of the mesh's length along it.
+# Thickness of the slab at an end of an axis, relative to the length of the mesh along the axis.
 SLAB = 0.03
-# The least excess of the base over the top, as areas within the cross-section, of an up axis; and the least
-# advantage over the other axis.
+# Minimum difference between base area and top area of an up axis, relative to the cross-section, and the
+# minimum by which the difference must exceed that of the other axis.
 STANDING, ADVANTAGE = 0.25, 0.25
 GROUND, CENTRED = 0.01, 0.05
 DIRECTIONS = 64
@@ -67,7 +67,7 @@ def _end_area(unit: Float[Tensor, "N 3"], axis: int) -> float:
 
 
 def unused_appearance(path: str) -> str:
-    """What a mesh file holds for its colour, in words: "2 materials, 1 texture"; "" without any."""
+    """The materials and textures in a mesh file as text: "2 materials, 1 texture"; "" if there are none."""
     readers = {".obj": _in_obj, ".glb": _in_gltf, ".gltf": _in_gltf, ".ply": _in_ply}
     reader = readers.get(Path(path).suffix.lower())
     try:

@@ -1,4 +1,4 @@
-"""Peak memory, and out-of-memory errors as one line that names the config keys to lower."""
+"""Peak memory, and out-of-memory errors reported as one line that names the config keys to reduce."""
 
 import re
 import resource

@@ -1,4 +1,4 @@
-"""Startup validation: what is known to fail is reported before any work is done."""
+"""Startup validation: known failures are reported before any work is done."""
 
 import tempfile
 from collections.abc import Collection

@@ -66,7 +66,7 @@ def take_stills(
     """Render a column for each of four azimuths, a quarter turn apart, and a row for each layer; on the CPU.
 
     panels: the layers below the main one, in this order; empty means all. LATLONG is the environment (a cube
-    map of linear radiance). Layers that the scene does not have are left out.
+    map of linear radiance). Layers that the scene does not have are omitted.
     """
     layers = render(orbit(4, resolution, ELEVATION_DEGREES, FOVY_DEGREES))
     main, *others = layers

@@ -24,7 +24,7 @@ from training.time_estimate import CommandProgress, in_words
 
 logger = logging.getLogger(__name__)
 
-# The fields of the bar: position and speed of this run; the time left is that of the whole command.
+# The fields of the progress bar: position and speed of this run, and the remaining time of the whole command.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
@@ -75,8 +75,8 @@ class RunLog:
     past `resumed_step`, the last step of its checkpoint. "seconds" in a line is the time spent in the loop so
     far, with pictures and checkpoints and with the time before a resume.
 
-    progress: the position in the whole command; without it no time left is shown. mirror: receives the same
-    numbers and the stills.
+    progress: the position in the whole command; without it no remaining time is shown. mirror: receives the
+    same numbers and the stills.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class RunLog:
 
 
 def _jsonable(value: object) -> object:
-    """NaN and infinity, which JSON lacks, become their names."""
+    """Replace NaN and infinity, which JSON lacks, by their names."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -195,7 +195,7 @@ def open_run_log(config: Config, last_step: int, step: int, progress: CommandPro
 
 
 def log_start(config: Config, progress: CommandProgress, report: Path) -> None:
-    """Log what a run makes, with which prior, the expected time of the command and the path of its report."""
+    """Log the result and the prior of a run, the expected time of the command, and the path of the report."""
     guidance = config.guidance
     logger.info(
         "%s: %r with the prior %s; about %s%s",

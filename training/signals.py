@@ -77,7 +77,7 @@ class StopRequest(SignalRecorder):
 def die_on_interrupt() -> None:
     """Ctrl-C ends the process at once and without a traceback, until `raise_on_interrupt`.
 
-    For the seconds of the imports. An ignored SIGINT stays ignored.
+    Used during the imports, which take seconds. An ignored SIGINT stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -35,7 +35,7 @@ class StepGuard:
         self._image_gradients: list[Tensor] = []
 
     def watch(self, image: Tensor) -> None:
-        """Check the images' gradient when it is computed: it is what the prior returns."""
+        """Check the images' gradient, which the prior returns, when it is computed."""
         if image.requires_grad:
             flags = self._image_gradients
             image.register_hook(lambda grad: flags.append(grad.isfinite().all()))

@@ -1,4 +1,4 @@
-"""The two tasks: a DMTet surface is sculpted, or a material field is painted onto a finished mesh."""
+"""The two tasks: optimize the geometry of a DMTet surface, or the material field on a finished mesh."""
 
 import logging
 from collections.abc import Callable
@@ -43,7 +43,7 @@ DETAIL_CELLS = 0.25
 
 @dataclass(frozen=True)
 class Task:
-    """What a mode contributes to a run.
+    """The mode-specific functions and data of a run.
 
     scene: cameras to images. fit: the loss of the start-shape regression, None without one. verify raises
     EmptySurfaceError if there is nothing left to train. export writes mesh and textures. export_once: other
@@ -149,7 +149,7 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
     place = placement(own, config.run.normalise_mesh)
     own = place.into_view(own)
     mesh = prepare_uv(own, replace(config.export, texture_res=PAINTING_RES), rasteriser)
-    # A flat mesh still needs a box with a volume.
+    # A flat mesh also needs a bounding box with a nonzero volume.
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
     margin = 0.01 * (high - low).max()
     torch.manual_seed(config.run.seed)
@@ -200,7 +200,7 @@ def _relight(config: Config, device: torch.device) -> EnvironmentLight | None:
 
 
 def set_deterministic(device: torch.device) -> None:
-    """Make sums over threads repeat bit for bit on the CPU; on a GPU that would cost too much."""
+    """Make multithreaded sums reproducible bit for bit on the CPU. On a GPU the cost would be too high."""
     wanted = device.type == "cpu"
     # Setting the mode to its current value would import torch's compiler, which takes seconds.
     if torch.are_deterministic_algorithms_enabled() is not wanted:

@@ -1,8 +1,8 @@
 """The time that a command still takes: reference costs, corrected by the speed that the command has measured.
 
 The work of a command is a list of parts: for every config its set-up, its phases, its export and its videos.
-A part has a kind and a number of units. The seconds per unit of a kind are measured where the command has
-done enough of it. Elsewhere they are the reference cost times the ratio of measured to reference time so far.
+A part has a kind and a number of units. The seconds per unit of a kind are measured once the command has
+done enough of it. Otherwise they are the reference cost times the ratio of measured to reference time so far.
 """
 
 import json
@@ -21,7 +21,7 @@ from training.distributed import SINGLE_PROCESS, Distributed
 from training.resume import checkpoint_folder
 from training.tasks import select_device
 
-# Seconds per unit by kind: what the config makes, and the part. A unit of a phase is a view, of the fit a
+# Seconds per unit by kind: the result of the config, and the part. A unit of a phase is a view, of the fit a
 # step, of the other parts the whole part at the demo's sizes. cpu: the prior data/tiny-sd on two cores of an
 # AMD EPYC. cuda: Stable Diffusion 2.1-base on an NVIDIA H200. Measured with torch 2.13 and 2.11 in November
 # 2026.
@@ -137,7 +137,7 @@ class CommandProgress:
 
     @property
     def label(self) -> str:
-        """What the current config makes and its place in the command: "shape, 1 of 2"."""
+        """The result of the current config and its position in the command: "shape, 1 of 2"."""
         place = f", {self._config + 1} of {len(self._labels)}" if len(self._labels) > 1 else ""
         return self._labels[self._config] + place
 
@@ -208,7 +208,7 @@ class CommandProgress:
             self._latest_kind = kind
 
     def _cost(self, kind: str) -> float:
-        """Seconds per unit of a kind: measured, or the reference scaled by what is measured."""
+        """Seconds per unit of a kind: measured, or the reference scaled by measured parts."""
         if kind in self._measured:
             return self._measured[kind]
         return self._reference[kind] * self._scale(kind)
@@ -260,7 +260,7 @@ def step_factor(sd_model: str, device: str, threads: int) -> float:
         ratio = _denoiser_work(Path(model)) / REFERENCE_WORK[device] if model else 1.0
     except (OSError, ValueError, KeyError):
         return 1.0
-    # Kernel launches bound the time of a small denoiser on a GPU.
+    # The time of a small denoiser on a GPU is limited by kernel launches.
     return max(ratio, 0.3) if device == "cuda" else ratio * (2 / threads) ** 0.7
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 @numba.njit(cache=True, nogil=True)
 def spread_orientation(neighbour, opposes, patch, turned):
-    """Number the patches of faces that neighbours connect, and make each patch agree with its first face.
+    """Number the connected patches of faces, and orient each patch consistently with its first face.
 
     neighbour [F,3]: the face across each edge, -1 if there is none. opposes [F,3]: whether that face runs
     along the edge in the same direction, so one of the two must be flipped. patch [F] and turned [F] receive

@@ -1,4 +1,4 @@
-"""Signals: what is recorded, Ctrl-C during the imports, and processes that end with their parent."""
+"""Signals: the recorded signals, Ctrl-C during the imports, and processes that end with their parent."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Evaluation of finished runs with a classifier: does a mesh show what its prompt names?
+"""Evaluation of finished runs: a classifier decides whether a mesh shows the category of its prompt.
 
 The classifier shares the categories and the renderer with the embedded prior. Its network is different and
 was trained on other random objects.

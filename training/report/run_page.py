@@ -159,7 +159,7 @@ def _environment(info: RunInfo) -> bytes | None:
     """
     probe = info.out_dir / "dmtet_mesh" / "probe.hdr"
     try:
-        # The probe includes env_scale and what learn_light has changed.
+        # The probe includes env_scale and the changes by learn_light.
         path, scale = (probe, 1.0) if probe.is_file() else (resolve_map(info.envmap), info.env_scale)
         return environment_map(path, path.stat().st_mtime_ns, scale)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Pictures of the report that cannot be read: they are left out with a warning."""
+"""Unreadable pictures are omitted from the report with a warning."""
 
 import pytest
 from PIL import Image
