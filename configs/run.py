@@ -43,7 +43,7 @@ def output_folder(out_dir: str) -> Path:
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """What is made, where it goes, how often it is saved and shown, and on what it runs."""
+    """Mode, prompt, output folder, intervals of checkpoints and previews, and device of a run."""
 
     out_dir: str = Field(
         description='output folder: "pineapple1" and "out/pineapple1" both mean out/pineapple1 in the '

@@ -208,7 +208,7 @@ def finished(tasks: list[Future]) -> None:
 
 
 class TrainingVideo:
-    """out_dir/video_log.mp4, the video of the training: a frame every `interval` steps, turned by one degree.
+    """out_dir/video_log.mp4, the training video: a frame every `interval` steps, rotated by one degree.
 
     Frames are stored as JPEGs in out_dir/video_frames/, named by their step. A resumed run deletes the frames
     after `resumed_step` and continues. A frame depends on its step alone. A frame that cannot be written is a

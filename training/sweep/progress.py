@@ -137,7 +137,7 @@ class SweepProgress:
 
 
 def next_commands(trial: Trial) -> dict[str, str]:
-    """Named shell commands that continue with a finished trial: paint its shape, export larger textures."""
+    """Named shell commands for a finished trial: optimize its appearance, export larger textures."""
     last = trial.configs[-1]
     if last.run.traits.paints_base_mesh:
         larger = [str(2 * side) for side in last.export.texture_res]
