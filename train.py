@@ -14,7 +14,6 @@ from training import check_environment, signals
 # The imports take seconds: until they are done, Ctrl-C ends the process without a traceback.
 if __name__ == "__main__":
     signals.die_on_interrupt()
-
 # Before anything is imported that may be missing: the check reports a missing package without a traceback.
 if __name__ == "__main__" and check_environment.OPTION in sys.argv[1:]:
     sys.exit(check_environment.main(sys.argv[1:]))

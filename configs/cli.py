@@ -84,8 +84,12 @@ class Command:
             name = slug(Path(self.prompts).stem) if self.prompts else "demo"
         return f"{name}-quick" if self.quick else name
 
-    def configs(self, options: Mapping[str, object], say: Callable[..., None]) -> list[Config]:
-        """The checked configs of the files under `options`; `say` logs the consequences of the options.
+    def configs(
+        self, options: Mapping[str, object], say: Callable[..., None], warn: Callable[..., None]
+    ) -> list[Config]:
+        """The checked configs of the files under `options`.
+
+        say: logs the consequences of the options. warn: logs keys without effect.
 
         Raises:
             ConfigError: one line naming file or option, key, value and what is allowed.
@@ -106,7 +110,7 @@ class Command:
             used = {*file, *given} if len(files) == 1 else set(file)
             keys, flat = known_keys(), config.to_json()
             changed = [key for key in keys if key in used and flat[key] != keys[key].default]
-            warn_without_effect(config, changed, say)
+            warn_without_effect(config, changed, warn)
         return found
 
     def warn_of_keys_without_effect(self) -> None:
@@ -126,7 +130,7 @@ def load_configs(argv: Sequence[str]) -> list[Config]:
         ValueError, OSError: with --dry-run, an input file cannot be read.
     """
     command = read_command(argv)
-    configs = command.configs(command.options, logger.info)
+    configs = command.configs(command.options, logger.info, logger.warning)
     command.warn_of_keys_without_effect()
     if command.dry_run:
         check_chain_inputs(configs)

@@ -92,7 +92,7 @@ def test_no_shading_normal_faces_away_from_the_viewer_under_any_bump():
         mesh = mesh if outward else dataclasses.replace(mesh, faces=mesh.faces.flip(1), v_nrm=-mesh.v_nrm)
         scene = AppearanceScene(mesh, RandomBumps(), EVEN_LIGHT, rasteriser)
         points = rasterize_gbuffer(mesh, views, rasteriser)
-        material, normal = scene._surface(points)
+        material, normal = scene.material_and_normal(points)
         cosine = (normal * points.to_viewer).sum(-1)
         assert torch.allclose(normal.norm(dim=-1), torch.ones(len(normal)), atol=1e-5)
         assert cosine.min() > -1e-5 and (cosine < 0.3).sum() > 20
@@ -109,7 +109,7 @@ def test_the_outline_is_antialiased_on_linear_colours():
         scene = AppearanceScene(mesh, White(), EVEN_LIGHT, rasteriser, background)
         image = scene(views)
         points = rasterize_gbuffer(mesh, views, rasteriser)
-        material, normal = scene._surface(points)
+        material, normal = scene.material_and_normal(points)
         linear = points.scatter(scene._lit(points, views, material, normal), background)
         linear = rasteriser.antialias(linear, points.rast, points.clip, mesh.faces)
         assert torch.allclose(image, linear_to_srgb(linear) * 2 - 1, atol=1e-6)

@@ -164,7 +164,7 @@ def _trial(command: Command, name: str, overrides: Mapping[str, object]) -> Tria
     if isinstance(shared, str) and shared:
         options["out_dir"] = f"{shared.rstrip('/')}/{name}"
     try:
-        configs = tuple(command.configs(options, logger.debug))
+        configs = tuple(command.configs(options, logger.debug, logger.debug))
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
     options = {key: value for key, value in options.items() if key not in NO_EFFECT}

@@ -379,7 +379,7 @@ def test_textures_equal_the_baked_material(tmp_path, renderer):
 
     render_views(mesh, evaluation_cameras(64), renderer.rasteriser, renderer.light, paint)
     # 8-bit quantisation, and a few texels between charts.
-    assert all(values.quantile(0.98) < 0.02 for values in difference)
+    assert all(values.quantile(0.98) < 0.03 for values in difference)
 
 
 def test_views_are_averaged_as_log_probabilities():

@@ -71,7 +71,8 @@ def test_loose_parts_and_open_edges_are_counted():
 
 def test_true_mesh_lies_on_the_object_s_surface_on_the_run_s_grid():
     config = GeometryConfig(dmtet_grid=24, mesh_scale=2.0)
-    subject = true_object("mug", 1)
+    # An apple has no wall that is thinner than a cell of this coarse grid.
+    subject = true_object("apple", 1)
     mesh = true_mesh(subject, config, torch.device("cpu"))
     grid = make_tet_grid(24, 2.0)
     # Vertices of the surface lie on edges of the grid: at least one coordinate is on a lattice plane.
@@ -80,7 +81,7 @@ def test_true_mesh_lies_on_the_object_s_surface_on_the_run_s_grid():
     assert subject.signed_distance(mesh.v_pos).abs().mean() < 0.1 * cell
     steps = (mesh.v_pos - grid.v_pos.amin(0)) / cell
     assert ((steps - steps.round()).abs().amin(1) < 1e-2).double().mean() > 0.9
-    assert 2 < true_roughness("mug", config) < 60
+    assert 2 < true_roughness("apple", config) < 60
 
 
 def test_true_material_is_that_of_the_named_material_and_repeats():
