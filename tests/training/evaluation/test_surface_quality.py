@@ -71,13 +71,13 @@ def test_loose_parts_and_open_edges_are_counted():
 
 def test_true_mesh_lies_on_the_object_s_surface_on_the_run_s_grid():
     config = GeometryConfig(dmtet_grid=24, mesh_scale=2.0)
-    # An apple has no wall that is thinner than a cell of this coarse grid.
+    # The stem is thinner than a cell of this coarse grid, which moves the surface by up to 0.6 cells.
     subject = true_object("apple", 1)
     mesh = true_mesh(subject, config, torch.device("cpu"))
     grid = make_tet_grid(24, 2.0)
     # Vertices of the surface lie on edges of the grid: at least one coordinate is on a lattice plane.
     cell = (grid.v_pos[:, 0].unique()[1:] - grid.v_pos[:, 0].unique()[:-1]).min()
-    assert subject.signed_distance(mesh.v_pos).abs().max() < 0.5 * cell
+    assert subject.signed_distance(mesh.v_pos).abs().max() < 0.75 * cell
     assert subject.signed_distance(mesh.v_pos).abs().mean() < 0.1 * cell
     steps = (mesh.v_pos - grid.v_pos.amin(0)) / cell
     assert ((steps - steps.round()).abs().amin(1) < 1e-2).double().mean() > 0.9
