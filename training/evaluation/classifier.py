@@ -22,9 +22,6 @@ NOTHING = "nothing"
 DIRECTIONAL = ("car", "chair", "quadruped", "person", "head")
 WIDTHS = (32, 64, 96, 160)
 WEIGHTS_FILE, SETTINGS_FILE = "model.safetensors", "judge.json"
-# Names in classifiers that were saved by earlier versions.
-RENAMED_SETTINGS = {"kinds": "categories"}
-RENAMED_WEIGHTS = {".kind.": ".category.", ".around.": ".shortcut."}
 
 
 @dataclass(frozen=True)
@@ -144,14 +141,12 @@ def load_classifier(folder: Path, device: torch.device) -> Classifier:
             )
     content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     fields = {
-        RENAMED_SETTINGS.get(name, name): tuple(value) if isinstance(value, list) else value
+        name: tuple(value) if isinstance(value, list) else value
         for name, value in content["settings"].items()
     }
     settings = ClassifierSettings(**fields)
     networks = make_networks(settings, device)
     weights = load_file(folder / WEIGHTS_FILE, device=str(device))
-    for old, new in RENAMED_WEIGHTS.items():
-        weights = {name.replace(old, new): weight for name, weight in weights.items()}
     for domain, network in networks.items():
         own = {n.removeprefix(f"{domain}."): w for n, w in weights.items() if n.startswith(f"{domain}.")}
         network.load_state_dict(own)
