@@ -6,7 +6,10 @@ A failed write does not stop a run. With a closed pipe or a full disk, log lines
 import logging
 import re
 import sys
+from collections.abc import Callable
 from typing import TextIO
+
+logger = logging.getLogger(__name__)
 
 # C0 and C1 control characters except tab and newline, and the Unicode characters that change the text
 # direction.
@@ -78,3 +81,23 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
+
+
+def run_tool(act: Callable[[], object]) -> int:
+    """Run the work of a command-line program other than train.py; returns its exit code.
+
+    Log messages go to standard output. Matrix products and convolutions use TF32 on a GPU. Exit code 0: done.
+    2: a ValueError or FileNotFoundError, which is logged in one line.
+    """
+    import torch
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    try:
+        act()
+    except (ValueError, FileNotFoundError) as error:
+        logger.error("error: %s", error)
+        return 2
+    return 0

@@ -16,6 +16,7 @@ import torch
 
 from data.make_classifier.make import TRAINING_SEED, MakeConfig, make_classifier
 from dataset.procedural import CATEGORIES
+from training.console import run_tool
 
 logger = logging.getLogger(__name__)
 
@@ -67,16 +68,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    try:
-        train(parse(arguments))
-    except (ValueError, FileNotFoundError) as error:
-        logger.error("error: %s", error)
-        return 2
-    return 0
+    return run_tool(lambda: train(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -42,6 +41,7 @@ from data.make_tiny_sd.tokenizer import write_tokenizer
 from data.make_tiny_sd.train_unet import DOMAINS, Denoiser, TrainingData, make_denoiser, train_denoiser
 from data.make_tiny_sd.train_vae import Latents, encode_views, train_vae
 from render.shade.light import LightConfig
+from training.console import run_tool
 from training.launch import init_distributed, run_and_exit
 
 logger = logging.getLogger(__name__)
@@ -277,16 +277,7 @@ def _elapsed() -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    try:
-        train(make_run(parse(arguments)))
-    except (ValueError, FileNotFoundError) as error:
-        logger.error("error: %s", error)
-        return 2
-    return 0
+    return run_tool(lambda: train(make_run(parse(arguments))))
 
 
 if __name__ == "__main__":

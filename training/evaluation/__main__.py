@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from render.image_io.atomic import write_text
+from training.console import run_tool
 from training.evaluation.assets import find_run
 from training.evaluation.classifier import NOTHING, load_classifier
 from training.evaluation.contact_sheet import check_name, write_contact_sheet
@@ -61,16 +62,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    try:
-        evaluate(parse(arguments))
-    except (ValueError, FileNotFoundError) as error:
-        logger.error("error: %s", error)
-        return 2
-    return 0
+    return run_tool(lambda: evaluate(parse(arguments)))
 
 
 if __name__ == "__main__":
