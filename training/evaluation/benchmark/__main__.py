@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from configs.errors import ConfigError
 from dataset.procedural import CATEGORIES
-from training.evaluation.benchmark.executor import Board, Queue, run_queue
+from training.evaluation.benchmark.executor import Queue, ResultStore, run_queue
 from training.evaluation.benchmark.settings import (
     COST,
     PAINT,
@@ -100,8 +100,8 @@ def benchmark(options: argparse.Namespace) -> int:
         # An invalid key or value stops the benchmark before its first trial.
         config_of(trial, settings[trial.setting], options.common, options.out)
     options.out.mkdir(parents=True, exist_ok=True)
-    board = Board(options.out, settings, facts(options))
-    done = board.read()
+    store = ResultStore(options.out, settings, facts(options))
+    done = store.read()
     todo = [trial for trial in trials if trial.name not in done]
     deadline = begun + 60 * options.minutes
     threads = max(1, usable_cores() // options.jobs)
@@ -110,16 +110,16 @@ def benchmark(options: argparse.Namespace) -> int:
         # These trials run first and one at a time, so their times are undisturbed. They also fill Triton's
         # cache.
         costs = Queue([trial for trial in todo if trial.stage == COST], deadline)
-        run_queue(costs, board, 1, threads, options.common)
+        run_queue(costs, store, 1, threads, options.common)
     queue = Queue([trial for trial in todo if trial.stage != COST], deadline)
-    run_queue(queue, board, options.jobs, threads, options.common)
-    board.facts["minutes"] = round((time.monotonic() - begun) / 60, 2)
-    board.write()
-    contact_sheet(board.results, list(settings), options.out / "runs", options.out / "sheet.jpg")
+    run_queue(queue, store, options.jobs, threads, options.common)
+    store.facts["minutes"] = round((time.monotonic() - begun) / 60, 2)
+    store.write()
+    contact_sheet(store.results, list(settings), options.out / "runs", options.out / "sheet.jpg")
     logger.info("%s", (options.out / "table.md").read_text(encoding="utf-8"))
     if len(queue):
         logger.info("%d trials were not started: the time was over; the same command continues", len(queue))
-    return 1 if any(result["error"] for result in board.results) else 0
+    return 1 if any(result["error"] for result in store.results) else 0
 
 
 def facts(options: argparse.Namespace) -> dict:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Board:
+class ResultStore:
     """The results of the finished trials, stored in OUT. Safe for several threads."""
 
     out: Path
@@ -98,9 +98,9 @@ def prepare_worker(log: str, threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def work(slot: int, queue: Queue, board: Board, threads: int, common: Mapping[str, object]) -> None:
+def work(slot: int, queue: Queue, store: ResultStore, threads: int, common: Mapping[str, object]) -> None:
     """Run trials in one worker process until the queue ends. A process that dies is replaced."""
-    log = board.out / f"worker_{slot}.log"
+    log = store.out / f"worker_{slot}.log"
 
     def process() -> ProcessPoolExecutor:
         context = get_context("spawn")
@@ -110,24 +110,26 @@ def work(slot: int, queue: Queue, board: Board, threads: int, common: Mapping[st
     while (trial := queue.next()) is not None:
         started = time.monotonic()
         try:
-            result = pool.submit(run_trial, trial, board.settings[trial.setting], common, board.out).result()
+            result = pool.submit(run_trial, trial, store.settings[trial.setting], common, store.out).result()
             queue.took(result.seconds)
         except (BrokenProcessPool, RuntimeError) as error:
             pool.shutdown(wait=False, cancel_futures=True)
             pool = process()
             reason = f"the process ended ({' '.join(str(error).split())[:200]}); see {log.name}"
             result = Result(trial, {}, time.monotonic() - started, reason)
-        board.add(result, len(queue))
+        store.add(result, len(queue))
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def run_queue(queue: Queue, board: Board, jobs: int, threads: int, common: Mapping[str, object]) -> None:
+def run_queue(
+    queue: Queue, store: ResultStore, jobs: int, threads: int, common: Mapping[str, object]
+) -> None:
     """Run all trials of the queue.
 
     jobs: the number of concurrent trials. threads: CPU threads of each trial. common: see `config_of`.
     """
     workers = [
-        threading.Thread(target=work, args=(slot, queue, board, threads, common)) for slot in range(jobs)
+        threading.Thread(target=work, args=(slot, queue, store, threads, common)) for slot in range(jobs)
     ]
     for worker in workers:
         worker.start()

@@ -155,7 +155,7 @@ def step_cost(log: Path) -> dict:
 
 
 @torch.no_grad()
-def shape_measures(mesh: Mesh, config: Config, judge: Evaluator, trial: Trial, out: Path) -> dict:
+def shape_measures(mesh: Mesh, config: Config, evaluator: Evaluator, trial: Trial, out: Path) -> dict:
     """Roughness and loose parts of an optimized shape, and its classification."""
     kept = remove_small_components(mesh, config.export.min_component_area)
     whole, quality = surface_quality(mesh), surface_quality(kept)
@@ -168,13 +168,13 @@ def shape_measures(mesh: Mesh, config: Config, judge: Evaluator, trial: Trial, o
         "loose": round(whole.loose, 6),
         "parts": whole.parts,
         "faces": quality.faces,
-        **judged(kept, judge, trial, None, out / "picture.png"),
+        **classified(kept, evaluator, trial, None, out / "picture.png"),
     }
 
 
 @torch.no_grad()
 def paint_measures(
-    scene: AppearanceScene, judge: Evaluator, trial: Trial, truth: TrueMaterial, out: Path
+    scene: AppearanceScene, evaluator: Evaluator, trial: Trial, truth: TrueMaterial, out: Path
 ) -> dict:
     """Errors of albedo, roughness and metallic over the visible points, and of the image under UNSEEN_LIGHT.
 
@@ -183,8 +183,8 @@ def paint_measures(
     difference of sRGB.
     """
     mesh, device = scene.mesh, scene.mesh.v_pos.device
-    cameras = evaluation_cameras(judge.classifier.settings.image_size).to(device)
-    points = rasterize_gbuffer(mesh, cameras, judge.rasteriser)
+    cameras = evaluation_cameras(evaluator.classifier.settings.image_size).to(device)
+    points = rasterize_gbuffer(mesh, cameras, evaluator.rasteriser)
     material, normal = scene.material_and_normal(points)
     kd, ks = truth(points.position)
     light = unseen_light(device)
@@ -206,7 +206,7 @@ def paint_measures(
         "roughness_error": _mean(material.ks[:, 1] - ks[:, 1]),
         "metallic_error": _mean(material.ks[:, 2] - ks[:, 2]),
         "relit_error": round(difference.square().mean().sqrt().item(), 5),
-        **judged(mesh, judge, trial, paint, out / "picture.png"),
+        **classified(mesh, evaluator, trial, paint, out / "picture.png"),
     }
 
 
@@ -215,14 +215,14 @@ def _mean(difference: Tensor) -> float:
 
 
 @torch.no_grad()
-def judged(mesh: Mesh, judge: Evaluator, trial: Trial, paint: Paint | None, picture: Path) -> dict:
+def classified(mesh: Mesh, evaluator: Evaluator, trial: Trial, paint: Paint | None, picture: Path) -> dict:
     """The classification of a surface. picture: the path for an image of one view."""
-    settings = judge.classifier.settings
-    cameras = evaluation_cameras(SUPERSAMPLE * settings.image_size).to(judge.classifier.device)
-    views = render_views(mesh, cameras, judge.rasteriser, judge.light, paint)
+    settings = evaluator.classifier.settings
+    cameras = evaluation_cameras(SUPERSAMPLE * settings.image_size).to(evaluator.classifier.device)
+    views = render_views(mesh, cameras, evaluator.rasteriser, evaluator.light, paint)
     small = views.downsample(SUPERSAMPLE)
     domain, images = ("normal", small.normal) if paint is None else ("shaded", small.shaded * 2 - 1)
-    seen = predict_assets(judge.classifier, domain, images)
+    seen = predict_assets(evaluator.classifier, domain, images)
     categories = mean_probabilities(seen.category)
     best = settings.categories[int(categories.argmax())]
     found = {
