@@ -132,8 +132,7 @@ def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distrib
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit code.
 
-    0: done. 1: some trials of a sweep failed. 2: an error that the user can fix. 128 + n: stopped by signal
-    n.
+    0: done. 1: some trials of a sweep failed. 2: an error that the user can fix. 128 + n: a signal n.
     """
     setup_logging()
     try:

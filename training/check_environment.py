@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rows = list(survey([word for word in argv if word != OPTION]))
-    print_table(rows)
+    write_table(rows)
     return 2 if any(row.status == MISSING for row in rows) else 0
 
 
@@ -260,17 +260,17 @@ def _device_rows(name: str, device: str) -> Iterator[Row]:
         yield Row("configs", name, MISSING, found, "--device cpu, or a CUDA build of torch and a driver")
 
 
-def print_table(rows: Iterable[Row]) -> None:
+def write_table(rows: Iterable[Row]) -> None:
     rows = list(rows)
     width = max(len(row.name) for row in rows)
     for row in rows:
         fix = f"  fix: {row.fix}" if row.fix else ""
-        print(f"{row.group:<12} {row.status:<8} {row.name:<{width}}  {row.found}{fix}")
+        sys.stdout.write(f"{row.group:<12} {row.status:<8} {row.name:<{width}}  {row.found}{fix}\n")
     missing = [row for row in rows if row.status == MISSING]
     names = ", ".join(row.name for row in missing)
     several = sum(row.group == "packages" for row in missing) > 1
     advice = "  fix: pip install -r requirements.txt" if several else ""
-    print(f"not ready: {names}{advice}" if missing else "ready: the demo can run")
+    sys.stdout.write(f"not ready: {names}{advice}\n" if missing else "ready: the demo can run\n")
 
 
 def _local_places(name: str) -> dict[str, str | None] | None:

@@ -38,8 +38,7 @@ class InputFiles:
 
         Raises:
             ValueError: the files cannot be read, have changed while they were read, or have another content
-            than
-                the checkpoint's run has read. The message is one line with the key and the path.
+                than the checkpoint's run has read. The message is one line with the key and the path.
         """
         if not paths:
             yield
