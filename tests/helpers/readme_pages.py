@@ -10,10 +10,14 @@ COMMANDS = ("python3 ", "torchrun ", "pip install ")
 
 
 def pages() -> list[str]:
-    """The paths of all README pages and of the benchmark report, relative to the root."""
+    """The paths of all README pages and of the benchmark report, relative to the root.
+
+    Pages in hidden folders are not the project's: the GLB test installs a package in pytest's cache.
+    """
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md")]
-    report = ROOT / "tests/benchmarks/REPORT.md"
-    return [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *sorted(found), report]]
+    paths = [path.relative_to(ROOT) for path in [ROOT / "README.md", *sorted(found)]]
+    own = [str(path) for path in paths if not any(part.startswith(".") for part in path.parts)]
+    return [*own, "tests/benchmarks/REPORT.md"]
 
 
 def read(page: str) -> str:
