@@ -6,7 +6,8 @@ import pytest
 from toy_config import FIT, TINY
 
 from training.evaluation.benchmark import __main__ as command
-from training.evaluation.benchmark.executor import Queue
+from training.evaluation.benchmark import executor
+from training.evaluation.benchmark.executor import Queue, ResultStore, run_queue
 from training.evaluation.benchmark.settings import (
     COST,
     PAINT,
@@ -77,6 +78,15 @@ def test_the_queue_ends_when_another_trial_would_not_fit():
 def result(setting, category, ratio, recognised=True, error=None, **more):
     values = {} if error else {"roughness_ratio": ratio, "recognised": recognised, **more}
     return {"stage": SHAPE, "setting": setting, "category": category, "seed": 1, "error": error, **values}
+
+
+def test_an_error_of_the_benchmark_itself_ends_it(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise AttributeError("no such measure")
+
+    monkeypatch.setattr(executor, "work", broken)
+    with pytest.raises(AttributeError, match="no such measure"):
+        run_queue(Queue([], 0.0), ResultStore(tmp_path, {}, {}), 2, 1, {})
 
 
 def test_the_summary_means_over_trials_and_counts_failures_as_not_recognised():

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -128,10 +128,6 @@ def run_queue(
 
     jobs: the number of concurrent trials. threads: CPU threads of each trial. common: see `config_of`.
     """
-    workers = [
-        threading.Thread(target=work, args=(slot, queue, store, threads, common)) for slot in range(jobs)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(jobs) as pool:
+        for worker in [pool.submit(work, slot, queue, store, threads, common) for slot in range(jobs)]:
+            worker.result()
