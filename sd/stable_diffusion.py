@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sd.kernels.cuda_graphs import DifferentiableCUDAGraph, Graphed
-from sd.kernels.fused_blocks import speed_up_denoiser, speed_up_encoder
+from sd.kernels.cuda_graphs import DifferentiableCUDAGraph, InferenceCUDAGraph
+from sd.kernels.fused_blocks import fuse_denoiser_blocks, fuse_encoder_blocks
 from sd.kernels.select import choose_kernels
 from sd.loading.hub import resolve_model
 from sd.loading.lora import apply_lora
@@ -62,13 +62,15 @@ class StableDiffusion(nn.Module):
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
             kernels = choose_kernels(device)
-            speed_up_denoiser(self.unet, kernels)
-            speed_up_encoder(self.vae.encoder, kernels)
+            fuse_denoiser_blocks(self.unet, kernels)
+            fuse_encoder_blocks(self.vae.encoder, kernels)
         # Read once: diffusers' `dtype` iterates over all weights, which takes longer than a kernel.
         self._unet_dtype, self._vae_dtype = self.unet.dtype, self.vae.dtype
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self._denoise = Graphed(partial(noise_of, self.unet))
-        self._moments = DifferentiableCUDAGraph(partial(moments_of, self.vae), most_elements(vae, device))
+        self._denoise = InferenceCUDAGraph(partial(noise_of, self.unet))
+        self._moments = DifferentiableCUDAGraph(
+            partial(moments_of, self.vae), max_graph_elements(vae, device)
+        )
 
     @classmethod
     def from_pretrained(
@@ -183,7 +185,7 @@ def has_bfloat16_instructions() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def most_elements(vae: nn.Module, device: torch.device) -> int:
+def max_graph_elements(vae: nn.Module, device: torch.device) -> int:
     """The maximum number of elements of an image batch that the VAE encodes with CUDA graphs.
 
     The graphs occupy 16 bytes per pixel and per channel at full resolution (measured, half precision).

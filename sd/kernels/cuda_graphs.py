@@ -15,40 +15,41 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# The maximum number of recorded input shapes per function; a run uses fewer.
-MOST_SHAPES = 4
-WARM_UP_TURNS = 3
+# The maximum number of recorded input shapes per function. A run uses fewer.
+MAX_SHAPES = 4
+WARM_UP_CALLS = 3
 
 R = TypeVar("R")
 
 
-class Recorder(Generic[R]):
-    """A cache of recordings of one function, by the shapes and dtypes of its CUDA inputs.
+class GraphCache(Generic[R]):
+    """A cache of recorded CUDA graphs of one function, by the shapes and dtypes of its inputs.
 
     All other tensors that the function reads, such as weights, must keep their memory addresses. If a capture
     fails, one warning is logged, no further capture is tried, and the caller runs the function eagerly. If
     memory is insufficient for the eager call too, that call raises the error.
 
-    record: makes a recording from the inputs and an earlier recording (None for the first).
+    capture: returns a recording, given the inputs and an earlier recording (None for the first).
     """
 
-    def __init__(self, record: Callable[[tuple[Tensor, ...], R | None], R]):
-        self._record = record
-        self.made: dict[tuple, R] = {}
-        self._capture = True
+    def __init__(self, capture: Callable[[tuple[Tensor, ...], R | None], R]):
+        self._capture = capture
+        self.recordings: dict[tuple, R] = {}
+        self._enabled = True
 
     def __call__(self, *inputs: Tensor) -> R | None:
         """The recording for the shapes of the inputs, captured at the first call; None if there is none."""
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
-        if key in self.made or not self._capture or len(self.made) == MOST_SHAPES:
-            return self.made.get(key)
+        if key in self.recordings or not self._enabled or len(self.recordings) == MAX_SHAPES:
+            return self.recordings.get(key)
         try:
-            self.made[key] = self._record(inputs, next(iter(self.made.values()), None))
+            self.recordings[key] = self._capture(inputs, next(iter(self.recordings.values()), None))
         except RuntimeError as error:
-            logger.warning("no CUDA graph, going on without: %s", str(error).splitlines()[0])
-            self._capture = False
-        # At this point the error is freed. Its stack frames hold the tensors of the failed capture.
-        return self.made.get(key)
+            logger.warning("CUDA graphs are disabled, which is slower: %s", str(error).splitlines()[0])
+            self._enabled = False
+        # The error is freed at the end of the except block. Its stack frames hold the tensors of the failed
+        # capture.
+        return self.recordings.get(key)
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ class Recording:
     output: Tensor
 
 
-class Graphed:
+class InferenceCUDAGraph:
     """`function` of tensors that returns one tensor, without gradients. On CUDA it is replayed as a graph."""
 
     def __init__(self, function: Callable[..., Tensor]):
         self._function = function
-        self.recordings: Recorder[Recording] = Recorder(partial(record, function))
+        self.cache: GraphCache[Recording] = GraphCache(partial(capture, function))
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -73,17 +74,17 @@ class Graphed:
             return self._function(*inputs)
         # With several processes, the GPU of this process may differ from the current device.
         with torch.cuda.device(inputs[0].device):
-            recording = self.recordings(*inputs)
+            recording = self.cache(*inputs)
             if recording is None:
                 return self._function(*inputs)
-            for kept, given in zip(recording.inputs, inputs, strict=True):
-                kept.copy_(given)
+            for static_input, value in zip(recording.inputs, inputs, strict=True):
+                static_input.copy_(value)
             recording.graph.replay()
             # The next replay overwrites the output buffer.
             return recording.output.clone()
 
 
-def record(
+def capture(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...], earlier: Recording | None = None
 ) -> Recording:
     """Capture one call of `function`.
@@ -91,35 +92,35 @@ def record(
     The graph shares the memory pool of the earlier recording, if given. This is safe because the two graphs
     never run at the same time and their outputs are copied.
     """
-    kept = tuple(tensor.clone() for tensor in inputs)
-    stream = settle(lambda: function(*kept))
+    static_inputs = tuple(tensor.clone() for tensor in inputs)
+    stream = warm_up(lambda: function(*static_inputs))
     graph = torch.cuda.CUDAGraph()
     # torch's default capture stream belongs to the device of the first capture, so a stream is passed.
     with torch.cuda.graph(graph, pool=earlier and earlier.graph.pool(), stream=stream):
-        output = function(*kept)
-    return Recording(graph, kept, output)
+        output = function(*static_inputs)
+    return Recording(graph, static_inputs, output)
 
 
-def settle(act: Callable[[], object]) -> torch.cuda.Stream:
-    """Run `act` several times on a new stream of the current device, and return the stream.
+def warm_up(function: Callable[[], object]) -> torch.cuda.Stream:
+    """Run `function` several times on a new stream of the current device, and return the stream.
 
     In these calls, libraries select algorithms and compile kernels, which is not possible during a capture.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_TURNS):
-            act()
+        for _ in range(WARM_UP_CALLS):
+            function()
     torch.cuda.current_stream().wait_stream(stream)
     return stream
 
 
-class Turn:
+class ReplayToken:
     """A token for one forward replay. It is alive while the backward replay may still follow."""
 
 
 @dataclass
-class Pair:
+class DifferentiableRecording:
     """A captured forward pass and its captured backward pass.
 
     The backward pass reads the activations that the forward pass stores.
@@ -129,79 +130,85 @@ class Pair:
     backward: torch.cuda.CUDAGraph
     x: Tensor
     y: Tensor
-    pull: Tensor
-    slope: Tensor
-    last: Callable[[], Turn | None] = lambda: None
+    grad_output: Tensor
+    grad_input: Tensor
+    current_token: Callable[[], ReplayToken | None] = lambda: None
 
     @property
-    def waits(self) -> bool:
+    def backward_pending(self) -> bool:
         """Whether an output exists whose backward pass has not run yet."""
-        return self.last() is not None
+        return self.current_token() is not None
 
-    def begin(self) -> Turn:
-        turn = Turn()
-        self.last = weakref.ref(turn)
-        return turn
+    def start_forward(self) -> ReplayToken:
+        token = ReplayToken()
+        self.current_token = weakref.ref(token)
+        return token
 
-    def end(self, turn: Turn) -> None:
-        assert self.last() is turn, "what the gradient needs is overwritten"
-        self.last = lambda: None
+    def finish_backward(self, token: ReplayToken) -> None:
+        assert self.current_token() is token, "a later call has overwritten the saved activations"
+        self.current_token = lambda: None
 
 
-class Replay(torch.autograd.Function):
-    """A `Pair` as an autograd operation."""
+class ReplayFunction(torch.autograd.Function):
+    """A `DifferentiableRecording` as an autograd operation."""
 
     @staticmethod
-    def forward(ctx, x, pair):
-        ctx.pair, ctx.turn = pair, pair.begin()
-        pair.x.copy_(x)
-        pair.forward.replay()
-        return pair.y.clone()
+    def forward(ctx, x, recording):
+        ctx.recording, ctx.token = recording, recording.start_forward()
+        recording.x.copy_(x)
+        recording.forward.replay()
+        return recording.y.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, pull):
-        ctx.pair.end(ctx.turn)
-        with torch.cuda.device(pull.device):
-            ctx.pair.pull.copy_(pull)
-            ctx.pair.backward.replay()
-            return ctx.pair.slope.clone(), None
+    def backward(ctx, grad_output):
+        ctx.recording.finish_backward(ctx.token)
+        with torch.cuda.device(grad_output.device):
+            ctx.recording.grad_output.copy_(grad_output)
+            ctx.recording.backward.replay()
+            return ctx.recording.grad_input.clone(), None
 
 
 class DifferentiableCUDAGraph:
     """`function` of one tensor, with a gradient for its input. On CUDA it is replayed as a graph.
 
-    The graphs keep the activations permanently, so inputs of more than `most_elements` elements run eagerly.
+    The graphs keep the activations permanently, so inputs of more than `max_elements` elements run eagerly.
     There is one activation buffer, so a call before the previous call's backward pass also runs eagerly.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], most_elements: int):
+    def __init__(self, function: Callable[[Tensor], Tensor], max_elements: int):
         self._function = function
-        self._most = most_elements
-        self.recordings: Recorder[Pair] = Recorder(lambda inputs, _: record_pair(function, *inputs))
+        self._max_elements = max_elements
+        self.cache: GraphCache[DifferentiableRecording] = GraphCache(
+            lambda inputs, _: capture_with_gradient(function, *inputs)
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.device.type != "cuda" or x.numel() > self._most:
+        if x.device.type != "cuda" or x.numel() > self._max_elements:
             return self._function(x)
         with torch.cuda.device(x.device):
-            pair = self.recordings(x)
-            return self._function(x) if pair is None or pair.waits else Replay.apply(x, pair)
+            recording = self.cache(x)
+            if recording is None or recording.backward_pending:
+                return self._function(x)
+            return ReplayFunction.apply(x, recording)
 
 
 @torch.enable_grad()
-def record_pair(function: Callable[[Tensor], Tensor], x: Tensor) -> Pair:
-    """Capture the forward pass of `function` and the gradient on its input."""
-    kept = x.detach().clone().requires_grad_()
+def capture_with_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> DifferentiableRecording:
+    """Capture the forward pass of `function` and the gradient with respect to its input."""
+    static_input = x.detach().clone().requires_grad_()
 
-    def both_ways() -> None:
-        y = function(kept)
-        torch.autograd.grad(y, kept, torch.ones_like(y))
+    def forward_and_backward() -> None:
+        y = function(static_input)
+        torch.autograd.grad(y, static_input, torch.ones_like(y))
 
-    stream = settle(both_ways)
+    stream = warm_up(forward_and_backward)
     forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(forward, stream=stream):
-        y = function(kept)
-    pull = torch.ones_like(y)
+        y = function(static_input)
+    grad_output = torch.ones_like(y)
     with torch.cuda.graph(backward, pool=forward.pool(), stream=stream):
-        (slope,) = torch.autograd.grad(y, kept, pull)
-    return Pair(forward, backward, kept.detach(), y.detach(), pull, slope)
+        (grad_input,) = torch.autograd.grad(y, static_input, grad_output)
+    return DifferentiableRecording(
+        forward, backward, static_input.detach(), y.detach(), grad_output, grad_input
+    )

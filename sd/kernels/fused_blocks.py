@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sd.kernels.reference import Kernels
 
 
-def speed_up_denoiser(unet: nn.Module, kernels: Kernels) -> None:
+def fuse_denoiser_blocks(unet: nn.Module, kernels: Kernels) -> None:
     """Replace the supported blocks of a `UNet2DConditionModel` in place.
 
     The result is not differentiable.
@@ -22,43 +22,43 @@ def speed_up_denoiser(unet: nn.Module, kernels: Kernels) -> None:
 
     for parent in list(unet.modules()):
         for name, child in list(parent.named_children()):
-            if is_plain_residual(child):
-                setattr(parent, name, Residual(child, kernels))
-            elif is_plain_transformer(child):
-                setattr(parent, name, Transformer(child, kernels))
+            if is_supported_resnet_block(child):
+                setattr(parent, name, FusedResnetBlock(child, kernels))
+            elif is_supported_transformer(child):
+                setattr(parent, name, FusedTransformer(child, kernels))
             elif type(child) is GEGLU:
-                setattr(parent, name, GatedLinear(child.proj, kernels))
-            elif is_plain_convolution(child):
-                setattr(parent, name, FrozenConvolution(child, kernels))
-    _join_last_norm(unet, kernels)
+                setattr(parent, name, FusedGEGLU(child.proj, kernels))
+            elif is_supported_convolution(child):
+                setattr(parent, name, FrozenConv2d(child, kernels))
+    _fuse_output_norm(unet, kernels)
 
 
-def speed_up_encoder(encoder: nn.Module, kernels: Kernels) -> None:
+def fuse_encoder_blocks(encoder: nn.Module, kernels: Kernels) -> None:
     """Replace the supported blocks of an `AutoencoderKL`'s `Encoder` in place."""
     for parent in list(encoder.modules()):
         for name, child in list(parent.named_children()):
-            if is_plain_residual(child):
-                setattr(parent, name, Residual(child, kernels))
-            elif is_one_head(child):
-                setattr(parent, name, OneHeadAttention(child, kernels))
-            elif is_padded_convolution(child):
-                setattr(parent, name, nn.Sequential(PadBelow(), FrozenConvolution(child.conv, kernels)))
-            elif is_plain_convolution(child):
-                setattr(parent, name, FrozenConvolution(child, kernels))
-    _join_last_norm(encoder, kernels)
+            if is_supported_resnet_block(child):
+                setattr(parent, name, FusedResnetBlock(child, kernels))
+            elif is_supported_attention(child):
+                setattr(parent, name, SingleHeadAttention(child, kernels))
+            elif is_supported_downsampler(child):
+                setattr(parent, name, nn.Sequential(PadBottomRight(), FrozenConv2d(child.conv, kernels)))
+            elif is_supported_convolution(child):
+                setattr(parent, name, FrozenConv2d(child, kernels))
+    _fuse_output_norm(encoder, kernels)
 
 
-def _join_last_norm(module: nn.Module, kernels: Kernels) -> None:
-    if is_plain_norm(module.conv_norm_out) and isinstance(module.conv_act, nn.SiLU):
-        module.conv_norm_out = Norm(module.conv_norm_out, kernels, silu=True)
+def _fuse_output_norm(module: nn.Module, kernels: Kernels) -> None:
+    if is_supported_norm(module.conv_norm_out) and isinstance(module.conv_act, nn.SiLU):
+        module.conv_norm_out = FusedGroupNorm(module.conv_norm_out, kernels, silu=True)
         module.conv_act = nn.Identity()
 
 
-def is_plain_norm(module: nn.Module | None) -> bool:
+def is_supported_norm(module: nn.Module | None) -> bool:
     return type(module) is nn.GroupNorm and module.affine
 
 
-def is_plain_convolution(module: nn.Module | None) -> bool:
+def is_supported_convolution(module: nn.Module | None) -> bool:
     return (
         type(module) is nn.Conv2d
         and module.groups == 1
@@ -68,7 +68,7 @@ def is_plain_convolution(module: nn.Module | None) -> bool:
     )
 
 
-def is_padded_convolution(module: nn.Module | None) -> bool:
+def is_supported_downsampler(module: nn.Module | None) -> bool:
     """Whether a block pads one row at the bottom and one column at the right, then applies a convolution."""
     from diffusers.models.downsampling import Downsample2D
 
@@ -77,29 +77,29 @@ def is_padded_convolution(module: nn.Module | None) -> bool:
         and module.use_conv
         and module.padding == 0
         and module.norm is None
-        and is_plain_convolution(module.conv)
+        and is_supported_convolution(module.conv)
     )
 
 
-def is_plain_transformer(module: nn.Module | None) -> bool:
+def is_supported_transformer(module: nn.Module | None) -> bool:
     """Whether a block is a `Transformer2DModel` over pixels that `Transformer` supports."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     return (
         type(module) is Transformer2DModel
         and module.is_input_continuous
-        and is_plain_norm(module.norm)
+        and is_supported_norm(module.norm)
         and all(is_pointwise(layer) for layer in (module.proj_in, module.proj_out))
-        and all(is_plain_block(block) for block in module.transformer_blocks)
+        and all(is_supported_transformer_block(block) for block in module.transformer_blocks)
     )
 
 
 def is_pointwise(module: nn.Module) -> bool:
     """Whether a layer multiplies each pixel by the same matrix: a linear layer or a 1 × 1 convolution."""
-    return type(module) is nn.Linear or (is_plain_convolution(module) and module.kernel_size == (1, 1))
+    return type(module) is nn.Linear or (is_supported_convolution(module) and module.kernel_size == (1, 1))
 
 
-def is_plain_block(module: nn.Module) -> bool:
+def is_supported_transformer_block(module: nn.Module) -> bool:
     """Whether a block is self-attention, cross-attention to a text and a GEGLU network, each after a norm."""
     from diffusers.models.attention import BasicTransformerBlock
 
@@ -118,7 +118,7 @@ def is_plain_block(module: nn.Module) -> bool:
     )
 
 
-def is_plain_residual(module: nn.Module) -> bool:
+def is_supported_resnet_block(module: nn.Module) -> bool:
     """Whether a block is twice (norm, SiLU, convolution) with a shortcut."""
     from diffusers.models.resnet import ResnetBlock2D
 
@@ -129,18 +129,18 @@ def is_plain_residual(module: nn.Module) -> bool:
         and module.time_embedding_norm == "default"
         and not module.skip_time_act
         and isinstance(module.nonlinearity, nn.SiLU)
-        and is_plain_norm(module.norm1)
-        and is_plain_norm(module.norm2)
-        and is_plain_convolution(module.conv1)
-        and is_plain_convolution(module.conv2)
+        and is_supported_norm(module.norm1)
+        and is_supported_norm(module.norm2)
+        and is_supported_convolution(module.conv1)
+        and is_supported_convolution(module.conv2)
         and module.conv1.bias is not None
         and module.conv2.bias is not None
-        and (module.conv_shortcut is None or is_plain_convolution(module.conv_shortcut))
+        and (module.conv_shortcut is None or is_supported_convolution(module.conv_shortcut))
     )
 
 
-def is_one_head(module: nn.Module) -> bool:
-    """Whether a block is single-head self-attention over pixels that `OneHeadAttention` supports."""
+def is_supported_attention(module: nn.Module) -> bool:
+    """Whether a block is single-head self-attention over pixels that `SingleHeadAttention` supports."""
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
     return (
@@ -148,14 +148,14 @@ def is_one_head(module: nn.Module) -> bool:
         and type(module.processor) is AttnProcessor2_0
         and module.heads == 1
         and module.spatial_norm is None
-        and is_plain_norm(module.group_norm)
+        and is_supported_norm(module.group_norm)
         and module.norm_q is None
         and module.norm_k is None
         and module.to_k.in_features == module.to_q.in_features
     )
 
 
-class Norm(nn.Module):
+class FusedGroupNorm(nn.Module):
     """Group normalisation, optionally followed by SiLU."""
 
     def __init__(self, norm: nn.GroupNorm, kernels: Kernels, silu: bool):
@@ -171,7 +171,7 @@ class Norm(nn.Module):
         return self._kernel(x, self.weight, self.bias, self.groups, self.eps, self.silu, shift)
 
 
-class InputGradient(torch.autograd.Function):
+class InputGradientConv2d(torch.autograd.Function):
     """A convolution that saves only its weight for the backward pass.
 
     torch's convolution also saves its input, which only the gradient of the weight needs.
@@ -190,17 +190,17 @@ class InputGradient(torch.autograd.Function):
     def backward(ctx, dy):
         (weight,) = ctx.saved_tensors
         # Rows and columns that the stride does not reach: (size + 2 padding − kernel) mod stride.
-        left = [
+        output_padding = [
             (size + 2 * padding - kernel) % stride
             for size, padding, kernel, stride in zip(
                 ctx.sizes, ctx.padding, weight.shape[2:], ctx.stride, strict=True
             )
         ]
-        dx = F.conv_transpose2d(dy, weight, None, ctx.stride, ctx.padding, left)
+        dx = F.conv_transpose2d(dy, weight, None, ctx.stride, ctx.padding, output_padding)
         return dx, None, None, None, None, None
 
 
-class FrozenConvolution(nn.Module):
+class FrozenConv2d(nn.Module):
     """A convolution with frozen weights: only its input gets a gradient."""
 
     def __init__(self, convolution: nn.Conv2d, kernels: Kernels):
@@ -210,12 +210,12 @@ class FrozenConvolution(nn.Module):
         self.stride, self.padding = convolution.stride, convolution.padding
         self._add_bias = kernels.add_bias
 
-    def forward(self, x: Float[Tensor, "B C H W"], biased: bool = True) -> Float[Tensor, "B D h w"]:
-        bias = self.bias if biased else None
-        return InputGradient.apply(x, self.weight, bias, self.stride, self.padding, self._add_bias)
+    def forward(self, x: Float[Tensor, "B C H W"], with_bias: bool = True) -> Float[Tensor, "B D h w"]:
+        bias = self.bias if with_bias else None
+        return InputGradientConv2d.apply(x, self.weight, bias, self.stride, self.padding, self._add_bias)
 
 
-class Padded(torch.autograd.Function):
+class PadBottomRightFunction(torch.autograd.Function):
     """Pad one row of zeros at the bottom and one column at the right; the output is channels-last.
 
     Memory is copied in words of 16 bytes if the size of a pixel is a multiple of 16 bytes. torch's padding
@@ -229,41 +229,39 @@ class Padded(torch.autograd.Function):
         y = x.new_empty(batch, height + 1, width + 1, channels)
         y[:, height] = 0
         y[:, :height, width] = 0
-        wide(y[:, :height, :width]).copy_(wide(x))
+        as_16_byte_words(y[:, :height, :width]).copy_(as_16_byte_words(x))
         return y.permute(0, 3, 1, 2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         dy = dy.permute(0, 2, 3, 1).contiguous()
-        return wide(dy[:, :-1, :-1]).contiguous().view(dy.dtype).permute(0, 3, 1, 2)
+        return as_16_byte_words(dy[:, :-1, :-1]).contiguous().view(dy.dtype).permute(0, 3, 1, 2)
 
 
-def wide(x: Tensor) -> Tensor:
+def as_16_byte_words(x: Tensor) -> Tensor:
     """A view with elements of 16 bytes if the last dimension is a multiple of 16 bytes, else x."""
     return x.view(torch.complex128) if x.shape[-1] * x.element_size() % 16 == 0 else x
 
 
-class PadBelow(nn.Module):
-    """`Padded` as a module."""
+class PadBottomRight(nn.Module):
+    """`PadBottomRightFunction` as a module."""
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H+1 W+1"]:
-        return Padded.apply(x)
+        return PadBottomRightFunction.apply(x)
 
 
-class Residual(nn.Module):
+class FusedResnetBlock(nn.Module):
     """diffusers' `ResnetBlock2D`. The kernel after each convolution adds the convolution's bias."""
 
     def __init__(self, block: nn.Module, kernels: Kernels):
         super().__init__()
-        self.norm1 = Norm(block.norm1, kernels, silu=True)
-        self.conv1 = FrozenConvolution(block.conv1, kernels)
+        self.norm1 = FusedGroupNorm(block.norm1, kernels, silu=True)
+        self.conv1 = FrozenConv2d(block.conv1, kernels)
         self.time_emb_proj = block.time_emb_proj
-        self.norm2 = Norm(block.norm2, kernels, silu=True)
-        self.conv2 = FrozenConvolution(block.conv2, kernels)
-        self.shortcut = (
-            None if block.conv_shortcut is None else FrozenConvolution(block.conv_shortcut, kernels)
-        )
+        self.norm2 = FusedGroupNorm(block.norm2, kernels, silu=True)
+        self.conv2 = FrozenConv2d(block.conv2, kernels)
+        self.shortcut = None if block.conv_shortcut is None else FrozenConv2d(block.conv_shortcut, kernels)
         bias = self.conv2.bias.clone()
         if self.shortcut is not None and self.shortcut.bias is not None:
             bias += self.shortcut.bias
@@ -275,17 +273,17 @@ class Residual(nn.Module):
         self, x: Float[Tensor, "B C H W"], temb: Float[Tensor, "B E"] | None = None
     ) -> Float[Tensor, "B D H W"]:
         """temb: the time embedding, None for a block without one."""
-        inner = self.conv1(self.norm1(x), biased=False)
+        inner = self.conv1(self.norm1(x), with_bias=False)
         shift = self.conv1.bias[None]
         if self.time_emb_proj is not None and temb is not None:
             shift = shift + self.time_emb_proj(F.silu(temb))
-        inner = self.conv2(self.norm2(inner, shift), biased=False)
+        inner = self.conv2(self.norm2(inner, shift), with_bias=False)
         if self.shortcut is not None:
-            x = self.shortcut(x, biased=False)
+            x = self.shortcut(x, with_bias=False)
         return self._sum(x, inner, self.last_bias, self.scale)
 
 
-class GatedLinear(nn.Module):
+class FusedGEGLU(nn.Module):
     """diffusers' `GEGLU`."""
 
     def __init__(self, proj: nn.Linear, kernels: Kernels):
@@ -297,7 +295,7 @@ class GatedLinear(nn.Module):
         return self._kernel(self.proj(x))
 
 
-class Transformer(nn.Module):
+class FusedTransformer(nn.Module):
     """diffusers' `Transformer2DModel`.
 
     The tokens are a view of the channels-last image. The output of diffusers' block is channels-first, which
@@ -306,9 +304,11 @@ class Transformer(nn.Module):
 
     def __init__(self, module: nn.Module, kernels: Kernels):
         super().__init__()
-        self.norm = Norm(module.norm, kernels, silu=False)
-        self.proj_in, self.proj_out = Pointwise(module.proj_in), Pointwise(module.proj_out)
-        self.blocks = nn.ModuleList(Block(block, kernels) for block in module.transformer_blocks)
+        self.norm = FusedGroupNorm(module.norm, kernels, silu=False)
+        self.proj_in, self.proj_out = PointwiseLinear(module.proj_in), PointwiseLinear(module.proj_out)
+        self.blocks = nn.ModuleList(
+            FusedTransformerBlock(block, kernels) for block in module.transformer_blocks
+        )
 
     def forward(
         self,
@@ -326,7 +326,7 @@ class Transformer(nn.Module):
         return (tokens.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2),)
 
 
-class Pointwise(nn.Module):
+class PointwiseLinear(nn.Module):
     """A linear layer or a 1 × 1 convolution, as one matrix product over the pixels."""
 
     def __init__(self, layer: nn.Module):
@@ -337,7 +337,7 @@ class Pointwise(nn.Module):
         return F.linear(x, self.weight.flatten(1), self.bias)
 
 
-class Block(nn.Module):
+class FusedTransformerBlock(nn.Module):
     """diffusers' `BasicTransformerBlock`. Each residual sum and the following norm are one kernel."""
 
     def __init__(self, block: nn.Module, kernels: Kernels):
@@ -356,7 +356,7 @@ class Block(nn.Module):
         return self._kernel(x, y, norm.weight, norm.bias, norm.eps)
 
 
-class WideAttention(torch.autograd.Function):
+class WideHeadAttention(torch.autograd.Function):
     """softmax(q kᵀ · scale) v with one head that is too wide for torch's tiled kernels.
 
     Samples are computed one at a time, so that the N × N attention weights of a sample fit into the cache of
@@ -374,14 +374,14 @@ class WideAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, pull):
-        slopes = []
-        for q, k, v, dy in zip(*ctx.saved_tensors, pull, strict=True):
+    def backward(ctx, grad_output):
+        gradients = []
+        for q, k, v, dy in zip(*ctx.saved_tensors, grad_output, strict=True):
             weights = _weights(q, k, ctx.scale)
             dv = weights.T @ dy
             dw = torch._softmax_backward_data(dy @ v.T, weights, -1, weights.dtype)
-            slopes.append((dw @ (k * ctx.scale), dw.T @ (q * ctx.scale), dv))
-        dq, dk, dv = (torch.stack(parts) for parts in zip(*slopes, strict=True))
+            gradients.append((dw @ (k * ctx.scale), dw.T @ (q * ctx.scale), dv))
+        dq, dk, dv = (torch.stack(parts) for parts in zip(*gradients, strict=True))
         return dq, dk, dv, None
 
 
@@ -389,12 +389,12 @@ def _weights(q: Float[Tensor, "N D"], k: Float[Tensor, "N D"], scale: float) -> 
     return torch.softmax((q * scale) @ k.T, dim=-1)
 
 
-class OneHeadAttention(nn.Module):
+class SingleHeadAttention(nn.Module):
     """diffusers' `Attention` with one head, over the pixels of an image."""
 
     def __init__(self, block: nn.Module, kernels: Kernels):
         super().__init__()
-        self.norm = Norm(block.group_norm, kernels, silu=False)
+        self.norm = FusedGroupNorm(block.group_norm, kernels, silu=False)
         self.to_q, self.to_k, self.to_v, self.to_out = block.to_q, block.to_k, block.to_v, block.to_out[0]
         self.scale = block.to_q.out_features**-0.5
         self.residual, self.divisor = block.residual_connection, block.rescale_output_factor
@@ -402,7 +402,7 @@ class OneHeadAttention(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"], temb: None = None) -> Float[Tensor, "B C H W"]:
         """temb: always None, since a VAE has no time embedding."""
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
-        mixed = WideAttention.apply(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.scale)
+        mixed = WideHeadAttention.apply(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.scale)
         mixed = self.to_out(mixed).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         if self.residual:
             mixed = mixed + x

@@ -16,7 +16,7 @@ from torch import Tensor
 from triton import language as tl
 
 TILE, WARPS = 4096, 4
-MOST_CHANNELS = 128
+MAX_TILE_CHANNELS = 128
 # Several programs per multiprocessor of a large GPU. More programs only increase the second kernel's work.
 PROGRAMS = 2048
 # Sizes for which Triton does not compile a separate kernel if they are 1 or a multiple of 16.
@@ -28,34 +28,34 @@ def _channel_sums(x, sums, N, C, rows, ROWS: tl.constexpr, CHANNELS: tl.constexp
     """Each channel's sum of x − pivot and of its square over a chunk, into sums [B, chunks, 2, C]."""
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    real = channel < C
+    channel_mask = channel < C
     x += sample * N * C
-    pivot = tl.load(x + channel, mask=real, other=0.0).to(tl.float32)
+    pivot = tl.load(x + channel, mask=channel_mask, other=0.0).to(tl.float32)
     total = tl.zeros([ROWS, CHANNELS], tl.float32)
     square = tl.zeros([ROWS, CHANNELS], tl.float32)
     for start in range(0, rows, ROWS):
         row = chunk * rows + start + tl.arange(0, ROWS)
-        inside = (row[:, None] < N) & real[None, :]
-        value = tl.load(x + row[:, None].to(tl.int64) * C + channel[None, :], mask=inside, other=0.0)
-        value = tl.where(inside, value.to(tl.float32) - pivot[None, :], 0.0)
+        mask = (row[:, None] < N) & channel_mask[None, :]
+        value = tl.load(x + row[:, None].to(tl.int64) * C + channel[None, :], mask=mask, other=0.0)
+        value = tl.where(mask, value.to(tl.float32) - pivot[None, :], 0.0)
         total += value
         square += value * value
     sums += (sample * tl.num_programs(0) + chunk) * 2 * C
-    tl.store(sums + channel, tl.sum(total, 0), mask=real)
-    tl.store(sums + C + channel, tl.sum(square, 0), mask=real)
+    tl.store(sums + channel, tl.sum(total, 0), mask=channel_mask)
+    tl.store(sums + C + channel, tl.sum(square, 0), mask=channel_mask)
 
 
 @triton.jit
-def _over_chunks(sums, chunks, C, channel, real, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
+def _sum_over_chunks(sums, chunks, C, channel, channel_mask, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
     """Both sums of the given channels over all chunks of a sample."""
     first = tl.zeros([CHUNKS, WIDTH], tl.float32)
     second = tl.zeros([CHUNKS, WIDTH], tl.float32)
     for start in range(0, chunks, CHUNKS):
         chunk = start + tl.arange(0, CHUNKS)
-        inside = (chunk[:, None] < chunks) & real[None, :]
-        place = sums + chunk[:, None] * 2 * C + channel[None, :]
-        first += tl.load(place, mask=inside, other=0.0)
-        second += tl.load(place + C, mask=inside, other=0.0)
+        mask = (chunk[:, None] < chunks) & channel_mask[None, :]
+        offsets = sums + chunk[:, None] * 2 * C + channel[None, :]
+        first += tl.load(offsets, mask=mask, other=0.0)
+        second += tl.load(offsets + C, mask=mask, other=0.0)
     return tl.sum(first, 0), tl.sum(second, 0)
 
 
@@ -67,34 +67,44 @@ def _moments(
     """Mean and 1 / standard deviation of each group of x + shift, into moments [B, groups, 2]."""
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, WIDTH)
-    channel, real = group * width + lane, lane < width
+    channel, channel_mask = group * width + lane, lane < width
     sums += sample * chunks * 2 * C
-    total, square = _over_chunks(sums, chunks, C, channel, real, CHUNKS, WIDTH)
-    means = tl.load(x + sample * N * C + channel, mask=real, other=0.0).to(tl.float32) + total / N
+    total, square = _sum_over_chunks(sums, chunks, C, channel, channel_mask, CHUNKS, WIDTH)
+    means = tl.load(x + sample * N * C + channel, mask=channel_mask, other=0.0).to(tl.float32) + total / N
     if SHIFT:
-        means += tl.load(shift + sample * shift_stride + channel, mask=real, other=0.0).to(tl.float32)
-    mean = tl.sum(tl.where(real, means, 0.0), 0) / width
+        means += tl.load(shift + sample * shift_stride + channel, mask=channel_mask, other=0.0).to(tl.float32)
+    mean = tl.sum(tl.where(channel_mask, means, 0.0), 0) / width
     # The squared deviations within each channel, plus those of the channel means.
-    spread = square - total * total / N + N * (means - mean) * (means - mean)
-    variance = tl.sum(tl.where(real, spread, 0.0), 0) / width / N
+    deviations = square - total * total / N + N * (means - mean) * (means - mean)
+    variance = tl.sum(tl.where(channel_mask, deviations, 0.0), 0) / width / N
     moments += (sample * tl.num_programs(0) + group) * 2
     tl.store(moments, mean)
     tl.store(moments + 1, 1.0 / tl.sqrt(tl.maximum(variance, 0.0) + eps))
 
 
 @triton.jit
-def _of_channels(
-    moments, weight, bias, shift, sample, groups, width, shift_stride, channel, real, SHIFT: tl.constexpr
+def _load_channel_values(
+    moments,
+    weight,
+    bias,
+    shift,
+    sample,
+    groups,
+    width,
+    shift_stride,
+    channel,
+    channel_mask,
+    SHIFT: tl.constexpr,
 ):
     """Per channel: the offset that is subtracted from x, 1 / standard deviation, weight, bias."""
-    place = moments + (sample * groups + channel // width) * 2
-    mean = tl.load(place, mask=real, other=0.0)
-    rstd = tl.load(place + 1, mask=real, other=0.0)
+    offsets = moments + (sample * groups + channel // width) * 2
+    mean = tl.load(offsets, mask=channel_mask, other=0.0)
+    rstd = tl.load(offsets + 1, mask=channel_mask, other=0.0)
     if SHIFT:
-        mean -= tl.load(shift + sample * shift_stride + channel, mask=real, other=0.0).to(tl.float32)
-    gain = tl.load(weight + channel, mask=real, other=0.0).to(tl.float32)
-    offset = tl.load(bias + channel, mask=real, other=0.0).to(tl.float32)
-    return mean, rstd, gain, offset
+        mean -= tl.load(shift + sample * shift_stride + channel, mask=channel_mask, other=0.0).to(tl.float32)
+    weight_value = tl.load(weight + channel, mask=channel_mask, other=0.0).to(tl.float32)
+    bias_value = tl.load(bias + channel, mask=channel_mask, other=0.0).to(tl.float32)
+    return mean, rstd, weight_value, bias_value
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -104,46 +114,46 @@ def _normalise(
 ):  # fmt: skip
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    real = channel < C
-    mean, rstd, gain, offset = _of_channels(
-        moments, weight, bias, shift, sample, groups, width, shift_stride, channel, real, SHIFT
+    channel_mask = channel < C
+    mean, rstd, weight_value, bias_value = _load_channel_values(
+        moments, weight, bias, shift, sample, groups, width, shift_stride, channel, channel_mask, SHIFT
     )
     x += sample * N * C
     y += sample * N * C
     for start in range(0, rows, ROWS):
         row = chunk * rows + start + tl.arange(0, ROWS)
-        inside = (row[:, None] < N) & real[None, :]
-        place = row[:, None].to(tl.int64) * C + channel[None, :]
-        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-        value = (value - mean[None, :]) * (rstd * gain)[None, :] + offset[None, :]
+        mask = (row[:, None] < N) & channel_mask[None, :]
+        offsets = row[:, None].to(tl.int64) * C + channel[None, :]
+        value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+        value = (value - mean[None, :]) * (rstd * weight_value)[None, :] + bias_value[None, :]
         if SILU:
             value = value * tl.sigmoid(value)
-        tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
+        tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _pulled_back(value, dy, mean, rstd, gain, offset, SILU: tl.constexpr):
+def _norm_and_gradient(value, dy, mean, rstd, weight_value, bias_value, SILU: tl.constexpr):
     """xhat and a (see the module's docstring) of a tile."""
-    normal = (value - mean[None, :]) * rstd[None, :]
-    slope = dy * gain[None, :]
+    normalised = (value - mean[None, :]) * rstd[None, :]
+    grad_norm = dy * weight_value[None, :]
     if SILU:
-        before = normal * gain[None, :] + offset[None, :]
-        gate = tl.sigmoid(before)
-        slope = slope * gate * (1.0 + before * (1.0 - gate))
-    return normal, slope
+        pre_activation = normalised * weight_value[None, :] + bias_value[None, :]
+        gate = tl.sigmoid(pre_activation)
+        grad_norm = grad_norm * gate * (1.0 + pre_activation * (1.0 - gate))
+    return normalised, grad_norm
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _slope_sums(
+def _grad_sums(
     x, dy, moments, weight, bias, shift, sums, N, C, groups, width, rows, shift_stride,
     SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Each channel's sum of a and of a · xhat over a chunk, into sums [B, chunks, 2, C]."""
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    real = channel < C
-    mean, rstd, gain, offset = _of_channels(
-        moments, weight, bias, shift, sample, groups, width, shift_stride, channel, real, SHIFT
+    channel_mask = channel < C
+    mean, rstd, weight_value, bias_value = _load_channel_values(
+        moments, weight, bias, shift, sample, groups, width, shift_stride, channel, channel_mask, SHIFT
     )
     x += sample * N * C
     dy += sample * N * C
@@ -151,61 +161,65 @@ def _slope_sums(
     second = tl.zeros([ROWS, CHANNELS], tl.float32)
     for start in range(0, rows, ROWS):
         row = chunk * rows + start + tl.arange(0, ROWS)
-        inside = (row[:, None] < N) & real[None, :]
-        place = row[:, None].to(tl.int64) * C + channel[None, :]
-        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        mask = (row[:, None] < N) & channel_mask[None, :]
+        offsets = row[:, None].to(tl.int64) * C + channel[None, :]
+        value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
         # dy is 0 outside the tensor, so a is 0 there too.
-        pull = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
-        normal, slope = _pulled_back(value, pull, mean, rstd, gain, offset, SILU)
-        first += slope
-        second += slope * normal
+        grad_output = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
+        normalised, grad_norm = _norm_and_gradient(
+            value, grad_output, mean, rstd, weight_value, bias_value, SILU
+        )
+        first += grad_norm
+        second += grad_norm * normalised
     sums += (sample * tl.num_programs(0) + chunk) * 2 * C
-    tl.store(sums + channel, tl.sum(first, 0), mask=real)
-    tl.store(sums + C + channel, tl.sum(second, 0), mask=real)
+    tl.store(sums + channel, tl.sum(first, 0), mask=channel_mask)
+    tl.store(sums + C + channel, tl.sum(second, 0), mask=channel_mask)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "C"])
-def _slope_means(sums, means, N, C, width, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
+def _grad_means(sums, means, N, C, width, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
     """mean(a) and mean(a · xhat) of a group, into means [B, groups, 2]."""
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, WIDTH)
-    real = lane < width
+    channel_mask = lane < width
     sums += sample * chunks * 2 * C
-    first, second = _over_chunks(sums, chunks, C, group * width + lane, real, CHUNKS, WIDTH)
+    first, second = _sum_over_chunks(sums, chunks, C, group * width + lane, channel_mask, CHUNKS, WIDTH)
     means += (sample * tl.num_programs(0) + group) * 2
     tl.store(means, tl.sum(first, 0) / width / N)
     tl.store(means + 1, tl.sum(second, 0) / width / N)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _slopes(
+def _grad_input(
     x, dy, dx, moments, means, weight, bias, shift, N, C, groups, width, rows, shift_stride,
     SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    real = channel < C
-    mean, rstd, gain, offset = _of_channels(
-        moments, weight, bias, shift, sample, groups, width, shift_stride, channel, real, SHIFT
+    channel_mask = channel < C
+    mean, rstd, weight_value, bias_value = _load_channel_values(
+        moments, weight, bias, shift, sample, groups, width, shift_stride, channel, channel_mask, SHIFT
     )
     means += (sample * groups + channel // width) * 2
-    common = tl.load(means, mask=real, other=0.0)
-    along = tl.load(means + 1, mask=real, other=0.0)
+    mean_grad = tl.load(means, mask=channel_mask, other=0.0)
+    mean_product = tl.load(means + 1, mask=channel_mask, other=0.0)
     x += sample * N * C
     dy += sample * N * C
     dx += sample * N * C
     for start in range(0, rows, ROWS):
         row = chunk * rows + start + tl.arange(0, ROWS)
-        inside = (row[:, None] < N) & real[None, :]
-        place = row[:, None].to(tl.int64) * C + channel[None, :]
-        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-        pull = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
-        normal, slope = _pulled_back(value, pull, mean, rstd, gain, offset, SILU)
-        slope = rstd[None, :] * (slope - common[None, :] - normal * along[None, :])
-        tl.store(dx + place, slope.to(dx.dtype.element_ty), mask=inside)
+        mask = (row[:, None] < N) & channel_mask[None, :]
+        offsets = row[:, None].to(tl.int64) * C + channel[None, :]
+        value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+        grad_output = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
+        normalised, grad_norm = _norm_and_gradient(
+            value, grad_output, mean, rstd, weight_value, bias_value, SILU
+        )
+        grad_norm = rstd[None, :] * (grad_norm - mean_grad[None, :] - normalised * mean_product[None, :])
+        tl.store(dx + offsets, grad_norm.to(dx.dtype.element_ty), mask=mask)
 
 
-class Plan:
+class LaunchConfig:
     """The division of a tensor [B, C, H, W] into programs."""
 
     def __init__(self, x: Tensor, groups: int):
@@ -213,28 +227,31 @@ class Plan:
         self.rows = x.shape[2] * x.shape[3]
         self.groups, self.width = groups, self.channels // groups
         power = self.channels & -self.channels
-        whole = power if power >= 32 else triton.next_power_of_2(self.channels)
-        self.tile = {"CHANNELS": min(whole, MOST_CHANNELS), "num_warps": WARPS}
-        self.tile["ROWS"] = TILE // self.tile["CHANNELS"]
-        self.columns = triton.cdiv(self.channels, self.tile["CHANNELS"])
-        wanted = triton.cdiv(PROGRAMS, self.samples * self.columns)
-        self.chunk_rows = triton.cdiv(triton.cdiv(self.rows, wanted), self.tile["ROWS"]) * self.tile["ROWS"]
+        channels_per_tile = power if power >= 32 else triton.next_power_of_2(self.channels)
+        self.tile_block = {"CHANNELS": min(channels_per_tile, MAX_TILE_CHANNELS), "num_warps": WARPS}
+        self.tile_block["ROWS"] = TILE // self.tile_block["CHANNELS"]
+        self.columns = triton.cdiv(self.channels, self.tile_block["CHANNELS"])
+        chunks_wanted = triton.cdiv(PROGRAMS, self.samples * self.columns)
+        self.chunk_rows = (
+            triton.cdiv(triton.cdiv(self.rows, chunks_wanted), self.tile_block["ROWS"])
+            * self.tile_block["ROWS"]
+        )
         self.chunks = triton.cdiv(self.rows, self.chunk_rows)
-        self.lanes = {"WIDTH": max(triton.next_power_of_2(self.width), 16)}
-        self.lanes["CHUNKS"] = max(1024 // self.lanes["WIDTH"], 1)
+        self.group_block = {"WIDTH": max(triton.next_power_of_2(self.width), 16)}
+        self.group_block["CHUNKS"] = max(1024 // self.group_block["WIDTH"], 1)
 
     @property
-    def tiles(self) -> tuple[int, int, int]:
+    def tile_grid(self) -> tuple[int, int, int]:
         return self.chunks, self.columns, self.samples
 
     @property
-    def sets(self) -> tuple[int, int]:
+    def group_grid(self) -> tuple[int, int]:
         return self.groups, self.samples
 
-    def sums(self, x: Tensor) -> Tensor:
+    def empty_sums(self, x: Tensor) -> Tensor:
         return x.new_empty(self.samples, self.chunks, 2, self.channels, dtype=torch.float32)
 
-    def pairs(self, x: Tensor) -> Tensor:
+    def empty_pairs(self, x: Tensor) -> Tensor:
         return x.new_empty(self.samples, self.groups, 2, dtype=torch.float32)
 
 
@@ -244,43 +261,66 @@ class GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, groups, eps, silu, shift):
         x = x.contiguous(memory_format=torch.channels_last)
-        plan = Plan(x, groups)
-        sums, moments, y = plan.sums(x), plan.pairs(x), torch.empty_like(x)
+        config = LaunchConfig(x, groups)
+        sums, moments, y = config.empty_sums(x), config.empty_pairs(x), torch.empty_like(x)
         # A shift that all samples share has stride 0. If the shift is None, it is not read.
-        strides = 0 if shift is None or len(shift) == 1 else plan.channels
-        given = x if shift is None else shift
-        kinds = {"SHIFT": shift is not None, "SILU": silu}
-        sizes = (plan.rows, plan.channels)
+        shift_stride = 0 if shift is None or len(shift) == 1 else config.channels
+        shift_or_x = x if shift is None else shift
+        flags = {"SHIFT": shift is not None, "SILU": silu}
+        sizes = (config.rows, config.channels)
         with torch.cuda.device_of(x):
-            _channel_sums[plan.tiles](x, sums, *sizes, plan.chunk_rows, **plan.tile)
-            _moments[plan.sets](
-                x, given, sums, moments, *sizes, plan.width, plan.chunks, strides, eps,
-                SHIFT=kinds["SHIFT"], **plan.lanes,
+            _channel_sums[config.tile_grid](x, sums, *sizes, config.chunk_rows, **config.tile_block)
+            _moments[config.group_grid](
+                x, shift_or_x, sums, moments, *sizes, config.width, config.chunks, shift_stride, eps,
+                SHIFT=flags["SHIFT"], **config.group_block,
             )  # fmt: skip
-            _normalise[plan.tiles](
-                x, y, moments, weight, bias, given, *sizes, groups, plan.width, plan.chunk_rows, strides,
-                **kinds, **plan.tile,
+            _normalise[config.tile_grid](
+                x, y, moments, weight, bias, shift_or_x, *sizes, groups, config.width, config.chunk_rows,
+                shift_stride, **flags, **config.tile_block,
             )  # fmt: skip
-        ctx.save_for_backward(x, moments, weight, bias, given)
-        ctx.plan, ctx.kinds, ctx.strides = plan, kinds, strides
+        ctx.save_for_backward(x, moments, weight, bias, shift_or_x)
+        ctx.config, ctx.flags, ctx.shift_stride = config, flags, shift_stride
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         x, moments, weight, bias, shift = ctx.saved_tensors
-        plan = ctx.plan
+        config = ctx.config
         dy = dy.contiguous(memory_format=torch.channels_last)
-        sums, means, dx = plan.sums(x), plan.pairs(x), torch.empty_like(x)
-        sizes = (plan.rows, plan.channels)
-        rest = (plan.groups, plan.width, plan.chunk_rows, ctx.strides)
+        sums, means, dx = config.empty_sums(x), config.empty_pairs(x), torch.empty_like(x)
+        sizes = (config.rows, config.channels)
+        more_sizes = (config.groups, config.width, config.chunk_rows, ctx.shift_stride)
         with torch.cuda.device_of(x):
-            _slope_sums[plan.tiles](
-                x, dy, moments, weight, bias, shift, sums, *sizes, *rest, **ctx.kinds, **plan.tile
+            _grad_sums[config.tile_grid](
+                x,
+                dy,
+                moments,
+                weight,
+                bias,
+                shift,
+                sums,
+                *sizes,
+                *more_sizes,
+                **ctx.flags,
+                **config.tile_block,
             )
-            _slope_means[plan.sets](sums, means, *sizes, plan.width, plan.chunks, **plan.lanes)
-            _slopes[plan.tiles](
-                x, dy, dx, moments, means, weight, bias, shift, *sizes, *rest, **ctx.kinds, **plan.tile
+            _grad_means[config.group_grid](
+                sums, means, *sizes, config.width, config.chunks, **config.group_block
+            )
+            _grad_input[config.tile_grid](
+                x,
+                dy,
+                dx,
+                moments,
+                means,
+                weight,
+                bias,
+                shift,
+                *sizes,
+                *more_sizes,
+                **ctx.flags,
+                **config.tile_block,
             )
         return dx, None, None, None, None, None, None
 

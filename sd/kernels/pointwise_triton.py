@@ -14,11 +14,11 @@ BLOCK = 1024
 def _geglu(x, y, inner, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < inner
-    value = tl.load(x + row * 2 * inner + column, mask=inside, other=0.0).to(tl.float32)
-    gate = tl.load(x + row * 2 * inner + inner + column, mask=inside, other=0.0).to(tl.float32)
+    mask = column < inner
+    value = tl.load(x + row * 2 * inner + column, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(x + row * 2 * inner + inner + column, mask=mask, other=0.0).to(tl.float32)
     value = value * 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
-    tl.store(y + row * inner + column, value.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + row * inner + column, value.to(y.dtype.element_ty), mask=mask)
 
 
 def geglu(x):
@@ -35,53 +35,55 @@ def geglu(x):
 
 @triton.jit(do_not_specialize=["M"])
 def _sum_norm(
-    x, y, total, normal, weight, bias, M, C, eps,
+    x, y, total, normalised, weight, bias, M, C, eps,
     SUM: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, CHANNELS)[None, :]
-    inside = (row < M) & (channel < C)
-    place = row * C + channel
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    mask = (row < M) & (channel < C)
+    offsets = row * C + channel
+    value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     if SUM:
-        value += tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
-        kept = value.to(total.dtype.element_ty)
-        tl.store(total + place, kept, mask=inside)
-        value = kept.to(tl.float32)
-    value = tl.where(inside, value - tl.sum(value, 1)[:, None] / C, 0.0)
+        value += tl.load(y + offsets, mask=mask, other=0.0).to(tl.float32)
+        rounded = value.to(total.dtype.element_ty)
+        tl.store(total + offsets, rounded, mask=mask)
+        value = rounded.to(tl.float32)
+    value = tl.where(mask, value - tl.sum(value, 1)[:, None] / C, 0.0)
     value *= 1.0 / tl.sqrt(tl.sum(value * value, 1)[:, None] / C + eps)
-    gain = tl.load(weight + channel, mask=channel < C, other=0.0).to(tl.float32)
-    offset = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)
-    tl.store(normal + place, (value * gain + offset).to(normal.dtype.element_ty), mask=inside)
+    weight_value = tl.load(weight + channel, mask=channel < C, other=0.0).to(tl.float32)
+    bias_value = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)
+    tl.store(
+        normalised + offsets, (value * weight_value + bias_value).to(normalised.dtype.element_ty), mask=mask
+    )
 
 
 def sum_norm(x, y, weight, bias, eps):
     """See `sd.kernels.reference.sum_norm`. Sums are accumulated in float32."""
     assert not (x.requires_grad and torch.is_grad_enabled())
     x = x.contiguous()
-    normal, channels = torch.empty_like(x), x.shape[-1]
+    normalised, channels = torch.empty_like(x), x.shape[-1]
     total, y = (x, x) if y is None else (torch.empty_like(x), y.contiguous())
     columns = triton.next_power_of_2(channels)
     rows = max(2 * BLOCK // columns, 1)
     count = x.numel() // channels
     with torch.cuda.device_of(x):
         _sum_norm[(triton.cdiv(count, rows),)](
-            x, y, total, normal, weight, bias, count, channels, eps,
+            x, y, total, normalised, weight, bias, count, channels, eps,
             SUM=total is not x, ROWS=rows, CHANNELS=columns,
         )  # fmt: skip
-    return total, normal
+    return total, normalised
 
 
 @triton.jit
 def _biased_sum(x, y, bias, total, N, C, scale, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (row[:, None] < N) & (channel[None, :] < C)
-    place = row[:, None] * C + channel[None, :]
-    offset = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    value += tl.load(y + place, mask=inside, other=0.0).to(tl.float32) + offset[None, :]
-    tl.store(total + place, (value * scale).to(total.dtype.element_ty), mask=inside)
+    mask = (row[:, None] < N) & (channel[None, :] < C)
+    offsets = row[:, None] * C + channel[None, :]
+    bias_value = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)
+    value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+    value += tl.load(y + offsets, mask=mask, other=0.0).to(tl.float32) + bias_value[None, :]
+    tl.store(total + offsets, (value * scale).to(total.dtype.element_ty), mask=mask)
 
 
 class BiasedSum(torch.autograd.Function):
@@ -93,16 +95,16 @@ class BiasedSum(torch.autograd.Function):
         y = y.contiguous(memory_format=torch.channels_last)
         ctx.scale = scale
         total = torch.empty_like(x)
-        grid, sizes, tile = cut(x)
+        grid, sizes, tile = launch_config(x)
         with torch.cuda.device_of(x):
             _biased_sum[grid](x, y, bias, total, *sizes, scale, **tile)
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, pull):
-        pull = pull if ctx.scale == 1.0 else pull * ctx.scale
-        return pull, pull, None, None
+    def backward(ctx, grad_output):
+        grad_output = grad_output if ctx.scale == 1.0 else grad_output * ctx.scale
+        return grad_output, grad_output, None, None
 
 
 def biased_sum(x, y, bias, scale=1.0):
@@ -114,23 +116,23 @@ def biased_sum(x, y, bias, scale=1.0):
 def _add_bias(x, bias, N, C, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (row[:, None] < N) & (channel[None, :] < C)
-    place = x + row[:, None] * C + channel[None, :]
-    offset = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)
-    value = tl.load(place, mask=inside, other=0.0).to(tl.float32) + offset[None, :]
-    tl.store(place, value.to(x.dtype.element_ty), mask=inside)
+    mask = (row[:, None] < N) & (channel[None, :] < C)
+    offsets = x + row[:, None] * C + channel[None, :]
+    bias_value = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)
+    value = tl.load(offsets, mask=mask, other=0.0).to(tl.float32) + bias_value[None, :]
+    tl.store(offsets, value.to(x.dtype.element_ty), mask=mask)
 
 
 def add_bias(x, bias):
     """See `sd.kernels.reference.add_bias`. x is changed in place only if it is channels-last."""
     x = x.contiguous(memory_format=torch.channels_last)
-    grid, sizes, tile = cut(x)
+    grid, sizes, tile = launch_config(x)
     with torch.cuda.device_of(x):
         _add_bias[grid](x, bias, *sizes, **tile)
     return x
 
 
-def cut(x):
+def launch_config(x):
     """Launch parameters for a channels-last tensor: grid, (rows, channels), and the tile of a program."""
     channels = x.shape[1]
     count = x.numel() // channels

@@ -72,4 +72,4 @@ def add_bias(x: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"]) -> Float[Te
     return x.add_(bias[:, None, None])
 
 
-REFERENCE = Kernels("torch", group_norm, sum_norm, geglu, biased_sum, add_bias)
+REFERENCE = Kernels("reference", group_norm, sum_norm, geglu, biased_sum, add_bias)

@@ -1,6 +1,11 @@
-"""Selection of the prior's kernels: Triton or torch."""
+"""Selection of the prior's kernels: Triton on CUDA, otherwise the reference in torch.
+
+`Kernels` in reference.py is the contract. The selection has the same form as those of the rasteriser and of
+the hash encoding: it happens once, while the prior is built.
+"""
 
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -8,26 +13,47 @@ from sd.kernels.reference import REFERENCE, Kernels
 
 logger = logging.getLogger(__name__)
 
+# By device type, in order of preference. The reference is used if none of them is usable.
+AUTOMATIC = {"cuda": ("triton",)}
+# Tests set this to a key of BUILDERS, which replaces the automatic choice.
+OVERRIDE: str | None = None
+
 
 def choose_kernels(device: torch.device) -> Kernels:
-    """Triton's kernels if they work on the device, else torch's, which are slower, with a warning on CUDA."""
-    if device.type != "cuda":
-        return REFERENCE
-    try:
-        kernels = triton_kernels()
-        try_out(kernels, device)
-    except torch.OutOfMemoryError:
-        raise
-    # A missing compiler, driver or cache folder raises errors of many types.
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        logger.warning(
-            "the prior goes on with torch's own kernels, which are slower: Triton's do not run here (%s: %s)",
-            type(error).__name__,
-            reason,
-        )
-        return REFERENCE
+    """The kernels for tensors on `device`. If the reference replaces faster kernels, a warning is logged.
+
+    Raises torch.OutOfMemoryError, and any error of the builder that OVERRIDE names.
+    """
+    if OVERRIDE is not None:
+        return BUILDERS[OVERRIDE](device)
+    for name in AUTOMATIC.get(device.type, ()):
+        try:
+            return BUILDERS[name](device)
+        except torch.OutOfMemoryError:
+            raise
+        # A missing compiler, driver or cache folder raises errors of many types.
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            logger.warning("prior: using torch's kernels (slower), because %s cannot run: %s", name, reason)
+    return REFERENCE
+
+
+def build_triton(device: torch.device) -> Kernels:
+    """Triton's kernels, tested on the device. Raises ImportError, ArithmeticError or an error of Triton."""
+    kernels = triton_kernels()
+    self_test(kernels, device)
     return kernels
+
+
+def build_reference(device: torch.device) -> Kernels:
+    """The reference, which runs on any device."""
+    return REFERENCE
+
+
+BUILDERS: dict[str, Callable[[torch.device], Kernels]] = {
+    "triton": build_triton,
+    "reference": build_reference,
+}
 
 
 def triton_kernels() -> Kernels:
@@ -44,28 +70,33 @@ def triton_kernels() -> Kernels:
     )
 
 
-def try_out(kernels: Kernels, device: torch.device) -> None:
+def self_test(kernels: Kernels, device: torch.device) -> None:
     """Run every kernel once in half precision and compare values and gradients with the reference.
 
     Raises:
         ArithmeticError: the result of a kernel differs from the reference.
     """
-    answers = []
-    for tried, dtype in ((kernels, torch.float16), (REFERENCE, torch.float32)):
+    results = []
+    for tested, dtype in ((kernels, torch.float16), (REFERENCE, torch.float32)):
         x = torch.linspace(-2, 2, 2 * 16 * 9, device=device, dtype=dtype).reshape(2, 16, 3, 3)
         one = torch.ones(16, device=device, dtype=dtype)
         with torch.enable_grad():
             x.requires_grad_()
-            value = tried.group_norm(x, one, one, 4, 1e-5, True, one[None])
-            total = tried.biased_sum(x, value, one)
-            (slope,) = torch.autograd.grad(total, x, torch.ones_like(total))
+            normalised = tested.group_norm(x, one, one, 4, 1e-5, True, one[None])
+            total = tested.biased_sum(x, normalised, one)
+            (grad_x,) = torch.autograd.grad(total, x, torch.ones_like(total))
         # Rows with a large standard deviation, compared with which half precision's rounding is small.
         rows = x.detach().reshape(16, -1).T
-        biased = tried.add_bias(x.detach().clone(), one)
-        answers.append(
-            [total.detach(), slope, tried.geglu(rows), *tried.sum_norm(rows, rows, one, one, 1e-5), biased]
+        results.append(
+            {
+                "group_norm": total.detach(),
+                "the gradient of group_norm": grad_x,
+                "geglu": tested.geglu(rows),
+                "sum_norm": torch.stack(tested.sum_norm(rows, rows, one, one, 1e-5)),
+                "add_bias": tested.add_bias(x.detach().clone(), one),
+            }
         )
-    names = ("group_norm", "its gradient", "geglu", "sum_norm", "sum_norm", "add_bias")
-    for name, found, expected in zip(names, *answers, strict=True):
-        if not torch.allclose(found.float(), expected.float(), atol=0.01):
-            raise ArithmeticError(f"{name} answers something else")
+    found, expected = results
+    for name, value in found.items():
+        if not torch.allclose(value.float(), expected[name].float(), atol=0.01):
+            raise ArithmeticError(f"{name} of the {kernels.name} kernels differs from the reference")

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sd.kernels.cuda_graphs import Graphed
-from sd.kernels.fused_blocks import FrozenConvolution, WideAttention, speed_up_denoiser, speed_up_encoder
+from sd.kernels.cuda_graphs import InferenceCUDAGraph
+from sd.kernels.fused_blocks import FrozenConv2d, WideHeadAttention, fuse_denoiser_blocks, fuse_encoder_blocks
 from sd.kernels.reference import REFERENCE, Kernels
 from sd.kernels.select import choose_kernels
 from sd.loading.weights import Parts, load_parts
@@ -108,11 +108,11 @@ def denoiser(bench: Bench, parts: Parts, kernels: Kernels, doubled: list[int]) -
         timesteps = torch.randint(0, 1000, (count,), device=bench.device)
         return noisy.contiguous(memory_format=layout), timesteps, text
 
-    for way, module, layout in ways(unet, speed_up_denoiser, kernels):
+    for way, module, layout in ways(unet, fuse_denoiser_blocks, kernels):
         with torch.no_grad():
             for count in doubled:
                 bench.measure(f"UNet 2B={count}", way, partial(noise_of, module, *given(count, layout)))
-    graphed = Graphed(partial(noise_of, unet))
+    graphed = InferenceCUDAGraph(partial(noise_of, unet))
     for count in doubled:
         bench.measure(f"UNet 2B={count}", "+ graph", partial(graphed, *given(count, torch.channels_last)))
 
@@ -120,7 +120,7 @@ def denoiser(bench: Bench, parts: Parts, kernels: Kernels, doubled: list[int]) -
 def encoder(bench: Bench, parts: Parts, kernels: Kernels, batches: list[int]) -> None:
     vae = parts.vae
     side = parts.unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
-    for way, module, layout in ways(vae.encoder, speed_up_encoder, kernels):
+    for way, module, layout in ways(vae.encoder, fuse_encoder_blocks, kernels):
         for count in batches:
             x = torch.rand(count, 3, side, side, device=bench.device, dtype=vae.dtype) * 2 - 1
             bench.both_ways(f"VAE B={count}", way, module, x.contiguous(memory_format=layout))
@@ -201,13 +201,13 @@ def others(bench: Bench, kernels: Kernels, batch: int, tokens: int, width: int, 
     if bench.device.type == "cuda":
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             bench.both_ways(name, "torch's math kernel", usual, x)
-    bench.both_ways(name, "ours", lambda x: WideAttention.apply(x, x, x, scale), x)
+    bench.both_ways(name, "ours", lambda x: WideHeadAttention.apply(x, x, x, scale), x)
 
     first = nn.Conv2d(3, 128, 3, padding=1).to(bench.device, dtype, memory_format=torch.channels_last)
     image = draw(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
     first.requires_grad_(False)
     bench.both_ways("first convolution", "torch's", first, image)
-    bench.both_ways("first convolution", "ours", FrozenConvolution(first, kernels), image)
+    bench.both_ways("first convolution", "ours", FrozenConv2d(first, kernels), image)
 
     gated = draw(2 * batch, tokens, 2 * 1280)
     for taken in (REFERENCE, kernels):

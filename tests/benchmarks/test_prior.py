@@ -18,7 +18,7 @@ def test_every_way_is_measured(model_folder, capsys):
     norms(bench, REFERENCE, [(1, 8, 4, 4)], 2, torch.float32)
     others(bench, REFERENCE, 1, 16, 8, 8)
     found = {(row["what"], row["way"]) for row in bench.rows}
-    for way in ("diffusers", "+ channels last", "+ our blocks on torch's kernels", "+ torch kernels"):
+    for way in ("diffusers", "+ channels last", "+ our blocks on torch's kernels", "+ reference kernels"):
         assert {("UNet 2B=2", way), ("VAE B=1 forward", way), ("VAE B=1 forward + backward", way)} <= found
     assert ("UNet 2B=2", "+ graph") in found and (
         "prior.encode B=1 forward + backward",

@@ -33,7 +33,7 @@ def encoder(model_folder, kernel_device):
     return frozen(AutoencoderKL.from_pretrained(model_folder, subfolder="vae").encoder, kernel_device)
 
 
-def answer(function, x):
+def value_and_gradient(function, x):
     """The value of function(x) and the gradient of a scalar of it with respect to x."""
     x = x.clone().requires_grad_()
     value = function(x)
@@ -41,36 +41,35 @@ def answer(function, x):
     return value.detach(), torch.autograd.grad((value * weights).sum(), x)[0]
 
 
-def assert_alike(found, expected):
+def assert_close(found, expected):
     for one, other in zip(found, expected, strict=True):
         assert other.abs().max() > 0
         assert (one - other).abs().max() < 2e-5 * other.abs().max()
 
 
-def counts(module, *kinds):
+def count_modules(module, *kinds):
     return [sum(type(part) is kind for part in module.modules()) for kind in kinds]
 
 
 @BOTH
-def test_an_encoder_answers_as_before_with_every_block_replaced(encoder, kernels, kernel_device):
+def test_fused_encoder_equals_diffusers(encoder, kernels, kernel_device):
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
 
     old = (ResnetBlock2D, nn.GroupNorm, nn.Conv2d, Attention)
-    before = counts(encoder, *old)
+    before = count_modules(encoder, *old)
     assert min(before) > 0
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(kernel_device)
-    expected = answer(encoder, x)
-    fused_blocks.speed_up_encoder(encoder, kernels)
-    assert counts(encoder, *old) == [0] * 4
-    assert counts(encoder, fused_blocks.Residual, fused_blocks.Norm, fused_blocks.OneHeadAttention) == [
-        before[0], before[1], before[3],
-    ]  # fmt: skip
-    assert_alike(answer(encoder, x), expected)
+    expected = value_and_gradient(encoder, x)
+    fused_blocks.fuse_encoder_blocks(encoder, kernels)
+    assert count_modules(encoder, *old) == [0] * 4
+    fused = fused_blocks.FusedResnetBlock, fused_blocks.FusedGroupNorm, fused_blocks.SingleHeadAttention
+    assert count_modules(encoder, *fused) == [before[0], before[1], before[3]]
+    assert_close(value_and_gradient(encoder, x), expected)
 
 
 @BOTH
-def test_a_denoiser_answers_as_before_with_every_block_replaced(model_folder, kernels, kernel_device):
+def test_fused_denoiser_equals_diffusers(model_folder, kernels, kernel_device):
     from diffusers import UNet2DConditionModel
     from diffusers.models.activations import GEGLU
     from diffusers.models.attention import BasicTransformerBlock
@@ -84,21 +83,23 @@ def test_a_denoiser_answers_as_before_with_every_block_replaced(model_folder, ke
     times = torch.tensor([20, 700], device=kernel_device)
     with torch.no_grad():
         expected = unet(noisy, times, text).sample
-        (gated,) = counts(unet, GEGLU)
-        fused_blocks.speed_up_denoiser(unet, kernels)
+        (gated,) = count_modules(unet, GEGLU)
+        fused_blocks.fuse_denoiser_blocks(unet, kernels)
         found = unet(noisy, times, text).sample
-    assert counts(unet, ResnetBlock2D, GEGLU, nn.GroupNorm, nn.Conv2d) == [0] * 4
-    assert counts(unet, Transformer2DModel, BasicTransformerBlock) == [0, 0]
+    assert count_modules(unet, ResnetBlock2D, GEGLU, nn.GroupNorm, nn.Conv2d) == [0] * 4
+    assert count_modules(unet, Transformer2DModel, BasicTransformerBlock) == [0, 0]
     assert (
-        counts(unet, fused_blocks.Residual, fused_blocks.GatedLinear, fused_blocks.Block)[1:]
+        count_modules(
+            unet, fused_blocks.FusedResnetBlock, fused_blocks.FusedGEGLU, fused_blocks.FusedTransformerBlock
+        )[1:]
         == [gated, gated]
         and gated > 0
     )
-    assert_alike([found], [expected])
+    assert_close([found], [expected])
 
 
 @BOTH
-def test_a_denoiser_in_half_precision_is_no_farther_from_the_truth(model_folder, kernels, kernel_device):
+def test_half_precision_error_of_the_fused_denoiser(model_folder, kernels, kernel_device):
     from diffusers import UNet2DConditionModel
 
     exact = frozen(UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet"), kernel_device)
@@ -107,25 +108,25 @@ def test_a_denoiser_in_half_precision_is_no_farther_from_the_truth(model_folder,
     text = torch.randn(2, 5, 32, generator=generator).to(kernel_device)
     times = torch.tensor([20, 700], device=kernel_device)
 
-    def farther(module, dtype):
-        answer = module(noisy.to(dtype), times, text.to(dtype)).sample
-        return ((answer.float() - truth).norm() / truth.norm()).item()
+    def relative_error(module, dtype):
+        value_and_gradient = module(noisy.to(dtype), times, text.to(dtype)).sample
+        return ((value_and_gradient.float() - truth).norm() / truth.norm()).item()
 
     with torch.no_grad():
         truth = exact(noisy, times, text).sample
         half = copy.deepcopy(exact).half()
-        usual = farther(half, torch.float16)
-        fused_blocks.speed_up_denoiser(half, kernels)
-        assert 0 < farther(half, torch.float16) < 1.5 * usual < 0.02
+        usual = relative_error(half, torch.float16)
+        fused_blocks.fuse_denoiser_blocks(half, kernels)
+        assert 0 < relative_error(half, torch.float16) < 1.5 * usual < 0.02
 
 
-def test_the_image_stays_channels_last_all_the_way(model_folder):
+def test_fused_denoiser_keeps_channels_last_memory(model_folder):
     """Any other memory layout costs a copy in the next kernel."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet").requires_grad_(False)
     unet = unet.to(memory_format=torch.channels_last)
-    fused_blocks.speed_up_denoiser(unet, REFERENCE)
+    fused_blocks.fuse_denoiser_blocks(unet, REFERENCE)
     seen = set()
 
     def check(module, inputs, output):
@@ -140,12 +141,12 @@ def test_the_image_stays_channels_last_all_the_way(model_folder):
     noisy = torch.zeros(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         unet(noisy, torch.tensor([20, 700]), torch.zeros(2, 5, 32))
-    assert {fused_blocks.Residual, fused_blocks.Transformer, fused_blocks.FrozenConvolution} <= seen
+    assert {fused_blocks.FusedResnetBlock, fused_blocks.FusedTransformer, fused_blocks.FrozenConv2d} <= seen
 
 
 @BOTH
 @pytest.mark.parametrize("linear", [False, True])
-def test_a_transformer_answers_as_before(linear, kernels, kernel_device):
+def test_fused_transformer_equals_diffusers(linear, kernels, kernel_device):
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 16, "num_layers": 2}
@@ -156,21 +157,21 @@ def test_a_transformer_answers_as_before(linear, kernels, kernel_device):
     text = torch.randn(2, 7, 12, generator=generator).to(kernel_device)
     with torch.no_grad():
         (expected,) = module(x, encoder_hidden_states=text, return_dict=False)
-        assert fused_blocks.is_plain_transformer(module)
-        quick = fused_blocks.Transformer(module, kernels)
-        (found,) = quick(x, encoder_hidden_states=text, attention_mask=None, return_dict=False)
-        assert_alike([found], [expected])
+        assert fused_blocks.is_supported_transformer(module)
+        fused = fused_blocks.FusedTransformer(module, kernels)
+        (found,) = fused(x, encoder_hidden_states=text, attention_mask=None, return_dict=False)
+        assert_close([found], [expected])
         with pytest.raises(AssertionError):
-            quick(x, encoder_hidden_states=text, attention_mask=torch.ones(2, 15), return_dict=False)
+            fused(x, encoder_hidden_states=text, attention_mask=torch.ones(2, 15), return_dict=False)
 
 
-def test_blocks_of_another_make_are_left_alone(kernel_device):
+def test_unsupported_blocks_are_not_replaced(kernel_device):
     from diffusers.models.attention_processor import Attention
     from diffusers.models.downsampling import Downsample2D
     from diffusers.models.resnet import ResnetBlock2D
 
     sizes = {"in_channels": 8, "temb_channels": 16, "groups": 2}
-    assert fused_blocks.is_plain_residual(ResnetBlock2D(**sizes))
+    assert fused_blocks.is_supported_resnet_block(ResnetBlock2D(**sizes))
     for other in (
         {"non_linearity": "mish"},
         {"time_embedding_norm": "scale_shift"},
@@ -178,105 +179,110 @@ def test_blocks_of_another_make_are_left_alone(kernel_device):
         {"down": True},
         {"skip_time_act": True},
     ):
-        assert not fused_blocks.is_plain_residual(ResnetBlock2D(**sizes, **other)), other
+        assert not fused_blocks.is_supported_resnet_block(ResnetBlock2D(**sizes, **other)), other
     plain = {"query_dim": 8, "heads": 1, "dim_head": 8, "norm_num_groups": 2}
-    assert fused_blocks.is_one_head(Attention(**plain))
+    assert fused_blocks.is_supported_attention(Attention(**plain))
     for other in (
         {"heads": 2},
         {"norm_num_groups": None},
         {"cross_attention_dim": 4},
         {"qk_norm": "layer_norm"},
     ):
-        assert not fused_blocks.is_one_head(Attention(**plain | other)), other
-    assert not fused_blocks.is_plain_norm(
+        assert not fused_blocks.is_supported_attention(Attention(**plain | other)), other
+    assert not fused_blocks.is_supported_norm(
         nn.GroupNorm(2, 8, affine=False)
-    ) and not fused_blocks.is_plain_norm(None)
+    ) and not fused_blocks.is_supported_norm(None)
     for other in ({"groups": 2}, {"dilation": 2}, {"padding_mode": "reflect"}, {"padding": "same"}):
-        assert not fused_blocks.is_plain_convolution(nn.Conv2d(8, 8, 3, **other)), other
-    assert fused_blocks.is_padded_convolution(Downsample2D(8, use_conv=True, padding=0))
+        assert not fused_blocks.is_supported_convolution(nn.Conv2d(8, 8, 3, **other)), other
+    assert fused_blocks.is_supported_downsampler(Downsample2D(8, use_conv=True, padding=0))
     for other in ({"padding": 1}, {"use_conv": False}, {"norm_type": "rms_norm"}):
-        assert not fused_blocks.is_padded_convolution(
+        assert not fused_blocks.is_supported_downsampler(
             Downsample2D(8, **{"use_conv": True, "padding": 0} | other)
         )
 
 
-def test_transformers_of_another_make_are_left_alone():
+def test_unsupported_transformers_are_not_replaced():
     from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     sizes = {"num_attention_heads": 2, "attention_head_dim": 8}
     plain = sizes | {"in_channels": 16, "norm_num_groups": 4, "cross_attention_dim": 12}
-    assert fused_blocks.is_plain_transformer(Transformer2DModel(**plain))
+    assert fused_blocks.is_supported_transformer(Transformer2DModel(**plain))
     for other in (
         {"only_cross_attention": True},
         {"norm_type": "ada_norm", "num_embeds_ada_norm": 10},
         {"norm_elementwise_affine": False},
         {"cross_attention_dim": None},
     ):
-        assert not fused_blocks.is_plain_transformer(Transformer2DModel(**plain | other)), other
+        assert not fused_blocks.is_supported_transformer(Transformer2DModel(**plain | other)), other
     block = BasicTransformerBlock(16, **sizes, cross_attention_dim=12)
-    assert fused_blocks.is_plain_block(block)
+    assert fused_blocks.is_supported_transformer_block(block)
     block.set_chunk_feed_forward(2, 1)
-    assert not fused_blocks.is_plain_block(block)
+    assert not fused_blocks.is_supported_transformer_block(block)
 
 
 @pytest.mark.parametrize("channels", [8, 3])
-def test_padding_below_and_on_the_right(channels):
+def test_pad_bottom_right(channels):
     x = torch.randn(2, channels, 4, 5, generator=torch.Generator().manual_seed(1))
-    assert_alike(answer(fused_blocks.PadBelow(), x), answer(lambda x: F.pad(x, (0, 1, 0, 1)), x))
-    assert fused_blocks.PadBelow()(x).is_contiguous(memory_format=torch.channels_last)
+    assert_close(
+        value_and_gradient(fused_blocks.PadBottomRight(), x),
+        value_and_gradient(lambda x: F.pad(x, (0, 1, 0, 1)), x),
+    )
+    assert fused_blocks.PadBottomRight()(x).is_contiguous(memory_format=torch.channels_last)
     # Slices of a batch, whose memory may not be aligned to 16 bytes.
     for part in (x.contiguous(memory_format=torch.channels_last)[1:], x.half()[1:]):
-        assert torch.equal(fused_blocks.PadBelow()(part), F.pad(part, (0, 1, 0, 1)))
+        assert torch.equal(fused_blocks.PadBottomRight()(part), F.pad(part, (0, 1, 0, 1)))
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize("channels", [8, 12])
-def test_a_residual_block_with_time_shortcut_and_scale(scale, channels):
+def test_fused_resnet_block_with_time_embedding_and_scale(scale, channels):
     from diffusers.models.resnet import ResnetBlock2D
 
     sizes = {"in_channels": 8, "out_channels": channels, "temb_channels": 16, "groups": 4}
     block = frozen(ResnetBlock2D(**sizes, output_scale_factor=scale), "cpu")
     time = torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
     x = torch.randn(2, 8, 6, 5, generator=torch.Generator().manual_seed(2))
-    quick = fused_blocks.Residual(block, REFERENCE)
-    assert_alike(answer(lambda x: quick(x, time), x), answer(lambda x: block(x, time), x))
+    fused = fused_blocks.FusedResnetBlock(block, REFERENCE)
+    assert_close(
+        value_and_gradient(lambda x: fused(x, time), x), value_and_gradient(lambda x: block(x, time), x)
+    )
 
 
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize(
     "options", [{"padding": 1}, {"stride": 2}, {"stride": 2, "padding": 1}, {"stride": (3, 2)}]
 )
-def test_a_frozen_convolution_has_the_gradient_and_keeps_nothing_but_its_weight(size, options):
+def test_frozen_convolution_saves_only_its_weight(size, options):
     convolution = frozen(nn.Conv2d(3, 4, 3, **options), "cpu")
     x = torch.randn(2, 3, size, size + 1, generator=torch.Generator().manual_seed(0))
-    quick = fused_blocks.FrozenConvolution(convolution, REFERENCE)
-    assert_alike(answer(quick, x), answer(convolution, x))
-    kept = []
+    fused = fused_blocks.FrozenConv2d(convolution, REFERENCE)
+    assert_close(value_and_gradient(fused, x), value_and_gradient(convolution, x))
+    saved_bytes = []
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda saved: kept.append(saved.shape), lambda saved: saved
+        lambda saved: saved_bytes.append(saved.shape), lambda saved: saved
     ):
-        quick(x.requires_grad_())
-    assert kept == [(4, 3, 3, 3)]
+        fused(x.requires_grad_())
+    assert saved_bytes == [(4, 3, 3, 3)]
 
 
-def test_wide_attention_is_attention():
+def test_wide_head_attention_equals_torch():
     generator = torch.Generator().manual_seed(0)
-    q, k, v, pull = (torch.randn(3, 10, 6, generator=generator, dtype=torch.float64) for _ in range(4))
+    q, k, v, grad_output = (torch.randn(3, 10, 6, generator=generator, dtype=torch.float64) for _ in range(4))
     q, k, v = (part.requires_grad_() for part in (q, k, v))
-    found = fused_blocks.WideAttention.apply(q, k, v, 0.3)
+    found = fused_blocks.WideHeadAttention.apply(q, k, v, 0.3)
     expected = F.scaled_dot_product_attention(q, k, v, scale=0.3)
     assert torch.allclose(found, expected, rtol=1e-12)
     for one, other in zip(
-        torch.autograd.grad(found, (q, k, v), pull),
-        torch.autograd.grad(expected, (q, k, v), pull),
+        torch.autograd.grad(found, (q, k, v), grad_output),
+        torch.autograd.grad(expected, (q, k, v), grad_output),
         strict=True,
     ):
         assert torch.allclose(one, other, rtol=1e-10)
 
 
-def test_what_an_encoder_keeps_for_its_gradient_is_less_than_half(encoder):
-    def kept(module):
+def test_fused_encoder_saves_less_than_half_the_memory(encoder):
+    def saved_bytes(module):
         sizes = {}
 
         def note(tensor):
@@ -288,49 +294,55 @@ def test_what_an_encoder_keeps_for_its_gradient_is_less_than_half(encoder):
         weights = {weight.data_ptr() for weight in [*module.parameters(), *module.buffers()]}
         return sum(size for place, size in sizes.items() if place not in weights)
 
-    before = kept(encoder)
-    fused_blocks.speed_up_encoder(encoder, TRITON)
-    assert kept(encoder) < 0.5 * before
+    before = saved_bytes(encoder)
+    fused_blocks.fuse_encoder_blocks(encoder, TRITON)
+    assert saved_bytes(encoder) < 0.5 * before
 
 
-def test_without_triton_torch_goes_on_and_says_so_once(monkeypatch, caplog):
+def test_missing_triton_selects_the_reference_with_a_warning(monkeypatch, caplog):
     monkeypatch.setitem(__import__("sys").modules, "sd.kernels.group_norm_triton", None)
     monkeypatch.delattr("sd.kernels.group_norm_triton")
     with caplog.at_level(logging.WARNING):
         assert select.choose_kernels(torch.device("cuda")) is REFERENCE
     (record,) = caplog.records
-    assert "torch's own kernels" in record.getMessage() and "triton" in record.getMessage()
+    assert "torch's kernels" in record.getMessage() and "triton" in record.getMessage()
 
 
-def test_kernels_are_tried_out(kernel_device):
-    select.try_out(TRITON, kernel_device)
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_override_selects_the_kernels(name, monkeypatch, kernel_device):
+    monkeypatch.setattr(select, "OVERRIDE", name)
+    assert select.choose_kernels(kernel_device).name == name
+
+
+def test_self_test_finds_a_faulty_kernel(kernel_device):
+    select.self_test(TRITON, kernel_device)
     for name, faulty in {
         "geglu": lambda x: x[..., ::2],
         "sum_norm": lambda x, y, *_: (x + y, x),
         "add_bias": lambda x, _: x,
     }.items():
         with pytest.raises(ArithmeticError, match=name):
-            select.try_out(replace(TRITON, **{name: faulty}), kernel_device)
+            select.self_test(replace(TRITON, **{name: faulty}), kernel_device)
 
 
 @pytest.mark.gpu
-def test_the_prior_of_a_gpu_is_the_faster_one_and_agrees_with_the_cpu(model_folder):
+def test_prior_on_cuda_uses_fused_blocks_and_equals_the_cpu(model_folder):
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     found = {}
     for device in ("cpu", "cuda"):
         prior = StableDiffusion.from_pretrained(str(model_folder), torch.device(device))
-        assert (counts(prior.vae.encoder, fused_blocks.Residual)[0] > 0) == (device == "cuda")
+        assert (count_modules(prior.vae.encoder, fused_blocks.FusedResnetBlock)[0] > 0) == (device == "cuda")
         x = images.to(device).requires_grad_()
         latents = prior.encode(x, noise.to(device))
-        (slope,) = torch.autograd.grad(latents.square().sum(), x)
-        found[device] = latents.detach().cpu(), slope.cpu()
+        (gradient,) = torch.autograd.grad(latents.square().sum(), x)
+        found[device] = latents.detach().cpu(), gradient.cpu()
     for one, other in zip(found["cuda"], found["cpu"], strict=True):
         assert (one - other).norm() < 0.02 * other.norm()
 
 
 @pytest.mark.gpu
-def test_the_encoder_of_full_size_in_half_precision():
+def test_half_precision_error_of_the_full_size_encoder():
     """The error against float32 is at most that of diffusers' blocks in half precision."""
     from diffusers import AutoencoderKL
 
@@ -345,18 +357,18 @@ def test_the_encoder_of_full_size_in_half_precision():
         )
     encoder = frozen(vae.encoder, "cuda")
     x = torch.rand(2, 3, 512, 512, device="cuda") * 2 - 1
-    pull = torch.randn(2, 8, 64, 64, device="cuda")
+    grad_output = torch.randn(2, 8, 64, 64, device="cuda")
 
     def both(module, x):
         x = x.clone().requires_grad_()
         value = module(x)
-        return value.detach().float(), torch.autograd.grad(value, x, pull.to(value.dtype))[0].float()
+        return value.detach().float(), torch.autograd.grad(value, x, grad_output.to(value.dtype))[0].float()
 
     exact = both(encoder, x)
     half = copy.deepcopy(encoder).half().to(memory_format=torch.channels_last)
     usual = both(half, x.half())
-    fused_blocks.speed_up_encoder(half, select.choose_kernels(torch.device("cuda")))
-    quick = both(half, x.half().contiguous(memory_format=torch.channels_last))
-    for name, truth, old, new in zip(("value", "gradient"), exact, usual, quick, strict=True):
-        farther = [((found - truth).norm() / truth.norm()).item() for found in (old, new)]
-        assert farther[1] < 1.3 * farther[0] + 1e-4, (name, farther)
+    fused_blocks.fuse_encoder_blocks(half, select.choose_kernels(torch.device("cuda")))
+    fused = both(half, x.half().contiguous(memory_format=torch.channels_last))
+    for name, truth, old, new in zip(("value", "gradient"), exact, usual, fused, strict=True):
+        relative_error = [((found - truth).norm() / truth.norm()).item() for found in (old, new)]
+        assert relative_error[1] < 1.3 * relative_error[0] + 1e-4, (name, relative_error)

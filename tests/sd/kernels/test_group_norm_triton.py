@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sd.kernels.group_norm_triton import Plan, group_norm
+from sd.kernels.group_norm_triton import LaunchConfig, group_norm
 from sd.kernels.reference import group_norm as reference
 
 # (samples, channels, height, width, groups): few rows, one row, channels that no tile divides, many chunks.
@@ -20,28 +20,28 @@ SHAPES = [
 ROUNDING = {torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 8e-3}
 
 
-def given(shape, dtype, device, mean=0.5):
+def random_inputs(shape, dtype, device, mean=0.5):
     generator = torch.Generator().manual_seed(sum(shape))
     samples, channels, height, width, _ = shape
 
     def draw(*sizes):
         return torch.randn(*sizes, generator=generator)
 
-    spread = 0.2 + torch.rand(samples, channels, 1, 1, generator=generator)
-    x = (draw(samples, channels, height, width) * spread + mean).to(dtype)
+    deviations = 0.2 + torch.rand(samples, channels, 1, 1, generator=generator)
+    x = (draw(samples, channels, height, width) * deviations + mean).to(dtype)
     weight, bias, shift = 1 + 0.3 * draw(channels), draw(channels), draw(samples, channels)
-    pull = draw(samples, channels, height, width).to(dtype)
-    return [tensor.to(device, dtype) for tensor in (x, weight, bias, shift, pull)]
+    grad_output = draw(samples, channels, height, width).to(dtype)
+    return [tensor.to(device, dtype) for tensor in (x, weight, bias, shift, grad_output)]
 
 
-def in_double(x, weight, bias, groups, eps, silu, shift, pull):
+def float64_reference(x, weight, bias, groups, eps, silu, shift, grad_output):
     """Value and gradient from torch's autograd, with all tensors in float64."""
     x = x.double().requires_grad_()
     value = x if shift is None else x + shift.double()[:, :, None, None]
     value = F.group_norm(value, groups, weight.double(), bias.double(), eps)
     value = F.silu(value) if silu else value
-    (slope,) = torch.autograd.grad(value, x, pull.double())
-    return value, slope
+    (grad_x,) = torch.autograd.grad(value, x, grad_output.double())
+    return value, grad_x
 
 
 def error(found, expected):
@@ -49,22 +49,22 @@ def error(found, expected):
     return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
-def check(function, shape, dtype, device, silu, shifted, mean=0.5, allowed=None):
-    x, weight, bias, shift, pull = given(shape, dtype, device, mean)
+def assert_matches_float64(function, shape, dtype, device, silu, shifted, mean=0.5, tolerance=None):
+    x, weight, bias, shift, grad_output = random_inputs(shape, dtype, device, mean)
     shift = shift if shifted else None
     if shape[0] > 1 and shifted == "common":
         shift = shift[:1]
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     value = function(x, weight, bias, shape[-1], 1e-5, silu, shift)
-    (slope,) = torch.autograd.grad(value, x, pull)
-    assert value.dtype == slope.dtype == dtype
-    expected = in_double(x.detach(), weight, bias, shape[-1], 1e-5, silu, shift, pull)
+    (grad_x,) = torch.autograd.grad(value, x, grad_output)
+    assert value.dtype == grad_x.dtype == dtype
+    expected = float64_reference(x.detach(), weight, bias, shape[-1], 1e-5, silu, shift, grad_output)
     # The reference also rounds after the shift, the norm and the SiLU.
-    allowed = allowed or ROUNDING[dtype] * (4 if function is reference else 1)
-    assert error(value, expected[0]) < allowed
+    tolerance = tolerance or ROUNDING[dtype] * (4 if function is reference else 1)
+    assert error(value, expected[0]) < tolerance
     # In very small groups the terms of the gradient cancel to about 0, so a relative error is undefined.
     if x.shape[2] * x.shape[3] * x.shape[1] // shape[-1] > 8:
-        assert error(slope, expected[1]) < allowed
+        assert error(grad_x, expected[1]) < tolerance
 
 
 @pytest.mark.parametrize("function", [reference, group_norm])
@@ -78,46 +78,46 @@ def check(function, shape, dtype, device, silu, shifted, mean=0.5, allowed=None)
         (torch.bfloat16, False, None),
     ],
 )
-def test_values_and_gradients_are_those_of_double_precision(
-    function, shape, dtype, silu, shifted, kernel_device
-):
-    check(function, shape, dtype, kernel_device, silu, shifted)
+def test_group_norm_equals_float64(function, shape, dtype, silu, shifted, kernel_device):
+    assert_matches_float64(function, shape, dtype, kernel_device, silu, shifted)
 
 
-def test_some_shape_has_several_chunks_and_columns():
-    plans = [Plan(torch.empty(shape[:4]), shape[4]) for shape in SHAPES]
-    assert any(plan.chunks > 1 for plan in plans) and any(plan.columns > 1 for plan in plans)
+def test_shapes_include_several_chunks_and_columns():
+    configs = [LaunchConfig(torch.empty(shape[:4]), shape[4]) for shape in SHAPES]
+    assert any(config.chunks > 1 for config in configs) and any(config.columns > 1 for config in configs)
 
 
-def test_a_mean_far_above_the_spread_costs_no_digits(kernel_device):
+def test_large_mean_loses_no_precision(kernel_device):
     """At a mean of 500 the float32 spacing is 3e-5. torch's float32 kernel has an error of 0.04 here."""
-    check(group_norm, SHAPES[0], torch.float32, kernel_device, True, None, mean=500.0, allowed=5e-4)
+    assert_matches_float64(
+        group_norm, SHAPES[0], torch.float32, kernel_device, True, None, mean=500.0, tolerance=5e-4
+    )
 
 
-def test_any_layout_is_taken_and_channels_last_returned(kernel_device):
-    x, weight, bias, _, pull = given(SHAPES[0], torch.float32, kernel_device)
+def test_any_memory_layout_gives_channels_last(kernel_device):
+    x, weight, bias, _, grad_output = random_inputs(SHAPES[0], torch.float32, kernel_device)
     value = group_norm(x.requires_grad_(), weight, bias, 8, 1e-5)
     assert value.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(value, reference(x, weight, bias, 8, 1e-5), atol=1e-5)
     # The gradient of a sum is an expanded scalar with strides 0.
-    (slope,) = torch.autograd.grad(value.sum(), x)
+    (grad_x,) = torch.autograd.grad(value.sum(), x)
     (expected,) = torch.autograd.grad(reference(x, weight, bias, 8, 1e-5).sum(), x)
-    assert torch.allclose(slope, expected, atol=1e-5)
+    assert torch.allclose(grad_x, expected, atol=1e-5)
 
 
-def test_only_the_input_and_the_moments_are_kept(kernel_device):
-    kept = []
-    x = given(SHAPES[0], torch.float32, kernel_device)[0]
+def test_only_input_and_moments_are_saved(kernel_device):
+    saved = []
+    x = random_inputs(SHAPES[0], torch.float32, kernel_device)[0]
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.ones(32, device=kernel_device)
 
     def note(tensor):
-        kept.append((tensor.data_ptr(), tensor.numel()))
+        saved.append((tensor.data_ptr(), tensor.numel()))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         group_norm(x, weight, weight, 8, 1e-5)
-    assert {place for place, size in kept if size > 2 * 8 * 2 + 32} == {x.data_ptr()}
+    assert {offsets for offsets, size in saved if size > 2 * 8 * 2 + 32} == {x.data_ptr()}
 
 
 @pytest.mark.gpu
@@ -133,8 +133,10 @@ def test_only_the_input_and_the_moments_are_kept(kernel_device):
         (12, 2560, 8, 8, 32),
     ],
 )
-def test_at_the_sizes_of_the_prior(shape, dtype):
-    check(group_norm, shape, dtype, "cuda", True, "each", allowed=max(ROUNDING[dtype], 1e-5))
+def test_sizes_of_the_prior(shape, dtype):
+    assert_matches_float64(
+        group_norm, shape, dtype, "cuda", True, "each", tolerance=max(ROUNDING[dtype], 1e-5)
+    )
 
 
 @pytest.mark.gpu

@@ -27,15 +27,15 @@ def test_geglu(shape, dtype, kernel_device):
 )
 def test_biased_sum_and_its_gradients(shape, scale, dtype, kernel_device):
     generator = torch.Generator().manual_seed(0)
-    x, y, pull = (torch.randn(shape, generator=generator).to(kernel_device, dtype) for _ in range(3))
+    x, y, grad_output = (torch.randn(shape, generator=generator).to(kernel_device, dtype) for _ in range(3))
     bias = torch.randn(shape[1], generator=generator).to(kernel_device, dtype)
     x, y = x.requires_grad_(), y.contiguous(memory_format=torch.channels_last).requires_grad_()
     found = biased_sum(x, y, bias, scale)
     expected = (x.double() + y.double() + bias.double()[:, None, None]) * scale
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(found.double(), expected, rtol=ROUNDING[dtype], atol=1e-6)
-    for slope in torch.autograd.grad(found, (x, y), pull):
-        assert torch.allclose(slope, pull * scale)
+    for grad_input in torch.autograd.grad(found, (x, y), grad_output):
+        assert torch.allclose(grad_input, grad_output * scale)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
@@ -49,15 +49,15 @@ def check_sum_norm(shape, summed, dtype, device):
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(shape, generator=generator).to(device, dtype) + 3 for _ in range(2))
     weight, bias = (torch.randn(shape[-1], generator=generator).to(device, dtype) for _ in range(2))
-    total, normal = sum_norm(x, y if summed else None, weight, bias, 1e-5)
+    total, normalised = sum_norm(x, y if summed else None, weight, bias, 1e-5)
     assert torch.equal(total, x + y if summed else x)
     expected = F.layer_norm(total.double(), shape[-1:], weight.double(), bias.double(), 1e-5)
-    assert normal.dtype == dtype
-    assert torch.allclose(normal.double(), expected, rtol=ROUNDING[dtype], atol=4 * ROUNDING[dtype])
+    assert normalised.dtype == dtype
+    assert torch.allclose(normalised.double(), expected, rtol=ROUNDING[dtype], atol=4 * ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_add_bias_takes_the_place_of_what_is_channels_last(dtype, kernel_device):
+def test_add_bias_changes_channels_last_tensors_in_place(dtype, kernel_device):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 20, 9, 7, generator=generator).to(kernel_device, dtype)
     bias = torch.randn(20, generator=generator).to(kernel_device, dtype)
@@ -70,7 +70,7 @@ def test_add_bias_takes_the_place_of_what_is_channels_last(dtype, kernel_device)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_at_the_sizes_of_the_prior(dtype):
+def test_sizes_of_the_prior(dtype):
     check_sum_norm((12, 4096, 320), True, dtype, "cuda")
     check_sum_norm((12, 64, 1280), True, dtype, "cuda")
     x = torch.randn(12 * 4096, 2 * 1280, device="cuda", dtype=dtype)

@@ -27,7 +27,7 @@ for dtype in (torch.float16, torch.float32):
         for other in (None, rows):
             sum_norm(rows, other, bias, bias, 1e-5)
 """
-NORMS = {"_channel_sums", "_moments", "_normalise", "_slope_sums", "_slope_means", "_slopes"}
+NORMS = {"_channel_sums", "_moments", "_normalise", "_grad_sums", "_grad_means", "_grad_input"}
 POINTWISE = {"_geglu", "_biased_sum", "_add_bias", "_sum_norm"}
 
 
@@ -51,7 +51,7 @@ def faulty(x, n):
 """
 
 
-def test_what_does_not_compile_is_noticed(tmp_path):
+def test_kernel_that_does_not_compile_is_reported(tmp_path):
     """A variable that changes its type in a loop does not compile, although the interpreter runs it."""
     (tmp_path / "faulty.py").write_text(FAULTY)
     lines = ["import sys, torch", f"sys.path.append({str(tmp_path)!r})", "from faulty import faulty"]
