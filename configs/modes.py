@@ -1,9 +1,15 @@
 """Labels and defaults that differ between the two modes."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sd.schedule import Schedule, ScheduleConfig, appearance_schedule, geometry_schedule
+from sd.schedule import Schedule, appearance_schedule, geometry_schedule
+
+if TYPE_CHECKING:
+    from configs.schema import Config
 
 
 @dataclass(frozen=True)
@@ -14,8 +20,8 @@ class Mode:
     overview of a sweep. main_layer: the preview layer that shows the result best. paints_base_mesh: the run
     needs base_mesh and writes textures for it. memory_keys: the config keys, besides batch and train_res,
     that memory depends on most. negative_prompt: used if negative_text is empty. learning_rate: used if
-    learning_rate is null. schedule: the phases of a run. unused_sections, unused_keys: settings that do
-    not affect the weights in this mode, so a resumed run may change them. used_keys: exceptions, keys of
+    learning_rate is null. schedule: the phases of a config's run. unused_sections, unused_keys: settings that
+    do not affect the weights in this mode, so a resumed run may change them. used_keys: exceptions, keys of
     these sections that affect the weights.
     """
 
@@ -26,7 +32,7 @@ class Mode:
     memory_keys: tuple[str, ...]
     negative_prompt: str
     learning_rate: float
-    schedule: Callable[[ScheduleConfig], Schedule]
+    schedule: Callable[[Config], Schedule]
     unused_sections: tuple[str, ...] = ()
     unused_keys: tuple[str, ...] = ()
     used_keys: tuple[str, ...] = ()
@@ -41,7 +47,7 @@ MODES = {
         memory_keys=("dmtet_grid",),
         negative_prompt="low quality",
         learning_rate=1e-3,
-        schedule=geometry_schedule,
+        schedule=lambda config: geometry_schedule(config.schedule, fit=not config.surface.keeps_faces),
         unused_sections=("material", "light"),
         unused_keys=("normalise_mesh", "train_background", "sds_weight_strategy"),
     ),
@@ -53,8 +59,8 @@ MODES = {
         memory_keys=("env_resolution", "texture_res"),
         negative_prompt="shadow, oversaturated, low quality, unrealistic",
         learning_rate=1e-2,
-        schedule=appearance_schedule,
-        unused_sections=("geometry", "start_shape"),
+        schedule=lambda config: appearance_schedule(config.schedule),
+        unused_sections=("surface", "geometry", "start_shape"),
         unused_keys=("if_flip_the_normal",),
         used_keys=("base_mesh", "hash_n_levels", "hash_log2_hashmap_size", "hash_max_resolution"),
     ),

@@ -56,13 +56,13 @@ class RunConfig:
     base_mesh: str | None = Field(
         None,
         min_length=1,
-        description="mesh file: the mesh that appearance_modeling paints, or the start shape custom_mesh of "
-        "geometry_modeling",
+        description="mesh file: the mesh that appearance_modeling paints, or in geometry_modeling the start "
+        "shape custom_mesh or the mesh whose vertices move with surface mesh",
     )
     normalise_mesh: bool = Field(
         False,
-        description="in appearance_modeling, centre base_mesh and scale it to a radius of 0.75 while it is "
-        "painted; the exported mesh keeps its own position and size",
+        description="in appearance_modeling and with surface mesh, centre base_mesh and scale it to a radius "
+        "of 0.75 during the run; the exported mesh keeps its own position and size",
     )
     seed: int = Field(
         42,
@@ -83,7 +83,7 @@ class RunConfig:
         None,
         gt=0,
         le=1,
-        description="learning rate of AdamW; null means 1e-3 in geometry_modeling and 1e-2 in "
+        description="learning rate of the optimizer; null means 1e-3 in geometry_modeling and 1e-2 in "
         "appearance_modeling",
     )
     save_interval: int = Field(

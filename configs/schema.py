@@ -20,11 +20,12 @@ from dataset.cameras import CameraConfig
 from geometry.dmtet import GeometryConfig
 from geometry.regularisers import RegulariserConfig
 from geometry.start_shape import StartShapeConfig
+from geometry.vertex_surface import SurfaceConfig
 from render.shade.light import LightConfig
 from render.shade.material import MaterialConfig
 from render.texturing.uv import ExportConfig
 from sd.guidance import GuidanceConfig
-from sd.schedule import ScheduleConfig
+from sd.schedule import Schedule, ScheduleConfig
 
 # Keys of the published configs that have no meaning here.
 NO_EFFECT = frozenset(
@@ -54,12 +55,24 @@ class Config:
     guidance: GuidanceConfig
     schedule: ScheduleConfig
     camera: CameraConfig
+    surface: SurfaceConfig
     geometry: GeometryConfig
     regularisers: RegulariserConfig
     start_shape: StartShapeConfig
     material: MaterialConfig
     light: LightConfig
     export: ExportConfig
+
+    @property
+    def phases(self) -> Schedule:
+        """The phases of the run."""
+        return self.run.traits.schedule(self)
+
+    @property
+    def reads_base_mesh(self) -> bool:
+        """Whether the run uses base_mesh."""
+        custom = self.start_shape.sdf_init_shape == "custom_mesh"
+        return self.run.traits.paints_base_mesh or custom or self.surface.keeps_faces
 
     def to_json(self) -> dict[str, object]:
         """Every key with its value as a flat mapping. `parse_config` converts it to an equal Config."""

@@ -25,6 +25,8 @@ Place = Callable[[str], str]
 
 # Keys that only one mode uses.
 GEOMETRY_ONLY = (
+    "surface",
+    "large_steps_lambda",
     "sdf_init_shape",
     "sdf_init_shape_scale",
     "sdf_init_shape_rotate_x",
@@ -37,6 +39,26 @@ GEOMETRY_ONLY = (
     "min_component_area",
     "if_flip_the_normal",
 )
+# Keys that geometry_modeling does not use with surface mesh, and those that it uses only with it.
+DMTET_ONLY = (
+    "sdf_init_shape",
+    "sdf_init_shape_scale",
+    "sdf_init_shape_rotate_x",
+    "translation_y",
+    "translation_z",
+    "dmtet_grid",
+    "mesh_scale",
+    "tet_grid_file",
+    "hash_n_levels",
+    "hash_log2_hashmap_size",
+    "hash_max_resolution",
+    "detail_band",
+    "min_component_area",
+    "export_faces",
+    "unwrap",
+    "uv_padding_block",
+)
+MESH_SURFACE_ONLY = ("large_steps_lambda", "normalise_mesh")
 APPEARANCE_ONLY = (
     "normalise_mesh",
     "relight",
@@ -88,6 +110,8 @@ def check_together(config: Config, place: Place) -> None:
         raise _refusal("coarse_iter", schedule.coarse_iter, place, f"at most iter, {schedule.iter}")
     if run.base_mesh is None:
         needs = {"mode": run.mode} if run.traits.paints_base_mesh else {}
+        if not needs and config.surface.keeps_faces:
+            needs["surface"] = config.surface.surface
         if config.start_shape.sdf_init_shape == "custom_mesh":
             needs["sdf_init_shape"] = "custom_mesh"
         for key, value in needs.items():
@@ -100,17 +124,21 @@ def warn_without_effect(config: Config, changed: Collection[str], say: Callable[
     changed: the given keys that differ from their default.
     """
     paints = config.run.traits.paints_base_mesh
-    idle = [key for key in (GEOMETRY_ONLY if paints else APPEARANCE_ONLY) if key in changed]
-    if idle:
-        keys = ", ".join(idle)
-        say("%s: these keys have no effect with mode %s: %s", config.run.out_dir, config.run.mode, keys)
-    shape = config.start_shape.sdf_init_shape
-    if not paints and shape != "custom_mesh" and "base_mesh" in changed:
+    moves_vertices = config.surface.keeps_faces and not paints
+    used = MESH_SURFACE_ONLY if moves_vertices else ()
+    idle = {f"mode {config.run.mode}": GEOMETRY_ONLY if paints else APPEARANCE_ONLY}
+    if not paints:
+        others = DMTET_ONLY if moves_vertices else ("large_steps_lambda",)
+        idle[f"surface {config.surface.surface}"] = others
+    for cause, keys in idle.items():
+        if named := ", ".join(key for key in keys if key in changed and key not in used):
+            say("%s: these keys have no effect with %s: %s", config.run.out_dir, cause, named)
+    if not config.reads_base_mesh and "base_mesh" in changed:
         say(
             "%s: base_mesh has no effect with sdf_init_shape %s; "
-            'write "sdf_init_shape": "custom_mesh" to start from it',
+            'write "sdf_init_shape": "custom_mesh" to start from it, or "surface": "mesh" to keep its faces',
             config.run.out_dir,
-            shape,
+            config.start_shape.sdf_init_shape,
         )
     if not config.guidance.add_directional_text and "front_threshold" in changed:
         say("%s: front_threshold has no effect without add_directional_text", config.run.out_dir)
@@ -160,9 +188,8 @@ def check_inputs(config: Config, written: Collection[Path] = ()) -> None:
         parse_lora(entry)
     if (grid := config.geometry.tet_grid_file) is not None:
         _check_once(load_tet_grid, grid, 1.0, 64)
-    mesh = config.run.base_mesh
-    used = config.run.traits.paints_base_mesh or config.start_shape.sdf_init_shape == "custom_mesh"
-    if mesh is not None and used and os.path.isfile(mesh) and not _is_written(mesh, written):
+    mesh = config.run.base_mesh if config.reads_base_mesh else None
+    if mesh is not None and os.path.isfile(mesh) and not _is_written(mesh, written):
         _check_once(load_mesh, mesh)
 
 

@@ -148,12 +148,15 @@ def annealed_number(value: float | tuple[float, float], annealing: float) -> flo
     return value[0] + (value[1] - value[0]) * annealing
 
 
-def geometry_schedule(config: ScheduleConfig) -> Schedule:
-    """Fit, then coarse (normal and mask as the latent), then fine (normals through the VAE)."""
+def geometry_schedule(config: ScheduleConfig, fit: bool = True) -> Schedule:
+    """Fit, then coarse (normal and mask as the latent), then fine (normals through the VAE).
+
+    fit: False for a surface without a start shape to fit.
+    """
     early, late = config.early_time_step_range, config.late_time_step_range
-    fit_end = min(FIT_STEPS, config.iter)
+    fit_end = min(FIT_STEPS, config.iter) if fit else 0
     coarse_end = min(max(config.coarse_iter, fit_end), config.iter)
-    # If coarse_iter is at most FIT_STEPS, there is no coarse phase.
+    # If coarse_iter is at most fit_end, there is no coarse phase.
     return _joined(
         config,
         (fit_end, Phase("fit", early, one_minus_abar, "image", rotate_normals=False, fit=True)),

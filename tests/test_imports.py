@@ -41,6 +41,7 @@ HEAVY = {
     "trimesh",
     "ray",
     "tokenizers",
+    "scipy",
 }
 
 

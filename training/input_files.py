@@ -129,11 +129,11 @@ def input_paths(config: Config) -> dict[str, list[Path]]:
     """The input files that the config's mode reads, by config key; a model's path once it is on the disk."""
     found: dict[str, list[Path]] = {}
     traits = config.run.traits
-    if config.run.base_mesh is not None and (
-        traits.paints_base_mesh or config.start_shape.sdf_init_shape == "custom_mesh"
-    ):
+    if config.run.base_mesh is not None and config.reads_base_mesh:
         found["base_mesh"] = [Path(config.run.base_mesh)]
-    if config.geometry.tet_grid_file is not None and not traits.paints_base_mesh:
+    if config.geometry.tet_grid_file is not None and not (
+        traits.paints_base_mesh or config.surface.keeps_faces
+    ):
         found["tet_grid_file"] = [Path(config.geometry.tet_grid_file)]
     if config.light.envmap is not None and traits.paints_base_mesh:
         found["envmap"] = [Path(resolve_map(config.light.envmap))]

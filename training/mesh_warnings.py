@@ -28,12 +28,20 @@ def warn_about_mesh(path: str, v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "
     path: the file, for messages and its materials. v_pos: as used, after any rotation. fix: the remedy for a
     Z-up mesh. Meshes that this program has written are not checked.
     """
-    if Path(path).parent.name == MESH_FILE.parent.name:
-        return
-    if looks_z_up(v_pos, faces):
-        logger.warning("base_mesh %s looks Z-up, and the program takes +y as up: %s", path, fix)
-    if unused := unused_appearance(path):
+    warn_about_axes(path, v_pos, faces, fix)
+    if not _is_own(path) and (unused := unused_appearance(path)):
         logger.warning("base_mesh %s: %s of the file are not used; only its shape is", path, unused)
+
+
+def warn_about_axes(path: str, v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], fix: str) -> None:
+    """Log the warning for a mesh that looks Z-up; the arguments are those of `warn_about_mesh`."""
+    if not _is_own(path) and looks_z_up(v_pos, faces):
+        logger.warning("base_mesh %s looks Z-up, and the program takes +y as up: %s", path, fix)
+
+
+def _is_own(path: str) -> bool:
+    """Whether this program has written a mesh file."""
+    return Path(path).parent.name == MESH_FILE.parent.name
 
 
 def looks_z_up(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import Config, section_keys
+from configs.validation import DMTET_ONLY, MESH_SURFACE_ONLY
 from render.image_io.atomic import write_text
 from sd.guidance import Guidance
 from training.checkpoint import (
@@ -93,7 +94,10 @@ def unused_keys(config: Config) -> set[str]:
     for section in traits.unused_sections:
         unused |= section_keys(section)
     unused -= set(traits.used_keys)
-    if not traits.paints_base_mesh and config.start_shape.sdf_init_shape != "custom_mesh":
+    if not traits.paints_base_mesh:
+        unused |= set(DMTET_ONLY if config.surface.keeps_faces else MESH_SURFACE_ONLY)
+        unused -= set(MESH_SURFACE_ONLY if config.surface.keeps_faces else ())
+    if not config.reads_base_mesh:
         unused.add("base_mesh")
     return unused
 

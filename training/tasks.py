@@ -14,9 +14,11 @@ from geometry.dmtet import DMTet, cell_size
 from geometry.fixed_mesh import load_fixed_mesh, placement
 from geometry.regularisers import surface_loss
 from geometry.start_shape import FitPool, build_start_shape, make_fit_pool
+from geometry.vertex_surface import VertexSurface
 from render.image_io.atomic import staged_folder
 from render.image_io.hdr import write_hdr
 from render.mesh_io.write_asset import write_asset
+from render.mesh_io.write_moved import write_moved
 from render.raster.interface import Rasteriser
 from render.raster.select import choose_rasteriser
 from render.scene import AppearanceScene, GeometryScene
@@ -28,10 +30,10 @@ from render.texturing.decimate import decimate
 from render.texturing.small_components import remove_small_components
 from render.texturing.transfer import PAINTING_RES, prepare_export
 from render.texturing.uv import prepare_uv, unwrap
-from sd.schedule import FIT_STEPS, Phase, Schedule, appearance_schedule, geometry_schedule
+from sd.schedule import FIT_STEPS, Phase, Schedule
 from training.distributed import SINGLE_PROCESS, Distributed
 from training.input_files import InputFiles, input_paths
-from training.mesh_warnings import warn_about_mesh
+from training.mesh_warnings import warn_about_axes, warn_about_mesh
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ class Task:
     EmptySurfaceError if there is nothing left to train. export writes mesh and textures. export_once: other
     runs depend on the exact bytes of the exported mesh, so one state is exported only once. inputs: the
     fingerprints of the files that were read. regularise: the weighted surface terms of the scene's last mesh
-    and their values, None if all weights are 0.
+    and their values, None if all weights are 0. make_optimizer: the optimizer for a learning rate, None for
+    AdamW on all parameters of the scene.
     """
 
     scene: nn.Module
@@ -60,6 +63,7 @@ class Task:
     export_once: bool
     inputs: InputFiles
     regularise: Callable[[Phase], tuple[Tensor, dict[str, Tensor]]] | None = None
+    make_optimizer: Callable[[float], torch.optim.Optimizer] | None = None
 
 
 def build_task(
@@ -71,9 +75,12 @@ def build_task(
     rasteriser = choose_rasteriser(device, config.run.rasteriser)
     task = BUILDERS[config.run.mode](config, device, rasteriser)
     parameters = [p for p in task.scene.parameters() if p.requires_grad]
+    learning_rate = config.run.effective_learning_rate
+    if task.make_optimizer is not None:
+        return task, task.make_optimizer(learning_rate), device
     optimizer = torch.optim.AdamW(
         parameters,
-        lr=config.run.effective_learning_rate,
+        lr=learning_rate,
         betas=(0.9, 0.99),
         eps=1e-15,
         weight_decay=0.01,
@@ -83,6 +90,43 @@ def build_task(
 
 
 def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
+    """A surface that is optimised: that of a signed distance field, or the vertices of a mesh."""
+    build = build_vertex_surface if config.surface.keeps_faces else build_dmtet
+    return build(config, device, rasteriser)
+
+
+def build_vertex_surface(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
+    """The vertices of base_mesh. Its faces, texture coordinates and materials do not change."""
+    inputs, paths = InputFiles(), input_paths(config)
+    with inputs.reading("base_mesh", *paths["base_mesh"]):
+        own = load_fixed_mesh(config.run.base_mesh).to(device)
+    warn_about_axes(config.run.base_mesh, own.v_pos, own.faces, "export it again with +y up")
+    place = placement(own, config.run.normalise_mesh)
+    start = place.into_view(own)
+    surface = VertexSurface(start.v_pos, start.faces, config.surface.large_steps_lambda).to(device)
+    scene = geometry_scene(config, surface, rasteriser)
+
+    def export() -> None:
+        moved = replace(start, v_pos=surface.mesh().v_pos.detach())
+        shift = place.back(moved).v_pos - place.back(start).v_pos
+        with inputs.reading("base_mesh", *paths["base_mesh"]):
+            with staged_folder(config.run.mesh_path.parent) as folder:
+                write_moved(folder, config.run.base_mesh, shift.cpu())
+
+    return Task(
+        scene,
+        config.phases,
+        None,
+        verify=torch.no_grad()(surface.mesh),
+        export=export,
+        export_once=True,
+        inputs=inputs,
+        regularise=make_regulariser(config, scene),
+        make_optimizer=surface.optimizer,
+    )
+
+
+def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
     """A DMTet surface, started from the config's start shape."""
     inputs, paths = InputFiles(), input_paths(config)
     with inputs.reading("tet_grid_file", *paths.get("tet_grid_file", ())):
@@ -93,9 +137,7 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
         warn_about_mesh(config.run.base_mesh, shape.v_pos, shape.faces, "add --sdf_init_shape_rotate_x -90")
     if (band := detail_band(config)) is not None:
         surface.limit_to_band(shape.signed_distance(surface.v_pos), band)
-    # The light is used for previews only, so learn_light has nothing to learn.
-    light = load_environment(replace(config.light, learn_light=False)).to(device)
-    scene = GeometryScene(surface, rasteriser, light, config.run.flip_normal)
+    scene = geometry_scene(config, surface, rasteriser)
 
     def export() -> None:
         settings = config.export
@@ -116,19 +158,33 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser)
         loss = surface.fit_loss(*pool().draw(generator))
         return loss, {"loss": loss.detach()}
 
-    def regularise(phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
-        return surface_loss(scene.mesh, config.regularisers.weights(phase.annealing))
-
     return Task(
         scene,
-        geometry_schedule(config.schedule),
+        config.phases,
         fit,
         verify=torch.no_grad()(surface.mesh),
         export=export,
         export_once=True,
         inputs=inputs,
-        regularise=regularise if config.regularisers.active else None,
+        regularise=make_regulariser(config, scene),
     )
+
+
+def geometry_scene(config: Config, surface: nn.Module, rasteriser: Rasteriser) -> GeometryScene:
+    """The scene that renders the normals of a surface, on the surface's device."""
+    device = next(surface.parameters()).device
+    # The light is used for previews only, so learn_light has nothing to learn.
+    light = load_environment(replace(config.light, learn_light=False)).to(device)
+    return GeometryScene(surface, rasteriser, light, config.run.flip_normal)
+
+
+def make_regulariser(
+    config: Config, scene: GeometryScene
+) -> Callable[[Phase], tuple[Tensor, dict[str, Tensor]]] | None:
+    """`Task.regularise` of a surface."""
+    if not config.regularisers.active:
+        return None
+    return lambda phase: surface_loss(scene.mesh, config.regularisers.weights(phase.annealing))
 
 
 def detail_band(config: Config) -> float | None:
@@ -186,7 +242,7 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
             write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
             write_asset(folder, target, textures, config.export.export_usd)
 
-    return Task(scene, appearance_schedule(config.schedule), None, lambda: mesh, export, False, inputs)
+    return Task(scene, config.phases, None, lambda: mesh, export, False, inputs)
 
 
 BUILDERS = {"geometry_modeling": build_geometry, "appearance_modeling": build_appearance}

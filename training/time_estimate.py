@@ -94,7 +94,7 @@ def parts_of(number: int, config: Config) -> list[Part]:
     label = run.traits.label
     parts = [Part(number, name, f"{label} {name}", 1.0) for name in SET_UP_PARTS]
     before = 0
-    for last, phase in run.traits.schedule(config.schedule).phases:
+    for last, phase in config.phases.phases:
         kind, step_units = ("fit", 1.0) if phase.fit else (phase.latents_from, views)
         units = (last - before) * step_units
         parts.append(Part(number, phase.name, f"{label} {kind}", units, before + 1, step_units))

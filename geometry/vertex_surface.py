@@ -1,0 +1,76 @@
+"""A surface with fixed faces: the vertices of a mesh file are optimised directly."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from geometry.large_steps import Solver, UniformAdam, make_solver, smooth
+from render.mesh import Mesh, make_mesh
+
+# λ = α / (1 − α) for the α = 0.95 of Nicolet et al.
+LAMBDA = 19.0
+
+
+@dataclass(frozen=True)
+class SurfaceConfig:
+    """Config section of the surface that geometry_modeling optimises."""
+
+    surface: Literal["dmtet", "mesh"] = Field(
+        "dmtet",
+        description="what geometry_modeling optimises: dmtet, a signed distance field on a tetrahedral grid, "
+        "or mesh, the vertices of base_mesh, whose faces, texture coordinates and materials are kept",
+    )
+    large_steps_lambda: float = Field(
+        LAMBDA,
+        ge=0,
+        le=1e6,
+        description="with surface mesh: λ in v = (I + λL)⁻¹ u (Nicolet et al. 2021), which makes the steps "
+        "smooth over about √λ edges; 0: Adam on the positions themselves",
+    )
+
+    @property
+    def keeps_faces(self) -> bool:
+        """Whether the run moves the vertices of base_mesh."""
+        return self.surface == "mesh"
+
+
+class VertexSurface(nn.Module):
+    """The vertices of a mesh as parameters, and its faces.
+
+    v = v₀ + (I + λL)⁻¹ d, where d starts at 0. That is v = (I + λL)⁻¹ u with u = (I + λL) v₀ + d: an
+    optimizer changes d and u in the same way, and v₀ is not rounded.
+    """
+
+    def __init__(self, v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], weight: float):
+        """v_pos: in world units. weight: λ."""
+        super().__init__()
+        self.register_buffer("start", v_pos, persistent=False)
+        self.register_buffer("faces", faces, persistent=False)
+        self.change = nn.Parameter(torch.zeros_like(v_pos))
+        self.weight = weight
+        self._solver: Solver | None = None
+
+    def mesh(self) -> Mesh:
+        """The current mesh with smooth normals, differentiable in `change`."""
+        return make_mesh(self.start + self.displacement(), self.faces)
+
+    def displacement(self) -> Float[Tensor, "V 3"]:
+        """v − v₀ in world units."""
+        if self.weight == 0:
+            return self.change
+        if self._solver is None:
+            self._solver = make_solver(self.faces, len(self.start), self.weight)
+        return smooth(self.change, self._solver)
+
+    def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        """Adam with one second moment for all, or torch's Adam if λ is 0.
+
+        There is no weight decay, which would pull the vertices back to the start.
+        """
+        settings = {"lr": learning_rate, "betas": (0.9, 0.99), "eps": 1e-15, "fused": self.start.is_cuda}
+        kind = UniformAdam if self.weight else torch.optim.Adam
+        return kind([self.change], **settings)

@@ -1,0 +1,108 @@
+"""Sculpting with surface mesh: the vertices of the user's mesh move, and everything else is kept."""
+
+import json
+
+import pytest
+import torch
+from toy_config import TINY
+
+import train
+from configs.errors import ConfigError
+from configs.schema import parse_config
+from configs.validation import warn_without_effect
+from geometry.start_shape import _sphere
+from render.mesh_io.load import load_mesh
+from training import signals
+from training.checkpoint import load_latest
+from training.resume import settings
+
+LAST = 4
+
+
+def write_base(path):
+    """An OBJ of an off-centre ellipsoid with uv."""
+    v_pos, faces = _sphere(rings=8, segments=16)
+    v_pos = v_pos * torch.tensor([3.0, 4.0, 3.0]) + torch.tensor([10.0, 0, 0])
+    lines = [f"v {x:.9g} {y:.9g} {z:.9g}" for x, y, z in v_pos.tolist()]
+    lines += [f"vt {(x - 7) / 6:.9g} {(y + 4) / 8:.9g}" for x, y, _ in v_pos.tolist()]
+    lines += ["f " + " ".join(f"{i}/{i}" for i in face) for face in (faces + 1).tolist()]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_config(folder, model, name, base, **values):
+    path = folder / f"{name}.json"
+    own = {"surface": "mesh", "base_mesh": str(base), "normalise_mesh": True, "learning_rate": 0.01}
+    steps = {"iter": LAST, "coarse_iter": 2, "checkpoint_interval": 1, "video_interval": 0}
+    settings = {**TINY, **own, **steps, "sd_model": str(model), "out_dir": str(folder / name), **values}
+    path.write_text(json.dumps(settings))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def whole(model_folder, tmp_path_factory):
+    """A folder with a finished run in `whole`, whose base mesh is base.obj."""
+    folder = tmp_path_factory.mktemp("sculpt")
+    config = write_config(folder, model_folder, "whole", write_base(folder / "base.obj"))
+    assert train.main(["--config", config]) == 0
+    return folder
+
+
+def test_vertices_move_and_faces_and_uv_are_kept(whole):
+    before, after = load_mesh(whole / "base.obj"), load_mesh(whole / "whole/dmtet_mesh/mesh.glb")
+    moved = (before.v_pos.sort(0).values - after.v_pos.sort(0).values).abs().max()
+    # Four steps of up to 0.01 at a radius of 0.75, which is 4 in the file.
+    assert 0.005 < moved < 0.04 * 4 / 0.75
+    log = [json.loads(line) for line in (whole / "whole/log.jsonl").read_text().splitlines()]
+    assert [line["phase"] for line in log if "phase" in line][:LAST] == ["coarse", "coarse", "fine", "fine"]
+
+
+def test_a_resumed_run_is_equal_bit_for_bit(whole, model_folder, monkeypatch):
+    config = write_config(whole, model_folder, "parts", whole / "base.obj")
+
+    def stop(self, step):
+        if step == 3:
+            raise SystemExit(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signals.StopRequest, "exit_if_requested", stop)
+        with pytest.raises(SystemExit):
+            train.main(["--config", config])
+    assert train.main(["--config", config]) == 0
+    first, second = (load_latest(whole / name / "checkpoints") for name in ("whole", "parts"))
+    assert first.step == second.step == LAST and first.tensors.keys() == second.tensors.keys()
+    assert {"scene.surface.change", "optimizer.0.exp_avg_sq"} <= first.tensors.keys()
+    assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+    files = [(whole / name / "dmtet_mesh/mesh.glb").read_bytes() for name in ("whole", "parts")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"surface": "mesh", "dmtet_grid": 32, "normalise_mesh": True}, "surface mesh: dmtet_grid"),
+        ({"large_steps_lambda": 5, "dmtet_grid": 32}, "surface dmtet: large_steps_lambda"),
+        ({"surface": "mesh", "relight": "a.hdr"}, "mode geometry_modeling: relight"),
+        ({"surface": "mesh", "large_steps_lambda": 5}, None),
+    ],
+)
+def test_keys_without_effect_are_named(values, message):
+    config, said = parse_config({"out_dir": "x", "base_mesh": "a.obj", **values}, "a.json"), []
+    warn_without_effect(config, values, lambda text, *words: said.append(text % words))
+    assert [line.partition("have no effect with ")[2] for line in said if "these keys" in line] == (
+        [message] if message else []
+    )
+
+
+def test_keys_of_the_grid_may_change_at_a_resume():
+    values = {"out_dir": "x", "base_mesh": "a.obj", "surface": "mesh"}
+    assert settings(parse_config(values, "a")) == settings(parse_config({**values, "dmtet_grid": 99}, "a"))
+    for key, value in (("large_steps_lambda", 3), ("normalise_mesh", True), ("base_mesh", "b.obj")):
+        assert settings(parse_config(values, "a")) != settings(parse_config({**values, key: value}, "a"))
+
+
+def test_surface_mesh_needs_a_mesh():
+    with pytest.raises(
+        ConfigError, match='"base_mesh" has the value null; allowed is a mesh file, because surface is mesh'
+    ):
+        parse_config({"out_dir": "x", "surface": "mesh"}, "a.json")
