@@ -36,19 +36,19 @@ def _agreed(faces: Int[np.ndarray, "F 3"]) -> tuple[Int[np.ndarray, " F"], Bool[
 
     Memory is linear in the faces, also for edges of many faces, which connect no patches.
     """
-    from geometry.kernels.orientation_numba import spread_orientation
+    from geometry.kernels.orientation_numba import propagate_orientation
 
     start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
     edge = np.minimum(start, end) * (int(faces.max()) + 1) + np.maximum(start, end)
     order = np.argsort(edge, kind="stable")
     _, first, count = np.unique(edge[order], return_index=True, return_counts=True)
     one, other = order[first[count == 2]], order[first[count == 2] + 1]
-    neighbour, opposes = np.full(len(edge), -1), np.zeros(len(edge), dtype=bool)
+    neighbour, inconsistent = np.full(len(edge), -1), np.zeros(len(edge), dtype=bool)
     neighbour[one], neighbour[other] = other // 3, one // 3
-    opposes[one] = opposes[other] = start[one] == start[other]
-    patch, turned = np.full(len(faces), -1), np.zeros(len(faces), dtype=bool)
-    spread_orientation(neighbour.reshape(-1, 3), opposes.reshape(-1, 3), patch, turned)
-    return patch, turned
+    inconsistent[one] = inconsistent[other] = start[one] == start[other]
+    patch, flipped = np.full(len(faces), -1), np.zeros(len(faces), dtype=bool)
+    propagate_orientation(neighbour.reshape(-1, 3), inconsistent.reshape(-1, 3), patch, flipped)
+    return patch, flipped
 
 
 def _inverted(

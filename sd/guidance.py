@@ -240,14 +240,16 @@ class Guidance(nn.Module):
         count, size = len(view_index), self.prior.latent_size
         shape = (count, self.prior.latent_channels, size, size)
         timesteps = draw_timesteps(phase, count, len(self.prior.alphas_cumprod), generator)
-        noise, encoder_noise = self._sent(
+        noise, encoder_noise = self._to_device(
             torch.stack([torch.randn(shape, generator=generator) for _ in range(2)])
         )
         cameras = None
         if self.config.perp_neg or self.lora is not None:
             assert world_to_clip is not None, "perp_neg and vsd need the cameras"
-            cameras = self._sent(world_to_clip)
-        return SDSSample(self._sent(view_index), self._sent(timesteps), noise, encoder_noise, cameras)
+            cameras = self._to_device(world_to_clip)
+        return SDSSample(
+            self._to_device(view_index), self._to_device(timesteps), noise, encoder_noise, cameras
+        )
 
     def with_surface_noise(
         self,
@@ -261,10 +263,10 @@ class Guidance(nn.Module):
         noise = surface_noise(sample.noise, *visible, image_size, world_to_clip, seed)
         return dataclasses.replace(sample, noise=noise)
 
-    def _sent(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         """A copy of the tensor on the device. A copy from pinned memory is asynchronous."""
-        waiting = tensor.device.type == "cpu" and self.device.type == "cuda"
-        return (tensor.pin_memory() if waiting else tensor).to(self.device, non_blocking=True)
+        pinned = tensor.device.type == "cpu" and self.device.type == "cuda"
+        return (tensor.pin_memory() if pinned else tensor).to(self.device, non_blocking=True)
 
     def _distillation_loss(
         self, image: Float[Tensor, "B H W K"], sample: SDSSample, phase: Phase

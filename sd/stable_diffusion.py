@@ -38,7 +38,7 @@ class StableDiffusion(nn.Module):
         super().__init__()
         unet, vae, text_encoder = parts.unet, parts.vae, parts.text_encoder
         _check_parts(unet.config, vae.config, text_encoder.config)
-        self.kinds = parts.kinds
+        self.categories = parts.categories
         self.unet = unet.requires_grad_(False).eval()
         self.vae = vae.requires_grad_(False).eval()
         self.text_encoder = text_encoder.requires_grad_(False).eval()
@@ -98,7 +98,7 @@ class StableDiffusion(nn.Module):
             has_bfloat16_instructions() if cpu_bfloat16 is None else cpu_bfloat16
         )
         if bfloat16:
-            logger.info("prior: in bfloat16 on cpu; cpu_bfloat16 false is float32, slower and finer")
+            logger.info("prior: computing in bfloat16 (cpu_bfloat16 = false: float32, slower and smoother)")
         return cls(parts, device, bfloat16, keep_trainable)
 
     @property
@@ -108,14 +108,14 @@ class StableDiffusion(nn.Module):
 
     def unknown_prompt_warning(self, text: str) -> str | None:
         """A warning if the prompt names no category of this prior's training set, else None."""
-        if not self.kinds or find_category(text, self.kinds):
+        if not self.categories or find_category(text, self.categories):
             return None
-        return f"the prior does not know {text!r}; it was trained on: {', '.join(self.kinds)}"
+        return f"the prior was not trained on {text!r}; its categories are: {', '.join(self.categories)}"
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Float[Tensor, "N L D"]:
         """Text embeddings, truncated (with a warning) and padded to the tokenizer's length."""
-        if warning := cut_off(self.tokenizer, prompts):
+        if warning := truncation_warning(self.tokenizer, prompts):
             logger.warning("%s", warning)
         tokens = self.tokenizer(
             prompts,
@@ -206,7 +206,7 @@ def noise_of(unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor) ->
     return unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False)[0]
 
 
-def cut_off(tokenizer, prompts: list[str]) -> str | None:
+def truncation_warning(tokenizer, prompts: list[str]) -> str | None:
     """A warning if prompts exceed the tokenizer's maximum length, else None."""
     most = tokenizer.model_max_length
     cut = {}
@@ -220,17 +220,17 @@ def cut_off(tokenizer, prompts: list[str]) -> str | None:
     length, lost = next(iter(cut.values()))
     return (
         f"{len(cut)} of {len(set(prompts))} prompts (views and negative_text count) are longer than the "
-        f"{most} tokens that the prior reads; the first has {length}, and its end is not seen: {lost!r}"
+        f"{most} tokens that the prior reads; the first has {length} tokens, and its end is ignored: {lost!r}"
     )
 
 
 def _check_parts(unet, vae, text_encoder) -> None:
     """Raise ValueError if the configs of the parts are incompatible."""
-    refusal = "a text-to-image Stable Diffusion 1.x or 2.x is needed, no inpainting, depth or XL model"
+    refusal = "a text-to-image Stable Diffusion 1.x or 2.x is needed, not an inpainting, depth or XL model"
     if unet.in_channels != vae.latent_channels:
         raise ValueError(
-            f"sd_model: the unet takes {unet.in_channels} channels and the vae gives {vae.latent_channels}: "
-            + refusal
+            f"sd_model: the unet has {unet.in_channels} input channels and the vae {vae.latent_channels} "
+            f"latent channels: {refusal}"
         )
     if unet.cross_attention_dim != text_encoder.hidden_size:
         raise ValueError(

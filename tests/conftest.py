@@ -38,6 +38,7 @@ CHECKED = [
     "render.texturing.uv",
     "render.gbuffer",
     "render.encoding.hash_grid",
+    "render.encoding.reference",
     "render.mesh",
     "render.mesh_io.load",
     "render.mesh_io.gltf_buffers",

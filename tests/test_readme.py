@@ -73,7 +73,7 @@ def test_keys_that_may_change_are_named():
 
 
 def test_every_category_of_the_prior_is_named():
-    known = json.loads((ROOT / "data/tiny-sd/kinds.json").read_text())
+    known = json.loads((ROOT / "data/tiny-sd/categories.json").read_text())
     named = re.search(r"The embedded prior covers: (.*?);", README, re.S)[1]
     assert re.split(r",\s+", " ".join(named.split())) == known
     assert set(known) <= {kind.replace("_", " ") for kind in CATEGORIES}

@@ -274,11 +274,11 @@ def write_table(rows: Iterable[Row]) -> None:
 
 
 def _local_places(name: str) -> dict[str, str | None] | None:
-    """`local_places` of sd.loading.hub, None if its packages cannot be imported."""
+    """`local_locations` of sd.loading.hub, None if its packages cannot be imported."""
     try:
-        from sd.loading.hub import local_places
+        from sd.loading.hub import local_locations
 
-        return local_places(name)
+        return local_locations(name)
     except Exception:  # Reported in the rows of the packages.
         return None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from configs.errors import ConfigError
 from configs.schema import Config
 from render.shade.light import resolve_map
-from sd.loading.hub import COMPONENTS, KINDS_FILE, resolve_model
+from sd.loading.hub import CATEGORIES_FILE, COMPONENTS, resolve_model
 from sd.loading.lora import parse_lora
 
 # Larger files are sampled: a full SHA-256 takes about a second per gigabyte.
@@ -122,7 +122,7 @@ def _model_files(folder: Path) -> list[Path]:
     """The files of a model in diffusers layout that are read, sorted."""
     parts = [folder / part for part in COMPONENTS]
     files = [file for part in parts if part.is_dir() for file in part.iterdir() if file.is_file()]
-    return sorted([*files, *(file for file in [folder / KINDS_FILE] if file.is_file())])
+    return sorted([*files, *(file for file in [folder / CATEGORIES_FILE] if file.is_file())])
 
 
 def input_paths(config: Config) -> dict[str, list[Path]]:

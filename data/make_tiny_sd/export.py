@@ -36,7 +36,7 @@ def export(run: Run, denoiser: Denoiser, vae: nn.Module, tokenizer, latents: Lat
     shutil.rmtree(staging, ignore_errors=True)
     networks.save_pretrained(staging, unet, vae, text_encoder, work / "tokenizer")
     names = [readable_name(category) for category in run.data.categories]
-    (staging / "kinds.json").write_text(json.dumps(names) + "\n")
+    (staging / "categories.json").write_text(json.dumps(names) + "\n")
     (staging / "README.md").write_text(model_card(run.data, _figures(run, denoiser, vae, views)))
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from triton import language as tl
 
-from render.kernels.vec3_triton import BLOCK, OPTIONS, dot, load_triple, minus, plus, store_triple, times
+from render.kernels.vec3_triton import BLOCK, OPTIONS, add, dot, load_vec3, scale, store_vec3, subtract
 
 
 @triton.jit
@@ -21,13 +21,13 @@ def _edge_ends(ends, edge, mask):
 
 
 @triton.jit
-def _end(raw, level, v_pos, vertices, place, reach, mask):
+def _end(raw, level, v_pos, vertices, row, reach, mask):
     """Of one end of an edge: vertex index, field value, moved position and tanh of the raw offset."""
-    vertex = tl.load(vertices + place, mask=mask, other=0)
+    vertex = tl.load(vertices + row, mask=mask, other=0)
     # tanh is computed from sigmoid, which every backend has. The error is below 1e-7 of `reach`.
-    x, y, z = load_triple(raw + 4 * place + 1, mask)
+    x, y, z = load_vec3(raw + 4 * row + 1, mask)
     tanh_offset = 2 * tl.sigmoid(2 * x) - 1, 2 * tl.sigmoid(2 * y) - 1, 2 * tl.sigmoid(2 * z) - 1
-    position = plus(load_triple(v_pos + 3 * vertex, mask), times(tanh_offset, reach))
+    position = add(load_vec3(v_pos + 3 * vertex, mask), scale(tanh_offset, reach))
     return vertex, tl.load(level + vertex, mask=mask, other=0.0), position, tanh_offset
 
 
@@ -40,22 +40,22 @@ def _cross(raw, level, v_pos, vertices, ends, points, reach, count, BLOCK: tl.co
     _, t, q, _ = _end(raw, level, v_pos, vertices, end, reach, mask)
     # The two values differ in sign, so the difference is never zero.
     fraction = s / tl.where(mask, s - t, 1.0)
-    store_triple(points + 3 * edge, plus(p, times(minus(q, p), fraction)), mask)
+    store_vec3(points + 3 * edge, add(p, scale(subtract(q, p), fraction)), mask)
 
 
 @triton.jit
-def _add_gradient(grad, raw, on_wall, vertex, place, grad_level, grad_point, tanh_offset, reach, mask):
+def _add_gradient(grad, raw, on_wall, vertex, row, grad_level, grad_point, tanh_offset, reach, mask):
     """Add to a vertex's row of grad [U,4]. The field of a vertex that is clamped at the boundary gets no
     gradient.
     """
     walled = tl.load(on_wall + vertex, mask=mask, other=0) != 0
-    clamped = walled & (tl.load(raw + 4 * place, mask=mask, other=0.0) < 0)
-    row = grad + 4 * place
-    tl.atomic_add(row, grad_level, mask=mask & ~clamped, sem="relaxed")
+    clamped = walled & (tl.load(raw + 4 * row, mask=mask, other=0.0) < 0)
+    pointer = grad + 4 * row
+    tl.atomic_add(pointer, grad_level, mask=mask & ~clamped, sem="relaxed")
     x, y, z = tanh_offset
-    tl.atomic_add(row + 1, grad_point[0] * reach * (1 - x * x), mask=mask, sem="relaxed")
-    tl.atomic_add(row + 2, grad_point[1] * reach * (1 - y * y), mask=mask, sem="relaxed")
-    tl.atomic_add(row + 3, grad_point[2] * reach * (1 - z * z), mask=mask, sem="relaxed")
+    tl.atomic_add(pointer + 1, grad_point[0] * reach * (1 - x * x), mask=mask, sem="relaxed")
+    tl.atomic_add(pointer + 2, grad_point[1] * reach * (1 - y * y), mask=mask, sem="relaxed")
+    tl.atomic_add(pointer + 3, grad_point[2] * reach * (1 - z * z), mask=mask, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -70,9 +70,9 @@ def _cross_backward(
     other, t, q, tanh_offset_other = _end(raw, level, v_pos, vertices, end, reach, mask)
     gap = tl.where(mask, s - t, 1.0)
     fraction = s / gap
-    grad_point = load_triple(grad_output + 3 * edge, mask)
-    along = dot(grad_point, minus(q, p)) / (gap * gap)
-    near, far = times(grad_point, 1 - fraction), times(grad_point, fraction)
+    grad_point = load_vec3(grad_output + 3 * edge, mask)
+    along = dot(grad_point, subtract(q, p)) / (gap * gap)
+    near, far = scale(grad_point, 1 - fraction), scale(grad_point, fraction)
     _add_gradient(grad, raw, on_wall, vertex, start, -along * t, near, tanh_offset, reach, mask)
     _add_gradient(grad, raw, on_wall, other, end, along * s, far, tanh_offset_other, reach, mask)
 

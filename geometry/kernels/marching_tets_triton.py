@@ -18,11 +18,11 @@ WIDTH = 4096
 
 
 @triton.jit
-def _corners(simplices, inside, index, wanted, K: tl.constexpr):
+def _corners(simplices, inside, index, mask, K: tl.constexpr):
     """The K corners of each simplex, and 1 for each corner that is inside: two tensors [BLOCK,K]."""
     corner = index.to(tl.int64)[:, None] * K + tl.arange(0, K)[None, :]
-    vertex = tl.load(simplices + corner, mask=wanted[:, None], other=0)
-    return vertex, tl.load(inside + vertex, mask=wanted[:, None], other=0).to(tl.int32)
+    vertex = tl.load(simplices + corner, mask=mask[:, None], other=0)
+    return vertex, tl.load(inside + vertex, mask=mask[:, None], other=0).to(tl.int32)
 
 
 @triton.jit
@@ -34,16 +34,16 @@ def _rank(amount, ranks, counts, block, BLOCK: tl.constexpr):
     tl.store(counts + block, count)
     if count > 0:
         before = tl.cumsum(amount, 0) - amount
-        place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        tl.store(ranks + place, tl.where(amount > 0, before, -1).to(tl.int16))
+        index = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(ranks + index, tl.where(amount > 0, before, -1).to(tl.int16))
 
 
 @triton.jit
-def _place(number, first_block, ranks, starts, BLOCK: tl.constexpr, wanted):
+def _list_index(number, first_block, ranks, starts, BLOCK: tl.constexpr, mask):
     """Index of edges or vertices in their list. first_block: the first block of their kind."""
-    place = first_block * BLOCK + number
-    start = tl.load(starts + place // BLOCK, mask=wanted, other=0)
-    return (start + tl.load(ranks + place, mask=wanted, other=0)).to(tl.int64)
+    index = first_block * BLOCK + number
+    start = tl.load(starts + index // BLOCK, mask=mask, other=0)
+    return (start + tl.load(ranks + index, mask=mask, other=0)).to(tl.int64)
 
 
 @triton.jit
@@ -93,11 +93,11 @@ def _find_used(used, ranks, counts, vertex_count, first_block, BLOCK: tl.constex
 @triton.jit
 def _sum_blocks(counts, starts, totals, edge_blocks, tet_blocks, vertex_blocks, WIDTH: tl.constexpr):
     """Offset of each block in its list, and the lengths of the three lists. One program per list."""
-    which = tl.program_id(0)
+    list_number = tl.program_id(0)
     first, blocks = 0, edge_blocks
-    if which == 1:
+    if list_number == 1:
         first, blocks = edge_blocks, tet_blocks
-    if which == 2:
+    if list_number == 2:
         first, blocks = edge_blocks + tet_blocks, vertex_blocks
     total = 0
     for begin in range(0, blocks, WIDTH):
@@ -105,28 +105,28 @@ def _sum_blocks(counts, starts, totals, edge_blocks, tet_blocks, vertex_blocks, 
         count = tl.load(counts + first + block, mask=block < blocks, other=0)
         tl.store(starts + first + block, total + tl.cumsum(count, 0) - count, mask=block < blocks)
         total += tl.sum(count, 0)
-    tl.store(totals + which, total)
+    tl.store(totals + list_number, total)
 
 
 @triton.jit
-def _write_ends(inside, edges, index, listed, place, ends, vertex_block, ranks, starts, BLOCK: tl.constexpr):
+def _write_ends(inside, edges, index, listed, row, ends, vertex_block, ranks, starts, BLOCK: tl.constexpr):
     vertex, _ = _corners(edges, inside, index, listed, 2)
-    end = _place(vertex, vertex_block, ranks, starts, BLOCK, listed[:, None])
-    tl.store(ends + place[:, None] * 2 + tl.arange(0, 2)[None, :], end, mask=listed[:, None])
+    end = _list_index(vertex, vertex_block, ranks, starts, BLOCK, listed[:, None])
+    tl.store(ends + row[:, None] * 2 + tl.arange(0, 2)[None, :], end, mask=listed[:, None])
 
 
 @triton.jit
 def _write_faces(
-    inside, tets, tet_edges, triangles, index, listed, place, faces, ranks, starts, BLOCK: tl.constexpr
+    inside, tets, tet_edges, triangles, index, listed, row, faces, ranks, starts, BLOCK: tl.constexpr
 ):
     _, bit = _corners(tets, inside, index, listed, 4)
     pattern = tl.sum(bit << tl.arange(0, 4)[None, :], 1)
     for corner in tl.static_range(6):
         slot = tl.load(triangles + pattern * 6 + corner, mask=listed, other=-1)
-        wanted = slot >= 0
-        edge = tl.load(tet_edges + index.to(tl.int64) * 6 + slot, mask=wanted, other=0)
-        crossing = _place(edge, 0, ranks, starts, BLOCK, wanted)
-        tl.store(faces + place * 3 + corner, crossing, mask=wanted)
+        mask = slot >= 0
+        edge = tl.load(tet_edges + index.to(tl.int64) * 6 + slot, mask=mask, other=0)
+        crossing = _list_index(edge, 0, ranks, starts, BLOCK, mask)
+        tl.store(faces + row * 3 + corner, crossing, mask=mask)
 
 
 @triton.jit
@@ -140,18 +140,16 @@ def _write(
         offset = tl.arange(0, BLOCK)
         rank = tl.load(ranks + block.to(tl.int64) * BLOCK + offset)
         listed = rank >= 0
-        place = (tl.load(starts + block) + rank).to(tl.int64)
+        row = (tl.load(starts + block) + rank).to(tl.int64)
         if block < edge_blocks:
             index = block * BLOCK + offset
-            _write_ends(inside, edges, index, listed, place, ends, vertex_block, ranks, starts, BLOCK)
+            _write_ends(inside, edges, index, listed, row, ends, vertex_block, ranks, starts, BLOCK)
         elif block < vertex_block:
             index = (block - edge_blocks) * BLOCK + offset
-            _write_faces(
-                inside, tets, tet_edges, triangles, index, listed, place, faces, ranks, starts, BLOCK
-            )
+            _write_faces(inside, tets, tet_edges, triangles, index, listed, row, faces, ranks, starts, BLOCK)
         else:
             index = (block - vertex_block) * BLOCK + offset
-            tl.store(vertices + place, index.to(tl.int64), mask=listed)
+            tl.store(vertices + row, index.to(tl.int64), mask=listed)
 
 
 def topology(

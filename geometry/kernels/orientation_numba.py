@@ -5,12 +5,12 @@ import numpy as np
 
 
 @numba.njit(cache=True, nogil=True)
-def spread_orientation(neighbour, opposes, patch, turned):
+def propagate_orientation(neighbour, inconsistent, patch, flipped):
     """Number the connected patches of faces, and orient each patch consistently with its first face.
 
-    neighbour [F,3]: the face across each edge, -1 if there is none. opposes [F,3]: whether that face runs
-    along the edge in the same direction, so one of the two must be flipped. patch [F] and turned [F] receive
-    the result; patch is -1 at first.
+    neighbour [F,3]: the face across each edge, −1 if there is none. inconsistent [F,3]: whether both faces
+    traverse the edge in the same direction, so that one of them must be flipped. patch [F] and flipped [F]
+    receive the result. patch must be −1 and flipped must be False at first.
     """
     queue = np.empty(len(patch), dtype=np.int64)
     count = 0
@@ -27,7 +27,7 @@ def spread_orientation(neighbour, opposes, patch, turned):
                 other = neighbour[face, k]
                 if other >= 0 and patch[other] < 0:
                     patch[other] = count
-                    turned[other] = turned[face] != opposes[face, k]
+                    flipped[other] = flipped[face] != inconsistent[face, k]
                     queue[tail] = other
                     tail += 1
         count += 1

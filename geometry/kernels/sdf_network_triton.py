@@ -16,8 +16,8 @@ BLOCK = 128
 def _layer(values, weights, width, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr):
     """ReLU(values · weightsᵀ). weights is [OUTPUTS, width], padded with zeros to INPUTS columns."""
     column = tl.arange(0, INPUTS)[:, None]
-    place = weights + tl.arange(0, OUTPUTS)[None, :] * width + column
-    matrix = tl.load(place, mask=column < width, other=0.0)
+    pointer = weights + tl.arange(0, OUTPUTS)[None, :] * width + column
+    matrix = tl.load(pointer, mask=column < width, other=0.0)
     return tl.maximum(tl.dot(values, matrix, input_precision="tf32x3"), 0.0)
 
 
@@ -36,8 +36,8 @@ def _distances(
 ):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, INPUTS)[None, :]
-    there = (index < count)[:, None] & (column < width)
-    values = tl.load(encoded + index.to(tl.int64)[:, None] * width + column, mask=there, other=0.0)
+    mask = (index < count)[:, None] & (column < width)
+    values = tl.load(encoded + index.to(tl.int64)[:, None] * width + column, mask=mask, other=0.0)
     values = _layer(values, first, width, INPUTS, HIDDEN)
     values = _layer(values, second, HIDDEN, HIDDEN, HIDDEN)
     values *= tl.load(last + tl.arange(0, HIDDEN))[None, :]

@@ -1,96 +1,36 @@
-"""Multiresolution hash encoding of points (Müller et al. 2022, Instant Neural Graphics Primitives).
+"""Multiresolution hash encoding of points as a module (formulas in reference.py).
 
-Level l of L has round(N_min · (N_max / N_min)^(l / (L − 1))) cells per axis, N_min being base_resolution and
-N_max max_resolution. If its (cells + 1)³ vertices fit into 2^log2_hashmap_size rows, each vertex has its own
-row. Otherwise vertices share rows by the spatial hash x ⊕ 2654435761 y ⊕ 805459861 z. The feature of a point
-is the trilinear interpolation of the eight corners of its cell, concatenated over the levels.
-
-The backward pass saves only the points and the table. It recomputes indices and weights (L × 8 per point).
+The backward pass saves only the points. It recomputes indices and weights (L × 8 per point).
 """
 
-import logging
 import warnings
-from collections.abc import Callable
-from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from render.encoding.hash_levels import GridLevel, grid_levels
-from render.kernels.available import triton_works
+from render.encoding.reference import Encoder, level_corners
+from render.encoding.select import choose_encoder
 
-logger = logging.getLogger(__name__)
-
-HASH_PRIMES = (1, 2654435761, 805459861)
 # Above this many weights (8 bytes each, stored twice) a precomputed encoding costs more memory than it saves.
 MAX_PRECOMPUTED_WEIGHTS = 1 << 25
 
 
-def level_corners(
-    points: Float[Tensor, "N 3"], level: GridLevel
-) -> tuple[Int[Tensor, "N 8"], Float[Tensor, "N 8"]]:
-    """Table rows [N,8] and trilinear weights [N,8] of the cell corners around points in [0, 1]³."""
-    scaled = points * level.resolution
-    # A point with coordinate 1 belongs to the last cell.
-    cell = scaled.floor().clamp(max=level.resolution - 1)
-    fraction = scaled - cell
-    near = cell.long()
-    corner = torch.stack([near, near + 1], -1)  # [N, axis, side]
-    weight = torch.stack([1 - fraction, fraction], -1)
-    side_weight = weight[:, 0, :, None, None] * weight[:, 1, None, :, None] * weight[:, 2, None, None, :]
-    if level.dense:
-        stride = level.resolution + 1
-        x, y, z = corner[:, 0], corner[:, 1] * stride, corner[:, 2] * (stride * stride)
-        row = x[:, :, None, None] + y[:, None, :, None] + z[:, None, None, :]
-    else:
-        x, y, z = (corner[:, axis] * HASH_PRIMES[axis] for axis in range(3))
-        row = (x[:, :, None, None] ^ y[:, None, :, None] ^ z[:, None, None, :]) & (level.entries - 1)
-    return row.reshape(-1, 8) + level.offset, side_weight.reshape(-1, 8)
-
-
-def encode_torch(
-    points: Float[Tensor, "N 3"], table: Float[Tensor, "T F"], levels: tuple[GridLevel, ...]
-) -> Float[Tensor, "N LF"]:
-    """Features of points in [0, 1]³, on any device."""
-    features = table.shape[1]
-    out = table.new_empty(len(points), len(levels), features)
-    for number, level in enumerate(levels):
-        row, weight = level_corners(points, level)
-        out[:, number] = (table[row] * weight[:, :, None]).sum(1)
-    return out.reshape(len(points), len(levels) * features)
-
-
-def encode_torch_backward(
-    points: Float[Tensor, "N 3"],
-    grad: Float[Tensor, "N LF"],
-    levels: tuple[GridLevel, ...],
-) -> Float[Tensor, "T F"]:
-    """Gradient with respect to the table, from the gradient with respect to the features."""
-    features = grad.shape[1] // len(levels)
-    grad = grad.reshape(len(points), len(levels), features)
-    grad_table = grad.new_zeros(levels[-1].offset + levels[-1].entries, features)
-    for number, level in enumerate(levels):
-        row, weight = level_corners(points, level)
-        weighted = weight[:, :, None] * grad[:, number, None, :]
-        grad_table.index_add_(0, row.reshape(-1), weighted.reshape(-1, features))
-    return grad_table
-
-
 class _Encode(torch.autograd.Function):
-    """The encoding by a (forward, backward) pair of functions. It saves only the points."""
+    """The encoding by an `Encoder`. It saves only the points."""
 
     @staticmethod
-    def forward(ctx, points, table, levels, forward, backward):
+    def forward(ctx, points, table, levels, encoder):
         ctx.save_for_backward(points)
-        ctx.levels, ctx.backward_function = levels, backward
-        return forward(points, table, levels)
+        ctx.levels, ctx.encoder = levels, encoder
+        return encoder.encode(points, table, levels)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         (points,) = ctx.saved_tensors
-        return None, ctx.backward_function(points, grad, ctx.levels), None, None, None
+        return None, ctx.encoder.encode_backward(points, grad, ctx.levels), None, None
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -105,51 +45,6 @@ class _SparseProduct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         return ctx.transpose @ grad.contiguous(), None, None
-
-
-def choose_encoder(device: torch.device, dtype: torch.dtype, features: int) -> tuple[Callable, Callable]:
-    """The (forward, backward) functions: numba on CPU, Triton on CUDA, otherwise torch.
-
-    numba and Triton support float32 only. Triton also needs a power of two of features per level.
-    """
-    compiled = None
-    if dtype == torch.float32:
-        if device.type == "cpu":
-            compiled = numba_encoder()
-        elif device.type == "cuda" and features & (features - 1) == 0:
-            compiled = triton_encoder(device)
-    return compiled or (encode_torch, encode_torch_backward)
-
-
-@cache
-def numba_encoder() -> tuple[Callable, Callable] | None:
-    """The numba functions, or None if numba is missing or unusable. The reason is logged once."""
-    try:
-        from render.encoding import hash_grid_numba
-    # numba raises various exceptions if it does not support the installed NumPy.
-    except Exception as error:
-        _log_fallback("numba", error)
-        return None
-    return hash_grid_numba.encode, hash_grid_numba.encode_backward
-
-
-def triton_encoder(device: torch.device) -> tuple[Callable, Callable] | None:
-    """The Triton kernels, or None if Triton does not run on the device. `triton_works` logs the reason."""
-    if not triton_works(device):
-        return None
-    from render.encoding import hash_grid_triton
-
-    return hash_grid_triton.encode, hash_grid_triton.encode_backward
-
-
-def _log_fallback(package: str, error: Exception) -> None:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    logger.warning(
-        "hash encoding: using torch (slower), because %s cannot run: %s; pip install %s",
-        package,
-        reason,
-        package,
-    )
 
 
 class HashGrid(nn.Module):
@@ -181,6 +76,19 @@ class HashGrid(nn.Module):
         self.register_buffer("box_size", (box_max - box_min).clamp_min(1e-6), persistent=False)
         table = torch.empty(self.levels[-1].offset + self.levels[-1].entries, n_features)
         self.table = nn.Parameter(table.uniform_(-1e-4, 1e-4, generator=generator))
+        self._encoder: Encoder | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The implementation, selected once per device and dtype of the table."""
+        if self._encoder is None:
+            self._encoder = choose_encoder(self.table.device, self.table.dtype, self.table.shape[1])
+        return self._encoder
+
+    def _apply(self, fn, recurse=True):
+        """Called by `to`, `cuda`, `double` and similar methods, which may require another encoder."""
+        self._encoder = None
+        return super()._apply(fn, recurse)
 
     def to_unit(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
         """World points in box coordinates, [0, 1]³."""
@@ -192,8 +100,7 @@ class HashGrid(nn.Module):
 
     def encode_unit(self, unit: Float[Tensor, "N 3"]) -> Float[Tensor, "N LF"]:
         """The encoding of points in box coordinates (see to_unit)."""
-        forward, backward = choose_encoder(self.table.device, self.table.dtype, self.table.shape[1])
-        return _Encode.apply(unit, self.table, self.levels, forward, backward)
+        return _Encode.apply(unit, self.table, self.levels, self.encoder)
 
     def precompute(self, points: Float[Tensor, "N 3"]) -> "PrecomputedEncoding":
         """The encoding of fixed points, faster on CPU. Call it after .to(device)."""

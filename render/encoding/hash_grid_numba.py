@@ -1,4 +1,4 @@
-"""Hash encoding on the CPU, compiled with numba: the functions of hash_grid.py, 3 to 10 times faster.
+"""Hash encoding on the CPU, compiled with numba: the functions of reference.py, 3 to 10 times faster.
 
 Each thread processes whole levels. A level has its own rows of the table, so the order of summation does not
 depend on the number of threads and runs are bit-reproducible.
@@ -92,7 +92,7 @@ def _each_level(level_kernel, points, source, levels, target, features):
 def encode(
     points: Float[Tensor, "N 3"], table: Float[Tensor, "T F"], levels: "tuple[GridLevel, ...]"
 ) -> Float[Tensor, "N LF"]:
-    """Features of float32 points in [0, 1]³; see hash_grid.encode_torch."""
+    """Features of float32 points in [0, 1]³; see reference.encode."""
     features = table.shape[1]
     out = torch.empty(len(points), len(levels) * features)
     inputs = points.detach().contiguous().numpy(), table.detach().contiguous().numpy()
@@ -103,7 +103,7 @@ def encode(
 def encode_backward(
     points: Float[Tensor, "N 3"], grad: Float[Tensor, "N LF"], levels: "tuple[GridLevel, ...]"
 ) -> Float[Tensor, "T F"]:
-    """Gradient with respect to the table; see hash_grid.encode_torch_backward."""
+    """Gradient with respect to the table; see reference.encode_backward."""
     features = grad.shape[1] // len(levels)
     grad_table = torch.zeros(levels[-1].offset + levels[-1].entries, features)
     inputs = points.contiguous().numpy(), grad.contiguous().numpy()

@@ -1,4 +1,4 @@
-"""Hash encoding on CUDA: one Triton kernel for each direction, with the interface of hash_grid.py.
+"""Hash encoding on CUDA: one Triton kernel for each direction, with the interface of reference.py.
 
 A program encodes a block of points at a few levels. All blocks of one group of levels run before the next
 group, so that the rows in use (4 MB for a level of 2^19) stay in the L2 cache.
@@ -193,7 +193,7 @@ def encode(
     group: int = LEVELS_PER_PROGRAM,
     block: int = BLOCK,
 ) -> Float[Tensor, "N LF"]:
-    """Features of float32 points in [0, 1]³, F a power of two; see hash_grid.encode_torch.
+    """Features of float32 points in [0, 1]³, F a power of two; see reference.encode.
 
     group (levels per program) and block (points per program, a power of two) affect only the speed.
     """
@@ -214,7 +214,7 @@ def encode_backward(
     runs: bool = True,
     block: int = BLOCK,
 ) -> Float[Tensor, "T F"]:
-    """Gradient with respect to the table; see hash_grid.encode_torch_backward.
+    """Gradient with respect to the table; see reference.encode_backward.
 
     runs: sum consecutive points of one cell before the atomic addition on dense levels.
     """

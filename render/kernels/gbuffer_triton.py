@@ -14,14 +14,14 @@ from triton import language as tl
 from render.kernels.vec3_triton import (
     BLOCK,
     OPTIONS,
+    add,
     add_to_corners,
     dot,
     load_corners,
-    load_triple,
-    minus,
-    plus,
-    store_triple,
-    times,
+    load_vec3,
+    scale,
+    store_vec3,
+    subtract,
     unit,
     unit_backward,
 )
@@ -32,34 +32,34 @@ GRAZING = tl.constexpr(normals.GRAZING)
 
 
 @triton.jit
-def _seen(values, rast, pixel, faces, v_pos, camera, index, there, view_pixels):
+def _load_points(values, rast, pixel, faces, v_pos, camera, index, mask, view_pixels):
     """Flat pixel; position; smooth, face and to_viewer before normalisation; face vertices and two edges."""
-    spot = tl.load(pixel + index, mask=there, other=0)
-    position = load_triple(values + 6 * spot, there)
-    smooth = load_triple(values + 6 * spot + 3, there)
+    pixel_index = tl.load(pixel + index, mask=mask, other=0)
+    position = load_vec3(values + 6 * pixel_index, mask)
+    smooth = load_vec3(values + 6 * pixel_index + 3, mask)
     # rast stores face index + 1.
-    face = tl.load(rast + 4 * spot + 3, mask=there, other=1.0).to(tl.int32) - 1
-    vertices = load_face(faces, face, there)
-    a, b, c = load_corners(v_pos, vertices, there)
-    p, q = minus(b, a), minus(c, a)
-    to_viewer = minus(load_triple(camera + 3 * (spot // view_pixels), there), position)
-    return spot, position, (smooth, cross(p, q), to_viewer), vertices, (p, q)
+    face = tl.load(rast + 4 * pixel_index + 3, mask=mask, other=1.0).to(tl.int32) - 1
+    vertices = load_face(faces, face, mask)
+    a, b, c = load_corners(v_pos, vertices, mask)
+    p, q = subtract(b, a), subtract(c, a)
+    to_viewer = subtract(load_vec3(camera + 3 * (pixel_index // view_pixels), mask), position)
+    return pixel_index, position, (smooth, cross(p, q), to_viewer), vertices, (p, q)
 
 
 @triton.jit
-def _bend(smooth, face, view):
+def _blend_normals(smooth, face, view):
     """shading_normal before normalisation: side ±1, view·smooth / GRAZING, its clamp to [0, 1], the blend."""
     side = tl.where(dot(face, view) < 0, -1.0, 1.0)
-    share = tl.div_rn(dot(smooth, times(view, side)), GRAZING)
-    blend = tl.minimum(tl.maximum(share, 0.0), 1.0)
-    away = minus(smooth, face)
+    facing = tl.div_rn(dot(smooth, scale(view, side)), GRAZING)
+    blend = tl.minimum(tl.maximum(facing, 0.0), 1.0)
+    difference = subtract(smooth, face)
     # The formula of torch.lerp, which is exact at both ends.
-    mixed = plus(face, times(away, blend))
-    near = minus(smooth, times(away, 1 - blend))
-    x = tl.where(blend < 0.5, mixed[0], near[0])
-    y = tl.where(blend < 0.5, mixed[1], near[1])
-    z = tl.where(blend < 0.5, mixed[2], near[2])
-    return side, share, blend, (x, y, z)
+    blended = add(face, scale(difference, blend))
+    from_smooth = subtract(smooth, scale(difference, 1 - blend))
+    x = tl.where(blend < 0.5, blended[0], from_smooth[0])
+    y = tl.where(blend < 0.5, blended[1], from_smooth[1])
+    z = tl.where(blend < 0.5, blended[2], from_smooth[2])
+    return side, facing, blend, (x, y, z)
 
 
 @triton.jit(do_not_specialize=["view_pixels", "count"])
@@ -68,17 +68,19 @@ def _forward(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = index < count
-    _, position, vectors, _, _ = _seen(values, rast, pixel, faces, v_pos, camera, index, there, view_pixels)
+    mask = index < count
+    _, position, vectors, _, _ = _load_points(
+        values, rast, pixel, faces, v_pos, camera, index, mask, view_pixels
+    )
     smooth, _ = unit(vectors[0])
     face, _ = unit(vectors[1])
     view, _ = unit(vectors[2])
-    side, _, _, mixed = _bend(smooth, face, view)
-    bent, _ = unit(times(mixed, side))
+    side, _, _, blended = _blend_normals(smooth, face, view)
+    shading, _ = unit(scale(blended, side))
     row = 3 * index.to(tl.int64)
-    store_triple(positions + row, position, there)
-    store_triple(normals + row, bent, there)
-    store_triple(to_viewers + row, view, there)
+    store_vec3(positions + row, position, mask)
+    store_vec3(normals + row, shading, mask)
+    store_vec3(to_viewers + row, view, mask)
 
 
 @triton.jit(do_not_specialize=["view_pixels", "count"])
@@ -92,40 +94,40 @@ def _backward(
     gradient.
     """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = index < count
+    mask = index < count
     row = 3 * index.to(tl.int64)
-    spot, position, vectors, vertices, edges = _seen(
-        values, rast, pixel, faces, v_pos, camera, index, there, view_pixels
+    pixel_index, position, vectors, vertices, edges = _load_points(
+        values, rast, pixel, faces, v_pos, camera, index, mask, view_pixels
     )
-    smooth, per_smooth = unit(vectors[0])
-    face, per_face = unit(vectors[1])
-    view, per_view = unit(vectors[2])
-    side, share, blend, mixed = _bend(smooth, face, view)
-    none = times(position, 0.0)
-    push, on_view, on_position = none, none, none
+    smooth, inv_smooth = unit(vectors[0])
+    face, inv_face = unit(vectors[1])
+    view, inv_view = unit(vectors[2])
+    side, facing, blend, blended = _blend_normals(smooth, face, view)
+    zero = scale(position, 0.0)
+    d_normal, d_view, d_position = zero, zero, zero
     if grad_normal is not None:
-        push = load_triple(grad_normal + row, there)
+        d_normal = load_vec3(grad_normal + row, mask)
     if grad_to_viewer is not None:
-        on_view = load_triple(grad_to_viewer + row, there)
+        d_view = load_vec3(grad_to_viewer + row, mask)
     if grad_position is not None:
-        on_position = load_triple(grad_position + row, there)
+        d_position = load_vec3(grad_position + row, mask)
 
-    bent, per_bent = unit(times(mixed, side))
-    push = times(unit_backward(push, bent, per_bent), side)
-    free = (share >= 0) & (share <= 1)
-    on_share = tl.where(free, tl.div_rn(dot(push, minus(smooth, face)), GRAZING), 0.0)
-    on_view = plus(on_view, times(smooth, on_share * side))
-    on_to_viewer = unit_backward(on_view, view, per_view)
+    shading, inv_shading = unit(scale(blended, side))
+    d_normal = scale(unit_backward(d_normal, shading, inv_shading), side)
+    unclamped = (facing >= 0) & (facing <= 1)
+    d_facing = tl.where(unclamped, tl.div_rn(dot(d_normal, subtract(smooth, face)), GRAZING), 0.0)
+    d_view = add(d_view, scale(smooth, d_facing * side))
+    d_to_viewer = unit_backward(d_view, view, inv_view)
     if grad_values is not None:
-        on_smooth = plus(times(push, blend), times(view, on_share * side))
-        store_triple(grad_values + 6 * spot, minus(on_position, on_to_viewer), there)
-        store_triple(grad_values + 6 * spot + 3, unit_backward(on_smooth, smooth, per_smooth), there)
+        d_smooth = add(scale(d_normal, blend), scale(view, d_facing * side))
+        store_vec3(grad_values + 6 * pixel_index, subtract(d_position, d_to_viewer), mask)
+        store_vec3(grad_values + 6 * pixel_index + 3, unit_backward(d_smooth, smooth, inv_smooth), mask)
     if grad_v_pos is not None:
-        on_face = unit_backward(times(push, 1 - blend), face, per_face)
+        d_face = unit_backward(scale(d_normal, 1 - blend), face, inv_face)
         # With f = p × q: ∂L/∂p = q × ∂L/∂f, ∂L/∂q = ∂L/∂f × p.
-        on_b, on_c = cross(edges[1], on_face), cross(on_face, edges[0])
-        on_a = times(plus(on_b, on_c), -1.0)
-        add_to_corners(grad_v_pos, vertices, on_a, on_b, on_c, there & (blend < 1))
+        d_b, d_c = cross(edges[1], d_face), cross(d_face, edges[0])
+        d_a = scale(add(d_b, d_c), -1.0)
+        add_to_corners(grad_v_pos, vertices, d_a, d_b, d_c, mask & (blend < 1))
 
 
 def surface_points(
@@ -146,20 +148,20 @@ def surface_points(
 class _SurfacePoints(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, rast, pixel, faces, v_pos, camera):
-        given = [tensor.contiguous() for tensor in (values, rast, pixel, faces, v_pos, camera)]
-        found = tuple(values.new_empty(len(pixel), 3) for _ in range(3))
+        inputs = [tensor.contiguous() for tensor in (values, rast, pixel, faces, v_pos, camera)]
+        outputs = tuple(values.new_empty(len(pixel), 3) for _ in range(3))
         if len(pixel):
             with torch.cuda.device_of(values):
                 grid = (triton.cdiv(len(pixel), BLOCK),)
-                _forward[grid](*given, *found, rast.shape[1] * rast.shape[2], len(pixel), **OPTIONS)
-        ctx.save_for_backward(*given)
+                _forward[grid](*inputs, *outputs, rast.shape[1] * rast.shape[2], len(pixel), **OPTIONS)
+        ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
-        return found
+        return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        given = values, rast, pixel, _, v_pos, _ = ctx.saved_tensors
+        inputs = values, rast, pixel, _, v_pos, _ = ctx.saved_tensors
         grads = (None if grad is None else grad.contiguous() for grad in grads)
         grad_values = torch.zeros_like(values) if ctx.needs_input_grad[0] else None
         grad_v_pos = torch.zeros_like(v_pos) if ctx.needs_input_grad[4] else None
@@ -167,5 +169,5 @@ class _SurfacePoints(torch.autograd.Function):
             with torch.cuda.device_of(values):
                 grid = (triton.cdiv(len(pixel), BLOCK),)
                 sizes = rast.shape[1] * rast.shape[2], len(pixel)
-                _backward[grid](*given, *grads, grad_values, grad_v_pos, *sizes, **OPTIONS)
+                _backward[grid](*inputs, *grads, grad_values, grad_v_pos, *sizes, **OPTIONS)
         return grad_values, None, None, None, grad_v_pos, None

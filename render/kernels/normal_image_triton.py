@@ -8,24 +8,24 @@ from torch.autograd.function import once_differentiable
 from triton import language as tl
 
 from render.gbuffer import SurfacePoints
-from render.kernels.vec3_triton import BLOCK, OPTIONS, dot, load_triple, store_triple
+from render.kernels.vec3_triton import BLOCK, OPTIONS, dot, load_vec3, store_vec3
 
 
 @triton.jit(do_not_specialize=["view_pixels", "count"])
 def _forward(normals, pixel, rotation, image, view_pixels, count, FLIP: tl.constexpr, BLOCK: tl.constexpr):
     """Write the covered pixels of image [B*H*W,4]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = index < count
-    spot = tl.load(pixel + index, mask=there, other=0)
-    normal = load_triple(normals + 3 * index.to(tl.int64), there)
-    rows = rotation + 9 * (spot // view_pixels)
-    turned_x = dot(load_triple(rows, there), normal)
-    turned_y = dot(load_triple(rows + 3, there), normal)
-    turned_z = dot(load_triple(rows + 6, there), normal)
+    mask = index < count
+    pixel_index = tl.load(pixel + index, mask=mask, other=0)
+    normal = load_vec3(normals + 3 * index.to(tl.int64), mask)
+    matrix = rotation + 9 * (pixel_index // view_pixels)
+    rotated_x = dot(load_vec3(matrix, mask), normal)
+    rotated_y = dot(load_vec3(matrix + 3, mask), normal)
+    rotated_z = dot(load_vec3(matrix + 6, mask), normal)
     if FLIP:
-        turned_x = -tl.abs(turned_x)
-    store_triple(image + 4 * spot, (turned_x, turned_y, turned_z), there)
-    tl.store(image + 4 * spot + 3, 1.0, mask=there)
+        rotated_x = -tl.abs(rotated_x)
+    store_vec3(image + 4 * pixel_index, (rotated_x, rotated_y, rotated_z), mask)
+    tl.store(image + 4 * pixel_index + 3, 1.0, mask=mask)
 
 
 @triton.jit(do_not_specialize=["view_pixels", "count"])
@@ -35,24 +35,24 @@ def _backward(
 ):  # fmt: skip
     """Write grad_normals [N,3]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = index < count
+    mask = index < count
     row = 3 * index.to(tl.int64)
-    spot = tl.load(pixel + index, mask=there, other=0)
-    push_x, push_y, push_z = load_triple(grad_image + 4 * spot, there)
-    rows = rotation + 9 * (spot // view_pixels)
+    pixel_index = tl.load(pixel + index, mask=mask, other=0)
+    grad_x, grad_y, grad_z = load_vec3(grad_image + 4 * pixel_index, mask)
+    matrix = rotation + 9 * (pixel_index // view_pixels)
     first, second, third = (
-        load_triple(rows, there),
-        load_triple(rows + 3, there),
-        load_triple(rows + 6, there),
+        load_vec3(matrix, mask),
+        load_vec3(matrix + 3, mask),
+        load_vec3(matrix + 6, mask),
     )
     if FLIP:
-        turned_x = dot(first, load_triple(normals + row, there))
-        push_x *= tl.where(turned_x < 0, 1.0, tl.where(turned_x > 0, -1.0, 0.0))
-    push = push_x, push_y, push_z
-    x = dot((first[0], second[0], third[0]), push)
-    y = dot((first[1], second[1], third[1]), push)
-    z = dot((first[2], second[2], third[2]), push)
-    store_triple(grad_normals + row, (x, y, z), there)
+        rotated_x = dot(first, load_vec3(normals + row, mask))
+        grad_x *= tl.where(rotated_x < 0, 1.0, tl.where(rotated_x > 0, -1.0, 0.0))
+    grad = grad_x, grad_y, grad_z
+    x = dot((first[0], second[0], third[0]), grad)
+    y = dot((first[1], second[1], third[1]), grad)
+    z = dot((first[2], second[2], third[2]), grad)
+    store_vec3(grad_normals + row, (x, y, z), mask)
 
 
 def normal_image(
@@ -65,25 +65,25 @@ def normal_image(
 class _NormalImage(torch.autograd.Function):
     @staticmethod
     def forward(ctx, normals, pixel, rotation, size, flip):
-        given = [tensor.contiguous() for tensor in (normals, pixel, rotation)]
+        inputs = [tensor.contiguous() for tensor in (normals, pixel, rotation)]
         image = normals.new_zeros(*size, 4)
         if len(pixel):
             with torch.cuda.device_of(image):
                 grid = (triton.cdiv(len(pixel), BLOCK),)
-                _forward[grid](*given, image, size[1] * size[2], len(pixel), FLIP=flip, **OPTIONS)
-        ctx.save_for_backward(*given)
+                _forward[grid](*inputs, image, size[1] * size[2], len(pixel), FLIP=flip, **OPTIONS)
+        ctx.save_for_backward(*inputs)
         ctx.flip = flip
         return image
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_image):
-        given = normals, pixel, _ = ctx.saved_tensors
+        inputs = normals, pixel, _ = ctx.saved_tensors
         grad_normals = torch.empty_like(normals)
         if len(pixel):
             with torch.cuda.device_of(normals):
                 grid, sizes = (triton.cdiv(len(pixel), BLOCK),), (grad_image[0, ..., 0].numel(), len(pixel))
                 _backward[grid](
-                    *given, grad_image.contiguous(), grad_normals, *sizes, FLIP=ctx.flip, **OPTIONS
+                    *inputs, grad_image.contiguous(), grad_normals, *sizes, FLIP=ctx.flip, **OPTIONS
                 )
         return grad_normals, None, None, None, None

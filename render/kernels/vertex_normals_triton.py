@@ -13,14 +13,14 @@ from triton import language as tl
 from render.kernels.vec3_triton import (
     BLOCK,
     OPTIONS,
+    add,
     add_to_corners,
     dot,
     load_corners,
-    load_triple,
-    minus,
-    plus,
-    store_triple,
-    times,
+    load_vec3,
+    scale,
+    store_vec3,
+    subtract,
 )
 from render.raster.triton.triangles import cross, load_face
 
@@ -32,44 +32,44 @@ DEGENERATE = tl.constexpr(1e-20)
 def _sum_faces(v_pos, faces, summed, count, BLOCK: tl.constexpr):
     """Add the vector of each face to the rows of its vertices in summed [V,3], which starts at zero."""
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = face < count
-    vertices = load_face(faces, face, there)
-    a, b, c = load_corners(v_pos, vertices, there)
-    weighted = cross(minus(b, a), minus(c, a))
-    add_to_corners(summed, vertices, weighted, weighted, weighted, there)
+    mask = face < count
+    vertices = load_face(faces, face, mask)
+    a, b, c = load_corners(v_pos, vertices, mask)
+    weighted = cross(subtract(b, a), subtract(c, a))
+    add_to_corners(summed, vertices, weighted, weighted, weighted, mask)
 
 
 @triton.jit
 def _direction(summed):
     """Whether the sum has a direction, its unit vector (otherwise +z) and its length (otherwise 1)."""
     squared = dot(summed, summed)
-    sound = squared > DEGENERATE
-    length = tl.sqrt_rn(tl.where(sound, squared, 1.0))
-    x = tl.where(sound, tl.div_rn(summed[0], length), 0.0)
-    y = tl.where(sound, tl.div_rn(summed[1], length), 0.0)
-    z = tl.where(sound, tl.div_rn(summed[2], length), 1.0)
-    return sound, (x, y, z), length
+    valid = squared > DEGENERATE
+    length = tl.sqrt_rn(tl.where(valid, squared, 1.0))
+    x = tl.where(valid, tl.div_rn(summed[0], length), 0.0)
+    y = tl.where(valid, tl.div_rn(summed[1], length), 0.0)
+    z = tl.where(valid, tl.div_rn(summed[2], length), 1.0)
+    return valid, (x, y, z), length
 
 
 @triton.jit(do_not_specialize=["count"])
 def _normalize(summed, normals, count, BLOCK: tl.constexpr):
     vertex = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = vertex < count
+    mask = vertex < count
     row = 3 * vertex.to(tl.int64)
-    _, direction, _ = _direction(load_triple(summed + row, there))
-    store_triple(normals + row, direction, there)
+    _, direction, _ = _direction(load_vec3(summed + row, mask))
+    store_vec3(normals + row, direction, mask)
 
 
 @triton.jit
-def _normalize_backward(summed, grad, vertex, there):
+def _normalize_backward(summed, grad, vertex, mask):
     """Gradient of a vertex's sum from that of its normal. Each face recomputes it, which saves a launch."""
     row = 3 * vertex.to(tl.int64)
-    sound, direction, length = _direction(load_triple(summed + row, there))
-    cotangent = load_triple(grad + row, there)
-    across = minus(cotangent, times(direction, dot(cotangent, direction)))
-    x = tl.where(sound, tl.div_rn(across[0], length), 0.0)
-    y = tl.where(sound, tl.div_rn(across[1], length), 0.0)
-    z = tl.where(sound, tl.div_rn(across[2], length), 0.0)
+    valid, direction, length = _direction(load_vec3(summed + row, mask))
+    cotangent = load_vec3(grad + row, mask)
+    tangential = subtract(cotangent, scale(direction, dot(cotangent, direction)))
+    x = tl.where(valid, tl.div_rn(tangential[0], length), 0.0)
+    y = tl.where(valid, tl.div_rn(tangential[1], length), 0.0)
+    z = tl.where(valid, tl.div_rn(tangential[2], length), 0.0)
     return x, y, z
 
 
@@ -77,15 +77,15 @@ def _normalize_backward(summed, grad, vertex, there):
 def _backward(v_pos, faces, summed, grad, grad_v_pos, count, BLOCK: tl.constexpr):
     """Add to grad_v_pos [V,3], which starts at zero. For f = p × q: ∂L/∂p = q × ∂L/∂f, ∂L/∂q = ∂L/∂f × p."""
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = face < count
-    vertices = load_face(faces, face, there)
-    a, b, c = load_corners(v_pos, vertices, there)
-    push = _normalize_backward(summed, grad, vertices[0], there)
-    push = plus(push, _normalize_backward(summed, grad, vertices[1], there))
-    push = plus(push, _normalize_backward(summed, grad, vertices[2], there))
-    on_b, on_c = cross(minus(c, a), push), cross(push, minus(b, a))
-    on_a = times(plus(on_b, on_c), -1.0)
-    add_to_corners(grad_v_pos, vertices, on_a, on_b, on_c, there)
+    mask = face < count
+    vertices = load_face(faces, face, mask)
+    a, b, c = load_corners(v_pos, vertices, mask)
+    d_face = _normalize_backward(summed, grad, vertices[0], mask)
+    d_face = add(d_face, _normalize_backward(summed, grad, vertices[1], mask))
+    d_face = add(d_face, _normalize_backward(summed, grad, vertices[2], mask))
+    d_b, d_c = cross(subtract(c, a), d_face), cross(d_face, subtract(b, a))
+    d_a = scale(add(d_b, d_c), -1.0)
+    add_to_corners(grad_v_pos, vertices, d_a, d_b, d_c, mask)
 
 
 def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:

@@ -151,8 +151,8 @@ def nearest_face(
         n = normal[face] * sign[face, :, None]
         edge = n[..., 0] * x[:, None] + n[..., 1] * y[:, None] + n[..., 2]
         z = (edge * corners[face, :, 2]).sum(-1) / det[face].abs()
-        seen = (edge > 0) | ((edge == 0) & owns_its_points(n))
-        hit = seen.all(-1) & (edge.sum(-1) > 0) & (z.abs() <= 1)
+        inside = (edge > 0) | ((edge == 0) & is_top_left(n))
+        hit = inside.all(-1) & (edge.sum(-1) > 0) & (z.abs() <= 1)
         face, pixel, z = face[hit], pixel[hit], z[hit]
         nearer = depth.scatter_reduce(0, pixel, z, "amin")
         nearest[nearer < depth] = len(faces)
@@ -162,7 +162,7 @@ def nearest_face(
     return torch.where(nearest < len(faces), nearest, -1)
 
 
-def owns_its_points(normal: Float[Tensor, "... 3"]) -> Bool[Tensor, "..."]:
+def is_top_left(normal: Float[Tensor, "... 3"]) -> Bool[Tensor, "..."]:
     """Top-left rule: whether a triangle contains centres exactly on the edge with this inward normal.
 
     True for exactly one of n and −n, hence for one of the two triangles at the edge.
@@ -177,15 +177,15 @@ def pixel_boxes(
     """First pixel (column, row) and size of the bounding box of the centres that each triangle may cover."""
     limit = torch.tensor([resolution[1], resolution[0]], device=corners.device)
     w = corners[..., 3]
-    ahead = (w > 0).all(-1)[:, None]
-    projected = corners[..., :2] / torch.where(ahead, w, 1)[..., None]
-    place = (projected + 1) * limit / 2 - 0.5
+    in_front = (w > 0).all(-1)[:, None]
+    projected = corners[..., :2] / torch.where(in_front, w, 1)[..., None]
+    position = (projected + 1) * limit / 2 - 0.5
     # The tolerance keeps centres exactly on the outline.
-    low = (place.amin(1) - 1e-6).ceil().clamp(min=0)
-    high = torch.minimum((place.amax(1) + 1e-6).floor(), limit - 1.0)
+    low = (position.amin(1) - 1e-6).ceil().clamp(min=0)
+    high = torch.minimum((position.amax(1) + 1e-6).floor(), limit - 1.0)
     # The projection of a triangle that extends behind the camera is unbounded.
-    low = torch.where(ahead, low, 0)
-    high = torch.where(ahead, high, limit - 1.0)
+    low = torch.where(in_front, low, 0)
+    high = torch.where(in_front, high, limit - 1.0)
     drawable = (det != 0) & det.isfinite() & (w > 0).any(-1) & corners.isfinite().all(-1).all(-1)
     size = torch.where(drawable[:, None], (high - low + 1).clamp(min=0), 0)
     return torch.where(drawable[:, None], low, 0).long(), size.long()

@@ -1,7 +1,12 @@
-"""Selection of the rasteriser: Triton or nvdiffrast on CUDA, numba on the CPU, otherwise the reference."""
+"""Selection of the rasteriser: Triton or nvdiffrast on CUDA, numba on the CPU, otherwise the reference.
+
+`Rasteriser` in interface.py is the contract. The selection has the same form as those of the hash encoding
+and of the prior's kernels: it happens once, while the run is built.
+"""
 
 import importlib
 import logging
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -9,7 +14,7 @@ import torch
 from render.raster.interface import Rasteriser
 from render.raster.reference import ReferenceRasteriser
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 REQUIREMENTS = {
     "nvdiffrast": "needs --device cuda and nvdiffrast, installed from its sources with the CUDA toolkit",
@@ -18,44 +23,45 @@ REQUIREMENTS = {
 }
 # Exceptions of a package that is missing or incompatible with other packages.
 UNUSABLE = (ImportError, RuntimeError, OSError, AttributeError, SystemError)
-# In order of preference. Both have the same speed. If triangles are as small as pixels, nvdiffrast's
-# antialiasing keeps 2 % of the outline gradient and Triton keeps all of it (tests/benchmarks/raster.py).
-AUTOMATIC = {"cuda": ("triton", "nvdiffrast")}
+# By device type, in order of preference. The reference is used if none of them is usable. Triton and
+# nvdiffrast have the same speed. If triangles are as small as pixels, nvdiffrast's antialiasing keeps 2 % of
+# the outline gradient and Triton keeps all of it (tests/benchmarks/raster.py).
+AUTOMATIC = {"cuda": ("triton", "nvdiffrast"), "cpu": ("numba",)}
+# Tests set this to a key of BUILDERS, which replaces the choice of the caller.
+OVERRIDE: str | None = None
 NAMES = ("auto", "nvdiffrast", "triton", "numba", "reference")
 
 
 def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Rasteriser:
     """The rasteriser for tensors on `device`.
 
-    preferred: one of NAMES. "auto" takes the first usable of triton and nvdiffrast on CUDA, numba on the CPU,
-    otherwise the reference. The choice and its reason are logged once.
-    Raises ValueError if a rasteriser other than "auto" is not usable.
+    preferred: one of NAMES. "auto" takes the first usable one of AUTOMATIC, otherwise the reference. The
+    automatic choice and its reason are logged once.
+    Raises ValueError if `preferred` is unknown, or is not "auto" and not usable.
     """
     device = torch.device(device)
     if preferred not in NAMES:
         raise ValueError(f"rasteriser: {preferred!r} is unknown; allowed: {', '.join(NAMES)}")
-    if preferred == "reference":
-        return ReferenceRasteriser()
-    names = (preferred,)
-    if preferred == "auto":
-        names = AUTOMATIC.get(device.type, ("numba",))
+    name = OVERRIDE or preferred
+    if name != "auto":
+        try:
+            return BUILDERS[name](device)
+        except UNUSABLE as error:
+            reason = f"{_first_line(error)} ({REQUIREMENTS[name]})"
+            raise ValueError(f"rasteriser: {name!r} cannot run: {reason}") from error
     failed = []
-    for name in names:
+    for name in AUTOMATIC.get(device.type, ()):
         try:
             rasteriser = BUILDERS[name](device)
         except UNUSABLE as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            if preferred != "auto":
-                raise ValueError(
-                    f"rasteriser: {name!r} cannot run: {reason} ({REQUIREMENTS[name]})"
-                ) from error
-            failed.append(f"{name} cannot run: {reason}")
+            failed.append(f"{name} cannot run: {_first_line(error)}")
             continue
-        if preferred == "auto":
-            why = f"as {failed[0]}" if failed else "the first choice"
-            log_once(f"rasteriser: {name} on {device.type}, {why}")
+        _log_once(
+            f"rasteriser: {name} on {device.type}, {f'as {failed[0]}' if failed else 'the first choice'}"
+        )
         return rasteriser
-    log_once(f"rasteriser: reference (slower) on {device.type}, as {' and '.join(failed)}")
+    reason = " and ".join(failed) or f"no other rasteriser supports {device.type}"
+    _log_once(f"rasteriser: reference (slower) on {device.type}, as {reason}")
     return ReferenceRasteriser()
 
 
@@ -79,7 +85,7 @@ def build_triton(device: torch.device) -> Rasteriser:
         raise RuntimeError(f"it does not support {device.type}")
     module = importlib.import_module("render.raster.triton.backend")
     try:
-        module.try_out(device)
+        module.self_test(device)
     # A missing compiler, driver or cache folder raises errors of many types.
     except Exception as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
@@ -93,9 +99,23 @@ def build_numba(device: torch.device) -> Rasteriser:
     return importlib.import_module("render.raster.numba.backend").NumbaRasteriser()
 
 
-BUILDERS = {"nvdiffrast": build_nvdiffrast, "triton": build_triton, "numba": build_numba}
+def build_reference(device: torch.device) -> Rasteriser:
+    """The reference, which runs on any device."""
+    return ReferenceRasteriser()
+
+
+BUILDERS: dict[str, Callable[[torch.device], Rasteriser]] = {
+    "nvdiffrast": build_nvdiffrast,
+    "triton": build_triton,
+    "numba": build_numba,
+    "reference": build_reference,
+}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @cache
-def log_once(message: str) -> None:
-    log.info(message)
+def _log_once(message: str) -> None:
+    logger.info(message)

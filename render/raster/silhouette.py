@@ -6,8 +6,9 @@ With d in [0, 1] the distance of the crossing from the centre of the inner pixel
   d < 0.5: the inner pixel gets the colour of the outer one with weight 0.5 − d;
   d > 0.5: the outer pixel gets the colour of the inner one with weight d − 0.5.
 Steep edges are tested between horizontal neighbours and flat edges between vertical neighbours, so a slanted
-edge counts once. nvdiffrast starts from the triangles seen by pixels instead. Starting from the edges keeps
-the whole gradient if triangles are as small as a pixel and no pixel centre lies in those of the outline.
+edge counts once. nvdiffrast starts from the triangles that are visible in pixels instead. Starting from the
+edges keeps the whole gradient if triangles are as small as a pixel and no pixel centre lies in those of the
+outline.
 
 The search is not differentiable. The blend recomputes the crossings of the pairs, differentiable in colour
 and clip. Coordinates are in pixels, and all values up to the weights are float64.
@@ -79,8 +80,8 @@ def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
     opposite = torch.cat([faces[:, 0], faces[:, 1], faces[:, 2]])
     low, high = pairs.amin(-1), pairs.amax(-1)
     key, order = torch.sort((low << 32) | high, stable=True)
-    real = (key >> 32) != (key & 0xFFFFFFFF)
-    key, opposite = key[real], opposite[order][real]
+    valid = (key >> 32) != (key & 0xFFFFFFFF)
+    key, opposite = key[valid], opposite[order][valid]
     unique, counts = torch.unique_consecutive(key, return_counts=True)
     vertices = torch.stack([unique >> 32, unique & 0xFFFFFFFF], -1)
     start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -92,17 +93,17 @@ class Crossings:
     """Crossings of silhouette edges with lines of pixel centres, before the visibility test.
 
     edge [N,2]: vertices. view [N]. axis [N]. line [N]: the row (axis 0) or column (axis 1) whose centres are
-    crossed. place [N]: coordinate along that line. depth [N]: z/w of the edge there. beyond [N]: whether the
-    object is on the side of larger coordinates.
+    crossed. position [N]: coordinate along that line. depth [N]: z/w of the edge at the crossing.
+    inner_is_second [N]: whether the object lies on the side of larger coordinates.
     """
 
     edge: Int[Tensor, "N 2"]
     view: Int[Tensor, " N"]
     axis: Int[Tensor, " N"]
     line: Int[Tensor, " N"]
-    place: Float[Tensor, " N"]
+    position: Float[Tensor, " N"]
     depth: Float[Tensor, " N"]
-    beyond: Bool[Tensor, " N"]
+    inner_is_second: Bool[Tensor, " N"]
 
 
 @torch.no_grad()
@@ -110,18 +111,21 @@ def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edg
     """The pixel pairs that a visible silhouette edge crosses. Of several edges the outermost counts."""
     height, width = rast.shape[1:3]
     found = find_crossings(clip.detach().double(), edges, (height, width))
-    cell = (found.place - 0.5).floor()
+    cell = (found.position - 0.5).floor()
     steep = found.axis == 0
     first = torch.where(steep, found.line * width + cell.long(), cell.long() * width + found.line)
     first = first + found.view * height * width
     second = first + torch.where(steep, 1, width)
-    inner, outer = torch.where(found.beyond, second, first), torch.where(found.beyond, first, second)
-    fraction = found.place - 0.5 - cell
-    distance = torch.where(found.beyond, 1 - fraction, fraction)
+    inner, outer = (
+        torch.where(found.inner_is_second, second, first),
+        torch.where(found.inner_is_second, first, second),
+    )
+    fraction = found.position - 0.5 - cell
+    distance = torch.where(found.inner_is_second, 1 - fraction, fraction)
 
     keep = (cell >= 0) & (cell < torch.where(steep, width, height) - 1)
     keep = keep.nonzero()[:, 0]
-    keep = keep[is_seen(rast, inner[keep], outer[keep], found.depth[keep])]
+    keep = keep[is_edge_visible(rast, inner[keep], outer[keep], found.depth[keep])]
     # Sorted by view, axis and first pixel. Of several crossings of one pair the outermost comes first.
     keep = keep[torch.sort(distance[keep], descending=True, stable=True).indices]
     key = (2 * found.view + found.axis) * height * width + first % (height * width)
@@ -142,8 +146,8 @@ def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple
     extent = (end - start).abs()
     axis = (extent[:, 0] > extent[:, 1]).long()
     # The coordinate that is iterated over: y for steep edges, x for flat ones.
-    walked = 1 - axis[:, None]
-    start_along, end_along = start.gather(1, walked)[:, 0], end.gather(1, walked)[:, 0]
+    along_axis = 1 - axis[:, None]
+    start_along, end_along = start.gather(1, along_axis)[:, 0], end.gather(1, along_axis)[:, 0]
     # A half-open interval: a line of pixel centres through the vertex of two edges is crossed once.
     first = (torch.minimum(start_along, end_along) - 0.5).ceil().clamp(min=0)
     stop = (torch.maximum(start_along, end_along) - 0.5).ceil()
@@ -152,12 +156,12 @@ def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple
     row = torch.arange(len(counts), device=clip.device).repeat_interleave(counts)
     line = first.long()[row] + torch.arange(len(row), device=clip.device) - (counts.cumsum(0) - counts)[row]
 
-    share = (line + 0.5 - start_along[row]) / (end_along - start_along)[row]
-    depth = start[row, 2] + share * (end[row, 2] - start[row, 2])
+    fraction = (line + 0.5 - start_along[row]) / (end_along - start_along)[row]
+    depth = start[row, 2] + fraction * (end[row, 2] - start[row, 2])
     normal = edge_normal(clip, view[row], edge[row])
-    place = crossing_place(normal, axis[row], line, resolution)
-    beyond = side[row] * normal.gather(1, axis[row, None])[:, 0] > 0
-    return Crossings(edge[row], view[row], axis[row], line, place, depth, beyond)
+    position = crossing_position(normal, axis[row], line, resolution)
+    inner_is_second = side[row] * normal.gather(1, axis[row, None])[:, 0] > 0
+    return Crossings(edge[row], view[row], axis[row], line, position, depth, inner_is_second)
 
 
 def silhouette_edges(
@@ -186,12 +190,12 @@ def visible_segments(
     """
     above = ends[..., 2] + ends[..., 3]
     start, end = ends.unbind(1)
-    share = (above[:, 0] / (above[:, 0] - above[:, 1]))[:, None]
-    cut = start + share * (end - start)
-    start, end = (torch.where(above[:, i, None] < 0, cut, p) for i, p in ((0, start), (1, end)))
-    kept = torch.stack([start, end], 1)
-    visible = (above >= 0).any(1) & (kept[..., 3] > 0).all(1)
-    projected = kept[..., :3] / torch.where(visible[:, None], kept[..., 3], 1)[..., None]
+    fraction = (above[:, 0] / (above[:, 0] - above[:, 1]))[:, None]
+    intersection = start + fraction * (end - start)
+    start, end = (torch.where(above[:, i, None] < 0, intersection, p) for i, p in ((0, start), (1, end)))
+    clipped = torch.stack([start, end], 1)
+    visible = (above >= 0).any(1) & (clipped[..., 3] > 0).all(1)
+    projected = clipped[..., :3] / torch.where(visible[:, None], clipped[..., 3], 1)[..., None]
     height, width = resolution
     x, y = (projected[..., 0] + 1) * width / 2, (projected[..., 1] + 1) * height / 2
     segment = torch.stack([x, y, projected[..., 2]], -1)
@@ -206,7 +210,7 @@ def edge_normal(
     return torch.linalg.cross(a, b, dim=-1)
 
 
-def crossing_place(
+def crossing_position(
     normal: Float[Tensor, "N 3"],
     axis: Int[Tensor, " N"],
     line: Int[Tensor, " N"],
@@ -219,12 +223,12 @@ def crossing_place(
     steep = axis == 0
     along, across = torch.where(steep, height, width), torch.where(steep, width, height)
     centre = (line + 0.5) * 2 / along - 1
-    slope = torch.where(steep, normal[:, 0], normal[:, 1])
-    other = torch.where(steep, normal[:, 1], normal[:, 0])
-    return (1 - (other * centre + normal[:, 2]) / slope) * across / 2
+    n_across = torch.where(steep, normal[:, 0], normal[:, 1])
+    n_along = torch.where(steep, normal[:, 1], normal[:, 0])
+    return (1 - (n_along * centre + normal[:, 2]) / n_across) * across / 2
 
 
-def is_seen(
+def is_edge_visible(
     rast: Float[Tensor, "B H W 4"],
     inner: Int[Tensor, " N"],
     outer: Int[Tensor, " N"],
@@ -252,19 +256,26 @@ def blend_pairs(
     height, width = colour.shape[1:3]
     steep = pairs.axis == 0
     column, row = pairs.inner % width, pairs.inner // width % height
-    line, own = torch.where(steep, row, column), torch.where(steep, column, row)
-    visible = torch.where(pairs.outer > pairs.inner, 1, -1)
+    line, inner_position = torch.where(steep, row, column), torch.where(steep, column, row)
+    direction = torch.where(pairs.outer > pairs.inner, 1, -1)
     normal = edge_normal(clip.double(), pairs.view, pairs.edge)
-    distance = (crossing_place(normal, pairs.axis, line, (height, width)) - own - 0.5) * visible
-    lost = (distance < 0.5).detach()
-    target, source = torch.where(lost, pairs.inner, pairs.outer), torch.where(lost, pairs.outer, pairs.inner)
-    weight = torch.where(lost, 0.5 - distance, distance - 0.5)
+    distance = (
+        crossing_position(normal, pairs.axis, line, (height, width)) - inner_position - 0.5
+    ) * direction
+    inner_changes = (distance < 0.5).detach()
+    target, source = (
+        torch.where(inner_changes, pairs.inner, pairs.outer),
+        torch.where(inner_changes, pairs.outer, pairs.inner),
+    )
+    weight = torch.where(inner_changes, 0.5 - distance, distance - 0.5)
 
     flat = colour.reshape(-1, colour.shape[-1])
-    place = torch.unique(target, return_inverse=True)[1]
-    share = weight.new_zeros(len(target), 2).index_put((place, pairs.axis), weight, accumulate=True)[place]
-    covered = share.sum(-1)
+    target_index = torch.unique(target, return_inverse=True)[1]
+    total_weights = weight.new_zeros(len(target), 2).index_put(
+        (target_index, pairs.axis), weight, accumulate=True
+    )[target_index]
+    weight_sum = total_weights.sum(-1)
     # 1 − (1 − a)(1 − b) = (a + b) · this factor.
-    factor = 1 - share.prod(-1) / torch.where(covered > 0, covered, 1)
+    factor = 1 - total_weights.prod(-1) / torch.where(weight_sum > 0, weight_sum, 1)
     change = (factor * weight).to(colour.dtype)[:, None] * (flat[source] - flat[target])
     return flat.index_add(0, target, change).view_as(colour)

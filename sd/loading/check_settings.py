@@ -27,9 +27,7 @@ def check_sizes(folder: Path) -> None:
             most = MOST_LAYERS if "layers" in key else MOST
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, int | float) and not abs(number) <= most:
-                    raise ValueError(
-                        f"{path}: {key} = {number} is too large; allowed are numbers up to {most}"
-                    )
+                    raise ValueError(f"{path}: {key} = {number} is too large; the maximum is {most}")
 
 
 def check_parts(path: str | Path, parts: object) -> None:
@@ -49,7 +47,7 @@ def check_parts(path: str | Path, parts: object) -> None:
     if largest >= encoder.vocab_size:
         raise ValueError(
             f"{path}: the tokenizer has the id {largest}, and the text encoder has {encoder.vocab_size} "
-            "embeddings; they are of different models"
+            "embeddings; they belong to different models"
         )
     for name, value, most in (
         ("scheduler: num_train_timesteps", parts.schedule.num_train_timesteps, 100_000),
@@ -60,12 +58,14 @@ def check_parts(path: str | Path, parts: object) -> None:
     factor = parts.vae.config.scaling_factor
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
         raise ValueError(f"{path}: vae: scaling_factor = {factor!r}; allowed is a positive number")
-    if not all(isinstance(kind, str) for kind in parts.kinds):
-        raise ValueError(f"{path}: kinds.json must be a list of texts, not {list(parts.kinds)[:3]!r}")
+    if not all(isinstance(name, str) for name in parts.categories):
+        raise ValueError(
+            f"{path}: categories.json must be a list of texts, not {list(parts.categories)[:3]!r}"
+        )
 
 
 def warn_without_merges(folder: Path) -> None:
     """Log a warning if the tokenizer has no merges, because it then splits every word into letters."""
     path = folder / "tokenizer" / "merges.txt"
     if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").strip():
-        logger.warning("warning: %s is empty, so words are split into letters; get the file again", path)
+        logger.warning("warning: %s is empty, so words are split into letters; download the file again", path)

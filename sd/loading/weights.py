@@ -11,7 +11,7 @@ from torch import nn
 
 from sd.loading import ldm_format, single_file
 from sd.loading.check_settings import check_parts, check_sizes, warn_without_merges
-from sd.loading.hub import KINDS_FILE, weights_variant
+from sd.loading.hub import CATEGORIES_FILE, weights_variant
 from sd.loading.noise_schedule import NoiseSchedule, load_noise_schedule
 
 # The width of the text embeddings of 2.x.
@@ -35,7 +35,7 @@ class Parts:
     text_encoder: nn.Module
     tokenizer: object
     schedule: NoiseSchedule
-    kinds: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
 
 
 def load_parts(path: str, device: torch.device, prediction: str = "auto") -> Parts:
@@ -88,7 +88,7 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
     settings = json.loads((folder / "scheduler/scheduler_config.json").read_text(encoding="utf-8"))
     schedule = load_noise_schedule(settings, prediction)
     unet.register_to_config(sample_size=_latent_size(folder, unet.config, schedule.prediction_type))
-    return Parts(unet, vae, text_encoder, tokenizer, schedule, known_kinds(folder))
+    return Parts(unet, vae, text_encoder, tokenizer, schedule, known_categories(folder))
 
 
 def _latent_size(folder: Path, unet: Mapping[str, object], prediction: str) -> object:
@@ -120,8 +120,8 @@ def _from_file(path: Path, dtype: torch.dtype, device: torch.device, prediction:
     second = ldm_format.is_second_version(weights)
     tokenizer = single_file.make_tokenizer(path, second)
     unet, vae, text_encoder = single_file.build_modules(weights, dtype)
-    prediction = prediction or single_file.stated_prediction(metadata, second)
-    prediction = prediction or single_file.measured_prediction(unet.to(device))
+    prediction = prediction or single_file.prediction_from_metadata(metadata, second)
+    prediction = prediction or single_file.prediction_from_output(unet.to(device))
     if second and prediction == "v_prediction":
         unet.register_to_config(sample_size=single_file.LATENT_OF_V)
     schedule = load_noise_schedule(single_file.SCHEDULE, prediction)
@@ -138,7 +138,7 @@ def _check_complete(folder: Path, part: str, missing: Iterable[str]) -> None:
         )
 
 
-def known_kinds(folder: str | Path) -> tuple[str, ...]:
-    """The object categories in a small prior's kinds.json; empty if there is no such file."""
-    path = Path(folder) / KINDS_FILE
+def known_categories(folder: str | Path) -> tuple[str, ...]:
+    """The object categories in a small prior's categories.json; empty if there is no such file."""
+    path = Path(folder) / CATEGORIES_FILE
     return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()

@@ -26,8 +26,8 @@ from geometry.dmtet import DMTet, GeometryConfig
 from geometry.kernels import sdf_network_triton
 from geometry.marching_tets import compact_topology, compact_topology_torch
 from geometry.tet_grid import make_tet_grid
-from render.encoding import hash_grid_triton
-from render.encoding.hash_grid import HashGrid, encode_torch, encode_torch_backward
+from render.encoding import hash_grid_triton, reference
+from render.encoding.hash_grid import HashGrid
 
 WARM_UP = 3
 MATERIAL_POINTS = int(262144 * 4 * 0.3)
@@ -72,8 +72,8 @@ def ways(points: torch.Tensor, grid: HashGrid) -> dict[str, Callable[[], object]
     grad = torch.randn(len(points), grid.width, device=points.device)
     ordered = in_cell_order(points)
     found = {
-        "forward: torch": lambda: encode_torch(points, table, levels),
-        "backward: torch": lambda: encode_torch_backward(points, grad, levels),
+        "forward: torch": lambda: reference.encode(points, table, levels),
+        "backward: torch": lambda: reference.encode_backward(points, grad, levels),
     }
 
     def add(name: str, function: Callable, *arguments: object, **options: object) -> None:

@@ -8,7 +8,9 @@ from training.evaluation.assets import parse_target
 from training.sweep.grid import read_prompts
 
 ROOT = Path(__file__).parents[2]
-KNOWN = tuple(name.replace(" ", "_") for name in json.loads((ROOT / "data/tiny-sd/kinds.json").read_text()))
+KNOWN = tuple(
+    name.replace(" ", "_") for name in json.loads((ROOT / "data/tiny-sd/categories.json").read_text())
+)
 PRESETS = ("tall", "round", "long")
 
 

@@ -7,7 +7,7 @@ from render.async_copy import AsyncScalars, to_device_async
 from render.camera import orbit
 
 
-def assorted():
+def mixed_tensors():
     return [
         torch.arange(5),
         torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(0)),
@@ -19,7 +19,7 @@ def assorted():
 
 
 @pytest.fixture
-def no_waiting():
+def forbid_synchronisation():
     torch.cuda.set_sync_debug_mode("error")
     yield
     torch.cuda.set_sync_debug_mode("default")
@@ -27,7 +27,7 @@ def no_waiting():
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_copies_equal_the_originals(device):
-    tensors = assorted()
+    tensors = mixed_tensors()
     for there, here in zip(to_device_async(tensors, device), tensors, strict=True):
         assert there.device.type == device and there.dtype == here.dtype
         assert torch.equal(there.cpu(), here)
@@ -43,7 +43,7 @@ def test_scalars_are_read_by_name_without_graph(device):
 
 
 @pytest.mark.gpu
-def test_host_does_not_block(no_waiting):
+def test_host_does_not_block(forbid_synchronisation):
     views = orbit(3, (8, 8)).to("cuda")
     image = views.position.sum()
     numbers = AsyncScalars({"sum": image})

@@ -15,7 +15,7 @@ def ball(device="cpu"):
     return make_mesh(torch.tensor(shape.vertices).float(), torch.tensor(shape.faces)).to(device)
 
 
-def traced(mesh, rasteriser=None):
+def rasterized_ball(mesh, rasteriser=None):
     device = mesh.v_pos.device
     views = orbit(2, (24, 32)).to(device)
     return views, rasterize_gbuffer(mesh, views, rasteriser or choose_rasteriser(device))
@@ -23,7 +23,7 @@ def traced(mesh, rasteriser=None):
 
 def test_points_are_the_covered_pixels_in_order():
     mesh = ball()
-    views, points = traced(mesh)
+    views, points = rasterized_ball(mesh)
     covered = [
         (view, row, column)
         for view in range(2)
@@ -44,8 +44,8 @@ def test_points_are_the_covered_pixels_in_order():
         assert torch.allclose(to_viewer, aim, atol=1e-6)
 
 
-def test_values_go_to_their_pixels_and_come_back():
-    _, points = traced(ball())
+def test_scatter_then_gather_is_the_identity():
+    _, points = rasterized_ball(ball())
     values = torch.rand(len(points.pixel), 2, requires_grad=True)
     image = points.scatter(values, background=-1.0)
     assert torch.equal(points.gather(image), values)
@@ -56,15 +56,15 @@ def test_values_go_to_their_pixels_and_come_back():
 
 
 @pytest.mark.gpu
-def test_the_host_waits_for_the_number_of_points_alone(recwarn):
+def test_single_host_synchronisation(recwarn):
     mesh = ball("cuda")
     # The choice of a rasteriser renders a test image and synchronises, so it is made first.
     rasteriser = choose_rasteriser(mesh.v_pos.device)
-    traced(mesh, rasteriser)
+    rasterized_ball(mesh, rasteriser)
     recwarn.clear()
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        _, points = traced(mesh, rasteriser)
+        _, points = rasterized_ball(mesh, rasteriser)
         points.scatter(points.normal)
         points.mask()
     finally:

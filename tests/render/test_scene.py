@@ -69,7 +69,7 @@ def with_tangents(mesh):
     return dataclasses.replace(mesh, uv=mesh.v_pos[:, :2], uv_faces=mesh.faces, tangents=tangents)
 
 
-def test_no_x_component_is_positive_after_the_random_rotation():
+def test_flip_normal_leaves_no_positive_x_component():
     """Closed form −|x'|: the flip is applied after the rotation, in all pixels including the outline."""
     views = sample_cameras(CameraConfig(), 6, (SIDE, SIDE), step_generator(0, 0, 1), rotate_normals=True)
     rasteriser = choose_rasteriser(torch.device("cpu"))
@@ -84,7 +84,7 @@ def test_no_x_component_is_positive_after_the_random_rotation():
     assert torch.equal(flipped[..., 1:], plain[..., 1:])
 
 
-def test_no_shading_normal_faces_away_from_the_viewer_under_any_bump():
+def test_bumped_normals_face_the_viewer():
     views = orbit(3, (SIDE, SIDE))
     rasteriser = choose_rasteriser(torch.device("cpu"))
     for outward in (True, False):  # Facets seen from outside, and flipped facets seen from behind.
@@ -100,7 +100,7 @@ def test_no_shading_normal_faces_away_from_the_viewer_under_any_bump():
         assert ((normal * points.normal).sum(-1) < 0.7).float().mean() > 0.3
 
 
-def test_the_outline_is_antialiased_on_linear_colours():
+def test_outline_is_antialiased_on_linear_colours():
     """White on black: an outline pixel with coverage c is sRGB(c · white), not c · sRGB(white)."""
     views = orbit(1, (SIDE, SIDE))
     rasteriser = choose_rasteriser(torch.device("cpu"))

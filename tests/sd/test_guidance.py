@@ -83,7 +83,7 @@ def test_gradient_reaches_the_image_through_the_encoder():
 
 
 @pytest.mark.parametrize("latents_from", ["image", "vae"])
-def test_one_view_at_a_time_is_the_same_step(latents_from):
+def test_low_memory_gives_the_same_step(latents_from):
     side = 4 if latents_from == "image" else 8
     first = torch.randn(3, side, side, 4, generator=torch.Generator().manual_seed(5))
     phase = Phase("p", (0.02, 0.98), one_minus_abar, latents_from, rotate_normals=False)
@@ -115,7 +115,7 @@ def test_loss_has_exactly_the_given_gradient():
     assert torch.allclose(latents.grad, gradient, atol=1e-6)
 
 
-def test_same_generator_state_gives_the_same_loss_and_another_does_not():
+def test_loss_depends_on_the_generator_state_only():
     guidance = Guidance(PointPrior(), GuidanceConfig(), MODES["geometry_modeling"].negative_prompt, DEVICE)
     image = torch.randn(2, 4, 4, 4)
     phase = Phase("p", (0.02, 0.98), one_minus_abar, "image", rotate_normals=False)

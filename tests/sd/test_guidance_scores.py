@@ -56,7 +56,7 @@ def test_each_score_predicts_only_the_texts_that_it_uses_in_one_batch(keys, pred
     assert prior.calls == [3 * predictions]
 
 
-def test_perp_neg_uses_the_other_sides_words_with_the_azimuths_weights():
+def test_perp_neg_weights_the_words_of_other_sides_by_azimuth():
     prior = GaussianPrior()
     found, _, guidance, sample = gradient(prior, perp_neg=True, add_directional_text=True)
     abar = prior.alphas_cumprod[sample.timesteps][:, None, None, None]
@@ -78,7 +78,7 @@ def test_perp_neg_uses_the_other_sides_words_with_the_azimuths_weights():
     assert torch.allclose(found.permute(0, 3, 1, 2), expected, atol=1e-5)
 
 
-def test_perp_neg_without_view_words_is_refused():
+def test_perp_neg_without_view_words_raises():
     with pytest.raises(ValidationError, match="perp_neg is true and add_directional_text is false"):
         GuidanceConfig(perp_neg=True)
 
@@ -125,7 +125,7 @@ def test_vsd_trains_the_lora_and_the_camera_embedding_and_nothing_else(toy):
     assert all(torch.equal(value, before[name]) for name, value in toy.state_dict().items())
 
 
-def test_lora_loss_falls_on_fixed_images_and_the_prediction_depends_on_the_camera(toy):
+def test_lora_loss_decreases_and_prediction_depends_on_the_camera(toy):
     config = GuidanceConfig(text="x", score="vsd", vsd_learning_rate=1e-2)
     guidance = Guidance(toy, config, "negative", CPU)
     image, losses = image_for(toy), []
@@ -141,7 +141,7 @@ def test_lora_loss_falls_on_fixed_images_and_the_prediction_depends_on_the_camer
 
 
 @pytest.mark.parametrize("keys", [{"score": "vsd"}, {"score": "csd"}, {"score": "nfsd"}])
-def test_one_view_at_a_time_is_the_same_step_with_every_score(toy, keys):
+def test_low_memory_gives_the_same_step_with_every_score(toy, keys):
     whole, pieces = (gradient(toy, low_memory=low, **keys) for low in (False, True))
     assert torch.allclose(whole[0], pieces[0], atol=1e-5)
     for name, value in whole[1].items():
@@ -153,7 +153,7 @@ def test_one_view_at_a_time_is_the_same_step_with_every_score(toy, keys):
             assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_the_same_seed_gives_the_same_lora_and_leaves_the_global_generator(toy):
+def test_lora_depends_on_its_seed_and_not_on_the_global_generator(toy):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)

@@ -20,7 +20,7 @@ from sd.schedule import (
 ABAR = torch.tensor([0.9, 0.5, 0.1])
 
 
-def test_geometry_phase_border_is_one_step_after_coarse_iter():
+def test_fine_phase_starts_one_step_after_coarse_iter():
     schedule = geometry_schedule(ScheduleConfig(iter=3000, coarse_iter=1500))
     assert schedule.last_step == 3000
     names = [schedule.phase(step).name for step in (1, FIT_STEPS, FIT_STEPS + 1, 1500, 1501, 3000)]
@@ -66,7 +66,7 @@ def test_appearance_weights(strategy):
     assert {schedule.phase(step).latents_from for step in (10, 11)} == {"vae"}
 
 
-def test_the_weights_of_every_strategy_are_positive_and_its_own():
+def test_weights_are_positive_and_differ_between_strategies():
     abar = torch.linspace(0.005, 0.9995, 200)
     pairs = {}
     for strategy in APPEARANCE_WEIGHTS:
@@ -90,7 +90,7 @@ def test_timesteps_are_uniform_over_the_closed_range():
     ("t_range", "least", "most"),
     [((0.98, 1.0), 980, 999), ((1.0, 1.0), 999, 999), ((0.0, 0.0), 0, 0), ((0.57, 0.57), 570, 570)],
 )
-def test_timesteps_never_reach_past_the_schedule(t_range, least, most):
+def test_timesteps_stay_within_the_schedule(t_range, least, most):
     phase = Phase("p", t_range, one_minus_abar, "vae", rotate_normals=False)
     drawn = draw_timesteps(phase, 5000, 1000, torch.Generator().manual_seed(0))
     assert drawn.min() == least and drawn.max() == most
@@ -102,7 +102,7 @@ def time_steps(kind, **keys):
     return geometry_schedule(ScheduleConfig(**values))
 
 
-def test_annealed_range_is_linear_over_the_first_phase_after_the_fit_and_then_stays():
+def test_annealed_range_is_linear_then_constant():
     schedule = time_steps("annealed")
     # Steps 401 to 601 are the coarse phase.
     for step, expected in ((401, (0.5, 0.98)), (501, (0.26, 0.74)), (601, (0.02, 0.5)), (800, (0.02, 0.5))):
@@ -111,7 +111,7 @@ def test_annealed_range_is_linear_over_the_first_phase_after_the_fit_and_then_st
     assert only_fine.phase(401).t_range == pytest.approx((0.02, 0.5))
 
 
-def test_annealed_range_of_painting_ends_with_the_early_phase():
+def test_annealed_range_in_appearance_modeling():
     config = ScheduleConfig(
         iter=30, coarse_iter=21, time_step_schedule="annealed", early_time_step_range=(0.5, 0.98)
     )
@@ -120,7 +120,7 @@ def test_annealed_range_of_painting_ends_with_the_early_phase():
     assert schedule.phase(25).t_range == (0.02, 0.5)
 
 
-def test_sqrt_time_falls_with_the_root_of_the_progress_in_each_phase():
+def test_sqrt_time_in_each_phase():
     schedule = time_steps("sqrt")
     for step, expected in ((401, 0.98), (451, 0.98 - 0.48 / 2), (601, 0.5), (602, 0.5), (800, 0.02)):
         assert schedule.phase(step).t_range == pytest.approx((expected, expected))

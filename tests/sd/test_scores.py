@@ -96,7 +96,7 @@ def test_perpendicular_of_a_zero_axis_is_the_vector():
     assert torch.equal(perpendicular(vector, torch.zeros_like(vector)), vector)
 
 
-def test_view_weights_vanish_where_the_view_agrees_and_are_one_on_the_opposite_side():
+def test_view_weights_are_0_for_equal_and_1_for_opposite_sides():
     azimuth = torch.tensor([0.0, math.pi / 2, -math.pi / 2, math.pi, math.pi / 4], dtype=torch.float64)
     half = math.sin(math.pi / 8) ** 2
     expected = [[0, -0.5, -1], [-0.5, 0, -0.5], [-0.5, 0, -0.5], [-1, -0.5, 0], [-half, -half, half - 1]]
@@ -186,7 +186,7 @@ def test_descent_with_vsd_ends_at_the_guided_mean_without_noise(scale):
     assert image.std() < 1e-4
 
 
-def test_descent_with_csd_between_equal_variances_never_ends():
+def test_descent_with_csd_between_equal_variances_diverges():
     config = GuidanceConfig(text="x", guidance_weight=1.0, score="csd")
     half, whole = (guided_run(config, steps=steps)[0] for steps in (50, 100))
     # The mean of the negative text exceeds that of the prompt, so the latents decrease at a constant rate.

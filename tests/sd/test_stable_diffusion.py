@@ -46,7 +46,7 @@ def test_encode_equals_the_vae_of_diffusers(prior, model_folder):
     assert torch.allclose(prior.encode(images, noise), expected, atol=1e-5)
 
 
-def test_encode_has_a_gradient_for_the_image(prior):
+def test_encode_is_differentiable(prior):
     images = torch.zeros(1, 3, 32, 32, requires_grad=True)
     prior.encode(images, torch.zeros(1, 4, 8, 8)).square().sum().backward()
     assert images.grad.abs().max() > 0
@@ -71,14 +71,14 @@ def test_velocity_is_converted_to_noise(velocity_folder):
     assert torch.allclose(predicted, expected, atol=1e-4)
 
 
-def test_prompts_embed_to_different_vectors_and_long_ones_are_cut(prior):
+def test_embeddings_differ_and_long_prompts_are_truncated(prior):
     embedded = prior.embed(["a car", "a cat", "car " * 200])
     assert embedded.shape == (3, 77, 32)
     assert not torch.allclose(embedded[0], embedded[1])
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
-def test_an_incomplete_folder_is_named_with_what_it_lacks(model_folder, tmp_path, part):
+def test_incomplete_folder_names_the_missing_files(model_folder, tmp_path, part):
     broken = tmp_path / "model"
     shutil.copytree(model_folder, broken)
     shutil.rmtree(broken / part)
@@ -86,7 +86,7 @@ def test_an_incomplete_folder_is_named_with_what_it_lacks(model_folder, tmp_path
         resolve_model(str(broken))
 
 
-def test_missing_weights_are_noticed(model_folder, tmp_path):
+def test_missing_weight_files_are_named(model_folder, tmp_path):
     broken = tmp_path / "model"
     shutil.copytree(model_folder, broken)
     next((broken / "unet").glob("*.safetensors")).unlink()
@@ -95,7 +95,7 @@ def test_missing_weights_are_noticed(model_folder, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])
-def test_missing_words_of_the_tokenizer_are_noticed(model_folder, tmp_path, file):
+def test_missing_tokenizer_files_are_named(model_folder, tmp_path, file):
     broken = tmp_path / "model"
     shutil.copytree(model_folder, broken)
     (broken / "tokenizer" / file).unlink()
@@ -113,7 +113,7 @@ def test_missing_words_of_the_tokenizer_are_noticed(model_folder, tmp_path, file
         "tokenizer/vocab.json",
     ],
 )
-def test_damaged_files_are_one_line(model_folder, tmp_path, damaged):
+def test_damaged_files_give_a_one_line_error(model_folder, tmp_path, damaged):
     broken = tmp_path / "model"
     shutil.copytree(model_folder, broken)
     for file in broken.glob(damaged):
@@ -124,7 +124,7 @@ def test_damaged_files_are_one_line(model_folder, tmp_path, damaged):
 
 
 @pytest.mark.parametrize(("key", "value"), [("in_channels", 9), ("cross_attention_dim", 48)])
-def test_models_of_another_make_are_refused(model_folder, tmp_path, key, value):
+def test_inpainting_and_xl_models_are_rejected(model_folder, tmp_path, key, value):
     from diffusers import UNet2DConditionModel
 
     other = tmp_path / "model"
@@ -136,7 +136,7 @@ def test_models_of_another_make_are_refused(model_folder, tmp_path, key, value):
     assert "\n" not in str(error.value)
 
 
-def test_a_download_takes_the_parts_and_nothing_else(model_folder, monkeypatch):
+def test_download_contains_only_the_five_parts(model_folder, monkeypatch):
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
@@ -159,7 +159,7 @@ def test_a_download_takes_the_parts_and_nothing_else(model_folder, monkeypatch):
     assert taken == needed
 
 
-def test_unreachable_hub_id_names_the_ways_out(monkeypatch):
+def test_unreachable_hub_id_names_the_fixes(monkeypatch):
     import huggingface_hub
 
     def refuse(*args, **kwargs):
@@ -176,11 +176,13 @@ def test_unreachable_hub_id_names_the_ways_out(monkeypatch):
         resolve_model("./nowhere")
 
 
-def test_a_small_prior_says_what_it_does_not_know(model_folder, tmp_path, prior):
-    assert prior.unknown_prompt_warning("a hamburger") is None  # without kinds.json, every prompt is accepted
+def test_small_prior_warns_of_unknown_prompts(model_folder, tmp_path, prior):
+    assert (
+        prior.unknown_prompt_warning("a hamburger") is None
+    )  # without categories.json, every prompt is accepted
     small = tmp_path / "small"
     shutil.copytree(model_folder, small)
-    (small / "kinds.json").write_text('["mug", "ice cream cone"]')
+    (small / "categories.json").write_text('["mug", "ice cream cone"]')
     known = StableDiffusion.from_pretrained(str(small), CPU)
     assert known.unknown_prompt_warning("A red Mug on a table") is None
     assert known.unknown_prompt_warning("an ice cream cone") is None
@@ -201,7 +203,7 @@ def take_weights_away(folder, part, names):
     ("part", "names"),
     [("unet", "conv_out."), ("vae", "encoder.conv_in."), ("text_encoder", "final_layer_norm.")],
 )
-def test_missing_weights_are_counted_and_refused(model_folder, tmp_path, part, names):
+def test_missing_weights_are_counted_and_rejected(model_folder, tmp_path, part, names):
     broken = tmp_path / "model"
     shutil.copytree(model_folder, broken)
     assert take_weights_away(broken, part, names) == 2
@@ -210,14 +212,14 @@ def test_missing_weights_are_counted_and_refused(model_folder, tmp_path, part, n
     assert "\n" not in str(error.value)
 
 
-def test_the_decoder_may_be_missing(model_folder, tmp_path):
+def test_missing_decoder_is_accepted(model_folder, tmp_path):
     broken = tmp_path / "model"
     shutil.copytree(model_folder, broken)
     assert take_weights_away(broken, "vae", ("decoder.", "post_quant_conv.")) > 2
     StableDiffusion.from_pretrained(str(broken), CPU)
 
 
-def test_names_of_an_older_layout_are_not_missing(model_folder, tmp_path, prior):
+def test_older_attention_names_are_accepted(model_folder, tmp_path, prior):
     from safetensors.torch import load_file, save_file
 
     older = tmp_path / "model"
@@ -239,7 +241,7 @@ def test_names_of_an_older_layout_are_not_missing(model_folder, tmp_path, prior)
         assert torch.equal(ours, theirs), name
 
 
-def test_a_prompt_that_is_cut_is_told_once_with_what_is_lost(prior, caplog):
+def test_truncated_prompt_is_logged_once_with_its_end(prior, caplog):
     words = " ".join("abcdefghij"[k % 10] for k in range(75))
     prior.embed([words])
     assert not caplog.records
@@ -247,7 +249,7 @@ def test_a_prompt_that_is_cut_is_told_once_with_what_is_lost(prior, caplog):
     (record,) = caplog.records
     message = record.getMessage()
     assert "2 of 3 prompts" in message and "the first has 80" in message and "77 tokens" in message
-    assert "x" in message.partition("not seen:")[2] and "a" not in message.partition("not seen:")[2]
+    assert "x" in message.partition("ignored:")[2] and "a" not in message.partition("ignored:")[2]
 
 
 def test_a_text_encoder_in_the_published_layout_is_complete(model_folder, tmp_path, prior):
@@ -265,9 +267,7 @@ def test_a_text_encoder_in_the_published_layout_is_complete(model_folder, tmp_pa
 
 
 @pytest.mark.parametrize(("wanted", "able"), [(True, False), (False, True), (None, True), (None, False)])
-def test_bfloat16_on_a_cpu_is_close_and_is_only_taken_where_it_is_wanted(
-    model_folder, wanted, able, monkeypatch
-):
+def test_bfloat16_on_a_cpu_is_close_and_optional(model_folder, wanted, able, monkeypatch):
     monkeypatch.setattr(stable_diffusion, "has_bfloat16_instructions", lambda: able)
     whole = StableDiffusion.from_pretrained(str(model_folder), CPU)
     prior = StableDiffusion.from_pretrained(str(model_folder), CPU, cpu_bfloat16=wanted)

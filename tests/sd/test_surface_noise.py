@@ -81,7 +81,7 @@ def test_the_same_surface_points_have_the_same_noise_in_two_views():
     assert abs(correlation(noise[0], noise[1])) < 0.1
 
 
-def test_a_turned_view_sees_the_same_noise_at_the_same_points():
+def test_rotated_view_has_the_same_noise_at_the_same_points():
     noise, _ = noise_of(views([0.0, 0.1]))
     middle = slice(LATENT // 2 - 3, LATENT // 2 + 3)
     assert correlation(noise[0, :, :, middle], noise[1, :, :, middle]) > 0.75
@@ -103,7 +103,7 @@ def test_noise_depends_on_the_seed_and_not_on_the_draw():
     assert abs(correlation(first, other)) < 0.1
 
 
-def test_cells_keep_their_numbers_and_their_noise_is_normal():
+def test_cell_noise_is_normal_and_reproducible():
     cell = torch.tensor([[-5, 0, 7], [3, 3, 3], [-5, 0, 7], [-5, 0, 7]])
     view, found = visible_cells(torch.tensor([0, 0, 0, 1]), cell)
     assert {(v, *c) for v, c in zip(view.tolist(), found.tolist(), strict=True)} == {
@@ -120,7 +120,7 @@ def test_cells_keep_their_numbers_and_their_noise_is_normal():
     assert gap < 2.7 / math.sqrt(len(uniform))
 
 
-def test_a_centre_belongs_to_the_pixel_that_it_projects_to():
+def test_latent_pixel_of_a_projected_centre():
     cameras = views([0.0])
     # x points right and y points up; row 0 is the top row.
     centre = torch.tensor([[0.01, 0.01, 0.0], [0.5, 0.9, 0.0], [5.0, 0.0, 0.0]])

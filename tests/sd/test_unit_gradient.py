@@ -8,7 +8,7 @@ from sd.stable_diffusion import StableDiffusion
 from sd.unit_gradient import unit_gradient
 
 
-def test_the_gradient_of_a_half_precision_product_does_not_underflow_or_overflow():
+def test_half_precision_gradient_does_not_underflow_or_overflow():
     """y = 1e-3 x in half precision: dx = 1e-3 dy, for gradients far outside the range of half precision."""
     x = torch.ones(4, 8, requires_grad=True)
     given = torch.tensor([1e-12, 1e-3, 1.0, 1e12])[:, None].expand(4, 8)
@@ -22,7 +22,7 @@ def test_the_gradient_of_a_half_precision_product_does_not_underflow_or_overflow
     assert torch.allclose(scaled, 1e-3 * given, rtol=2e-3, atol=0)
 
 
-def test_powers_of_two_change_no_bit_and_zero_stays_zero():
+def test_scaling_by_powers_of_two_is_exact():
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     given = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)) * torch.tensor([[1e-9], [0], [1e9]])
     (plain,) = torch.autograd.grad(x * 3, x, given)

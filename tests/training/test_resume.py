@@ -92,7 +92,7 @@ def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path):
 
 
 def test_a_fingerprint_covers_every_file_of_a_model(tmp_path):
-    files = {"unet/config.json": b"{}", "unet/model.safetensors": b"weights", "kinds.json": b"[]"}
+    files = {"unet/config.json": b"{}", "unet/model.safetensors": b"weights", "categories.json": b"[]"}
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)

@@ -30,7 +30,7 @@ class NumbaRasteriser:
     def rasterize(
         self, clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
     ) -> Float[Tensor, "B H W 4"]:
-        return _Rasterize.apply(clip, faces, resolution, self._each_view)
+        return _Rasterize.apply(clip, faces, resolution, self._map_views)
 
     def interpolate(
         self,
@@ -38,7 +38,7 @@ class NumbaRasteriser:
         rast: Float[Tensor, "B H W 4"],
         faces: Int[Tensor, "F 3"],
     ) -> Float[Tensor, "B H W C"]:
-        return _Interpolate.apply(attributes, rast, faces, self._each_view)
+        return _Interpolate.apply(attributes, rast, faces, self._map_views)
 
     def antialias(
         self,
@@ -54,18 +54,22 @@ class NumbaRasteriser:
     ) -> Float[Tensor, "B H W C"]:
         return sample_bilinear(texture, uv)
 
-    def _each_view(self, task: Callable[[int], object], count: int) -> list:
+    def _map_views(self, task: Callable[[int], object], count: int) -> list:
         """[task(0), …, task(count − 1)], computed by the pool. Exceptions of tasks are raised here."""
         return list(self._pool.map(task, range(count)))
 
     def _find_pairs(
         self, rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edges: Edges
     ) -> Pairs:
-        positions, pixels = as_array(clip), as_array(rast)
-        table = [as_array(part) for part in (edges.vertices, edges.start, edges.opposite)]
-        found = self._each_view(lambda b: silhouette.find_pairs(positions[b], pixels[b], *table), len(clip))
-        rows = torch.from_numpy(np.concatenate(found))
-        view = torch.arange(len(found)).repeat_interleave(torch.tensor([len(part) for part in found]))
+        clip_array, rast_array = to_numpy(clip), to_numpy(rast)
+        table = [to_numpy(part) for part in (edges.vertices, edges.start, edges.opposite)]
+        rows_per_view = self._map_views(
+            lambda b: silhouette.find_pairs(clip_array[b], rast_array[b], *table), len(clip)
+        )
+        rows = torch.from_numpy(np.concatenate(rows_per_view))
+        view = torch.arange(len(rows_per_view)).repeat_interleave(
+            torch.tensor([len(part) for part in rows_per_view])
+        )
         offset = view * (rast.shape[1] * rast.shape[2])
         return Pairs(rows[:, 0] + offset, rows[:, 1] + offset, rows[:, 2:4], view, rows[:, 4])
 
@@ -73,30 +77,30 @@ class NumbaRasteriser:
 def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
     """silhouette.build_edges, compiled."""
     vertex_count = int(faces.max()) + 1 if len(faces) else 0
-    return Edges(*map(torch.from_numpy, silhouette.build_edges(as_array(faces.long()), vertex_count)))
+    return Edges(*map(torch.from_numpy, silhouette.build_edges(to_numpy(faces.long()), vertex_count)))
 
 
-def as_array(tensor: Tensor) -> np.ndarray:
+def to_numpy(tensor: Tensor) -> np.ndarray:
     """The tensor as a C-ordered array, detached."""
     return tensor.detach().contiguous().numpy()
 
 
 class _Rasterize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, clip, faces, resolution, each_view):
+    def forward(ctx, clip, faces, resolution, map_views):
         rast = clip.new_zeros(len(clip), *resolution, 4)
-        positions, triangles, out = as_array(clip), as_array(faces.long()), rast.numpy()
-        each_view(lambda b: kernels.rasterize(positions[b], triangles, out[b]), len(clip))
+        positions, triangles, out = to_numpy(clip), to_numpy(faces.long()), rast.numpy()
+        map_views(lambda b: kernels.rasterize(positions[b], triangles, out[b]), len(clip))
         ctx.save_for_backward(clip, faces, rast)
-        ctx.each_view = each_view
+        ctx.map_views = map_views
         return rast
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_rast):
         clip, faces, rast = ctx.saved_tensors
-        arrays = as_array(clip), as_array(rast), as_array(grad_rast)
-        triangles = as_array(faces.long())
+        arrays = to_numpy(clip), to_numpy(rast), to_numpy(grad_rast)
+        triangles = to_numpy(faces.long())
         # Summed in float64, because a small triangle adds large numbers of both signs.
         grad = np.zeros(clip.shape)
 
@@ -104,27 +108,27 @@ class _Rasterize(torch.autograd.Function):
             positions, pixels, grad_pixels = (array[b] for array in arrays)
             kernels.rasterize_backward(positions, triangles, pixels, grad_pixels, grad[b])
 
-        ctx.each_view(one_view, len(clip))
+        ctx.map_views(one_view, len(clip))
         return torch.from_numpy(grad).to(clip.dtype), None, None, None
 
 
 class _Interpolate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, attributes, rast, faces, each_view):
+    def forward(ctx, attributes, rast, faces, map_views):
         out = attributes.new_zeros(*rast.shape[:3], attributes.shape[-1])
-        values, pixels, triangles = per_view(attributes, len(rast)), as_array(rast), as_array(faces.long())
+        values, pixels, triangles = per_view(attributes, len(rast)), to_numpy(rast), to_numpy(faces.long())
         filled = out.numpy()
-        each_view(lambda b: kernels.interpolate(values[b], pixels[b], triangles, filled[b]), len(rast))
+        map_views(lambda b: kernels.interpolate(values[b], pixels[b], triangles, filled[b]), len(rast))
         ctx.save_for_backward(attributes, rast, faces)
-        ctx.each_view = each_view
+        ctx.map_views = map_views
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
         attributes, rast, faces = ctx.saved_tensors
-        values, triangles = per_view(attributes, len(rast)), as_array(faces.long())
-        pixels, grad_pixels = as_array(rast), as_array(grad_out)
+        values, triangles = per_view(attributes, len(rast)), to_numpy(faces.long())
+        pixels, grad_pixels = to_numpy(rast), to_numpy(grad_out)
         grad_rast = torch.zeros_like(rast, memory_format=torch.contiguous_format)
         # One buffer per view, because views run in parallel. Shared attributes sum over the views.
         grad = attributes.new_zeros(len(rast), *attributes.shape[-2:])
@@ -135,11 +139,11 @@ class _Interpolate(torch.autograd.Function):
                 values[b], pixels[b], triangles, grad_pixels[b], out[0][b], out[1][b]
             )
 
-        ctx.each_view(one_view, len(rast))
+        ctx.map_views(one_view, len(rast))
         return grad if attributes.dim() == 3 else grad.sum(0), grad_rast, None, None
 
 
 def per_view(attributes: Float[Tensor, "V C"] | Float[Tensor, "B V C"], batch: int) -> list[np.ndarray]:
     """The attributes [V,C] of each view."""
-    array = as_array(attributes)
+    array = to_numpy(attributes)
     return list(array) if attributes.dim() == 3 else [array] * batch

@@ -29,18 +29,18 @@ def build_edges(faces, vertex_count):
                 continue
             # Insertion sort: each vertex has few edges, sorted by their larger vertex.
             low, high = min(a, b), max(a, b)
-            place = fill[low]
+            slot = fill[low]
             fill[low] += 1
-            while place > begin[low] and larger[place - 1] > high:
-                larger[place], opposite[place] = larger[place - 1], opposite[place - 1]
-                place -= 1
-            larger[place], opposite[place] = high, faces[face, corner]
+            while slot > begin[low] and larger[slot - 1] > high:
+                larger[slot], opposite[slot] = larger[slot - 1], opposite[slot - 1]
+                slot -= 1
+            larger[slot], opposite[slot] = high, faces[face, corner]
     vertices, start = np.empty((begin[-1], 2), np.int64), np.empty(begin[-1] + 1, np.int64)
     count = 0
     for low in range(vertex_count):
-        for place in range(begin[low], begin[low + 1]):
-            if place == begin[low] or larger[place] != larger[place - 1]:
-                vertices[count, 0], vertices[count, 1], start[count] = low, larger[place], place
+        for slot in range(begin[low], begin[low + 1]):
+            if slot == begin[low] or larger[slot] != larger[slot - 1]:
+                vertices[count, 0], vertices[count, 1], start[count] = low, larger[slot], slot
                 count += 1
     start[count] = begin[-1]
     return vertices[:count], start[: count + 1], opposite
@@ -71,9 +71,9 @@ def visible_segment(a, b, height, width):
     if above_a < 0 and above_b < 0:
         return 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, False
     if above_a < 0 or above_b < 0:
-        share = above_a / (above_a - above_b)
-        cx, cy = ax + share * (bx - ax), ay + share * (by - ay)
-        cz, cw = az + share * (bz - az), aw + share * (bw - aw)
+        fraction = above_a / (above_a - above_b)
+        cx, cy = ax + fraction * (bx - ax), ay + fraction * (by - ay)
+        cz, cw = az + fraction * (bz - az), aw + fraction * (bw - aw)
         if above_a < 0:
             ax, ay, az, aw = cx, cy, cz, cw
         else:
@@ -106,8 +106,8 @@ def find_pairs(clip, rast, vertices, start, opposite):
         side = silhouette_side(clip, nx, ny, nw, opposite[start[edge] : start[edge + 1]])
         if side == 0:
             continue
-        ax, ay, az, bx, by, bz, ahead = visible_segment(clip[i], clip[j], height, width)
-        if not ahead:
+        ax, ay, az, bx, by, bz, visible = visible_segment(clip[i], clip[j], height, width)
+        if not visible:
             continue
         if abs(bx - ax) > abs(by - ay):
             axis, begin, end, along, across = 1, ax, bx, width, height
@@ -118,31 +118,31 @@ def find_pairs(clip, rast, vertices, start, opposite):
         # A half-open interval: a line of pixel centres through the vertex of two edges is crossed once.
         first = int(min(max(np.ceil(min(begin, end) - 0.5), 0.0), float(along)))
         stop = int(max(min(np.ceil(max(begin, end) - 0.5), float(along)), 0.0))
-        beyond = side * n_across > 0
+        inner_is_second = side * n_across > 0
         for line in range(first, stop):
             centre = (line + 0.5) * 2 / along - 1
-            place = (1 - (n_along * centre + nw) / n_across) * across / 2
-            cell = np.floor(place - 0.5)
+            position = (1 - (n_along * centre + nw) / n_across) * across / 2
+            cell = np.floor(position - 0.5)
             if not (cell >= 0 and cell < across - 1):
                 continue
-            near = line * width + int(cell) if axis == 0 else int(cell) * width + line
-            far = near + 1 if axis == 0 else near + width
-            inner, outer = (far, near) if beyond else (near, far)
+            pixel = line * width + int(cell) if axis == 0 else int(cell) * width + line
+            neighbour = pixel + 1 if axis == 0 else pixel + width
+            inner, outer = (neighbour, pixel) if inner_is_second else (pixel, neighbour)
             depth = az + (line + 0.5 - begin) / (end - begin) * (bz - az)
-            if not is_seen(rast, inner, outer, depth):
+            if not is_edge_visible(rast, inner, outer, depth):
                 continue
-            distance = place - 0.5 - cell
-            distance = 1 - distance if beyond else distance
-            if distance > outermost[axis, near]:
-                outermost[axis, near] = distance
-                winner[axis, near] = edge
-                flipped[axis, near] = beyond
+            distance = position - 0.5 - cell
+            distance = 1 - distance if inner_is_second else distance
+            if distance > outermost[axis, pixel]:
+                outermost[axis, pixel] = distance
+                winner[axis, pixel] = edge
+                flipped[axis, pixel] = inner_is_second
     return collect_pairs(outermost, winner, flipped, vertices, width)
 
 
 @kernel
-def is_seen(rast, inner, outer, depth):
-    """Whether an edge at depth z/w separates what two pixels show; see silhouette.is_seen."""
+def is_edge_visible(rast, inner, outer, depth):
+    """Whether an edge at depth z/w separates what two pixels show; see silhouette.is_edge_visible."""
     width = rast.shape[1]
     z_inner, z_outer = np.inf, np.inf
     if rast[inner // width, inner % width, 3] > 0:
@@ -157,19 +157,19 @@ def collect_pairs(outermost, winner, flipped, vertices, width):
     """The crossed pairs, sorted by axis and first pixel."""
     count = 0
     for axis in range(2):
-        for near in range(outermost.shape[1]):
-            count += outermost[axis, near] >= 0
+        for pixel in range(outermost.shape[1]):
+            count += outermost[axis, pixel] >= 0
     rows = np.empty((count, 5), np.int64)
     row = 0
     for axis in range(2):
-        for near in range(outermost.shape[1]):
-            if outermost[axis, near] >= 0:
-                far = near + 1 if axis == 0 else near + width
-                beyond = flipped[axis, near]
-                rows[row, 0] = far if beyond else near
-                rows[row, 1] = near if beyond else far
-                rows[row, 2] = vertices[winner[axis, near], 0]
-                rows[row, 3] = vertices[winner[axis, near], 1]
+        for pixel in range(outermost.shape[1]):
+            if outermost[axis, pixel] >= 0:
+                neighbour = pixel + 1 if axis == 0 else pixel + width
+                inner_is_second = flipped[axis, pixel]
+                rows[row, 0] = neighbour if inner_is_second else pixel
+                rows[row, 1] = pixel if inner_is_second else neighbour
+                rows[row, 2] = vertices[winner[axis, pixel], 0]
+                rows[row, 3] = vertices[winner[axis, pixel], 1]
                 rows[row, 4] = axis
                 row += 1
     return rows

@@ -18,7 +18,7 @@ def cross(ax, ay, aw, bx, by, bw):
 
 
 @kernel
-def owns_its_points(x, y, w):
+def is_top_left(x, y, w):
     """Top-left rule: true for exactly one of the inward normals n and −n."""
     return x > 0 or (x == 0 and (y > 0 or (y == 0 and w > 0)))
 
@@ -64,23 +64,23 @@ def rasterize(clip, faces, rast):
             n1x, n1y, n1w = -n1x, -n1y, -n1w
             n2x, n2y, n2w = -n2x, -n2y, -n2w
             det = -det
-        keep0, keep1, keep2 = (
-            owns_its_points(n0x, n0y, n0w),
-            owns_its_points(n1x, n1y, n1w),
-            owns_its_points(n2x, n2y, n2w),
+        top_left0, top_left1, top_left2 = (
+            is_top_left(n0x, n0y, n0w),
+            is_top_left(n1x, n1y, n1w),
+            is_top_left(n2x, n2y, n2w),
         )
         for row in range(top, bottom + 1):
             y = (row + 0.5) * 2 / height - 1
             for column in range(left, right + 1):
                 x = (column + 0.5) * 2 / width - 1
                 e0 = n0x * x + n0y * y + n0w
-                if not (e0 > 0 or (e0 == 0 and keep0)):
+                if not (e0 > 0 or (e0 == 0 and top_left0)):
                     continue
                 e1 = n1x * x + n1y * y + n1w
-                if not (e1 > 0 or (e1 == 0 and keep1)):
+                if not (e1 > 0 or (e1 == 0 and top_left1)):
                     continue
                 e2 = n2x * x + n2y * y + n2w
-                if not (e2 > 0 or (e2 == 0 and keep2)):
+                if not (e2 > 0 or (e2 == 0 and top_left2)):
                     continue
                 total = e0 + e1 + e2
                 z = (e0 * az + e1 * bz + e2 * cz) / det

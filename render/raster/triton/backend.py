@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from render.raster.reference import ReferenceRasteriser, sample_bilinear
 from render.raster.silhouette import CachedByFaces
 from render.raster.triton import blend, interpolate, silhouette, triangles
-from render.raster.triton.launch_config import channel_blocks, lanes_on, on_device_of
+from render.raster.triton.launch_config import channel_blocks, launch_config_for, on_device_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class TritonRasteriser:
         return sample_bilinear(texture, uv)
 
 
-def try_out(device: torch.device | str) -> None:
+def self_test(device: torch.device | str) -> None:
     """Render a small and a large triangle forward and backward, and compare with the reference.
 
     Raises ArithmeticError if the results differ.
@@ -94,15 +94,15 @@ def try_out(device: torch.device | str) -> None:
         [-0.4, 0.1, 0],
         [-0.4, 0.4, 0],
     ]
-    places = torch.tensor(corners, device=device)
+    positions = torch.tensor(corners, device=device)
     faces = torch.arange(6, device=device).view(2, 3)
-    found = []
+    results = []
     for rasteriser in (TritonRasteriser(), ReferenceRasteriser()):
-        clip = torch.nn.functional.pad(places, (0, 1), value=1.0)[None].requires_grad_()
+        clip = torch.nn.functional.pad(positions, (0, 1), value=1.0)[None].requires_grad_()
         rast = rasteriser.rasterize(clip, faces, (16, 16))
-        image = rasteriser.antialias(rasteriser.interpolate(places, rast, faces), rast, clip, faces)
-        found.append((rast, image, torch.autograd.grad(image.square().sum(), clip)[0]))
-    for got, expected in zip(*found, strict=True):
+        image = rasteriser.antialias(rasteriser.interpolate(positions, rast, faces), rast, clip, faces)
+        results.append((rast, image, torch.autograd.grad(image.square().sum(), clip)[0]))
+    for got, expected in zip(*results, strict=True):
         if not torch.allclose(got, expected, rtol=1e-4, atol=1e-4):
             raise ArithmeticError("the kernels answer something else than the reference")
 
@@ -112,23 +112,23 @@ def draw(
 ) -> Int[Tensor, "B H W"]:
     """The key of the nearest face at each pixel: depth in the high bits, face index in the low bits."""
     (batch, vertex_count, _), (height, width) = clip.shape, resolution
-    nothing = triangles.NOTHING.value
-    keys = torch.full((batch, height, width), nothing, dtype=torch.int64, device=clip.device)
+    background = triangles.BACKGROUND_KEY.value
+    keys = torch.full((batch, height, width), background, dtype=torch.int64, device=clip.device)
     if len(faces) == 0:
         return keys
-    listed = torch.empty(batch * len(faces), dtype=torch.int64, device=clip.device)
+    list_items = torch.empty(batch * len(faces), dtype=torch.int64, device=clip.device)
     counts = torch.zeros(2, dtype=torch.int32, device=clip.device)
-    lanes, size = lanes_on(clip), (height, width)
-    triangles.draw_small[triton.cdiv(len(faces), lanes.faces), batch](
-        clip, faces, keys, listed, counts, len(faces), vertex_count, *size,
-        SMALL=lanes.small_box, MEDIUM=lanes.medium_box, BLOCK=lanes.faces, num_warps=2,
+    config, size = launch_config_for(clip), (height, width)
+    triangles.draw_small_faces[triton.cdiv(len(faces), config.faces), batch](
+        clip, faces, keys, list_items, counts, len(faces), vertex_count, *size,
+        SMALL=config.small_box, MEDIUM=config.medium_box, BLOCK=config.faces, num_warps=2,
         enable_fp_fusion=False,
     )  # fmt: skip
-    for large, listing in enumerate((lanes.medium, lanes.large)):
-        items, rows, columns = listing.tile
-        triangles.draw_listed[listing.programs](
-            clip, faces, keys, listed, counts, len(faces), vertex_count, batch, *size,
-            LARGE=large, ITEMS=items, ROWS=rows, COLUMNS=columns, num_warps=listing.warps,
+    for large, launch in enumerate((config.medium, config.large)):
+        items, rows, columns = launch.tile
+        triangles.draw_listed_faces[launch.programs](
+            clip, faces, keys, list_items, counts, len(faces), vertex_count, batch, *size,
+            LARGE=large, ITEMS=items, ROWS=rows, COLUMNS=columns, num_warps=launch.warps,
             enable_fp_fusion=False,
         )  # fmt: skip
     return keys
@@ -139,7 +139,7 @@ class _Rasterize(torch.autograd.Function):
     def forward(ctx, clip, faces, resolution):
         clip, faces = clip.contiguous(), faces.contiguous()
         rast = clip.new_empty(len(clip), *resolution, 4)
-        block, pixel_count = lanes_on(clip).pixels, rast.numel() // 4
+        block, pixel_count = launch_config_for(clip).pixels, rast.numel() // 4
         with on_device_of(clip):
             keys = draw(clip, faces, resolution)
             triangles.resolve[(triton.cdiv(pixel_count, block),)](
@@ -155,7 +155,7 @@ class _Rasterize(torch.autograd.Function):
         clip, faces, rast = ctx.saved_tensors
         # Summed in float64, because a small triangle adds large numbers of both signs.
         grad = torch.zeros_like(clip, dtype=torch.float64)
-        block, pixel_count = lanes_on(clip).pixels, rast.numel() // 4
+        block, pixel_count = launch_config_for(clip).pixels, rast.numel() // 4
         with on_device_of(clip):
             triangles.resolve_backward[(triton.cdiv(pixel_count, block),)](
                 clip, faces, rast, grad_rast.contiguous(), grad, clip.shape[1], pixel_count,
@@ -193,8 +193,8 @@ class _Interpolate(torch.autograd.Function):
     @staticmethod
     def launch(attributes: Tensor, rast: Tensor) -> tuple[tuple[int], tuple[int, ...], dict[str, int]]:
         """Grid, sizes and constants of both kernels."""
-        lanes = lanes_on(rast)
-        blocks = channel_blocks(attributes.shape[-1], lanes.values, lanes.pixels)
+        config = launch_config_for(rast)
+        blocks = channel_blocks(attributes.shape[-1], config.values, config.pixels)
         pixel_count = rast.numel() // 4
         stride = attributes[0].numel() if attributes.dim() == 3 else 0
         sizes = pixel_count, rast.shape[1] * rast.shape[2], stride
@@ -208,7 +208,7 @@ def build_edge_table(faces: Int[Tensor, "F 3"]) -> EdgeTable:
     size = triton.next_power_of_2(4 * len(faces))
     keys = torch.full((size,), silhouette.EMPTY.value, dtype=torch.int64, device=faces.device)
     slots = torch.empty(faces.shape, dtype=torch.int32, device=faces.device)
-    block = lanes_on(faces).edges
+    block = launch_config_for(faces).edges
     silhouette.insert_edges[(triton.cdiv(faces.numel(), block),)](
         faces, keys, slots, faces.numel(), size, BLOCK=block
     )
@@ -220,26 +220,27 @@ def find_pairs(
 ) -> PairTable:
     clip, faces, rast = clip.contiguous(), faces.contiguous(), rast.contiguous()
     (batch, vertex_count, _), (height, width), size = clip.shape, rast.shape[1:3], len(edges.keys)
-    words = triton.cdiv(batch, silhouette.VIEWS_A_WORD.value)
+    words = triton.cdiv(batch, silhouette.VIEWS_PER_WORD.value)
     sides = torch.zeros(words, size, dtype=torch.int32, device=clip.device)
     items = torch.empty(batch * faces.numel(), dtype=torch.int64, device=clip.device)
     pixels = torch.empty(batch * height * width, dtype=torch.int64, device=clip.device)
     counts = torch.zeros(2, dtype=torch.int32, device=clip.device)
     winners = torch.full((batch, 2, height, width), -1, dtype=torch.int64, device=clip.device)
-    lanes = lanes_on(clip)
-    silhouette.mark_sides[triton.cdiv(len(faces), lanes.edges), words](
+    config = launch_config_for(clip)
+    silhouette.mark_sides[triton.cdiv(len(faces), config.edges), words](
         clip, faces, edges.slots, sides, len(faces), vertex_count, batch, size,
-        BLOCK=lanes.edges, enable_fp_fusion=False,
+        BLOCK=config.edges, enable_fp_fusion=False,
     )  # fmt: skip
-    silhouette.list_silhouettes[triton.cdiv(size, lanes.edges), words](
-        sides, items, counts[:1], size, BLOCK=lanes.edges
+    silhouette.list_silhouettes[triton.cdiv(size, config.edges), words](
+        sides, items, counts[:1], size, BLOCK=config.edges
     )
-    silhouette.walk_silhouettes[(lanes.walk_programs,)](
+    silhouette.find_crossings[(config.silhouette_programs,)](
         clip, rast, edges.keys, items, counts[:1], winners, vertex_count, height, width,
-        ITEMS=lanes.walked, LINES=lanes.walk_lines, num_warps=lanes.walk_warps, enable_fp_fusion=False,
+        ITEMS=config.silhouettes_per_program, LINES=config.lines_per_step,
+        num_warps=config.silhouette_warps, enable_fp_fusion=False,
     )  # fmt: skip
-    blend.list_pixels[(triton.cdiv(len(pixels), lanes.pixels),)](
-        winners, pixels, counts[1:], len(pixels), height, width, BLOCK=lanes.pixels
+    blend.list_pixels[(triton.cdiv(len(pixels), config.pixels),)](
+        winners, pixels, counts[1:], len(pixels), height, width, BLOCK=config.pixels
     )
     return PairTable(winners, pixels, counts[1:])
 
@@ -260,14 +261,14 @@ class _Blend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        colour, clip, *found = ctx.saved_tensors
+        colour, clip, *results = ctx.saved_tensors
         grad_out = grad_out.contiguous()
         grad_colour, to_clip = grad_out.clone(), ctx.needs_input_grad[1]
         grad_clip = torch.zeros_like(clip, dtype=torch.float64) if to_clip else None
         with on_device_of(clip):
             grid, sizes, blocks = _Blend.launch(colour, clip)
             blend.blend_backward[grid](
-                colour, clip, *found, grad_out, grad_colour, grad_clip, *sizes, **blocks,
+                colour, clip, *results, grad_out, grad_colour, grad_clip, *sizes, **blocks,
                 TO_CLIP=to_clip, enable_fp_fusion=False,
             )  # fmt: skip
         return grad_colour, grad_clip.to(clip.dtype) if to_clip else None, None, None, None, None
@@ -275,6 +276,6 @@ class _Blend(torch.autograd.Function):
     @staticmethod
     def launch(colour: Tensor, clip: Tensor) -> tuple[tuple[int], tuple[int, ...], dict[str, int]]:
         """Grid, sizes and constants of both kernels."""
-        lanes = lanes_on(colour)
-        blocks = channel_blocks(colour.shape[-1], lanes.values // 4, lanes.blended)
-        return (lanes.blend_programs,), (clip.shape[1], *colour.shape[1:3]), blocks
+        config = launch_config_for(colour)
+        blocks = channel_blocks(colour.shape[-1], config.values // 4, config.blend_pixels)
+        return (config.blend_programs,), (clip.shape[1], *colour.shape[1:3]), blocks

@@ -9,27 +9,27 @@ f Σ wₖ Δₖ. Only listed pixels are processed.
 import triton
 from triton import language as tl
 
-from render.raster.triton.silhouette import SLOT_MASK, crossing_place, load_edge
+from render.raster.triton.silhouette import SLOT_MASK, crossing_position, load_edge
 from render.raster.triton.triangles import centre, cross
 
 
 @triton.jit
-def load_keys(winners, pixel, inside, height, width):
+def load_winners(winners, pixel, in_image, height, width):
     """For flat pixels [N,1]: view, row, column, and the winner of the pair with each neighbour [N,4] or −1.
 
     Also returns, each [1,4]: whether the neighbour lies along the column, whether the pixel is the first of
     the pair, and the offset of the neighbour in flat pixels.
     """
-    view, place = pixel // (height * width), pixel % (height * width)
-    row, column = place // width, place % width
+    view, image_pixel = pixel // (height * width), pixel % (height * width)
+    row, column = image_pixel // width, image_pixel % width
     side = tl.arange(0, 4)[None, :]
     vertical, first = side >= 2, side % 2 == 0
     step = tl.where(vertical, width, 1)
-    own, across = tl.where(vertical, row, column), tl.where(vertical, height, width)
-    paired = inside & tl.where(first, own < across - 1, own > 0)
-    near = place - tl.where(first, 0, step)
+    coordinate, across = tl.where(vertical, row, column), tl.where(vertical, height, width)
+    pair_mask = in_image & tl.where(first, coordinate < across - 1, coordinate > 0)
+    first_pixel = image_pixel - tl.where(first, 0, step)
     image = (2 * view + vertical.to(tl.int64)) * height * width
-    key = tl.load(winners + image + near, mask=paired, other=-1)
+    key = tl.load(winners + image + first_pixel, mask=pair_mask, other=-1)
     return (view, row, column), key, (vertical, first, tl.where(first, step, -step))
 
 
@@ -37,41 +37,41 @@ def load_keys(winners, pixel, inside, height, width):
 def list_pixels(winners, pixels, count, pixel_count, height, width, BLOCK: tl.constexpr):
     """Append the pixels that belong to a pair to pixels [N] int64. count [1] int32 starts at zero."""
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    _, key, _ = load_keys(winners, pixel[:, None], (pixel < pixel_count)[:, None], height, width)
-    listed = (tl.max(key, 1) >= 0).to(tl.int32)
-    found = tl.sum(listed)
-    if found > 0:
-        place = tl.atomic_add(count, found, sem="relaxed") + tl.cumsum(listed, 0) - 1
-        tl.store(pixels + place, pixel, mask=listed > 0)
+    _, key, _ = load_winners(winners, pixel[:, None], (pixel < pixel_count)[:, None], height, width)
+    is_listed = (tl.max(key, 1) >= 0).to(tl.int32)
+    count_found = tl.sum(is_listed)
+    if count_found > 0:
+        index = tl.atomic_add(count, count_found, sem="relaxed") + tl.cumsum(is_listed, 0) - 1
+        tl.store(pixels + index, pixel, mask=is_listed > 0)
 
 
 @triton.jit
-def cut(clip, table, key, row, column, height, width, vertical, first):
+def load_crossings(clip, table, key, row, column, height, width, vertical, first):
     """Mask of the pairs [N,4] that change the pixel, their weights, and values for the backward pass.
 
-    These values are: d weight / d place of the crossing; the line of the edge as slope, other, w; the line of
-    pixel centres; the ends (x, y, w) and their vertices.
+    These values are: d weight / d position of the crossing; the line of the edge as (n_across, n_along, w);
+    the ends (x, y, w) and their vertices.
     """
-    met, beyond = key >= 0, (key & 1) > 0
-    a, _, b, _, low, high = load_edge(clip, table, (key >> 1) & SLOT_MASK, met)
+    mask, inner_is_second = key >= 0, (key & 1) > 0
+    a, _, b, _, low, high = load_edge(clip, table, (key >> 1) & SLOT_MASK, mask)
     normal = cross(a, b)
-    slope = tl.where(met, tl.where(vertical, normal[1], normal[0]), 1.0)
-    other = tl.where(vertical, normal[0], normal[1])
+    n_across = tl.where(mask, tl.where(vertical, normal[1], normal[0]), 1.0)
+    n_along = tl.where(vertical, normal[0], normal[1])
     line, along = tl.where(vertical, column, row), tl.where(vertical, width, height)
-    own, across = tl.where(vertical, row, column), tl.where(vertical, height, width)
-    place = crossing_place(other, slope, normal[2], line, along, across)
-    # If the object lies beyond the crossing, the second pixel of the pair is the inner one.
-    inner = own - (first == 0).to(tl.int32) + beyond.to(tl.int32)
-    ahead = tl.where(beyond, -1.0, 1.0)
-    distance = (place - inner - 0.5) * ahead
-    lost = distance < 0.5
-    met = met & (lost == (inner == own))
-    weight = tl.where(met, tl.abs(0.5 - distance), 0.0).to(tl.float64)
-    return met, weight, tl.where(lost, -ahead, ahead), (slope, other, normal[2]), (a, b), (low, high)
+    coordinate, across = tl.where(vertical, row, column), tl.where(vertical, height, width)
+    position = crossing_position(n_along, n_across, normal[2], line, along, across)
+    inner = coordinate - (first == 0).to(tl.int32) + inner_is_second.to(tl.int32)
+    direction = tl.where(inner_is_second, -1.0, 1.0)
+    distance = (position - inner - 0.5) * direction
+    inner_changes = distance < 0.5
+    mask = mask & (inner_changes == (inner == coordinate))
+    weight = tl.where(mask, tl.abs(0.5 - distance), 0.0).to(tl.float64)
+    weight_by_position = tl.where(inner_changes, -direction, direction)
+    return mask, weight, weight_by_position, (n_across, n_along, normal[2]), (a, b), (low, high)
 
 
 @triton.jit
-def shares(weight, vertical):
+def total_weights(weight, vertical):
     """Total weights along the row and the column, their sum (1 if it is zero), and f. Each is [N,1]."""
     a = tl.sum(tl.where(vertical, 0.0, weight), 1)[:, None]
     b = tl.sum(tl.where(vertical, weight, 0.0), 1)[:, None]
@@ -80,15 +80,17 @@ def shares(weight, vertical):
 
 
 @triton.jit
-def load_colours(colour, pixel, step, met, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
+def load_colours(colour, pixel, step, mask, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
     """Offsets of the pixel colours [N,1,C] and neighbour colours [N,4,C], masks, pixel colours and Δ."""
     channel = tl.arange(0, PADDED)[None, None, :]
-    at, there = pixel[:, :, None] * CHANNELS + channel, (pixel + step)[:, :, None] * CHANNELS + channel
-    wanted = met[:, :, None] & (channel < CHANNELS)
-    touched = (tl.max(met.to(tl.int32), 1) > 0)[:, None, None] & (channel < CHANNELS)
-    own = tl.load(colour + at, mask=touched, other=0.0)
-    difference = tl.where(wanted, tl.load(colour + there, mask=wanted, other=0.0) - own, 0.0)
-    return (at, there), (touched, wanted), own, difference
+    own_offset = pixel[:, :, None] * CHANNELS + channel
+    neighbour_offset = (pixel + step)[:, :, None] * CHANNELS + channel
+    pair_mask = mask[:, :, None] & (channel < CHANNELS)
+    pixel_mask = (tl.max(mask.to(tl.int32), 1) > 0)[:, None, None] & (channel < CHANNELS)
+    own = tl.load(colour + own_offset, mask=pixel_mask, other=0.0)
+    neighbour = tl.load(colour + neighbour_offset, mask=pair_mask, other=0.0)
+    difference = tl.where(pair_mask, neighbour - own, 0.0)
+    return (own_offset, neighbour_offset), (pixel_mask, pair_mask), own, difference
 
 
 @triton.jit(do_not_specialize=["vertex_count"])
@@ -97,20 +99,20 @@ def blend(
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the listed pixels that an edge crosses to out [B,H,W,C], which starts as a copy of colour."""
-    total = tl.load(count)
-    for begin in range(tl.program_id(0) * BLOCK, total, tl.num_programs(0) * BLOCK):
+    pixel_count = tl.load(count)
+    for begin in range(tl.program_id(0) * BLOCK, pixel_count, tl.num_programs(0) * BLOCK):
         index = begin + tl.arange(0, BLOCK)[:, None]
-        pixel = tl.load(pixels + index, mask=index < total, other=0)
-        spot, key, sides = load_keys(winners, pixel, index < total, height, width)
-        view, row, column = spot
-        vertical, first, step = sides
-        met, weight, _, _, _, _ = cut(
+        pixel = tl.load(pixels + index, mask=index < pixel_count, other=0)
+        indices, key, directions = load_winners(winners, pixel, index < pixel_count, height, width)
+        view, row, column = indices
+        vertical, first, step = directions
+        mask, weight, _, _, _, _ = load_crossings(
             clip + view * vertex_count * 4, table, key, row, column, height, width, vertical, first
         )
-        _, _, _, factor = shares(weight, vertical)
-        at, allowed, own, difference = load_colours(colour, pixel, step, met, CHANNELS, PADDED)
+        _, _, _, factor = total_weights(weight, vertical)
+        offsets, masks, own, difference = load_colours(colour, pixel, step, mask, CHANNELS, PADDED)
         change = (factor * weight).to(own.dtype)[:, :, None] * difference
-        tl.store(out + at[0], own + tl.sum(change, 1)[:, None, :], mask=allowed[0])
+        tl.store(out + offsets[0], own + tl.sum(change, 1)[:, None, :], mask=masks[0])
 
 
 @triton.jit(do_not_specialize=["vertex_count"])
@@ -120,52 +122,58 @@ def blend_backward(
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, TO_CLIP: tl.constexpr,
 ):  # fmt: skip
     """Add to grad_colour, which starts as a copy of grad_out, and to grad_clip [B,V,4] float64, if needed."""
-    total = tl.load(count)
-    for begin in range(tl.program_id(0) * BLOCK, total, tl.num_programs(0) * BLOCK):
+    pixel_count = tl.load(count)
+    for begin in range(tl.program_id(0) * BLOCK, pixel_count, tl.num_programs(0) * BLOCK):
         index = begin + tl.arange(0, BLOCK)[:, None]
-        pixel = tl.load(pixels + index, mask=index < total, other=0)
-        spot, key, sides = load_keys(winners, pixel, index < total, height, width)
-        view, row, column = spot
-        vertical, first, step = sides
-        met, weight, by_place, normal, ends, vertices = cut(
+        pixel = tl.load(pixels + index, mask=index < pixel_count, other=0)
+        indices, key, directions = load_winners(winners, pixel, index < pixel_count, height, width)
+        view, row, column = indices
+        vertical, first, step = directions
+        mask, weight, weight_by_position, normal, ends, vertices = load_crossings(
             clip + view * vertex_count * 4, table, key, row, column, height, width, vertical, first
         )
-        a, b, both, factor = shares(weight, vertical)
-        at, allowed, _, difference = load_colours(colour, pixel, step, met, CHANNELS, PADDED)
-        grad = tl.load(grad_out + at[0], mask=allowed[0], other=0.0)
-        moved = (factor * weight).to(grad.dtype)[:, :, None] * grad
-        tl.atomic_add(grad_colour + at[1], moved, mask=allowed[1], sem="relaxed")
-        tl.atomic_add(grad_colour + at[0], -tl.sum(moved, 1)[:, None, :], mask=allowed[0], sem="relaxed")
+        a, b, total, factor = total_weights(weight, vertical)
+        offsets, masks, _, difference = load_colours(colour, pixel, step, mask, CHANNELS, PADDED)
+        grad = tl.load(grad_out + offsets[0], mask=masks[0], other=0.0)
+        grad_source = (factor * weight).to(grad.dtype)[:, :, None] * grad
+        tl.atomic_add(grad_colour + offsets[1], grad_source, mask=masks[1], sem="relaxed")
+        tl.atomic_add(
+            grad_colour + offsets[0], -tl.sum(grad_source, 1)[:, None, :], mask=masks[0], sem="relaxed"
+        )
         if TO_CLIP:
             # d/dwₖ (f Σ w Δ) = f Δₖ + (∂f/∂a or ∂f/∂b) Σ w Δ, with ∂f/∂a = −b² / (a + b)².
-            gain = tl.sum(difference * grad, 2).to(tl.float64)
-            rest = tl.where(vertical, a, b) / both
-            by_weight = factor * gain - rest * rest * tl.sum(weight * gain, 1)[:, None]
-            push_edge(
-                grad_clip + view * vertex_count * 4, by_weight * by_place, normal, ends, vertices,
-                row, column, height, width, vertical, met,
+            grad_blend = tl.sum(difference * grad, 2).to(tl.float64)
+            other_weight = tl.where(vertical, a, b) / total
+            grad_weight = (
+                factor * grad_blend - other_weight * other_weight * tl.sum(weight * grad_blend, 1)[:, None]
+            )
+            edge_backward(
+                grad_clip + view * vertex_count * 4, grad_weight * weight_by_position, normal, ends, vertices,
+                row, column, height, width, vertical, mask,
             )  # fmt: skip
 
 
 @triton.jit
-def push_edge(grad_clip, grad_place, normal, ends, vertices, row, column, height, width, vertical, met):
-    """Propagate the gradient of the crossing places to the ends of the edges.
+def edge_backward(
+    grad_clip, grad_position, normal, ends, vertices, row, column, height, width, vertical, mask
+):
+    """Propagate the gradient of the crossing positions to the ends of the edges.
 
-    place = (1 − (other · centre + w) / slope) · size / 2, and the line is a × b, so ∂L/∂a = b × ∂L/∂line.
+    position = (1 − (n_along · centre + w) / n_across) · size / 2. The line is a × b, so ∂L/∂a = b × ∂L/∂line.
     """
-    slope, other, w = normal
+    n_across, n_along, w = normal
     middle = tl.where(vertical, centre(column, width), centre(row, height))
-    grad_w = -grad_place * tl.where(vertical, height, width) / 2 / slope
-    grad_other, grad_slope = grad_w * middle, -grad_w * (other * middle + w) / slope
+    grad_w = -grad_position * tl.where(vertical, height, width) / 2 / n_across
+    grad_other, grad_slope = grad_w * middle, -grad_w * (n_along * middle + w) / n_across
     line = tl.where(vertical, grad_other, grad_slope), tl.where(vertical, grad_slope, grad_other), grad_w
     a, b = ends
-    add_end(grad_clip, vertices[0], cross(b, line), met)
-    add_end(grad_clip, vertices[1], cross(line, a), met)
+    add_vertex_gradient(grad_clip, vertices[0], cross(b, line), mask)
+    add_vertex_gradient(grad_clip, vertices[1], cross(line, a), mask)
 
 
 @triton.jit
-def add_end(grad_clip, vertex, push, met):
+def add_vertex_gradient(grad_clip, vertex, cotangent, mask):
     target = grad_clip + 4 * vertex
-    tl.atomic_add(target, push[0], mask=met, sem="relaxed")
-    tl.atomic_add(target + 1, push[1], mask=met, sem="relaxed")
-    tl.atomic_add(target + 3, push[2], mask=met, sem="relaxed")
+    tl.atomic_add(target, cotangent[0], mask=mask, sem="relaxed")
+    tl.atomic_add(target + 1, cotangent[1], mask=mask, sem="relaxed")
+    tl.atomic_add(target + 3, cotangent[2], mask=mask, sem="relaxed")

@@ -7,7 +7,7 @@ from render.raster.triton.triangles import load_face
 
 
 @triton.jit
-def locate(
+def load_pixels(
     rast, faces, pixel_count, view_pixels, view_stride, CHANNELS, BLOCK: tl.constexpr, PADDED: tl.constexpr
 ):
     """Pixels, channels, u, v, and the offsets of the three attribute rows that each pixel reads.
@@ -37,13 +37,13 @@ def interpolate(
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write u·a0 + v·a1 + (1 − u − v)·a2 to out [B,H,W,C], 0 in the background."""
-    pixel, channel, inside, covered, u, v, rows = locate(
+    pixel, channel, inside, covered, u, v, rows = load_pixels(
         rast, faces, pixel_count, view_pixels, view_stride, CHANNELS, BLOCK, PADDED
     )
-    wanted = covered[:, None] & (channel < CHANNELS)
-    value = u[:, None] * tl.load(attributes + rows[0], mask=wanted, other=0.0)
-    value += v[:, None] * tl.load(attributes + rows[1], mask=wanted, other=0.0)
-    value += (1 - u - v)[:, None] * tl.load(attributes + rows[2], mask=wanted, other=0.0)
+    mask = covered[:, None] & (channel < CHANNELS)
+    value = u[:, None] * tl.load(attributes + rows[0], mask=mask, other=0.0)
+    value += v[:, None] * tl.load(attributes + rows[1], mask=mask, other=0.0)
+    value += (1 - u - v)[:, None] * tl.load(attributes + rows[2], mask=mask, other=0.0)
     tl.store(out + pixel[:, None] * CHANNELS + channel, value, mask=inside[:, None] & (channel < CHANNELS))
 
 
@@ -54,23 +54,23 @@ def interpolate_backward(
     TO_ATTRIBUTES: tl.constexpr, TO_RAST: tl.constexpr,
 ):  # fmt: skip
     """Add to grad_attributes, which starts at zero, and write grad_rast [B,H,W,4], each if required."""
-    pixel, channel, inside, covered, u, v, rows = locate(
+    pixel, channel, inside, covered, u, v, rows = load_pixels(
         rast, faces, pixel_count, view_pixels, view_stride, CHANNELS, BLOCK, PADDED
     )
-    wanted = covered[:, None] & (channel < CHANNELS)
-    grad = tl.load(grad_out + pixel[:, None] * CHANNELS + channel, mask=wanted, other=0.0)
+    mask = covered[:, None] & (channel < CHANNELS)
+    grad = tl.load(grad_out + pixel[:, None] * CHANNELS + channel, mask=mask, other=0.0)
     if TO_ATTRIBUTES:
-        asked = wanted & (grad != 0)
-        tl.atomic_add(grad_attributes + rows[0], u[:, None] * grad, mask=asked, sem="relaxed")
-        tl.atomic_add(grad_attributes + rows[1], v[:, None] * grad, mask=asked, sem="relaxed")
-        tl.atomic_add(grad_attributes + rows[2], (1 - u - v)[:, None] * grad, mask=asked, sem="relaxed")
+        nonzero = mask & (grad != 0)
+        tl.atomic_add(grad_attributes + rows[0], u[:, None] * grad, mask=nonzero, sem="relaxed")
+        tl.atomic_add(grad_attributes + rows[1], v[:, None] * grad, mask=nonzero, sem="relaxed")
+        tl.atomic_add(grad_attributes + rows[2], (1 - u - v)[:, None] * grad, mask=nonzero, sem="relaxed")
     if TO_RAST:
-        last = tl.load(attributes + rows[2], mask=wanted, other=0.0)
-        grad_u = tl.sum(grad * (tl.load(attributes + rows[0], mask=wanted, other=0.0) - last), 1)
-        grad_v = tl.sum(grad * (tl.load(attributes + rows[1], mask=wanted, other=0.0) - last), 1)
-        none = tl.zeros_like(grad_u)
-        place = grad_rast + 4 * pixel
-        tl.store(place, grad_u, mask=inside)
-        tl.store(place + 1, grad_v, mask=inside)
-        tl.store(place + 2, none, mask=inside)
-        tl.store(place + 3, none, mask=inside)
+        last = tl.load(attributes + rows[2], mask=mask, other=0.0)
+        grad_u = tl.sum(grad * (tl.load(attributes + rows[0], mask=mask, other=0.0) - last), 1)
+        grad_v = tl.sum(grad * (tl.load(attributes + rows[1], mask=mask, other=0.0) - last), 1)
+        zero = tl.zeros_like(grad_u)
+        pointer = grad_rast + 4 * pixel
+        tl.store(pointer, grad_u, mask=inside)
+        tl.store(pointer + 1, grad_v, mask=inside)
+        tl.store(pointer + 2, zero, mask=inside)
+        tl.store(pointer + 3, zero, mask=inside)

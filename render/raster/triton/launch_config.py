@@ -9,9 +9,12 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Listed:
-    """Launch of the kernel for listed faces. tile: faces, rows and columns per block. warps: per program.
-    programs: numbers of programs over the faces and over the tiles of one face."""
+class ListLaunch:
+    """Launch of the kernel for listed faces.
+
+    tile: faces, rows and columns per block. warps: per program. programs: numbers of programs over the faces
+    and over the tiles of one face.
+    """
 
     tile: tuple[int, int, int]
     programs: tuple[int, int]
@@ -19,63 +22,63 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Lanes:
+class LaunchConfig:
     """Block sizes.
 
-    Number of elements per program: faces, edges, pixels, pixels that belong to a pair (blended), silhouettes
-    (walked, each over walk_lines pixel lines at a time) and values with a channel. A face whose bounding box
-    has more than small_box pixels is listed as medium, with more than medium_box pixels as large. The list
-    lengths are known only on the GPU, so a fixed number of programs processes each list.
+    Number of elements per program: faces, edges, pixels, pixels that belong to a pair (blend_pixels),
+    silhouettes (each over lines_per_step pixel lines at a time) and values with a channel. A face whose
+    bounding box has more than small_box pixels is listed as medium, with more than medium_box pixels as
+    large. The list lengths are known only on the GPU, so a fixed number of programs processes each list.
     """
 
     faces: int
     edges: int
     pixels: int
-    blended: int
-    walked: int
-    walk_lines: int
+    blend_pixels: int
+    silhouettes_per_program: int
+    lines_per_step: int
     values: int
     small_box: int
     medium_box: int
-    medium: Listed
-    large: Listed
-    walk_programs: int
-    walk_warps: int
+    medium: ListLaunch
+    large: ListLaunch
+    silhouette_programs: int
+    silhouette_warps: int
     blend_programs: int
 
 
-ON_GPU = Lanes(
+GPU_CONFIG = LaunchConfig(
     faces=64,
     edges=128,
     pixels=128,
-    blended=32,
-    walked=32,
-    walk_lines=4,
+    blend_pixels=32,
+    silhouettes_per_program=32,
+    lines_per_step=4,
     values=1024,
     small_box=64,
     medium_box=1024,
     # A fragmented surface may have a million medium faces. Half a warp suffices for each.
-    medium=Listed((2, 8, 8), (4096, 1), 1),
-    large=Listed((1, 8, 32), (256, 8), 4),
-    walk_programs=4096,
-    walk_warps=1,
+    medium=ListLaunch((2, 8, 8), (4096, 1), 1),
+    large=ListLaunch((1, 8, 32), (256, 8), 4),
+    silhouette_programs=4096,
+    silhouette_warps=1,
     blend_programs=1024,
 )
 # In the interpreter the cost of an operation hardly depends on the block size, so the blocks are large.
-INTERPRETED = Lanes(
+INTERPRETER_CONFIG = LaunchConfig(
     faces=1024,
     edges=4096,
     pixels=4096,
-    blended=1024,
-    walked=256,
-    walk_lines=16,
+    blend_pixels=1024,
+    silhouettes_per_program=256,
+    lines_per_step=16,
     values=32768,
     small_box=8,
     medium_box=64,
-    medium=Listed((16, 8, 16), (1, 1), 1),
-    large=Listed((16, 8, 128), (1, 1), 1),
-    walk_programs=1,
-    walk_warps=4,
+    medium=ListLaunch((16, 8, 16), (1, 1), 1),
+    large=ListLaunch((16, 8, 128), (1, 1), 1),
+    silhouette_programs=1,
+    silhouette_warps=4,
     blend_programs=1,
 )
 
@@ -85,8 +88,8 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def lanes_on(tensor: Tensor) -> Lanes:
-    return ON_GPU if tensor.is_cuda else INTERPRETED
+def launch_config_for(tensor: Tensor) -> LaunchConfig:
+    return GPU_CONFIG if tensor.is_cuda else INTERPRETER_CONFIG
 
 
 def channel_blocks(channels: int, elements: int, most: int) -> dict[str, int]:

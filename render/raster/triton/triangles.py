@@ -15,7 +15,7 @@ FACE_BITS = tl.constexpr(24)
 FACE_MASK = tl.constexpr(2**24 - 1)
 DEPTH_STEPS = tl.constexpr(2.0**38)
 # Key of a background pixel.
-NOTHING = tl.constexpr(2**63 - 1)
+BACKGROUND_KEY = tl.constexpr(2**63 - 1)
 
 
 @triton.jit
@@ -25,7 +25,7 @@ def cross(a, b):
 
 
 @triton.jit
-def at_pixel(normal, x, y):
+def evaluate_line(normal, x, y):
     """Value of the homogeneous line function at (x/w, y/w)."""
     return normal[0] * x + normal[1] * y + normal[2]
 
@@ -37,28 +37,28 @@ def centre(index, size):
 
 
 @triton.jit
-def load_corner(clip, vertex, wanted):
+def load_corner(clip, vertex, mask):
     """(x, y, w) and z of a vertex in float64."""
-    place = clip + 4 * vertex.to(tl.int64)
-    x = tl.load(place, mask=wanted, other=0.0).to(tl.float64)
-    y = tl.load(place + 1, mask=wanted, other=0.0).to(tl.float64)
-    z = tl.load(place + 2, mask=wanted, other=0.0).to(tl.float64)
-    w = tl.load(place + 3, mask=wanted, other=0.0).to(tl.float64)
+    pointer = clip + 4 * vertex.to(tl.int64)
+    x = tl.load(pointer, mask=mask, other=0.0).to(tl.float64)
+    y = tl.load(pointer + 1, mask=mask, other=0.0).to(tl.float64)
+    z = tl.load(pointer + 2, mask=mask, other=0.0).to(tl.float64)
+    w = tl.load(pointer + 3, mask=mask, other=0.0).to(tl.float64)
     return (x, y, w), z
 
 
 @triton.jit
-def load_face(faces, face, wanted):
+def load_face(faces, face, mask):
     """The three vertices of a face."""
-    place = faces + 3 * face.to(tl.int64)
-    i = tl.load(place, mask=wanted, other=0)
-    j = tl.load(place + 1, mask=wanted, other=0)
-    k = tl.load(place + 2, mask=wanted, other=0)
+    pointer = faces + 3 * face.to(tl.int64)
+    i = tl.load(pointer, mask=mask, other=0)
+    j = tl.load(pointer + 1, mask=mask, other=0)
+    k = tl.load(pointer + 2, mask=mask, other=0)
     return i, j, k
 
 
 @triton.jit
-def owns_its_points(n):
+def is_top_left(n):
     """Top-left rule: true for exactly one of the inward normals n and −n."""
     return (n[0] > 0) | ((n[0] == 0) & ((n[1] > 0) | ((n[1] == 0) & (n[2] > 0))))
 
@@ -75,12 +75,12 @@ def pixel_range(p, q, r, size):
 
 
 @triton.jit
-def set_up(clip, faces, face, wanted, height, width):
+def load_triangles(clip, faces, face, mask, height, width):
     """Inward edge normals, depths of the corners, |det|, and the bounding box (left, top, columns, rows)."""
-    i, j, k = load_face(faces, face, wanted)
-    a, az = load_corner(clip, i, wanted)
-    b, bz = load_corner(clip, j, wanted)
-    c, cz = load_corner(clip, k, wanted)
+    i, j, k = load_face(faces, face, mask)
+    a, az = load_corner(clip, i, mask)
+    b, bz = load_corner(clip, j, mask)
+    c, cz = load_corner(clip, k, mask)
     n0, n1, n2 = cross(b, c), cross(c, a), cross(a, b)
     det = a[0] * n0[0] + a[1] * n0[1] + a[2] * n0[2]
     sign = tl.where(det < 0, -1.0, 1.0).to(tl.float64)
@@ -89,27 +89,31 @@ def set_up(clip, faces, face, wanted, height, width):
     n2 = (n2[0] * sign, n2[1] * sign, n2[2] * sign)
     det = tl.abs(det)
 
-    ahead = (a[2] > 0) & (b[2] > 0) & (c[2] > 0)
-    aw, bw, cw = tl.where(ahead, a[2], 1.0), tl.where(ahead, b[2], 1.0), tl.where(ahead, c[2], 1.0)
+    in_front = (a[2] > 0) & (b[2] > 0) & (c[2] > 0)
+    aw, bw, cw = tl.where(in_front, a[2], 1.0), tl.where(in_front, b[2], 1.0), tl.where(in_front, c[2], 1.0)
     left, right = pixel_range(a[0] / aw, b[0] / bw, c[0] / cw, width)
     top, bottom = pixel_range(a[1] / aw, b[1] / bw, c[1] / cw, height)
     # The projection of a triangle that extends behind the camera is unbounded.
-    left, top = tl.where(ahead, left, 0), tl.where(ahead, top, 0)
-    right, bottom = tl.where(ahead, right, width - 1), tl.where(ahead, bottom, height - 1)
-    sound = (det > 0) & (det < float("inf")) & ((a[2] > 0) | (b[2] > 0) | (c[2] > 0)) & wanted
-    columns = tl.where(sound, tl.maximum(right - left + 1, 0), 0)
-    rows = tl.where(sound, tl.maximum(bottom - top + 1, 0), 0)
+    left, top = tl.where(in_front, left, 0), tl.where(in_front, top, 0)
+    right, bottom = tl.where(in_front, right, width - 1), tl.where(in_front, bottom, height - 1)
+    valid = (det > 0) & (det < float("inf")) & ((a[2] > 0) | (b[2] > 0) | (c[2] > 0)) & mask
+    columns = tl.where(valid, tl.maximum(right - left + 1, 0), 0)
+    rows = tl.where(valid, tl.maximum(bottom - top + 1, 0), 0)
     return (n0, n1, n2), (az, bz, cz), det, (left, top, columns, rows)
 
 
 @triton.jit
-def draw_pixel(keys, face, normals, depths, det, row, column, height, width, wanted):
+def draw_pixel(keys, face, normals, depths, det, row, column, height, width, mask):
     """Store the face in the pixel if it covers the centre at a visible depth and no nearer face is stored."""
     x, y = centre(column, width), centre(row, height)
-    e0, e1, e2 = at_pixel(normals[0], x, y), at_pixel(normals[1], x, y), at_pixel(normals[2], x, y)
-    hit = wanted & ((e0 > 0) | ((e0 == 0) & owns_its_points(normals[0])))
-    hit = hit & ((e1 > 0) | ((e1 == 0) & owns_its_points(normals[1])))
-    hit = hit & ((e2 > 0) | ((e2 == 0) & owns_its_points(normals[2])))
+    e0, e1, e2 = (
+        evaluate_line(normals[0], x, y),
+        evaluate_line(normals[1], x, y),
+        evaluate_line(normals[2], x, y),
+    )
+    hit = mask & ((e0 > 0) | ((e0 == 0) & is_top_left(normals[0])))
+    hit = hit & ((e1 > 0) | ((e1 == 0) & is_top_left(normals[1])))
+    hit = hit & ((e2 > 0) | ((e2 == 0) & is_top_left(normals[2])))
     z = (e0 * depths[0] + e1 * depths[1] + e2 * depths[2]) / tl.where(det > 0, det, 1.0)
     hit = hit & (e0 + e1 + e2 > 0) & (tl.abs(z) <= 1)
     step = tl.floor((tl.where(hit, z, 0.0) + 1) * DEPTH_STEPS + 0.5)
@@ -119,49 +123,49 @@ def draw_pixel(keys, face, normals, depths, det, row, column, height, width, wan
 
 
 @triton.jit(do_not_specialize=["face_count", "vertex_count"])
-def draw_small(
-    clip, faces, keys, listed, counts, face_count, vertex_count, height, width,
+def draw_small_faces(
+    clip, faces, keys, list_items, counts, face_count, vertex_count, height, width,
     SMALL: tl.constexpr, MEDIUM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Draw faces with a bounding box of at most SMALL pixels, one lane per face, and list the others.
+    """Draw faces with a bounding box of at most SMALL pixels, and list the others.
 
-    `listed` is filled from the front with faces of at most MEDIUM pixels and from the back with larger ones.
-    Grid: (blocks of faces, views). keys [B,H,W] int64; listed [B·F] int64; counts [2] int32.
+    list_items is filled from the front with faces of at most MEDIUM pixels, from the back with larger ones.
+    Grid: (blocks of faces, views). keys [B,H,W] int64; list_items [B·F] int64; counts [2] int32.
     """
     view = tl.program_id(1).to(tl.int64)
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     clip += view * vertex_count * 4
     keys += view * height * width
-    normals, depths, det, box = set_up(clip, faces, face, face < face_count, height, width)
+    normals, depths, det, box = load_triangles(clip, faces, face, face < face_count, height, width)
     left, top, columns, rows = box
     pixels = columns * rows
     number = view * face_count + face
     is_large, is_medium = pixels > MEDIUM, (pixels > SMALL) & (pixels <= MEDIUM)
-    tl.store(listed + next_places(counts, is_medium), number, mask=is_medium)
+    tl.store(list_items + next_list_indices(counts, is_medium), number, mask=is_medium)
     last = tl.num_programs(1).to(tl.int64) * face_count - 1
-    tl.store(listed + last - next_places(counts + 1, is_large), number, mask=is_large)
+    tl.store(list_items + last - next_list_indices(counts + 1, is_large), number, mask=is_large)
     pixels = tl.where(pixels > SMALL, 0, pixels)
     column, row = left, top
     for step in range(0, tl.max(pixels)):
         draw_pixel(keys, face, normals, depths, det, row, column, height, width, step < pixels)
         column += 1
-        ends = column >= left + columns
-        column = tl.where(ends, left, column)
-        row += ends.to(tl.int32)
+        row_ends = column >= left + columns
+        column = tl.where(row_ends, left, column)
+        row += row_ends.to(tl.int32)
 
 
 @triton.jit
-def next_places(count, chosen):
-    """The next free list index for each chosen lane. `count` is incremented atomically."""
-    chosen = chosen.to(tl.int32)
-    found = tl.sum(chosen)
+def next_list_indices(count, selected):
+    """The next free list index for each selected face. `count` is incremented atomically."""
+    selected = selected.to(tl.int32)
+    found = tl.sum(selected)
     first = tl.atomic_add(count, found, mask=found > 0, sem="relaxed")
-    return (first + tl.cumsum(chosen, 0) - 1).to(tl.int64)
+    return (first + tl.cumsum(selected, 0) - 1).to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["face_count", "vertex_count", "batch"])
-def draw_listed(
-    clip, faces, keys, listed, counts, face_count, vertex_count, batch, height, width,
+def draw_listed_faces(
+    clip, faces, keys, list_items, counts, face_count, vertex_count, batch, height, width,
     LARGE: tl.constexpr, ITEMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Draw the listed faces, either the medium or the large ones, in tiles of their bounding boxes.
@@ -172,13 +176,13 @@ def draw_listed(
     count = tl.load(counts + LARGE)
     for begin in range(tl.program_id(0) * ITEMS, count, tl.num_programs(0) * ITEMS):
         item = begin + tl.arange(0, ITEMS)[:, None, None]
-        place = item.to(tl.int64)
+        index = item.to(tl.int64)
         if LARGE:
-            place = batch.to(tl.int64) * face_count - 1 - place
-        number = tl.load(listed + place, mask=item < count, other=0)
+            index = batch.to(tl.int64) * face_count - 1 - index
+        number = tl.load(list_items + index, mask=item < count, other=0)
         view, face = number // face_count, number % face_count
-        its_keys = keys + view * height * width
-        normals, depths, det, box = set_up(
+        view_keys = keys + view * height * width
+        normals, depths, det, box = load_triangles(
             clip + view * vertex_count * 4, faces, face, item < count, height, width
         )
         left, top, columns, rows = box
@@ -186,16 +190,16 @@ def draw_listed(
         for tile in range(tl.program_id(1), tl.max(across * tl.cdiv(rows, ROWS)), tl.num_programs(1)):
             down = (tile // across) * ROWS + tl.arange(0, ROWS)[None, :, None]
             right = (tile % across) * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
-            wanted = (down < rows) & (right < columns)
-            draw_pixel(its_keys, face, normals, depths, det, top + down, left + right, height, width, wanted)
+            mask = (down < rows) & (right < columns)
+            draw_pixel(view_keys, face, normals, depths, det, top + down, left + right, height, width, mask)
 
 
 @triton.jit
-def corners_of_pixel(clip, faces, face, pixel, covered, vertex_count, height, width):
+def load_pixel_triangles(clip, faces, face, pixel, covered, vertex_count, height, width):
     """Vertices, corners (x, y, w) and depths of the face at each flat pixel, and its centre (x/w, y/w)."""
     view = pixel // (height * width)
-    place = pixel % (height * width)
-    x, y = centre(place % width, width), centre(place // width, height)
+    image_pixel = pixel % (height * width)
+    x, y = centre(image_pixel % width, width), centre(image_pixel // width, height)
     clip += view * vertex_count * 4
     i, j, k = load_face(faces, face, covered)
     a, az = load_corner(clip, i, covered)
@@ -211,16 +215,16 @@ def resolve(
     """Write rast [B,H,W,4] from the key of each pixel."""
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixel_count
-    key = tl.load(keys + pixel, mask=inside, other=NOTHING)
-    covered = key != NOTHING
+    key = tl.load(keys + pixel, mask=inside, other=BACKGROUND_KEY)
+    covered = key != BACKGROUND_KEY
     face = tl.where(covered, key & FACE_MASK, 0)
-    _, corners, depths, place, _ = corners_of_pixel(
+    _, corners, depths, point, _ = load_pixel_triangles(
         clip, faces, face, pixel, covered, vertex_count, height, width
     )
     a, b, c = corners
-    x, y = place
+    x, y = point
     n0, n1, n2 = cross(b, c), cross(c, a), cross(a, b)
-    e0, e1, e2 = at_pixel(n0, x, y), at_pixel(n1, x, y), at_pixel(n2, x, y)
+    e0, e1, e2 = evaluate_line(n0, x, y), evaluate_line(n1, x, y), evaluate_line(n2, x, y)
     total = tl.where(covered, e0 + e1 + e2, 1.0)
     det = tl.where(covered, a[0] * n0[0] + a[1] * n0[1] + a[2] * n0[2], 1.0)
     z = (e0 * depths[0] + e1 * depths[1] + e2 * depths[2]) / det
@@ -232,13 +236,13 @@ def resolve(
 
 
 @triton.jit
-def add_corner(grad_clip, vertex, place, push, wanted):
-    """Add p × push to the gradient of x, y, w of a vertex."""
-    gx, gy, gw = cross((place[0], place[1], 1.0), push)
+def add_corner_gradient(grad_clip, vertex, point, cotangent, mask):
+    """Add p × cotangent to the gradient of x, y, w of a vertex."""
+    gx, gy, gw = cross((point[0], point[1], 1.0), cotangent)
     target = grad_clip + 4 * vertex.to(tl.int64)
-    tl.atomic_add(target, gx, mask=wanted, sem="relaxed")
-    tl.atomic_add(target + 1, gy, mask=wanted, sem="relaxed")
-    tl.atomic_add(target + 3, gw, mask=wanted, sem="relaxed")
+    tl.atomic_add(target, gx, mask=mask, sem="relaxed")
+    tl.atomic_add(target + 1, gy, mask=mask, sem="relaxed")
+    tl.atomic_add(target + 3, gw, mask=mask, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["vertex_count"])
@@ -254,20 +258,24 @@ def resolve_backward(
     face = tl.load(rast + 4 * pixel + 3, mask=inside, other=0.0).to(tl.int32) - 1
     grad_u = tl.load(grad_rast + 4 * pixel, mask=face >= 0, other=0.0).to(tl.float64)
     grad_v = tl.load(grad_rast + 4 * pixel + 1, mask=face >= 0, other=0.0).to(tl.float64)
-    wanted = (grad_u != 0) | (grad_v != 0)
-    vertices, corners, _, place, view = corners_of_pixel(
-        clip, faces, face, pixel, wanted, vertex_count, height, width
+    mask = (grad_u != 0) | (grad_v != 0)
+    vertices, corners, _, point, view = load_pixel_triangles(
+        clip, faces, face, pixel, mask, vertex_count, height, width
     )
     a, b, c = corners
-    x, y = place
-    e0, e1, e2 = at_pixel(cross(b, c), x, y), at_pixel(cross(c, a), x, y), at_pixel(cross(a, b), x, y)
-    total = tl.where(wanted, e0 + e1 + e2, 1.0)
+    x, y = point
+    e0, e1, e2 = (
+        evaluate_line(cross(b, c), x, y),
+        evaluate_line(cross(c, a), x, y),
+        evaluate_line(cross(a, b), x, y),
+    )
+    total = tl.where(mask, e0 + e1 + e2, 1.0)
     mean = (grad_u * e0 + grad_v * e1) / total
     g0, g1, g2 = (grad_u - mean) / total, (grad_v - mean) / total, -mean / total
     grad_clip += view * vertex_count * 4
-    push = (g1 * c[0] - g2 * b[0], g1 * c[1] - g2 * b[1], g1 * c[2] - g2 * b[2])
-    add_corner(grad_clip, vertices[0], place, push, wanted)
-    push = (g2 * a[0] - g0 * c[0], g2 * a[1] - g0 * c[1], g2 * a[2] - g0 * c[2])
-    add_corner(grad_clip, vertices[1], place, push, wanted)
-    push = (g0 * b[0] - g1 * a[0], g0 * b[1] - g1 * a[1], g0 * b[2] - g1 * a[2])
-    add_corner(grad_clip, vertices[2], place, push, wanted)
+    cotangent = (g1 * c[0] - g2 * b[0], g1 * c[1] - g2 * b[1], g1 * c[2] - g2 * b[2])
+    add_corner_gradient(grad_clip, vertices[0], point, cotangent, mask)
+    cotangent = (g2 * a[0] - g0 * c[0], g2 * a[1] - g0 * c[1], g2 * a[2] - g0 * c[2])
+    add_corner_gradient(grad_clip, vertices[1], point, cotangent, mask)
+    cotangent = (g0 * b[0] - g1 * a[0], g0 * b[1] - g1 * a[1], g0 * b[2] - g1 * a[2])
+    add_corner_gradient(grad_clip, vertices[2], point, cotangent, mask)

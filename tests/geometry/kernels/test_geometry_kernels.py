@@ -225,7 +225,7 @@ def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
         assert (grad - parameter.grad).norm() < 1e-4 * parameter.grad.norm()
 
 
-def ball_of_noise(resolution: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def noisy_ball(resolution: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Random signs inside a ball, with the index tables of the grid."""
     grid = make_tet_grid(resolution, 2.0)
     inside = torch.rand(len(grid.v_pos), generator=seeded()) < 0.3
@@ -235,7 +235,7 @@ def ball_of_noise(resolution: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ..
 @pytest.mark.gpu
 @pytest.mark.parametrize("resolution", [64, 256])
 def test_topology_on_cuda_equals_cpu(resolution):
-    inside, tables = ball_of_noise(resolution)
+    inside, tables = noisy_ball(resolution)
     found = compact_topology(inside.cuda(), *(table.cuda() for table in tables))
     for ours, expected in zip(found, compact_topology_torch(inside, *tables), strict=True):
         assert torch.equal(ours.cpu(), expected) and len(expected) > 1000
@@ -256,7 +256,7 @@ def synchronisations(act) -> int:
 
 @pytest.mark.gpu
 def test_topology_synchronises_once():
-    inside, tables = ball_of_noise(64)
+    inside, tables = noisy_ball(64)
     inside, tables = inside.cuda(), tuple(table.cuda() for table in tables)
     assert available.triton_works(inside.device)
     for topology, expected in ((compact_topology, [1]), (compact_topology_torch, range(4, 10))):

@@ -10,14 +10,9 @@ import pytest
 import torch
 from scipy.interpolate import RegularGridInterpolator
 
-from render.encoding import hash_grid, hash_grid_numba
-from render.encoding.hash_grid import (
-    HashGrid,
-    encode_torch,
-    encode_torch_backward,
-    grid_levels,
-    interpolation_matrices,
-)
+from render.encoding import hash_grid, hash_grid_numba, reference, select
+from render.encoding.hash_grid import HashGrid, interpolation_matrices
+from render.encoding.hash_levels import grid_levels
 
 ROOT = Path(__file__).parents[3]
 BOX = (torch.tensor([-1.0, -0.5, 0.0]), torch.tensor([1.0, 1.5, 3.0]))
@@ -52,7 +47,7 @@ def test_table_starts_small_and_reproducibly():
     assert first.table.std().item() == pytest.approx(1e-4 / 3**0.5, rel=0.05)
 
 
-ENCODERS = pytest.mark.parametrize("encode", [encode_torch, hash_grid_numba.encode])
+ENCODERS = pytest.mark.parametrize("encode", [reference.encode, hash_grid_numba.encode])
 
 
 @ENCODERS
@@ -100,7 +95,7 @@ def test_gradient_equals_autograd():
     cotangent = torch.randn(200, grid.width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     (grid(points) * cotangent).sum().backward()
     table = grid.table.detach().clone().requires_grad_()
-    (encode_torch(grid.to_unit(points), table, grid.levels) * cotangent).sum().backward()
+    (reference.encode(grid.to_unit(points), table, grid.levels) * cotangent).sum().backward()
     assert grid.table.grad.abs().sum() > 0
     assert torch.allclose(grid.table.grad, table.grad, atol=1e-12)
 
@@ -109,10 +104,10 @@ def test_compiled_encoding_equals_torch():
     grid = small_grid(n_levels=8, log2_hashmap_size=12, max_resolution=300)
     unit = grid.to_unit(torch.cat([points_in_box(2000), torch.stack(BOX)]))
     table = grid.table.detach()
-    expected = encode_torch(unit, table, grid.levels)
+    expected = reference.encode(unit, table, grid.levels)
     assert torch.allclose(hash_grid_numba.encode(unit, table, grid.levels), expected, rtol=1e-4, atol=1e-9)
     grad = torch.randn(len(unit), grid.width, generator=torch.Generator().manual_seed(2))
-    expected = encode_torch_backward(unit, grad, grid.levels)
+    expected = reference.encode_backward(unit, grad, grid.levels)
     assert torch.allclose(
         hash_grid_numba.encode_backward(unit, grad, grid.levels), expected, rtol=1e-4, atol=1e-4
     )
@@ -157,6 +152,19 @@ def test_interpolation_matrices_are_transposes_with_unit_row_sums():
     assert torch.allclose(matrix.to_dense().sum(1), torch.ones(50 * 5))
 
 
+def test_encoder_is_selected_once_and_again_after_a_move():
+    grid = small_grid()
+    first = grid.encoder
+    assert first.name == "numba" and grid.encoder is first
+    assert grid.double().encoder.name == "reference"
+
+
+@pytest.mark.parametrize("name", ["reference", "numba"])
+def test_override_selects_the_encoder(name, monkeypatch):
+    monkeypatch.setattr(select, "OVERRIDE", name)
+    assert small_grid().encoder.name == name
+
+
 def test_points_outside_are_clamped_and_flat_boxes_work():
     grid = small_grid()
     outside = torch.tensor([[9.0, 0.0, 1.0]])
@@ -171,7 +179,7 @@ def test_points_outside_are_clamped_and_flat_boxes_work():
     assert flat(torch.rand(5, 3) * torch.tensor([1.0, 1, 0])).isfinite().all()
 
 
-def test_points_with_gradient_are_refused():
+def test_points_with_gradient_raise():
     with pytest.raises(AssertionError):
         small_grid()(points_in_box(3).requires_grad_())
 
@@ -194,14 +202,15 @@ def test_cuda_equals_cpu():
 @pytest.mark.parametrize("fault", ["ImportError('needs an older numpy')", "AttributeError('no\\nsuch')"])
 def test_broken_numba_is_logged_once_and_torch_is_used(tmp_path, fault):
     (tmp_path / "numba.py").write_text(f"raise {fault}")
-    lines = logged(
+    lines = log_lines_of(
         """
-from render.encoding.hash_grid import HashGrid, encode_torch
+from render.encoding.hash_grid import HashGrid
+from render.encoding.reference import encode
 from render.raster.select import choose_rasteriser
 grid = HashGrid(torch.zeros(3), torch.ones(3), n_levels=2, log2_hashmap_size=8, max_resolution=32)
 points = torch.rand(5, 3)
 for _ in range(2):
-    assert torch.equal(grid(points), encode_torch(points, grid.table, grid.levels))
+    assert torch.equal(grid(points), encode(points, grid.table, grid.levels))
 assert choose_rasteriser("cpu").name == "reference"
 """,
         tmp_path,
@@ -215,19 +224,20 @@ assert choose_rasteriser("cpu").name == "reference"
 @pytest.mark.parametrize("fault", ["ModuleNotFoundError('no triton')", "RuntimeError('old\\ndriver')"])
 def test_cuda_without_triton_uses_torch_and_logs_it_once(tmp_path, fault):
     (tmp_path / "triton.py").write_text(f"raise {fault}")
-    lines = logged(
+    lines = log_lines_of(
         """
-from render.encoding.hash_grid import choose_encoder, encode_torch, encode_torch_backward
+from render.encoding.reference import REFERENCE
+from render.encoding.select import choose_encoder
 for _ in range(2):
-    chosen = choose_encoder(torch.device("cuda"), torch.float32, 2)
-    assert chosen == (encode_torch, encode_torch_backward)
+    assert choose_encoder(torch.device("cuda"), torch.float32, 2) is REFERENCE
 """,
         tmp_path,
     )
-    assert len(lines) == 1 and lines[0].startswith("Triton cannot run (")
+    assert len(lines) == 2 and lines[0].startswith("Triton cannot run (")
+    assert lines[1].startswith("hash encoding: using torch (slower), because triton cannot run: ")
 
 
-def logged(program: str, first_on_path: Path) -> list[str]:
+def log_lines_of(program: str, first_on_path: Path) -> list[str]:
     """The log lines of a program that runs in a new process."""
     head = 'import logging, torch\nlogging.basicConfig(format="%(message)s", level=logging.INFO)\n'
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(first_on_path), str(ROOT)])}

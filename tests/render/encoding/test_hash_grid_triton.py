@@ -5,14 +5,9 @@ import itertools
 import pytest
 import torch
 
-from render.encoding import hash_grid, hash_grid_triton
-from render.encoding.hash_grid import (
-    HashGrid,
-    choose_encoder,
-    encode_torch,
-    encode_torch_backward,
-    triton_encoder,
-)
+from render.encoding import hash_grid_triton, reference, select
+from render.encoding.hash_grid import HashGrid
+from render.encoding.select import choose_encoder
 
 # Five levels: dense with 4, 7 and 13 cells per axis, hashed with 22 and 40.
 SMALL = {"n_levels": 5, "log2_hashmap_size": 12, "base_resolution": 4, "max_resolution": 40}
@@ -37,10 +32,10 @@ def cotangent(count: int, width: int, device: torch.device) -> torch.Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(1)).to(device)
 
 
-def assert_close(found: torch.Tensor, reference: torch.Tensor) -> None:
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Equal to a few units in the last place of the largest terms."""
-    assert found.dtype == reference.dtype and found.shape == reference.shape
-    assert (found - reference).abs().max() <= 4e-6 * reference.abs().max()
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    assert (found - expected).abs().max() <= 4e-6 * expected.abs().max()
 
 
 @pytest.mark.parametrize("features", [1, 2, 4])
@@ -49,7 +44,7 @@ def test_features_equal_the_reference(features, kernel_device):
     assert {level.dense for level in levels} == {True, False}
     # The count is not a multiple of the block size. Five levels are not a multiple of the levels per program.
     unit = points(hash_grid_triton.BLOCK + 37, kernel_device)
-    assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
+    assert_close(hash_grid_triton.encode(unit, table, levels), reference.encode(unit, table, levels))
 
 
 @pytest.mark.parametrize("group", [1, 8])
@@ -64,10 +59,10 @@ def test_points_on_boundaries_and_corners(kernel_device):
     table, levels = table_and_levels(kernel_device)
     steps = [0.0, 0.25, 0.5, 1 - 2**-24, 1.0]
     unit = torch.tensor(list(itertools.product(steps, repeat=3)), device=kernel_device)
-    assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
+    assert_close(hash_grid_triton.encode(unit, table, levels), reference.encode(unit, table, levels))
     grad = cotangent(len(unit), 10, kernel_device)
-    reference = encode_torch_backward(unit, grad, levels)
-    assert_close(hash_grid_triton.encode_backward(unit, grad, levels), reference)
+    expected = reference.encode_backward(unit, grad, levels)
+    assert_close(hash_grid_triton.encode_backward(unit, grad, levels), expected)
 
 
 def test_hash_overflow_equals_the_reference(kernel_device):
@@ -75,17 +70,17 @@ def test_hash_overflow_equals_the_reference(kernel_device):
     size = {"n_levels": 1, "base_resolution": 1 << 22, "max_resolution": 1 << 22}
     table, levels = table_and_levels(kernel_device, **size)
     unit = points(100, kernel_device)
-    assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
+    assert_close(hash_grid_triton.encode(unit, table, levels), reference.encode(unit, table, levels))
 
 
 @pytest.mark.parametrize("runs", [False, True])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_the_gradient_equals_the_reference(runs, ordered, kernel_device):
+def test_gradient_equals_the_reference(runs, ordered, kernel_device):
     _, levels = table_and_levels(kernel_device)
     unit = points(75, kernel_device, ordered)
     grad = cotangent(75, 10, kernel_device)
     found = hash_grid_triton.encode_backward(unit, grad, levels, runs=runs, block=32)
-    assert_close(found, encode_torch_backward(unit, grad, levels))
+    assert_close(found, reference.encode_backward(unit, grad, levels))
 
 
 def test_equal_points_in_one_run(kernel_device):
@@ -94,7 +89,7 @@ def test_equal_points_in_one_run(kernel_device):
     unit = torch.full((40, 3), 0.3, device=kernel_device)
     grad = cotangent(40, 10, kernel_device)
     found = hash_grid_triton.encode_backward(unit, grad, levels, block=16)
-    assert_close(found, encode_torch_backward(unit, grad, levels))
+    assert_close(found, reference.encode_backward(unit, grad, levels))
 
 
 def test_no_points(kernel_device):
@@ -111,18 +106,16 @@ def test_nan_point_affects_no_other_point(kernel_device):
     unit[1] = float("nan")
     found = hash_grid_triton.encode(unit, table, levels)
     assert found[1].isnan().all()
-    assert_close(found[[0, 2]], encode_torch(unit[[0, 2]], table, levels))
+    assert_close(found[[0, 2]], reference.encode(unit[[0, 2]], table, levels))
 
 
 def test_kernels_are_selected_for_supported_sizes(kernel_device, monkeypatch):
-    pair = hash_grid_triton.encode, hash_grid_triton.encode_backward
-    assert triton_encoder(kernel_device) == pair
-    monkeypatch.setattr(hash_grid, "triton_encoder", lambda device: pair)
-    cuda, reference = torch.device("cuda"), (encode_torch, encode_torch_backward)
-    assert choose_encoder(cuda, torch.float32, 2) == pair
-    assert choose_encoder(cuda, torch.float32, 3) == reference
-    assert choose_encoder(cuda, torch.float64, 2) == reference
-    assert choose_encoder(torch.device("cpu"), torch.float32, 2) != pair
+    monkeypatch.setattr(select, "triton_works", lambda device: True)
+    cuda = torch.device("cuda")
+    assert choose_encoder(cuda, torch.float32, 2).encode is hash_grid_triton.encode
+    assert choose_encoder(cuda, torch.float32, 3) is reference.REFERENCE
+    assert choose_encoder(cuda, torch.float64, 2) is reference.REFERENCE
+    assert choose_encoder(torch.device("cpu"), torch.float32, 2).name == "numba"
 
 
 @pytest.mark.gpu
@@ -134,14 +127,14 @@ def test_real_size(count, ordered):
         cuda, n_levels=16, log2_hashmap_size=19, base_resolution=16, max_resolution=4096
     )
     unit = points(count, cuda, ordered)
-    assert_close(hash_grid_triton.encode(unit, table, levels), encode_torch(unit, table, levels))
+    assert_close(hash_grid_triton.encode(unit, table, levels), reference.encode(unit, table, levels))
     grad = cotangent(count, 32, cuda)
-    reference = encode_torch_backward(unit, grad, levels)
+    expected = reference.encode_backward(unit, grad, levels)
     for runs in (False, True):
         found = hash_grid_triton.encode_backward(unit, grad, levels, runs=runs)
         # A coarse row is a sum over 3000 points. Neither implementation fixes the order of the sum.
-        assert (found - reference).abs().max() < 1e-4 * reference.abs().max()
-        assert (found - reference).norm() < 1e-5 * reference.norm()
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+        assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.gpu
@@ -153,7 +146,6 @@ def test_training_through_the_module_on_cuda():
     for encoded in (grid(unit), grid.precompute(unit)()):
         grid.table.grad = None
         (encoded * weights).sum().backward()
-        assert_close(encoded.detach(), encode_torch(unit, grid.table.detach(), grid.levels))
-        assert_close(grid.table.grad, encode_torch_backward(unit, weights, grid.levels))
-    pair = hash_grid_triton.encode, hash_grid_triton.encode_backward
-    assert choose_encoder(grid.table.device, torch.float32, 2) == pair
+        assert_close(encoded.detach(), reference.encode(unit, grid.table.detach(), grid.levels))
+        assert_close(grid.table.grad, reference.encode_backward(unit, weights, grid.levels))
+    assert grid.encoder.name == "triton"

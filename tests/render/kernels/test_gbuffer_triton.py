@@ -17,7 +17,7 @@ from render.raster.select import choose_rasteriser
 SIZE = 3, 9, 8
 
 
-def made_up(device, count: int = BLOCK + 37, faces_as=torch.int64) -> dict[str, torch.Tensor]:
+def random_points(device, count: int = BLOCK + 37, faces_as=torch.int64) -> dict[str, torch.Tensor]:
     """Unsorted pixels of three views of random triangles from both sides, many at grazing angles."""
     generator = torch.Generator().manual_seed(7)
     v_pos = torch.randn(40, 3, generator=generator)
@@ -43,7 +43,9 @@ def made_up(device, count: int = BLOCK + 37, faces_as=torch.int64) -> dict[str, 
     return {name: value.to(device) for name, value in given.items()}
 
 
-def both_ways(function, given, wanted=("position", "normal", "to_viewer")) -> dict[str, torch.Tensor]:
+def values_and_gradients(
+    function, given, wanted=("position", "normal", "to_viewer")
+) -> dict[str, torch.Tensor]:
     """The outputs of the function, and the gradients of a weighted sum of the wanted outputs."""
     given = given | {name: given[name].clone().requires_grad_() for name in ("values", "v_pos")}
     found = dict(zip(("position", "normal", "to_viewer"), function(**given), strict=True))
@@ -55,7 +57,7 @@ def both_ways(function, given, wanted=("position", "normal", "to_viewer")) -> di
     return found | dict(zip(("values", "v_pos"), grads, strict=True))
 
 
-def doubled(given):
+def to_float64(given):
     return {name: value.double() if value.is_floating_point() else value for name, value in given.items()}
 
 
@@ -66,7 +68,7 @@ def assert_agree(found, exact, tolerance: float = 1e-5) -> None:
         assert (value - expected).abs().max() <= tolerance * expected.abs().max(), name
 
 
-def shares(given) -> torch.Tensor:
+def facing_ratios(given) -> torch.Tensor:
     """view·smooth / 0.1 of the pixels, multiplied by the sign of view·face."""
     number = given["rast"].flatten(0, 2)[given["pixel"], 3].long() - 1
     a, b, c = given["v_pos"][given["faces"][number].long()].unbind(1)
@@ -78,24 +80,27 @@ def shares(given) -> torch.Tensor:
 
 @pytest.mark.parametrize("faces_as", [torch.int32, torch.int64])
 def test_points_at_all_angles(faces_as, kernel_device):
-    given = made_up(kernel_device, faces_as=faces_as)
-    share = shares(given)
+    given = random_points(kernel_device, faces_as=faces_as)
+    ratio = facing_ratios(given)
     assert all(
-        amount > 15 for amount in ((share < 0).sum(), (share > 1).sum(), (share.frac() == share).sum())
+        amount > 15 for amount in ((ratio < 0).sum(), (ratio > 1).sum(), (ratio.frac() == ratio).sum())
     )
-    assert_agree(both_ways(gbuffer_triton.surface_points, given), both_ways(surface_points, doubled(given)))
+    assert_agree(
+        values_and_gradients(gbuffer_triton.surface_points, given),
+        values_and_gradients(surface_points, to_float64(given)),
+    )
 
 
 @pytest.mark.parametrize("wanted", ["position", "normal", "to_viewer"])
-def test_each_result_by_itself(wanted, kernel_device):
-    given = made_up(kernel_device)
-    found = both_ways(gbuffer_triton.surface_points, given, [wanted])
-    assert_agree(found, both_ways(surface_points, doubled(given), [wanted]))
+def test_gradient_of_a_single_output(wanted, kernel_device):
+    given = random_points(kernel_device)
+    found = values_and_gradients(gbuffer_triton.surface_points, given, [wanted])
+    assert_agree(found, values_and_gradients(surface_points, to_float64(given), [wanted]))
 
 
 @pytest.mark.parametrize("wanted", ["values", "v_pos"])
-def test_a_gradient_to_one_of_both(wanted, kernel_device):
-    given = made_up(kernel_device, 30)
+def test_gradient_to_a_single_input(wanted, kernel_device):
+    given = random_points(kernel_device, 30)
     given[wanted].requires_grad_()
     weights = torch.arange(90.0, device=kernel_device).view(30, 3)
     found, expected = (
@@ -105,19 +110,19 @@ def test_a_gradient_to_one_of_both(wanted, kernel_device):
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max() > 0
 
 
-def test_nothing_is_kept_where_no_gradient_is_wanted(kernel_device):
-    given = made_up(kernel_device, 3)
+def test_no_graph_without_a_gradient(kernel_device):
+    given = random_points(kernel_device, 3)
     assert all(value.grad_fn is None for value in gbuffer_triton.surface_points(**given))
 
 
-def test_no_point_is_covered(kernel_device):
-    given = made_up(kernel_device, 0)
-    found = both_ways(gbuffer_triton.surface_points, given)
+def test_no_covered_pixel(kernel_device):
+    given = random_points(kernel_device, 0)
+    found = values_and_gradients(gbuffer_triton.surface_points, given)
     assert all(found[name].shape == (0, 3) for name in ("position", "normal", "to_viewer"))
     assert not found["values"].any() and not found["v_pos"].any()
 
 
-def hand_made(smooth, corners, device) -> dict[str, torch.Tensor]:
+def points_at_origin(smooth, corners, device) -> dict[str, torch.Tensor]:
     """Points at the origin seen from (0, 0, 1), one per pixel of a row. smooth [N,3], corners [N,3,3]."""
     count = len(smooth)
     rast = torch.zeros(1, 1, count, 4)
@@ -136,38 +141,40 @@ def hand_made(smooth, corners, device) -> dict[str, torch.Tensor]:
 SLANTED = [[0.0, 0.0, 0.0], [1.0, 0.0, 0.5], [0.0, 2.0, -0.25]]
 
 
-def test_at_the_very_ends_of_the_blend_the_gradient_still_flows(kernel_device):
+def test_gradient_at_blend_factors_0_and_1(kernel_device):
     """Blend factors of exactly 0 and 1, at which clamp has a gradient, and values next to them."""
     height = torch.tensor(0.1).view(torch.int32) + torch.arange(-3, 4, dtype=torch.int32)
     height = torch.cat([torch.tensor([-1e-6, 0.0, 1e-6]), height.view(torch.float32)])
     smooth = torch.stack([(1 - height.square()).sqrt(), torch.zeros(10), height], -1)
-    share = torch.nn.functional.normalize(smooth, dim=-1)[:, 2] / 0.1
-    assert (share == 0).sum() == 1 and (share == 1).any() and (share < 1).sum() > 2 and (share > 1).any()
-    given = hand_made(smooth, torch.tensor(SLANTED).expand(10, 3, 3), kernel_device)
-    found = both_ways(gbuffer_triton.surface_points, given)
-    expected = both_ways(surface_points, given)
+    ratio = torch.nn.functional.normalize(smooth, dim=-1)[:, 2] / 0.1
+    assert (ratio == 0).sum() == 1 and (ratio == 1).any() and (ratio < 1).sum() > 2 and (ratio > 1).any()
+    given = points_at_origin(smooth, torch.tensor(SLANTED).expand(10, 3, 3), kernel_device)
+    found = values_and_gradients(gbuffer_triton.surface_points, given)
+    expected = values_and_gradients(surface_points, given)
     assert_agree(found, expected)
     # Points are compared one by one, so a missing gradient at one point cannot be hidden by the others.
     assert torch.allclose(found["values"], expected["values"], rtol=1e-4, atol=1e-5)
 
 
-def test_faces_that_are_lines_or_points_and_normals_of_length_0(kernel_device):
+def test_degenerate_faces_and_zero_normals(kernel_device):
     smooth = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.03], [0.0, 0.0, 0.0], [1.0, 0.0, -0.5]])
     line = [[0.0, 0.0, 0.0], [1.0, 1.0, 2.0], [2.0, 2.0, 4.0]]
-    given = hand_made(smooth, torch.tensor([line, line, SLANTED, [[1.0, 2.0, 3.0]] * 3]), kernel_device)
-    found = both_ways(gbuffer_triton.surface_points, given)
-    assert_agree(found, both_ways(surface_points, given))
+    given = points_at_origin(
+        smooth, torch.tensor([line, line, SLANTED, [[1.0, 2.0, 3.0]] * 3]), kernel_device
+    )
+    found = values_and_gradients(gbuffer_triton.surface_points, given)
+    assert_agree(found, values_and_gradients(surface_points, given))
     assert all(value.isfinite().all() for value in found.values())
 
 
-def test_the_gradient_is_that_of_finite_differences(kernel_device):
+def test_gradient_equals_finite_differences(kernel_device):
     """Finite differences of the kernels in float32, away from the discontinuities of blend and side."""
-    given = made_up(kernel_device)
-    away = shares(given)
+    given = random_points(kernel_device)
+    away = facing_ratios(given)
     away = (away.abs() > 0.1) & ((away - 1).abs() > 0.1)
     given["pixel"] = given["pixel"][away]
     names = ("values", "v_pos")
-    grads = both_ways(gbuffer_triton.surface_points, given)
+    grads = values_and_gradients(gbuffer_triton.surface_points, given)
     generator = torch.Generator().manual_seed(9)
     moves = {name: torch.randn(given[name].shape, generator=generator).to(kernel_device) for name in names}
     sums = []
@@ -181,7 +188,7 @@ def test_the_gradient_is_that_of_finite_differences(kernel_device):
     assert sum((grads[name] * moves[name]).sum() for name in names).item() == pytest.approx(change, rel=1e-2)
 
 
-def pictures_both_ways(device, size, batch, subdivisions, monkeypatch):
+def points_from_kernels_and_torch(device, size, batch, subdivisions, monkeypatch):
     """Surface points and vertex gradient of a dented ball, from the kernels and from torch."""
     shape = trimesh.creation.icosphere(subdivisions=subdivisions, radius=0.7)
     places = torch.tensor(shape.vertices).float()
@@ -201,8 +208,10 @@ def pictures_both_ways(device, size, batch, subdivisions, monkeypatch):
         yield points, torch.autograd.grad(total, v_pos)[0]
 
 
-def test_pictures(kernel_device, monkeypatch):
-    (found, grad), (expected, exact) = pictures_both_ways(kernel_device, (24, 32), 2, 2, monkeypatch)
+def test_rasterised_points_equal_torch(kernel_device, monkeypatch):
+    (found, grad), (expected, exact) = points_from_kernels_and_torch(
+        kernel_device, (24, 32), 2, 2, monkeypatch
+    )
     assert torch.equal(found.pixel, expected.pixel) and len(found.pixel) > 300
     for name in ("position", "normal", "to_viewer"):
         assert torch.allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
@@ -210,8 +219,8 @@ def test_pictures(kernel_device, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_pictures_of_full_size_on_cuda(monkeypatch):
-    both = pictures_both_ways(torch.device("cuda"), (512, 512), 4, 7, monkeypatch)
+def test_full_size_points_equal_torch_on_cuda(monkeypatch):
+    both = points_from_kernels_and_torch(torch.device("cuda"), (512, 512), 4, 7, monkeypatch)
     (found, grad), (expected, exact) = both
     assert torch.equal(found.pixel, expected.pixel) and len(found.pixel) > 200_000
     assert torch.allclose(found.position, expected.position, atol=1e-6)

@@ -22,7 +22,7 @@ def rotations(count: int) -> torch.Tensor:
     return torch.linalg.qr(torch.randn(count, 3, 3, generator=torch.Generator().manual_seed(3)))[0]
 
 
-def covered(device, count: int) -> SurfacePoints:
+def random_covered_pixels(device, count: int) -> SurfacePoints:
     """Random pixels of three views of 9 × 8 pixels in ascending order. Some normals have x = 0 exactly."""
     generator = torch.Generator().manual_seed(4)
     pixel = torch.randperm(3 * 9 * 8, generator=generator)[:count].sort()[0]
@@ -37,7 +37,7 @@ def covered(device, count: int) -> SurfacePoints:
     return SurfacePoints(**{name: value.to(device) for name, value in fields.items()})
 
 
-def both_ways(function, points, rotation, flip) -> tuple[torch.Tensor, torch.Tensor]:
+def values_and_gradients(function, points, rotation, flip) -> tuple[torch.Tensor, torch.Tensor]:
     """The image and the gradient of its weighted sum with respect to the normals."""
     points.normal.grad = None
     image = function(points, rotation, flip)
@@ -46,11 +46,11 @@ def both_ways(function, points, rotation, flip) -> tuple[torch.Tensor, torch.Ten
     return image.detach(), points.normal.grad
 
 
-def test_the_flip_follows_the_rotation(kernel_device):
+def test_flip_is_applied_after_the_rotation(kernel_device):
     """A rotation by 180° about y maps −x to +x. The flip gives −x, and the gradient changes sign."""
     half_turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0])).to(kernel_device).repeat(3, 1, 1)
     for function in (normal_image, normal_image_triton.normal_image):
-        points = covered(kernel_device, 20)
+        points = random_covered_pixels(kernel_device, 20)
         normal = torch.tensor([-1.0, 0, 0], device=kernel_device).repeat(20, 1).requires_grad_()
         points = dataclasses.replace(points, normal=normal)
         image = function(points, half_turn, True)
@@ -63,19 +63,19 @@ def test_the_flip_follows_the_rotation(kernel_device):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("count", [BLOCK + 37, 0])
 def test_values_and_gradient(flip, count, kernel_device):
-    points, rotation = covered(kernel_device, count), rotations(3).to(kernel_device)
+    points, rotation = random_covered_pixels(kernel_device, count), rotations(3).to(kernel_device)
     points.normal.requires_grad_()
-    found = both_ways(normal_image_triton.normal_image, points, rotation, flip)
+    found = values_and_gradients(normal_image_triton.normal_image, points, rotation, flip)
     # Column-major memory, as in a batch of transposed matrices.
-    again = both_ways(normal_image_triton.normal_image, points, rotation.mT.contiguous().mT, flip)
-    expected = both_ways(normal_image, points, rotation, flip)
+    again = values_and_gradients(normal_image_triton.normal_image, points, rotation.mT.contiguous().mT, flip)
+    expected = values_and_gradients(normal_image, points, rotation, flip)
     for one, two, three in zip(found, again, expected, strict=True):
         assert one.dtype == torch.float32 and one.shape == three.shape
         assert torch.equal(one, two) and torch.allclose(one, three, atol=1e-6)
 
 
-def test_nothing_is_kept_where_no_gradient_is_wanted(kernel_device):
-    points = covered(kernel_device, 5)
+def test_no_graph_without_a_gradient(kernel_device):
+    points = random_covered_pixels(kernel_device, 5)
     assert normal_image_triton.normal_image(points, rotations(3).to(kernel_device), True).grad_fn is None
 
 
@@ -107,7 +107,7 @@ def scenes(device, size, subdivisions, monkeypatch):
         yield image.detach(), torch.autograd.grad((image * weights).sum(), ball.v_pos)[0]
 
 
-def test_a_scene_with_all_kernels_is_the_scene_without(kernel_device, monkeypatch):
+def test_scene_with_kernels_equals_torch(kernel_device, monkeypatch):
     (found, grad), (expected, exact) = scenes(kernel_device, (24, 32), 2, monkeypatch)
     assert (expected[..., 3] > 0).sum() > 300
     assert torch.allclose(found, expected, atol=1e-5)
@@ -115,7 +115,7 @@ def test_a_scene_with_all_kernels_is_the_scene_without(kernel_device, monkeypatc
 
 
 @pytest.mark.gpu
-def test_a_scene_of_full_size_on_cuda(monkeypatch):
+def test_full_size_scene_equals_torch_on_cuda(monkeypatch):
     assert available.triton_available(torch.zeros(1, device="cuda"))
     (found, grad), (expected, exact) = scenes(torch.device("cuda"), (512, 512), 7, monkeypatch)
     assert (expected[..., 3] > 0).sum() > 200_000

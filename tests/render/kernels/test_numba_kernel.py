@@ -40,7 +40,7 @@ def cache_files(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 @pytest.mark.parametrize("damage", [lambda c: b"", lambda c: b"text", lambda c: c[: len(c) // 2]])
-def test_numba_cache_damaged(compiled, tmp_path, caplog, suffix, damage):
+def test_damaged_numba_cache_is_replaced(compiled, tmp_path, caplog, suffix, damage):
     """A damaged cache is replaced with one warning; the next start has no warning."""
     assert compiled() == 42
     (file,) = cache_files(tmp_path, suffix)
@@ -54,7 +54,7 @@ def test_numba_cache_damaged(compiled, tmp_path, caplog, suffix, damage):
     assert compiled() == 42 and not caplog.records
 
 
-def test_a_cache_on_a_full_disk_is_a_warning(compiled, tmp_path, caplog, monkeypatch):
+def test_full_disk_for_the_cache_logs_a_warning(compiled, tmp_path, caplog, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -63,7 +63,7 @@ def test_a_cache_on_a_full_disk_is_a_warning(compiled, tmp_path, caplog, monkeyp
     assert "is not written: No space left on device" in caplog.text and str(tmp_path) in caplog.text
 
 
-def test_without_a_folder_for_the_cache_functions_are_compiled(compiled, caplog, monkeypatch):
+def test_functions_compile_without_a_cache_folder(compiled, caplog, monkeypatch):
     def no_locator(*_):
         raise RuntimeError("cannot cache function 'twice': no locator available")
 

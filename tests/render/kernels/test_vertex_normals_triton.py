@@ -11,7 +11,7 @@ from render.kernels.vertex_normals_triton import smooth_normals as smooth_normal
 from render.mesh import smooth_normals, smooth_normals_torch
 
 
-def dented_ball(device, subdivisions: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+def bumpy_sphere(device, subdivisions: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """A dented ball with an unused vertex and with faces that are degenerate to a point and to a line."""
     shape = trimesh.creation.icosphere(subdivisions=subdivisions, radius=0.7)
     generator = torch.Generator().manual_seed(3)
@@ -25,7 +25,7 @@ def dented_ball(device, subdivisions: int = 2) -> tuple[torch.Tensor, torch.Tens
     return v_pos.to(device), faces.to(device)
 
 
-def both_ways(function, v_pos, faces) -> tuple[torch.Tensor, torch.Tensor]:
+def values_and_gradients(function, v_pos, faces) -> tuple[torch.Tensor, torch.Tensor]:
     """Normals and the gradient of their sum with fixed weights."""
     v_pos = v_pos.clone().requires_grad_()
     normals = function(v_pos, faces)
@@ -34,31 +34,31 @@ def both_ways(function, v_pos, faces) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def assert_agree(v_pos, faces) -> None:
-    exact = both_ways(smooth_normals_torch, v_pos.double(), faces)
-    for found, expected in zip(both_ways(smooth_normals_triton, v_pos, faces), exact, strict=True):
+    exact = values_and_gradients(smooth_normals_torch, v_pos.double(), faces)
+    for found, expected in zip(values_and_gradients(smooth_normals_triton, v_pos, faces), exact, strict=True):
         assert found.dtype == torch.float32
         assert (found - expected).abs().max() < 3e-6 * expected.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_values_and_gradient(dtype, kernel_device):
-    v_pos, faces = dented_ball(kernel_device)
+    v_pos, faces = bumpy_sphere(kernel_device)
     assert len(faces) > BLOCK and len(faces) % BLOCK and len(v_pos) > BLOCK and len(v_pos) % BLOCK
     assert_agree(v_pos, faces.to(dtype))
     # Strided inputs: a slice of a wider table and a transposed table.
     assert_agree(torch.cat([v_pos, v_pos], 1)[:, :3], faces.to(dtype).T.contiguous().T)
 
 
-def test_vertices_without_a_direction_point_up_and_stay(kernel_device):
-    v_pos, faces = dented_ball(kernel_device)
-    normals, grad = both_ways(smooth_normals_triton, v_pos, faces)
+def test_vertices_without_a_normal_get_plus_z_and_no_gradient(kernel_device):
+    v_pos, faces = bumpy_sphere(kernel_device)
+    normals, grad = values_and_gradients(smooth_normals_triton, v_pos, faces)
     assert normals[-4:].tolist() == [[0.0, 0.0, 1.0]] * 4
     assert not grad[-4:].any() and grad.isfinite().all()
 
 
-def test_the_gradient_is_that_of_finite_differences(kernel_device):
-    v_pos, faces = dented_ball(kernel_device, subdivisions=1)
-    _, grad = both_ways(smooth_normals_triton, v_pos, faces)
+def test_gradient_equals_finite_differences(kernel_device):
+    v_pos, faces = bumpy_sphere(kernel_device, subdivisions=1)
+    _, grad = values_and_gradients(smooth_normals_triton, v_pos, faces)
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(v_pos.shape, generator=torch.Generator().manual_seed(4)).double()
     move = torch.randn(v_pos.shape, generator=generator)
@@ -69,22 +69,22 @@ def test_the_gradient_is_that_of_finite_differences(kernel_device):
     assert (grad.cpu() * move).sum().item() == pytest.approx(change.item(), rel=2e-2)
 
 
-def test_nothing_is_kept_where_no_gradient_is_wanted(kernel_device):
-    v_pos, faces = dented_ball(kernel_device)
+def test_no_graph_without_a_gradient(kernel_device):
+    v_pos, faces = bumpy_sphere(kernel_device)
     assert smooth_normals_triton(v_pos, faces).grad_fn is None
     with torch.no_grad():
         assert smooth_normals_triton(v_pos.clone().requires_grad_(), faces).grad_fn is None
 
 
 def test_no_faces_and_no_vertices(kernel_device):
-    v_pos, faces = dented_ball(kernel_device)
-    normals, grad = both_ways(smooth_normals_triton, v_pos, faces[:0])
+    v_pos, faces = bumpy_sphere(kernel_device)
+    normals, grad = values_and_gradients(smooth_normals_triton, v_pos, faces[:0])
     assert (normals == torch.tensor([0.0, 0.0, 1.0], device=kernel_device)).all() and not grad.any()
     assert smooth_normals_triton(v_pos[:0], faces[:0]).shape == (0, 3)
 
 
-def test_the_kernels_are_taken_where_they_fit(kernel_device, monkeypatch):
-    v_pos, faces = dented_ball(kernel_device)
+def test_kernels_are_selected_for_supported_tensors(kernel_device, monkeypatch):
+    v_pos, faces = bumpy_sphere(kernel_device)
     assert triton_available(v_pos) == (kernel_device.type == "cuda")
     assert not triton_available(v_pos, v_pos.double()) and not triton_available(v_pos.cpu())
     monkeypatch.setattr(mesh_module, "triton_available", lambda *values: True)
@@ -92,11 +92,11 @@ def test_the_kernels_are_taken_where_they_fit(kernel_device, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_a_million_faces_on_cuda():
-    v_pos, faces = dented_ball(torch.device("cuda"), subdivisions=8)
+def test_million_faces_on_cuda():
+    v_pos, faces = bumpy_sphere(torch.device("cuda"), subdivisions=8)
     assert len(faces) > 1_000_000
     assert triton_available(v_pos)
-    exact = both_ways(smooth_normals_torch, v_pos.double(), faces)
-    for found, expected in zip(both_ways(smooth_normals, v_pos, faces), exact, strict=True):
+    exact = values_and_gradients(smooth_normals_torch, v_pos.double(), faces)
+    for found, expected in zip(values_and_gradients(smooth_normals, v_pos, faces), exact, strict=True):
         error = (found - expected).norm() / expected.norm()
         assert error < 1e-4

@@ -15,7 +15,7 @@ def numba_rasteriser():
     return NumbaRasteriser()
 
 
-class Elsewhere:
+class OnDevice:
     """A rasteriser that runs on a different device than the tensors of its callers."""
 
     def __init__(self, rasteriser, device):
@@ -37,10 +37,10 @@ def triton_rasteriser(kernel_device):
     pytest.importorskip("triton")
     from render.raster.triton.backend import TritonRasteriser
 
-    return Elsewhere(TritonRasteriser(), kernel_device)
+    return OnDevice(TritonRasteriser(), kernel_device)
 
 
-def built(name, request):
+def build_rasteriser(name, request):
     if name == "reference":
         return ReferenceRasteriser()
     return request.getfixturevalue(f"{name}_rasteriser")
@@ -49,13 +49,13 @@ def built(name, request):
 @pytest.fixture(params=["reference", "numba", "triton"])
 def rasteriser(request):
     """Every backend that runs without nvdiffrast."""
-    return built(request.param, request)
+    return build_rasteriser(request.param, request)
 
 
 @pytest.fixture(params=["reference", "numba", *(["triton"] if torch.cuda.is_available() else [])])
 def fast_rasteriser(request):
     """Backends for tests with many calls, which would take minutes in Triton's interpreter."""
-    return built(request.param, request)
+    return build_rasteriser(request.param, request)
 
 
 @pytest.fixture(scope="session")

@@ -171,7 +171,7 @@ def test_gradients_of_rasterize_and_interpolate_by_gradcheck(fast_rasteriser):
     assert torch.autograd.gradcheck(draw, (clip, shared), nondet_tol=1e-9)
 
 
-def test_other_faces_for_a_seam(rasteriser):
+def test_interpolation_with_other_faces_at_a_seam(rasteriser):
     """Faces with the same rows but other indices select other attributes."""
     clip = to_clip(torch.tensor([[0.0, 0], [8, 0], [8, 8], [0, 8]]), (8, 8))
     rast = rasteriser.rasterize(clip, torch.tensor([[0, 1, 2], [0, 2, 3]]), (8, 8))

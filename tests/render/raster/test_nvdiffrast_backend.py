@@ -33,7 +33,7 @@ def away_from_outlines(face):
     return (mean == 0) | (mean == 1)
 
 
-def test_reference_is_the_same_on_cuda(scene):
+def test_reference_on_cuda_equals_cpu(scene):
     clip, faces, resolution = scene
     reference = ReferenceRasteriser()
     expected = reference.rasterize(clip.cpu(), faces.cpu(), resolution)
@@ -78,7 +78,7 @@ def test_same_interpolation_and_gradients(nvdiffrast, scene):
         assert (theirs - ours).norm() < 0.02 * ours.norm()
 
 
-def test_share_of_the_outline_gradient(nvdiffrast, scene, record_property):
+def test_fraction_of_the_outline_gradient(nvdiffrast, scene, record_property):
     """Gradient of the mask's area with respect to scale: both methods compared with finite differences."""
     from render.raster.nvdiffrast_backend import NvdiffrastRasteriser
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
-def forget_what_was_said():
-    select.log_once.cache_clear()
+def clear_logged_messages():
+    select._log_once.cache_clear()
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_auto_logs_the_reason_for_the_reference(broken, caplog, error):
 def triton_cuda(monkeypatch):
     """The Triton module, as if its kernels had passed their test on a GPU."""
     module = pytest.importorskip("render.raster.triton.backend", exc_type=ImportError)
-    monkeypatch.setattr(module, "try_out", lambda device: None)
+    monkeypatch.setattr(module, "self_test", lambda device: None)
     return module
 
 
@@ -118,7 +118,7 @@ def test_failing_kernels_are_not_selected(broken, triton_cuda, monkeypatch, capl
     def fail(device):
         raise ArithmeticError("wrong\nat length")
 
-    monkeypatch.setattr(triton_cuda, "try_out", fail)
+    monkeypatch.setattr(triton_cuda, "self_test", fail)
     broken("render.raster.nvdiffrast_backend", ImportError("no nvdiffrast"))
     with caplog.at_level(logging.INFO):
         assert choose_rasteriser(CUDA).name == "reference"
@@ -141,3 +141,8 @@ def test_reference_on_request_and_unknown_names():
     assert choose_rasteriser(CPU, "reference").name == "reference"
     with pytest.raises(ValueError, match="'opengl' is unknown; allowed: auto, nvdiffrast, "):
         choose_rasteriser(CPU, "opengl")
+
+
+def test_override_replaces_the_choice_of_the_caller(monkeypatch):
+    monkeypatch.setattr(select, "OVERRIDE", "reference")
+    assert choose_rasteriser(CPU).name == choose_rasteriser(CPU, "numba").name == "reference"

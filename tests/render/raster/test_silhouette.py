@@ -230,7 +230,7 @@ def test_edge_with_three_faces(rasteriser, third, is_outline):
     assert changed == is_outline
 
 
-def test_ground_that_reaches_behind_the_camera(fast_rasteriser):
+def test_ground_that_extends_behind_the_camera(fast_rasteriser):
     """The outline of a ground plane that extends behind the camera, compared with supersampling."""
     cameras = look_at_origin(
         torch.tensor([0.4]), torch.tensor([0.1]), torch.tensor([0.9]), (48, 48), near_far=(0.1, 50.0)
@@ -269,8 +269,8 @@ def test_edge_table():
 
 
 def test_cache_detects_new_and_modified_faces():
-    built = []
-    cache = CachedByFaces(lambda faces: built.append(faces.clone()) or len(built))
+    build_rasteriser = []
+    cache = CachedByFaces(lambda faces: build_rasteriser.append(faces.clone()) or len(build_rasteriser))
     faces = QUAD.clone()
     assert [cache(faces), cache(faces)] == [1, 1]
     faces[0, 0] = 3

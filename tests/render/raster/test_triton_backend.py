@@ -16,7 +16,7 @@ backend = pytest.importorskip("render.raster.triton.backend", exc_type=ImportErr
 ROOT = Path(__file__).parents[3]
 
 
-def near_and_far(bumpy_sphere):
+def small_and_large_faces(bumpy_sphere):
     """Faces smaller than a pixel, as large as the image, and of a ground that extends behind the camera."""
     vertices, faces = bumpy_sphere(3)
     clip = transform_points(orbit(2, (40, 56)).world_to_clip, vertices * 0.4)
@@ -49,13 +49,13 @@ def full_lists():
     return torch.cat([clip, clip.flip(1)]), torch.arange(120).view(40, 3), (48, 48)
 
 
-def test_the_full_lists_are_full():
-    lanes, (clip, faces, (height, width)) = backend.lanes_on(torch.zeros(1)), full_lists()
+def test_full_lists_scene_fills_both_lists():
+    config, (clip, faces, (height, width)) = backend.launch_config_for(torch.zeros(1)), full_lists()
     corners = (clip[:, faces][..., :2] + 1) / 2 * torch.tensor([width, height])
     low, high = corners.amin(2).sub(0.5).ceil(), corners.amax(2).sub(0.5).floor()
     pixels = (high - low + 1).prod(-1)
-    assert (pixels > lanes.small_box).all()
-    assert 0.4 < (pixels > lanes.medium_box).float().mean() < 0.6
+    assert (pixels > config.small_box).all()
+    assert 0.4 < (pixels > config.medium_box).float().mean() < 0.6
 
 
 def many_views(bumpy_sphere):
@@ -64,9 +64,13 @@ def many_views(bumpy_sphere):
     return transform_points(orbit(19, (10, 12)).world_to_clip, vertices), faces.int(), (10, 12)
 
 
-@pytest.fixture(scope="module", params=["near and far", "soup", "full lists", "many views"])
+@pytest.fixture(scope="module", params=["small and large", "soup", "full lists", "many views"])
 def scene(request, bumpy_sphere, kernel_device):
-    build = {"near and far": lambda: near_and_far(bumpy_sphere), "soup": soup, "full lists": full_lists}
+    build = {
+        "small and large": lambda: small_and_large_faces(bumpy_sphere),
+        "soup": soup,
+        "full lists": full_lists,
+    }
     clip, faces, resolution = build.get(request.param, lambda: many_views(bumpy_sphere))()
     return clip.to(kernel_device), faces.to(kernel_device), resolution
 
@@ -89,8 +93,8 @@ def test_same_pairs(scene):
     clip, faces, (height, width) = scene
     rast = ReferenceRasteriser().rasterize(clip, faces, (height, width))
     edges = backend.build_edge_table(faces)
-    found = backend.find_pairs(rast, clip, faces, edges)
-    keys = found.winners.flatten(2)
+    results = backend.find_pairs(rast, clip, faces, edges)
+    keys = results.winners.flatten(2)
     view, axis, place = (keys >= 0).nonzero().unbind(-1)
     key = keys[view, axis, place]
     first = view * height * width + place
@@ -101,8 +105,8 @@ def test_same_pairs(scene):
     pairs = silhouette.find_pairs(rast, clip, silhouette.build_edges(faces))
     expected = torch.stack([pairs.inner, pairs.outer, *pairs.edge.unbind(-1), pairs.view, pairs.axis], -1)
     assert len(expected) > 20 and torch.equal(got, expected)
-    listed = found.pixels[: int(found.count)].sort().values
-    assert torch.equal(listed, torch.cat([inner, outer]).unique())
+    list_items = results.pixels[: int(results.count)].sort().values
+    assert torch.equal(list_items, torch.cat([inner, outer]).unique())
 
 
 def test_edge_table(scene):
@@ -116,7 +120,7 @@ def test_edge_table(scene):
     assert (table.keys >= 0).sum() == len(key[real].unique())
 
 
-def test_what_needs_no_gradient_is_left_out(scene):
+def test_no_gradient_is_computed_for_fixed_inputs(scene):
     clip, faces, resolution = scene
     rasteriser = backend.TritonRasteriser()
     attributes = torch.rand(clip.shape[1], 3, device=clip.device, requires_grad=True)
@@ -133,8 +137,8 @@ def test_what_needs_no_gradient_is_left_out(scene):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_wrong_answers_are_noticed(kernel_device, monkeypatch):
-    backend.try_out(kernel_device)
+def test_self_test_finds_a_wrong_result(kernel_device, monkeypatch):
+    backend.self_test(kernel_device)
     right = backend.TritonRasteriser.antialias
     monkeypatch.setattr(
         backend.TritonRasteriser,
@@ -142,7 +146,7 @@ def test_wrong_answers_are_noticed(kernel_device, monkeypatch):
         lambda self, colour, *rest: right(self, 1.01 * colour, *rest),
     )
     with pytest.raises(ArithmeticError):
-        backend.try_out(kernel_device)
+        backend.self_test(kernel_device)
 
 
 COMPILE = """
@@ -165,7 +169,7 @@ def run(self, *args, grid, warmup, **kwargs):
 JITFunction.run = run
 from render.raster.triton import backend
 from render.raster.triton import launch_config
-launch_config.INTERPRETED = launch_config.ON_GPU
+launch_config.INTERPRETER_CONFIG = launch_config.GPU_CONFIG
 clip = torch.rand(2, 9, 4, requires_grad=True)
 faces = torch.zeros(5, 3, dtype=torch.int32)
 for part in (True, False):
@@ -195,8 +199,8 @@ def test_kernels_compile_for_a_gpu(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     names, fused = done.stdout.splitlines()
-    drawn = {"draw_small", "draw_listed", "resolve"}
-    seen = {"insert_edges", "mark_sides", "list_silhouettes", "walk_silhouettes", "list_pixels"}
+    drawn = {"draw_small_faces", "draw_listed_faces", "resolve"}
+    seen = {"insert_edges", "mark_sides", "list_silhouettes", "find_crossings", "list_pixels"}
     backward = {"resolve_backward", "interpolate_backward", "blend_backward"}
     assert set(names.split()) == drawn | seen | backward | {"interpolate", "blend"}
     assert set(fused.split()) <= {"resolve_backward"}
@@ -249,7 +253,7 @@ def test_real_sizes_equal_nvdiffrast(large_scene, record_property):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("large_scene", [130_000], indirect=True)
-def test_repeats(large_scene, whole_step):
+def test_result_is_deterministic(large_scene, whole_step):
     """No value depends on a race. Only the order of sums varies."""
     rasteriser = backend.TritonRasteriser()
     first, second = whole_step(rasteriser, large_scene), whole_step(rasteriser, large_scene)
@@ -260,7 +264,7 @@ def test_repeats(large_scene, whole_step):
 
 
 @pytest.mark.gpu
-def test_nothing_waits_for_the_gpu(bumpy_sphere):
+def test_no_host_synchronisation(bumpy_sphere):
     vertices, faces = bumpy_sphere(4)
     clip = transform_points(orbit(2, (64, 64)).world_to_clip, vertices).cuda().requires_grad_()
     attributes, faces = vertices.cuda().requires_grad_(), faces.cuda()

@@ -58,7 +58,7 @@ def test_split_sum_table_of_a_mirror():
     assert (table[0, 16:] - expected[16:]).abs().max() < 1e-3
 
 
-def test_split_sum_table_never_makes_energy():
+def test_split_sum_table_conserves_energy():
     total = split_sum_table().sum(-1)
     assert total.max() <= 1 + 1e-5 and split_sum_table().min() >= 0
     # At normal incidence single scattering loses more light as roughness increases.
@@ -92,7 +92,7 @@ def test_white_furnace(white):
     assert torch.allclose(half_metal, ((0.02 + 0.3) * scale + bias + 0.3).expand(50, 3), atol=1e-5)
 
 
-def test_a_mirror_shows_what_lies_in_the_mirror_direction():
+def test_mirror_reflects_the_light_of_the_mirror_direction():
     """Smooth metals seen from +z. A normal between +x and +z reflects +x, a normal of +z reflects +z."""
     red, green = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])
     direction = texel_directions(64)
@@ -105,7 +105,7 @@ def test_a_mirror_shows_what_lies_in_the_mirror_direction():
     assert torch.allclose(seen, torch.stack([red, green]), atol=0.03)
 
 
-def test_shading_gradients_are_right_and_finite():
+def test_shading_gradients_are_correct_and_finite():
     generator = torch.Generator().manual_seed(0)
     cube = texel_directions(64).double() * 0.4 + 1
     light = prefilter(cube, lookups=20_000)
@@ -120,7 +120,7 @@ def test_shading_gradients_are_right_and_finite():
     assert torch.autograd.gradcheck(lambda *some: shade(*some, light, table), inputs, eps=1e-7, atol=1e-4)
 
 
-def test_gradient_is_finite_where_the_normal_turns_away(white):
+def test_gradient_is_finite_for_normals_facing_away(white):
     normal = torch.tensor([[0.0, 0, 1], [0, 0, -1], [1, 0, 0]]).requires_grad_()
     view = torch.tensor([[0.0, 0, 1]]).expand(3, 3)
     ks = torch.tensor([0.0, 0.0, 0.0]).expand(3, 3).clone().requires_grad_()

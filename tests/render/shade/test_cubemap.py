@@ -33,7 +33,7 @@ def lookup(cube, direction):
     return sample_bordered(bordered(cube), *face_coordinates(direction), cube.shape[1])
 
 
-def test_texel_centres_find_themselves():
+def test_texel_centres_map_to_their_texels():
     size = 8
     face, coordinates = face_coordinates(texel_directions(size).reshape(-1, 3))
     assert torch.equal(face, torch.arange(6).repeat_interleave(size * size))
@@ -118,7 +118,7 @@ def test_latlong_to_cube_and_back():
     assert 20 <= row < 24 and 60 <= column < 64
 
 
-def test_power_is_kept_by_resampling_and_halving():
+def test_resampling_and_halving_preserve_power():
     """A lamp of a few pixels in a large map has the same total power in the cube and in all of its mips."""
     image = torch.zeros(512, 1024, 3)
     image[150:156, 700:706] = 100.0

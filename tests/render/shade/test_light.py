@@ -26,7 +26,7 @@ from render.shade.light import (
 from render.shade.prefilter import prefilter
 
 
-def test_default_map_is_even_and_lights_from_above():
+def test_default_map_is_uniform_and_lights_from_above():
     image = read_latlong(DEFAULT_MAP)
     assert DEFAULT_MAP.stat().st_size <= 512 * 1024 and image.shape == (256, 512, 3)
     weight = torch.sin((torch.arange(256) + 0.5) * math.pi / 256)[:, None, None]
@@ -40,7 +40,7 @@ def test_default_map_is_even_and_lights_from_above():
     assert up > 3 * down
 
 
-def test_map_is_scaled_and_turned_into_a_cube(tmp_path):
+def test_map_is_scaled_and_resampled_to_a_cube(tmp_path):
     write_hdr(tmp_path / "sky.hdr", (latlong_directions(64, 128)[..., 1:2] > 0).float().expand(64, 128, 3))
     light = load_environment(LightConfig(envmap=str(tmp_path / "sky.hdr"), env_scale=2.0, env_resolution=64))
     up = texel_directions(64)[..., 1]
@@ -85,7 +85,7 @@ def test_missing_map_elsewhere_is_an_error(tmp_path):
         load_cube(str(tmp_path / "mine.hdr"), 64)
 
 
-def test_fixed_light_is_prefiltered_once_and_stays_out_of_checkpoints():
+def test_fixed_light_is_prefiltered_once_and_is_not_in_checkpoints():
     light = EnvironmentLight(torch.rand(6, 64, 64, 3))
     assert light.prefiltered() is light.prefiltered()
     assert not light.state_dict() and not list(light.parameters())
@@ -110,7 +110,7 @@ def test_learned_light_follows_the_gradient():
     assert light.cube.min() > 0 and list(light.state_dict()) == ["log_radiance"]
 
 
-def test_camera_rotation_is_the_views_rotation():
+def test_camera_rotation_equals_the_rotation_of_the_view():
     azimuth, elevation = torch.tensor([0.0, 0.7, 3.0]), torch.tensor([0.0, 0.4, -0.2])
     views = look_at_origin(
         azimuth, elevation, torch.tensor([0.6, 0.7, 0.8]), (48, 64), shift=torch.rand(3, 2)

@@ -24,18 +24,18 @@ def positions(count=500):
     return torch.rand(count, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def shake(module, size=30.0):
+def randomise(module, size=30.0):
     """Set weights that are large enough to saturate the sigmoid at both ends."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.uniform_(-size, size)
 
 
-def test_values_fill_their_bounds_and_stay_inside():
+def test_values_reach_their_bounds_but_not_beyond():
     material = field(
         kd_min=(0.03, 0.1, 0.2, 0.0), kd_max=(0.97, 0.5, 0.9, 1.0), ks_min=(0, 0.25, 0), ks_max=(0, 0.9, 0.5)
     )
-    shake(material)
+    randomise(material)
     values = material(positions())
     for found, least, most in (
         (values.kd, [0.03, 0.1, 0.2], [0.97, 0.5, 0.9]),
@@ -58,7 +58,7 @@ def test_starts_in_the_middle_with_a_flat_normal():
 
 def test_without_bump_the_normal_is_flat_and_has_no_gradient():
     material = field(if_use_bump=False)
-    shake(material)
+    randomise(material)
     values = material(positions())
     assert not material.bumpy and torch.equal(values.normal, torch.tensor([0.0, 0, 1]).expand(500, 3))
 
@@ -71,7 +71,7 @@ def test_every_parameter_is_trained():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-def test_the_box_may_lie_on_another_device_than_the_new_weights():
+def test_box_on_another_device_than_the_weights():
     # The bounds of a mesh on a GPU are GPU tensors. The meta device represents the GPU in this test.
     corner = torch.ones(3, device="meta")
     MaterialField(

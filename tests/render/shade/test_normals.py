@@ -16,28 +16,28 @@ def tilted(cosine, sign=1.0):
 
 
 @pytest.mark.parametrize("cosine", [0.1, 0.3, 1.0])
-def test_smooth_normal_stays_where_it_faces_the_viewer(cosine):
+def test_smooth_normal_facing_the_viewer_is_unchanged(cosine):
     assert torch.allclose(shading_normal(tilted(cosine), tilted(0.5), VIEW), tilted(cosine), atol=1e-6)
 
 
 @pytest.mark.parametrize("cosine", [0.0, -0.05, -0.9])
-def test_face_normal_alone_where_the_smooth_one_turns_away(cosine):
+def test_face_normal_replaces_a_smooth_normal_facing_away(cosine):
     assert torch.allclose(shading_normal(tilted(cosine), tilted(0.5), VIEW), tilted(0.5), atol=1e-6)
 
 
-def test_blend_in_between_is_linear():
+def test_blend_is_linear_between_both_normals():
     found = shading_normal(tilted(0.05), tilted(0.6, -1.0), VIEW)
     expected = torch.nn.functional.normalize(0.5 * tilted(0.05) + 0.5 * tilted(0.6, -1.0), dim=-1)
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_seen_from_behind_both_turn_round():
+def test_both_normals_are_negated_for_back_faces():
     front = shading_normal(tilted(0.8), tilted(0.5), VIEW)
     behind = shading_normal(-tilted(0.8), -tilted(0.5), VIEW)
     assert torch.equal(front, behind)
 
 
-def test_result_is_unit_and_never_faces_away():
+def test_result_is_unit_and_faces_the_viewer():
     generator = torch.Generator().manual_seed(0)
     smooth, face, view = (
         torch.nn.functional.normalize(torch.randn(4000, 3, generator=generator), dim=-1) for _ in range(3)
@@ -47,14 +47,14 @@ def test_result_is_unit_and_never_faces_away():
     assert ((found * view).sum(-1) > -1e-6).all()
 
 
-def test_flat_bump_changes_nothing_and_x_leans_along_the_tangent():
+def test_flat_bump_is_the_identity_and_x_points_along_the_tangent():
     normal, tangent = VIEW, torch.tensor([[1.0, 0.0, 0.5]])
     assert torch.allclose(bump(normal, tangent, torch.tensor([[0.0, 0, 1]])), normal)
     leaning = torch.tensor([[0.6, 0.0, 0.8]])
     assert torch.allclose(bump(normal, tangent, leaning), torch.tensor([[0.6, 0, 0.8]]), atol=1e-6)
 
 
-def test_y_leans_up_in_the_texture_image():
+def test_y_points_up_in_the_texture_image():
     """In glTF +y of the normal map is up if u points right: normal +z and tangent +x give +y."""
     up = torch.tensor([[0.0, 0.6, 0.8]])
     assert torch.allclose(bump(VIEW, torch.tensor([[2.0, 0, 0]]), up), up, atol=1e-6)
@@ -73,7 +73,7 @@ def test_gradients():
     assert torch.autograd.gradcheck(bump, inputs, eps=1e-7, atol=1e-5)
 
 
-def test_a_tangent_along_the_normal_has_finite_gradients():
+def test_tangent_parallel_to_the_normal_has_finite_gradients():
     normal, tangent = VIEW.clone().requires_grad_(), VIEW.clone().requires_grad_()
     found = bump(normal, tangent, torch.tensor([[0.3, 0.2, 0.9]]))
     found.sum().backward()

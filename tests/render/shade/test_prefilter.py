@@ -110,7 +110,7 @@ def test_specular_equals_the_integral_at_the_roughness_of_a_mip(level, bound):
     assert (found - expected).norm() / expected.norm() < bound
 
 
-def test_light_from_above_lights_what_faces_up():
+def test_light_from_above_lights_upward_normals():
     cube = torch.zeros(6, 64, 64, 3)
     cube[texel_directions(64)[..., 1] > 0.9] = 1.0
     light = prefilter(cube, lookups=500_000)
@@ -125,7 +125,7 @@ def test_light_from_above_lights_what_faces_up():
     assert diffuse[4] == 0
 
 
-def test_levels_follow_the_roughness():
+def test_mip_level_increases_with_roughness():
     assert level_roughness(6) == pytest.approx([0.08, 0.185, 0.29, 0.395, 0.5, 1.0])
     for levels in (3, 4, 6, 7):
         roughness = torch.tensor(level_roughness(levels))[:, None]
@@ -136,7 +136,7 @@ def test_levels_follow_the_roughness():
     assert outside[:, 0].tolist() == pytest.approx([0, 5])
 
 
-def test_rougher_is_blurrier():
+def test_higher_roughness_is_blurrier():
     light = prefilter(lamp_cube(), lookups=500_000)
     direction = texel_directions(32).reshape(-1, 3)
     spread = [

@@ -13,7 +13,7 @@ TOKENIZER, UNET = "tokenizer/tokenizer_config.json", "unet/config.json"
 # (file, key, value, part of the message); None removes the key.
 WRONG = [
     (TOKENIZER, "model_max_length", -1, "model_max_length = -1"),
-    ("kinds.json", None, [1, 2], "kinds.json must be a list of texts"),
+    ("categories.json", None, [1, 2], "categories.json must be a list of texts"),
     ("scheduler/scheduler_config.json", "num_train_timesteps", 0, "num_train_timesteps = 0"),
     (UNET, "sample_size", 10**9, "sample_size = 1000000000 is too large"),
     (UNET, "sample_size", "x", "sample_size = 'x'"),
@@ -52,14 +52,14 @@ def test_sd_model_settings(model, file, key, value, message):
 
 
 @pytest.mark.parametrize("value", ["x", None, 10**30])
-def test_the_text_encoder_gives_a_missing_token_limit(model, value):
+def test_missing_token_limit_is_taken_from_the_text_encoder(model, value):
     change(model, TOKENIZER, "model_max_length", value)
     parts = load_parts(str(model), torch.device("cpu"))
     assert parts.tokenizer.model_max_length == 77
     assert parts.tokenizer("a" * 500, truncation=True).input_ids.__len__() == 77
 
 
-def test_a_tokenizer_of_another_model_is_rejected(model):
+def test_tokenizer_of_another_model_is_rejected(model):
     path = model / "tokenizer" / "vocab.json"
     vocabulary = json.loads(path.read_text())
     path.write_text(json.dumps({**vocabulary, "extra</w>": 5000}))
@@ -67,7 +67,7 @@ def test_a_tokenizer_of_another_model_is_rejected(model):
         load_parts(str(model), torch.device("cpu"))
 
 
-def test_empty_merges_are_a_warning(model, caplog):
+def test_empty_merges_log_a_warning(model, caplog):
     (model / "tokenizer" / "merges.txt").write_text("")
     load_parts(str(model), torch.device("cpu"))
     assert "merges.txt is empty, so words are split into letters" in caplog.text

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 
 import train
-from sd.loading.hub import DEFAULT_MODEL, local_places, resolve_model, weights_variant
+from sd.loading.hub import DEFAULT_MODEL, local_locations, resolve_model, weights_variant
 from sd.stable_diffusion import StableDiffusion
 
 CPU = torch.device("cpu")
@@ -40,10 +40,10 @@ def hub(monkeypatch, tmp_path):
     """A fake hub {id: folder}. It filters downloads by the same patterns as the real client."""
     import huggingface_hub
 
-    repositories, asked = {}, []
+    repositories, requested = {}, []
 
     def download(hub_id, allow_patterns, ignore_patterns, local_files_only):
-        asked.append(hub_id)
+        requested.append(hub_id)
         if hub_id not in repositories:
             raise OSError("no route")
         source, target = repositories[hub_id], tmp_path / "cache" / hub_id
@@ -57,7 +57,7 @@ def hub(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.chdir(tmp_path)
-    return repositories, asked
+    return repositories, requested
 
 
 @pytest.mark.parametrize(
@@ -73,23 +73,23 @@ def hub(monkeypatch, tmp_path):
         ("someone/model", ["someone"]),
     ],
 )
-def test_the_hub_is_asked_in_order_and_every_place_is_named(hub, name, order):
-    _, asked = hub
+def test_all_locations_are_tried_in_order_and_named(hub, name, order):
+    _, requested = hub
     with pytest.raises(FileNotFoundError) as error:
         resolve_model(name)
-    assert [hub_id.partition("/")[0] for hub_id in asked] == order
-    for word in (*asked, "mirror", "local folder", "HF_HUB_OFFLINE", "OSError"):
+    assert [hub_id.partition("/")[0] for hub_id in requested] == order
+    for word in (*requested, "mirror", "local folder", "HF_HUB_OFFLINE", "OSError"):
         assert word in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_local_folder_of_that_name_comes_before_the_hub(hub, model_folder, tmp_path):
-    _, asked = hub
+def test_local_folder_takes_precedence_over_the_hub(hub, model_folder, tmp_path):
+    _, requested = hub
     shutil.copytree(model_folder, tmp_path / "data/stable-diffusion-2-1-base")
-    assert resolve_model(DEFAULT_MODEL) == "data/stable-diffusion-2-1-base" and not asked
+    assert resolve_model(DEFAULT_MODEL) == "data/stable-diffusion-2-1-base" and not requested
 
 
-def test_an_incomplete_mirror_is_passed_over_and_named(hub, model_folder, tmp_path):
+def test_incomplete_mirror_is_skipped_and_named(hub, model_folder, tmp_path):
     repositories, _ = hub
     broken = shutil.copytree(model_folder, tmp_path / "broken")
     shutil.rmtree(broken / "vae")
@@ -100,11 +100,11 @@ def test_an_incomplete_mirror_is_passed_over_and_named(hub, model_folder, tmp_pa
     assert "Manojb" in resolve_model(DEFAULT_MODEL)
 
 
-def test_half_precision_is_fetched_where_there_is_nothing_else(hub, half_folder, model_folder, tmp_path):
-    repositories, asked = hub
+def test_half_precision_is_downloaded_if_nothing_else_exists(hub, half_folder, model_folder, tmp_path):
+    repositories, requested = hub
     repositories["someone/half"] = half_folder
     found = resolve_model("someone/half")
-    assert asked == ["someone/half"] * 2
+    assert requested == ["someone/half"] * 2
     StableDiffusion.from_pretrained(found, CPU)
     both = shutil.copytree(model_folder, tmp_path / "both")
     shutil.copytree(half_folder, both, dirs_exist_ok=True)
@@ -113,7 +113,7 @@ def test_half_precision_is_fetched_where_there_is_nothing_else(hub, half_folder,
     assert not list((tmp_path / "cache/someone/both").rglob("*fp16*")) and found.endswith("both")
 
 
-def test_half_precision_files_alone_are_a_prior(half_folder, model_folder):
+def test_folder_with_half_precision_files_only_loads(half_folder, model_folder):
     assert {weights_variant(half_folder, part) for part in ("unet", "vae", "text_encoder")} == {"fp16"}
     assert weights_variant(model_folder, "unet") is None
     half = StableDiffusion.from_pretrained(str(half_folder), CPU)
@@ -122,23 +122,23 @@ def test_half_precision_files_alone_are_a_prior(half_folder, model_folder):
     assert torch.allclose(half.embed(["a car"]), whole.embed(["a car"]), atol=2e-2)
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     text, time = whole.embed(["a car"]), torch.tensor([500])
-    answers = [prior.predict_noise(noisy, time, text) for prior in (half, whole)]
-    assert torch.allclose(*answers, atol=2e-2) and not torch.equal(*answers)
+    predictions = [prior.predict_noise(noisy, time, text) for prior in (half, whole)]
+    assert torch.allclose(*predictions, atol=2e-2) and not torch.equal(*predictions)
 
 
-def test_local_places_say_what_is_wrong_with_each(hub, model_folder):
+def test_local_locations_report_the_missing_files(hub, model_folder):
     repositories, _ = hub
     repositories["Manojb/stable-diffusion-2-1-base"] = model_folder
-    assert list(local_places(DEFAULT_MODEL).values()) == [
+    assert list(local_locations(DEFAULT_MODEL).values()) == [
         "no such folder",
         "not in the hub cache",
         "not in the hub cache",
         None,
     ]
-    assert local_places("none.safetensors") == {"none.safetensors": "no such file"}
+    assert local_locations("none.safetensors") == {"none.safetensors": "no such file"}
 
 
-def test_a_lora_that_is_not_there_is_refused_before_any_work(tmp_path, caplog, model_folder):
+def test_missing_lora_is_rejected_at_startup(tmp_path, caplog, model_folder):
     config = tmp_path / "config.json"
     config.write_text(f'{{"out_dir": "{tmp_path}/run", "sd_model": "{model_folder}"}}')
     assert train.main(["--config", str(config), "--lora", "none.safetensors:0.5"]) == 2
@@ -150,7 +150,7 @@ def test_a_lora_that_is_not_there_is_refused_before_any_work(tmp_path, caplog, m
 def test_a_shipped_model_is_found_from_any_current_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Path(resolve_model("data/tiny-sd")) == ROOT / "data/tiny-sd"
-    assert local_places("data/tiny-sd") == {"data/tiny-sd": None}
+    assert local_locations("data/tiny-sd") == {"data/tiny-sd": None}
 
 
 def test_a_model_in_the_current_directory_comes_before_the_shipped_one(tmp_path, monkeypatch, model_folder):
@@ -170,7 +170,7 @@ def test_a_model_in_the_current_directory_comes_before_the_shipped_one(tmp_path,
         (["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors"], "fp16"),
     ],
 )
-def test_the_variant_follows_the_file_names(tmp_path, names, variant):
+def test_variant_from_file_names(tmp_path, names, variant):
     (tmp_path / "unet").mkdir()
     for name in names:
         (tmp_path / "unet" / name).touch()
@@ -186,7 +186,7 @@ def test_a_folder_with_one_variant_is_loaded(model_folder, tmp_path, variant):
     assert all(map(torch.equal, loaded.unet.state_dict().values(), plain.unet.state_dict().values()))
 
 
-def test_weights_under_another_name_are_named(model_folder, tmp_path):
+def test_weights_with_another_name_are_reported(model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/weights.safetensors")
     with pytest.raises(FileNotFoundError) as error:
@@ -195,7 +195,7 @@ def test_weights_under_another_name_are_named(model_folder, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["absent", [8, 8]])
-def test_a_latent_size_that_is_absent_or_a_pair(model_folder, tmp_path, value):
+def test_latent_size_missing_or_given_as_a_pair(model_folder, tmp_path, value):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     for part, key in (("unet", "sample_size"), ("vae", "sample_size")):
         path = folder / part / "config.json"

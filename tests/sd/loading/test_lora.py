@@ -62,7 +62,7 @@ def with_branches(parts, products, factor):
     return parts
 
 
-def answers(parts):
+def text_and_noise(parts):
     prior = StableDiffusion(parts, CPU)
     text = prior.embed(["a car"])
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -131,8 +131,8 @@ def test_peft_adapters_of_the_text_encoder(parts, products, tmp_path):
         path.with_name("adapter_config.json").write_text(json.dumps({"lora_alpha": ALPHA, "r": RANK}))
         model = copy.deepcopy(parts)
         apply_lora(model.unet, model.text_encoder, [str(path)])
-        merged.append(answers(model))
-    expected = answers(with_branches(parts, used, ALPHA / RANK))
+        merged.append(text_and_noise(model))
+    expected = text_and_noise(with_branches(parts, used, ALPHA / RANK))
     for found in merged:
         for got, wanted in zip(found, expected, strict=True):
             assert torch.allclose(got, wanted, atol=1e-5)
@@ -159,14 +159,14 @@ def test_text_encoder_names_of_diffusers_before_0_18(parts, tmp_path):
 
 @pytest.mark.parametrize("dialect", [kohya, diffusers, earlier_diffusers, peft])
 @pytest.mark.parametrize("scale", [1.0, SCALE])
-def test_merged_weights_answer_as_branches_do(parts, products, tmp_path, dialect, scale):
+def test_merged_weights_equal_separate_branches(parts, products, tmp_path, dialect, scale):
     path = tmp_path / "style.safetensors"
     factor = dialect(products, path)
     used = {name: pair for name, pair in products.items() if dialect is not peft or name != TEXT}
     merged = copy.deepcopy(parts)
     apply_lora(merged.unet, merged.text_encoder, [f"{path}:{scale}" if scale != 1 else str(path)])
-    found, expected = answers(merged), answers(with_branches(parts, used, factor * scale))
-    plain = answers(copy.deepcopy(parts))
+    found, expected = text_and_noise(merged), text_and_noise(with_branches(parts, used, factor * scale))
+    plain = text_and_noise(copy.deepcopy(parts))
     for got, wanted, before in zip(found, expected, plain, strict=True):
         assert torch.allclose(got, wanted, atol=1e-5)
         assert dialect is peft or not torch.allclose(wanted, before, atol=1e-3)
@@ -178,11 +178,11 @@ def test_several_files_add_up(parts, products, tmp_path):
     once, twice = copy.deepcopy(parts), copy.deepcopy(parts)
     apply_lora(once.unet, once.text_encoder, [str(path)])
     apply_lora(twice.unet, twice.text_encoder, [f"{path}:0.25", f"{path}:.75"])
-    for a, b in zip(answers(once), answers(twice), strict=True):
+    for a, b in zip(text_and_noise(once), text_and_noise(twice), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_half_precision_weights_are_added_to_in_full(parts, tmp_path):
+def test_updates_of_half_precision_weights_are_computed_in_float32(parts, tmp_path):
     half = copy.deepcopy(parts)
     half.unet.half()
     weight = half.unet.get_submodule(QUERY).weight
@@ -199,23 +199,23 @@ def test_from_pretrained_takes_files(model_folder, parts, products, tmp_path):
     path = tmp_path / "style.safetensors"
     factor = kohya(products, path)
     prior = StableDiffusion.from_pretrained(str(model_folder), CPU, lora=[str(path)])
-    expected, _ = answers(with_branches(parts, products, factor))
+    expected, _ = text_and_noise(with_branches(parts, products, factor))
     assert torch.allclose(prior.embed(["a car"]), expected, atol=1e-5)
 
 
 WRONG = {
-    "no layer of this model": {"lora_unet_nowhere.lora_down.weight": (3, 32)},
-    "half of a pair": {f"unet.{QUERY}.lora_A.weight": (3, 32)},
+    "not a layer of this model": {"lora_unet_nowhere.lora_down.weight": (3, 32)},
+    "one of its two matrices is missing": {f"unet.{QUERY}.lora_A.weight": (3, 32)},
     "another model": {f"unet.{QUERY}.lora_A.weight": (3, 64), f"unet.{QUERY}.lora_B.weight": (32, 3)},
-    "no LoHa": {"lora_unet_x.hada_w1_a": (3, 32)},
-    "DoRA": {"lora_unet_x.dora_scale": (3,)},
+    "not LoHa": {"lora_unet_x.hada_w1_a": (3, 32)},
+    "and peft, but not LoHa, LoKr or DoRA": {"lora_unet_x.dora_scale": (3,)},
     "adapter_config.json": {f"base_model.model.{QUERY}.lora_A.weight": (3, 32)},
-    "it holds no layers": {},
+    "contains no layers": {},
 }
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_what_does_not_fit_is_refused_in_one_line(parts, tmp_path, words):
+def test_unsupported_files_give_a_one_line_error(parts, tmp_path, words):
     path = tmp_path / "wrong.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in WRONG[words].items()}, path)
     with pytest.raises(ValueError, match=words) as error:
@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_refused_in_one_line(parts, tmp_path, words):
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
-def test_settings_beyond_a_plain_lora_are_refused(parts, products, tmp_path):
+def test_unsupported_peft_settings_are_rejected(parts, products, tmp_path):
     path = tmp_path / "style.safetensors"
     peft(products, path)
     path.with_name("adapter_config.json").write_text(json.dumps({"lora_alpha": 4, "use_rslora": True}))
@@ -231,7 +231,7 @@ def test_settings_beyond_a_plain_lora_are_refused(parts, products, tmp_path):
         apply_lora(parts.unet, parts.text_encoder, [str(path)])
 
 
-def test_entries(tmp_path):
+def test_parse_lora_entries(tmp_path):
     (tmp_path / "a:b.safetensors").touch()
     assert parse_lora(f"{tmp_path}/a:b.safetensors:0.7") == (tmp_path / "a:b.safetensors", 0.7)
     assert parse_lora(f"{tmp_path}/a:b.safetensors:-1") == (tmp_path / "a:b.safetensors", -1)
@@ -243,7 +243,7 @@ def test_entries(tmp_path):
         parse_lora(str(tmp_path / "a.pt"))
 
 
-def test_the_key_is_a_path_or_a_list():
+def test_lora_key_accepts_a_path_or_a_list():
     one = parse_config({"out_dir": "x", "lora": "a.safetensors"}, "x")
     assert one.guidance.lora == ("a.safetensors",)
     two = parse_config({"out_dir": "x", "lora": ["a.safetensors", "b.safetensors:0.5"]}, "x")

@@ -29,7 +29,7 @@ def test_abar_is_that_of_the_scheduler_class(name, extra):
         assert found.num_train_timesteps == 3
 
 
-def test_betas_are_rescaled_to_zero_terminal_signal():
+def test_betas_are_rescaled_to_zero_terminal_snr():
     """Lin et al., arXiv 2305.08891, algorithm 1: abar is 0 at the last t and unchanged at the first t."""
     settings = {"_class_name": "DDIMScheduler", **SD, "prediction_type": "v_prediction"}
     plain = load_noise_schedule(settings).alphas_cumprod
@@ -74,7 +74,7 @@ def test_published_settings_are_accepted():
         assert load_noise_schedule(settings).num_train_timesteps == 1000
 
 
-def test_a_model_with_zero_terminal_signal_is_loaded_with_it(velocity_folder, tmp_path):
+def test_model_with_zero_terminal_snr_is_loaded(velocity_folder, tmp_path):
     folder = shutil.copytree(velocity_folder, tmp_path / "model")
     path = folder / "scheduler/scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "rescale_betas_zero_snr": True}))

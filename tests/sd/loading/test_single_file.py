@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sd.loading import ldm_format as layout
 from sd.loading.hub import resolve_model
-from sd.loading.single_file import find_vocabulary, measured_prediction, stated_prediction
+from sd.loading.single_file import find_vocabulary, prediction_from_metadata, prediction_from_output
 from sd.stable_diffusion import StableDiffusion
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_tensor_of_the_full_size_finds_its_place(version):
+def test_every_tensor_of_the_full_size_is_mapped(version):
     weights = meta_weights(version)
     tensors, denoiser, encoder, text = PUBLISHED[version]
     with torch.device("meta"):
@@ -119,7 +119,7 @@ def test_the_text_encoders_are_renamed_as_diffusers_does():
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_file_is_a_prior(files, version):
+def test_single_file_loads_as_a_prior(files, version):
     prior = StableDiffusion.from_pretrained(str(files[version]), CPU)
     assert (prior.latent_channels, prior.latent_size, prior.image_size) == (4, 64, 512)
     assert prior.scaling_factor == 0.18215 and prior.prediction_type == "epsilon"
@@ -127,8 +127,8 @@ def test_a_file_is_a_prior(files, version):
     text = prior.embed(["a car", "a cat"])
     assert text.shape == (2, 77, 64) and text.isfinite().all() and not torch.equal(*text)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    answer = prior.predict_noise(noise, torch.tensor([500]), text[:1])
-    assert answer.isfinite().all() and 0.01 < answer.std() < 100
+    predicted = prior.predict_noise(noise, torch.tensor([500]), text[:1])
+    assert predicted.isfinite().all() and 0.01 < predicted.std() < 100
     images = torch.zeros(1, 3, 64, 64, requires_grad=True)
     prior.encode(images, torch.zeros(1, 4, 8, 8)).sum().backward()
     assert images.grad.abs().max() > 0
@@ -166,7 +166,7 @@ def write_folder_as_published(folder, version, file):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_same_model_as_a_folder_with_the_older_names_answers_alike(files, version, tmp_path):
+def test_single_file_equals_the_same_model_as_a_folder(files, version, tmp_path):
     folder = write_folder_as_published(tmp_path / "folder", version, files[version])
     one = StableDiffusion.from_pretrained(str(files[version]), CPU)
     other = StableDiffusion.from_pretrained(str(folder), CPU)
@@ -180,7 +180,7 @@ def test_the_same_model_as_a_folder_with_the_older_names_answers_alike(files, ve
     assert torch.allclose(*latents, atol=1e-5)
 
 
-def test_2x_pads_with_an_exclamation_mark_and_1x_with_the_end(files):
+def test_padding_tokens_of_both_versions(files):
     for version, word in (("1.5", "<|endoftext|>"), ("2.1", "!")):
         prior = StableDiffusion.from_pretrained(str(files[version]), CPU)
         assert prior.tokenizer.pad_token == word
@@ -202,14 +202,14 @@ class Answer(torch.nn.Module):
         return (self.share * noisy + (1 - self.share**2) ** 0.5 * own,)
 
 
-def test_what_a_denoiser_predicts_is_measured():
+def test_prediction_type_from_the_output():
     # At the last timestep abar is 0.0047, so v contains 7 % noise. A noise prediction has a small error.
-    assert measured_prediction(Answer(0.95)) == "epsilon"
-    assert measured_prediction(Answer(0.07)) == "v_prediction"
+    assert prediction_from_output(Answer(0.95)) == "epsilon"
+    assert prediction_from_output(Answer(0.07)) == "v_prediction"
 
 
-def test_what_a_file_says_that_it_predicts_counts_first():
-    said = stated_prediction
+def test_prediction_type_from_the_metadata():
+    said = prediction_from_metadata
     assert said({"modelspec.prediction_type": "v"}, True) == "v_prediction"
     assert said({"modelspec.prediction_type": "epsilon"}, True) == "epsilon"
     assert said({"modelspec.architecture": "stable-diffusion-v2-768-v"}, True) == "v_prediction"
@@ -219,7 +219,7 @@ def test_what_a_file_says_that_it_predicts_counts_first():
 
 
 @pytest.mark.parametrize(
-    ("version", "metadata", "asked", "expected", "size"),
+    ("version", "metadata", "requested", "expected", "size"),
     [
         ("2.1", {}, "auto", "v_prediction", 96),  # random weights give no correlation
         ("2.1", {"modelspec.prediction_type": "v"}, "auto", "v_prediction", 96),
@@ -228,13 +228,13 @@ def test_what_a_file_says_that_it_predicts_counts_first():
         ("1.5", {}, "v_prediction", "v_prediction", 64),
     ],
 )
-def test_prediction_and_size_of_a_file(tmp_path, version, metadata, asked, expected, size):
+def test_prediction_and_size_of_a_file(tmp_path, version, metadata, requested, expected, size):
     file = write_file(tmp_path, version, **metadata)
-    prior = StableDiffusion.from_pretrained(str(file), CPU, prediction=asked)
+    prior = StableDiffusion.from_pretrained(str(file), CPU, prediction=requested)
     assert (prior.prediction_type, prior.latent_size) == (expected, size)
 
 
-def test_sd_prediction_overrules_a_folder(model_folder):
+def test_prediction_type_key_overrides_the_folder(model_folder):
     assert StableDiffusion.from_pretrained(str(model_folder), CPU).prediction_type == "epsilon"
     prior = StableDiffusion.from_pretrained(str(model_folder), CPU, prediction="v_prediction")
     assert prior.prediction_type == "v_prediction"
@@ -247,7 +247,7 @@ def refusal(path, kind=ValueError):
     return str(error.value)
 
 
-def test_other_files_are_refused_in_one_line(tmp_path):
+def test_other_files_give_a_one_line_error(tmp_path):
     other = tmp_path / "lora.safetensors"
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(2, 2)}, other)
     assert "no Stable Diffusion 1.x or 2.x checkpoint" in refusal(other)
@@ -259,7 +259,7 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     assert "no such file" in refusal(tmp_path / "none.safetensors", FileNotFoundError)
 
 
-def test_a_file_with_a_piece_missing_or_of_another_shape_is_refused(tmp_path):
+def test_missing_tensor_or_wrong_shape_is_rejected(tmp_path):
     write_tokenizer(tmp_path / "tokenizer")
     path = tmp_path / "model.safetensors"
     weights = random_weights("small 1.5")
@@ -270,22 +270,22 @@ def test_a_file_with_a_piece_missing_or_of_another_shape_is_refused(tmp_path):
     assert "mid_block.attentions.0.proj_in.weight" in refusal(path)
 
 
-def test_inpainting_is_refused(tmp_path):
+def test_inpainting_checkpoint_is_rejected(tmp_path):
     write_tokenizer(tmp_path / "tokenizer")
     path = tmp_path / "model.safetensors"
     wide = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}
     save_file({**random_weights("small 1.5"), **wide}, path)
-    with pytest.raises(ValueError, match="no inpainting"):
+    with pytest.raises(ValueError, match="not an inpainting"):
         StableDiffusion.from_pretrained(str(path), CPU)
 
 
-def test_the_vocabulary_is_beside_the_file_or_on_the_hub(tmp_path, monkeypatch):
+def test_vocabulary_next_to_the_file_or_on_the_hub(tmp_path, monkeypatch):
     import huggingface_hub
 
-    asked = []
+    requested = []
 
     def hub(hub_id, **options):
-        asked.append(hub_id)
+        requested.append(hub_id)
         if not hub_id.startswith("sd2-community"):
             raise OSError("no route")
         return str(tmp_path / "hub")
@@ -295,9 +295,9 @@ def test_the_vocabulary_is_beside_the_file_or_on_the_hub(tmp_path, monkeypatch):
         find_vocabulary(tmp_path / "model.safetensors")
     write_tokenizer(tmp_path / "hub/tokenizer")
     assert find_vocabulary(tmp_path / "model.safetensors") == tmp_path / "hub/tokenizer"
-    asked.clear()
+    requested.clear()
     write_tokenizer(tmp_path / "tokenizer")
-    assert find_vocabulary(tmp_path / "model.safetensors") == tmp_path / "tokenizer" and not asked
+    assert find_vocabulary(tmp_path / "model.safetensors") == tmp_path / "tokenizer" and not requested
 
 
 def test_a_single_file_resolves_to_itself(files):

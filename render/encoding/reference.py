@@ -1,0 +1,81 @@
+"""Reference implementation of the hash encoding in torch, and `Encoder`, the contract of all implementations.
+
+Level l of L has round(N_min · (N_max / N_min)^(l / (L − 1))) cells per axis, N_min being base_resolution and
+N_max max_resolution. If its (cells + 1)³ vertices fit into 2^log2_hashmap_size rows, each vertex has its own
+row. Otherwise vertices share rows by the spatial hash x ⊕ 2654435761 y ⊕ 805459861 z. The feature of a point
+is the trilinear interpolation of the eight corners of its cell, concatenated over the levels
+(Müller et al. 2022, Instant Neural Graphics Primitives).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from render.encoding.hash_levels import GridLevel
+
+HASH_PRIMES = (1, 2654435761, 805459861)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One implementation of `encode` and `encode_backward` below."""
+
+    name: str
+    encode: Callable[..., Tensor]
+    encode_backward: Callable[..., Tensor]
+
+
+def level_corners(
+    points: Float[Tensor, "N 3"], level: GridLevel
+) -> tuple[Int[Tensor, "N 8"], Float[Tensor, "N 8"]]:
+    """Table rows [N,8] and trilinear weights [N,8] of the cell corners around points in [0, 1]³."""
+    scaled = points * level.resolution
+    # A point with coordinate 1 belongs to the last cell.
+    cell = scaled.floor().clamp(max=level.resolution - 1)
+    fraction = scaled - cell
+    near = cell.long()
+    corner = torch.stack([near, near + 1], -1)  # [N, axis, side]
+    weight = torch.stack([1 - fraction, fraction], -1)
+    side_weight = weight[:, 0, :, None, None] * weight[:, 1, None, :, None] * weight[:, 2, None, None, :]
+    if level.dense:
+        stride = level.resolution + 1
+        x, y, z = corner[:, 0], corner[:, 1] * stride, corner[:, 2] * (stride * stride)
+        row = x[:, :, None, None] + y[:, None, :, None] + z[:, None, None, :]
+    else:
+        x, y, z = (corner[:, axis] * HASH_PRIMES[axis] for axis in range(3))
+        row = (x[:, :, None, None] ^ y[:, None, :, None] ^ z[:, None, None, :]) & (level.entries - 1)
+    return row.reshape(-1, 8) + level.offset, side_weight.reshape(-1, 8)
+
+
+def encode(
+    points: Float[Tensor, "N 3"], table: Float[Tensor, "T F"], levels: tuple[GridLevel, ...]
+) -> Float[Tensor, "N LF"]:
+    """Features of points in [0, 1]³, on any device."""
+    features = table.shape[1]
+    out = table.new_empty(len(points), len(levels), features)
+    for number, level in enumerate(levels):
+        row, weight = level_corners(points, level)
+        out[:, number] = (table[row] * weight[:, :, None]).sum(1)
+    return out.reshape(len(points), len(levels) * features)
+
+
+def encode_backward(
+    points: Float[Tensor, "N 3"],
+    grad: Float[Tensor, "N LF"],
+    levels: tuple[GridLevel, ...],
+) -> Float[Tensor, "T F"]:
+    """Gradient with respect to the table, from the gradient with respect to the features."""
+    features = grad.shape[1] // len(levels)
+    grad = grad.reshape(len(points), len(levels), features)
+    grad_table = grad.new_zeros(levels[-1].offset + levels[-1].entries, features)
+    for number, level in enumerate(levels):
+        row, weight = level_corners(points, level)
+        weighted = weight[:, :, None] * grad[:, number, None, :]
+        grad_table.index_add_(0, row.reshape(-1), weighted.reshape(-1, features))
+    return grad_table
+
+
+REFERENCE = Encoder("reference", encode, encode_backward)

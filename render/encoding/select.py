@@ -1,0 +1,77 @@
+"""Selection of the hash encoding: Triton on CUDA, numba on the CPU, otherwise the reference in torch.
+
+`Encoder` in reference.py is the contract. The selection has the same form as those of the rasteriser and of
+the prior's kernels: it happens once, for the device on which the table lies.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from render.encoding.reference import REFERENCE, Encoder
+from render.kernels.available import triton_works
+
+logger = logging.getLogger(__name__)
+
+# By device type, in order of preference. The reference is used if none of them is usable.
+AUTOMATIC = {"cuda": ("triton",), "cpu": ("numba",)}
+# Tests set this to a key of BUILDERS, which replaces the automatic choice.
+OVERRIDE: str | None = None
+
+
+def choose_encoder(device: torch.device, dtype: torch.dtype, features: int) -> Encoder:
+    """The encoder for a table on `device`. If the reference replaces a faster one, a warning is logged once.
+
+    features: features per level. Only the reference supports dtypes other than float32. Triton needs a power
+    of two of features.
+    """
+    if OVERRIDE is not None:
+        return BUILDERS[OVERRIDE](device)
+    for name in AUTOMATIC.get(device.type, ()):
+        if dtype != torch.float32 or (name == "triton" and features & (features - 1)):
+            continue
+        try:
+            return BUILDERS[name](device)
+        except torch.OutOfMemoryError:
+            raise
+        # numba raises errors of many types if it does not support the installed NumPy.
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            fix = f"pip install {name}"
+            _warn_once(f"hash encoding: using torch (slower), because {name} cannot run: {reason}; {fix}")
+    return REFERENCE
+
+
+def build_triton(device: torch.device) -> Encoder:
+    """The Triton kernels. Raises RuntimeError if Triton does not run on the device."""
+    if not triton_works(device):
+        raise RuntimeError(f"its test kernel fails on {device}")
+    from render.encoding import hash_grid_triton
+
+    return Encoder("triton", hash_grid_triton.encode, hash_grid_triton.encode_backward)
+
+
+def build_numba(device: torch.device) -> Encoder:
+    """The numba functions. Raises an error of numba if it is missing or unusable."""
+    from render.encoding import hash_grid_numba
+
+    return Encoder("numba", hash_grid_numba.encode, hash_grid_numba.encode_backward)
+
+
+def build_reference(device: torch.device) -> Encoder:
+    """The reference, which runs on any device."""
+    return REFERENCE
+
+
+BUILDERS: dict[str, Callable[[torch.device], Encoder]] = {
+    "triton": build_triton,
+    "numba": build_numba,
+    "reference": build_reference,
+}
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
