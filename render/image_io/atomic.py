@@ -41,16 +41,19 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 def staged_folder(folder: Path | str) -> Iterator[Path]:
     """Yields an empty folder beside `folder`; when the block succeeds, its files are moved into `folder`.
 
-    A set of files that belong together changes within milliseconds. Other files of `folder` are kept. On an
-    exception nothing changes.
+    Files in subfolders are moved to the same subfolders. A set of files that belong together changes within
+    milliseconds. Other files of `folder` are kept. On an exception nothing changes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}{folder.name}-", dir=folder.parent) as name:
         with naming_errors(folder):
             yield Path(name)
-        for file in sorted(Path(name).iterdir(), key=lambda file: file.stat().st_mtime_ns):
-            os.replace(file, folder / file.name)
+        files = [path for path in Path(name).rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+            target = folder / file.relative_to(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
 
 
 def remove_temporaries(folder: Path | str, boundary: str = ".lock") -> None:

@@ -80,6 +80,20 @@ def load_mesh(path: str | Path) -> MeshFile:
         return _clean(path, polygons)
 
 
+def vertices_of_file(path: str | Path, mesh: MeshFile) -> Int[np.ndarray, " N"]:
+    """For each vertex of a file in the reader's order, its row in `mesh.v_pos`; −1 if no triangle uses it.
+
+    mesh: the result of `load_mesh(path)`.
+    """
+    path = Path(path)
+    polygons = READERS[path.suffix.lower()](path)
+    positions, welded = _weld(_centred(polygons.v_pos)[0])
+    # Both are sorted in the same way, and mesh.v_pos is a subset.
+    kinds = [np.ascontiguousarray(values).view("S12")[:, 0] for values in (positions, mesh.v_pos.numpy())]
+    used = np.isin(*kinds)
+    return np.where(used, np.cumsum(used) - 1, -1)[welded]
+
+
 def _check(polygons: Polygons) -> None:
     if len(polygons.v_pos) == 0:
         raise FileError("it holds no vertices")

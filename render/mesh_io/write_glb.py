@@ -20,6 +20,7 @@ from render.mesh import Mesh
 from render.shade.brdf import linear_to_srgb
 from render.texturing.uv import orthonormal_tangents
 
+GENERATOR = "render/mesh_io/write_glb.py"
 FLOAT, UINT32 = 5126, 5125
 VERTICES, INDICES = 34962, 34963
 LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
@@ -108,7 +109,7 @@ class _Document:
 
     def __init__(self) -> None:
         self.json: dict = {
-            "asset": {"version": "2.0", "generator": "render/mesh_io/write_glb.py"},
+            "asset": {"version": "2.0", "generator": GENERATOR},
             "scene": 0,
             "scenes": [{"nodes": [0]}],
             "nodes": [{"mesh": 0, "name": "mesh"}],

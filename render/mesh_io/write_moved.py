@@ -1,22 +1,52 @@
 """Write a mesh file again with moved vertices: faces, texture coordinates and materials do not change."""
 
+import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from render.image_io.atomic import write_bytes
 from render.mesh import Mesh, smooth_normals
-from render.mesh_io.load import MeshFile, load_mesh
+from render.mesh_io.load import MeshFile, load_mesh, vertices_of_file
+from render.mesh_io.moved_gltf import moved_gltf
+from render.mesh_io.moved_obj import copy_materials, moved_obj
 from render.mesh_io.write_asset import write_asset
+
+logger = logging.getLogger(__name__)
 
 
 def write_moved(folder: Path, source: str | Path, shift: Float[Tensor, "V 3"]) -> None:
     """mesh.glb and mesh.obj in `folder`: the mesh of the file `source` with its vertices moved by `shift`.
 
+    The one in the format of `source` is a copy in which only positions and normals change. The other, and
+    both for another format, contain the same faces and texture coordinates and no materials.
     shift: in the order of `load_mesh(source).v_pos`, in the units of the file.
     """
-    write_asset(folder, moved_mesh(load_mesh(source), shift))
+    source = Path(source)
+    file = load_mesh(source)
+    write_asset(folder, moved_mesh(file, shift))
+    kind = source.suffix.lower()
+    if kind not in (".glb", ".gltf", ".obj"):
+        return
+    # The row −1 stands for vertices that no triangle uses. They do not move.
+    v_pos, moves = (_with_zero(values) for values in (file.v_pos, shift))
+    welded = vertices_of_file(source, file)
+    if kind == ".obj":
+        copy_materials(source, folder)
+        write_bytes(folder / "mesh.obj", moved_obj(source, welded, v_pos, moves, _digits(file)))
+        return
+    content = moved_gltf(source, welded, v_pos, moves)
+    if content is None:
+        logger.warning(
+            "%s draws one mesh at several places (EXT_mesh_gpu_instancing), which cannot move separately; "
+            "mesh.glb is one mesh without the materials of the file",
+            source,
+        )
+        return
+    write_bytes(folder / "mesh.glb", content)
 
 
 def moved_mesh(file: MeshFile, shift: Float[Tensor, "V 3"]) -> Mesh:
@@ -26,3 +56,13 @@ def moved_mesh(file: MeshFile, shift: Float[Tensor, "V 3"]) -> Mesh:
     if any(file.origin):
         v_pos = v_pos.double() + torch.tensor(file.origin, dtype=torch.float64)
     return Mesh(v_pos, file.faces, normals, file.uv, file.uv_faces)
+
+
+def _with_zero(values: Float[Tensor, "V 3"]) -> Float[np.ndarray, "W 3"]:
+    """The rows as float64 and a row of zeros behind them."""
+    return np.concatenate([values.double().numpy(), np.zeros((1, 3))])
+
+
+def _digits(file: MeshFile) -> int:
+    """The significant digits that distinguish all float32 values, or float64 values far from the origin."""
+    return 15 if any(file.origin) else 9

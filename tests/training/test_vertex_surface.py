@@ -50,6 +50,9 @@ def whole(model_folder, tmp_path_factory):
 
 def test_vertices_move_and_faces_and_uv_are_kept(whole):
     before, after = load_mesh(whole / "base.obj"), load_mesh(whole / "whole/dmtet_mesh/mesh.glb")
+    texts = [path.read_text() for path in (whole / "base.obj", whole / "whole/dmtet_mesh/mesh.obj")]
+    kept = [[line for line in text.splitlines() if line[:2] != "v "] for text in texts]
+    assert kept[0] == kept[1] and len(kept[0]) > 200
     moved = (before.v_pos.sort(0).values - after.v_pos.sort(0).values).abs().max()
     # Four steps of up to 0.01 at a radius of 0.75, which is 4 in the file.
     assert 0.005 < moved < 0.04 * 4 / 0.75

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from render.image_io.hdr import read_latlong, write_hdr
-from render.mesh_io.write_glb import pack_glb
+from render.mesh_io.write_glb import GENERATOR, pack_glb
 from training.report.page import HERE, escape, link
 
 # Limits in deflated bytes. base64 adds a third.
@@ -32,6 +32,8 @@ TEXTURE_SIDE, TEXTURE_QUALITY = 1024, 88
 # Height and width of the environment map in the page.
 MAP_SIZE = (128, 256)
 BYTE, SHORT, UNSIGNED_SHORT = 5120, 5122, 5123
+# Extensions whose decoders the viewer would load from the network.
+NEED_DECODERS = ("KHR_draco_mesh_compression", "KHR_texture_basisu", "EXT_meshopt_compression")
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,16 @@ class Embedded:
 
 
 def embed(path: Path, most: int = LIGHTER) -> Embedded:
-    """Compress a GLB file that this program wrote to at most `most` deflated bytes."""
+    """Compress a GLB file to at most `most` deflated bytes. Only one of this program gets a lighter copy."""
     original = path.read_bytes()
+    document, _ = read_glb(original)
+    size = f"{path.name}, {len(original) / 1e6:.0f} MB"
+    if needs_network(document):
+        return Embedded(None, f"The model has parts that a viewer would have to download: {size}.")
     if packed := _deflated(original, min(AS_IT_IS, most)):
         return Embedded(packed, "")
-    size = f"{path.name}, {len(original) / 1e6:.0f} MB"
-    if packed := _deflated(lighter(original), most):
+    own = document["asset"].get("generator") == GENERATOR
+    if own and (packed := _deflated(lighter(original), most)):
         return Embedded(
             packed, f"A lighter copy: rounded positions, textures as JPEG. The model itself: {size}."
         )
@@ -109,6 +115,13 @@ def viewer_source() -> str:
     """The script of the viewer without the reference to its source map, which is not shipped."""
     source = (HERE / "model-viewer-umd.min.js").read_text(encoding="utf-8")
     return source.partition("//# sourceMappingURL")[0]
+
+
+def needs_network(document: dict) -> bool:
+    """Whether a viewer would load pictures or decoders from elsewhere."""
+    pictures = [image.get("uri", "data:") for image in document.get("images", ())]
+    decoders = [name for name in document.get("extensionsUsed", ()) if name in NEED_DECODERS]
+    return bool(decoders) or any(not uri.startswith("data:") for uri in pictures)
 
 
 def lighter(content: bytes) -> bytes:

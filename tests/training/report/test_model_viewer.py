@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from render.image_io.hdr import read_latlong, write_hdr
+from render.mesh_io.write_glb import pack_glb
 from training.report import model_viewer
 
 
@@ -40,3 +41,24 @@ def test_the_environment_is_scaled_and_turned_for_the_viewer(tmp_path):
     turned = read_latlong(tmp_path / "turned.hdr")
     assert turned.shape == (*model_viewer.MAP_SIZE, 3)
     assert turned[:, 124:132, 0].mean() == pytest.approx(1.0, rel=0.01) and turned[:, :120].max() == 0
+
+
+def test_a_model_that_needs_a_download_is_not_embedded(tmp_path):
+    document = {"asset": {"version": "2.0"}, "images": [{"uri": "data:image/png;base64,"}]}
+    path = tmp_path / "mesh.glb"
+    for change, shown in (
+        ({}, True),
+        ({"images": [{"uri": "beside.png"}]}, False),
+        ({"extensionsUsed": ["KHR_texture_basisu"]}, False),
+        ({"extensionsUsed": ["KHR_materials_clearcoat"]}, True),
+    ):
+        path.write_bytes(pack_glb({**document, **change}, b""))
+        embedded = model_viewer.embed(path)
+        assert (embedded.content is not None) is shown
+        assert ("would have to download" in embedded.remark) is not shown
+
+
+def test_a_large_model_of_another_program_has_no_lighter_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.report.model_viewer.AS_IT_IS", 0)
+    (tmp_path / "mesh.glb").write_bytes(pack_glb({"asset": {"version": "2.0"}}, b""))
+    assert model_viewer.embed(tmp_path / "mesh.glb").remark.startswith("The model is too large to show")

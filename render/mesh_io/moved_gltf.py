@@ -1,0 +1,250 @@
+"""Write a glTF file again with moved vertices, as GLB.
+
+Only positions, normals and tangents change. Nodes, names, materials, pictures, indices, texture coordinates,
+skins and animations are kept. Tangents are removed, because viewers compute them from the texture
+coordinates.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from render.mesh_io.gltf_buffers import Buffers
+from render.mesh_io.gltf_nodes import Nodes
+from render.mesh_io.moved_normals import corner_normals
+from render.mesh_io.read_gltf import _parse, _Scene
+from render.mesh_io.write_glb import FLOAT, VERTICES, pack_glb
+
+logger = logging.getLogger(__name__)
+
+DRACO = "KHR_draco_mesh_compression"
+MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+
+
+@dataclass(frozen=True)
+class _Primitive:
+    """A primitive of a visible node. rows: its vertices among those of the file. faces: indices into them.
+
+    linear: the derivative of each vertex's world position with respect to its position in the file.
+    """
+
+    node: int
+    number: int
+    rows: slice
+    faces: Int[np.ndarray, "F 3"]
+    linear: Float[np.ndarray, "V 3 3"]
+
+
+def moved_gltf(
+    source: Path, welded: Int[np.ndarray, " N"], v_pos: Float[np.ndarray, "V 3"], shift: np.ndarray
+) -> bytes | None:
+    """The content of a GLB file with moved vertices; None if the file draws one mesh at several places of a
+    node (EXT_mesh_gpu_instancing), which cannot move separately.
+
+    welded: for each vertex of the file in the order of `read_gltf`, its row in v_pos and shift. v_pos, shift:
+    positions and their movement, in world coordinates.
+    """
+    tree, chunk = _parse(source.read_bytes())
+    buffers = Buffers(tree, chunk, source.parent)
+    scene = _Scene(tree, buffers, Nodes(tree, buffers))
+    found = list(_primitives(scene))
+    if any(primitive is None for primitive in found):
+        return None
+    document = _MovedDocument(tree, buffers, source.parent)
+    normals = _world_normals(scene, found, welded, v_pos + shift)
+    for primitive in found:
+        document.move(primitive, shift[welded[primitive.rows]], normals[primitive.rows])
+    return document.pack()
+
+
+def _primitives(scene: _Scene) -> Iterator[_Primitive | None]:
+    """The primitives with faces in the order of `read_gltf`; None for one that has several instances."""
+    start = 0
+    for node in scene.nodes.visible:
+        if "mesh" not in scene.nodes.entry(node):
+            continue
+        places = scene.nodes.instances(node)
+        for number, primitive in enumerate(_mesh_of(scene, node)["primitives"]):
+            vertices, faces = scene.size(primitive)
+            if faces and len(places) > 1:
+                yield None
+            elif faces:
+                rows = slice(start, start + vertices)
+                linear = _linear(scene, node, primitive, vertices, places[0])
+                yield _Primitive(node, number, rows, scene.part(node, primitive, places).faces, linear)
+                start += vertices
+
+
+def _mesh_of(scene: _Scene, node: int) -> dict:
+    return scene.tree["meshes"][scene.nodes.entry(node)["mesh"]]
+
+
+def _linear(
+    scene: _Scene, node: int, primitive: dict, vertices: int, place: Float[np.ndarray, "4 4"]
+) -> Float[np.ndarray, "V 3 3"]:
+    """The linear part of the transform of each vertex: that of the node, or of the joints of its skin."""
+    skin = scene.nodes.entry(node).get("skin")
+    if skin is None or "JOINTS_0" not in primitive["attributes"]:
+        return np.broadcast_to(place[:3, :3], (vertices, 3, 3))
+    at = [
+        scene._skinned(skin, primitive["attributes"], np.broadcast_to(point, (vertices, 3)))[0]
+        for point in (np.zeros(3), *np.eye(3))
+    ]
+    return np.stack([column - at[0] for column in at[1:]], -1)
+
+
+def _world_normals(
+    scene: _Scene, primitives: list[_Primitive], welded: Int[np.ndarray, " N"], moved: np.ndarray
+) -> Float[np.ndarray, "N 3"]:
+    """The new normal of each vertex of the file, in world coordinates."""
+    old, faces = np.zeros((len(welded), 3)), [np.zeros((0, 3), dtype=np.int64)]
+    for primitive in primitives:
+        faces.append(primitive.faces + primitive.rows.start)
+        attributes = _mesh_of(scene, primitive.node)["primitives"][primitive.number]["attributes"]
+        if "NORMAL" in attributes:
+            local = scene.buffers.array(attributes["NORMAL"], 3)
+            # Normals are transformed by the inverse transpose.
+            inverse = np.linalg.pinv(primitive.linear)
+            old[primitive.rows] = np.einsum("vji,vj->vi", inverse, local)
+    corners = np.concatenate(faces)
+    normals, number = corner_normals(moved, welded[corners], old[corners])
+    found = old.copy()
+    found[corners.reshape(-1)] = normals[number.reshape(-1)]
+    return found
+
+
+class _MovedDocument:
+    """A copy of a glTF document whose vertices are replaced."""
+
+    def __init__(self, tree: dict, buffers: Buffers, folder: Path):
+        self.tree, self.folder = copy.deepcopy(tree), folder
+        self._original, self._buffers = tree, buffers
+        self._views = [_view_bytes(buffers, view) for view in tree.get("bufferViews", [])]
+        self._mesh_of_node: dict[int, int] = {}
+        self._accessors: dict[tuple[int, int], int] = {}
+        self._new: list[tuple[int, bytes]] = []
+
+    def move(
+        self, primitive: _Primitive, shift: Float[np.ndarray, "V 3"], normals: Float[np.ndarray, "V 3"]
+    ) -> None:
+        """Move the vertices of a primitive. shift, normals: in world coordinates."""
+        mesh = self._own_mesh(primitive.node)
+        entry = self.tree["meshes"][mesh]["primitives"][primitive.number]
+        attributes = entry["attributes"]
+        local = np.einsum("vij,vj->vi", np.linalg.pinv(primitive.linear), shift)
+        position = self._buffers.array(attributes["POSITION"], 3) + local
+        attributes["POSITION"] = self._replace(mesh, attributes["POSITION"], position, bounds=True)
+        if "NORMAL" in attributes:
+            turned = np.einsum("vji,vj->vi", primitive.linear, normals)
+            turned /= np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-300)
+            attributes["NORMAL"] = self._replace(mesh, attributes["NORMAL"], turned, bounds=False)
+        attributes.pop("TANGENT", None)
+        entry.get("extensions", {}).pop(DRACO, None)
+
+    def pack(self) -> bytes:
+        """The GLB file, with external pictures inside."""
+        for image in self.tree.get("images", ()):
+            self._embed(image)
+        self._place_new_views()
+        binary = bytearray()
+        for view, content in zip(self.tree["bufferViews"], self._views, strict=True):
+            binary.extend(bytes(-len(binary) % 4))
+            view.update(buffer=0, byteOffset=len(binary), byteLength=len(content))
+            binary.extend(content)
+        return pack_glb(self.tree, bytes(binary))
+
+    def _own_mesh(self, node: int) -> int:
+        """The mesh of a node. A mesh that another node has moved already is copied."""
+        if node not in self._mesh_of_node:
+            mesh = self.tree["nodes"][node]["mesh"]
+            if mesh in self._mesh_of_node.values():
+                self.tree["meshes"].append(copy.deepcopy(self._original["meshes"][mesh]))
+                mesh = self.tree["nodes"][node]["mesh"] = len(self.tree["meshes"]) - 1
+            self._mesh_of_node[node] = mesh
+        return self._mesh_of_node[node]
+
+    def _replace(self, mesh: int, accessor: int, values: Float[np.ndarray, "V 3"], bounds: bool) -> int:
+        """The accessor that has new values for a mesh: the same one if no other mesh uses it."""
+        if (mesh, accessor) not in self._accessors:
+            array = np.ascontiguousarray(values, dtype="<f4")
+            entry = {"componentType": FLOAT, "count": len(array), "type": "VEC3"}
+            if bounds:
+                entry["min"], entry["max"] = ([float(x) for x in f(array, 0)] for f in (np.min, np.max))
+            number = accessor
+            if self._users(accessor) == {mesh}:
+                self.tree["accessors"][accessor] = entry
+            else:
+                self.tree["accessors"].append(entry)
+                number = len(self.tree["accessors"]) - 1
+            self._accessors[mesh, accessor] = number
+            self._new.append((number, array.tobytes()))
+        return self._accessors[mesh, accessor]
+
+    def _users(self, accessor: int) -> set[int]:
+        """The meshes of the file that name an accessor; −1 for one that names it as a morph target."""
+        found = set()
+        for number, mesh in enumerate(self._original["meshes"]):
+            for primitive in mesh["primitives"]:
+                if accessor in primitive["attributes"].values():
+                    found.add(number)
+                if any(accessor in target.values() for target in primitive.get("targets", ())):
+                    found.add(-1)
+        return found
+
+    def _place_new_views(self) -> None:
+        """Give each new array a buffer view: one that nothing names any more, or a new one."""
+        named = set(_named_views(self.tree))
+        free = sorted(set(_named_views(self._original)) - named)
+        for accessor, content in self._new:
+            view = {"target": VERTICES}
+            if free:
+                number = free.pop(0)
+                self.tree["bufferViews"][number], self._views[number] = view, content
+            else:
+                number = self._add_view(view, content)
+            self.tree["accessors"][accessor]["bufferView"] = number
+        for number in free:
+            # A view has at least one byte.
+            self._views[number] = bytes(4)
+
+    def _add_view(self, view: dict, content: bytes) -> int:
+        self.tree.setdefault("bufferViews", []).append(view)
+        self._views.append(content)
+        return len(self._views) - 1
+
+    def _embed(self, image: dict) -> None:
+        """Move the picture of a file beside the mesh into the document."""
+        uri = image.get("uri", "data:")
+        if uri.startswith("data:"):
+            return
+        folder = self.folder.resolve()
+        path = next((p for name in (uri, unquote(uri)) if (p := (folder / name).resolve()).is_file()), None)
+        kind = MEDIA_TYPES.get(Path(uri).suffix.lower())
+        if path is None or kind is None or not path.is_relative_to(folder):
+            logger.warning("mesh.glb refers to the picture '%s', which cannot be embedded", uri)
+            return
+        del image["uri"]
+        image.update(bufferView=self._add_view({}, path.read_bytes()), mimeType=kind)
+
+
+def _view_bytes(buffers: Buffers, view: dict) -> bytes:
+    start = view.get("byteOffset", 0)
+    return buffers._buffer(view["buffer"])[start : start + view["byteLength"]].tobytes()
+
+
+def _named_views(entry: object) -> Iterator[int]:
+    """All numbers of buffer views in a document, also those in extensions."""
+    if isinstance(entry, dict):
+        if isinstance(entry.get("bufferView"), int):
+            yield entry["bufferView"]
+        for value in entry.values():
+            yield from _named_views(value)
+    elif isinstance(entry, list):
+        for value in entry:
+            yield from _named_views(value)

@@ -1,0 +1,42 @@
+"""Normals of a mesh whose vertices have moved. Edges that are hard in the file stay hard."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+# Corners of one vertex whose old normals differ by less than 2 degrees share their new normal.
+SAME = np.cos(np.radians(2))
+
+
+def corner_normals(
+    v_pos: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], old: Float[np.ndarray, "F 3 3"]
+) -> tuple[Float[np.ndarray, "G 3"], Int[np.ndarray, "F 3"]]:
+    """New unit normals, and the number of the normal of each corner.
+
+    v_pos: the moved positions, equal ones welded. old: the normals of the corners before the move. A new
+    normal is the sum of the faces around a vertex, weighted by their area, over the corners whose old normals
+    agree. It is the old one if that sum is 0.
+    """
+    a, b, c = (v_pos[faces[:, corner]] for corner in range(3))
+    cross = np.repeat(np.cross(b - a, c - a), 3, axis=0)
+    vertex, old = faces.reshape(-1), _unit(old.reshape(-1, 3))
+    number = np.full(len(vertex), -1)
+    normals: list[np.ndarray] = []
+    count, pending = 0, np.arange(len(vertex))
+    while len(pending):
+        # One group per vertex: the corners that agree with its first pending corner.
+        _, first, group = np.unique(vertex[pending], return_index=True, return_inverse=True)
+        model = old[pending[first]]
+        joins = np.vecdot(old[pending], model[group]) > SAME
+        joins[first] = True
+        total = np.zeros_like(model)
+        np.add.at(total, group[joins], cross[pending[joins]])
+        empty = np.linalg.norm(total, axis=1, keepdims=True) < 1e-20
+        normals.append(_unit(np.where(empty, model, total)))
+        number[pending[joins]] = count + group[joins]
+        count, pending = count + len(model), pending[~joins]
+    return np.concatenate([*normals, np.zeros((0, 3))]), number.reshape(-1, 3)
+
+
+def _unit(vectors: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
+    """Unit vectors; a vector of length 0 stays 0."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
