@@ -87,9 +87,9 @@ def laplacian(mesh: Mesh) -> Float[Tensor, ""]:
     repeated = _same_as_previous(low, high)
     weight = (~repeated).to(mesh.v_pos.dtype)[:, None]
     total, degree = torch.zeros_like(mesh.v_pos), mesh.v_pos.new_zeros(count, 1)
-    for here, there in ((low, high), (high, low)):
-        total = total.index_add(0, here, mesh.v_pos.index_select(0, there) * weight)
-        degree = degree.index_add(0, here, weight)
+    for start, end in ((low, high), (high, low)):
+        total = total.index_add(0, start, mesh.v_pos.index_select(0, end) * weight)
+        degree = degree.index_add(0, start, weight)
     # A vertex without edges has no neighbours: its term is 0.
     mean = torch.where(degree > 0, total / degree.clamp(min=1), mesh.v_pos)
     return (mesh.v_pos - mean).square().sum()

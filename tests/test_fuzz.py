@@ -452,7 +452,7 @@ def watched(opened):
 
 
 @pytest.mark.parametrize("kind", ["zeros", "sparse", "deep", "circle", "crowd"])
-def test_small_gltf_files_that_ask_for_much(kind, tmp_path):
+def test_small_gltf_files_with_huge_counts(kind, tmp_path):
     tree, path = embedded_gltf(), tmp_path / "mesh.gltf"
     if kind == "zeros":
         tree["accessors"] = [HUGE for _ in tree["accessors"]]

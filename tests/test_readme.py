@@ -66,7 +66,7 @@ def test_key_table_needs_its_markers():
         replace_table("# configs\n")
 
 
-def test_keys_that_may_change_are_named():
+def test_changeable_keys_exist():
     text = section(read("training/README.md"), "Resume and Ctrl-C")
     listed = text.partition("These keys may always change:")[2].partition(".\n")[0]
     assert sorted(code_spans(listed)) == sorted(MAY_CHANGE)

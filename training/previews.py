@@ -120,7 +120,7 @@ class AsyncImageWriter:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.finish()
         self._pool.shutdown()

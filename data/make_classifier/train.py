@@ -52,14 +52,14 @@ def train_network(
         rows = torch.randint(len(images), (batch,), generator=generator, device=device)
         pictures = augment(images.pictures(domain, rows), domain, generator)
         with precision:
-            answers = network(pictures)
-        loss = total_loss(answers, images, rows, categories)
+            output = network(pictures)
+        loss = total_loss(output, images, rows, categories)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         if step % 200 == 0:
-            right = (answers.category.argmax(-1) == images.category[rows]).float().mean()
+            right = (output.category.argmax(-1) == images.category[rows]).float().mean()
             logger.info(
                 "%s: step %d, loss %.3f, category right %.3f", domain, step, loss.item(), right.item()
             )
@@ -68,18 +68,18 @@ def train_network(
 
 
 def total_loss(
-    answers: ClassifierOutput, images: Images, rows: Tensor, categories: tuple[str, ...]
+    output: ClassifierOutput, images: Images, rows: Tensor, categories: tuple[str, ...]
 ) -> Float[Tensor, ""]:
     """Cross entropy of category, of material if there is one, and of side for directional categories."""
     category = images.category[rows]
-    loss = F.cross_entropy(answers.category.float(), category, label_smoothing=SMOOTHING)
-    if answers.material.shape[-1]:
+    loss = F.cross_entropy(output.category.float(), category, label_smoothing=SMOOTHING)
+    if output.material.shape[-1]:
         material = images.material[rows]
         loss = loss + MATERIAL_WEIGHT * F.cross_entropy(
-            answers.material.float(), material, label_smoothing=SMOOTHING
+            output.material.float(), material, label_smoothing=SMOOTHING
         )
     is_directional = directional(categories, category).float()
-    side = F.cross_entropy(answers.side.float(), images.side[rows], reduction="none")
+    side = F.cross_entropy(output.side.float(), images.side[rows], reduction="none")
     return loss + SIDE_WEIGHT * (side * is_directional).sum() / is_directional.sum().clamp(min=1)
 
 

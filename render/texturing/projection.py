@@ -185,9 +185,9 @@ def _index_uv(
     neighbour.
     """
     lost = np.flatnonzero(chart_of < 0)
-    spot = np.full((vertices, 2), np.nan)
-    spot[faces[chart_of >= 0].reshape(-1)] = placed[chart_of >= 0].reshape(-1, 2)
-    corner = spot[faces[lost]]
+    position_of = np.full((vertices, 2), np.nan)
+    position_of[faces[chart_of >= 0].reshape(-1)] = placed[chart_of >= 0].reshape(-1, 2)
+    corner = position_of[faces[lost]]
     known = np.isfinite(corner[..., 0])
     first = corner[np.arange(len(lost)), known.argmax(1)]
     placed[lost] = np.where(known.any(1)[:, None], first, 0.5)[:, None]

@@ -66,8 +66,8 @@ def _moments(
 ):  # fmt: skip
     """Mean and 1 / standard deviation of each group of x + shift, into moments [B, groups, 2]."""
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    lane = tl.arange(0, WIDTH)
-    channel, channel_mask = group * width + lane, lane < width
+    index = tl.arange(0, WIDTH)
+    channel, channel_mask = group * width + index, index < width
     sums += sample * chunks * 2 * C
     total, square = _sum_over_chunks(sums, chunks, C, channel, channel_mask, CHUNKS, WIDTH)
     means = tl.load(x + sample * N * C + channel, mask=channel_mask, other=0.0).to(tl.float32) + total / N
@@ -180,10 +180,10 @@ def _grad_sums(
 def _grad_means(sums, means, N, C, width, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
     """mean(a) and mean(a · xhat) of a group, into means [B, groups, 2]."""
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    lane = tl.arange(0, WIDTH)
-    channel_mask = lane < width
+    index = tl.arange(0, WIDTH)
+    channel_mask = index < width
     sums += sample * chunks * 2 * C
-    first, second = _sum_over_chunks(sums, chunks, C, group * width + lane, channel_mask, CHUNKS, WIDTH)
+    first, second = _sum_over_chunks(sums, chunks, C, group * width + index, channel_mask, CHUNKS, WIDTH)
     means += (sample * tl.num_programs(0) + group) * 2
     tl.store(means, tl.sum(first, 0) / width / N)
     tl.store(means + 1, tl.sum(second, 0) / width / N)

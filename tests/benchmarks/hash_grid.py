@@ -67,7 +67,7 @@ def in_cell_order(points: torch.Tensor, cells: int = 64) -> torch.Tensor:
     return points[number.argsort()].contiguous()
 
 
-def ways(points: torch.Tensor, grid: HashGrid) -> dict[str, Callable[[], object]]:
+def operations(points: torch.Tensor, grid: HashGrid) -> dict[str, Callable[[], object]]:
     table, levels = grid.table.detach(), grid.levels
     grad = torch.randn(len(points), grid.width, device=points.device)
     ordered = in_cell_order(points)
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     grid = HashGrid(torch.zeros(3), torch.ones(3)).cuda()
     encoding = {
         f"{name} ({len(points)})": {
-            way: milliseconds(act, options.steps) for way, act in ways(points, grid).items()
+            way: milliseconds(act, options.steps) for way, act in operations(points, grid).items()
         }
         for name, points in point_sets().items()
     }

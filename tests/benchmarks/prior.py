@@ -69,7 +69,7 @@ class Bench:
         sys.stdout.write(f"{what:40} {way:44} {row['ms']:9.3f} ms {gb}\n")
         sys.stdout.flush()
 
-    def both_ways(self, what: str, way: str, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    def measure_both(self, what: str, way: str, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
         """Measure the forward pass, and the forward pass with the gradient with respect to x."""
 
         def forward() -> None:
@@ -85,7 +85,9 @@ class Bench:
         self.measure(f"{what} forward + backward", way, gradient)
 
 
-def ways(module: nn.Module, speed_up: Callable, kernels: Kernels) -> Iterator[tuple[str, nn.Module, object]]:
+def variants(
+    module: nn.Module, speed_up: Callable, kernels: Kernels
+) -> Iterator[tuple[str, nn.Module, object]]:
     """Variants (name, module, memory format): the module as loaded, then with one more optimization each."""
     yield "diffusers", module, torch.contiguous_format
     module.to(memory_format=torch.channels_last)
@@ -108,27 +110,27 @@ def denoiser(bench: Bench, parts: Parts, kernels: Kernels, doubled: list[int]) -
         timesteps = torch.randint(0, 1000, (count,), device=bench.device)
         return noisy.contiguous(memory_format=layout), timesteps, text
 
-    for way, module, layout in ways(unet, fuse_denoiser_blocks, kernels):
+    for way, module, layout in variants(unet, fuse_denoiser_blocks, kernels):
         with torch.no_grad():
             for count in doubled:
                 bench.measure(f"UNet 2B={count}", way, partial(noise_of, module, *given(count, layout)))
-    graphed = InferenceCUDAGraph(partial(noise_of, unet))
+    with_graph = InferenceCUDAGraph(partial(noise_of, unet))
     for count in doubled:
-        bench.measure(f"UNet 2B={count}", "+ graph", partial(graphed, *given(count, torch.channels_last)))
+        bench.measure(f"UNet 2B={count}", "+ graph", partial(with_graph, *given(count, torch.channels_last)))
 
 
 def encoder(bench: Bench, parts: Parts, kernels: Kernels, batches: list[int]) -> None:
     vae = parts.vae
     side = parts.unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
-    for way, module, layout in ways(vae.encoder, fuse_encoder_blocks, kernels):
+    for way, module, layout in variants(vae.encoder, fuse_encoder_blocks, kernels):
         for count in batches:
             x = torch.rand(count, 3, side, side, device=bench.device, dtype=vae.dtype) * 2 - 1
-            bench.both_ways(f"VAE B={count}", way, module, x.contiguous(memory_format=layout))
+            bench.measure_both(f"VAE B={count}", way, module, x.contiguous(memory_format=layout))
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         for count in batches:
             x = torch.rand(count, 3, side, side, device=bench.device, dtype=vae.dtype) * 2 - 1
             x = x.contiguous(memory_format=torch.channels_last)
-            bench.both_ways(f"VAE B={count}", "+ cudnn.benchmark", vae.encoder, x)
+            bench.measure_both(f"VAE B={count}", "+ cudnn.benchmark", vae.encoder, x)
 
 
 def whole(bench: Bench, parts: Parts, batches: list[int]) -> None:
@@ -138,11 +140,13 @@ def whole(bench: Bench, parts: Parts, batches: list[int]) -> None:
     for count in batches:
         image = torch.rand(count, 3, side, side, device=bench.device)
         noise = torch.randn(count, prior.latent_channels, size, size, device=bench.device)
-        bench.both_ways(f"prior.encode B={count}", "as in a run", partial(prior.encode, noise=noise), image)
+        bench.measure_both(
+            f"prior.encode B={count}", "as in a run", partial(prior.encode, noise=noise), image
+        )
         timesteps = torch.randint(0, 1000, (2 * count,), device=bench.device)
         text = torch.randn(2 * count, 77, parts.unet.config.cross_attention_dim, device=bench.device)
-        asked = partial(prior.predict_noise, torch.cat([noise, noise]), timesteps, text)
-        bench.measure(f"prior.predict_noise 2B={2 * count}", "as in a run", asked)
+        predict = partial(prior.predict_noise, torch.cat([noise, noise]), timesteps, text)
+        bench.measure(f"prior.predict_noise 2B={2 * count}", "as in a run", predict)
 
 
 def norms(bench: Bench, kernels: Kernels, shapes: list[tuple], groups: int, dtype: torch.dtype) -> None:
@@ -160,7 +164,7 @@ def norms(bench: Bench, kernels: Kernels, shapes: list[tuple], groups: int, dtyp
             (f"{kernels.name}, NHWC", kernels, wide),
         ):
             norm = partial(taken.group_norm, weight=weight, bias=weight, groups=groups, eps=1e-6)
-            bench.both_ways(f"norm {shape}", way, norm, given)
+            bench.measure_both(f"norm {shape}", way, norm, given)
         bench.measure(
             f"norm {shape} forward", "a copy of x: a third of the traffic x 2", partial(torch.clone, wide)
         )
@@ -182,7 +186,7 @@ def tiles(bench: Bench, shape: tuple, groups: int) -> None:
                 warps,
                 programs,
             )
-            bench.both_ways(f"norm {shape}", f"tile {tile}, {warps} warps, {programs} programs", norm, x)
+            bench.measure_both(f"norm {shape}", f"tile {tile}, {warps} warps, {programs} programs", norm, x)
     group_norm_triton.TILE, group_norm_triton.WARPS, group_norm_triton.PROGRAMS = usual
 
 
@@ -197,17 +201,17 @@ def others(bench: Bench, kernels: Kernels, batch: int, tokens: int, width: int, 
         return F.scaled_dot_product_attention(part, part, part)
 
     name = f"attention {batch} x {tokens} x {width}"
-    bench.both_ways(name, "torch's choice", usual, x)
+    bench.measure_both(name, "torch's choice", usual, x)
     if bench.device.type == "cuda":
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            bench.both_ways(name, "torch's math kernel", usual, x)
-    bench.both_ways(name, "ours", lambda x: WideHeadAttention.apply(x, x, x, scale), x)
+            bench.measure_both(name, "torch's math kernel", usual, x)
+    bench.measure_both(name, "ours", lambda x: WideHeadAttention.apply(x, x, x, scale), x)
 
     first = nn.Conv2d(3, 128, 3, padding=1).to(bench.device, dtype, memory_format=torch.channels_last)
     image = draw(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
     first.requires_grad_(False)
-    bench.both_ways("first convolution", "torch's", first, image)
-    bench.both_ways("first convolution", "ours", FrozenConv2d(first, kernels), image)
+    bench.measure_both("first convolution", "torch's", first, image)
+    bench.measure_both("first convolution", "ours", FrozenConv2d(first, kernels), image)
 
     gated = draw(2 * batch, tokens, 2 * 1280)
     for taken in (REFERENCE, kernels):

@@ -176,8 +176,8 @@ def outline_shares(
     vertices, faces = marched(grid, device)
     clip = transform_points(orbit(batch, (size, size)).to(device).world_to_clip, vertices)
     weights = smooth_weights(8, batch, size, device)
-    judge = rasterisers.get("triton") or rasterisers.get("numba") or ReferenceRasteriser()
-    truth = outline_truth(judge, clip, faces, weights, factor)
+    supersampler = rasterisers.get("triton") or rasterisers.get("numba") or ReferenceRasteriser()
+    truth = outline_truth(supersampler, clip, faces, weights, factor)
     found = {"faces": len(faces)}
     for name, rasteriser in rasterisers.items():
         got = outline_gradient(rasteriser, clip, faces, weights)

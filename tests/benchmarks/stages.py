@@ -74,12 +74,12 @@ class Stopwatch:
         def timed(*arguments, **options):
             begun = self.now()
             self._inner.append(0.0)
-            answer = function(*arguments, **options)
+            result = function(*arguments, **options)
             whole = self.now() - begun
             self.seconds[stage].append(whole - self._inner.pop())
             if self._inner:
                 self._inner[-1] += whole
-            return answer
+            return result
 
         return timed
 

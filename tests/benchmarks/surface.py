@@ -45,16 +45,16 @@ def host_milliseconds(act: Callable[[], object], steps: int) -> float:
     return statistics.median(times[WARM_UP:])
 
 
-def there_and_back(function: Callable, leaves: tuple[torch.Tensor, ...]) -> tuple[Callable, Callable]:
+def forward_and_both(function: Callable, leaves: tuple[torch.Tensor, ...]) -> tuple[Callable, Callable]:
     """Two callables: the forward pass, and the forward pass with the gradient of its last result."""
     found = function()
-    push = torch.randn_like(found)
+    grad_output = torch.randn_like(found)
 
     @torch.no_grad()
-    def there() -> torch.Tensor:
+    def forward() -> torch.Tensor:
         return function()
 
-    return there, lambda: torch.autograd.grad(function(), leaves, push)
+    return forward, lambda: torch.autograd.grad(function(), leaves, grad_output)
 
 
 def ways(surface: Mesh, batch: int, size: int) -> dict[str, Callable[[], object]]:
@@ -83,7 +83,7 @@ def ways(surface: Mesh, batch: int, size: int) -> dict[str, Callable[[], object]
     }
     found = {}
     for name, (function, leaves) in parts.items():
-        found[name], found[f"{name}, and back"] = there_and_back(function, leaves)
+        found[name], found[f"{name}, and back"] = forward_and_both(function, leaves)
     return found
 
 

@@ -23,7 +23,7 @@ def pieces(mesh) -> int:
 
 
 @pytest.mark.parametrize("kind, torn", [("smooth", False), ("noisy", True)])
-def test_surfaces_have_the_faces_asked_for_and_are_smooth_or_torn(kind, torn):
+def test_surfaces_have_the_requested_face_count(kind, torn):
     mesh = surface(kind, 30_000)
     assert 0.6 < len(mesh.faces) / 30_000 < 1.3
     faces = mesh.faces.numpy()
@@ -33,7 +33,7 @@ def test_surfaces_have_the_faces_asked_for_and_are_smooth_or_torn(kind, torn):
     assert (pieces(mesh) > 50) == torn
 
 
-def test_the_table_tells_every_part(tmp_path, capsys):
+def test_table_has_every_part(tmp_path, capsys):
     words = [
         "--faces",
         "3000",

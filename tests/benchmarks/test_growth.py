@@ -6,7 +6,7 @@ from benchmarks import growth
 from benchmarks.growth import main
 
 
-def test_one_thing_changes_at_a_time_and_every_row_is_there(model_folder, tmp_path, capsys, monkeypatch):
+def test_one_parameter_varies_at_a_time_and_every_row_exists(model_folder, tmp_path, capsys, monkeypatch):
     seen = []
     measure = growth.measure
     monkeypatch.setattr(

@@ -11,7 +11,7 @@ from render.raster.select import choose_rasteriser
 from render.texturing.uv import uv_fault
 
 
-def test_a_stage_is_charged_without_what_it_calls():
+def test_stage_time_excludes_nested_stages():
     watch = Stopwatch(torch.device("cpu"))
     ticks = iter(range(100))
     watch.now = lambda: float(next(ticks))
@@ -39,7 +39,7 @@ def test_the_sphere_is_a_sphere_with_its_faces_outwards_and_a_uv_to_bake_into():
     assert uv_fault(mesh, choose_rasteriser(torch.device("cpu"), "reference")) is None
 
 
-def test_the_table_has_a_row_a_stage_and_the_floor():
+def test_table_has_a_row_per_stage_and_the_lower_bound():
     phase = {"total_ms": 5.0, "peak_gb": None, "floor_ms": 3.0, "stages_ms": {"UNet": 2.5}}
     lines = table({"phases": {"fit": {"total_ms": 1.0}, "fine": phase}}).splitlines()
     assert lines[0] == "| ms a step | fine |"

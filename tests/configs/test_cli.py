@@ -49,7 +49,7 @@ def words(value, split: bool) -> list[str]:
 
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_an_option_means_what_the_key_in_the_file_means(folder, path, split):
+def test_option_equals_the_key_in_a_file(folder, path, split):
     """Checks every key of every shipped config, including the keys with default values."""
     values = parse_config(json.loads(path.read_text()), path.name).to_json()
     make_files(values)
@@ -124,7 +124,7 @@ def test_a_config_is_needed(folder):
     assert "no such config file" in refusal("--config", "nothing.json")
 
 
-def test_bad_input_in_a_file_is_told_with_the_file(folder):
+def test_error_in_a_file_names_the_file(folder):
     Path("broken.json").write_text('{"iter": 1')
     assert "broken.json, line 1, column 11" in refusal("--config", "broken.json")
     assert refusal("--config", write("a.json", bach=1)).startswith('a.json: unknown key "bach"')
@@ -133,7 +133,7 @@ def test_bad_input_in_a_file_is_told_with_the_file(folder):
 
 
 @pytest.mark.parametrize("key", ["base_mesh", "envmap", "relight", "tet_grid_file"])
-def test_missing_files_are_told_with_their_key(folder, key):
+def test_missing_file_error_names_its_key(folder, key):
     message = refusal("--config", write("a.json", **{key: "data/none.bin"}))
     assert f'key "{key}" has the value "data/none.bin"' in message and str(folder) in message
     assert f"--{key} on the command line" in refusal("--config", write("a.json"), f"--{key}", "data/none.bin")
@@ -142,7 +142,7 @@ def test_missing_files_are_told_with_their_key(folder, key):
 
 
 @pytest.mark.parametrize("key", ["envmap", "relight"])
-def test_maps_of_published_configs_that_are_not_shipped_are_accepted(folder, key, caplog):
+def test_published_maps_that_are_not_shipped_are_accepted(folder, key, caplog):
     load_configs(["--config", write("a.json", **{key: f"data/irrmaps/{key}_4k.hdr"})])
     assert f"{key}_4k.hdr is not shipped" in caplog.text
     load_configs(["--config", write("a.json", **{key: "data/irrmaps/overcast_city.hdr"})])
@@ -177,13 +177,13 @@ def pair() -> list[str]:
 
 
 @pytest.mark.parametrize("options", [[], ["--out_dir", "X"], ["--text", "A mug", "--iter", "200"]])
-def test_a_pair_chains_wherever_it_writes(folder, options):
+def test_second_config_reads_the_mesh_of_the_first_in_any_folder(folder, options):
     geometry, appearance = load_configs(["--config", *pair(), *options])
     assert Path(appearance.run.base_mesh) == geometry.run.mesh_path
     assert appearance.run.output_folder != geometry.run.output_folder
 
 
-def test_the_mesh_must_be_there_or_come_from_an_earlier_config(folder):
+def test_base_mesh_must_exist_or_be_written_by_an_earlier_config(folder):
     first, second = pair()
     assert "earlier in the same command" in refusal("--config", second)
     refusal("--config", second, first)
@@ -196,7 +196,7 @@ def test_two_configs_do_not_share_a_folder(folder):
     assert message.startswith('b.json: key "out_dir" has the value "out/thing"')
 
 
-def test_keys_without_effect_are_told_in_one_line(folder, caplog):
+def test_keys_without_effect_are_reported_in_one_line(folder, caplog):
     load_configs(["--config", write("a.json", spp=1, layers=2), "--pre_load", "x", "--local-rank=3"])
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == "these keys are accepted and have no effect: layers, pre_load, spp"
@@ -208,7 +208,7 @@ def test_the_launchers_argument_is_ignored(folder, caplog, argument):
     assert not caplog.records
 
 
-def test_a_dry_run_prints_what_parses_to_the_same(folder, capsys):
+def test_dry_run_prints_an_equivalent_config(folder, capsys):
     argv = ["--config", *pair(), "--text", "A mug", "--kd_min", "0.1", "0.1", "0.1"]
     configs = load_configs(argv)
     with pytest.raises(SystemExit) as left:

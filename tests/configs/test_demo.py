@@ -115,13 +115,13 @@ def test_a_list_of_prompts_runs_the_pair_with_each_start_shape():
 
 
 @pytest.mark.parametrize("words", [["--text", "A red mug", "--geometry.iter", "500"], ["--quick"]])
-def test_the_words_of_a_trial_make_its_configs(words):
+def test_argv_of_a_trial_builds_its_configs(words):
     for trial in load_sweep(
         [*words, "--grid", "text=A car,A mug" if "--text" not in words else "seed=1,2"]
     ).trials:
         assert tuple(load_configs(trial.argv)) == trial.configs
 
 
-def test_a_command_without_anything_to_make_says_what_to_add():
+def test_command_without_a_prompt_names_the_missing_option():
     with pytest.raises(ConfigError, match='add --text "A red mug" for the demo pair, or --config FILE'):
         read_command(["--seed", "3"])

@@ -32,13 +32,13 @@ def pairs():
     return [(paths[writers[CONFIGS[name].run.base_mesh]], paths[name]) for name in painters]
 
 
-def test_there_are_enough_and_all_are_one_half_of_a_pair():
+def test_gallery_contains_enough_complete_pairs():
     assert len(MINE) >= 24
     assert {path for pair in pairs() for path in pair} == set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", MINE)
-def test_a_name_says_keyword_and_mode_and_a_file_holds_only_what_differs(name):
+def test_file_names_and_minimal_contents(name):
     keyword, mode, _ = NAME.fullmatch(name).groups()
     config, values = CONFIGS[name], VALUES[name]
     assert config.run.mode == f"{mode}_modeling"
@@ -48,7 +48,7 @@ def test_a_name_says_keyword_and_mode_and_a_file_holds_only_what_differs(name):
     assert as_default == []
 
 
-def test_no_two_of_all_write_to_the_same_folder():
+def test_all_configs_write_to_different_folders():
     folders = [config.run.output_folder for config in CONFIGS.values()]
     assert len(set(folders)) == len(folders)
 
@@ -67,7 +67,7 @@ def test_a_start_shape_lies_within_its_box_and_the_cameras_sight(name):
     assert 0.3 < shape.v_pos.norm(dim=-1).max() < 1.24
 
 
-def test_the_gallery_covers_what_it_promises():
+def test_gallery_covers_all_documented_features():
     mine = {name: CONFIGS[name] for name in MINE}
     geometry = [c for c in mine.values() if c.run.mode == "geometry_modeling"]
     paint = [c for c in mine.values() if c.run.mode == "appearance_modeling"]
@@ -153,6 +153,6 @@ def test_every_pair_runs_two_steps_of_each_kind(geometry, appearance, made_once,
 
 
 @pytest.mark.parametrize(("geometry", "appearance"), pairs(), ids=lambda path: path.stem)
-def test_a_pair_follows_its_mesh_to_another_folder(geometry, appearance):
+def test_second_config_follows_the_mesh_to_another_folder(geometry, appearance):
     first, second = resolve_chain([read_object(geometry), read_object(appearance)], {"out_dir": "else"})
     assert second["base_mesh"] == "out/else/dmtet_mesh/mesh.obj"

@@ -21,12 +21,12 @@ def folders(files, **options):
     return [values["out_dir"] for values in resolved], resolved[-1].get("base_mesh")
 
 
-def test_without_options_nothing_moves(caplog):
+def test_paths_are_unchanged_without_options(caplog):
     assert resolve_chain([GEOMETRY, APPEARANCE], {}) == [GEOMETRY, APPEARANCE]
     assert not caplog.records
 
 
-def test_out_dir_moves_the_pair_together():
+def test_out_dir_applies_to_the_pair():
     moved = ["X", "X_appearance"], "out/X/dmtet_mesh/mesh.obj"
     assert folders([GEOMETRY, APPEARANCE], out_dir="X") == moved
     assert folders([GEOMETRY, APPEARANCE], out_dir="/tmp/x/") == (
@@ -44,14 +44,14 @@ def test_one_config_alone_keeps_the_mesh_that_it_names():
     assert folders([APPEARANCE], out_dir="X") == (["X"], APPEARANCE["base_mesh"])
 
 
-def test_another_text_writes_elsewhere_and_the_chain_follows():
+def test_another_text_changes_both_folders_of_the_pair():
     assert folders([GEOMETRY, APPEARANCE], text="A mug") == (
         ["fruit-a-mug", "fruit_appearance-a-mug"],
         "out/fruit-a-mug/dmtet_mesh/mesh.obj",
     )
 
 
-def test_the_same_text_stays_where_it_was():
+def test_same_text_keeps_its_folder():
     assert folders([GEOMETRY, APPEARANCE], text="A pineapple")[0] == ["fruit", "fruit_appearance"]
 
 
@@ -59,7 +59,7 @@ def test_text_and_out_dir_together_take_the_out_dir():
     assert folders([GEOMETRY, APPEARANCE], text="A mug", out_dir="X")[0] == ["X", "X_appearance"]
 
 
-def test_a_mesh_named_in_another_way_is_followed_too(tmp_path, monkeypatch):
+def test_mesh_under_another_path_is_followed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     absolute = {**APPEARANCE, "base_mesh": str(tmp_path / APPEARANCE["base_mesh"])}
     assert folders([GEOMETRY, absolute], out_dir="X")[1] == "out/X/dmtet_mesh/mesh.obj"
@@ -67,7 +67,7 @@ def test_a_mesh_named_in_another_way_is_followed_too(tmp_path, monkeypatch):
     assert folders([GEOMETRY, dotted], out_dir="X")[1] == "out/X/dmtet_mesh/mesh.obj"
 
 
-def test_an_explicit_base_mesh_and_a_foreign_one_stay():
+def test_explicit_base_mesh_is_unchanged():
     assert folders([GEOMETRY, APPEARANCE], out_dir="X", base_mesh="mine.obj")[1] == "mine.obj"
     named = APPEARANCE["base_mesh"]
     assert folders([GEOMETRY, APPEARANCE], out_dir="X", base_mesh=named)[1] == named
@@ -95,7 +95,7 @@ def test_a_shorter_run_ends_within_its_coarse_phase(options, coarse_iter):
     assert resolve_chain([GEOMETRY], options)[0]["coarse_iter"] == coarse_iter
 
 
-def test_what_changes_is_logged(caplog):
+def test_change_of_micro_batches_is_logged(caplog):
     caplog.set_level("INFO")
     resolve_chain([GEOMETRY, APPEARANCE], {"text": "A mug", "iter": 200})
     for line in (
@@ -108,11 +108,11 @@ def test_what_changes_is_logged(caplog):
 
 @pytest.mark.parametrize("out_dir", [None, 3, "", "\0", ["x"]])
 @pytest.mark.parametrize("option", [{"out_dir": "X"}, {"text": "A mug"}, {"out_dir": None}])
-def test_unusable_folders_are_left_for_the_checks(out_dir, option):
+def test_unusable_folders_are_reported_by_the_checks(out_dir, option):
     resolve_chain([{**GEOMETRY, "out_dir": out_dir}, APPEARANCE, {"base_mesh": 3}], option)
 
 
-def test_slugs_are_short_names_and_tell_texts_apart():
+def test_slugs_are_short_and_unique():
     assert slug("A mug") == slug("a MUG") == "a-mug"
     texts = [
         "A mug",

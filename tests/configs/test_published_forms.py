@@ -66,7 +66,7 @@ def test_a_published_form_sets_the_key(words, key, value):
         (["--gpu_number", "4"], "gpu_number"),
     ],
 )
-def test_a_published_form_without_a_meaning_changes_nothing_and_is_logged(words, key, caplog):
+def test_published_form_without_effect_is_logged(words, key, caplog):
     plain = values()
     assert values(*words) == plain
     assert [record.getMessage() for record in caplog.records] == [
@@ -88,7 +88,7 @@ def test_the_short_form_of_the_background():
     assert values("-bg", "white")["train_background"] == "white"
 
 
-def test_an_option_is_no_value_of_another():
+def test_option_is_not_parsed_as_the_value_of_another():
     assert values("--text", "a", "mug", "-b", "2")["text"] == "a mug"
 
 
@@ -106,7 +106,7 @@ def test_an_option_for_one_stage(word, caplog):
     assert (shape.schedule.iter, painted.schedule.iter) == (600, 1500)
 
 
-def test_another_text_for_one_stage_moves_its_folder():
+def test_another_text_for_one_stage_changes_its_folder():
     Path("b.json").write_text(
         json.dumps({"out_dir": "p", "mode": "appearance_modeling", "base_mesh": "mesh.obj"})
     )

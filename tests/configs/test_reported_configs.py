@@ -54,19 +54,19 @@ def test_config_base_mesh_ignored(folder, caplog):
         ({"mode": "appearance_modeling", "base_mesh": "a.obj", "translation_y": 0.3}, "translation_y"),
     ],
 )
-def test_keys_of_the_other_mode_are_named(folder, caplog, values, idle):
+def test_keys_of_the_other_mode_are_reported(folder, caplog, values, idle):
     Path("a.obj").write_text(CUBE)
     load_configs(["--config", write(**values)])
     lines = [record.getMessage() for record in caplog.records if "these keys" in record.getMessage()]
     assert [line.rpartition(": ")[2] for line in lines] == [idle]
 
 
-def test_a_default_that_is_written_out_is_not_named(folder, caplog):
+def test_key_with_its_default_value_is_not_reported(folder, caplog):
     load_configs(["--config", write(normalise_mesh=False, kd_min=[0, 0, 0], front_threshold=45)])
     assert not caplog.records
 
 
-def test_front_threshold_without_directional_text_is_named(folder, caplog):
+def test_front_threshold_without_directional_text_is_reported(folder, caplog):
     load_configs(["--config", write(front_threshold=30)])
     assert "front_threshold has no effect without add_directional_text" in caplog.text
 
@@ -126,7 +126,7 @@ def test_config_nearest_key(folder, key, known):
     assert refusal("--config", write(), f"--{key}", "1").endswith(f"the nearest known one is --{known}")
 
 
-def test_a_key_without_effect_is_never_proposed(folder):
+def test_key_without_effect_is_not_suggested(folder):
     for key in ("pp", "sp", "layer", "lock_lights", "ref_meshes"):
         message = refusal("--config", write(**{key: 1}))
         assert not message.endswith(('"spp"', '"layers"', '"lock_light"', '"ref_mesh"'))
@@ -196,7 +196,7 @@ def test_a_dry_run_reads_the_mesh(folder, capsys):
     assert left.value.code == 0 and json.loads(capsys.readouterr().out)["base_mesh"] == "a.obj"
 
 
-def test_control_characters_of_a_config_never_reach_the_terminal(folder):
+def test_control_characters_of_a_config_are_escaped(folder):
     Path("a\x1b[31m.json").write_text("{")
     assert "\\x1b[31m" in refusal("--config", "a\x1b[31m.json")
     assert "\x1b" not in refusal("--config", write(**{"a\x1bb": 1}))

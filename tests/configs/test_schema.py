@@ -100,7 +100,7 @@ def test_every_key_is_described_and_its_default_is_the_same_in_every_section():
             assert defaults.setdefault(name, field.get("default")) == field.get("default"), name
 
 
-def test_the_flat_form_gives_the_same_config_again():
+def test_flat_form_round_trips():
     values = {
         **LEAST,
         "if_use_bump": False,
@@ -140,12 +140,12 @@ def test_a_config_cannot_be_changed():
         ("texture", "texture_res"),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest(key, nearest):
+def test_unknown_key_error_suggests_the_nearest(key, nearest):
     message = refusal(**{key: 1})
     assert f'unknown key "{key}"' in message and message.endswith(f'"{nearest}"')
 
 
-def test_out_dir_must_be_there():
+def test_out_dir_of_an_evaluated_run_must_exist():
     with pytest.raises(ConfigError, match='some.json: key "out_dir" is missing'):
         parse_config({}, "some.json")
 
@@ -206,7 +206,7 @@ def test_out_dir_must_be_there():
         ("env_resolution", 100, "512"),
     ],
 )
-def test_a_bad_value_is_told_with_key_value_and_what_is_allowed(key, value, allowed):
+def test_bad_value_error_names_key_value_and_range(key, value, allowed):
     message = refusal(**{key: value})
     assert f'key "{key}" has the value ' in message and allowed in message
     assert json.dumps(value)[:70] in message or isinstance(value, list)
@@ -230,7 +230,7 @@ def test_values_that_do_not_fit_together(values, keys):
     assert all(key in message for key in keys), message
 
 
-def test_a_value_from_the_command_line_is_told_as_such():
+def test_error_in_a_command_line_value_names_the_command_line():
     with pytest.raises(ConfigError, match="x.json, --batch on the command line"):
         parse_config({**LEAST, "batch": 0}, "x.json", overridden={"batch": "--batch"})
     with pytest.raises(ConfigError, match="x.json, --kd_max on the command line"):
@@ -247,7 +247,7 @@ def test_a_value_from_the_command_line_is_told_as_such():
         ("/tmp/x", "/tmp/x"),
     ],
 )
-def test_where_a_run_writes(out_dir, folder):
+def test_output_folders(out_dir, folder):
     run = parse_config({"out_dir": out_dir}, "x").run
     assert str(run.output_folder) == folder and str(run.mesh_path) == f"{folder}/dmtet_mesh/mesh.obj"
 
@@ -280,7 +280,7 @@ NAMES = st.sampled_from([*known_keys(), *sorted(NO_EFFECT)])
 @given(st.dictionaries(NAMES | st.text(max_size=5), VALUES | NUMBERS, max_size=4), st.booleans())
 @example({"display": [[]], "kd_min": [1.0, 1.0]}, True)
 @example({"base_mesh": "", "sdf_init_shape": "custom_mesh"}, True)
-def test_anything_gives_a_config_or_one_line(values, complete):
+def test_any_input_gives_a_config_or_a_one_line_error(values, complete):
     try:
         config = parse_config({**LEAST, **values} if complete else values, "some.json")
     except ConfigError as error:

@@ -117,7 +117,7 @@ def load(path: Path):
     return parse_config(read_object(path), path.name)
 
 
-def test_the_published_six_and_the_demo_pair_are_there():
+def test_published_configs_and_demo_pair_exist():
     names = {path.stem for path in PATHS}
     assert names >= {*TABLE, "pineapple_demo_geometry", "pineapple_demo_appearance"}
 
@@ -129,7 +129,7 @@ def test_each_parses_and_holds_no_key_without_effect(path):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_published_six_say_what_the_table_says(name):
+def test_published_configs_equal_the_table(name):
     values = load(ROOT / "configs" / f"{name}.json").to_json()
     assert {key: values[key] for key in TABLE[name]} == TABLE[name]
 
@@ -155,7 +155,7 @@ def test_every_start_shape_that_is_named_is_shipped():
             assert (ROOT / run.base_mesh).is_file(), f"{path.stem}: {run.base_mesh} is not there"
 
 
-def test_no_two_write_to_the_same_folder():
+def test_gallery_configs_write_to_different_folders():
     folders = [load(path).run.output_folder for path in PATHS]
     assert len(set(folders)) == len(folders)
 

@@ -104,8 +104,8 @@ def test_side_loss_only_for_directional_categories():
     assert directional(("mug", "car", "head"), torch.tensor([0, 1, 2])).tolist() == [False, True, True]
     images = render_datasets([replace(DATASET, instances=1, views=4)], CPU, 1e9, 0)[0]
     side = torch.zeros(8, 3, requires_grad=True)
-    answers = ClassifierOutput(torch.zeros(8, 2), torch.zeros(8, 0), side)
-    total_loss(answers, images, torch.arange(8), ("mug", "car")).backward()
+    output = ClassifierOutput(torch.zeros(8, 2), torch.zeros(8, 0), side)
+    total_loss(output, images, torch.arange(8), ("mug", "car")).backward()
     assert (side.grad[:4] == 0).all() and (side.grad[4:].abs().sum(1) > 0).all()
 
 

@@ -113,9 +113,11 @@ def test_drawn_captions_match_labels_and_shares():
     # The words of the view's own material appear, and those of no other.
     for text, _, _, m in described:
         words = set(text.replace(",", "").split())
-        named = {name for name, look in MATERIALS.items() if {look.adjective, look.substance} & words}
+        named = {
+            name for name, material in MATERIALS.items() if {material.adjective, material.substance} & words
+        }
         assert named == ({MATERIAL_NAMES[m - 1]} if m else set())
-    substances = sum(look.substance is not None for look in MATERIALS.values())
+    substances = sum(material.substance is not None for material in MATERIALS.values())
     wordings = (1 + len(MATERIALS)) * len(set(TEMPLATES)) + substances * len(SUBSTANCE_TEMPLATES)
     assert len({text for text, _, _, _ in described}) == 2 * 4 * wordings
 
@@ -285,7 +287,7 @@ def test_same_command_resumes(toy, capsys):
     assert (root / "work" / "vae.pt").stat().st_mtime_ns == vae_written
 
 
-def test_init_from_a_folder_and_refusal_of_other_settings(toy, capsys):
+def test_init_from_a_folder_and_rejection_of_other_settings(toy, capsys):
     root, arguments = toy
     assert program.main([*arguments, "--seed", "2"]) == 2
     assert "--work" in capsys.readouterr().out

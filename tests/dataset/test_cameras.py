@@ -91,7 +91,7 @@ def test_batch_intervals_hold_one_view_each(count):
     assert interval.tolist() == list(range(count))
 
 
-def test_auto_takes_batch_alone_and_rank_in_company():
+def test_auto_seed_by_number_of_ranks():
     alone = draw_azimuths(4, "auto", 0, 1, step_generator(1, 0, 1))
     assert torch.equal(alone, draw_azimuths(4, "batch", 0, 1, step_generator(1, 0, 1)))
     company = draw_azimuths(4, "auto", 1, 2, step_generator(1, 1, 1))

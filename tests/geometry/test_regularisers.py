@@ -51,7 +51,7 @@ def test_an_edge_of_three_faces_counts_two_pairs_and_a_boundary_none():
     assert normal_consistency(make_mesh(torch.cat([mesh.v_pos, fin]), faces)).item() == pytest.approx(1)
 
 
-def test_a_degenerate_face_adds_nothing_and_has_a_finite_gradient():
+def test_degenerate_face_has_no_loss_and_a_finite_gradient():
     mesh = roof(0.4)
     v_pos = torch.cat([mesh.v_pos, mesh.v_pos[2:3]]).requires_grad_()
     # The faces at the open sides of the roof have zero area.
@@ -113,6 +113,6 @@ def test_weights_are_constant_or_change_linearly_and_zero_is_inactive():
 
 
 @pytest.mark.parametrize("value", ["-1", "[0]", "[0, -1]", "[0, 1, 2]", '"a"', "null"])
-def test_bad_weights_are_refused(value):
+def test_bad_weights_are_rejected(value):
     with pytest.raises(ValidationError):
         TypeAdapter(RegulariserConfig).validate_json(f'{{"laplacian": {value}}}', strict=True)

@@ -19,8 +19,8 @@ from geometry.tet_grid import (
 
 def sorted_faces(tets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Unique triangles of the tets and the number of tets at each."""
-    triples = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
-    return torch.unique(tets.long()[:, triples].reshape(-1, 3).sort(1).values, dim=0, return_counts=True)
+    corners = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+    return torch.unique(tets.long()[:, corners].reshape(-1, 3).sort(1).values, dim=0, return_counts=True)
 
 
 def test_cells_of_the_published_resolutions():

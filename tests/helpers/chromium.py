@@ -47,7 +47,7 @@ class Page:
         self.requests: list[str] = []
         self.errors: list[str] = []
         self._size, self._dark = size, dark
-        self._number, self._answers, self._buffer, self._loaded = 0, {}, b"", False
+        self._number, self._replies, self._buffer, self._loaded = 0, {}, b"", False
 
     def __enter__(self) -> "Page":
         self._profile = tempfile.TemporaryDirectory()
@@ -91,11 +91,11 @@ class Page:
 
     def evaluate(self, expression: str) -> object:
         """The value of a JavaScript expression in the page. Promises are awaited."""
-        answer = self.call(
+        reply = self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
         )
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
+        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
+        return reply["result"].get("value")
 
     def wait_for(self, expression: str, timeout: float = 60) -> None:
         """Wait until a JavaScript expression is true."""
@@ -120,10 +120,10 @@ class Page:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
-        self._listen(lambda: number in self._answers, 120, method)
-        answer = self._answers.pop(number)
-        assert "error" not in answer, f"{method}: {answer['error']}"
-        return answer["result"]
+        self._listen(lambda: number in self._replies, 120, method)
+        reply = self._replies.pop(number)
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        return reply["result"]
 
     def _resize(self, width: int, height: int) -> None:
         self.call(
@@ -147,7 +147,7 @@ class Page:
 
     def _note(self, message: dict) -> None:
         if "id" in message:
-            self._answers[message["id"]] = message
+            self._replies[message["id"]] = message
             return
         method, details = message["method"], message.get("params", {})
         if method == "Page.loadEventFired":

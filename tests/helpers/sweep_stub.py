@@ -28,8 +28,8 @@ if text == "wait" and not (out / "saved").exists():
 (out / "begun").write_text(str(os.getpid()))
 names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "RANK")
 with Path("runs.jsonl").open("a") as log:
-    told = {name: os.environ.get(name) for name in names}
-    log.write(json.dumps({"out_dir": options["out_dir"], "at": time.monotonic(), **told}) + "\n")
+    environment = {name: os.environ.get(name) for name in names}
+    log.write(json.dumps({"out_dir": options["out_dir"], "at": time.monotonic(), **environment}) + "\n")
 sys.stderr.write("a line of no interest\n")
 if text == "broken":
     sys.stderr.write("error: the surface vanished\nanother line\n")

@@ -87,12 +87,12 @@ def test_low_memory_gives_the_same_step(latents_from):
     side = 4 if latents_from == "image" else 8
     first = torch.randn(3, side, side, 4, generator=torch.Generator().manual_seed(5))
     phase = Phase("p", (0.02, 0.98), one_minus_abar, latents_from, rotate_normals=False)
-    found, asked = {}, []
+    found, batch_sizes = {}, []
     for low_memory in (False, True):
         prior = PointPrior()
         predict = prior.predict_noise
         prior.predict_noise = lambda noisy, t, text, predict=predict: (
-            asked.append(len(noisy)) or predict(noisy, t, text)
+            batch_sizes.append(len(noisy)) or predict(noisy, t, text)
         )
         config = GuidanceConfig(text="x", guidance_weight=3.0, low_memory=low_memory)
         guidance = Guidance(prior, config, MODES["geometry_modeling"].negative_prompt, DEVICE)
@@ -105,7 +105,7 @@ def test_low_memory_gives_the_same_step(latents_from):
     for whole, pieces in zip(found[False], found[True], strict=True):
         assert torch.allclose(whole, pieces, rtol=1e-4, atol=1e-5)
     assert found[True][1].abs().max() > 0
-    assert asked == [6, 2, 2, 2]
+    assert batch_sizes == [6, 2, 2, 2]
 
 
 def test_loss_has_exactly_the_given_gradient():

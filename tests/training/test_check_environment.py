@@ -64,7 +64,7 @@ def test_broken_torch_is_a_row(tmp_path):
     assert table(done.stdout)["Python"] == OK
 
 
-def test_known_names_are_requirements():
+def test_known_module_names_are_requirements():
     requirements = check_environment.read_requirements()
     known = {*check_environment.MODULES, *check_environment.OPTIONAL, *check_environment.UNWRAPPERS}
     assert known <= requirements.keys()

@@ -30,7 +30,7 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
     return {"table": table, "alias": table, "turned": table.T, "counter": counter, "half": table[0].half()}
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+def test_saved_state_is_restored_bit_for_bit(tmp_path):
     meta = {"loss": 0.1 + 0.2, "phase": "coarse", "list": [1, None, True]}
     path = save_checkpoint(tmp_path, 123, tensors(0), meta)
     assert path == tmp_path / "step_000123"
@@ -95,7 +95,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("complaint", DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(complaint, tmp_path, caplog):
+def test_damaged_checkpoint_is_named_and_the_previous_one_is_used(complaint, tmp_path, caplog):
     save_checkpoint(tmp_path, 10, tensors(10), {})
     save_checkpoint(tmp_path, 20, tensors(20), {})
     DAMAGE[complaint](tmp_path / "step_000020")
@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(complaint, tmp_pa
 
 
 @pytest.mark.parametrize("complaint", DAMAGE)
-def test_damaged_checkpoints_alone_are_an_error_and_are_kept(complaint, tmp_path):
+def test_only_damaged_checkpoints_raise_and_are_kept(complaint, tmp_path):
     save_checkpoint(tmp_path, 20, tensors(20), {})
     DAMAGE[complaint](tmp_path / "step_000020")
     with pytest.raises(UnreadableCheckpoint, match="none of the 1 checkpoints .* is intact") as error:
@@ -143,7 +143,7 @@ def test_a_file_that_cannot_be_read_is_an_error(file, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("interrupted", ["fsync", "rename"])
-def test_a_run_killed_while_saving_loses_nothing(interrupted, tmp_path, monkeypatch):
+def test_kill_during_a_save_loses_no_checkpoint(interrupted, tmp_path, monkeypatch):
     """The save stops at each call of fsync or rename; a checkpoint can be loaded afterwards."""
     save_checkpoint(tmp_path, 10, tensors(10), {})
 
@@ -173,7 +173,7 @@ def test_a_run_killed_while_saving_loses_nothing(interrupted, tmp_path, monkeypa
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_twenty_kills_at_random_moments_lose_nothing_that_was_saved(tmp_path):
+def test_random_kills_lose_no_saved_checkpoint(tmp_path):
     chance, saved = random.Random(0), 0
     for _ in range(20):
         reading, writing = os.pipe()
@@ -200,7 +200,7 @@ def test_twenty_kills_at_random_moments_lose_nothing_that_was_saved(tmp_path):
         saved = back.step
 
 
-def test_a_full_disk_is_one_clear_line_and_the_old_checkpoint_stays(tmp_path, monkeypatch):
+def test_full_disk_gives_one_line_and_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 10, tensors(10), {})
 
     def full(_):
@@ -264,7 +264,7 @@ def test_an_optimizer_resumes_bit_for_bit(tmp_path):
         assert torch.equal(ours, theirs)
 
 
-def test_an_optimizer_of_another_model_is_refused():
+def test_optimizer_of_another_model_is_rejected():
     network = model()
     optimizer = optimizer_of(network)
     train(network, optimizer, 0, 1)

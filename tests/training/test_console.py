@@ -55,7 +55,7 @@ def test_stderr_pipe_closed(target, tmp_path):
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2000
 
 
-def test_a_lossy_stream_keeps_what_can_be_written():
+def test_lossy_stream_writes_the_encodable_part():
     stream = io.StringIO()
     lossy = LossyStream(stream)
     lossy.write("a")

@@ -161,7 +161,7 @@ def test_ranks_that_drift_apart_stop_before_the_checkpoint(model_folder, mesh, t
     assert load_latest(tmp_path / "run/checkpoints").step == 2
 
 
-def test_a_bad_config_is_reported_once(model_folder, mesh, tmp_path):
+def test_bad_config_is_reported_once(model_folder, mesh, tmp_path):
     argv = paint(tmp_path, "run", model_folder, mesh, iter=9)
     codes, text = run(2, [*argv, "--envmap", "nowhere.hdr"], tmp_path)
     assert codes == [2, 2] and text.count("\n") == 1 == len(errors(text))

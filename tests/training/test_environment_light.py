@@ -116,7 +116,7 @@ def test_the_rows_of_display_are_in_order_and_the_map_is_among_them(model_folder
     assert middle[0] == middle[2] == 0 and middle[1] > 0
 
 
-def test_a_learned_light_moves_and_is_what_the_probe_holds_and_usd_stands_beside_it(model_folder, tmp_path):
+def test_learned_light_changes_and_is_exported_with_usd(model_folder, tmp_path):
     sky = two_sided(tmp_path / "sky.hdr")
     fixed = run(tmp_path, model_folder, "fixed", envmap=sky)
     pytest.importorskip("pxr", reason="export_usd needs usd-core")

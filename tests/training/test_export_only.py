@@ -66,9 +66,7 @@ def changed(before, after):
     return {str(path) for path in before if before[path] != after[path]}
 
 
-def test_a_painted_mesh_gets_fewer_faces_and_other_textures_and_nothing_else_changes(
-    pair, monkeypatch, caplog
-):
+def test_painted_mesh_is_exported_with_fewer_faces_and_other_textures(pair, monkeypatch, caplog):
     folder, shape, paint = pair
     monkeypatch.setattr(train.StableDiffusion, "from_pretrained", None)  # no prior is needed
     before = contents(folder)
@@ -98,7 +96,7 @@ def test_a_painted_mesh_gets_fewer_faces_and_other_textures_and_nothing_else_cha
     assert train.main(["--config", shape, paint]) == 0
 
 
-def test_a_shape_alone_is_exported_in_place_with_a_warning(model_folder, tmp_path, caplog):
+def test_geometry_without_appearance_is_exported_with_a_warning(model_folder, tmp_path, caplog):
     config = write_config(
         tmp_path, "shape", model_folder, iter=FIT, coarse_iter=0, sdf_init_shape_scale=[0.6] * 3
     )
@@ -115,7 +113,7 @@ def test_a_shape_alone_is_exported_in_place_with_a_warning(model_folder, tmp_pat
     assert "a run that paints an earlier export of this mesh cannot resume" in caplog.text
 
 
-def test_without_a_checkpoint_there_is_one_line(model_folder, tmp_path, caplog):
+def test_missing_checkpoint_gives_a_one_line_error(model_folder, tmp_path, caplog):
     config = write_config(tmp_path, "shape", model_folder)
     assert train.main(["--config", config, "--export-only"]) == 2
     message = caplog.records[-1].getMessage()
@@ -123,7 +121,7 @@ def test_without_a_checkpoint_there_is_one_line(model_folder, tmp_path, caplog):
     assert not (tmp_path / "shape").exists()
 
 
-def test_another_run_is_refused(pair, caplog):
+def test_checkpoint_of_another_run_is_rejected(pair, caplog):
     _, shape, _ = pair
     assert train.main(["--config", shape, "--export-only", "--seed", "9"]) == 2
     assert "another seed" in caplog.records[-1].getMessage()

@@ -65,7 +65,7 @@ def test_appearance_names_its_own_keys(tmp_path):
     assert "dmtet_grid" not in str(error.value)
 
 
-def test_other_errors_pass(tmp_path):
+def test_other_errors_are_unchanged(tmp_path):
     with pytest.raises(RuntimeError, match="a fault of ours"), explain_out_of_memory(config(tmp_path)):
         raise RuntimeError("a fault of ours")
 

@@ -118,7 +118,7 @@ def test_a_still_that_cannot_be_written_is_a_warning_and_hides_no_error(tmp_path
         raise ZeroDivisionError
 
 
-def test_film_of_two_sizes(tmp_path, caplog):
+def test_video_of_two_sizes(tmp_path, caplog):
     """Frames of an earlier preview_res are scaled to the new one, with a warning."""
     for first, last, resolution in ((0, 20, (32, 32)), (20, 40, (48, 64))):
         video = TrainingVideo(tmp_path, 5, resolution, resumed_step=first)
@@ -142,7 +142,7 @@ def test_a_damaged_frame_is_skipped_by_name(tmp_path, caplog):
     assert "video_frames/000010.jpg is skipped" in caplog.text
 
 
-def test_foreign_name_in_stills_or_film(tmp_path):
+def test_foreign_name_in_stills_or_video(tmp_path):
     """Names that are not numbers are ignored: by the video, the report and the overview."""
     frames, stills = tmp_path / "video_frames", tmp_path / "stills"
     video = TrainingVideo(tmp_path, 5, (16, 16))

@@ -149,7 +149,7 @@ def test_only_the_keys_of_the_mode_are_compared(tmp_path):
             latest_checkpoint(load(APPEARANCE, tmp_path / "paint", *paint, *other))
 
 
-def test_the_message_gives_the_options_that_match(tmp_path):
+def test_resume_error_names_the_matching_options(tmp_path):
     save(load(GEOMETRY, tmp_path / "out", "--seed", "1", "--text", "a red car"), 3)
     with pytest.raises(ValueError, match="another ") as error:
         latest_checkpoint(load(GEOMETRY, tmp_path / "out", "--seed", "2"))

@@ -93,7 +93,7 @@ class Progress:
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
-def test_the_place_in_the_command_and_its_time_left_are_shown(tmp_path, stream):
+def test_position_in_the_command_and_remaining_time_are_shown(tmp_path, stream):
     progress, shown = Progress(), stream()
     with RunLog(tmp_path, 4, stream=shown, progress=progress) as log:
         for step in range(1, 5):

@@ -148,9 +148,7 @@ def inject(monkeypatch, plan):
     monkeypatch.setattr(StableDiffusion, "encode", encode)
 
 
-def test_a_run_with_injected_numbers_goes_on_and_resumes_bit_for_bit(
-    model_folder, ball, tmp_path, monkeypatch
-):
+def test_run_with_injected_nan_continues_and_resumes_bit_for_bit(model_folder, ball, tmp_path, monkeypatch):
     nan, inf = float("nan"), float("inf")
     plan = {
         (2, "denoiser"): nan,

@@ -49,7 +49,7 @@ def test_the_same_numbers_and_pictures(tmp_path):
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 10
 
 
-def test_a_resumed_run_has_every_step_once(tmp_path):
+def test_resumed_run_logs_every_step_once(tmp_path):
     write(tmp_path, 0, 8)
     write(tmp_path, 5, 10)
     events = read(tmp_path)

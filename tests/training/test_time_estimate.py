@@ -39,7 +39,7 @@ class Simulation:
     def run(self):
         self.progress = CommandProgress(self.configs, self.device, clock=lambda: self.now)
         self.progress.skip(0, self.resumed)
-        self.ask()
+        self.record_estimate()
         for number, config in enumerate(self.configs):
             self.progress.begin_config(number)
             for part in parts_of(number, config):
@@ -50,7 +50,7 @@ class Simulation:
                     for _ in range(10):
                         self.pass_time(self.seconds[part.config, part.name] / 10)
                     self.progress.end(part.name)
-        self.ask()
+        self.record_estimate()
         return self
 
     def steps(self, part):
@@ -58,17 +58,17 @@ class Simulation:
         usual = self.seconds[part.config, part.name] / (count + 9 * (count // 200))
         for step in range(part.first_step, part.first_step + count):
             if part.config or step > self.resumed:
-                self.pass_time(usual * (10 if step % 200 == 0 else 1), ask=False)
+                self.pass_time(usual * (10 if step % 200 == 0 else 1), record_estimate=False)
                 self.progress.step(step)
                 if step % 20 == 0:
-                    self.ask()
+                    self.record_estimate()
 
-    def pass_time(self, seconds, ask=True):
+    def pass_time(self, seconds, record_estimate=True):
         self.now += seconds * (1 + self.noise * random.uniform(-1, 1))
-        if ask:
-            self.ask()
+        if record_estimate:
+            self.record_estimate()
 
-    def ask(self):
+    def record_estimate(self):
         self.estimates.append((self.now, self.progress.remaining()))
 
     def worst(self):
@@ -157,7 +157,7 @@ def test_the_estimate_counts_all_configs_and_reaches_zero(monkeypatch, tmp_path)
     assert last == 0
 
 
-def test_the_label_says_which_config_of_how_many(monkeypatch, tmp_path):
+def test_label_contains_config_number_and_count(monkeypatch, tmp_path):
     pair = load(DEMO, monkeypatch, tmp_path)
     progress = CommandProgress(pair)
     progress.begin_config(1)

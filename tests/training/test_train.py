@@ -259,7 +259,7 @@ def test_interrupt_saves_and_the_same_command_resumes(model_folder, tmp_path):
     assert step == log.read_text().count("\n") > FIT
 
 
-def test_a_surface_that_vanishes_stops_with_advice(model_folder, tmp_path, capsys, caplog, monkeypatch):
+def test_empty_surface_stops_with_advice(model_folder, tmp_path, capsys, caplog, monkeypatch):
     from geometry.dmtet import DMTet, EmptySurfaceError
 
     config = geometry(tmp_path, model_folder, checkpoint_interval=FIT + 1)
@@ -297,9 +297,7 @@ def test_a_state_without_a_surface_is_not_saved(model_folder, tmp_path, capsys, 
     assert load_latest(tmp_path / "shape/checkpoints").step == FIT + 1
 
 
-def test_losses_that_stay_infinite_end_the_run_and_keep_the_weights(
-    pair, model_folder, tmp_path, capsys, caplog, monkeypatch
-):
+def test_repeated_infinite_losses_end_the_run(pair, model_folder, tmp_path, capsys, caplog, monkeypatch):
     mesh = pair / "shape/dmtet_mesh/mesh.obj"
     config = appearance(
         tmp_path, model_folder, mesh, iter=40, checkpoint_interval=1, save_interval=0, video_interval=0
@@ -431,7 +429,7 @@ assert "torch._inductor" not in sys.modules
 """
 
 
-def test_on_a_gpu_torch_s_compiler_is_not_imported_and_a_user_s_memory_settings_stay():
+def test_gpu_settings_import_no_compiler_and_keep_user_settings():
     assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     environment = {**os.environ, "PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}
     del environment["PYTORCH_CUDA_ALLOC_CONF"]

@@ -88,7 +88,7 @@ def test_a_mesh_with_a_hole_ten_times_too_large_and_off_centre(tmp_path, in_the_
     assert (tmp_path / "paint/dmtet_mesh/mesh.glb").stat().st_size > 0
 
 
-def test_an_obj_without_uv_far_away_is_painted_where_it_stands(tmp_path, in_the_repository, caplog):
+def test_obj_without_uv_far_from_the_origin_keeps_its_position(tmp_path, in_the_repository, caplog):
     cone = trimesh.creation.cone(radius=4, height=9, sections=24)
     cone.apply_translation([100, 5, -30])
     # The file has two materials, some inverted faces and no texture coordinates (vt).

@@ -89,7 +89,7 @@ def test_a_resumed_run_is_equal_bit_for_bit(whole, model_folder, monkeypatch):
         ({"surface": "mesh", "large_steps_lambda": 5}, None),
     ],
 )
-def test_keys_without_effect_are_named(values, message):
+def test_keys_without_effect_are_reported(values, message):
     config, said = parse_config({"out_dir": "x", "base_mesh": "a.obj", **values}, "a.json"), []
     warn_without_effect(config, values, lambda text, *words: said.append(text % words))
     assert [line.partition("have no effect with ")[2] for line in said if "these keys" in line] == (

@@ -54,10 +54,10 @@ def material_name(category: str, seed: int) -> str:
 def true_material(subject: ProceduralObject, name: str) -> TrueMaterial:
     """The mean material of MATERIAL_DRAWS objects of this material, whose shades vary by a tenth."""
     draw = Draw(step_generator(0, CATEGORIES.index(subject.kind), 0, MATERIAL_STREAM))
-    looks = [dressed(subject, name, draw) for _ in range(MATERIAL_DRAWS)]
+    material_draws = [dressed(subject, name, draw) for _ in range(MATERIAL_DRAWS)]
 
     def material(points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tensor]:
-        kd, ks = zip(*(look.material(points) for look in looks), strict=True)
+        kd, ks = zip(*(material_draw.material(points) for material_draw in material_draws), strict=True)
         return torch.stack(kd).mean(0), torch.stack(ks).mean(0)
 
     return material

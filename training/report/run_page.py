@@ -88,11 +88,11 @@ def run_page(info: RunInfo, state: RunState, model_bytes: int = LIGHTER) -> str:
     """
     records = [record for record in read_log(info.out_dir / "log.jsonl") if record["step"] <= state.step]
     phases = phase_times(records)
-    look, scripts = _look(info, state, model_bytes)
+    model_and_videos, scripts = _model_and_videos(info, state, model_bytes)
     parts = [
         _header(info, state),
         "<main>",
-        look,
+        model_and_videos,
         section(
             "Stills over time",
             slider(stills_up_to(info.out_dir / "stills", state.step)),
@@ -137,7 +137,7 @@ def _header(info: RunInfo, state: RunState) -> str:
     return "".join(lines) + "</header>"
 
 
-def _look(info: RunInfo, state: RunState, model_bytes: int) -> tuple[str, list[str]]:
+def _model_and_videos(info: RunInfo, state: RunState, model_bytes: int) -> tuple[str, list[str]]:
     """HTML and scripts of the model and videos of an exported run. Those of an earlier run are omitted."""
     mesh = info.out_dir / "dmtet_mesh" / "mesh.glb"
     if state.name not in ("done", "exported") or not mesh.is_file():

@@ -34,7 +34,7 @@ def test_is_one_watertight_centred_piece(kind, seed):
     assert 0.04 < abs(mesh.volume) < 1.3
 
 
-def test_the_longest_objects_find_their_place():
+def test_longest_objects_fit_the_frame():
     # About one key in a hundred is this long. It extends to 1.41 before it is scaled.
     key = make_object("key", step_generator(7001, 27, 25, 1))
     tip = torch.stack([torch.zeros(400), torch.linspace(-0.8, 0.0, 400), torch.zeros(400)], -1)
@@ -320,7 +320,7 @@ def test_unknown_material_is_named():
         dressed(instance("mug", 0), "plaid", Draw(torch.Generator()))
 
 
-def test_pairs_held_out_are_of_this_world():
+def test_held_out_pairs_exist():
     assert len(HELD_OUT) >= 12
     assert {name for _, name in HELD_OUT} <= set(MATERIALS)
     assert len({kind for kind, _ in HELD_OUT}) == len(HELD_OUT)

@@ -166,14 +166,14 @@ def test_crossings_and_their_gradients(kernel_device, monkeypatch):
     raw = torch.randn(len(vertices), 4, generator=seeded(1)).to(kernel_device)
     held = surface.on_wall[vertices] & (raw[:, 0] < 0)
     assert held.any() and not held.all() and len(ends) > edge_crossings_triton.BLOCK
-    pull = torch.randn(len(ends), 3, generator=seeded(2)).to(kernel_device)
+    grad_output = torch.randn(len(ends), 3, generator=seeded(2)).to(kernel_device)
     monkeypatch.setattr(SdfNetwork, "raw_output", lambda *_: raw_output)
     found = []
     for by_kernels in (False, True):
         monkeypatch.setattr(dmtet, "triton_available", lambda *_, run=by_kernels: run)
         raw_output = raw.clone().requires_grad_()
         points = surface.crossings(everywhere, vertices, ends)
-        found.append((points.detach(), torch.autograd.grad(points, raw_output, pull)[0]))
+        found.append((points.detach(), torch.autograd.grad(points, raw_output, grad_output)[0]))
     for ours, expected in zip(*reversed(found), strict=True):
         assert (ours - expected).abs().max() < 2e-5 * expected.abs().max()
 

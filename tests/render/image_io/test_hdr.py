@@ -115,7 +115,7 @@ def bad_files(folder):
     return [*contents, "nan.exr", "infinite.exr", "grey.exr"]
 
 
-def test_bad_files_are_refused_in_one_line_with_their_name(tmp_path):
+def test_bad_files_give_a_one_line_error_with_their_name(tmp_path):
     names = bad_files(tmp_path)
     assert len(names) == 15
     for name in names:

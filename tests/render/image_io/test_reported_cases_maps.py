@@ -45,7 +45,7 @@ def test_each_line_has_its_own_encoding(tmp_path):
 @pytest.mark.parametrize(
     "body", [b"\1\1\1\10", grey(9) + b"\1\1\1\11", grey(9) * 7, b"\2\2\0\7" + b"\x87\1" * 4]
 )
-def test_damaged_lines_are_refused(tmp_path, body):
+def test_damaged_lines_are_rejected(tmp_path, body):
     (tmp_path / "a.hdr").write_bytes(HEADER + b"-Y 1 +X 8\n" + body)
     assert "damaged" in refusal(tmp_path / "a.hdr")
 
@@ -74,7 +74,7 @@ def test_other_pictures_named_hdr_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("size", [b"-Y 99999 +X 99999\n", b"-Y 8000 +X 16000\n", b"-Y 999999999 +X 2\n"])
-def test_absurd_sizes_are_refused_before_memory_is_taken(tmp_path, size):
+def test_absurd_sizes_are_rejected_before_allocation(tmp_path, size):
     (tmp_path / "a.hdr").write_bytes(HEADER + size + bytes(100))
     message = refusal(tmp_path / "a.hdr")
     assert "pixels" in message and ("at most" in message or "promises" in message)
@@ -103,7 +103,7 @@ def test_exr_multipart(tmp_path):
     assert np.array_equal(read_latlong(tmp_path / "a.exr").numpy(), image)
 
 
-def test_layers_are_read_if_there_are_no_plain_channels(tmp_path):
+def test_layer_is_read_without_plain_channels(tmp_path):
     image, channels = rgb(prefix="ViewLayer.Combined.")
     write_exr(tmp_path / "a.exr", ("all", {**channels, "ViewLayer.Depth.Z": image[..., 0]}, {}))
     assert np.array_equal(read_latlong(tmp_path / "a.exr").numpy(), image)
@@ -162,7 +162,7 @@ def test_maps_about_twice_as_wide_as_high_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("corner", [2**20, 2**31 - 1, -5])
-def test_absurd_windows_are_refused(tmp_path, corner):
+def test_absurd_windows_are_rejected(tmp_path, corner):
     _, channels = rgb()
     display = (np.array([0, 0], np.int32), np.array([77, 33], np.int32))
     write_exr(tmp_path / "a.exr", ("a", channels, {}), displayWindow=display)

@@ -64,7 +64,7 @@ def render(folder, kind, view):
 
 
 @pytest.mark.parametrize("kind", ["glb", "obj"])
-def test_every_picture_arrives_where_it_belongs(opened, kind):
+def test_every_picture_has_its_path(opened, kind):
     _, report, mesh = opened
     found = report[f".{kind}"]
     assert {name: picture["size"] for name, picture in found["pictures"].items()} == {

@@ -219,7 +219,7 @@ def test_turning_a_mesh_turns_its_uv_along(tmp_path):
     assert torch.equal(mesh.uv[mesh.uv_faces], torch.stack([x, 1 - y], -1))
 
 
-def test_open_mesh_is_left_as_it_is(tmp_path):
+def test_open_mesh_is_unchanged(tmp_path):
     mesh = load_fixed_mesh(write(tmp_path, SQUARE + "f 3 2 1\n"))
     assert mesh.v_nrm[0].tolist() == [0, 0, -1]
 

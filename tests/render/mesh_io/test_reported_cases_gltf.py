@@ -42,7 +42,7 @@ def test_glb_draco(tmp_path, extension, fix, caplog):
     assert fix in message and not caplog.records
 
 
-def test_draco_that_is_not_required_is_read_from_its_fallback_or_named(tmp_path):
+def test_optional_draco_uses_the_fallback_or_is_reported(tmp_path):
     gltf = Gltf(extensionsUsed=["KHR_draco_mesh_compression"])
     draco = {"KHR_draco_mesh_compression": {"bufferView": 0, "attributes": {"POSITION": 0}}}
     gltf.node(mesh=gltf.mesh(gltf.cube(extensions=draco)))
@@ -133,7 +133,7 @@ def test_glb_skinned_character(tmp_path, weights, move):
     assert signed_volume(mesh.v_pos, mesh.faces) == pytest.approx(8, rel=1e-4)
 
 
-def test_joints_out_of_range_are_refused(tmp_path):
+def test_joints_out_of_range_are_rejected(tmp_path):
     gltf = skinned([0, 1, 0, 0])
     gltf.tree["skins"][0]["joints"] = [0]
     refusal(gltf.write(tmp_path / "a.glb"))

@@ -8,7 +8,7 @@ from render.texturing.uv import unwrap
 
 
 @pytest.mark.parametrize("writer", ["write_glb", "write_obj"])
-def test_a_format_that_cannot_be_written_is_told(writer, tmp_path, monkeypatch):
+def test_unwritable_export_format_is_rejected(writer, tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 

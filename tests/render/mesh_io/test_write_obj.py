@@ -30,7 +30,7 @@ def records(path, kind: str) -> list[list[str]]:
     return [fields[1:] for fields in lines if fields and fields[0] == kind]
 
 
-def test_positions_and_faces_come_back_exactly_and_uv_nearly(mesh, textures, tmp_path):
+def test_positions_and_faces_round_trip_exactly(mesh, textures, tmp_path):
     path = write_obj(tmp_path, mesh, textures)
     assert path == tmp_path / "mesh.obj"
     assert np.array_equal(np.float32(records(path, "v")), mesh.v_pos.numpy())
@@ -65,7 +65,7 @@ def test_textures_hold_srgb_albedo_plain_ks_and_encoded_normals(mesh, textures, 
         assert np.abs(stored - values).max() <= 0.5001 / 255, name
 
 
-def test_the_material_names_the_files_that_are_there(mesh, textures, tmp_path):
+def test_material_names_the_existing_files(mesh, textures, tmp_path):
     write_obj(tmp_path, mesh, textures)
     assert records(tmp_path / "mesh.obj", "mtllib") == [["mesh.mtl"]]
     assert records(tmp_path / "mesh.mtl", "newmtl") == records(tmp_path / "mesh.obj", "usemtl")

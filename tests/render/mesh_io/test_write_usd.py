@@ -29,7 +29,7 @@ def stage(tmp_path_factory):
     return Usd.Stage.Open(str(folder / "mesh.usd")), mesh, folder
 
 
-def test_the_mesh_comes_back(stage):
+def test_mesh_round_trips(stage):
     from pxr import UsdGeom
 
     opened, mesh, _ = stage
@@ -72,7 +72,7 @@ def test_the_material_reads_the_files_beside_it(stage):
     }
 
 
-def test_usd_finds_no_fault_with_the_file(stage):
+def test_usd_checker_reports_no_error(stage):
     from pxr import UsdValidation
 
     opened, _, _ = stage
@@ -95,7 +95,7 @@ def test_a_shape_without_textures_is_grey(tmp_path):
 
 
 @pytest.mark.parametrize(("version", "word"), [(None, "usd-core"), ("0.1", "placeholder")])
-def test_without_the_package_one_line_tells_what_to_install(monkeypatch, version, word):
+def test_missing_package_error_names_the_fix(monkeypatch, version, word):
     def installed(name):
         if version is None:
             raise importlib.metadata.PackageNotFoundError(name)

@@ -40,7 +40,7 @@ def test_smooth_surface_keeps_position_and_orientation(caplog):
     assert "decimated 5120 faces to 1000 in" in caplog.text
 
 
-def test_torn_surface_stays_closed_and_the_shortfall_is_logged(caplog):
+def test_torn_surface_stays_closed_and_missing_reduction_is_logged(caplog):
     caplog.set_level(logging.INFO)
     torn = torn_plate()
     assert as_trimesh(torn).is_watertight and as_trimesh(torn).euler_number < -100

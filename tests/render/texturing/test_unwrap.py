@@ -78,7 +78,7 @@ def test_error_or_crash_is_one_line(worker, text, reason):
 
 
 @pytest.mark.parametrize("pages, size, reason", [(2, 1.0, "2 pages"), (1, 0.1, "1 charts fill 0.5 %")])
-def test_result_that_does_not_fill_one_texture_is_refused(worker, pages, size, reason):
+def test_result_that_does_not_fill_one_texture_is_rejected(worker, pages, size, reason):
     worker(
         f"import numpy as np\nuv = np.array([[0, 0], [{size}, 0], [0, {size}]], np.float32)\n"
         f"np.savez(sys.argv[3], uv=uv, uv_faces=np.array([[0, 1, 2]]), charts=1, pages={pages})"

@@ -157,9 +157,9 @@ def test_auto_selects_the_method_by_face_count_and_folds(monkeypatch, caplog):
     noise = noise_surface(8)
     assert 2000 < folded_edges(noise.v_pos.numpy(), noise.faces.numpy()) < 10_000
     unwrap(noise, "auto", (512, 512), 2)
-    told = [message for message in caplog.messages if message.startswith("unwrapped")]
-    assert len(told) == 3
-    assert "xatlas" in told[0] and "uvunwrap" in told[1] and "projection" in told[2]
+    messages = [message for message in caplog.messages if message.startswith("unwrapped")]
+    assert len(messages) == 3
+    assert "xatlas" in messages[0] and "uvunwrap" in messages[1] and "projection" in messages[2]
 
 
 def test_missing_unwrapper_is_logged_and_replaced(monkeypatch, caplog):
@@ -254,6 +254,6 @@ def test_usable_uv_are_kept_and_faulty_uv_replaced(unwrapped, caplog):
 @pytest.mark.parametrize(
     "wrong", [{"texture_res": (8, 8)}, {"uv_padding_block": -1}, {"unwrap": "blender"}, {"padding": 3}]
 )
-def test_config_refuses(wrong):
+def test_invalid_values_are_rejected(wrong):
     with pytest.raises(ValidationError):
         ExportConfig(**wrong)

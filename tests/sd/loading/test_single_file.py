@@ -173,8 +173,10 @@ def test_single_file_equals_the_same_model_as_a_folder(files, version, tmp_path)
     assert torch.allclose(one.embed(["a car"]), other.embed(["a car"]), atol=1e-6)
     assert torch.allclose(one.alphas_cumprod, other.alphas_cumprod)
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    answers = [prior.predict_noise(noisy, torch.tensor([300]), one.embed(["a"])) for prior in (one, other)]
-    assert torch.allclose(*answers, atol=1e-5)
+    predictions = [
+        prior.predict_noise(noisy, torch.tensor([300]), one.embed(["a"])) for prior in (one, other)
+    ]
+    assert torch.allclose(*predictions, atol=1e-5)
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     latents = [prior.encode(images, torch.zeros(1, 4, 8, 8)) for prior in (one, other)]
     assert torch.allclose(*latents, atol=1e-5)

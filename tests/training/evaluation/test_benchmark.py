@@ -68,7 +68,7 @@ def test_settings_change_fastest_and_costs_come_first():
     assert rest[:3] == [(1, "mug", "a"), (1, "mug", "b"), (1, "car", "a")] and len(rest) == 8
 
 
-def test_the_queue_ends_when_another_trial_would_not_fit():
+def test_queue_ends_if_the_time_is_too_short_for_a_trial():
     trials = trials_of(["a"], ["mug", "car"], [1], [SHAPE])
     assert Queue(trials, float("inf")).next() == trials[0]
     late = Queue(trials, 0.0)

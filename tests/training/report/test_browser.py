@@ -111,14 +111,14 @@ def test_a_lighter_copy_is_the_same_size(browser, folder, monkeypatch):
     assert no_request_left_and_no_error(browser)
 
 
-def test_a_running_page_knows_its_age(browser, folder):
+def test_page_of_a_running_run_shows_its_age(browser, folder):
     show(browser, folder, RunState("running", 60, written=0.0), "running.html")
     assert "the run may have been killed" in browser.evaluate("document.getElementById('age').textContent")
     assert browser.evaluate(MODEL) is None
     assert no_request_left_and_no_error(browser)
 
 
-def test_the_check_would_see_an_error_and_a_request(folder):
+def test_browser_check_detects_errors_and_requests(folder):
     (folder / "bad.html").write_text(
         '<img src="http://127.0.0.1:9/x.png"><script>console.error("oh"); undefined.x</script>'
     )

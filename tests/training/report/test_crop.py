@@ -35,7 +35,7 @@ def test_a_joined_box_has_a_margin_and_stays_within_the_view():
     assert joined([None]) == WHOLE
 
 
-def test_every_view_of_a_sheet_is_cropped_alike():
+def test_all_views_of_a_sheet_have_the_same_crop():
     cropped = crop_cells(sheet((40, 20, 60, 40), (40, 20, 60, 40)), 2, 1, (0.4, 0.2, 0.6, 0.4))
     assert cropped.size == (40, 20) and cropped.getextrema() == ((0, 0),) * 3
     assert crop_view(sheet((0, 0, 50, 50), columns=1), (0.0, 0.0, 0.5, 0.5)).size == (50, 50)

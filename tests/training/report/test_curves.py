@@ -46,7 +46,7 @@ def test_phases_and_their_times():
     assert phase_times(without) == [PhaseTime("fit", 1, 2, None)]
 
 
-def test_phases_that_log_the_same_stand_together():
+def test_phases_with_equal_values_are_grouped():
     assert [names for names, _ in groups(log())] == [["fit"], ["coarse", "fine"]]
     (_, fit), (_, rest) = groups(log())
     assert (len(fit), len(rest)) == (8, 60)
@@ -64,7 +64,7 @@ def test_downsampling_keeps_the_mean_and_both_ends():
     assert downsample("loss", [7], [3.0]).mean == (3.0,)
 
 
-def test_numbers_that_are_none_are_left_out():
+def test_none_values_are_omitted():
     records = [{"step": k, "phase": "a", "loss": "nan" if k % 2 else 1.0, "area": "inf"} for k in range(1, 9)]
     (curve,) = curves(records)
     assert curve.name == "loss" and set(curve.mean) == {1.0}
@@ -132,7 +132,7 @@ def test_unexpected_lines_of_a_log_are_skipped(line, tmp_path):
     assert [phase.seconds for phase in phase_times(records)] == [4]
 
 
-def test_a_number_too_large_for_a_float_is_left_out(tmp_path):
+def test_number_too_large_for_a_float_is_omitted(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1, "phase": "fit", "loss": 1' + "0" * 400 + "}\n")
     assert curves(read_log(path)) == []

@@ -108,7 +108,7 @@ def write(folder, live=False):
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
-def test_text_from_outside_is_text_and_links_lead_to_what_is_there(folder):
+def test_external_text_is_escaped_and_links_exist(folder):
     page = Reader(write(folder))
     assert "script" not in page.tags and "b" not in page.tags
     assert page.words.count(NASTY) == 1 and f"step 3: {NASTY}" in page.words
@@ -136,7 +136,7 @@ def test_a_thumbnail_is_filled_with_the_object(tmp_path):
         assert rows.sum() > SIDE * 2 / 3
 
 
-def test_only_a_page_that_is_still_written_reloads(folder):
+def test_only_the_page_of_a_running_sweep_reloads(folder):
     assert 'http-equiv="refresh"' in write(folder, live=True)
     assert 'http-equiv="refresh"' not in write(folder, live=False)
 

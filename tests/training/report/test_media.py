@@ -18,7 +18,7 @@ def save(path, size=(32, 16)):
     Image.new("RGB", size, (200, 100, 50)).save(path)
 
 
-def test_a_damaged_still_is_left_out(tmp_path, caplog):
+def test_damaged_still_is_omitted(tmp_path, caplog):
     for step in (10, 20, 30):
         save(tmp_path / f"stills/{step:06d}.png")
     damaged = tmp_path / "stills/000020.png"
@@ -29,12 +29,12 @@ def test_a_damaged_still_is_left_out(tmp_path, caplog):
     assert [record.getMessage().partition(" is ")[0] for record in caplog.records] == [f"warning: {damaged}"]
 
 
-def test_a_very_large_picture_is_left_out(tmp_path, caplog, monkeypatch):
+def test_very_large_picture_is_omitted(tmp_path, caplog, monkeypatch):
     save(tmp_path / "a.png", (64, 64))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert shrunk(tmp_path / "a.png", 32) is None
     assert f"{tmp_path}/a.png is not shown in the report" in caplog.text
 
 
-def test_a_missing_picture_is_left_out(tmp_path):
+def test_missing_picture_is_omitted(tmp_path):
     assert shrunk(tmp_path / "none.png", 32) is None and slider([tmp_path / "none.png"]) == ""

@@ -11,7 +11,7 @@ from render.mesh_io.write_glb import pack_glb
 from training.report import model_viewer
 
 
-def test_what_does_not_fit_is_none_and_what_is_far_too_large_is_not_tried(monkeypatch):
+def test_embed_returns_none_for_models_above_the_limit(monkeypatch):
     most = 1000
     # Random bytes do not deflate, zeros do.
     assert zlib.decompress(model_viewer._deflated(bytes(model_viewer.FAR * most), most)) == bytes(

@@ -18,19 +18,19 @@ from training.report.page import (
 )
 
 
-def test_text_from_outside_stays_text():
+def test_external_text_is_escaped():
     reader = Reader(document(NASTY, f"<main>{section(NASTY, f'<p>{escape(NASTY)}</p>')}</main>"))
     assert reader.texts["title"] == reader.texts["h2"] == reader.texts["p"] == NASTY
     assert [tag for tag, _ in reader.elements].count("script") == 1
     assert not [tag for tag, attributes in reader.elements if "onclick" in attributes]
 
 
-def test_json_cannot_end_its_script_and_comes_back():
+def test_embedded_json_cannot_end_its_script_element():
     text = embedded_json([NASTY, 1.5])
     assert "</" not in text and json.loads(text) == [NASTY, 1.5]
 
 
-def test_a_program_that_would_end_its_element_is_refused():
+def test_script_with_an_end_tag_is_rejected():
     with pytest.raises(AssertionError):
         script('"</SCRIPT>"')
 

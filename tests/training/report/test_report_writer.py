@@ -44,14 +44,14 @@ def test_the_page_follows_the_run(folder, monkeypatch):
         (ValueError("step 7: <no> surface"), "failed", "ValueError: step 7: &lt;no&gt; surface"),
     ],
 )
-def test_the_page_tells_how_it_ended(folder, error, state, word):
+def test_page_shows_the_final_state(folder, error, state, word):
     with pytest.raises(type(error)), RunReport(example_info(folder)) as report:
         report.begin(7)
         raise error
     assert state_of(folder) == state and word in (folder / "report.html").read_text()
 
 
-def test_pages_are_not_written_faster_than_they_are_cheap(folder, monkeypatch):
+def test_page_updates_are_limited_by_their_duration(folder, monkeypatch):
     clock, written = [0.0], []
 
     def slow_page(example_info, state):

@@ -23,7 +23,7 @@ def config(tmp_path):
     return parse_config(values, "a.json")
 
 
-def test_only_what_differs_from_the_defaults_is_marked(config):
+def test_only_changed_keys_are_marked(config):
     settings = settings_of(config)
     assert [setting.key for setting in settings] == list(known_keys())
     changed = {setting.key: (setting.value, setting.default) for setting in settings if setting.changed}
@@ -48,7 +48,7 @@ def test_the_commands_make_the_same_run(config):
     assert {**copy.to_json(), "out_dir": ""} == {**config.to_json(), "out_dir": ""}
 
 
-def test_a_run_without_a_prompt_is_called_by_its_folder(config):
+def test_run_without_a_prompt_has_the_name_of_its_folder(config):
     assert run_info(config, [], {}).title == "it's a mug; rm -rf"
     nameless = parse_config({"out_dir": "mug"}, "b.json")
     assert (run_info(nameless, [], {}).title, run_info(nameless, [], {}).kind) == ("mug", "shape")

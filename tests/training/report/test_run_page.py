@@ -43,7 +43,7 @@ def test_a_prompt_is_text_and_no_markup(folder):
     assert not [tag for tag, attributes in reader.elements if "onclick" in attributes]
 
 
-def test_a_finished_run_shows_model_films_stills_and_curves(folder):
+def test_page_of_a_finished_run_has_model_videos_stills_and_curves(folder):
     page = run_page(example_info(folder), RunState("done", 100, seconds={"export": 3.0}))
     model = base64.b64decode(re.search(r'id="model">([^<]+)<', page)[1])
     assert zlib.decompress(model) == (folder / "dmtet_mesh/mesh.glb").read_bytes()
@@ -58,7 +58,7 @@ def test_a_finished_run_shows_model_films_stills_and_curves(folder):
     assert 'href="dmtet_mesh/mesh.glb"' in page
 
 
-def test_a_running_page_shows_what_there_is_by_then(folder):
+def test_page_of_a_running_run_shows_existing_results(folder):
     page = run_page(example_info(folder), RunState("running", 60, "export", written=1e9))
     assert [still["step"] for still in embedded(page, "stills")] == [20, 40, 60]
     assert 'class="state running">running' in page and "step 60 of 100, export" in page
@@ -69,7 +69,7 @@ def test_a_running_page_shows_what_there_is_by_then(folder):
     assert embedded(page, "curve")[-1][2] == 60
 
 
-def test_a_page_of_nothing_yet(tmp_path):
+def test_page_before_the_first_result(tmp_path):
     page = run_page(example_info(tmp_path), RunState("running", 0))
     assert "A mug" in page and ">Stills over time<" not in page and ">Curves<" not in page
 
@@ -82,7 +82,7 @@ def test_keys_that_differ_are_marked_and_stand_first(folder):
     assert "<td><code>42</code></td><td><code>42</code></td>" in every
 
 
-def test_no_orbit_no_film_of_an_older_run(folder):
+def test_report_without_orbit_shows_no_earlier_turntable(folder):
     assert "data:video" not in run_page(replace(example_info(folder), orbit=False), RunState("done", 100))
 
 
@@ -177,7 +177,7 @@ def test_the_limits_together_keep_the_page_small():
     assert len(viewer_source()) + 4 / 3 * (LIGHTER + STILLS_BYTES + 2 * VIDEO_BYTES) < MOST_BYTES
 
 
-def test_a_model_beyond_every_limit_is_a_link(folder):
+def test_model_above_all_limits_is_linked(folder):
     page = run_page(example_info(folder), RunState("done", 100), model_bytes=1000)
     assert "too large to show inside this page" in page and 'href="dmtet_mesh/mesh.glb"' in page
     assert 'id="model"' not in page and "ModelViewerElement" not in page

@@ -34,7 +34,7 @@ def states():
     return {name: record["state"] for name, record in found.items()}
 
 
-def test_two_by_two_on_two_places_then_nothing_is_left_to_do(configs, caplog):
+def test_trials_run_two_at_a_time_and_are_not_repeated(configs, caplog):
     command = ["--config", "appearance.json", "--base_mesh", "cube.obj", "--out_dir", "cubes", "--jobs", "2"]
     command += ["--grid", "seed=1,2", "kd_max=[.2,.2,.2],[1,1,1]"]
     assert train.main(command) == 0

@@ -28,7 +28,7 @@ def test_the_product_in_order_the_last_axis_fastest():
     ]
 
 
-def test_prompts_come_first_and_are_called_by_their_words():
+def test_trials_are_named_by_prompt_first():
     assert names(["seed=1,2"], ["A mug", "A car"]) == [
         "a-mug_seed=1",
         "a-mug_seed=2",
@@ -67,7 +67,7 @@ def test_values_are_read_as_those_of_the_options(word, values):
 
 
 @given(st.lists(st.text("ab1.[]{}\"',", max_size=6), min_size=1, max_size=5))
-def test_splitting_only_takes_commas_away(parts):
+def test_split_values_removes_only_commas(parts):
     text = ",".join(parts)
     assert ",".join(split_values(text)) == text
 
@@ -85,7 +85,7 @@ def test_splitting_only_takes_commas_away(parts):
         ([], ["A mug", "a mug"], ["A mug", "a mug", '"a-mug"']),
     ],
 )
-def test_what_cannot_be_is_one_line_that_names_it(grid, prompts, expected):
+def test_impossible_values_give_a_one_line_error(grid, prompts, expected):
     with pytest.raises(ConfigError) as error:
         choices(grid, prompts)
     message = str(error.value)
@@ -97,7 +97,7 @@ NASTY = st.text(min_size=1, max_size=300).filter(str.strip)
 
 
 @given(st.lists(NASTY, min_size=1, max_size=4, unique_by=str.lower))
-def test_a_name_is_one_folder_whatever_the_prompt(prompts):
+def test_any_prompt_gives_one_folder_name(prompts):
     for name in names(["seed=1"], prompts):
         assert "/" not in name and "\0" not in name and name.isprintable()
         assert name not in (".", "..") and len(name.encode()) + len("_appearance") < 255
@@ -119,7 +119,7 @@ def test_prompts_are_the_lines_without_comments(tmp_path):
         (b"A mug\n#\nA  mug\n", "line 3"),
     ],
 )
-def test_a_file_of_prompts_that_cannot_be_is_refused(tmp_path, content, expected):
+def test_invalid_prompt_file_is_rejected(tmp_path, content, expected):
     file = tmp_path / "prompts.txt"
     if content is not None:
         file.write_bytes(content)

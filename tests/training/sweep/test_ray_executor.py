@@ -15,12 +15,12 @@ from training.sweep.ray_executor import share_of_gpu
     ("gpus", "jobs", "share"),
     [(0, 4, 0.0), (2, 1, 1.0), (2, 2, 1.0), (2, 3, 0.5), (2, 16, 0.125), (1, 3, 1 / 3)],
 )
-def test_the_share_of_a_gpu_lets_all_jobs_run_at_once(gpus, jobs, share):
+def test_gpu_share_allows_all_jobs_at_once(gpus, jobs, share):
     assert share_of_gpu(gpus, jobs) == share
     assert not gpus or gpus * int(1 / share) >= jobs
 
 
-def test_without_the_package_the_remedy_is_named(stub, monkeypatch):
+def test_missing_package_error_names_the_remedy(stub, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="pip install ray"):
         stub.run("--grid", "seed=1", "--executor", "ray")

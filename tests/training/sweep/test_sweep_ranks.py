@@ -7,7 +7,7 @@ from training.launch import LauncherRank, read_launcher_rank
 from training.sweep.run import any_rank_failed
 
 
-def test_without_a_launcher_there_is_one_rank_with_everything():
+def test_single_process_without_a_launcher():
     rank = read_launcher_rank({"HOME": "/h"})
     assert rank == LauncherRank(0, 1, 0, 1)
     assert rank.select("abc") == list("abc")
@@ -23,7 +23,7 @@ def test_every_trial_has_one_rank_and_shares_differ_by_one(world, trials):
     assert all(trial % world == number for number, share in enumerate(shares) for trial in share)
 
 
-def test_a_rank_has_the_gpu_of_its_number_on_its_machine():
+def test_rank_uses_the_gpu_of_its_local_rank():
     variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     rank = read_launcher_rank(variables)
     assert rank == LauncherRank(5, 8, 1, 4)
@@ -61,7 +61,7 @@ def _rank_result(number, port, failed, results):
     results.put((number, any_rank_failed(LauncherRank(number, 2), failed)))
 
 
-def test_a_failure_of_one_rank_is_the_failure_of_all():
+def test_failure_of_one_rank_fails_all():
     import socket
 
     import torch.multiprocessing as multiprocessing

@@ -143,7 +143,7 @@ def test_all_are_checked_before_the_first_one_runs(stub):
     assert stub.runs() == []
 
 
-def test_a_device_with_a_number_is_refused(stub):
+def test_device_with_a_number_is_rejected(stub):
     with pytest.raises(ConfigError, match=r"seed=1: device = 'cuda:1'.*CUDA_VISIBLE_DEVICES"):
         stub.run("--grid", "seed=1", "--device", "cuda:1")
 

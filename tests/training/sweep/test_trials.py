@@ -41,7 +41,7 @@ def test_every_trial_has_its_folders_and_the_second_config_reads_its_own_mesh(pa
     assert [(config.run.seed, config.run.batch) for config in found[2].configs] == [(2, 3)] * 2
 
 
-def test_out_dir_moves_them_all(pair):
+def test_out_dir_applies_to_all_configs(pair):
     sweep = load_sweep([*pair, "--grid", "seed=1", "--out_dir", "X/"])
     assert str(sweep.folder) == "out/X"
     folders = [str(config.run.output_folder) for config in sweep.trials[0].configs]
@@ -49,7 +49,7 @@ def test_out_dir_moves_them_all(pair):
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_the_words_of_a_trial_give_the_same_configs(pair, text):
+def test_argv_of_a_trial_gives_the_same_configs(pair, text):
     Path("prompts.txt").write_text(text + "\n")
     options = ["--negative_text", "low, quality", "--learning_rate", "1e-3", "--envmap", "null"]
     grid = ["--grid", "sdf_init_shape_scale=[.5,.6,.7],[-0.5,1,1]"]
@@ -77,7 +77,7 @@ def test_the_words_of_a_trial_give_the_same_configs(pair, text):
         (["--grid"], ["--grid"]),
     ],
 )
-def test_a_mistake_anywhere_is_one_line_before_anything_runs(pair, words, expected):
+def test_error_in_any_config_stops_the_command_before_the_first_run(pair, words, expected):
     Path("p.txt").write_text("A mug\n")
     with pytest.raises(ConfigError) as error:
         trials(pair, *words)
@@ -87,7 +87,7 @@ def test_a_mistake_anywhere_is_one_line_before_anything_runs(pair, words, expect
     assert not Path("out").exists()
 
 
-def test_trials_whose_folders_would_meet_are_refused(pair):
+def test_trials_with_equal_folders_are_rejected(pair):
     config = json.loads(Path("appearance.json").read_text())
     Path("appearance.json").write_text(json.dumps({**config, "out_dir": "toy-b"}))
     Path("p.txt").write_text("a\na b\n")
@@ -115,7 +115,7 @@ def test_a_trial_is_done_with_these_settings_and_these_files_only(pair):
     assert not is_done(trial)
 
 
-def test_another_content_of_the_mesh_that_is_painted_undoes_a_trial(pair):
+def test_changed_base_mesh_invalidates_a_trial(pair):
     Path("mesh.obj").write_text("v 0 0 0\n")
     words = ["--config", "appearance.json", "--base_mesh", "mesh.obj", "--grid", "seed=1"]
     (trial,) = load_sweep(words).trials
@@ -125,7 +125,7 @@ def test_another_content_of_the_mesh_that_is_painted_undoes_a_trial(pair):
     assert not is_done(trial)
 
 
-def test_a_trial_from_before_a_key_was_there_stays_done_at_its_default(pair):
+def test_trial_record_without_a_new_key_stays_done(pair):
     (trial,) = trials(pair, "--grid", "seed=1")
     finish(trial)
     record = trial.folder / "trial.json"

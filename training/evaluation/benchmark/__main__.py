@@ -100,7 +100,7 @@ def benchmark(options: argparse.Namespace) -> int:
         # An invalid key or value stops the benchmark before its first trial.
         config_of(trial, settings[trial.setting], options.common, options.out)
     options.out.mkdir(parents=True, exist_ok=True)
-    store = ResultStore(options.out, settings, facts(options))
+    store = ResultStore(options.out, settings, run_info(options))
     done = store.read()
     todo = [trial for trial in trials if trial.name not in done]
     deadline = begun + 60 * options.minutes
@@ -113,7 +113,7 @@ def benchmark(options: argparse.Namespace) -> int:
         run_queue(costs, store, 1, threads, options.common)
     queue = Queue([trial for trial in todo if trial.stage != COST], deadline)
     run_queue(queue, store, options.jobs, threads, options.common)
-    store.facts["minutes"] = round((time.monotonic() - begun) / 60, 2)
+    store.run_info["minutes"] = round((time.monotonic() - begun) / 60, 2)
     store.write()
     contact_sheet(store.results, list(settings), options.out / "runs", options.out / "sheet.jpg")
     logger.info("%s", (options.out / "table.md").read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def benchmark(options: argparse.Namespace) -> int:
     return 1 if any(result["error"] for result in store.results) else 0
 
 
-def facts(options: argparse.Namespace) -> dict:
+def run_info(options: argparse.Namespace) -> dict:
     """Command, date, and the commit, versions and hardware of `machine`."""
     device = select_device(str(options.common.get("device", "auto")))
     return {

@@ -30,7 +30,7 @@ class ResultStore:
 
     out: Path
     settings: Mapping[str, Mapping[str, object]]
-    facts: dict
+    run_info: dict
     results: list[dict] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -62,7 +62,7 @@ class ResultStore:
         """Write results.json and table.md. A repeated trial counts once, with its last result."""
         latest = list({result["name"]: result for result in self.results}.values())
         summary = summarise(latest, list(self.settings))
-        content = {**self.facts, "settings": self.settings, "summary": summary, "trials": latest}
+        content = {**self.run_info, "settings": self.settings, "summary": summary, "trials": latest}
         write_text(self.out / "results.json", json.dumps(content, indent=1) + "\n")
         write_text(self.out / "table.md", table(summary) + "\n")
 
