@@ -36,19 +36,17 @@ import torch
 
 from configs.cli import load_configs
 from configs.schema import Config
-from sd.guidance import Guidance
-from sd.stable_diffusion import StableDiffusion
 from training.console import describe_error, setup_logging
 from training.distributed import Distributed
 from training.export import OPTION as EXPORT_ONLY
 from training.export import configs_to_export, export_again, export_run
-from training.input_files import model_paths
 from training.launch import distributed_session, run_and_exit, setup_rank_logging
 from training.lock import lock_out_dirs
 from training.loop import TrainState, make_prefetcher, train_loop
 from training.out_of_memory import explain_out_of_memory, peak_memory
 from training.preflight import check_config
-from training.report.report_writer import RunReport, open_report
+from training.priors import build_guidance
+from training.report.report_writer import open_report
 from training.resume import restore_lora, restore_state
 from training.run_log import log_end, log_start
 from training.sweep.run import run_sweep
@@ -76,8 +74,7 @@ def run_config(
             step = restore_state(config, task.scene, optimizer, distributed, inputs=task.inputs)
         report.begin(step)
         if step < task.schedule.last_step:
-            with task.inputs.reading("sd_model", *model_paths(config)):
-                guidance = build_guidance(config, device, report)
+            guidance = build_guidance(config, device, report, task.inputs)
             restore_lora(config, guidance, step, distributed)
             prefetcher = make_prefetcher(config, guidance, task.schedule, distributed)
             state = TrainState(step, task.schedule, optimizer, prefetcher)
@@ -88,25 +85,6 @@ def run_config(
     distributed.barrier()
     cost = f"{time.monotonic() - started:.0f} s, {peak_memory()}"
     log_end(config, progress.label, cost, report.path)
-
-
-def build_guidance(config: Config, device: torch.device, report: RunReport) -> Guidance:
-    """The prior with its prompts embedded."""
-    with report.timed("the prior's set-up"):
-        settings = config.guidance
-        prior = StableDiffusion.from_pretrained(
-            settings.sd_model,
-            device,
-            settings.lora,
-            settings.prediction_type,
-            settings.cpu_bfloat16,
-            keep_trainable=settings.score == "vsd",
-        )
-        if warning := prior.unknown_prompt_warning(settings.text):
-            logger.warning("%s", warning)
-        guidance = Guidance(prior, settings, config.run.traits.negative_prompt, device, config.run.seed)
-        prior.free_text_encoder()
-        return guidance
 
 
 def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distributed) -> None:

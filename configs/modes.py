@@ -49,7 +49,14 @@ MODES = {
         learning_rate=1e-3,
         schedule=lambda config: geometry_schedule(config.schedule, fit=not config.surface.keeps_faces),
         unused_sections=("material", "light"),
-        unused_keys=("normalise_mesh", "train_background", "sds_weight_strategy"),
+        unused_keys=(
+            "normalise_mesh",
+            "train_background",
+            "sds_weight_strategy",
+            "control_model",
+            "control",
+            "control_weight",
+        ),
     ),
     "appearance_modeling": Mode(
         label="material",

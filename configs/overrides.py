@@ -23,7 +23,17 @@ STAGE_MARK = "."
 STAGES = {mode.removesuffix("_modeling"): mode for mode in MODES}
 # The output folders depend on each other, and the mode determines the stage.
 NOT_FOR_ONE_STAGE = {"out_dir", "mode"}
-PATHS = ("out_dir", "base_mesh", "envmap", "relight", "tet_grid_file", "sd_model", "lora")
+PATHS = (
+    "out_dir",
+    "base_mesh",
+    "envmap",
+    "relight",
+    "tet_grid_file",
+    "sd_model",
+    "lora",
+    "second_sd_model",
+    "control_model",
+)
 
 
 def expand_home(values: Values) -> dict[str, object]:

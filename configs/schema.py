@@ -24,7 +24,7 @@ from geometry.vertex_surface import SurfaceConfig
 from render.shade.light import LightConfig
 from render.shade.material import MaterialConfig
 from render.texturing.uv import ExportConfig
-from sd.guidance import GuidanceConfig
+from sd.guidance_config import GuidanceConfig
 from sd.schedule import Schedule, ScheduleConfig
 
 # Keys of the published configs that have no meaning here.

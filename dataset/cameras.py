@@ -98,6 +98,15 @@ def normal_rotations(uniform: Float[Tensor, "2 B"]) -> Float[Tensor, "B 3 3"]:
     return rotate_x(about_x) @ rotate_y(about_y)
 
 
+def around(azimuth: Float[Tensor, " G"], views: int) -> Float[Tensor, " N"]:
+    """Azimuths in degrees of `views` equally spaced views for each of the given azimuths.
+
+    The group of azimuth a starts at a / views, because it repeats after 360° / views. So azimuths that are
+    uniform on the circle give groups that are uniform too, with the first view nearest to the front.
+    """
+    return (azimuth[:, None] / views + torch.arange(views) * (360.0 / views)).flatten()
+
+
 def sample_cameras(
     config: CameraConfig,
     count: int,
@@ -105,23 +114,31 @@ def sample_cameras(
     generator: torch.Generator,
     rank: int = 0,
     world_size: int = 1,
+    *,
     rotate_normals: bool = False,
+    views: int = 1,
 ) -> Cameras:
     """`count` training cameras on the CPU.
 
     rotate_normals: each view gets a rotation from `normal_rotations`. Otherwise it gets the identity.
+    views: above 1, each group of so many consecutive cameras views the object from equally spaced azimuths. A
+    group has one elevation, field of view, shift and rotation of the normals. `count` is a multiple of views.
     """
+    assert count % views == 0, f"{count} views are not groups of {views}"
+    count //= views
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+        drawn = low + (high - low) * torch.rand(count, *shape, generator=generator)
+        return drawn.repeat_interleave(views, dim=0)
 
     azimuth = draw_azimuths(count, config.azimuth_spread, rank, world_size, generator)
+    azimuth = azimuth if views == 1 else around(azimuth, views)
     elevation = uniform(*config.elevation_range)
     fovy = uniform(*config.fovy_range)
     shift = uniform(-config.camera_random_jitter, config.camera_random_jitter, 2)
     rotation = None
     if rotate_normals:
-        rotation = normal_rotations(torch.rand(2, count, generator=generator))
+        rotation = normal_rotations(torch.rand(2, count, generator=generator)).repeat_interleave(views, dim=0)
     return look_at_origin(
         torch.deg2rad(azimuth),
         torch.deg2rad(elevation),

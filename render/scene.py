@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from render.camera import Cameras
+from render.control_image import ControlKind, control_image
 from render.gbuffer import SurfacePoints, rasterize_gbuffer
 from render.image_io.image import encode_normal
 from render.kernels.available import triton_available
@@ -118,20 +119,26 @@ class AppearanceScene(nn.Module):
         self.light_follows_camera = light_follows_camera
         self.relight = relight
         self.visible: VisiblePoints | None = None
+        self.points: SurfacePoints | None = None
 
     def forward(self, views: Cameras) -> Float[Tensor, "B H W 3"]:
         """The shaded image in sRGB, mapped to [−1, 1]. Outlines are antialiased on linear colours.
 
-        Stores the visible points in `visible`.
+        Stores the visible points in `visible` and the G-buffer in `points`.
         """
         views = views.to(self.mesh.v_pos.device)
         points = rasterize_gbuffer(self.mesh, views, self.rasteriser)
-        self.visible = points.position.detach(), points.pixel
+        self.visible, self.points = (points.position.detach(), points.pixel), points
         material, normal = self.material_and_normal(points)
         # Black (0) and white (1) have the same values in linear colour and in sRGB.
         image = points.scatter(self._lit(points, views, material, normal), self.background)
         image = self.rasteriser.antialias(image, points.rast, points.clip, self.mesh.faces)
         return linear_to_srgb(image) * 2 - 1
+
+    def control_image(self, kind: ControlKind, views: Cameras) -> Float[Tensor, "B H W 3"]:
+        """The control image of the last rendering, in [0, 1]. views: the cameras of that rendering."""
+        views = views.to(self.mesh.v_pos.device)
+        return control_image(kind, self.points, views, self.mesh, self.rasteriser)
 
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:

@@ -6,104 +6,40 @@ equation 3). The weights w(t) are in sd/schedule.py.
 """
 
 import dataclasses
-from typing import Annotated, Literal, Protocol, runtime_checkable
+import logging
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, StringConstraints, field_validator, model_validator
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sd.conditions import NO_CONDITIONS, ViewConditions
+from sd.guidance_config import GuidanceConfig
 from sd.prompts import directional_prompts
-from sd.schedule import AnnealedNumber, Phase, annealed_number, draw_timesteps
-from sd.scores import Predictions, Score, perp_neg, score_of, view_weights
+from sd.schedule import Phase, annealed_number, draw_timesteps
+from sd.scores import Predictions, perp_neg, score_of, view_weights, x0_gradient
 from sd.surface_noise import surface_noise
-from sd.vsd import LearningRate, LoraRank, azimuths, camera_numbers
+from sd.vsd import azimuths
 
-LoraEntry = Annotated[str, StringConstraints(min_length=1)]
-
-
-@dataclass(frozen=True)
-class GuidanceConfig:
-    """Config keys of the prior, the prompts and the score."""
-
-    text: str = Field("", description="the prompt")
-    negative_text: str = Field("", description="negative prompt; empty means the default of the mode")
-    add_directional_text: bool = Field(
-        False, description='append ", front view", ", side view" or ", back view" to the prompt'
-    )
-    guidance_weight: float = Field(100.0, ge=0, description="classifier-free guidance weight")
-    score: Score = Field(
-        "sds",
-        description="the gradient's formula: sds, csd (Classifier Score Distillation), nfsd (Noise-Free "
-        "Score Distillation) or vsd (Variational Score Distillation, which also trains a LoRA of the prior)",
-    )
-    perp_neg: bool = Field(
-        False,
-        description="use the words of the other sides as negatives (Perp-Neg), which needs "
-        "add_directional_text: against several faces on one object, for twice the denoiser's work",
-    )
-    csd_negative_weight: AnnealedNumber = Field(
-        1.0,
-        description="in csd, the weight of negative_text as a share of guidance_weight; [start, end] changes "
-        "linearly over the first phase after the fit and then stays",
-    )
-    vsd_lora_rank: LoraRank = Field(4, description="in vsd, the rank of the LoRA")
-    vsd_learning_rate: LearningRate = Field(1e-4, description="in vsd, of the LoRA's AdamW")
-    noise: Literal["independent", "surface"] = Field(
-        "independent",
-        description="the noise in x_t: independent in every step and view, or fixed to the surface "
-        "(Consistent Flow Distillation), which is meant for a time_step_schedule that falls",
-    )
-    low_memory: bool = Field(
-        False,
-        description="the prior computes one view at a time: the same step in less memory and more time",
-    )
-    sd_model: str = Field(
-        "stable-diffusion-2-1-base",
-        min_length=1,
-        description="the prior: a folder in diffusers layout, a single .safetensors checkpoint, a hub id, or "
-        "stable-diffusion-2-1-base or stable-diffusion-v1-5, which are looked up in several places",
-    )
-    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
-        "auto", description="what the prior predicts; auto reads it from the model's files"
-    )
-    cpu_bfloat16: bool | None = Field(
-        False,
-        description="on a CPU the prior computes in bfloat16: less time and a rougher surface; null: only if "
-        "the CPU has instructions for it (AVX512-BF16, AMX)",
-    )
-    lora: tuple[LoraEntry, ...] = Field(
-        (),
-        description="LoRA files to add to the prior; PATH:SCALE scales one, for example by 0.7",
-        json_schema_extra={"allowed": 'a path or a list of paths, each optionally followed by ":SCALE"'},
-    )
-
-    @field_validator("lora", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        if isinstance(value, str):
-            return (value,)
-        return tuple(value) if isinstance(value, list) else value
-
-    @model_validator(mode="after")
-    def _perp_neg_has_view_words(self) -> "GuidanceConfig":
-        if self.perp_neg and not self.add_directional_text:
-            raise ValueError(
-                "perp_neg is true and add_directional_text is false; perp_neg needs the view words, set "
-                "add_directional_text to true"
-            )
-        return self
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Prior(Protocol):
-    """The interface of a latent diffusion model (implemented in sd/stable_diffusion.py)."""
+    """The interface of a latent diffusion model (implemented in sd/stable_diffusion.py).
+
+    views: the number of consecutive views of one object that it takes together. takes_cameras: whether the
+    conditions of `predict_noise` must contain the cameras. control_net: not None if they must contain a
+    control image and its weight.
+    """
 
     alphas_cumprod: Float[Tensor, " T"]
     latent_size: int
     image_size: int
+    views: int
+    takes_cameras: bool
+    control_net: nn.Module | None
 
     def embed(self, prompts: list[str]) -> Float[Tensor, "N L D"]: ...
 
@@ -112,7 +48,11 @@ class Prior(Protocol):
     ) -> Float[Tensor, "B C h w"]: ...
 
     def predict_noise(
-        self, noisy: Float[Tensor, "N C h w"], timesteps: Int[Tensor, " N"], text: Float[Tensor, "N L D"]
+        self,
+        noisy: Float[Tensor, "N C h w"],
+        timesteps: Int[Tensor, " N"],
+        text: Float[Tensor, "N L D"],
+        conditions: ViewConditions = NO_CONDITIONS,
     ) -> Float[Tensor, "N C h w"]: ...
 
     @property
@@ -137,7 +77,8 @@ class SDSSample:
     """The random draws and the cameras of a batch of views.
 
     view_index: 0 front, 1 side, 2 back. timesteps: t. noise: the noise in x_t. encoder_noise: the noise of
-    the VAE's posterior sample. world_to_clip: the cameras, None if the score does not use them.
+    the VAE's posterior sample. world_to_clip: the cameras, None if neither score nor prior uses them.
+    control: the control image in [0, 1], None without a ControlNet.
     """
 
     view_index: Int[Tensor, " B"]
@@ -145,10 +86,10 @@ class SDSSample:
     noise: Float[Tensor, "B C h w"]
     encoder_noise: Float[Tensor, "B C h w"]
     world_to_clip: Float[Tensor, "B 4 4"] | None = None
+    control: Float[Tensor, "B 3 S S"] | None = None
 
-    def view(self, number: int) -> "SDSSample":
-        """The sample of one view."""
-        some = slice(number, number + 1)
+    def select(self, some: slice) -> "SDSSample":
+        """The sample of some views."""
         return SDSSample(*(None if tensor is None else tensor[some] for tensor in vars(self).values()))
 
 
@@ -168,6 +109,13 @@ class Guidance(nn.Module):
     ):
         """default_negative_text: used if the config's negative_text is empty. seed: for VSD's LoRA."""
         super().__init__()
+        if prior.views > 1 and config.add_directional_text:
+            # A prior of several views was trained without view words. Its cameras replace them.
+            logger.info(
+                "the prior takes %d views with their cameras, so add_directional_text has no effect on it",
+                prior.views,
+            )
+            config = dataclasses.replace(config, add_directional_text=False, perp_neg=False)
         self.prior = prior
         self.config = config
         self.device = device
@@ -187,6 +135,16 @@ class Guidance(nn.Module):
                 eps=1e-15,
                 fused=device.type == "cuda",
             )
+
+    @property
+    def views(self) -> int:
+        """The number of consecutive views of a batch that must show one object from around it."""
+        return self.prior.views
+
+    @property
+    def control(self) -> str | None:
+        """The control image that the prior takes: "depth", "normal", or None."""
+        return None if self.prior.control_net is None else self.config.control
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -209,14 +167,15 @@ class Guidance(nn.Module):
             loss, gradient, stats = self._distillation_loss(image, sample, phase)
             return loss, {"loss": loss.detach(), "gradient_norm": gradient.norm() / len(image), **stats}
         total, squares, gradients, sums = image.new_zeros(()), image.new_zeros(()), [], {}
-        for view in range(len(image)):
-            piece = image[view : view + 1].detach().requires_grad_()
-            loss, gradient, stats = self._distillation_loss(piece, sample.view(view), phase)
+        pieces = [slice(first, first + self.views) for first in range(0, len(image), self.views)]
+        for some in pieces:
+            piece = image[some].detach().requires_grad_()
+            loss, gradient, stats = self._distillation_loss(piece, sample.select(some), phase)
             gradients += torch.autograd.grad(loss, piece)
             total, squares = total + loss.detach(), squares + gradient.square().sum()
             sums = {name: sums.get(name, 0) + value for name, value in stats.items()}
         if self.lora is not None:
-            sums["lora_loss"] = sums["lora_loss"] / len(image)
+            sums["lora_loss"] = sums["lora_loss"] / len(pieces)
         # The total loss, plus a term of value 0 whose gradient is the gradient of each view.
         loss = total + ((image - image.detach()) * torch.cat(gradients)).sum()
         return loss, {"loss": total, "gradient_norm": squares.sqrt() / len(image), **sums}
@@ -235,17 +194,18 @@ class Guidance(nn.Module):
         """The random draws for a batch of views, copied to the prior's device asynchronously.
 
         generator, view_index and world_to_clip are on the CPU. The noise of a step is therefore the same on
-        every device and in low_memory mode.
+        every device and in low_memory mode. The views of one object have the same t.
         """
         count, size = len(view_index), self.prior.latent_size
+        assert count % self.views == 0, f"{count} views are not groups of {self.views}"
         shape = (count, self.prior.latent_channels, size, size)
-        timesteps = draw_timesteps(phase, count, len(self.prior.alphas_cumprod), generator)
+        timesteps = draw_timesteps(phase, count, len(self.prior.alphas_cumprod), generator, self.views)
         noise, encoder_noise = self._to_device(
             torch.stack([torch.randn(shape, generator=generator) for _ in range(2)])
         )
         cameras = None
-        if self.config.perp_neg or self.lora is not None:
-            assert world_to_clip is not None, "perp_neg and vsd need the cameras"
+        if self.config.perp_neg or self.lora is not None or self.prior.takes_cameras:
+            assert world_to_clip is not None, "perp_neg, vsd and priors of several views need the cameras"
             cameras = self._to_device(world_to_clip)
         return SDSSample(
             self._to_device(view_index), self._to_device(timesteps), noise, encoder_noise, cameras
@@ -263,6 +223,11 @@ class Guidance(nn.Module):
         noise = surface_noise(sample.noise, *visible, image_size, world_to_clip, seed)
         return dataclasses.replace(sample, noise=noise)
 
+    def with_control(self, sample: SDSSample, image: Float[Tensor, "B H W 3"]) -> SDSSample:
+        """The sample with a control image in [0, 1], resized to the prior's image size."""
+        image = resized(image.permute(0, 3, 1, 2), self.prior.image_size)
+        return dataclasses.replace(sample, control=image.clamp(0, 1))
+
     def _to_device(self, tensor: Tensor) -> Tensor:
         """A copy of the tensor on the device. A copy from pinned memory is asynchronous."""
         pinned = tensor.device.type == "cpu" and self.device.type == "cuda"
@@ -274,49 +239,79 @@ class Guidance(nn.Module):
         """The loss, its gradient on the latents, and the statistics for the log (see `forward`)."""
         latents = self._latents(image.permute(0, 3, 1, 2), phase, sample.encoder_noise)
         abar = self.prior.alphas_cumprod[sample.timesteps]
+        noisy = add_noise(latents.detach(), sample.noise, abar)
+        conditions = self._conditions(sample, phase)
         with torch.no_grad():
-            predicted = self._predict(latents.detach(), sample, abar)
+            predicted = self._predict(noisy, sample, conditions)
         stats: dict[str, Tensor] = {}
         if self.lora is not None:
-            lora_noise, stats["lora_loss"] = self._train_lora(latents.detach(), sample, abar)
+            lora_noise, stats["lora_loss"] = self._train_lora(noisy, sample, conditions)
             predicted = dataclasses.replace(predicted, lora=lora_noise)
         with torch.no_grad():
-            score = score_of(
-                self.config.score,
-                predicted,
-                sample.noise,
-                sample.timesteps / len(self.prior.alphas_cumprod),
-                self.config.guidance_weight,
-                annealed_number(self.config.csd_negative_weight, phase.annealing),
-            )
-            gradient = phase.weight(abar)[:, None, None, None] * score
+            gradient = self._gradient(latents.detach(), noisy, abar, predicted, sample, phase)
             stats["replaced_values"] = gradient.isfinite().logical_not().sum().to(gradient.dtype)
             gradient = zero_non_finite(gradient)
         return loss_with_gradient(latents, gradient), gradient, stats
+
+    def _gradient(
+        self,
+        latents: Float[Tensor, "B C h w"],
+        noisy: Float[Tensor, "B C h w"],
+        abar: Float[Tensor, " B"],
+        predicted: Predictions,
+        sample: SDSSample,
+        phase: Phase,
+    ) -> Float[Tensor, "B C h w"]:
+        """The gradient on the latents: w(t) · score, or that of the x0 loss. It may contain NaN."""
+        config = self.config
+        if config.score == "x0":
+            return x0_gradient(
+                latents,
+                noisy,
+                abar,
+                predicted,
+                guidance_weight=config.guidance_weight,
+                rescale=config.x0_rescale,
+                views=self.views,
+            )
+        score = score_of(
+            config.score,
+            predicted,
+            sample.noise,
+            sample.timesteps / len(self.prior.alphas_cumprod),
+            config.guidance_weight,
+            annealed_number(config.csd_negative_weight, phase.annealing),
+        )
+        return phase.weight(abar)[:, None, None, None] * score
+
+    def _conditions(self, sample: SDSSample, phase: Phase) -> ViewConditions:
+        if sample.control is None:
+            return ViewConditions(sample.world_to_clip)
+        weight = annealed_number(self.config.control_weight, phase.annealing)
+        return ViewConditions(sample.world_to_clip, sample.control, sample.noise.new_full((), weight))
 
     def _latents(self, image: Tensor, phase: Phase, encoder_noise: Tensor) -> Tensor:
         if phase.latents_from == "image":
             # With antialiasing every rendered pixel contributes, so thin parts are not missed.
             size = (self.prior.latent_size, self.prior.latent_size)
             return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-        size = (self.prior.image_size, self.prior.image_size)
-        if image.shape[-2:] != size:
-            image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-        return self.prior.encode(image[:, :3], encoder_noise)
+        return self.prior.encode(resized(image, self.prior.image_size)[:, :3], encoder_noise)
 
     def _predict(
-        self, latents: Float[Tensor, "B C h w"], sample: SDSSample, abar: Float[Tensor, " B"]
+        self, noisy: Float[Tensor, "B C h w"], sample: SDSSample, conditions: ViewConditions
     ) -> Predictions:
         """The noise predictions that the score needs, for all texts in one batch."""
-        texts = [self.negative.expand(len(latents), -1, -1), self.text[sample.view_index]]
+        texts = [self.negative.expand(len(noisy), -1, -1), self.text[sample.view_index]]
         if self.empty is not None:
-            texts.append(self.empty.expand(len(latents), -1, -1))
+            texts.append(self.empty.expand(len(noisy), -1, -1))
         others = [(sample.view_index + turn) % len(self.text) for turn in (1, 2)]
         if self.config.perp_neg:
             texts += [self.text[other] for other in others]
-        noisy = add_noise(latents, sample.noise, abar)
         predicted = self.prior.predict_noise(
-            torch.cat([noisy] * len(texts)), torch.cat([sample.timesteps] * len(texts)), torch.cat(texts)
+            torch.cat([noisy] * len(texts)),
+            torch.cat([sample.timesteps] * len(texts)),
+            torch.cat(texts),
+            conditions.repeat(len(texts)),
         ).chunk(len(texts))
         negative, conditional = predicted[:2]
         unconditional = predicted[2] if self.empty is not None else None
@@ -328,16 +323,12 @@ class Guidance(nn.Module):
         return Predictions(negative, conditional, unconditional)
 
     def _train_lora(
-        self, latents: Float[Tensor, "B C h w"], sample: SDSSample, abar: Float[Tensor, " B"]
+        self, noisy: Float[Tensor, "B C h w"], sample: SDSSample, conditions: ViewConditions
     ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, ""]]:
         """e_φ(x_t) and the mean of ‖e_φ − ε‖². The gradient of the loss is accumulated in the LoRA."""
         with torch.enable_grad():
             predicted = self.prior.predict_lora_noise(
-                self.lora,
-                add_noise(latents, sample.noise, abar),
-                sample.timesteps,
-                self.text[sample.view_index],
-                camera_numbers(sample.world_to_clip),
+                self.lora, noisy, sample.timesteps, self.text[sample.view_index], conditions
             )
             squares = (predicted - sample.noise).square()
             # The sum, because the gradients of a mean underflow in half precision. Adam is scale-invariant.
@@ -351,3 +342,10 @@ def add_noise(
     """x_t = sqrt(abar) x + sqrt(1 − abar) ε."""
     abar = abar[:, None, None, None]
     return abar.sqrt() * latents + (1 - abar).sqrt() * noise
+
+
+def resized(image: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C S S"]:
+    """The image with `side` pixels per side, bilinear with antialiasing; the same tensor if it has them."""
+    if image.shape[-2:] == (side, side):
+        return image
+    return F.interpolate(image, (side, side), mode="bilinear", align_corners=False, antialias=True)

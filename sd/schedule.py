@@ -189,8 +189,12 @@ def _joined(config: ScheduleConfig, *phases: tuple[int, Phase]) -> Schedule:
 
 
 def draw_timesteps(
-    phase: Phase, count: int, num_train_timesteps: int, generator: torch.Generator
+    phase: Phase, count: int, num_train_timesteps: int, generator: torch.Generator, views: int = 1
 ) -> torch.Tensor:
-    """Integer timesteps [count], uniform in [steps·lo, steps·hi] and below num_train_timesteps."""
+    """Integer timesteps [count], uniform in [steps·lo, steps·hi] and below num_train_timesteps.
+
+    views: each group of so many consecutive images gets the same t.
+    """
     low, high = (min(round(num_train_timesteps * end), num_train_timesteps - 1) for end in phase.t_range)
-    return torch.randint(low, high + 1, (count,), generator=generator)
+    drawn = torch.randint(low, high + 1, (count // views,), generator=generator)
+    return drawn.repeat_interleave(views)

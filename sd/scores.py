@@ -1,8 +1,9 @@
 """The score of each distillation method: the gradient on the latent divided by the weight w(t).
 
-The gradient on the latent is w(t) · score. Notation: e_c, e_u and e_n are the noise predicted with the
-prompt, with an empty text and with the negative text; e_cfg = e_n + s (e_c − e_n) with the guidance weight s;
-ε is the noise in x_t. All tensors are [B, C, h, w]; numbers per view are [B].
+The gradient on the latent is w(t) · score, except for the x0 loss, which has no weight. Notation: e_c, e_u
+and e_n are the noise predicted with the prompt, with an empty text and with the negative text.
+e_cfg = e_n + s (e_c − e_n) with the guidance weight s. ε is the noise in x_t. All tensors are [B, C, h, w];
+numbers per view are [B].
 
 To add a score: define its function here, add its name to `Score` and a branch to `score_of`.
 """
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Score = Literal["sds", "csd", "nfsd", "vsd"]
+Score = Literal["sds", "csd", "nfsd", "vsd", "x0"]
 Noise = Float[Tensor, "B C h w"]
 
 # NFSD: below this fraction of the diffusion steps (200 of 1000), the unconditional prediction is used as the
@@ -54,6 +55,26 @@ def nfsd(e_c: Noise, e_u: Noise, e_n: Noise, guidance_weight: float, time: Float
 def vsd(e_cfg: Noise, e_phi: Noise) -> Noise:
     """e_cfg − e_φ  (ProlificDreamer, arXiv 2305.16213). φ predicts the noise of the renders."""
     return e_cfg - e_phi
+
+
+def clean_latent(noisy: Noise, predicted: Noise, abar: Float[Tensor, " B"]) -> Noise:
+    """ẑ0 = (x_t − sqrt(1 − abar) e) / sqrt(abar): the latent that the predicted noise e implies."""
+    abar = abar[:, None, None, None]
+    return (noisy - (1 - abar).sqrt() * predicted) / abar.sqrt()
+
+
+def rescaled(guided: Noise, conditional: Noise, share: float, views: int) -> Noise:
+    """φ ẑ σ(ẑ_c) / σ(ẑ) + (1 − φ) ẑ: reduces the contrast that strong guidance adds (arXiv 2305.08891).
+
+    guided: ẑ. conditional: ẑ_c, the prediction with the prompt alone. share: φ. σ is the standard deviation
+    over all values of the `views` consecutive latents of an object.
+    """
+
+    def deviation(latents: Noise) -> Tensor:
+        return latents.unflatten(0, (-1, views)).std((1, 2, 3, 4)).repeat_interleave(views)
+
+    factor = deviation(conditional) / deviation(guided).clamp(min=torch.finfo(guided.dtype).tiny)
+    return guided * (share * factor + (1 - share))[:, None, None, None]
 
 
 def perp_neg(
@@ -115,6 +136,7 @@ def score_of(
 
     time: t as a fraction of the diffusion steps. csd_negative_weight: CSD's ω2 / ω1, with ω1 = s.
     """
+    assert name != "x0", "the x0 loss has no weight w(t), see x0_gradient"
     e_c, e_u, e_n = predicted.conditional, predicted.unconditional, predicted.negative
     if name == "csd":
         return csd(e_c, e_u, e_n, guidance_weight, guidance_weight * csd_negative_weight)
@@ -122,3 +144,23 @@ def score_of(
         return nfsd(e_c, e_u, e_n, guidance_weight, time)
     e_cfg = classifier_free(e_n, e_c, guidance_weight)
     return vsd(e_cfg, predicted.lora) if name == "vsd" else sds(e_cfg, noise)
+
+
+def x0_gradient(
+    latents: Noise,
+    noisy: Noise,
+    abar: Float[Tensor, " B"],
+    predicted: Predictions,
+    *,
+    guidance_weight: float,
+    rescale: float,
+    views: int,
+) -> Noise:
+    """x − ẑ, the gradient of the reconstruction loss ½ ‖x − ẑ‖² (MVDream, arXiv 2308.16512, section 3.2).
+
+    ẑ is the latent that e_cfg implies, rescaled with φ = `rescale` (see `rescaled`). With φ = 0 the gradient
+    is sqrt((1 − abar) / abar) (e_cfg − ε), so it is SDS with that weight.
+    """
+    e_cfg = classifier_free(predicted.negative, predicted.conditional, guidance_weight)
+    guided, conditional = (clean_latent(noisy, e, abar) for e in (e_cfg, predicted.conditional))
+    return latents - rescaled(guided, conditional, rescale, views)

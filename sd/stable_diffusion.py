@@ -12,15 +12,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sd.conditions import NO_CONDITIONS, ViewConditions
+from sd.control_net import check_control_net, controlled_noise_of, residuals_of
 from sd.kernels.cuda_graphs import DifferentiableCUDAGraph, InferenceCUDAGraph
-from sd.kernels.fused_blocks import fuse_denoiser_blocks, fuse_encoder_blocks
+from sd.kernels.fused_blocks import fuse_control_net_blocks, fuse_denoiser_blocks, fuse_encoder_blocks
 from sd.kernels.select import choose_kernels
 from sd.loading.hub import resolve_model
 from sd.loading.lora import apply_lora
 from sd.loading.weights import Parts, load_parts
+from sd.multi_view import camera_matrices, join_views, stated_views, takes_cameras
 from sd.prompts import find_category
 from sd.unit_gradient import unit_gradient
-from sd.vsd import LoraDenoiser, share_weights
+from sd.vsd import LoraDenoiser, camera_numbers, share_weights
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,12 @@ GRAPH_SHARE = 1 / 8
 
 
 class StableDiffusion(nn.Module):
-    """A frozen latent diffusion model; implements `sd.guidance.Prior`."""
+    """A frozen latent diffusion model; implements `sd.guidance.Prior`.
+
+    views: the number of views of one object that the denoiser takes together (sd/multi_view.py), 1 for a
+    plain model. takes_cameras: whether it needs the cameras of the views. control_net: a ControlNet whose
+    residuals are added (sd/control_net.py), None without one.
+    """
 
     def __init__(
         self, parts: Parts, device: torch.device, bfloat16: bool = False, keep_trainable: bool = False
@@ -38,6 +46,8 @@ class StableDiffusion(nn.Module):
         super().__init__()
         unet, vae, text_encoder = parts.unet, parts.vae, parts.text_encoder
         _check_parts(unet.config, vae.config, text_encoder.config)
+        self.views, self.takes_cameras = stated_views(unet.config), takes_cameras(unet.config)
+        join_views(unet, self.views)
         self.categories = parts.categories
         self.unet = unet.requires_grad_(False).eval()
         self.vae = vae.requires_grad_(False).eval()
@@ -67,6 +77,7 @@ class StableDiffusion(nn.Module):
         # Read once: diffusers' `dtype` iterates over all weights, which takes longer than a kernel.
         self._unet_dtype, self._vae_dtype = self.unet.dtype, self.vae.dtype
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.control_net: nn.Module | None = None
         self._denoise = InferenceCUDAGraph(partial(noise_of, self.unet))
         self._moments = DifferentiableCUDAGraph(
             partial(moments_of, self.vae), max_graph_elements(vae, device)
@@ -100,6 +111,29 @@ class StableDiffusion(nn.Module):
         if bfloat16:
             logger.info("prior: computing in bfloat16 (cpu_bfloat16 = false: float32, slower and smoother)")
         return cls(parts, device, bfloat16, keep_trainable)
+
+    def attach_control_net(self, control_net: nn.Module) -> None:
+        """Add the residuals of a `ControlNetModel` to the denoiser. Its weights are frozen.
+
+        From now on, the conditions of `predict_noise` must contain control image and weight.
+
+        Raises:
+            ValueError: the ControlNet does not fit this model.
+        """
+        check_control_net(control_net.config, self.unet.config, self.image_size // self.latent_size)
+        control_net = control_net.requires_grad_(False).eval()
+        join_views(control_net, self.views)
+        nn.Module.to(control_net, self.device, self._unet_dtype)
+        if self.device.type == "cuda":
+            control_net.to(memory_format=torch.channels_last)
+            fuse_control_net_blocks(control_net, choose_kernels(self.device))
+        self.control_net = control_net
+        self._denoise = InferenceCUDAGraph(partial(controlled_noise_of, self.unet, control_net))
+
+    @property
+    def weight_bytes(self) -> int:
+        """The memory of all weights that are loaded at present, in bytes."""
+        return sum(parameter.nbytes for parameter in self.parameters())
 
     @property
     def alphas_cumprod(self) -> Float[Tensor, " T"]:
@@ -148,12 +182,33 @@ class StableDiffusion(nn.Module):
 
     @torch.no_grad()
     def predict_noise(
-        self, noisy: Float[Tensor, "N C h w"], timesteps: Int[Tensor, " N"], text: Float[Tensor, "N L D"]
+        self,
+        noisy: Float[Tensor, "N C h w"],
+        timesteps: Int[Tensor, " N"],
+        text: Float[Tensor, "N L D"],
+        conditions: ViewConditions = NO_CONDITIONS,
     ) -> Float[Tensor, "N C h w"]:
-        """The predicted noise in x_t. From a v-prediction, e = sqrt(abar) v + sqrt(1 − abar) x_t."""
+        """The predicted noise in x_t. From a v-prediction, e = sqrt(abar) v + sqrt(1 − abar) x_t.
+
+        The `views` views of an object must be consecutive. conditions: those that this model takes.
+        """
         given = noisy.to(self._unet_dtype, memory_format=self._layout)
-        output = self._denoise(given, timesteps, text.to(self._unet_dtype)).float()
+        others = self._control_of(conditions) + self._camera_of(conditions)
+        output = self._denoise(given, timesteps, text.to(self._unet_dtype), *others).float()
         return self._noise_from(output, noisy, timesteps)
+
+    def _camera_of(self, conditions: ViewConditions) -> tuple[Tensor, ...]:
+        """The denoiser's camera input in a tuple of one, or () if it takes no cameras."""
+        if not self.takes_cameras:
+            return ()
+        return (camera_matrices(conditions.world_to_clip).to(self._unet_dtype),)
+
+    def _control_of(self, conditions: ViewConditions) -> tuple[Tensor, ...]:
+        """Control image and weight for the ControlNet, or () without one."""
+        if self.control_net is None:
+            return ()
+        image = conditions.control.to(self._unet_dtype, memory_format=self._layout)
+        return image, conditions.control_weight
 
     def make_lora(self, rank: int, seed: int) -> LoraDenoiser:
         """A trainable denoiser that shares this prior's weights, without CUDA graphs and fused blocks."""
@@ -166,11 +221,21 @@ class StableDiffusion(nn.Module):
         noisy: Float[Tensor, "N C h w"],
         timesteps: Int[Tensor, " N"],
         text: Float[Tensor, "N L D"],
-        camera: Float[Tensor, "N 16"],
+        conditions: ViewConditions,
     ) -> Float[Tensor, "N C h w"]:
-        """Like `predict_noise`, with the denoiser `lora`. Differentiable in the parameters of `lora`."""
+        """Like `predict_noise`, with the denoiser `lora`. Differentiable in the parameters of `lora`.
+
+        conditions: always with the cameras.
+        """
         given = noisy.to(self._unet_dtype, memory_format=self._layout)
-        output = lora(given, timesteps, text.to(self._unet_dtype), camera).float()
+        text, camera = text.to(self._unet_dtype), self._camera_of(conditions)
+        residuals = None
+        if self.control_net is not None:
+            with torch.no_grad():
+                control = self._control_of(conditions)
+                residuals = residuals_of(self.control_net, given, timesteps, text, *control, *camera)
+        cameras = torch.cat([*camera, camera_numbers(conditions.world_to_clip)], dim=1)
+        output = lora(given, timesteps, text, cameras, residuals).float()
         return self._noise_from(output, noisy, timesteps)
 
     def _noise_from(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
@@ -201,9 +266,11 @@ def moments_of(vae: nn.Module, images: Tensor) -> Tensor:
     return vae.quant_conv(vae.encoder(images))
 
 
-def noise_of(unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-    """The output of a diffusers denoiser."""
-    return unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False)[0]
+def noise_of(
+    unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor | None = None
+) -> Tensor:
+    """The output of a diffusers denoiser. camera [N, 16]: only for a denoiser that takes cameras."""
+    return unet(noisy, timesteps, encoder_hidden_states=text, class_labels=camera, return_dict=False)[0]
 
 
 def truncation_warning(tokenizer, prompts: list[str]) -> str | None:

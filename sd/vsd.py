@@ -12,13 +12,14 @@ from annotated_types import Ge, Gt
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sd.control_net import Residuals
+from sd.multi_view import CAMERA_NUMBERS
+
 LoraRank = Annotated[int, Ge(1)]
 LearningRate = Annotated[float, Gt(0)]
 
 # The layers that get a LoRA: the projections of self- and cross-attention.
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-# A 4×4 matrix, flattened.
-CAMERA_NUMBERS = 16
 
 
 class CameraEmbedding(nn.Module):
@@ -36,6 +37,21 @@ class CameraEmbedding(nn.Module):
 
     def forward(self, camera: Float[Tensor, "B 16"]) -> Float[Tensor, "B D"]:
         return self.last(nn.functional.silu(self.first(camera)))
+
+
+class AddedEmbedding(nn.Module):
+    """The frozen camera embedding of a prior that takes cameras, plus a trainable one.
+
+    The input is [N, 32]: the prior's 16 numbers, then those of the trainable embedding.
+    """
+
+    def __init__(self, own: nn.Module, added: CameraEmbedding):
+        super().__init__()
+        self.own, self.added = own, added
+
+    def forward(self, cameras: Float[Tensor, "B C2"]) -> Float[Tensor, "B D"]:
+        first, second = cameras.split(CAMERA_NUMBERS, dim=1)
+        return self.own(first.to(self.own.linear_1.weight.dtype)).float() + self.added(second)
 
 
 class LoraDenoiser(nn.Module):
@@ -60,7 +76,9 @@ class LoraDenoiser(nn.Module):
                 elif "lora_B" in name:
                     parameter.data = parameter.data.float()
             # diffusers adds the output of class_embedding to the time embedding.
-            unet.class_embedding = CameraEmbedding(unet.time_embedding.linear_2.out_features).to(device)
+            camera = CameraEmbedding(unet.time_embedding.linear_2.out_features).to(device)
+            own = unet.class_embedding
+            unet.class_embedding = camera if own is None else AddedEmbedding(own, camera)
         self.unet = unet
 
     def forward(
@@ -68,10 +86,21 @@ class LoraDenoiser(nn.Module):
         noisy: Float[Tensor, "B C h w"],
         timesteps: Int[Tensor, " B"],
         text: Float[Tensor, "B L D"],
-        camera: Float[Tensor, "B 16"],
+        camera: Float[Tensor, "B K"],
+        residuals: Residuals | None = None,
     ) -> Float[Tensor, "B C h w"]:
+        """camera: 16 numbers, or 32 for a prior that takes cameras (see `AddedEmbedding`). residuals: of a
+        ControlNet, for the down blocks and the middle block.
+        """
+        down, middle = residuals or (None, None)
         return self.unet(
-            noisy, timesteps, encoder_hidden_states=text, class_labels=camera, return_dict=False
+            noisy,
+            timesteps,
+            encoder_hidden_states=text,
+            class_labels=camera,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+            return_dict=False,
         )[0]
 
     def trained(self) -> dict[str, nn.Parameter]:

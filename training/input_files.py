@@ -140,10 +140,16 @@ def input_paths(config: Config) -> dict[str, list[Path]]:
     return found
 
 
-def model_paths(config: Config) -> list[Path]:
-    """The files or the folder of the prior, downloaded if necessary, and its LoRA files."""
+def model_paths(config: Config, key: str = "sd_model") -> list[Path]:
+    """The files or the folder of the prior that `key` names, downloaded if necessary, and its LoRA files."""
     guidance = config.guidance
-    return [Path(resolve_model(guidance.sd_model)), *(parse_lora(entry)[0] for entry in guidance.lora)]
+    lora = guidance.lora if key == "sd_model" else ()
+    return [Path(resolve_model(getattr(guidance, key))), *(parse_lora(entry)[0] for entry in lora)]
+
+
+def control_model(config: Config) -> str | None:
+    """The ControlNet that the config's mode uses, None if there is none."""
+    return config.guidance.control_model if config.run.traits.paints_base_mesh else None
 
 
 def fingerprint_inputs(config: Config) -> dict[str, str]:

@@ -61,8 +61,7 @@ def train_step(
         cameras, sample = state.prefetcher.next(state.step, micro_batch)
         image = task.scene(cameras)  # [B, H, W, C]
         state.guard.watch(image)
-        if config.guidance.noise == "surface":
-            sample = surface_noise_sample(config, task, guidance, sample, cameras)
+        sample = complete_sample(config, task, guidance, sample, cameras)
         loss, stats = guidance(image, sample, state.phase)
         if task.regularise is not None:
             regulariser, values = task.regularise(state.phase)
@@ -81,12 +80,16 @@ def train_step(
     return stats
 
 
-def surface_noise_sample(
+def complete_sample(
     config: Config, task: Task, guidance: Guidance, sample: SDSSample, cameras: Cameras
 ) -> SDSSample:
-    """The sample with noise attached to the surface of the scene's last rendering."""
-    matrices, size = cameras.world_to_clip.to(guidance.device), cameras.resolution
-    return guidance.with_surface_noise(sample, task.scene.visible, matrices, size, config.run.seed)
+    """The sample with what depends on the scene's last rendering: surface noise and the control image."""
+    if config.guidance.noise == "surface":
+        matrices, size = cameras.world_to_clip.to(guidance.device), cameras.resolution
+        sample = guidance.with_surface_noise(sample, task.scene.visible, matrices, size, config.run.seed)
+    if guidance.control is not None:
+        sample = guidance.with_control(sample, task.scene.control_image(guidance.control, cameras))
+    return sample
 
 
 def fit_step(state: TrainState, config: Config, task: Task, distributed: Distributed) -> Stats:
@@ -172,6 +175,7 @@ def sample_micro_batch(
         rank=number,
         world_size=count,
         rotate_normals=phase.rotate_normals,
+        views=guidance.views,
     )
     sample = guidance.sample(cameras.view_index, phase, generator, cameras.world_to_clip)
     return cameras.to(guidance.device), sample

@@ -8,8 +8,12 @@ from pathlib import Path
 from configs.schema import Config
 from configs.validation import check_inputs
 from render.mesh_io.write_usd import require_usd
+from sd.loading.check_settings import model_views
+from sd.loading.control_folder import resolve_control_net
 from sd.loading.hub import resolve_model
 from training.distributed import SINGLE_PROCESS, Distributed
+from training.input_files import control_model
+from training.priors import check_batch, naming_key
 from training.resume import latest_checkpoint
 from training.run_log import require_tensorboard
 from training.tasks import select_device
@@ -25,7 +29,7 @@ def check_config(
     select_device(config.run.device, distributed)
     if config.run.log == "tensorboard":
         require_tensorboard()
-    check_model(config.guidance.sd_model)
+    check_models(config)
     if config.export.export_usd:
         require_usd()
     if not distributed.is_main:
@@ -42,7 +46,22 @@ def check_config(
         raise ValueError(f"out_dir = {config.run.out_dir!r}: cannot write to {out}: {reason}") from error
 
 
+def check_models(config: Config) -> None:
+    """Check that the config's models exist and that `batch` fits the views that they take together."""
+    guidance = config.guidance
+    views = check_model(guidance.sd_model)
+    if guidance.second_sd_model is not None:
+        with naming_key("second_sd_model"):
+            views = max(views, check_model(guidance.second_sd_model))
+    check_batch(config, views)
+    if (control := control_model(config)) is not None:
+        resolve_control_net(control)
+
+
 @cache
-def check_model(name: str) -> None:
-    """Resolve the model once for all trials of a sweep: a hub id is looked up over the network."""
-    resolve_model(name)
+def check_model(name: str) -> int:
+    """Resolve the model once for all trials of a sweep: a hub id is looked up over the network.
+
+    Returns the number of views that it takes together.
+    """
+    return model_views(resolve_model(name))

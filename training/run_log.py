@@ -201,7 +201,7 @@ def log_start(config: Config, progress: CommandProgress, report: Path) -> None:
         "%s: %r with the prior %s; about %s%s",
         progress.label,
         guidance.text,
-        guidance.sd_model,
+        " + ".join(filter(None, (guidance.sd_model, guidance.second_sd_model))),
         in_words(progress.remaining()),
         progress.scope,
     )

@@ -18,9 +18,15 @@ def fuse_denoiser_blocks(unet: nn.Module, kernels: Kernels) -> None:
 
     The result is not differentiable.
     """
+    fuse_control_net_blocks(unet, kernels)
+    _fuse_output_norm(unet, kernels)
+
+
+def fuse_control_net_blocks(network: nn.Module, kernels: Kernels) -> None:
+    """Replace the supported blocks of a `ControlNetModel`, or of a denoiser without its end, in place."""
     from diffusers.models.activations import GEGLU
 
-    for parent in list(unet.modules()):
+    for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if is_supported_resnet_block(child):
                 setattr(parent, name, FusedResnetBlock(child, kernels))
@@ -30,7 +36,6 @@ def fuse_denoiser_blocks(unet: nn.Module, kernels: Kernels) -> None:
                 setattr(parent, name, FusedGEGLU(child.proj, kernels))
             elif is_supported_convolution(child):
                 setattr(parent, name, FrozenConv2d(child, kernels))
-    _fuse_output_norm(unet, kernels)
 
 
 def fuse_encoder_blocks(encoder: nn.Module, kernels: Kernels) -> None:
@@ -338,7 +343,10 @@ class PointwiseLinear(nn.Module):
 
 
 class FusedTransformerBlock(nn.Module):
-    """diffusers' `BasicTransformerBlock`. Each residual sum and the following norm are one kernel."""
+    """diffusers' `BasicTransformerBlock`. Each residual sum and the following norm are one kernel.
+
+    The attention keeps its processor, so it stays joint over views if it was (sd/multi_view.py).
+    """
 
     def __init__(self, block: nn.Module, kernels: Kernels):
         super().__init__()

@@ -5,6 +5,9 @@ import logging
 import math
 from pathlib import Path
 
+from sd.loading import ldm_format
+from sd.multi_view import stated_views
+
 logger = logging.getLogger(__name__)
 
 # Above the values of all published models. Larger numbers need minutes to build or exceed the memory.
@@ -28,6 +31,30 @@ def check_sizes(folder: Path) -> None:
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, int | float) and not abs(number) <= most:
                     raise ValueError(f"{path}: {key} = {number} is too large; the maximum is {most}")
+
+
+def model_views(path: str | Path) -> int:
+    """The number of views that the model takes together, from its files, without its weights.
+
+    path: a folder in diffusers layout or a single file. A damaged file counts as 1 view. Loading it raises
+    the error.
+
+    Raises:
+        ValueError: the denoiser's settings are not supported (see `stated_views`).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    try:
+        if path.is_dir():
+            settings = json.loads((path / "unet/config.json").read_text(encoding="utf-8"))
+            return stated_views(settings) if isinstance(settings, dict) else 1
+        with safe_open(path, framework="pt") as file:
+            return ldm_format.views(dict.fromkeys(file.keys()))
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return 1
+    except ValueError as error:
+        raise ValueError(f"sd_model = {str(path)!r}: {error}") from error
 
 
 def check_parts(path: str | Path, parts: object) -> None:

@@ -102,12 +102,12 @@ class _LocationError(FileNotFoundError):
 
 def _resolve_location(location: str, local_files_only: bool = False) -> str:
     """`resolve_model` for one location. Raises _LocationError if the next location must be tried."""
-    local = _local_path(location)
+    local = repository_path(location)
     if local.is_dir():
         return check_folder(local)
     if local.is_file():
         return _check_file(local)
-    if not _may_be_hub_id(location):
+    if not is_hub_id(location):
         raise _LocationError("no such file" if location.endswith(".safetensors") else "no such folder")
     try:
         folder = _download(location, local_files_only)
@@ -119,7 +119,7 @@ def _resolve_location(location: str, local_files_only: bool = False) -> str:
     return str(folder)
 
 
-def _local_path(location: str) -> Path:
+def repository_path(location: str) -> Path:
     """The path `location` relative to the current directory or, if it does not exist, to this repository.
 
     The included configs name data/tiny-sd. This rule makes the name valid in any current directory.
@@ -208,7 +208,8 @@ def _check_file(file: Path) -> str:
     return str(file)
 
 
-def _may_be_hub_id(location: str) -> bool:
+def is_hub_id(location: str) -> bool:
+    """Whether a name can be a hub id, OWNER/NAME."""
     local = (
         Path(location).is_absolute()
         or location.startswith((".", "data/"))

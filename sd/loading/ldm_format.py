@@ -26,6 +26,9 @@ NEEDED = (READS, f"{UNET}input_blocks.0.0.weight", f"{VAE}quant_conv.weight", f"
 SCALING_FACTOR = 0.18215  # of both versions (released configs of arXiv 2112.10752)
 HEADS_1, HEAD_WIDTH_2 = 8, 64
 CLIP_HEAD_WIDTH = 64
+# MVDream's checkpoints (arXiv 2308.16512) have a camera embedding and denoise four views together.
+CAMERA_EMBEDDING = f"{UNET}camera_embed.0.weight"
+VIEWS = 4
 
 RESNET: Renames = (
     (r"in_layers\.0", "norm1"),
@@ -38,6 +41,8 @@ RESNET: Renames = (
 UNET_ENDS: Renames = (
     (r"^time_embed\.0", "time_embedding.linear_1"),
     (r"^time_embed\.2", "time_embedding.linear_2"),
+    (r"^camera_embed\.0", "class_embedding.linear_1"),
+    (r"^camera_embed\.2", "class_embedding.linear_2"),
     (r"^input_blocks\.0\.0", "conv_in"),
     (r"^out\.0", "conv_norm_out"),
     (r"^out\.2", "conv_out"),
@@ -139,6 +144,11 @@ def text_weights(weights: Weights) -> dict[str, Tensor]:
     return found
 
 
+def views(weights: Weights) -> int:
+    """The number of views that the denoiser takes together: 4 with a camera embedding, otherwise 1."""
+    return VIEWS if CAMERA_EMBEDDING in weights else 1
+
+
 def denoiser_config(weights: Weights) -> dict[str, object]:
     """Arguments of UNet2DConditionModel except sample_size."""
     own = part(weights, UNET)
@@ -148,6 +158,10 @@ def denoiser_config(weights: Weights) -> dict[str, object]:
     ]
     attends = [f"input_blocks.{3 * level + 1}.1.norm.weight" in own for level in range(levels)]
     second = is_second_version(weights)
+    camera = {}
+    if CAMERA_EMBEDDING in weights:
+        numbers = weights[CAMERA_EMBEDDING].shape[1]
+        camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": numbers}
     down = [("CrossAttn" if attention else "") + "DownBlock2D" for attention in attends]
     up = [("CrossAttn" if attention else "") + "UpBlock2D" for attention in reversed(attends)]
     return {
@@ -160,6 +174,7 @@ def denoiser_config(weights: Weights) -> dict[str, object]:
         # Despite its name, diffusers reads this argument as the number of heads.
         "attention_head_dim": [width // HEAD_WIDTH_2 for width in channels] if second else HEADS_1,
         "use_linear_projection": own["input_blocks.1.1.proj_in.weight"].ndim == 2,
+        **camera,
     }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sd.loading import ldm_format as layout
 from sd.loading.hub import MODEL_LOCATIONS, fetch
+from sd.multi_view import CAMERA_NUMBERS, takes_cameras
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ SCHEDULE = {
     "num_train_timesteps": 1000,
     "clip_sample": False,
 }
-# Latent sizes in training. A 2.x network that predicts v was trained at 768 pixels.
-LATENT, LATENT_OF_V = 64, 96
+# Latent sizes in training. A 2.x network that predicts v was trained at 768 pixels, MVDream at 256.
+LATENT, LATENT_OF_V, LATENT_OF_VIEWS = 64, 96, 32
 TOKENS = 77
 VOCABULARY = ("vocab.json", "merges.txt")
 # A source of CLIP's vocabulary, which 1.x and 2.x share.
@@ -157,7 +158,11 @@ def prediction_from_output(unet: nn.Module) -> str:
     shape = (1, unet.config.in_channels, LATENT // 2, LATENT // 2)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter)
     text = torch.zeros(1, TOKENS, unet.config.cross_attention_dim).to(parameter)
-    output = unet(noise, torch.tensor([999], device=parameter.device), text, return_dict=False)[0]
+    camera = None
+    if takes_cameras(unet.config):
+        camera = torch.zeros(1, CAMERA_NUMBERS).to(parameter)
+    time = torch.tensor([999], device=parameter.device)
+    output = unet(noise, time, text, class_labels=camera, return_dict=False)[0]
     correlation = torch.corrcoef(torch.stack([output.flatten(), noise.flatten()]).float())[0, 1].item()
     found = "epsilon" if correlation > 0.5 else "v_prediction"
     logger.info(

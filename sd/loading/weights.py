@@ -1,8 +1,10 @@
 """Load the parts of a prior from a folder in diffusers layout or from a single file."""
 
 import json
+import logging
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +81,8 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
 
     # Without the package accelerate, low_cpu_mem_usage=True only logs a warning.
     plain = {"torch_dtype": dtype, "low_cpu_mem_usage": False}
-    unet = load(UNet2DConditionModel, "unet", **plain)
+    with views_accepted():
+        unet = load(UNet2DConditionModel, "unet", **plain)
     vae = load(AutoencoderKL, "vae", **plain)
     # Only the encoder is used, so the decoder's weights are freed.
     vae.decoder = vae.post_quant_conv = None
@@ -89,6 +92,25 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
     schedule = load_noise_schedule(settings, prediction)
     unet.register_to_config(sample_size=_latent_size(folder, unet.config, schedule.prediction_type))
     return Parts(unet, vae, text_encoder, tokenizer, schedule, known_categories(folder))
+
+
+@contextmanager
+def views_accepted() -> Iterator[None]:
+    """Suppress the warning of diffusers that `views` in unet/config.json is no argument of its class.
+
+    diffusers keeps the value in the config, where `sd.multi_view.stated_views` reads it.
+    """
+    import diffusers.configuration_utils as module
+
+    def other(record: logging.LogRecord) -> bool:
+        return "{'views':" not in record.getMessage()
+
+    source = logging.getLogger(module.__name__)
+    source.addFilter(other)
+    try:
+        yield
+    finally:
+        source.removeFilter(other)
 
 
 def _latent_size(folder: Path, unet: Mapping[str, object], prediction: str) -> object:
@@ -122,7 +144,10 @@ def _from_file(path: Path, dtype: torch.dtype, device: torch.device, prediction:
     unet, vae, text_encoder = single_file.build_modules(weights, dtype)
     prediction = prediction or single_file.prediction_from_metadata(metadata, second)
     prediction = prediction or single_file.prediction_from_output(unet.to(device))
-    if second and prediction == "v_prediction":
+    views = ldm_format.views(weights)
+    if views > 1:
+        unet.register_to_config(views=views, sample_size=single_file.LATENT_OF_VIEWS)
+    elif second and prediction == "v_prediction":
         unet.register_to_config(sample_size=single_file.LATENT_OF_V)
     schedule = load_noise_schedule(single_file.SCHEDULE, prediction)
     return Parts(unet, vae, text_encoder, tokenizer, schedule)

@@ -13,6 +13,7 @@ from configs.overrides import resolve_chain
 from configs.schema import NO_EFFECT, known_keys, parse_config
 from geometry.start_shape import build_start_shape
 from sd import schedule
+from sd.stable_diffusion import StableDiffusion
 from training import tasks
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +121,7 @@ FIT = 100
 @pytest.fixture(scope="module")
 def made_once():
     """Cached loaders of objects that many runs share: the embedded prior, and lights that are not learned."""
-    return functools.cache(train.StableDiffusion.from_pretrained), functools.cache(tasks.load_environment)
+    return functools.cache(StableDiffusion.from_pretrained), functools.cache(tasks.load_environment)
 
 
 @pytest.mark.parametrize(("geometry", "appearance"), pairs(), ids=lambda path: path.stem)
@@ -128,9 +129,9 @@ def test_every_pair_runs_two_steps_of_each_kind(geometry, appearance, made_once,
     prior, light = made_once
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(schedule, "FIT_STEPS", FIT)
-    monkeypatch.setattr(train.StableDiffusion, "from_pretrained", prior)
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", prior)
     # The prior is shared by all runs of this module.
-    monkeypatch.setattr(train.StableDiffusion, "free_text_encoder", lambda self: None)
+    monkeypatch.setattr(StableDiffusion, "free_text_encoder", lambda self: None)
     if not CONFIGS[appearance.stem].light.learn_light:
         monkeypatch.setattr(tasks, "load_environment", light)
     mesh = tmp_path / geometry.stem / "dmtet_mesh/mesh.obj"

@@ -27,6 +27,7 @@ class GaussianPrior:
     """
 
     latent_channels, latent_size, image_size = 4, 4, 8
+    views, takes_cameras, control_net = 1, False, None
     EMPTY = -0.5
 
     def __init__(self, variance=0.2):
@@ -41,7 +42,7 @@ class GaussianPrior:
         pooled = torch.nn.functional.avg_pool2d(images, 2)
         return torch.cat([pooled, pooled.mean(1, keepdim=True)], 1)
 
-    def predict_noise(self, noisy, timesteps, text):
+    def predict_noise(self, noisy, timesteps, text, conditions=None):
         self.calls.append(len(noisy))
         abar = self.alphas_cumprod[timesteps][:, None, None, None]
         return gaussian_noise(noisy, abar, text.mean((1, 2))[:, None, None, None], self.variance)
@@ -49,7 +50,7 @@ class GaussianPrior:
     def make_lora(self, rank, seed):
         return GaussianLora(0.0, self.variance)
 
-    def predict_lora_noise(self, lora, noisy, timesteps, text, camera):
-        assert camera.shape == (len(noisy), 16)
+    def predict_lora_noise(self, lora, noisy, timesteps, text, conditions):
+        assert conditions.world_to_clip.shape == (len(noisy), 4, 4)
         abar = self.alphas_cumprod[timesteps][:, None, None, None]
         return gaussian_noise(noisy, abar, lora.mean, lora.variance)

@@ -27,8 +27,14 @@ def write_tokenizer(folder):
     return len(tokens)
 
 
-def write_model(folder, prediction_type="epsilon"):
-    """Write the model in diffusers layout; returns the folder."""
+CAMERAS = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+
+
+def write_model(folder, prediction_type="epsilon", views=1):
+    """Write the model in diffusers layout; returns the folder.
+
+    views: above 1, the denoiser takes so many views with their cameras.
+    """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -54,7 +60,10 @@ def write_model(folder, prediction_type="epsilon"):
         cross_attention_dim=32,
         attention_head_dim=2,
         norm_num_groups=8,
+        **(CAMERAS if views > 1 else {}),
     )
+    if views > 1:
+        unet.register_to_config(views=views)
     unet.save_pretrained(folder / "unet")
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -74,3 +83,25 @@ def write_model(folder, prediction_type="epsilon"):
         clip_sample=False,
     ).save_pretrained(folder / "scheduler")
     return folder
+
+
+def write_control_net(folder, unet_folder, zero=False):
+    """Write a ControlNet for a toy model's denoiser; returns the folder. zero: as before its training."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_pretrained(unet_folder)
+    control_net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16))
+    if not zero:
+        fill_zero_convolutions(control_net)
+    control_net.save_pretrained(folder)
+    return folder
+
+
+def fill_zero_convolutions(control_net):
+    """Give the zero convolutions of a new ControlNet random weights, as if it had been trained."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in control_net.named_parameters():
+            if not parameter.any() and name.startswith("controlnet_"):
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)

@@ -15,6 +15,7 @@ class PointPrior:
     """A prior whose distribution is a Dirac at one latent per prompt; its score has a closed form."""
 
     latent_channels, latent_size, image_size = 4, 4, 8
+    views, takes_cameras, control_net = 1, False, None
 
     def __init__(self):
         self.alphas_cumprod = torch.linspace(0.999, 0.005, 1000)
@@ -31,7 +32,7 @@ class PointPrior:
     def mean(self, text):
         return text.mean((1, 2))[:, None, None, None]
 
-    def predict_noise(self, noisy, timesteps, text):
+    def predict_noise(self, noisy, timesteps, text, conditions=None):
         abar = self.alphas_cumprod[timesteps][:, None, None, None]
         return (noisy - abar.sqrt() * self.mean(text)) / (1 - abar).sqrt()
 
@@ -91,7 +92,7 @@ def test_low_memory_gives_the_same_step(latents_from):
     for low_memory in (False, True):
         prior = PointPrior()
         predict = prior.predict_noise
-        prior.predict_noise = lambda noisy, t, text, predict=predict: (
+        prior.predict_noise = lambda noisy, t, text, _, predict=predict: (
             batch_sizes.append(len(noisy)) or predict(noisy, t, text)
         )
         config = GuidanceConfig(text="x", guidance_weight=3.0, low_memory=low_memory)

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from toy_model import write_model
 
 from render.camera import orbit
+from sd.conditions import ViewConditions
 from sd.guidance import Guidance, GuidanceConfig
 from sd.schedule import Phase, one_minus_abar
 from sd.scores import classifier_free, perp_neg, view_weights
@@ -136,7 +137,8 @@ def test_lora_loss_decreases_and_prediction_depends_on_the_camera(toy):
         guidance.lora_optimizer.step()
     assert losses[-1] < 0.9 * losses[0]
     inputs = (image[:1].permute(0, 3, 1, 2), torch.tensor([300]), guidance.text[:1])
-    seen = [toy.predict_lora_noise(guidance.lora, *inputs, CAMERAS[view].view(1, 16)) for view in (0, 1)]
+    cameras = [ViewConditions(CAMERAS[view : view + 1]) for view in (0, 1)]
+    seen = [toy.predict_lora_noise(guidance.lora, *inputs, camera) for camera in cameras]
     assert not torch.allclose(*seen, atol=1e-4)
 
 

@@ -8,6 +8,7 @@ import trimesh
 from PIL import Image
 
 import train
+from sd.stable_diffusion import StableDiffusion
 
 FIT = 400
 TINY = {
@@ -68,7 +69,7 @@ def changed(before, after):
 
 def test_painted_mesh_is_exported_with_fewer_faces_and_other_textures(pair, monkeypatch, caplog):
     folder, shape, paint = pair
-    monkeypatch.setattr(train.StableDiffusion, "from_pretrained", None)  # no prior is needed
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", None)  # no prior is needed
     before = contents(folder)
     command = [
         "--config",

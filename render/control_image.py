@@ -1,0 +1,56 @@
+"""Control images for ControlNets (arXiv 2302.05543): the depth or the normals of a mesh from its camera.
+
+Both follow the public ControlNets. Depth: inverse depth like that of MiDaS. Near is bright, and the
+background is black. Normals: camera space with x right, y up and z towards the viewer, encoded as
+n · 0.5 + 0.5. The background faces the viewer. Outlines are antialiased.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from render.camera import Cameras
+from render.gbuffer import SurfacePoints
+from render.image_io.image import encode_normal
+from render.mesh import Mesh
+from render.raster.interface import Rasteriser
+from render.shade.light import camera_rotation
+
+ControlKind = Literal["depth", "normal"]
+
+
+@torch.no_grad()
+def control_image(
+    kind: ControlKind, points: SurfacePoints, cameras: Cameras, mesh: Mesh, rasteriser: Rasteriser
+) -> Float[Tensor, "B H W 3"]:
+    """The control image of each view, in [0, 1].
+
+    points: the rasterised mesh, seen from `cameras`.
+    """
+    values = depth_values(points, cameras) if kind == "depth" else normal_values(points, cameras)
+    background = points.position.new_tensor([0.0, 0.0, 0.0] if kind == "depth" else [0.5, 0.5, 1.0])
+    image = points.scatter(values - background) + background
+    return rasteriser.antialias(image, points.rast, points.clip, mesh.faces).clamp(0, 1)
+
+
+def depth_values(points: SurfacePoints, cameras: Cameras) -> Float[Tensor, "N 3"]:
+    """The inverse depth of each point, 1 at the nearest vertex of the mesh in its view and 0 at the farthest.
+
+    The farthest vertex is usually hidden, so the object is brighter than the background. All points are 1 if
+    all vertices have the same depth.
+    """
+    # w of clip space is the distance along the viewing direction.
+    inverse = 1 / points.clip[..., 3]
+    near, far = inverse.amax(1)[points.view_of_point], inverse.amin(1)[points.view_of_point]
+    forward = cameras.world_to_clip[points.view_of_point, 3]
+    depth = (forward[:, :3] * points.position).sum(-1) + forward[:, 3]
+    span = (near - far).clamp(min=torch.finfo(near.dtype).eps)
+    return (1 - (near - 1 / depth) / span).clamp(0, 1)[:, None].expand(-1, 3)
+
+
+def normal_values(points: SurfacePoints, cameras: Cameras) -> Float[Tensor, "N 3"]:
+    """The normal of each point in the axes of its camera, encoded as n · 0.5 + 0.5."""
+    rotation = camera_rotation(cameras.world_to_clip)[points.view_of_point]
+    return encode_normal((rotation @ points.normal[:, :, None])[:, :, 0])

@@ -1,0 +1,95 @@
+"""A ControlNet beside the denoiser: residuals from an image of the geometry (arXiv 2302.05543).
+
+The network is diffusers' `ControlNetModel`. It reads x_t, t, the text and a control image, and its residuals
+are added to the outputs of the denoiser's down blocks and middle block. All texts of the guidance get them.
+"""
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Residuals = tuple[list[Tensor], Tensor]
+
+
+def residuals_of(
+    control_net: nn.Module,
+    noisy: Float[Tensor, "N C h w"],
+    timesteps: Int[Tensor, " N"],
+    text: Float[Tensor, "N L D"],
+    control: Float[Tensor, "N 3 S S"],
+    weight: Float[Tensor, ""],
+    camera: Float[Tensor, "N 16"] | None = None,
+) -> Residuals:
+    """The residuals for the down blocks and for the middle block, times `weight`.
+
+    control: in [0, 1]. camera: only for a ControlNet of a prior that takes cameras.
+    """
+    down, middle = control_net(
+        noisy,
+        timesteps,
+        encoder_hidden_states=text,
+        controlnet_cond=control,
+        conditioning_scale=weight,
+        class_labels=camera,
+        return_dict=False,
+    )
+    return down, middle
+
+
+def controlled_noise_of(
+    unet: nn.Module,
+    control_net: nn.Module,
+    noisy: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    *conditions: Tensor,
+) -> Tensor:
+    """The output of a denoiser with the residuals of a ControlNet.
+
+    conditions: control image, weight and, for a prior that takes cameras, camera (see `residuals_of`).
+    """
+    down, middle = residuals_of(control_net, noisy, timesteps, text, *conditions)
+    return unet(
+        noisy,
+        timesteps,
+        encoder_hidden_states=text,
+        class_labels=conditions[2] if len(conditions) > 2 else None,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
+        return_dict=False,
+    )[0]
+
+
+def check_control_net(control_net, unet, pixels_per_latent: int) -> None:
+    """Raise ValueError if a ControlNet does not fit the denoiser. Arguments: the configs of both.
+
+    pixels_per_latent: image size divided by latent size.
+    """
+    same = (
+        "in_channels",
+        "cross_attention_dim",
+        "block_out_channels",
+        "layers_per_block",
+        "class_embed_type",
+    )
+    for key in same:
+        found, needed = (_plain(getattr(config, key)) for config in (control_net, unet))
+        if found != needed:
+            raise ValueError(
+                f"control_model: {key} = {found}, and sd_model has {needed}; use a ControlNet that was "
+                "trained for this model (those for 1.x and 2.x differ)"
+            )
+    if control_net.conditioning_channels != 3:
+        raise ValueError(
+            f"control_model: conditioning_channels = {control_net.conditioning_channels}; a ControlNet for "
+            "images of 3 channels is needed"
+        )
+    factor = 2 ** (len(control_net.conditioning_embedding_out_channels) - 1)
+    if factor != pixels_per_latent:
+        raise ValueError(
+            f"control_model: it reduces the control image by {factor}, and sd_model has {pixels_per_latent} "
+            "pixels per latent; use a ControlNet that was trained for this model"
+        )
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, list | tuple) else value
