@@ -1,8 +1,9 @@
 """Control images for ControlNets (arXiv 2302.05543): the depth or the normals of a mesh from its camera.
 
-Both follow the public ControlNets. Depth: inverse depth like that of MiDaS. Near is bright, and the
-background is black. Normals: camera space with x right, y up and z towards the viewer, encoded as
-n · 0.5 + 0.5. The background faces the viewer. Outlines are antialiased.
+Depth: inverse depth like that of MiDaS, as for the public ControlNets. Near is bright, and the background is
+black. Normals: camera space with x right, y up and z towards the viewer, encoded as n · 0.5 + 0.5. The kind
+"normal_bae" has x left, which is the convention of ControlNet 1.1. The background faces the viewer. Outlines
+are antialiased.
 """
 
 from typing import Literal
@@ -18,7 +19,7 @@ from render.mesh import Mesh
 from render.raster.interface import Rasteriser
 from render.shade.light import camera_rotation
 
-ControlKind = Literal["depth", "normal"]
+ControlKind = Literal["depth", "normal", "normal_bae"]
 
 
 @torch.no_grad()
@@ -29,9 +30,14 @@ def control_image(
 
     points: the rasterised mesh, seen from `cameras`.
     """
-    values = depth_values(points, cameras) if kind == "depth" else normal_values(points, cameras)
-    background = points.position.new_tensor([0.0, 0.0, 0.0] if kind == "depth" else [0.5, 0.5, 1.0])
-    image = points.scatter(values - background) + background
+    if kind == "depth":
+        image = points.scatter(depth_values(points, cameras))
+    else:
+        normal = camera_normals(points, cameras)
+        if kind == "normal_bae":
+            normal = torch.cat([-normal[:, :1], normal[:, 1:]], dim=1)
+        facing = torch.nn.functional.pad(points.mask() - 1, (2, 0))
+        image = encode_normal(points.scatter(normal) - facing)
     return rasteriser.antialias(image, points.rast, points.clip, mesh.faces).clamp(0, 1)
 
 
@@ -50,7 +56,7 @@ def depth_values(points: SurfacePoints, cameras: Cameras) -> Float[Tensor, "N 3"
     return (1 - (near - 1 / depth) / span).clamp(0, 1)[:, None].expand(-1, 3)
 
 
-def normal_values(points: SurfacePoints, cameras: Cameras) -> Float[Tensor, "N 3"]:
-    """The normal of each point in the axes of its camera, encoded as n · 0.5 + 0.5."""
+def camera_normals(points: SurfacePoints, cameras: Cameras) -> Float[Tensor, "N 3"]:
+    """The normal of each point in the axes of its camera: x right, y up, z backward."""
     rotation = camera_rotation(cameras.world_to_clip)[points.view_of_point]
-    return encode_normal((rotation @ points.normal[:, :, None])[:, :, 0])
+    return (rotation @ points.normal[:, :, None])[:, :, 0]

@@ -143,7 +143,7 @@ class Guidance(nn.Module):
 
     @property
     def control(self) -> str | None:
-        """The control image that the prior takes: "depth", "normal", or None."""
+        """The control image that the prior takes, a value of the config key `control`, or None."""
         return None if self.prior.control_net is None else self.config.control
 
     @property

@@ -81,8 +81,10 @@ class GuidanceConfig:
         description="in appearance_modeling, a ControlNet for sd_model: a folder in diffusers layout or a "
         "hub id; null: none",
     )
-    control: Literal["depth", "normal"] = Field(
-        "depth", description="the image of the mesh that control_model takes"
+    control: Literal["depth", "normal", "normal_bae"] = Field(
+        "depth",
+        description="the image of the mesh that control_model takes; normal has x to the right, normal_bae "
+        "to the left, as ControlNet 1.1",
     )
     control_weight: AnnealedNumber = Field(
         1.0, description="the factor on the residuals of control_model, a number or [start, end]"

@@ -53,8 +53,8 @@ def camera_matrices(world_to_clip: Float[Tensor, "N 4 4"]) -> Float[Tensor, "N 1
     The columns are the camera's right, up and backward axis and its position on the unit sphere. Distance
     and shift are not part of the matrix, so the position is the backward axis.
 
-    world_to_clip: as in `render.camera.Cameras`. Its rows 0, 1 and 3 are multiples of the camera's right, down
-    and forward axis. MVDream's world has x to the front and z up: (x, y, z) here is (z, x, y) there.
+    world_to_clip: as in `render.camera.Cameras`. Its rows 0, 1 and 3 are multiples of the camera's right,
+    down and forward axis. MVDream's world has x to the front and z up: (x, y, z) here is (z, x, y) there.
     """
     right, down, forward = (nn.functional.normalize(world_to_clip[:, row, :3], dim=-1) for row in (0, 1, 3))
     columns = torch.stack([right, -down, -forward, -forward], dim=-1).roll(1, dims=1)

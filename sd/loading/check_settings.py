@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from sd.loading import ldm_format
+from sd.loading.mvdream_folder import is_mvdream
 from sd.multi_view import stated_views
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,9 @@ def model_views(path: str | Path) -> int:
     try:
         if path.is_dir():
             settings = json.loads((path / "unet/config.json").read_text(encoding="utf-8"))
-            return stated_views(settings) if isinstance(settings, dict) else 1
+            if not isinstance(settings, dict):
+                return 1
+            return ldm_format.VIEWS if is_mvdream(settings) else stated_views(settings)
         with safe_open(path, framework="pt") as file:
             return ldm_format.views(dict.fromkeys(file.keys()))
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):

@@ -26,6 +26,9 @@ def resolve_control_net(name: str) -> Path:
             raise FileNotFoundError(f"control_model = {name!r}: {what}; name a folder in diffusers layout")
         try:
             folder = fetch(name, [CONFIG, "*.safetensors"], ["*.fp16.*", "*/*"])
+            if not control_files(folder)[1:]:
+                # Some repositories contain half-precision weights only.
+                folder = fetch(name, [CONFIG, "*.fp16.safetensors"], ["*/*"])
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
                 f"control_model = {name!r}: not in the hub cache, and the hub cannot be reached "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sd.loading import ldm_format as layout
 from sd.loading.hub import MODEL_LOCATIONS, fetch
-from sd.multi_view import CAMERA_NUMBERS, takes_cameras
+from sd.multi_view import CAMERA_NUMBERS
 
 logger = logging.getLogger(__name__)
 
@@ -77,15 +77,19 @@ def build_modules(weights: layout.Weights, dtype: torch.dtype) -> tuple[nn.Modul
     # The text encoder is built in memory, because it has buffers that are not in the file.
     text_encoder = CLIPTextModel(CLIPTextConfig(**layout.text_config(weights)))
     vae.decoder = vae.post_quant_conv = None
-    _fill(unet, layout.denoiser_weights(weights), dtype, "denoiser")
-    _fill(vae, layout.encoder_weights(weights), dtype, "VAE")
+    fill(unet, layout.denoiser_weights(weights), dtype, "denoiser")
+    fill(vae, layout.encoder_weights(weights), dtype, "VAE")
     own = [name.startswith("text_model.") for name in text_encoder.state_dict()]
     text = {("text_model." if all(own) else "") + n: v for n, v in layout.text_weights(weights).items()}
-    _fill(text_encoder, text, dtype, "text encoder")
+    fill(text_encoder, text, dtype, "text encoder")
     return unet, vae, text_encoder
 
 
-def _fill(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, what: str) -> None:
+def fill(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, what: str) -> None:
+    """Assign all weights of a module, which `what` names in the message of an error.
+
+    Raises ValueError if names or shapes differ.
+    """
     try:
         cast = {name: value.to(dtype) for name, value in weights.items()}
         module.load_state_dict(cast, strict=True, assign=True)
@@ -158,11 +162,11 @@ def prediction_from_output(unet: nn.Module) -> str:
     shape = (1, unet.config.in_channels, LATENT // 2, LATENT // 2)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter)
     text = torch.zeros(1, TOKENS, unet.config.cross_attention_dim).to(parameter)
-    camera = None
-    if takes_cameras(unet.config):
-        camera = torch.zeros(1, CAMERA_NUMBERS).to(parameter)
+    camera = {}
+    if getattr(unet, "class_embedding", None) is not None:
+        camera = {"class_labels": torch.zeros(1, CAMERA_NUMBERS).to(parameter)}
     time = torch.tensor([999], device=parameter.device)
-    output = unet(noise, time, text, class_labels=camera, return_dict=False)[0]
+    output = unet(noise, time, text, **camera, return_dict=False)[0]
     correlation = torch.corrcoef(torch.stack([output.flatten(), noise.flatten()]).float())[0, 1].item()
     found = "epsilon" if correlation > 0.5 else "v_prediction"
     logger.info(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sd.loading import ldm_format, single_file
+from sd.loading import ldm_format, mvdream_folder, single_file
 from sd.loading.check_settings import check_parts, check_sizes, warn_without_merges
 from sd.loading.hub import CATEGORIES_FILE, weights_variant
 from sd.loading.noise_schedule import NoiseSchedule, load_noise_schedule
@@ -81,8 +81,12 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
 
     # Without the package accelerate, low_cpu_mem_usage=True only logs a warning.
     plain = {"torch_dtype": dtype, "low_cpu_mem_usage": False}
-    with views_accepted():
-        unet = load(UNet2DConditionModel, "unet", **plain)
+    settings = json.loads((folder / "unet/config.json").read_text(encoding="utf-8"))
+    if mvdream_folder.is_mvdream(settings):
+        unet = mvdream_folder.load_denoiser(_weight_file(folder, "unet"), settings, dtype)
+    else:
+        with views_accepted():
+            unet = load(UNet2DConditionModel, "unet", **plain)
     vae = load(AutoencoderKL, "vae", **plain)
     # Only the encoder is used, so the decoder's weights are freed.
     vae.decoder = vae.post_quant_conv = None
@@ -92,6 +96,15 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
     schedule = load_noise_schedule(settings, prediction)
     unet.register_to_config(sample_size=_latent_size(folder, unet.config, schedule.prediction_type))
     return Parts(unet, vae, text_encoder, tokenizer, schedule, known_categories(folder))
+
+
+def _weight_file(folder: Path, part: str) -> Path:
+    """The only .safetensors file of a part. Raises FileNotFoundError if there is none, or several."""
+    variant = weights_variant(folder, part)
+    path = folder / part / f"diffusion_pytorch_model.{variant + '.' if variant else ''}safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"sd_model = {str(folder)!r}: {part}/{path.name} is needed as one file")
+    return path
 
 
 @contextmanager

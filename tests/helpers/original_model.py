@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x as single files, generated from their published architecture.
+"""Stable Diffusion 1.x, 2.x and MVDream as single files, generated from their published architecture.
 
 Names and shapes are generated in the order in which the original program builds its modules, from its
 settings (model_channels, channel_mult, …). They are independent of the code under test and of diffusers.
@@ -11,6 +11,8 @@ SIZES = {
     "1.5": dict(width=320, multiples=FULL, context=768, vae=128, layers=12, words=49408, open_clip=False),
     "2.1": dict(width=320, multiples=FULL, context=1024, vae=128, layers=24, words=49408, open_clip=True),
     "small 1.5": dict(width=32, multiples=SMALL, context=64, vae=32, layers=2, words=190, open_clip=False),
+    "mvdream": dict(width=320, multiples=FULL, context=1024, vae=128, layers=24, words=49408, open_clip=True),
+    "small mvdream": dict(width=64, multiples=SMALL, context=64, vae=32, layers=3, words=190, open_clip=True),
     "small 2.1": dict(width=64, multiples=SMALL, context=64, vae=32, layers=3, words=190, open_clip=True),
 }
 
@@ -149,6 +151,10 @@ def original_shapes(version):
         prefix: text(size["context"], size["layers"], size["words"]),
         "": {"alphas_cumprod": (1000,), "betas": (1000,)},
     }
+    if "mvdream" in version:
+        time = 4 * size["width"]
+        camera = affine("camera_embed.0", time, 16) | affine("camera_embed.2", time, time)
+        parts["model.diffusion_model."] |= camera
     return {start + name: shape for start, part in parts.items() for name, shape in part.items()}
 
 

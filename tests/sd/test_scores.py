@@ -20,6 +20,7 @@ from sd.scores import (
     sds,
     view_weights,
     vsd,
+    x0_gradient,
 )
 
 CPU = torch.device("cpu")
@@ -192,3 +193,60 @@ def test_descent_with_csd_between_equal_variances_diverges():
     # The mean of the negative text exceeds that of the prompt, so the latents decrease at a constant rate.
     assert half.mean() < -1
     assert (whole.mean() / half.mean() - 2).abs() < 0.1
+
+
+def x0_case(rescale, views, guidance_weight=5.0):
+    """The gradient of the x0 loss for random predictions, and its inputs."""
+    generator = torch.Generator().manual_seed(4)
+    latents, noise, e_n, e_c = torch.randn(4, 4, 3, 5, 5, generator=generator, dtype=torch.float64)
+    abar = torch.tensor([0.9, 0.9, 0.3, 0.3], dtype=torch.float64)
+    noisy = abar[:, None, None, None].sqrt() * latents + (1 - abar)[:, None, None, None].sqrt() * noise
+    keys = {"guidance_weight": guidance_weight, "rescale": rescale, "views": views}
+    found = x0_gradient(latents, noisy, abar, Predictions(e_n, e_c), **keys)
+    return found, latents, noisy, noise, abar[:, None, None, None], e_n, e_c
+
+
+def test_the_x0_loss_without_rescaling_is_sds_with_another_weight():
+    found, _, _, noise, abar, e_n, e_c = x0_case(rescale=0.0, views=1)
+    expected = ((1 - abar) / abar).sqrt() * sds(classifier_free(e_n, e_c, 5.0), noise)
+    assert torch.allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("views", [1, 2, 4])
+@pytest.mark.parametrize("rescale", [0.5, 1.0])
+def test_the_rescaled_prediction_has_the_deviation_of_the_conditional_one(views, rescale):
+    """ẑ = φ ẑ0 σ(ẑ0 of the prompt) / σ(ẑ0) + (1 − φ) ẑ0, with σ over all views of an object."""
+    found, latents, noisy, _, abar, e_n, e_c = x0_case(rescale, views)
+    guided = (noisy - (1 - abar).sqrt() * (e_n + 5 * (e_c - e_n))) / abar.sqrt()
+    conditional = (noisy - (1 - abar).sqrt() * e_c) / abar.sqrt()
+    expected = torch.empty_like(found)
+    for first in range(0, 4, views):
+        rows = slice(first, first + views)
+        factor = conditional[rows].std() / guided[rows].std()
+        expected[rows] = latents[rows] - (rescale * factor + 1 - rescale) * guided[rows]
+    assert torch.allclose(found, expected, rtol=1e-10)
+    if rescale == 1:
+        assert (latents - found)[:views].std().item() == pytest.approx(conditional[:views].std().item())
+
+
+def test_the_x0_loss_is_half_the_squared_distance_to_its_target():
+    found, latents, noisy, _, abar, e_n, e_c = x0_case(0.5, 4)
+    target = latents - found
+    x = latents.clone().requires_grad_()
+    (0.5 * (x - target).square().sum()).backward()
+    assert torch.allclose(x.grad, found)
+
+
+def test_distillation_with_the_x0_loss_reaches_the_guided_mean():
+    """The latents of a Gaussian prior approach the mean that guidance moves away from the negative text."""
+    prior = GaussianPrior(variance=0.05)
+    config = GuidanceConfig(text="x", score="x0", x0_rescale=0.0, guidance_weight=1.0)
+    guidance = Guidance(prior, config, "negative", torch.device("cpu"))
+    phase = Phase("p", (0.3, 0.7), one_minus_abar, "image", rotate_normals=False)
+    image = torch.full((8, 4, 4, 4), 2.0)
+    for step in range(60):
+        x = image.clone().requires_grad_()
+        sample = guidance.sample(torch.ones(8).long(), phase, torch.Generator().manual_seed(step))
+        guidance(x, sample, phase)[0].backward()
+        image = image - 0.2 * x.grad
+    assert image.mean().item() == pytest.approx(0.25, abs=0.05)

@@ -1,0 +1,52 @@
+"""Convert a .pt or .ckpt checkpoint of tensors to .safetensors, without running code from it.
+
+python3 -m sd.loading.convert_pt sd-v2.1-base-4view.pt sd-v2.1-base-4view.safetensors
+"""
+
+import argparse
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name: the content of its "state_dict" if it has one.
+
+    Raises:
+        ValueError: the file is damaged, contains objects other than tensors, or no tensors.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: cannot be read without running its code: {reason}") from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    # Tensors that share memory are copied, because .safetensors files cannot share it.
+    tensors = {name: value.clone() for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path}: it contains no tensors by name")
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from safetensors.torch import save_file
+
+    parser = argparse.ArgumentParser(prog="sd.loading.convert_pt", description=__doc__.split("\n")[0])
+    parser.add_argument("source", type=Path, help="the .pt or .ckpt file")
+    parser.add_argument("target", type=Path, help="the .safetensors file to write")
+    options = parser.parse_args(arguments)
+    try:
+        tensors = read_tensors(options.source)
+        options.target.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, options.target)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(f"{options.target}: {len(tensors)} tensors")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
