@@ -115,8 +115,8 @@ def test_fused_blocks_of_both_networks_give_the_same(kernels, kernel_device):
     noisy, text, image = torch.randn(1, 4, 4, 4), torch.randn(1, 3, 8), torch.rand(1, 3, 8, 8)
     given = [x.to(kernel_device) for x in (noisy, torch.tensor([500]), text, image, torch.tensor(0.8))]
     expected = controlled_noise_of(*networks, *given)
-    fused_blocks.speed_up_denoiser(unet, kernels)
-    fused_blocks.speed_up_control_net(control_net, kernels)
+    fused_blocks.fuse_denoiser_blocks(unet, kernels)
+    fused_blocks.fuse_control_net_blocks(control_net, kernels)
     assert not any(isinstance(m, ResnetBlock2D | nn.Conv2d) for n in networks for m in n.modules())
     with torch.no_grad():
         found = controlled_noise_of(*networks, *given)
@@ -316,4 +316,4 @@ def test_cuda_graphs_and_fused_blocks_agree_with_the_cpu(model_folder, folder, p
         moved = ViewConditions(None, given[3].cuda(), torch.tensor(weight, device="cuda"))
         found = fast.predict_noise(*(x.cuda() for x in given[:3]), moved).cpu()
         assert (found - expected).norm() < 0.02 * expected.norm()
-    assert len(fast._denoise.recordings.made) == 1
+    assert len(fast._denoise.cache.recordings) == 1

@@ -145,8 +145,8 @@ def test_joint_attention_is_softmax_over_the_tokens_of_all_views():
 def test_fused_blocks_keep_the_joint_attention(joint):
     quick, given = copy.deepcopy(joint), inputs(VIEWS)
     expected = noise_of(quick, *given)
-    fused_blocks.speed_up_denoiser(quick, REFERENCE)
-    assert any(isinstance(module, fused_blocks.Transformer) for module in quick.modules())
+    fused_blocks.fuse_denoiser_blocks(quick, REFERENCE)
+    assert any(isinstance(module, fused_blocks.FusedTransformer) for module in quick.modules())
     with torch.no_grad():
         found = noise_of(quick, *given)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
@@ -165,7 +165,7 @@ def test_a_fused_transformer_of_joint_attention_gives_the_same(kernels, kernel_d
     (expected,) = module(x, encoder_hidden_states=text, return_dict=False)
     assert (expected - single).abs().max() > 1e-3
     with torch.no_grad():
-        (found,) = fused_blocks.Transformer(module, kernels)(x, text)
+        (found,) = fused_blocks.FusedTransformer(module, kernels)(x, text)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
@@ -316,8 +316,8 @@ def test_cuda_graphs_and_fused_blocks_agree_with_the_cpu(folder, groups):
             answer = prior.predict_noise(noisy, time, text, ViewConditions(cameras.to(device)))
             found[device, turn] = answer.cpu()
         if device == "cuda":
-            assert len(prior._denoise.recordings.made) == 1
-            assert any(isinstance(module, fused_blocks.Transformer) for module in prior.unet.modules())
+            assert len(prior._denoise.cache.recordings) == 1
+            assert any(isinstance(module, fused_blocks.FusedTransformer) for module in prior.unet.modules())
     for turn in range(3):
         error = (found["cuda", turn] - found["cpu", turn]).norm() / found["cpu", turn].norm()
         assert error < 0.02
