@@ -112,6 +112,7 @@ def sample_cameras(
     count: int,
     resolution: tuple[int, int],
     generator: torch.Generator,
+    *,
     rank: int = 0,
     world_size: int = 1,
     *,
@@ -120,6 +121,7 @@ def sample_cameras(
 ) -> Cameras:
     """`count` training cameras on the CPU.
 
+    rank, world_size: this call draws part `rank` of `world_size` parts of a batch (see `draw_azimuths`).
     rotate_normals: each view gets a rotation from `normal_rotations`. Otherwise it gets the identity.
     views: above 1, each group of so many consecutive cameras views the object from equally spaced azimuths. A
     group has one elevation, field of view, shift and rotation of the normals. `count` is a multiple of views.

@@ -22,7 +22,7 @@ class SurfacePoints:
 
     clip [B,V,4] and rast [B,H,W,4] are described in raster/interface.py. values [B,H,W,6]: the interpolated
     positions and smooth normals. pixel [N]: flat pixel indices over (B, H, W). position [N,3], normal [N,3]
-    (unit, from `shading_normal`) and to_viewer [N,3] (unit) are in world space.
+    (unit, from `shading_normal`, None if not requested) and to_viewer [N,3] (unit) are in world space.
     """
 
     clip: Float[Tensor, "B V 4"]
@@ -30,7 +30,7 @@ class SurfacePoints:
     values: Float[Tensor, "B H W 6"]
     pixel: Int[Tensor, " N"]
     position: Float[Tensor, "N 3"]
-    normal: Float[Tensor, "N 3"]
+    normal: Float[Tensor, "N 3"] | None
     to_viewer: Float[Tensor, "N 3"]
 
     @property
@@ -57,13 +57,22 @@ class SurfacePoints:
         face = self.gather(self.rast.detach()[..., 3:])[:, 0].long() - 1
         return safe_normalize(face_cross(mesh.v_pos, mesh.faces)).index_select(0, face)
 
+    def shading_normal(self, mesh: Mesh) -> Float[Tensor, "N 3"]:
+        """The value of `normal`, for points that were made without it."""
+        return shading_normal(self.smooth_normal(), self.face_normal(mesh), self.to_viewer)
+
     def mask(self) -> Float[Tensor, "B H W 1"]:
         # rast stores face index + 1.
         return self.rast.detach()[..., 3:].clamp(max=1)
 
 
-def rasterize_gbuffer(mesh: Mesh, views: Cameras, rasteriser: Rasteriser) -> SurfacePoints:
-    """Rasterise the mesh and return its surface points, differentiable with respect to v_pos."""
+def rasterize_gbuffer(
+    mesh: Mesh, views: Cameras, rasteriser: Rasteriser, normals: bool = True
+) -> SurfacePoints:
+    """Rasterise the mesh and return its surface points, differentiable with respect to v_pos.
+
+    normals: also compute the shading normals.
+    """
     clip = transform_points(views.world_to_clip, mesh.v_pos)
     rast = rasteriser.rasterize(clip, mesh.faces, views.resolution)
     values = rasteriser.interpolate(torch.cat([mesh.v_pos, mesh.v_nrm], dim=-1), rast, mesh.faces)
@@ -74,9 +83,8 @@ def rasterize_gbuffer(mesh: Mesh, views: Cameras, rasteriser: Rasteriser) -> Sur
         from render.kernels import gbuffer_triton
 
         gather = gbuffer_triton.surface_points
-    return SurfacePoints(
-        clip, rast, values, pixel, *gather(values, rast, pixel, mesh.faces, mesh.v_pos, views.position)
-    )
+    found = gather(values, rast, pixel, mesh.faces, mesh.v_pos, views.position, normals=normals)
+    return SurfacePoints(clip, rast, values, pixel, *found)
 
 
 def surface_points(
@@ -86,15 +94,20 @@ def surface_points(
     faces: Int[Tensor, "F 3"],
     v_pos: Float[Tensor, "V 3"],
     camera: Float[Tensor, "B 3"],
-) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
+    *,
+    normals: bool = True,
+) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None, Float[Tensor, "N 3"]]:
     """position, normal and to_viewer at the covered pixels, as in SurfacePoints.
 
     values: the interpolated positions and smooth normals. camera: the camera position of each image.
+    normals: whether to compute the normal; otherwise it is None.
     """
-    number = rast.detach()[..., 3].flatten().index_select(0, pixel)
     view = pixel // (rast.shape[1] * rast.shape[2])
     position, smooth = values.flatten(0, 2).index_select(0, pixel).split(3, dim=-1)
-    face = face_cross(v_pos, faces).index_select(0, number.long() - 1)
     to_viewer = camera.index_select(0, view) - position
+    if not normals:
+        return position, None, safe_normalize(to_viewer)
+    number = rast.detach()[..., 3].flatten().index_select(0, pixel)
+    face = face_cross(v_pos, faces).index_select(0, number.long() - 1)
     smooth, face, to_viewer = safe_normalize(torch.stack([smooth, face, to_viewer])).unbind()
     return position, shading_normal(smooth, face, to_viewer), to_viewer

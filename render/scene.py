@@ -6,6 +6,8 @@ modeling of the same paper). A call with `Cameras` returns the image that guidan
 preview images by name: sRGB in [0, 1] on a white background.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -104,6 +106,7 @@ class AppearanceScene(nn.Module):
         material: MaterialField,
         light: EnvironmentLight,
         rasteriser: Rasteriser,
+        *,
         background: float = 0.0,
         light_follows_camera: bool = False,
         relight: EnvironmentLight | None = None,
@@ -127,7 +130,7 @@ class AppearanceScene(nn.Module):
         Stores the visible points in `visible` and the G-buffer in `points`.
         """
         views = views.to(self.mesh.v_pos.device)
-        points = rasterize_gbuffer(self.mesh, views, self.rasteriser)
+        points = self._surface_points(views)
         self.visible, self.points = (points.position.detach(), points.pixel), points
         material, normal = self.material_and_normal(points)
         # Black (0) and white (1) have the same values in linear colour and in sRGB.
@@ -138,13 +141,16 @@ class AppearanceScene(nn.Module):
     def control_image(self, kind: ControlKind, views: Cameras) -> Float[Tensor, "B H W 3"]:
         """The control image of the last rendering, in [0, 1]. views: the cameras of that rendering."""
         views = views.to(self.mesh.v_pos.device)
-        return control_image(kind, self.points, views, self.mesh, self.rasteriser)
+        points = self.points
+        if points.normal is None:
+            points = replace(points, normal=points.shading_normal(self.mesh))
+        return control_image(kind, points, views, self.mesh, self.rasteriser)
 
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
         """Preview images: "shaded", "kd", "ks", "normal", "mask", and "relight" if that light is given."""
         views = views.to(self.mesh.v_pos.device)
-        points = rasterize_gbuffer(self.mesh, views, self.rasteriser)
+        points = self._surface_points(views)
         material, normal = self.material_and_normal(points)
         colours = {
             "shaded": linear_to_srgb(self._lit(points, views, material, normal)),
@@ -156,6 +162,10 @@ class AppearanceScene(nn.Module):
             relit = self._lit(points, views, material, normal, self.relight)
             colours["relight"] = linear_to_srgb(relit)
         return pictures(colours, points, self.mesh, self.rasteriser)
+
+    def _surface_points(self, views: Cameras) -> SurfacePoints:
+        """The visible points. A bumpy material computes its own shading normals, so they have none."""
+        return rasterize_gbuffer(self.mesh, views, self.rasteriser, normals=not self.material.bumpy)
 
     def material_and_normal(self, points: SurfacePoints) -> tuple[Material, Float[Tensor, "N 3"]]:
         """The material and the world-space shading normal at each point."""

@@ -1,7 +1,8 @@
 """Imports point down only (train > training > configs > dataset, geometry > render) and form no cycle.
 
 All imports are read from the source, including those inside functions. An import under `if TYPE_CHECKING`
-must also point down, but it may close a cycle, because it is never executed.
+must also point down, but it may close a cycle, because it is never executed. Functions outside kernels take
+at most six positional arguments.
 """
 
 import ast
@@ -43,6 +44,11 @@ HEAVY = {
     "tokenizers",
     "scipy",
 }
+MAX_POSITIONAL = 6
+# Kernels and their references take arrays and sizes by position.
+KERNEL_FOLDERS = ("kernels", "render/raster/triton", "render/raster/numba")
+KERNEL_FILES = ("_triton.py", "_numba.py")
+KERNEL_DECORATORS = {"kernel", "njit", "jit"}
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -123,6 +129,32 @@ def runtime_imports(root: Path) -> list[str]:
                 if any(name == runtime or name.startswith(f"{runtime}.") for runtime in RUNTIME_MODULES)
             ]
     return found
+
+
+def is_kernel(path: Path, function: ast.FunctionDef) -> bool:
+    """Whether a function belongs to the kernels, by its folder, its file or its decorator."""
+    folder = path.relative_to(ROOT).parent.as_posix()
+    if folder.endswith(KERNEL_FOLDERS) or path.name.endswith(KERNEL_FILES):
+        return True
+    words = {word for node in function.decorator_list for word in ast.unparse(node).split("(")[0].split(".")}
+    return bool(words & KERNEL_DECORATORS)
+
+
+def positional_arguments(function: ast.FunctionDef) -> int:
+    """The number of positional arguments without self, cls and an autograd function's ctx."""
+    names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
+    return len(names) - (names[:1] in (["self"], ["cls"], ["ctx"]))
+
+
+def test_functions_have_at_most_six_positional_arguments():
+    counts = {
+        f"{path.relative_to(ROOT)}: {node.name}": positional_arguments(node)
+        for path in modules(ROOT).values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and not is_kernel(path, node)
+    }
+    assert counts["render/camera.py: look_at_origin"] == 4
+    assert not {name: count for name, count in counts.items() if count > MAX_POSITIONAL}
 
 
 def test_imports_point_down():

@@ -72,15 +72,16 @@ def _forward(
     _, position, vectors, _, _ = _load_points(
         values, rast, pixel, faces, v_pos, camera, index, mask, view_pixels
     )
-    smooth, _ = unit(vectors[0])
-    face, _ = unit(vectors[1])
     view, _ = unit(vectors[2])
-    side, _, _, blended = _blend_normals(smooth, face, view)
-    shading, _ = unit(scale(blended, side))
     row = 3 * index.to(tl.int64)
     store_vec3(positions + row, position, mask)
-    store_vec3(normals + row, shading, mask)
     store_vec3(to_viewers + row, view, mask)
+    if normals is not None:
+        smooth, _ = unit(vectors[0])
+        face, _ = unit(vectors[1])
+        side, _, _, blended = _blend_normals(smooth, face, view)
+        shading, _ = unit(scale(blended, side))
+        store_vec3(normals + row, shading, mask)
 
 
 @triton.jit(do_not_specialize=["view_pixels", "count"])
@@ -137,19 +138,23 @@ def surface_points(
     faces: Int[Tensor, "F 3"],
     v_pos: Float[Tensor, "V 3"],
     camera: Float[Tensor, "B 3"],
-) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
+    *,
+    normals: bool = True,
+) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None, Float[Tensor, "N 3"]]:
     """position, normal and to_viewer at the covered pixels; see gbuffer.surface_points.
 
     All float32 except pixel, which is int64 without duplicates. Gradients flow to values and v_pos.
     """
-    return _SurfacePoints.apply(values, rast.detach(), pixel, faces, v_pos, camera)
+    return _SurfacePoints.apply(values, rast.detach(), pixel, faces, v_pos, camera, normals)
 
 
 class _SurfacePoints(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, rast, pixel, faces, v_pos, camera):
+    def forward(ctx, values, rast, pixel, faces, v_pos, camera, normals):
         inputs = [tensor.contiguous() for tensor in (values, rast, pixel, faces, v_pos, camera)]
-        outputs = tuple(values.new_empty(len(pixel), 3) for _ in range(3))
+        position, to_viewer = (values.new_empty(len(pixel), 3) for _ in range(2))
+        normal = torch.empty_like(position) if normals else None
+        outputs = position, normal, to_viewer
         if len(pixel):
             with torch.cuda.device_of(values):
                 grid = (triton.cdiv(len(pixel), BLOCK),)
@@ -170,4 +175,4 @@ class _SurfacePoints(torch.autograd.Function):
                 grid = (triton.cdiv(len(pixel), BLOCK),)
                 sizes = rast.shape[1] * rast.shape[2], len(pixel)
                 _backward[grid](*inputs, *grads, grad_values, grad_v_pos, *sizes, **OPTIONS)
-        return grad_values, None, None, None, grad_v_pos, None
+        return grad_values, None, None, None, grad_v_pos, None, None

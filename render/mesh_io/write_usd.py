@@ -92,7 +92,7 @@ def _material(stage, textures: set[str]):
     reader.CreateIdAttr("UsdPrimvarReader_float2")
     reader.CreateInput("varname", types.String).Set("st")
 
-    def texture(name, file, output, kind, space, scale=None, bias=None):
+    def texture(name, file, output, kind, space, *, scale=None, bias=None):
         node = UsdShade.Shader.Define(stage, f"/World/surface/{name}")
         node.CreateIdAttr("UsdUVTexture")
         node.CreateInput("file", types.Asset).Set(Sdf.AssetPath(f"./{file}"))
@@ -114,10 +114,10 @@ def _material(stage, textures: set[str]):
         texture("roughness", ROUGHNESS_FILE, "r", types.Float, "raw")
         texture("metallic", METALLIC_FILE, "r", types.Float, "raw")
         # Occlusion here is 1 where it is dark; USD's is 1 where nothing is occluded.
-        texture("occlusion", KS_FILE, "r", types.Float, "raw", (-1, -1, -1, 1), (1, 1, 1, 0))
+        texture("occlusion", KS_FILE, "r", types.Float, "raw", scale=(-1, -1, -1, 1), bias=(1, 1, 1, 0))
     else:
         surface.CreateInput("roughness", types.Float).Set(1.0)
         surface.CreateInput("metallic", types.Float).Set(0.0)
     if "normal" in textures:
-        texture("normal", NORMAL_FILE, "rgb", types.Normal3f, "raw", (2, 2, 2, 1), (-1, -1, -1, 0))
+        texture("normal", NORMAL_FILE, "rgb", types.Normal3f, "raw", scale=(2, 2, 2, 1), bias=(-1, -1, -1, 0))
     return material

@@ -120,7 +120,7 @@ def test_a_step_is_a_pure_function_of_its_numbers():
 
     def draw(seed, rank, step):
         return sample_cameras(
-            config, 3, (8, 8), step_generator(seed, rank, step), rank, 4, rotate_normals=True
+            config, 3, (8, 8), step_generator(seed, rank, step), rank=rank, world_size=4, rotate_normals=True
         )
 
     first, again = draw(1, 2, 3), draw(1, 2, 3)

@@ -2,12 +2,16 @@
 
 import dataclasses
 
+import pytest
 import torch
 import trimesh
 from torch import nn
 
 from dataset.cameras import CameraConfig, sample_cameras, step_generator
+from render import gbuffer
+from render import scene as scene_module
 from render.camera import orbit
+from render.control_image import control_image
 from render.gbuffer import rasterize_gbuffer
 from render.mesh import make_mesh
 from render.raster.select import choose_rasteriser
@@ -15,6 +19,7 @@ from render.scene import AppearanceScene, GeometryScene
 from render.shade.brdf import linear_to_srgb
 from render.shade.light import EnvironmentLight
 from render.shade.material import Material, MaterialField
+from render.shade.normals import shading_normal
 from render.shade.prefilter import prefilter
 
 SIDE = 32
@@ -100,13 +105,32 @@ def test_bumped_normals_face_the_viewer():
         assert ((normal * points.normal).sum(-1) < 0.7).float().mean() > 0.3
 
 
+@pytest.mark.parametrize("material", [RandomBumps(), White()], ids=["bumpy", "smooth"])
+def test_shading_normals_are_computed_once(material, monkeypatch):
+    calls = []
+    for module in (gbuffer, scene_module):
+        monkeypatch.setattr(
+            module, "shading_normal", lambda *given: calls.append(1) or shading_normal(*given)
+        )
+    scene = AppearanceScene(with_tangents(ball(1)), material, EVEN_LIGHT, choose_rasteriser("cpu"))
+    views = orbit(2, (SIDE, SIDE))
+    scene(views)
+    scene.layers(views)
+    assert len(calls) == 2
+    # A control image shows the normals without the bump map.
+    points = rasterize_gbuffer(scene.mesh, views, scene.rasteriser)
+    expected = control_image("normal", points, views, scene.mesh, scene.rasteriser)
+    scene(views)
+    assert torch.allclose(scene.control_image("normal", views), expected, atol=1e-6)
+
+
 def test_outline_is_antialiased_on_linear_colours():
     """White on black: an outline pixel with coverage c is sRGB(c · white), not c · sRGB(white)."""
     views = orbit(1, (SIDE, SIDE))
     rasteriser = choose_rasteriser(torch.device("cpu"))
     mesh = with_tangents(ball())
     for background in (0.0, 1.0):
-        scene = AppearanceScene(mesh, White(), EVEN_LIGHT, rasteriser, background)
+        scene = AppearanceScene(mesh, White(), EVEN_LIGHT, rasteriser, background=background)
         image = scene(views)
         points = rasterize_gbuffer(mesh, views, rasteriser)
         material, normal = scene.material_and_normal(points)

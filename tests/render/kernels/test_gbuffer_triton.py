@@ -115,6 +115,15 @@ def test_no_graph_without_a_gradient(kernel_device):
     assert all(value.grad_fn is None for value in gbuffer_triton.surface_points(**given))
 
 
+def test_points_without_normals(kernel_device):
+    given = random_points(kernel_device)
+    for function in (gbuffer_triton.surface_points, surface_points):
+        expected = function(**given)
+        position, normal, to_viewer = function(**given, normals=False)
+        assert normal is None
+        assert torch.equal(position, expected[0]) and torch.equal(to_viewer, expected[2])
+
+
 def test_no_covered_pixel(kernel_device):
     given = random_points(kernel_device, 0)
     found = values_and_gradients(gbuffer_triton.surface_points, given)

@@ -22,6 +22,7 @@ for index in (torch.int32, torch.int64):
         position, normal, to_viewer = surface_points(a, rast, pixel, faces, b, camera)
         normal.sum().backward(retain_graph=True)
         (position + normal + to_viewer).sum().backward()
+    surface_points(values.detach(), rast, pixel, faces, v_pos.detach(), camera, normals=False)
 """
 IMAGE = """
 import torch
@@ -39,7 +40,7 @@ for flip in (False, True):
     ("code", "kernels"),
     [
         (NORMALS, {"_sum_faces": 2, "_normalize": 1, "_backward": 2}),
-        (POINTS, {"_forward": 2, "_backward": 12}),
+        (POINTS, {"_forward": 4, "_backward": 12}),
         (IMAGE, {"_forward": 2, "_backward": 2}),
     ],
     ids=["normals", "points", "image"],

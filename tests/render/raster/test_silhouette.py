@@ -64,7 +64,7 @@ def test_strip_narrower_than_a_pixel(rasteriser):
     torch.testing.assert_close(mask[0, 1:-1, 4, 0], torch.full((14,), 0.4), atol=1e-5, rtol=0)
 
 
-def finite_differences(rasteriser, clip_of, start, faces, weights, step, factor):
+def finite_differences(rasteriser, clip_of, start, faces, weights, *, step, factor):
     """d Σ mask·weight / d parameter [N,P] for weight images [N,B,H,W,1], by central differences."""
     resolution, columns = weights.shape[2:4], []
     for index in range(len(start)):
@@ -100,7 +100,9 @@ def test_gradient_of_the_outline(numba_rasteriser, bumpy_sphere, subdivisions, s
         [torch.autograd.grad((mask * weight).sum(), start, retain_graph=True)[0] for weight in weights]
     )
     factor = 1024 // size
-    expected = finite_differences(numba_rasteriser, clip_of, start.detach(), faces, weights, 0.008, factor)
+    expected = finite_differences(
+        numba_rasteriser, clip_of, start.detach(), faces, weights, step=0.008, factor=factor
+    )
     length = (got.norm() / expected.norm()).item()
     error = ((got - expected).norm() / expected.norm()).item()
     record_property("gradient_length_ratio", round(length, 4))

@@ -65,7 +65,7 @@ def classifier(tmp_path_factory):
     return config.out
 
 
-def export(folder, renderer, category, material=None, painted=True, seed=400, with_checkpoint=True):
+def export(folder, renderer, category, material=None, *, painted=True, seed=400, with_checkpoint=True):
     """The folder of a run with a perfect result: mesh, textures, and a checkpoint with the prompt."""
     generator = torch.Generator().manual_seed(seed)
     subject = make_object(category, generator)
