@@ -115,7 +115,6 @@ def sample_cameras(
     *,
     rank: int = 0,
     world_size: int = 1,
-    *,
     rotate_normals: bool = False,
     views: int = 1,
 ) -> Cameras:

@@ -4,6 +4,8 @@ The network is diffusers' `ControlNetModel`. It reads x_t, t, the text and a con
 are added to the outputs of the denoiser's down blocks and middle block. All texts of the guidance get them.
 """
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -15,21 +17,21 @@ def residuals_of(
     noisy: Float[Tensor, "N C h w"],
     timesteps: Int[Tensor, " N"],
     text: Float[Tensor, "N L D"],
-    control: Float[Tensor, "N 3 S S"],
-    weight: Float[Tensor, ""],
-    camera: Float[Tensor, "N 16"] | None = None,
+    conditions: Sequence[Tensor],
 ) -> Residuals:
-    """The residuals for the down blocks and for the middle block, times `weight`.
+    """The residuals for the down blocks and for the middle block, times the weight.
 
-    control: in [0, 1]. camera: only for a ControlNet of a prior that takes cameras.
+    conditions: control image [N, 3, S, S] in [0, 1], weight [] and, for a prior that takes cameras, camera
+    [N, 16].
     """
+    control, weight, *camera = conditions
     down, middle = control_net(
         noisy,
         timesteps,
         encoder_hidden_states=text,
         controlnet_cond=control,
         conditioning_scale=weight,
-        class_labels=camera,
+        class_labels=camera[0] if camera else None,
         return_dict=False,
     )
     return down, middle
@@ -45,9 +47,9 @@ def controlled_noise_of(
 ) -> Tensor:
     """The output of a denoiser with the residuals of a ControlNet.
 
-    conditions: control image, weight and, for a prior that takes cameras, camera (see `residuals_of`).
+    conditions: see `residuals_of`.
     """
-    down, middle = residuals_of(control_net, noisy, timesteps, text, *conditions)
+    down, middle = residuals_of(control_net, noisy, timesteps, text, conditions)
     return unet(
         noisy,
         timesteps,

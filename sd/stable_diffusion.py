@@ -233,7 +233,7 @@ class StableDiffusion(nn.Module):
         if self.control_net is not None:
             with torch.no_grad():
                 control = self._control_of(conditions)
-                residuals = residuals_of(self.control_net, given, timesteps, text, *control, *camera)
+                residuals = residuals_of(self.control_net, given, timesteps, text, (*control, *camera))
         cameras = torch.cat([*camera, camera_numbers(conditions.world_to_clip)], dim=1)
         output = lora(given, timesteps, text, cameras, residuals).float()
         return self._noise_from(output, noisy, timesteps)
