@@ -93,9 +93,10 @@ class CaptionTable:
         view_index: torch.Tensor,
         material: torch.Tensor,
         generator: torch.Generator,
+        view_share: float = VIEW_SHARE,
     ) -> torch.Tensor:
         """Random rows [B] of `captions` for images of these categories, views and materials [B], on their
-        device.
+        device. view_share: the share of captions that end with the view.
         """
         device, count = category_index.device, len(category_index)
 
@@ -103,7 +104,7 @@ class CaptionTable:
             return torch.rand(count, generator=generator, device=device)
 
         wording = (uniform() * self.wordings).long().clamp(max=self.wordings - 1)
-        ending = torch.where(uniform() < VIEW_SHARE, view_index + 1, 0)
+        ending = torch.where(uniform() < view_share, view_index + 1, 0)
         category_material = category_index * len(self.materials) + material
         row = (category_material * self.wordings + wording) * len(self._endings) + ending
         empty = self._first_empty + (uniform() * len(EMPTY_CAPTIONS)).long().clamp(

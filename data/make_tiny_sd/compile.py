@@ -26,9 +26,15 @@ def autocast_for(device: torch.device):
     return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
-def predict(unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-    """The predicted noise, in the precision of the network."""
-    return unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False)[0]
+def predict(
+    unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor | None = None
+) -> Tensor:
+    """The predicted noise, in the precision of the network.
+
+    camera [B, 16]: for a denoiser of several views.
+    """
+    named = {} if camera is None else {"class_labels": camera}
+    return unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False, **named)[0]
 
 
 def example(shape: Shape, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

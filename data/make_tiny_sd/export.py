@@ -11,17 +11,25 @@ from torch import nn
 
 from data.make_tiny_sd import networks
 from data.make_tiny_sd.captions import readable_name
+from data.make_tiny_sd.compile import predict
 from data.make_tiny_sd.model_card import model_card
 from data.make_tiny_sd.renders import Views
 from data.make_tiny_sd.run import Run
 from data.make_tiny_sd.samples import data_grid, domain_means, sample_grids
 from data.make_tiny_sd.train_unet import DOMAINS, Denoiser
 from data.make_tiny_sd.train_vae import Latents
+from render.camera import orbit
+from sd.conditions import ViewConditions
+from sd.multi_view import camera_matrices
 from sd.stable_diffusion import StableDiffusion
 
 logger = logging.getLogger(__name__)
 
 TILE = 64
+JOINT = (
+    " The denoiser takes {views} views of an object together, with their cameras and without view words. The "
+    "columns of the samples are groups of views around one object."
+)
 
 
 def export(run: Run, denoiser: Denoiser, vae: nn.Module, tokenizer, latents: Latents, views: Views) -> None:
@@ -56,11 +64,13 @@ def check(folder: Path, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> 
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(0)
     size = unet.config.sample_size
-    noisy = torch.randn(1, networks.LATENT_CHANNELS, size, size, generator=generator)
-    caption, timesteps = ["a photo of a mug"], torch.tensor([500])
-    found = loaded.predict_noise(noisy, timesteps, loaded.embed(caption))
-    text = networks.embed(text_encoder, networks.tokenize(tokenizer, caption).to(device)).float()
-    expected = unet(noisy.to(device), timesteps.to(device), encoder_hidden_states=text, return_dict=False)[0]
+    noisy = torch.randn(loaded.views, networks.LATENT_CHANNELS, size, size, generator=generator)
+    captions, timesteps = ["a photo of a mug"] * loaded.views, torch.full((loaded.views,), 500)
+    cameras = orbit(loaded.views, (8, 8)).world_to_clip
+    found = loaded.predict_noise(noisy, timesteps, loaded.embed(captions), ViewConditions(cameras))
+    text = networks.embed(text_encoder, networks.tokenize(tokenizer, captions).to(device)).float()
+    camera = camera_matrices(cameras).to(device) if loaded.takes_cameras else None
+    expected = predict(unet, noisy.to(device), timesteps.to(device), text, camera)
     difference = ((found - expected.cpu()).norm() / expected.norm().cpu()).item()
     logger.log(
         logging.INFO if difference < 0.05 else logging.ERROR,
@@ -106,6 +116,8 @@ def _figures(run: Run, denoiser: Denoiser, vae: nn.Module, views: Views) -> dict
         or "not noted",
         "scaling": vae.config.scaling_factor,
         "torch_version": torch.__version__,
+        "view_share": run.view_share,
+        "joint": JOINT.format(views=run.shape.views) if run.shape.views > 1 else "",
     }
 
 
@@ -120,7 +132,10 @@ def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], t
     unet, vae, text_encoder = networks
     try:
         for network, name in ((unet, "unet"), (vae, "vae")):
-            network.load_state_dict(load_file(folder / name / "diffusion_pytorch_model.safetensors"))
+            weights = load_file(folder / name / "diffusion_pytorch_model.safetensors")
+            # A denoiser of several views keeps its new camera embedding.
+            camera = {key: v for key, v in network.state_dict().items() if key.startswith("class_embedding.")}
+            network.load_state_dict(camera | weights)
         from transformers import CLIPTextModel
 
         initial = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)

@@ -1,6 +1,6 @@
 """The README of the embedded prior's folder."""
 
-from data.make_tiny_sd.captions import DROPPED_SHARE, VIEW_SHARE, readable_name
+from data.make_tiny_sd.captions import DROPPED_SHARE, readable_name
 from data.make_tiny_sd.renders import DataConfig
 from data.make_tiny_sd.samples import GUIDANCE, STEPS
 from dataset.procedural.materials import MATERIALS
@@ -32,7 +32,7 @@ rotations of the normals, as the latent itself; normal images through the VAE (b
 through the VAE (sRGB, black background = −1). {own_share:.0%} of the views have the category's own colours,
 the others one of {materials}. Captions: "a pineapple", "a photo of a golden pineapple", "a pineapple made
 of gold" and so on, with ", front view", ", side view" or ", back view" in {view_share:.0%}. {dropped:.0%}
-are empty or a negative prompt.
+are empty or a negative prompt.{joint}
 
 Pairs that are held out from training, to test composition: {held_out}.
 
@@ -68,7 +68,6 @@ def model_card(data: DataConfig, figures: dict) -> str:
         held_out=", ".join(
             sorted(f"{material} {readable_name(category)}" for category, material in data.held_out)
         ),
-        view_share=VIEW_SHARE,
         dropped=DROPPED_SHARE,
         **figures,
     )

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sd.multi_view import CAMERA_NUMBERS, join_views
+
 # Stable Diffusion's noise schedule and the settings of its DDIM sampler.
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -42,6 +44,8 @@ class Shape:
     vae_groups: int = 8
     text_width: int = 128
     text_layers: int = 3
+    # Views that the denoiser takes together, with their cameras (sd/multi_view.py).
+    views: int = 1
 
     @property
     def image_size(self) -> int:
@@ -55,12 +59,16 @@ TOY_SHAPE = Shape(
 
 
 def build_unet(shape: Shape):
+    """The denoiser. With several views, an untrained camera embedding has no effect."""
     from diffusers import UNet2DConditionModel
 
     plain = len(shape.unet) - shape.attention_levels
     down = ["DownBlock2D"] * plain + ["CrossAttnDownBlock2D"] * shape.attention_levels
     up = ["CrossAttnUpBlock2D"] * shape.attention_levels + ["UpBlock2D"] * plain
-    return UNet2DConditionModel(
+    cameras = {}
+    if shape.views > 1:
+        cameras = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_NUMBERS}
+    unet = UNet2DConditionModel(
         sample_size=shape.latent_size,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -72,7 +80,14 @@ def build_unet(shape: Shape):
         attention_head_dim=shape.heads,
         norm_num_groups=shape.groups,
         use_linear_projection=True,
+        **cameras,
     )
+    if shape.views > 1:
+        nn.init.zeros_(unet.class_embedding.linear_2.weight)
+        nn.init.zeros_(unet.class_embedding.linear_2.bias)
+        unet.register_to_config(views=shape.views)
+        join_views(unet, shape.views)
+    return unet
 
 
 def build_vae(shape: Shape):
@@ -142,7 +157,7 @@ def save_pretrained(
     """Write the five components and model_index.json. The networks are copied as `dtype`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, network in (("unet", unet), ("vae", vae), ("text_encoder", text_encoder)):
-        _as_dtype(network, dtype).save_pretrained(folder / name, safe_serialization=True)
+        as_dtype(network, dtype).save_pretrained(folder / name, safe_serialization=True)
     build_scheduler().save_pretrained(folder / "scheduler")
     (folder / "tokenizer").mkdir(exist_ok=True)
     for path in tokenizer.iterdir():
@@ -161,7 +176,7 @@ def save_pretrained(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _as_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+def as_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy on the CPU with contiguous weights."""
     duplicate = copy.deepcopy(network).cpu()
     for parameter in duplicate.parameters():

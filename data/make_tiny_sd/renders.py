@@ -24,6 +24,7 @@ from dataset.procedural.random_draw import Draw
 from geometry.marching_tets import marching_tetrahedra
 from geometry.tet_grid import TetGrid, make_tet_grid
 from render.camera import Cameras
+from render.control_image import control_image
 from render.gbuffer import rasterize_gbuffer
 from render.mesh import Mesh, make_mesh
 from render.raster.interface import Rasteriser
@@ -46,13 +47,17 @@ class DataConfig:
 
     own_share of the views have the category's own colours. The others have one of `materials` materials that
     are drawn per instance, except those that held_out pairs with the category. The cameras show the whole
-    object, because a prior that was trained on cropped objects generates endless parts.
+    object, because a prior that was trained on cropped objects generates endless parts. group: so many
+    consecutive views are a group around the object, with one material (see `sample_cameras`). depth: depth
+    images for a ControlNet are also rendered.
     """
 
     categories: tuple[str, ...] = CATEGORIES
     instances: int = 250
     views: int = 18
     image_size: int = 128
+    group: int = 1
+    depth: bool = False
     grid: int = 128
     box: float = 1.7
     seed: int = 1
@@ -76,7 +81,8 @@ class Views:
 
     normal: world-space, ×127, background 0. mask, and shaded (sRGB, black background): ×255. category [N]
     indexes the config's categories. view [N] is `Cameras.view_index`. material [N] is 0 for the category's
-    own colours, else 1 + the index in MATERIAL_NAMES.
+    own colours, else 1 + the index in MATERIAL_NAMES. camera: world_to_clip. depth: the control image of
+    render/control_image.py, ×255, with D = 1 channel, or 0 channels if it is not rendered.
     """
 
     normal: Int8[Tensor, "N 3 S S"]
@@ -85,6 +91,8 @@ class Views:
     category: Int[Tensor, " N"]
     view: Int[Tensor, " N"]
     material: Int[Tensor, " N"]
+    camera: Float[Tensor, "N 4 4"]
+    depth: UInt8[Tensor, "N D S S"]
 
     def __len__(self) -> int:
         return len(self.category)
@@ -131,6 +139,7 @@ class ObjectRenderer:
             self.config.views,
             (side, side),
             step_generator(seed, category_index, instance, CAMERA_STREAM),
+            views=self.config.group,
         )
         draw = Draw(step_generator(seed, category_index, instance, MATERIAL_STREAM))
         material = draw_materials(self.config, category_index, draw)
@@ -140,7 +149,7 @@ class ObjectRenderer:
         }
         mesh = self.mesh(subject)
         images = self._render(variants, material, mesh, cameras.to(self.device)).permute(0, 3, 1, 2)
-        normal, mask, shaded = images.split([3, 1, 3], dim=1)
+        normal, mask, shaded, depth = images.split([3, 1, 3, int(self.config.depth)], dim=1)
         return Views(
             normal=(normal * 127).round().clamp(-127, 127).to("cpu", torch.int8),
             mask=(mask * 255).round().clamp(0, 255).to("cpu", torch.uint8),
@@ -148,6 +157,8 @@ class ObjectRenderer:
             category=torch.full((len(images),), category_index),
             view=cameras.view_index.clone(),
             material=material,
+            camera=cameras.world_to_clip,
+            depth=(depth * 255).round().clamp(0, 255).to("cpu", torch.uint8),
         )
 
     def mesh(self, subject: ProceduralObject) -> Mesh:
@@ -159,9 +170,9 @@ class ObjectRenderer:
 
     def _render(
         self, variants: dict[int, ProceduralObject], material: Int[Tensor, " B"], mesh: Mesh, cameras: Cameras
-    ) -> Float[Tensor, "B H W 7"]:
-        """(normal 3, mask 1, shaded sRGB 3) with antialiased outlines. View i has the material
-        variants[material[i]].
+    ) -> Float[Tensor, "B H W C"]:
+        """(normal 3, mask 1, shaded sRGB 3, depth 1 if configured) with antialiased outlines. View i has the
+        material variants[material[i]].
         """
         points = rasterize_gbuffer(mesh, cameras, self.rasteriser)
         kd, ks = torch.empty_like(points.position), torch.empty_like(points.position)
@@ -172,18 +183,22 @@ class ObjectRenderer:
         shaded = shade(kd, ks, points.normal, points.to_viewer, self.light)
         image = torch.cat([points.scatter(points.normal), points.mask(), points.scatter(shaded)], dim=-1)
         image = self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
-        return torch.cat([image[..., :4], linear_to_srgb(image[..., 4:]).clamp(0, 1)], dim=-1)
+        images = [image[..., :4], linear_to_srgb(image[..., 4:]).clamp(0, 1)]
+        if self.config.depth:
+            images.append(control_image("depth", points, cameras, mesh, self.rasteriser)[..., :1])
+        return torch.cat(images, dim=-1)
 
 
 def draw_materials(config: DataConfig, category_index: int, draw: Draw) -> Int[Tensor, " views"]:
-    """The material index of each view of an instance, see `Views.material`."""
+    """The material index of each view of an instance, see `Views.material`. It is equal in a group."""
+    groups = config.views // config.group
     category = config.categories[category_index]
     allowed = [n for n, name in enumerate(MATERIAL_NAMES, 1) if (category, name) not in config.held_out]
-    own = round(config.own_share * config.views)
+    own = round(config.own_share * groups)
     chosen = [allowed[draw.integer(0, len(allowed) - 1)] for _ in range(config.materials)]
-    others = [chosen[view % config.materials] for view in range(config.views - own)]
-    order = torch.randperm(config.views, generator=draw.generator)
-    return torch.tensor([0] * own + others)[order]
+    others = [chosen[group % config.materials] for group in range(groups - own)]
+    order = torch.randperm(groups, generator=draw.generator)
+    return torch.tensor([0] * own + others)[order].repeat_interleave(config.group)
 
 
 def write_shard(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from data.make_tiny_sd import networks
+from data.make_tiny_sd.captions import VIEW_SHARE
 from data.make_tiny_sd.compile import autocast_for
 from data.make_tiny_sd.renders import DataConfig
 from dataset.cameras import step_generator
@@ -35,6 +36,11 @@ class Run:
     @property
     def seconds(self) -> float:
         return self.options.minutes * 60
+
+    @property
+    def view_share(self) -> float:
+        """The share of captions with the view: none for a denoiser of several views."""
+        return 0.0 if self.options.no_view_words or self.shape.views > 1 else VIEW_SHARE
 
     def generator(self, stream: int, step: int = 0) -> torch.Generator:
         """A generator on the device. Each stage and each step of a resume has its own stream."""

@@ -10,9 +10,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from data.make_tiny_sd.captions import plain_caption
+from data.make_tiny_sd.compile import predict
 from data.make_tiny_sd.networks import build_scheduler, embed, tokenize
 from data.make_tiny_sd.renders import Views
 from data.make_tiny_sd.train_vae import Latents
+from render.camera import orbit
+from sd.multi_view import camera_matrices, stated_views
 from sd.prompts import VIEW_SUFFIXES
 
 GUIDANCE = 3.0
@@ -44,8 +47,12 @@ def ddim(
     empty: Float[Tensor, "1 L D"],
     mean: Float[Tensor, "1 4 s s"],
     generator: torch.Generator,
+    camera: Float[Tensor, "B 16"] | None = None,
 ) -> Float[Tensor, "B 4 s s"]:
-    """STEPS deterministic DDIM steps with classifier-free guidance, from noise around `mean`."""
+    """STEPS deterministic DDIM steps with classifier-free guidance, from noise around `mean`.
+
+    camera: for a denoiser of several views.
+    """
     scheduler = build_scheduler()
     scheduler.set_timesteps(STEPS)
     signal = scheduler.alphas_cumprod[scheduler.timesteps[0]]
@@ -53,11 +60,11 @@ def ddim(
     noise = torch.randn(size, generator=generator, device=text.device)
     latents = signal.sqrt() * mean + (1 - signal).sqrt() * noise
     both = torch.cat([empty.expand_as(text), text])
+    cameras = None if camera is None else torch.cat([camera, camera])
     for timestep in scheduler.timesteps:
         steps = torch.full((2 * len(text),), int(timestep), device=text.device)
-        unconditional, conditional = unet(
-            torch.cat([latents, latents]), steps, encoder_hidden_states=both, return_dict=False
-        )[0].chunk(2)
+        predicted = predict(unet, torch.cat([latents, latents]), steps, both, cameras)
+        unconditional, conditional = predicted.chunk(2)
         noise_prediction = unconditional + GUIDANCE * (conditional - unconditional)
         latents = scheduler.step(noise_prediction, timestep, latents).prev_sample
     return latents
@@ -76,16 +83,23 @@ def sample_grids(
 ) -> None:
     """Write samples_<domain>.png with one row per category and columns as in ENDINGS. networks: unet, text
     encoder, vae.
+
+    For a denoiser of several views, a row has groups of views around an object instead, without view words.
     """
     unet, text_encoder, vae = networks
-    device = next(unet.parameters()).device
-    captions = [plain_caption(category) + ending for category in categories for ending in ENDINGS]
+    device, views = next(unet.parameters()).device, stated_views(unet.config)
+    endings = ENDINGS if views == 1 else ("",) * len(ENDINGS)
+    captions = [plain_caption(category) + ending for category in categories for ending in endings]
+    camera = None
+    if views > 1:
+        around = camera_matrices(orbit(views, (8, 8)).world_to_clip).to(device)
+        camera = around.repeat(len(captions) // views, 1)
     with autocast():
         text = embed(text_encoder, tokenize(tokenizer, captions).to(device)).float()
         empty = embed(text_encoder, tokenize(tokenizer, [""]).to(device)).float()
         for domain, mean in means.items():
             generator = torch.Generator(device).manual_seed(seed)
-            latents = ddim(unet, text, empty, mean.to(device), generator).float()
+            latents = ddim(unet, text, empty, mean.to(device), generator, camera).float()
             if domain == "coarse":
                 pictures = F.interpolate(latents[:, :3], scale_factor=4.0, mode="nearest")
             else:

@@ -12,6 +12,10 @@ Under torchrun the data and each batch are divided among the GPUs (training/dist
 --minutes is the total time from start to export. --stop-after ends this call earlier, to be resumed by the
 next one. --init starts from the weights of an exported folder and keeps its VAE unchanged. --export-only
 exports the last checkpoint.
+
+--views-together 4 trains a prior of four views (sd/multi_view.py), best with --init data/tiny-sd.
+--camera-group gives another prior the same pictures. --front-share and --no-view-words make a prior that
+knows no sides, for comparison.
 """
 
 import argparse
@@ -71,18 +75,32 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help=f"any of {', '.join(CATEGORIES)}",
     )
     add("--instances", type=int, default=250, help="maximum number of objects per category")
-    add("--views", type=int, default=18, help="views per object")
+    add("--views", type=int, help="views per object; default 18, or the next multiple of --camera-group")
     add("--batch", type=int, default=512, help="batch size of the denoiser")
     add("--vae-batch", type=int, default=128)
     add("--workers", type=int, help="rendering processes; default 6 on CUDA, else 0 (this one)")
     add("--env-scale", type=float, default=1.0, help="scale of the default environment")
     add("--seed", type=int, default=1)
     add("--init", type=Path, help="folder of a trained prior to initialise from")
+    add("--views-together", type=int, default=1, metavar="V", help="train a denoiser of V views of an object")
+    add("--camera-group", type=int, metavar="V", help="cameras in groups of V; default --views-together")
+    add("--front-share", type=float, default=0.0, help="share of the views that are drawn from front views")
+    add("--no-view-words", action="store_true", help="no captions with the view")
     add("--no-compile", action="store_true", help="do not use torch.compile")
     add("--keep-data", action="store_true", help="keep the rendered views in the work folder")
     add("--toy", action="store_true", help="tiny networks and few steps, for a test")
     add("--export-only", action="store_true", help="write the folder from the last checkpoint")
     options = parser.parse_args(arguments)
+    options.camera_group = options.camera_group or options.views_together
+    if options.views_together not in (1, options.camera_group):
+        parser.error("--camera-group must equal --views-together")
+    if options.views is None:
+        options.views = -(-18 // options.camera_group) * options.camera_group
+    for name in ("views", "batch"):
+        if getattr(options, name) % options.camera_group:
+            parser.error(f"--{name} must be a multiple of {options.camera_group}, the views of a group")
+    if options.views_together > 1 and options.front_share > 0:
+        parser.error("--front-share has no effect with --views-together: a group shows all sides")
     if options.workers is None:
         options.workers = 6 if options.device.startswith("cuda") else 0
     return options
@@ -93,6 +111,7 @@ def make_run(options: argparse.Namespace) -> Run:
         categories=tuple(options.categories),
         instances=options.instances,
         views=options.views,
+        group=options.camera_group,
         seed=options.seed,
         environment=LightConfig(env_scale=options.env_scale),
     )
@@ -101,7 +120,8 @@ def make_run(options: argparse.Namespace) -> Run:
         shape = networks.TOY_SHAPE
         light = LightConfig(env_scale=options.env_scale, env_resolution=64)
         data = replace(data, instances=2, views=4, grid=32, environment=light)
-        options.batch, options.vae_batch, options.no_compile = 6, 4, True
+        options.batch, options.vae_batch, options.no_compile = 6 * options.camera_group, 4, True
+    shape = replace(shape, views=options.views_together)
     device = torch.device(options.device)
     distributed = init_distributed(on_gpus=device.type == "cuda")
     if distributed.world_size > 1 and device.type == "cuda":
@@ -167,7 +187,7 @@ def unet_selector(run: Run) -> Callable[[torch.nn.Module], torch.nn.Module]:
     """A function that returns the eager denoiser until the child process has compiled it, then the compiled
     one.
     """
-    if run.options.no_compile or run.device.type != "cuda":
+    if run.options.no_compile or run.device.type != "cuda" or run.shape.views > 1:
         return lambda unet: unet
     warm_up = start_warm_up(run.shape, run.options.batch)
     chosen: list[torch.nn.Module] = []
@@ -261,7 +281,11 @@ def train(run: Run) -> None:
         logger.info("resuming at step %d (%.0f %%)", denoiser.step, 100 * denoiser.progress)
     if not options.export_only:
         tokens = networks.tokenize(tokenizer, captions.captions).to(run.device)
-        fit(run, denoiser, TrainingData(latents, vae.config.scaling_factor, captions, tokens), select_unet)
+        shares = {"front_share": options.front_share, "view_share": run.view_share}
+        data = TrainingData(
+            latents, vae.config.scaling_factor, captions, tokens, views=run.shape.views, **shares
+        )
+        fit(run, denoiser, data, select_unet)
         logger.info("%.0f s: denoiser at step %d", _elapsed(), denoiser.step)
     if run.distributed.is_main:
         export(run, denoiser, vae, tokenizer, latents, views)

@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from data.make_tiny_sd.captions import CaptionTable
+from data.make_tiny_sd.captions import VIEW_SHARE, CaptionTable
 from data.make_tiny_sd.compile import predict
 from data.make_tiny_sd.lr_schedule import StageSchedule, cosine_learning_rate
 from data.make_tiny_sd.networks import build_scheduler, embed
 from data.make_tiny_sd.train_vae import Latents, random_rotations, rotate_normals
+from sd.multi_view import camera_matrices
 from training.distributed import SINGLE_PROCESS, Distributed
 
 logger = logging.getLogger(__name__)
@@ -101,23 +102,53 @@ def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Latents of all views, the scaling factor of the VAE's latents, and the tokenized captions."""
+    """Latents of all views, the scaling factor of the VAE's latents, and the tokenized captions.
+
+    views: the number of views that the denoiser takes together; its captions have no view words. front_share:
+    so many of the views are drawn from the front views only. view_share: the share of captions with the view.
+    """
 
     latents: Latents
     scaling_factor: float
     captions: CaptionTable
     tokens: Int[Tensor, "C 77"]
+    views: int = 1
+    front_share: float = 0.0
+    view_share: float = VIEW_SHARE
+
+
+def draw_rows(
+    latents: Latents, batch: int, generator: torch.Generator, views: int = 1, front_share: float = 0.0
+) -> Int[Tensor, " B"]:
+    """Random rows of `latents`: `views` consecutive rows of each drawn group (see `TrainingData`)."""
+    device, count = latents.category.device, batch // views
+    rows = torch.randint(len(latents.category) // views, (count,), generator=generator, device=device)
+    if front_share > 0:
+        front = (latents.view == 0).nonzero()[:, 0]
+        chosen = front[torch.randint(len(front), (count,), generator=generator, device=device)]
+        biased = torch.rand(count, generator=generator, device=device) < front_share
+        rows = torch.where(biased, chosen, rows)
+    return (rows[:, None] * views + torch.arange(views, device=device)).flatten()
 
 
 def draw_latents(
-    latents: Latents, batch: int, scaling_factor: float, generator: torch.Generator
+    latents: Latents,
+    batch: int,
+    scaling_factor: float,
+    generator: torch.Generator,
+    views: int = 1,
+    front_share: float = 0.0,
 ) -> tuple[Float[Tensor, "B 4 s s"], Int[Tensor, " B"]]:
-    """(x_0, row in `latents`) of a batch with a third of each domain, in the order of DOMAINS."""
+    """(x_0, row in `latents`) of a batch with a third of each domain, in the order of DOMAINS.
+
+    The coarse normals of a group of views have the same rotation.
+    """
     device = latents.category.device
-    rows = torch.randint(len(latents.category), (batch,), generator=generator, device=device)
-    coarse_rows, normal_rows, shaded_rows = rows.split(domain_sizes(batch))
+    rows = draw_rows(latents, batch, generator, views, front_share)
+    coarse_rows, normal_rows, shaded_rows = rows.split(domain_sizes(batch, views))
     coarse = latents.coarse[coarse_rows].float()
-    turned = rotate_normals(coarse[:, :3], random_rotations(len(coarse), generator))
+    rotations = random_rotations(len(coarse) // views, generator).repeat_interleave(views, 0)
+    turned = rotate_normals(coarse[:, :3], rotations)
     parts = [torch.cat([turned, coarse[:, 3:]], dim=1)]
     for mean, deviation, chosen in (
         (latents.normal_mean, latents.normal_deviation, normal_rows),
@@ -129,9 +160,10 @@ def draw_latents(
     return torch.cat(parts), rows
 
 
-def domain_sizes(batch: int) -> list[int]:
-    """Number of images of each domain in a batch."""
-    return [batch - 2 * (batch // 3), batch // 3, batch // 3]
+def domain_sizes(batch: int, views: int = 1) -> list[int]:
+    """Number of images of each domain in a batch of groups of `views` images."""
+    groups = batch // views
+    return [views * (groups - 2 * (groups // 3)), views * (groups // 3), views * (groups // 3)]
 
 
 def step_errors(
@@ -145,18 +177,21 @@ def step_errors(
     autocast: Callable,
 ) -> Float[Tensor, " B"]:
     """Mean squared error of the predicted noise for each image of a new batch."""
-    latents = data.latents
-    x0, rows = draw_latents(latents, batch, data.scaling_factor, generator)
-    caption_rows = data.captions.draw(
-        latents.category[rows], latents.view[rows], latents.material[rows], generator
-    )
-    timesteps = torch.randint(len(abar), (batch,), generator=generator, device=abar.device)
+    latents, views = data.latents, data.views
+    x0, rows = draw_latents(latents, batch, data.scaling_factor, generator, views, data.front_share)
+    # The views of a group have one caption and one t.
+    first = rows[::views]
+    labels = (latents.category[first], latents.view[first], latents.material[first])
+    caption_rows = data.captions.draw(*labels, generator, data.view_share).repeat_interleave(views)
+    timesteps = torch.randint(len(abar), (batch // views,), generator=generator, device=abar.device)
+    timesteps = timesteps.repeat_interleave(views)
+    camera = camera_matrices(latents.camera[rows]) if views > 1 else None
     noise = torch.randn(x0.shape, generator=generator, device=abar.device)
     signal = abar[timesteps].view(-1, 1, 1, 1)
     noisy = (signal.sqrt() * x0 + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     with autocast():
         text = embed(denoiser.text_encoder, data.tokens[caption_rows]).float()
-        prediction = predict(unet, noisy, timesteps, text)
+        prediction = predict(unet, noisy, timesteps, text, camera)
     return (prediction.float() - noise).square().mean(dim=(1, 2, 3))
 
 
@@ -183,7 +218,7 @@ def train_denoiser(
     abar = build_scheduler().alphas_cumprod.to(data.tokens.device)
     unet, started, first = denoiser.unet, time.monotonic(), denoiser.step
     saved = started
-    losses = torch.zeros(len(DOMAINS), device=abar.device)
+    losses, sizes = torch.zeros(len(DOMAINS), device=abar.device), domain_sizes(batch, data.views)
     stopping = False
     while denoiser.progress < 1 and not stopping:
         done = denoiser.step - first
@@ -199,7 +234,7 @@ def train_denoiser(
         denoiser.optimizer.step()
         denoiser.optimizer.zero_grad(set_to_none=True)
         _update_averages(denoiser)
-        losses += torch.stack([part.mean() for part in errors.detach().split(domain_sizes(batch))])
+        losses += torch.stack([part.mean() for part in errors.detach().split(sizes)])
         denoiser.step += 1
         if distributed.world_size == 1 or (done + 1) % SYNC_EVERY == 0:
             denoiser.progress = distributed.broadcast_value(schedule.progress(done + 1))

@@ -30,7 +30,7 @@ class Latents:
     """Latents of all views for training the denoiser, without the scaling factor, in half precision.
 
     coarse: (normal, mask) without rotation, at the size of the latents. mean and deviation: the VAE's
-    posterior of normal and shaded images. category, view and material: as in `Views`.
+    posterior of normal and shaded images. category, view, material and camera: as in `Views`.
     """
 
     coarse: Float[Tensor, "N 4 s s"]
@@ -41,6 +41,7 @@ class Latents:
     category: Int[Tensor, " N"]
     view: Int[Tensor, " N"]
     material: Int[Tensor, " N"]
+    camera: Float[Tensor, "N 4 4"]
 
 
 def random_rotations(count: int, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
@@ -150,4 +151,5 @@ def encode_views(vae: nn.Module, views: Views, chunk: int = 512) -> Latents:
         )
         parts.setdefault("coarse", []).append(coarse.half())
     tensors = {name: torch.cat(chunks).contiguous() for name, chunks in parts.items()}
-    return Latents(**tensors, category=views.category, view=views.view, material=views.material)
+    labels = {name: getattr(views, name) for name in ("category", "view", "material", "camera")}
+    return Latents(**tensors, **labels)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from configs.modes import MODES
-from data.make_tiny_sd import samples
+from data.make_tiny_sd import samples, train_control
 from data.make_tiny_sd import train as program
 from data.make_tiny_sd.captions import (
     DROPPED_SHARE,
@@ -20,15 +21,26 @@ from data.make_tiny_sd.captions import (
     CaptionTable,
     descriptions,
 )
+from data.make_tiny_sd.compile import predict
 from data.make_tiny_sd.lr_schedule import StageSchedule, cosine_learning_rate
-from data.make_tiny_sd.networks import SCHEDULE, Shape, build_scheduler, build_unet, parameter_count
-from data.make_tiny_sd.renders import MATERIAL_NAMES, DataConfig, draw_materials
+from data.make_tiny_sd.networks import (
+    SCHEDULE,
+    TOY_SHAPE,
+    Shape,
+    build_scheduler,
+    build_unet,
+    parameter_count,
+)
+from data.make_tiny_sd.renders import MATERIAL_NAMES, DataConfig, draw_materials, load_views
 from data.make_tiny_sd.tokenizer import byte_symbols, learn_merges, write_tokenizer
-from data.make_tiny_sd.train_unet import domain_sizes, draw_latents
+from data.make_tiny_sd.train_unet import domain_sizes, draw_latents, draw_rows
 from data.make_tiny_sd.train_vae import Latents, random_rotations, recolour, rotate_normals
 from dataset.procedural import CATEGORIES
 from dataset.procedural.materials import HELD_OUT, MATERIALS
 from dataset.procedural.random_draw import Draw
+from render.camera import orbit
+from sd.conditions import ViewConditions
+from sd.loading.control_folder import load_control_net, resolve_control_net
 from sd.prompts import directional_prompts
 from sd.stable_diffusion import StableDiffusion
 
@@ -202,6 +214,7 @@ def test_a_batch_holds_a_third_of_each_domain():
         category=torch.arange(5),
         view=torch.arange(5) % 3,
         material=torch.zeros(5, dtype=torch.long),
+        camera=torch.zeros(5, 4, 4),
     )
     x0, rows = draw_latents(latents, 10, 0.5, torch.Generator().manual_seed(0))
     assert domain_sizes(10) == [4, 3, 3]
@@ -243,8 +256,6 @@ def test_toy_folder_loads_in_diffusers(toy):
 
 def test_scaling_factor_gives_unit_deviation(toy):
     root, _ = toy
-    from data.make_tiny_sd.renders import load_views
-
     views = load_views(root / "work" / "views_0_of_1", torch.device("cpu"))
     prior = StableDiffusion.from_pretrained(str(root / "tiny-sd"), torch.device("cpu"))
     rows = torch.arange(len(views))
@@ -255,8 +266,6 @@ def test_scaling_factor_gives_unit_deviation(toy):
 
 def test_rendered_views_match_the_phases(toy):
     root, _ = toy
-    from data.make_tiny_sd.renders import load_views
-
     views = load_views(root / "work" / "views_0_of_1", torch.device("cpu"))
     rows = torch.arange(len(views))
     assert len(views) == 2 * 2 * 4
@@ -321,3 +330,104 @@ def test_two_processes_train_one_denoiser(toy, tmp_path):
         assert len(list((tmp_path / f"views_{rank}_of_2").glob("shard_*.pt"))) == 1
     assert done.stdout.count("the replicas agree") == 2
     assert StableDiffusion.from_pretrained(str(tmp_path / "out"), torch.device("cpu")).latent_size == 8
+
+
+def test_groups_of_views_have_one_row_block_one_rotation_and_no_mixed_domains():
+    shape = (16, 4, 2, 2)
+    coarse = torch.zeros(shape)
+    coarse[:, 0] = 1.0
+    latents = Latents(
+        coarse=coarse.half(),
+        normal_mean=torch.full(shape, 1.0).half(),
+        normal_deviation=torch.zeros(shape).half(),
+        shaded_mean=torch.full(shape, 3.0).half(),
+        shaded_deviation=torch.zeros(shape).half(),
+        category=torch.arange(16),
+        view=torch.arange(16) % 4 % 3,
+        material=torch.zeros(16, dtype=torch.long),
+        camera=torch.zeros(16, 4, 4),
+    )
+    x0, rows = draw_latents(latents, 20, 1.0, torch.Generator().manual_seed(0), views=4)
+    assert domain_sizes(20, 4) == [12, 4, 4]
+    groups = rows.view(-1, 4)
+    assert (groups[:, :1] % 4 == 0).all() and torch.equal(
+        groups - groups[:, :1], torch.arange(4).expand(5, 4)
+    )
+    turned = x0[:12, :3, 0, 0].view(3, 4, 3)
+    assert torch.equal(turned, turned[:, :1].expand(3, 4, 3)) and not torch.equal(turned[0], turned[1])
+    assert x0[12:, 0, 0, 0].tolist() == [1.0] * 4 + [3.0] * 4
+    rows = draw_rows(latents, 4000, torch.Generator().manual_seed(0), front_share=0.8)
+    # A fifth of the views is drawn from all 16, of which 8 are front views.
+    assert (latents.view[rows] == 0).float().mean().item() == pytest.approx(0.8 + 0.2 * 0.5, abs=0.02)
+
+
+def test_a_group_has_one_material():
+    config = DataConfig(categories=("mug",), views=20, group=4, own_share=0.4, materials=3)
+    drawn = draw_materials(config, 0, Draw(torch.Generator().manual_seed(0))).view(5, 4)
+    assert torch.equal(drawn, drawn[:, :1].expand(5, 4)) and (drawn[:, 0] == 0).sum() == 2
+
+
+def test_an_untrained_denoiser_of_four_views_takes_cameras_without_effect():
+    torch.manual_seed(0)
+    unet = build_unet(replace(TOY_SHAPE, views=4))
+    noisy, time, text = torch.randn(4, 4, 8, 8), torch.full((4,), 300), torch.randn(4, 77, 16)
+    found = [predict(unet, noisy, time, text, camera) for camera in torch.randn(2, 4, 16)]
+    assert unet.config.views == 4 and torch.equal(*found)
+
+
+@pytest.fixture(scope="module")
+def four_views(toy):
+    """A prior of four views, initialised from the toy prior."""
+    root, arguments = toy
+    options = ["--views-together", "4", "--init", str(root / "tiny-sd"), "--categories", "mug"]
+    options += ["--out", str(root / "views"), "--work", str(root / "views_work")]
+    assert program.main([*arguments, *options]) == 0
+    return root / "views"
+
+
+def test_a_prior_of_four_views_is_trained_and_exported(four_views):
+    prior = StableDiffusion.from_pretrained(str(four_views), torch.device("cpu"))
+    assert (prior.views, prior.takes_cameras, prior.latent_size) == (4, True, 8)
+    assert prior.unet.class_embedding.linear_2.weight.abs().max() > 0
+    assert "takes 4 views of an object together" in (four_views / "README.md").read_text()
+    noisy, text = torch.randn(4, 4, 8, 8), prior.embed(["a mug"] * 4)
+    found = prior.predict_noise(
+        noisy, torch.full((4,), 300), text, ViewConditions(orbit(4, (8, 8)).world_to_clip)
+    )
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--views-together", "4", "--views", "6"], "--views must be a multiple of 4"),
+        (["--views-together", "4", "--camera-group", "2"], "--camera-group must equal"),
+        (["--views-together", "4", "--front-share", "0.9"], "--front-share has no effect"),
+    ],
+)
+def test_contradicting_options_are_refused(options, words, capsys):
+    with pytest.raises(SystemExit):
+        program.parse(options)
+    assert words in capsys.readouterr().err
+    assert program.parse(["--camera-group", "4"]).views == 20 and program.parse([]).views == 18
+
+
+def test_a_depth_control_net_is_trained_and_used(toy, capsys):
+    root, _ = toy
+    arguments = ["--toy", "--device", "cpu", "--categories", "mug", "--prior", str(root / "tiny-sd")]
+    arguments += ["--out", str(root / "depth"), "--work", str(root / "depth_work")]
+    assert train_control.main(arguments) == 0
+    prior = StableDiffusion.from_pretrained(str(root / "tiny-sd"), torch.device("cpu"))
+    noisy, text = torch.randn(1, 4, 8, 8), prior.embed(["a mug"])
+    plain = prior.predict_noise(noisy, torch.tensor([300]), text)
+    control_net = load_control_net(resolve_control_net(str(root / "depth")), torch.float32)
+    prior.attach_control_net(control_net)
+    conditions = ViewConditions(None, torch.rand(1, 3, 32, 32), torch.tensor(1.0))
+    found = prior.predict_noise(noisy, torch.tensor([300]), text, conditions)
+    assert not torch.equal(found, plain) and torch.allclose(found, plain, atol=0.2)
+    assert "with the ControlNet" in (root / "depth/README.md").read_text()
+    # The rendered depth lies inside the object and reaches white at its nearest point.
+    views = load_views(root / "depth_work", torch.device("cpu"))
+    assert views.depth.shape == (4, 1, 32, 32) and views.depth.amax((1, 2, 3)).min() > 150
+    outside = torch.nn.functional.max_pool2d(views.mask.float(), 3, 1, 1) == 0
+    assert views.depth[outside].max() == 0
