@@ -53,7 +53,8 @@ class GuidanceConfig:
     )
     low_memory: bool = Field(
         False,
-        description="the prior computes one view at a time: the same step in less memory and more time",
+        description="the prior computes one view (a prior of several views: one object) at a time: the same "
+        "step in less memory and more time",
     )
     sd_model: str = Field(
         "stable-diffusion-2-1-base",

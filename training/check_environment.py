@@ -236,8 +236,9 @@ def check_configs(argv: Sequence[str]) -> Iterator[Row]:
             yield Row("configs", name, MISSING, _one_line(error), f"--out_dir {free_out_dir(argv)}")
         yield from _device_rows(name, config.run.device)
         yield check_disk(out)
-        if config.guidance.sd_model not in (DEFAULT_MODEL, PRIOR_NAME):
-            yield from check_model(config.guidance.sd_model, "configs")
+        for name in filter(None, (config.guidance.sd_model, config.guidance.second_sd_model)):
+            if name not in (DEFAULT_MODEL, PRIOR_NAME):
+                yield from check_model(name, "configs")
 
 
 def free_out_dir(argv: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -21,45 +21,58 @@ logger = logging.getLogger(__name__)
 def build_guidance(
     config: Config, device: torch.device, report: RunReport, inputs: InputFiles
 ) -> Guidance | MixedGuidance:
-    """The prior with its prompts embedded, or two priors and their weights.
+    """The guidance of a config: its priors, loaded, with their prompts embedded.
 
     Raises:
         ValueError, FileNotFoundError: a model is missing, damaged or does not fit; one line with the key.
     """
-    settings = config.guidance
     with report.timed("the prior's set-up"):
-        parts = [_build_part(config, device, inputs, "sd_model")]
-        if settings.second_sd_model is not None:
-            parts.append(_build_part(config, device, inputs, "second_sd_model"))
-        check_batch(config, max(part.views for part in parts))
-        _log_memory(parts)
-        if len(parts) == 1:
-            return parts[0]
-        return MixedGuidance(parts, (settings.sd_model_weight, settings.second_sd_model_weight))
+        priors = load_priors(config, device, inputs)
+        if warning := priors[0].unknown_prompt_warning(config.guidance.text):
+            logger.warning("%s", warning)
+        guidance = make_guidance(config, priors, device)
+        for prior in priors:
+            prior.free_text_encoder()
+        _log_memory(priors)
+        return guidance
 
 
-def _build_part(config: Config, device: torch.device, inputs: InputFiles, key: str) -> Guidance:
-    """The guidance of the prior that `key` names."""
-    settings, is_first = config.guidance, key == "sd_model"
-    name = getattr(settings, key)
+def load_priors(config: Config, device: torch.device, inputs: InputFiles) -> list[StableDiffusion]:
+    """The prior of sd_model with its ControlNet, and that of second_sd_model if it is set."""
+    priors = [_load_prior(config, device, inputs, "sd_model")]
+    if (control := control_model(config)) is not None:
+        folder = resolve_control_net(control)
+        with inputs.reading("control_model", *control_files(folder)):
+            priors[0].attach_control_net(load_control_net(folder, priors[0].unet.dtype))
+    if config.guidance.second_sd_model is not None:
+        priors.append(_load_prior(config, device, inputs, "second_sd_model"))
+    check_batch(config, max(prior.views for prior in priors))
+    return priors
+
+
+def make_guidance(
+    config: Config, priors: Sequence[StableDiffusion], device: torch.device
+) -> Guidance | MixedGuidance:
+    """The guidance with the result of `load_priors`."""
+    settings, default_negative_text = config.guidance, config.run.traits.negative_prompt
+    parts = [Guidance(prior, settings, default_negative_text, device, config.run.seed) for prior in priors]
+    if len(parts) == 1:
+        return parts[0]
+    return MixedGuidance(parts, (settings.sd_model_weight, settings.second_sd_model_weight))
+
+
+def _load_prior(config: Config, device: torch.device, inputs: InputFiles, key: str) -> StableDiffusion:
+    """The prior that the config key `key` names."""
+    settings = config.guidance
     with inputs.reading(key, *model_paths(config, key)), naming_key(key):
-        prior = StableDiffusion.from_pretrained(
-            name,
+        return StableDiffusion.from_pretrained(
+            getattr(settings, key),
             device,
-            settings.lora if is_first else (),
+            settings.lora if key == "sd_model" else (),
             settings.prediction_type,
             settings.cpu_bfloat16,
             keep_trainable=settings.score == "vsd",
         )
-    if is_first and (control := control_model(config)) is not None:
-        folder = resolve_control_net(control)
-        with inputs.reading("control_model", *control_files(folder)):
-            prior.attach_control_net(load_control_net(folder, prior.unet.dtype))
-    if warning := prior.unknown_prompt_warning(settings.text):
-        logger.warning("%s", warning)
-    guidance = Guidance(prior, settings, config.run.traits.negative_prompt, device, config.run.seed)
-    prior.free_text_encoder()
-    return guidance
 
 
 def check_batch(config: Config, views: int) -> None:
@@ -71,16 +84,15 @@ def check_batch(config: Config, views: int) -> None:
         )
 
 
-def _log_memory(parts: list[Guidance]) -> None:
-    """Log the memory of the weights if there is more than one network."""
-    if len(parts) == 1 and parts[0].control is None:
+def _log_memory(priors: Sequence[StableDiffusion]) -> None:
+    """Log the memory of the weights if there are several networks."""
+    if len(priors) == 1 and priors[0].control_net is None:
         return
-    sizes = [part.prior.weight_bytes / 1e9 for part in parts]
-    each = " + ".join(f"{size:.2f}" for size in sizes)
-    control = " (the first with its ControlNet)" if parts[0].control else ""
-    logger.info(
-        "weights of the priors%s: %s GB", control, each if len(sizes) == 1 else f"{each} = {sum(sizes):.2f}"
-    )
+    sizes = [prior.weight_bytes / 1e9 for prior in priors]
+    total = " + ".join(f"{size:.2f}" for size in sizes)
+    total += f" = {sum(sizes):.2f}" if len(sizes) > 1 else ""
+    control = " (the first with its ControlNet)" if priors[0].control_net is not None else ""
+    logger.info("weights of the priors%s: %s GB", control, total)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 import trimesh
+from gaussian_prior import GaussianPrior
 from multiprocess_harness import run
 from test_train import appearance, geometry, log_without_times, refused
 from toy_model import write_control_net, write_model
@@ -107,9 +108,7 @@ def config_of(models, **values):
 @pytest.mark.parametrize("count", [1, 2])
 def test_every_micro_batch_has_whole_groups_of_views(models, count):
     """Groups of four views at azimuths 90 degrees apart with one elevation and field of view."""
-    from test_guidance import PointPrior
-
-    config, prior = config_of(models), PointPrior()
+    config, prior = config_of(models), GaussianPrior()
     prior.views, prior.takes_cameras = VIEWS, True
     guidance = Guidance(prior, config.guidance, "bad", torch.device("cpu"))
     phase = schedule.Phase("p", (0.02, 0.98), schedule.damped, "image", rotate_normals=True)

@@ -25,7 +25,6 @@ from render.shade.brdf import linear_to_srgb, shade
 from render.shade.light import MAP_FOLDER, LightConfig, load_environment
 from render.shade.prefilter import PrefilteredLight
 from render.texturing.small_components import remove_small_components
-from sd.guidance import Guidance
 from sd.stable_diffusion import StableDiffusion
 from training.distributed import SINGLE_PROCESS
 from training.evaluation.benchmark.settings import COST, COST_STEPS, PAINT, ROOT, Trial, config_of
@@ -41,7 +40,9 @@ from training.evaluation.ground_truth import (
 from training.evaluation.r_precision import Evaluator, mean_probabilities
 from training.evaluation.surface_quality import surface_quality
 from training.evaluation.views import SUPERSAMPLE, Paint, evaluation_cameras, render_views
+from training.input_files import InputFiles, control_model
 from training.loop import TrainState, make_prefetcher, train_loop
+from training.priors import check_batch, load_priors, make_guidance
 from training.report.report_writer import open_report
 from training.tasks import Task, build_task, select_device
 
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 UNSEEN_LIGHT = LightConfig(envmap=str(MAP_FOLDER / "studio.hdr"), env_resolution=128)
 # The view in the pictures: 45° to the side of the front.
 PICTURE_VIEW = 1
+# The loaded priors by everything that they depend on.
+_priors: dict[tuple, list[StableDiffusion]] = {}
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,7 @@ def _measured(trial: Trial, changed: Mapping[str, object], common: Mapping[str, 
 def trained(config: Config) -> Task:
     """Run the training loop of a config without the export; returns the task after the last step."""
     task, optimizer, device = build_task(config)
-    settings = config.guidance
-    prior = load_prior(settings.sd_model, str(device), settings.score == "vsd")
-    guidance = Guidance(prior, settings, config.run.traits.negative_prompt, device, config.run.seed)
+    guidance = make_guidance(config, cached_priors(config, device), device)
     prefetcher = make_prefetcher(config, guidance, task.schedule, SINGLE_PROCESS)
     state = TrainState(0, task.schedule, optimizer, prefetcher)
     config.run.output_folder.mkdir(parents=True, exist_ok=True)
@@ -121,10 +122,18 @@ def trained(config: Config) -> Task:
     return task
 
 
-@cache
-def load_prior(name: str, device: str, keep_trainable: bool) -> StableDiffusion:
-    """Load the prior, once per process: loading and CUDA graph capture take longer than many trials."""
-    return StableDiffusion.from_pretrained(name, torch.device(device), keep_trainable=keep_trainable)
+def cached_priors(config: Config, device: torch.device) -> list[StableDiffusion]:
+    """The priors of a config. They stay in memory for later trials with the same models.
+
+    Loading and CUDA graph capture take longer than many trials.
+    """
+    settings = config.guidance
+    names = (settings.sd_model, settings.second_sd_model, control_model(config), settings.lora)
+    key = (*names, settings.prediction_type, settings.cpu_bfloat16, settings.score == "vsd", str(device))
+    if key not in _priors:
+        _priors[key] = load_priors(config, device, InputFiles())
+    check_batch(config, max(prior.views for prior in _priors[key]))
+    return _priors[key]
 
 
 @cache
