@@ -36,7 +36,8 @@ from configs.validation import check_files, check_inputs, warn_without_effect
 
 logger = logging.getLogger(__name__)
 
-NEGATIVE_NUMBER = re.compile(r"-(\d|\.\d|inf|nan|Infinity|NaN)", re.ASCII)
+# A value that argparse would read as an option: a negative number, or a signed axis.
+NEGATIVE_VALUE = re.compile(r"-(\d|\.\d|inf|nan|Infinity|NaN|[xyz]$)", re.ASCII)
 
 SWITCHES = ("dry-run", "check", "export-only", "quick", "help")
 OTHER_OPTIONS = ("config", "grid", "prompts", "jobs", "executor")
@@ -198,8 +199,8 @@ def read_command(argv: Sequence[str]) -> Command:
     """
     keys, names = known_keys(), [*known_keys(), *NO_EFFECT, *stage_option_names()]
     argv = standard_words(argv, names)
-    # A leading space keeps argparse from reading -1e-3 as an option.
-    argv = [f" {word}" if NEGATIVE_NUMBER.match(word) else word for word in argv]
+    # A leading space keeps argparse from reading -1e-3 or -y as an option.
+    argv = [f" {word}" if NEGATIVE_VALUE.match(word) else word for word in argv]
     found, rest = build_parser().parse_known_args(argv)
     assert not found.check, "train.py handles --check before it reads the command line"
     if rest:
@@ -253,4 +254,4 @@ def _refuse_combinations(found: argparse.Namespace, options: Mapping[str, object
 
 
 def _unspaced(words: Sequence[str]) -> list[str]:
-    return [word[1:] if word[:1] == " " and NEGATIVE_NUMBER.match(word[1:]) else word for word in words]
+    return [word[1:] if word[:1] == " " and NEGATIVE_VALUE.match(word[1:]) else word for word in words]

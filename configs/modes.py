@@ -48,7 +48,7 @@ MODES = {
         negative_prompt="low quality",
         learning_rate=1e-3,
         schedule=lambda config: geometry_schedule(config.schedule, fit=not config.surface.keeps_faces),
-        unused_sections=("material", "light"),
+        unused_sections=("material", "light", "textures"),
         unused_keys=(
             "normalise_mesh",
             "train_background",
@@ -69,6 +69,13 @@ MODES = {
         schedule=lambda config: appearance_schedule(config.schedule),
         unused_sections=("surface", "geometry", "start_shape"),
         unused_keys=("if_flip_the_normal",),
-        used_keys=("base_mesh", "hash_n_levels", "hash_log2_hashmap_size", "hash_max_resolution"),
+        used_keys=(
+            "base_mesh",
+            "base_mesh_up",
+            "base_mesh_front",
+            "hash_n_levels",
+            "hash_log2_hashmap_size",
+            "hash_max_resolution",
+        ),
     ),
 }

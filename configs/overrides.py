@@ -26,6 +26,7 @@ NOT_FOR_ONE_STAGE = {"out_dir", "mode"}
 PATHS = (
     "out_dir",
     "base_mesh",
+    "paint_mask",
     "envmap",
     "relight",
     "tet_grid_file",

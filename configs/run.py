@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
+from jaxtyping import Float
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from configs.modes import MODES, Mode
+from geometry.axes import FRONT, UP, Axis, frame_rotation
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -63,6 +66,12 @@ class RunConfig:
         False,
         description="in appearance_modeling and with surface mesh, centre base_mesh and scale it to a radius "
         "of 0.75 during the run; the exported mesh keeps its own position and size",
+    )
+    base_mesh_up: Axis = Field(UP, description="axis of base_mesh that points up")
+    base_mesh_front: Axis = Field(
+        FRONT,
+        description="axis of base_mesh that points to the front; the mesh is rotated while a run uses it, "
+        "and the exported mesh is rotated back",
     )
     seed: int = Field(
         42,
@@ -144,6 +153,11 @@ class RunConfig:
     def mesh_path(self) -> Path:
         """The mesh that this run writes at its end."""
         return self.output_folder / MESH_FILE
+
+    @property
+    def rotation(self) -> Float[Tensor, "3 3"] | None:
+        """The rotation of base_mesh to this program's frame; None: identity."""
+        return frame_rotation(self.base_mesh_up, self.base_mesh_front)
 
     @property
     def panels(self) -> tuple[str, ...]:

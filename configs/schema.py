@@ -23,6 +23,7 @@ from geometry.start_shape import StartShapeConfig
 from geometry.vertex_surface import SurfaceConfig
 from render.shade.light import LightConfig
 from render.shade.material import MaterialConfig
+from render.texturing.given_config import GivenConfig
 from render.texturing.uv import ExportConfig
 from sd.guidance_config import GuidanceConfig
 from sd.schedule import Schedule, ScheduleConfig
@@ -61,6 +62,7 @@ class Config:
     start_shape: StartShapeConfig
     material: MaterialConfig
     light: LightConfig
+    textures: GivenConfig
     export: ExportConfig
 
     @property

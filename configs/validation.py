@@ -15,7 +15,9 @@ from configs.errors import ConfigError, shown
 from configs.run import output_folder
 from geometry.tet_grid import load_tet_grid
 from render.mesh_io.load import load_mesh
+from render.mesh_io.load_materials import WITH_MATERIALS
 from render.shade.light import read_environment_map, resolve_map
+from render.texturing.given_config import GivenConfig, read_given
 from sd.loading.lora import parse_lora
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ DMTET_ONLY = (
 )
 MESH_SURFACE_ONLY = ("large_steps_lambda", "normalise_mesh")
 APPEARANCE_ONLY = (
+    "init_textures",
+    "paint_mask",
+    "atlas",
     "normalise_mesh",
     "relight",
     "learn_light",
@@ -111,6 +116,10 @@ def check_together(config: Config, place: Place) -> None:
         raise _refusal("train_background", run.train_background, place, f"black, because mode is {run.mode}")
     if schedule.coarse_iter > schedule.iter:
         raise _refusal("coarse_iter", schedule.coarse_iter, place, f"at most iter, {schedule.iter}")
+    try:
+        _ = run.rotation
+    except ValueError as error:
+        raise ConfigError(f"{place('base_mesh_front')}: {error}") from None
     if run.base_mesh is None:
         needs = {"mode": run.mode} if run.traits.paints_base_mesh else {}
         if not needs and config.surface.keeps_faces:
@@ -119,6 +128,12 @@ def check_together(config: Config, place: Place) -> None:
             needs["sdf_init_shape"] = "custom_mesh"
         for key, value in needs.items():
             raise _refusal("base_mesh", None, place, f"a mesh file, because {key} is {value}")
+    elif run.traits.paints_base_mesh and config.textures.used:
+        key = "init_textures" if config.textures.init_textures else "paint_mask"
+        if PurePath(run.base_mesh).suffix.lower() not in WITH_MATERIALS:
+            formats = ", ".join(WITH_MATERIALS)
+            allowed = f"a file with textures ({formats}), because {key} is set"
+            raise _refusal("base_mesh", run.base_mesh, place, allowed)
 
 
 def warn_without_effect(config: Config, changed: Collection[str], say: Callable[..., None]) -> None:
@@ -161,6 +176,7 @@ def check_files(config: Config, place: Place, written: Collection[Path]) -> None
         "envmap": config.light.envmap,
         "relight": config.light.relight,
         "tet_grid_file": config.geometry.tet_grid_file,
+        "paint_mask": config.textures.mask_file,
     }
     for key, given in files.items():
         if given is None or _is_written(given, written):
@@ -194,6 +210,13 @@ def check_inputs(config: Config, written: Collection[Path] = ()) -> None:
     mesh = config.run.base_mesh if config.reads_base_mesh else None
     if mesh is not None and os.path.isfile(mesh) and not _is_written(mesh, written):
         _check_once(load_mesh, mesh)
+        if config.run.traits.paints_base_mesh and config.textures.used:
+            _check_given(config.textures, mesh)
+
+
+@cache
+def _check_given(textures: GivenConfig, mesh: str) -> None:
+    read_given(textures, mesh)
 
 
 @cache

@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from geometry.axes import rotated
 from geometry.orientation import flipped_faces
 from render.mesh import Mesh, smooth_normals
-from render.mesh_io.load import load_mesh
+from render.mesh_io.load import MeshFile, load_mesh
+from render.mesh_io.structure import Structure
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +21,29 @@ logger = logging.getLogger(__name__)
 REACH = 0.75
 # A mesh that reaches less far is too small in the images. One that reaches farther leaves them.
 REACHES_IN_VIEW = (0.25, 1.5)
+
+
+@dataclass(frozen=True)
+class FixedMesh:
+    """A mesh from a file, and which of the file's parts each face belongs to.
+
+    face_part is None for a format without parts. Parts whose `has_uv` is False have uv 0.
+    """
+
+    mesh: Mesh
+    structure: Structure
+    face_part: Int[Tensor, " F"] | None
+
+    @property
+    def merged(self) -> Mesh:
+        """The mesh as one part: its uv are None unless all parts have uv."""
+        if all(part.has_uv for part in self.structure.parts):
+            return self.mesh
+        return replace(self.mesh, uv=None, uv_faces=None)
+
+    def to(self, device: torch.device | str) -> "FixedMesh":
+        face_part = None if self.face_part is None else self.face_part.to(device)
+        return replace(self, mesh=self.mesh.to(device), face_part=face_part)
 
 
 def load_fixed_mesh(path: str | Path) -> Mesh:
@@ -30,7 +55,16 @@ def load_fixed_mesh(path: str | Path) -> Mesh:
     case call `placement` before rendering.
     Raises FileNotFoundError or ValueError naming the file and its fault.
     """
-    source = load_mesh(path)
+    return _oriented(load_mesh(path), path)
+
+
+def load_fixed_parts(path: str | Path) -> FixedMesh:
+    """`load_fixed_mesh` with the parts of the file, and with the uv of the parts that have them."""
+    source = load_mesh(path, partial_uv=True)
+    return FixedMesh(_oriented(source, path), source.structure, source.face_part)
+
+
+def _oriented(source: MeshFile, path: str | Path) -> Mesh:
     v_pos, faces, uv_faces = source.v_pos, source.faces, source.uv_faces
     turned = flipped_faces(v_pos, faces)
     if turned.any():
@@ -47,6 +81,15 @@ def load_fixed_mesh(path: str | Path) -> Mesh:
     if any(source.origin):
         v_pos = v_pos.double() + torch.tensor(source.origin, dtype=torch.float64)
     return Mesh(v_pos, faces, normals, source.uv, uv_faces)
+
+
+def rotate_mesh(mesh: Mesh, rotation: Float[Tensor, "3 3"] | None) -> Mesh:
+    """The mesh with positions, normals and tangents rotated; None: unchanged."""
+    if rotation is None:
+        return mesh
+    tangents = None if mesh.tangents is None else rotated(mesh.tangents, rotation)
+    v_pos, v_nrm = (rotated(vectors, rotation) for vectors in (mesh.v_pos, mesh.v_nrm))
+    return replace(mesh, v_pos=v_pos, v_nrm=v_nrm, tangents=tangents)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from geometry.axes import FRONT, UP, Axis, frame_rotation, rotated
 from geometry.orientation import flipped_faces, signed_volume
 from render.camera import rotate_x
 from render.mesh import face_cross
@@ -29,7 +30,7 @@ Positive = Annotated[float, Field(gt=0)]
 START_SHAPES: dict[str, Callable[["StartShapeConfig"], tuple[Tensor, Tensor]]] = {
     "ellipsoid": lambda config: _sphere(),
     "cylinder": lambda config: _cylinder(radius=0.75, height=0.8),
-    "custom_mesh": lambda config: _unit_mesh(config.base_mesh),
+    "custom_mesh": lambda config: _unit_mesh(config.base_mesh, config.rotation),
 }
 
 
@@ -48,12 +49,22 @@ class StartShapeConfig:
     translation_y: float = Field(0.0, description="shift of the start shape along y, after the rotation")
     translation_z: float = Field(0.0, description="shift of the start shape along z, after the rotation")
     base_mesh: str | None = Field(None, description="mesh file of the start shape custom_mesh")
+    base_mesh_up: Axis = Field(UP, description="axis of base_mesh that points up")
+    base_mesh_front: Axis = Field(FRONT, description="axis of base_mesh that points to the front")
 
     @model_validator(mode="after")
     def _mesh_is_named(self) -> "StartShapeConfig":
         if self.sdf_init_shape == "custom_mesh" and not self.base_mesh:
             raise ValueError("sdf_init_shape custom_mesh needs base_mesh, the path of a mesh file")
+        frame_rotation(self.base_mesh_up, self.base_mesh_front)
         return self
+
+    @property
+    def rotation(self) -> Float[Tensor, "3 3"] | None:
+        """The rotation of base_mesh to this program's frame; None: identity, or another start shape."""
+        if self.sdf_init_shape != "custom_mesh":
+            return None
+        return frame_rotation(self.base_mesh_up, self.base_mesh_front)
 
 
 @record(frozen=True)
@@ -104,10 +115,13 @@ def build_start_shape(config: StartShapeConfig) -> StartShape:
     return StartShape((v_pos * scale) @ rotate_x(angle)[0].T + move, faces)
 
 
-def _unit_mesh(path: str | Path) -> tuple[Tensor, Tensor]:
-    """A mesh file, centred on the mean of its vertices and scaled to a largest vertex distance of 1."""
+def _unit_mesh(path: str | Path, rotation: Float[Tensor, "3 3"] | None) -> tuple[Tensor, Tensor]:
+    """A mesh file, rotated, centred on the mean of its vertices and scaled to a largest vertex distance of
+    1."""
     mesh = load_mesh(path)
     v_pos = mesh.v_pos.double()
+    if rotation is not None:
+        v_pos = rotated(v_pos, rotation)
     v_pos = v_pos - v_pos.mean(0)
     v_pos = v_pos / v_pos.norm(dim=-1).max()
     flipped = flipped_faces(v_pos, mesh.faces)

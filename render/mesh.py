@@ -16,7 +16,8 @@ class Mesh:
 
     v_pos [V,3] in world units. faces [F,3], counter-clockwise from outside. v_nrm [V,3] unit, area-weighted.
     uv [U,2] in [0,1] with (0,0) at the top left of the texture. tangents [U,3] unit, along +u. uv and
-    tangents are indexed by uv_faces [F,3], so a vertex on a seam can have several uv.
+    tangents are indexed by uv_faces [F,3], so a vertex on a seam can have several uv. handedness [U]: 1, or
+    −1 where the texture is mirrored; the bitangent is handedness · cross(normal, tangent). None: 1.
     """
 
     v_pos: Float[Tensor, "V 3"]
@@ -25,6 +26,7 @@ class Mesh:
     uv: Float[Tensor, "U 2"] | None = None
     uv_faces: Int[Tensor, "F 3"] | None = None
     tangents: Float[Tensor, "U 3"] | None = None
+    handedness: Float[Tensor, " U"] | None = None
 
     def to(self, device: torch.device | str) -> "Mesh":
         values = (getattr(self, field.name) for field in fields(self))

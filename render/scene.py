@@ -23,6 +23,7 @@ from render.shade.brdf import linear_to_srgb, shade
 from render.shade.light import EnvironmentLight, camera_rotation
 from render.shade.material import Material, MaterialField
 from render.shade.normals import bump, shading_normal
+from render.texturing.painted_surface import PaintedSurface
 
 CLAY = (0.6, 0.6, 0.6)
 
@@ -110,9 +111,11 @@ class AppearanceScene(nn.Module):
         background: float = 0.0,
         light_follows_camera: bool = False,
         relight: EnvironmentLight | None = None,
+        surface: PaintedSurface | None = None,
     ):
         """mesh: has uv and tangents. background: grey level of training images, 0 (black) to 1 (white).
-        relight: a second light, used only for preview images."""
+        relight: a second light, used only for preview images. surface: of a mesh with parts or given
+        textures."""
         super().__init__()
         self.mesh = mesh
         self.material = material
@@ -121,6 +124,7 @@ class AppearanceScene(nn.Module):
         self.background = background
         self.light_follows_camera = light_follows_camera
         self.relight = relight
+        self.surface = surface
         self.visible: VisiblePoints | None = None
         self.points: SurfacePoints | None = None
 
@@ -169,8 +173,14 @@ class AppearanceScene(nn.Module):
 
     def material_and_normal(self, points: SurfacePoints) -> tuple[Material, Float[Tensor, "N 3"]]:
         """The material and the world-space shading normal at each point."""
-        material = self.material(points.position)
-        return material, self._bumped(points, material.normal) if self.material.bumpy else points.normal
+        if self.surface is None:
+            material, bumpy = self.material(points.position), self.material.bumpy
+            return material, self._bumped(points, material.normal) if bumpy else points.normal
+        located = self.surface.locate(points)
+        material = self.surface.material(self.material, located)
+        if not (self.material.bumpy or self.surface.given_normals):
+            return material, points.normal
+        return material, self._bumped(points, self.surface.unmirrored(located, material.normal))
 
     def _bumped(self, points: SurfacePoints, local: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
         """World-space shading normals with the tangent-space normals `local` applied.

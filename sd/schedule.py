@@ -1,8 +1,8 @@
 """The schedule of a run: which phase a step is in, its time range and its weight w(t).
 
-Steps count from 1 to `iter`. For geometry, steps 1 to FIT_STEPS fit the start shape; they are included in
-`iter` and `coarse_iter`. The phase changes once more, at step coarse_iter + 1 (Fantasia3D, arXiv
-2303.13873).
+Steps count from 1 to `iter`. The first FIT_STEPS of them fit the start shape in the geometry stage, and the
+given textures in the appearance stage with init_textures; they are included in `iter` and `coarse_iter`. The
+phase changes once more, at step coarse_iter + 1 (Fantasia3D, arXiv 2303.13873).
 """
 
 import dataclasses
@@ -58,6 +58,11 @@ class ScheduleConfig:
     coarse_iter: int = Field(
         1000, ge=0, description="last step of the coarse phase (in appearance_modeling: of the early phase)"
     )
+    init_textures: bool = Field(
+        False,
+        description="in appearance_modeling, steps 1 to 400 fit the material to the textures of base_mesh "
+        "(GLB, glTF, OBJ with MTL); set low time ranges, so that the prior refines them",
+    )
     sds_weight_strategy: Literal[*APPEARANCE_WEIGHTS] = Field(
         0, description="weight w(t) in appearance_modeling, see sd/README.md; geometry_modeling ignores it"
     )
@@ -82,7 +87,7 @@ class Phase:
 
     name: for logs. t_range: range of t at this step, as a fraction of the diffusion steps. weight: maps
     abar(t) to w(t). latents_from: "image" (the 4-channel image is the latent) or "vae". rotate_normals: each
-    view's normals are rotated at random. fit: the start-shape regression, which does not use the prior.
+    view's normals are rotated at random. fit: a regression that does not use the prior.
     annealing: 0 at the first step after the fit, 1 at the end of that phase and afterwards.
     """
 
@@ -166,13 +171,18 @@ def geometry_schedule(config: ScheduleConfig, fit: bool = True) -> Schedule:
 
 
 def appearance_schedule(config: ScheduleConfig) -> Schedule:
-    """Early and late, both through the VAE, weighted by sds_weight_strategy."""
+    """Early and late, both through the VAE, weighted by sds_weight_strategy; before them the fit of textures
+    if init_textures is set.
+    """
     early_weight, late_weight = APPEARANCE_WEIGHTS[config.sds_weight_strategy]
+    early = config.early_time_step_range
+    fit_end = min(FIT_STEPS, config.iter) if config.init_textures else 0
     return _joined(
         config,
+        (fit_end, Phase("fit", early, early_weight, "vae", rotate_normals=False, fit=True)),
         (
             min(config.coarse_iter, config.iter),
-            Phase("early", config.early_time_step_range, early_weight, "vae", rotate_normals=False),
+            Phase("early", early, early_weight, "vae", rotate_normals=False),
         ),
         (config.iter, Phase("late", config.late_time_step_range, late_weight, "vae", rotate_normals=False)),
     )

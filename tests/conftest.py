@@ -18,6 +18,7 @@ if not torch.cuda.is_available():
 # import hook.
 CHECKED = [
     "dataset",
+    "geometry.axes",
     "geometry.dmtet",
     "geometry.fixed_mesh",
     "geometry.marching_tets",
@@ -29,6 +30,11 @@ CHECKED = [
     "render.camera",
     "render.texturing.bake",
     "render.texturing.decimate",
+    "render.texturing.given",
+    "render.texturing.painted_surface",
+    "render.texturing.part_export",
+    "render.texturing.texture_fit",
+    "render.texturing.uv_spaces",
     "render.image_io.exr",
     "render.image_io.hdr",
     "render.image_io.image",
@@ -40,6 +46,7 @@ CHECKED = [
     "render.encoding.hash_grid",
     "render.encoding.reference",
     "render.mesh",
+    "render.mesh_io.asset",
     "render.mesh_io.load",
     "render.mesh_io.gltf_buffers",
     "render.mesh_io.gltf_nodes",

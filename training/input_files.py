@@ -4,6 +4,7 @@ A fingerprint is stored in every checkpoint. A run that resumes with another con
 """
 
 import hashlib
+import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from configs.errors import ConfigError
 from configs.schema import Config
+from render.mesh_io.load_materials import appearance_files
 from render.shade.light import resolve_map
 from sd.loading.hub import CATEGORIES_FILE, COMPONENTS, resolve_model
 from sd.loading.lora import parse_lora
@@ -19,6 +21,10 @@ from sd.loading.lora import parse_lora
 FULL_BYTES, SAMPLE_BYTES, SAMPLES = 256 << 20, 1 << 20, 16
 # Parts of the messages of torch's allocators. training/out_of_memory.py explains these errors.
 MEMORY_ERRORS = ("out of memory", "Allocator", "ALLOC_FAILED")
+
+
+# The fingerprint of a mesh file together with its pictures, material libraries and buffers.
+TEXTURES = "the textures of base_mesh"
 
 
 class InputFiles:
@@ -131,6 +137,11 @@ def input_paths(config: Config) -> dict[str, list[Path]]:
     traits = config.run.traits
     if config.run.base_mesh is not None and config.reads_base_mesh:
         found["base_mesh"] = [Path(config.run.base_mesh)]
+    if traits.paints_base_mesh and config.textures.used and os.path.isfile(config.run.base_mesh):
+        mesh = Path(config.run.base_mesh)
+        found[TEXTURES] = [mesh, *appearance_files(mesh)]
+        if config.textures.mask_file is not None:
+            found["paint_mask"] = [Path(config.textures.mask_file)]
     if config.geometry.tet_grid_file is not None and not (
         traits.paints_base_mesh or config.surface.keeps_faces
     ):

@@ -22,14 +22,20 @@ GROUND, CENTRED = 0.01, 0.05
 DIRECTIONS = 64
 
 
-def warn_about_mesh(path: str, v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], fix: str) -> None:
+def warn_about_mesh(
+    path: str,
+    v_pos: Float[Tensor, "V 3"],
+    faces: Int[Tensor, "F 3"],
+    fix: str,
+    textures_used: bool = False,
+) -> None:
     """Log a warning for a mesh that looks Z-up and one for textures and materials that are not used.
 
     path: the file, for messages and its materials. v_pos: as used, after any rotation. fix: the remedy for a
-    Z-up mesh. Meshes that this program has written are not checked.
+    Z-up mesh. textures_used: no warning about textures. Meshes that this program has written are not checked.
     """
     warn_about_axes(path, v_pos, faces, fix)
-    if not _is_own(path) and (unused := unused_appearance(path)):
+    if not textures_used and not _is_own(path) and (unused := unused_appearance(path)):
         logger.warning("base_mesh %s: %s of the file are not used; only its shape is", path, unused)
 
 

@@ -30,6 +30,7 @@ EXPORT_RECORD = "export.json"
 
 # The keys that may change at a resume, besides those that the mode does not use.
 MAY_CHANGE = {
+    "atlas",
     "checkpoint_interval",
     "device",
     "display",
@@ -98,7 +99,7 @@ def unused_keys(config: Config) -> set[str]:
         unused |= set(DMTET_ONLY if config.surface.keeps_faces else MESH_SURFACE_ONLY)
         unused -= set(MESH_SURFACE_ONLY if config.surface.keeps_faces else ())
     if not config.reads_base_mesh:
-        unused.add("base_mesh")
+        unused |= {"base_mesh", "base_mesh_up", "base_mesh_front"}
     return unused
 
 

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from configs.schema import Config
 from dataset.cameras import step_generator
+from geometry.axes import rotated
 from geometry.dmtet import DMTet, cell_size
-from geometry.fixed_mesh import load_fixed_mesh, placement
+from geometry.fixed_mesh import load_fixed_mesh, load_fixed_parts, placement, rotate_mesh
 from geometry.regularisers import surface_loss
 from geometry.start_shape import FitPool, build_start_shape, make_fit_pool
 from geometry.vertex_surface import VertexSurface
 from render.image_io.atomic import staged_folder
 from render.image_io.hdr import write_hdr
-from render.mesh_io.write_asset import write_asset
+from render.mesh import Mesh
+from render.mesh_io.write_asset import write_asset, write_parts
 from render.mesh_io.write_moved import write_moved
 from render.raster.interface import Rasteriser
 from render.raster.select import choose_rasteriser
@@ -27,6 +29,7 @@ from render.shade.light import EnvironmentLight, load_environment
 from render.shade.material import MaterialField
 from render.texturing.bake import bake
 from render.texturing.decimate import decimate
+from render.texturing.part_export import export_parts
 from render.texturing.small_components import remove_small_components
 from render.texturing.transfer import PAINTING_RES, prepare_export
 from render.texturing.uv import prepare_uv, unwrap
@@ -34,6 +37,7 @@ from sd.schedule import FIT_STEPS, Phase, Schedule
 from training.distributed import SINGLE_PROCESS, Distributed
 from training.input_files import InputFiles, input_paths
 from training.mesh_warnings import warn_about_axes, warn_about_mesh
+from training.painting import paints_parts, read_parts, texture_fit
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ logger = logging.getLogger(__name__)
 SETUP_STREAM, FIT_STREAM = 1, 2
 # Without a coarse phase, the surface stays this close to its start shape, in grid cells.
 DETAIL_CELLS = 0.25
+Z_UP_FIX = "add --base_mesh_up +z --base_mesh_front -y"
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,9 @@ def build_vertex_surface(config: Config, device: torch.device, rasteriser: Raste
     inputs, paths = InputFiles(), input_paths(config)
     with inputs.reading("base_mesh", *paths["base_mesh"]):
         own = load_fixed_mesh(config.run.base_mesh).to(device)
-    warn_about_axes(config.run.base_mesh, own.v_pos, own.faces, "export it again with +y up")
+    rotation = config.run.rotation
+    own = rotate_mesh(own, rotation)
+    warn_about_axes(config.run.base_mesh, own.v_pos, own.faces, Z_UP_FIX)
     place = placement(own, config.run.normalise_mesh)
     start = place.into_view(own)
     surface = VertexSurface(start.v_pos, start.faces, config.surface.large_steps_lambda).to(device)
@@ -109,6 +116,7 @@ def build_vertex_surface(config: Config, device: torch.device, rasteriser: Raste
     def export() -> None:
         moved = replace(start, v_pos=surface.mesh().v_pos.detach())
         shift = place.back(moved).v_pos - place.back(start).v_pos
+        shift = shift if rotation is None else rotated(shift, rotation.T)
         with inputs.reading("base_mesh", *paths["base_mesh"]):
             with staged_folder(config.run.mesh_path.parent) as folder:
                 write_moved(folder, config.run.base_mesh, shift.cpu())
@@ -139,12 +147,15 @@ def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser) ->
         surface.limit_to_band(shape.signed_distance(surface.v_pos), band)
     scene = geometry_scene(config, surface, rasteriser)
 
+    rotation = config.start_shape.rotation
+
     def export() -> None:
         settings = config.export
         mesh = remove_small_components(surface.mesh().detach(), settings.min_component_area)
         if settings.export_faces:
             mesh = decimate(mesh, settings.export_faces)
         mesh = unwrap(mesh, settings.unwrap, settings.texture_res, settings.uv_padding_block)
+        mesh = rotate_mesh(mesh, None if rotation is None else rotation.T)
         with staged_folder(config.run.mesh_path.parent) as folder:
             write_asset(folder, mesh, usd=settings.export_usd)
 
@@ -200,11 +211,20 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
     """A material field over the mesh that base_mesh names."""
     inputs, paths = InputFiles(), input_paths(config)
     with inputs.reading("base_mesh", *paths["base_mesh"]):
-        own = load_fixed_mesh(config.run.base_mesh).to(device)
-    warn_about_mesh(config.run.base_mesh, own.v_pos, own.faces, "export it again with +y up")
+        fixed = load_fixed_parts(config.run.base_mesh).to(device)
+    rotation = config.run.rotation
+    separate = paints_parts(config, fixed)
+    own = rotate_mesh(fixed.mesh if separate else fixed.merged, rotation)
+    used = config.textures.used
+    warn_about_mesh(config.run.base_mesh, own.v_pos, own.faces, Z_UP_FIX, textures_used=used)
     place = placement(own, config.run.normalise_mesh)
     own = place.into_view(own)
-    mesh = prepare_uv(own, replace(config.export, texture_res=PAINTING_RES), rasteriser)
+    parts = None
+    if separate:
+        parts = read_parts(config, replace(fixed, mesh=own), rasteriser, inputs)
+        mesh = parts.mesh
+    else:
+        mesh = prepare_uv(own, replace(config.export, texture_res=PAINTING_RES), rasteriser)
     # A flat mesh also needs a bounding box with a nonzero volume.
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
     margin = 0.01 * (high - low).max()
@@ -227,6 +247,7 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
         background=float(config.run.train_background == "white"),
         light_follows_camera=config.light.camera_space_light,
         relight=_relight(config, device),
+        surface=None if parts is None else parts.surface,
     )
 
     def field(positions: Tensor) -> dict[str, Tensor]:
@@ -234,15 +255,33 @@ def build_appearance(config: Config, device: torch.device, rasteriser: Rasterise
         channels = {"kd": values.kd, "ks": values.ks}
         return {**channels, "normal": values.normal} if material.bumpy else channels
 
+    def into_file(mesh: Mesh) -> Mesh:
+        return rotate_mesh(place.back(mesh), None if rotation is None else rotation.T)
+
     def export() -> None:
-        target, painting = prepare_export(mesh, field, config.export, own_uv=mesh.uv is own.uv)
-        textures = bake(target, painting, config.export.texture_res, rasteriser)
-        target = place.back(target)
+        if parts is not None:
+            asset = export_parts(parts, material, config.export, rasteriser)
+            asset = replace(asset, mesh=into_file(asset.mesh))
+        else:
+            target, painting = prepare_export(mesh, field, config.export, own_uv=mesh.uv is own.uv)
+            textures = bake(target, painting, config.export.texture_res, rasteriser)
+            target = into_file(target)
         with staged_folder(config.run.mesh_path.parent) as folder:
             write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
-            write_asset(folder, target, textures, config.export.export_usd)
+            if parts is not None:
+                write_parts(folder, asset, config.export.export_usd)
+            else:
+                write_asset(folder, target, textures, config.export.export_usd)
 
-    return Task(scene, config.phases, None, lambda: mesh, export, False, inputs)
+    return Task(
+        scene,
+        config.phases,
+        texture_fit(config, parts, material, rasteriser),
+        verify=lambda: mesh,
+        export=export,
+        export_once=False,
+        inputs=inputs,
+    )
 
 
 BUILDERS = {"geometry_modeling": build_geometry, "appearance_modeling": build_appearance}

@@ -24,7 +24,7 @@ from training.tasks import select_device
 # Seconds per unit by kind: the result of the config, and the part. A unit of a phase is a view, of the fit a
 # step, of the other parts the whole part at the demo's sizes. cpu: the prior data/tiny-sd on two cores of an
 # AMD EPYC. cuda: Stable Diffusion 2.1-base on an NVIDIA H200. Measured with torch 2.13 and 2.11 in November
-# 2026.
+# 2026; "material fit" on cuda is an estimate.
 REFERENCE: Mapping[str, Mapping[str, float]] = {
     "cpu": {
         "shape set-up": 3.0,
@@ -36,6 +36,7 @@ REFERENCE: Mapping[str, Mapping[str, float]] = {
         "shape videos": 9.0,
         "material set-up": 3.0,
         "material the prior's set-up": 2.0,
+        "material fit": 0.25,
         "material vae": 0.044,
         "material export": 5.0,
         "material videos": 9.0,
@@ -50,6 +51,7 @@ REFERENCE: Mapping[str, Mapping[str, float]] = {
         "shape videos": 2.5,
         "material set-up": 6.0,
         "material the prior's set-up": 6.0,
+        "material fit": 0.01,
         "material vae": 0.0145,
         "material export": 3.5,
         "material videos": 3.5,

@@ -39,9 +39,9 @@ def to_pillow(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> Ima
 
 
 def _pixels(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "..."]:
-    """Bytes [H,W] for one channel, [H,W,3] for three."""
+    """Bytes [H,W] for one channel, [H,W,C] for three or four (with alpha)."""
     pixels = to_bytes(image) if isinstance(image, Tensor) else image
-    assert pixels.shape[-1] in (1, 3), f"an image has 1 or 3 channels, not {pixels.shape[-1]}"
+    assert pixels.shape[-1] in (1, 3, 4), f"an image has 1, 3 or 4 channels, not {pixels.shape[-1]}"
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
@@ -57,7 +57,7 @@ def png_bytes(
     return imageio.imwrite("<bytes>", _pixels(image), extension=".png", plugin="pillow", pnginfo=text)
 
 
-def encode_pngs(images: Sequence[Float[Tensor, "_ _ _"]]) -> list[bytes]:
+def encode_pngs(images: Sequence[Float[Tensor, "_ _ _"] | UInt8[np.ndarray, "_ _ _"]]) -> list[bytes]:
     """Images of any sizes as PNG files in memory, compressed in parallel: a large texture takes a second."""
     with ThreadPoolExecutor(thread_name_prefix="png") as pool:
         return list(pool.map(png_bytes, images))

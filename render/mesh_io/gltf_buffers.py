@@ -124,21 +124,38 @@ class Buffers:
             raise FileError(f"its buffer {number} has no data")
         if uri.startswith("data:"):
             return base64.b64decode(uri.partition(",")[2])
-        content = self._file(uri).read_bytes()
+        content = self.file(uri, "buffer").read_bytes()
         if len(content) < entry["byteLength"]:
             raise FileError(f"its buffer '{uri}' is cut short: {len(content)} of {entry['byteLength']} bytes")
         return content
 
-    def _file(self, uri: str) -> Path:
-        """The file of a URI: the name as it is, then percent-decoded. It must lie in the folder of the
-        mesh."""
+    def view(self, number: int) -> bytes:
+        """The bytes of a buffer view."""
+        view = self._entry("bufferViews", number)
+        data, start, length = self._buffer(view["buffer"]), view.get("byteOffset", 0), view["byteLength"]
+        if min(start, length) < 0 or start + length > len(data):
+            raise FileError(f"buffer view {number} lies outside of its buffer; the file is cut short")
+        return data[start : start + length].tobytes()
+
+    def files(self) -> list[Path]:
+        """The buffer files beside the mesh."""
+        uris = [buffer.get("uri", "data:") for buffer in self.tree.get("buffers", [])]
+        return [self.file(uri, "buffer") for uri in uris if not uri.startswith("data:")]
+
+    def file(self, uri: str, what: str = "image") -> Path:
+        """The file of a URI, unchanged or percent-decoded, in the folder of the mesh. what: a noun for
+        messages.
+
+        Raises:
+            FileError: the file does not exist, or lies outside of the folder.
+        """
         folder = self.folder.resolve()
         for name in (uri, unquote(uri)):
             path = (folder / name).resolve()
             if not path.is_relative_to(folder):
                 raise FileError(
-                    f"its buffer '{uri}' lies outside of the mesh's folder; put it beside the mesh"
+                    f"its {what} '{uri}' lies outside of the mesh's folder; put it beside the mesh"
                 )
             if path.is_file():
                 return path
-        raise FileError(f"its buffer '{unquote(uri)}' is not beside it; copy that file, too")
+        raise FileError(f"its {what} '{unquote(uri)}' is not beside it; copy that file, too")

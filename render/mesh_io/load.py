@@ -6,7 +6,7 @@ and name it in READERS.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from render.mesh_io.read_obj import read_obj
 from render.mesh_io.read_off import read_off
 from render.mesh_io.read_ply import read_ply
 from render.mesh_io.read_stl import read_stl
+from render.mesh_io.structure import Structure, single_part
 from render.read_errors import FileError, printable, reading
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ class MeshFile:
     """All triangles of a file, as one mesh on the CPU.
 
     Equal positions are one vertex, also if the file splits them along uv seams or holds a triangle soup.
-    v_pos is relative to `origin`, which is 0 unless the mesh is so far from the origin that float32 would
+    face_part is the part of `structure` that each face belongs to, None if the format has no parts. v_pos is
+    relative to `origin`, which is 0 unless the mesh is so far from the origin that float32 would
     round it. uv [U,2] with (0,0) at the top left of the texture and uv_faces [F,3] are None unless every face
     has uv; a uv vertex belongs to one position, a position has as many as charts meet there.
     """
@@ -52,13 +54,21 @@ class MeshFile:
     uv: Float[Tensor, "U 2"] | None = None
     uv_faces: Int[Tensor, "F 3"] | None = None
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    structure: Structure = field(default_factory=lambda: single_part(False))
+    face_part: Int[Tensor, " F"] | None = None
+
+    @property
+    def has_own_appearance(self) -> bool:
+        """Whether the format has parts and materials."""
+        return self.face_part is not None
 
 
-def load_mesh(path: str | Path) -> MeshFile:
-    """Read a mesh file, its objects and materials merged, polygons divided into triangles.
+def load_mesh(path: str | Path, partial_uv: bool = False) -> MeshFile:
+    """Read a mesh file as one mesh of all its objects and materials, polygons divided into triangles.
 
     Faces that use a position twice or repeat another face's positions, and vertices that no face uses, are
-    dropped.
+    dropped. partial_uv: keep the texture coordinates of the parts that have them; those of the other parts
+    are 0, and their `has_uv` is False.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -77,7 +87,7 @@ def load_mesh(path: str | Path) -> MeshFile:
             raise FileError("the file is empty")
         polygons = READERS[suffix](path)
         _check(polygons)
-        return _clean(path, polygons)
+        return _clean(path, polygons, partial_uv)
 
 
 def vertices_of_file(path: str | Path, mesh: MeshFile) -> Int[np.ndarray, " N"]:
@@ -111,18 +121,12 @@ def _check(polygons: Polygons) -> None:
         )
 
 
-def _clean(path: Path, polygons: Polygons) -> MeshFile:
+def _clean(path: Path, polygons: Polygons, partial_uv: bool) -> MeshFile:
     """Weld equal positions, drop repeated polygons, divide into triangles, drop degenerate ones and unused
     values."""
     v_pos, origin = _centred(polygons.v_pos)
     positions, welded = _weld(v_pos)
-    polygons = Polygons(
-        positions.astype(np.float64),
-        welded[polygons.corners],
-        polygons.sizes,
-        polygons.uv,
-        polygons.uv_corners,
-    )
+    polygons = replace(polygons, v_pos=positions.astype(np.float64), corners=welded[polygons.corners])
     polygons, again = _without_repeated(polygons)
     triangles = triangulate(polygons)
     faces = polygons.corners[triangles]
@@ -135,11 +139,45 @@ def _clean(path: Path, polygons: Polygons) -> MeshFile:
     if again:
         logger.info("mesh file %s: %d faces dropped that repeat another face's positions", path, again)
     v_pos, faces = _referenced(positions, faces[kept])
+    face_part, structure = polygons.parts_of_triangles(), polygons.structure
+    face_part = None if face_part is None else face_part[kept]
+    if partial_uv:
+        polygons, structure = _zero_where_missing(polygons, structure)
     if polygons.uv is None or not np.isfinite(polygons.uv).all():
-        return MeshFile(torch.from_numpy(v_pos), torch.from_numpy(faces), origin=origin)
-    uv_faces = polygons.uv_corners[triangles[kept]]
-    uv, uv_faces = _uv_of_positions(faces, polygons.uv.astype(np.float32), uv_faces)
-    return MeshFile(*(torch.from_numpy(part) for part in (v_pos, faces, uv, uv_faces)), origin)
+        uv = uv_faces = None
+    else:
+        uv_faces = polygons.uv_corners[triangles[kept]]
+        uv, uv_faces = _uv_of_positions(faces, polygons.uv.astype(np.float32), uv_faces)
+    arrays = (v_pos, faces, uv, uv_faces)
+    tensors = (None if array is None else torch.from_numpy(array) for array in arrays)
+    return MeshFile(
+        *tensors,
+        origin,
+        structure or single_part(uv is not None),
+        None if face_part is None else torch.from_numpy(face_part),
+    )
+
+
+def _zero_where_missing(polygons: Polygons, structure: Structure | None) -> tuple[Polygons, Structure | None]:
+    """The polygons with texture coordinates 0 in every part that lacks some, and the structure that says
+    so."""
+    if polygons.uv is None or structure is None:
+        return polygons, structure and replace(
+            structure, parts=tuple(replace(part, has_uv=False) for part in structure.parts)
+        )
+    finite = np.isfinite(polygons.uv).all(-1)
+    owner = np.repeat(polygons.parts, polygons.sizes)
+    incomplete = np.zeros(len(structure.parts), dtype=bool)
+    incomplete[owner[~finite[polygons.uv_corners]]] = True
+    parts = tuple(
+        replace(part, has_uv=part.has_uv and not missing)
+        for part, missing in zip(structure.parts, incomplete, strict=True)
+    )
+    if not incomplete.any():
+        return polygons, structure
+    uv = np.concatenate([np.where(finite[:, None], polygons.uv, 0), np.zeros((1, 2))])
+    corners = np.where(incomplete[owner], len(uv) - 1, polygons.uv_corners)
+    return replace(polygons, uv=uv, uv_corners=corners), replace(structure, parts=parts)
 
 
 def _centred(v_pos: Float[np.ndarray, "V 3"]) -> tuple[np.ndarray, tuple[float, float, float]]:

@@ -1,10 +1,11 @@
 """Polygons as the mesh readers return them, and their triangulation, the same for every format."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from render.mesh_io.structure import Structure
 from render.read_errors import FileError
 
 
@@ -14,7 +15,8 @@ class Polygons:
 
     corners: the positions' indices of all polygons, one polygon after the other; sizes: the number of corners
     of each. uv has (0,0) at the top left of the texture and is indexed by uv_corners, one for each of
-    `corners`; both are None unless every corner has texture coordinates.
+    `corners`; both are None if no corner has texture coordinates, and uv is NaN at corners without them.
+    parts: the part of `structure` that each polygon belongs to; both are None if the format has no parts.
     """
 
     v_pos: Float[np.ndarray, "V 3"]
@@ -22,6 +24,8 @@ class Polygons:
     sizes: Int[np.ndarray, " P"]
     uv: Float[np.ndarray, "U 2"] | None = None
     uv_corners: Int[np.ndarray, " C"] | None = None
+    parts: Int[np.ndarray, " P"] | None = None
+    structure: Structure | None = None
 
     @staticmethod
     def of_triangles(v_pos: np.ndarray, faces: np.ndarray) -> "Polygons":
@@ -35,7 +39,18 @@ class Polygons:
             return self
         corners = np.repeat(kept, self.sizes)
         uv_corners = None if self.uv_corners is None else self.uv_corners[corners]
-        return Polygons(self.v_pos, self.corners[corners], self.sizes[kept], self.uv, uv_corners)
+        parts = None if self.parts is None else self.parts[kept]
+        return replace(
+            self,
+            corners=self.corners[corners],
+            sizes=self.sizes[kept],
+            uv_corners=uv_corners,
+            parts=parts,
+        )
+
+    def parts_of_triangles(self) -> Int[np.ndarray, " T"] | None:
+        """The part of each triangle that `triangulate` returns."""
+        return None if self.parts is None else np.repeat(self.parts, np.maximum(self.sizes - 2, 0))
 
 
 def points_only(count: int, what: str = "points") -> FileError:

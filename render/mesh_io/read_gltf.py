@@ -1,20 +1,24 @@
 """glTF 2.0 and GLB: every triangle of the default scene, as the file's rest pose shows it.
 
 Accessors may be strided, normalised and sparse. Node transforms, instances (EXT_mesh_gpu_instancing), morph
-weights and skins are evaluated. Textures and materials are not read, except for the transform of texture
-coordinates. Specification: Khronos Group, "glTF 2.0 Specification", 2021.
+weights and skins are evaluated. The transform of texture coordinates is applied. `read_gltf_materials` reads
+the materials. Specification: Khronos Group, "glTF 2.0 Specification", 2021.
 """
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from render.mesh_io.gltf_buffers import MESHOPT, Buffers
-from render.mesh_io.gltf_nodes import Nodes, transform_points
+from render.mesh_io.gltf_nodes import Nodes, local_matrix, transform_points
 from render.mesh_io.polygons import Polygons, points_only
+from render.mesh_io.read_gltf_materials import GltfMaterials
+from render.mesh_io.structure import Node, Part, Structure
+from render.mesh_io.surface_material import DEFAULT_MATERIAL, SurfaceMaterial
 from render.read_errors import FileError
 
 TRIANGLES, TRIANGLE_STRIP, TRIANGLE_FAN = 4, 5, 6
@@ -53,8 +57,8 @@ def read_gltf(path: Path) -> Polygons:
     buffers = Buffers(tree, chunk, path.parent)
     scene = _Scene(tree, buffers, Nodes(tree, buffers))
     most = max(MOST_EXPANDED, buffers.stored_bytes() // 3)
-    parts, total, points = [], 0, 0
-    for node in scene.nodes.visible:
+    parts, placed, total, points = [], [], 0, 0
+    for number, node in enumerate(scene.nodes.visible):
         if "mesh" not in scene.nodes.entry(node):
             continue
         places = scene.nodes.instances(node)
@@ -70,9 +74,26 @@ def read_gltf(path: Path) -> Polygons:
                 )
             if faces:
                 parts.append(scene.part(node, primitive, places))
+                placed.append(Part(number, scene.material(primitive), parts[-1].uv is not None))
     if not parts and points:
         raise points_only(points)
-    return _joined(parts)
+    return _joined(parts, scene.structure(placed))
+
+
+def read_gltf_materials(path: Path, pictures: bool = True) -> tuple[SurfaceMaterial, ...]:
+    """The materials of a file in its order, then `DEFAULT_MATERIAL`; see `GltfMaterials.read`."""
+    found = _materials(path)
+    return (*(found.read(number, pictures) for number in range(len(found))), DEFAULT_MATERIAL)
+
+
+def gltf_files(path: Path) -> list[Path]:
+    """The files beside a mesh file that it needs: buffers and pictures."""
+    return [*_materials(path).buffers.files(), *_materials(path).files()]
+
+
+def _materials(path: Path) -> GltfMaterials:
+    tree, chunk = _parse(path.read_bytes())
+    return GltfMaterials(tree, Buffers(tree, chunk, path.parent), path)
 
 
 def _parse(content: bytes) -> tuple[dict, bytes | None]:
@@ -149,6 +170,29 @@ class _Scene:
             mirrored = np.linalg.det(places[:, :3, :3]) < 0
         return _Part(placed, faces, mirrored, uv)
 
+    def material(self, primitive: dict) -> int:
+        """The material of a primitive; the one behind the last if it names none."""
+        materials = len(self.tree.get("materials", []))
+        number = primitive.get("material", materials)
+        if not isinstance(number, int) or not 0 <= number <= materials:
+            raise FileError(f"it names material {number}, and there are {materials}")
+        return number
+
+    def structure(self, parts: list[Part]) -> Structure:
+        """The nodes of the default scene with these parts."""
+        numbers = {node: number for number, node in enumerate(self.nodes.visible)}
+        parents = {
+            child: numbers[node] for node in numbers for child in self.nodes.entry(node).get("children", [])
+        }
+        found = []
+        for node in numbers:
+            entry = self.nodes.entry(node)
+            mesh = self.tree["meshes"][entry["mesh"]].get("name") if "mesh" in entry else None
+            name = str(entry.get("name", mesh or f"node {node}"))
+            mesh_name = str(mesh or name) if "mesh" in entry else None
+            found.append(Node(name, parents.get(node), local_matrix(entry), mesh_name))
+        return Structure(tuple(found), tuple(parts), len(self.tree.get("materials", [])) + 1)
+
     def _like(self, accessor: int, v_pos: np.ndarray, columns: int | None = None) -> np.ndarray:
         values = self.buffers.array(accessor, columns)
         if len(values) != len(v_pos):
@@ -221,16 +265,18 @@ class _Part:
         self.uv = None if uv is None else np.tile(uv, (len(placed), 1))
 
 
-def _joined(parts: list[_Part]) -> Polygons:
+def _joined(parts: list[_Part], structure: Structure) -> Polygons:
     if not parts:
         return Polygons.of_triangles(np.zeros((0, 3)), np.zeros((0, 3)))
     starts = np.cumsum([0, *(len(part.v_pos) for part in parts)])
     faces = np.concatenate([part.faces + start for part, start in zip(parts, starts, strict=False)])
     polygons = Polygons.of_triangles(np.concatenate([part.v_pos for part in parts]), faces)
-    if any(part.uv is None for part in parts):
+    owners = np.repeat(np.arange(len(parts)), [len(part.faces) for part in parts])
+    polygons = replace(polygons, parts=owners, structure=structure)
+    if all(part.uv is None for part in parts):
         return polygons
-    uv = np.concatenate([part.uv for part in parts])
-    return Polygons(polygons.v_pos, polygons.corners, polygons.sizes, uv, polygons.corners)
+    uv = [np.full((len(part.v_pos), 2), np.nan) if part.uv is None else part.uv for part in parts]
+    return replace(polygons, uv=np.concatenate(uv), uv_corners=polygons.corners)
 
 
 def _check_compression(tree: dict, primitive: dict) -> None:

@@ -1,4 +1,4 @@
-"""Wavefront OBJ: v, vt and f; every other statement is ignored.
+"""Wavefront OBJ: v, vt, f, and the objects and materials of the faces (o, g, usemtl).
 
 Files as programs write them are read in bulk. All others, and those with a fault, are read line by line, so
 that an error names its line.
@@ -6,6 +6,7 @@ that an error names its line.
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 
 from render.mesh_io.numbers import parse_numbers
 from render.mesh_io.polygons import Polygons
+from render.mesh_io.structure import Node, Part, Structure
 from render.read_errors import FileError
 
 # Statements that do not begin their line, or with a tab behind their name.
@@ -24,18 +26,90 @@ NO_UV = -1
 
 
 def read_obj(path: Path) -> Polygons:
-    """The polygons of an OBJ file. Texture coordinates are None unless every corner has them.
+    """The polygons of an OBJ file, with its objects as nodes.
 
     Raises:
         FileError: what is wrong with the file, with the line.
     """
-    text = path.read_bytes()
-    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = text.decode("utf-16").encode()
-    text = text.removeprefix(b"\xef\xbb\xbf")
+    text = read_text(path)
     found = _in_bulk(text.replace(b"\r\n", b"\n")) or _line_by_line(text)
     if len(found.sizes) == 0 and re.search(rb"(?m)^(?:surf|curv)[ \t]", text):
         raise FileError("it holds free-form curves or surfaces and no faces; export it as polygons")
+    changes = _changes(text)
+    if len(found.sizes) == 0 or not any(name == "usemtl" for _, name, _ in changes):
+        return found
+    parts, structure = obj_parts(changes, len(found.sizes))
+    return replace(found, parts=parts, structure=structure)
+
+
+def read_text(path: Path) -> bytes:
+    """The content of a text file as UTF-8 without a byte order mark."""
+    text = path.read_bytes()
+    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = text.decode("utf-16").encode()
+    return text.removeprefix(b"\xef\xbb\xbf")
+
+
+def material_names(path: Path) -> list[str]:
+    """The materials that the faces of a file use, in the order of their first use; "" for faces without."""
+    changes = _changes(read_text(path))
+    return _names(changes)
+
+
+# The number of faces before a statement, its name and its value.
+Change = tuple[int, str, str]
+
+
+def obj_parts(changes: list[Change], faces: int) -> tuple[Int[np.ndarray, " P"], Structure]:
+    """The part of each of `faces` polygons, and the structure: a node for each object, without objects for
+    each group."""
+    named = "o" if any(name == "o" for _, name, _ in changes) else "g"
+    materials, nodes, parts = _names(changes), [""], {}
+    owners, node, material, start = np.zeros(faces, dtype=np.int64), 0, "", 0
+    for before, name, value in [*changes, (faces, "", "")]:
+        if before > start:
+            key = node, materials.index(material)
+            owners[start:before] = parts.setdefault(key, len(parts))
+            start = before
+        if name == named:
+            node = nodes.index(value) if value in nodes else len(nodes)
+            nodes += [value] * (node == len(nodes))
+        elif name == "usemtl":
+            material = value
+    used = sorted({node for node, _ in parts})
+    structure = Structure(
+        tuple(Node(nodes[node] or "mesh", mesh_name=nodes[node] or "mesh") for node in used),
+        tuple(Part(used.index(node), material) for node, material in parts),
+        len(materials),
+    )
+    return owners, structure
+
+
+def _names(changes: list[Change]) -> list[str]:
+    first = next((before for before, name, _ in changes if name == "usemtl"), None)
+    names = [""] * (first != 0) + [value for _, name, value in changes if name == "usemtl"]
+    return list(dict.fromkeys(names))
+
+
+def _changes(text: bytes) -> list[Change]:
+    """The statements o, g and usemtl in order."""
+    found, faces = [], 0
+    if not re.search(rb"(?m)^[ \t]*usemtl[ \t]", text):
+        return found
+    plain = text.replace(b"\r\n", b"\n")
+    if any(mark in plain for mark in RARE) or INDENTED.search(plain):
+        for _, words in _statements(text, ("f", "fo", "o", "g", "usemtl")):
+            if words[0] in ("f", "fo"):
+                faces += 1
+            else:
+                found.append((faces, words[0], " ".join(words[1:])))
+        return found
+    lines = plain.split(b"\n")
+    before = np.cumsum([line.startswith(b"f ") for line in lines])
+    for number, line in enumerate(lines):
+        if line.startswith((b"usemtl ", b"o ", b"g ")):
+            name, _, value = line.decode("utf-8", errors="replace").split("#", 1)[0].partition(" ")
+            found.append((int(before[number]), name, " ".join(value.split())))
     return found
 
 
@@ -148,13 +222,18 @@ def _line_by_line(text: bytes) -> Polygons:
             index = table[late[0], column] + 1
             raise FileError(f"line {line}: {what} index {index} is out of range, {count} are defined")
     v_pos = np.array(positions, dtype=np.float64).reshape(-1, 3)
-    if not uv or (table[:, 1] == NO_UV).any():
+    if not uv or (table[:, 1] == NO_UV).all():
         return Polygons(v_pos, table[:, 0], counts)
+    if (table[:, 1] == NO_UV).any():
+        # NO_UV is the index of the last row.
+        uv.append([np.nan, np.nan])
     return Polygons(v_pos, table[:, 0], counts, np.array(uv) * [1, -1] + [0, 1], table[:, 1])
 
 
-def _statements(text: bytes) -> Iterator[tuple[int, list[str]]]:
-    """(line number, words) of each v, vt and f statement, without comments, continued lines joined."""
+def _statements(
+    text: bytes, names: tuple[str, ...] = ("v", "vt", "f", "fo")
+) -> Iterator[tuple[int, list[str]]]:
+    """(line number, words) of each statement with these names, without comments, continued lines joined."""
     if b"\0" in text:
         raise FileError("cannot be read as obj (binary data)")
     pending, first = [], 0
@@ -166,7 +245,7 @@ def _statements(text: bytes) -> Iterator[tuple[int, list[str]]]:
             continue
         words = " ".join([*pending, line]).split()
         pending = []
-        if words and words[0] in ("v", "vt", "f", "fo"):
+        if words and words[0] in names:
             yield first, words
 
 

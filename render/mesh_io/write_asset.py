@@ -8,9 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from render.mesh import Mesh
+from render.mesh_io.asset import Asset
 from render.mesh_io.write_glb import write_glb
+from render.mesh_io.write_glb_parts import write_glb_parts
 from render.mesh_io.write_obj import write_obj
-from render.mesh_io.write_usd import USD_FILE, write_usd
+from render.mesh_io.write_obj_parts import write_obj_parts
+from render.mesh_io.write_usd import USD_FILE, write_usd, write_usd_parts
 
 
 def write_asset(
@@ -25,3 +28,13 @@ def write_asset(
         glb.result()
     if usd:
         write_usd(folder / USD_FILE, mesh, textures or ())
+
+
+def write_parts(folder: Path, asset: Asset, usd: bool = False) -> None:
+    """`write_asset` for a mesh with parts."""
+    with ThreadPoolExecutor(1, thread_name_prefix="asset") as pool:
+        glb = pool.submit(write_glb_parts, folder / "mesh.glb", asset)
+        files = write_obj_parts(folder, asset)
+        glb.result()
+    if usd:
+        write_usd_parts(folder / USD_FILE, asset, files)

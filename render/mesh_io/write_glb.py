@@ -38,8 +38,8 @@ def write_glb(
     textures = dict(textures or {})
     assert not textures or mesh.uv is not None, "textures need texture coordinates"
     assert textures.keys() <= {"kd", "ks", "normal"}, f"unknown texture among {sorted(textures)}"
-    document = _Document()
-    attributes, indices = _corners(mesh, with_tangents="normal" in textures)
+    document = GlbDocument()
+    attributes, indices = vertex_arrays(mesh, with_tangents="normal" in textures)
     primitive = {
         "attributes": {name: document.accessor(array, VERTICES) for name, array in attributes.items()},
         "indices": document.accessor(indices, INDICES),
@@ -51,7 +51,7 @@ def write_glb(
     write_bytes(path, document.pack())
 
 
-def _corners(mesh: Mesh, with_tangents: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def vertex_arrays(mesh: Mesh, with_tangents: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Vertex arrays with one row for each (position, uv) pair in use, and the triangles over them."""
     faces = mesh.faces.long().cpu()
     if mesh.uv is None or mesh.uv_faces is None:
@@ -67,8 +67,9 @@ def _corners(mesh: Mesh, with_tangents: bool) -> tuple[dict[str, np.ndarray], np
     if with_tangents:
         assert mesh.tangents is not None, "a normal map needs tangents"
         tangent = orthonormal_tangents(mesh.tangents[coordinate], normal)
-        # w = +1: cross(normal, tangent) points up the image, because no chart is mirrored (see uv.py).
-        attributes["TANGENT"] = torch.cat([tangent, torch.ones_like(tangent[:, :1])], -1)
+        # w = +1: cross(normal, tangent) points up the image. It is −1 where the texture is mirrored.
+        w = torch.ones_like(tangent[:, 0]) if mesh.handedness is None else mesh.handedness[coordinate]
+        attributes["TANGENT"] = torch.cat([tangent, w[:, None].to(tangent)], -1)
     return {name: _array(value) for name, value in attributes.items()}, _indices(corner.reshape(-1, 3))
 
 
@@ -80,7 +81,7 @@ def _indices(faces: Tensor) -> np.ndarray:
     return np.ascontiguousarray(faces.numpy().reshape(-1), dtype="<u4")
 
 
-def _material(document: "_Document", textures: Mapping[str, Tensor]) -> dict:
+def _material(document: "GlbDocument", textures: Mapping[str, Tensor]) -> dict:
     surface: dict = {"baseColorFactor": [0.5, 0.5, 0.5, 1], "metallicFactor": 0, "roughnessFactor": 0.9}
     material: dict = {"name": "surface", "pbrMetallicRoughness": surface}
     pictures = {}
@@ -104,7 +105,7 @@ def _material(document: "_Document", textures: Mapping[str, Tensor]) -> dict:
     return material
 
 
-class _Document:
+class GlbDocument:
     """A glTF document under construction: the JSON and the binary buffer."""
 
     def __init__(self) -> None:

@@ -62,20 +62,28 @@ def _material(textures: Mapping[str, Tensor]) -> str:
 
 
 def _geometry(mesh: Mesh) -> str:
-    faces = mesh.faces.cpu().numpy().astype(np.int64) + 1
+    return f"mtllib mesh.mtl\no mesh\n{vertex_rows(mesh)}usemtl {MATERIAL}\n{corner_rows(mesh)}"
+
+
+def vertex_rows(mesh: Mesh) -> str:
+    """The v, vt and vn statements of a mesh."""
     # Nine digits name every float32 uniquely; float64 is for meshes far from the origin.
     position = "v %.15g %.15g %.15g\n" if mesh.v_pos.dtype == torch.float64 else "v %.9g %.9g %.9g\n"
-    parts = ["mtllib mesh.mtl\no mesh\n", _rows(position, _array(mesh.v_pos))]
+    parts = [_rows(position, _array(mesh.v_pos))]
     if mesh.uv is not None and mesh.uv_faces is not None:
         # In float64, where 1 − v is exact.
         parts.append(_rows("vt %.9g %.9g\n", _array(mesh.uv).astype(np.float64) * [1, -1] + [0, 1]))
-        uv_faces = mesh.uv_faces.cpu().numpy().astype(np.int64) + 1
-        corners = np.stack([faces, uv_faces, faces], -1)
-        faces_text = _rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", corners.reshape(-1, 9))
-    else:
-        faces_text = _rows("f %d//%d %d//%d %d//%d\n", faces.repeat(2, axis=1))
-    parts.append(_rows("vn %.9g %.9g %.9g\n", _array(mesh.v_nrm)))
-    return "".join([*parts, f"usemtl {MATERIAL}\n", faces_text])
+    return "".join([*parts, _rows("vn %.9g %.9g %.9g\n", _array(mesh.v_nrm))])
+
+
+def corner_rows(mesh: Mesh, chosen: Tensor | slice = slice(None)) -> str:
+    """The f statements of a mesh, or of some of its faces."""
+    faces = mesh.faces[chosen].cpu().numpy().astype(np.int64) + 1
+    if mesh.uv is None or mesh.uv_faces is None:
+        return _rows("f %d//%d %d//%d %d//%d\n", faces.repeat(2, axis=1))
+    uv_faces = mesh.uv_faces[chosen].cpu().numpy().astype(np.int64) + 1
+    corners = np.stack([faces, uv_faces, faces], -1)
+    return _rows("f %d/%d/%d %d/%d/%d %d/%d/%d\n", corners.reshape(-1, 9))
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -6,15 +6,24 @@ optional: `require_usd` checks at startup whether it is installed.
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from render.mesh import Mesh
+from render.mesh_io.asset import Asset
 from render.mesh_io.write_obj import KD_FILE, KS_FILE, METALLIC_FILE, NORMAL_FILE, ROUGHNESS_FILE
 
 USD_FILE = "mesh.usd"
+# The file of each texture. ks is also written as two grey pictures.
+FILES = {
+    "kd": KD_FILE,
+    "ks": KS_FILE,
+    "roughness": ROUGHNESS_FILE,
+    "metallic": METALLIC_FILE,
+    "normal": NORMAL_FILE,
+}
 PLACEHOLDER = "0.1"
 
 
@@ -43,9 +52,53 @@ def write_usd(path: Path | str, mesh: Mesh, textures: Collection[str] = ()) -> N
     textures: which of kd, ks and normal `write_obj` has written into the same folder; the file refers to
     them. Without any, the surface is mid-grey and rough. USD's v grows upward, so v is written as 1 − v.
     """
-    from pxr import Sdf, Usd, UsdGeom, UsdShade, Vt
+    from pxr import UsdShade
 
     assert not textures or mesh.uv is not None, "textures need texture coordinates"
+    stage, shape = _stage(mesh)
+    used = {*textures, *(("roughness", "metallic") if "ks" in textures else ())}
+    files = {name: file for name, file in FILES.items() if name in used}
+    material = _material(stage, "surface", files)
+    UsdShade.MaterialBindingAPI.Apply(shape.GetPrim()).Bind(material)
+    _save(stage, path)
+
+
+def write_usd_parts(path: Path | str, asset: Asset, files: Mapping[int, Mapping[str, str]]) -> None:
+    """`write_usd` for a mesh with parts: one mesh, with a subset of faces for each part.
+
+    files: the pictures of each material that `write_obj_parts` has written. Nodes are not written.
+    """
+    from pxr import UsdGeom, UsdShade, Vt
+
+    stage, shape = _stage(asset.mesh)
+    materials = {}
+    for number, written in files.items():
+        given = asset.materials[number]
+        named = {name: written[file] for name, file in FILES.items() if file in written}
+        constants = given.kd_factor[:3], given.roughness, given.metallic
+        materials[number] = _material(stage, f"material_{number}", named, constants)
+        materials[number].GetPrim().SetMetadata("displayName", given.name)
+    UsdShade.MaterialBindingAPI.Apply(shape.GetPrim())
+    for number, part in enumerate(asset.structure.parts):
+        chosen = asset.faces_of(number).cpu().numpy().astype(np.int32)
+        if len(chosen) == 0:
+            continue
+        subset = UsdGeom.Subset.CreateGeomSubset(
+            shape, f"part_{number}", UsdGeom.Tokens.face, Vt.IntArray(chosen.tolist()), "materialBind"
+        )
+        UsdShade.MaterialBindingAPI.Apply(subset.GetPrim()).Bind(materials[part.material])
+    _save(stage, path)
+
+
+def _save(stage, path: Path | str) -> None:
+    if not stage.GetRootLayer().Export(str(path)):
+        raise OSError(f"{path}: USD could not be written")
+
+
+def _stage(mesh: Mesh):
+    """A stage in memory and the shape of the mesh in it."""
+    from pxr import Sdf, Usd, UsdGeom, Vt
+
     stage = Usd.Stage.CreateInMemory()
     UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.y)
     UsdGeom.SetStageMetersPerUnit(stage, 1.0)
@@ -73,27 +126,32 @@ def write_usd(path: Path | str, mesh: Mesh, textures: Collection[str] = ()) -> N
         )
         place.Set(vectors(mesh.uv * mesh.uv.new_tensor([1, -1]) + mesh.uv.new_tensor([0, 1]), Vt.Vec2fArray))
         place.SetIndices(integers(mesh.uv_faces))
-    material = _material(stage, set(textures))
-    UsdShade.MaterialBindingAPI.Apply(shape.GetPrim()).Bind(material)
-    if not stage.GetRootLayer().Export(str(path)):
-        raise OSError(f"{path}: USD could not be written")
+    return stage, shape
 
 
-def _material(stage, textures: set[str]):
-    """A preview surface that reads the given textures."""
+def _material(
+    stage,
+    prim: str,
+    files: Mapping[str, str],
+    constants: tuple[Sequence[float], float, float] = ((0.5, 0.5, 0.5), 1.0, 0.0),
+):
+    """A preview surface that reads the given texture files.
+
+    constants: base colour, roughness and metallic without textures.
+    """
     from pxr import Gf, Sdf, UsdShade
 
-    types = Sdf.ValueTypeNames
-    material = UsdShade.Material.Define(stage, "/World/surface")
-    surface = UsdShade.Shader.Define(stage, "/World/surface/preview")
+    types, root = Sdf.ValueTypeNames, f"/World/{prim}"
+    material = UsdShade.Material.Define(stage, root)
+    surface = UsdShade.Shader.Define(stage, f"{root}/preview")
     surface.CreateIdAttr("UsdPreviewSurface")
     material.CreateSurfaceOutput().ConnectToSource(surface.ConnectableAPI(), "surface")
-    reader = UsdShade.Shader.Define(stage, "/World/surface/uv")
+    reader = UsdShade.Shader.Define(stage, f"{root}/uv")
     reader.CreateIdAttr("UsdPrimvarReader_float2")
     reader.CreateInput("varname", types.String).Set("st")
 
     def texture(name, file, output, kind, space, *, scale=None, bias=None):
-        node = UsdShade.Shader.Define(stage, f"/World/surface/{name}")
+        node = UsdShade.Shader.Define(stage, f"{root}/{name}")
         node.CreateIdAttr("UsdUVTexture")
         node.CreateInput("file", types.Asset).Set(Sdf.AssetPath(f"./{file}"))
         node.CreateInput("sourceColorSpace", types.Token).Set(space)
@@ -106,18 +164,20 @@ def _material(stage, textures: set[str]):
         node.CreateOutput(output, kind)
         surface.CreateInput(name, kind).ConnectToSource(node.ConnectableAPI(), output)
 
-    if "kd" in textures:
-        texture("diffuseColor", KD_FILE, "rgb", types.Color3f, "sRGB")
+    if "kd" in files:
+        texture("diffuseColor", files["kd"], "rgb", types.Color3f, "sRGB")
     else:
-        surface.CreateInput("diffuseColor", types.Color3f).Set(Gf.Vec3f(0.5))
-    if "ks" in textures:
-        texture("roughness", ROUGHNESS_FILE, "r", types.Float, "raw")
-        texture("metallic", METALLIC_FILE, "r", types.Float, "raw")
+        surface.CreateInput("diffuseColor", types.Color3f).Set(Gf.Vec3f(*constants[0]))
+    if "ks" in files:
+        texture("roughness", files["roughness"], "r", types.Float, "raw")
+        texture("metallic", files["metallic"], "r", types.Float, "raw")
         # Occlusion here is 1 where it is dark; USD's is 1 where nothing is occluded.
-        texture("occlusion", KS_FILE, "r", types.Float, "raw", scale=(-1, -1, -1, 1), bias=(1, 1, 1, 0))
+        texture("occlusion", files["ks"], "r", types.Float, "raw", scale=(-1, -1, -1, 1), bias=(1, 1, 1, 0))
     else:
-        surface.CreateInput("roughness", types.Float).Set(1.0)
-        surface.CreateInput("metallic", types.Float).Set(0.0)
-    if "normal" in textures:
-        texture("normal", NORMAL_FILE, "rgb", types.Normal3f, "raw", scale=(2, 2, 2, 1), bias=(-1, -1, -1, 0))
+        surface.CreateInput("roughness", types.Float).Set(constants[1])
+        surface.CreateInput("metallic", types.Float).Set(constants[2])
+    if "normal" in files:
+        texture(
+            "normal", files["normal"], "rgb", types.Normal3f, "raw", scale=(2, 2, 2, 1), bias=(-1, -1, -1, 0)
+        )
     return material

@@ -115,3 +115,9 @@ def linear_to_srgb(linear: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """IEC 61966-2-1 encoding. Values below 0 use the linear segment, values above 1 are not clamped."""
     curved = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear <= 0.0031308, linear * 12.92, curved)
+
+
+def srgb_to_linear(encoded: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The inverse of `linear_to_srgb` for values that are not negative."""
+    curved = ((encoded.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4
+    return torch.where(encoded <= 0.04045, encoded / 12.92, curved)

@@ -83,6 +83,15 @@ def _dilate_owners(owner: Int[Tensor, "H W"]) -> Int[Tensor, "H W"]:
     return spread
 
 
+def owned_texels(
+    mesh: Mesh, texture_res: tuple[int, int], rasteriser: Rasteriser
+) -> tuple[Int[Tensor, " T"], Float[Tensor, "T 3"]]:
+    """The flat indices of the texels that `bake` computes, and the world points of their centres."""
+    owner = texel_owners(mesh, texture_res, rasteriser).reshape(-1)
+    texels = torch.nonzero(owner >= 0)[:, 0]
+    return texels, _surface_points(mesh, texels, owner[texels], texture_res, _typical_stretch(mesh))
+
+
 def _typical_stretch(mesh: Mesh) -> Float[Tensor, ""]:
     """World length per unit of uv, from the total areas of the mesh."""
     world = face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).sum() / 2

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from render.mesh import Mesh
@@ -50,41 +50,67 @@ def transfer_field(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceF
             return values
         world = bump(normal, tangent, values["normal"])
         _, up, along = frame_of_target(points)
-        across = torch.linalg.cross(up, along, dim=-1)
-        local = torch.stack([(world * axis).sum(-1) for axis in (along, across, up)], -1)
-        # A normal map cannot represent normals that point into the surface.
-        local = torch.cat([local[:, :2], local[:, 2:].clamp(min=0)], -1)
-        return {**values, "normal": safe_normalize(local)}
+        return {**values, "normal": tangent_space(world, up, along)}
 
     return transferred
 
 
+def tangent_space(
+    world: Float[Tensor, "N 3"], normal: Float[Tensor, "N 3"], tangent: Float[Tensor, "N 3"]
+) -> Float[Tensor, "N 3"]:
+    """Unit world-space normals in the tangent space of unit normals and tangents, z ≥ 0."""
+    across = torch.linalg.cross(normal, tangent, dim=-1)
+    local = torch.stack([(world * axis).sum(-1) for axis in (tangent, across, normal)], -1)
+    # A normal map cannot represent normals that point into the surface.
+    return safe_normalize(torch.cat([local[:, :2], local[:, 2:].clamp(min=0)], -1))
+
+
 def frame_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
     """A function that maps points [N,3] to the nearest points [N,3] of the mesh, the smooth normals and the
-    unit tangents.
+    unit tangents."""
+    find = nearest_finder(mesh)
+
+    def frame(points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tensor, Tensor]:
+        nearest, row, weight = find(points)
+        return nearest, *frame_at(mesh, row, weight)
+
+    return frame
+
+
+def frame_at(
+    mesh: Mesh, face: Int[Tensor, " N"], weights: Float[Tensor, "N 3"]
+) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
+    """The unit smooth normals and tangents at barycentric weights of faces."""
+    assert mesh.tangents is not None and mesh.uv_faces is not None, "the mesh has no tangents"
+    weight = weights[..., None]
+    normal = safe_normalize((mesh.v_nrm[mesh.faces[face]] * weight).sum(1))
+    tangent = orthonormal_tangents((mesh.tangents[mesh.uv_faces[face]] * weight).sum(1), normal)
+    return normal, tangent
+
+
+def nearest_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """A function that maps points [N,3] to the nearest points [N,3] of the mesh, their faces [N] and their
+    barycentric weights [N,3].
 
     The search tree is built once. libigl queries it in parallel.
     """
     import igl
 
-    assert mesh.tangents is not None and mesh.uv_faces is not None, "the mesh has no tangents"
     positions = np.asfortranarray(mesh.v_pos.detach().cpu().numpy(), dtype=np.float64)
     triangles = np.asfortranarray(mesh.faces.cpu().numpy(), dtype=np.int64)
     tree = igl.AABB()
     tree.init(positions, triangles)
     device, dtype = mesh.v_pos.device, mesh.v_pos.dtype
 
-    def frame(points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tensor, Tensor]:
+    def find(points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tensor, Tensor]:
         queries = np.asfortranarray(points.detach().cpu().numpy(), dtype=np.float64)
         _, face, nearest = tree.squared_distance(positions, triangles, queries)
         corners = [np.asfortranarray(positions[triangles[face, corner]]) for corner in range(3)]
         weights = igl.barycentric_coordinates(np.asfortranarray(nearest), *corners)
         # Any corner is correct for a face without area.
         weights = np.where(np.isfinite(weights).all(1, keepdims=True), weights, [1.0, 0.0, 0.0])
-        weight = torch.from_numpy(weights).to(device, dtype)[..., None]
         row = torch.from_numpy(np.array(face, dtype=np.int64)).to(device)
-        normal = safe_normalize((mesh.v_nrm[mesh.faces[row]] * weight).sum(1))
-        tangent = orthonormal_tangents((mesh.tangents[mesh.uv_faces[row]] * weight).sum(1), normal)
-        return torch.from_numpy(np.array(nearest)).to(device, dtype), normal, tangent
+        place = torch.from_numpy(np.array(nearest)).to(device, dtype)
+        return place, row, torch.from_numpy(weights).to(device, dtype)
 
-    return frame
+    return find

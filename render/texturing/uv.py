@@ -64,6 +64,11 @@ class ExportConfig:
     export_faces: int = Field(
         0, ge=0, le=10**8, description="approximate number of faces of the exported mesh; 0 keeps all"
     )
+    atlas: bool = Field(
+        False,
+        description="export a mesh with several materials with one texture atlas for all of them, instead of "
+        "textures for each",
+    )
     export_usd: bool = Field(
         False, description="also write mesh.usd; needs usd-core, or kaolin 0.17 or newer, which includes it"
     )
@@ -211,8 +216,10 @@ def prepare_uv(mesh: Mesh, config: ExportConfig, rasteriser: Rasteriser) -> Mesh
     return unwrap(mesh, config.unwrap, config.texture_res, config.uv_padding_block)
 
 
-def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 761) -> str | None:
+def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 761, allow_mirrored: bool = False) -> str | None:
     """Why a field cannot be baked into the mesh's own uv, None if it can.
+
+    allow_mirrored: charts may be mirrored, because the mesh has a handedness.
 
     Overlaps are detected from areas: overlapping charts have a larger total area than the pixels that they
     cover in a side × side image. The side has no common factor with usual texture sizes. Otherwise all pixels
@@ -227,7 +234,7 @@ def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 761) -> str | None:
     total = float(areas.abs().sum())
     if total < 1e-3:
         return "its texture coordinates cover less than a thousandth of the image"
-    if float(-areas.clamp(max=0).sum()) > 1e-3 * total:
+    if not allow_mirrored and float(-areas.clamp(max=0).sum()) > 1e-3 * total:
         return "some of its charts are mirrored"
     covered = rasteriser.rasterize(uv_clip(mesh)[None], mesh.uv_faces, (side, side))[..., 3] > 0
     if total > 1.05 * float(covered.float().mean()):

@@ -105,8 +105,11 @@ def test_obj_without_uv_far_from_the_origin_keeps_its_position(tmp_path, in_the_
     painted = trimesh.load(tmp_path / "paint/dmtet_mesh/mesh.glb", force="mesh")
     assert np.allclose(painted.bounds, cone.bounds, atol=1e-4)
     assert painted.volume == pytest.approx(cone.volume, rel=1e-3)
-    colours = np.asarray(painted.visual.material.baseColorTexture)[..., :3]
-    assert colours.std() > 0 and painted.visual.uv.min() >= 0 and painted.visual.uv.max() <= 1
+    parts = trimesh.load(tmp_path / "paint/dmtet_mesh/mesh.glb").geometry.values()
+    assert [part.visual.material.name for part in parts] == ["red", "blue"]
+    for part in parts:
+        colours = np.asarray(part.visual.material.baseColorTexture)[..., :3]
+        assert colours.std() > 0 and part.visual.uv.min() >= 0 and part.visual.uv.max() <= 1
     log = [json.loads(line) for line in (tmp_path / "paint/log.jsonl").read_text().splitlines()]
     # The mesh is in view, so the gradient of the prior reaches the material.
     assert all(line["gradient_norm"] > 0 for line in log if "gradient_norm" in line)

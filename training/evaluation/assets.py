@@ -18,6 +18,7 @@ from render.image_io.image import read_image
 from render.mesh import Mesh
 from render.mesh_io.write_obj import KD_FILE, KS_FILE, NORMAL_FILE
 from render.raster.interface import Rasteriser
+from render.shade.brdf import srgb_to_linear
 from render.shade.normals import bump
 from render.texturing.uv import tangents
 from training.evaluation.views import Paint
@@ -175,9 +176,3 @@ def textured(mesh: Mesh, textures: Textures, rasteriser: Rasteriser) -> Paint:
         return kd, ks, normal
 
     return paint
-
-
-def srgb_to_linear(srgb: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """IEC 61966-2-1 decoding of values in [0, 1]."""
-    curved = ((srgb + 0.055) / 1.055).clamp(min=0) ** 2.4
-    return torch.where(srgb <= 0.04045, srgb / 12.92, curved)

@@ -1,0 +1,42 @@
+"""The axes of a mesh file: which of its axes point up and to the front.
+
+This program's frame has +y up and +z to the front, like glTF.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Axis = Literal["+x", "-x", "+y", "-y", "+z", "-z"]
+UP: Axis = "+y"
+FRONT: Axis = "+z"
+
+
+def axis_vector(axis: Axis) -> Float[Tensor, "3"]:
+    """The unit vector of a signed axis, float64."""
+    vector = torch.zeros(3, dtype=torch.float64)
+    vector["xyz".index(axis[1])] = 1.0 if axis[0] == "+" else -1.0
+    return vector
+
+
+def frame_rotation(up: Axis, front: Axis) -> Float[Tensor, "3 3"] | None:
+    """The rotation R of file coordinates with these axes to this program's: ours = R · file. None: identity.
+
+    Raises:
+        ValueError: both axes are parallel.
+    """
+    if up[1] == front[1]:
+        raise ValueError(
+            f"base_mesh_up {up} and base_mesh_front {front} are parallel; they must be two different axes"
+        )
+    if (up, front) == (UP, FRONT):
+        return None
+    y, z = axis_vector(up), axis_vector(front)
+    return torch.stack([torch.linalg.cross(y, z), y, z])
+
+
+def rotated(vectors: Float[Tensor, "N 3"], rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "N 3"]:
+    """rotation · v for each row v, exact for the rotations of this module."""
+    return vectors @ rotation.to(vectors).T

@@ -1,0 +1,51 @@
+"""A material of a mesh file: pictures and factors of base colour, roughness, metallic, occlusion and normal.
+
+The values are those of glTF 2.0 (Khronos Group, 2021): a picture is multiplied by its factor.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+Wrap = Literal["repeat", "clamp", "mirror"]
+White = (1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SurfaceMaterial:
+    """The appearance of a material. Pictures are bytes, row 0 at the top; None: the factor alone.
+
+    kd: base colour in sRGB, with alpha as fourth channel if the file has it; kd_factor: linear RGB and alpha.
+    roughness_metallic: two channels; roughness and metallic: their factors. occlusion: 255 is unoccluded;
+    occlusion_strength: 0 to 1. normal: tangent space, n · 0.5 + 0.5, green up the image; normal_scale: factor
+    of its x and y. wrap: what lies beyond the image along u and v. settings: properties of a glTF material
+    that are written unchanged (alphaMode, alphaCutoff, doubleSided, emissiveFactor).
+    """
+
+    name: str
+    kd: UInt8[np.ndarray, "H W C"] | None = None
+    kd_factor: tuple[float, float, float, float] = White
+    roughness_metallic: UInt8[np.ndarray, "H W 2"] | None = None
+    roughness: float = 1.0
+    metallic: float = 0.0
+    occlusion: UInt8[np.ndarray, "H W 1"] | None = None
+    occlusion_strength: float = 1.0
+    normal: UInt8[np.ndarray, "H W 3"] | None = None
+    normal_scale: float = 1.0
+    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")
+    settings: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its largest picture; (1, 1) without pictures."""
+        pictures = (self.kd, self.roughness_metallic, self.occlusion, self.normal)
+        sizes = [picture.shape[:2] for picture in pictures if picture is not None]
+        return max(sizes, key=lambda size: size[0] * size[1], default=(1, 1))
+
+
+# The material of faces for which the file names none: glTF's default, but not metallic.
+DEFAULT_MATERIAL = SurfaceMaterial("default", kd_factor=(0.5, 0.5, 0.5, 1.0), roughness=0.9)

@@ -1,0 +1,84 @@
+"""Config section of the textures that a mesh file brings, and how its files are read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from render.image_io.texture import decode_texture
+from render.mesh_io.load_materials import load_materials
+from render.mesh_io.surface_material import SurfaceMaterial
+from render.read_errors import FileError, reading
+from render.texturing.given import PaintMask
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tga", ".bmp", ".tif", ".tiff")
+
+
+def _listed(value: object) -> object:
+    """A single text as a tuple. Strict validation takes tuples, and JSON has lists."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class GivenConfig:
+    """How a run uses the textures of base_mesh."""
+
+    init_textures: bool = Field(
+        False,
+        description="start from the textures of base_mesh",
+    )
+    paint_mask: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        (),
+        description="where base_mesh is painted: a grey picture over its uv, white where it is painted, or "
+        "names of its materials; its own textures are kept elsewhere; an empty list paints all",
+        json_schema_extra={"allowed": "a picture file, or a list of names of materials"},
+    )
+
+    @property
+    def used(self) -> bool:
+        """Whether the textures of base_mesh are read."""
+        return self.init_textures or bool(self.paint_mask)
+
+    @property
+    def mask_file(self) -> str | None:
+        """The picture that paint_mask names; None if it names materials or nothing."""
+        single = len(self.paint_mask) == 1 and self.paint_mask[0].lower().endswith(PICTURES)
+        return self.paint_mask[0] if single else None
+
+
+def read_given(config: GivenConfig, mesh: str | Path) -> tuple[tuple[SurfaceMaterial, ...], PaintMask | None]:
+    """The materials of a mesh file, with their pictures if the config uses them, and the paint mask.
+
+    Raises:
+        ValueError, OSError: one line naming the file or the key, the fault and the fix.
+    """
+    materials = load_materials(mesh, pictures=config.used)
+    return materials, read_mask(config, materials, mesh)
+
+
+def read_mask(
+    config: GivenConfig, materials: Sequence[SurfaceMaterial], mesh: str | Path
+) -> PaintMask | None:
+    """The paint mask of a config; None without one.
+
+    Raises:
+        ValueError, OSError: the picture cannot be read, or the mesh has no material of a name.
+    """
+    if not config.paint_mask:
+        return None
+    if (picture := config.mask_file) is None:
+        known = list(dict.fromkeys(material.name for material in materials))
+        if missing := [name for name in config.paint_mask if name not in known]:
+            raise ValueError(
+                f"paint_mask = {missing[0]!r}: the materials of base_mesh {mesh} are {', '.join(known)}; "
+                f"name some of them, or one picture file ({', '.join(PICTURES)})"
+            )
+        return PaintMask(materials=frozenset(config.paint_mask))
+    with reading(picture, "paint_mask", "a picture"):
+        pixels = decode_texture(Path(picture).read_bytes())[..., :3]
+        if (pixels != pixels[..., :1]).any():
+            raise FileError("it has colours; save it as a grey picture, white where the mesh is painted")
+        return PaintMask(picture=np.ascontiguousarray(pixels[..., 0]))
