@@ -8,8 +8,11 @@ source whose texel solid angle matches that of the sample (M. Colbert and J. Kri
 sampling", GPU Gems 3), which avoids noise with few samples.
 """
 
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 
 import torch
@@ -18,6 +21,10 @@ from torch import Tensor
 
 from render.shade.cubemap import bordered, face_coordinates, halve, sample_bordered, texel_directions
 
+logger = logging.getLogger(__name__)
+
+# A bordered cube, its size, directions in the frame of a texel, and the weight of each direction.
+LookupGroup = tuple[Tensor, int, Tensor, Tensor]
 SMALLEST_MIP = 16
 LOWEST_ROUGHNESS, MIDDLE_ROUGHNESS = 0.08, 0.5
 # Number of points per lookup. Their intermediate values fit in the processor cache.
@@ -165,8 +172,38 @@ def _convolve(
         (*sources[mip], lobe.direction[mips == mip].to(finest), lobe.weight[mips == mip].to(finest))
         for mip in mips.unique().tolist()
     ]
+    return choose_convolution(finest)(groups, frames).reshape(6, size, size, 3)
+
+
+def choose_convolution(light: Tensor) -> Callable[[list[LookupGroup], Tensor], Tensor]:
+    """numba for a fixed float32 light on the CPU, otherwise torch."""
+    compiled = None
+    if light.device.type == "cpu" and light.dtype == torch.float32 and not light.requires_grad:
+        compiled = numba_convolution()
+    return compiled or convolve_torch
+
+
+@cache
+def numba_convolution() -> Callable[[list[LookupGroup], Tensor], Tensor] | None:
+    """The numba function, or None if numba is missing or unusable. The reason is logged once."""
+    try:
+        from render.shade import prefilter_numba
+    # numba raises various exceptions if it does not support the installed NumPy.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("light: using torch (slower), because numba cannot run: %s; pip install numba", reason)
+        return None
+    return prefilter_numba.convolve
+
+
+def convolve_torch(groups: list[LookupGroup], frames: Float[Tensor, "3 N 3"]) -> Float[Tensor, "N 3"]:
+    """Weighted sum of lookups over all groups for each of N coordinate frames; differentiable.
+
+    groups: a bordered cube, its size, S directions in the frame, and the weight of each. frames: tangent,
+    bitangent and normal of each texel.
+    """
     parts = [sum(_weighted_lookups(*group, axes) for group in groups) for axes in frames.split(CHUNK, dim=1)]
-    return torch.cat(parts).reshape(6, size, size, 3)
+    return torch.cat(parts)
 
 
 def _weighted_lookups(

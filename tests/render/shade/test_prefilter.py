@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from render.shade.cubemap import texel_directions
-from render.shade.prefilter import level_roughness, prefilter, roughness_to_level, tangent_frame
+from render.shade import prefilter as prefilter_module
+from render.shade.prefilter import (
+    convolve_torch,
+    level_roughness,
+    numba_convolution,
+    prefilter,
+    roughness_to_level,
+    tangent_frame,
+)
 
 
 def unit_vectors(count, seed=0, dtype=torch.float32):
@@ -182,3 +190,20 @@ def test_tangent_frames_are_right_handed_and_orthonormal():
     frame = torch.stack([tangent, bitangent, normal], 1)
     assert torch.allclose(frame @ frame.transpose(1, 2), torch.eye(3).expand_as(frame), atol=1e-5)
     assert torch.allclose(torch.linalg.cross(tangent, bitangent, dim=-1), normal, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_numba_equals_torch(size, monkeypatch):
+    """Noise in every texel, so that a wrong face, border, row or column changes the result."""
+    light = torch.rand(6, size, size, 3, generator=torch.Generator().manual_seed(2)) * 5
+    assert numba_convolution() is not None
+    compiled = prefilter(light, lookups=100_000)
+    monkeypatch.setattr(prefilter_module, "choose_convolution", lambda light: convolve_torch)
+    reference = prefilter(light, lookups=100_000)
+    torch.testing.assert_close(compiled.table, reference.table, rtol=1e-4, atol=1e-5)
+
+
+def test_a_learned_light_uses_the_differentiable_convolution():
+    light = torch.rand(6, 64, 64, 3)
+    assert prefilter_module.choose_convolution(light) is numba_convolution()
+    assert prefilter_module.choose_convolution(light.requires_grad_()) is convolve_torch
