@@ -5,6 +5,9 @@ import os
 
 # Spinning OpenMP workers make a step eight times slower if another process is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The tests run in as many processes as there are cores, so more threads only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -91,45 +94,11 @@ def kernel_device() -> torch.device:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def few_light_samples():
-    """Prefilter fixed lights with a tenth of the samples, which saves 2 s of CPU time per run.
-
-    The tests of the prefilter call it directly, with their own number of samples.
-    """
-    from render.shade import light, prefilter
-
-    def fewer_samples(cube, lookups=600_000):
-        return prefilter.prefilter(cube, lookups)
+def reduced_work():
+    from reduced_work import reduce_work
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(light, "prefilter", fewer_samples)
-        yield
-
-
-class SmallFitPool:
-    """A FitPool that draws a tenth of the usual points."""
-
-    def __init__(self, pool):
-        self.pool = pool
-
-    def to(self, device):
-        return SmallFitPool(self.pool.to(device))
-
-    def draw(self, generator):
-        return self.pool.draw(generator, surface=500, box=300)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def small_fit_batches():
-    """Fit start shapes with a tenth of the points, which saves 6 s of CPU time per geometry run."""
-    from geometry.start_shape import make_fit_pool
-    from training import tasks
-
-    def make_small_pool(shape, box_points, generator):
-        return SmallFitPool(make_fit_pool(shape, box_points, generator, surface=5000))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "make_fit_pool", make_small_pool)
+        reduce_work(patch.setattr)
         yield
 
 

@@ -296,10 +296,8 @@ def _relight(config: Config, device: torch.device) -> EnvironmentLight | None:
 
 def set_deterministic(device: torch.device) -> None:
     """Make multithreaded sums reproducible bit for bit on the CPU. On a GPU the cost would be too high."""
-    wanted = device.type == "cpu"
-    # Setting the mode to its current value would import torch's compiler, which takes seconds.
-    if torch.are_deterministic_algorithms_enabled() is not wanted:
-        torch.use_deterministic_algorithms(wanted)
+    # torch.use_deterministic_algorithms sets the same mode, but also imports torch's compiler.
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     # The mode also fills new memory. No code here reads memory that it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False
 

@@ -12,8 +12,10 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from reduced_work import reduce_work
 
 import train
+from render.shade import brdf
 from sd import schedule
 from training import loop
 from training.launch import run_and_exit
@@ -68,6 +70,8 @@ def _member(argv, variables, output, fault):
     os.environ.update(variables)
     torch.set_num_threads(1)
     schedule.FIT_STEPS = FIT
+    reduce_work()
+    brdf.split_sum_table = partial(brdf.split_sum_table, 32)
     if fault and fault[0] == int(variables.get("RANK", 0)):
         _plant(*fault[1:])
     run_and_exit(partial(train.main, argv))

@@ -424,12 +424,14 @@ FRESH = """
 import os, sys, torch, train
 from training import tasks
 assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
-tasks.set_deterministic(torch.device("cuda"))
+for device, deterministic in (("cpu", True), ("cuda", False)):
+    tasks.set_deterministic(torch.device(device))
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
 assert "torch._inductor" not in sys.modules
 """
 
 
-def test_gpu_settings_import_no_compiler_and_keep_user_settings():
+def test_settings_import_no_compiler_and_keep_user_settings():
     assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     environment = {**os.environ, "PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}
     del environment["PYTORCH_CUDA_ALLOC_CONF"]

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from render.shade.cubemap import texel_directions
 from render.shade import prefilter as prefilter_module
+from render.shade.cubemap import texel_directions
 from render.shade.prefilter import (
     convolve_torch,
     level_roughness,
