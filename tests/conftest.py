@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 # Spinning OpenMP workers make a step eight times slower if another process is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -77,6 +78,9 @@ CHECKED = [
     "sd.vsd",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
+
+# nohup makes the tests and their child processes ignore SIGHUP.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):

@@ -128,7 +128,7 @@ def made_once():
 def test_every_pair_runs_two_steps_of_each_kind(geometry, appearance, made_once, tmp_path, monkeypatch):
     prior, light = made_once
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(schedule, "FIT_STEPS", FIT)
+    shorten_fit(FIT, monkeypatch.setattr)
     monkeypatch.setattr(StableDiffusion, "from_pretrained", prior)
     # The prior is shared by all runs of this module.
     monkeypatch.setattr(StableDiffusion, "free_text_encoder", lambda self: None)

@@ -12,11 +12,10 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from reduced_work import reduce_work
+from reduced_work import reduce_work, shorten_fit
 
 import train
 from render.shade import brdf
-from sd import schedule
 from training import loop
 from training.launch import run_and_exit
 
@@ -69,7 +68,7 @@ def _member(argv, variables, output, fault):
     logging.root.handlers.clear()
     os.environ.update(variables)
     torch.set_num_threads(1)
-    schedule.FIT_STEPS = FIT
+    shorten_fit(FIT)
     reduce_work()
     brdf.split_sum_table = partial(brdf.split_sum_table, 32)
     if fault and fault[0] == int(variables.get("RANK", 0)):

@@ -1,6 +1,5 @@
-"""Config values that make a run small enough for a test. The number of fit steps is unchanged."""
+"""Config values that make a run small enough for a test."""
 
-FIT = 400
 TINY = {
     "text": "a car",
     "batch": 2,

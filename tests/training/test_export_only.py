@@ -6,11 +6,12 @@ import logging
 import pytest
 import trimesh
 from PIL import Image
+from reduced_work import shorten_fit
 
 import train
 from sd.stable_diffusion import StableDiffusion
 
-FIT = 400
+FIT = 100
 TINY = {
     "batch": 1,
     "train_res": [16, 16],
@@ -34,6 +35,13 @@ def write_config(folder, name, model, **values):
     own = {"out_dir": str(folder / name), "sd_model": str(model), "text": "a car"}
     path.write_text(json.dumps({**TINY, **own, **values}))
     return str(path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_fit():
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_fit(FIT, patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="module")

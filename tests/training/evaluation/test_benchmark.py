@@ -3,11 +3,13 @@
 import json
 
 import pytest
-from toy_config import FIT, TINY
+from reduced_work import shorten_fit
+from toy_config import TINY
 
 from training.evaluation.benchmark import __main__ as command
 from training.evaluation.benchmark import executor
 from training.evaluation.benchmark.executor import Queue, ResultStore, run_queue
+from training.evaluation.benchmark.measure import run_trial
 from training.evaluation.benchmark.settings import (
     COST,
     PAINT,
@@ -128,24 +130,37 @@ def test_bad_arguments_are_one_line(arguments, message, capsys, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def test_a_benchmark_at_toy_size_measures_both_stages_and_continues(model_folder, tmp_path):
+FIT = 100
+
+
+def test_a_shape_at_toy_size_is_measured(model_folder, tmp_path, monkeypatch):
+    shorten_fit(FIT, monkeypatch.setattr)
+    keys = {
+        **TOY,
+        "learning_rate": 8e-3,
+        "iter": FIT + 2,
+        "coarse_iter": FIT + 1,
+        "sd_model": str(model_folder),
+    }
+    result = run_trial(Trial(SHAPE, "smooth", "mug", 1), {"normal_consistency": 1}, keys, tmp_path)
+    assert result.error is None
+    assert result.to_json()["roughness_ratio"] > 0 and "recognised" in result.to_json()
+
+
+def test_a_benchmark_at_toy_size_runs_in_a_process_and_continues(model_folder, tmp_path):
     out = tmp_path / "b"
-    settings = ["--setting", "baseline", "--setting", "smooth", "normal_consistency=1"]
-    call = [*settings, "--categories", "mug", "--no-cost", "--out", str(out), "--stages"]
-    shape_keys = words(**TOY, iter=FIT + 2, coarse_iter=FIT + 1, sd_model=str(model_folder))
-    paint_keys = words(**TOY, iter=2, coarse_iter=1, sd_model=str(model_folder))
-    assert command.main([*call, SHAPE, "--", *shape_keys]) == 0
-    assert command.main([*call, PAINT, "--", *paint_keys]) == 0
+    call = ["--setting", "baseline", "--categories", "mug", "--no-cost", "--out", str(out), "--stages", PAINT]
+    call += ["--", *words(**TOY, iter=2, coarse_iter=1, sd_model=str(model_folder))]
+    assert command.main(call) == 0
     content = json.loads((out / "results.json").read_text())
-    assert len(content["trials"]) == 4 and not any(trial["error"] for trial in content["trials"])
-    shape = content["summary"]["smooth"][SHAPE]
-    assert shape["trials"] == 1 and shape["roughness_ratio"] > 0
+    (trial,) = content["trials"]
+    assert not trial["error"]
     paint = content["summary"]["baseline"][PAINT]
     assert 0 < paint["albedo_error"] < 1 and 0 < paint["relit_error"] < 1 and "roughness_error" in paint
     assert content["machine"]["torch"] and content["command"] and content["date"]
     assert (out / "sheet.jpg").stat().st_size > 1000
-    assert "| smooth |" in (out / "table.md").read_text()
+    assert "| baseline |" in (out / "table.md").read_text()
     lines = (out / "trials.jsonl").read_text()
-    assert lines.count("\n") == 4
-    assert command.main([*call, PAINT, "--", *paint_keys]) == 0
+    assert lines.count("\n") == 1
+    assert command.main(call) == 0
     assert (out / "trials.jsonl").read_text() == lines
