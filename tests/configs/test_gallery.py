@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from reduced_work import shorten_fit
 
 import train
 from configs.json_file import read_object
