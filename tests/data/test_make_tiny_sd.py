@@ -1,13 +1,12 @@
 """Training of the embedded prior at toy size: captions, tokenizer, data, and the command with a resume."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from multiprocess_harness import run
 from transformers import CLIPTokenizer
 
 from configs.modes import MODES
@@ -314,21 +313,12 @@ def test_init_from_a_folder_and_rejection_of_other_settings(toy, capsys):
 def test_two_processes_train_one_denoiser(toy, tmp_path):
     """Each process renders half of the objects. Averaged gradients keep the replicas identical."""
     _, arguments = toy
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += [
-        "-m",
-        "data.make_tiny_sd.train",
-        *arguments,
-        "--out",
-        str(tmp_path / "out"),
-        "--work",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(program.__file__).parents[2])
-    assert done.returncode == 0, done.stdout + done.stderr
+    places = ["--out", str(tmp_path / "out"), "--work", str(tmp_path)]
+    codes, text = run(2, [*arguments, *places], tmp_path, main=program.main)
+    assert codes == [0, 0], text
     for rank in range(2):
         assert len(list((tmp_path / f"views_{rank}_of_2").glob("shard_*.pt"))) == 1
-    assert done.stdout.count("the replicas agree") == 2
+    assert text.count("the replicas agree") == 2
     assert StableDiffusion.from_pretrained(str(tmp_path / "out"), torch.device("cpu")).latent_size == 8
 
 

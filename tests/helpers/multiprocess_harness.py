@@ -61,8 +61,9 @@ def _at_step(rank, step, act):
     return rank, step, act
 
 
-def _member(argv, variables, output, fault):
+def _member(main, argv, variables, output, fault):
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
     os.dup2(handle, 2)
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     logging.root.handlers.clear()
@@ -73,7 +74,7 @@ def _member(argv, variables, output, fault):
     brdf.split_sum_table = partial(brdf.split_sum_table, 32)
     if fault and fault[0] == int(variables.get("RANK", 0)):
         _plant(*fault[1:])
-    run_and_exit(partial(train.main, argv))
+    run_and_exit(partial(main, argv))
 
 
 def _plant(step, act):
@@ -88,9 +89,12 @@ def _plant(step, act):
 
 
 class ProcessGroup:
-    """The processes of one command; a context manager that kills them at the end."""
+    """The processes of one command; a context manager that kills them at the end.
 
-    def __init__(self, world, argv, folder, fault=None):
+    main: the program, which takes the arguments `argv`.
+    """
+
+    def __init__(self, world, argv, folder, fault=None, main=train.main):
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         place = {
             "MASTER_ADDR": "127.0.0.1",
@@ -104,7 +108,7 @@ class ProcessGroup:
         for rank, output in enumerate(self.outputs):
             output.unlink(missing_ok=True)
             variables = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-            self.members.append(CONTEXT.Process(target=_member, args=(argv, variables, output, fault)))
+            self.members.append(CONTEXT.Process(target=_member, args=(main, argv, variables, output, fault)))
             self.members[-1].start()
 
     def wait(self, seconds=120):
@@ -127,7 +131,7 @@ class ProcessGroup:
                 member.join()
 
 
-def run(world, argv, folder, fault=None):
+def run(world, argv, folder, fault=None, main=train.main):
     """Run a command; returns the exit codes by rank and the output of all ranks."""
-    with ProcessGroup(world, argv, folder, fault) as processes:
+    with ProcessGroup(world, argv, folder, fault, main) as processes:
         return processes.wait(), processes.text()
