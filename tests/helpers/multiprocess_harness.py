@@ -42,6 +42,11 @@ def hold(rank, step):
     return _at_step(rank, step, _hold)
 
 
+def spoil(rank, step):
+    """Make one gradient of one rank NaN at `step`."""
+    return _at_step(rank, step, _spoil)
+
+
 def _raise(scene):
     raise ValueError("this rank fails")
 
@@ -49,6 +54,16 @@ def _raise(scene):
 def _drift(scene):
     with torch.no_grad():
         next(scene.parameters()).view(-1)[0] += 1e-6
+
+
+def _spoil(scene):
+    parameter = next(scene.parameters())
+
+    def spoil_once(gradient):
+        hook.remove()
+        return gradient * float("nan")
+
+    hook = parameter.register_hook(spoil_once)
 
 
 def _hold(scene):

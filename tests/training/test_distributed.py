@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import trimesh
-from multiprocess_harness import FIT, ProcessGroup, drift, fail, hold, run
+from multiprocess_harness import FIT, ProcessGroup, drift, fail, hold, run, spoil
 from test_train import ROOT, log_without_times
 from toy_config import TINY
 
@@ -173,6 +173,16 @@ def test_ranks_that_drift_apart_stop_before_the_checkpoint(model_folder, mesh, t
     codes, text = run(2, argv, tmp_path, drift(1, 3))
     assert codes == [1, 1] and text.count("the weights of rank 1 of 2 differ") == 1
     assert load_latest(tmp_path / "run/checkpoints").step == 2
+
+
+def test_bad_gradient_of_one_rank_skips_the_step_on_all(model_folder, mesh, tmp_path):
+    argv = paint(tmp_path, "run", model_folder, mesh, iter=5, checkpoint_interval=1)
+    codes, text = run(2, argv, tmp_path, spoil(1, 3))
+    # The ranks compare their weights before each checkpoint.
+    assert codes == [0, 0] and text.count("step 3: ") == 1 and "the optimizer step was skipped" in text, text
+    saved = load_latest(tmp_path / "run/checkpoints").tensors
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+    assert {tensor.item() for name, tensor in saved.items() if name.endswith(".step")} == {4}
 
 
 def test_bad_config_is_reported_once(model_folder, mesh, tmp_path):
