@@ -1,7 +1,6 @@
 """Training of the embedded prior at toy size: captions, tokenizer, data, and the command with a resume."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
