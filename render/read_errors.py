@@ -1,6 +1,6 @@
-"""Errors of file readers: whatever a reader or a library raises becomes one line that names the file.
+"""Errors of file readers: every exception becomes a one-line message that names the file.
 
-A reader raises `FileError` with what is wrong. `reading` adds the file's name, and translates every other
+A reader raises `FileError` with the fault. `reading` adds the file's name and translates every other
 exception, so a new reader needs no error handling of its own.
 """
 
@@ -12,7 +12,7 @@ LONGEST = 400
 
 
 class FileError(ValueError):
-    """What is wrong with the content of a file, and the fix. `reading` adds the file's name."""
+    """A fault of a file's content, with the fix. `reading` adds the file's name."""
 
 
 @contextmanager
@@ -22,8 +22,8 @@ def reading(path: str | Path, kind: str, format_name: str) -> Iterator[None]:
     kind and format_name are for the message: "mesh file X: cannot be read as ply (...)".
 
     Raises:
-        ValueError: for every exception of the block but the OSErrors.
-        OSError: the block's own, with the file's name.
+        ValueError: for every exception of the block other than OSError.
+        OSError: an OSError of the block, with the file's name.
     """
     try:
         yield
@@ -34,7 +34,7 @@ def reading(path: str | Path, kind: str, format_name: str) -> Iterator[None]:
     except MemoryError as error:
         reason = f"reading it as {format_name} needs more memory than this machine has"
         raise ValueError(printable(f"{kind} {path}: {reason}")) from error
-    # A library fails in its own ways on a damaged file; to the user each of them is an unreadable file.
+    # Libraries raise errors of many types for a damaged file.
     except Exception as error:
         reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
         text = (
@@ -44,12 +44,12 @@ def reading(path: str | Path, kind: str, format_name: str) -> Iterator[None]:
 
 
 def shortened(text: str) -> str:
-    """`text` without its middle if it is very long: it may quote a value of the file."""
+    """`text` without its middle if it is longer than LONGEST."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
 
 
 def printable(text: str) -> str:
-    """`text` on one line, control characters and undecodable bytes written as escapes."""
+    """`text` on one line, with escapes for control characters and undecodable bytes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

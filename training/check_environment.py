@@ -171,16 +171,16 @@ def check_rasterisers() -> Iterator[Row]:
     except Exception as error:  # A broken package can raise any exception.
         yield Row("rasterisers", "all", NOTE, _one_line(error), "repair the packages first")
         return
-    for name, build in select.BUILDERS.items():
+    for name, requirement in select.REQUIREMENTS.items():
         device = "cpu" if name == "numba" else "cuda"
         if device == "cuda" and not on_cuda:
             yield Row("rasterisers", name, OK, "not needed without CUDA")
             continue
         try:
-            build(torch.device(device))
+            select.BUILDERS[name](torch.device(device))
             yield Row("rasterisers", name, OK, f"runs on {device}")
         except Exception as error:
-            yield Row("rasterisers", name, NOTE, _one_line(error), select.REQUIREMENTS[name])
+            yield Row("rasterisers", name, NOTE, _one_line(error), requirement)
 
 
 def check_prior() -> Row:

@@ -1,11 +1,10 @@
-"""The files that a run reads: fingerprints of their content, and one form for all errors of their readers.
+"""The files that a run reads, and fingerprints of their content.
 
-A fingerprint is stored in every checkpoint. A run that resumes with another content is rejected.
+The fingerprints are stored in every checkpoint. A resumed run whose files differ is rejected.
 """
 
 import hashlib
 import os
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,8 +18,6 @@ from sd.loading.lora import parse_lora
 
 # Larger files are sampled: a full SHA-256 takes about a second per gigabyte.
 FULL_BYTES, SAMPLE_BYTES, SAMPLES = 256 << 20, 1 << 20, 16
-# Parts of the messages of torch's allocators. training/out_of_memory.py explains these errors.
-MEMORY_ERRORS = ("out of memory", "Allocator", "ALLOC_FAILED")
 
 
 # The fingerprint of a mesh file together with its pictures, material libraries and buffers.
@@ -30,10 +27,12 @@ TEXTURES = "the textures of base_mesh"
 class InputFiles:
     """The inputs of one run: the fingerprint of each when it is read, by config key.
 
-    expected: the fingerprints in the checkpoint to resume from; empty at a new start.
+    hashes: whether fingerprints are computed. Only rank 0 saves and compares them. expected: the fingerprints
+    in the checkpoint to resume from; empty at a new start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hashes: bool = True) -> None:
+        self.hashes = hashes
         self.fingerprints: dict[str, str] = {}
         self.expected: Mapping[str, str] = {}
         self.out_dir = ""
@@ -42,19 +41,23 @@ class InputFiles:
     def reading(self, key: str, *paths: Path | str) -> Iterator[None]:
         """Wraps the code that reads the files of a config key; without paths it has no effect.
 
+        The content is hashed once, before the block. Errors of readers pass unchanged, because every reader
+        names its file (render/read_errors.py).
+
         Raises:
-            ValueError: the files cannot be read, have changed while they were read, or have another content
-                than the checkpoint's run has read. The message is one line with the key and the path.
+            ValueError: size or time of a file changed while it was read.
+            ConfigError: the content differs from that of the checkpoint.
         """
-        if not paths:
+        if not paths or not self.hashes:
             yield
             return
-        with explain_unreadable(key, paths):
-            before = fingerprint(paths)
-            yield
-            if fingerprint(paths) != before:
-                raise ValueError("it changed while it was read; run the command again")
-        self.fingerprints[key] = before
+        files = _files(paths)
+        before, digest = _sizes_and_times(files), fingerprint(paths)
+        yield
+        if _sizes_and_times(files) != before:
+            names = ", ".join(map(str, paths))
+            raise ValueError(f"{key} = {names}: a file changed while it was read; run the command again")
+        self.fingerprints[key] = digest
         self.check()
 
     def expect(self, recorded: Mapping[str, str], out_dir: str) -> None:
@@ -63,39 +66,22 @@ class InputFiles:
         self.check()
 
     def check(self) -> None:
-        """Raise ConfigError if an input has another content than the checkpoint's run has read."""
+        """Raise ConfigError if the content of an input differs from that of the checkpoint."""
         for key, value in self.fingerprints.items():
             if self.expected.get(key, value) != value:
                 raise ConfigError(
-                    f"out_dir = {self.out_dir!r}: it holds a run with another content of {key}; restore the "
+                    f"out_dir = {self.out_dir!r}: the run in it has read a different {key}; restore that "
                     "file, or choose another out_dir"
                 )
 
 
-@contextmanager
-def explain_unreadable(key: str, paths: Sequence[Path | str]) -> Iterator[None]:
-    """Turn every error of a reader into a ValueError of one line that names key and file.
+def _files(paths: Sequence[Path | str]) -> list[Path]:
+    """The files, and the model files of the folders."""
+    return [file for path in map(Path, paths) for file in (_model_files(path) if path.is_dir() else [path])]
 
-    Libraries raise errors of any type for a damaged file. A memory error of torch is not changed.
-    """
-    names = ", ".join(str(path) for path in paths)
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        if isinstance(error, RuntimeError) and any(part in str(error) for part in MEMORY_ERRORS):
-            raise
-        text = textwrap.shorten(str(error), 400, placeholder=" …")
-        if isinstance(error, ValueError | OSError):
-            if any(str(path) in text for path in paths):
-                raise
-            text = getattr(error, "strerror", None) or text
-        elif isinstance(error, MemoryError):
-            text = "it needs more memory than there is"
-        else:
-            text = f"{type(error).__name__}: {text}"
-        raise ValueError(f"{key} = {names}: cannot be read: {text}") from error
+
+def _sizes_and_times(files: Sequence[Path]) -> list[tuple[int, int]]:
+    return [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def fingerprint(paths: Sequence[Path | str]) -> str:

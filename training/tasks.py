@@ -78,7 +78,8 @@ def build_task(
     device = select_device(config.run.device, distributed)
     set_deterministic(device)
     rasteriser = choose_rasteriser(device, config.run.rasteriser)
-    task = BUILDERS[config.run.mode](config, device, rasteriser)
+    inputs = InputFiles(hashes=distributed.is_main)
+    task = BUILDERS[config.run.mode](config, device, rasteriser, inputs)
     parameters = [p for p in task.scene.parameters() if p.requires_grad]
     learning_rate = config.run.effective_learning_rate
     if task.make_optimizer is not None:
@@ -94,15 +95,17 @@ def build_task(
     return task, optimizer, device
 
 
-def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
+def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser, inputs: InputFiles) -> Task:
     """A surface that is optimised: that of a signed distance field, or the vertices of a mesh."""
     build = build_vertex_surface if config.surface.keeps_faces else build_dmtet
-    return build(config, device, rasteriser)
+    return build(config, device, rasteriser, inputs)
 
 
-def build_vertex_surface(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
+def build_vertex_surface(
+    config: Config, device: torch.device, rasteriser: Rasteriser, inputs: InputFiles
+) -> Task:
     """The vertices of base_mesh. Its faces, texture coordinates and materials do not change."""
-    inputs, paths = InputFiles(), input_paths(config)
+    paths = input_paths(config)
     with inputs.reading("base_mesh", *paths["base_mesh"]):
         own = load_fixed_mesh(config.run.base_mesh).to(device)
     rotation = config.run.rotation
@@ -134,9 +137,9 @@ def build_vertex_surface(config: Config, device: torch.device, rasteriser: Raste
     )
 
 
-def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
+def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, inputs: InputFiles) -> Task:
     """A DMTet surface, started from the config's start shape."""
-    inputs, paths = InputFiles(), input_paths(config)
+    paths = input_paths(config)
     with inputs.reading("tet_grid_file", *paths.get("tet_grid_file", ())):
         surface = DMTet(config.geometry, step_generator(config.run.seed, 0, 0, SETUP_STREAM)).to(device)
     with inputs.reading("base_mesh", *paths.get("base_mesh", ())):
@@ -207,9 +210,11 @@ def detail_band(config: Config) -> float | None:
     return None if cells is None else cells * cell_size(config.geometry)
 
 
-def build_appearance(config: Config, device: torch.device, rasteriser: Rasteriser) -> Task:
+def build_appearance(
+    config: Config, device: torch.device, rasteriser: Rasteriser, inputs: InputFiles
+) -> Task:
     """A material field over the mesh that base_mesh names."""
-    inputs, paths = InputFiles(), input_paths(config)
+    paths = input_paths(config)
     with inputs.reading("base_mesh", *paths["base_mesh"]):
         fixed = load_fixed_parts(config.run.base_mesh).to(device)
     rotation = config.run.rotation

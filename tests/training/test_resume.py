@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from configs.cli import load_configs
+from training import input_files
 from training.checkpoint import save_checkpoint
 from training.input_files import InputFiles, fingerprint, model_paths
 from training.resume import (
@@ -58,12 +59,12 @@ def test_changed_inputs_at_resume(key, tmp_path):
     changed = InputFiles()
     with changed.reading(key, file):
         pass
-    with pytest.raises(ValueError, match=f"it holds a run with another content of {key}"):
+    with pytest.raises(ValueError, match=f"the run in it has read a different {key}"):
         restore(config, changed)
     # The prior is read after the checkpoint.
     late = InputFiles()
     assert restore(config, late) == 7
-    with pytest.raises(ValueError, match=f"another content of {key}"), late.reading(key, file):
+    with pytest.raises(ValueError, match=f"a different {key}"), late.reading(key, file):
         pass
 
 
@@ -79,7 +80,7 @@ def test_base_mesh_swapped_in_mid_run(tmp_path):
     again = InputFiles()
     with again.reading("base_mesh", mesh):
         pass
-    with pytest.raises(ValueError, match="another content of base_mesh"):
+    with pytest.raises(ValueError, match="a different base_mesh"):
         restore(config, again)
 
 
@@ -88,7 +89,19 @@ def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path):
     file.write_text("v 0 0 1\n")
     with pytest.raises(ValueError, match="base_mesh = .*mesh.obj: .*changed while it was read"):
         with InputFiles().reading("base_mesh", file):
-            file.write_text("v 0 0 2\n")
+            file.write_text("v 0 0 1\nv 0 0 2\n")
+
+
+def test_only_the_process_that_saves_computes_fingerprints(tmp_path, monkeypatch):
+    file, calls = tmp_path / "mesh.obj", []
+    file.write_text("v 0 0 1\n")
+    monkeypatch.setattr(input_files, "fingerprint", lambda paths: calls.append(paths) or "digest")
+    for hashes in (True, False):
+        inputs = InputFiles(hashes)
+        with inputs.reading("base_mesh", file):
+            pass
+        assert inputs.fingerprints == ({"base_mesh": "digest"} if hashes else {})
+    assert len(calls) == 1
 
 
 def test_a_fingerprint_covers_every_file_of_a_model(tmp_path):
