@@ -11,6 +11,7 @@ from torch import Tensor
 
 from configs.modes import MODES, Mode
 from geometry.axes import FRONT, UP, Axis, frame_rotation
+from render.raster.select import RasteriserName
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -138,7 +139,7 @@ class RunConfig:
         description="auto is CUDA if it is available, otherwise the CPU",
         json_schema_extra={"allowed": "auto, cpu, cuda or cuda:N"},
     )
-    rasteriser: Literal["auto", "nvdiffrast", "triton", "numba", "reference"] = Field(
+    rasteriser: RasteriserName = Field(
         "auto",
         description="auto: triton on CUDA, or nvdiffrast if triton cannot run; numba on the CPU; "
         "reference if none of these can run",

@@ -8,6 +8,7 @@ import importlib
 import logging
 from collections.abc import Callable
 from functools import cache
+from typing import Literal, get_args
 
 import torch
 
@@ -29,7 +30,8 @@ UNUSABLE = (ImportError, RuntimeError, OSError, AttributeError, SystemError)
 AUTOMATIC = {"cuda": ("triton", "nvdiffrast"), "cpu": ("numba",)}
 # Tests set this to a key of BUILDERS, which replaces the choice of the caller.
 OVERRIDE: str | None = None
-NAMES = ("auto", "nvdiffrast", "triton", "numba", "reference")
+RasteriserName = Literal["auto", "nvdiffrast", "triton", "numba", "reference"]
+NAMES = get_args(RasteriserName)
 
 
 def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Rasteriser:
