@@ -244,7 +244,8 @@ def command_progress(configs: Sequence[Config], distributed: Distributed = SINGL
     """The progress of a command at its start; finished steps of earlier commands count as done."""
     first = configs[0]
     device = select_device(first.run.device, distributed).type
-    factor = step_factor(first.guidance.sd_model, device, torch.get_num_threads())
+    priors = filter(None, (first.guidance.sd_model, first.guidance.second_sd_model))
+    factor = sum(step_factor(name, device, torch.get_num_threads()) for name in priors)
     progress = CommandProgress(configs, device, factor)
     for number, config in enumerate(configs):
         progress.skip(number, newest_step(checkpoint_folder(config)) or 0)

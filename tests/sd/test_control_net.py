@@ -11,7 +11,7 @@ from toy_model import fill_zero_convolutions, write_control_net, write_model
 
 from render.camera import orbit
 from sd.conditions import ViewConditions
-from sd.control_net import check_control_net, controlled_noise_of
+from sd.control_net import check_control_net, controlled_noise_of, residuals_of
 from sd.guidance import Guidance, GuidanceConfig
 from sd.kernels import fused_blocks
 from sd.kernels.reference import REFERENCE
@@ -94,33 +94,43 @@ def test_the_gradient_through_both_networks_is_that_of_diffusers(prior, model_fo
     assert slopes[0].abs().max() > 1e-3 and (slopes[0] - slopes[1]).abs().max() < 1e-5
 
 
+def test_fused_blocks_of_both_networks_give_the_same(prior):
+    unet, control_net = copy.deepcopy(prior.unet), copy.deepcopy(prior.control_net)
+    given = (*inputs(), torch.tensor(0.8))
+    expected = controlled_noise_of(unet, control_net, *given)
+    fused_blocks.fuse_denoiser_blocks(unet, REFERENCE)
+    fused_blocks.fuse_control_net_blocks(control_net, REFERENCE)
+    with torch.no_grad():
+        found = controlled_noise_of(unet, control_net, *given)
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("kernels", [REFERENCE, triton_kernels()], ids=["torch", "triton"])
-def test_fused_blocks_of_both_networks_give_the_same(kernels, kernel_device):
-    from diffusers import ControlNetModel, UNet2DConditionModel
+def test_fused_blocks_of_a_control_net_give_the_same_residuals(kernels, kernel_device):
+    from diffusers import ControlNetModel
     from diffusers.models.resnet import ResnetBlock2D
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    control_net = ControlNetModel(
+        block_out_channels=(8,),
+        down_block_types=("CrossAttnDownBlock2D",),
         layers_per_block=1,
         cross_attention_dim=8,
         attention_head_dim=2,
         norm_num_groups=4,
+        conditioning_embedding_out_channels=(4, 4),
     )
-    control_net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4))
     fill_zero_convolutions(control_net)
-    networks = [network.requires_grad_(False).to(kernel_device) for network in (unet, control_net)]
-    noisy, text, image = torch.randn(1, 4, 4, 4), torch.randn(1, 3, 8), torch.rand(1, 3, 8, 8)
+    control_net = control_net.requires_grad_(False).to(kernel_device)
+    noisy, text, image = torch.randn(1, 4, 2, 2), torch.randn(1, 3, 8), torch.rand(1, 3, 4, 4)
     given = [x.to(kernel_device) for x in (noisy, torch.tensor([500]), text, image, torch.tensor(0.8))]
-    expected = controlled_noise_of(*networks, *given)
-    fused_blocks.fuse_denoiser_blocks(unet, kernels)
+    expected = residuals_of(control_net, *given[:3], given[3:])
     fused_blocks.fuse_control_net_blocks(control_net, kernels)
-    assert not any(isinstance(m, ResnetBlock2D | nn.Conv2d) for n in networks for m in n.modules())
+    assert not any(isinstance(module, ResnetBlock2D | nn.Conv2d) for module in control_net.modules())
     with torch.no_grad():
-        found = controlled_noise_of(*networks, *given)
-    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+        found = residuals_of(control_net, *given[:3], given[3:])
+    for one, other in zip((*found[0], found[1]), (*expected[0], expected[1]), strict=True):
+        assert other.abs().max() > 0 and (one - other).abs().max() < 2e-5 * other.abs().max()
 
 
 def test_a_control_net_of_a_prior_of_several_views_gets_the_cameras(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import shutil
 
 import pytest
 import torch
@@ -328,3 +329,30 @@ def test_the_camera_changes_the_prediction(joint):
     assert isinstance(joint.class_embedding, nn.Module)
     found = [noise_of(joint, noisy, time, text, factor * camera) for factor in (1.0, -1.0)]
     assert not torch.allclose(*found, atol=1e-3)
+
+
+def test_missing_weights_of_the_camera_embedding_are_rejected(folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "model"
+    shutil.copytree(folder, broken)
+    (file,) = (broken / "unet").glob("*.safetensors")
+    weights = {name: v for name, v in load_file(file).items() if "class_embedding.linear_1" not in name}
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="2 weights of its unet are missing in .*class_embedding") as error:
+        StableDiffusion.from_pretrained(str(broken), CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_a_lora_file_changes_all_views(folder, prior, tmp_path):
+    from safetensors.torch import save_file
+
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
+    generator = torch.Generator().manual_seed(6)
+    down, up = torch.randn(2, 32, generator=generator), torch.randn(32, 2, generator=generator)
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / "style.safetensors")
+    other = StableDiffusion.from_pretrained(str(folder), CPU, [str(tmp_path / "style.safetensors")])
+    noisy, time, _, _ = inputs(VIEWS)
+    text, conditions = prior.embed(["a car"] * VIEWS), ViewConditions(orbit(VIEWS, (8, 8)).world_to_clip)
+    found, expected = (model.predict_noise(noisy, time, text, conditions) for model in (other, prior))
+    assert ((found - expected).flatten(1).abs().amax(1) > 1e-4).all()

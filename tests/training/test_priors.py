@@ -46,6 +46,7 @@ def paint(folder, models, mesh, name="paint", **values):
 def test_painting_with_two_priors_and_a_control_net_resumes_bit_for_bit(
     models, model_folder, ball, tmp_path, monkeypatch, caplog
 ):
+    monkeypatch.setattr(train, "export_run", lambda *_: None)
     keys = {"second_sd_model": str(model_folder), "second_sd_model_weight": [0.5, 1.0], "control": "normal"}
     keys |= {"control_weight": [1.0, 0.2], "checkpoint_interval": 1, "sd_model_weight": 2}
     whole, parts = (paint(tmp_path, models, ball, name, **keys) for name in ("whole", "parts"))
@@ -67,18 +68,11 @@ def test_painting_with_two_priors_and_a_control_net_resumes_bit_for_bit(
         log == log_without_times(tmp_path / "parts")
         and {"gradient_norm", "gradient_norm_2"} <= log[-1].keys()
     )
-    # Without the ControlNet the gradient of the first prior differs, and that of the second does not.
-    plain = paint(
-        tmp_path, models, ball, "plain", **keys | {"control_model": None, "iter": 1, "coarse_iter": 1}
-    )
-    assert train.main(["--config", plain]) == 0
-    other = log_without_times(tmp_path / "plain")[0]
-    assert other["gradient_norm"] != pytest.approx(log[0]["gradient_norm"], rel=1e-4)
-    assert other["gradient_norm_2"] == log[0]["gradient_norm_2"]
 
 
 def test_sculpting_with_a_prior_of_several_views(models, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "FIT_STEPS", 30)
+    monkeypatch.setattr(train, "export_run", lambda *_: None)
     keys = {"batch": VIEWS, "iter": 33, "coarse_iter": 31, "score": "x0", "low_memory": True}
     keys |= {"dmtet_grid": 16, "learning_rate": 5e-3}
     keys |= {"control_model": str(tmp_path / "not used"), **FEW}

@@ -28,6 +28,7 @@ FILES = (
 PLOT_NAMES = {
     "loss": "Loss",
     "gradient_norm": "Gradient norm",
+    "gradient_norm_2": "Gradient norm, second prior",
     "lora_loss": "LoRA loss",
     "normal_consistency": "Normal consistency",
     "laplacian": "Laplacian",
