@@ -84,8 +84,9 @@ CHECKED = [
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
-# nohup makes the tests and their child processes ignore SIGHUP.
+# nohup makes the tests and their child processes ignore SIGHUP, and "&" in a script makes them ignore SIGINT.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
