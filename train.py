@@ -53,6 +53,7 @@ from training.sweep.run import run_sweep
 from training.sweep.trials import load_sweep
 from training.tasks import build_task
 from training.time_estimate import CommandProgress, command_progress
+from training.ui.options import ui_options
 
 logger = logging.getLogger("train")
 
@@ -115,6 +116,11 @@ def main(argv: list[str]) -> int:
     setup_logging()
     try:
         signals.raise_on_interrupt()
+        if page := ui_options(argv):
+            from training.ui.server import serve
+
+            serve(page)
+            return 0
         if sweep := load_sweep(argv):
             return run_sweep(sweep, check_config)
         setup_rank_logging()

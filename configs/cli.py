@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 # A value that argparse would read as an option: a negative number, or a signed axis.
 NEGATIVE_VALUE = re.compile(r"-(\d|\.\d|inf|nan|Infinity|NaN|[xyz]$)", re.ASCII)
 
-SWITCHES = ("dry-run", "check", "export-only", "quick", "help")
-OTHER_OPTIONS = ("config", "grid", "prompts", "jobs", "executor")
+SWITCHES = ("dry-run", "check", "export-only", "quick", "help", "ui")
+OTHER_OPTIONS = ("config", "grid", "prompts", "jobs", "executor", "ui_host", "ui_port")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def read_command(argv: Sequence[str]) -> Command:
     # A leading space keeps argparse from reading -1e-3 or -y as an option.
     argv = [f" {word}" if NEGATIVE_VALUE.match(word) else word for word in argv]
     found, rest = build_parser().parse_known_args(argv)
-    assert not found.check, "train.py handles --check before it reads the command line"
+    assert not (found.check or found.ui), "train.py handles --check and --ui before it reads a command"
     if rest:
         raise _unknown_option(rest[0].partition("=")[0], names)
     given = {name: _unspaced(words) for name, words in vars(found).items() if isinstance(words, list)}

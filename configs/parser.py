@@ -12,6 +12,8 @@ from configs.keys import Key
 from configs.overrides import stage_option_names
 from configs.schema import NO_EFFECT, known_keys, section_types
 
+UI_OPTION = "--ui"
+
 RULES = """\
 a first result:
   --text "A red mug" without --config runs the demo pair: a shape, then its material, with the small prior
@@ -64,7 +66,8 @@ def build_parser() -> ArgumentParser:
         prog=Path(sys.argv[0]).name or "train.py",
         usage='%(prog)s --text "A red mug" [--quick] [--KEY VALUE …]\n'
         "       %(prog)s --config FILE [FILE …] [--KEY VALUE …] [--grid KEY=VALUE,VALUE …] [--prompts FILE]\n"
-        "       [--jobs N] [--executor ENGINE] [--export-only] [--dry-run] [--check]",
+        "       [--jobs N] [--executor ENGINE] [--export-only] [--dry-run] [--check]\n"
+        "       %(prog)s --ui [--ui_host HOST] [--ui_port PORT] [--KEY VALUE …]",
         description="From text to a textured mesh. Runs the given configs in order, or the demo pair.",
         epilog=RULES.format(no_effect=", ".join(sorted(NO_EFFECT))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -72,6 +75,7 @@ def build_parser() -> ArgumentParser:
     )
     _add_commands(parser)
     _add_many(parser)
+    add_ui_options(parser)
     groups = {name: parser.add_argument_group(_title(name, kind)) for name, kind in section_types().items()}
     keys = known_keys()
     for key in keys.values():
@@ -130,6 +134,23 @@ def _add_many(parser: argparse.ArgumentParser) -> None:
         choices=("local", "ray"),
         default="local",
         help="local is this machine; ray sends the runs to Ray (optional package), for several machines",
+    )
+
+
+def add_ui_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the web page."""
+    page = parser.add_argument_group("web page: start, watch and compare runs in a browser (package gradio)")
+    page.add_argument(
+        UI_OPTION, action="store_true", help="serve the page; keys given here apply to every run"
+    )
+    page.add_argument(
+        "--ui_host",
+        metavar="HOST",
+        default="127.0.0.1",
+        help="address to listen on; anyone who can reach another one than 127.0.0.1 can start runs",
+    )
+    page.add_argument(
+        "--ui_port", metavar="PORT", type=int, default=7860, help="port to listen on, 0 for any free one"
     )
 
 

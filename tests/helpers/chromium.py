@@ -1,4 +1,4 @@
-"""Open a page from disk in headless Chromium and report its requests and errors.
+"""Open a page in headless Chromium and report its requests and errors.
 
 The browser is controlled by the DevTools protocol over two pipes (--remote-debugging-pipe). Messages are JSON
 and end with a NUL byte.
@@ -85,9 +85,19 @@ class Page:
 
     def open(self, path: Path, timeout: float = 60) -> None:
         """Open a file and wait until all its resources are loaded."""
+        self.open_address(path.resolve().as_uri(), timeout)
+
+    def open_address(self, address: str, timeout: float = 60) -> None:
+        """Open an address and wait until all its resources are loaded."""
         self._loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=address)
         self._listen(lambda: self._loaded, timeout, "the page to load")
+
+    def choose_files(self, selector: str, paths: list[Path]) -> None:
+        """Choose files in the file input that a CSS selector names."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
     def evaluate(self, expression: str) -> object:
         """The value of a JavaScript expression in the page. Promises are awaited."""

@@ -1,0 +1,1 @@
+"""The web page of `train.py --ui`: start and stop runs, watch them, look at results."""
