@@ -25,6 +25,7 @@ from configs.key_table import BEGIN, END, replace_table
 from configs.schema import NO_EFFECT, known_keys
 from dataset.procedural import CATEGORIES
 from training.resume import MAY_CHANGE
+from training.ui.options import ui_options
 
 ROOT = Path(__file__).parents[1]
 README = read("README.md")
@@ -161,7 +162,7 @@ def command_fault(words: list[str], capsys) -> str:
 
 
 def training_fault(argv: list[str], capsys) -> str:
-    if argv == ["--check"]:
+    if argv == ["--check"] or ui_options(argv):
         return ""
     capsys.readouterr()
     try:

@@ -107,6 +107,20 @@ def test_a_step_depends_on_its_micro_batches_and_not_on_their_ranks(model_folder
     assert found["1x1"][1][FIT]["loss"] != pytest.approx(log[FIT]["loss"], rel=1e-2)
 
 
+@pytest.mark.slow
+def test_two_processes_move_the_vertices_of_a_mesh_like_one(model_folder, mesh, tmp_path):
+    found = []
+    own = {"surface": "mesh", "base_mesh": str(mesh), "learning_rate": 5e-3}
+    for world, parts in ((2, 1), (1, 2)):
+        steps = {"iter": 3, "coarse_iter": 2, "checkpoint_interval": 1, "grad_accum": parts}
+        argv = command(tmp_path, f"{world}x{parts}", model_folder, **own, **steps)
+        codes, text = run(world, argv, tmp_path)
+        assert codes == [0] * world, text
+        found.append(load_latest(tmp_path / f"{world}x{parts}/checkpoints").tensors["scene.surface.change"])
+    assert found[0].abs().max() > 5e-3
+    assert (found[0] - found[1]).abs().max() < 1e-5
+
+
 OFTEN = {"iter": 30, "checkpoint_interval": 3}
 
 

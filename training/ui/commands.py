@@ -30,7 +30,7 @@ class Request:
     """What the page asks for.
 
     name: the folder in out/, "" for one made from the text. meshes: uploaded files, of which one is the mesh.
-    settings: values by option name ("seed", "geometry.iter"); None or "" leaves the default.
+    settings: values by option name ("seed", "geometry.iter"); None leaves the default.
     """
 
     task: str
@@ -83,13 +83,14 @@ def command_line(request: Request, folder: Path, mesh: Path | None, common: Sequ
         raise ConfigError("the text is empty; describe the object, for example: A golden mug")
     if request.task == PAINT:
         config = dict(zip(PAIR, demo_paths(), strict=True))["appearance"]
-        words = ["--config", _relative(config), "--text", text, "--out_dir", _inside(folder / "appearance")]
+        words = ["--config", _relative(config), *_options({"text": text})]
+        words += ["--out_dir", _inside(folder / "appearance")]
         words += _options(_quick_painting(request)) if request.quick else []
     else:
-        words = ["--text", text, *["--quick"] * request.quick, "--out_dir", _inside(folder)]
+        words = [*_options({"text": text}), *["--quick"] * request.quick, "--out_dir", _inside(folder)]
     words += _mesh_options(request.task, str(mesh))
     used = {"geometry", "appearance"} if request.task != PAINT else {"appearance"}
-    own = {key: value for key, value in request.settings.items() if value not in (None, "")}
+    own = {key: value for key, value in request.settings.items() if value is not None}
     own = {key: value for key, value in own.items() if "." not in key or key.partition(".")[0] in used}
     return [*words, *common, *_options(own)]
 
@@ -121,11 +122,12 @@ def _mesh_options(task: str, mesh: str) -> list[str]:
 
 
 def _options(values: Mapping[str, object]) -> list[str]:
+    """Values as options. A text that looks like an option stays a value."""
     found = []
     for key, value in values.items():
         parts = value if isinstance(value, list | tuple) else [value]
         words = [str(part).lower() if isinstance(part, bool) else str(part) for part in parts]
-        found += [f"--{key}", *words]
+        found += [f"--{key}={words[0]}"] if words[0].startswith("-") else [f"--{key}", *words]
     return found
 
 

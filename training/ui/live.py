@@ -6,7 +6,7 @@ from pathlib import Path
 
 from training.numbered_files import numbered_files
 from training.report.curves import curves, draw, groups, phase_times, read_log
-from training.report.media import shrunk
+from training.report.media import sheet_box, shrunk
 from training.report.page import escape
 from training.report.run_page import PLOT_NAMES
 from training.sweep.trials import DONE, FAILED
@@ -57,7 +57,7 @@ def job_html(job: Job | None) -> str:
     return (
         f'<div class="ui-live" data-state="{state}"><p><span class="state {state}">{state}</span> '
         f"{escape(job.title)}{_progress(job)}</p>{reason}"
-        f"<p>The command of this run, from {escape(Path.cwd())}:</p>"
+        f'<p title="in {escape(Path.cwd())}">The command of this run:</p>'
         f'<pre class="command">{escape(shell_line(job.argv))}</pre><pre>{escape(tail)}</pre></div>'
     )
 
@@ -68,7 +68,7 @@ def pictures_html(job: Job | None) -> str:
         return ""
     parts = []
     for path in newest_stills(job.folders):
-        picture = shrunk(path, STILL_WIDTH)
+        picture = shrunk(path, STILL_WIDTH, box=sheet_box([path]))
         if picture is not None:
             caption = f"{path.parent.parent.name}, step {int(path.stem)}: {', '.join(picture.rows)}"
             image = f'<img class="still" src="{picture.uri}" alt="{escape(caption)}">'

@@ -19,7 +19,7 @@ from training.ui.commands import FROM_TEXT, TASKS, Request, command_line, mesh_a
 from training.ui.job import CONSOLE_FILE, BusyError, JobRunner
 from training.ui.live import fingerprint, job_html, pictures_html
 from training.ui.results import find_results
-from training.ui.settings import CHOICE, INTEGER, NUMBER, SWITCH, Setting, main_settings
+from training.ui.settings import Setting, main_settings
 
 if TYPE_CHECKING:
     import gradio
@@ -110,8 +110,10 @@ def prompt_of(category: str | None, material: str | None) -> str:
     return f"{'An' if words[:1] in 'aeiou' else 'A'} {words}" if words else ""
 
 
-def _value(value: object) -> object:
-    return None if value == UNCHANGED else value
+def _value(value: object) -> str | None:
+    """The value of an input, None for an empty one and for the default."""
+    text = str(value or "").strip()
+    return None if text in ("", UNCHANGED) else text
 
 
 def build_page(page: Page) -> gradio.Blocks:
@@ -125,8 +127,8 @@ def build_page(page: Page) -> gradio.Blocks:
                 form, start, stop, again = _form(gr)
                 error = gr.HTML()
             with gr.Column(scale=3):
-                status, pictures = gr.HTML(job_html(None)), gr.HTML()
-        model = gr.HTML()
+                status = gr.HTML(job_html(None))
+        model, pictures = gr.HTML(), gr.HTML()
         gr.Markdown("## Results")
         with gr.Row():
             results = gr.Dropdown([], label="Results in the folder out, the newest first", scale=4)
@@ -205,15 +207,10 @@ def _form(gr: Any) -> tuple[list[Any], Any, Any, Any]:
 def _input(gr: Any, setting: Setting) -> Any:
     """The input of a setting. An empty one leaves the default."""
     common = {"label": setting.option, "info": setting.help}
-    if setting.kind == SWITCH:
-        return gr.Dropdown([UNCHANGED, "true", "false"], value=UNCHANGED, **common)
-    if setting.kind == CHOICE:
-        return gr.Dropdown([UNCHANGED, *map(str, setting.choices)], value=UNCHANGED, **common)
-    if setting.kind in (INTEGER, NUMBER):
-        precision = 0 if setting.kind == INTEGER else None
-        limits = {"minimum": setting.low, "maximum": setting.high}
-        return gr.Number(value=None, precision=precision, **limits, **common)
-    return gr.Textbox(value="", **common)
+    if setting.choices:
+        return gr.Dropdown([UNCHANGED, *setting.choices], value=UNCHANGED, **common)
+    # A number field of gradio shows 0 if it is empty.
+    return gr.Textbox(placeholder=UNCHANGED, **common)
 
 
 def _only_uploads(move: Any) -> Any:

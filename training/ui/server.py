@@ -149,7 +149,7 @@ def make_app(options: UIOptions, runner: JobRunner) -> Any:
 
 
 PAGE_STYLE = """
-.ui-report { width: 100%; height: 80vh; border: 1px solid #8885; border-radius: 8px; background: #fff; }
+.ui-report { width: 100%; height: 640px; border: 1px solid #8885; border-radius: 8px; background: #fff; }
 .ui-error { color: #d33; font-weight: 600; overflow-wrap: anywhere; }
 """
 

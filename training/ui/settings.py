@@ -1,6 +1,5 @@
 """The settings on the page, with the limits and descriptions of the schema."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.keys import Key
@@ -22,23 +21,19 @@ MAIN_SETTINGS = (
     "geometry.large_steps_lambda",
     "export_faces",
 )
-TEXT, NUMBER, INTEGER, CHOICE, SWITCH = "text", "number", "integer", "choice", "switch"
 
 
 @dataclass(frozen=True)
 class Setting:
     """A setting on the page.
 
-    option: its name on the command line. kind: TEXT, NUMBER, INTEGER, CHOICE or SWITCH. help: the description
-    and what is allowed. low, high: limits, None without one. choices: of CHOICE.
+    option: its name on the command line. help: the description and what is allowed. choices: the values of a
+    setting that has only a few, as words.
     """
 
     option: str
-    kind: str
     help: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[object, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 def main_settings() -> list[Setting]:
@@ -47,20 +42,5 @@ def main_settings() -> list[Setting]:
 
 
 def _setting(option: str, key: Key) -> Setting:
-    text = f"{key.description}; {key.allowed}"
-    if choices := _choices(key.schema):
-        return Setting(option, CHOICE, text, choices=choices)
-    if key.admits("boolean"):
-        return Setting(option, SWITCH, text)
-    for kind, name in ((INTEGER, "integer"), (NUMBER, "number")):
-        for schema in key.schema.get("anyOf", (key.schema,)):
-            if schema.get("type") == name:
-                # A limit that is excluded is checked when the run starts.
-                low = schema.get("minimum", schema.get("exclusiveMinimum"))
-                high = schema.get("maximum", schema.get("exclusiveMaximum"))
-                return Setting(option, kind, text, low, high)
-    return Setting(option, TEXT, text)
-
-
-def _choices(schema: Mapping[str, object]) -> tuple[object, ...]:
-    return tuple(schema.get("enum", ()))
+    choices = ("true", "false") if key.admits("boolean") else tuple(map(str, key.schema.get("enum", ())))
+    return Setting(option, f"{key.description}; {key.allowed}", choices)

@@ -20,7 +20,7 @@ def move(folder, source):
     """Write `source` with every vertex moved by its own amount; returns the shift by old position."""
     file = load_mesh(source)
     mixed = file.v_pos @ torch.tensor([[3.0, 1.0, -2.0], [1.0, 2.0, 5.0], [-1.0, 4.0, 2.0]])
-    shift = 0.1 * torch.sin(mixed)
+    shift = 0.1 * torch.sin(mixed + 1)
     (folder / "out").mkdir()
     write_moved(folder / "out", source, shift)
     return file, shift
