@@ -27,7 +27,7 @@ def read_exr(path: Path) -> Float[np.ndarray, "H W 3"]:
     Without plain R, G and B the first layer that has them is read. Pixels outside of the data window are 0.
 
     Raises:
-        FileError: what is wrong with the file.
+        FileError: the fault of the file.
     """
     import OpenEXR
 
@@ -60,7 +60,7 @@ def _window(header: dict, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _choose(parts: list[list[str]]) -> tuple[int, list[str]]:
-    """The part, and its names of R, G and B: plain names in any part first, then those of a layer."""
+    """The part and its channel names of R, G and B. Plain names in any part precede those of a layer."""
     for layered in (False, True):
         for number, names in enumerate(parts):
             for name in names:
@@ -79,7 +79,7 @@ def _choose(parts: list[list[str]]) -> tuple[int, list[str]]:
 def _placed(
     image: Float[np.ndarray, "h w 3"], low: tuple[int, int], origin: tuple[int, int], shape: tuple[int, int]
 ) -> Float[np.ndarray, "H W 3"]:
-    """The data window at its place in the display window."""
+    """The image of the display window, with the data window in its position."""
     column, row = low[0] - origin[0], low[1] - origin[1]
     if (column, row) == (0, 0) and image.shape[:2] == shape:
         return image
@@ -93,7 +93,7 @@ def _placed(
 
 
 def _to_rec_709(image: Float[np.ndarray, "H W 3"], chromaticities: object) -> Float[np.ndarray, "H W 3"]:
-    """RGB of other primaries as Rec. 709; the white point is adapted."""
+    """Convert RGB from other primaries to Rec. 709, with adaptation of the white point."""
     if chromaticities is None:
         return image
     own = np.array([float(value) for value in np.ravel(np.array(chromaticities, dtype=np.float64))]).reshape(

@@ -178,8 +178,8 @@ def _read_new_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
 
 
 def _read_old_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
-    """A line of pixels, where (1, 1, 1, n) repeats the pixel before it n times; n of following repeats counts
-    256, 65536 … times as much. Returns where the next line begins.
+    """A line of pixels, where (1, 1, 1, n) repeats the previous pixel n times. In the k-th of consecutive
+    repeats, n is multiplied by 256^(k − 1). Returns where the next line begins.
     """
     done, shift, width = 0, 0, len(out)
     while done < width:

@@ -104,7 +104,7 @@ def self_test(device: torch.device | str) -> None:
         results.append((rast, image, torch.autograd.grad(image.square().sum(), clip)[0]))
     for got, expected in zip(*results, strict=True):
         if not torch.allclose(got, expected, rtol=1e-4, atol=1e-4):
-            raise ArithmeticError("the kernels answer something else than the reference")
+            raise ArithmeticError("the results of the kernels differ from the reference")
 
 
 def draw(

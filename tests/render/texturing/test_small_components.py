@@ -27,7 +27,7 @@ BALLS = ball(0.1, (2, 0, 0)), ball(0.5, (0, 0, 0)), ball(0.025, (-2, 0, 0))
 
 
 @pytest.mark.parametrize(
-    # The share is relative to the largest area: 0.039 removes less than 0.04 of it would.
+    # The second sphere has 0.04 of the largest area, so a threshold of 0.039 keeps it.
     ("share", "left"),
     [(0.0, (0, 1, 2)), (0.001, (0, 1, 2)), (0.01, (0, 1)), (0.039, (0, 1)), (0.1, (1,))],
 )
