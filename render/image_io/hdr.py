@@ -20,7 +20,7 @@ from render.image_io.limits import check_size
 from render.read_errors import FileError, printable, reading
 
 SIGNATURES = (b"#?RADIANCE", b"#?RGBE")
-# Other pictures that are sometimes named .hdr.
+# Other picture formats that are sometimes saved with the suffix .hdr.
 OTHER_PICTURES = {
     b"\x89PNG": "a PNG",
     b"\xff\xd8\xff": "a JPEG",
@@ -86,7 +86,7 @@ def _encode_rgbe(image: Float[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 4"
     image = np.maximum(image, 0)
     largest = image.max(-1)
     _, exponent = np.frexp(largest)
-    # Rounding the mantissa may reach 256: such a pixel takes the next exponent.
+    # The mantissa may be rounded up to 256. Such a pixel gets the next exponent.
     exponent = exponent + (np.rint(np.ldexp(largest, 8 - exponent)) > 255)
     visible = exponent >= -127
     mantissas = np.rint(np.ldexp(image, (8 - exponent)[..., None]))

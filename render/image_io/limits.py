@@ -3,7 +3,7 @@
 from render.read_errors import FileError
 
 MOST_PIXELS = 2**27
-# Run-length encodings hold 16 pixels a byte at most; small pictures may be anything.
+# A run-length encoded byte represents at most 16 pixels. Small pictures are not checked.
 PIXELS_PER_BYTE, FREE_PIXELS = 16, 2**24
 
 

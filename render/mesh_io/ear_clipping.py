@@ -10,9 +10,10 @@ import numba
 import numpy as np
 from jaxtyping import Float, Int
 
-# Corners and cells that may be looked at for all polygons of a file; some seconds.
+# The maximum number of corners and cells that are tested for all polygons of a file, some seconds of work.
 MOST_TESTS = 300_000_000
-# The tests grow laxer if no ear is left: corners on the outline block an ear; only those inside; none.
+# If no ear is left, the test is relaxed: first corners on the outline block an ear, then only corners
+# inside, then none.
 STRICT, LAX, ANY = 0, 1, 2
 
 

@@ -11,7 +11,7 @@ from render.read_errors import FileError
 
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
-# An accessor may promise zeros without holding them; more of them than this are rejected.
+# An accessor may declare zeros that are not stored. A larger number of them is rejected.
 MOST_PROMISED = 2**22
 MESHOPT = (
     "it is compressed with meshopt (EXT_meshopt_compression), which is not read; save it without compression "
@@ -20,7 +20,7 @@ MESHOPT = (
 
 
 class Buffers:
-    """The numbers of a file. Buffers are read when an accessor needs them, each once."""
+    """The accessors of a file. Each buffer is read once, when an accessor needs it."""
 
     def __init__(self, tree: dict, chunk: bytes | None, folder: Path):
         self.tree, self.chunk, self.folder = tree, chunk, folder

@@ -34,7 +34,7 @@ READERS: dict[str, Callable[[Path], Polygons]] = {
     ".off": read_off,
 }
 LARGEST = 1e9
-# Float32 has 24 bits: a mesh this many times its size away from the origin would lose 8 of them.
+# Float32 has 24 bits. A mesh at a distance of this many times its size would lose 8 of them.
 FAR = 256
 
 
@@ -109,7 +109,7 @@ def _check(polygons: Polygons) -> None:
         raise FileError("it holds no vertices")
     if len(polygons.sizes) == 0:
         raise points_only(len(polygons.v_pos))
-    # Beyond LARGEST areas overflow. NaN is not below it, either.
+    # Areas overflow beyond LARGEST. The comparison is also false for NaN.
     broken = ~(np.abs(polygons.v_pos) <= LARGEST).all(-1)
     if broken.any():
         vertex = int(broken.argmax()) + 1

@@ -50,7 +50,7 @@ def read_gltf(path: Path) -> Polygons:
     """The triangles of a .gltf or .glb file.
 
     Raises:
-        FileError: what is wrong with the file, or which of its features is not read, with the fix.
+        FileError: the fault of the file or the unsupported feature, with the fix.
     """
     tree, chunk = _parse(path.read_bytes())
     _check_extensions(tree)

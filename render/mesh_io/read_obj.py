@@ -17,9 +17,9 @@ from render.mesh_io.polygons import Polygons
 from render.mesh_io.structure import Node, Part, Structure
 from render.read_errors import FileError
 
-# Statements that do not begin their line, or with a tab behind their name.
+# Statements after leading white space, or with a tab after their name.
 INDENTED = re.compile(rb"(?m)^[ \t]+(?:v|vt|f)[ \t]|^(?:v|vt|f)\t")
-# Continued lines, rare ends of line and control characters.
+# Line continuations, rare line endings and control characters.
 RARE = (b"\\", b"\r", b"\0", b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", b"\x85", b"\xe2\x80")
 SPACE, NEWLINE, SLASH, NINE = b" \n/9"
 NO_UV = -1
@@ -29,7 +29,7 @@ def read_obj(path: Path) -> Polygons:
     """The polygons of an OBJ file, with its objects as nodes.
 
     Raises:
-        FileError: what is wrong with the file, with the line.
+        FileError: the fault of the file, with its line number.
     """
     text = read_text(path)
     found = _in_bulk(text.replace(b"\r\n", b"\n")) or _line_by_line(text)

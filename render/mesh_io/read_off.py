@@ -17,7 +17,7 @@ def read_off(path: Path) -> Polygons:
     """The polygons of an OFF file. Colours are ignored.
 
     Raises:
-        FileError: what is wrong with the file, with the line if it is a matter of one line.
+        FileError: the fault of the file, with its line number if it lies in one line.
     """
     lines = _lines(path.read_bytes())
     uv_columns, counts = _header(lines)

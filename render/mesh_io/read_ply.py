@@ -58,7 +58,7 @@ def read_ply(path: Path) -> Polygons:
     """The polygons of a PLY file. A texture that the file names is not read.
 
     Raises:
-        FileError: what is wrong with the file.
+        FileError: the fault of the file.
     """
     content = path.read_bytes()
     order, elements, start = _header(content)

@@ -23,7 +23,7 @@ def read_stl(path: Path) -> Polygons:
     """The triangles of an STL file. Files of both kinds may begin with 'solid'.
 
     Raises:
-        FileError: what is wrong with the file.
+        FileError: the fault of the file.
     """
     content = path.read_bytes()
     if _is_ascii(content):
@@ -35,7 +35,7 @@ def read_stl(path: Path) -> Polygons:
     count = int.from_bytes(content[HEADER - 4 : HEADER], "little")
     stored = (len(content) - HEADER) // RECORD
     if count == 0 and stored and (len(content) - HEADER) % RECORD == 0:
-        # Programs that write as they go leave the number at 0.
+        # Programs that write triangles one by one leave the number at 0.
         count = stored
     if count > stored:
         raise FileError(f"its header counts {count} triangles, and the file holds {stored}; it is cut short")

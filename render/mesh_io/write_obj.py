@@ -67,7 +67,7 @@ def _geometry(mesh: Mesh) -> str:
 
 def vertex_rows(mesh: Mesh) -> str:
     """The v, vt and vn statements of a mesh."""
-    # Nine digits name every float32 uniquely; float64 is for meshes far from the origin.
+    # Nine digits represent every float32 uniquely. float64 is used for meshes far from the origin.
     position = "v %.15g %.15g %.15g\n" if mesh.v_pos.dtype == torch.float64 else "v %.9g %.9g %.9g\n"
     parts = [_rows(position, _array(mesh.v_pos))]
     if mesh.uv is not None and mesh.uv_faces is not None:

@@ -100,7 +100,7 @@ class SweepProgress:
             return
         try:
             self._write_page(last)
-        except Exception as error:  # A picture of any kind may be damaged; the trials must go on.
+        except Exception as error:  # A picture of any kind may be damaged; the trials must continue.
             if not self._warned:
                 logger.warning("warning: %s is not written: %s", self.page, error)
             self._warned = True
