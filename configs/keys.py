@@ -41,7 +41,7 @@ class Key:
         return any(option.get("type") == kind for option in self.schema.get("anyOf", (self.schema,)))
 
     def from_words(self, words: Sequence[str]) -> object:
-        """The value of command-line arguments. Arguments of no allowed type stay text."""
+        """The value of command-line arguments. Arguments without an allowed type are returned as text."""
         if self.admits("null") and list(words) == ["null"]:
             return None
         if self.admits("string"):

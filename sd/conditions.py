@@ -1,4 +1,4 @@
-"""What a denoiser may take of each view besides latent, time and text: its camera and a control image."""
+"""Inputs of a denoiser for each view besides latent, time and text: the camera and a control image."""
 
 from dataclasses import dataclass
 

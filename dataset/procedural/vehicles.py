@@ -98,7 +98,7 @@ def car(draw: Draw) -> ProceduralObject:
         return (z * (p[1] - belt) + y * (p[2] - foot) * outwards) / math.hypot(y, z)
 
     def window(p: Coordinates) -> Tensor:
-        """1 on the windows, 0 on the pillars, which are where two walls of the cabin meet."""
+        """1 on the windows, 0 on the pillars. A pillar lies where two walls of the cabin meet."""
         side = -wall(p)
         ahead = -slope(p, screen + 0.01, roof_front, 1.0)
         behind = -slope(p, boot, roof_rear, -1.0)

@@ -250,7 +250,7 @@ def _statements(
 
 
 def _numbers(words: list[str], least: int, most: int) -> list[float]:
-    """The first `most` numbers of a statement; those behind `least` are 0 if they are not given."""
+    """The first `most` numbers of a statement. Numbers after the first `least` default to 0."""
     if len(words) <= least:
         raise ValueError(f"'{words[0]}' needs {least} numbers, it has {len(words) - 1}")
     try:
