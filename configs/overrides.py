@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from configs.modes import MODES
-from configs.run import MESH_FILE, output_folder
+from configs.run import MESH_FILE, output_folder, written_mesh
 from configs.schema import known_keys
 
 logger = logging.getLogger(__name__)
@@ -145,11 +145,11 @@ def _follow_meshes(
     moves: dict[str, dict[str, object]] = {}
     for file, values, options in zip(files, resolved, own, strict=True):
         named = values.get("base_mesh")
-        named_path = os.path.abspath(named) if isinstance(named, str) else None
+        named_path = written_mesh(named) if isinstance(named, str) and "\0" not in named else None
         source = moves.get(named_path)
         moved = source is not None and mesh_written(source) not in (named_path, None)
         if moved and "base_mesh" not in options:
-            values["base_mesh"] = str(output_folder(source["out_dir"]) / MESH_FILE)
+            values["base_mesh"] = str(output_folder(source["out_dir"]) / MESH_FILE.parent / Path(named).name)
             say("base_mesh: %s (was %s)", values["base_mesh"], named)
         if mesh_written(file):
             moves[mesh_written(file)] = values

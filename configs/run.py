@@ -1,5 +1,6 @@
 """Settings of the run as a whole: mode, prompt, output folder, save intervals, previews and device."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,6 +44,14 @@ def output_folder(out_dir: str) -> Path:
     path = Path(out_dir)
     inside = path.is_absolute() or (path.parts[:1] == OUTPUT_ROOT.parts and len(path.parts) > 1)
     return path if inside else OUTPUT_ROOT / path
+
+
+def written_mesh(name: str | Path) -> str:
+    """The absolute path of a mesh; of the mesh.glb of a run, that of its mesh.obj, which is written together
+    with it."""
+    path = Path(os.path.abspath(name))
+    own = path.parent.name == MESH_FILE.parent.name and path.name == MESH_FILE.with_suffix(".glb").name
+    return str(path.with_name(MESH_FILE.name) if own else path)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError, shown
-from configs.run import output_folder
+from configs.run import output_folder, written_mesh
 from geometry.tet_grid import load_tet_grid
 from render.mesh_io.load import load_mesh
 from render.mesh_io.load_materials import WITH_MATERIALS
@@ -226,7 +226,7 @@ def _check_once(read: Callable[..., object], path: str, *arguments: float) -> No
 
 
 def _is_written(name: str, written: Collection[Path]) -> bool:
-    return os.path.abspath(name) in {os.path.abspath(path) for path in written}
+    return written_mesh(name) in {os.path.abspath(path) for path in written}
 
 
 def _check_writable(out_dir: str, place: Place) -> None:

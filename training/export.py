@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 
+from configs.run import written_mesh
 from configs.schema import Config
 from training.distributed import SINGLE_PROCESS
 from training.numbered_files import warn_on_error
@@ -64,7 +65,7 @@ def configs_to_export(configs: Sequence[Config]) -> list[Config]:
         ValueError: a config has no checkpoint, or one of a run with other settings.
     """
     painted = {
-        os.path.abspath(config.run.base_mesh): config.run.out_dir
+        written_mesh(config.run.base_mesh): config.run.out_dir
         for config in configs
         if config.run.traits.paints_base_mesh
     }

@@ -127,15 +127,23 @@ def needs_network(document: dict) -> bool:
 def lighter(content: bytes) -> bytes:
     """A copy of a GLB of this program with the same triangles and about half the size.
 
+    In a file with several primitives only the textures change: their nodes have transforms of their own.
+
     Positions and UVs have 16 bits and normals 8 bits (KHR_mesh_quantization). Tangents are removed, because
     viewers compute them from the UVs. Textures are JPEGs with at most TEXTURE_SIDE pixels per side.
     """
     document, binary = read_glb(content)
-    _forget_tangents(document)
+    single = (
+        len(document["meshes"]) == len(document["meshes"][0]["primitives"]) == 1 == len(document["nodes"])
+    )
+    if single:
+        _forget_tangents(document)
     parts = [_part(view, binary) for view in document["bufferViews"]]
     for image in document.get("images", ()):
         parts[image["bufferView"]] = _as_jpeg(parts[image["bufferView"]])
         image["mimeType"] = "image/jpeg"
+    if not single:
+        return _packed(document, parts)
     for name, index in document["meshes"][0]["primitives"][0]["attributes"].items():
         accessor = document["accessors"][index]
         view = document["bufferViews"][accessor["bufferView"]]
