@@ -1,5 +1,6 @@
 """The appearance stage on a mesh with several parts, or with given textures."""
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -9,18 +10,22 @@ from torch import Tensor
 from configs.schema import Config
 from geometry.fixed_mesh import FixedMesh
 from render.mesh import Mesh
-from render.mesh_io.load_materials import load_materials
 from render.mesh_io.surface_material import SurfaceMaterial
 from render.raster.interface import Rasteriser
 from render.shade.material import MaterialField
 from render.texturing.given import PaintMask, TexelTable
-from render.texturing.given_config import read_mask
+from render.texturing.given_config import read_mask, read_materials
 from render.texturing.painted_surface import PaintedSurface
 from render.texturing.part_export import PaintedParts, unwrapped, with_chart
 from render.texturing.texture_fit import TextureFit
 from render.texturing.transfer import PAINTING_RES
 from render.texturing.uv_spaces import find_uv_spaces, split_by_handedness
 from training.input_files import TEXTURES, InputFiles, input_paths
+
+logger = logging.getLogger(__name__)
+
+# The number of materials above which separate textures are probably not wanted.
+MANY = 16
 
 
 def paints_parts(config: Config, fixed: FixedMesh) -> bool:
@@ -32,7 +37,7 @@ def read_parts(config: Config, fixed: FixedMesh, rasteriser: Rasteriser, inputs:
     """`build_parts` with the materials of base_mesh and the paint mask of the config."""
     paths, mesh = input_paths(config), config.run.base_mesh
     with inputs.reading(TEXTURES, *paths.get(TEXTURES, ())):
-        materials = load_materials(mesh, pictures=config.textures.used)
+        materials = read_materials(config.textures, mesh)
     with inputs.reading("paint_mask", *paths.get("paint_mask", ())):
         mask = read_mask(config.textures, materials, mesh)
     return build_parts(config, fixed, (materials, mask), rasteriser)
@@ -67,6 +72,11 @@ def build_parts(
     face_part = face_part.to(device)
     face_material = torch.tensor([part.material for part in structure.parts], device=device)[face_part]
     has_uv = torch.tensor([part.has_uv for part in structure.parts], device=device)[face_part]
+    count = len(torch.unique(face_material))
+    if count > MANY and not config.export.atlas:
+        logger.warning(
+            "base_mesh has %d materials, each with textures of its own; atlas makes one set", count
+        )
     mesh = _with_all_uv(config, mesh, face_material, has_uv)
     mesh = split_by_handedness(mesh, face_material)
     spaces = find_uv_spaces(mesh, face_material, has_uv, materials, rasteriser)

@@ -42,9 +42,21 @@ class SurfaceMaterial:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of its largest picture; (1, 1) without pictures."""
-        pictures = (self.kd, self.roughness_metallic, self.occlusion, self.normal)
-        sizes = [picture.shape[:2] for picture in pictures if picture is not None]
+        sizes = [picture.shape[:2] for picture in self.pictures]
         return max(sizes, key=lambda size: size[0] * size[1], default=(1, 1))
+
+    @property
+    def pictures(self) -> list[UInt8[np.ndarray, "H W C"]]:
+        """The pictures that it has."""
+        all_four = (self.kd, self.roughness_metallic, self.occlusion, self.normal)
+        return [picture for picture in all_four if picture is not None]
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it looks like `DEFAULT_MATERIAL`."""
+        factors = (self.kd_factor, self.roughness, self.metallic)
+        default = (DEFAULT_MATERIAL.kd_factor, DEFAULT_MATERIAL.roughness, DEFAULT_MATERIAL.metallic)
+        return not self.pictures and factors == default
 
 
 # The material of faces for which the file names none: glTF's default, but not metallic.

@@ -84,11 +84,21 @@ def _dilate_owners(owner: Int[Tensor, "H W"]) -> Int[Tensor, "H W"]:
 
 
 def owned_texels(
-    mesh: Mesh, texture_res: tuple[int, int], rasteriser: Rasteriser
+    mesh: Mesh,
+    texture_res: tuple[int, int],
+    rasteriser: Rasteriser,
+    share: float,
+    generator: torch.Generator,
 ) -> tuple[Int[Tensor, " T"], Float[Tensor, "T 3"]]:
-    """The flat indices of the texels that `bake` computes, and the world points of their centres."""
+    """The flat indices of the texels that `bake` computes, and the world points of their centres.
+
+    share: the part of them that is returned, drawn at random if it is below 1.
+    """
     owner = texel_owners(mesh, texture_res, rasteriser).reshape(-1)
     texels = torch.nonzero(owner >= 0)[:, 0]
+    if share < 1:
+        order = torch.randperm(len(texels), generator=generator)
+        texels = texels[order[: int(share * len(texels))].to(texels.device)]
     return texels, _surface_points(mesh, texels, owner[texels], texture_res, _typical_stretch(mesh))
 
 

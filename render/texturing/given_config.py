@@ -55,8 +55,24 @@ def read_given(config: GivenConfig, mesh: str | Path) -> tuple[tuple[SurfaceMate
     Raises:
         ValueError, OSError: one line naming the file or the key, the fault and the fix.
     """
-    materials = load_materials(mesh, pictures=config.used)
+    materials = read_materials(config, mesh)
     return materials, read_mask(config, materials, mesh)
+
+
+def read_materials(config: GivenConfig, mesh: str | Path) -> tuple[SurfaceMaterial, ...]:
+    """The materials of a mesh file, with their pictures if the config uses them.
+
+    Raises:
+        ValueError, OSError: naming the file and the fault, also if it has no materials and the config uses
+            them.
+    """
+    materials = load_materials(mesh, pictures=config.used)
+    if config.used and all(material.is_default for material in materials):
+        key = "init_textures = true" if config.init_textures else f"paint_mask = {list(config.paint_mask)}"
+        raise ValueError(
+            f"{key}: mesh file {mesh} has no materials; export it with them, or leave this key out"
+        )
+    return materials
 
 
 def read_mask(

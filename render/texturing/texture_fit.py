@@ -100,18 +100,14 @@ class TextureFit:
         parts, table = self.parts, self.surface.table
         generator = torch.Generator().manual_seed(SEED)
         points, targets = [parts.mesh.v_pos.new_zeros(0, 3)], [table.texels[:0, :9]]
-        total = int(table.sizes.prod(-1).sum())
+        share = min(MOST_TEXELS / int(table.sizes.prod(-1).sum()), 1.0)
         for number, fault in enumerate(parts.spaces.faults):
             own = torch.nonzero((parts.face_material == number) & parts.spaces.own)[:, 0]
             width, height = table.sizes[number].tolist()
             if fault is not None or len(own) == 0 or width * height < 4:
                 continue
             flat = own_uv_mesh(parts.mesh, parts.spaces.tile_uv, own)
-            chosen, place = owned_texels(flat, (height, width), self.rasteriser)
-            if total > MOST_TEXELS:
-                most = len(chosen) * MOST_TEXELS // total
-                kept = torch.randperm(len(chosen), generator=generator)[:most].to(chosen.device)
-                chosen, place = chosen[kept], place[kept]
+            chosen, place = owned_texels(flat, (height, width), self.rasteriser, share, generator)
             points.append(place)
             targets.append(table.texels[table.starts[number] + chosen, :9])
         return torch.cat(points), torch.cat(targets)

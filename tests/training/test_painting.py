@@ -1,6 +1,7 @@
 """Meshes with own textures: the fit, the paint mask, the parts and the exported files, without a prior."""
 
 import importlib.util
+import io
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from render.texturing.painted_surface import Located
 from render.texturing.part_export import PaintedParts, export_parts
 from render.texturing.uv import unwrap, uv_fault
 from training.painting import build_parts
+from training.report.model_viewer import lighter
 from training.tasks import Task, build_task
 
 CPU = torch.device("cpu")
@@ -253,6 +255,20 @@ def test_the_obj_is_read_as_the_glb(parts):
         assert torch.equal(given_texture(glb, size)[..., :3], given_texture(obj, size)[..., :3])
 
 
+def test_the_smaller_copy_of_the_page_keeps_the_parts(parts):
+    content = (parts.folder / "mesh.glb").read_bytes()
+    one, other = (trimesh.load(io.BytesIO(data), file_type="glb") for data in (content, lighter(content)))
+    assert one.graph.nodes.keys() == other.graph.nodes.keys()
+    assert np.allclose(one.bounds, other.bounds)
+    for name, part in one.geometry.items():
+        copy = other.geometry[name]
+        assert np.array_equal(part.faces, copy.faces) and np.array_equal(part.vertices, copy.vertices)
+        pictures = (mesh.visual.material.baseColorTexture for mesh in (part, copy))
+        if part.visual.material.baseColorTexture is not None:
+            old, new = (np.asarray(picture.convert("RGB"), dtype=float) for picture in pictures)
+            assert np.abs(old - new).mean() < 4 and not np.array_equal(old, new)
+
+
 def test_usd_has_a_subset_for_each_part(parts):
     pxr = pytest.importorskip("pxr")
     from pxr import Usd, UsdGeom, UsdShade
@@ -379,3 +395,29 @@ def test_a_damaged_texture_is_an_error_with_material_and_texture(tmp_path):
     (tmp_path / "in.glb").write_bytes(content)
     with pytest.raises(ValueError, match="in.glb: material red side: base colour texture .* not a picture"):
         load_materials(tmp_path / "in.glb")
+
+
+def test_textures_are_asked_of_a_file_without_materials(tmp_path):
+    (tmp_path / "bare.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    with pytest.raises(ValueError, match="init_textures = true: mesh file .*bare.obj has no materials"):
+        read_given(GivenConfig(init_textures=True), tmp_path / "bare.obj")
+
+
+def test_an_mtl_of_another_program_is_read(tmp_path):
+    write_png(tmp_path / "wood map.png", torch.tensor([0.2, 0.4, 0.6]).expand(4, 4, 3))
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "a.mtl").write_text(
+        "newmtl wood\nKd 0.1 0.1 0.1\nNs 250\nmap_Kd -s 1 1 1 C:\\scans\\wood map.png\n"
+        "newmtl iron\nKd 0.5 0.25 0.125 # a comment\nPr 0.3\nPm 1\n"
+    )
+    (tmp_path / "a.obj").write_text(
+        "mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 0\no left\nusemtl wood\nf 1 2 3\n"
+        "o right\nusemtl iron\nf 2 4 3\nusemtl wood\nf 1 2 4\n"
+    )
+    file, (wood, iron) = load_mesh(tmp_path / "a.obj", partial_uv=True), load_materials(tmp_path / "a.obj")
+    assert [node.name for node in file.structure.nodes] == ["left", "right"]
+    assert [(part.node, part.material) for part in file.structure.parts] == [(0, 0), (1, 1), (1, 0)]
+    assert file.face_part.tolist() == [0, 1, 2]
+    assert (wood.kd == [51, 102, 153]).all() and wood.kd_factor == (1, 1, 1, 1) and wood.roughness == 0.5
+    assert iron.kd is None and iron.kd_factor == (0.5, 0.25, 0.125, 1)
+    assert (iron.roughness, iron.metallic) == (0.3, 1)
