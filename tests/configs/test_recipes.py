@@ -17,6 +17,7 @@ from configs.schema import known_keys, parse_config
 from render.mesh_io.load_materials import load_materials
 from render.mesh_io.write_glb_parts import write_glb_parts
 from sd import schedule
+from sd.stable_diffusion import StableDiffusion
 from training import tasks
 
 ROOT = Path(__file__).parents[2]
@@ -53,15 +54,15 @@ def test_a_recipe_parses_and_holds_only_what_differs(name):
 @pytest.fixture(scope="module")
 def once():
     """Cached loaders of the objects that all runs share."""
-    return functools.cache(train.StableDiffusion.from_pretrained), functools.cache(tasks.load_environment)
+    return functools.cache(StableDiffusion.from_pretrained), functools.cache(tasks.load_environment)
 
 
 @pytest.mark.parametrize("pair", RECIPES.values(), ids=list(RECIPES))
 def test_a_recipe_runs(pair, once, model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(schedule, "FIT_STEPS", FIT)
-    monkeypatch.setattr(train.StableDiffusion, "from_pretrained", once[0])
-    monkeypatch.setattr(train.StableDiffusion, "free_text_encoder", lambda self: None)
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", once[0])
+    monkeypatch.setattr(StableDiffusion, "free_text_encoder", lambda self: None)
     monkeypatch.setattr(tasks, "load_environment", once[1])
     write_glb_parts("my_mesh.glb", textured_asset())
     for name in pair:
@@ -84,8 +85,8 @@ def test_a_recipe_runs(pair, once, model_folder, tmp_path, monkeypatch):
 def test_a_resumed_run_equals_an_uninterrupted_one(once, model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(schedule, "FIT_STEPS", FIT)
-    monkeypatch.setattr(train.StableDiffusion, "from_pretrained", once[0])
-    monkeypatch.setattr(train.StableDiffusion, "free_text_encoder", lambda self: None)
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", once[0])
+    monkeypatch.setattr(StableDiffusion, "free_text_encoder", lambda self: None)
     monkeypatch.setattr(tasks, "load_environment", once[1])
     write_glb_parts("my_mesh.glb", textured_asset())
     values = {
