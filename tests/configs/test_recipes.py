@@ -40,8 +40,9 @@ def test_every_recipe_file_belongs_to_a_pair_of_the_page():
     files = {path.stem for path in (ROOT / "configs/gallery").glob("recipe_*.json")}
     assert files == {name for pair in RECIPES.values() for name in pair}
     page = (ROOT / "configs/README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"`gallery/(recipe_\w+)\.json`, `gallery/(recipe_\w+)\.json`", page)
-    assert sorted(rows) == sorted(RECIPES.values())
+    rows = re.findall(r"\| `(\w+_(?:appearance|geometry)_\w+)`, `(\w+_appearance_\w+)` \|", page)
+    named = [tuple(f"recipe_{name}" for name in row) for row in rows]
+    assert sorted(named) == sorted(RECIPES.values())
 
 
 @pytest.mark.parametrize("name", [name for pair in RECIPES.values() for name in pair])
