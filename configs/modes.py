@@ -67,7 +67,7 @@ MODES = {
         negative_prompt="shadow, oversaturated, low quality, unrealistic",
         learning_rate=1e-2,
         schedule=lambda config: appearance_schedule(config.schedule),
-        unused_sections=("surface", "geometry", "start_shape"),
+        unused_sections=("surface", "geometry", "regularisers", "start_shape"),
         unused_keys=("if_flip_the_normal",),
         used_keys=(
             "base_mesh",

@@ -38,6 +38,8 @@ GEOMETRY_ONLY = (
     "mesh_scale",
     "tet_grid_file",
     "detail_band",
+    "normal_consistency",
+    "laplacian",
     "min_component_area",
     "if_flip_the_normal",
 )

@@ -1,5 +1,6 @@
 """The program from config to exported files, at toy size on real model classes."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import multiprocess_harness
@@ -19,9 +21,13 @@ from reduced_work import shorten_fit
 from toy_config import TINY
 
 import train
+from configs.cli import load_configs
+from configs.schema import Config
 from sd.guidance import Guidance
-from training import signals, tasks
+from training import loop, signals, tasks
 from training.checkpoint import load_latest
+from training.distributed import SINGLE_PROCESS
+from training.priors import load_priors, make_guidance
 from training.step_guard import MAX_BAD_STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -327,6 +333,27 @@ def test_repeated_infinite_losses_end_the_run(pair, model_folder, tmp_path, caps
     saved = load_latest(tmp_path / "paint/checkpoints")
     assert saved.step == 2 + MAX_BAD_STEPS
     assert all(tensor.isfinite().all() for tensor in saved.tensors.values())
+
+
+@pytest.mark.parametrize("mode", ["geometry", "appearance"])
+def test_a_section_that_a_mode_does_not_read_may_change(pair, model_folder, tmp_path, mode):
+    """A section that building a run does not read cannot affect its weights, so resuming ignores it."""
+    read = set()
+
+    class RecordedConfig(Config):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    make = {"geometry": geometry, "appearance": partial(appearance, mesh=pair / "shape/dmtet_mesh/mesh.obj")}
+    (plain,) = load_configs(["--config", make[mode](tmp_path, model_folder)])
+    sections = {field.name for field in dataclasses.fields(plain)}
+    config = RecordedConfig(**{name: getattr(plain, name) for name in sections})
+    task, _, device = tasks.build_task(config)
+    guidance = make_guidance(config, load_priors(config, device, task.inputs), device)
+    loop.make_prefetcher(config, guidance, task.schedule, SINGLE_PROCESS)
+    unread = sections - read - {"camera", "export"}  # These are read during and after the training.
+    assert unread and unread <= set(config.run.traits.unused_sections)
 
 
 def test_geometry_learns_no_light(pair, model_folder, tmp_path):
