@@ -9,7 +9,7 @@ import torch
 
 from configs.schema import Config
 from training.checkpoint import newest_step
-from training.resume import checkpoint_folder
+from training.resume import checkpoint_folder, unused_keys
 
 # The messages of allocators without an exception type: cuBLAS, the driver, nvdiffrast (error 2 of the
 # driver), torch on the CPU.
@@ -61,7 +61,8 @@ def _amount(error: BaseException) -> str:
 
 def _advice(config: Config) -> str:
     values = config.to_json()
-    keys = ["batch", "train_res", *config.run.traits.memory_keys]
+    unused = unused_keys(config)
+    keys = ["batch", "train_res", *(key for key in config.run.traits.memory_keys if key not in unused)]
     lower = ", ".join(f"{key} ({values[key]})" for key in keys)
     spare = "set low_memory, or " if values.get("low_memory") is False else ""
     return f"{spare}lower one of {lower}, in another out_dir"

@@ -65,6 +65,13 @@ def test_appearance_names_its_own_keys(tmp_path):
     assert "dmtet_grid" not in str(error.value)
 
 
+def test_a_surface_without_a_grid_does_not_name_it(tmp_path):
+    moved = config(tmp_path, surface="mesh", base_mesh="x.obj")
+    with pytest.raises(OutOfMemory, match="lower one of batch") as error, explain_out_of_memory(moved):
+        raise MemoryError
+    assert "dmtet_grid" not in str(error.value)
+
+
 def test_other_errors_are_unchanged(tmp_path):
     with pytest.raises(RuntimeError, match="a fault of ours"), explain_out_of_memory(config(tmp_path)):
         raise RuntimeError("a fault of ours")

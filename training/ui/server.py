@@ -76,8 +76,12 @@ class UIServer:
         self._server = _uvicorn(make_app(options, self.runner))
 
     def run(self) -> None:
-        """Serve until `stop`, or in the main thread until a signal."""
-        self._server.run(sockets=[self._socket])
+        """Serve until `stop`, or in the main thread until SIGINT or SIGTERM."""
+        try:
+            self._server.run(sockets=[self._socket])
+        except KeyboardInterrupt:
+            # uvicorn raises SIGINT again after it has closed all connections.
+            logger.info("the page is closed")
 
     def stop(self) -> None:
         """Let `run` return."""

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -222,6 +223,18 @@ def test_a_job_ends_with_its_parent(tmp_path, monkeypatch):
             return True
 
     wait_for(gone)
+
+
+def test_ctrl_c_closes_the_page_without_an_error(caplog):
+    caplog.set_level("INFO")
+
+    def interrupted(sockets):
+        raise KeyboardInterrupt
+
+    page = object.__new__(server.UIServer)
+    page._server, page._socket = SimpleNamespace(run=interrupted), None
+    page.run()
+    assert caplog.messages == ["the page is closed"]
 
 
 def test_results_and_their_files(tmp_path):
