@@ -1,4 +1,5 @@
-"""Text to 3D by score distillation: runs JSON configs that sculpt a shape or paint a mesh, in order.
+"""Text to 3D by score distillation. Run JSON configs in order; each optimises a shape or the material of a
+mesh.
 
     python3 train.py --config configs/pineapple_demo_geometry.json configs/pineapple_demo_appearance.json
 
@@ -11,17 +12,18 @@ import sys
 
 from training import check_environment, signals
 
-# The imports take seconds: until they are done, Ctrl-C ends the process without a traceback.
+# The imports take seconds. Until they are done, Ctrl-C ends the process without a traceback.
 if __name__ == "__main__":
     signals.die_on_interrupt()
-# Before anything is imported that may be missing: the check reports a missing package without a traceback.
+# The check runs before packages that may be missing are imported, so it reports them without a traceback.
 if __name__ == "__main__" and check_environment.OPTION in sys.argv[1:]:
     sys.exit(check_environment.main(sys.argv[1:]))
 
-# Before torch is imported: spinning OpenMP workers make a step eight times slower on a busy machine.
+# Set before torch is imported: actively waiting OpenMP threads make a step eight times slower on a busy
+# machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Surface tensors change their size in every step and would fragment GPU memory. torch reads the older name
-# first, so a user's setting under the newer name must keep it unset.
+# first, so the older one must stay unset if the user has set the newer one.
 if "PYTORCH_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -61,10 +63,10 @@ logger = logging.getLogger("train")
 def run_config(
     config: Config, argv: Sequence[str], distributed: Distributed, progress: CommandProgress
 ) -> None:
-    """One config: build, restore the last checkpoint, train, export."""
+    """Run one config: build the model, restore the last checkpoint, train and export."""
     started = time.monotonic()
     if torch.cuda.is_initialized():
-        # Free the memory of an earlier config of the command.
+        # Free the memory of an earlier config of this command.
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -89,13 +91,13 @@ def run_config(
 
 
 def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distributed) -> None:
-    """All configs of a command, on all ranks; `--export-only` runs on rank 0 alone."""
+    """Run all configs of a command on all ranks. `--export-only` runs on rank 0 only."""
     if EXPORT_ONLY in argv:
         for config in configs_to_export(configs) if distributed.is_main else []:
             with explain_out_of_memory(config):
                 export_again(config, open_report(config, argv))
         return
-    # One process of each machine first: the others then find downloads in its cache.
+    # One process of each machine checks first, so that the others find its downloads in the cache.
     for first in (True, False):
         if (distributed.local_rank == 0) is first:
             for config in configs:
@@ -109,9 +111,9 @@ def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distrib
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns the exit code.
+    """Run the command and return the exit code.
 
-    0: done. 1: some trials of a sweep failed. 2: an error that the user can fix. 128 + n: a signal n.
+    0: done. 1: some trials of a sweep failed. 2: an error that the user can fix. 128 + n: ended by signal n.
     """
     setup_logging()
     try:

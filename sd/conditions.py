@@ -1,4 +1,4 @@
-"""Inputs of a denoiser for each view besides latent, time and text: the camera and a control image."""
+"""Inputs of a denoiser besides latent, time and text: a camera and a control image for each view."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ViewConditions:
-    """Conditions of N views; None for a condition that the prior does not take.
+    """Conditions of N views. A condition that the prior does not use is None.
 
     world_to_clip: the cameras. control: the control image of a ControlNet, in [0, 1]. control_weight: the
     factor on the ControlNet's residuals.
@@ -20,7 +20,7 @@ class ViewConditions:
     control_weight: Float[Tensor, ""] | None = None
 
     def repeat(self, times: int) -> "ViewConditions":
-        """The conditions of all views, `times` times in a row."""
+        """Return the conditions of all views, repeated `times` times along the batch."""
         cameras, control = (
             None if tensor is None else torch.cat([tensor] * times)
             for tensor in (self.world_to_clip, self.control)

@@ -1,7 +1,8 @@
-"""A ControlNet beside the denoiser: residuals from an image of the geometry (arXiv 2302.05543).
+"""A ControlNet, which computes residuals for the denoiser from an image of the geometry (arXiv 2302.05543).
 
 The network is diffusers' `ControlNetModel`. It reads x_t, t, the text and a control image, and its residuals
-are added to the outputs of the denoiser's down blocks and middle block. All texts of the guidance get them.
+are added to the outputs of the denoiser's down blocks and middle block. They are added for every text of the
+guidance.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ def residuals_of(
     text: Float[Tensor, "N L D"],
     conditions: Sequence[Tensor],
 ) -> Residuals:
-    """The residuals for the down blocks and for the middle block, times the weight.
+    """Return the residuals for the down blocks and the middle block, multiplied by the weight.
 
     conditions: control image [N, 3, S, S] in [0, 1], weight [] and, for a prior that takes cameras, camera
     [N, 16].
@@ -45,7 +46,7 @@ def controlled_noise_of(
     text: Tensor,
     *conditions: Tensor,
 ) -> Tensor:
-    """The output of a denoiser with the residuals of a ControlNet.
+    """Return the output of a denoiser to which the residuals of a ControlNet are added.
 
     conditions: see `residuals_of`.
     """
@@ -62,7 +63,7 @@ def controlled_noise_of(
 
 
 def check_control_net(control_net, unet, pixels_per_latent: int) -> None:
-    """Raise ValueError if a ControlNet does not fit the denoiser. Arguments: the configs of both.
+    """Raise ValueError if a ControlNet does not fit the denoiser. The arguments are the configs of both.
 
     pixels_per_latent: image size divided by latent size.
     """

@@ -1,8 +1,8 @@
-"""Score distillation: the loss of a batch of images, with the gradient w(t) · score on their latents.
+"""Score distillation: a loss of images whose gradient on the latents is w(t) · score.
 
-x_t = sqrt(abar) x + sqrt(1 − abar) noise for the latent x of each image; the gradient on x is w(t) · score,
-summed over the batch. The scores are in sd/scores.py; the default is SDS (DreamFusion, arXiv 2209.14988,
-equation 3). The weights w(t) are in sd/schedule.py.
+For the latent x of each image, x_t = sqrt(abar) x + sqrt(1 − abar) noise. The gradient on x is w(t) · score.
+The losses of a batch are summed. The scores are in sd/scores.py; the default is SDS (DreamFusion, arXiv
+2209.14988, equation 3). The weights w(t) are in sd/schedule.py.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 class Prior(Protocol):
     """The interface of a latent diffusion model (implemented in sd/stable_diffusion.py).
 
-    views: the number of consecutive views of one object that it takes together. takes_cameras: whether the
-    conditions of `predict_noise` must contain the cameras. control_net: not None if they must contain a
-    control image and its weight.
+    views: the number of consecutive views of one object that are denoised together. takes_cameras: whether
+    the conditions of `predict_noise` must contain the cameras. control_net: not None if the conditions must
+    contain a control image and its weight.
     """
 
     alphas_cumprod: Float[Tensor, " T"]
@@ -67,7 +67,9 @@ def zero_non_finite(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def loss_with_gradient(
     latents: Float[Tensor, "B C h w"], gradient: Float[Tensor, "B C h w"]
 ) -> Float[Tensor, ""]:
-    """A scalar whose gradient on the latents is exactly `gradient`, and 0 for latents that are not finite."""
+    """Return a scalar whose gradient on the latents is exactly `gradient`, and 0 on latents that are not
+    finite.
+    """
     target = (latents - gradient).detach()
     return 0.5 * zero_non_finite(latents - target).square().sum()
 
@@ -77,8 +79,8 @@ class SDSSample:
     """The random draws and the cameras of a batch of views.
 
     view_index: 0 front, 1 side, 2 back. timesteps: t. noise: the noise in x_t. encoder_noise: the noise of
-    the VAE's posterior sample. world_to_clip: the cameras, None if neither score nor prior uses them.
-    control: the control image in [0, 1], None without a ControlNet.
+    the VAE's posterior sample. world_to_clip: the cameras, None if they are not used. control: the control
+    image in [0, 1], None without a ControlNet.
     """
 
     view_index: Int[Tensor, " B"]
@@ -89,12 +91,12 @@ class SDSSample:
     control: Float[Tensor, "B 3 S S"] | None = None
 
     def select(self, some: slice) -> "SDSSample":
-        """The sample of some views."""
+        """Return the part of the sample for the selected views."""
         return SDSSample(*(None if tensor is None else tensor[some] for tensor in vars(self).values()))
 
 
 class Guidance(nn.Module):
-    """Computes the loss of images. Stores the prompt embeddings. The prior's weights get no gradient.
+    """The loss of images and the stored prompt embeddings. The prior's weights get no gradient.
 
     lora, lora_optimizer: VSD's trained denoiser and its optimizer, None for all other scores.
     """
@@ -110,7 +112,8 @@ class Guidance(nn.Module):
         """default_negative_text: used if the config's negative_text is empty. seed: for VSD's LoRA."""
         super().__init__()
         if prior.views > 1 and config.add_directional_text:
-            # A prior of several views was trained without view words. Its cameras replace them.
+            # A prior of several views was trained with cameras and without "front view" and so on in the
+            # prompt.
             logger.info(
                 "the prior takes %d views with their cameras, so add_directional_text has no effect on it",
                 prior.views,
@@ -138,30 +141,32 @@ class Guidance(nn.Module):
 
     @property
     def views(self) -> int:
-        """The number of consecutive views of a batch that must show one object from around it."""
+        """The number of consecutive views in a batch that must show the same object from equally spaced
+        azimuths.
+        """
         return self.prior.views
 
     @property
     def control(self) -> str | None:
-        """The control image that the prior takes, a value of the config key `control`, or None."""
+        """The type of the prior's control image (a value of the config key `control`), or None."""
         return None if self.prior.control_net is None else self.config.control
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The optimizers of the guidance's own parameters: one for VSD, otherwise none."""
+        """The optimizers of the guidance's trainable parameters: one for VSD, otherwise none."""
         return [] if self.lora_optimizer is None else [self.lora_optimizer]
 
     def forward(
         self, image: Float[Tensor, "B H W C"], sample: SDSSample, phase: Phase
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The loss and the statistics for the log.
+        """Return the loss and the statistics for the log.
 
         Statistics: loss, gradient_norm (on the latents, per view), lora_loss (VSD only), replaced_values (the
         number of NaN and infinities in the latents' gradient, which are replaced by 0). With VSD, the LoRA's
         gradient is also accumulated.
 
-        image: in the coarse phase 4 channels, normal in [−1, 1] and mask in [0, 1]. In a phase with the VAE,
-        the first 3 channels are used, in [−1, 1].
+        image: in the coarse phase, 4 channels: normal in [−1, 1] and mask in [0, 1]. In a phase with the VAE,
+        only the first 3 channels are used. Their range is [−1, 1].
         """
         if not self.config.low_memory:
             loss, gradient, stats = self._distillation_loss(image, sample, phase)
@@ -176,12 +181,12 @@ class Guidance(nn.Module):
             sums = {name: sums.get(name, 0) + value for name, value in stats.items()}
         if self.lora is not None:
             sums["lora_loss"] = sums["lora_loss"] / len(pieces)
-        # The total loss, plus a term of value 0 whose gradient is the gradient of each view.
+        # The added term has the value 0. Its gradient is the gradient of each view.
         loss = total + ((image - image.detach()) * torch.cat(gradients)).sum()
         return loss, {"loss": total, "gradient_norm": squares.sqrt() / len(image), **sums}
 
     def latent_values(self, views: int) -> int:
-        """The number of values in the latents of `views` images."""
+        """Return the number of values in the latents of `views` images."""
         return views * self.prior.latent_channels * self.prior.latent_size**2
 
     def sample(
@@ -191,9 +196,9 @@ class Guidance(nn.Module):
         generator: torch.Generator,
         world_to_clip: Float[Tensor, "B 4 4"] | None = None,
     ) -> SDSSample:
-        """The random draws for a batch of views, copied to the prior's device asynchronously.
+        """Draw the random values for a batch of views and copy them to the prior's device asynchronously.
 
-        generator, view_index and world_to_clip are on the CPU. The noise of a step is therefore the same on
+        generator, view_index and world_to_clip must be on the CPU, so the noise of a step is the same on
         every device and in low_memory mode. The views of one object have the same t.
         """
         count, size = len(view_index), self.prior.latent_size
@@ -219,24 +224,26 @@ class Guidance(nn.Module):
         image_size: tuple[int, int],
         seed: int,
     ) -> SDSSample:
-        """The sample with noise fixed to the surface. visible: (position, pixel), see `surface_noise`."""
+        """Return the sample with noise that is fixed to the surface. visible: (position, pixel), see
+        `surface_noise`.
+        """
         noise = surface_noise(sample.noise, *visible, image_size, world_to_clip, seed)
         return dataclasses.replace(sample, noise=noise)
 
     def with_control(self, sample: SDSSample, image: Float[Tensor, "B H W 3"]) -> SDSSample:
-        """The sample with a control image in [0, 1], resized to the prior's image size."""
+        """Return the sample with a control image in [0, 1], resized to the prior's image size."""
         image = resized(image.permute(0, 3, 1, 2), self.prior.image_size)
         return dataclasses.replace(sample, control=image.clamp(0, 1))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        """A copy of the tensor on the device. A copy from pinned memory is asynchronous."""
+        """Return a copy of the tensor on the device. A copy from pinned memory is asynchronous."""
         pinned = tensor.device.type == "cpu" and self.device.type == "cuda"
         return (tensor.pin_memory() if pinned else tensor).to(self.device, non_blocking=True)
 
     def _distillation_loss(
         self, image: Float[Tensor, "B H W K"], sample: SDSSample, phase: Phase
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "B C h w"], dict[str, Tensor]]:
-        """The loss, its gradient on the latents, and the statistics for the log (see `forward`)."""
+        """Return the loss, its gradient on the latents, and the statistics for the log (see `forward`)."""
         latents = self._latents(image.permute(0, 3, 1, 2), phase, sample.encoder_noise)
         abar = self.prior.alphas_cumprod[sample.timesteps]
         noisy = add_noise(latents.detach(), sample.noise, abar)
@@ -262,7 +269,9 @@ class Guidance(nn.Module):
         sample: SDSSample,
         phase: Phase,
     ) -> Float[Tensor, "B C h w"]:
-        """The gradient on the latents: w(t) · score, or that of the x0 loss. It may contain NaN."""
+        """Return the gradient on the latents: w(t) · score, or the gradient of the x0 loss. It may contain
+        NaN.
+        """
         config = self.config
         if config.score == "x0":
             return x0_gradient(
@@ -292,7 +301,7 @@ class Guidance(nn.Module):
 
     def _latents(self, image: Tensor, phase: Phase, encoder_noise: Tensor) -> Tensor:
         if phase.latents_from == "image":
-            # With antialiasing every rendered pixel contributes, so thin parts are not missed.
+            # With antialiasing, every rendered pixel contributes to the latent, so thin parts remain visible.
             size = (self.prior.latent_size, self.prior.latent_size)
             return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
         return self.prior.encode(resized(image, self.prior.image_size)[:, :3], encoder_noise)
@@ -300,7 +309,7 @@ class Guidance(nn.Module):
     def _predict(
         self, noisy: Float[Tensor, "B C h w"], sample: SDSSample, conditions: ViewConditions
     ) -> Predictions:
-        """The noise predictions that the score needs, for all texts in one batch."""
+        """Return the noise predictions that the score needs. All texts are computed in one batch."""
         texts = [self.negative.expand(len(noisy), -1, -1), self.text[sample.view_index]]
         if self.empty is not None:
             texts.append(self.empty.expand(len(noisy), -1, -1))
@@ -325,13 +334,14 @@ class Guidance(nn.Module):
     def _train_lora(
         self, noisy: Float[Tensor, "B C h w"], sample: SDSSample, conditions: ViewConditions
     ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, ""]]:
-        """e_φ(x_t) and the mean of ‖e_φ − ε‖². The gradient of the loss is accumulated in the LoRA."""
+        """Return e_φ(x_t) and the mean of ‖e_φ − ε‖². The gradient of the loss is accumulated in the LoRA."""
         with torch.enable_grad():
             predicted = self.prior.predict_lora_noise(
                 self.lora, noisy, sample.timesteps, self.text[sample.view_index], conditions
             )
             squares = (predicted - sample.noise).square()
-            # The sum, because the gradients of a mean underflow in half precision. Adam is scale-invariant.
+            # The sum is used because the gradients of a mean underflow in half precision. Adam is
+            # scale-invariant.
             squares.sum().backward()
         return predicted.detach(), squares.detach().mean()
 
@@ -339,13 +349,15 @@ class Guidance(nn.Module):
 def add_noise(
     latents: Float[Tensor, "B C h w"], noise: Float[Tensor, "B C h w"], abar: Float[Tensor, " B"]
 ) -> Float[Tensor, "B C h w"]:
-    """x_t = sqrt(abar) x + sqrt(1 − abar) ε."""
+    """Compute x_t = sqrt(abar) x + sqrt(1 − abar) ε."""
     abar = abar[:, None, None, None]
     return abar.sqrt() * latents + (1 - abar).sqrt() * noise
 
 
 def resized(image: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C S S"]:
-    """The image with `side` pixels per side, bilinear with antialiasing; the same tensor if it has them."""
+    """Resize images to `side` × `side` pixels (bilinear, antialiased). An image of this size is returned
+    unchanged.
+    """
     if image.shape[-2:] == (side, side):
         return image
     return F.interpolate(image, (side, side), mode="bilinear", align_corners=False, antialias=True)

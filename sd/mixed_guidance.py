@@ -1,7 +1,7 @@
-"""Two priors at once: the weighted sum of their losses.
+"""The weighted sum of the losses of two priors.
 
-A prior of several views constrains the shape of an object, and one of single views adds detail. Each prior
-has its own latent size, prompts and noise.
+A prior of several views constrains the shape of an object, and a prior of single views adds detail. Each
+prior has its own latent size, prompts and noise.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Samples = tuple[SDSSample, ...]
 
 
 class MixedGuidance(nn.Module):
-    """Several `Guidance` modules with a weight each. The interface is that of `Guidance`.
+    """Several `Guidance` modules, each with a weight. The interface is the same as that of `Guidance`.
 
     A sample is a tuple with one sample per prior. No prior has a trained LoRA.
     """
@@ -25,10 +25,10 @@ class MixedGuidance(nn.Module):
     lora = lora_optimizer = None
 
     def __init__(self, parts: Sequence[Guidance], weights: Sequence[AnnealedNumber]):
-        """parts: the first may have a ControlNet.
+        """parts: one module for each prior. Only the first can have a ControlNet.
 
         Raises:
-            ValueError: the priors take different numbers of views, both of them several.
+            ValueError: if two priors take several views but not the same number.
         """
         super().__init__()
         self.parts, self.weights = nn.ModuleList(parts), tuple(weights)
@@ -48,10 +48,10 @@ class MixedGuidance(nn.Module):
     def forward(
         self, image: Float[Tensor, "B H W C"], sample: Samples, phase: Phase
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The weighted loss and the statistics of `Guidance.forward`.
+        """Return the weighted loss and the statistics of `Guidance.forward`.
 
-        replaced_values is summed. gradient_norm is that of the first prior, without its weight, and
-        gradient_norm_2 that of the second.
+        replaced_values is summed. gradient_norm is the unweighted norm of the first prior, and
+        gradient_norm_2 is that of the second.
         """
         total, stats = 0, {"replaced_values": 0}
         for number, (part, weight, own) in enumerate(zip(self.parts, self.weights, sample, strict=True), 1):
@@ -62,7 +62,7 @@ class MixedGuidance(nn.Module):
         return total, {"loss": total.detach(), **stats}
 
     def latent_values(self, views: int) -> int:
-        """The number of values in the latents of `views` images, of all priors together."""
+        """Return the number of values in the latents of `views` images, summed over all priors."""
         return sum(part.latent_values(views) for part in self.parts)
 
     def sample(
@@ -72,7 +72,7 @@ class MixedGuidance(nn.Module):
         generator: torch.Generator,
         world_to_clip: Float[Tensor, "B 4 4"] | None = None,
     ) -> Samples:
-        """The draws of each prior, in order, from one generator."""
+        """Draw the sample of each prior, in order, from one generator."""
         return tuple(part.sample(view_index, phase, generator, world_to_clip) for part in self.parts)
 
     def with_surface_noise(self, sample: Samples, *scene: object) -> Samples:
@@ -82,5 +82,5 @@ class MixedGuidance(nn.Module):
         )
 
     def with_control(self, sample: Samples, image: Float[Tensor, "B H W 3"]) -> Samples:
-        """The samples, the first with a control image."""
+        """Return the samples. Only the first gets the control image."""
         return (self.parts[0].with_control(sample[0], image), *sample[1:])

@@ -1,9 +1,9 @@
-"""A prior that denoises several views of one object together (MVDream, arXiv 2308.16512).
+"""Multi-view priors, which denoise several views of one object together (MVDream, arXiv 2308.16512).
 
 The denoiser is a `UNet2DConditionModel` whose self-attention runs over the tokens of all V views of an
-object. Cross-attention, convolutions and normalisations process one view at a time. The camera of a view, a
-4×4 matrix, passes through linear, SiLU, linear and is added to the time embedding. The views of an object are
-consecutive in a batch.
+object. Cross-attention, convolutions and normalisations process one view at a time. The camera of a view is a
+4×4 matrix. The layers linear, SiLU, linear map it to a vector that is added to the time embedding. The views
+of an object are consecutive in a batch.
 """
 
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# Inputs of the camera embedding: a 4×4 matrix, flattened by rows.
+# Number of inputs of the camera embedding: a 4×4 matrix, flattened by rows.
 CAMERA_NUMBERS = 16
 MOST_VIEWS = 16
 
 
 def stated_views(settings: Mapping[str, object]) -> int:
-    """The number of views that a denoiser with these settings (unet/config.json) takes together.
+    """Return the number of views that a denoiser with these settings (unet/config.json) takes together.
 
     Raises:
-        ValueError: "views" or the class embedding has a value that is not supported.
+        ValueError: if "views" or the class embedding has a value that is not supported.
     """
     views, kind = settings.get("views", 1), settings.get("class_embed_type")
     if type(views) is not int or not 1 <= views <= MOST_VIEWS:
@@ -43,18 +43,19 @@ def stated_views(settings: Mapping[str, object]) -> int:
 
 
 def takes_cameras(settings: Mapping[str, object]) -> bool:
-    """Whether a denoiser with these settings has a camera embedding."""
+    """Return whether a denoiser with these settings has a camera embedding."""
     return settings.get("class_embed_type") == "projection"
 
 
 def camera_matrices(world_to_clip: Float[Tensor, "N 4 4"]) -> Float[Tensor, "N 16"]:
-    """MVDream's camera-to-world matrices, flattened by rows.
+    """Return MVDream's camera-to-world matrices, flattened by rows.
 
-    The columns are the camera's right, up and backward axis and its position on the unit sphere. Distance
-    and shift are not part of the matrix, so the position is the backward axis.
+    The columns are the camera's right, up and backward axis and its position on the unit sphere. The matrix
+    does not contain the distance and the shift, so the position equals the backward axis.
 
     world_to_clip: as in `render.camera.Cameras`. Its rows 0, 1 and 3 are multiples of the camera's right,
-    down and forward axis. MVDream's world has x to the front and z up: (x, y, z) here is (z, x, y) there.
+    down and forward axis. In MVDream's frame, x points to the front and z up: (x, y, z) in this program is
+    (z, x, y) in MVDream.
     """
     right, down, forward = (nn.functional.normalize(world_to_clip[:, row, :3], dim=-1) for row in (0, 1, 3))
     columns = torch.stack([right, -down, -forward, -forward], dim=-1).roll(1, dims=1)
@@ -67,7 +68,7 @@ class JointAttention:
     """An attention processor of diffusers: self-attention over the tokens of `views` consecutive samples."""
 
     def __init__(self, views: int, processor: object):
-        """processor: computes the attention of the joined tokens."""
+        """processor: diffusers' attention processor, which is applied to the joined tokens."""
         self.views, self.processor = views, processor
 
     def __call__(

@@ -7,14 +7,15 @@ VIEW_SUFFIXES = (", front view", ", side view", ", back view")
 
 
 def directional_prompts(text: str, directional: bool) -> list[str]:
-    """Three prompts in the order of `Cameras.view_index`: front, side, back; equal if not directional."""
+    """Return three prompts in the order front, side, back. They are equal if `directional` is False."""
     return [text + suffix if directional else text for suffix in VIEW_SUFFIXES]
 
 
 def find_category(text: str, categories: Iterable[str]) -> str | None:
-    """The category whose whole words occur in `text`, singular or plural; None if there is none.
+    """Return the category whose words occur in `text` as whole words, singular or plural, or None.
 
-    Of several, the first in the text is returned; of those with the same start, the longest.
+    If there are several, the first in the text is returned. If several start at the same place, the longest
+    is returned.
     """
     found = []
     for category in categories:

@@ -1,8 +1,8 @@
-"""The schedule of a run: which phase a step is in, its time range and its weight w(t).
+"""The schedule of a run: the phase of each step, its time range and its weight w(t).
 
-Steps count from 1 to `iter`. The first FIT_STEPS of them fit the start shape in the geometry stage, and the
-given textures in the appearance stage with init_textures; they are included in `iter` and `coarse_iter`. The
-phase changes once more, at step coarse_iter + 1 (Fantasia3D, arXiv 2303.13873).
+Steps are numbered from 1 to `iter`. In the geometry stage, the first FIT_STEPS steps fit the start shape. In
+the appearance stage with init_textures, they fit the given textures. These steps are included in `iter` and
+`coarse_iter`. The phase changes again at step coarse_iter + 1 (Fantasia3D, arXiv 2303.13873).
 """
 
 import dataclasses
@@ -22,27 +22,27 @@ FIT_STEPS = 400
 TimeFraction = Annotated[float, Ge(0), Le(1)]
 TimeRange = tuple[float, float]
 NotNegative = Annotated[float, Ge(0)]
-# A constant, or [start, end]: linear over the first phase after the fit, then constant.
+# A constant, or [start, end]: a linear change in the first phase after the fit, then the constant `end`.
 AnnealedNumber = NotNegative | tuple[NotNegative, NotNegative]
 Weight = Callable[[Float[Tensor, "*B"]], Float[Tensor, "*B"]]
 
 
 def one_minus_abar(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """w = sigma² = 1 − abar, DreamFusion's weight."""
+    """Return w = sigma² = 1 − abar, DreamFusion's weight."""
     return 1 - abar
 
 
 def damped(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """w = sqrt(abar) (1 − abar): a smaller weight at large t, which reduces over-saturation."""
+    """Return w = sqrt(abar) (1 − abar), which is smaller at large t. This reduces over-saturation."""
     return abar.sqrt() * (1 - abar)
 
 
 def score(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """w = 1 / (1 − abar): the weight of the score itself, s = −e / sigma."""
+    """Return w = 1 / (1 − abar), the weight of the score s = −e / sigma itself."""
     return 1 / (1 - abar)
 
 
-# (early, late) weight of each value of sds_weight_strategy in appearance_modeling.
+# The (early, late) weights for each value of sds_weight_strategy in appearance_modeling.
 APPEARANCE_WEIGHTS: dict[int, tuple[Weight, Weight]] = {
     0: (damped, damped),
     1: (score, score),
@@ -86,8 +86,8 @@ class Phase:
     """The settings of the loss in one phase of a run.
 
     name: for logs. t_range: range of t at this step, as a fraction of the diffusion steps. weight: maps
-    abar(t) to w(t). latents_from: "image" (the 4-channel image is the latent) or "vae". rotate_normals: each
-    view's normals are rotated at random. fit: a regression that does not use the prior.
+    abar(t) to w(t). latents_from: "image" (the 4-channel image is the latent) or "vae". rotate_normals: the
+    normals of each view are rotated at random. fit: whether the phase is a regression without the prior.
     annealing: 0 at the first step after the fit, 1 at the end of that phase and afterwards.
     """
 
@@ -102,7 +102,9 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The phases in order, each with its last step. late_range: the final range of t for `annealed`."""
+    """The phases in order, each with its last step. late_range: the final range of t for the schedule
+    "annealed".
+    """
 
     phases: tuple[tuple[int, Phase], ...]
     time_step_schedule: str = "random"
@@ -113,7 +115,7 @@ class Schedule:
         return self.phases[-1][0]
 
     def phase(self, step: int) -> Phase:
-        """The phase of `step` (1 … last_step), with that step's t_range and annealing."""
+        """Return the phase of `step` (1 … last_step) with the t_range and the annealing of this step."""
         assert 1 <= step <= self.last_step, f"step {step} outside 1..{self.last_step}"
         before, annealing_begins = 0, True
         for end, phase in self.phases:
@@ -122,7 +124,7 @@ class Schedule:
             before, annealing_begins = end, phase.fit
         if phase.fit:
             return phase
-        # 0 at the phase's first step, 1 at its last.
+        # Progress is 0 at the first step of the phase and 1 at the last.
         progress = (step - before - 1) / max(end - before - 1, 1)
         annealing = progress if annealing_begins else 1.0
         t_range = self._time_range(phase.t_range, progress, annealing)
@@ -137,26 +139,27 @@ class Schedule:
 
 
 def annealed_range(early: TimeRange, late: TimeRange, annealing: float) -> TimeRange:
-    """(t_min, t_max), linear from early to late (RichDreamer, arXiv 2311.16918)."""
+    """Return (t_min, t_max), interpolated linearly from early to late (RichDreamer, arXiv 2311.16918)."""
     return early[0] + (late[0] - early[0]) * annealing, early[1] + (late[1] - early[1]) * annealing
 
 
 def sqrt_time(t_range: TimeRange, progress: float) -> float:
-    """t = t_max − (t_max − t_min) √progress  (HiFA, arXiv 2305.18766, section 3.3)."""
+    """Return t = t_max − (t_max − t_min) √progress (HiFA, arXiv 2305.18766, section 3.3)."""
     return t_range[1] - (t_range[1] - t_range[0]) * math.sqrt(progress)
 
 
 def annealed_number(value: float | tuple[float, float], annealing: float) -> float:
-    """The value of an `AnnealedNumber` at this annealing (0 to 1)."""
+    """Return the value of an `AnnealedNumber` for an annealing from 0 to 1."""
     if not isinstance(value, tuple):
         return value
     return value[0] + (value[1] - value[0]) * annealing
 
 
 def geometry_schedule(config: ScheduleConfig, fit: bool = True) -> Schedule:
-    """Fit, then coarse (normal and mask as the latent), then fine (normals through the VAE).
+    """Return the phases fit, coarse (normal and mask are the latent) and fine (normals are encoded by the
+    VAE).
 
-    fit: False for a surface without a start shape to fit.
+    fit: False if the surface has no start shape to fit.
     """
     early, late = config.early_time_step_range, config.late_time_step_range
     fit_end = min(FIT_STEPS, config.iter) if fit else 0
@@ -171,8 +174,9 @@ def geometry_schedule(config: ScheduleConfig, fit: bool = True) -> Schedule:
 
 
 def appearance_schedule(config: ScheduleConfig) -> Schedule:
-    """Early and late, both through the VAE, weighted by sds_weight_strategy; before them the fit of textures
-    if init_textures is set.
+    """Return the phases early and late. If init_textures is set, the fit of the textures comes first.
+
+    Both use the VAE and the weights of sds_weight_strategy.
     """
     early_weight, late_weight = APPEARANCE_WEIGHTS[config.sds_weight_strategy]
     early = config.early_time_step_range
@@ -189,7 +193,7 @@ def appearance_schedule(config: ScheduleConfig) -> Schedule:
 
 
 def _joined(config: ScheduleConfig, *phases: tuple[int, Phase]) -> Schedule:
-    """The schedule of the phases that have at least one step."""
+    """Return the schedule of the phases that have at least one step."""
     kept, previous = [], 0
     for end, phase in phases:
         if end > previous:
@@ -201,9 +205,9 @@ def _joined(config: ScheduleConfig, *phases: tuple[int, Phase]) -> Schedule:
 def draw_timesteps(
     phase: Phase, count: int, num_train_timesteps: int, generator: torch.Generator, views: int = 1
 ) -> torch.Tensor:
-    """Integer timesteps [count], uniform in [steps·lo, steps·hi] and below num_train_timesteps.
+    """Draw integer timesteps [count], uniform in [steps·lo, steps·hi] and below num_train_timesteps.
 
-    views: each group of so many consecutive images gets the same t.
+    views: the number of consecutive images that get the same t.
     """
     low, high = (min(round(num_train_timesteps * end), num_train_timesteps - 1) for end in phase.t_range)
     drawn = torch.randint(low, high + 1, (count // views,), generator=generator)

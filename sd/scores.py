@@ -1,7 +1,7 @@
-"""The score of each distillation method: the gradient on the latent divided by the weight w(t).
+"""The score of each distillation method, which is the gradient on the latent divided by the weight w(t).
 
 The gradient on the latent is w(t) · score, except for the x0 loss, which has no weight. Notation: e_c, e_u
-and e_n are the noise predicted with the prompt, with an empty text and with the negative text.
+and e_n are the noise predictions for the prompt, the empty text and the negative text.
 e_cfg = e_n + s (e_c − e_n) with the guidance weight s. ε is the noise in x_t. All tensors are [B, C, h, w];
 numbers per view are [B].
 
@@ -25,27 +25,27 @@ NFSD_SMALL_TIME = 0.2
 
 
 def classifier_free(e_negative: Noise, e_text: Noise, guidance_weight: float) -> Noise:
-    """e_cfg = e_n + s (e_c − e_n)  (Ho and Salimans, arXiv 2207.12598)."""
+    """Return e_cfg = e_n + s (e_c − e_n) (Ho and Salimans, arXiv 2207.12598)."""
     return e_negative + guidance_weight * (e_text - e_negative)
 
 
 def sds(e_cfg: Noise, noise: Noise) -> Noise:
-    """e_cfg − ε  (DreamFusion, arXiv 2209.14988, equation 3)."""
+    """Return e_cfg − ε (DreamFusion, arXiv 2209.14988, equation 3)."""
     return e_cfg - noise
 
 
 def csd(e_c: Noise, e_u: Noise, e_n: Noise, weight: float, negative_weight: float) -> Noise:
-    """ω1 e_c + (ω2 − ω1) e_u − ω2 e_n  (Classifier Score Distillation, arXiv 2310.19415).
+    """Return ω1 e_c + (ω2 − ω1) e_u − ω2 e_n (Classifier Score Distillation, arXiv 2310.19415).
 
-    With e_u = e_n it is ω1 (e_c − e_u): the term of SDS that is multiplied by the guidance weight.
+    If e_u = e_n, the score is ω1 (e_c − e_u), the term of SDS that is multiplied by the guidance weight.
     """
     return weight * e_c + (negative_weight - weight) * e_u - negative_weight * e_n
 
 
 def nfsd(e_c: Noise, e_u: Noise, e_n: Noise, guidance_weight: float, time: Float[Tensor, " B"]) -> Noise:
-    """δ + s (e_c − e_u), δ = e_u for small t, else e_u − e_n  (NFSD, arXiv 2310.17590).
+    """Return δ + s (e_c − e_u), where δ = e_u for small t, else e_u − e_n (NFSD, arXiv 2310.17590).
 
-    time: t as a fraction of the diffusion steps; small is below NFSD_SMALL_TIME.
+    time: t as a fraction of the diffusion steps. t is small if this is below NFSD_SMALL_TIME.
     """
     small = (time < NFSD_SMALL_TIME)[:, None, None, None]
     delta = torch.where(small, e_u, e_u - e_n)
@@ -53,18 +53,19 @@ def nfsd(e_c: Noise, e_u: Noise, e_n: Noise, guidance_weight: float, time: Float
 
 
 def vsd(e_cfg: Noise, e_phi: Noise) -> Noise:
-    """e_cfg − e_φ  (ProlificDreamer, arXiv 2305.16213). φ predicts the noise of the renders."""
+    """Return e_cfg − e_φ (ProlificDreamer, arXiv 2305.16213). φ predicts the noise of the renders."""
     return e_cfg - e_phi
 
 
 def clean_latent(noisy: Noise, predicted: Noise, abar: Float[Tensor, " B"]) -> Noise:
-    """ẑ0 = (x_t − sqrt(1 − abar) e) / sqrt(abar): the latent that the predicted noise e implies."""
+    """Return the latent that the predicted noise e implies: ẑ0 = (x_t − sqrt(1 − abar) e) / sqrt(abar)."""
     abar = abar[:, None, None, None]
     return (noisy - (1 - abar).sqrt() * predicted) / abar.sqrt()
 
 
 def rescaled(guided: Noise, conditional: Noise, share: float, views: int) -> Noise:
-    """φ ẑ σ(ẑ_c) / σ(ẑ) + (1 − φ) ẑ: reduces the contrast that strong guidance adds (arXiv 2305.08891).
+    """Return φ ẑ σ(ẑ_c) / σ(ẑ) + (1 − φ) ẑ (arXiv 2305.08891). It reduces the contrast added by strong
+    guidance.
 
     guided: ẑ. conditional: ẑ_c, the prediction with the prompt alone. share: φ. σ is the standard deviation
     over all values of the `views` consecutive latents of an object.
@@ -80,10 +81,11 @@ def rescaled(guided: Noise, conditional: Noise, share: float, views: int) -> Noi
 def perp_neg(
     e_u: Noise, e_c: Noise, e_views: Sequence[Noise], weights: Sequence[Float[Tensor, " B"]]
 ) -> Noise:
-    """e_u + Δ+ + Σ w_i Δi⊥, Δ+ = e_c − e_u, Δi = e_i − e_u  (Perp-Neg, arXiv 2304.04968).
+    """Return e_u + Δ+ + Σ w_i Δi⊥, where Δ+ = e_c − e_u, Δi = e_i − e_u (Perp-Neg, arXiv 2304.04968).
 
     The result replaces e_c in every score, so classifier-free guidance becomes the paper's
-    e_u + s [Δ+ + Σ w_i Δi⊥]. e_views: predictions for the words of other sides. weights: w_i <= 0 per view.
+    e_u + s [Δ+ + Σ w_i Δi⊥]. e_views: e_i, the predictions for the prompts of the sides front, side and back.
+    weights: w_i <= 0 per view.
     """
     positive = e_c - e_u
     total = positive
@@ -93,7 +95,7 @@ def perp_neg(
 
 
 def perpendicular(vector: Noise, axis: Noise) -> Noise:
-    """Δ⊥ = Δ − (⟨Δ, axis⟩ / ‖axis‖²) axis, for each view; Δ itself if the axis is 0."""
+    """Return Δ⊥ = Δ − (⟨Δ, axis⟩ / ‖axis‖²) axis for each view, or Δ if the axis is 0."""
     dimensions = (1, 2, 3)
     square = axis.square().sum(dimensions, keepdim=True)
     along = (vector * axis).sum(dimensions, keepdim=True) / square.clamp(min=torch.finfo(axis.dtype).tiny)
@@ -101,19 +103,19 @@ def perpendicular(vector: Noise, axis: Noise) -> Noise:
 
 
 def view_weights(azimuth: Float[Tensor, " B"]) -> Float[Tensor, "B 3"]:
-    """Perp-Neg's w_i of the words front, side and back: −sin²(d_i / 2).
+    """Return Perp-Neg's w_i for the prompts of front, side and back: −sin²(d_i / 2).
 
-    d_i is the angle in radians between the view's azimuth and the azimuth of the words (0, ±π/2 or π). The
-    weight is 0 if the two are equal and −1 if they are opposite.
+    d_i is the angle in radians between the view's azimuth and the azimuth of the prompt's side (0, ±π/2 or
+    π). The weight is 0 if both azimuths are equal and −1 if they are opposite.
     """
     cosine = azimuth.cos()
-    # For the word side, cos d of the closer of ±π/2 is |sin(azimuth)|.
+    # For the side prompt, cos d to the closer of ±π/2 is |sin(azimuth)|.
     return (torch.stack([cosine, azimuth.sin().abs(), -cosine], -1) - 1) / 2
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The noise predictions of one step; None for those that the score does not use.
+    """The noise predictions of one step. A prediction that the score does not use is None.
 
     negative: e_n. conditional: e_c, or its Perp-Neg replacement. unconditional: e_u. lora: e_φ.
     """
@@ -132,7 +134,7 @@ def score_of(
     guidance_weight: float,
     csd_negative_weight: float,
 ) -> Noise:
-    """The score `name` (the config key `score`).
+    """Return the score `name` (the config key `score`).
 
     time: t as a fraction of the diffusion steps. csd_negative_weight: CSD's ω2 / ω1, with ω1 = s.
     """
@@ -156,10 +158,10 @@ def x0_gradient(
     rescale: float,
     views: int,
 ) -> Noise:
-    """x − ẑ, the gradient of the reconstruction loss ½ ‖x − ẑ‖² (MVDream, arXiv 2308.16512, section 3.2).
+    """Return x − ẑ, the gradient of the loss ½ ‖x − ẑ‖² (MVDream, arXiv 2308.16512, section 3.2).
 
-    ẑ is the latent that e_cfg implies, rescaled with φ = `rescale` (see `rescaled`). With φ = 0 the gradient
-    is sqrt((1 − abar) / abar) (e_cfg − ε), so it is SDS with that weight.
+    ẑ is the latent that e_cfg implies, rescaled with φ = `rescale` (see `rescaled`). With φ = 0, the gradient
+    is sqrt((1 − abar) / abar) (e_cfg − ε), which is SDS with the weight sqrt((1 − abar) / abar).
     """
     e_cfg = classifier_free(predicted.negative, predicted.conditional, guidance_weight)
     guided, conditional = (clean_latent(noisy, e, abar) for e in (e_cfg, predicted.conditional))

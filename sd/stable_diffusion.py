@@ -32,17 +32,19 @@ GRAPH_SHARE = 1 / 8
 
 
 class StableDiffusion(nn.Module):
-    """A frozen latent diffusion model; implements `sd.guidance.Prior`.
+    """A frozen latent diffusion model that implements `sd.guidance.Prior`.
 
-    views: the number of views of one object that the denoiser takes together (sd/multi_view.py), 1 for a
-    plain model. takes_cameras: whether it needs the cameras of the views. control_net: a ControlNet whose
-    residuals are added (sd/control_net.py), None without one.
+    views: the number of views of one object that are denoised together (sd/multi_view.py), 1 for a plain
+    model. takes_cameras: whether the denoiser needs the cameras of the views. control_net: a ControlNet whose
+    residuals are added (sd/control_net.py), or None.
     """
 
     def __init__(
         self, parts: Parts, device: torch.device, bfloat16: bool = False, keep_trainable: bool = False
     ):
-        """bfloat16: denoiser and VAE compute in bfloat16. keep_trainable: required for `make_lora`."""
+        """bfloat16: whether denoiser and VAE compute in bfloat16. keep_trainable: must be True for
+        `make_lora`.
+        """
         super().__init__()
         unet, vae, text_encoder = parts.unet, parts.vae, parts.text_encoder
         _check_parts(unet.config, vae.config, text_encoder.config)
@@ -63,18 +65,19 @@ class StableDiffusion(nn.Module):
         self.to(device)
         if bfloat16:
             for part in (self.unet, self.vae):
-                # diffusers' override of `to` logs a warning without content here.
+                # diffusers' own `to` would log an irrelevant warning here.
                 nn.Module.to(part, torch.bfloat16)
         # A tuple prevents registration as a submodule, because the weights are those of self.unet.
         self._trainable = (share_weights(self.unet),) if keep_trainable else ()
         if device.type == "cuda":
-            # Tensor cores are fastest with channels-last: 39 instead of 51 ms for SD 2.1's eager denoiser.
+            # Tensor cores are fastest with channels-last. SD 2.1's eager denoiser takes 39 instead of 51 ms.
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
             kernels = choose_kernels(device)
             fuse_denoiser_blocks(self.unet, kernels)
             fuse_encoder_blocks(self.vae.encoder, kernels)
-        # Read once: diffusers' `dtype` iterates over all weights, which takes longer than a kernel.
+        # The dtypes are read once, because diffusers' `dtype` iterates over all weights, which takes longer
+        # than a kernel.
         self._unet_dtype, self._vae_dtype = self.unet.dtype, self.vae.dtype
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.control_net: nn.Module | None = None
@@ -96,12 +99,12 @@ class StableDiffusion(nn.Module):
         """Load a local folder, a single file or a hub id, in fp16 on CUDA and fp32 or bf16 on the CPU.
 
         lora: files whose updates are added to the weights (sd/loading/lora.py). prediction: see `load_parts`.
-        cpu_bfloat16: use bf16 on the CPU; None uses it if the CPU has bf16 instructions.
+        cpu_bfloat16: whether to use bf16 on the CPU. None means only if the CPU has bf16 instructions.
         keep_trainable: see the constructor.
 
         Raises:
             FileNotFoundError: see `resolve_model`.
-            ValueError: a file is damaged, has the wrong format or does not match the other files.
+            ValueError: if a file is damaged, has the wrong format or does not match the other files.
         """
         parts = load_parts(resolve_model(name), device, prediction)
         apply_lora(parts.unet, parts.text_encoder, lora)
@@ -115,10 +118,10 @@ class StableDiffusion(nn.Module):
     def attach_control_net(self, control_net: nn.Module) -> None:
         """Add the residuals of a `ControlNetModel` to the denoiser. Its weights are frozen.
 
-        From now on, the conditions of `predict_noise` must contain control image and weight.
+        After this call, the conditions of `predict_noise` must contain a control image and its weight.
 
         Raises:
-            ValueError: the ControlNet does not fit this model.
+            ValueError: if the ControlNet does not fit this model.
         """
         check_control_net(control_net.config, self.unet.config, self.image_size // self.latent_size)
         control_net = control_net.requires_grad_(False).eval()
@@ -132,23 +135,25 @@ class StableDiffusion(nn.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """The memory of all weights that are loaded at present, in bytes."""
+        """Return the memory of all weights that are currently loaded, in bytes."""
         return sum(parameter.nbytes for parameter in self.parameters())
 
     @property
     def alphas_cumprod(self) -> Float[Tensor, " T"]:
-        """abar(t) in float32. A property, since Python 3.12's protocol checks do not find buffers."""
+        """abar(t) in float32. It is a property because Python 3.12's protocol checks do not find buffers."""
         return self._abar
 
     def unknown_prompt_warning(self, text: str) -> str | None:
-        """A warning if the prompt names no category of this prior's training set, else None."""
+        """Return a warning if the prompt contains no category of this prior's training set, else None."""
         if not self.categories or find_category(text, self.categories):
             return None
         return f"the prior was not trained on {text!r}; its categories are: {', '.join(self.categories)}"
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Float[Tensor, "N L D"]:
-        """Text embeddings, truncated (with a warning) and padded to the tokenizer's length."""
+        """Return the text embeddings. Prompts are truncated (with a warning) or padded to the tokenizer's
+        length.
+        """
         if warning := truncation_warning(self.tokenizer, prompts):
             logger.warning("%s", warning)
         tokens = self.tokenizer(
@@ -167,7 +172,9 @@ class StableDiffusion(nn.Module):
     def encode(
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B C h w"]:
-        """Scaled samples of the VAE's posterior for images in [−1, 1]. Differentiable in the images."""
+        """Return scaled samples of the VAE's posterior. Differentiable in the images, whose range is [−1,
+        1].
+        """
         if self._vae_dtype == torch.float16:
             moments = unit_gradient(self._moments_of, images)
         else:
@@ -177,7 +184,7 @@ class StableDiffusion(nn.Module):
         return (mean + deviation * noise) * self.scaling_factor
 
     def _moments_of(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C2 h w"]:
-        """Mean and log variance of the latents, computed in the VAE's precision and returned in float32."""
+        """Return mean and log variance of the latents in float32, computed in the VAE's precision."""
         return self._moments(images.to(self._vae_dtype, memory_format=self._layout)).float()
 
     @torch.no_grad()
@@ -188,9 +195,11 @@ class StableDiffusion(nn.Module):
         text: Float[Tensor, "N L D"],
         conditions: ViewConditions = NO_CONDITIONS,
     ) -> Float[Tensor, "N C h w"]:
-        """The predicted noise in x_t. From a v-prediction, e = sqrt(abar) v + sqrt(1 − abar) x_t.
+        """Return the predicted noise e in x_t. If the model predicts v, e = sqrt(abar) v + sqrt(1 − abar)
+        x_t.
 
-        The `views` views of an object must be consecutive. conditions: those that this model takes.
+        The `views` views of an object must be consecutive. conditions: the cameras and the control image that
+        this model needs.
         """
         given = noisy.to(self._unet_dtype, memory_format=self._layout)
         others = self._control_of(conditions) + self._camera_of(conditions)
@@ -198,20 +207,22 @@ class StableDiffusion(nn.Module):
         return self._noise_from(output, noisy, timesteps)
 
     def _camera_of(self, conditions: ViewConditions) -> tuple[Tensor, ...]:
-        """The denoiser's camera input in a tuple of one, or () if it takes no cameras."""
+        """Return a tuple with the denoiser's camera input, or () if it takes no cameras."""
         if not self.takes_cameras:
             return ()
         return (camera_matrices(conditions.world_to_clip).to(self._unet_dtype),)
 
     def _control_of(self, conditions: ViewConditions) -> tuple[Tensor, ...]:
-        """Control image and weight for the ControlNet, or () without one."""
+        """Return the control image and its weight, or () without a ControlNet."""
         if self.control_net is None:
             return ()
         image = conditions.control.to(self._unet_dtype, memory_format=self._layout)
         return image, conditions.control_weight
 
     def make_lora(self, rank: int, seed: int) -> LoraDenoiser:
-        """A trainable denoiser that shares this prior's weights, without CUDA graphs and fused blocks."""
+        """Return a trainable denoiser that shares this prior's weights. It has no CUDA graphs and no fused
+        blocks.
+        """
         assert self._trainable, "the prior was loaded without keep_trainable"
         return LoraDenoiser(share_weights(self._trainable[0]), rank, seed)
 
@@ -223,9 +234,9 @@ class StableDiffusion(nn.Module):
         text: Float[Tensor, "N L D"],
         conditions: ViewConditions,
     ) -> Float[Tensor, "N C h w"]:
-        """Like `predict_noise`, with the denoiser `lora`. Differentiable in the parameters of `lora`.
+        """Like `predict_noise`, but with the denoiser `lora`. Differentiable in the parameters of `lora`.
 
-        conditions: always with the cameras.
+        conditions: must contain the cameras.
         """
         given = noisy.to(self._unet_dtype, memory_format=self._layout)
         text, camera = text.to(self._unet_dtype), self._camera_of(conditions)
@@ -246,12 +257,12 @@ class StableDiffusion(nn.Module):
 
 
 def has_bfloat16_instructions() -> bool:
-    """Whether the CPU has bfloat16 instructions (AVX512-BF16 or AMX). Without them, fp32 is faster."""
+    """Return whether the CPU has bfloat16 instructions (AVX512-BF16 or AMX). Without them, fp32 is faster."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def max_graph_elements(vae: nn.Module, device: torch.device) -> int:
-    """The maximum number of elements of an image batch that the VAE encodes with CUDA graphs.
+    """Return the maximum number of elements of an image batch that the VAE encodes with CUDA graphs.
 
     The graphs occupy 16 bytes per pixel and per channel at full resolution (measured, half precision).
     """
@@ -262,19 +273,21 @@ def max_graph_elements(vae: nn.Module, device: torch.device) -> int:
 
 
 def moments_of(vae: nn.Module, images: Tensor) -> Tensor:
-    """Mean and log variance of the latents from the encoder of an `AutoencoderKL`."""
+    """Return mean and log variance of the latents from the encoder of an `AutoencoderKL`."""
     return vae.quant_conv(vae.encoder(images))
 
 
 def noise_of(
     unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor | None = None
 ) -> Tensor:
-    """The output of a diffusers denoiser. camera [N, 16]: only for a denoiser that takes cameras."""
+    """Return the output of a diffusers denoiser. camera: [N, 16] for a denoiser that takes cameras, else
+    None.
+    """
     return unet(noisy, timesteps, encoder_hidden_states=text, class_labels=camera, return_dict=False)[0]
 
 
 def truncation_warning(tokenizer, prompts: list[str]) -> str | None:
-    """A warning if prompts exceed the tokenizer's maximum length, else None."""
+    """Return a warning if prompts exceed the tokenizer's maximum length, else None."""
     most = tokenizer.model_max_length
     cut = {}
     for prompt in prompts:

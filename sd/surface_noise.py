@@ -1,9 +1,9 @@
 """Noise that is fixed to the surface (Consistent Flow Distillation, arXiv 2501.05445).
 
 Space is divided into cubic cells, each with its own noise values. For the set Ω_p of visible cells that
-project to latent pixel p, the noise of p is Σ_{q ∈ Ω_p} ε_q / √|Ω_p|. The projection of its centre assigns a
-cell to one pixel. The sets of one view are therefore disjoint, and the noise is white with unit variance. Two
-views of the same cells have the same cell noise.
+project to latent pixel p, the noise of p is Σ_{q ∈ Ω_p} ε_q / √|Ω_p|. A cell is assigned to the pixel to
+which its centre projects. The sets Ω_p of one view are therefore disjoint, and the noise is white with unit
+variance. A cell has the same noise in all views.
 """
 
 import math
@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Side of a cell in render pixels. Nearly every visible cell of a surface that faces the camera contains a
-# pixel centre, and a latent pixel (4 to 8 render pixels wide) covers several cells.
+# Side of a cell in render pixels. With this size, nearly every visible cell of a surface that faces the
+# camera contains a pixel centre. A latent pixel is 4 to 8 render pixels wide and covers several cells.
 CELL_PIXELS = 1.2
 # Height of the frame at the origin in world units, for cameras at distance 3 with a field of view of 40°.
 FRAME_HEIGHT = 2.2
@@ -31,10 +31,10 @@ def surface_noise(
     world_to_clip: Float[Tensor, "B 4 4"],
     seed: int,
 ) -> Float[Tensor, "B C h w"]:
-    """The noise of each view. Latent pixels without a visible cell keep the value of `independent`.
+    """Return the noise of each view. Latent pixels without a visible cell keep the value of `independent`.
 
     position: world positions at the covered render pixels. pixel: their flat indices over all B images of
-    render_size (height, width). seed: seed of the cell noise, the same at every step.
+    render_size (height, width). seed: the seed of the cell noise, which is the same at every step.
     """
     views, channels, height, width = independent.shape
     side = CELL_PIXELS * FRAME_HEIGHT / render_size[0]
@@ -53,7 +53,7 @@ def surface_noise(
 def visible_cells(
     view: Int[Tensor, " N"], cell: Int[Tensor, "N 3"]
 ) -> tuple[Int[Tensor, " M"], Int[Tensor, "M 3"]]:
-    """The unique pairs of view and cell."""
+    """Return the unique pairs of view and cell."""
     half = 1 << (CELL_BITS - 1)
     key = view
     for axis in range(3):
@@ -69,7 +69,7 @@ def latent_pixel(
     world_to_clip: Float[Tensor, "B 4 4"],
     size: tuple[int, int],
 ) -> tuple[Int[Tensor, " M"], Bool[Tensor, " M"]]:
-    """The flat index over all views of each centre's latent pixel, and whether it is inside the image."""
+    """Return each centre's latent pixel (flat index over all views), and whether it is inside the image."""
     clip = (world_to_clip[view] @ torch.nn.functional.pad(centre, (0, 1), value=1.0)[:, :, None])[:, :, 0]
     scale = clip.new_tensor([size[1], size[0]])
     column, row = ((clip[:, :2] / clip[:, 3:].clamp(min=1e-6) + 1) / 2 * scale).floor().long().unbind(-1)
@@ -79,7 +79,9 @@ def latent_pixel(
 
 
 def cell_noise(cell: Int[Tensor, "M 3"], channels: int, seed: int) -> Float[Tensor, "M C"]:
-    """Independent standard normal numbers, a function of cell, channel and seed (Box-Muller transform)."""
+    """Return independent standard normal numbers as a function of cell, channel and seed (Box-Muller
+    transform).
+    """
     key = _mix(torch.full_like(cell[:, 0], seed & (2**62 - 1)))
     for axis in range(3):
         key = _mix(key ^ cell[:, axis])
@@ -90,12 +92,12 @@ def cell_noise(cell: Int[Tensor, "M 3"], channels: int, seed: int) -> Float[Tens
 
 
 def _mix(x: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
-    """A bijection of 64-bit integers whose output bits look random (the finaliser of SplitMix64)."""
+    """Map 64-bit integers bijectively to values whose bits look random (the finaliser of SplitMix64)."""
     x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15
     return x ^ _shift(x, 31)
 
 
 def _shift(x: Int[Tensor, "*N"], bits: int) -> Int[Tensor, "*N"]:
-    """A logical right shift. torch's >> is an arithmetic shift."""
+    """Return the logical right shift of x. torch's >> is an arithmetic shift."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""A function whose gradient is scaled to unit norm before its backward pass and scaled back afterwards.
+"""Scale the gradient of a function to unit norm before its backward pass, and scale it back afterwards.
 
 Half precision has 5 bits of exponent. A small gradient underflows to 0 in the layers of an encoder, and a
 large one overflows. Each sample of a batch has its own factor, a power of two, so the scaling is exact.
@@ -14,8 +14,10 @@ from torch import Tensor
 def unit_gradient(
     function: Callable[[Float[Tensor, "B ..."]], Float[Tensor, "B ..."]], x: Float[Tensor, "B ..."]
 ) -> Float[Tensor, "B ..."]:
-    """function(x). In the backward pass, each sample's gradient on the output is divided by a power of two
-    so that its norm is in [0.5, 1), and the gradient on x is multiplied by it. x and the result are float32.
+    """Return function(x).
+
+    In the backward pass, each sample's gradient on the output is divided by a power of two so that its norm
+    is in [0.5, 1). The gradient on x is multiplied by the same power. x and the result are float32.
 
     A gradient that is 0 or not finite is not scaled.
     """
@@ -24,7 +26,9 @@ def unit_gradient(
 
 
 class _Scale(torch.autograd.Function):
-    """The identity on the output side: divides the gradient by the factors and stores them."""
+    """The identity, applied to the output. Its backward pass divides the gradient by the factors and stores
+    them.
+    """
 
     @staticmethod
     def forward(ctx, y, factors):
@@ -43,7 +47,7 @@ class _Scale(torch.autograd.Function):
 
 
 class _Unscale(torch.autograd.Function):
-    """The identity on the input side: multiplies the gradient by the factors."""
+    """The identity, applied to the input. Its backward pass multiplies the gradient by the factors."""
 
     @staticmethod
     def forward(ctx, x, factors):

@@ -1,7 +1,7 @@
 """The denoiser that VSD trains: the prior with a LoRA and a camera embedding (arXiv 2305.16213).
 
 φ predicts the noise of the current renders. Its loss is ‖e_φ(x_t; t, text, camera) − ε‖² on the same x_t that
-the score uses, so one pass through φ is used for both. The initial φ equals the prior with the prompt.
+the score uses, so one pass through φ gives both. The initial φ equals the prior with the prompt.
 """
 
 import copy
@@ -23,7 +23,7 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 class CameraEmbedding(nn.Module):
-    """Maps a camera matrix to a vector that is added to the time embedding: linear, SiLU, linear.
+    """A network (linear, SiLU, linear) from a camera matrix to a vector that is added to the time embedding.
 
     The last layer is initialised with 0, so an untrained embedding has no effect.
     """
@@ -42,7 +42,7 @@ class CameraEmbedding(nn.Module):
 class AddedEmbedding(nn.Module):
     """The frozen camera embedding of a prior that takes cameras, plus a trainable one.
 
-    The input is [N, 32]: the prior's 16 numbers, then those of the trainable embedding.
+    The input is [N, 32]: 16 numbers for the prior's embedding, then 16 for the trainable embedding.
     """
 
     def __init__(self, own: nn.Module, added: CameraEmbedding):
@@ -55,17 +55,22 @@ class AddedEmbedding(nn.Module):
 
 
 class LoraDenoiser(nn.Module):
-    """e_φ: a `UNet2DConditionModel` with trainable LoRA and camera embedding over frozen, shared weights."""
+    """e_φ: a `UNet2DConditionModel` with frozen, shared weights, a trainable LoRA and a trainable camera
+    embedding.
+    """
 
     def __init__(self, unet: nn.Module, rank: int, seed: int):
-        """unet: a result of `share_weights`, changed in place. seed: for the initial LoRA and embedding."""
+        """unet: a result of `share_weights`, changed in place. seed: the seed of the initial LoRA and
+        embedding.
+        """
         super().__init__()
         from peft import LoraConfig, inject_adapter_in_model
 
         device = next(unet.parameters()).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            # Initialised on the CPU and then moved, so the initial values are the same on every device.
+            # The LoRA is initialised on the CPU and then moved, so the initial values are the same on every
+            # device.
             adapter = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS)
             unet = inject_adapter_in_model(adapter, unet.requires_grad_(False))
             for name, parameter in unet.named_parameters():
@@ -89,8 +94,8 @@ class LoraDenoiser(nn.Module):
         camera: Float[Tensor, "B K"],
         residuals: Residuals | None = None,
     ) -> Float[Tensor, "B C h w"]:
-        """camera: 16 numbers, or 32 for a prior that takes cameras (see `AddedEmbedding`). residuals: of a
-        ControlNet, for the down blocks and the middle block.
+        """camera: 16 numbers, or 32 for a prior that takes cameras (see `AddedEmbedding`). residuals: the
+        residuals of a ControlNet for the down blocks and the middle block.
         """
         down, middle = residuals or (None, None)
         return self.unet(
@@ -104,12 +109,12 @@ class LoraDenoiser(nn.Module):
         )[0]
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters by name."""
+        """Return a dict from names to the trainable parameters."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
 def share_weights(unet: nn.Module) -> nn.Module:
-    """A copy of a network's modules that shares the weight tensors and needs no extra memory.
+    """Return a copy of a network's modules that shares the weight tensors, so it needs no extra memory.
 
     The copy must be made before the original's blocks are fused, because fused blocks have no gradients for
     a LoRA.
@@ -119,12 +124,12 @@ def share_weights(unet: nn.Module) -> nn.Module:
 
 
 def camera_numbers(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 16"]:
-    """The input of the camera embedding: world_to_clip flattened by rows."""
+    """Return the input of the camera embedding: world_to_clip flattened by rows."""
     return world_to_clip.flatten(1)
 
 
 def azimuths(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, " B"]:
-    """The cameras' azimuths in radians.
+    """Return the cameras' azimuths in radians.
 
     The first row of world_to_clip is the camera's right axis (cos, 0, sin) times the focal length.
     """

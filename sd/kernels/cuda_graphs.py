@@ -1,6 +1,7 @@
 """CUDA graphs for functions of tensors.
 
-At small batch sizes, launching a network's kernels one by one takes longer than running them.
+At small batch sizes, launching a network's kernels one by one takes longer than running them. A graph
+launches all of them together.
 """
 
 import logging
@@ -15,7 +16,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# The maximum number of recorded input shapes per function. A run uses fewer.
+# The maximum number of recorded input shapes per function. A run has fewer shapes.
 MAX_SHAPES = 4
 WARM_UP_CALLS = 3
 
@@ -23,13 +24,13 @@ R = TypeVar("R")
 
 
 class GraphCache(Generic[R]):
-    """A cache of recorded CUDA graphs of one function, by the shapes and dtypes of its inputs.
+    """A cache of recorded CUDA graphs of one function. The key contains the shapes and dtypes of the inputs.
 
     All other tensors that the function reads, such as weights, must keep their memory addresses. If a capture
     fails, one warning is logged, no further capture is tried, and the caller runs the function eagerly. If
-    memory is insufficient for the eager call too, that call raises the error.
+    memory is insufficient for the eager call too, the eager call raises the error.
 
-    capture: returns a recording, given the inputs and an earlier recording (None for the first).
+    capture: a function of the inputs and an earlier recording (None for the first) that returns a recording.
     """
 
     def __init__(self, capture: Callable[[tuple[Tensor, ...], R | None], R]):
@@ -38,7 +39,9 @@ class GraphCache(Generic[R]):
         self._enabled = True
 
     def __call__(self, *inputs: Tensor) -> R | None:
-        """The recording for the shapes of the inputs, captured at the first call; None if there is none."""
+        """Return the recording for the shapes of the inputs, or None. The first call with new shapes captures
+        the graph.
+        """
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if key in self.recordings or not self._enabled or len(self.recordings) == MAX_SHAPES:
             return self.recordings.get(key)
@@ -47,8 +50,8 @@ class GraphCache(Generic[R]):
         except RuntimeError as error:
             logger.warning("CUDA graphs are disabled, which is slower: %s", str(error).splitlines()[0])
             self._enabled = False
-        # The error is freed at the end of the except block. Its stack frames hold the tensors of the failed
-        # capture.
+        # The error's stack frames keep the tensors of the failed capture in memory until the except block
+        # ends. The return statement is therefore outside of it.
         return self.recordings.get(key)
 
 
@@ -62,7 +65,7 @@ class Recording:
 
 
 class InferenceCUDAGraph:
-    """`function` of tensors that returns one tensor, without gradients. On CUDA it is replayed as a graph."""
+    """A function from tensors to one tensor, without gradients. On CUDA it is replayed as a graph."""
 
     def __init__(self, function: Callable[..., Tensor]):
         self._function = function
@@ -95,7 +98,7 @@ def capture(
     static_inputs = tuple(tensor.clone() for tensor in inputs)
     stream = warm_up(lambda: function(*static_inputs))
     graph = torch.cuda.CUDAGraph()
-    # torch's default capture stream belongs to the device of the first capture, so a stream is passed.
+    # torch's default capture stream belongs to the device of the first capture, so the stream is passed here.
     with torch.cuda.graph(graph, pool=earlier and earlier.graph.pool(), stream=stream):
         output = function(*static_inputs)
     return Recording(graph, static_inputs, output)
@@ -116,7 +119,7 @@ def warm_up(function: Callable[[], object]) -> torch.cuda.Stream:
 
 
 class ReplayToken:
-    """A token for one forward replay. It is alive while the backward replay may still follow."""
+    """An object that exists as long as the backward replay of one forward replay may still follow."""
 
 
 @dataclass
@@ -170,7 +173,7 @@ class ReplayFunction(torch.autograd.Function):
 
 
 class DifferentiableCUDAGraph:
-    """`function` of one tensor, with a gradient for its input. On CUDA it is replayed as a graph.
+    """A function of one tensor with a gradient for its input. On CUDA it is replayed as a graph.
 
     The graphs keep the activations permanently, so inputs of more than `max_elements` elements run eagerly.
     There is one activation buffer, so a call before the previous call's backward pass also runs eagerly.

@@ -1,8 +1,8 @@
 """Fused replacements for blocks of diffusers' denoiser and VAE encoder, with fewer passes over memory.
 
 The replacements use the original weight tensors. The weights are frozen, so only inputs get gradients. For
-the backward pass a residual block stores its input and the input of its second normalisation. Blocks of any
-other structure are not replaced.
+the backward pass, a residual block stores its input and the input of its second normalisation. Blocks with an
+unsupported structure are not replaced.
 """
 
 import torch
@@ -23,7 +23,9 @@ def fuse_denoiser_blocks(unet: nn.Module, kernels: Kernels) -> None:
 
 
 def fuse_control_net_blocks(network: nn.Module, kernels: Kernels) -> None:
-    """Replace the supported blocks of a `ControlNetModel`, or of a denoiser without its end, in place."""
+    """Replace the supported blocks of a `ControlNetModel`, or of a denoiser except its output layers, in
+    place.
+    """
     from diffusers.models.activations import GEGLU
 
     for parent in list(network.modules()):
@@ -74,7 +76,9 @@ def is_supported_convolution(module: nn.Module | None) -> bool:
 
 
 def is_supported_downsampler(module: nn.Module | None) -> bool:
-    """Whether a block pads one row at the bottom and one column at the right, then applies a convolution."""
+    """Return whether a block pads one row at the bottom and one column at the right, then applies a
+    convolution.
+    """
     from diffusers.models.downsampling import Downsample2D
 
     return (
@@ -87,7 +91,7 @@ def is_supported_downsampler(module: nn.Module | None) -> bool:
 
 
 def is_supported_transformer(module: nn.Module | None) -> bool:
-    """Whether a block is a `Transformer2DModel` over pixels that `Transformer` supports."""
+    """Return whether a block is a `Transformer2DModel` over pixels that `FusedTransformer` supports."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     return (
@@ -100,12 +104,16 @@ def is_supported_transformer(module: nn.Module | None) -> bool:
 
 
 def is_pointwise(module: nn.Module) -> bool:
-    """Whether a layer multiplies each pixel by the same matrix: a linear layer or a 1 × 1 convolution."""
+    """Return whether a layer is a linear layer or a 1 × 1 convolution: one matrix is applied to every
+    pixel.
+    """
     return type(module) is nn.Linear or (is_supported_convolution(module) and module.kernel_size == (1, 1))
 
 
 def is_supported_transformer_block(module: nn.Module) -> bool:
-    """Whether a block is self-attention, cross-attention to a text and a GEGLU network, each after a norm."""
+    """Return whether a block is (norm, self-attention), (norm, cross-attention to a text), (norm, GEGLU
+    network).
+    """
     from diffusers.models.attention import BasicTransformerBlock
 
     return (
@@ -124,7 +132,7 @@ def is_supported_transformer_block(module: nn.Module) -> bool:
 
 
 def is_supported_resnet_block(module: nn.Module) -> bool:
-    """Whether a block is twice (norm, SiLU, convolution) with a shortcut."""
+    """Return whether a block applies (norm, SiLU, convolution) twice and has a shortcut."""
     from diffusers.models.resnet import ResnetBlock2D
 
     return (
@@ -145,7 +153,7 @@ def is_supported_resnet_block(module: nn.Module) -> bool:
 
 
 def is_supported_attention(module: nn.Module) -> bool:
-    """Whether a block is single-head self-attention over pixels that `SingleHeadAttention` supports."""
+    """Return whether `SingleHeadAttention` supports a block: single-head self-attention over pixels."""
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
     return (
@@ -179,8 +187,8 @@ class FusedGroupNorm(nn.Module):
 class InputGradientConv2d(torch.autograd.Function):
     """A convolution that saves only its weight for the backward pass.
 
-    torch's convolution also saves its input, which only the gradient of the weight needs.
-    add_bias(output, bias) adds the bias.
+    torch's convolution also saves its input, which is only needed for the gradient of the weight. add_bias: a
+    function (output, bias) that adds the bias.
     """
 
     @staticmethod
@@ -194,7 +202,8 @@ class InputGradientConv2d(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         (weight,) = ctx.saved_tensors
-        # Rows and columns that the stride does not reach: (size + 2 padding − kernel) mod stride.
+        # The number of rows and columns that the stride does not reach is (size + 2 padding − kernel) mod
+        # stride.
         output_padding = [
             (size + 2 * padding - kernel) % stride
             for size, padding, kernel, stride in zip(
@@ -221,7 +230,7 @@ class FrozenConv2d(nn.Module):
 
 
 class PadBottomRightFunction(torch.autograd.Function):
-    """Pad one row of zeros at the bottom and one column at the right; the output is channels-last.
+    """Pad one row of zeros at the bottom and one column at the right. The output is channels-last.
 
     Memory is copied in words of 16 bytes if the size of a pixel is a multiple of 16 bytes. torch's padding
     copies single elements and takes about four times as long.
@@ -245,7 +254,7 @@ class PadBottomRightFunction(torch.autograd.Function):
 
 
 def as_16_byte_words(x: Tensor) -> Tensor:
-    """A view with elements of 16 bytes if the last dimension is a multiple of 16 bytes, else x."""
+    """Return a view with elements of 16 bytes if the last dimension is a multiple of 16 bytes, else x."""
     return x.view(torch.complex128) if x.shape[-1] * x.element_size() % 16 == 0 else x
 
 
@@ -303,8 +312,8 @@ class FusedGEGLU(nn.Module):
 class FusedTransformer(nn.Module):
     """diffusers' `Transformer2DModel`.
 
-    The tokens are a view of the channels-last image. The output of diffusers' block is channels-first, which
-    every later kernel would have to convert to channels-last.
+    The tokens are a view of the channels-last image, and the output is channels-last. The output of
+    diffusers' block is channels-first, so every later kernel would have to convert it.
     """
 
     def __init__(self, module: nn.Module, kernels: Kernels):
@@ -322,7 +331,9 @@ class FusedTransformer(nn.Module):
         return_dict: bool = False,
         **others: object,
     ) -> tuple[Float[Tensor, "B C H W"]]:
-        """The signature that diffusers' denoiser calls. others: masks and similar arguments, all None."""
+        """The signature is the one that diffusers' denoiser calls. others: masks and similar arguments, all
+        None.
+        """
         assert not return_dict and all(value is None for value in others.values()), others
         tokens = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
         for block in self.blocks:
@@ -332,7 +343,7 @@ class FusedTransformer(nn.Module):
 
 
 class PointwiseLinear(nn.Module):
-    """A linear layer or a 1 × 1 convolution, as one matrix product over the pixels."""
+    """A linear layer or a 1 × 1 convolution, computed as one matrix product over the pixels."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -345,7 +356,7 @@ class PointwiseLinear(nn.Module):
 class FusedTransformerBlock(nn.Module):
     """diffusers' `BasicTransformerBlock`. Each residual sum and the following norm are one kernel.
 
-    The attention keeps its processor, so it stays joint over views if it was (sd/multi_view.py).
+    The attention keeps its processor, so attention that is joint over views stays joint (sd/multi_view.py).
     """
 
     def __init__(self, block: nn.Module, kernels: Kernels):

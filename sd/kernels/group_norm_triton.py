@@ -1,11 +1,11 @@
 """Group normalisation and SiLU in Triton, on channels-last tensors. Only the input gets a gradient.
 
 A sample is a matrix of N = H·W rows and C channels, contiguous in memory. A group has few channels (4 of 128
-at the VAE's full resolution), so a program reads a tile of rows × adjacent channels and sums each channel.
-Each chunk of rows is a separate program. A second, small kernel adds the sums of the chunks for each group.
-Sums are in float32, of differences from the sample's first row, so a mean far above the standard deviation
-loses no precision. The backward pass needs only x and the moments. With u = xhat·weight + bias and
-a = dy · silu'(u) · weight,
+at the VAE's full resolution), so each Triton program reads a tile of rows × adjacent channels and sums each
+channel. Each chunk of rows is a separate program. A second, small kernel adds the sums of the chunks for each
+group. The sums are in float32. The sample's first row is subtracted before summation, so precision is kept
+even if the mean is far above the standard deviation. The backward pass needs only x and the moments. With u =
+xhat·weight + bias and a = dy · silu'(u) · weight,
 
     dx = rstd · (a − mean(a) − xhat · mean(a · xhat)), means over the group.
 """
@@ -19,13 +19,14 @@ TILE, WARPS = 4096, 4
 MAX_TILE_CHANNELS = 128
 # Several programs per multiprocessor of a large GPU. More programs only increase the second kernel's work.
 PROGRAMS = 2048
-# Sizes for which Triton does not compile a separate kernel if they are 1 or a multiple of 16.
+# Arguments that Triton must not specialise. Otherwise it compiles separate kernels for 1 and for multiples of
+# 16.
 SIZES = ["N", "rows", "width", "groups", "chunks", "shift_stride"]
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _channel_sums(x, sums, N, C, rows, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Each channel's sum of x − pivot and of its square over a chunk, into sums [B, chunks, 2, C]."""
+    """Write each channel's sums of x − pivot and (x − pivot)² over a chunk to sums [B, chunks, 2, C]."""
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < C
@@ -47,7 +48,7 @@ def _channel_sums(x, sums, N, C, rows, ROWS: tl.constexpr, CHANNELS: tl.constexp
 
 @triton.jit
 def _sum_over_chunks(sums, chunks, C, channel, channel_mask, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
-    """Both sums of the given channels over all chunks of a sample."""
+    """Return both sums of the given channels over all chunks of a sample."""
     first = tl.zeros([CHUNKS, WIDTH], tl.float32)
     second = tl.zeros([CHUNKS, WIDTH], tl.float32)
     for start in range(0, chunks, CHUNKS):
@@ -64,7 +65,7 @@ def _moments(
     x, shift, sums, moments, N, C, width, chunks, shift_stride, eps,
     SHIFT: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Mean and 1 / standard deviation of each group of x + shift, into moments [B, groups, 2]."""
+    """Write the mean and 1 / standard deviation of each group of x + shift to moments [B, groups, 2]."""
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     index = tl.arange(0, WIDTH)
     channel, channel_mask = group * width + index, index < width
@@ -74,7 +75,7 @@ def _moments(
     if SHIFT:
         means += tl.load(shift + sample * shift_stride + channel, mask=channel_mask, other=0.0).to(tl.float32)
     mean = tl.sum(tl.where(channel_mask, means, 0.0), 0) / width
-    # The squared deviations within each channel, plus those of the channel means.
+    # The squared deviations within each channel, plus the squared deviations of the channel means.
     deviations = square - total * total / N + N * (means - mean) * (means - mean)
     variance = tl.sum(tl.where(channel_mask, deviations, 0.0), 0) / width / N
     moments += (sample * tl.num_programs(0) + group) * 2
@@ -96,7 +97,9 @@ def _load_channel_values(
     channel_mask,
     SHIFT: tl.constexpr,
 ):
-    """Per channel: the offset that is subtracted from x, 1 / standard deviation, weight, bias."""
+    """Return the offset that is subtracted from x, 1 / standard deviation, weight and bias of each
+    channel.
+    """
     offsets = moments + (sample * groups + channel // width) * 2
     mean = tl.load(offsets, mask=channel_mask, other=0.0)
     rstd = tl.load(offsets + 1, mask=channel_mask, other=0.0)
@@ -133,7 +136,7 @@ def _normalise(
 
 @triton.jit
 def _norm_and_gradient(value, dy, mean, rstd, weight_value, bias_value, SILU: tl.constexpr):
-    """xhat and a (see the module's docstring) of a tile."""
+    """Return xhat and a of a tile (see the module's docstring)."""
     normalised = (value - mean[None, :]) * rstd[None, :]
     grad_norm = dy * weight_value[None, :]
     if SILU:
@@ -148,7 +151,7 @@ def _grad_sums(
     x, dy, moments, weight, bias, shift, sums, N, C, groups, width, rows, shift_stride,
     SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Each channel's sum of a and of a · xhat over a chunk, into sums [B, chunks, 2, C]."""
+    """Write each channel's sums of a and a · xhat over a chunk to sums [B, chunks, 2, C]."""
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < C
@@ -178,7 +181,7 @@ def _grad_sums(
 
 @triton.jit(do_not_specialize=[*SIZES, "C"])
 def _grad_means(sums, means, N, C, width, chunks, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
-    """mean(a) and mean(a · xhat) of a group, into means [B, groups, 2]."""
+    """Write mean(a) and mean(a · xhat) of a group to means [B, groups, 2]."""
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     index = tl.arange(0, WIDTH)
     channel_mask = index < width
@@ -263,7 +266,7 @@ class GroupNorm(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         config = LaunchConfig(x, groups)
         sums, moments, y = config.empty_sums(x), config.empty_pairs(x), torch.empty_like(x)
-        # A shift that all samples share has stride 0. If the shift is None, it is not read.
+        # A shift that is the same for all samples has stride 0. If the shift is None, it is not read.
         shift_stride = 0 if shift is None or len(shift) == 1 else config.channels
         shift_or_x = x if shift is None else shift
         flags = {"SHIFT": shift is not None, "SILU": silu}
@@ -326,7 +329,9 @@ class GroupNorm(torch.autograd.Function):
 
 
 def group_norm(x, weight, bias, groups, eps, silu=True, shift=None):
-    """See `sd.kernels.reference.group_norm`. x is converted to channels-last; so is the output."""
+    """See `sd.kernels.reference.group_norm`. x is converted to channels-last. The output is also
+    channels-last.
+    """
     if shift is not None:
         shift = shift.detach().contiguous()
     return GroupNorm.apply(x, weight.detach(), bias.detach(), groups, eps, silu, shift)

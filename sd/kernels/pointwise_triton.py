@@ -133,7 +133,9 @@ def add_bias(x, bias):
 
 
 def launch_config(x):
-    """Launch parameters for a channels-last tensor: grid, (rows, channels), and the tile of a program."""
+    """Return the launch parameters for a channels-last tensor: grid, (rows, channels), and tile size per
+    program.
+    """
     channels = x.shape[1]
     count = x.numel() // channels
     columns = min(triton.next_power_of_2(channels), 128)

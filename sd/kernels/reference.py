@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Kernels:
-    """One implementation of each function below."""
+    """A set with one implementation of each function below."""
 
     name: str
     group_norm: Callable[..., Tensor]
@@ -29,7 +29,7 @@ def group_norm(
     silu: bool = True,
     shift: Float[Tensor, "#B C"] | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """Group normalisation of x + shift (arXiv 1803.08494), then SiLU.
+    """Apply group normalisation to x + shift (arXiv 1803.08494), then SiLU.
 
     Differentiable with respect to x only.
     """
@@ -46,7 +46,7 @@ def sum_norm(
     bias: Float[Tensor, " C"],
     eps: float,
 ) -> tuple[Float[Tensor, "*M C"], Float[Tensor, "*M C"]]:
-    """s = x + y (x if y is None), and the layer normalisation of s (arXiv 1607.06450).
+    """Return s = x + y (x if y is None) and the layer normalisation of s (arXiv 1607.06450).
 
     Not differentiable.
     """
@@ -55,7 +55,7 @@ def sum_norm(
 
 
 def geglu(x: Float[Tensor, "*M I2"]) -> Float[Tensor, "*M I"]:
-    """The first half of the channels times GELU of the second half (arXiv 2002.05202)."""
+    """Multiply the first half of the channels by GELU of the second half (arXiv 2002.05202)."""
     value, gate = x.chunk(2, dim=-1)
     return value * F.gelu(gate)
 
@@ -63,12 +63,12 @@ def geglu(x: Float[Tensor, "*M I2"]) -> Float[Tensor, "*M I"]:
 def biased_sum(
     x: Float[Tensor, "B C H W"], y: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"], scale: float = 1.0
 ) -> Float[Tensor, "B C H W"]:
-    """(x + y + bias) · scale; differentiable with respect to x and y."""
+    """Return (x + y + bias) · scale. Differentiable with respect to x and y."""
     return (x + (y + bias.detach()[:, None, None])) * scale
 
 
 def add_bias(x: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"]) -> Float[Tensor, "B C H W"]:
-    """x + bias, written into x if possible. Not differentiable."""
+    """Return x + bias, written into x if possible. Not differentiable."""
     return x.add_(bias[:, None, None])
 
 

@@ -1,7 +1,7 @@
-"""Selection of the prior's kernels: Triton on CUDA, otherwise the reference in torch.
+"""Select the prior's kernels: Triton on CUDA, otherwise the reference in torch.
 
-`Kernels` in reference.py is the contract. The selection has the same form as those of the rasteriser and of
-the hash encoding: it happens once, while the prior is built.
+`Kernels` in reference.py defines the functions. The kernels are selected once, when the prior is built, in
+the same way as those of the rasteriser and of the hash encoding.
 """
 
 import logging
@@ -13,16 +13,17 @@ from sd.kernels.reference import REFERENCE, Kernels
 
 logger = logging.getLogger(__name__)
 
-# By device type, in order of preference. The reference is used if none of them is usable.
+# Keys of BUILDERS for each device type, in order of preference. If none is usable, the reference is used.
 AUTOMATIC = {"cuda": ("triton",)}
 # Tests set this to a key of BUILDERS, which replaces the automatic choice.
 OVERRIDE: str | None = None
 
 
 def choose_kernels(device: torch.device) -> Kernels:
-    """The kernels for tensors on `device`. If the reference replaces faster kernels, a warning is logged.
+    """Return the kernels for tensors on `device`. If the reference replaces faster kernels, a warning is
+    logged.
 
-    Raises torch.OutOfMemoryError, and any error of the builder that OVERRIDE names.
+    Raises torch.OutOfMemoryError and, if OVERRIDE is set, any error of its builder.
     """
     if OVERRIDE is not None:
         return BUILDERS[OVERRIDE](device)
@@ -39,14 +40,16 @@ def choose_kernels(device: torch.device) -> Kernels:
 
 
 def build_triton(device: torch.device) -> Kernels:
-    """Triton's kernels, tested on the device. Raises ImportError, ArithmeticError or an error of Triton."""
+    """Return Triton's kernels after a test on the device. Raises ImportError, ArithmeticError or an error of
+    Triton.
+    """
     kernels = triton_kernels()
     self_test(kernels, device)
     return kernels
 
 
 def build_reference(device: torch.device) -> Kernels:
-    """The reference, which runs on any device."""
+    """Return the reference, which runs on any device."""
     return REFERENCE
 
 
@@ -57,7 +60,7 @@ BUILDERS: dict[str, Callable[[torch.device], Kernels]] = {
 
 
 def triton_kernels() -> Kernels:
-    """Triton's kernels. Raises ImportError if Triton is not installed."""
+    """Return Triton's kernels. Raises ImportError if Triton is not installed."""
     from sd.kernels import group_norm_triton, pointwise_triton
 
     return Kernels(
@@ -74,7 +77,7 @@ def self_test(kernels: Kernels, device: torch.device) -> None:
     """Run every kernel once in half precision and compare values and gradients with the reference.
 
     Raises:
-        ArithmeticError: the result of a kernel differs from the reference.
+        ArithmeticError: if the result of a kernel differs from the reference.
     """
     results = []
     for tested, dtype in ((kernels, torch.float16), (REFERENCE, torch.float32)):
@@ -85,7 +88,7 @@ def self_test(kernels: Kernels, device: torch.device) -> None:
             normalised = tested.group_norm(x, one, one, 4, 1e-5, True, one[None])
             total = tested.biased_sum(x, normalised, one)
             (grad_x,) = torch.autograd.grad(total, x, torch.ones_like(total))
-        # Rows with a large standard deviation, compared with which half precision's rounding is small.
+        # These rows have a large standard deviation, so the rounding of half precision is relatively small.
         rows = x.detach().reshape(16, -1).T
         results.append(
             {

@@ -11,7 +11,7 @@ from sd.multi_view import stated_views
 
 logger = logging.getLogger(__name__)
 
-# Above the values of all published models. Larger numbers need minutes to build or exceed the memory.
+# Limits above the values of all published models. Larger models need minutes to build or exceed the memory.
 MOST_LAYERS, MOST = 200, 1_000_000
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -20,7 +20,7 @@ def check_sizes(folder: Path) -> None:
     """Check the numbers in config.json of unet, vae and text_encoder before the modules are built.
 
     Raises:
-        ValueError: a value is wrong; the message names file, key and value.
+        ValueError: if a value is wrong. The message contains file, key and value.
     """
     for part in PARTS:
         path = folder / part / "config.json"
@@ -35,13 +35,13 @@ def check_sizes(folder: Path) -> None:
 
 
 def model_views(path: str | Path) -> int:
-    """The number of views that the model takes together, from its files, without its weights.
+    """Return the number of views that the model denoises together. The weights are not read.
 
-    path: a folder in diffusers layout or a single file. A damaged file counts as 1 view. Loading it raises
-    the error.
+    path: a folder in diffusers layout or a single file. For a damaged file, the result is 1, and the error is
+    raised when the model is loaded.
 
     Raises:
-        ValueError: the denoiser's settings are not supported (see `stated_views`).
+        ValueError: if the denoiser's settings are not supported (see `stated_views`).
     """
     from safetensors import SafetensorError, safe_open
 
@@ -61,15 +61,16 @@ def model_views(path: str | Path) -> int:
 
 
 def check_parts(path: str | Path, parts: object) -> None:
-    """Check the settings of loaded parts (see `sd.loading.weights.Parts`), and set a missing token limit.
+    """Check the settings of loaded parts (see `sd.loading.weights.Parts`). If the token limit is missing, set
+    it.
 
     Raises:
-        ValueError: a setting is wrong; the message names the model, the setting and its value.
+        ValueError: if a setting is wrong. The message contains the model, the setting and its value.
     """
     encoder = parts.text_encoder.config
     limit = parts.tokenizer.model_max_length
     if not isinstance(limit, int) or limit > encoder.max_position_embeddings:
-        # transformers sets 1e30 if tokenizer_config.json has no limit.
+        # transformers sets the limit to 1e30 if tokenizer_config.json has none.
         parts.tokenizer.model_max_length = limit = encoder.max_position_embeddings
     if limit < 3:
         raise ValueError(f"{path}: tokenizer: model_max_length = {limit}; at least 3 tokens are needed")

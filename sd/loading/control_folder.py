@@ -13,11 +13,11 @@ CONFIG, CLASS = "config.json", "ControlNetModel"
 
 
 def resolve_control_net(name: str) -> Path:
-    """The local folder of a ControlNet, downloaded if `name` is a hub id.
+    """Return the local folder of a ControlNet. If `name` is a hub id, the ControlNet is downloaded.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it is incomplete.
-        ValueError: the folder contains another model.
+        FileNotFoundError: if the folder does not exist or is incomplete.
+        ValueError: if the folder contains another type of model.
     """
     folder = repository_path(name)
     if not folder.is_dir():
@@ -39,7 +39,7 @@ def resolve_control_net(name: str) -> Path:
 
 
 def control_files(folder: Path) -> list[Path]:
-    """The files of a ControlNet that are read."""
+    """Return the files of a ControlNet that are read."""
     weights = (file for file in folder.glob("*.safetensors") if WEIGHT_NAME.fullmatch(file.name))
     return [folder / CONFIG, *sorted(weights)]
 
@@ -66,10 +66,10 @@ def _check_folder(name: str, folder: Path) -> None:
 
 
 def load_control_net(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The `ControlNetModel` in a folder.
+    """Load the `ControlNetModel` in a folder.
 
     Raises:
-        ValueError: a file is damaged or lacks weights.
+        ValueError: if a file is damaged or lacks weights.
     """
     from diffusers import ControlNetModel
 
@@ -85,7 +85,7 @@ def load_control_net(folder: Path, dtype: torch.dtype) -> nn.Module:
             use_safetensors=True,
             output_loading_info=True,
         )
-    # The loader raises various types on damaged files.
+    # The loader raises errors of various types for damaged files.
     except Exception as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise ValueError(f"control_model: cannot be loaded from {folder}: {reason}") from error

@@ -13,10 +13,11 @@ from torch import Tensor
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name: the content of its "state_dict" if it has one.
+    """Return a dict from names to the tensors of a checkpoint. If the checkpoint has a "state_dict", only
+    that is read.
 
     Raises:
-        ValueError: the file is damaged, contains objects other than tensors, or no tensors.
+        ValueError: if the file is damaged, contains objects other than tensors, or contains no tensors.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

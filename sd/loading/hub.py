@@ -8,8 +8,8 @@ logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_MODEL = "stable-diffusion-2-1-base"
-# Model names with several locations, in search order. Hub ids that were taken down come first, because a hub
-# cache may still contain them. The other hub ids are mirrors.
+# Locations of models that have several, in search order. Hub ids that were removed from the hub come first,
+# because a local cache may still contain them. The other hub ids are mirrors.
 SD_2_1_BASE = (
     "data/stable-diffusion-2-1-base",
     "stabilityai/stable-diffusion-2-1-base",
@@ -50,12 +50,12 @@ PREFERRED, NON_EMA = (None, "fp16", "bf16"), "non_ema"
 
 
 def resolve_model(name: str) -> str:
-    """The local path of a model: a folder (downloaded if `name` is a hub id) or a single file.
+    """Return the local path of a model: a folder (downloaded if `name` is a hub id) or a single file.
 
     Raises:
-        FileNotFoundError: the model is not found (the message lists every location that was tried and the
-            possible fixes), or a local folder lacks one of the five parts.
-        ValueError: the name is a file that is not .safetensors.
+        FileNotFoundError: if the model is not found (the message lists every location that was tried and the
+            possible fixes), or if a local folder lacks one of the five parts.
+        ValueError: if the name is a file that is not .safetensors.
     """
     failures = []
     for location in MODEL_LOCATIONS.get(name, (name,)):
@@ -72,9 +72,10 @@ def resolve_model(name: str) -> str:
 
 
 def local_locations(name: str) -> dict[str, str | None]:
-    """The locations of the model `name` in search order, each with its missing files (None if complete).
+    """Return the locations of the model `name` in search order, each with its missing files (None if
+    complete).
 
-    The network is not used: for a hub id only the local cache is checked.
+    The network is not used. For a hub id, only the local cache is checked.
     """
     found: dict[str, str | None] = {}
     for location in MODEL_LOCATIONS.get(name, (name,)):
@@ -87,7 +88,7 @@ def local_locations(name: str) -> dict[str, str | None]:
 
 
 def local_model(name: str) -> str | None:
-    """The local folder or file of the model `name`, None if there is none. The network is not used."""
+    """Return the local folder or file of the model `name`, or None. The network is not used."""
     for location in MODEL_LOCATIONS.get(name, (name,)):
         try:
             return _resolve_location(location, local_files_only=True)
@@ -120,9 +121,10 @@ def _resolve_location(location: str, local_files_only: bool = False) -> str:
 
 
 def repository_path(location: str) -> Path:
-    """The path `location` relative to the current directory or, if it does not exist, to this repository.
+    """Return the path `location` relative to the current directory. If it does not exist, use this repository
+    instead.
 
-    The included configs name data/tiny-sd. This rule makes the name valid in any current directory.
+    The included configs use data/tiny-sd. With this rule, the path is valid in any current directory.
     """
     path = Path(location)
     in_repository = REPOSITORY / path
@@ -136,7 +138,7 @@ def repository_path(location: str) -> Path:
 def fetch(
     hub_id: str, patterns: list[str], ignored: list[str] | None = None, local_files_only: bool = False
 ) -> Path:
-    """The folder of the hub cache that holds these files of a repository.
+    """Return the folder of the hub cache that contains these files of a repository.
 
     The files are downloaded by the hub's client, which uses its cache and its offline mode. Raises OSError or
     ValueError if the files are not available.
@@ -150,13 +152,14 @@ def fetch(
 
 
 def weights_variant(folder: Path, part: str) -> str | None:
-    """The variant of a part's weight files to load: None for the plain names, "fp16", "bf16" or another.
+    """Return the variant of a part's weight files to load: None for the plain names, "fp16", "bf16" or
+    another.
 
     Plain files are preferred, then fp16, bf16, others in alphabetical order, and non_ema last. .safetensors
     files are preferred over .bin files.
 
     Raises:
-        FileNotFoundError: no weight file has a name that diffusers or transformers use.
+        FileNotFoundError: if no weight file has a name that diffusers or transformers use.
     """
     for suffix in ("safetensors", "bin"):
         matches = [WEIGHT_NAME.fullmatch(file.name) for file in sorted((folder / part).glob(f"*.{suffix}"))]
@@ -167,7 +170,7 @@ def weights_variant(folder: Path, part: str) -> str | None:
 
 
 def _missing_weights(folder: Path, part: str) -> str | None:
-    """The missing weight file of a part, with the weight files found instead; None if none is missing."""
+    """Return a text with the missing weight file of a part and the weight files found instead, or None."""
     files = [
         file.name for suffix in ("safetensors", "bin") for file in sorted((folder / part).glob(f"*.{suffix}"))
     ]
@@ -179,7 +182,7 @@ def _missing_weights(folder: Path, part: str) -> str | None:
 
 
 def check_folder(folder: Path) -> str:
-    """The folder, if it is complete. Raises FileNotFoundError with the list of missing files otherwise."""
+    """Return the folder. Raises FileNotFoundError with the list of missing files if it is incomplete."""
     if missing := _missing_files(folder):
         raise FileNotFoundError(
             f"sd_model = {str(folder)!r}: incomplete, it lacks {', '.join(missing)}; a folder in diffusers "
@@ -209,7 +212,7 @@ def _check_file(file: Path) -> str:
 
 
 def is_hub_id(location: str) -> bool:
-    """Whether a name can be a hub id, OWNER/NAME."""
+    """Return whether a name can be a hub id, OWNER/NAME."""
     local = (
         Path(location).is_absolute()
         or location.startswith((".", "data/"))
@@ -221,7 +224,8 @@ def is_hub_id(location: str) -> bool:
 def _download(hub_id: str, local_files_only: bool) -> Path:
     if not local_files_only:
         logger.info("sd_model: looking up %s on the hub", hub_id)
-    # Only the folders of the five parts: repositories also contain single files and a safety checker.
+    # Only the folders of the five parts are downloaded. Repositories also contain single files and a safety
+    # checker.
     wanted = [f"{part}/*.{suffix}" for part in COMPONENTS for suffix in ("json", "txt", "safetensors")]
     wanted.append(CATEGORIES_FILE)
     halves = [variant for variant in PREFERRED if variant]

@@ -1,8 +1,8 @@
-"""The original layout of Stable Diffusion 1.x and 2.x, which single-file checkpoints use: names and sizes.
+"""Tensor names and sizes in the original layout of Stable Diffusion 1.x and 2.x (single-file checkpoints).
 
-Tensor names are mapped to those of diffusers and transformers. Sizes are inferred from tensor shapes. The
-number of heads and the activation follow from the text encoder: CLIP in 1.x, OpenCLIP in 2.x. Unused parts
-(the VAE's decoder, the text encoder's projection) are omitted.
+Tensor names are mapped to the names in diffusers and transformers. Sizes are inferred from tensor shapes. The
+number of heads and the activation follow from the type of the text encoder: CLIP in 1.x, OpenCLIP in 2.x.
+Unused parts (the VAE's decoder, the text encoder's projection) are omitted.
 Layout: the code release of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models",
 CVPR 2022.
 """
@@ -19,11 +19,12 @@ UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CLIP = "cond_stage_model.transformer."
 OPEN_CLIP = "cond_stage_model.model."
-# The first cross-attention key projection. Its width depends on the version; XL models lack this tensor.
+# The key projection of the first cross-attention. Its width depends on the version. XL models lack this
+# tensor.
 READS = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 NEEDED = (READS, f"{UNET}input_blocks.0.0.weight", f"{VAE}quant_conv.weight", f"{VAE}encoder.conv_in.weight")
 
-SCALING_FACTOR = 0.18215  # of both versions (released configs of arXiv 2112.10752)
+SCALING_FACTOR = 0.18215  # the same for 1.x and 2.x (released configs of arXiv 2112.10752)
 HEADS_1, HEAD_WIDTH_2 = 8, 64
 CLIP_HEAD_WIDTH = 64
 # MVDream's checkpoints (arXiv 2308.16512) have a camera embedding and denoise four views together.
@@ -75,24 +76,25 @@ TRANSFORMER: Renames = (
 
 
 def is_second_version(weights: Weights) -> bool:
-    """Whether the text encoder is OpenCLIP's, as in 2.x."""
+    """Return whether the text encoder is OpenCLIP, as in 2.x."""
     return any(name.startswith(OPEN_CLIP) for name in weights)
 
 
 def part(weights: Weights, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`; the prefix is removed from the keys."""
+    """Return the tensors whose names begin with `prefix`. The prefix is removed from the keys."""
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def denoiser_weights(weights: Weights) -> dict[str, Tensor]:
-    """The denoiser's tensors with the names of diffusers' UNet2DConditionModel."""
+    """Return the denoiser's tensors with the names of diffusers' UNet2DConditionModel."""
     return {_denoiser_name(name): value for name, value in part(weights, UNET).items()}
 
 
 def _denoiser_name(name: str) -> str:
-    """The name in diffusers' layout, where residual layers and the resizing layer of a level form one block.
+    """Return a tensor's name in diffusers' layout.
 
-    The original layout numbers all of them consecutively.
+    In diffusers' layout, the residual layers and the resizing layer of a level form one block. In the
+    original layout, these layers are numbered consecutively.
     """
     for pattern, replacement in UNET_ENDS:
         name = re.sub(pattern, replacement, name)
@@ -109,7 +111,7 @@ def _denoiser_name(name: str) -> str:
 
 
 def encoder_weights(weights: Weights) -> dict[str, Tensor]:
-    """The VAE encoder's tensors with the names of diffusers' AutoencoderKL."""
+    """Return the VAE encoder's tensors with the names of diffusers' AutoencoderKL."""
     found = {}
     for name, value in part(weights, VAE).items():
         if name.startswith(("encoder.", "quant_conv.")):
@@ -121,7 +123,8 @@ def encoder_weights(weights: Weights) -> dict[str, Tensor]:
 
 
 def text_weights(weights: Weights) -> dict[str, Tensor]:
-    """The text encoder's tensors with the names of transformers' CLIPTextModel without text_model.
+    """Return the text encoder's tensors with the names of transformers' CLIPTextModel, without the prefix
+    text_model.
 
     2.x uses the output of the second-to-last layer, so the last layer is omitted.
     """
@@ -145,12 +148,12 @@ def text_weights(weights: Weights) -> dict[str, Tensor]:
 
 
 def views(weights: Weights) -> int:
-    """The number of views that the denoiser takes together: 4 with a camera embedding, otherwise 1."""
+    """Return the number of views that are denoised together: 4 with a camera embedding, otherwise 1."""
     return VIEWS if CAMERA_EMBEDDING in weights else 1
 
 
 def denoiser_config(weights: Weights) -> dict[str, object]:
-    """Arguments of UNet2DConditionModel except sample_size."""
+    """Return the arguments of UNet2DConditionModel except sample_size."""
     own = part(weights, UNET)
     levels = (_count(own, r"input_blocks\.(\d+)") + 2) // 3
     channels = [
@@ -179,7 +182,7 @@ def denoiser_config(weights: Weights) -> dict[str, object]:
 
 
 def encoder_config(weights: Weights) -> dict[str, object]:
-    """Arguments of AutoencoderKL."""
+    """Return the arguments of AutoencoderKL."""
     own = part(weights, f"{VAE}encoder.")
     levels = _count(own, r"down\.(\d+)")
     return {
@@ -195,7 +198,7 @@ def encoder_config(weights: Weights) -> dict[str, object]:
 
 
 def text_config(weights: Weights) -> dict[str, object]:
-    """Arguments of CLIPTextConfig."""
+    """Return the arguments of CLIPTextConfig."""
     own = text_weights(weights)
     words, width = own["embeddings.token_embedding.weight"].shape
     return {
@@ -218,5 +221,5 @@ def _renamed(name: str, renames: Renames) -> str:
 
 
 def _count(names: Mapping[str, object], pattern: str) -> int:
-    """One more than the largest number that the pattern's group matches in the names."""
+    """Return one more than the largest number that the pattern's group matches in the names."""
     return 1 + max(int(found[1]) for name in names if (found := re.match(pattern, name)))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-# The suffix after a layer's name, by the role of the tensor.
+# Suffixes after a layer's name for each role of a tensor.
 ROLES = {
     "down": re.compile(
         r"(\.lora_down|\.lora_A(\.default)?|\.lora\.down|_lora\.down|\.lora_linear_layer\.down)\.weight$"
@@ -28,7 +28,7 @@ ROLES = {
     ),
     "alpha": re.compile(r"\.alpha$"),
 }
-# The prefix before a layer's name and its part of the model. A name without a prefix belongs to the denoiser.
+# Prefixes before a layer's name, with the part of the model. A name without a prefix belongs to the denoiser.
 PREFIXES = {
     "lora_unet_": "unet",
     "lora_te_": "text_encoder",
@@ -38,7 +38,7 @@ PREFIXES = {
     "base_model.model.": "unet",
 }
 PEFT_PREFIX = "base_model.model."
-# peft's names for the layers of a CLIPTextModel. No layer name of a denoiser begins like this.
+# peft's names for the layers of a CLIPTextModel. No layer name of a denoiser begins in this way.
 TEXT_ENCODER_LAYER = re.compile(r"(text_model\.|encoder\.layers\.|embeddings\.|final_layer_norm$)")
 # peft settings that change the formula W + scale · (alpha / rank) · up @ down. They are rejected.
 UNSUPPORTED_SETTINGS = ("use_rslora", "use_dora", "alpha_pattern")
@@ -46,7 +46,7 @@ UNSUPPORTED_SETTINGS = ("use_rslora", "use_dora", "alpha_pattern")
 
 @dataclass
 class LowRank:
-    """The update of one layer. alpha None means alpha = rank, which is a factor of 1."""
+    """The update of one layer. If alpha is None, alpha = rank, so the factor is 1."""
 
     down: Tensor | None = None
     up: Tensor | None = None
@@ -54,7 +54,7 @@ class LowRank:
     names: list[str] = field(default_factory=list)
 
     def product(self, shape: torch.Size) -> Float[Tensor, "..."]:
-        """(alpha / rank) up @ down in float32, in the shape of the layer's weight."""
+        """Return (alpha / rank) up @ down in float32, in the shape of the layer's weight."""
         down, up = self.down.float().flatten(1), self.up.float().flatten(1)
         rank = len(down)
         factor = 1.0 if self.alpha is None else float(self.alpha) / rank
@@ -62,7 +62,7 @@ class LowRank:
 
 
 def parse_lora(entry: str) -> tuple[Path, float]:
-    """Path and scale of "file.safetensors" (scale 1) or "file.safetensors:0.7".
+    """Return path and scale from "file.safetensors" (scale 1) or "file.safetensors:0.7".
 
     Raises FileNotFoundError or ValueError if the path is not a .safetensors file.
     """
@@ -77,7 +77,7 @@ def parse_lora(entry: str) -> tuple[Path, float]:
 
 
 def apply_lora(unet: nn.Module, text_encoder: nn.Module, entries: Sequence[str]) -> None:
-    """Add the updates of each file (see `parse_lora`) to the weights of denoiser and text encoder.
+    """Add the updates of each file (see `parse_lora`) to the weights of the denoiser and the text encoder.
 
     Raises ValueError if a file is not a LoRA file or belongs to another model. The weights may then be
     partly updated.
@@ -93,16 +93,16 @@ def apply_lora(unet: nn.Module, text_encoder: nn.Module, entries: Sequence[str])
             if str(path) in str(error):
                 raise
             raise ValueError(f"lora: {path}: {error}") from error
-        except Exception as error:  # Metadata and tensors may have any type and shape.
+        except Exception as error:  # Metadata and tensors can have any type and shape.
             raise ValueError(f"lora: {path}: cannot be read: {type(error).__name__}: {error}") from error
         logger.info("lora: %s changes %d layers, scale %g", path, count, scale)
 
 
 def _apply_file(path: Path, scale: float, layers: dict[str, dict[str, nn.Parameter]]) -> int:
-    """Add the updates of one file; returns the number of updated layers."""
+    """Add the updates of one file and return the number of updated layers."""
     changes = read_lora(path)
     for (part, name), change in changes.items():
-        # The output projection of attention is the first item of a list. Some files omit its index.
+        # The output projection of attention is the first item of a list. Some files omit the index 0.
         weight = layers[part].get(name, layers[part].get(f"{name}_0"))
         _add(path, weight, change, scale)
     return len(changes)
@@ -134,7 +134,9 @@ def _add(path: Path, weight: nn.Parameter | None, change: LowRank, scale: float)
 
 
 def _layers(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights by flat layer name: dots become underscores, and a leading text_model is removed."""
+    """Return a dict from flat layer names to weights. Dots become underscores, and a leading text_model is
+    removed.
+    """
     return {
         name.removesuffix(".weight").replace(".", "_").removeprefix("text_model_"): parameter
         for name, parameter in module.named_parameters()
@@ -143,7 +145,7 @@ def _layers(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def read_lora(path: Path) -> dict[tuple[str, str], LowRank]:
-    """The updates in a file by (part, flat layer name).
+    """Return the updates in a file. The keys are (part, flat layer name).
 
     Raises ValueError if the file is not readable or contains anything other than low-rank products.
     """
@@ -167,7 +169,7 @@ def read_lora(path: Path) -> dict[tuple[str, str], LowRank]:
 
 
 def _address(path: Path, name: str) -> tuple[str, str, str]:
-    """Part, flat layer name and role of a tensor."""
+    """Return part, flat layer name and role of a tensor."""
     split = [(role, found) for role, ending in ROLES.items() if (found := ending.search(name))]
     if not split:
         raise ValueError(
@@ -182,13 +184,13 @@ def _address(path: Path, name: str) -> tuple[str, str, str]:
         part = "text_encoder"
     flat = layer.replace(".processor.", ".").replace(".", "_").removeprefix("text_model_")
     if part == "text_encoder":
-        # diffusers before 0.18 gives the text encoder's projections the names of the denoiser's.
+        # Before version 0.18, diffusers names the text encoder's projections like those of the denoiser.
         flat = re.sub(r"(self_attn)_to_(q|k|v|out)$", r"\1_\2_proj", flat)
     return part, flat, role
 
 
 def _alphas_outside_tensors(path: Path, names: list[str], metadata: dict[str, str]) -> dict[str, float]:
-    """alpha by part if it is not among the tensors: from the metadata (diffusers) or a JSON file (peft)."""
+    """Return alpha of each part, if stored outside the tensors: in metadata (diffusers) or JSON (peft)."""
     settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     if any(name.startswith(PEFT_PREFIX) for name in names):
         settings_file = path.with_name("adapter_config.json")

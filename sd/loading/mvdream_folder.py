@@ -1,4 +1,4 @@
-"""A denoiser in the layout of the public MVDream folders: a folder in diffusers layout, except for its unet.
+"""Load a denoiser from a public MVDream folder, which has diffusers layout except for its unet.
 
 The unet has the class name MultiViewUNetModel, the tensor names of the original layout without a prefix, and
 the settings of the original program.
@@ -17,17 +17,17 @@ CLASS = "MultiViewUNetModel"
 
 
 def is_mvdream(settings: Mapping[str, object]) -> bool:
-    """Whether unet/config.json has these settings in an MVDream folder."""
+    """Return whether these settings of unet/config.json are those of an MVDream folder."""
     return settings.get("_class_name") == CLASS
 
 
 def load_denoiser(file: Path, settings: Mapping[str, object], dtype: torch.dtype) -> nn.Module:
-    """The denoiser as a `UNet2DConditionModel` with `views` in its config.
+    """Return the denoiser as a `UNet2DConditionModel` with `views` in its config.
 
     file: the .safetensors file. settings: the content of unet/config.json.
 
     Raises:
-        ValueError: the tensors are not those of an MVDream denoiser.
+        ValueError: if the tensors are not those of an MVDream denoiser.
     """
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file

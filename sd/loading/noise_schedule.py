@@ -1,4 +1,4 @@
-"""The noise schedule of a model: abar(t) from the diffusers scheduler class that the model names."""
+"""The noise schedule of a model: abar(t) from the diffusers scheduler class in the model's files."""
 
 import inspect
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ SCHEDULE_KEYS = (
     "snr_shift_scale",
     "use_flow_sigmas",
 )
-# Below this abar, x_t equals the noise in float32.
+# If abar is below this value, x_t equals the noise in float32.
 ZERO_ABAR = 1e-7
 MOST_TIMESTEPS = 100_000
 DEFAULT_CLASS = "DDPMScheduler"
@@ -28,7 +28,9 @@ DEFAULT_CLASS = "DDPMScheduler"
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """abar [T] for T training timesteps in float32, and the prediction type: "epsilon" or "v_prediction"."""
+    """The array abar [T] for T training timesteps in float32, and the prediction type, "epsilon" or
+    "v_prediction".
+    """
 
     alphas_cumprod: Float[Tensor, " T"]
     prediction_type: str
@@ -39,12 +41,12 @@ class NoiseSchedule:
 
 
 def load_noise_schedule(settings: Mapping[str, object], prediction: str | None = None) -> NoiseSchedule:
-    """The schedule that scheduler_config.json defines.
+    """Return the schedule that scheduler_config.json defines.
 
-    settings: the content of the file. prediction: overrides its prediction_type.
+    settings: the content of the file. prediction: replaces the file's prediction_type.
 
     Raises:
-        ValueError: the scheduler's class or a key is not supported; the message names key and value.
+        ValueError: if the scheduler's class or a key is not supported. The message contains key and value.
     """
     name = settings.get("_class_name", DEFAULT_CLASS)
     scheduler_class = _scheduler_class(name)

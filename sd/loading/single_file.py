@@ -1,8 +1,8 @@
 """Load the parts of a prior from a single .safetensors checkpoint.
 
 Such a file contains neither a vocabulary nor a noise schedule. CLIP's vocabulary is loaded from a folder
-`tokenizer` next to the file, or from the hub. The schedule is the one that 1.x and 2.x share. The prediction
-type (noise or v) is read from the file's metadata. Without metadata, 1.x predicts the noise, and a 2.x
+`tokenizer` next to the file, or from the hub. The schedule is the same for 1.x and 2.x. The prediction type
+(noise or v) is read from the file's metadata. Without metadata, a 1.x model predicts the noise, and a 2.x
 network is tested with pure noise.
 """
 
@@ -29,13 +29,13 @@ SCHEDULE = {
 LATENT, LATENT_OF_V, LATENT_OF_VIEWS = 64, 96, 32
 TOKENS = 77
 VOCABULARY = ("vocab.json", "merges.txt")
-# A source of CLIP's vocabulary, which 1.x and 2.x share.
+# Hub ids with CLIP's vocabulary, which is the same for 1.x and 2.x.
 VOCABULARY_HUB_IDS = ("openai/clip-vit-large-patch14",)
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of denoiser, VAE and text encoder, and the file's metadata.
+    """Return the tensors of denoiser, VAE and text encoder, and the file's metadata.
 
     Raises ValueError if the file is not a Stable Diffusion 1.x or 2.x checkpoint.
     """
@@ -63,14 +63,15 @@ def _check_names(path: Path, names: list[str]) -> None:
 
 
 def build_modules(weights: layout.Weights, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Denoiser, VAE (its decoder without weights) and text encoder.
+    """Return the denoiser, the VAE (its decoder has no weights) and the text encoder.
 
     Raises ValueError if tensor names or shapes do not match the version that the sizes indicate.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    # Built on the meta device, then assigned the file's tensors. Random initialisation would be slow.
+    # The modules are built on the meta device and then get the file's tensors, because random initialisation
+    # is slow.
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=LATENT, **layout.denoiser_config(weights))
         vae = AutoencoderKL(**layout.encoder_config(weights))
@@ -86,7 +87,7 @@ def build_modules(weights: layout.Weights, dtype: torch.dtype) -> tuple[nn.Modul
 
 
 def fill(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, what: str) -> None:
-    """Assign all weights of a module, which `what` names in the message of an error.
+    """Assign all weights of a module. what: the name of the module in error messages.
 
     Raises ValueError if names or shapes differ.
     """
@@ -101,7 +102,7 @@ def fill(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, what
 
 
 def make_tokenizer(path: Path, second_version: bool):
-    """CLIP's tokenizer; 2.x pads with "!" (id 0), 1.x with its end token.
+    """Return CLIP's tokenizer. The padding token is "!" (id 0) in 2.x and the end token in 1.x.
 
     Raises FileNotFoundError if the vocabulary is not found.
     """
@@ -120,7 +121,9 @@ def make_tokenizer(path: Path, second_version: bool):
 
 
 def find_vocabulary(path: Path) -> Path:
-    """A folder with vocab.json and merges.txt: `tokenizer` next to the file, else from the hub."""
+    """Return a folder with vocab.json and merges.txt: `tokenizer` next to the file, otherwise a folder from
+    the hub.
+    """
     local = path.parent / "tokenizer"
     if all((local / file).is_file() for file in VOCABULARY):
         return local
@@ -142,7 +145,9 @@ def find_vocabulary(path: Path) -> Path:
 
 
 def prediction_from_metadata(metadata: dict[str, str], second_version: bool) -> str | None:
-    """The prediction type from the metadata. Without metadata: "epsilon" for 1.x, None for 2.x."""
+    """Return the prediction type in the metadata. Without metadata, return "epsilon" for 1.x and None for
+    2.x.
+    """
     if stated := metadata.get("modelspec.prediction_type"):
         return "v_prediction" if stated.startswith("v") else stated
     if "-v2-" in metadata.get("modelspec.architecture", ""):
@@ -152,7 +157,8 @@ def prediction_from_metadata(metadata: dict[str, str], second_version: bool) -> 
 
 @torch.no_grad()
 def prediction_from_output(unet: nn.Module) -> str:
-    """The prediction type of a denoiser, from one evaluation at t = 999: "epsilon" or "v_prediction".
+    """Return the prediction type, "epsilon" or "v_prediction", found by one evaluation of the denoiser at t =
+    999.
 
     At this t, x_t is nearly pure noise, so a prediction of the noise is nearly equal to the input.
     v = sqrt(abar) noise − sqrt(1 − abar) x is nearly −x, which is uncorrelated with the input. The function

@@ -26,10 +26,10 @@ class WeightsMissing(ValueError):
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a prior; the VAE is without its decoder.
+    """The parts of a prior. The VAE has no decoder.
 
-    schedule: abar(t) and the prediction type. kinds: the object categories in a small prior's training set,
-    empty for a general prior.
+    schedule: abar(t) and the prediction type. categories: the object categories in a small prior's training
+    set, empty for a general prior.
     """
 
     unet: nn.Module
@@ -41,12 +41,12 @@ class Parts:
 
 
 def load_parts(path: str, device: torch.device, prediction: str = "auto") -> Parts:
-    """Load the model at `path` (see `sd.loading.hub.resolve_model`): fp16 on CUDA, fp32 on the CPU.
+    """Load the model at `path` (see `sd.loading.hub.resolve_model`) in fp16 on CUDA and fp32 on the CPU.
 
-    prediction: "epsilon" or "v_prediction" overrides the model's files; "auto" reads them.
+    prediction: "epsilon", "v_prediction", or "auto" to read the type from the model's files.
 
     Raises:
-        ValueError: a file is damaged or has the wrong format.
+        ValueError: if a file is damaged or has the wrong format.
     """
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     load = _from_folder if Path(path).is_dir() else _from_file
@@ -56,7 +56,7 @@ def load_parts(path: str, device: torch.device, prediction: str = "auto") -> Par
         return parts
     except (FileNotFoundError, WeightsMissing):
         raise
-    # Loaders raise various types on damaged files, including Exception itself.
+    # Loaders raise errors of various types for damaged files, including Exception itself.
     except Exception as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise ValueError(f"sd_model: cannot be loaded from {path}: {reason}") from error
@@ -99,7 +99,9 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
 
 
 def _weight_file(folder: Path, part: str) -> Path:
-    """The only .safetensors file of a part. Raises FileNotFoundError if there is none, or several."""
+    """Return the only .safetensors file of a part. Raises FileNotFoundError if there is none or more than
+    one.
+    """
     variant = weights_variant(folder, part)
     path = folder / part / f"diffusion_pytorch_model.{variant + '.' if variant else ''}safetensors"
     if not path.is_file():
@@ -109,7 +111,7 @@ def _weight_file(folder: Path, part: str) -> Path:
 
 @contextmanager
 def views_accepted() -> Iterator[None]:
-    """Suppress the warning of diffusers that `views` in unet/config.json is no argument of its class.
+    """Suppress diffusers' warning that `views` in unet/config.json is not an argument of the class.
 
     diffusers keeps the value in the config, where `sd.multi_view.stated_views` reads it.
     """
@@ -127,13 +129,14 @@ def views_accepted() -> Iterator[None]:
 
 
 def _latent_size(folder: Path, unet: Mapping[str, object], prediction: str) -> object:
-    """Side of the latents that the denoiser was trained on, from its config.json.
+    """Return the side of the latents in the denoiser's training, from its config.json.
 
     sample_size [64, 64] means 64. If sample_size is missing, the side follows from the VAE's image size. If
-    that is missing too, the side is 64 as in 1.x and 2.x-base, or 96 for a 2.x that predicts v.
+    the image size is missing too, the side is 64 as in 1.x and 2.x-base, or 96 for a 2.x model that predicts
+    v.
 
     Raises:
-        ValueError: two different sides.
+        ValueError: if the two sides in sample_size differ.
     """
     size = unet.get("sample_size")
     if isinstance(size, list | tuple) and len(size) == 2:
@@ -177,6 +180,6 @@ def _check_complete(folder: Path, part: str, missing: Iterable[str]) -> None:
 
 
 def known_categories(folder: str | Path) -> tuple[str, ...]:
-    """The object categories in a small prior's categories.json; empty if there is no such file."""
+    """Return the object categories in a small prior's categories.json, or () if the file does not exist."""
     path = Path(folder) / CATEGORIES_FILE
     return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()
