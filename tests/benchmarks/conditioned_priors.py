@@ -4,8 +4,9 @@
 
 All priors have random weights and the sizes of Stable Diffusion 2.1-base (64² latents) or MVDream (4 views of
 32²). A step is `Guidance.forward` with the VAE and the gradient on the images, without rendering. Times are
-medians in ms. GB is the peak of allocated memory, weights and CUDA graphs included. `tokens` is the number of
-tokens in the first level's self-attention, for all texts: 4 views of 32² have as many as one view of 64².
+medians in ms. GB is the peak of the allocated memory, including weights and CUDA graphs. `tokens` is the
+number of tokens in the self-attention of the first level, summed over all texts. 4 views of 32² have as many
+tokens as one view of 64².
 """
 
 import argparse
@@ -45,7 +46,7 @@ def guidance_of(folder: Path, control_net: Path | None = None) -> Guidance:
 
 
 def step_time(guidance: Guidance | MixedGuidance, views: int, runs: int) -> float:
-    """The median time of a step in ms, after a warm-up that captures the CUDA graphs."""
+    """Return the median time of a step in ms. A warm-up first captures the CUDA graphs."""
     cameras, generator = orbit(views, (SIDE, SIDE)), torch.Generator().manual_seed(0)
     image = torch.rand(views, SIDE, SIDE, 3, device=DEVICE).mul(2).sub(1).requires_grad_()
     control = torch.rand(views, SIDE, SIDE, 3, device=DEVICE)

@@ -6,7 +6,7 @@
 The smooth surface is a ball with bumps, similar to the result of a run with grid 256. The noisy surface is
 the zero level set of a ball's field with noise at every vertex. It has thousands of separate components, like
 a surface optimized with a randomly initialised prior. The baked field is a material with the default
-encoding. Compilation by numba, which happens once per machine, is timed separately on a small ball.
+encoding. numba compiles its functions once per machine. This time is measured separately on a small ball.
 """
 
 import argparse
@@ -39,12 +39,12 @@ from render.texturing.bake import bake
 from render.texturing.uv import unwrap, uv_areas, uv_fault
 
 SIDE = 2.1
-# The face count of each kind at grid 256, and the exponent with which it grows with the grid resolution.
+# (count, exponent) of each kind: its face count at grid 256, which is proportional to resolution^exponent.
 SCALE = {"smooth": (4.05e5, 2), "noisy": (9.6e6, 3)}
 
 
 def surface(kind: str, faces: int) -> Mesh:
-    """A surface with about the given number of faces. kind: "smooth" or "noisy"."""
+    """Return a surface with about the given number of faces. kind: "smooth" or "noisy"."""
     at_256, power = SCALE[kind]
     grid = make_tet_grid(round(256 * (faces / at_256) ** (1 / power)), SIDE)
     x, y, z = grid.v_pos.unbind(-1)
@@ -60,7 +60,7 @@ def surface(kind: str, faces: int) -> Mesh:
 
 
 class Clock:
-    """Measures elapsed seconds by name."""
+    """Measure the elapsed seconds of named blocks of code."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -79,7 +79,7 @@ class Clock:
 
 
 def measure(mesh: Mesh, method: str, side: int, folder: Path) -> dict:
-    """Seconds of each part of an export of the mesh, and statistics of the result."""
+    """Return the seconds of each part of an export of the mesh, and statistics of the result."""
     device = mesh.v_pos.device
     rasteriser, clock = choose_rasteriser(device), Clock(device)
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
@@ -99,7 +99,7 @@ def measure(mesh: Mesh, method: str, side: int, folder: Path) -> dict:
     with clock.timing("GLB"):
         write_glb(folder / "mesh.glb", unwrapped, textures)
     total = sum(clock.seconds.values())
-    # Not part of an export: the UV check of a run that paints a user's mesh.
+    # The UV check is not part of an export. It belongs to runs that paint a user's mesh.
     with clock.timing("check of the uv"):
         fault = uv_fault(unwrapped, rasteriser)
     return {
@@ -113,7 +113,7 @@ def measure(mesh: Mesh, method: str, side: int, folder: Path) -> dict:
 
 
 def table(records: dict[str, dict]) -> str:
-    """A Markdown table with one row per part and one column per surface."""
+    """Return a Markdown table with one row per part and one column per surface."""
     heads = [f"{kind}, {record['faces']} faces" for kind, record in records.items()]
     lines = ["| seconds | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
 

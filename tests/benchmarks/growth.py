@@ -40,7 +40,7 @@ GRID, BATCH, FACES = 128, 4, 130_000
 
 
 def variants(options: argparse.Namespace) -> list[dict]:
-    """Axis, value, config file, batch size and arguments of each measurement, sorted by batch size."""
+    """Return axis, value, config file, batch size and arguments of each measurement, sorted by batch size."""
     found = []
 
     def add(axis: str, value: int, config: str, batch: int, *words: str, faces: int = FACES) -> None:
@@ -88,7 +88,7 @@ def benchmark(options: argparse.Namespace, model: str, folder: Path) -> list[dic
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table of the milliseconds and gigabytes of a step in each phase."""
+    """Return a Markdown table of the milliseconds and gigabytes of a step in each phase."""
     lines = ["| | faces | first phase | GB | second phase | GB |", "| --- " * 6 + "|"]
     for axis in dict.fromkeys(row["axis"] for row in rows):
         for row in sorted((row for row in rows if row["axis"] == axis), key=lambda row: row["value"]):

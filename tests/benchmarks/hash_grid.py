@@ -2,10 +2,11 @@
 
     python3 tests/benchmarks/hash_grid.py [--json FILE] [--steps 20]
 
-The point sets are the vertices of the tetrahedral grids 128 and 256, the vertices of grid 256 next to a
-sphere's surface (the only ones that receive a gradient), and random points, as many as four images of 512²
-pixels show on the object. The second table contains the remaining operations of the mesh extraction. Times
-are medians after a warm-up, measured between two CUDA events.
+There are four point sets: the vertices of the tetrahedral grid 128, those of grid 256, the vertices of grid
+256 near the surface of a sphere, and random points. Only vertices near the surface receive a gradient in a
+run. The number of random points is about the number of covered pixels in four images of 512² pixels. The
+second table contains the other operations of the mesh extraction. Times are medians after a warm-up, measured
+between two CUDA events.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def milliseconds(act: Callable[[], object], steps: int) -> float:
 
 
 def point_sets() -> dict[str, torch.Tensor]:
-    """The point sets by name: points in [0, 1]³ on the GPU."""
+    """Return a dict from name to point set. The points lie in [0, 1]³ and on the GPU."""
     found = {}
     for name in (128, 256):
         vertices = make_tet_grid(name, 1.0).v_pos
@@ -58,7 +59,7 @@ def point_sets() -> dict[str, torch.Tensor]:
 
 
 def in_cell_order(points: torch.Tensor, cells: int = 64) -> torch.Tensor:
-    """The points sorted along a Morton curve through cells³ cells."""
+    """Return the points sorted along a Morton curve through cells³ cells."""
     cell = (points * cells).long().clamp(max=cells - 1)
     number = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     for bit in range(cells.bit_length() - 1):
@@ -92,7 +93,7 @@ def operations(points: torch.Tensor, grid: HashGrid) -> dict[str, Callable[[], o
 
 
 def surface(grid: int) -> DMTet:
-    """A field with the default config whose surface is close to a sphere."""
+    """Return a field with the default config. Its surface is close to a sphere."""
     dmtet = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0)).cuda()
     dmtet.limit_to_band(dmtet.v_pos.norm(dim=-1) - 0.7, 0.5)
     return dmtet

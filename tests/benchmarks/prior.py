@@ -3,8 +3,8 @@
     python3 tests/benchmarks/prior.py [--json FILE] [--model SD_MODEL] [--tiles]
 
 Without --model, the prior has random weights and the architecture of Stable Diffusion 2.1-base. Times in ms
-are medians over runs with a synchronisation before and after each. GB is the peak memory above the memory
-that was allocated before.
+are medians over runs. The GPU is synchronised before and after each run. GB is the peak memory minus the
+memory that was allocated before the run.
 """
 
 import argparse
@@ -37,7 +37,7 @@ NORMS = [(6, 128, 512, 512), (6, 256, 256, 256), (6, 512, 64, 64), (12, 320, 64,
 
 
 class Bench:
-    """Collects rows of (operation, variant, milliseconds, GB)."""
+    """Collect rows of (operation, variant, milliseconds, GB)."""
 
     def __init__(self, device: torch.device, runs: int):
         self.device, self.runs = device, runs
@@ -70,7 +70,7 @@ class Bench:
         sys.stdout.flush()
 
     def measure_both(self, what: str, way: str, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        """Measure the forward pass, and the forward pass with the gradient with respect to x."""
+        """Measure the forward pass alone, and the forward pass with the gradient with respect to x."""
 
         def forward() -> None:
             with torch.no_grad():
@@ -88,7 +88,7 @@ class Bench:
 def variants(
     module: nn.Module, speed_up: Callable, kernels: Kernels
 ) -> Iterator[tuple[str, nn.Module, object]]:
-    """Variants (name, module, memory format): the module as loaded, then with one more optimization each."""
+    """Yield variants (name, module, memory format). Each has one more optimization than the previous one."""
     yield "diffusers", module, torch.contiguous_format
     module.to(memory_format=torch.channels_last)
     yield "+ channels last", module, torch.channels_last

@@ -2,15 +2,16 @@
 
     python3 tests/benchmarks/raster.py [--faces 20000 130000 400000 700000] [--grids 128 256] [--json FILE]
 
-Times are medians over whole steps with a synchronisation around each part. Each step has new faces, so no
-data of the mesh is cached. The last column is the time of a whole step without synchronisation between the
-parts. The scene is a sphere. Normals and positions (6 channels) are interpolated; normal and mask (4
-channels) are antialiased.
+Times are medians over whole steps. The GPU is synchronised before and after each part. Each step uses a new
+tensor of faces, so no data of the mesh is cached. The last column is the time of a whole step without
+synchronisation between the parts. The scene is a sphere. Normals and positions (6 channels) are interpolated.
+Normals and mask (4 channels) are antialiased.
 
-The silhouette gradient is that of Σ mask · weight with smooth random weights, with respect to image-space
-shift and scale of ellipsoids from marching tetrahedra. The reference is a central difference of a
-supersampled mask. The share is the projection of the gradient on the reference, divided by the norm of the
-reference. The error is the norm of the difference, divided by the norm of the reference.
+The silhouette gradient is the gradient of Σ mask · weight with smooth random weights. The variables are the
+shift and the scale of an ellipsoid in the image. The ellipsoid comes from marching tetrahedra. The reference
+is a central difference of a supersampled mask. The share is the projection of the gradient on the reference,
+divided by the norm of the reference. The error is the norm of the difference, divided by the norm of the
+reference.
 """
 
 import argparse
@@ -43,7 +44,7 @@ PARTS = ("rasterize", "interpolate", "antialias", "antialias back", "interpolate
 
 
 def build(name: str, device: torch.device) -> Rasteriser:
-    """The rasteriser. Raises ValueError if it cannot run on this machine."""
+    """Return the rasteriser. Raise ValueError if it cannot run on this machine."""
     if name == "nvdiffrast, edge rule":
         choose_rasteriser(device, "nvdiffrast")
         from render.raster.nvdiffrast_backend import NvdiffrastRasteriser
@@ -59,7 +60,7 @@ def now(device: torch.device) -> float:
 
 
 def step(rasteriser: Rasteriser, mesh: Mesh, clip: torch.Tensor, size: int, watched: bool) -> list[float]:
-    """Run one step and return the seconds of its parts, or of the whole step."""
+    """Run one step. Return the seconds of each part if `watched`, otherwise those of the whole step."""
     device = clip.device
     clip = clip.detach().requires_grad_()
     values = torch.cat([mesh.v_pos, mesh.v_nrm], -1).detach().requires_grad_()
@@ -87,7 +88,7 @@ def step(rasteriser: Rasteriser, mesh: Mesh, clip: torch.Tensor, size: int, watc
 
 
 def measure(rasteriser: Rasteriser, mesh: Mesh, batch: int, size: int, steps: int) -> dict[str, float]:
-    """Milliseconds of each part and of the whole step."""
+    """Return the milliseconds of each part and of the whole step."""
     clip = transform_points(orbit(batch, (size, size)).to(mesh.v_pos.device).world_to_clip, mesh.v_pos)
     for _ in range(WARM_UP):
         step(rasteriser, mesh, clip, size, watched=True)
@@ -100,7 +101,7 @@ def measure(rasteriser: Rasteriser, mesh: Mesh, batch: int, size: int, steps: in
 
 
 def marched(grid: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vertices and faces of an ellipsoid, extracted by marching tetrahedra on the given grid."""
+    """Return vertices and faces of an ellipsoid, extracted by marching tetrahedra on the given grid."""
     tets = make_tet_grid(grid, 2.1)
     level = (tets.v_pos / torch.tensor([0.75, 0.55, 0.65])).norm(dim=-1) - 1
     vertices, faces = marching_tetrahedra(tets.v_pos, level, tets.tets, tets.edges, tets.tet_edges)
@@ -108,7 +109,7 @@ def marched(grid: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor
 
 
 def moved(clip: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    """The positions shifted by the first two values (in half image widths) and scaled by the third."""
+    """Scale the positions by the third parameter, then shift them by the first two (in half image widths)."""
     xy = clip[..., :2] * parameters[2] + parameters[:2] * clip[..., 3:]
     return torch.cat([xy, clip[..., 2:]], -1)
 
@@ -116,7 +117,7 @@ def moved(clip: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
 def weighted_areas(
     rasteriser: Rasteriser, clip: torch.Tensor, faces: torch.Tensor, weights: torch.Tensor, factor: int
 ) -> torch.Tensor:
-    """Σ mask · weight [N] of a mask with factor² samples per pixel; weights [N,B,S,S]."""
+    """Compute Σ mask · weight [N] for a mask with factor² samples per pixel. weights [N,B,S,S]."""
     size = weights.shape[-1]
     areas = torch.zeros(len(weights), dtype=torch.float64, device=clip.device)
     for view in range(len(clip)):
@@ -129,7 +130,7 @@ def weighted_areas(
 def outline_truth(
     rasteriser: Rasteriser, clip: torch.Tensor, faces: torch.Tensor, weights: torch.Tensor, factor: int
 ) -> torch.Tensor:
-    """d Σ mask · weight / d (shift, scale) [N,3] by central differences with a step of one pixel."""
+    """Compute d Σ mask · weight / d (shift, scale) [N,3] by central differences with a step of one pixel."""
     columns, change = [], 2 / weights.shape[-1]
     start = torch.tensor([0.0, 0.0, 1.0], device=clip.device)
     for index in range(3):
@@ -145,7 +146,7 @@ def outline_truth(
 def outline_gradient(
     rasteriser: Rasteriser, clip: torch.Tensor, faces: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """d Σ mask · weight / d (shift, scale) [N,3] by backpropagation through the rasteriser's antialiasing."""
+    """Compute d Σ mask · weight / d (shift, scale) [N,3] by backpropagation through the antialiasing."""
     parameters = torch.tensor([0.0, 0.0, 1.0], device=clip.device, requires_grad=True)
     place = moved(clip, parameters)
     rast = rasteriser.rasterize(place, faces, tuple(weights.shape[-2:]))
@@ -158,7 +159,7 @@ def outline_gradient(
 
 
 def smooth_weights(count: int, batch: int, size: int, device: torch.device) -> torch.Tensor:
-    """Smooth random weights [count,batch,size,size] with about ten periods across the image."""
+    """Return smooth random weights [count,batch,size,size] with about ten periods across the image."""
     noise = torch.randn(count, batch, 10, 10, generator=torch.Generator().manual_seed(1))
     weights = torch.nn.functional.interpolate(noise, size=(size, size), mode="bicubic", align_corners=True)
     return weights.to(device)
@@ -172,7 +173,7 @@ def outline_shares(
     factor: int = 8,
     batch: int = 4,
 ) -> dict:
-    """Share of the reference gradient and relative error of each rasteriser."""
+    """Return the share of the reference gradient and the relative error of each rasteriser."""
     vertices, faces = marched(grid, device)
     clip = transform_points(orbit(batch, (size, size)).to(device).world_to_clip, vertices)
     weights = smooth_weights(8, batch, size, device)
@@ -187,7 +188,7 @@ def outline_shares(
 
 
 def table(record: dict) -> str:
-    """The measurements as Markdown tables."""
+    """Return the measurements as Markdown tables."""
     lines = ["| ms | faces | " + " | ".join((*PARTS, "whole")) + " |", "| --- " * (len(PARTS) + 3) + "|"]
     for row in record["times"]:
         cells = [f"{row['ms'][part]:.2f}" for part in (*PARTS, "whole")]

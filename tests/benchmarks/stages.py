@@ -5,11 +5,12 @@
 
 --model full-size creates random weights with the architecture of Stable Diffusion 2.1-base and needs a GPU.
 Any other value is an sd_model. Other options are config keys (--dmtet_grid 256 --batch 4). The total is the
-median over whole steps. The stages are timed in separate steps with a synchronisation before and after each
-stage, and the time of a nested stage is not counted in the outer one. Their sum therefore exceeds the total
-slightly. The start shape is first fitted in --fit steps and then kept fixed by a learning rate of 0, so the
-measured surface is smooth. With --torn the surface is optimized. The gradients of random weights make it
-irregular, with about ten times as many faces. Appearance is optimized on a sphere of --faces triangles.
+median over whole steps. The stages are timed in separate steps. The GPU is synchronised before and after each
+stage, so the sum of the stages is slightly larger than the total. The time of a nested stage is not counted
+in the outer stage. The start shape is first fitted in --fit steps and then kept fixed by a learning rate of
+0, so the measured surface is smooth. With --torn the surface is optimized. The gradients of random weights
+make it irregular and give it about ten times as many faces. Appearance is optimized on a sphere of --faces
+triangles.
 """
 
 import argparse
@@ -57,7 +58,7 @@ WARM_UP = 4
 
 
 class Stopwatch:
-    """Measures the seconds of each stage, excluding nested stages."""
+    """Measure the seconds of each stage, excluding nested stages."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -85,7 +86,7 @@ class Stopwatch:
 
     @contextmanager
     def watching(self, places: list[tuple[str, object, str]]) -> Iterator[None]:
-        """Time every function given as (stage, owner, attribute name) within the block."""
+        """Time every given function within the `with` block. places: (stage, owner, attribute name)."""
         before = [(owner, name, getattr(owner, name)) for _, owner, name in places]
         for stage, owner, name in places:
             setattr(owner, name, self.wrap(stage, getattr(owner, name)))
@@ -120,7 +121,7 @@ def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[s
 
 
 def sphere(faces: int) -> Mesh:
-    """A sphere with about the given number of triangles, open poles and latitude-longitude UVs."""
+    """Return a sphere with about the given number of triangles, open poles and latitude-longitude UVs."""
     columns = max(round(faces**0.5), 8)
     rows = max(round(faces / (2 * columns)), 4)
     u, v = torch.meshgrid(torch.linspace(0, 1, columns + 1), torch.linspace(0, 1, rows + 1), indexing="xy")
@@ -158,7 +159,7 @@ class SteppedRun:
         self.state = TrainState(self.state.step, schedule, self.optimizer, prefetcher)
 
     def step(self) -> None:
-        """Run one step. As in a run, only reading the loss synchronises with the GPU."""
+        """Run one step. As in a real run, the host waits for the GPU only to read the loss."""
         self.state.step += 1
         if self.state.phase.fit:
             training_loop.fit_step(self.state, self.config, self.task, SINGLE_PROCESS)
@@ -167,14 +168,14 @@ class SteppedRun:
             training_loop.train_step(self.state, self.config, self.task, self.guidance, SINGLE_PROCESS)
 
     def hold(self) -> None:
-        """Set the learning rates to 0: the optimizer still runs, but the parameters stay constant."""
+        """Set the learning rates to 0. The optimizer still runs, but the parameters stay constant."""
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
 
     def median(self, act: Callable[[], object], steps: int) -> float:
-        """Median milliseconds between the ends of consecutive calls of `act`, after a warm-up.
+        """Return the median milliseconds between the ends of consecutive calls of `act`, after a warm-up.
 
-        There is no synchronisation between calls, as in a run: the host prepares a call while the GPU
+        As in a real run, there is no synchronisation between calls. The host prepares a call while the GPU
         executes the previous one.
         """
         ends = []
@@ -184,12 +185,12 @@ class SteppedRun:
         return 1e3 * statistics.median(after - before for before, after in pairwise(ends[WARM_UP:]))
 
     def total(self, steps: int) -> dict:
-        """Milliseconds of a whole step of the phase, and the GPU memory in GB that torch reserved for it.
+        """Return the milliseconds of a whole step of the phase, and the GPU memory in GB that torch reserved.
 
-        The memory includes that of CUDA graphs and of the data that is prefetched for the next step.
+        The memory includes CUDA graphs and the data that is prefetched for the next step.
         """
         if self.device.type == "cuda":
-            # Objects of earlier measurements may be kept alive by reference cycles.
+            # Reference cycles can keep objects of earlier measurements in memory.
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -198,7 +199,7 @@ class SteppedRun:
         return {"total_ms": total, "peak_gb": memory}
 
     def measure(self, steps: int) -> dict:
-        """Total time, memory, time of each stage, and lower bound of the current phase."""
+        """Return total time, memory, time of each stage and lower bound of the current phase."""
         total = self.total(steps)
         watch = Stopwatch(self.device)
         with watch.watching(stages(self.task.scene.rasteriser, self.optimizer)):
@@ -208,9 +209,10 @@ class SteppedRun:
         return {**total, "stages_ms": found, "floor_ms": self.floor(steps)}
 
     def floor(self, steps: int) -> float:
-        """Milliseconds of the prior alone on the same batch.
+        """Return the milliseconds of the prior alone on the same batch.
 
-        The denoiser runs forward. The VAE encoder runs forward and backward if the phase uses it.
+        The forward pass of the denoiser is timed. If the phase uses the VAE encoder, its forward and backward
+        passes are also timed.
         """
         phase = self.state.phase
         prior, batch = self.guidance.prior, self.config.run.batch
@@ -225,7 +227,7 @@ class SteppedRun:
             if phase.latents_from == "vae":
                 image.grad = None
                 prior.encode(image, noise).sum().backward()
-            # item() synchronises with the GPU, as reading the loss does in a step.
+            # item() waits for the GPU. A step also waits when it reads the loss.
             prior.predict_noise(noisy, timesteps, text)[0, 0, 0, 0].item()
 
         return self.median(alone, steps)
@@ -255,7 +257,7 @@ def phases_of(run: SteppedRun, fit: int, torn: bool, measure: Callable[[SteppedR
 
 
 def table(record: dict) -> str:
-    """A Markdown table with one row per stage and one column per phase."""
+    """Return a Markdown table with one row per stage and one column per phase."""
     phases = {name: values for name, values in record["phases"].items() if "stages_ms" in values}
     names = list(dict.fromkeys(stage for values in phases.values() for stage in values["stages_ms"]))
     lines = ["| ms a step | " + " | ".join(phases) + " |", "| --- |" + " --- |" * len(phases)]

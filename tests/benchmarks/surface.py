@@ -3,8 +3,8 @@
     python3 tests/benchmarks/surface.py [--faces 20000 190000 700000] [--batch 4] [--size 512] [--steps 50]
 
 The scene is a sphere that fills most of each image. Times are medians in milliseconds after a warm-up.
-"device" is the time between two CUDA events on an otherwise empty queue, including launch latency. "host" is
-the time until the calls return, measured while the GPU is busy, so that the host does not wait for it.
+"device" is the time between two CUDA events on an otherwise empty queue. It includes launch latency. "host"
+is the time until the calls return. It is measured while the GPU is busy with other work.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from render.mesh import Mesh
 from render.raster.select import choose_rasteriser
 
 WARM_UP = 3
-# GPU clock cycles, about 10 ms. This is longer than any of the measured calls.
+# Number of GPU clock cycles in about 10 ms. This is longer than any of the measured calls.
 BUSY = 20_000_000
 
 
@@ -46,7 +46,7 @@ def host_milliseconds(act: Callable[[], object], steps: int) -> float:
 
 
 def forward_and_both(function: Callable, leaves: tuple[torch.Tensor, ...]) -> tuple[Callable, Callable]:
-    """Two callables: the forward pass, and the forward pass with the gradient of its last result."""
+    """Return two callables: the forward pass, and the forward pass together with its gradient."""
     found = function()
     grad_output = torch.randn_like(found)
 

@@ -10,7 +10,7 @@ from render.texturing.projection import face_neighbours, folded_edges
 
 
 def pieces(mesh) -> int:
-    """The number of components that are connected by shared vertices."""
+    """Return the number of connected components. Faces are connected by shared vertices."""
     label = np.arange(len(mesh.v_pos))
     faces = mesh.faces.numpy()
     while True:
@@ -27,7 +27,7 @@ def test_surfaces_have_the_requested_face_count(kind, torn):
     mesh = surface(kind, 30_000)
     assert 0.6 < len(mesh.faces) / 30_000 < 1.3
     faces = mesh.faces.numpy()
-    assert (face_neighbours(faces, len(mesh.v_pos)) >= 0).all()  # closed
+    assert (face_neighbours(faces, len(mesh.v_pos)) >= 0).all()  # The surface is closed.
     folds = folded_edges(mesh.v_pos.numpy(), faces) / (1.5 * len(faces))
     assert folds > 0.1 if torn else folds < 0.01
     assert (pieces(mesh) > 50) == torn

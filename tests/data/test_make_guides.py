@@ -51,7 +51,7 @@ def test_shipped_file_equals_the_script_output(name):
 def test_guide_is_one_closed_component_that_fits_the_scene(name):
     mesh = opened(name)
     assert mesh.is_watertight and mesh.is_winding_consistent and mesh.body_count == 1
-    assert mesh.volume > 0  # faces are counter-clockwise from outside
+    assert mesh.volume > 0  # Faces are counter-clockwise, seen from outside.
     assert 5000 <= len(mesh.faces) <= 10_000 and (FOLDER / name).stat().st_size < 400_000
     config = parse_config(
         {
@@ -99,7 +99,7 @@ def test_person_is_one_closed_component_of_moderate_size(shipped):
     assert shipped.is_watertight and shipped.is_winding_consistent and shipped.body_count == 1
     assert (np.bincount(shipped.edges_unique_inverse) == 2).all() and shipped.euler_number == 2
     assert 5000 <= len(shipped.faces) <= 10_000 and PERSON.stat().st_size < 600_000
-    # A person of 1.8 m has 60 to 110 litres.
+    # A person of height 1.8 m has a volume of 60 to 110 litres.
     assert 0.06 < shipped.volume < 0.11
 
 
@@ -109,7 +109,7 @@ def test_person_is_upright_and_faces_plus_z(shipped):
     assert 0.8 < np.ptp(points[:, 0]) < 1.4 and np.ptp(points[:, 2]) < 0.4
     feet = points[points[:, 1] < -0.82]
     assert feet[:, 2].max() > 0.15 and feet[:, 2].min() > -0.12
-    # There is space between the arms and the waist, and between the legs.
+    # There is empty space between each arm and the waist, and between the legs.
     air = [(0.33, 0.1, 0.0), (-0.33, 0.1, 0.0), (0.0, -0.4, 0.0)]
     solid = [(0.0, 0.3, 0.0), (0.0, 0.75, 0.0), (0.185, -0.4, 0.0), (-0.185, -0.4, 0.0), (0.41, 0.14, 0.0)]
     winding = igl.fast_winding_number(points, shipped.faces, np.array(air + solid))

@@ -1,4 +1,4 @@
-"""The studio map: equal to the script's output, with its boxes in the right directions."""
+"""The studio map: it equals the script's output, and its boxes are in the correct directions."""
 
 import torch
 
@@ -9,7 +9,7 @@ from render.shade.cubemap import latlong_directions
 
 def test_shipped_file_equals_the_script_output():
     made, kept = studio(), read_latlong(STUDIO)
-    # RGBE stores the largest channel of a pixel to 1 part in 256, and the others with the same step.
+    # RGBE stores all channels of a pixel with one step, which is 1/256 to 1/128 of the largest channel.
     assert ((made - kept).abs() <= made.amax(-1, keepdim=True) / 128).all()
     assert kept.min() > 0
 

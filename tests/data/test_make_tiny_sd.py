@@ -86,11 +86,12 @@ def test_bytes_have_256_printable_symbols():
     symbols = byte_symbols()
     assert len(set(symbols)) == 256
     assert all(symbol.isprintable() and not symbol.isspace() for symbol in symbols)
-    assert {"a", "~", "Ġ", "Ĥ", "Ń"} <= set(symbols)  # "Ġ" is the space in GPT-2's table
+    assert {"a", "~", "Ġ", "Ĥ", "Ń"} <= set(symbols)  # In GPT-2's table "Ġ" represents the space.
 
 
 def test_merges_follow_frequency():
-    # Pairs: (x, a) three times, (a, b</w>) twice, (a, y</w>) once. Then whole words by frequency.
+    # The pair (x, a) occurs three times, (a, b</w>) twice and (a, y</w>) once. After (x, a) is merged, xab is
+    # more frequent than xay.
     assert learn_merges(["xab xab xay"]) == [("x", "a"), ("xa", "b</w>"), ("xa", "y</w>")]
 
 
@@ -120,7 +121,7 @@ def test_drawn_captions_match_labels_and_shares():
     with_view = [(text, v) for text, _, v, _ in described if text.endswith(" view")]
     assert len(with_view) / len(described) == pytest.approx(VIEW_SHARE, abs=0.015)
     assert all(text.endswith((", front view", ", side view", ", back view")[v]) for text, v in with_view)
-    # The words of the view's own material appear, and those of no other.
+    # The caption contains words of the view's own material and of no other material.
     for text, _, _, m in described:
         words = set(text.replace(",", "").split())
         named = {
@@ -152,7 +153,7 @@ def test_views_have_all_materials_except_held_out_ones():
 
 
 def test_noise_schedule_equals_stable_diffusion():
-    # abar of SD 1.x and 2.x: first and last value as published with the models.
+    # The expected values are the first and last abar that were published with SD 1.x and 2.x.
     abar = build_scheduler().alphas_cumprod
     assert len(abar) == SCHEDULE["num_train_timesteps"] == 1000
     assert abar[0].item() == pytest.approx(1 - 0.00085, abs=1e-6)
@@ -165,8 +166,8 @@ def test_denoiser_has_the_stated_size():
 
 
 def test_sampling_recovers_a_single_image():
-    # For data concentrated at mu, the noise in x_t is (x_t − sqrt(abar) mu) / sqrt(1 − abar). DDIM steps keep
-    # that noise, so the last image is mu with the noise of SD's first step, sqrt(0.00085).
+    # If all data equals mu, the noise in x_t is (x_t − sqrt(abar) mu) / sqrt(1 − abar). DDIM steps do not
+    # change this noise, so the last image is mu plus the noise of SD's first step, which is sqrt(0.00085).
     abar = build_scheduler().alphas_cumprod
     mu = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 
@@ -230,7 +231,7 @@ def test_progress_and_learning_rate():
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """The output and work folders of the command at toy size."""
+    """Run the command at toy size. Return the folder of its outputs, and its arguments."""
     root = tmp_path_factory.mktemp("toy")
     arguments = ["--toy", "--device", "cpu", "--categories", "mug", "chair", "--keep-data"]
     arguments += ["--out", str(root / "tiny-sd"), "--work", str(root / "work"), "--minutes", "30"]
@@ -273,10 +274,11 @@ def test_rendered_views_match_the_phases(toy):
     lengths = coarse[:, :3].norm(dim=1)
     assert (lengths[inside] - 1).abs().median() < 0.02
     assert lengths[outside].max() == 0
-    # A pixel next to the outline may hold less than half a step of mask and still a step of sRGB.
+    # Pixels next to the outline are excluded. There the 8-bit mask can round to 0 while the sRGB colour does
+    # not.
     away = torch.nn.functional.max_pool2d(views.mask.float(), 3, 1, 1)[:, 0] == 0
     assert away.float().mean() > 0.3 and (shaded.permute(0, 2, 3, 1)[away] == -1).all()
-    # Objects are whole: nothing touches the border.
+    # No object touches the border of the image, so objects are complete.
     assert views.mask[:, :, 0].max() == views.mask[:, :, :, -1].max() == 0
 
 
@@ -346,7 +348,7 @@ def test_groups_of_views_have_one_row_block_one_rotation_and_no_mixed_domains():
     assert torch.equal(turned, turned[:, :1].expand(3, 4, 3)) and not torch.equal(turned[0], turned[1])
     assert x0[12:, 0, 0, 0].tolist() == [1.0] * 4 + [3.0] * 4
     rows = draw_rows(latents, 4000, torch.Generator().manual_seed(0), front_share=0.8)
-    # A fifth of the views is drawn from all 16, of which 8 are front views.
+    # A fifth of the views is drawn from all 16 views. 8 of them are front views.
     assert (latents.view[rows] == 0).float().mean().item() == pytest.approx(0.8 + 0.2 * 0.5, abs=0.02)
 
 
@@ -366,7 +368,7 @@ def test_an_untrained_denoiser_of_four_views_takes_cameras_without_effect():
 
 @pytest.fixture(scope="module")
 def four_views(toy):
-    """A prior of four views, initialised from the toy prior."""
+    """Train a prior of four views, initialised from the toy prior. Return its folder."""
     root, arguments = toy
     options = ["--views-together", "4", "--init", str(root / "tiny-sd"), "--categories", "mug"]
     options += ["--out", str(root / "views"), "--work", str(root / "views_work")]
@@ -415,7 +417,7 @@ def test_a_depth_control_net_is_trained_and_used(toy, capsys):
     found = prior.predict_noise(noisy, torch.tensor([300]), text, conditions)
     assert not torch.equal(found, plain) and torch.allclose(found, plain, atol=0.2)
     assert "with the ControlNet" in (root / "depth/README.md").read_text()
-    # The rendered depth lies inside the object and reaches white at its nearest point.
+    # The rendered depth is almost white at the nearest point of each object.
     views = load_views(root / "depth_work", torch.device("cpu"))
     assert views.depth.shape == (4, 1, 32, 32) and views.depth.amax((1, 2, 3)).min() > 150
     outside = torch.nn.functional.max_pool2d(views.mask.float(), 3, 1, 1) == 0

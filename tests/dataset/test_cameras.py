@@ -48,14 +48,14 @@ def test_elevation_lifts_the_camera_and_nearer_is_smaller_depth():
 def test_jitter_moves_the_object_in_the_image_plane():
     plain, shifted = one_camera(), one_camera(shift=(0.3, 0.2))
     moved = to_clip(shifted, [0.0, 0.0, 0.0]) - to_clip(plain, [0.0, 0.0, 0.0])
-    assert moved[0] > 0 and moved[1] < 0  # right and up
+    assert moved[0] > 0 and moved[1] < 0  # The object moves right and up.
 
 
 @pytest.mark.parametrize("azimuth", [0.0, 40.0, 90.0, 200.0, -75.0])
 def test_view_matches_the_product_of_rotations(azimuth):
     camera = one_camera(azimuth=azimuth, elevation=20.0)
     a, e = math.radians(azimuth), math.radians(20.0)
-    # The origin's distance stays 3 and the camera centre is R^T (0, 0, 3).
+    # The distance to the origin is 3, and the camera centre is R^T (0, 0, 3).
     expected = torch.tensor([-math.sin(a) * math.cos(e), math.sin(e), math.cos(a) * math.cos(e)]) * 3
     assert torch.allclose(camera.position[0], expected, atol=1e-5)
 
@@ -135,15 +135,18 @@ def test_spin_is_a_rotation_and_absent_in_the_fine_phase():
     spun = sample_cameras(config, 50, (8, 8), step_generator(0, 0, 0), rotate_normals=True).normal_rotation
     assert torch.allclose(spun @ spun.transpose(1, 2), torch.eye(3).expand(50, 3, 3), atol=1e-5)
     assert torch.allclose(torch.linalg.det(spun), torch.ones(50), atol=1e-5)
-    # R_x · R_y leaves one entry at zero; all the others vary.
+    # One entry of R_x · R_y is always zero. All other entries vary.
     assert (spun.std(0) > 0.1).sum() == 8 and (spun[:, 0, 1] == 0).all()
     still = sample_cameras(config, 5, (8, 8), step_generator(0, 0, 0)).normal_rotation
     assert torch.equal(still, torch.eye(3).repeat(5, 1, 1))
 
 
 def test_spin_turns_about_y_first_and_then_about_x():
-    """Closed form: n' = R_x(b) R_y(a) n. With n = +y, n' = (0, cos b, sin b). With n = +x,
-    n' = (cos a, sin a sin b, −sin a cos b). The variance of a cosine is 1/2, that of a product 1/4."""
+    """The closed form is n' = R_x(b) R_y(a) n.
+
+    n = +y gives n' = (0, cos b, sin b). n = +x gives n' = (cos a, sin a sin b, −sin a cos b). The variance of
+    a sine or cosine is 1/2. The variance of a product of two is 1/4.
+    """
     rotation = normal_rotations(torch.rand(2, 40_000, generator=step_generator(0, 0, 0)))
     up, right = rotation[:, :, 1], rotation[:, :, 0]
     assert torch.allclose(up.std(0), torch.tensor([0.0, 0.5**0.5, 0.5**0.5]), atol=0.01)

@@ -26,7 +26,7 @@ def small_dmtet(**changes) -> DMTet:
 
 
 def with_field(dmtet: DMTet, sdf: torch.Tensor, offset: torch.Tensor | None = None) -> DMTet:
-    """The same grid with a given field instead of the network's."""
+    """Replace the field of the network by the given field. Return the same object."""
     offset = torch.zeros_like(dmtet.v_pos) if offset is None else offset
     dmtet.network.forward = lambda points, rows: (sdf, offset) if rows is None else (sdf[rows], offset[rows])
     dmtet.network.distances = lambda points: sdf
@@ -62,7 +62,7 @@ def test_fit_converges_to_the_start_shape(fitted):
 def test_fitted_mesh_is_the_closed_outward_ellipsoid(fitted):
     mesh = fitted[0].mesh()
     assert is_closed(mesh.faces)
-    # Volume of the ellipsoid, 4/3 π a b c.
+    # The volume of the ellipsoid is 4/3 π a b c.
     assert signed_volume(mesh.v_pos.detach(), mesh.faces) == pytest.approx(
         4.18879 * 0.5 * 0.7 * 0.6, rel=0.05
     )
@@ -105,7 +105,7 @@ def test_surface_and_gradient_equal_a_full_evaluation(band):
         results.append((mesh, [parameter.grad for parameter in surface.parameters()]))
     (mesh, grads), (expected, expected_grads) = results
     assert torch.equal(mesh.faces, expected.faces) and len(mesh.faces) > 500
-    # Includes caps at the boundary of the grid.
+    # The surface crosses the boundary of the grid and is closed there.
     assert ((surface.field()[0] < 0) & surface.on_wall).sum() > 50
     assert torch.allclose(mesh.v_pos, expected.v_pos, atol=1e-6)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
@@ -145,7 +145,7 @@ def test_equal_seeds_give_equal_weights_and_the_grid_is_not_saved():
 
 def test_state_survives_a_round_trip(fitted):
     copy = small_dmtet()
-    copy.field()  # the precomputed encoding must use the loaded weights
+    copy.field()  # Precompute the encoding. It must use the weights that are loaded next.
     copy.load_state_dict(fitted[0].state_dict())
     assert torch.equal(copy.mesh().v_pos, fitted[0].mesh().v_pos)
 
@@ -163,7 +163,7 @@ def test_network_on_precomputed_points_equals_plain_points():
     assert network(points)[0].shape == (100,) and network(points)[1].shape == (100, 3)
     weights = [layer.weight for layer in network.mlp if isinstance(layer, torch.nn.Linear)]
     assert [tuple(weight.shape) for weight in weights] == [(32, 6), (32, 32), (4, 32)]
-    # Kaiming-uniform for ReLU has the bound sqrt(6 / fan_in).
+    # The bound of Kaiming-uniform weights for ReLU is sqrt(6 / fan_in).
     assert weights[1].detach().abs().max().item() == pytest.approx((6 / 32) ** 0.5, rel=0.02)
 
 
@@ -178,7 +178,7 @@ def test_config_ranges():
 def test_cuda_mesh_equals_cpu(fitted):
     expected = fitted[0].mesh()
     cuda = small_dmtet()
-    cuda.field()  # the precomputed encoding must move to CUDA
+    cuda.field()  # Precompute the encoding. It must be moved to CUDA with the model.
     cuda = cuda.cuda()
     cuda.load_state_dict(fitted[0].state_dict())
     mesh = cuda.mesh()
@@ -196,7 +196,7 @@ def test_surface_stays_within_the_band(band):
             parameter.mul_(30)
     mesh = surface.mesh()
     away = (mesh.v_pos.norm(dim=-1) - 0.6).abs()
-    # Grid edges cut the sphere by about a fifth of a cell, squared, over its diameter.
+    # A grid edge deviates from the sphere by about (a fifth of a cell)² / diameter.
     assert 0.3 * band < away.max() < band + 0.02
     mesh.v_pos.square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in surface.network.parameters())

@@ -1,4 +1,4 @@
-"""Large steps: the linear system, its two solvers, the optimizer, and the surface of a mesh's vertices."""
+"""Large steps: the linear system, its two solvers, the optimizer, and the surface with movable vertices."""
 
 import pytest
 import torch
@@ -18,14 +18,14 @@ from geometry.vertex_surface import VertexSurface
 
 @pytest.fixture(scope="module")
 def ball():
-    """A sphere with noise: positions (float64) and faces."""
+    """Return a sphere with noise: positions (float64) and faces."""
     v_pos, faces = _sphere(rings=8, segments=16)
     noise = 0.05 * torch.randn(v_pos.shape, generator=torch.Generator().manual_seed(0))
     return 0.6 * v_pos + noise.double(), faces
 
 
 def dense_matrix(faces, count, weight):
-    """I + λL by plain loops."""
+    """Compute I + λL with plain loops."""
     matrix = torch.eye(count, dtype=torch.float64)
     edges = {tuple(sorted((int(f[i]), int(f[i - 1])))) for f in faces for i in range(3)}
     for a, b in edges:
@@ -47,7 +47,7 @@ def test_system_matrix_equals_plain_loops(ball):
 
 
 def test_edges_of_open_and_touching_faces_count_once():
-    # Three faces share the edge (0, 1), vertex 5 has no face.
+    # Three faces share the edge (0, 1). Vertex 5 belongs to no face.
     faces = torch.tensor([[0, 1, 2], [1, 0, 3], [0, 1, 4]])
     indices, values = system_matrix(faces, 6, 2.0)
     found = as_dense(indices, values)
@@ -85,7 +85,7 @@ def test_gradient_of_the_smoothing_is_exact(ball):
 
 
 def optimise(v_pos, faces, weight, optimizer=None, steps=30):
-    """Positions after some steps towards a scaled copy of the mesh, with a different weight per vertex."""
+    """Return the positions after some steps towards a scaled copy of the mesh. Vertex weights differ."""
     shape = VertexSurface(v_pos, faces, weight)
     optimizer = shape.optimizer(0.01) if optimizer is None else optimizer(shape)
     importance = torch.linspace(0.1, 3, len(v_pos), dtype=v_pos.dtype)[:, None]
@@ -110,7 +110,7 @@ def test_lambda_zero_equals_adam_on_the_positions(ball):
 
 
 def test_change_of_u_equals_optimising_u_itself(ball):
-    """v = (I + λL)⁻¹ u with Adam on u, written with a dense matrix and plain formulas."""
+    """The reference optimises u with Adam, with v = (I + λL)⁻¹ u, a dense matrix and plain formulas."""
     v_pos, faces = ball
     inverse = torch.linalg.inv(dense_matrix(faces, len(v_pos), 19.0))
     u = torch.linalg.solve(inverse, v_pos)

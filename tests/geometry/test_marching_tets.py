@@ -49,14 +49,14 @@ def test_sign_pattern(pattern):
     if not len(faces):
         return
     assert sorted(set(faces.reshape(-1).tolist())) == list(range(len(verts)))
-    # The linear function through the four values is zero at every vertex and grows along every normal.
+    # The linear function through the four values is zero at every vertex and increases along every normal.
     plane = torch.linalg.solve(torch.cat([CORNERS, torch.ones(4, 1, dtype=torch.float64)], 1), sdf)
     assert (verts @ plane[:3] + plane[3]).abs().max() < 1e-12
     a, b, c = (verts[faces[:, corner]] for corner in range(3))
     normals = torch.linalg.cross(b - a, c - a, dim=-1)
     assert (torch.nn.functional.cosine_similarity(normals, plane[None, :3]) > 1 - 1e-9).all()
     if len(faces) == 2:
-        # The triangles cross their common edge in opposite directions and together cover the quad.
+        # The two triangles contain their common edge in opposite directions. Together they cover the quad.
         edges_of = directed_edges(faces)
         assert sum((q, p) in edges_of for p, q in edges_of) == 2
         outline = [v for edge, v in edges_of.items() if edge[::-1] not in edges_of]
@@ -142,7 +142,7 @@ def test_cuda_equals_cpu():
 
 
 def kaolin_or_skip():
-    """NVIDIA's kaolin. Version 0.1 on PyPI is an empty placeholder."""
+    """Return NVIDIA's kaolin or skip the test. Version 0.1 on PyPI is an empty placeholder."""
     kaolin = pytest.importorskip("kaolin", reason="kaolin is not installed; it is optional")
     version = tuple(int(part) for part in re.findall(r"\d+", getattr(kaolin, "__version__", "0.1"))[:2])
     if version < (0, 17):
@@ -155,7 +155,7 @@ def test_surface_equals_kaolin():
     grid = make_tet_grid(32, 2.0)
     sdf = grid.v_pos.norm(dim=-1) - 0.6 + 0.1 * torch.sin(7 * grid.v_pos[:, 0])
     verts, faces = march(grid, sdf)
-    # In kaolin positive values are inside.
+    # In kaolin positive values are inside the surface, so the sign is changed.
     their_verts, their_faces = kaolin.ops.conversions.marching_tetrahedra(
         grid.v_pos[None], grid.tets.long(), -sdf[None]
     )
@@ -164,5 +164,5 @@ def test_surface_equals_kaolin():
     area, volume = areas_and_volume(verts, faces)
     their_area, their_volume = areas_and_volume(their_verts[0], their_faces[0])
     assert their_area == pytest.approx(area, rel=1e-4)
-    # The orientation of kaolin's faces may differ. The enclosed volume may not.
+    # The orientation of kaolin's faces can differ, so the absolute value of the volume is compared.
     assert abs(their_volume) == pytest.approx(volume, rel=1e-4)

@@ -18,7 +18,7 @@ def ball():
 
 
 def inverted(faces, share):
-    """The faces with a random share flipped, and the mask of the flipped ones."""
+    """Flip a random share of the faces. Return the faces and the mask of the flipped ones."""
     which = torch.rand(len(faces), generator=torch.Generator().manual_seed(1)) < share
     return torch.where(which[:, None], faces.flip(-1), faces), which
 
@@ -45,8 +45,8 @@ def test_many_bodies_equal_single_bodies(ball):
     vertices, table, expected = [], [], []
     for number in range(40):
         place = torch.tensor([3.0 * (number % 8), 3.0 * (number // 8), 0.0])
-        # A third of the bodies are inverted. Half of them contain another body of either orientation, which
-        # must stay unchanged as a cavity.
+        # A third of the bodies are inverted. Half of all bodies contain another body of either orientation.
+        # The inner body is a cavity and must stay unchanged.
         inside = [(0.5, number % 4 == 0)] if number % 4 < 2 else []
         for size, flipped in [(1.0, number % 3 == 0), *inside]:
             table.append((faces.flip(-1) if flipped else faces) + len(v_pos) * len(vertices))
@@ -84,7 +84,7 @@ def test_loaded_mesh_has_outward_normals(ball, tmp_path, caplog):
 @pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
 def test_start_shape_with_flipped_faces_keeps_its_volume(ball, tmp_path, share):
     v_pos, faces = ball
-    # Ten times too large, and far from the origin.
+    # The mesh is ten times too large and far from the origin.
     path = write(tmp_path / "ball.stl", 10 * v_pos + 40, inverted(faces, share)[0])
     shape = build_start_shape(StartShapeConfig(sdf_init_shape="custom_mesh", base_mesh=str(path)))
     assert signed_volume(shape.v_pos, shape.faces) == pytest.approx(4.19, rel=0.02)

@@ -11,7 +11,7 @@ from render.mesh import make_mesh
 
 
 def roof(angle, dtype=torch.float64):
-    """Two triangles with a common edge of length 2 on the z axis and `angle` between their normals."""
+    """Return two triangles with a common edge of length 2 on the z axis and `angle` between their normals."""
     v_pos = torch.tensor(
         [[0, 0, 0], [0, 0, 2], [1, 0, 1], [-math.cos(angle), -math.sin(angle), 1]], dtype=dtype
     )
@@ -26,7 +26,7 @@ def cube():
 
 
 def ragged():
-    """A closed surface with an unused vertex: a tetrahedron with moved corners."""
+    """Return a tetrahedron with moved corners and an unused vertex."""
     generator = torch.Generator().manual_seed(0)
     v_pos = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     return make_mesh(v_pos, torch.tensor([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]], dtype=torch.int32))
@@ -80,7 +80,7 @@ def test_laplacian_is_the_distance_to_the_mean_of_the_neighbours():
 def test_a_small_face_weighs_less_in_proportion_to_its_area():
     mesh, angle = roof(0.4), 1 - math.cos(0.4)
     v_pos = mesh.v_pos.clone()
-    # The height of the second face decreases from 1 to 1/10, so the areas are 1 and 1/10 with mean 0.55.
+    # The height of the second face decreases from 1 to 1/10, so the areas are 1 and 1/10. Their mean is 0.55.
     v_pos[3, :2] *= 0.1
     assert normal_consistency(make_mesh(v_pos, mesh.faces)).item() == pytest.approx(angle * 0.1 / 0.275)
 

@@ -1,6 +1,4 @@
-"""Start shapes, compared with closed forms and an independent projection; open and flipped meshes; fit
-batches.
-"""
+"""Start shapes: closed forms, an independent projection, open and flipped meshes, and batches of the fit."""
 
 import math
 from pathlib import Path
@@ -30,7 +28,7 @@ def box_points_in(count: int, half: float = 1.2) -> torch.Tensor:
 
 
 def ellipsoid_distance(point: np.ndarray, axes: np.ndarray) -> float:
-    """Signed distance to an axis-aligned ellipsoid by the Lagrange multiplier of the nearest point."""
+    """Compute the signed distance to an axis-aligned ellipsoid with the Lagrange multiplier method."""
 
     def excess(t):
         return np.sum((axes * point / (axes**2 + t)) ** 2) - 1
@@ -88,8 +86,9 @@ def test_rotation_by_ninety_degrees_turns_the_cylinder_upright():
 
 @pytest.fixture
 def ball(tmp_path):
-    """A function that writes a unit ball's mesh, with some faces removed or flipped, and returns its start
-    shape.
+    """Return a function that writes a mesh of a ball and returns its start shape.
+
+    keep: mask of the faces that remain. flip: faces to flip. turn_all: flip all faces.
     """
 
     def make(keep=None, flip=None, turn_all=False):
@@ -107,7 +106,7 @@ def ball(tmp_path):
 
 
 def wrong_signs(shape, points: torch.Tensor, clear: float = 0.05) -> float:
-    """Share of the points at least `clear` away from the unit sphere that have the wrong sign."""
+    """Return the share of wrong signs among the points that are farther than `clear` from the unit sphere."""
     expected = points.norm(dim=-1) - 1
     far = expected.abs() > clear
     return ((shape.signed_distance(points) < 0) != (expected < 0))[far].float().mean().item()
@@ -122,7 +121,8 @@ def test_custom_mesh_is_centred_and_normalised(ball):
 
 def test_mesh_with_a_hole_keeps_its_sign(ball):
     shape = ball(keep=lambda centre: centre[:, 2] < 0.9)
-    # The missing cap moves the mean of the vertices, so distances are measured from the centre of the shape.
+    # Without the cap the mean of the vertices is not the centre of the sphere, so the centre is computed
+    # here.
     sphere_centre = (shape.v_pos.amax(0) + shape.v_pos.amin(0)) / 2
     points = box_points_in(4000)
     points = points[points[:, 2] < 0.75]
@@ -173,7 +173,7 @@ def test_points_spread_evenly_within_a_triangle():
     shape = StartShape(torch.eye(3, dtype=torch.float64), torch.tensor([[0, 1, 2]]))
     barycentric = shape.sample_surface(20_000, seeded())
     assert barycentric.min() >= 0 and torch.allclose(barycentric.sum(-1), torch.ones(20_000))
-    # Moments of the uniform density on a triangle: E[b] = 1/3, E[b²] = 1/6.
+    # The uniform density on a triangle has the moments E[b] = 1/3 and E[b²] = 1/6.
     assert barycentric.mean(0).tolist() == pytest.approx([1 / 3] * 3, rel=0.02)
     assert barycentric.square().mean(0).tolist() == pytest.approx([1 / 6] * 3, rel=0.03)
 

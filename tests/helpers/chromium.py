@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# WebGL without a GPU, and no requests by the browser itself.
+# The flags enable WebGL without a GPU and disable the browser's own requests.
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -33,14 +33,15 @@ FLAGS = (
 
 
 def find() -> str | None:
-    """Path of the browser, None if it is not installed."""
+    """Return the path of the browser, or None if it is not installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Page:
-    """A page in a new browser, as a context manager.
+    """A context manager that opens a page in a new browser.
 
-    requests: the start of each requested address. errors: console errors and uncaught exceptions.
+    requests: the first 200 characters of each requested address. errors: console errors and uncaught
+    exceptions.
     """
 
     def __init__(self, size: tuple[int, int] = (1280, 900), dark: bool = False) -> None:
@@ -94,13 +95,13 @@ class Page:
         self._listen(lambda: self._loaded, timeout, "the page to load")
 
     def choose_files(self, selector: str, paths: list[Path]) -> None:
-        """Choose files in the file input that a CSS selector names."""
+        """Choose files in the file input that matches a CSS selector."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
     def evaluate(self, expression: str) -> object:
-        """The value of a JavaScript expression in the page. Promises are awaited."""
+        """Return the value of a JavaScript expression in the page. Promises are awaited."""
         reply = self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
         )
@@ -115,7 +116,7 @@ class Page:
             time.sleep(0.1)
 
     def screenshot(self, path: Path, whole: bool = True) -> None:
-        """Save the page as a PNG, with its full height if `whole`."""
+        """Save the page as a PNG. If `whole`, the image has the full height of the page."""
         if whole:
             self._resize(self._size[0], int(self.evaluate("document.documentElement.scrollHeight")))
             time.sleep(1)

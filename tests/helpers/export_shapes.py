@@ -9,7 +9,7 @@ from render.mesh import Mesh, make_mesh
 
 
 def bumpy_ball(subdivisions: int = 3) -> Mesh:
-    """A closed, non-developable surface of radius about 0.7."""
+    """Return a closed, non-developable surface of radius about 0.7."""
     ball = trimesh.creation.icosphere(subdivisions=subdivisions)
     direction = torch.tensor(ball.vertices, dtype=torch.float32)
     radius = 0.7 + 0.1 * torch.sin(5 * direction[:, :1]) * torch.cos(4 * direction[:, 1:2])
@@ -17,7 +17,7 @@ def bumpy_ball(subdivisions: int = 3) -> Mesh:
 
 
 def noise_surface(cells: int) -> Mesh:
-    """The zero level set of white noise on a lattice of cells³.
+    """Return the zero level set of white noise on a lattice of cells³ cells.
 
     It has many components and sharp folds.
     """
@@ -27,7 +27,7 @@ def noise_surface(cells: int) -> Mesh:
 
 
 def smooth_field(points: torch.Tensor) -> dict[str, torch.Tensor]:
-    """kd, ks and normal that vary smoothly over the surface within their ranges."""
+    """Return kd, ks and normal, which vary smoothly over the surface within their ranges."""
     x, y, z = points.unbind(-1)
     wave = torch.stack([torch.sin(6 * x), torch.sin(5 * y + 1), torch.sin(7 * z + 2)], -1)
     tilt = torch.stack([0.3 * torch.sin(4 * x), 0.3 * torch.cos(4 * y), torch.ones_like(z)], -1)
@@ -39,7 +39,7 @@ def smooth_field(points: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def surface_samples(mesh: Mesh, count: int, edge: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points on faces [N,3] with their uv [N,2]. With `edge` they lie on the edges of faces."""
+    """Return points on faces [N,3] and their uv [N,2]. If `edge`, the points lie on edges of faces."""
     generator = torch.Generator().manual_seed(1)
     faces = torch.randint(len(mesh.faces), (count,), generator=generator)
     weights = torch.rand(count, 3, generator=generator) + 1e-3
@@ -51,7 +51,7 @@ def surface_samples(mesh: Mesh, count: int, edge: bool = False) -> tuple[torch.T
 
 
 def bilinear(texture: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:
-    """Bilinear samples [N,C] of a texture [H,W,C] at uv, by torch's grid_sample."""
+    """Return bilinear samples [N,C] of a texture [H,W,C] at uv, computed by torch's grid_sample."""
     sampled = torch.nn.functional.grid_sample(
         texture.permute(2, 0, 1)[None], uv[None, None] * 2 - 1, align_corners=False, padding_mode="border"
     )

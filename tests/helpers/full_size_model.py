@@ -5,9 +5,10 @@ from toy_model import CAMERAS, fill_zero_convolutions, write_tokenizer
 
 
 def write_full_size_model(folder, views=1):
-    """Write the model in diffusers layout and half precision; returns the folder.
+    """Write the model in diffusers layout and half precision. Return the folder.
 
-    views: above 1, MVDream's sizes: so many views of 256 pixels with their cameras.
+    views: if it is larger than 1, the model has MVDream's sizes. It takes this number of views of 256 pixels
+    and their cameras.
     """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -54,7 +55,7 @@ def write_full_size_model(folder, views=1):
 
 
 def write_full_size_control_net(folder, unet_folder):
-    """Write a ControlNet with random weights for a full-size denoiser; returns the folder."""
+    """Write a ControlNet with random weights for a full-size denoiser. Return the folder."""
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(unet_folder)

@@ -1,16 +1,16 @@
-"""A prior with normally distributed latents, for which every score has a closed form."""
+"""A prior with normally distributed latents. All its scores have a closed form."""
 
 import torch
 from torch import nn
 
 
 def gaussian_noise(noisy, abar, mean, variance):
-    """E[ε | x_t] for x ~ N(mean, variance)."""
+    """Compute E[ε | x_t] for x ~ N(mean, variance)."""
     return (1 - abar).sqrt() * (noisy - abar.sqrt() * mean) / (abar * variance + 1 - abar)
 
 
 class GaussianLora(nn.Module):
-    """e_φ for renders x ~ N(mean, variance), with a trainable mean."""
+    """The noise prediction e_φ for renders x ~ N(mean, variance) with a trainable mean."""
 
     def __init__(self, mean, variance):
         super().__init__()
@@ -21,9 +21,10 @@ class GaussianLora(nn.Module):
 
 
 class GaussianPrior:
-    """Latents [B, 4, 4, 4]. Prompt n of an `embed` call has the mean n / 4, an empty prompt the mean EMPTY.
+    """A prior with latents [B, 4, 4, 4].
 
-    calls: the batch sizes of predict_noise.
+    The mean for prompt n of an `embed` call is n / 4. The mean for an empty prompt is EMPTY.
+    calls: the batch size of each call of predict_noise.
     """
 
     latent_channels, latent_size, image_size = 4, 4, 8

@@ -1,4 +1,4 @@
-"""glTF files made from arrays, for tests of the reader."""
+"""Make glTF files from arrays, for tests of the reader."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ class Gltf:
         return len(self.tree["bufferViews"]) - 1
 
     def accessor(self, values: np.ndarray, stride: int | None = None, **entry) -> int:
-        """Add an accessor of values [count, columns] with `stride` bytes between rows; returns its index."""
+        """Add an accessor of values [count, columns] with `stride` bytes between rows. Return its index."""
         values = np.ascontiguousarray(values).reshape(len(values), -1)
         content = values.astype(values.dtype.newbyteorder("<")).tobytes()
         view = {}
@@ -73,7 +73,7 @@ class Gltf:
         return len(self.tree["meshes"]) - 1
 
     def cube(self, **primitive) -> dict:
-        """A primitive: the cube of side 2 around the origin."""
+        """Return a primitive that is a cube of side 2 around the origin."""
         attributes = {"POSITION": self.accessor(CUBE)}
         return {"attributes": attributes, "indices": self.accessor(CUBE_FACES.reshape(-1)), **primitive}
 
@@ -82,7 +82,7 @@ class Gltf:
         return len(self.tree["nodes"]) - 1
 
     def write(self, path: Path) -> Path:
-        """Write a .glb, or a .gltf with the buffer in a.bin in the same folder; returns the path."""
+        """Write a .glb, or a .gltf with its buffer in a.bin in the same folder. Return the path."""
         buffer = {"byteLength": len(self.data)}
         if path.suffix == ".gltf":
             (path.parent / "a.bin").write_bytes(self.data)

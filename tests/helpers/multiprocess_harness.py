@@ -1,6 +1,6 @@
-"""Runs train.py in several processes, forked from a process that has already imported the packages.
+"""Run train.py in several processes. They are forked from a process that has already imported the packages.
 
-The parent process hosts the rendezvous store, as torchrun does.
+As in torchrun, the parent process hosts the rendezvous store.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from training import loop
 from training.launch import run_and_exit
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# The packages that sd.loading.weights imports inside functions.
+# sd.loading.weights imports these packages inside functions.
 LATE = ("numba", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition")
 LATE += ("diffusers.schedulers.scheduling_ddpm", "transformers.models.clip.modeling_clip")
 CONTEXT.set_forkserver_preload(["multiprocess_harness", *LATE])
@@ -28,22 +28,22 @@ FIT = 30
 
 
 def fail(rank, step):
-    """Raise a user error at `step` on one rank."""
+    """Return a fault that raises a user error at `step` on one rank."""
     return _at_step(rank, step, _raise)
 
 
 def drift(rank, step):
-    """Change a weight at `step` on one rank."""
+    """Return a fault that changes a weight at `step` on one rank."""
     return _at_step(rank, step, _drift)
 
 
 def hold(rank, step):
-    """Block one rank at `step`."""
+    """Return a fault that blocks one rank at `step`."""
     return _at_step(rank, step, _hold)
 
 
 def spoil(rank, step):
-    """Make one gradient of one rank NaN at `step`."""
+    """Return a fault that makes one gradient of one rank NaN at `step`."""
     return _at_step(rank, step, _spoil)
 
 
@@ -104,7 +104,7 @@ def _plant(step, act):
 
 
 class ProcessGroup:
-    """The processes of one command; a context manager that kills them at the end.
+    """A context manager that runs the processes of one command and kills them at the end.
 
     main: the program, which takes the arguments `argv`.
     """
@@ -127,7 +127,7 @@ class ProcessGroup:
             self.members[-1].start()
 
     def wait(self, seconds=120):
-        """The exit codes by rank; fails if a process still runs after `seconds`."""
+        """Return the exit code of each rank. Fail if a process still runs after `seconds`."""
         for member in self.members:
             member.join(seconds)
         assert all(member.exitcode is not None for member in self.members), f"it hangs: {self.text()}"
@@ -147,6 +147,6 @@ class ProcessGroup:
 
 
 def run(world, argv, folder, fault=None, main=train.main):
-    """Run a command; returns the exit codes by rank and the output of all ranks."""
+    """Run a command. Return the exit code of each rank and the output of all ranks."""
     with ProcessGroup(world, argv, folder, fault, main) as processes:
         return processes.wait(), processes.text()

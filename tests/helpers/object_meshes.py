@@ -1,4 +1,4 @@
-"""Procedural objects and meshes of their zero level sets, cached for all tests of a process."""
+"""Procedural objects and meshes of their zero level sets. Both are cached for all tests of a process."""
 
 import functools
 
@@ -18,9 +18,9 @@ def instance(kind: str, seed: int) -> ProceduralObject:
 
 @functools.cache
 def surface(kind: str, seed: int) -> trimesh.Trimesh:
-    """The zero level set by marching cubes on ±0.9 with cells of 0.025."""
+    """Return the zero level set, extracted by marching cubes on ±0.9 with cells of size 0.025."""
     axis = torch.linspace(-0.9, 0.9, CELLS + 1)
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")  # igl expects x to vary fastest
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")  # igl requires x to vary fastest.
     points = torch.stack([x, y, z], -1).reshape(-1, 3)
     values = instance(kind, seed).signed_distance(points)
     size = CELLS + 1

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x, 2.x and MVDream as single files, generated from their published architecture.
 
-Names and shapes are generated in the order in which the original program builds its modules, from its
-settings (model_channels, channel_mult, …). They are independent of the code under test and of diffusers.
+Names and shapes are generated from the settings of the original program (model_channels, channel_mult, …), in
+the order in which it builds its modules. The code under test and diffusers are not used.
 """
 
 import torch
@@ -18,7 +18,7 @@ SIZES = {
 
 
 def affine(name, out, *rest):
-    """The tensors of a layer with a bias. rest: the remaining dimensions of its weight."""
+    """Return the tensor shapes of a layer with a bias. rest: the remaining dimensions of its weight."""
     return {f"{name}.weight": (out, *rest), f"{name}.bias": (out,)}
 
 
@@ -114,7 +114,7 @@ def autoencoder(width, multiples):
 
 
 def clip(width, layers, words):
-    """CLIP's text encoder, with the names that transformers used for 1.x."""
+    """Return the tensor shapes of CLIP's text encoder, with the names that transformers used for 1.x."""
     shapes = {"text_model.embeddings.position_ids": (1, 77)}
     shapes["text_model.embeddings.token_embedding.weight"] = (words, width)
     shapes["text_model.embeddings.position_embedding.weight"] = (77, width)
@@ -139,7 +139,7 @@ def open_clip(width, layers, words):
 
 
 def original_shapes(version):
-    """The names and shapes of all tensors of a checkpoint."""
+    """Return a dict from name to shape of all tensors of a checkpoint."""
     size = SIZES[version]
     text = open_clip if size["open_clip"] else clip
     prefix = "cond_stage_model.model." if size["open_clip"] else "cond_stage_model.transformer."
@@ -159,7 +159,7 @@ def original_shapes(version):
 
 
 def random_weights(version):
-    """Random tensors of these shapes, scaled so that activations neither vanish nor explode."""
+    """Return random tensors of these shapes, scaled so that activations neither vanish nor explode."""
     generator = torch.Generator().manual_seed(3)
     weights = {}
     for name, shape in original_shapes(version).items():

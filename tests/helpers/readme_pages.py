@@ -10,9 +10,10 @@ COMMANDS = ("python3 ", "torchrun ", "pip install ")
 
 
 def pages() -> list[str]:
-    """The paths of all README pages and of the benchmark report, relative to the root.
+    """Return the paths of all README pages and of the benchmark report, relative to the root.
 
-    Pages in hidden folders are not the project's: the GLB test installs a package in pytest's cache.
+    Pages in hidden folders do not belong to the project. For example, the GLB test installs a package in
+    pytest's cache.
     """
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md")]
     paths = [path.relative_to(ROOT) for path in [ROOT / "README.md", *sorted(found)]]
@@ -25,7 +26,7 @@ def read(page: str) -> str:
 
 
 def section(text: str, title: str, level: str = "##") -> str:
-    """The text under a heading, up to the next heading of its level."""
+    """Return the text under a heading, up to the next heading of the same level."""
     found = re.search(rf"^{level} {re.escape(title)}\n(.*?)(?=^{level} |\Z)", text, re.M | re.S)
     assert found, f"there is no section {title!r}"
     return found[1]
@@ -37,18 +38,18 @@ def code_blocks(text: str, language: str = r"\w*") -> list[str]:
 
 
 def code_spans(text: str) -> list[str]:
-    """The inline code of a page, without fenced blocks."""
+    """Return the inline code of a page, without fenced blocks."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S))
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a page's headings by GitHub's rule."""
+    """Return the anchors of a page's headings, computed by GitHub's rule."""
     headings = re.findall(r"^#+ (.+)$", text, re.M)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def broken_links(page: str) -> list[str]:
-    """The links and images of a page whose target file or heading does not exist."""
+    """Return the links and images of a page whose target file or heading does not exist."""
     text = read(page)
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
     broken = []
@@ -63,7 +64,7 @@ def broken_links(page: str) -> list[str]:
 
 
 def missing_paths(page: str) -> list[str]:
-    """The repository paths in inline code that do not exist, except files that a user adds."""
+    """Return the repository paths in inline code that do not exist, except for files that a user adds."""
     named = {span for span in code_spans(read(page)) if re.fullmatch(r"\.?\w[\w.*/-]*/[\w.*/-]*", span)}
     tops = {path.name for path in ROOT.iterdir()} - {"out"}
     ours = {span for span in named if span.split("/")[0] in tops}
@@ -72,7 +73,7 @@ def missing_paths(page: str) -> list[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of each shell command of a page, from bash blocks (variables expanded) and inline code."""
+    """Return the words of each shell command in bash blocks and inline code. Variables are expanded."""
     lines, variables = [], {}
     for block in code_blocks(read(page), "bash"):
         lines += block.replace("\\\n", " ").splitlines()
@@ -84,6 +85,6 @@ def commands(page: str) -> list[list[str]]:
             continue
         for name, value in variables.items():
             line = line.replace(f"${name}", value)
-        # An ellipsis marks further arguments of the user.
+        # An ellipsis represents further arguments that the user adds.
         found += [part for command in line.split(" && ") if (part := shlex.split(command.partition("…")[0]))]
     return found

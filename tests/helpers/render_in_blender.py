@@ -12,11 +12,12 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-# Blender 3.4's glTF importer uses np.bool, which Debian 12's numpy no longer has.
+# The glTF importer of Blender 3.4 uses np.bool, which numpy in Debian 12 no longer contains.
 if not hasattr(np, "bool"):
     np.bool = bool
 
-# Camera positions and rotations in Blender's axes (+z up, front −y): our +z, +x and +y face the camera.
+# Camera positions and rotations in Blender's axes (+z up, front −y). In the three views our +z, +x and +y
+# point to the camera.
 VIEWS = {
     "front": ((0, -4, 0), (math.pi / 2, 0, 0)),
     "right": ((4, 0, 0), (math.pi / 2, 0, math.pi / 2)),
@@ -53,7 +54,7 @@ def set_up(side):
 
 
 def pictures(material):
-    """Size and colour space of the image at each material input. Then the correct colour space is set."""
+    """Return the size and colour space of the image at each material input. Set the correct colour space."""
     (surface,) = [node for node in material.node_tree.nodes if node.type == "BSDF_PRINCIPLED"]
     found = {}
     for name in ("Base Color", "Metallic", "Roughness", "Normal"):
@@ -62,7 +63,7 @@ def pictures(material):
             node = pending.pop()
             if node.type == "TEX_IMAGE":
                 found[name] = {"size": list(node.image.size), "space": node.image.colorspace_settings.name}
-                # Blender's OBJ importer reads every image as sRGB. Users must change it in the same way.
+                # Blender's OBJ importer reads every image as sRGB. Users must also correct the colour space.
                 node.image.colorspace_settings.name = "sRGB" if name == "Base Color" else "Non-Color"
             pending += [link.from_node for socket in node.inputs for link in socket.links]
     return found

@@ -1,4 +1,4 @@
-"""A run's output folder at toy size, and a parser for pages, for tests of the report."""
+"""An output folder of a run at toy size, and a parser for HTML pages, for tests of the report."""
 
 import json
 from html.parser import HTMLParser
@@ -23,7 +23,7 @@ VOID = {"meta", "link", "img", "input"}
 
 
 class Reader(HTMLParser):
-    """Parses a page into its elements and their text."""
+    """Parse a page into its elements and their text."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -48,14 +48,14 @@ class Reader(HTMLParser):
 
 
 def egg() -> Mesh:
-    """A closed surface that is not centred at the origin, with three different extents."""
+    """Return a closed surface with three different extents that is not centred at the origin."""
     ball = trimesh.creation.icosphere(2)
     vertices = torch.tensor(ball.vertices, dtype=torch.float32) * torch.tensor([0.5, 0.8, 0.6]) + 0.1
     return make_mesh(vertices, torch.tensor(ball.faces))
 
 
 def smooth_field(positions: torch.Tensor) -> dict[str, torch.Tensor]:
-    """kd, ks and perturbed normals that vary smoothly with position."""
+    """Return kd, ks and perturbed normals, which vary smoothly with position."""
     wave = torch.sin(4 * positions)
     normal = torch.nn.functional.normalize(torch.cat([0.2 * wave[:, :2], torch.ones_like(wave[:, :1])], -1))
     return {"kd": 0.5 + 0.4 * wave, "ks": 0.5 + 0.3 * wave, "normal": normal}

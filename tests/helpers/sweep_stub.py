@@ -1,8 +1,8 @@
-"""A stub of train.py for tests of sweeps. The text selects its behaviour.
+"""A stub of train.py for tests of sweeps. The option `text` selects what the stub does.
 
-done: writes its meshes. broken: exits with code 2 and an error line. crash: raises an exception.
-killed: ends with SIGKILL. wait: runs until SIGTERM, SIGINT or SIGHUP, writes the file "saved" and exits like
-train.py; the next start behaves like "done".
+done: write the meshes. broken: exit with code 2 and an error line. crash: raise an exception. killed: end
+with SIGKILL. wait: run until SIGTERM, SIGINT or SIGHUP, then write the file "saved" and exit with the same
+code as train.py. The next start does the same as "done".
 """
 
 import json

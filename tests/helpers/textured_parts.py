@@ -13,20 +13,20 @@ SIZE = (32, 32)
 
 
 def plate(corner: tuple[float, float, float], mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The 4 corners and uv of a square of side 0.5 that faces +z, its texture mirrored along x or not."""
+    """Return corners and uv of a square of side 0.5 that faces +z. mirrored: mirror the texture along x."""
     square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=float)
     v_pos = np.concatenate([square * 0.5, np.zeros((4, 1))], 1) + corner
     uv = square * 0.9 + 0.05
     if mirrored:
-        # As a mirror modifier does: the same first corner, and the others in reverse order.
+        # The uv are mirrored, and the corners start at the second one.
         uv[:, 0] = 1 - uv[:, 0]
         v_pos, uv = v_pos[[1, 2, 3, 0]], uv[[1, 2, 3, 0]]
-    # v grows downward.
+    # v increases downwards.
     return v_pos, uv * [1, -1] + [0, 1]
 
 
 def smooth_picture(seed: int, channels: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Bytes of a smooth random picture."""
+    """Return the bytes of a smooth random picture."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, channels, 4, 4, generator=generator) * 0.6 + 0.2
     fine = torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=True).clamp(0.1, 0.9)
@@ -34,14 +34,14 @@ def smooth_picture(seed: int, channels: int, size: tuple[int, int] = SIZE) -> np
 
 
 def normal_picture(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Bytes of a normal map with tilts up to 30 degrees."""
+    """Return the bytes of a normal map with tilts up to 30 degrees."""
     tilt = torch.from_numpy(smooth_picture(seed, 2, size)).float() / 255 - 0.5
     normal = torch.nn.functional.normalize(torch.cat([tilt, torch.ones(*size, 1)], -1), dim=-1)
     return ((normal * 0.5 + 0.5) * 255).round().byte().numpy()
 
 
 def material(name: str, seed: int, bumpy: bool = True, **values) -> SurfaceMaterial:
-    """A material with three pictures."""
+    """Return a material with three pictures, or with two if it has no normal map."""
     return SurfaceMaterial(
         name,
         kd=smooth_picture(seed, 3),
@@ -53,8 +53,11 @@ def material(name: str, seed: int, bumpy: bool = True, **values) -> SurfaceMater
 
 
 def textured_asset() -> Asset:
-    """Two nodes below an empty one. Node "body" has the materials "red side" and "plain" (a constant), node
-    "wings" has "shared", on two plates whose texture is mirrored, the second in another tile."""
+    """Return an asset with two nodes below an empty root node.
+
+    Node "body" has the materials "red side" and "plain" (a constant). Node "wings" has two plates with the
+    material "shared". The texture of the first plate is mirrored. The second plate uses another tile.
+    """
     pieces = [
         (0, plate((-0.6, 0.0, 0.1))),
         (1, plate((0.1, 0.0, 0.1))),

@@ -1,4 +1,4 @@
-"""Toy-size objects of two categories, for tests of the classifier."""
+"""A dataset of two categories at toy size, for tests of the classifier."""
 
 from dataclasses import replace
 

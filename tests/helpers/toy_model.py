@@ -31,9 +31,9 @@ CAMERAS = {"class_embed_type": "projection", "projection_class_embeddings_input_
 
 
 def write_model(folder, prediction_type="epsilon", views=1):
-    """Write the model in diffusers layout; returns the folder.
+    """Write the model in diffusers layout. Return the folder.
 
-    views: above 1, the denoiser takes so many views with their cameras.
+    views: if it is larger than 1, the denoiser takes this number of views and their cameras.
     """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -86,7 +86,10 @@ def write_model(folder, prediction_type="epsilon", views=1):
 
 
 def write_control_net(folder, unet_folder, zero=False):
-    """Write a ControlNet for a toy model's denoiser; returns the folder. zero: as before its training."""
+    """Write a ControlNet for the denoiser of a toy model. Return the folder.
+
+    zero: keep the zero convolutions at zero, as in an untrained ControlNet.
+    """
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     torch.manual_seed(1)
@@ -99,7 +102,7 @@ def write_control_net(folder, unet_folder, zero=False):
 
 
 def fill_zero_convolutions(control_net):
-    """Give the zero convolutions of a new ControlNet random weights, as if it had been trained."""
+    """Set random weights in the zero convolutions of a new ControlNet, so that it has an effect."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in control_net.named_parameters():

@@ -1,7 +1,8 @@
-"""Compile Triton kernels for a GPU on a machine without one. The interpreter accepts invalid kernels.
+"""Compile Triton kernels for a GPU on a machine without a GPU.
 
-`compile_for_gpu(code)` runs code in a subprocess with CPU tensors. Every launch compiles the kernel for a GPU
-of compute capability 9.0 instead of running it.
+This finds invalid kernels, which Triton's interpreter accepts. `compile_for_gpu(code)` runs code in a
+subprocess with CPU tensors. Every launch compiles the kernel for a GPU of compute capability 9.0 instead of
+running it.
 """
 
 import json
@@ -15,9 +16,9 @@ TYPES |= {"uint8": "u8", "int16": "i16", "int32": "i32", "int64": "i64"}
 
 
 def compile_for_gpu(code: str) -> dict[str, int]:
-    """The number of compilations of each kernel in `code`.
+    """Return the number of compilations of each kernel in `code`.
 
-    Raises AssertionError with the output of the process if it fails.
+    Raise AssertionError with the output of the process if the process fails.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -32,7 +33,7 @@ def compile_for_gpu(code: str) -> dict[str, int]:
 
 
 def compile_instead(found: dict[str, int]):
-    """A replacement for `JITFunction.run` that compiles the kernel and counts it in `found`."""
+    """Return a replacement for `JITFunction.run` that compiles the kernel and counts it in `found`."""
     import torch
     import triton
     from triton.backends.compiler import GPUTarget

@@ -1,4 +1,4 @@
-"""Characteristic features of buildings, vehicles, trees, people and animals, and their front at +z."""
+"""Characteristic features of buildings, vehicles, trees, people and animals. Their front is at +z."""
 
 import functools
 
@@ -37,7 +37,7 @@ def surface(kind: str, seed: int) -> trimesh.Trimesh:
 
 
 def inside(kind: str, seed: int, *names: str) -> Tensor:
-    """Grid points inside the parts with these names, also where they overlap other parts."""
+    """Return the grid points inside the named parts. Points that other parts also cover are included."""
     shape = instance(kind, seed)
     assert shape.turn == 0
     own = (grid() / shape.scale + torch.tensor(shape.centre)).unbind(-1)
@@ -49,13 +49,13 @@ def inside(kind: str, seed: int, *names: str) -> Tensor:
 
 
 def colour_of(kind: str, seed: int, name: str) -> Tensor:
-    """Mean albedo of a part."""
+    """Return the mean albedo of a part."""
     part = next(part for part in instance(kind, seed).parts if part.name == name)
     return part.albedo(tuple(grid().unbind(-1))).mean(0)
 
 
 def pieces(kind: str, seed: int, height: float) -> list[float]:
-    """Areas of the outlines of a horizontal section at `height` above the lowest point."""
+    """Return the areas of the outlines of a horizontal section at `height` above the lowest point."""
     mesh = surface(kind, seed)
     section = mesh.section(plane_origin=[0, mesh.bounds[0, 1] + height, 0], plane_normal=[0, 1, 0])
     areas = []
@@ -74,7 +74,8 @@ def test_has_no_tunnels_nor_pockets(kind, seed):
 def test_cottage_has_pale_walls_under_a_warm_roof_and_its_door_in_front(seed):
     walls, roof, door = (inside("cottage", seed, name) for name in ("walls", "roof", "door"))
     assert roof[:, 1].mean() > walls[:, 1].mean() + 0.2
-    assert roof[:, 0].max() > walls[:, 0].max() and roof[:, 2].max() > walls[:, 2].max()  # Overhanging eaves.
+    # The roof extends beyond the walls.
+    assert roof[:, 0].max() > walls[:, 0].max() and roof[:, 2].max() > walls[:, 2].max()
     assert door[:, 2].min() > 0.2 and door[:, 1].mean() < -0.2
     assert inside("cottage", seed, "chimney")[:, 1].max() > roof[:, 1].max()
     windows = inside("cottage", seed, "windows")[:, 0]
@@ -90,7 +91,8 @@ def test_castle_tower_is_grey_with_battlements_and_its_door_in_front(seed):
     assert mesh.extents[1] > 1.35 * mesh.extents[0]
     battlements = next(part for part in instance("castle_tower", seed).parts if part.name == "battlements")
     own = torch.cartesian_prod(torch.linspace(0.2, 0.5, 31), torch.linspace(0.6, 1.2, 61))
-    within = own[battlements.distance((own[:, 0] * 0, own[:, 1], own[:, 0])) < 0]  # in the plane x = 0
+    # These points lie in the plane x = 0.
+    within = own[battlements.distance((own[:, 0] * 0, own[:, 1], own[:, 0])) < 0]
     radius, top = within[:, 0].mean(), within[:, 1].max() - 0.05
     turn = torch.linspace(0, 2 * torch.pi, 720)
     stone = battlements.distance((radius * turn.sin(), top.expand(720), radius * turn.cos())) < 0
@@ -99,7 +101,7 @@ def test_castle_tower_is_grey_with_battlements_and_its_door_in_front(seed):
     assert door[:, 2].min() > 0.15 and door[:, 1].max() < 0 and door[:, 0].mean().abs() < 0.05
     stone = colour_of("castle_tower", seed, "tower")
     assert stone.min() > 0.6 * stone.max()
-    # The crown overhangs the wall below it.
+    # The top of the tower is wider than the wall below it.
     tower = inside("castle_tower", seed, "tower")
     reach, height = tower[:, [0, 2]].norm(dim=-1), tower[:, 1]
     crown, wall = height > height.max() - 0.06, (height - height.max() + 0.42).abs() < 0.04
@@ -165,7 +167,7 @@ def test_person_stands_on_two_legs_with_free_arms_and_looks_to_plus_z(seed):
 def test_head_has_its_face_in_front_and_its_hair_behind(seed):
     mesh = surface("head", seed)
     tip = mesh.vertices[mesh.vertices[:, 2].argmax()]
-    assert abs(tip[0]) < 0.06 and abs(tip[1]) < 0.25  # the nose
+    assert abs(tip[0]) < 0.06 and abs(tip[1]) < 0.25  # The foremost point is the nose.
     for name in ("eyes", "brows"):
         points = inside("head", seed, name)
         assert points[:, 2].min() > 0.15 and points[:, 0].min() < -0.1 and points[:, 0].max() > 0.1
@@ -187,7 +189,7 @@ def test_quadruped_stands_on_four_legs_head_in_front_tail_behind(seed):
     assert inside("quadruped", seed, "ears")[:, 2].min() > 0.15
     assert inside("quadruped", seed, "eyes")[:, 2].min() > 0.3
     behind = mesh.vertices[mesh.vertices[:, 2] < mesh.bounds[0, 2] + 0.1]
-    assert abs(behind[:, 0]).max() < 0.12  # Only the tail.
+    assert abs(behind[:, 0]).max() < 0.12  # The rearmost points belong to the thin tail.
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -199,7 +201,7 @@ def test_fish_is_flat_with_an_upright_tail_behind_and_eyes_in_front(seed):
     assert tail[:, 2].min() < mesh.bounds[0, 2] + 0.04
     assert eyes[:, 2].min() > 0.2 and eyes[:, 0].min() < -0.09 and eyes[:, 0].max() > 0.09
     assert inside("fish", seed, "body")[:, 2].max() > mesh.bounds[1, 2] - 0.05
-    # The taller fin is on the back, so the body hangs below the middle of the box.
+    # The taller fin is on the back, so the body lies below the centre of the bounding box.
     assert inside("fish", seed, "fins")[:, 1].max() > mesh.bounds[1, 1] - 0.05
     assert inside("fish", seed, "body")[:, 1].mean() < -0.01
 

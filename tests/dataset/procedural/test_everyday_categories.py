@@ -14,13 +14,13 @@ def is_inside(kind: str, seed: int, *points: tuple[float, float, float]) -> list
 
 
 def painted(kind: str, seed: int) -> tuple[np.ndarray, Tensor]:
-    """Vertices of the surface and their albedo."""
+    """Return the vertices of the surface and their albedo."""
     vertices = surface(kind, seed).vertices
     return vertices, instance(kind, seed).material(torch.from_numpy(vertices))[0]
 
 
 def outlines(kind: str, seed: int, height: float) -> list[np.ndarray]:
-    """Closed outlines of the horizontal section at this height, as [n, 3] points."""
+    """Return the closed outlines of the horizontal section at this height. Each has points [n, 3]."""
     return surface(kind, seed).section(plane_origin=[0, height, 0], plane_normal=[0, 1, 0]).discrete
 
 
@@ -31,7 +31,8 @@ def test_banana_is_a_yellow_bow_with_raised_ends(seed):
     assert high[0] - low[0] > 1.5 * (high[1] - low[1]) > 2.5 * (high[2] - low[2])
     for end in (vertices[:, 0] > high[0] - 0.1, vertices[:, 0] < low[0] + 0.1):
         assert vertices[end, 1].min() > low[1] + 0.2  # Both ends are raised.
-    assert is_inside("banana", seed, (0, low[1] + 0.1, 0), (0, 0.1, 0)) == [True, False]  # Open space above.
+    # There is empty space above the middle.
+    assert is_inside("banana", seed, (0, low[1] + 0.1, 0), (0, 0.1, 0)) == [True, False]
     middle = kd[np.abs(vertices[:, 0]) < 0.3].median(0).values
     assert middle[0] > 0.4 and middle[1] > 0.35 and middle[2] < 0.2
 
@@ -48,7 +49,7 @@ def test_hamburger_is_a_stack_with_meat_cheese_and_lettuce_between_two_buns(seed
     ends = (height < height.min() + 0.1) | (height > height.max() - 0.15)
     assert not (ends & (meat | leaf)).any()
     assert {"lower bun", "patty", "cheese", "lettuce", "upper bun"} <= {part.name for part in hamburger.parts}
-    assert surface("hamburger", seed).euler_number == 2  # no slots between the layers
+    assert surface("hamburger", seed).euler_number == 2  # There are no gaps between the layers.
 
 
 @every_seed
@@ -76,7 +77,8 @@ def test_vase_is_open_above_a_deep_cavity_with_a_neck_narrower_than_belly_and_li
         max(np.ptp(line[:, 0]) for line in outlines("vase", seed, y))
         for y in np.linspace(low[1] + 0.03, high[1] - 0.03, 24)
     ]
-    assert all(len(outlines("vase", seed, y)) == 2 for y in (-0.2, 0.0, 0.3, 0.5))  # outer and inner wall
+    # The two outlines are the outer and the inner side of the wall.
+    assert all(len(outlines("vase", seed, y)) == 2 for y in (-0.2, 0.0, 0.3, 0.5))
     belly = int(np.argmax(widths[:18]))
     neck = belly + int(np.argmin(widths[belly:]))
     assert widths[belly] > 1.4 * widths[neck] and widths[-1] > 1.15 * widths[neck]
@@ -137,8 +139,9 @@ def test_lamp_has_a_wide_hollow_shade_on_a_thin_pole_on_a_foot(seed):
     rim = vertices[:, 1][np.hypot(vertices[:, 0], vertices[:, 2]) > high[0] - 0.04].min()
     pole = max(np.ptp(line[:, 0]) for line in outlines("lamp", seed, rim - 0.06))
     assert 0.09 < pole < 0.5 * min(wide["foot"], wide["shade"])
-    assert high[0] > wide["shade"] / 2  # the shade widens downwards
-    assert len(outlines("lamp", seed, rim + 0.08)) >= 3  # outer and inner wall, and the bulb or pole
+    assert high[0] > wide["shade"] / 2  # The shade is wider at the bottom.
+    # The outlines are the outer and inner side of the shade, and the bulb or the pole.
+    assert len(outlines("lamp", seed, rim + 0.08)) >= 3
 
 
 @every_seed

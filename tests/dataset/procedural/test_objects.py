@@ -35,7 +35,7 @@ def test_is_one_watertight_centred_piece(kind, seed):
 
 
 def test_longest_objects_fit_the_frame():
-    # About one key in a hundred is this long. It extends to 1.41 before it is scaled.
+    # About one key in a hundred is this long. Before scaling, it extends to 1.41.
     key = make_object("key", step_generator(7001, 27, 25, 1))
     tip = torch.stack([torch.zeros(400), torch.linspace(-0.8, 0.0, 400), torch.zeros(400)], -1)
     assert -0.76 < tip[key.signed_distance(tip) < 0, 1].min() < -0.6
@@ -51,7 +51,8 @@ def test_sign_and_size_agree_with_the_mesh(kind):
     value = shape.signed_distance(points)
     clear = distance > 0.03
     assert torch.equal((value < 0)[clear], inside[clear])
-    # A sphere tracer must not step through the surface or take tiny steps. Inside, values are lower bounds.
+    # With these bounds a sphere tracer neither steps through the surface nor takes very small steps. Inside
+    # the object, values may be smaller than the distance.
     assert (value.abs() <= distance * 1.15 + 0.015).all()
     outside = clear & ~inside
     assert (value[outside] >= 0.45 * distance[outside]).all()
@@ -63,7 +64,7 @@ def test_changes_no_faster_than_distance(kind):
     start = random_points(40_000)
     step = torch.nn.functional.normalize(random_points(40_000, 1), dim=-1) * 1e-3
     slope = (shape.signed_distance(start + step) - shape.signed_distance(start)).abs() / 1e-3
-    # Points deeper inside are excluded, because the centre of the ellipsoid is a singular point.
+    # Points deep inside are excluded, because the distance is singular at the centre of an ellipsoid.
     assert slope[shape.signed_distance(start) > -0.2].max() < 2.0
     assert (slope > 1.2).double().mean() < 5e-3
     near = shape.signed_distance(start).abs() < 0.03
@@ -102,7 +103,7 @@ def test_follows_the_dtype_of_the_points(kind):
     shape, points = instance(kind, 0), random_points(5000)
     coarse, fine = shape.signed_distance(points.float()), shape.signed_distance(points)
     assert coarse.dtype == torch.float32 and fine.dtype == torch.float64
-    # Rounding may move points across a cell border, but only a few.
+    # Rounding can move a few points across the border of a cell.
     assert ((coarse - fine).abs() > 1e-4).sum() <= 3
 
 
@@ -118,7 +119,7 @@ def test_follows_the_device_of_the_points(kind):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_mug_has_one_handle_and_a_cavity(seed):
-    assert surface("mug", seed).euler_number == 0  # 2 − 2·genus with genus 1 from the handle.
+    assert surface("mug", seed).euler_number == 0  # This is 2 − 2·genus. The handle gives genus 1.
     mug = instance("mug", seed)
     box = surface("mug", seed).bounds
     radius = (box[1, 2] - box[0, 2]) / 2
@@ -128,7 +129,7 @@ def test_mug_has_one_handle_and_a_cavity(seed):
     )
     middle, top, floor = mug.signed_distance(at_axis).tolist()
     assert middle > 0.2 and top > 0.2 and floor < 0
-    # From the wall along +x: the hole, which is at least 0.16 wide, then the handle.
+    # A ray along +x from the wall first crosses the hole, which is at least 0.16 wide, and then the handle.
     x = torch.linspace(axis_x, box[1, 0], 400)
     ray = torch.stack([x, torch.full_like(x, 0.0), torch.zeros_like(x)], -1)
     outside = x[(mug.signed_distance(ray) > 0) & (x > axis_x + 0.9 * radius)]
@@ -150,7 +151,8 @@ def test_teapot_has_one_handle_and_its_spout_at_plus_x():
     heights = mesh.vertices[:, 1]
     right = heights[mesh.vertices[:, 0] > mesh.bounds[1, 0] - 0.03]
     left = heights[mesh.vertices[:, 0] < mesh.bounds[0, 0] + 0.03]
-    assert right.mean() > left.mean() + 0.05  # the spout ends high, the handle bulges at mid-height
+    # The spout ends near the top. The outermost part of the handle is at half height.
+    assert right.mean() > left.mean() + 0.05
 
 
 def test_car_is_longest_along_z_and_has_dark_windows_and_wheels():
@@ -158,7 +160,7 @@ def test_car_is_longest_along_z_and_has_dark_windows_and_wheels():
     assert extents[2] > 1.7 * extents[0] and extents[0] > 0.9 * extents[1]
     names = {part.name for part in instance("car", 0).parts}
     assert {"body", "tyres", "bumpers"} <= names
-    # Above the belt line the cabin has dark glass on all four sides. Its roof has the body colour.
+    # The upper part of the cabin has dark windows on all four sides. The roof has the colour of the body.
     mesh = surface("car", 0)
     kd = instance("car", 0).material(torch.from_numpy(mesh.vertices).float())[0]
     dark = kd.amax(1) < 0.3
@@ -253,7 +255,7 @@ def test_turns_follow_the_right_hand(turn, source, target):
 
 
 def test_spots_keep_their_spacing():
-    """Points with offset zero on a fine grid of the sphere are at least about one spacing apart."""
+    """The centres of two spots on the sphere are at least about one spacing apart."""
     polar, azimuth = torch.meshgrid(
         torch.linspace(0.0, 2.6, 350, dtype=torch.float64),
         torch.linspace(-math.pi, math.pi, 700, dtype=torch.float64),
@@ -298,7 +300,7 @@ def test_a_material_repaints_and_keeps_the_shape(name):
     assert 0 <= kd.min() and kd.max() <= 0.86
     assert (ks[:, 2] == (1.0 if name in ("golden", "silver") else 0.0)).all()
     assert 0.3 <= ks[:, 1].min() and ks[:, 1].max() <= 0.9
-    # The material has one hue: the colour of each point is a multiple of one colour.
+    # The material has one hue, so the colour of each point is a multiple of one colour.
     unit = torch.nn.functional.normalize(kd[kd.max(1).values < 0.84], dim=-1)
     assert (unit - unit[0]).norm(dim=-1).max() < 1e-3
 

@@ -27,7 +27,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def assert_same_topology(inside: torch.Tensor, tables: tuple[torch.Tensor, ...]) -> None:
-    """Vertices, ends and faces of the kernels equal those of torch, in the same order."""
+    """Assert that the kernels and torch give the same vertices, edge ends and faces in the same order."""
     found = marching_tets_triton.topology(inside, *tables, _triangles(inside.device))
     for ours, expected in zip(found, compact_topology_torch(inside, *tables), strict=True):
         assert ours.dtype == expected.dtype == torch.int64
@@ -36,7 +36,10 @@ def assert_same_topology(inside: torch.Tensor, tables: tuple[torch.Tensor, ...])
 
 @pytest.fixture(scope="module")
 def lattice(kernel_device):
-    """Vertices and index tables of a grid with several blocks of each type, the last ones partly filled."""
+    """Return vertices and index tables of a grid that needs several blocks.
+
+    The last blocks of vertices and of edges are partly filled.
+    """
     grid = make_tet_grid(20, 2.0)
     tables = tuple(table.to(kernel_device) for table in (grid.tets, grid.edges, grid.tet_edges))
     for count in (len(grid.v_pos), *map(len, tables[:2])):
@@ -48,7 +51,7 @@ def lattice(kernel_device):
 @pytest.mark.parametrize("share", [0.001, 0.4, 0.999])
 @pytest.mark.parametrize("width", [2, marching_tets_triton.WIDTH])
 def test_topology_of_random_signs(share, width, lattice, kernel_device, monkeypatch):
-    """Includes prefix sums over the blocks in several iterations."""
+    """The prefix sum over the blocks needs several iterations."""
     monkeypatch.setattr(marching_tets_triton, "WIDTH", width)
     inside = (torch.rand(len(lattice[0]), generator=seeded()) < share).to(kernel_device)
     assert 0 < inside.sum() < len(inside)
@@ -80,7 +83,7 @@ def test_topology_is_empty_for_equal_signs(everything, lattice):
 
 
 def test_topology_of_each_sign_pattern(kernel_device):
-    """A single tet, and 512 copies, which fill a block completely."""
+    """The meshes are a single tet, and 512 copies of it, which fill a block completely."""
     for count in (1, marching_tets_triton.BLOCK):
         tets = torch.arange(4 * count, dtype=torch.int32).reshape(count, 4)
         edges, tet_edges = edge_table(tets)
@@ -111,7 +114,7 @@ compile_on(tets, *edge_table(tets), 4)
 
 
 def test_topology_compiles_for_a_gpu():
-    """With int32 indices of the lattice, a single block, and int64 tets."""
+    """The inputs are grids with int32 indices, a grid of a single block, and int64 tets."""
     found = compile_for_gpu(COMPILE_TOPOLOGY)
     assert found.keys() == {"_find_crossed", "_find_used", "_sum_blocks", "_write"}
     assert found["_find_crossed"] > 1 and found["_write"] > 1
@@ -127,7 +130,7 @@ def small_network(device: torch.device, levels: int = 5, hidden: int = 32) -> Sd
 
 @pytest.mark.parametrize(("levels", "hidden"), [(5, 32), (16, 32), (8, 64)])
 def test_distances_equal_torch(levels, hidden, kernel_device):
-    """Accurate to float32 rounding. One TF32 pass instead of three would have an error of 5e-4."""
+    """The error is that of float32 rounding. One TF32 pass instead of three would have an error of 5e-4."""
     network = small_network(kernel_device, levels, hidden)
     encoded = torch.randn(sdf_network_triton.BLOCK + 21, 2 * levels, generator=seeded(2)).to(kernel_device)
     weights = [layer.weight for layer in network.mlp[::2]]
@@ -153,10 +156,10 @@ def test_distances_are_the_first_output_of_the_network():
 
 
 def test_crossings_and_their_gradients(kernel_device, monkeypatch):
-    """A surface that the boundary of the grid cuts, with moved vertices, compared with torch."""
+    """The kernels equal torch on a surface with moved vertices that crosses the boundary of the grid."""
     surface = DMTet(GeometryConfig(dmtet_grid=16, mesh_scale=2.0, hash_n_levels=3, hash_log2_hashmap_size=8))
     surface = surface.to(kernel_device)
-    # Column-major memory, as a buffer may have.
+    # The buffer is column-major. The kernels must accept this memory layout.
     surface.v_pos = surface.v_pos.T.contiguous().T
     everywhere = (surface.v_pos - torch.tensor([0.3, 0.1, 0.6], device=kernel_device)).norm(dim=-1) - 0.7
     noise = torch.randn(len(everywhere), generator=seeded()).to(kernel_device)
@@ -196,7 +199,7 @@ def test_crossings_compile_for_a_gpu():
 @pytest.mark.gpu
 @pytest.mark.parametrize("grid", [64, 256])
 def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
-    """All kernels together, compared with torch in float32 with gradients at all vertices."""
+    """All kernels together equal torch in float32. In torch all vertices have gradients."""
     torch.manual_seed(0)
     surface = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0))
     with torch.no_grad():
@@ -213,7 +216,8 @@ def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
     surface.zero_grad()
     sdf, v_pos = surface.field()
     assert (signed - sdf).abs().max() < 2e-5 * sdf.abs().max()
-    # Equal signs, and no vertices where a rounding error would move the crossing far.
+    # The distances of the kernels are used, so signs are equal and a rounding error cannot move a crossing
+    # far.
     sdf = signed + (sdf - sdf.detach())
     sdf = sdf.masked_fill(surface.on_wall & (sdf < 0), surface.wall_distance)
     tables = surface.tets, surface.edges, surface.tet_edges
@@ -226,7 +230,7 @@ def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
 
 
 def noisy_ball(resolution: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Random signs inside a ball, with the index tables of the grid."""
+    """Return random signs inside a ball, and the index tables of the grid."""
     grid = make_tet_grid(resolution, 2.0)
     inside = torch.rand(len(grid.v_pos), generator=seeded()) < 0.3
     return inside & (grid.v_pos.norm(dim=-1) < 0.8), (grid.tets, grid.edges, grid.tet_edges)
@@ -242,7 +246,7 @@ def test_topology_on_cuda_equals_cpu(resolution):
 
 
 def synchronisations(act) -> int:
-    """Number of host synchronisations during the call, as reported by torch."""
+    """Return the number of host synchronisations that torch reports during the call."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("warn")
     try:

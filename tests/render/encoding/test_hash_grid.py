@@ -57,7 +57,7 @@ def test_dense_level_is_trilinear_interpolation(resolution, encode):
     assert grid.levels[0].dense
     with torch.no_grad():
         grid.table.normal_()
-    # In the table x varies fastest. SciPy's values are indexed [x, y, z].
+    # x varies fastest in the table, but SciPy's values are indexed [x, y, z].
     values = (
         grid.table.detach()
         .numpy()
@@ -82,7 +82,7 @@ def test_hashed_level_interpolates_the_hashed_corners(encode):
         low, expected = np.floor(point).astype(int), 0
         for corner in np.ndindex(2, 2, 2):
             x, y, z = (int(v) for v in low + corner)
-            # 32-bit arithmetic as in the paper.
+            # The hash uses 32-bit arithmetic as in the paper.
             row = (x ^ (y * 2654435761 % 2**32) ^ (z * 805459861 % 2**32)) % 256
             weight = np.prod(np.where(corner, point - low, 1 - (point - low)))
             expected = expected + weight * grid.table[row].detach().numpy()
@@ -238,7 +238,7 @@ for _ in range(2):
 
 
 def log_lines_of(program: str, first_on_path: Path) -> list[str]:
-    """The log lines of a program that runs in a new process."""
+    """Run a program in a new process and return its log lines."""
     head = 'import logging, torch\nlogging.basicConfig(format="%(message)s", level=logging.INFO)\n'
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(first_on_path), str(ROOT)])}
     done = subprocess.run(

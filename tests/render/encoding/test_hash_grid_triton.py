@@ -9,7 +9,7 @@ from render.encoding import hash_grid_triton, reference, select
 from render.encoding.hash_grid import HashGrid
 from render.encoding.select import choose_encoder
 
-# Five levels: dense with 4, 7 and 13 cells per axis, hashed with 22 and 40.
+# There are five levels. Those with 4, 7 and 13 cells per axis are dense, those with 22 and 40 are hashed.
 SMALL = {"n_levels": 5, "log2_hashmap_size": 12, "base_resolution": 4, "max_resolution": 40}
 UNIT_BOX = torch.zeros(3), torch.ones(3)
 
@@ -33,7 +33,7 @@ def cotangent(count: int, width: int, device: torch.device) -> torch.Tensor:
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal to a few units in the last place of the largest terms."""
+    """Assert that the errors are at most a few units in the last place of the largest value."""
     assert found.dtype == expected.dtype and found.shape == expected.shape
     assert (found - expected).abs().max() <= 4e-6 * expected.abs().max()
 
@@ -42,7 +42,8 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_features_equal_the_reference(features, kernel_device):
     table, levels = table_and_levels(kernel_device, features)
     assert {level.dense for level in levels} == {True, False}
-    # The count is not a multiple of the block size. Five levels are not a multiple of the levels per program.
+    # The number of points is not a multiple of the block size, and the number of levels (5) is not a multiple
+    # of the number of levels per program.
     unit = points(hash_grid_triton.BLOCK + 37, kernel_device)
     assert_close(hash_grid_triton.encode(unit, table, levels), reference.encode(unit, table, levels))
 
@@ -84,7 +85,7 @@ def test_gradient_equals_the_reference(runs, ordered, kernel_device):
 
 
 def test_equal_points_in_one_run(kernel_device):
-    """A run of points in one cell that is longer than a block adds once per block and corner."""
+    """All points lie in one cell, and there are more points than in a block."""
     _, levels = table_and_levels(kernel_device)
     unit = torch.full((40, 3), 0.3, device=kernel_device)
     grad = cotangent(40, 10, kernel_device)
@@ -132,7 +133,8 @@ def test_real_size(count, ordered):
     expected = reference.encode_backward(unit, grad, levels)
     for runs in (False, True):
         found = hash_grid_triton.encode_backward(unit, grad, levels, runs=runs)
-        # A coarse row is a sum over 3000 points. Neither implementation fixes the order of the sum.
+        # The gradient of a row of a coarse level is a sum over 3000 points. The order of the sum is not fixed
+        # in either implementation.
         assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
         assert (found - expected).norm() < 1e-5 * expected.norm()
 

@@ -1,4 +1,4 @@
-"""HDR files, compared with handwritten bytes, files from OpenEXR's writer and the precision of the format."""
+"""HDR files, compared with handwritten bytes, files written by OpenEXR, and the precision of the format."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,8 @@ def write_exr(path, **channels):
 def test_round_trip_keeps_the_shared_exponents_precision(tmp_path, width):
     image = wide_range(width=width)
     write_hdr(tmp_path / "a.hdr", image)
-    # The largest channel lies in [2^(e−1), 2^e) after rounding. The step is 2^(e−8), the error half of it.
+    # The largest channel lies in [2^(e−1), 2^e) after rounding. The step is 2^(e−8), and the error is at most
+    # half a step.
     _, exponent = torch.frexp(image.amax(-1, keepdim=True) * (256 / 255.5))
     bound = 2.0 ** (exponent - 9)
     assert ((read_latlong(tmp_path / "a.hdr") - image).abs() <= bound * 1.0001).all()
@@ -62,7 +63,7 @@ def test_flat_file_written_by_hand(tmp_path):
 
 
 def test_run_length_encoded_file_written_by_hand(tmp_path):
-    """Two scanlines of 8 pixels with literals and runs in each channel, as in "Real Pixels" (Ward, 1991)."""
+    """The file has two scanlines of 8 pixels with literals and runs, as in "Real Pixels" (Ward, 1991)."""
     ramp = bytes([8, 128, 136, 144, 152, 160, 168, 176, 184])
     lines = [
         b"\x02\x02\x00\x08" + ramp + b"\x88\x40" + b"\x83\x00\x05\x20\x20\x20\x20\x20" + b"\x84\x81\x84\x80",

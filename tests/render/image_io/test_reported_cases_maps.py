@@ -19,12 +19,12 @@ refusal = partial(reader_refusal.refusal, read=read_latlong)
 
 
 def grey(value: int) -> bytes:
-    """An RGBE pixel with radiance value / 256."""
+    """Return an RGBE pixel with radiance value / 256."""
     return bytes([value, value, value, 128])
 
 
 def test_hdr_old_rle(tmp_path):
-    # Lines of 264 pixels: four times 200, then 100 once and repeated 256 + 2 times.
+    # Each line has 264 pixels: 200 once, four repetitions, 100 once, and 2 + 256 repetitions.
     line = grey(200) + b"\1\1\1\4" + grey(100) + b"\1\1\1\2" + b"\1\1\1\1"
     (tmp_path / "a.hdr").write_bytes(HEADER + b"-Y 2 +X 264\n" + 2 * line)
     image = read_latlong(tmp_path / "a.hdr")
@@ -128,7 +128,8 @@ def test_exr_cropped(tmp_path, caplog, left, top):
 
 
 def test_chromaticities_are_converted_to_rec_709(tmp_path):
-    # ACES AP0 has a white point near D60. White must stay white, and a Rec. 709 colour must be recovered.
+    # The file uses ACES AP0, which has a white point near D60. White must stay white, and a Rec. 709 colour
+    # must be recovered.
     _, channels = rgb()
     ap0 = (0.7347, 0.2653, 0.0, 1.0, 0.0001, -0.077, 0.32168, 0.33767)
     white = {name: np.full((4, 8), 0.5, np.float32) for name in "RGB"}
@@ -137,7 +138,7 @@ def test_chromaticities_are_converted_to_rec_709(tmp_path):
     chromaticities = {"chromaticities": ap0}
     write_exr(tmp_path / "a.exr", ("a", white, chromaticities))
     assert torch.allclose(read_latlong(tmp_path / "a.exr"), torch.tensor(0.5), atol=2e-4)
-    # The first column of the published matrix from Rec. 709 to AP0 (Bradford), rounded to 4 digits.
+    # `red` is the first column of the published matrix from Rec. 709 to AP0 (Bradford), rounded to 4 digits.
     write_exr(tmp_path / "a.exr", ("a", red, chromaticities))
     assert torch.allclose(read_latlong(tmp_path / "a.exr")[0, 0], torch.tensor([1.0, 0, 0]), atol=2e-3)
     rec709 = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329)

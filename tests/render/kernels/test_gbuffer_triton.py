@@ -18,7 +18,7 @@ SIZE = 3, 9, 8
 
 
 def random_points(device, count: int = BLOCK + 37, faces_as=torch.int64) -> dict[str, torch.Tensor]:
-    """Unsorted pixels of three views of random triangles from both sides, many at grazing angles."""
+    """Return unsorted pixels of three views of random triangles. Both sides and grazing angles occur."""
     generator = torch.Generator().manual_seed(7)
     v_pos = torch.randn(40, 3, generator=generator)
     faces = torch.stack([torch.randperm(40, generator=generator)[:3] for _ in range(50)])
@@ -46,7 +46,7 @@ def random_points(device, count: int = BLOCK + 37, faces_as=torch.int64) -> dict
 def values_and_gradients(
     function, given, wanted=("position", "normal", "to_viewer")
 ) -> dict[str, torch.Tensor]:
-    """The outputs of the function, and the gradients of a weighted sum of the wanted outputs."""
+    """Return the outputs of the function and the gradients of a weighted sum of the wanted outputs."""
     given = given | {name: given[name].clone().requires_grad_() for name in ("values", "v_pos")}
     found = dict(zip(("position", "normal", "to_viewer"), function(**given), strict=True))
     generator = torch.Generator().manual_seed(8)
@@ -69,7 +69,7 @@ def assert_agree(found, exact, tolerance: float = 1e-5) -> None:
 
 
 def facing_ratios(given) -> torch.Tensor:
-    """view·smooth / 0.1 of the pixels, multiplied by the sign of view·face."""
+    """Compute view·smooth / 0.1 of the pixels, multiplied by the sign of view·face."""
     number = given["rast"].flatten(0, 2)[given["pixel"], 3].long() - 1
     a, b, c = given["v_pos"][given["faces"][number].long()].unbind(1)
     position, smooth = given["values"].flatten(0, 2)[given["pixel"]].split(3, -1)
@@ -132,7 +132,7 @@ def test_no_covered_pixel(kernel_device):
 
 
 def points_at_origin(smooth, corners, device) -> dict[str, torch.Tensor]:
-    """Points at the origin seen from (0, 0, 1), one per pixel of a row. smooth [N,3], corners [N,3,3]."""
+    """Return points at the origin, seen from (0, 0, 1), in a row of pixels. smooth [N,3], corners [N,3,3]."""
     count = len(smooth)
     rast = torch.zeros(1, 1, count, 4)
     rast[..., 3] = torch.arange(count) + 1
@@ -151,7 +151,7 @@ SLANTED = [[0.0, 0.0, 0.0], [1.0, 0.0, 0.5], [0.0, 2.0, -0.25]]
 
 
 def test_gradient_at_blend_factors_0_and_1(kernel_device):
-    """Blend factors of exactly 0 and 1, at which clamp has a gradient, and values next to them."""
+    """Some blend factors are exactly 0 or 1, where clamp has a gradient. Others are close to 0 or 1."""
     height = torch.tensor(0.1).view(torch.int32) + torch.arange(-3, 4, dtype=torch.int32)
     height = torch.cat([torch.tensor([-1e-6, 0.0, 1e-6]), height.view(torch.float32)])
     smooth = torch.stack([(1 - height.square()).sqrt(), torch.zeros(10), height], -1)
@@ -161,7 +161,7 @@ def test_gradient_at_blend_factors_0_and_1(kernel_device):
     found = values_and_gradients(gbuffer_triton.surface_points, given)
     expected = values_and_gradients(surface_points, given)
     assert_agree(found, expected)
-    # Points are compared one by one, so a missing gradient at one point cannot be hidden by the others.
+    # Each point is compared separately, so a missing gradient at one point is found.
     assert torch.allclose(found["values"], expected["values"], rtol=1e-4, atol=1e-5)
 
 
@@ -177,7 +177,7 @@ def test_degenerate_faces_and_zero_normals(kernel_device):
 
 
 def test_gradient_equals_finite_differences(kernel_device):
-    """Finite differences of the kernels in float32, away from the discontinuities of blend and side."""
+    """Finite differences use float32. Pixels near the discontinuities of blend and side are excluded."""
     given = random_points(kernel_device)
     away = facing_ratios(given)
     away = (away.abs() > 0.1) & ((away - 1).abs() > 0.1)
@@ -198,7 +198,7 @@ def test_gradient_equals_finite_differences(kernel_device):
 
 
 def points_from_kernels_and_torch(device, size, batch, subdivisions, monkeypatch):
-    """Surface points and vertex gradient of a dented ball, from the kernels and from torch."""
+    """Yield surface points and vertex gradient of a dented ball, first from the kernels, then from torch."""
     shape = trimesh.creation.icosphere(subdivisions=subdivisions, radius=0.7)
     places = torch.tensor(shape.vertices).float()
     places = (places * (1 + 0.3 * (9 * places).sin().prod(-1, keepdim=True))).to(device)
@@ -208,7 +208,8 @@ def points_from_kernels_and_torch(device, size, batch, subdivisions, monkeypatch
         v_pos = places.clone().requires_grad_()
         points = rasterize_gbuffer(make_mesh(v_pos, faces), views, choose_rasteriser(device))
         weights = torch.randn(len(points.pixel), 9, generator=torch.Generator().manual_seed(2)).to(device)
-        # If a face is seen edge-on, its visible side depends on rounding.
+        # If a face is almost parallel to the view direction, its visible side depends on rounding. Its weight
+        # is 0.
         number = points.gather(points.rast.detach())[:, 3].long() - 1
         face = torch.nn.functional.normalize(face_cross(places, faces)[number], dim=-1)
         weights[(face * points.to_viewer.detach()).sum(-1).abs() < 1e-4] = 0

@@ -1,4 +1,4 @@
-"""The Triton kernels of the normal image, compared with torch, also within a geometry scene."""
+"""The Triton kernels of the normal image, compared with torch, separately and within a geometry scene."""
 
 import dataclasses
 
@@ -23,13 +23,13 @@ def rotations(count: int) -> torch.Tensor:
 
 
 def random_covered_pixels(device, count: int) -> SurfacePoints:
-    """Random pixels of three views of 9 × 8 pixels in ascending order. Some normals have x = 0 exactly."""
+    """Return random pixels of three views of 9 × 8 pixels in ascending order. Some normals are zero."""
     generator = torch.Generator().manual_seed(4)
     pixel = torch.randperm(3 * 9 * 8, generator=generator)[:count].sort()[0]
     rast = torch.zeros(3 * 9 * 8, 4)
     rast[pixel, 3] = torch.randint(1, 1000, (count,), generator=generator).float()
     normal = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-    # The first row of each matrix of `rotations` maps these normals to exactly 0.
+    # The rotated x component of these normals is exactly 0.
     normal[::7] = 0
     fields = {"clip": torch.zeros(3, 1, 4), "rast": rast.view(3, 9, 8, 4), "pixel": pixel}
     fields["values"] = torch.zeros(3, 9, 8, 6)
@@ -38,7 +38,7 @@ def random_covered_pixels(device, count: int) -> SurfacePoints:
 
 
 def values_and_gradients(function, points, rotation, flip) -> tuple[torch.Tensor, torch.Tensor]:
-    """The image and the gradient of its weighted sum with respect to the normals."""
+    """Return the image and the gradient of its weighted sum with respect to the normals."""
     points.normal.grad = None
     image = function(points, rotation, flip)
     weights = torch.randn(image.shape, generator=torch.Generator().manual_seed(5)).to(image)
@@ -47,7 +47,7 @@ def values_and_gradients(function, points, rotation, flip) -> tuple[torch.Tensor
 
 
 def test_flip_is_applied_after_the_rotation(kernel_device):
-    """A rotation by 180° about y maps −x to +x. The flip gives −x, and the gradient changes sign."""
+    """A rotation by 180° about y maps −x to +x. The flip gives −x and changes the sign of the gradient."""
     half_turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0])).to(kernel_device).repeat(3, 1, 1)
     for function in (normal_image, normal_image_triton.normal_image):
         points = random_covered_pixels(kernel_device, 20)
@@ -66,7 +66,7 @@ def test_values_and_gradient(flip, count, kernel_device):
     points, rotation = random_covered_pixels(kernel_device, count), rotations(3).to(kernel_device)
     points.normal.requires_grad_()
     found = values_and_gradients(normal_image_triton.normal_image, points, rotation, flip)
-    # Column-major memory, as in a batch of transposed matrices.
+    # These matrices are column-major, as in a batch of transposed matrices.
     again = values_and_gradients(normal_image_triton.normal_image, points, rotation.mT.contiguous().mT, flip)
     expected = values_and_gradients(normal_image, points, rotation, flip)
     for one, two, three in zip(found, again, expected, strict=True):
@@ -92,7 +92,7 @@ class Ball(nn.Module):
 
 
 def scenes(device, size, subdivisions, monkeypatch):
-    """Image and vertex gradient of a scene with rotated normals, with all kernels and without them."""
+    """Yield image and vertex gradient of a scene with rotated normals, with and then without kernels."""
     ball = Ball(subdivisions).to(device)
     angle = torch.tensor([0.3, 1.5, 3.0, 4.4])
     light = EnvironmentLight(torch.ones(6, 4, 4, 3))
@@ -102,7 +102,8 @@ def scenes(device, size, subdivisions, monkeypatch):
             monkeypatch.setattr(module, "triton_available", lambda *values, answer=kernels: answer)
         image = GeometryScene(ball, choose_rasteriser(device), light, flip_normal=True)(views)
         weights = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(6)).to(device)
-        # Smooth weights, because the gradient sums of per-pixel noise would be near the rounding error.
+        # The weights are smooth. With noise per pixel, the sums of the gradient would be near the rounding
+        # error.
         weights = nn.functional.interpolate(weights, size=size, mode="bilinear").permute(0, 2, 3, 1)
         yield image.detach(), torch.autograd.grad((image * weights).sum(), ball.v_pos)[0]
 
@@ -119,6 +120,6 @@ def test_full_size_scene_equals_torch_on_cuda(monkeypatch):
     assert available.triton_available(torch.zeros(1, device="cuda"))
     (found, grad), (expected, exact) = scenes(torch.device("cuda"), (512, 512), 7, monkeypatch)
     assert (expected[..., 3] > 0).sum() > 200_000
-    # If a face is seen edge-on, its visible side depends on rounding.
+    # If a face is almost parallel to the view direction, its visible side depends on rounding.
     assert ((found - expected).abs() > 1e-3).any(-1).sum() < 40
     assert (grad - exact).norm() < 1e-2 * exact.norm()
