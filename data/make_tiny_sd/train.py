@@ -120,7 +120,7 @@ def make_run(options: argparse.Namespace) -> Run:
         shape = networks.TOY_SHAPE
         light = LightConfig(env_scale=options.env_scale, env_resolution=64)
         data = replace(data, instances=2, views=4, grid=32, environment=light)
-        options.batch, options.vae_batch, options.no_compile = 6 * options.camera_group, 4, True
+        options.batch, options.vae_batch, options.no_compile = max(6, 3 * options.camera_group), 4, True
     shape = replace(shape, views=options.views_together)
     device = torch.device(options.device)
     distributed = init_distributed(on_gpus=device.type == "cuda")

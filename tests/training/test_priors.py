@@ -48,20 +48,20 @@ def test_painting_with_two_priors_and_a_control_net_resumes_bit_for_bit(
 ):
     monkeypatch.setattr(train, "export_run", lambda *_: None)
     keys = {"second_sd_model": str(model_folder), "second_sd_model_weight": [0.5, 1.0], "control": "normal"}
-    keys |= {"control_weight": [1.0, 0.2], "checkpoint_interval": 1, "sd_model_weight": 2}
+    keys |= {"control_weight": [1.0, 0.2], "checkpoint_interval": 1, "sd_model_weight": 2, "iter": 3}
     whole, parts = (paint(tmp_path, models, ball, name, **keys) for name in ("whole", "parts"))
     with caplog.at_level(logging.INFO):
         assert train.main(["--config", whole]) == 0
     assert "weights of the priors (the first with its ControlNet): " in caplog.text
     with monkeypatch.context() as patch:
         patch.setattr(
-            signals.StopRequest, "exit_if_requested", lambda self, step: exit(0) if step == 2 else None
+            signals.StopRequest, "exit_if_requested", lambda self, step: exit(0) if step == 1 else None
         )
         with pytest.raises(SystemExit):
             train.main(["--config", parts])
     assert train.main(["--config", parts]) == 0
     first, second = (load_latest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
-    assert first.step == second.step == 4 and first.tensors.keys() == second.tensors.keys()
+    assert first.step == second.step == 3 and first.tensors.keys() == second.tensors.keys()
     assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
     log = log_without_times(tmp_path / "whole")
     assert (
