@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from reduced_work import shorten_fit
 from toy_config import TINY
 
 import train
@@ -78,6 +79,50 @@ def test_a_resumed_run_is_equal_bit_for_bit(whole, model_folder, monkeypatch):
     assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
     files = [(whole / name / "dmtet_mesh/mesh.glb").read_bytes() for name in ("whole", "parts")]
     assert files[0] == files[1]
+
+
+Z_UP = {"base_mesh_up": "+z", "base_mesh_front": "-y"}
+
+
+def test_a_z_up_file_moves_like_the_upright_file(whole, model_folder):
+    """The file is base.obj in z-up axes, (x, −z, y), so the export is that of base.obj in these axes."""
+    lines = (whole / "base.obj").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("v "):
+            x, y, z = map(float, line.split()[1:])
+            lines[number] = f"v {x:.9g} {-z:.9g} {y:.9g}"
+    (whole / "z_up.obj").write_text("\n".join(lines) + "\n")
+    config = write_config(whole, model_folder, "z_up", whole / "z_up.obj", **Z_UP)
+    assert train.main(["--config", config]) == 0
+    upright, lying = (
+        torch.tensor([list(map(float, line.split()[1:])) for line in text.splitlines() if line[:2] == "v "])
+        for text in ((whole / name / "dmtet_mesh/mesh.obj").read_text() for name in ("whole", "z_up"))
+    )
+    x, y, z = upright.unbind(-1)
+    torch.testing.assert_close(lying, torch.stack([x, -z, y], -1), rtol=0, atol=2e-3)
+
+
+def test_a_shape_that_starts_from_a_z_up_file_is_exported_in_its_axes(whole, model_folder, monkeypatch):
+    """The file is twice as long along z as along x and y."""
+    shorten_fit(100, monkeypatch.setattr)
+    v_pos, faces = _sphere(rings=8, segments=16)
+    lines = [f"v {x:.9g} {y:.9g} {2 * z:.9g}" for x, y, z in v_pos.tolist()]
+    lines += ["f " + " ".join(map(str, face)) for face in (faces + 1).tolist()]
+    (whole / "tall.obj").write_text("\n".join(lines) + "\n")
+    values = {"surface": "dmtet", "sdf_init_shape": "custom_mesh", "sdf_init_shape_scale": [0.8] * 3}
+    values |= {
+        "dmtet_grid": 24,
+        "mesh_scale": 2.0,
+        "learning_rate": 8e-3,
+        "iter": 100,
+        "coarse_iter": 0,
+        **Z_UP,
+    }
+    config = write_config(whole, model_folder, "tall", whole / "tall.obj", **values)
+    assert train.main(["--config", config]) == 0
+    v_pos = load_mesh(whole / "tall/dmtet_mesh/mesh.obj").v_pos
+    width, depth, height = (v_pos.max(0).values - v_pos.min(0).values).tolist()
+    assert height > 1.5 * max(width, depth)
 
 
 @pytest.mark.parametrize(

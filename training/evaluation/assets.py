@@ -83,7 +83,7 @@ def find_run(argument: str, categories: tuple[str, ...]) -> Run:
     if not given:
         prompt = settings.get("text", "")
     if not prompt:
-        raise ValueError(f"run {name}has no checkpoint with a prompt; give it as '{name}=A red mug'")
+        raise ValueError(f"run {name} has no checkpoint with a prompt; give it as '{name}=A red mug'")
     textures = (folder / MESH_FILE).parent / KD_FILE
     painted = MODES[settings["mode"]].paints_base_mesh if "mode" in settings else textures.is_file()
     return Run(folder, prompt, parse_target(prompt, categories), "shaded" if painted else "normal", steps)
@@ -142,7 +142,7 @@ def load_asset(run: Run, device: torch.device) -> tuple[Mesh, Textures | None]:
     if run.domain == "normal":
         return mesh, None
     if mesh.uv is None:
-        raise ValueError(f"mesh file {run.mesh_file}has a texture but no texture coordinates")
+        raise ValueError(f"mesh file {run.mesh_file} has a texture but no texture coordinates")
     folder = run.mesh_file.parent
 
     def image(name: str) -> Tensor | None:
