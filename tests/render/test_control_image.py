@@ -31,7 +31,10 @@ def ball():
 
 
 def rays():
-    """Where the rays of the pixels meet the ball, in camera axes with the eye at the origin; NaN outside."""
+    """Return the points where the rays of the pixels meet the ball, or NaN for rays that miss it.
+
+    Points are in camera axes with the eye at the origin.
+    """
     tangent = math.tan(math.radians(45.0) / 2)
     grid = ((torch.arange(SIDE) + 0.5) / SIDE * 2 - 1) * tangent
     direction = torch.stack(
@@ -43,7 +46,7 @@ def rays():
 
 
 def inside(values):
-    """Pixels whose neighbours are covered too, so that antialiasing does not change them."""
+    """Return a mask of the pixels with covered neighbours only. Antialiasing does not change these pixels."""
     return -torch.nn.functional.max_pool2d(-values[None, None], 3, 1, 1)[0, 0] > 0
 
 
@@ -90,7 +93,7 @@ def test_a_square_that_faces_the_camera_is_white_at_every_size():
 
 
 def test_the_scale_of_the_object_and_the_field_of_view_do_not_matter(ball):
-    """Each view is normalised by the nearest and the farthest vertex."""
+    """The depth of each view is normalised by its nearest and farthest vertex."""
     angle = torch.zeros(2)
     cameras = look_at_origin(angle, angle, torch.tensor([0.5, 0.9]), (SIDE, SIDE))
     middle = drawn("depth", ball, cameras)[:, SIDE // 2, SIDE // 2, 0]

@@ -58,7 +58,7 @@ def test_scatter_then_gather_is_the_identity():
 @pytest.mark.gpu
 def test_single_host_synchronisation(recwarn):
     mesh = ball("cuda")
-    # The choice of a rasteriser renders a test image and synchronises, so it is made first.
+    # choose_rasteriser renders a test image and synchronises, so it is called before the measurement.
     rasteriser = choose_rasteriser(mesh.v_pos.device)
     rasterized_ball(mesh, rasteriser)
     recwarn.clear()
@@ -69,7 +69,7 @@ def test_single_host_synchronisation(recwarn):
         points.mask()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    # Setting the debug mode may itself emit a warning, so only warnings of synchronisations count.
+    # Setting the debug mode can emit another warning, so only warnings of synchronisations are counted.
     assert (
         len([warning for warning in recwarn if "synchronizing CUDA operation" in str(warning.message)]) == 1
     )

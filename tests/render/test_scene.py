@@ -34,7 +34,7 @@ class Surface(nn.Module):
 
 
 class RandomBumps(MaterialField):
-    """A white material with unit tangent-space normals tilted by up to 90° in any direction."""
+    """A white material. Its unit tangent-space normals are tilted by up to 90° in any direction."""
 
     def __init__(self):
         nn.Module.__init__(self)
@@ -68,14 +68,14 @@ def ball(subdivisions=3):
 
 
 def with_tangents(mesh):
-    """One tangent per vertex, along a parallel of latitude."""
+    """Return the mesh with one tangent per vertex, which points along a circle of latitude."""
     x, _, z = mesh.v_pos.unbind(-1)
     tangents = nn.functional.normalize(torch.stack([z, torch.zeros_like(x), -x], dim=-1), dim=-1)
     return dataclasses.replace(mesh, uv=mesh.v_pos[:, :2], uv_faces=mesh.faces, tangents=tangents)
 
 
 def test_flip_normal_leaves_no_positive_x_component():
-    """Closed form −|x'|: the flip is applied after the rotation, in all pixels including the outline."""
+    """The closed form is −|x'|. The flip follows the rotation and includes the pixels of the outline."""
     views = sample_cameras(CameraConfig(), 6, (SIDE, SIDE), step_generator(0, 0, 1), rotate_normals=True)
     rasteriser = choose_rasteriser(torch.device("cpu"))
     flipped, plain = (
@@ -92,7 +92,8 @@ def test_flip_normal_leaves_no_positive_x_component():
 def test_bumped_normals_face_the_viewer():
     views = orbit(3, (SIDE, SIDE))
     rasteriser = choose_rasteriser(torch.device("cpu"))
-    for outward in (True, False):  # Facets seen from outside, and flipped facets seen from behind.
+    # Faces are seen from the front if outward, otherwise from the back.
+    for outward in (True, False):
         mesh = with_tangents(ball(1))
         mesh = mesh if outward else dataclasses.replace(mesh, faces=mesh.faces.flip(1), v_nrm=-mesh.v_nrm)
         scene = AppearanceScene(mesh, RandomBumps(), EVEN_LIGHT, rasteriser)
@@ -101,7 +102,7 @@ def test_bumped_normals_face_the_viewer():
         cosine = (normal * points.to_viewer).sum(-1)
         assert torch.allclose(normal.norm(dim=-1), torch.ones(len(normal)), atol=1e-5)
         assert cosine.min() > -1e-5 and (cosine < 0.3).sum() > 20
-        # The bump has an effect: normals that face the viewer differ from the smooth normals.
+        # The bump map has an effect: many normals differ from the smooth normals.
         assert ((normal * points.normal).sum(-1) < 0.7).float().mean() > 0.3
 
 
@@ -117,7 +118,7 @@ def test_shading_normals_are_computed_once(material, monkeypatch):
     scene(views)
     scene.layers(views)
     assert len(calls) == 2
-    # A control image shows the normals without the bump map.
+    # The control image shows normals without the bump map.
     points = rasterize_gbuffer(scene.mesh, views, scene.rasteriser)
     expected = control_image("normal", points, views, scene.mesh, scene.rasteriser)
     scene(views)
@@ -125,7 +126,7 @@ def test_shading_normals_are_computed_once(material, monkeypatch):
 
 
 def test_outline_is_antialiased_on_linear_colours():
-    """White on black: an outline pixel with coverage c is sRGB(c · white), not c · sRGB(white)."""
+    """For white on black, an outline pixel with coverage c is sRGB(c · white) and not c · sRGB(white)."""
     views = orbit(1, (SIDE, SIDE))
     rasteriser = choose_rasteriser(torch.device("cpu"))
     mesh = with_tangents(ball())
@@ -142,6 +143,6 @@ def test_outline_is_antialiased_on_linear_colours():
     dark = AppearanceScene(mesh, White(), EVEN_LIGHT, rasteriser)(views)
     outside = (points.mask() == 0) & (coverage > 0.2)
     assert outside.sum() > 10
-    # The radiance of the ball is about that of the light, 1, so an outline pixel is sRGB(coverage).
+    # The radiance of the ball is about 1, like that of the light, so an outline pixel is sRGB(coverage).
     shown = (dark[..., :1][outside] + 1) / 2
     assert torch.allclose(shown, linear_to_srgb(coverage[outside]), atol=0.05)

@@ -1,4 +1,4 @@
-"""Blender opens GLB and OBJ: correct texture placement, +z in front, +y up. Skipped if it is not installed.
+"""Blender opens GLB and OBJ with correct textures, +z in front and +y up. Skipped without Blender.
 
 On Debian: apt-get install blender python3-numpy.
 """
@@ -26,7 +26,7 @@ SURFACE = ("Base Color", "Metallic", "Roughness", "Normal")
 
 
 def sides(points):
-    """Material by direction: red towards +z, green towards +x, blue towards +y, with a wave in the normal."""
+    """Return a material with wavy normals. It is red towards +z, green towards +x and blue towards +y."""
     x, y, z = points.unbind(-1)
     main = torch.stack([z, x, y], -1).argmax(-1)
     tilt = torch.stack([0.3 * torch.sin(20 * x), 0.2 * torch.cos(20 * y), torch.ones_like(z)], -1)
@@ -39,7 +39,7 @@ def sides(points):
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-    """The folder with Blender's renders of one mesh as GLB and as OBJ, and Blender's report."""
+    """Render a mesh in Blender from a GLB and an OBJ. Return the folder, Blender's report and the mesh."""
     if shutil.which("blender") is None:
         pytest.skip("needs Blender on the path")
     folder = tmp_path_factory.mktemp("blender")
@@ -48,7 +48,7 @@ def opened(tmp_path_factory):
     files = [folder / "mesh.glb", write_obj(folder, mesh, textures)]
     write_glb(files[0], mesh, textures)
     command = ["blender", "--background", "--factory-startup", "--python-exit-code", "1", "--python", TOOL]
-    # Blender uses the system's Python, so the variables of the test's Python must not be inherited.
+    # Blender uses the system's Python. It must not inherit the environment variables of the test's Python.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [*command, "--", folder, *files], capture_output=True, text=True, env=environment, timeout=300
@@ -84,11 +84,11 @@ def test_front_is_plus_z_right_plus_x_and_up_plus_y(opened, kind):
         assert middle.argmax() == colour and middle[colour] > np.delete(middle, colour).max() + 0.3, view
     front = render(folder, kind, "front")
     top, right = front[:, 30:60], front[30:60]
-    # Blue is above the red front, green is to its right.
+    # Blue is above the red front. Green is to the right of it.
     rows = [np.argmax((top[..., c] - top.mean(-1)).mean(1)) for c in (2, 0)]
     columns = [np.argmax((right[..., c] - right.mean(-1)).mean(0)) for c in (1, 0)]
     assert rows[0] < rows[1] and columns[0] > columns[1]
-    # Blender converts +y up to +z up: (x, y, z) becomes (x, −z, y).
+    # Blender changes the up axis from +y to +z, so (x, y, z) becomes (x, −z, y).
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
     assert np.allclose(report[f".{kind}"]["low"], [low[0], -high[2], low[1]], atol=1e-5)
     assert np.allclose(report[f".{kind}"]["high"], [high[0], -low[2], high[1]], atol=1e-5)
@@ -98,5 +98,6 @@ def test_front_is_plus_z_right_plus_x_and_up_plus_y(opened, kind):
 def test_glb_and_obj_look_the_same(opened, view):
     folder, _, _ = opened
     one, other = (render(folder, kind, view) for kind in ("glb", "obj"))
-    assert np.abs(one - other).mean() < 0.02  # Sampling noise; OBJ has no specular colour.
+    # The differences are sampling noise and the specular colour, which OBJ does not store.
+    assert np.abs(one - other).mean() < 0.02
     assert np.abs(one - other[:, ::-1]).mean() > 0.05  # A mirrored image would differ.

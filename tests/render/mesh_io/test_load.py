@@ -1,4 +1,4 @@
-"""Mesh files of every format, compared with the shape that they store, and damaged files."""
+"""Mesh files of every format, compared with the stored shape, and damaged files."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ def write(folder, text: str, name: str = "mesh.obj"):
 
 
 def corners(values: torch.Tensor, faces: torch.Tensor) -> set:
-    """The faces as a set of their corner values, independent of numbering and first corner."""
+    """Return the faces as a set of their corner values. Vertex order and the first corner have no effect."""
     rows = values[faces.long()].numpy().round(5) + 0.0
     return {frozenset(tuple(map(tuple, np.roll(row, k, 0))) for k in range(3)) for row in rows}
 
@@ -114,13 +114,14 @@ def test_glb_uv_points_down_like_ours(tmp_path):
     plane.visual = trimesh.visual.TextureVisuals(uv=[[0.0, 0.1], [1.0, 0.1], [0.0, 0.9]])
     plane.export(tmp_path / "plane.glb")
     mesh = load_mesh(tmp_path / "plane.glb")
-    # In trimesh v points up, so the corner at the top of the plane is near the top of the image.
+    # In trimesh v points up, so the top corner of the plane is near the top of the image.
     top = mesh.uv[mesh.uv_faces[mesh.v_pos[mesh.faces][..., 1] == 1]]
     assert top.reshape(-1).tolist() == pytest.approx([0.0, 0.1])
 
 
 def test_degenerate_faces_and_unused_vertices_are_dropped_and_equal_positions_welded(tmp_path):
-    # Vertex 5 equals vertex 2 (with −0 for 0), vertex 6 is unused. The second face has one position twice.
+    # Vertex 5 equals vertex 2, but has −0 instead of 0. Vertex 6 is unused. The second face contains one
+    # position twice.
     text = SQUARE + "v 1 -0 0\nv 9 9 9\nf 1 2 3\nf 2 5 3\nf 1 3 4\n"
     mesh = load_mesh(write(tmp_path, text))
     assert len(mesh.v_pos) == 4 and len(mesh.faces) == 2 and mesh.v_pos.max() == 1
@@ -207,7 +208,7 @@ def test_fixed_mesh_that_is_inside_out_is_turned_and_reported(tmp_path, caplog):
 
 
 def test_turning_a_mesh_turns_its_uv_along(tmp_path):
-    # A tetrahedron with inward faces. Its uv are its x and y.
+    # The mesh is a tetrahedron with inward faces. The uv equal x and y.
     points = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     text = "".join(f"v {x} {y} {z}\nvt {x} {y}\n" for x, y, z in points)
     faces = [(1, 2, 3), (1, 4, 2), (1, 3, 4), (2, 4, 3)]

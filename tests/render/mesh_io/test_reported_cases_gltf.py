@@ -18,7 +18,7 @@ def bounds(mesh):
 
 
 def is_box(mesh, low, high, boxes=1):
-    """Whether the mesh has these bounds and 12 faces per box."""
+    """Return whether the mesh has these bounds and 12 faces per box."""
     expected = torch.tensor([low, high], dtype=torch.float32)
     return torch.allclose(torch.tensor(bounds(mesh)), expected, atol=1e-4) and len(mesh.faces) == 12 * boxes
 
@@ -105,13 +105,15 @@ def test_the_lowest_signed_integer_is_minus_one(tmp_path):
 
 
 def skinned(weights, **mesh_node):
-    """Two joints below an armature of scale 0.01 that is rotated by 90 degrees about x, as Mixamo exports."""
+    """Return two joints below an armature. As in files from Mixamo, it has scale 0.01 and is rotated by 90°
+    about x.
+    """
     gltf = Gltf()
     turn = [np.sqrt(0.5), 0, 0, np.sqrt(0.5)]
     primitive = gltf.cube()
     primitive["attributes"]["JOINTS_0"] = gltf.accessor(np.tile(np.array([[0, 1, 0, 0]], np.uint8), (8, 1)))
     primitive["attributes"]["WEIGHTS_0"] = gltf.accessor(np.tile(np.array([weights], np.float32), (8, 1)))
-    # The inverse of the armature's transform in column-major order: (x, y, z) -> 100 (x, z, -y).
+    # This is the inverse of the armature's transform in column-major order: (x, y, z) -> 100 (x, z, -y).
     inverse = np.array([[100, 0, 0, 0], [0, 0, -100, 0], [0, 100, 0, 0], [0, 0, 0, 1]], np.float32)
     matrices = gltf.accessor(np.stack([inverse.reshape(-1)] * 2))
     gltf.node(name="hip")
@@ -127,7 +129,7 @@ def skinned(weights, **mesh_node):
     ("weights", "move"), [([1, 0, 0, 0], 0), ([0, 1, 0, 0], 3), ([0.5, 0.5, 0, 0], 1.5), ([0, 0, 0, 0], 0)]
 )
 def test_glb_skinned_character(tmp_path, weights, move):
-    # The transform of the node that holds a skinned mesh has no effect.
+    # The transform of the node of a skinned mesh has no effect.
     mesh = load_mesh(skinned(weights, scale=[7, 7, 7]).write(tmp_path / "a.glb"))
     assert is_box(mesh, [move - 1, -1, -1], [move + 1, 1, 1])
     assert signed_volume(mesh.v_pos, mesh.faces) == pytest.approx(8, rel=1e-4)
@@ -153,7 +155,7 @@ def test_morph_weights_of_mesh_and_node(tmp_path):
 def test_sparse_accessors(tmp_path):
     gltf = Gltf()
     primitive = gltf.cube()
-    # Corners 4 to 7 are those at x = 1.
+    # Corners 4 to 7 have x = 1.
     sparse = {
         "count": 4,
         "indices": {
@@ -204,7 +206,7 @@ def test_the_transform_of_texture_coordinates_is_applied(tmp_path):
     by_position = dict(
         zip(map(tuple, mesh.v_pos[mesh.faces[0]].tolist()), mesh.uv[mesh.uv_faces[0]].tolist(), strict=True)
     )
-    # offset + rotation · scale · uv. The rotation of the specification maps (1, 0) to (0, -1).
+    # The result is offset + rotation · scale · uv. The rotation in the specification maps (1, 0) to (0, -1).
     assert by_position[(0, 0, 0)] == pytest.approx([0.5, 0.25])
     assert by_position[(1, 0, 0)] == pytest.approx([0.5, 0.25 - 16 / 64], abs=1e-6)
     assert by_position[(0, 1, 0)] == pytest.approx([0.5 + 8 / 64, 0.25], abs=1e-6)

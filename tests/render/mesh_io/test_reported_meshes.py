@@ -17,7 +17,7 @@ from render.mesh_io.load import load_mesh
 from render.mesh_io.polygons import Polygons, repeated, triangulate
 from render.mesh_io.write_obj import write_obj
 
-# A U-shaped polygon of area 0.8: a unit square without a notch of 0.4 by 0.5.
+# The polygon is U-shaped and has area 0.8. It is a unit square without a notch of 0.4 by 0.5.
 U_SHAPE = [(0, 0), (1, 0), (1, 1), (0.7, 1), (0.7, 0.5), (0.3, 0.5), (0.3, 1), (0, 1)]
 QUADS = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
 
@@ -38,7 +38,7 @@ def obj(folder, v_pos, faces, name="a.obj", head=""):
 
 
 def prism(outline, height=0.4):
-    """A prism over an outline: two polygons, and quadrilaterals on the sides."""
+    """Return a prism over an outline. It has two polygons, and quadrilaterals on the sides."""
     n = len(outline)
     v_pos = [(x, y, z) for z in (0, height) for x, y in outline]
     side = [[k, (k + 1) % n, n + (k + 1) % n, n + k] for k in range(n)]
@@ -65,7 +65,7 @@ def test_concave_quadrilaterals_are_divided_inside(first):
 
 
 def star(n, seed):
-    """A polygon around the origin, in a random plane, and its area."""
+    """Return a star-shaped polygon in a random plane, and its area."""
     rng = np.random.default_rng(seed)
     angle = (np.arange(n) + 0.8 * rng.random(n)) * 2 * np.pi / n
     radius = rng.random(n) ** 2 + 0.05
@@ -182,7 +182,7 @@ def test_repeated_polygons_are_found_by_their_positions():
 
 
 def test_mesh_memory_of_an_edge_with_many_faces(tmp_path):
-    """The memory for N triangles on one edge is proportional to N."""
+    """The memory for N triangles with a common edge is proportional to N."""
     import tracemalloc
 
     n = 4000
@@ -281,7 +281,10 @@ def test_off_faults(tmp_path, text, fault):
 
 
 def ply(kind, count="uchar", uv=None, extra=b"", head=""):
-    """A cube of four quadrilaterals and four triangles, with a property before and one after the indices."""
+    """Return a cube of four quadrilaterals and four triangles.
+
+    Each face has a property before and a property after the indices.
+    """
     order = {"binary_little_endian": "<", "binary_big_endian": ">"}.get(kind)
     faces = [*QUADS[:4], *CUBE_FACES[8:].tolist()]
     header = f"ply\nformat {kind} 1.0\ncomment TextureFile a.png\n{head}element vertex 8\n"

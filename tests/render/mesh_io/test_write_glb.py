@@ -34,7 +34,7 @@ def textures(mesh) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def validator(pytestconfig) -> Path:
-    """A folder with the installed validator, created once in pytest's cache."""
+    """Install the validator in a folder of pytest's cache, unless it exists. Return the folder."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("the Khronos validator needs node and npm")
     folder = pytestconfig.cache.mkdir("gltf_validator")
@@ -153,7 +153,7 @@ def test_tangents_are_the_frame_that_the_normal_map_is_read_in(mesh, textures, t
     assert np.abs((tangent * normal).sum(-1)).max() < 1e-5
     corner = read["POSITION"][faces].astype(float)
     coordinate = read["TEXCOORD_0"][faces].astype(float)
-    # Rows ∂p/∂u and ∂p/∂v of each face.
+    # The rows are ∂p/∂u and ∂p/∂v of each face.
     jacobian = np.linalg.solve(coordinate[:, 1:] - coordinate[:, :1], corner[:, 1:] - corner[:, :1])
     unit = jacobian / np.linalg.norm(jacobian, axis=-1, keepdims=True)
     assert (unit[:, :1] * tangent[faces]).sum(-1).min() > 0.5

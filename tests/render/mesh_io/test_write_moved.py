@@ -17,7 +17,7 @@ RED = "red picture.png"
 
 
 def move(folder, source):
-    """Write `source` with every vertex moved by its own amount; returns the shift by old position."""
+    """Write `source` with a different shift of every vertex. Return the loaded source and the shifts."""
     file = load_mesh(source)
     mixed = file.v_pos @ torch.tensor([[3.0, 1.0, -2.0], [1.0, 2.0, 5.0], [-1.0, 4.0, 2.0]])
     shift = 0.1 * torch.sin(mixed + 1)
@@ -27,7 +27,7 @@ def move(folder, source):
 
 
 def nearest(points, others):
-    """The distance to the nearest of the other points, and its number."""
+    """Return the distance to the nearest of the other points, and the index of that point."""
     return torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist").min(1)
 
 
@@ -46,7 +46,7 @@ def accessor(tree, binary, number, kind):
 
 
 def cube_with_normals(gltf, material, **primitive):
-    """A cube of 24 vertices with hard edges and uv."""
+    """Return a cube of 24 vertices with hard edges and uv."""
     corners = CUBE[CUBE_FACES.reshape(-1).astype(int)].reshape(-1, 3, 3)
     faces = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     keys, rows = np.unique(
@@ -65,7 +65,10 @@ def cube_with_normals(gltf, material, **primitive):
 
 @pytest.fixture
 def scene(tmp_path):
-    """A .gltf of two nodes with one mesh of two materials, turned, scaled and mirrored, with a picture."""
+    """Write a .gltf with a picture and one mesh of two materials. Two nodes use the mesh.
+
+    One node is rotated, the other is mirrored, scaled and sheared.
+    """
     Image.new("RGB", (2, 2), (200, 0, 0)).save(tmp_path / RED)
     texture = {"images": [{"uri": "red%20picture.png", "name": "red"}], "textures": [{"source": 0}]}
     surface = {"baseColorTexture": {"index": 0}}
@@ -82,7 +85,7 @@ def scene(tmp_path):
 def test_a_gltf_scene_keeps_everything_but_positions_and_normals(scene, tmp_path):
     before, shift = move(tmp_path, scene)
     after = load_mesh(tmp_path / "out/mesh.glb")
-    # The reader sorts vertices by position: compare each moved vertex with its nearest one.
+    # The reader sorts vertices by position, so each moved vertex is compared with the nearest one.
     distance, number = nearest(before.v_pos + shift, after.v_pos)
     assert distance.max() < 1e-5 and len(set(number.tolist())) == len(before.v_pos) == 32
     assert sorted(map(sorted, number[before.faces].tolist())) == sorted(map(sorted, after.faces.tolist()))
@@ -118,7 +121,7 @@ def test_normals_of_a_gltf_stay_hard_and_follow_the_surface(scene, tmp_path):
         cross = np.cross(b - a, c - a)
         cross /= np.linalg.norm(cross, axis=1, keepdims=True)
         assert np.allclose(np.linalg.norm(normal, axis=1), 1, atol=1e-5)
-        # A corner has one or two triangles of its side of the cube, never those of another side.
+        # At a corner only the one or two triangles on the same side of the cube contribute to the normal.
         assert (np.einsum("fkx,fx->fk", normal[faces], cross) > 0.9).all()
         assert len(np.unique(normal.round(4), axis=0)) >= 12
 
@@ -190,7 +193,7 @@ def test_an_obj_keeps_every_other_statement_and_its_materials(box, tmp_path):
 
     def others(text):
         lines = (line for line in text.replace("\\\n", " ").splitlines() if line[:2] not in ("v ", "vn"))
-        # Normals' indices may change, the other two may not.
+        # The indices of normals may change. Those of positions and uv may not.
         return [
             " ".join(word.rpartition("/")[0] for word in line.split()) if line[:2] == "f " else line
             for line in lines
@@ -205,7 +208,7 @@ def test_an_obj_keeps_every_other_statement_and_its_materials(box, tmp_path):
     assert distance.max() < 1e-6 and len(set(number.tolist())) == 6
     for name in ("my box.mtl", f"maps/{RED}"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes()
-    # The bottom and the front meet at a hard edge, the two triangles of the front are smooth.
+    # The edge between the bottom and the front is hard. The edge between the two front triangles is smooth.
     assert text.count("\nvn ") == 4 + 4
 
 

@@ -1,4 +1,4 @@
-"""USD files, read by OpenUSD: mesh and material. Also the error message if OpenUSD is not installed."""
+"""USD files, read by OpenUSD: mesh, material, and the error message if OpenUSD is not installed."""
 
 import importlib.metadata
 import importlib.util

@@ -16,7 +16,7 @@ def numba_rasteriser():
 
 
 class OnDevice:
-    """A rasteriser that runs on a different device than the tensors of its callers."""
+    """A rasteriser that copies its arguments to another device and the result back."""
 
     def __init__(self, rasteriser, device):
         self.rasteriser, self.device = rasteriser, device
@@ -33,7 +33,7 @@ class OnDevice:
 
 @pytest.fixture(scope="session")
 def triton_rasteriser(kernel_device):
-    """The Triton rasteriser for CPU tensors, run in Triton's interpreter or on copies on the GPU."""
+    """Return the Triton rasteriser for CPU tensors. It runs in the interpreter or on copies on the GPU."""
     pytest.importorskip("triton")
     from render.raster.triton.backend import TritonRasteriser
 
@@ -48,19 +48,19 @@ def build_rasteriser(name, request):
 
 @pytest.fixture(params=["reference", "numba", "triton"])
 def rasteriser(request):
-    """Every backend that runs without nvdiffrast."""
+    """Return each backend that does not need nvdiffrast."""
     return build_rasteriser(request.param, request)
 
 
 @pytest.fixture(params=["reference", "numba", *(["triton"] if torch.cuda.is_available() else [])])
 def fast_rasteriser(request):
-    """Backends for tests with many calls, which would take minutes in Triton's interpreter."""
+    """Return each backend for tests with many calls. Triton's interpreter would take minutes."""
     return build_rasteriser(request.param, request)
 
 
 @pytest.fixture(scope="session")
 def whole_step():
-    """draw(rasteriser, (clip, faces, resolution)) returns values and gradients of one step by name."""
+    """Return draw(rasteriser, (clip, faces, resolution)), which computes values and gradients of one step."""
 
     def draw(rasteriser, scene):
         clip, faces, resolution = scene
@@ -82,7 +82,7 @@ def whole_step():
 
 @pytest.fixture(scope="session")
 def bumpy_sphere():
-    """build(subdivisions) -> vertices [V,3], faces [F,3] of a closed smooth surface of 20·4ⁿ faces."""
+    """Return build(n), which makes vertices [V,3] and 20·4ⁿ faces [F,3] of a closed smooth surface."""
 
     def build(subdivisions: int):
         sphere = trimesh.creation.icosphere(subdivisions=subdivisions)
@@ -97,7 +97,7 @@ def bumpy_sphere():
 
 @pytest.fixture(scope="session")
 def disc():
-    """build(radius, sectors) -> clip [1,V,4] (w = 1, z = 0, centred) and faces of a flat fan."""
+    """Return build(radius, sectors), which makes clip [1,V,4] (w = 1, z = 0) and faces of a centred disc."""
 
     def build(radius: float, sectors: int = 96):
         angle = torch.arange(sectors) * (2 * torch.pi / sectors)

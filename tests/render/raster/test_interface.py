@@ -1,4 +1,4 @@
-"""Requirements of every CPU backend: coverage, perspective, interpolation, texture, unusual input."""
+"""Requirements for every CPU backend: coverage, perspective, interpolation, texture, unusual input."""
 
 import math
 from fractions import Fraction
@@ -9,11 +9,11 @@ import torch
 
 from render.camera import perspective
 
-# Exact cases: squares of triangles whose corners and edges lie on pixel centres.
+# Exact cases: triangles whose corners and edges lie on pixel centres.
 
 
 def to_clip(pixels, resolution, z=0.0):
-    """[V,2] pixel coordinates (x, y) -> clip [1,V,4] with w = 1."""
+    """Convert pixel coordinates (x, y) [V,2] to clip [1,V,4] with w = 1."""
     size = torch.tensor([resolution[1], resolution[0]], dtype=torch.float64)
     xy = torch.as_tensor(pixels, dtype=torch.float64) * 2 / size - 1
     rest = torch.tensor([z, 1.0], dtype=torch.float64).expand(len(xy), 2)
@@ -21,14 +21,14 @@ def to_clip(pixels, resolution, z=0.0):
 
 
 def exact_side(a, b, p):
-    """Sign of the orientation of a, b, p in rational arithmetic."""
+    """Return the sign of the orientation of a, b, p, computed in rational arithmetic."""
     a, b, p = ([Fraction(float(value)) for value in point] for point in (a, b, p))
     turn = (b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0])
     return (turn > 0) - (turn < 0)
 
 
 def test_tiled_square_covers_each_centre_once(rasteriser):
-    """Random fans with all corners on pixel centres, so that edges pass through many centres."""
+    """All corners of the random fans lie on pixel centres, so edges pass through many centres."""
     size = 16
     generator = torch.Generator().manual_seed(0)
     for _ in range(8):
@@ -37,7 +37,8 @@ def test_tiled_square_covers_each_centre_once(rasteriser):
         clip = to_clip(torch.cat([square, middle[None]]), (size, size))
         faces = torch.tensor([[i, (i + 1) % 8, 8] for i in range(8)])
         count = sum(rasteriser.rasterize(clip, face[None], (size, size))[0, ..., 3] for face in faces)
-        # Top-left rule: the square contains its centres on the top and left border, not on the others.
+        # By the top-left rule, the square contains the centres on its top and left border, but not on the
+        # others.
         expected = torch.zeros(size, size)
         expected[1:14, 1:14] = 1
         assert torch.equal(count, expected)
@@ -62,15 +63,15 @@ def test_coverage_equals_exact_half_planes(rasteriser):
                     assert (rast[0, row, column, 3] > 0) == inside
 
 
-# Perspective: rays against triangles in world space.
+# Perspective: the reference intersects rays with triangles in world space.
 
 
 def cast_rays(triangles, directions, near, far):
-    """Nearest hit from the origin: index [R] (−1 for none), u, v of corners 0 and 1, distance along −z."""
+    """Return the nearest hit of each ray: index [R] (−1: none), u, v of corners 0 and 1, depth along −z."""
     best = np.full(len(directions), np.inf)
     face, u, v = np.full(len(directions), -1), np.zeros(len(directions)), np.zeros(len(directions))
     for index, (a, b, c) in enumerate(triangles):
-        # origin + t·d = u a + v b + (1 − u − v) c
+        # Solve t·d = u a + v b + (1 − u − v) c.
         matrix = np.stack(
             [np.broadcast_to(a - c, directions.shape), np.broadcast_to(b - c, directions.shape)], -1
         )
@@ -85,7 +86,10 @@ def cast_rays(triangles, directions, near, far):
 
 @pytest.fixture(scope="module")
 def soup():
-    """Random triangles around a camera at the origin, many extending behind it, and the hits of rays."""
+    """Return random triangles around a camera at the origin, and the hits of rays.
+
+    Many of the triangles extend behind the camera.
+    """
     height, width, near, far, fovy = 24, 20, 0.5, 20.0, 1.2
     generator = np.random.default_rng(3)
     centre = generator.uniform([-3, -3, -8], [3, 3, 1], (60, 1, 3))
@@ -116,7 +120,7 @@ def test_soup_equals_ray_casting(rasteriser, soup):
     rast = rasteriser.rasterize(soup["clip"], soup["faces"], soup["resolution"]).view(-1, 4).numpy()
     assert (face >= 0).mean() > 0.5
     same = rast[:, 3] - 1 == face
-    # float32 clip positions move an edge by about 1e-6 of a pixel.
+    # Rounding of clip positions to float32 moves an edge by about 1e-6 of a pixel.
     assert same.mean() == 1.0
     hit = face >= 0
     np.testing.assert_allclose(rast[hit, 0], u[hit], atol=2e-5)
@@ -127,7 +131,7 @@ def test_soup_equals_ray_casting(rasteriser, soup):
 
 
 def test_interpolated_positions_are_the_points_hit(rasteriser, soup):
-    """Positions interpolate to the point of the ray's hit, so the interpolation is perspective-correct."""
+    """Interpolated positions equal the hits of the rays, so the interpolation is perspective-correct."""
     face, _, _, depth = soup["seen"]
     rast = rasteriser.rasterize(soup["clip"], soup["faces"], soup["resolution"])
     points = rasteriser.interpolate(soup["points"], rast, soup["faces"]).view(-1, 3).numpy()
@@ -151,7 +155,7 @@ def test_views_of_a_batch_are_independent(rasteriser, soup):
 
 
 def test_gradients_of_rasterize_and_interpolate_by_gradcheck(fast_rasteriser):
-    """float64, through u, v to the corners and to the attributes. One corner is behind the camera."""
+    """Gradients of corners (through u, v) and attributes in float64. One corner is behind the camera."""
     generator = torch.Generator().manual_seed(5)
     clip = torch.tensor(
         [[-0.9, -0.8, 0.1, 1.0], [1.6, -1.2, 0.3, 2.0], [0.1, 0.9, 0.2, 1.2], [3.0, 2.0, -1.0, -0.7]],
@@ -172,7 +176,7 @@ def test_gradients_of_rasterize_and_interpolate_by_gradcheck(fast_rasteriser):
 
 
 def test_interpolation_with_other_faces_at_a_seam(rasteriser):
-    """Faces with the same rows but other indices select other attributes."""
+    """A second table of faces with other indices selects other attributes."""
     clip = to_clip(torch.tensor([[0.0, 0], [8, 0], [8, 8], [0, 8]]), (8, 8))
     rast = rasteriser.rasterize(clip, torch.tensor([[0, 1, 2], [0, 2, 3]]), (8, 8))
     values = torch.arange(6.0)[:, None].expand(6, 1)
@@ -212,7 +216,7 @@ def test_empty_mesh(rasteriser):
 
 
 def test_degenerate_triangles_are_skipped(rasteriser):
-    """Zero area, NaN, infinity, behind the camera, far outside: only the valid face is drawn."""
+    """Only the valid face is drawn. Others have zero area, NaN or infinity, or are behind or far outside."""
     sound = [[-0.5, -0.5, 0, 1], [0.5, -0.5, 0, 1], [0, 0.5, 0, 1]]
     odd = [[math.nan, 0, 0, 1], [math.inf, 0, 0, 1], [0, 0, 0, 0], [0.3, 0.1, 0, -1], [1e30, 1e30, 0, 1e-30]]
     clip = torch.tensor([sound + odd], requires_grad=True)
@@ -230,7 +234,7 @@ def test_degenerate_triangles_are_skipped(rasteriser):
 
 
 def test_depth_and_clipping_planes(rasteriser):
-    """The nearer face wins in any order, the first of two at equal depth. Nothing is drawn beyond ±1."""
+    """The nearest face is drawn. At equal depth it is the first face. Nothing is drawn beyond ±1."""
     square = [[-1.0, -1], [3, -1], [-1, 3]]
     depths = [0.5, -0.5, 0.0, -0.5, 1.5, -1.5]
     clip = torch.tensor([[[x, y, z, 1.0] for z in depths for x, y in square]])

@@ -12,9 +12,7 @@ numba_cpu = pytest.importorskip("render.raster.numba.backend", exc_type=ImportEr
 
 @pytest.fixture(scope="module", params=["bumpy sphere", "soup"])
 def scene(request, bumpy_sphere):
-    """clip [B,V,4], faces and resolution of a closed mesh with small faces, or of triangles around the
-    camera.
-    """
+    """Return clip [B,V,4], faces and resolution of a closed mesh or of triangles around the camera."""
     if request.param == "bumpy sphere":
         vertices, faces = bumpy_sphere(4)
         return transform_points(orbit(3, (48, 64)).world_to_clip, vertices), faces, (48, 64)

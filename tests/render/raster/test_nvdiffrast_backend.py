@@ -1,4 +1,4 @@
-"""On a GPU: nvdiffrast and the reference on CUDA, compared with the reference on the CPU."""
+"""nvdiffrast and the reference on CUDA, compared with the reference. These tests need a GPU."""
 
 import pytest
 import torch
@@ -20,14 +20,14 @@ def nvdiffrast():
 
 @pytest.fixture(scope="module", params=[3, 5])
 def scene(request, bumpy_sphere):
-    """clip [4,V,4] on CUDA, faces, resolution: 1,280 or 20,480 faces at 128²."""
+    """Return clip [4,V,4] on CUDA, faces (1,280 or 20,480) and resolution (128²)."""
     vertices, faces = bumpy_sphere(request.param)
     clip = transform_points(orbit(4, (128, 128)).world_to_clip, vertices)
     return clip.cuda(), faces.cuda(), (128, 128)
 
 
 def away_from_outlines(face):
-    """[B,H,W]: pixels whose 3×3 neighbourhood is covered completely or not at all."""
+    """Return a mask [B,H,W] of pixels whose 3×3 neighbourhood is covered completely or not at all."""
     covered = (face > 0).float()[:, None]
     mean = torch.nn.functional.avg_pool2d(covered, 3, 1, 1, count_include_pad=False)[:, 0]
     return (mean == 0) | (mean == 1)
@@ -53,7 +53,8 @@ def test_same_ids_and_barycentrics(nvdiffrast, scene, record_property):
     got = nvdiffrast.rasterize(clip, faces, resolution)
     same = got[..., 3] == expected[..., 3]
     record_property("share_of_equal_ids", same.float().mean().item())
-    # nvdiffrast snaps vertices to a fraction of a pixel, so ids can differ if an edge passes near a centre.
+    # nvdiffrast rounds vertices to a fraction of a pixel, so ids can differ if an edge is close to a pixel
+    # centre.
     assert (got[..., 3] > 0).eq(expected[..., 3] > 0)[away_from_outlines(expected[..., 3])].all()
     assert same.float().mean() > 0.98
     seen = same & (expected[..., 3] > 0)
@@ -61,7 +62,7 @@ def test_same_ids_and_barycentrics(nvdiffrast, scene, record_property):
 
 
 def test_same_interpolation_and_gradients(nvdiffrast, scene):
-    """Images, and gradients to positions and attributes, over the pixels with equal faces."""
+    """Images and gradients of positions and attributes are compared at pixels with equal faces."""
     clip, faces, resolution = scene
     weight = torch.randn(4, *resolution, 3, generator=torch.Generator().manual_seed(0)).cuda()
     position, attributes = clip.clone().requires_grad_(), clip[0, :, :3].clone().requires_grad_()
@@ -79,7 +80,7 @@ def test_same_interpolation_and_gradients(nvdiffrast, scene):
 
 
 def test_fraction_of_the_outline_gradient(nvdiffrast, scene, record_property):
-    """Gradient of the mask's area with respect to scale: both methods compared with finite differences."""
+    """For both methods, d area / d scale of the mask is compared with finite differences."""
     from render.raster.nvdiffrast_backend import NvdiffrastRasteriser
 
     clip, faces, resolution = scene
@@ -102,7 +103,7 @@ def test_fraction_of_the_outline_gradient(nvdiffrast, scene, record_property):
         shares[name] = factor.grad.item() / expected
         record_property(f"share_of_gradient_{name}", round(shares[name], 4))
     assert abs(shares["edge"] - 1) < 0.05
-    # This loss is the reason for the edge method.
+    # The edge method exists because the gradient of nvdiffrast is too small.
     assert shares["nvdiffrast"] < shares["edge"]
 
 
@@ -110,7 +111,7 @@ def test_texture_and_empty_mesh(nvdiffrast):
     generator = torch.Generator().manual_seed(0)
     texture, uv = torch.rand(7, 5, 3, generator=generator), torch.rand(2, 6, 4, 2, generator=generator)
     expected = ReferenceRasteriser().texture(texture, uv)
-    # The weights of the texture unit have 8 bits.
+    # The texture unit of the GPU rounds interpolation weights to 8 bits.
     torch.testing.assert_close(
         nvdiffrast.texture(texture.cuda(), uv.cuda()).cpu(), expected, atol=4e-3, rtol=0
     )

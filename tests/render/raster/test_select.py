@@ -22,7 +22,7 @@ def clear_logged_messages():
 
 @pytest.fixture
 def broken(monkeypatch):
-    """Make the import of a backend's module fail."""
+    """Return a function that makes the import of a backend's module fail."""
 
     def break_import(module: str, error: Exception) -> None:
         real = importlib.import_module
@@ -48,7 +48,7 @@ def test_numba_on_the_cpu_is_logged_once(caplog):
 
 
 def test_a_run_without_numba_uses_the_reference():
-    """Runs in a new interpreter in which numba cannot be imported."""
+    """The script runs in a new interpreter that cannot import numba."""
     script = (
         "import sys; sys.modules['numba'] = None\n"
         "import torch\n"
@@ -75,7 +75,7 @@ def test_auto_logs_the_reason_for_the_reference(broken, caplog, error):
 
 @pytest.fixture
 def triton_cuda(monkeypatch):
-    """The Triton module, as if its kernels had passed their test on a GPU."""
+    """Return the Triton module. Its test of the kernels on a GPU is replaced and always passes."""
     module = pytest.importorskip("render.raster.triton.backend", exc_type=ImportError)
     monkeypatch.setattr(module, "self_test", lambda device: None)
     return module

@@ -11,20 +11,20 @@ from render.raster.silhouette import CachedByFaces, build_edges
 
 
 def mask_of(rasteriser, clip, faces, resolution):
-    """Antialiased coverage [B,H,W,1]."""
+    """Return the antialiased coverage [B,H,W,1]."""
     rast = rasteriser.rasterize(clip, faces, resolution)
     return rasteriser.antialias((rast[..., 3:] > 0).to(clip.dtype), rast, clip, faces)
 
 
 def supersampled(rasteriser, clip, faces, resolution, factor):
-    """Coverage [B,H,W,1] as the mean of factor² samples per pixel."""
+    """Return the coverage [B,H,W,1] as the mean of factor² samples per pixel."""
     fine = rasteriser.rasterize(clip.detach(), faces, (resolution[0] * factor, resolution[1] * factor))
     hard = (fine[..., 3] > 0).float()[:, None]
     return torch.nn.functional.avg_pool2d(hard, factor).permute(0, 2, 3, 1)
 
 
 def rectangle(left, top, right, bottom, size, z=0.0):
-    """Clip [4,4] of an upright rectangle in pixel coordinates."""
+    """Return clip [4,4] of an axis-aligned rectangle that is given in pixel coordinates."""
     order = ((left, top), (right, top), (right, bottom), (left, bottom))
     corners = torch.stack([torch.stack(point) for point in order])
     xy = corners * 2 / size - 1
@@ -36,8 +36,9 @@ QUAD = torch.tensor([[0, 1, 2], [0, 2, 3]])
 
 @pytest.mark.parametrize("sides", [(3.2, 5.3, 11.6, 12.9), (3.2, 5.7, 11.4, 12.9)])
 def test_upright_rectangle_is_covered_exactly(rasteriser, sides):
-    """Pixel values equal the covered area, and so do derivatives, also for a corner whose own centre is
-    inside.
+    """Pixel values equal the covered area, and their derivatives equal those of the covered area.
+
+    This includes a pixel with a corner of the rectangle, if the centre of the pixel is covered.
     """
     sides = torch.tensor(sides, requires_grad=True)
     mask = mask_of(rasteriser, rectangle(*sides, 16)[None], QUAD, (16, 16))[0, ..., 0]
@@ -45,7 +46,7 @@ def test_upright_rectangle_is_covered_exactly(rasteriser, sides):
     across = (torch.minimum(grid + 1, sides[2]) - torch.maximum(grid, sides[0])).clamp(min=0)
     down = (torch.minimum(grid + 1, sides[3]) - torch.maximum(grid, sides[1])).clamp(min=0)
     exact = down[:, None] * across[None]
-    # Less than half a row and column is covered, so pixels next to the corner are empty or full.
+    # Corner pixels are excluded if less than half of their row or column is covered. They are empty or full.
     rough = (down < 0.5)[:, None] & (across[None] > 0) | (across < 0.5)[None] & (down[:, None] > 0)
     corner = ((down > 0) & (down < 1))[:, None] & ((across > 0) & (across < 1))[None]
     counts = (~(rough & corner)).float()
@@ -58,14 +59,14 @@ def test_upright_rectangle_is_covered_exactly(rasteriser, sides):
 
 
 def test_strip_narrower_than_a_pixel(rasteriser):
-    """Both sides within one pixel: the two weights add up to the true width."""
+    """If both sides lie within one pixel, the sum of the two weights is the true width."""
     sides = torch.tensor([4.2, 0.0, 4.6, 16.0])
     mask = mask_of(rasteriser, rectangle(*sides, 16)[None], QUAD, (16, 16))
     torch.testing.assert_close(mask[0, 1:-1, 4, 0], torch.full((14,), 0.4), atol=1e-5, rtol=0)
 
 
 def finite_differences(rasteriser, clip_of, start, faces, weights, *, step, factor):
-    """d Σ mask·weight / d parameter [N,P] for weight images [N,B,H,W,1], by central differences."""
+    """Compute d Σ mask·weight / d parameter [N,P] by central differences. weights [N,B,H,W,1]."""
     resolution, columns = weights.shape[2:4], []
     for index in range(len(start)):
         shift = torch.zeros_like(start)
@@ -80,7 +81,7 @@ def finite_differences(rasteriser, clip_of, start, faces, weights, *, step, fact
 
 @pytest.mark.parametrize(("subdivisions", "size"), [(3, 64), (4, 64), (4, 128), (5, 128)])
 def test_gradient_of_the_outline(numba_rasteriser, bumpy_sphere, subdivisions, size, record_property):
-    """Translation and scale, with 1,280 to 20,480 faces, compared with finite differences."""
+    """Gradients of translation and scale equal finite differences for 1,280 to 20,480 faces."""
     vertices, faces = bumpy_sphere(subdivisions)
     cameras = orbit(4, (size, size))
     noise = torch.randn(16, 4, 1, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -123,7 +124,7 @@ def test_mask_error_falls_at_least_fourfold(numba_rasteriser, bumpy_sphere, subd
 
 
 def test_gradcheck(fast_rasteriser):
-    """float64: colour, and x, y and w of the ends of edges."""
+    """The gradients of colour, and of x, y and w of edge ends, are checked in float64."""
     generator = torch.Generator().manual_seed(4)
     clip = torch.tensor(
         [[-0.61, -0.72, 0.1, 1.0], [1.32, -0.93, 0.3, 2.0], [0.13, 0.74, 0.2, 1.2], [-0.9, 0.8, 0.4, 1.1]],
@@ -165,7 +166,7 @@ def test_fit_of_a_moved_disc(numba_rasteriser, disc):
 def test_hidden_silhouettes_do_not_blend(rasteriser, disc):
     """A disc behind a larger one has no effect and no gradient."""
     front, faces = disc(0.7)
-    # Tilted, so that neighbouring pixels of the front disc differ in depth.
+    # The front disc is tilted, so its neighbouring pixels differ in depth.
     front[..., 2] = 0.1 * front[..., 0] + 0.07 * front[..., 1]
     behind = disc(0.4)[0] + torch.tensor([0.0, 0.0, 0.5, 0.0])
     clip = torch.cat([front, behind], 1).requires_grad_()
@@ -182,7 +183,7 @@ def test_hidden_silhouettes_do_not_blend(rasteriser, disc):
 
 
 def test_sliver_between_pixel_centres(rasteriser):
-    """A thin strip in front of a wall's border can only add to the mask."""
+    """A thin strip in front of the border of a wall never decreases the mask."""
     wall = rectangle(*torch.tensor([7.9, -4.0, 20.0, 20.0]), 16, z=0.5)
     strip = rectangle(*torch.tensor([7.7, -4.0, 8.45, 20.0]), 16)
     clip, faces = torch.cat([wall, strip])[None], torch.cat([QUAD, QUAD + 4])
@@ -192,7 +193,7 @@ def test_sliver_between_pixel_centres(rasteriser):
 
 
 def test_object_in_front_of_an_object(rasteriser, disc):
-    """An inner silhouette blends two colours. Its gradient is that of the front disc's area."""
+    """An inner silhouette blends two colours. The gradient equals that of the area of the front disc."""
     front, faces = disc(0.53)
     wall = disc(1.2)[0] + torch.tensor([0.0, 0.0, 0.5, 0.0])
     scale = torch.tensor(1.0, requires_grad=True)
@@ -202,7 +203,7 @@ def test_object_in_front_of_an_object(rasteriser, disc):
     seen = rast[..., 3:]
     colour = torch.where(seen > len(faces), 3.0, 2.0) * (seen > 0)
     image = rasteriser.antialias(colour, rast, clip, both)[:, 8:-8, 8:-8]
-    # In pixels: the area of the polygon, with value 2 in front of a wall with value 3.
+    # `area` is the area of the front polygon in pixels. The polygon has value 2, the wall behind it value 3.
     area = 0.5 * 96 * math.sin(2 * math.pi / 96) * 0.53**2 * 32**2
     assert abs((3 - image).sum().item() - area) < 0.005 * area
     (3 - image).sum().backward()
@@ -221,7 +222,7 @@ def test_orientation_of_faces_does_not_matter(rasteriser, bumpy_sphere):
 
 @pytest.mark.parametrize(("third", "is_outline"), [((0.9, 0.0), False), ((-0.9, 0.0), True)])
 def test_edge_with_three_faces(rasteriser, third, is_outline):
-    """A silhouette only if all three faces lie on one side of the edge."""
+    """The edge is a silhouette only if all three faces lie on one side of it."""
     points = [(0.05, -0.9), (0.05, 0.9), (-0.7, 0.1), (-0.8, -0.2), third]
     clip = torch.tensor([[[x, y, 0.1 * i, 1.0] for i, (x, y) in enumerate(points)]], requires_grad=True)
     faces = torch.tensor([[0, 1, 2], [0, 1, 3], [1, 0, 4]])
@@ -233,7 +234,7 @@ def test_edge_with_three_faces(rasteriser, third, is_outline):
 
 
 def test_ground_that_extends_behind_the_camera(fast_rasteriser):
-    """The outline of a ground plane that extends behind the camera, compared with supersampling."""
+    """Part of the ground plane is behind the camera. Its outline is compared with supersampling."""
     cameras = look_at_origin(
         torch.tensor([0.4]), torch.tensor([0.1]), torch.tensor([0.9]), (48, 48), near_far=(0.1, 50.0)
     )
@@ -249,7 +250,7 @@ def test_ground_that_extends_behind_the_camera(fast_rasteriser):
 
 
 def test_edge_table():
-    """Each edge of a closed mesh once with both opposite corners, border edges with one."""
+    """Each edge occurs once. Inner edges have two opposite corners, border edges have one."""
     faces = torch.tensor([[0, 1, 2], [0, 3, 1], [1, 3, 2], [4, 4, 1], [5, 6, 7]])
     edges = build_edges(faces)
     table = {

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def small_and_large_faces(bumpy_sphere):
-    """Faces smaller than a pixel, as large as the image, and of a ground that extends behind the camera."""
+    """Return faces that are smaller than a pixel, as large as the image, or partly behind the camera."""
     vertices, faces = bumpy_sphere(3)
     clip = transform_points(orbit(2, (40, 56)).world_to_clip, vertices * 0.4)
     big = torch.tensor(
@@ -29,7 +29,7 @@ def small_and_large_faces(bumpy_sphere):
 
 
 def soup():
-    """Triangles on all sides of the camera. Some have a repeated vertex."""
+    """Return triangles on all sides of the camera. Some have a repeated vertex."""
     generator = torch.Generator().manual_seed(0)
     return (
         torch.randn(2, 90, 4, generator=generator),
@@ -39,7 +39,7 @@ def soup():
 
 
 def full_lists():
-    """Half of the faces are listed as medium and half as large, so the two lists fill the buffer."""
+    """Return half medium and half large faces, so the lists of both sizes together fill the buffer."""
     generator = torch.Generator().manual_seed(1)
     centre = 0.5 * (2 * torch.rand(40, 1, 2, generator=generator) - 1)
     size = torch.where(torch.arange(40) % 2 == 0, 0.12, 0.45)[:, None, None]
@@ -59,7 +59,7 @@ def test_full_lists_scene_fills_both_lists():
 
 
 def many_views(bumpy_sphere):
-    """More views than fit in one word of marks."""
+    """Return more views than one word of the kernel's bit masks can represent."""
     vertices, faces = bumpy_sphere(1)
     return transform_points(orbit(19, (10, 12)).world_to_clip, vertices), faces.int(), (10, 12)
 
@@ -89,7 +89,7 @@ def test_same_values_and_gradients(scene, whole_step):
 
 
 def test_same_pairs(scene):
-    """The crossing of each pixel pair, decoded from the table of winners."""
+    """The crossing of each pixel pair is decoded from `winners` and compared with the reference."""
     clip, faces, (height, width) = scene
     rast = ReferenceRasteriser().rasterize(clip, faces, (height, width))
     edges = backend.build_edge_table(faces)
@@ -187,7 +187,7 @@ print(*sorted(name for name, fused in compiled.items() if any(fused)))
 
 
 def test_kernels_compile_for_a_gpu(tmp_path):
-    """Compile all launches of a step without a GPU. Kernels that assign pixels use no fused multiply-adds."""
+    """All kernels of a step compile without a GPU. Kernels that assign pixels use no fused multiply-adds."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
@@ -245,7 +245,7 @@ def test_real_sizes_equal_nvdiffrast(large_scene, record_property):
     mean = torch.nn.functional.avg_pool2d(covered, 3, 1, 1, count_include_pad=False)[:, 0]
     away = (mean == 0) | (mean == 1)
     assert (expected[..., 3] > 0).eq(got[..., 3] > 0)[away].all()
-    # nvdiffrast snaps vertices to a fraction of a pixel, which is significant for faces of that size.
+    # nvdiffrast rounds vertices to a fraction of a pixel. For faces of this size the effect is significant.
     assert same.float().mean() > 0.9
     seen = same & (got[..., 3] > 0)
     torch.testing.assert_close(got[seen][:, 2], expected[seen][:, 2], atol=1e-4, rtol=0)
@@ -254,7 +254,7 @@ def test_real_sizes_equal_nvdiffrast(large_scene, record_property):
 @pytest.mark.gpu
 @pytest.mark.parametrize("large_scene", [130_000], indirect=True)
 def test_result_is_deterministic(large_scene, whole_step):
-    """No value depends on a race. Only the order of sums varies."""
+    """No value depends on a race condition. Only the order of sums varies."""
     rasteriser = backend.TritonRasteriser()
     first, second = whole_step(rasteriser, large_scene), whole_step(rasteriser, large_scene)
     for name in ("rast", "image", "smooth"):

@@ -16,16 +16,17 @@ def white():
 
 
 def facing(cosine):
-    """normal +z and views at n·v = cosine."""
+    """Return normals +z and view directions with n·v = cosine."""
     normal = torch.tensor([0.0, 0.0, 1.0]).expand(len(cosine), 3)
     view = torch.stack([(1 - cosine**2).sqrt(), torch.zeros_like(cosine), cosine], -1)
     return normal, view
 
 
 def monte_carlo(cosine, roughness, samples=200_000):
-    """(scale, bias) of the split sum by Monte Carlo integration in float64. Half vectors have density D n·h.
+    """Compute (scale, bias) of the split sum by Monte Carlo integration in float64.
 
-    The table uses a different density (visible normals) and different points. Only the integrand is the same.
+    Half vectors have density D n·h. The table uses another density (visible normals) and other points. Only
+    the integrand is the same.
     """
     generator = torch.Generator().manual_seed(7)
     u, turn = torch.rand(2, samples, generator=generator, dtype=torch.float64)
@@ -36,7 +37,7 @@ def monte_carlo(cosine, roughness, samples=200_000):
     z = 2 * view_half * half_z - cosine
     lit = (z > 0) & (view_half > 0)
     z = z.clamp_min(1e-9)
-    # Height-correlated Smith visibility G / (4 n·l n·v) in combined form; density of l is D n·h / (4 v·h).
+    # The height-correlated Smith visibility is G / (4 n·l n·v). The density of l is D n·h / (4 v·h).
     visibility = 0.5 / (z * math.sqrt(cosine**2 * (1 - a2) + a2) + cosine * (z * z * (1 - a2) + a2).sqrt())
     whole = torch.where(lit, visibility * z * 4 * view_half / half_z, 0)
     fresnel = (1 - view_half.clamp(0, 1)) ** 5
@@ -51,7 +52,7 @@ def test_split_sum_table_equals_monte_carlo(cosine, roughness):
 
 
 def test_split_sum_table_of_a_mirror():
-    """For roughness → 0: scale = 1 − (1 − n·v)⁵ and bias = (1 − n·v)⁵, whose sum is 1."""
+    """For roughness → 0, scale = 1 − (1 − n·v)⁵ and bias = (1 − n·v)⁵. Their sum is 1."""
     table = split_sum_table()
     cosine = (torch.arange(256) + 0.5) / 256
     expected = torch.stack([1 - (1 - cosine) ** 5, (1 - cosine) ** 5], -1)
@@ -61,12 +62,12 @@ def test_split_sum_table_of_a_mirror():
 def test_split_sum_table_conserves_energy():
     total = split_sum_table().sum(-1)
     assert total.max() <= 1 + 1e-5 and split_sum_table().min() >= 0
-    # At normal incidence single scattering loses more light as roughness increases.
+    # At normal incidence, single scattering loses more light if the roughness is higher.
     assert (total[:, 255].diff() <= 1e-4).all() and total[255, 255] < 0.5
 
 
 def test_white_furnace(white):
-    """Under a light that is 1 everywhere the colour equals the reflectance, which has closed-form bounds."""
+    """If the light is 1 everywhere, the colour equals the reflectance, which has closed-form bounds."""
     cosine = torch.linspace(0.05, 1, 50)
     normal, view = facing(cosine)
     one = torch.ones(50, 3)
@@ -76,7 +77,7 @@ def test_white_furnace(white):
         return shade(one * kd, ks, normal, view, white)
 
     rough_dielectric = colour(1.0)
-    # kd = 1 reflects all light. The split sum adds the specular lobe, which is a few per cent.
+    # kd = 1 reflects all light. The split sum adds the specular lobe of a few per cent.
     assert rough_dielectric.min() >= 1.0 and rough_dielectric.max() <= 1.07
     assert rough_dielectric[-10:].max() <= 1.03
     smooth_metal = colour(1.0, roughness=0.08, metallic=1.0)
@@ -84,7 +85,7 @@ def test_white_furnace(white):
     assert colour(1.0, metallic=1.0).max() < 0.85
     assert torch.equal(colour(1.0, occlusion=1.0), torch.zeros(50, 3))
     assert torch.allclose(colour(0.5, occlusion=0.25), 0.75 * colour(0.5))
-    # Exact values: a black dielectric gives 0.04 scale + bias, and the albedo contributes linearly.
+    # The exact value of a black dielectric is 0.04 scale + bias. The albedo contributes linearly.
     scale, bias = lookup_split_sum(split_sum_table(), cosine[:, None], torch.full((50, 1), 0.7)).split(1, -1)
     assert torch.allclose(colour(0.0, roughness=0.7), (0.04 * scale + bias).expand(50, 3), atol=1e-6)
     assert torch.allclose(colour(0.3, roughness=0.7) - colour(0.0, roughness=0.7), one * 0.3, atol=1e-6)
@@ -93,7 +94,7 @@ def test_white_furnace(white):
 
 
 def test_mirror_reflects_the_light_of_the_mirror_direction():
-    """Smooth metals seen from +z. A normal between +x and +z reflects +x, a normal of +z reflects +z."""
+    """For smooth metals seen from +z, a normal between +x and +z reflects +x, and a normal +z reflects +z."""
     red, green = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])
     direction = texel_directions(64)
     cube = (direction[..., :1] > 0.7) * red + (direction[..., 2:] > 0.7) * green

@@ -24,7 +24,7 @@ def unit_vectors(count, seed=0, dtype=torch.float32):
 
 
 def smooth_light(direction):
-    """A smooth function from direction to colour without symmetry between the axes."""
+    """Return a colour that depends smoothly on the direction. No two axes are symmetric."""
     x, y, z = direction.unbind(-1)
     return torch.stack([1.5 + x + 0.3 * y * z, 1.2 + y - 0.2 * x, 1.3 - 0.7 * z + 0.4 * x * y], -1)
 
@@ -59,13 +59,14 @@ def test_lookup_reproduces_a_smooth_function_to_second_order():
             (lookup(smooth_light(texel_directions(size)), direction) - smooth_light(direction)).abs().max()
         )
     assert errors[0] < 0.02
-    # At edges and corners the neighbour's texels are on a different lattice, so convergence is slower there.
+    # At edges and corners the texels of the two faces form different lattices, so convergence is slower
+    # there.
     assert errors[1] / errors[0] < 0.55 and errors[2] / errors[1] < 0.55
 
 
 @pytest.mark.parametrize("size", [2, 7, 16])
 def test_no_seam_across_edges_and_corners(size):
-    """For random texels the lookups slightly to either side of a cube edge are almost equal."""
+    """With random texels, lookups at points close to both sides of a cube edge are almost equal."""
     cube = torch.rand(6, size, size, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     along = torch.linspace(-1, 1, 201, dtype=torch.float64)
     for axes in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
@@ -86,7 +87,7 @@ def test_border_of_a_constant_cube_is_that_constant():
 
 
 def test_latlong_orientation():
-    """The top row is +y, the centre −z, three quarters of the width +x, and the borders +z."""
+    """The top row is +y, the centre −z, the column at 3/4 of the width +x, and the side borders +z."""
     height, width = 64, 128
     direction = latlong_directions(height, width)
     step = 2 * math.pi / width
@@ -113,13 +114,13 @@ def test_latlong_to_cube_and_back():
     far_from_the_lamp = torch.ones(128, 256, dtype=torch.bool)
     far_from_the_lamp[16:28, 56:68] = False
     assert error[far_from_the_lamp].max() < 0.01
-    # The lamp is blurred but not moved, so its brightest pixel remains inside it.
+    # The conversion blurs the lamp but does not move it, so the brightest pixel is still inside the lamp.
     row, column = divmod(int(back[..., 0].argmax()), 256)
     assert 20 <= row < 24 and 60 <= column < 64
 
 
 def test_resampling_and_halving_preserve_power():
-    """A lamp of a few pixels in a large map has the same total power in the cube and in all of its mips."""
+    """A lamp of a few pixels in a large map has the same total power in the cube and in each mip level."""
     image = torch.zeros(512, 1024, 3)
     image[150:156, 700:706] = 100.0
     polar = (torch.arange(512) + 0.5) * math.pi / 512

@@ -67,7 +67,7 @@ def test_a_replaced_map_at_env_scale_2_does_not_overexpose_a_sphere_of_albedo_on
     normal = torch.nn.functional.normalize(texel_directions(16).reshape(-1, 3), dim=-1)
     prefiltered = prefilter(light, lookups=500_000)
     kd, ks = torch.full_like(normal, 0.5), torch.tensor([0.0, 0.5, 0]).expand_as(normal)
-    # Each normal is viewed along its direction and at 60 degrees to it.
+    # Each normal is seen from two directions: along the normal and at 60 degrees to it.
     beside = torch.nn.functional.normalize(torch.linalg.cross(normal, normal.roll(1, -1)), dim=-1)
     for viewer in (normal, 0.5 * normal + 0.75**0.5 * beside):
         colour = linear_to_srgb(shade(kd, ks, normal, viewer, prefiltered))
@@ -92,7 +92,7 @@ def test_fixed_light_is_prefiltered_once_and_is_not_in_checkpoints():
 
 
 def test_learned_light_follows_the_gradient():
-    """Fit a grey light to a light that is bright above, from the shading of rough white surfaces."""
+    """A uniform light is fitted to a light that is brighter above. The loss compares diffuse lighting."""
     target = EnvironmentLight(1 + 0.9 * texel_directions(64)[..., 1:2].expand(6, 64, 64, 3)).prefiltered()
     light = EnvironmentLight(torch.ones(6, 64, 64, 3), learn=True)
     normal = torch.nn.functional.normalize(

@@ -25,7 +25,7 @@ def positions(count=500):
 
 
 def randomise(module, size=30.0):
-    """Set weights that are large enough to saturate the sigmoid at both ends."""
+    """Set random weights that are large enough to saturate the sigmoid at both ends."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.uniform_(-size, size)
@@ -72,7 +72,7 @@ def test_every_parameter_is_trained():
 
 
 def test_box_on_another_device_than_the_weights():
-    # The bounds of a mesh on a GPU are GPU tensors. The meta device represents the GPU in this test.
+    # The bounds of a mesh on a GPU are GPU tensors. This test uses the meta device instead of a GPU.
     corner = torch.ones(3, device="meta")
     MaterialField(
         MaterialConfig(), -corner, corner, hash_n_levels=4, hash_log2_hashmap_size=10, hash_max_resolution=64

@@ -11,7 +11,7 @@ VIEW = torch.tensor([[0.0, 0.0, 1.0]])
 
 
 def tilted(cosine, sign=1.0):
-    """A unit vector with z = cosine, y = 0 and an x component of the given sign."""
+    """Return a unit vector with z = cosine and y = 0. `sign` is the sign of x."""
     return torch.tensor([[sign * math.sqrt(1 - cosine**2), 0.0, cosine]])
 
 
@@ -55,7 +55,7 @@ def test_flat_bump_is_the_identity_and_x_points_along_the_tangent():
 
 
 def test_y_points_up_in_the_texture_image():
-    """In glTF +y of the normal map is up if u points right: normal +z and tangent +x give +y."""
+    """In glTF, +y of the normal map points up if u points right. Normal +z and tangent +x give +y."""
     up = torch.tensor([[0.0, 0.6, 0.8]])
     assert torch.allclose(bump(VIEW, torch.tensor([[2.0, 0, 0]]), up), up, atol=1e-6)
 

@@ -26,7 +26,7 @@ LAMP = torch.nn.functional.normalize(torch.tensor([0.6, 0.7, 0.4]), dim=0)
 
 
 def lamp_light(direction):
-    """Dim, slowly varying light with a lamp about 15 degrees wide."""
+    """Return a dim light that varies slowly, plus a lamp about 15 degrees wide."""
     lamp = torch.exp(40 * (direction @ LAMP.to(direction) - 1))[..., None]
     return 0.3 + 0.2 * direction + lamp * torch.tensor([20.0, 10.0, 5.0]).to(direction)
 
@@ -36,8 +36,8 @@ def lamp_cube(size=64):
 
 
 def integral(direction, kernel):
-    """∫ lamp_light(l) kernel(cos) / ∫ kernel(cos) in polar coordinates about each direction."""
-    # θ = π/2 · t³ places more samples near 0, which resolves narrow lobes.
+    """Compute ∫ lamp_light(l) kernel(cos) / ∫ kernel(cos) in polar coordinates about each direction."""
+    # θ = π/2 · t³ places more samples near 0, so that narrow lobes are resolved.
     t = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
     theta, turn = math.pi / 2 * t**3, (torch.arange(48, dtype=torch.float64) + 0.5) * (2 * math.pi / 48)
     weight = kernel(theta.cos()) * theta.sin() * t**2
@@ -55,7 +55,7 @@ def integral(direction, kernel):
 
 
 def ggx_kernel(roughness):
-    """D(h) n·l with n = v, so that n·h = cos(θ/2)."""
+    """Return a function that computes D(h) n·l. n = v, so n·h = cos(θ/2)."""
     alpha = roughness**2
 
     def kernel(cosine):
@@ -76,7 +76,7 @@ def test_constant_light_prefilters_to_itself(size):
 
 
 def test_irradiance_of_the_first_band_and_of_a_hemisphere():
-    """Light a + b x has irradiance / π = a + 2/3 b n_x; a white upper half has (1 + n_y) / 2."""
+    """For light a + b x, irradiance / π = a + 2/3 b n_x. For a white upper half it is (1 + n_y) / 2."""
     direction = texel_directions(64)
     linear = torch.stack(
         [1 + 0.5 * direction[..., 0], direction[..., 1] + 1, (direction[..., 1] > 0).float()], -1
@@ -88,14 +88,17 @@ def test_irradiance_of_the_first_band_and_of_a_hemisphere():
 
 
 def test_irradiance_of_a_squared_cosine():
-    """Light x² has irradiance / π = 1/4 + n_x² / 4 (bands 0 and 2: 1/3 and 1/4 of (x² − 1/3))."""
+    """For light x², irradiance / π = 1/4 + n_x² / 4.
+
+    Band 0 contributes 1/3. Band 2 contributes 1/4 of (x² − 1/3).
+    """
     squared = texel_directions(64) ** 2
     normal = unit_vectors(2000)
     assert (prefilter(squared, 1_000_000).diffuse(normal) - (1 + normal**2) / 4).abs().max() < 0.008
 
 
 def around_the_lamp(count=80):
-    """Directions near the lamp. The lobes of most of them overlap it."""
+    """Return directions near the lamp. The lobes of most of them overlap the lamp."""
     aside = (
         torch.randn(count, 3, generator=torch.Generator().manual_seed(4))
         * torch.linspace(0, 1.5, count)[:, None]
@@ -125,7 +128,7 @@ def test_light_from_above_lights_upward_normals():
     axes = torch.cat([torch.eye(3), -torch.eye(3)])
     diffuse = light.diffuse(axes)[:, 0]
     specular = light.specular(axes, torch.full((6, 1), 0.3))[:, 0]
-    # The irradiance / π of the cap on an upward surface is sin² of its half angle: 1 − 0.9².
+    # On an upward surface the irradiance / π of the cap is sin² of the half angle of the cap: 1 − 0.9².
     assert diffuse[1] == pytest.approx(0.19, abs=0.01)
     assert specular[1] > 0.7
     others = [0, 2, 3, 4, 5]
@@ -180,7 +183,7 @@ def test_prefilter_is_linear_in_the_light_and_differentiable():
     light = prefilter(cube, lookups=50_000)
     value = light.specular(direction, roughness).sum() + light.diffuse(direction).sum()
     (gradient,) = torch.autograd.grad(value, cube)
-    # The prefilter is linear, so the inner product of its gradient and the light equals its value.
+    # The prefilter is linear, so the inner product of the gradient and the light equals the value.
     assert (gradient * cube).sum().item() == pytest.approx(value.item(), rel=1e-9)
 
 
@@ -194,7 +197,7 @@ def test_tangent_frames_are_right_handed_and_orthonormal():
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_numba_equals_torch(size, monkeypatch):
-    """Noise in every texel, so that a wrong face, border, row or column changes the result."""
+    """All texels are random, so a wrong face, border, row or column would change the result."""
     light = torch.rand(6, size, size, 3, generator=torch.Generator().manual_seed(2)) * 5
     assert numba_convolution() is not None
     compiled = prefilter(light, lookups=100_000)

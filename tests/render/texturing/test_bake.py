@@ -12,13 +12,14 @@ from render.texturing.bake import bake, fill_unknown, texel_owners
 from render.texturing.uv import unwrap
 
 RASTERISER = ReferenceRasteriser()
-# With texels 1/72 apart and |f''| ≤ 0.45 · 7² a bilinear lookup on a flat chart errs by at most
-# 2 · 22 / 72² / 8 ≈ 1e-3. Charts are stretched, faces meet at an angle, and at a border the continued plane
-# leaves the surface. Without continued planes the error there is 0.3 to 0.6.
+# Texels are 1/72 apart and |f''| ≤ 0.45 · 7², so the error of a bilinear lookup on a flat chart is at most
+# 2 · 22 / 72² / 8 ≈ 1e-3. The bounds are larger because charts are stretched, faces meet at an angle, and the
+# planes of the faces are continued beyond the border of a chart, where they leave the surface. If the planes
+# were not continued, the error at a border would be 0.3 to 0.6.
 BOUND = {False: 4e-3, True: 1e-2}
 
 
-# A face at 60 degrees has half the texel density, so the error is four times as large.
+# If a face is projected at 60 degrees, its texel density is halved, so the error is four times as large.
 LEANING = {"xatlas": 1.0, "uvunwrap": 1.0, "projection": 4.0}
 
 
@@ -55,7 +56,7 @@ def test_error_is_quadratic_in_the_texel_size(mesh, textures):
 
 
 def test_small_mip_levels_have_no_seams(mesh, textures):
-    """A constant field is constant in every texel, so lookups at mip 3 return it everywhere."""
+    """A constant field is constant in every texel, and lookups at mip level 3 have a small error."""
     constant = bake(mesh, lambda p: {"kd": torch.full_like(p, 0.25)}, (256, 256), RASTERISER)["kd"]
     assert (constant - 0.25).abs().max() < 1e-6
     small = torch.nn.functional.avg_pool2d(textures["kd"].permute(2, 0, 1)[None], 8)[0].permute(1, 2, 0)
@@ -72,7 +73,7 @@ def test_oblong_textures_and_several_channels(mesh):
 
 
 def test_faces_smaller_than_a_texel_own_one():
-    """Six triangles of a tenth of a texel, each between texel centres."""
+    """Six triangles have a side of a tenth of a texel and contain no texel centre."""
     side = 32
     place = torch.tensor([[4.0, 4.0], [12.0, 4.0], [20.0, 4.0], [4.0, 20.0], [12.0, 20.0], [20.0, 20.0]])
     corners = torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.1, 0.0]])

@@ -18,7 +18,7 @@ def as_trimesh(mesh):
 
 
 def torn_plate():
-    """A thin plate with noise: closed, with hundreds of holes and handles."""
+    """Return a thin plate with noise. It is closed and has hundreds of holes and handles."""
     grid = make_tet_grid(64, 2.0)
     noise = 0.002 * torch.randn(len(grid.v_pos), generator=torch.Generator().manual_seed(0))
     half = torch.tensor([0.6, 0.02, 0.6])
@@ -33,7 +33,8 @@ def test_smooth_surface_keeps_position_and_orientation(caplog):
     assert len(fewer.faces) == 1000 and fewer.uv is None
     ours, theirs = as_trimesh(fewer), as_trimesh(whole)
     assert ours.is_watertight and ours.euler_number == 2
-    assert abs(ours.volume / theirs.volume - 1) < 0.01  # positive: the faces still point outwards
+    # The volume is positive, so the faces still point outwards.
+    assert abs(ours.volume / theirs.volume - 1) < 0.01
     distance = trimesh.proximity.closest_point_naive(theirs, ours.vertices[::5])[1]
     assert distance.max() < 0.01 * theirs.scale
     assert torch.allclose(fewer.v_nrm.norm(dim=-1), torch.ones(len(fewer.v_pos)), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Projection unwrapping: properties for any mesh, and overlaps by a test of all pairs of faces."""
+"""Projection unwrapping: properties that hold for any mesh. Overlaps are tested for all pairs of faces."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from render.texturing.projection import (
 
 
 def arrays(mesh: Mesh):
-    """Positions in [0,1] and faces."""
+    """Return positions in [0,1] and faces."""
     positions = mesh.v_pos.numpy()
     return (positions - positions.min()) / np.ptp(positions), mesh.faces.numpy()
 
@@ -28,7 +28,10 @@ def signed_areas(uv, uv_faces):
 
 
 def overlaps(uv, uv_faces, slack=1e-6):
-    """Overlapping pairs of faces. Two faces are disjoint if an edge of either has the other outside."""
+    """Return the number of overlapping pairs of faces.
+
+    Two faces are disjoint if an edge of one of them has the whole other face on its outer side.
+    """
     corner = uv[uv_faces[signed_areas(uv, uv_faces) > 1e-9]].astype(np.float64)
     edge = np.roll(corner, -1, axis=1) - corner
     inward = np.stack([-edge[..., 1], edge[..., 0]], -1)
@@ -44,7 +47,7 @@ def overlaps(uv, uv_faces, slack=1e-6):
 
 
 def helix(turns=3, columns=40):
-    """A spiral ramp around an axis with upward faces. Each turn lies above the previous one."""
+    """Return a spiral ramp around an axis with upward faces. Each turn lies above the previous one."""
     angle = np.linspace(0, 2 * np.pi * turns, columns * turns + 1)
     ring = np.stack([np.cos(angle), np.sin(angle)], -1)
     height = 0.1 * angle[:, None] / np.pi
@@ -60,7 +63,7 @@ def helix(turns=3, columns=40):
 
 
 def soup(faces=400):
-    """Random triangles of all sizes, with slivers, edges of three faces, and faces without area."""
+    """Return random triangles of all sizes. Some are slivers or have no area. Some edges have three faces."""
     generator = np.random.default_rng(5)
     positions = generator.random((200, 3))
     positions[100:] = positions[:100] + 0.01 * generator.random((100, 3))
@@ -69,7 +72,7 @@ def soup(faces=400):
 
 
 def fan(slivers=1500):
-    """Slivers around a point within one cell of a chart, and a triangle a thousand times as large."""
+    """Return slivers around a point within one cell of a chart, and a triangle a thousand times as large."""
     angle = np.linspace(0, 2 * np.pi, slivers, endpoint=False)
     rim = np.stack([0.5 + 0.01 * np.cos(angle), 0.5 + 0.01 * np.sin(angle), 0 * angle], -1)
     positions = np.concatenate([rim, [[0.5, 0.5, 0.0], [1, 1, 0]]])
@@ -79,7 +82,7 @@ def fan(slivers=1500):
 
 
 def needles(count=1000):
-    """Randomly rotated long triangles with heights of 1e−8 to 1e−4 of the mesh."""
+    """Return randomly rotated long triangles. Their heights are 1e−8 to 1e−4 of the mesh size."""
     generator = np.random.default_rng(9)
     start = generator.random((count, 3))
     along = generator.normal(size=(count, 3))
@@ -145,7 +148,7 @@ def test_spiral_ramp_is_cut_once_per_turn():
 
 
 def test_flat_sheet_is_one_chart_that_fills_its_rectangle():
-    """For any rotation in space, because the smallest rectangle is searched."""
+    """This holds for any rotation in space, because the unwrapper searches the smallest rectangle."""
     x, y = (axis.reshape(-1) for axis in np.meshgrid(np.linspace(0, 0.8, 9), np.linspace(0, 0.4, 5)))
     corner = (np.arange(4)[:, None] * 9 + np.arange(8)).reshape(-1)
     faces = np.concatenate(
@@ -160,7 +163,7 @@ def test_flat_sheet_is_one_chart_that_fills_its_rectangle():
 
 
 def test_texel_density_depends_only_on_the_projection_angle():
-    """Texture area over surface area is between the minimum cosine and 1 of the maximum."""
+    """The ratio of texture area to surface area is at least the smallest cosine times its maximum."""
     positions, faces = arrays(bumpy_ball())
     uv, uv_faces, _, _ = project(positions, faces, 512, 2)
     density = signed_areas(uv, uv_faces) / face_normals(positions, faces)[1]
@@ -211,7 +214,7 @@ def test_folded_edges_of_a_cube_and_a_ball():
 
 @pytest.mark.parametrize("count, padding", [(1, 0), (7, 4), (300, 2), (3000, 0)])
 def test_packed_rectangles_do_not_overlap_and_margins_are_free(count, padding):
-    """Paint every rectangle with its margin into an image."""
+    """The test draws every rectangle and its margin into an image and counts the rectangles per pixel."""
     side = 256
     sizes = np.random.default_rng(count).random((count, 2)) ** 2 + 1e-3
     scale, corners = pack_rectangles(sizes, side, padding)
@@ -224,7 +227,7 @@ def test_packed_rectangles_do_not_overlap_and_margins_are_free(count, padding):
 
 
 def test_packing_uses_the_largest_scale():
-    """Four equal squares have half of the side each. A hundred random rectangles use most of the texture."""
+    """Four equal squares have half of the texture's side. 100 random rectangles fill most of the texture."""
     scale, _ = pack_rectangles(np.ones((4, 2)), 256, 0)
     assert scale == pytest.approx(128, rel=1e-3)
     sizes = np.sort(np.random.default_rng(2).uniform(0.5, 1, (100, 2)))[:, ::-1]
@@ -237,5 +240,5 @@ def test_padding_is_reduced_for_many_charts():
     assert affordable_padding(10**6, 1024, 4) == 0
     for count in (10**3, 10**4, 10**5):
         kept = affordable_padding(count, 1024, 64)
-        # Margins on both sides take at most a third of the side of a mean cell, and not much less.
+        # The margins on both sides together are at most a third of the mean cell's side, and not much less.
         assert 2 * kept <= 1024 / count**0.5 / 3 < 2 * kept + 4

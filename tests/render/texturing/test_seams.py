@@ -1,7 +1,8 @@
-"""Exported files rendered from 8 sides, compared with the field that they were baked from: no visible seams.
+"""Exported files have no visible seams: renders from 8 sides equal those of the field that was baked.
 
-The asset resembles the demo's: a procedural pineapple with the demo's encoding and bounds, and a material
-that varies as strongly as a trained one. It is written as OBJ, MTL and 8-bit PNG, read again and rendered.
+The asset is similar to that of the demo. It is a procedural pineapple with the demo's encoding and bounds.
+Its material varies as strongly as a trained one. It is written as OBJ, MTL and 8-bit PNG, read again and
+rendered.
 """
 
 from pathlib import Path
@@ -34,7 +35,7 @@ VIEWS = orbit(8, (192, 192), 20.0, 45.0)
 
 
 class BakedScene(AppearanceScene):
-    """The scene with its material sampled bilinearly from textures, as in a viewer."""
+    """A scene that samples its material bilinearly from textures, as a viewer does."""
 
     def __init__(self, folder, scene):
         file = load_mesh(folder / "mesh.obj")
@@ -63,14 +64,14 @@ class BakedScene(AppearanceScene):
 
 
 def psnr(a, b, where):
-    """PSNR in decibels over the pixels of the object. A white background would increase it."""
+    """Return the PSNR in decibels over the pixels of the object. A white background would increase it."""
     error = (a - b)[where[..., 0]].square().mean()
     return -10 * torch.log10(error).item()
 
 
 @pytest.fixture(scope="module", params=["xatlas", "uvunwrap", "projection"])
 def pair(request, tmp_path_factory):
-    """The original scene and the scene read from its files."""
+    """Return the original scene, and the scene that is read from its exported files."""
     values = read_object(ROOT / "configs/pineapple_demo_appearance.json")
     config = parse_config({**values, "env_resolution": 64}, "demo")
     solid = make_object("pineapple", torch.Generator().manual_seed(3))
@@ -86,7 +87,7 @@ def pair(request, tmp_path_factory):
         config.geometry.hash_max_resolution,
     )
     material = MaterialField(config.material, torch.full((3,), -0.85), torch.full((3,), 0.85), *encoding)
-    # A stronger and finer variation than after training.
+    # The random material varies more strongly and finely than a trained one.
     with torch.no_grad():
         material.encoding.table.uniform_(-1, 1)
         for layer in (material.network[0], material.network[2]):
@@ -105,9 +106,9 @@ def pair(request, tmp_path_factory):
 def test_exported_files_render_like_the_field(pair):
     painted, baked = (scene.layers(VIEWS) for scene in pair)
     seen = painted["mask"] > 0.99
-    # The object is visible.
+    # Colour and roughness vary on the object, so the comparison below is meaningful.
     assert painted["kd"][seen[..., 0]].std() > 0.15 and painted["ks"][..., 1][seen[..., 0]].std() > 0.1
     for name in ("shaded", "kd", "ks", "normal"):
         each = [psnr(painted[name][k], baked[name][k], seen[k]) for k in range(8)]
-        # At 35 dB differences become visible. Without gutters the PSNR is 31 here, with gutters 54.
+        # Differences are visible below 35 dB. The PSNR is 54 dB with gutters and 31 dB without gutters.
         assert min(each) >= 45, (name, each)

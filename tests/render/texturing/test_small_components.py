@@ -1,4 +1,4 @@
-"""Removal of small components, with spheres of known areas."""
+"""Removal of small components from meshes of spheres with known areas."""
 
 import logging
 import sys
@@ -22,12 +22,12 @@ def mesh_of(*shapes):
     return make_mesh(torch.tensor(whole.vertices).float(), torch.tensor(whole.faces))
 
 
-# Areas relative to the first: 1, 0.04 and 0.0025.
+# The second sphere is the largest. The areas of the others are 0.04 and 0.0025 of its area.
 BALLS = ball(0.1, (2, 0, 0)), ball(0.5, (0, 0, 0)), ball(0.025, (-2, 0, 0))
 
 
 @pytest.mark.parametrize(
-    # The second sphere has 0.04 of the largest area, so a threshold of 0.039 keeps it.
+    # The first sphere has 0.04 of the largest area, so a threshold of 0.039 keeps it.
     ("share", "left"),
     [(0.0, (0, 1, 2)), (0.001, (0, 1, 2)), (0.01, (0, 1)), (0.039, (0, 1)), (0.1, (1,))],
 )

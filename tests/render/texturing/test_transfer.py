@@ -37,7 +37,7 @@ def test_frames_at_vertices_equal_the_mesh(painted):
     position_of[painted.uv_faces.reshape(-1)] = painted.faces.reshape(-1)
     inner = (
         torch.bincount(position_of, minlength=len(painted.v_pos))[position_of] == 1
-    )  # vertices that are on no seam
+    )  # These vertices are not on a seam.
     _, normal, tangent = frame_finder(painted)(painted.v_pos[position_of][inner])
     assert (normal - uv_normals(painted)[inner]).abs().max() < 1e-4
     assert (tangent - tangents(painted)[inner]).abs().max() < 1e-3
@@ -46,7 +46,7 @@ def test_frames_at_vertices_equal_the_mesh(painted):
 def test_transfer_to_other_uv_keeps_the_material(painted):
     target = unwrap(painted, "uvunwrap", (256, 256), 4)
     turned = (painted.tangents[painted.uv_faces] * target.tangents[target.uv_faces]).sum(-1) < 0.9
-    assert turned.any()  # the uv must differ
+    assert turned.any()  # The uv of both meshes differ.
     points, _ = surface_samples(painted, 3000)
     expected, carried = smooth_field(points), transfer_field(painted, target, smooth_field)(points)
     for name in ("kd", "ks"):
@@ -75,7 +75,8 @@ def test_export_mesh_depends_on_the_config(painted):
         config = ExportConfig(unwrap="xatlas", **values)
         return prepare_export(painted, smooth_field, config, own_uv)
 
-    assert choose(True, texture_res=(64, 64)) == (painted, smooth_field)  # its own uv fit every texture size
+    # The mesh's own uv are suitable for every texture size.
+    assert choose(True, texture_res=(64, 64)) == (painted, smooth_field)
     assert choose(False, texture_res=PAINTING_RES) == (painted, smooth_field)
     assert choose(True, export_faces=len(painted.faces))[0] is painted
     again, field = choose(False, texture_res=(64, 64))

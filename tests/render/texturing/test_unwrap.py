@@ -19,7 +19,7 @@ def ball(scale=0.5):
 
 @pytest.fixture
 def worker(monkeypatch, tmp_path):
-    """Replace the worker by a program of the test."""
+    """Return a function that replaces the worker with a program of the test."""
 
     def put(text: str):
         path = tmp_path / "worker.py"
@@ -49,7 +49,7 @@ def test_endless_library_is_killed(worker):
 
 
 def test_panic_ends_the_wait(worker):
-    """One thread panics and the process waits forever, as observed in practice."""
+    """One thread panics, but the process does not end. This has occurred in practice."""
     pid = worker(
         "sys.stderr.write(\"thread '<unnamed>' panicked at src/a.rs:5:12:\\nindex out of bounds: 13\\n\")\n"
         "sys.stderr.flush()\ntime.sleep(600)"
@@ -57,7 +57,7 @@ def test_panic_ends_the_wait(worker):
     start = time.monotonic()
     with pytest.raises(UnwrapError, match="panic: index out of bounds: 13"):
         unwrap_with("uvunwrap", *ball(), 256, 2, timeout=120.0)
-    # A generous bound: the alternatives differ by a hundred seconds.
+    # Without the detection of panics the call would take the whole timeout of 120 s.
     assert time.monotonic() - start < 100
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
@@ -88,7 +88,7 @@ def test_result_that_does_not_fill_one_texture_is_rejected(worker, pages, size, 
 
 
 def test_leftovers_after_kill_of_an_unwrapper(tmp_path, monkeypatch):
-    """Folders whose process has ended are removed; a locked one and one without a lock are kept."""
+    """Folders of ended processes are removed. A locked folder and a folder without a lock are kept."""
     monkeypatch.setattr(unwrap.tempfile, "gettempdir", lambda: str(tmp_path))
     for name in ("unwrap-dead", "unwrap-alive", "unwrap-foreign"):
         (tmp_path / name).mkdir()

@@ -47,7 +47,7 @@ def test_faces_have_uv_inside_the_image_and_keep_their_corners(unwrapped):
 
 def test_no_chart_is_mirrored_or_lost(unwrapped):
     assert (uv_areas(unwrapped) > 0).all()
-    # Seen from outside with +u to the right, v grows downward, so cross(∂p/∂u, ∂p/∂v) points inwards.
+    # If +u points right, seen from outside, v increases downwards, so cross(∂p/∂u, ∂p/∂v) points inwards.
     corner = unwrapped.v_pos[unwrapped.faces].double()
     coordinate = unwrapped.uv[unwrapped.uv_faces].double()
     edges, steps = corner[:, 1:] - corner[:, :1], coordinate[:, 1:] - coordinate[:, :1]
@@ -58,7 +58,7 @@ def test_no_chart_is_mirrored_or_lost(unwrapped):
 
 
 def test_faces_do_not_overlap_in_the_texture(unwrapped):
-    """Counts the faces at each of 512² texel centres, one face at a time."""
+    """The test counts the faces that cover each of 512² texel centres."""
     side, count = 512, torch.zeros(512, 512, dtype=torch.long)
     corners = unwrapped.uv[unwrapped.uv_faces].double() * side - 0.5
     for triangle in corners:
@@ -78,9 +78,7 @@ def test_faces_do_not_overlap_in_the_texture(unwrapped):
 
 
 def test_charts_keep_the_padding(unwrapped):
-    """With four free texels around each chart, texels of two charts are more than seven rows or columns
-    apart.
-    """
+    """Each chart has a margin of four texels, so two charts are more than seven rows or columns apart."""
     chart = chart_of_face(unwrapped)
     rast = RASTERISER.rasterize(uv_clip(unwrapped)[None], unwrapped.uv_faces, (512, 512))[0]
     label = torch.where(rast[..., 3] > 0, chart[(rast[..., 3].long() - 1).clamp(min=0)], -1)
@@ -91,7 +89,7 @@ def test_charts_keep_the_padding(unwrapped):
 
 
 def chart_of_face(mesh: Mesh) -> torch.Tensor:
-    """For each face the smallest uv vertex that is connected to it by shared uv vertices."""
+    """Return for each face the smallest index of the uv vertices in its connected component."""
     label = torch.arange(len(mesh.uv))
     while True:
         least = label[mesh.uv_faces].amin(1)
@@ -107,7 +105,7 @@ def test_tangents_are_unit_and_orthogonal_to_the_normal(unwrapped):
 
 
 def test_tangents_follow_u_and_the_bitangent_goes_up_the_image():
-    """On a cylinder with u around it, to the right as seen from outside, and v downward."""
+    """The mesh is a cylinder. Seen from outside, u increases to the right and v increases downwards."""
     columns, rows = 64, 8
     u, v = torch.meshgrid(torch.linspace(0, 1, columns + 1), torch.linspace(0, 1, rows + 1), indexing="ij")
     angle = 2 * math.pi * u
@@ -121,11 +119,11 @@ def test_tangents_follow_u_and_the_bitangent_goes_up_the_image():
     tangent = tangents(mesh)
     expected = torch.stack([torch.cos(angle), torch.zeros_like(u), -torch.sin(angle)], -1).reshape(-1, 3)
     inner = slice(rows + 1, -(rows + 1))
-    # A vertex on the rim has more faces on one side, each half of 360°/64 away.
+    # A rim vertex has more faces on one side. The direction of each face differs by half of 360°/64.
     assert (tangent - expected)[inner].abs().max() < 0.02
     up = torch.linalg.cross(mesh.v_nrm, tangent)
     assert (up[:, 1] > 0.999).all()
-    # Mirrored charts still have tangents along +u.
+    # The tangents of mirrored charts also point along +u.
     mirrored = replace(mesh, uv=torch.stack([1 - u, v], -1).reshape(-1, 2))
     assert (tangents(mirrored) + expected)[inner].abs().max() < 0.02
 
@@ -196,7 +194,7 @@ def test_without_numba_each_face_is_a_chart(monkeypatch):
     assert torch.equal(mesh.faces, ball.faces)
     assert mesh.uv.min() >= 0 and mesh.uv.max() <= 1
     assert (uv_areas(mesh) > 0).all()
-    # No overlap: the area of the union equals the sum of the areas.
+    # The area of the union equals the sum of the areas, so faces do not overlap.
     clip = uv_clip(mesh)[None]
     covered = (RASTERISER.rasterize(clip, mesh.uv_faces, (2048, 2048))[..., 3] > 0).double().mean()
     assert covered == pytest.approx(uv_areas(mesh).sum().item(), rel=0.02)
@@ -227,7 +225,7 @@ def test_faults_of_user_uv_are_found(unwrapped):
 
 
 def test_aligned_small_charts_are_not_reported_as_overlapping():
-    """Squares aligned to the texels of 512², each next to all pixel centres."""
+    """The squares are aligned to the texels of a 512² image and contain none of its texel centres."""
     place = torch.stack(torch.meshgrid(torch.arange(0, 512, 4), torch.arange(0, 512, 4), indexing="ij"), -1)
     square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]) * 0.8 + 0.6
     uv = ((place.reshape(-1, 1, 2) + square) / 512).reshape(-1, 2)
