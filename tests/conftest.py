@@ -1,12 +1,13 @@
-"""Shared test setup: environment variables for torch and Triton, type checks, and the skip of GPU tests."""
+"""Shared test setup: set environment variables for torch and Triton, check types, and skip GPU tests."""
 
 import logging
 import os
 import signal
 
-# Spinning OpenMP workers make a step eight times slower if another process is busy.
+# By default, idle OpenMP threads wait in a busy loop. A step is then eight times slower if another process
+# is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# The tests run in as many processes as there are cores, so more threads only wait for each other.
+# The tests run in one process per core, so more than one thread per process does not help.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# Without a GPU, Triton kernels run in its interpreter on CPU tensors. Triton reads the variable on import.
+# Without a GPU, kernels run on CPU tensors in Triton's interpreter. Triton reads the variable on import.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -84,7 +85,8 @@ CHECKED = [
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
-# nohup makes the tests and their child processes ignore SIGHUP, and "&" in a script makes them ignore SIGINT.
+# Undo nohup, which makes the tests and their child processes ignore SIGHUP, and "&" in a script, which makes
+# them ignore SIGINT.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -99,7 +101,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def kernel_device() -> torch.device:
-    """Device for tests of Triton kernels: the GPU, otherwise the CPU with Triton's slow interpreter."""
+    """Return the device for tests of Triton kernels: the GPU, or the CPU with Triton's slow interpreter."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -114,7 +116,7 @@ def reduced_work():
 
 @pytest.fixture(autouse=True)
 def restore_root_logger():
-    """Programs under test set up logging to streams that pytest closes after the test."""
+    """Remove log handlers that a program under test adds: pytest closes their streams after the test."""
     handlers, level = logging.root.handlers[:], logging.root.level
     yield
     logging.root.handlers[:], logging.root.level = handlers, level
@@ -122,7 +124,7 @@ def restore_root_logger():
 
 @pytest.fixture(autouse=True)
 def restore_matmul_precision():
-    """Undo TF32, which programs under test switch on for the whole process."""
+    """Restore the TF32 settings, because programs under test enable TF32 for the whole process."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     yield

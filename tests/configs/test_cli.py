@@ -14,7 +14,7 @@ SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.json"))
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty current directory."""
+    """Make an empty folder the current directory and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -39,7 +39,7 @@ def refusal(*argv: str) -> str:
 
 
 def words(value, split: bool) -> list[str]:
-    """The command-line arguments that a user would type for a value."""
+    """Return the command-line arguments that a user would type for a value."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and split and value:
@@ -50,7 +50,7 @@ def words(value, split: bool) -> list[str]:
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_option_equals_the_key_in_a_file(folder, path, split):
-    """Checks every key of every shipped config, including the keys with default values."""
+    """Check every key of every shipped config, including the keys with default values."""
     values = parse_config(json.loads(path.read_text()), path.name).to_json()
     make_files(values)
     argv = [word for key, value in values.items() for word in (f"--{key}", *words(value, split))]

@@ -1,4 +1,4 @@
-"""The demo pair: a command with --text and without --config."""
+"""Test the demo: a command with --text and without --config runs the demo pair of configs."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ TABLE = json.loads(START_SHAPES.read_text())
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """An empty current directory outside the repository."""
+    """Make an empty folder outside the repository the current directory and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

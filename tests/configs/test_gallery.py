@@ -1,4 +1,7 @@
-"""The configs in configs/gallery: names, values, pairs. Each pair runs at toy size on the embedded prior."""
+"""Test names, values and pairs of the configs in configs/gallery.
+
+Each pair runs at toy size on the embedded prior.
+"""
 
 import functools
 import json
@@ -30,7 +33,10 @@ MINE = [path.stem for path in GALLERY]
 
 
 def pairs():
-    """Pairs (geometry, appearance) of config files, where the second reads the mesh that the first writes."""
+    """Return pairs (geometry, appearance) of config files.
+
+    The appearance config reads the mesh that the geometry config writes.
+    """
     writers = {str(c.run.mesh_path): n for n, c in CONFIGS.items() if c.run.mode == "geometry_modeling"}
     paths = {path.stem: path for path in SHIPPED}
     painters = [name for name, config in CONFIGS.items() if config.run.mode == "appearance_modeling"]
@@ -68,7 +74,7 @@ def test_a_start_shape_lies_within_its_box_and_the_cameras_sight(name):
     config = CONFIGS[name]
     shape = build_start_shape(config.start_shape)
     assert shape.v_pos.abs().max() < 0.95 * config.geometry.mesh_scale / 2
-    # The widest view shows 3 tan(45°/2) = 1.24 on each side of the origin, at the origin's distance.
+    # At the distance of the origin, the widest view shows 3 tan(45°/2) = 1.24 on each side of the origin.
     assert 0.3 < shape.v_pos.norm(dim=-1).max() < 1.24
 
 
@@ -86,7 +92,7 @@ def test_gallery_covers_all_documented_features():
     assert any(c.start_shape.translation_z for c in geometry)
     assert any(c.schedule.early_time_step_range[0] >= 0.4 for c in geometry)
     assert any(c.run.flip_normal for c in geometry)
-    assert any(c.schedule.coarse_iter == schedule.FIT_STEPS for c in geometry)  # no coarse phase
+    assert any(c.schedule.coarse_iter == schedule.FIT_STEPS for c in geometry)  # has no coarse phase
     assert any(c.guidance.negative_text for c in geometry) and any(c.guidance.negative_text for c in paint)
     assert any(c.material.ks_min[2] == c.material.ks_max[2] == 1 for c in paint)
     assert any(c.light.relight for c in paint) and any(c.light.learn_light for c in paint)
@@ -115,7 +121,7 @@ SMALL = {
     "preview_res": [16, 16],
     "video_interval": 0,
     "validate": False,
-    # All parts of a step run. The weights are small, so that the gradients do not remove the small surface.
+    # All parts of a step run. The weights are small because large gradients would remove the small surface.
     "guidance_weight": 1,
     "learning_rate": 2e-3,
 }
@@ -124,7 +130,10 @@ FIT = 100
 
 @pytest.fixture(scope="module")
 def made_once():
-    """Cached loaders of objects that many runs share: the embedded prior, and lights that are not learned."""
+    """Return cached loaders of the objects that many runs share.
+
+    The objects are the embedded prior and the lights that are not learned.
+    """
     return functools.cache(StableDiffusion.from_pretrained), functools.cache(tasks.load_environment)
 
 
@@ -144,7 +153,8 @@ def test_every_pair_runs_two_steps_of_each_kind(geometry, appearance, made_once,
         (geometry, {"iter": FIT + 2, "coarse_iter": FIT + 1, "save_interval": 0}),
         (appearance, {"iter": 2, "coarse_iter": 1, "save_interval": 2, "base_mesh": str(mesh)}),
     ):
-        # The values replace those of the file, as options do, but each of the two configs has its own values.
+        # These values replace the values of the file. Command-line options are not used here, because each
+        # of the two configs needs its own values.
         values = {**read_object(path), **SMALL, **own, "out_dir": str(tmp_path / path.stem)}
         commands.append(tmp_path / path.name)
         commands[-1].write_text(json.dumps(values))

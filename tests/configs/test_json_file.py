@@ -1,4 +1,4 @@
-"""Strict JSON reading: errors name the file and the position."""
+"""Test strict JSON reading: error messages contain the file and the position."""
 
 import pytest
 

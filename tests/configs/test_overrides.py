@@ -1,4 +1,4 @@
-"""Output folders of several configs in one command, and the mesh that each later config reads."""
+"""Test the output folders of several configs in one command, and the mesh that each later config reads."""
 
 import pytest
 
@@ -16,7 +16,7 @@ APPEARANCE = {
 
 
 def folders(files, **options):
-    """The out_dir of each config, and the base_mesh of the last one."""
+    """Return the out_dir of each config and the base_mesh of the last config."""
     resolved = resolve_chain(files, options)
     return [values["out_dir"] for values in resolved], resolved[-1].get("base_mesh")
 

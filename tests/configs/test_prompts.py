@@ -15,7 +15,7 @@ PRESETS = ("tall", "round", "long")
 
 
 def targets(suffix: str) -> dict[str, list[tuple[str, str | None]]]:
-    """The category and material of each prompt, by start shape preset."""
+    """Return the (category, material) of each prompt. The keys are the start shape presets."""
     files = {preset: ROOT / f"configs/prompts/{preset}{suffix}.txt" for preset in PRESETS}
     found = {
         preset: [parse_target(line, KNOWN) for line in read_prompts(str(path))]

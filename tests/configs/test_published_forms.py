@@ -1,4 +1,4 @@
-"""Command-line forms and key names of the published program."""
+"""Test that the command-line forms and key names of the published program are accepted."""
 
 import json
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_an_option_for_one_stage(word, caplog):
     shape, painted = load_configs(["--config", "a.json", "b.json", *words, "--appearance.batch", "2"])
     assert (shape.schedule.iter, painted.schedule.iter) == (600, 2000)
     assert (shape.run.batch, painted.run.batch) == (1, 2)
-    assert shape.schedule.coarse_iter == 600  # --iter ends the run within its coarse phase
+    assert shape.schedule.coarse_iter == 600  # --iter limits coarse_iter, too
     shape, painted = load_configs(["--config", "a.json", "b.json", *words, "--iter", "1500"])
     assert (shape.schedule.iter, painted.schedule.iter) == (600, 1500)
 

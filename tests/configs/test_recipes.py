@@ -1,4 +1,4 @@
-"""The recipes for a user's own mesh in configs/gallery: each pair runs at toy size on a toy prior."""
+"""Test the recipes for a user's own mesh in configs/gallery: each pair runs at toy size on a toy prior."""
 
 import functools
 import json
@@ -28,7 +28,7 @@ RECIPES = {
     "relight": ("recipe_relight_appearance_sky", "recipe_relight_appearance_studio"),
 }
 FIT = 3
-# The names of the recipe's materials, and those of the toy mesh.
+# {material name in the recipe: material name in the toy mesh}
 NAMES = {"armour": "red side", "cape": "shared"}
 
 
@@ -54,7 +54,7 @@ def test_a_recipe_parses_and_holds_only_what_differs(name):
 
 @pytest.fixture(scope="module")
 def once():
-    """Cached loaders of the objects that all runs share."""
+    """Return cached loaders of the objects that all runs share."""
     return functools.cache(StableDiffusion.from_pretrained), functools.cache(tasks.load_environment)
 
 
@@ -77,7 +77,7 @@ def test_a_recipe_runs(pair, once, model_folder, tmp_path, monkeypatch):
     assert train.main(["--config", *(f"{name}.json" for name in pair)]) == 0
     for name in pair:
         made = Path("out") / values_of(name)["out_dir"] / "dmtet_mesh/mesh.glb"
-        # The materials and nodes are those of the file after each stage.
+        # After each stage, the materials and nodes are those of the input file.
         names = [material.name for material in load_materials(made, pictures=False)]
         assert names[:3] == ["red side", "plain", "shared"]
         assert {"root", "body", "wings"} <= set(trimesh.load(made).graph.nodes)
@@ -103,14 +103,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(once, model_folder, tmp_path,
         "video_interval": 0,
         "low_memory": True,
     }
-    # The second run stops within the fit, then after it.
+    # The second run is interrupted twice: during the fit and after the fit.
     for folder, steps in (("whole", 5), ("parts", 2), ("parts", 4), ("parts", 5)):
         values |= {"out_dir": str(tmp_path / folder), "iter": steps, "coarse_iter": 1}
         Path("a.json").write_text(json.dumps(values))
         assert train.main(["--config", "a.json"]) == 0
     whole, parts = (tmp_path / name / "dmtet_mesh/mesh.glb" for name in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
-    # The textures of the mesh are part of the run: another content is rejected.
+    # A run cannot resume with other textures in the mesh file.
     asset = textured_asset()
     write_glb_parts("my_mesh.glb", replace(asset, materials=asset.materials[::-1]))
     values["iter"] = 6

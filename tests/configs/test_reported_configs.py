@@ -1,4 +1,4 @@
-"""Config mistakes from bug reports: each test carries the name of its case."""
+"""Test config mistakes from bug reports. The name of each test is the name of its case."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ CUBE = "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty current directory and an empty home folder."""
+    """Create an empty current directory and an empty home folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -106,7 +106,7 @@ def test_config_json_hints(tmp_path, text):
         read_object(path)
     message = str(caught.value)
     assert message.isprintable() and f"slip.json, line {line}," in message and fix in message
-    # Python 3.13 places some errors a few columns away from where older versions do.
+    # Python 3.13 reports some errors at a column that differs slightly from that of older versions.
     assert abs(int(message.split("column ")[1].split(":")[0]) - column) <= 2
 
 
@@ -165,7 +165,7 @@ def test_a_chain_with_tilde_reads_the_mesh_of_the_first_config(folder):
 
 
 def damaged_inputs(folder: Path) -> dict[str, tuple[str, str]]:
-    """Key: value, and what the error says."""
+    """Write damaged files. Return {key: (value, expected part of the error message)}."""
     Image.fromarray(np.zeros((4, 8, 3), np.uint8)).save(folder / "ldr.png")
     (folder / "png.hdr").write_bytes((folder / "ldr.png").read_bytes())
     (folder / "cut.hdr").write_bytes(b"#?RADIANCE\n\n-Y 4 +X 8\n\1\2")

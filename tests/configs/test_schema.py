@@ -1,4 +1,4 @@
-"""Validation of configs: any input gives a Config or a ConfigError with a one-line message."""
+"""Test the validation of configs: any input gives a Config or a ConfigError with a one-line message."""
 
 import dataclasses
 import json

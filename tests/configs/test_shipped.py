@@ -1,4 +1,7 @@
-"""The shipped config files: each parses, has the published values, and the stages follow each other."""
+"""Test the shipped config files.
+
+Each file parses and has the published values. Each appearance config reads the mesh of a geometry config.
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A ControlNet beside the denoiser equals diffusers' modules with the same weights."""
+"""Test that a ControlNet with the denoiser equals diffusers' modules with the same weights."""
 
 import copy
 import json
@@ -38,7 +38,7 @@ def prior(model_folder, folder):
 
 
 def inputs(count=2, seed=1):
-    """x_t, t, text and control image."""
+    """Return x_t, t, the text embedding and the control image."""
     generator = torch.Generator().manual_seed(seed)
     noisy = torch.randn(count, 4, 8, 8, generator=generator)
     text = torch.randn(count, 77, 32, generator=generator)
@@ -80,7 +80,7 @@ def test_zero_convolutions_and_weight_zero_change_nothing(prior, model_folder, t
 
 
 def test_the_gradient_through_both_networks_is_that_of_diffusers(prior, model_folder, folder):
-    """The eager path is differentiable. Its gradient on x_t equals that of diffusers' modules."""
+    """The eager path is differentiable. Its gradient in x_t equals that of diffusers' modules."""
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet")
@@ -180,7 +180,7 @@ def test_both_halves_of_the_guidance_get_the_residuals_with_the_annealed_weight(
     image = torch.randn(2, 8, 8, 4, generator=torch.Generator().manual_seed(1)).permute(0, 3, 1, 2)
     abar = prior.alphas_cumprod[sample.timesteps][:, None, None, None]
     noisy = abar.sqrt() * image + (1 - abar).sqrt() * sample.noise
-    weight = torch.tensor(0.8)  # a quarter of the way from 1 to 0.2
+    weight = torch.tensor(0.8)  # 1 − 0.25 (1 − 0.2)
     networks = prior.unet, prior.control_net
     negative, text = (
         controlled_noise_of(*networks, noisy, sample.timesteps, text, sample.control, weight)

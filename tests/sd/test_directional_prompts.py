@@ -1,4 +1,4 @@
-"""Prompts: lookup of the category that a text names."""
+"""Test the lookup of the category that occurs in a prompt."""
 
 import pytest
 

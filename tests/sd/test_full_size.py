@@ -1,6 +1,7 @@
-"""The published pineapple configs at the full size of Stable Diffusion 2.1-base, on a GPU.
+"""Run the published pineapple configs at the full size of Stable Diffusion 2.1-base on a GPU.
 
-Weights are random. The tests check that every part fits into memory, runs and exports, not the quality.
+The weights are random. The tests check that every part fits into memory, runs and exports. They do not check
+the quality.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The SDS gradient compared with closed forms."""
+"""Compare the SDS gradient with closed forms."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ DEVICE = torch.device("cpu")
 
 
 class PointPrior:
-    """A prior whose distribution is a Dirac at one latent per prompt; its score has a closed form."""
+    """A prior whose distribution is a Dirac delta at one latent per prompt. Its score has a closed form."""
 
     latent_channels, latent_size, image_size = 4, 4, 8
     views, takes_cameras, control_net = 1, False, None
@@ -59,7 +59,7 @@ def test_gradient_of_a_point_prior_is_the_closed_form(guidance_weight, fraction,
     loss.backward()
     abar = prior.alphas_cumprod[int(1000 * fraction)]
     negative, text = 0.75, 0.25 * view_index.float()
-    # e is affine in the mean, so guidance is equivalent to guidance of the mean.
+    # e is affine in the mean, so guidance of e is equivalent to guidance of the mean.
     mean = negative + guidance_weight * (text - negative)
     scale = weight(abar) * (abar / (1 - abar)).sqrt()
     expected = scale * (image.detach() - mean[:, None, None, None])
@@ -77,7 +77,8 @@ def test_gradient_reaches_the_image_through_the_encoder():
     loss.backward()
     abar = prior.alphas_cumprod[300]
     latent_gradient = (1 - abar) * (abar / (1 - abar)).sqrt() * (0 - 0.25)
-    # A pixel has weight 1/4 in a pooled value. That has weight 1 in its channel and 1/3 in the mean channel.
+    # A pixel has weight 1/4 in a pooled value. The pooled value has weight 1 in its own channel and weight
+    # 1/3 in the mean channel.
     expected = latent_gradient * 0.25 * (1 + 1 / 3)
     assert torch.allclose(image.grad, expected.expand_as(image), rtol=1e-4)
     assert stats["gradient_norm"] > 0

@@ -1,4 +1,4 @@
-"""Scores in `Guidance`: the predicted texts, Perp-Neg's views, VSD's LoRA and the default score."""
+"""Test the scores in `Guidance`: the predicted texts, Perp-Neg's views, VSD's LoRA and the default score."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def image_for(prior):
 
 
 def gradient(prior, image=None, **keys):
-    """(gradient on the image, stats, guidance, sample) of one step."""
+    """Run one step. Return (gradient with respect to the image, stats, guidance, sample)."""
     guidance = Guidance(prior, GuidanceConfig(text="x", guidance_weight=3.0, **keys), "negative", CPU)
     image = (image_for(prior) if image is None else image).clone().requires_grad_()
     sample = guidance.sample(VIEWS, PHASE, torch.Generator().manual_seed(2), CAMERAS)
@@ -68,7 +68,7 @@ def test_perp_neg_weights_the_words_of_other_sides_by_azimuth():
         return prior.predict_noise(noisy, sample.timesteps, text.expand(3, -1, -1))
 
     e_n, sides = predicted(guidance.negative), [predicted(text[None]) for text in guidance.text]
-    # orbit(3) has azimuths 0, 120 and 240 degrees. View i uses the view words i.
+    # orbit(3) has azimuths 0, 120 and 240 degrees. View i uses view suffix i.
     azimuth = torch.tensor([0.0, 2.0, 4.0]) * torch.pi / 3
     weights = view_weights(azimuth)
     expected = torch.empty_like(found.permute(0, 3, 1, 2))
@@ -94,7 +94,8 @@ def test_csd_anneals_the_weight_of_the_negative_text():
         sample = guidance.sample(VIEWS[:1], phase, torch.Generator().manual_seed(0))
         guidance(image, sample, phase)[0].backward()
         results[annealing] = image.grad[0, 0, 0, 0].item()
-    # Means: prompt 0, empty −0.5, negative 0.75. The gradient is proportional to (ω2 − 1) 0.5 + 0.75 ω2.
+    # The means are 0 (prompt), −0.5 (empty text) and 0.75 (negative text). The gradient is proportional to
+    # (ω2 − 1) 0.5 + 0.75 ω2.
     assert results[1.0] / results[0.0] == pytest.approx(-0.5 / 0.75, rel=1e-4)
     assert results[0.5] == pytest.approx((results[0.0] + results[1.0]) / 2, rel=1e-4)
 

@@ -1,4 +1,4 @@
-"""Two priors at once: the loss is the weighted sum of the two losses on the same images."""
+"""Test guidance by two priors: the loss is the weighted sum of the two losses on the same images."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ CAMERAS = orbit(4, (8, 8))
 
 
 class SmallerPrior(GaussianPrior):
-    """A prior with smaller latents and other means that takes four views."""
+    """A prior for four views. It has smaller latents and other means."""
 
     latent_size, image_size, views, takes_cameras = 2, 4, 4, True
     EMPTY = 0.5

@@ -1,4 +1,4 @@
-"""A prior that denoises several views together: exact properties that hold for any weights."""
+"""Test a prior that denoises several views together. The tested properties are exact for any weights."""
 
 import copy
 import logging
@@ -44,7 +44,7 @@ def make_unet(**settings):
 
 @pytest.fixture(scope="module")
 def unet():
-    """A denoiser that takes cameras; its self-attention is not joint yet."""
+    """Return a denoiser with camera input. Its self-attention does not yet span several views."""
     return make_unet(**CAMERA_SETTINGS)
 
 
@@ -66,7 +66,7 @@ def prior(folder):
 
 
 def inputs(count, seed=1):
-    """x_t, t, text and camera of `count` views, all different."""
+    """Return x_t, t, text and camera of `count` views. x_t, text and camera differ between the views."""
     generator = torch.Generator().manual_seed(seed)
     noisy = torch.randn(count, 4, 8, 8, generator=generator)
     text = torch.randn(count, 5, 32, generator=generator)
@@ -194,11 +194,14 @@ def test_stated_views():
 
 
 def test_the_front_camera_looks_along_minus_x_of_mvdreams_world():
-    """From the front the right axis is +y, up is +z, backward is +x, as for MVDream's azimuth 90 degrees."""
+    """The axes of the front camera are those of MVDream's azimuth 90 degrees.
+
+    Right is +y, up is +z and backward is +x.
+    """
     (front, left) = camera_matrices(orbit(4, (8, 8), elevation_degrees=0.0).world_to_clip).view(-1, 4, 4)[:2]
     expected = [[0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
     assert torch.allclose(front, torch.tensor(expected).float(), atol=1e-6)
-    # Azimuth 90 degrees is on −x of the world, which is −y of MVDream's.
+    # At azimuth 90 degrees, the camera is on the −x axis of our world. In MVDream's world this is −y.
     assert torch.allclose(left[:3, 3], torch.tensor([0.0, -1.0, 0.0]), atol=1e-6)
 
 
@@ -210,7 +213,7 @@ def test_camera_matrices_agree_with_the_view_transform():
     direction = torch.tensor([0.3, -0.5, 0.8])
     clip = (views.world_to_clip[:, :, :3] @ direction).clone()
     focal = 1 / torch.tan(fovy / 2)
-    # Camera coordinates of a direction from the projection: x / (focal / aspect), −y / focal, −w.
+    # The camera coordinates of a direction follow from its projection: x / (focal / aspect), −y / focal, −w.
     seen = torch.stack([clip[:, 0] / (focal / 1.5), -clip[:, 1] / focal, -clip[:, 3]], -1)
     turned = torch.stack([direction[2], direction[0], direction[1]])
     assert torch.allclose(matrices[:, :3, :3].mT @ turned, seen, atol=1e-5)
@@ -233,7 +236,7 @@ def guide(prior, **keys):
 
 
 def distilled(guidance, groups=2, seed=0):
-    """Loss gradient on the images, statistics and sample of `groups` groups of views."""
+    """Return the loss gradient on the images, the statistics and the sample for `groups` groups of views."""
     cameras = orbit(VIEWS * groups, (8, 8))
     image = torch.randn(VIEWS * groups, 8, 8, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
     sample = guidance.sample(

@@ -1,4 +1,4 @@
-"""Phases, weights and timesteps compared with the table in sd/README.md."""
+"""Compare phases, weights and timesteps with the table in sd/README.md."""
 
 import math
 

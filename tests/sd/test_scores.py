@@ -1,4 +1,4 @@
-"""Identities of the scores in float64, and their mean gradients with Gaussian priors."""
+"""Test identities of the scores in float64, and the mean gradients of the scores with Gaussian priors."""
 
 import math
 
@@ -79,7 +79,7 @@ def test_perp_neg_changes_only_what_is_perpendicular_to_the_prompt():
     change = perp_neg(e_u, e_c, [e_1, e_2], weights) - e_c
     assert inner(change, positive).abs().max() < 1e-10
     assert inner(change, change)[:2].min() > 1 and equal(change[2], torch.zeros_like(change[2]))
-    # If the other side's direction is already perpendicular, it is added with its (negative) weight.
+    # A direction of another side that is already perpendicular is added with its (negative) weight.
     across = perpendicular(e_1 - e_u, positive)
     found = perp_neg(e_u, e_c, [e_u + across], weights[:1])
     assert equal(found, e_c + weights[0][:, None, None, None] * across)
@@ -118,7 +118,7 @@ def test_score_of_selects_the_score():
         assert equal(score_of(name, predicted, noise, time, 3.0, 0.5), value)
 
 
-# Means of the Gaussian prior for the prompt, the empty text and the negative text.
+# The means of the Gaussian prior for the prompt, the empty text and the negative text.
 MU_C, MU_U, MU_N = 0.9, -0.4, 0.3
 
 
@@ -152,7 +152,10 @@ def test_mean_gradient_against_a_gaussian_prior_is_the_analytic_one(score, x):
 
 
 def guided_run(config, steps=200, views=4, times=(0.3, 0.7), rate=0.3):
-    """Latents after gradient descent from 0 with the score of the config and a GaussianPrior."""
+    """Return the latents after gradient descent from 0, and the guidance.
+
+    The gradient is the score of the config with a GaussianPrior.
+    """
     prior = GaussianPrior()
     guidance = Guidance(prior, config, "negative", CPU)
     phase = Phase("p", times, one_minus_abar, "image", rotate_normals=False)
@@ -190,13 +193,13 @@ def test_descent_with_vsd_ends_at_the_guided_mean_without_noise(scale):
 def test_descent_with_csd_between_equal_variances_diverges():
     config = GuidanceConfig(text="x", guidance_weight=1.0, score="csd")
     half, whole = (guided_run(config, steps=steps)[0] for steps in (50, 100))
-    # The mean of the negative text exceeds that of the prompt, so the latents decrease at a constant rate.
+    # The negative text has a larger mean than the prompt, so the latents decrease at a constant rate.
     assert half.mean() < -1
     assert (whole.mean() / half.mean() - 2).abs() < 0.1
 
 
 def x0_case(rescale, views, guidance_weight=5.0):
-    """The gradient of the x0 loss for random predictions, and its inputs."""
+    """Return the gradient of the x0 loss for random predictions, and the inputs of the loss."""
     generator = torch.Generator().manual_seed(4)
     latents, noise, e_n, e_c = torch.randn(4, 4, 3, 5, 5, generator=generator, dtype=torch.float64)
     abar = torch.tensor([0.9, 0.9, 0.3, 0.3], dtype=torch.float64)
@@ -238,7 +241,10 @@ def test_the_x0_loss_is_half_the_squared_distance_to_its_target():
 
 
 def test_distillation_with_the_x0_loss_reaches_the_guided_mean():
-    """The latents of a Gaussian prior approach the mean that guidance moves away from the negative text."""
+    """With a Gaussian prior, the latents approach the guided mean.
+
+    Guidance moves this mean away from the mean of the negative text.
+    """
     prior = GaussianPrior(variance=0.05)
     config = GuidanceConfig(text="x", score="x0", x0_rescale=0.0, guidance_weight=1.0)
     guidance = Guidance(prior, config, "negative", torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The prior compared with diffusers' pipeline components, on a toy model in diffusers layout."""
+"""Compare the prior with diffusers' pipeline components, on a toy model in the diffusers layout."""
 
 import gc
 import shutil
@@ -253,7 +253,7 @@ def test_truncated_prompt_is_logged_once_with_its_end(prior, caplog):
 
 
 def test_a_text_encoder_in_the_published_layout_is_complete(model_folder, tmp_path, prior):
-    """Published files have a prefix on every name and a buffer that the class lacks."""
+    """In published files, every name has a prefix, and there is a buffer that the class does not have."""
     from safetensors.torch import load_file, save_file
 
     published = tmp_path / "model"

@@ -1,4 +1,4 @@
-"""Surface noise is white in a view and equal at the same surface point in two views."""
+"""Test that surface noise is white in each view, and equal at the same surface point in two views."""
 
 import math
 
@@ -16,7 +16,7 @@ FOVY = math.radians(40)
 
 
 def wall():
-    """A square at z = 0 that faces the camera and covers every image in these tests."""
+    """Return a square at z = 0 that faces the camera and covers every image in these tests."""
     v_pos = torch.tensor([[-9.0, -9, 0], [9, -9, 0], [9, 9, 0], [-9, 9, 0]])
     return make_mesh(v_pos, torch.tensor([[0, 1, 2], [0, 2, 3]], dtype=torch.int32))
 
@@ -49,7 +49,7 @@ def correlation(a, b):
 
 @pytest.fixture(scope="module")
 def seeds():
-    """The noise [16, C, h, w] of one oblique view of the wall for 16 seeds."""
+    """Return the noise [16, C, h, w] of one oblique view of the wall for 16 seeds."""
     cameras = views([0.5])
     return torch.cat([noise_of(cameras, seed)[0] for seed in range(16)])
 
@@ -72,7 +72,7 @@ def test_noise_is_white_within_a_view(seeds):
 
 
 def test_the_same_surface_points_have_the_same_noise_in_two_views():
-    # Size of a latent pixel at the wall in world units.
+    # The size of a latent pixel at the wall, in world units.
     pixel = 2 * 3 * math.tan(FOVY / 2) / LATENT
     noise, _ = noise_of(views([0.0, 0.0], [[0.0, 0.0], [3 * pixel, 2 * pixel]]))
     # The object has moved 3 pixels to the right and 2 up.
@@ -91,7 +91,7 @@ def test_background_keeps_the_independent_noise():
     v_pos = wall().v_pos * 0.04
     noise, independent = noise_of(views([0.0]), mesh=make_mesh(v_pos, wall().faces))
     changed = (noise != independent).any(1)[0]
-    # The square's side of 0.72 units is 0.72 / 2.18 of the image height.
+    # The side of the square is 0.72 units long, which is 0.72 / 2.18 of the image height.
     assert 6**2 <= changed.sum() <= 10**2
     assert not changed[0].any() and changed[LATENT // 2, LATENT // 2]
 
@@ -116,7 +116,7 @@ def test_cell_noise_is_normal_and_reproducible():
     sorted_values = values.flatten().sort().values.double()
     uniform = torch.special.ndtr(sorted_values)
     gap = (uniform - torch.arange(1, len(uniform) + 1) / len(uniform)).abs().max()
-    # Critical value of the Kolmogorov-Smirnov statistic at a probability of 1e-6.
+    # The limit is the critical value of the Kolmogorov-Smirnov statistic at a probability of 1e-6.
     assert gap < 2.7 / math.sqrt(len(uniform))
 
 

@@ -1,4 +1,4 @@
-"""The scaled gradient of a half-precision function compared with the function in float32."""
+"""Compare the scaled gradient of a half-precision function with the gradient of the function in float32."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from sd.unit_gradient import unit_gradient
 
 
 def test_half_precision_gradient_does_not_underflow_or_overflow():
-    """y = 1e-3 x in half precision: dx = 1e-3 dy, for gradients far outside the range of half precision."""
+    """For y = 1e-3 x in half precision, dx is 1e-3 dy even for dy far outside the range of half precision."""
     x = torch.ones(4, 8, requires_grad=True)
     given = torch.tensor([1e-12, 1e-3, 1.0, 1e12])[:, None].expand(4, 8)
 
@@ -35,7 +35,7 @@ def test_a_half_precision_vae_keeps_small_gradients(model_folder, size):
     parts = load_parts(str(model_folder), torch.device("cpu"))
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    # Gradients whose sizes differ greatly between the views.
+    # The sizes of the given gradients differ greatly between the views.
     given = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)) * size
     given[1] *= 1e-3
     found = []

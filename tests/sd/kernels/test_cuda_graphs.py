@@ -1,4 +1,4 @@
-"""CUDA graphs: results equal the eager function, on CUDA and on the CPU."""
+"""Test CUDA graphs: the results equal those of the eager function, on CUDA and on the CPU."""
 
 import pytest
 import torch
@@ -65,7 +65,8 @@ def test_replay_uses_the_new_inputs():
         for _ in range(3):
             x, y = torch.randn(size, 8, device="cuda"), torch.randn(8, 8, device="cuda")
             assert torch.allclose(replayed(x, y), (x @ y).relu() + x.mean(), atol=1e-5)
-    # The first MAX_SHAPES shapes ran only during their captures. The last shape ran eagerly each time.
+    # The function was called for the first MAX_SHAPES shapes only during warm-up and capture. For the last
+    # shape, it was called eagerly each time.
     assert calls.count(2) == calls.count(3) > 0
     assert calls[-3:] == [2 + MAX_SHAPES] * 3
 
@@ -144,7 +145,8 @@ def test_gradient_replay_uses_the_new_inputs():
             assert torch.allclose(
                 grad_x, 24 * x**2 * grad_output + 2 * grad_output.sum(), rtol=1e-4, atol=1e-4
             )
-    # Sizes 3 and 4 ran only during their captures. Size 11 exceeds the limit and ran eagerly each time.
+    # The function was called for sizes 3 and 4 only during warm-up and capture. Size 11 exceeds the limit, so
+    # the function was called eagerly each time.
     assert calls == [3] * (WARM_UP_CALLS + 1) + [4] * (WARM_UP_CALLS + 1) + [11] * 3
 
 
@@ -158,7 +160,7 @@ def test_output_with_pending_backward_pass_is_not_overwritten():
 
     replayed = DifferentiableCUDAGraph(square, 10)
     first, second, third = (torch.randn(5, device="cuda", requires_grad=True) for _ in range(3))
-    replayed(first)  # the output is freed at once
+    replayed(first)  # the output is freed immediately
     recorded = len(calls)
     one, other = replayed(first), replayed(second)
     with torch.no_grad():
@@ -209,5 +211,5 @@ def test_denoiser_on_cuda_equals_the_cpu(model_folder):
         difference = (predictions["cuda", step] - predictions["cpu", step]).norm() / predictions[
             "cpu", step
         ].norm()
-        assert difference < 0.02  # half precision compared with single precision
+        assert difference < 0.02  # compares half precision with single precision
     assert not torch.allclose(predictions["cuda", 0], predictions["cuda", 1])

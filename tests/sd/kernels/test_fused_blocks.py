@@ -18,7 +18,10 @@ BOTH = pytest.mark.parametrize("kernels", [REFERENCE, TRITON], ids=["torch", "tr
 
 
 def frozen(module, device):
-    """The frozen module, with noise added to biases and normalisation weights so that they have an effect."""
+    """Return the frozen module, with noise added to biases and normalisation weights.
+
+    Without the noise, these parameters would have no effect.
+    """
     generator = torch.Generator().manual_seed(0)
     for weight in module.requires_grad_(False).parameters():
         if weight.ndim == 1:
@@ -34,7 +37,7 @@ def encoder(model_folder, kernel_device):
 
 
 def value_and_gradient(function, x):
-    """The value of function(x) and the gradient of a scalar of it with respect to x."""
+    """Return function(x), and the gradient of a scalar function of this value with respect to x."""
     x = x.clone().requires_grad_()
     value = function(x)
     weights = torch.linspace(-1, 1, value.numel(), device=x.device).reshape(value.shape)
@@ -121,7 +124,7 @@ def test_half_precision_error_of_the_fused_denoiser(model_folder, kernels, kerne
 
 
 def test_fused_denoiser_keeps_channels_last_memory(model_folder):
-    """Any other memory layout costs a copy in the next kernel."""
+    """With any other memory layout, the next kernel would have to copy its input."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet").requires_grad_(False)
@@ -229,7 +232,7 @@ def test_pad_bottom_right(channels):
         value_and_gradient(lambda x: F.pad(x, (0, 1, 0, 1)), x),
     )
     assert fused_blocks.PadBottomRight()(x).is_contiguous(memory_format=torch.channels_last)
-    # Slices of a batch, whose memory may not be aligned to 16 bytes.
+    # The memory of a slice of a batch may not be aligned to 16 bytes.
     for part in (x.contiguous(memory_format=torch.channels_last)[1:], x.half()[1:]):
         assert torch.equal(fused_blocks.PadBottomRight()(part), F.pad(part, (0, 1, 0, 1)))
 
@@ -343,7 +346,7 @@ def test_prior_on_cuda_uses_fused_blocks_and_equals_the_cpu(model_folder):
 
 @pytest.mark.gpu
 def test_half_precision_error_of_the_full_size_encoder():
-    """The error against float32 is at most that of diffusers' blocks in half precision."""
+    """The error relative to float32 is at most about that of diffusers' blocks in half precision."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)

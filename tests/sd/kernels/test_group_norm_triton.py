@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from sd.kernels.group_norm_triton import LaunchConfig, group_norm
 from sd.kernels.reference import group_norm as reference
 
-# (samples, channels, height, width, groups): few rows, one row, channels that no tile divides, many chunks.
+# (samples, channels, height, width, groups). The shapes cover few rows, one row, channel counts that are not
+# a multiple of a tile, and many chunks.
 SHAPES = [
     (2, 32, 5, 7, 8),
     (1, 8, 1, 1, 2),
@@ -16,7 +17,8 @@ SHAPES = [
     (1, 8, 48, 48, 4),
     (2, 6, 40, 30, 1),
 ]
-# Rounding of the output; sums are in float32. (Triton's interpreter truncates to bfloat16.)
+# Tolerance for the rounding of the output. Sums are computed in float32. Triton's interpreter truncates
+# values that it converts to bfloat16.
 ROUNDING = {torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 8e-3}
 
 
@@ -35,7 +37,7 @@ def random_inputs(shape, dtype, device, mean=0.5):
 
 
 def float64_reference(x, weight, bias, groups, eps, silu, shift, grad_output):
-    """Value and gradient from torch's autograd, with all tensors in float64."""
+    """Return the value and the gradient that torch's autograd computes with all tensors in float64."""
     x = x.double().requires_grad_()
     value = x if shift is None else x + shift.double()[:, :, None, None]
     value = F.group_norm(value, groups, weight.double(), bias.double(), eps)
@@ -45,7 +47,7 @@ def float64_reference(x, weight, bias, groups, eps, silu, shift, grad_output):
 
 
 def error(found, expected):
-    """The maximum difference divided by the maximum absolute value."""
+    """Return the maximum absolute difference divided by the maximum absolute expected value."""
     return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
@@ -88,7 +90,7 @@ def test_shapes_include_several_chunks_and_columns():
 
 
 def test_large_mean_loses_no_precision(kernel_device):
-    """At a mean of 500 the float32 spacing is 3e-5. torch's float32 kernel has an error of 0.04 here."""
+    """At a mean of 500 the float32 spacing is 3e-5. torch's float32 kernel has an error of 0.04."""
     assert_matches_float64(
         group_norm, SHAPES[0], torch.float32, kernel_device, True, None, mean=500.0, tolerance=5e-4
     )

@@ -1,4 +1,4 @@
-"""The pointwise Triton kernels compared with torch in float64."""
+"""Compare the pointwise Triton kernels with torch in float64."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sd.kernels.pointwise_triton import add_bias, biased_sum, geglu, sum_norm
 
-# Half a unit in the last place, plus the error of exp and erf in float32.
+# Tolerance: half a unit in the last place, plus the error of exp and erf in float32.
 ROUNDING = {torch.float32: 1e-6, torch.float16: 6e-4}
 
 

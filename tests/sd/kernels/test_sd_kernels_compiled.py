@@ -1,4 +1,4 @@
-"""The prior's kernels compile for a GPU with all argument types of a run."""
+"""Test that the prior's kernels compile for a GPU with all argument types of a run."""
 
 import pytest
 from triton_compile import compile_for_gpu
@@ -52,7 +52,7 @@ def faulty(x, n):
 
 
 def test_kernel_that_does_not_compile_is_reported(tmp_path):
-    """A variable that changes its type in a loop does not compile, although the interpreter runs it."""
+    """A kernel whose variable changes its type in a loop does not compile. The interpreter accepts it."""
     (tmp_path / "faulty.py").write_text(FAULTY)
     lines = ["import sys, torch", f"sys.path.append({str(tmp_path)!r})", "from faulty import faulty"]
     with pytest.raises(AssertionError, match="place"):

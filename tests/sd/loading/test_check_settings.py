@@ -10,7 +10,7 @@ import torch
 from sd.loading.weights import load_parts
 
 TOKENIZER, UNET = "tokenizer/tokenizer_config.json", "unet/config.json"
-# (file, key, value, part of the message); None removes the key.
+# (file, key, value, part of the message). The value None means that the key is removed.
 WRONG = [
     (TOKENIZER, "model_max_length", -1, "model_max_length = -1"),
     ("categories.json", None, [1, 2], "categories.json must be a list of texts"),
@@ -41,13 +41,13 @@ def change(model, file, key, value):
 
 @pytest.mark.parametrize(("file", "key", "value", "message"), WRONG)
 def test_sd_model_settings(model, file, key, value, message):
-    """Each wrong setting is a ValueError of one line that names the model."""
+    """Each wrong setting raises a ValueError. Its message is one line that contains the model name."""
     change(model, file, key, value)
     started = time.monotonic()
     with pytest.raises(ValueError) as error:
         load_parts(str(model), torch.device("cpu"))
     assert str(model) in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
-    # Building a million layers would take minutes.
+    # The error must be raised early: building a million layers would take minutes.
     assert time.monotonic() - started < 60
 
 

@@ -1,4 +1,4 @@
-"""Model lookup: search order, hub cache and half-precision files, with a fake hub."""
+"""Test the lookup of models with a fake hub: search order, hub cache and half-precision files."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def half_folder(model_folder, tmp_path):
-    """The toy model with its weights in half-precision files only."""
+    """Return a folder with the toy model, whose weights are only in half-precision files."""
     folder = shutil.copytree(model_folder, tmp_path / "half")
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
@@ -37,7 +37,7 @@ def half_folder(model_folder, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A fake hub {id: folder}. It filters downloads by the same patterns as the real client."""
+    """Replace the hub by a fake hub {id: folder}, with the download filters of the real client."""
     import huggingface_hub
 
     repositories, requested = {}, []

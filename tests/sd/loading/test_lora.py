@@ -1,4 +1,4 @@
-"""LoRA files in three formats, compared with the definition: a low-rank branch parallel to each layer."""
+"""Compare LoRA files in several formats with the definition: a low-rank branch parallel to each layer."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ def layer_of(parts, name):
 
 @pytest.fixture(scope="module")
 def products(parts):
-    """(down, up) for each tested layer."""
+    """Return {layer name: (down, up)} for the tested layers."""
     generator = torch.Generator().manual_seed(4)
     found = {}
     for name in (QUERY, OUT, CONVOLUTION, TEXT):
@@ -48,7 +48,7 @@ def products(parts):
 
 
 def with_branches(parts, products, factor):
-    """A copy whose layers return W x + factor up(down(x)), the definition of LoRA."""
+    """Return a copy whose layers compute W x + factor up(down(x)), which is the definition of LoRA."""
     parts = copy.deepcopy(parts)
     for name, (down, up) in products.items():
 
@@ -82,7 +82,10 @@ def kohya(products, path):
 
 
 def diffusers(products, path):
-    """The format of diffusers' pipelines: the part's name, then peft's suffixes; alpha in the metadata."""
+    """Write the format of diffusers' pipelines.
+
+    A tensor name is the name of the model part, the layer name and peft's suffix. Alpha is in the metadata.
+    """
     tensors = {}
     for name, (down, up) in products.items():
         full = f"text_encoder.text_model.{name}" if name == TEXT else f"unet.{name}"
@@ -93,7 +96,10 @@ def diffusers(products, path):
 
 
 def earlier_diffusers(products, path):
-    """The format of diffusers' training scripts before peft: attention processors, no alpha."""
+    """Write the format of diffusers' training scripts before peft.
+
+    Attention layers are named after their attention processors. The file has no alpha.
+    """
     tensors = {}
     for name, (down, up) in products.items():
         if name in (QUERY, OUT):
@@ -120,7 +126,7 @@ def peft(products, path):
 
 
 def test_peft_adapters_of_the_text_encoder(parts, products, tmp_path):
-    """peft's layer names of a CLIPTextModel, with and without the text_model prefix, are supported."""
+    """peft's layer names of a CLIPTextModel are supported with and without the prefix text_model."""
     down, up = products[TEXT]
     used, merged = {TEXT: products[TEXT]}, []
     for number, lead in enumerate(("text_model.", "")):
@@ -139,7 +145,7 @@ def test_peft_adapters_of_the_text_encoder(parts, products, tmp_path):
 
 
 def test_text_encoder_names_of_diffusers_before_0_18(parts, tmp_path):
-    """These versions name the text encoder's projections to_q, to_k, to_v and to_out."""
+    """In files of these versions, the text encoder's projections are called to_q, to_k, to_v and to_out."""
     down, up = torch.ones(1, 32) * 0.1, torch.ones(32, 1)
     changed = copy.deepcopy(parts)
     stem = "text_encoder.text_model.encoder.layers.0.self_attn"
@@ -279,7 +285,7 @@ WRONG_METADATA += [json.dumps({"unet.lora_alpha": value}) for value in (None, [1
 
 @pytest.mark.parametrize("tensors", WRONG_TENSORS.values(), ids=WRONG_TENSORS)
 def test_lora_settings_wrong_tensors(parts, tmp_path, tensors):
-    """Each tensor that is not part of a low-rank product raises a one-line error with the file's name."""
+    """Each tensor that is not part of a low-rank product raises a one-line error with the file name."""
     path = lora_file(tmp_path, tensors)
     with pytest.raises(ValueError) as error:
         apply_lora(copy.deepcopy(parts.unet), parts.text_encoder, [str(path)])
@@ -288,7 +294,10 @@ def test_lora_settings_wrong_tensors(parts, tmp_path, tensors):
 
 @pytest.mark.parametrize("text", WRONG_METADATA, ids=[text[:24] for text in WRONG_METADATA])
 def test_lora_settings_wrong_metadata(parts, tmp_path, text):
-    """Metadata of the wrong type, in the file or in its JSON file, raises a one-line error with the name."""
+    """Metadata of the wrong type raises a one-line error with the file name.
+
+    The metadata is in the LoRA file or in the JSON file next to it.
+    """
     path = lora_file(tmp_path, metadata={"lora_adapter_metadata": text})
     with pytest.raises(ValueError) as error:
         apply_lora(copy.deepcopy(parts.unet), parts.text_encoder, [str(path)])

@@ -1,4 +1,7 @@
-"""The noise schedule equals that of diffusers' scheduler classes; unsupported settings are rejected."""
+"""Test the noise schedule.
+
+It equals that of diffusers' scheduler classes, and unsupported settings are rejected.
+"""
 
 import json
 import shutil
@@ -23,7 +26,7 @@ def test_abar_is_that_of_the_scheduler_class(name, extra):
     expected = getattr(diffusers, name)(**settings).alphas_cumprod
     found = load_noise_schedule({"_class_name": name, **settings})
     assert torch.equal(found.alphas_cumprod, expected) and found.prediction_type == "epsilon"
-    # Closed form: the cumulative product of 1 − beta, here with the betas of the settings.
+    # The closed form is the cumulative product of 1 − beta, with the betas of the settings.
     if "trained_betas" in extra:
         assert torch.allclose(found.alphas_cumprod, torch.tensor([0.9, 0.72, 0.504]))
         assert found.num_train_timesteps == 3
@@ -65,7 +68,7 @@ def test_settings_that_are_not_supported_are_named(settings, words):
 
 
 def test_published_settings_are_accepted():
-    """The additional keys of the published 1.x and 2.x files affect only samplers."""
+    """The additional keys of the published 1.x and 2.x files are accepted: they affect only samplers."""
     for more in (
         {"_class_name": "PNDMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
         {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "skip_prk_steps": True},

@@ -1,4 +1,7 @@
-"""Single-file checkpoints compared with diffusers: full size on the meta device, small size with values."""
+"""Compare single-file checkpoints with diffusers.
+
+Full-size models are compared on the meta device. Small models are compared by their values.
+"""
 
 import json
 import shutil
@@ -26,7 +29,7 @@ def meta_weights(version):
 
 
 def write_file(folder, version, **metadata):
-    """Write a small checkpoint of the version with random weights, and a vocabulary next to it."""
+    """Write a small checkpoint of this version with random weights, and a vocabulary next to it."""
     folder.mkdir(exist_ok=True)
     write_tokenizer(folder / "tokenizer")
     save_file(random_weights(f"small {version}"), folder / "model.safetensors", metadata)
@@ -40,7 +43,8 @@ def files(tmp_path_factory):
     return {version: write_file(root / version, version, **metadata) for version in VERSIONS}
 
 
-# Published numbers: the denoiser's tensors and parameters, parameters of VAE encoder and text encoder.
+# Published counts: tensors of the denoiser, and parameters of the denoiser, the VAE encoder and the text
+# encoder.
 PUBLISHED = {
     "1.5": (686, 859_520_964, 34_163_664, 123_060_480),
     "2.1": (686, 865_910_724, 34_163_664, 340_387_840),
@@ -135,7 +139,7 @@ def test_single_file_loads_as_a_prior(files, version):
 
 
 def write_folder_as_published(folder, version, file):
-    """Write the same model in diffusers layout with the older tensor names of the published folders."""
+    """Write the same model in the diffusers layout, with the older tensor names of the published folders."""
     from diffusers import PNDMScheduler
 
     prior = StableDiffusion.from_pretrained(str(file), CPU)
@@ -205,7 +209,8 @@ class Answer(torch.nn.Module):
 
 
 def test_prediction_type_from_the_output():
-    # At the last timestep abar is 0.0047, so v contains 7 % noise. A noise prediction has a small error.
+    # At the last timestep abar is 0.0047. The input is almost pure noise, so a noise prediction is nearly
+    # equal to it. A v prediction contains only 7 % noise.
     assert prediction_from_output(Answer(0.95)) == "epsilon"
     assert prediction_from_output(Answer(0.07)) == "v_prediction"
 
@@ -223,7 +228,7 @@ def test_prediction_type_from_the_metadata():
 @pytest.mark.parametrize(
     ("version", "metadata", "requested", "expected", "size"),
     [
-        ("2.1", {}, "auto", "v_prediction", 96),  # random weights give no correlation
+        ("2.1", {}, "auto", "v_prediction", 96),  # output of random weights: no correlation
         ("2.1", {"modelspec.prediction_type": "v"}, "auto", "v_prediction", 96),
         ("2.1", {}, "epsilon", "epsilon", 64),
         ("1.5", {}, "auto", "epsilon", 64),
