@@ -1,7 +1,7 @@
-"""Hostile files: every reader returns a valid result or raises one of our errors, in one line that names the
-file.
+"""Fuzz tests: for any file, every reader returns a valid result or raises one of our errors.
 
-No other exceptions, no hangs, no unbounded memory. 200 cases each, 2,000 with `-m slow`.
+The error message is one line that contains the file name. Other exceptions, hangs and unbounded memory use
+are failures. Each test runs 200 cases, or 2,000 cases with `-m slow`.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ class Hang(BaseException):
 
 @pytest.fixture(autouse=True)
 def bounded():
-    """Raise an exception in the block after a time limit or above a memory limit of a few gigabytes."""
+    """Raise an exception if a test exceeds a time limit or a memory limit of a few gigabytes."""
 
     def stop(number, frame):
         raise Hang
@@ -89,7 +89,10 @@ def bounded():
 
 
 def fuzz(strategy, cases, attempt):
-    """Run `attempt` on this many random inputs, the same ones in every run of the short suite."""
+    """Call `attempt` with `cases` random inputs.
+
+    In the short suite (at most 200 cases), the inputs are the same in every run.
+    """
 
     @settings(
         max_examples=cases,
@@ -110,7 +113,7 @@ def fuzz(strategy, cases, attempt):
 
 
 def read_or_refuse(reader, path):
-    """The result of the reader, None if it rejects the file with one of our errors."""
+    """Return the result of the reader, or None if the file is rejected with one of our errors."""
     try:
         return reader(path)
     except OURS as error:
@@ -350,7 +353,7 @@ def changed(state, changes):
 
 @pytest.mark.parametrize("cases", CASES)
 def test_checkpoints(cases, tmp_path):
-    """A change is detected and the previous checkpoint is used."""
+    """If a checkpoint file was changed, this is detected and the previous checkpoint is used."""
     config = parse_config({"out_dir": str(tmp_path / "out")}, "config")
     save_two(config)
     folder = checkpoint_folder(config)

@@ -1,8 +1,9 @@
-"""Imports point down only (train > training > configs > dataset, geometry > render) and form no cycle.
+"""Test the structure of the packages and the number of positional arguments.
 
-All imports are read from the source, including those inside functions. An import under `if TYPE_CHECKING`
-must also point down, but it may close a cycle, because it is never executed. Functions outside kernels take
-at most six positional arguments.
+A package imports only lower packages (train > training > configs > dataset, geometry > render), and imports
+form no cycle. All imports are read from the source, including those inside functions. The order also applies
+to an import under `if TYPE_CHECKING`, but such an import may close a cycle, because it is never executed.
+Functions outside kernels take at most six positional arguments.
 """
 
 import ast
@@ -12,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# The packages of this project that each package may import. The longest matching name applies to a module.
+# {package: the packages of this project that it may import}. The longest matching name applies to a module.
 FLOORS = {
     "train": {"training", "configs", "sd", "dataset", "geometry", "render"},
     "training": {"training", "configs", "sd", "dataset", "geometry", "render"},
@@ -24,10 +25,11 @@ FLOORS = {
     # The scripts that generate shipped data may import anything.
     "data": {"data", "train", "training", "configs", "sd", "dataset", "geometry", "render"},
 }
-# A config is only data. Processes, signals and process groups belong to training/.
+# Modules that configs/ must not import: a config contains only data. Code for processes, signals and process
+# groups belongs in training/.
 RUNTIME_MODULES = {"torch.distributed", "signal", "subprocess", "multiprocessing"}
-# Imported inside the functions that use them, so that a missing package affects only the functions that need
-# it.
+# These packages must be imported inside the functions that use them. If a package is missing, all other
+# functions still work.
 HEAVY = {
     "nvdiffrast",
     "kaolin",
@@ -45,14 +47,17 @@ HEAVY = {
     "scipy",
 }
 MAX_POSITIONAL = 6
-# Kernels and their references take arrays and sizes by position.
+# The limit does not apply to kernels and their references, which take arrays and sizes by position.
 KERNEL_FOLDERS = ("kernels", "render/raster/triton", "render/raster/numba")
 KERNEL_FILES = ("_triton.py", "_numba.py")
 KERNEL_DECORATORS = {"kernel", "njit", "jit"}
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """File of each of our modules, by dotted name. A package has the name of its folder."""
+    """Return {dotted module name: file} for all modules of this project.
+
+    The name of a package is that of its folder.
+    """
     found = {}
     for path in [*root.glob("*.py"), *(path for top in FLOORS for path in root.glob(f"{top}/**/*.py"))]:
         parts = path.relative_to(root).with_suffix("").parts
@@ -61,12 +66,13 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(path: Path, known: set[str], nested: bool = True, types: bool = True) -> set[str]:
-    """Names of the modules that a file imports.
+    """Return the names of the modules that a file imports.
 
     Args:
-        known: our modules. `from package import module` gives "package.module" if that is one of them.
-        nested: also the imports inside functions and blocks.
-        types: also the imports under `if TYPE_CHECKING`.
+        known: the modules of this project. `from package import module` gives "package.module" if that is one
+            of them.
+        nested: whether to include the imports inside functions and blocks.
+        types: whether to include the imports under `if TYPE_CHECKING`.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if not types:
@@ -85,13 +91,13 @@ def imports(path: Path, known: set[str], nested: bool = True, types: bool = True
 
 
 def floor(module: str) -> str | None:
-    """Key of FLOORS that a module belongs to, None for a foreign module."""
+    """Return the key of FLOORS for a module, or None if the module is not part of this project."""
     fitting = [name for name in FLOORS if module == name or module.startswith(f"{name}.")]
     return max(fitting, key=len, default=None)
 
 
 def graph(root: Path, types: bool = True) -> dict[str, set[str]]:
-    """Imports between our modules."""
+    """Return {module: imported modules} for the modules of this project."""
     paths = modules(root)
     return {
         name: {other for other in imports(path, set(paths), types=types) if floor(other)}
@@ -109,7 +115,7 @@ def upward_imports(edges: dict[str, set[str]]) -> list[str]:
 
 
 def cycle(edges: dict[str, set[str]]) -> list[str]:
-    """Modules on a cycle or between two cycles; empty if there is none."""
+    """Return the modules on a cycle or between two cycles. The list is empty if there is no cycle."""
     left = {module: others & edges.keys() - {module} for module, others in edges.items()}
     while outside := left.keys() - set().union(*left.values()) | {name for name in left if not left[name]}:
         left = {module: others - outside for module, others in left.items() if module not in outside}
@@ -117,7 +123,7 @@ def cycle(edges: dict[str, set[str]]) -> list[str]:
 
 
 def runtime_imports(root: Path) -> list[str]:
-    """Imports of RUNTIME_MODULES in configs/."""
+    """Return the imports of RUNTIME_MODULES in configs/."""
     known = set(modules(root))
     found = []
     for module, path in modules(root).items():
@@ -132,7 +138,7 @@ def runtime_imports(root: Path) -> list[str]:
 
 
 def is_kernel(path: Path, function: ast.FunctionDef) -> bool:
-    """Whether a function belongs to the kernels, by its folder, its file or its decorator."""
+    """Return whether a function is part of a kernel, according to its folder, file or decorator."""
     folder = path.relative_to(ROOT).parent.as_posix()
     if folder.endswith(KERNEL_FOLDERS) or path.name.endswith(KERNEL_FILES):
         return True
@@ -141,7 +147,7 @@ def is_kernel(path: Path, function: ast.FunctionDef) -> bool:
 
 
 def positional_arguments(function: ast.FunctionDef) -> int:
-    """The number of positional arguments without self, cls and an autograd function's ctx."""
+    """Return the number of positional arguments without self, cls and the ctx of autograd functions."""
     names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
     return len(names) - (names[:1] in (["self"], ["cls"], ["ctx"]))
 

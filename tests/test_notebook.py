@@ -1,4 +1,4 @@
-"""assets/demo.ipynb, executed in a kernel with the embedded prior and few steps."""
+"""Execute assets/demo.ipynb in a kernel with the embedded prior and few steps."""
 
 import base64
 import re
@@ -16,7 +16,7 @@ TOY += "--dmtet_grid 24 --save_interval 6 --video_interval 0 --device cpu --vali
 
 
 def notebook(cells=None, **parameters):
-    """The first `cells` cells of the notebook, with the given parameters in its first code cell."""
+    """Return the first `cells` cells of the notebook, with the given parameters in its first code cell."""
     found = nbformat.read(ROOT / "assets" / "demo.ipynb", as_version=4)
     nbformat.validate(found)
     assert "parameters" in found.cells[1].metadata.tags
@@ -33,7 +33,7 @@ def execute(found, folder):
 
 
 def outputs(found, kind):
-    """All outputs of a MIME type, or the printed text."""
+    """Return all outputs of a MIME type, or the printed text if `kind` is "text"."""
     every = [output for cell in found.cells if cell.cell_type == "code" for output in cell.outputs]
     if kind == "text":
         return "".join(output.text for output in every if output.output_type == "stream")
@@ -75,7 +75,7 @@ def test_repository_is_cloned(tmp_path):
 
 def test_failing_program_stops_the_notebook(tmp_path):
     found = notebook(cells=7, OUT=str(tmp_path / "run"), OPTIONS=["--itr", "3"])
-    # The environment check takes 15 s and is tested above.
+    # Skip the environment check, which takes 15 s and is tested above.
     found.cells = [cell for cell in found.cells if cell.id != "install"]
     with pytest.raises(CellExecutionError, match="exit code 2"):
         execute(found, ROOT)

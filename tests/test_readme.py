@@ -1,4 +1,4 @@
-"""The README pages agree with the program: commands, key table, links, paths and sizes."""
+"""Compare the README pages with the program: commands, key table, links, paths and sizes."""
 
 import importlib.util
 import json
@@ -131,10 +131,10 @@ def test_command_check_finds_a_fault(command, fault, tmp_path, monkeypatch, caps
 
 
 def command_fault(words: list[str], capsys) -> str:
-    """The reason why a command fails, "" if it succeeds.
+    """Return the reason why a command fails, or "" if it succeeds.
 
-    train.py runs with --dry-run. Later commands read the config and the mesh that a run writes, so both are
-    created in the current folder; the mesh is a single triangle.
+    train.py is called with --dry-run. Later commands read the config and the mesh that a run writes, so
+    both are created in the current folder. The mesh is a single triangle.
     """
     if words[0] == "taskset":
         words = words[3:]
@@ -183,7 +183,7 @@ def training_fault(argv: list[str], capsys) -> str:
 
 
 def configs_in(value: object) -> list[dict]:
-    """All configs within the JSON that a dry run prints."""
+    """Return all configs in the JSON that a dry run prints."""
     if isinstance(value, dict) and "out_dir" in value:
         return [value]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

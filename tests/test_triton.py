@@ -1,4 +1,4 @@
-"""Triton kernels run in the tests: compiled on a GPU, interpreted on the CPU."""
+"""Test that Triton kernels run in the tests: compiled on a GPU, or interpreted on the CPU."""
 
 import torch
 import triton

@@ -1,6 +1,6 @@
-"""Damaged files of the readers that tests/test_fuzz.py does not cover: STRESS_FILES (2,000) files for each.
+"""Test readers that tests/test_fuzz.py does not cover, each with STRESS_FILES (2,000) damaged files.
 
-Every file is read, or rejected with one line that names it.
+Every file must be read, or rejected with a one-line error that contains the file name.
 """
 
 import json
@@ -40,7 +40,7 @@ def damaged(content, chance):
 
 
 def try_files(path, read, key):
-    """Read FILES damaged copies of `path`; returns how many were rejected."""
+    """Read FILES damaged copies of `path`, and return how many of them were rejected."""
     whole, chance, rejected = path.read_bytes(), random.Random(key), 0
     for number in range(FILES):
         path.write_bytes(damaged(whole, chance))
@@ -77,7 +77,7 @@ def test_loras(model_folder, tmp_path):
 
 
 def test_model_settings(model_folder, tmp_path):
-    """Fewer files, since each of them loads a model."""
+    """Fewer files are tested here, because a model is loaded for each of them."""
     from sd.loading.weights import load_parts
 
     model = shutil.copytree(model_folder, tmp_path / "model")
@@ -97,7 +97,7 @@ def test_model_settings(model_folder, tmp_path):
 
 
 def test_logs(tmp_path):
-    """A damaged log never raises: the report shows the lines that are left."""
+    """A damaged log raises no error: the report shows the lines that are still readable."""
     path, chance = tmp_path / "log.jsonl", random.Random(4)
     line = {"step": 1, "phase": "coarse", "seconds": 1.5, "loss": 0.25}
     whole = "".join(json.dumps({**line, "step": step}) + "\n" for step in range(1, 30)).encode()

@@ -1,8 +1,8 @@
-"""Random kills, double starts and full disks over whole runs. The full setting takes hours.
+"""Test whole runs with random kills, double starts and full disks. The full setting takes hours.
 
     STRESS_KILLS=100 STRESS_FILES=2000 python -m pytest -n 0 -m slow tests/stress
 
-Each test prints its figures: tracebacks and lost steps.
+Each test prints its results: the number of tracebacks and of lost steps.
 """
 
 import json
@@ -25,12 +25,12 @@ from training.checkpoint import newest_step
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-# Kills of each kind of command: a run, a chain of two configs, a grid, two processes.
+# Number of kills for each kind of command: a run, a chain of two configs, a grid, two processes.
 KILLS = max(1, int(os.environ.get("STRESS_KILLS", "100")) // 4)
 DOUBLE_STARTS = max(2, KILLS // 5)
 INTERVAL = 3
 FAST = {**TINY, "batch": 1, "save_interval": 5, "video_interval": 2, "checkpoint_interval": INTERVAL}
-# Bytes and inodes of the small file system.
+# Size of the small file system in bytes and inodes.
 SMALL_BYTES, SMALL_INODES = 6 << 20, 40
 
 
@@ -53,7 +53,7 @@ def painting(folder, name, model, mesh, **values):
 
 
 def commands(kind, folder, model, mesh):
-    """The arguments of train.py, its out_dirs and the number of processes."""
+    """Return the arguments of train.py, its out_dirs and the number of processes."""
     if kind == "chain":
         shape = write_config(
             folder, "shape", model, iter=FIT + 9, coarse_iter=FIT + 5, dmtet_grid=16, mesh_scale=2.0,
@@ -74,12 +74,12 @@ def log_length(folder):
 
 
 def lost_steps(folders):
-    """The largest number of logged steps after the newest checkpoint."""
+    """Return the number of logged steps after the newest checkpoint, as the maximum over the folders."""
     return max(log_length(folder) - (newest_step(folder / "checkpoints") or 0) for folder in folders)
 
 
 def wait_until_unlocked(folders):
-    """Wait for the trials of a killed sweep, which save a checkpoint and exit."""
+    """Wait until the trials of a killed sweep have saved a checkpoint and exited."""
     from training.lock import is_locked
 
     deadline = time.monotonic() + 120
@@ -97,7 +97,7 @@ def test_random_kills(kind, model_folder, mesh, tmp_path):
         patience = chance.choice([None, chance.uniform(0, 2)])
         with ProcessGroup(world, argv, tmp_path) as processes:
             start = time.monotonic()
-            # The kill happens at a random time during startup, or at a random time after the first new steps.
+            # The processes are killed at a random time, either during startup or after the first new steps.
             while any(member.is_alive() for member in processes.members):
                 grown = [log_length(folder) for folder in folders] != before
                 if time.monotonic() - start > (patience or 120) or (patience is None and grown):
@@ -125,7 +125,10 @@ def test_random_kills(kind, model_folder, mesh, tmp_path):
 
 
 def test_double_starts(model_folder, mesh, tmp_path):
-    """Of two commands at nearly the same time, one is rejected in one line and the other loses nothing."""
+    """Two identical commands start at nearly the same time.
+
+    One is rejected with a one-line error. The other one loses nothing.
+    """
     chance = random.Random(1)
     for number in range(DOUBLE_STARTS):
         folder = tmp_path / str(number)
@@ -146,7 +149,7 @@ def test_double_starts(model_folder, mesh, tmp_path):
 
 @contextmanager
 def small_disk(folder, options):
-    """Mount a tmpfs on `folder`. The test is skipped with a reason if it cannot be mounted."""
+    """Mount a tmpfs on `folder`. If it cannot be mounted, the test is skipped with a reason."""
     folder.mkdir()
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount a small file system")
@@ -163,7 +166,7 @@ def small_disk(folder, options):
 def test_a_full_disk(kind, model_folder, mesh, tmp_path):
     """The disk fills up at a random step. No traceback appears and no checkpoint is lost.
 
-    The run completes after space is available again.
+    The run completes when space is available again.
     """
     chance = random.Random(kind)
     options = f"size={SMALL_BYTES}" if kind == "bytes" else f"size={8 * SMALL_BYTES},nr_inodes={SMALL_INODES}"
@@ -205,7 +208,7 @@ def _fill(folder, kind):
 
 
 def test_interrupts_at_any_moment(model_folder, mesh, tmp_path):
-    """SIGINT, SIGTERM and SIGHUP at random moments of a real process give no traceback."""
+    """SIGINT, SIGTERM and SIGHUP at random times cause no traceback in a real process."""
     config = painting(tmp_path, "paint", model_folder, mesh, iter=2000)
     chance, codes = random.Random(2), []
     for _ in range(max(3, KILLS // 3)):
@@ -213,7 +216,7 @@ def test_interrupts_at_any_moment(model_folder, mesh, tmp_path):
         process = subprocess.Popen(
             [sys.executable, "train.py", "--config", config], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
-        # The Python interpreter starts before the first line of train.py runs.
+        # The signal is sent after at least 0.3 s, when the Python interpreter has started.
         time.sleep(chance.uniform(0.3, 25))
         process.send_signal(number)
         _, text = process.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""`train.py --check`: on this machine, and with missing or broken packages."""
+"""Test `train.py --check` on this machine, and with missing or broken packages."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def check(*words, python=(), **environment):
 
 
 def table(text):
-    """Status of each row by name."""
+    """Return {row name: status}."""
     found = re.findall(r"^\w+ +(ok|note|MISSING) +(\S(?:.*?\S)?)  ", text, re.M)
     return {name: status for status, name in found}
 
@@ -48,8 +48,8 @@ def test_without_any_package_each_row_has_a_fix():
     assert done.returncode == 2 and done.stderr == ""
     statuses = table(done.stdout)
     assert statuses["torch"] == statuses["diffusers"] == MISSING
-    assert statuses["trimesh"] == statuses["libigl"] == NOTE  # the demo runs without them
-    assert statuses["xatlas"] == statuses["uvunwrap"] == MISSING  # one of the two is needed
+    assert statuses["trimesh"] == statuses["libigl"] == NOTE  # they are optional for the demo
+    assert statuses["xatlas"] == statuses["uvunwrap"] == MISSING  # at least one of the two is needed
     assert re.search(r"torch +not installed  fix: pip install 'torch==", done.stdout)
     assert done.stdout.endswith("fix: pip install -r requirements.txt\n")
 

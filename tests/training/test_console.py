@@ -1,4 +1,4 @@
-"""Output to the terminal: closed pipes, full disks, control characters, errors on one line."""
+"""Test output to the terminal: closed pipes, full disks, control characters, and errors on one line."""
 
 import errno
 import io
@@ -42,7 +42,7 @@ run_and_exit(main)
 
 @pytest.mark.parametrize("target", ["closed pipe", "/dev/full"])
 def test_stderr_pipe_closed(target, tmp_path):
-    """A run whose log lines cannot be written completes and exits with 0."""
+    """A run completes and exits with 0 even if its log lines cannot be written."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if target == "/dev/full":
         stderr = os.open(target, os.O_WRONLY)
@@ -79,7 +79,7 @@ def full(*_, **options):
 
 @pytest.mark.parametrize("call", ["fsync", "mkstemp", "block", "staged"])
 def test_disk_full_words(call, tmp_path, monkeypatch):
-    """Every error of a full disk names the file that was to be written, not a temporary one."""
+    """Every error about a full disk contains the name of the final file, not that of a temporary file."""
     path = tmp_path / "sub" / "config.json"
     if call == "fsync":
         monkeypatch.setattr(os, "fsync", full)
@@ -113,7 +113,7 @@ def test_disk_full_words_of_the_log(tmp_path):
 
 
 def test_non_utf8_names(tmp_path):
-    """Names that are not UTF-8 appear as escapes in pages and JSON files; links lead to the files."""
+    """Names that are not UTF-8 are escaped in pages and JSON files. The links point to the files."""
     name = os.fsdecode(b"caf\xe9.json")
     page = tmp_path / "page.html"
     write_text(page, document(name, f"<p>{escape(name)}</p>"))

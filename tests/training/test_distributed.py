@@ -1,4 +1,4 @@
-"""Several processes of one run over Gloo: equal results, a common exit, and no lost checkpoint."""
+"""Test runs of several processes over Gloo: equal results, a common exit, and no lost checkpoint."""
 
 import json
 import os
@@ -96,8 +96,8 @@ def test_a_step_depends_on_its_micro_batches_and_not_on_their_ranks(model_folder
     assert [line["phase"] for line in log] == ["fit"] * FIT + ["coarse", "fine"]
     other, other_log = found["2x2"]
     for mine, theirs in zip(log, other_log, strict=True):
-        # AdamW normalises gradients, so the rounding of a gradient near 0 can change a whole update. The
-        # loss of the next step shows the difference.
+        # AdamW normalises gradients, so the rounding of a gradient near 0 can change a whole update. This
+        # changes the loss of the next step.
         near = 1e-6 if mine["step"] <= FIT + 1 else 1e-3
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=near)
     for key, value in whole.tensors.items():
@@ -126,7 +126,7 @@ OFTEN = {"iter": 30, "checkpoint_interval": 3}
 
 @pytest.fixture(scope="module")
 def uninterrupted(model_folder, mesh, tmp_path_factory):
-    """The out_dir of a finished run of two processes with the settings OFTEN."""
+    """Return the out_dir of a finished run of two processes with the settings OFTEN."""
     folder = tmp_path_factory.mktemp("whole")
     codes, text = run(2, paint(folder, "run", model_folder, mesh, **OFTEN), folder)
     assert codes == [0, 0], text
@@ -192,7 +192,7 @@ def test_ranks_that_drift_apart_stop_before_the_checkpoint(model_folder, mesh, t
 def test_bad_gradient_of_one_rank_skips_the_step_on_all(model_folder, mesh, tmp_path):
     argv = paint(tmp_path, "run", model_folder, mesh, iter=5, checkpoint_interval=1)
     codes, text = run(2, argv, tmp_path, spoil(1, 3))
-    # The ranks compare their weights before each checkpoint.
+    # The ranks compare their weights before each checkpoint, so exit code 0 means that the weights are equal.
     assert codes == [0, 0] and text.count("step 3: ") == 1 and "the optimizer step was skipped" in text, text
     saved = load_latest(tmp_path / "run/checkpoints").tensors
     assert all(tensor.isfinite().all() for tensor in saved.values())
@@ -256,7 +256,7 @@ def test_the_launcher_restarts_a_killed_worker_and_ends_all_on_sigterm(model_fol
         until(lambda: "resuming after step" in said.read_text())
         reached = lines(log)
         resumed = int(said.read_text().partition("resuming after step ")[2].split()[0])
-        # Lines of the killed processes stay in the log until the loop starts, so wait for later lines.
+        # The lines of the killed processes remain in the log until the loop starts, so wait for later lines.
         until(lambda: lines(log) > reached + 2)
         process.terminate()
         assert process.wait(60) != 0

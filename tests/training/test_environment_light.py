@@ -1,4 +1,7 @@
-"""Environment light of an appearance run: probe.hdr, second light, still rows, learning, camera space."""
+"""Test the environment light of an appearance run.
+
+The tests cover probe.hdr, the second light, the rows of stills, a learned light and a light in camera space.
+"""
 
 import functools
 import json
@@ -37,7 +40,7 @@ def two_sided(path, scale=1.0):
 
 
 def run(folder, model, name="run", **values):
-    """Optimize the appearance of a ball for two steps; returns the output folder."""
+    """Optimize the appearance of a ball for two steps, and return the output folder."""
     mesh = folder / "ball.ply"
     if not mesh.exists():
         trimesh.creation.icosphere(3, radius=0.7).export(mesh)
@@ -91,7 +94,7 @@ def test_probe_is_the_map_times_env_scale_and_relight_gets_its_own_pictures(mode
     def redness(image, side):
         return float(image[side][..., 0].mean()) - float(image[side][..., 2].mean())
 
-    # The front view has +x on its right. Only the first light makes that side red.
+    # In the front view, +x is on the right. Only the first light makes this side red.
     assert redness(frames["shaded"], right) - redness(frames["shaded"], left) > 30
     assert abs(redness(frames["relight"], right) - redness(frames["relight"], left)) < 10
     assert len(list((out / "validate/relight").glob("*.png"))) == 100
@@ -138,7 +141,7 @@ def test_a_light_in_camera_space_turns_with_the_camera(tmp_path, follows):
         MaterialConfig(if_use_bump=False), torch.full((3,), -1.0), torch.full((3,), 1.0), 2, 6, 16
     )
     with torch.no_grad():
-        material.encoding.table.zero_()  # the same material everywhere
+        material.encoding.table.zero_()  # makes the material constant
     rasteriser = choose_rasteriser(CPU, "auto")
     scene = AppearanceScene(
         mesh, material, load_environment(config), rasteriser, light_follows_camera=follows

@@ -1,4 +1,4 @@
-"""--export-only repeats the export of the same checkpoint and changes no other files."""
+"""Test that --export-only repeats the export of the same checkpoint and changes no other files."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ def short_fit():
 
 @pytest.fixture(scope="module")
 def pair(model_folder, tmp_path_factory):
-    """A finished geometry run and appearance run; returns the folder and the two configs."""
+    """Finish a geometry run and an appearance run. Return the folder and the two configs."""
     folder = tmp_path_factory.mktemp("export")
     shape = write_config(
         folder, "shape", model_folder, iter=FIT, coarse_iter=0, sdf_init_shape_scale=[0.6] * 3
@@ -64,7 +64,7 @@ def everything_is_logged(caplog):
 
 
 def contents(folder):
-    """The content of every file except the report and config.json, which describe the last command."""
+    """Return {file: content} without the report and config.json, which depend on the last command."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     changed_always = ("report.html", "config.json")
     return {path.relative_to(folder): path.read_bytes() for path in files if path.name not in changed_always}
@@ -77,7 +77,7 @@ def changed(before, after):
 
 def test_painted_mesh_is_exported_with_fewer_faces_and_other_textures(pair, monkeypatch, caplog):
     folder, shape, paint = pair
-    monkeypatch.setattr(StableDiffusion, "from_pretrained", None)  # no prior is needed
+    monkeypatch.setattr(StableDiffusion, "from_pretrained", None)  # export needs no prior
     before = contents(folder)
     command = [
         "--config",
@@ -112,7 +112,7 @@ def test_geometry_without_appearance_is_exported_with_a_warning(model_folder, tm
     assert train.main(["--config", config]) == 0
     before = contents(tmp_path)
     assert train.main(["--config", config, "--export_faces", "200"]) == 0
-    assert not changed(before, contents(tmp_path))  # the mesh is kept
+    assert not changed(before, contents(tmp_path))  # the mesh is not changed
     assert "is already exported (--export-only writes it again)" in caplog.text
     assert train.main(["--config", config, "--export-only", "--export_faces", "200"]) == 0
     assert changed(before, contents(tmp_path)) == {"shape/dmtet_mesh/mesh.obj", "shape/dmtet_mesh/mesh.glb"}

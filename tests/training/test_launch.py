@@ -1,4 +1,4 @@
-"""The rendezvous of processes over a store with the entries of ended workers."""
+"""Test the rendezvous of processes over a store that contains entries of workers that have ended."""
 
 import random
 import threading
@@ -10,7 +10,7 @@ from training.launch import rendezvous
 
 
 class FakeStore(dict):
-    """An in-memory key-value store for threads of one process."""
+    """An in-memory key-value store for the threads of one process."""
 
     def set(self, key, value):
         time.sleep(random.uniform(0, 0.01))
@@ -54,7 +54,7 @@ def test_all_ranks_get_the_same_new_name_in_every_round(world):
 def test_entries_of_ended_workers_are_ignored(came):
     store = FakeStore()
     meet(store, 3)
-    # Rank 0 waits for all ranks. Another rank may complete the rendezvous, and then waits in the next
+    # Rank 0 waits for all ranks. Another rank may complete the rendezvous, but it then waits in the next
     # barrier.
     found = meet(store, 3, came)
     assert found.get(0) is None and (0 in came or set(found.values()) == {None})

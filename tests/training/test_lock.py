@@ -1,4 +1,7 @@
-"""One run per out_dir: double starts, locks of killed processes, leftovers, unwritable folders."""
+"""Test that only one run uses an out_dir.
+
+The tests cover double starts, locks and temporary files of killed processes, and unwritable folders.
+"""
 
 import json
 import os
@@ -33,7 +36,7 @@ def config(folder):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the lock of tmp_path / "out"."""
+    """Start another process that holds the lock of tmp_path / "out"."""
     command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"locked\n"
@@ -43,7 +46,10 @@ def holder(tmp_path):
 
 
 def test_two_runs_one_out_dir(holder, tmp_path):
-    """A second start is rejected in one line that names the holder. It starts after the holder was killed."""
+    """A second run is rejected with a one-line error that contains the process id of the first run.
+
+    The second run can start after the first run was killed.
+    """
     assert is_locked([tmp_path, tmp_path / "out"]) and not is_locked([tmp_path])
     with pytest.raises(ValueError, match=f"another run \\(process {holder.pid} on .*writes to") as error:
         with lock_out_dirs([config(tmp_path / "out")]):
@@ -70,7 +76,7 @@ def test_two_runs_one_out_dir_ends_with_2(holder, tmp_path, model_folder, caplog
 
 
 def test_two_grids_one_out_dir(tmp_path, monkeypatch):
-    """A second identical --grid command is rejected; the first is not disturbed."""
+    """A second identical --grid command is rejected, and the first command is not affected."""
     monkeypatch.chdir(tmp_path)
     Path("a.json").write_text(json.dumps({"out_dir": "toy", "device": "cpu"}))
     sweep = load_sweep(["--config", "a.json", "--grid", "seed=1"])
@@ -105,7 +111,10 @@ def test_a_trial_waits_for_a_run_of_a_killed_sweep(tmp_path, monkeypatch):
 
 
 def test_leftovers_after_kill(tmp_path):
-    """Temporary files of a killed run are removed at the next start; those of another run below are kept."""
+    """Temporary files of a killed run are removed at the next start.
+
+    Temporary files of another run in a subfolder are kept.
+    """
     pid = os.fork()
     if pid == 0:
         for name in ("", "validate/shaded", "other"):
@@ -115,7 +124,7 @@ def test_leftovers_after_kill(tmp_path):
                 (folder / "mesh.obj").write_text("half")
                 if name == "other":
                     os.kill(os.getpid(), signal.SIGKILL)
-                # The files of a process that is killed here.
+                # Copy the temporary files: these copies remain, as if the process had been killed here.
                 shutil.copytree(folder, folder.with_name(folder.name + "x"))
                 shutil.copy(file, file.with_name("." + file.name[1:-4] + "x.mp4"))
     os.waitpid(pid, 0)

@@ -1,4 +1,4 @@
-"""Warnings about a mesh from the user."""
+"""Test the warnings about a mesh from the user."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ DATA = Path(__file__).parents[2] / "data"
 
 
 def cone():
-    """A cone with its base at y = -0.5 and its tip up."""
+    """Return a cone with its base at y = -0.5 and its tip at the top."""
     shape = trimesh.creation.cone(0.5, 1.0)
     shape.apply_transform(trimesh.transformations.rotation_matrix(-np.pi / 2, [1, 0, 0]))
     shape.vertices -= shape.bounds.mean(0)
@@ -23,7 +23,7 @@ def cone():
 
 
 def table():
-    """A table with four legs and a lamp, +y up."""
+    """Return a table with four legs and a lamp. Its up axis is +y."""
     parts = [trimesh.creation.box((1.0, 0.1, 0.7))]
     for x in (-0.45, 0.45):
         for z in (-0.3, 0.3):
@@ -34,7 +34,7 @@ def table():
 
 
 def lamp():
-    """A thin stick on the plate, so that the top is smaller than the base."""
+    """Return a thin stick for the top of the table. With it, the top is smaller than the base."""
     stick = trimesh.creation.box((0.05, 0.5, 0.05))
     stick.apply_translation((0, 0.3, 0))
     return stick
@@ -49,7 +49,7 @@ def tensors(shape):
 
 
 def turned(shape):
-    """The same object with +z up: y becomes z."""
+    """Return the same object with the up axis +z instead of +y."""
     copy = shape.copy()
     copy.vertices = copy.vertices[:, [0, 2, 1]] * [1, -1, 1]
     return copy
@@ -129,7 +129,7 @@ def test_a_mesh_of_this_program_is_not_checked(tmp_path, caplog):
 
 @pytest.mark.parametrize(("factor", "warned"), [(0.15, True), (0.5, False), (1.0, False), (6.0, True)])
 def test_a_mesh_far_smaller_or_larger_than_the_frame_is_a_warning(tmp_path, caplog, factor, warned):
-    """The frame is 2.4 wide. The mesh spans `factor` of it."""
+    """The frame is 2.4 units wide. The width of the mesh is `factor` times that of the frame."""
     ball = trimesh.creation.icosphere(2, radius=1.2 * factor)
     ball.export(tmp_path / "ball.obj")
     placement(load_fixed_mesh(tmp_path / "ball.obj"), False)

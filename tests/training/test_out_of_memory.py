@@ -1,4 +1,4 @@
-"""Out-of-memory errors of all kinds give a one-line message."""
+"""Test that out-of-memory errors of all kinds give a one-line message."""
 
 import json
 import re

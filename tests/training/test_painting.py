@@ -1,4 +1,7 @@
-"""Meshes with own textures: the fit, the paint mask, the parts and the exported files, without a prior."""
+"""Test meshes that have textures: the fit, the paint mask, the parts and the exported files.
+
+The tests use no prior.
+"""
 
 import importlib.util
 import io
@@ -58,7 +61,7 @@ def config_for(folder: Path, mesh: Path, **values: object) -> Config:
 
 
 def fit(task: Task, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, float]:
-    """Run the fit; returns the numbers of its last step."""
+    """Run the fit, and return the statistics of its last step."""
     for step in range(1, steps + 1):
         optimizer.zero_grad(set_to_none=True)
         loss, stats = task.fit(step_generator(0, 0, step))
@@ -68,13 +71,13 @@ def fit(task: Task, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, f
 
 
 def psnr(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """PSNR of each channel over texels [N,C] of bytes, dB."""
+    """Return the PSNR in dB of each channel of the texels [N,C], which are bytes."""
     squared = ((one.double() - other.double()) / 255).square().mean(0)
     return -10 * squared.clamp_min(1e-10).log10()
 
 
 def object_field(points):
-    """Areas of three colours with sharp borders, and waves in roughness, metallic and normal."""
+    """Return three colours in areas with sharp borders, and waves in roughness, metallic and normal."""
     x, y, z = points.unbind(-1)
     main = torch.stack([z, x, y], -1).argmax(-1)
     tilt = torch.stack([0.3 * torch.sin(12 * x), 0.2 * torch.cos(12 * y), torch.ones_like(z)], -1)
@@ -87,7 +90,7 @@ def object_field(points):
 
 @dataclass
 class Result:
-    """A painted file: the source, the folder of the export, the task, its mesh and its config."""
+    """A painted mesh: the source file, the folder of the export, the task and its config."""
 
     source: Path
     folder: Path
@@ -99,7 +102,7 @@ OBJECT_SIZE = (64, 64)
 
 
 def write_object(folder: Path) -> Path:
-    """A procedural object with its true textures as a GLB file."""
+    """Write a procedural object with its true textures to a GLB file, and return the path."""
     mesh = unwrap(bumpy_ball(2), "xatlas", OBJECT_SIZE, 4)
     path = folder / "object.glb"
     write_glb(path, mesh, bake(mesh, object_field, OBJECT_SIZE, choose_rasteriser(CPU, "auto")))
@@ -107,7 +110,7 @@ def write_object(folder: Path) -> Path:
 
 
 def painted(folder: Path, source: Path, steps: int, **values: object) -> Result:
-    """Fit the textures of a file for some steps, and export."""
+    """Fit the textures of a file for `steps` steps, and export the result."""
     config = config_for(folder / "run", source, init_textures=True, **values)
     task, optimizer, _ = build_task(config)
     fit(task, optimizer, steps)
@@ -128,7 +131,7 @@ def test_the_fit_alone_reproduces_the_textures_of_an_object(tmp_path):
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory) -> Result:
-    """An object painted with a mask that covers the left half of its texture, with two steps of the fit."""
+    """Return an object painted with a mask on the left half of its texture, after two steps of the fit."""
     folder = tmp_path_factory.mktemp("masked")
     mask = torch.zeros(*OBJECT_SIZE, 1)
     mask[:, :24], mask[:, 24:32] = 1.0, 0.5
@@ -142,7 +145,7 @@ def test_texels_outside_of_the_mask_are_the_given_bytes(masked):
     for name in ("kd", "roughness_metallic", "normal"):
         old, new = getattr(given, name), getattr(made, name)
         assert np.array_equal(old[:, 32:], new[:, 32:]), name
-        # Two steps do not reproduce the textures, so painted texels differ.
+        # Two steps of the fit do not reproduce the textures, so the painted texels differ.
         assert (old[:, :24] != new[:, :24]).any(), name
     picture = np.asarray(Image.open(masked.folder / "texture_kd.png").convert("RGB"))
     assert np.array_equal(picture[:, 32:], given.kd[:, 32:])
@@ -165,7 +168,7 @@ def test_the_prior_sees_the_field_inside_of_the_mask_and_the_textures_outside(ma
     assert torch.equal(shown.kd[outside], given.kd[outside])
     mixed = painted.kd * given.mask + given.kd * (1 - given.mask)
     assert torch.allclose(shown.kd, mixed, atol=1e-6)
-    # The given values are those of the texture at the uv of the pixel.
+    # The given values are those of the input texture at the uv of the pixel.
     uv = scene.rasteriser.interpolate(scene.mesh.uv, points.rast, scene.mesh.uv_faces)
     kd = srgb_to_linear(torch.from_numpy(load_materials(masked.source)[0].kd).float() / 255)
     assert torch.allclose(given.kd, points.gather(scene.rasteriser.texture(kd, uv)), atol=1e-5)
@@ -184,13 +187,13 @@ def test_only_the_field_inside_of_the_mask_gets_a_gradient(masked):
     (outside,) = torch.autograd.grad(flat[mask == 0].sum(), weights, retain_graph=True, allow_unused=True)
     (inside,) = torch.autograd.grad(flat[mask > 0].sum(), weights)
     assert inside.abs().max() > 0
-    # Antialiasing mixes pixels at the outline only.
+    # Outside of the mask, the gradient is small: antialiasing mixes pixels only at the outline.
     assert outside.abs().max() < 0.2 * inside.abs().max()
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Result:
-    """The asset of three materials, painted with two steps of the fit in a rotated frame."""
+    """Return the asset of three materials, painted in a rotated frame with two steps of the fit."""
     folder = tmp_path_factory.mktemp("parts")
     write_glb_parts(folder / "in.glb", textured_asset())
     return painted(
@@ -220,7 +223,7 @@ def test_nodes_materials_and_uv_are_those_of_the_file(parts):
     assert torch.equal(before.uv[before.uv_faces], after.uv[after.uv_faces])
     given, made = load_materials(parts.source), load_materials(parts.folder / "mesh.glb")
     assert [material.name for material in given] == [material.name for material in made]
-    # "plain" is not painted: it keeps its factors and has no pictures.
+    # "plain" is not painted: its factors are unchanged and it has no pictures.
     assert made[1] == given[1]
     assert (made[0].kd != given[0].kd).any() and (made[2].kd != given[2].kd).any()
 
@@ -248,7 +251,7 @@ def test_the_obj_is_read_as_the_glb(parts):
         load_materials(parts.folder / "mesh.glb"), load_materials(parts.folder / "mesh.obj"), strict=False
     ):
         size = glb.size
-        # MTL has no occlusion, and a constant colour is written as six digits.
+        # An MTL file has no occlusion, and constant colours are written with six digits.
         assert (
             given_texture(glb, size)[..., 4:].int() - given_texture(obj, size)[..., 4:].int()
         ).abs().max() <= 1
@@ -291,7 +294,7 @@ def test_mirrored_copies_share_the_field_and_have_opposite_handedness(parts):
     assert surface.shares and len(wings) == 4
     weights = torch.tensor([[0.2, 0.3, 0.5]]).expand(2, -1)
     uv = (surface.uv[wings] * weights[0, :, None]).sum(1)
-    # The point with the same texel on the other copy: the same uv up to whole tiles.
+    # Find the point with the same texel on the other copy. Its uv are equal up to whole tiles.
     copy = next(k for k in range(2, 4) if same_triangle(surface.uv[wings[0]], surface.uv[wings[k]]))
     first = Located(wings[:1], weights[:1])
     other = Located(wings[copy : copy + 1], matching_weights(surface.uv[wings[copy]], uv[0])[None])
@@ -308,13 +311,16 @@ def test_mirrored_copies_share_the_field_and_have_opposite_handedness(parts):
 
 
 def same_triangle(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two uv triangles are equal up to whole tiles and the order of corners."""
+    """Return whether two uv triangles are equal up to whole tiles and the order of their corners."""
     one, other = (triangle - triangle.mean(0).floor() for triangle in (one, other))
     return bool((torch.cdist(one, other).min(1).values < 1e-5).all())
 
 
 def matching_weights(triangle: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:
-    """Barycentric weights in a uv triangle of the point whose uv are `uv` up to whole tiles."""
+    """Return the barycentric weights of a point in a uv triangle.
+
+    uv: the uv of the point, up to whole tiles.
+    """
     triangle = triangle - triangle.mean(0).floor()
     matrix = torch.cat([triangle.T, torch.ones(1, 3)])
     return torch.linalg.solve(matrix, torch.cat([uv - uv.floor(), torch.ones(1)]))
@@ -331,7 +337,7 @@ def test_an_atlas_is_one_picture_for_all_materials(parts):
         np.array_equal(material.kd, used[0].kd) and material.kd.shape == (48, 48, 3) for material in used
     )
     assert uv_fault(asset.mesh, parts.task.scene.rasteriser, allow_mirrored=True) is None
-    # The unpainted material keeps its colour in the atlas.
+    # The colour of the unpainted material is unchanged in the atlas.
     flat = asset.part_mesh(1)
     middle = flat.uv[flat.uv_faces].mean(1)
     texels = torch.from_numpy(used[1].kd)[(middle[:, 1] * 48).long(), (middle[:, 0] * 48).long()]
@@ -340,7 +346,7 @@ def test_an_atlas_is_one_picture_for_all_materials(parts):
 
 
 def painted_parts(result: Result) -> PaintedParts:
-    """The parts of a result, built again."""
+    """Build the parts of a result again and return them."""
     scene, config = result.task.scene, result.config
     own = replace(load_fixed_parts(result.source), mesh=load_fixed_parts(result.source).mesh)
     given = read_given(config.textures, result.source)

@@ -1,4 +1,4 @@
-"""Prepared draws equal draws on demand."""
+"""Test that random draws that are prepared in advance equal draws that are computed on demand."""
 
 from training.prefetch import Prefetcher
 
@@ -15,7 +15,7 @@ def test_prepared_draws_are_returned_once_and_others_are_computed():
     draws.prepare(2, range(3, 5))
     assert made == [(1, 0), (2, 3), (2, 4)]
     assert (draws.next(2, 4), draws.next(2, 3)) == ([2, 4], [2, 3]) and len(made) == 3
-    # A second call computes the draw again, since the caller may have changed the first result.
+    # A second call computes the draw again, because the caller may have changed the first result.
     assert draws.next(2, 3) == [2, 3] and len(made) == 4
 
 

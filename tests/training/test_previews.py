@@ -1,4 +1,4 @@
-"""Stills, turntable and training video of a scene that shows the camera's azimuth."""
+"""Test stills, turntable and training video with a scene whose colour depends on the camera's azimuth."""
 
 import contextlib
 import errno
@@ -27,7 +27,11 @@ from training.tasks import Task
 
 
 class Scene:
-    """shaded: red grows with the camera's azimuth; mask: one channel, the left half covered."""
+    """A scene with two images.
+
+    shaded: the red channel increases with the camera's azimuth.
+    mask: one channel, with 1 in the left half.
+    """
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -38,7 +42,7 @@ class Scene:
         count = len(cameras.position)
         self.batches.append(count)
         self.elevation += (cameras.position[:, 1] / cameras.position.norm(dim=-1)).asin().rad2deg().tolist()
-        # Azimuth 0 looks from +z, 90° from −x.
+        # At azimuth 0 the camera is at +z, at 90° it is at −x.
         azimuth = torch.atan2(-cameras.position[:, 0], cameras.position[:, 2]) % (2 * math.pi)
         shaded = torch.ones(count, *cameras.resolution, 3)
         shaded[..., 0] = (azimuth / (2 * math.pi))[:, None, None]
@@ -61,14 +65,14 @@ def test_stills_are_four_quarter_turns_by_layers(tmp_path):
 
 
 def test_stills_show_the_panels_azimuths_for_in_their_order(tmp_path):
-    cube = torch.full((6, 8, 8, 3), 0.2140)  # linear; 0.5 in sRGB
-    cube[2] = 4.0  # bright above
+    cube = torch.full((6, 8, 8, 3), 0.2140)  # a linear value, which is 0.5 in sRGB
+    cube[2] = 4.0  # +y is bright
 
     def scene(cameras: Cameras) -> dict[str, torch.Tensor]:
         shade = torch.ones(4, *cameras.resolution, 1)
         return {"shaded": 0.2 * shade, "kd": 0.4 * shade, "ks": 0.6 * shade, "mask": 0.8 * shade}
 
-    panels = ("latlong", "normal", "ks", "kd")  # this scene has no normal
+    panels = ("latlong", "normal", "ks", "kd")  # the scene has no normal image
     for (height, width), (high, wide) in {(16, 20): (16, 32), (20, 4): (8, 16)}.items():
         take_stills(scene, (height, width), panels, cube).write(tmp_path / "a.png")
         sheet = np.asarray(Image.open(tmp_path / "a.png")).astype(float) / 255
@@ -119,7 +123,7 @@ def test_a_still_that_cannot_be_written_is_a_warning_and_hides_no_error(tmp_path
 
 
 def test_video_of_two_sizes(tmp_path, caplog):
-    """Frames of an earlier preview_res are scaled to the new one, with a warning."""
+    """Frames with an earlier preview_res are scaled to the new preview_res, with a warning."""
     for first, last, resolution in ((0, 20, (32, 32)), (20, 40, (48, 64))):
         video = TrainingVideo(tmp_path, 5, resolution, resumed_step=first)
         for step in range(first + 1, last + 1):
@@ -143,7 +147,7 @@ def test_a_damaged_frame_is_skipped_by_name(tmp_path, caplog):
 
 
 def test_foreign_name_in_stills_or_video(tmp_path):
-    """Names that are not numbers are ignored: by the video, the report and the overview."""
+    """The video, the report and the overview ignore files whose names are not numbers."""
     frames, stills = tmp_path / "video_frames", tmp_path / "stills"
     video = TrainingVideo(tmp_path, 5, (16, 16))
     for step in range(1, 21):
@@ -226,7 +230,7 @@ def test_a_resumed_video_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_videos_that_fail_do_not_end_the_run(tmp_path, caplog, monkeypatch):
-    """Mesh and export record are written; each failure is a warning that names the file."""
+    """The mesh and the export record are written. Each failure is a warning with the file name."""
     config = parse_config({"out_dir": str(tmp_path / "out"), "iter": 5, "coarse_iter": 5}, "config")
     scene = torch.nn.Module()
     scene.layers = None

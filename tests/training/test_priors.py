@@ -1,4 +1,4 @@
-"""Runs with a prior of several views, a ControlNet and two priors, at toy size."""
+"""Test runs with a prior of several views, a ControlNet and two priors, at toy size."""
 
 import logging
 
@@ -24,7 +24,7 @@ FEW = {"video_interval": 0, "save_interval": 0, "train_res": [16, 16]}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folder with a prior of four views ("views") and a ControlNet for it ("control")."""
+    """Return a folder with a prior of four views ("views") and a ControlNet for it ("control")."""
     root = tmp_path_factory.mktemp("models")
     views = write_model(root / "views", views=VIEWS)
     write_control_net(root / "control", views / "unet")
@@ -84,7 +84,7 @@ def test_sculpting_with_a_prior_of_several_views(models, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_take_whole_groups(models, ball, tmp_path):
-    """Two processes compute the same as two micro-batches of one process."""
+    """Two processes compute the same losses as one process with two micro-batches."""
     for world, parts in ((2, 1), (1, 2)):
         argv = ["--config", paint(tmp_path, models, ball, f"paint{world}", grad_accum=parts)]
         codes, text = run(world, argv, tmp_path)
@@ -101,7 +101,7 @@ def config_of(models, **values):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_every_micro_batch_has_whole_groups_of_views(models, count):
-    """Groups of four views at azimuths 90 degrees apart with one elevation and field of view."""
+    """The four views of a group are 90 degrees of azimuth apart. Elevation and field of view are equal."""
     config, prior = config_of(models), GaussianPrior()
     prior.views, prior.takes_cameras = VIEWS, True
     guidance = Guidance(prior, config.guidance, "bad", torch.device("cpu"))
@@ -125,7 +125,8 @@ def test_every_micro_batch_has_whole_groups_of_views(models, count):
             )
             assert len(sample.timesteps[rows].unique()) == 1
             bases.append(azimuth[0].item())
-    # The circle of azimuths shrinks to a quarter, and each group or micro-batch has its own part of that.
+    # The first azimuth of a group is in a quarter of the circle, because the other views of the group cover
+    # the other quarters. Each group or micro-batch has its own part of this quarter.
     assert all(-22.5 <= base < 67.5 for base in bases) and bases[0] < 22.5 <= bases[-1]
 
 

@@ -1,4 +1,4 @@
-"""The log file and the progress of a run on standard error."""
+"""Test the log file, and the progress of a run on standard error."""
 
 import io
 import itertools
@@ -17,7 +17,7 @@ FIT, COARSE, FINE = (PHASES.phase(step) for step in (1, 450, 1000))
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    """A clock that advances by half a second at every reading."""
+    """Replace the clock by one that advances by half a second at each call."""
     ticks = itertools.count(100, 0.5)
     monkeypatch.setattr(run_log.time, "monotonic", lambda: next(ticks))
 
@@ -73,12 +73,12 @@ def test_on_a_terminal_one_bar(tmp_path):
     shown = run(tmp_path, 10, 40, stream=Terminal()).getvalue()
     last = shown.split("\r")[-1]
     assert "fine" in last and "40/40" in last and "loss=" not in last and "loss 0.025" in last
-    # Refreshed at most once a second, not once a step.
+    # The bar is refreshed at most once per second, not at every step.
     assert shown.count("\r") < 10
 
 
 class Progress:
-    """The position of a run in a command of two, with a fixed time left."""
+    """A stub: the run is the first of two in its command, and the remaining time is constant."""
 
     label, scope = "shape, 1 of 2", " for all 2"
 

@@ -1,4 +1,4 @@
-"""Signals: the recorded signals, Ctrl-C during the imports, and processes that end with their parent."""
+"""Test recorded signals, Ctrl-C during the imports, and processes that end with their parent."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from training.signals import SIGNALS, SignalRecorder, StopRequest
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-# A worker of a launcher that would run for minutes. It prints its process id.
+# The program of a worker process. It prints its process id and would run for 10 minutes.
 WORKER = """
 import os, sys, time
 os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
@@ -41,7 +41,7 @@ def test_a_stop_request_exits_with_the_signal(number):
 
 
 def test_an_ignored_hangup_stays_ignored():
-    """nohup ignores SIGHUP, so that a run outlives its terminal."""
+    """A run that was started with nohup ignores SIGHUP, so it continues after its terminal is closed."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with SignalRecorder(SIGNALS) as recorder:
@@ -54,7 +54,7 @@ def test_an_ignored_hangup_stays_ignored():
 
 
 def test_an_interrupt_during_the_imports_has_no_traceback(tmp_path):
-    """The imported torch is a stub that waits, so the moment of the signal is certain."""
+    """The imported torch is a stub that waits, so the signal always arrives during the imports."""
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)\n")
     run = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "--help"],

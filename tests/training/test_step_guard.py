@@ -1,4 +1,4 @@
-"""Non-finite numbers: skipped steps, the end after too many of them, checkpoints, and resumed runs."""
+"""Test non-finite numbers: skipped steps, the end after too many bad steps, checkpoints and resuming."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ def parameters():
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_skipped_step_changes_neither_weights_nor_optimizer_state(fused, bad):
-    """The steps with finite gradients alone give the same bits."""
+    """The result is bit-identical to that of a run with only the steps that have finite gradients."""
     ends = []
     for steps in ([1.0, bad, 2.0, 0.5], [1.0, 2.0, 0.5]):
         weights, guard = parameters(), StepGuard()
@@ -81,7 +81,7 @@ def test_non_finite_weights_are_not_saved_and_not_loaded(tmp_path, caplog):
         with pytest.raises(ValueError, match="step 3: b contains NaN or infinity"):
             save_checkpoint(tmp_path, 3, {"a": torch.ones(3), "b": torch.tensor([1.0, bad])}, {})
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000001", "step_000002"]
-    # As an older version of this program would have written it.
+    # Write the checkpoint as an older version of this program would have written it.
     path = tmp_path / "step_000002/tensors.safetensors"
     tensors = load_file(path) | {"a": torch.tensor([1.0, float("nan"), 1.0])}
     save_file(tensors, path)
@@ -138,7 +138,7 @@ def inject(monkeypatch, plan):
         return spoil("denoiser", real_noise(self, *inputs), 7)
 
     def encode(self, images, noise):
-        # A pixel in the middle, which shows the object in every view.
+        # The pixel in the middle of the image, where the object is visible in every view.
         middle = images.shape[-1] * (images.shape[-2] // 2) + images.shape[-1] // 2
         images.register_hook(lambda gradient: spoil("vae", gradient, middle))
         return real_encode(self, images, noise)

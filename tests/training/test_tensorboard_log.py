@@ -1,4 +1,4 @@
-"""The event files, read with TensorBoard's own reader."""
+"""Test the event files with TensorBoard's own reader."""
 
 import importlib.util
 
@@ -58,7 +58,7 @@ def test_resumed_run_logs_every_step_once(tmp_path):
 
 
 def test_the_name_of_a_run_is_its_folder(tmp_path):
-    """TensorBoard names a run after the folder of its event files, relative to the folder that it watches."""
+    """In TensorBoard, the name of a run is the folder of its event files, relative to the log folder."""
     write(tmp_path / "mug", 0, 1)
     assert [path.parent for path in tmp_path.rglob("events.out.tfevents*")] == [tmp_path / "mug"]
 

@@ -1,4 +1,4 @@
-"""The estimate of the remaining time of a command, tested with a simulated clock."""
+"""Test the estimate of the remaining time of a command with a simulated clock."""
 
 import random
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ PUBLISHED = [
     str(ROOT / "configs/pineapple_geometry_single_gpu.json"),
     str(ROOT / "configs/pineapple_appearance_strategy0_single_gpu.json"),
 ]
-# Allowed error after the first tenth of the run: relative to the remaining time, or near the end a share of
-# the whole run.
+# The allowed error after the first tenth of the run is the larger of RELATIVE times the remaining time and
+# SHARE times the total time. The second value applies near the end.
 RELATIVE, SHARE = 0.25, 0.02
 
 
@@ -72,7 +72,7 @@ class Simulation:
         self.estimates.append((self.now, self.progress.remaining()))
 
     def worst(self):
-        """The largest error after the first tenth of the run, as a multiple of the allowed error."""
+        """Return the largest error after the first tenth of the run, as a multiple of the allowed error."""
         errors = []
         for now, estimate in self.estimates:
             left = self.now - now
@@ -86,7 +86,7 @@ def load(argv, monkeypatch, tmp_path):
     return load_configs(argv)
 
 
-# Seconds by config and part, as measured: the demo on two cores, the published pair on a GPU (see
+# Measured times: {(config index, part): seconds}. The demo ran on two cores, the published pair on a GPU (see
 # tests/benchmarks/REPORT.md).
 DEMO_SECONDS = {
     (0, "set-up"): 4,

@@ -1,4 +1,4 @@
-"""The program from config to exported files, at toy size on real model classes."""
+"""Test the program from config to exported files, at toy size with real model classes."""
 
 import dataclasses
 import importlib.util
@@ -69,7 +69,7 @@ def log_without_times(folder):
 
 
 def refused(argv, capsys, caplog):
-    """Run an invalid command, which exits with 2; returns the line that it prints."""
+    """Run an invalid command, check that it exits with 2, and return the line that it prints."""
     assert train.main(argv) == 2
     message = caplog.records[-1].getMessage()
     assert (
@@ -80,7 +80,7 @@ def refused(argv, capsys, caplog):
 
 @pytest.fixture(scope="module")
 def pair(model_folder, tmp_path_factory):
-    """Run both stages in one command; returns the folder that contains the results."""
+    """Run both stages in one command, and return the folder that contains the results."""
     folder = tmp_path_factory.mktemp("pair")
     shape = geometry(folder, model_folder, validate=True)
     mesh, panels = folder / "shape/dmtet_mesh/mesh.obj", [{"bsdf": "kd"}, {"latlong": True}]
@@ -127,7 +127,7 @@ def test_log_has_a_line_for_every_step_with_its_phase(pair):
     steps = [line for line in lines if "phase" in line]
     assert [line["step"] for line in steps] == list(range(1, FIT + 5))
     assert [line["phase"] for line in steps[FIT - 1 :]] == ["fit", "coarse", "coarse", "fine", "fine"]
-    assert steps[FIT - 1]["loss"] < 0.5 * steps[0]["loss"]  # the start shape is learned
+    assert steps[FIT - 1]["loss"] < 0.5 * steps[0]["loss"]  # the fit learns the start shape
 
 
 def test_the_report_shows_both_stages(pair):
@@ -144,7 +144,7 @@ def test_the_report_shows_both_stages(pair):
         assert shlex.quote(str(pair / name / "config.json")) in page
 
 
-# All guidance options that may keep state between steps.
+# Enable all guidance options that may keep state between steps.
 GUIDED = {
     "score": "vsd",
     "perp_neg": True,
@@ -200,8 +200,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 
 def test_gradients_of_shared_values_repeat_bit_for_bit_on_several_threads():
-    # The gradient of indexing uses atomic additions when several threads share the work. That happens from
-    # about 12,000 faces on.
+    # The gradient of indexing uses atomic additions when several threads share the work. This is the case for
+    # meshes of about 12,000 or more faces.
     values, rows = torch.randn(3, 3), torch.randint(3, (200_000,))
     weight, threads = torch.randn(200_000, 3), torch.get_num_threads()
     tasks.set_deterministic(torch.device("cpu"))
@@ -328,7 +328,7 @@ def test_repeated_infinite_losses_end_the_run(pair, model_folder, tmp_path, caps
 
     monkeypatch.setattr(Guidance, "forward", overflow)
     message = refused(["--config", config], capsys, caplog)
-    # The host reads the result of a step during the next one.
+    # The host reads the result of a step only during the next step, so the error occurs one step later.
     assert f"step {3 + MAX_BAD_STEPS}" in message and "images is not finite" in message
     saved = load_latest(tmp_path / "paint/checkpoints")
     assert saved.step == 2 + MAX_BAD_STEPS
@@ -337,7 +337,10 @@ def test_repeated_infinite_losses_end_the_run(pair, model_folder, tmp_path, caps
 
 @pytest.mark.parametrize("mode", ["geometry", "appearance"])
 def test_a_section_that_a_mode_does_not_read_may_change(pair, model_folder, tmp_path, mode):
-    """A section that building a run does not read cannot affect its weights, so resuming ignores it."""
+    """A run resumes after a change in a section that is not read when the run is built.
+
+    Such a section cannot affect the weights.
+    """
     read = set()
 
     class RecordedConfig(Config):
@@ -374,7 +377,7 @@ def test_tensorboard_gets_the_numbers_and_the_stills(pair, model_folder, tmp_pat
     for name in ("loss", "gradient_norm"):
         logged = [(event.step, event.value) for event in events.Scalars(f"distillation/{name}")]
         assert logged == [(line["step"], pytest.approx(line[name])) for line in lines]
-    # Every third step and the last one.
+    # Stills are saved at every third step and at the last step.
     assert [picture.step for picture in events.Images("stills")] == [3, 4]
 
 

@@ -1,4 +1,4 @@
-"""A user's mesh, from the input file to the exported file, at toy size on the embedded prior."""
+"""Test a user's mesh from the input file to the exported file, at toy size with the embedded prior."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ PAINT = {"mode": "appearance_modeling", "iter": 3, "coarse_iter": 2, "learning_r
 
 
 def command(folder, *configs):
-    """Run the configs in one command; each config is given as (name, values)."""
+    """Run the configs in one command. Each config is given as (name, values)."""
     paths = []
     for name, values in configs:
         paths.append(folder / f"{name}.json")
@@ -50,7 +50,7 @@ def command(folder, *configs):
 
 
 def masks(v_pos, faces):
-    """Coverage of a mesh from 8 sides."""
+    """Return the coverage masks of a mesh from 8 sides."""
     mesh = make_mesh(v_pos.float(), faces)
     rasteriser = choose_rasteriser(CPU, "auto")
     return rasterize_gbuffer(mesh, orbit(8, (128, 128), 20.0, 45.0), rasteriser).mask() > 0.5
@@ -80,7 +80,7 @@ def test_a_mesh_with_a_hole_ten_times_too_large_and_off_centre(tmp_path, in_the_
     made = load_mesh(mesh_file)
     sculpted = trimesh.Trimesh(made.v_pos.numpy(), made.faces.numpy())
     assert sculpted.is_watertight
-    # Scale of the cylinder: the mesh is scaled to a largest vertex distance of 0.75.
+    # The scale of the cylinder: the largest vertex distance of the scaled mesh is 0.75.
     size = 0.75 / np.hypot(5, 6)
     # Four steps change the volume only slightly. A wrong scale of 10 would give 1000 times the volume.
     assert sculpted.volume == pytest.approx(np.pi * 25 * 12 * size**3, rel=0.2)
@@ -135,7 +135,7 @@ def test_only_adding_detail_keeps_the_silhouette(tmp_path, in_the_repository):
     made = load_mesh(tmp_path / "shape/dmtet_mesh/mesh.obj")
     shape = build_start_shape(StartShapeConfig(**start))
     before, after = masks(shape.v_pos, shape.faces), masks(made.v_pos, made.faces)
-    # The legs are a few pixels wide. Without the band, the intersection over union is 0.6 here and decreases
-    # with every step.
+    # The legs are a few pixels wide. Without detail_band, the intersection over union would be 0.6 here and
+    # would decrease with every step.
     share = (before & after).sum() / (before | after).sum()
     assert share > 0.9

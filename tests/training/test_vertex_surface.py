@@ -1,4 +1,4 @@
-"""Sculpting with surface mesh: the vertices of the user's mesh move, and everything else is kept."""
+"""Test sculpting with the surface "mesh": the vertices of the user's mesh move, and all else is unchanged."""
 
 import json
 
@@ -21,7 +21,7 @@ LAST = 4
 
 
 def write_base(path):
-    """An OBJ of an off-centre ellipsoid with uv."""
+    """Write an OBJ file of an off-centre ellipsoid with uv."""
     v_pos, faces = _sphere(rings=8, segments=16)
     v_pos = v_pos * torch.tensor([3.0, 4.0, 3.0]) + torch.tensor([10.0, 0, 0])
     lines = [f"v {x:.9g} {y:.9g} {z:.9g}" for x, y, z in v_pos.tolist()]
@@ -42,7 +42,7 @@ def write_config(folder, model, name, base, **values):
 
 @pytest.fixture(scope="module")
 def whole(model_folder, tmp_path_factory):
-    """A folder with a finished run in `whole`, whose base mesh is base.obj."""
+    """Return a folder with a finished run in `whole`. The base mesh of the run is base.obj."""
     folder = tmp_path_factory.mktemp("sculpt")
     config = write_config(folder, model_folder, "whole", write_base(folder / "base.obj"))
     assert train.main(["--config", config]) == 0
@@ -55,7 +55,7 @@ def test_vertices_move_and_faces_and_uv_are_kept(whole):
     kept = [[line for line in text.splitlines() if line[:2] != "v "] for text in texts]
     assert kept[0] == kept[1] and len(kept[0]) > 200
     moved = (before.v_pos.sort(0).values - after.v_pos.sort(0).values).abs().max()
-    # Four steps of up to 0.01 at a radius of 0.75, which is 4 in the file.
+    # There are four steps of up to 0.01, at a radius of 0.75 that is 4 in the units of the file.
     assert 0.005 < moved < 0.04 * 4 / 0.75
     log = [json.loads(line) for line in (whole / "whole/log.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in log if "phase" in line][:LAST] == ["coarse", "coarse", "fine", "fine"]

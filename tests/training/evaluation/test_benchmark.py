@@ -1,4 +1,4 @@
-"""The guidance benchmark: settings, trial order, summary, and a resumed call at toy size."""
+"""Test the guidance benchmark: settings, trial order, summary, and a resumed call at toy size."""
 
 import json
 

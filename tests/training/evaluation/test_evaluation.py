@@ -1,4 +1,4 @@
-"""The classifier at toy size: its accuracy, and its evaluation of exported files."""
+"""Test the classifier at toy size: its accuracy, and the evaluation of exported files."""
 
 import json
 
@@ -37,7 +37,7 @@ from training.evaluation.views import (
     render_views,
 )
 
-# A seed of make_negative that gives noise.
+# With this seed, make_negative returns a noise object.
 NOISE = 3
 
 
@@ -66,7 +66,7 @@ def classifier(tmp_path_factory):
 
 
 def export(folder, renderer, category, material=None, *, painted=True, seed=400, with_checkpoint=True):
-    """The folder of a run with a perfect result: mesh, textures, and a checkpoint with the prompt."""
+    """Write the folder of a run with a perfect result: mesh, textures, and a checkpoint with the prompt."""
     generator = torch.Generator().manual_seed(seed)
     subject = make_object(category, generator)
     if material:
@@ -94,7 +94,7 @@ def write_state(folder, text, mode, step=7):
 
 @pytest.fixture(scope="module")
 def fixed_classifier(classifier, tmp_path_factory):
-    """The toy classifier, modified to classify every painted surface as a red mug."""
+    """Return the toy classifier, modified to classify every painted surface as a red mug."""
     loaded = load_classifier(classifier, CPU)
     network = loaded.networks["shaded"]
     with torch.no_grad():
@@ -123,16 +123,17 @@ def test_azimuths_of_cameras():
 
 
 def test_rotated_normals_of_a_sphere_do_not_depend_on_the_azimuth(renderer):
-    # A sphere looks the same from all sides in rotated normals, but not in world-space normals.
+    # With rotated normals, the image of a sphere is the same from all sides. World-space normals differ.
     sphere = perturbed_mesh(Ball(), renderer, 0.0, torch.Generator())
     views = render_views(sphere, evaluation_cameras(48), renderer.rasteriser, renderer.light)
     assert views.shaded is None
     assert views.mask[0].mean() > 0.2
     spread = (views.normal - views.normal[:1]).abs().amax(1)
-    # The outlines of the meshed sphere differ by some pixels.
+    # The sphere is a mesh, so its outlines in the views differ by some pixels.
     assert spread.flatten(1).quantile(0.97, dim=1).max() < 0.12
     middle = views.normal[:, :, 24, 24]
-    # The centre faces the camera: +z after the rotation, and slightly up, because the camera is above.
+    # The normal at the centre points to the camera. After the rotation this is +z, and slightly up, because
+    # the camera is above the sphere.
     assert (middle[:, 2] > 0.9).all() and (middle[:, 1] > 0.2).all()
 
 
@@ -158,7 +159,7 @@ def test_toy_classifier_recognises_held_out_objects(classifier):
     assert whole["assets"] == 6
     assert whole["normal"]["category_of_a_view"] > 0.8
     assert whole["shaded"]["category_of_a_view"] > 0.6
-    # Chance is 1 in 15.
+    # A random guess is correct with probability 1 / 15.
     assert whole["shaded"]["material_of_a_view"] > 0.2
     assert set(record["held_out"]) == {"whole", "perturbed"}
     assert record["seeds"]["training"] not in (1, 2) and record["seeds"]["held_out"] not in (1, 2, 7001)
@@ -278,7 +279,7 @@ def test_textures_equal_the_baked_material(tmp_path, renderer):
         return kd, ks, normal
 
     render_views(mesh, evaluation_cameras(64), renderer.rasteriser, renderer.light, paint)
-    # 8-bit quantisation, and a few texels between charts.
+    # The tolerances allow 8-bit quantisation, and wrong values in a few texels between charts.
     assert all(values.quantile(0.98) < 0.03 for values in difference)
 
 
@@ -312,14 +313,15 @@ def test_evaluation_of_shapes(tmp_path, renderer, classifier):
     )
     assert found["assets"][0]["probability"]["category"] == pytest.approx(logs.softmax(0)[0].item(), abs=5e-3)
     assert all(view["expected"] == view["categories"]["mug"] for view in views)
-    # Only cars have a front.
+    # two_faced exists only for categories that have a front: here the car, not the mug.
     assert ["two_faced" in asset for asset in found["assets"]] == [False, True]
     assert found["two_faced"]["normal"]["assets"] == 1
     assert found["classifier"]["held_out"]["whole"]["assets"] == 6
 
 
 def test_evaluation_of_painted_assets(tmp_path, renderer, fixed_classifier):
-    # All are classified as red mugs: two categories and one material are correct, and one run has no mesh.
+    # All painted surfaces are classified as red mugs, so two categories and one material are correct. One run
+    # has no mesh.
     for name, prompt in (("a", "a red mug"), ("b", "a blue mug"), ("c", "a car"), ("d", "a golden car")):
         export(tmp_path / name, renderer, "mug", "green", with_checkpoint=False)
         write_state(tmp_path / name, prompt, "appearance_modeling", step=500)

@@ -1,4 +1,4 @@
-"""Surface measures compared with closed forms, and the ground truth compared with the procedural objects."""
+"""Compare surface measures with closed forms, and the ground truth with the procedural objects."""
 
 import math
 
@@ -36,11 +36,12 @@ def both(one, other):
 
 
 def test_roughness_is_the_mean_angle_weighted_by_length():
-    # 12 edges of length 1 at 90 degrees and 6 flat diagonals.
+    # A cube has 12 edges of length 1 with an angle of 90 degrees, and 6 diagonals with an angle of 0 degrees.
     expected = 90 * 12 / (12 + 6 * math.sqrt(2))
     assert roughness(cube()) == pytest.approx(expected, rel=1e-5)
     assert roughness(cube(3.0)) == pytest.approx(expected, rel=1e-5)
-    # A small cube next to it contributes a tenth of the weight. The mean of equal values does not change.
+    # A small second cube has a tenth of the weight of the first cube. Both have the same roughness, so the
+    # mean does not change.
     assert roughness(both(cube(), cube(0.1, 5.0))) == pytest.approx(expected, rel=1e-5)
     flat = make_mesh(
         torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]), torch.tensor([[0, 1, 2], [0, 2, 3]])
@@ -49,7 +50,7 @@ def test_roughness_is_the_mean_angle_weighted_by_length():
 
 
 def test_a_long_edge_counts_more_than_a_short_one():
-    # Two interior edges: the edge of length 4 has an angle of 90 degrees, the edge of length 1 has 0 degrees.
+    # The mesh has two interior edges: one of length 4 at 90 degrees, and one of length 1 at 0 degrees.
     v_pos = torch.tensor(
         [[0.0, 0, 0], [4, 0, 0], [2, 1, 0], [2, 0, 1], [9, 0, 0], [9, 1, 0], [10, 0, 0], [8, 1, 0]]
     )
@@ -62,7 +63,7 @@ def test_loose_parts_and_open_edges_are_counted():
     assert (found.parts, found.faces, found.non_manifold) == (2, 24, 0)
     assert found.loose == pytest.approx(0.2)
     box = cube()
-    # Without one triangle, 3 of 18 edges have one face.
+    # If one triangle is removed, 3 of 18 edges have only one face.
     assert non_manifold_share(box.faces[1:], 8) == pytest.approx(3 / 18)
     assert connected_parts(torch.tensor([[3, 4, 2], [5, 6, 4], [0, 1, 7]]), 9).tolist() == [
         0, 0, 2, 2, 2, 2, 2, 0, 8,
@@ -71,14 +72,14 @@ def test_loose_parts_and_open_edges_are_counted():
 
 def test_true_mesh_lies_on_the_object_s_surface_on_the_run_s_grid():
     config = GeometryConfig(dmtet_grid=24, mesh_scale=2.0)
-    # The stem is thinner than a cell of this coarse grid, which moves the surface by up to 0.6 cells.
+    # The stem is thinner than a cell of this coarse grid, so the surface is displaced by up to 0.6 cells.
     subject = true_object("apple", 1)
     mesh = true_mesh(subject, config, torch.device("cpu"))
     grid = make_tet_grid(24, 2.0)
     cell = (grid.v_pos[:, 0].unique()[1:] - grid.v_pos[:, 0].unique()[:-1]).min()
     assert subject.signed_distance(mesh.v_pos).abs().max() < 0.75 * cell
     assert subject.signed_distance(mesh.v_pos).abs().mean() < 0.1 * cell
-    # Vertices of the surface lie on grid edges: on a lattice plane, or on a diagonal of a lattice cube.
+    # Surface vertices are on grid edges, which are in a lattice plane or on a diagonal of a lattice cube.
     steps = (mesh.v_pos - grid.v_pos.amin(0)) / cell
     offset = (steps - steps.round()).abs()
     on_plane, on_diagonal = offset.amin(1) < 1e-2, offset.amax(1) - offset.amin(1) < 1e-2

@@ -1,4 +1,4 @@
-"""The report, opened from the disk in a real browser: the model is shown without errors or requests."""
+"""Open the report from the disk in a real browser: the model is shown without errors or requests."""
 
 import base64
 import io
@@ -92,7 +92,7 @@ def test_the_slider_and_the_layers(browser, folder):
     browser.evaluate(f"(() => {{ {move} s.dispatchEvent(new Event('input', {{bubbles: true}})); }})()")
     assert browser.evaluate("document.querySelector('output').textContent") == "step 20"
     assert browser.evaluate(f"{image}.src") != last
-    # Two rows of square cells, four in a row: one row is four times as wide as high.
+    # The image has two rows of four square cells. Only one row is shown, which is four times as wide as high.
     assert browser.evaluate(f"{image}.naturalWidth / {image}.naturalHeight") == 2
     box = "document.querySelector('.still').getBoundingClientRect()"
     assert browser.evaluate(f"{box}.width / {box}.height") == pytest.approx(4, rel=0.02)

@@ -1,4 +1,4 @@
-"""Cropping pictures on white to the object that they show."""
+"""Test cropping: a picture with a white background is cropped to the object in it."""
 
 import pytest
 import torch
@@ -11,7 +11,10 @@ from training.report.media import sheet_box, shrunk
 
 
 def sheet(*boxes, columns=2, rows=1, side=100):
-    """White views of side x side pixels; each box (in pixels of its view) is black."""
+    """Return white views of side x side pixels with black boxes.
+
+    boxes: one box for each view, (left, top, right, bottom) in pixels of the view.
+    """
     picture = Image.new("RGB", (columns * side, rows * side), "white")
     for number, (left, top, right, bottom) in enumerate(boxes):
         x, y = number % columns * side, number // columns * side

@@ -1,4 +1,4 @@
-"""Curves compared with manually computed values, and the SVG drawing compared with its data."""
+"""Compare curves with manually computed values, and the SVG drawing with its data."""
 
 import json
 import re

@@ -1,4 +1,7 @@
-"""The overview page of a sweep: pictures, states, links and text, by an HTML parser and in a real browser."""
+"""Test pictures, states, links and text of the overview page of a sweep.
+
+The page is read with an HTML parser and in a real browser.
+"""
 
 import io
 from html.parser import HTMLParser
@@ -19,7 +22,7 @@ def solid(path, colour, size=(64, 64)):
 
 
 def views(stage):
-    """The mean colour at the centre of each view in a thumbnail strip."""
+    """Return the mean colour at the centre of each view in a thumbnail strip."""
     content, number = thumbnail(stage)
     strip = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(float)
     assert strip.shape == (SIDE, number * SIDE, 3)
@@ -82,7 +85,10 @@ class Reader(HTMLParser):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two results: a finished one with all optional files, and one that failed before its first picture."""
+    """Return a folder with two results.
+
+    One is finished and has all optional files. The other one failed before its first picture.
+    """
     (tmp_path / "a mug%").mkdir()
     for name in ("report.html", "dmtet_mesh/mesh.glb"):
         (tmp_path / "a mug%" / name).parent.mkdir(exist_ok=True)
@@ -132,7 +138,7 @@ def test_a_thumbnail_is_filled_with_the_object(tmp_path):
     strip = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
     for k in range(number):
         rows = (strip[:, k * SIDE : (k + 1) * SIDE, 1] < 128).any(1)
-        # The object has a quarter of the frame's height and fills at least two thirds of the thumbnail's.
+        # The height of the object is a quarter of the frame, and at least two thirds of the thumbnail.
         assert rows.sum() > SIDE * 2 / 3
 
 

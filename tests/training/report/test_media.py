@@ -1,4 +1,4 @@
-"""Unreadable pictures are omitted from the report with a warning."""
+"""Test that unreadable pictures are omitted from the report with a warning."""
 
 import pytest
 from PIL import Image

@@ -1,4 +1,4 @@
-"""Models in the page: the embedded data, and models that exceed the size limit."""
+"""Test models in the page: the embedded data, and models that exceed the size limit."""
 
 import os
 import zlib
@@ -13,7 +13,7 @@ from training.report import model_viewer
 
 def test_embed_returns_none_for_models_above_the_limit(monkeypatch):
     most = 1000
-    # Random bytes do not deflate, zeros do.
+    # Zeros can be compressed, random bytes cannot.
     assert zlib.decompress(model_viewer._deflated(bytes(model_viewer.FAR * most), most)) == bytes(
         model_viewer.FAR * most
     )
@@ -29,7 +29,7 @@ def test_embed_returns_none_for_models_above_the_limit(monkeypatch):
 
 
 def test_the_environment_is_scaled_and_turned_for_the_viewer(tmp_path):
-    """Our map has +x at three quarters of its width, and the viewer's map has +x at the centre.
+    """+x is at three quarters of the width in our map, and at the centre in the viewer's map.
 
     The viewer's equirectangular mapping is u = atan2(z, x) / 2 pi + 1/2.
     """

@@ -1,4 +1,4 @@
-"""The common parts of all pages: external text is escaped and never becomes markup."""
+"""Test the common parts of all pages: external text is escaped, so it cannot become markup."""
 
 import json
 

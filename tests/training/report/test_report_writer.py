@@ -1,4 +1,4 @@
-"""The times at which the page of a run is written, and the final state that it shows."""
+"""Test when the page of a run is written, and which final state it shows."""
 
 import logging
 
@@ -66,7 +66,7 @@ def test_page_updates_are_limited_by_their_duration(folder, monkeypatch):
         for step in range(2, 101):
             clock[0] += 1.0
             report.update(step)
-    # Writing a page takes 0.2 s, so the next page follows 10 s later. The last page is always written.
+    # Writing a page takes 0.2 s, so the next page is written 10 s later. The last page is always written.
     assert written == [*range(1, 101, 10), 100]
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: the content and the size of the page."""
+"""Test the content and the size of the report page of a run."""
 
 import base64
 import io
@@ -53,7 +53,7 @@ def test_page_of_a_finished_run_has_model_videos_stills_and_curves(folder):
     assert [(still["step"], still["rows"]) for still in stills] == [(k, 2) for k in (20, 40, 60, 80, 100)]
     assert page.count('type="radio"') == 2 and 'max="4" value="4"' in page
     assert page.count('class="curve"') == 2
-    # 100 steps in 25 s.
+    # The phase has 100 steps in 25 s, which is 4 steps per second.
     assert "<td>25.0 s</td><td>4.00</td>" in page and "<td>28.0 s</td>" in page
     assert 'href="dmtet_mesh/mesh.glb"' in page
 
@@ -113,7 +113,7 @@ def test_stills_are_spread_evenly_with_both_ends():
 
 
 def noisy_ball(faces: int, side: int) -> tuple[Mesh, dict]:
-    """A noisy ball with many UV seams and noise textures, so that its data compresses poorly."""
+    """Return a noisy ball with many UV seams and noise textures, whose data cannot be compressed well."""
     rows = int((faces / 4) ** 0.5)
     theta, phi = torch.meshgrid(
         torch.linspace(0.01, 3.13, rows + 1), torch.linspace(0, 6.283, 2 * rows + 1), indexing="ij"
@@ -150,7 +150,10 @@ def test_a_model_of_400_000_faces_fits_into_the_page(tmp_path):
 
 
 def attributes(path) -> dict[str, np.ndarray]:
-    """The vertex attributes of a GLB file as floats. Normalised integers are decoded as glTF defines."""
+    """Return the vertex attributes of a GLB file as floats.
+
+    Normalised integers are decoded as defined by glTF.
+    """
     document, binary = read_glb(path.read_bytes())
     values = {}
     for name, index in document["meshes"][0]["primitives"][0]["attributes"].items():

@@ -1,4 +1,4 @@
-"""The versions and the hardware that a report lists."""
+"""Test the versions and the hardware that are listed in a report."""
 
 import platform
 

@@ -1,4 +1,4 @@
-"""Fixtures: a folder with a pair of configs, and a stub that replaces train.py and starts quickly."""
+"""Fixtures: a folder with a pair of configs, and a stub for train.py that starts quickly."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def make_folder(config):
 
 @pytest.fixture
 def pair(tmp_path, monkeypatch):
-    """Create geometry.json and appearance.json in the current directory; returns their arguments."""
+    """Create geometry.json and appearance.json in the current directory. Return the arguments for them."""
     monkeypatch.chdir(tmp_path)
     geometry = {"out_dir": "toy", "device": "cpu"}
     appearance = {"mode": "appearance_modeling", "base_mesh": "out/toy/dmtet_mesh/mesh.obj", "device": "cpu"}
@@ -26,7 +26,7 @@ def pair(tmp_path, monkeypatch):
 
 
 class Stubbed:
-    """Sweeps whose trials run the stub instead of train.py."""
+    """Sweeps whose trials run a stub instead of train.py."""
 
     def __init__(self, words):
         self.words = words
@@ -39,12 +39,12 @@ class Stubbed:
         return run_sweep(self.sweep(*words), check)
 
     def states(self):
-        """The state of each trial, by name."""
+        """Return {trial name: state}."""
         found = {path.parent.name: json.loads(path.read_text()) for path in Path("out").rglob("trial.json")}
         return {name: record["state"] for name, record in found.items()}
 
     def runs(self):
-        """The records that the stubs wrote, in the order in which they started."""
+        """Return the records that the stubs wrote, in the order in which the stubs started."""
         log = Path("runs.jsonl")
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 

@@ -1,4 +1,4 @@
-"""Real runs of train.py: a grid on an existing mesh, and two-stage trials of which one fails."""
+"""Test real runs of train.py: a grid on an existing mesh, and two-stage trials, one of which fails."""
 
 import json
 import os
@@ -49,8 +49,8 @@ def test_trials_run_two_at_a_time_and_are_not_repeated(configs, caplog):
     assert states() == dict.fromkeys(names, "done")
     for name in names:
         with Image.open(f"out/cubes/{name}/dmtet_mesh/texture_kd.png") as texture:
-            # The sRGB value of linear 0.2 is 124. A texture limited to [0, 1] would start near the middle of
-            # its range.
+            # kd_max is 0.2, which is 124 in sRGB. Without this limit, the values would start near the middle
+            # of [0, 1].
             assert max(high for _, high in texture.getextrema()) <= 125
     seeds = {Path(f"out/cubes/{name}/dmtet_mesh/texture_kd.png").read_bytes() for name in names}
     assert len(seeds) == 2

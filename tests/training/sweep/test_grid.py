@@ -1,4 +1,4 @@
-"""Grids and prompt lists: the combinations, the names of the trials, and rejected input."""
+"""Test grids and prompt lists: the combinations, the names of the trials, and rejected input."""
 
 import pytest
 from hypothesis import given

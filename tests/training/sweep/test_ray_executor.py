@@ -1,4 +1,4 @@
-"""The Ray executor: GPU shares, the error if Ray is not installed, and a sweep with a real Ray."""
+"""Test the Ray executor: GPU shares, the error if Ray is not installed, and a sweep with a real Ray."""
 
 import importlib.util
 import os
@@ -58,5 +58,5 @@ def test_a_sweep_on_ray(stub, monkeypatch):
         ray.shutdown()
     assert stub.states() == {"done": "done", "broken": "failed", "crash": "failed"}
     tries = [run["out_dir"] for run in stub.runs()]
-    # An error that the user can fix is not retried. A process that died is retried twice.
+    # A trial is not retried after an error that the user can fix. It is retried twice if its process died.
     assert [tries.count(f"toy/{name}") for name in ("done", "broken", "crash")] == [1, 1, 3]

@@ -1,4 +1,4 @@
-"""Sharing trials among the ranks of a launcher."""
+"""Test how trials are distributed over the ranks of a launcher."""
 
 import pytest
 

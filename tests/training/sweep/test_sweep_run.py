@@ -1,4 +1,4 @@
-"""Running trials: GPU and thread assignment, skipped, repeated and stopped trials, and log lines."""
+"""Test running trials: GPUs and threads of a trial, skipped, repeated and stopped trials, and log lines."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The trials of a command: their folders, their arguments, and the condition for a finished trial."""
+"""Test the trials of a command: their folders and arguments, and when a trial counts as finished."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""A toy run in a real browser, from the upload of a mesh to the 3D model in the page."""
+"""Test a toy run in a real browser, from the upload of a mesh to the 3D model in the page."""
 
 import importlib.util
 import os
@@ -33,7 +33,7 @@ def words(values):
 
 @pytest.fixture(scope="module")
 def server(model_folder, tmp_path_factory):
-    """A server in its own folder, whose runs are tiny."""
+    """Start a server in a new folder. Its runs are tiny."""
     folder, before = tmp_path_factory.mktemp("ui"), os.getcwd()
     os.chdir(folder)
     tiny = {key: value for key, value in TINY.items() if key != "text"}
@@ -50,7 +50,7 @@ def server(model_folder, tmp_path_factory):
 
 
 def set_text(browser, selector, text):
-    """Type into an input as a user does."""
+    """Set the text of an input field as if a user had typed it."""
     browser.evaluate(
         f"""(() => {{ const box = document.querySelector({selector!r});
         const kind = box instanceof HTMLTextAreaElement ? HTMLTextAreaElement : HTMLInputElement;
@@ -69,7 +69,7 @@ def test_from_an_upload_to_the_model(server, tmp_path):
     with chromium.Page((1280, 1000)) as browser:
         browser.open_address(server.address)
         browser.wait_for("document.querySelector('#start') !== null")
-        # The page has loaded its state: no run yet.
+        # Wait until the page has loaded its state, which contains no run yet.
         browser.wait_for("document.body.textContent.includes('No run has been started yet')")
         browser.evaluate("document.querySelectorAll('input[type=radio]')[2].click()")
         browser.wait_for("document.querySelector('#mesh input[type=file]') !== null")
@@ -86,7 +86,7 @@ def test_from_an_upload_to_the_model(server, tmp_path):
         text = browser.evaluate("document.querySelector('[data-state]').textContent")
         assert browser.evaluate(STATE) == "done", text
         browser.wait_for(f"{REPORT}?.querySelector('model-viewer') != null")
-        # The viewer loads the model when it is visible.
+        # The viewer loads the model only when the viewer is visible.
         browser.evaluate("document.querySelector('iframe.ui-report').scrollIntoView()")
         browser.wait_for(f"{REPORT}?.querySelector('model-viewer')?.loaded === true")
         assert browser.evaluate("document.querySelectorAll('img.still').length") == 2

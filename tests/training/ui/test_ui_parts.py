@@ -1,4 +1,4 @@
-"""The parts of the web page that do not need gradio: options, commands, the job, results, settings."""
+"""Test the parts of the web page that do not need gradio: options, commands, the job, results, settings."""
 
 import os
 import threading
@@ -144,7 +144,7 @@ except KeyboardInterrupt:
 
 @pytest.fixture
 def runner(tmp_path, monkeypatch):
-    """A JobRunner whose program is a stub."""
+    """Return a JobRunner that starts a stub program."""
     (tmp_path / "stub.py").write_text(PROGRAM)
     monkeypatch.setattr(job_module, "PROGRAM", tmp_path / "stub.py")
     runner = JobRunner()
@@ -171,7 +171,7 @@ def test_a_job_ends_fails_and_is_stopped(runner, tmp_path):
     wait_for(lambda: job.state == "done")
     failed = start(runner, tmp_path, "fail")
     wait_for(lambda: failed.state == "failed")
-    # The output of the earlier job in the same file is not part of this one's.
+    # The file also contains the output of the earlier job, which is not part of the output of this job.
     assert failed.reason == "no such mug" and failed.output().count("started") == 1
     page = job_html(failed)
     assert 'data-state="failed"' in page and "no such mug" in page and "A &lt;mug&gt;" in page
@@ -198,7 +198,8 @@ def test_the_second_stop_kills(runner, tmp_path):
 def test_a_job_outlasts_the_thread_that_asks_for_it(runner, tmp_path):
     threading.Thread(target=start, args=(runner, tmp_path)).start()
     wait_for(lambda: runner.job is not None and "started" in runner.job.output())
-    # The system would signal the process when the thread that started it ends, which takes milliseconds.
+    # Without a countermeasure, the system would send a signal to the process a few milliseconds later, when
+    # the thread that started the process ends.
     time.sleep(0.3)
     assert runner.job.state == "running"
 
