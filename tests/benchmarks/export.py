@@ -39,7 +39,7 @@ from render.texturing.bake import bake
 from render.texturing.uv import unwrap, uv_areas, uv_fault
 
 SIDE = 2.1
-# (count, exponent) of each kind: its face count at grid 256, which is proportional to resolution^exponent.
+# (count, exponent) of each kind. The face count at grid 256 is `count`. It grows with resolution ** exponent.
 SCALE = {"smooth": (4.05e5, 2), "noisy": (9.6e6, 3)}
 
 

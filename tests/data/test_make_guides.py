@@ -1,4 +1,4 @@
-"""The guide meshes: equal to the script's output, closed, and positioned as the configs need them."""
+"""The guide meshes equal the output of their script, are closed and have the position that configs need."""
 
 from pathlib import Path
 

@@ -32,7 +32,7 @@ def one_camera(azimuth=0.0, elevation=0.0, fovy=45.0, shift=(0.0, 0.0)):
 def test_front_camera_stands_on_plus_z_and_sees_up_in_row_zero():
     camera = one_camera()
     assert torch.allclose(camera.position, torch.tensor([[0.0, 0.0, 3.0]]), atol=1e-6)
-    # A point at the upper edge of a 45° field of view, in the plane of the origin.
+    # The point is at the upper edge of a 45° field of view and has z = 0.
     top = to_clip(camera, [0.0, 3.0 * math.tan(math.radians(22.5)), 0.0])
     assert torch.allclose(top[:2], torch.tensor([0.0, -1.0]), atol=1e-6)
     right = to_clip(camera, [0.5, 0.0, 0.0])

@@ -85,7 +85,10 @@ def test_gradient_of_the_smoothing_is_exact(ball):
 
 
 def optimise(v_pos, faces, weight, optimizer=None, steps=30):
-    """Return the positions after some steps towards a scaled copy of the mesh. Vertex weights differ."""
+    """Return the positions after some steps towards a scaled copy of the mesh.
+
+    Each vertex has a different weight in the loss.
+    """
     shape = VertexSurface(v_pos, faces, weight)
     optimizer = shape.optimizer(0.01) if optimizer is None else optimizer(shape)
     importance = torch.linspace(0.1, 3, len(v_pos), dtype=v_pos.dtype)[:, None]
@@ -110,7 +113,7 @@ def test_lambda_zero_equals_adam_on_the_positions(ball):
 
 
 def test_change_of_u_equals_optimising_u_itself(ball):
-    """The reference optimises u with Adam, with v = (I + λL)⁻¹ u, a dense matrix and plain formulas."""
+    """The reference runs Adam on u with v = (I + λL)⁻¹ u. It uses a dense matrix and plain formulas."""
     v_pos, faces = ball
     inverse = torch.linalg.inv(dense_matrix(faces, len(v_pos), 19.0))
     u = torch.linalg.solve(inverse, v_pos)

@@ -1,4 +1,7 @@
-"""Start shapes: closed forms, an independent projection, open and flipped meshes, and batches of the fit."""
+"""Start shapes, compared with closed forms and an independent projection, and batches of the fit.
+
+Open meshes and meshes with flipped faces are included.
+"""
 
 import math
 from pathlib import Path
@@ -88,7 +91,8 @@ def test_rotation_by_ninety_degrees_turns_the_cylinder_upright():
 def ball(tmp_path):
     """Return a function that writes a mesh of a ball and returns its start shape.
 
-    keep: mask of the faces that remain. flip: faces to flip. turn_all: flip all faces.
+    keep: function from face centres to a mask of the remaining faces. flip: faces to flip. turn_all: flip all
+    faces.
     """
 
     def make(keep=None, flip=None, turn_all=False):

@@ -1,7 +1,8 @@
-"""Load mesh files in Blender and render them from the front, the right and above. Runs inside Blender.
+"""Load mesh files in Blender and render them from the front, the right and above.
 
+This script runs inside Blender:
 blender --background --factory-startup --python render_in_blender.py -- FOLDER FILE...
-Writes FOLDER/<suffix>_<view>.png for each file, and FOLDER/report.json with the images of its material.
+It writes FOLDER/<suffix>_<view>.png for each file, and FOLDER/report.json with the images of its material.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Print the objects of a GLB file as JSON. Runs inside Blender.
+"""Print the objects of a GLB file as JSON. This script runs inside Blender.
 
 blender --background --factory-startup --python structure_in_blender.py -- FILE
 """
@@ -9,7 +9,7 @@ import sys
 import bpy
 import numpy as np
 
-# Blender 3.4's glTF importer uses np.bool, which Debian 12's numpy no longer has.
+# The glTF importer of Blender 3.4 uses np.bool, which numpy in Debian 12 no longer contains.
 if not hasattr(np, "bool"):
     np.bool = bool
 

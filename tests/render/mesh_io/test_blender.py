@@ -1,6 +1,6 @@
-"""Blender opens GLB and OBJ with correct textures, +z in front and +y up. Skipped without Blender.
+"""Blender opens GLB and OBJ with correct textures, +z in front and +y up.
 
-On Debian: apt-get install blender python3-numpy.
+The tests are skipped if Blender is not installed. On Debian: apt-get install blender python3-numpy.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Blender finds the nodes and materials of an exported mesh with parts. Skipped if it is not installed."""
+"""Blender finds the nodes and materials of an exported mesh with parts.
+
+The test is skipped if Blender is not installed.
+"""
 
 import json
 import os
@@ -35,5 +38,5 @@ def test_blender_reads_nodes_and_materials(tmp_path):
     }
     assert found["body"]["materials"] == ["red side", "plain"] and found["body"]["mesh"] == "body mesh"
     assert found["wings"]["materials"] == ["shared"] and found["wings"]["faces"] == 4
-    # Blender converts +y up to +z up: (x, y, z) becomes (x, −z, y).
+    # Blender changes the up axis from +y to +z, so (x, y, z) becomes (x, −z, y).
     assert found["root"]["location"] == [0.1, 0.05, 0.2]

@@ -105,8 +105,9 @@ def test_the_lowest_signed_integer_is_minus_one(tmp_path):
 
 
 def skinned(weights, **mesh_node):
-    """Return two joints below an armature. As in files from Mixamo, it has scale 0.01 and is rotated by 90°
-    about x.
+    """Return a mesh with two joints below an armature.
+
+    As in files from Mixamo, the armature has scale 0.01 and is rotated by 90 degrees about x.
     """
     gltf = Gltf()
     turn = [np.sqrt(0.5), 0, 0, np.sqrt(0.5)]

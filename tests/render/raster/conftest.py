@@ -54,7 +54,7 @@ def rasteriser(request):
 
 @pytest.fixture(params=["reference", "numba", *(["triton"] if torch.cuda.is_available() else [])])
 def fast_rasteriser(request):
-    """Return each backend for tests with many calls. Triton's interpreter would take minutes."""
+    """Return each backend that is fast enough for many calls. Triton's interpreter would take minutes."""
     return build_rasteriser(request.param, request)
 
 

@@ -1,4 +1,4 @@
-"""Lookups of given textures against a slow loop over texels."""
+"""Lookups of given textures, compared with a slow loop over texels."""
 
 import math
 
@@ -12,7 +12,7 @@ from render.texturing.given import PaintMask, TexelTable, given_texture
 
 
 def wrapped_index(index: int, size: int, wrap: str) -> int:
-    """The texel that a viewer reads at an index outside of the image."""
+    """Return the index of the texel that a viewer reads if `index` is outside the image."""
     if wrap == "clamp":
         return min(max(index, 0), size - 1)
     tile, inside = divmod(index, size)
@@ -20,7 +20,7 @@ def wrapped_index(index: int, size: int, wrap: str) -> int:
 
 
 def slow_lookup(picture: np.ndarray, u: float, v: float, wrap: tuple[str, str]) -> torch.Tensor:
-    """Bilinear lookup of linear colours."""
+    """Look up linear colours bilinearly."""
     height, width = picture.shape[:2]
     linear = srgb_to_linear(torch.from_numpy(picture).double() / 255)
     x, y = u * width - 0.5, v * height - 0.5
@@ -42,7 +42,7 @@ def test_a_lookup_outside_of_the_image_follows_the_wrap_mode(wrap):
     found = table(torch.ones(40, dtype=torch.long), uv)
     expected = torch.stack([slow_lookup(picture, *place, wrap) for place in uv.tolist()])
     assert torch.allclose(found.kd.double(), expected, atol=1e-5)
-    # Without a normal map the normal is exactly flat; without a mask everything is painted.
+    # Without a normal map the normal is exactly flat. Without a mask everything is painted.
     assert torch.equal(found.normal, torch.tensor([0.0, 0.0, 1.0]).expand(40, 3))
     assert torch.allclose(found.mask, torch.ones(40, 1))
 
@@ -57,7 +57,7 @@ def test_factors_multiply_linear_colours_and_whole_pictures_are_unchanged():
         "a", kd=picture, kd_factor=(0.5, 1, 1, 1), roughness_metallic=packed, roughness=0.5
     )
     made = given_texture(half, (2, 2))
-    # sRGB 188 is 0.503 linear; half of it is sRGB 137.
+    # sRGB 188 is 0.503 in linear values. Half of this linear value is sRGB 137.
     assert made[0, 0, :3].tolist() == [137, 188, 188] and made[0, 0, 4:6].tolist() == [100, 0]
 
 

@@ -227,7 +227,7 @@ def test_packed_rectangles_do_not_overlap_and_margins_are_free(count, padding):
 
 
 def test_packing_uses_the_largest_scale():
-    """Four equal squares have half of the texture's side. 100 random rectangles fill most of the texture."""
+    """Each of four equal squares has half the texture's side. 100 random rectangles fill most of it."""
     scale, _ = pack_rectangles(np.ones((4, 2)), 256, 0)
     assert scale == pytest.approx(128, rel=1e-3)
     sizes = np.sort(np.random.default_rng(2).uniform(0.5, 1, (100, 2)))[:, ::-1]
