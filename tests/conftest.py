@@ -19,8 +19,8 @@ from jaxtyping import install_import_hook
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# Modules whose jaxtyping signatures are checked at every call. Kernels of numba and Triton do not support the
-# import hook.
+# The jaxtyping signatures of these modules are checked at every call. The import hook does not support
+# kernels of numba and Triton.
 CHECKED = [
     "dataset",
     "geometry.axes",

@@ -1,4 +1,4 @@
-"""The command line accepts the same keys as a config file and applies the same checks."""
+"""Test that the command line accepts the same keys as a config file and applies the same checks."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The shipped prompt lists cover all categories of the embedded prior and all held-out pairs."""
+"""Test that the shipped prompt lists cover all categories of the embedded prior and all held-out pairs."""
 
 import json
 from pathlib import Path

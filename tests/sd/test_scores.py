@@ -218,7 +218,7 @@ def test_the_x0_loss_without_rescaling_is_sds_with_another_weight():
 @pytest.mark.parametrize("views", [1, 2, 4])
 @pytest.mark.parametrize("rescale", [0.5, 1.0])
 def test_the_rescaled_prediction_has_the_deviation_of_the_conditional_one(views, rescale):
-    """ẑ = φ ẑ0 σ(ẑ0 of the prompt) / σ(ẑ0) + (1 − φ) ẑ0, with σ over all views of an object."""
+    """ẑ is φ ẑ0 σ(ẑ0 of the prompt) / σ(ẑ0) + (1 − φ) ẑ0. σ is computed over all views of an object."""
     found, latents, noisy, _, abar, e_n, e_c = x0_case(rescale, views)
     guided = (noisy - (1 - abar).sqrt() * (e_n + 5 * (e_c - e_n))) / abar.sqrt()
     conditional = (noisy - (1 - abar).sqrt() * e_c) / abar.sqrt()

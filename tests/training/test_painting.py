@@ -218,7 +218,7 @@ def test_nodes_materials_and_uv_are_those_of_the_file(parts):
         assert np.allclose(old.matrix, new.matrix)
     assert after.structure.parts == before.structure.parts
     assert torch.equal(before.face_part, after.face_part)
-    # The mesh was rotated and scaled while it was painted.
+    # The mesh was rotated and scaled for painting, but the exported positions are those of the file.
     assert torch.allclose(before.v_pos[before.faces], after.v_pos[after.faces], atol=1e-6)
     assert torch.equal(before.uv[before.uv_faces], after.uv[after.uv_faces])
     given, made = load_materials(parts.source), load_materials(parts.folder / "mesh.glb")

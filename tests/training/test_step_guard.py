@@ -56,7 +56,7 @@ def test_the_run_ends_after_too_many_bad_steps_in_a_row_and_names_the_cause(capl
     with caplog.at_level(logging.WARNING):
         for step in range(1, MAX_BAD_STEPS):
             guard.decide(step, [1, 1])
-        guard.decide(MAX_BAD_STEPS, [0, 0])  # One good step.
+        guard.decide(MAX_BAD_STEPS, [0, 0])  # This step is good.
         for step in range(MAX_BAD_STEPS - 1):
             guard.decide(step, [2, 0])
         with pytest.raises(ValueError, match=f"gradient of the weights .* in {MAX_BAD_STEPS} steps in a row"):

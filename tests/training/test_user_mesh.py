@@ -82,7 +82,8 @@ def test_a_mesh_with_a_hole_ten_times_too_large_and_off_centre(tmp_path, in_the_
     assert sculpted.is_watertight
     # The scale of the cylinder: the largest vertex distance of the scaled mesh is 0.75.
     size = 0.75 / np.hypot(5, 6)
-    # Four steps change the volume only slightly. A wrong scale of 10 would give 1000 times the volume.
+    # Four steps change the volume only slightly. A scale that is wrong by a factor of 10 would change the
+    # volume by a factor of 1000.
     assert sculpted.volume == pytest.approx(np.pi * 25 * 12 * size**3, rel=0.2)
     assert np.abs(sculpted.bounds.mean(0)).max() < 0.06
     assert (tmp_path / "paint/dmtet_mesh/mesh.glb").stat().st_size > 0

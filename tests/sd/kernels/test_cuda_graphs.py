@@ -84,7 +84,10 @@ def test_function_that_cannot_be_captured_runs_eagerly(caplog):
 
 @pytest.mark.gpu
 def test_out_of_memory_in_a_capture_is_raised_by_the_eager_call(caplog):
-    """The error type is unchanged, and the memory of the failed capture is freed before the eager call."""
+    """If memory runs out in a capture, the memory is freed and the function is called eagerly.
+
+    The eager call raises the same type of error.
+    """
     calls = []
 
     def allocates_too_much(x):

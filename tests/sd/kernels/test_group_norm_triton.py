@@ -61,7 +61,7 @@ def assert_matches_float64(function, shape, dtype, device, silu, shifted, mean=0
     (grad_x,) = torch.autograd.grad(value, x, grad_output)
     assert value.dtype == grad_x.dtype == dtype
     expected = float64_reference(x.detach(), weight, bias, shape[-1], 1e-5, silu, shift, grad_output)
-    # The reference also rounds after the shift, the norm and the SiLU.
+    # The reference also rounds after the shift, the norm and the SiLU, so its tolerance is larger.
     tolerance = tolerance or ROUNDING[dtype] * (4 if function is reference else 1)
     assert error(value, expected[0]) < tolerance
     # In very small groups the terms of the gradient cancel to about 0, so a relative error is undefined.

@@ -33,7 +33,7 @@ def test_abar_is_that_of_the_scheduler_class(name, extra):
 
 
 def test_betas_are_rescaled_to_zero_terminal_snr():
-    """Lin et al., arXiv 2305.08891, algorithm 1: abar is 0 at the last t and unchanged at the first t."""
+    """abar is 0 at the last t and unchanged at the first t (Lin et al., arXiv 2305.08891, algorithm 1)."""
     settings = {"_class_name": "DDIMScheduler", **SD, "prediction_type": "v_prediction"}
     plain = load_noise_schedule(settings).alphas_cumprod
     rescaled = load_noise_schedule({**settings, "rescale_betas_zero_snr": True}).alphas_cumprod

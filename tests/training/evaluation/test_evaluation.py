@@ -284,7 +284,7 @@ def test_textures_equal_the_baked_material(tmp_path, renderer):
 
 
 def test_views_are_averaged_as_log_probabilities():
-    # A confident view outweighs an uncertain one: 0.9 · 0.001 against 0.1 · 0.999.
+    # A confident view has more weight than an uncertain view: 0.9 · 0.001 is less than 0.1 · 0.999.
     views = torch.tensor([[0.9, 0.1], [0.001, 0.999]]).log()[None]
     odds = (0.9 * 0.001 / (0.1 * 0.999)) ** 0.5
     assert mean_probabilities(views)[0].item() == pytest.approx(odds / (1 + odds), rel=1e-4)
