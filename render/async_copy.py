@@ -1,4 +1,4 @@
-"""Copies of small tensors between host and device that do not block the host."""
+"""Copy small tensors between host and device without blocking the host."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -29,7 +29,7 @@ def to_device_async(
 
 
 def _parts(buffer: Tensor, starts: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a byte buffer with the dtypes and shapes of `like`."""
+    """Return views of a byte buffer that have the dtypes and shapes of `like`."""
     return [
         buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         for start, tensor in zip(starts, like, strict=False)
@@ -49,7 +49,7 @@ class AsyncScalars:
         self._copied = torch.cuda.current_stream(stacked.device).record_event() if stacked.is_cuda else None
 
     def read(self) -> dict[str, float]:
-        """The values. Waits only for their copy."""
+        """Wait until the values have been copied, and return them."""
         if self._copied:
             self._copied.synchronize()
         return dict(zip(self._names, self._host.tolist(), strict=True))

@@ -19,8 +19,8 @@ class Cameras:
     """B views of one scene.
 
     world_to_clip [B,4,4] acts on column vectors. position [B,3] is the camera centre in world space.
-    normal_rotation [B,3,3] rotates the rendered normals (the coarse phase draws it, otherwise it is the
-    identity). view_index [B] is 0 front, 1 side, 2 back. resolution is (height, width) in pixels.
+    normal_rotation [B,3,3] rotates the rendered normals (random in the coarse phase, otherwise the identity).
+    view_index [B] is 0 front, 1 side, 2 back. resolution is (height, width) in pixels.
     """
 
     world_to_clip: Float[Tensor, "B 4 4"]
@@ -30,7 +30,7 @@ class Cameras:
     resolution: tuple[int, int]
 
     def select(self, some: slice) -> "Cameras":
-        """The views of a slice."""
+        """Return the views in a slice of the batch."""
         return Cameras(
             self.world_to_clip[some],
             self.position[some],
@@ -84,9 +84,9 @@ def look_at_origin(
 ) -> Cameras:
     """Cameras on a sphere around the origin. All angles are in radians.
 
-    Azimuth 0 views the front from +z. R_y(azimuth) rotates the object, so azimuth 90° views from −x. A
-    positive elevation views from above. shift moves the object along the camera's x and y (world units). view
-    = T(shift, −radius) · R_x(elevation) · R_y(azimuth).
+    At azimuth 0 the camera is on +z and sees the front of the object. R_y(azimuth) rotates the object, so at
+    azimuth 90° the camera is on −x. At a positive elevation the camera is above the object. shift moves the
+    object along the camera's x and y (world units). view = T(shift, −radius) · R_x(elevation) · R_y(azimuth).
     """
     count = len(azimuth)
     rotation = rotate_x(elevation) @ rotate_y(azimuth)
@@ -114,7 +114,7 @@ def look_at_origin(
 def orbit(
     count: int, resolution: tuple[int, int], elevation_degrees: float = 20.0, fovy_degrees: float = 45.0
 ) -> Cameras:
-    """`count` views at equal azimuth steps around the object, the first from the front."""
+    """Return `count` views at equal azimuth steps around the object. The first shows the front."""
     azimuth = torch.arange(count, dtype=torch.float32) * (2 * math.pi / count)
     return look_at_origin(
         azimuth,
@@ -127,6 +127,6 @@ def orbit(
 def transform_points(
     matrices: Float[Tensor, "B 4 4"], points: Float[Tensor, "V 3"]
 ) -> Float[Tensor, "B V 4"]:
-    """Homogeneous clip-space positions of world points under B matrices."""
+    """Transform world points to homogeneous clip-space positions by each of B matrices."""
     many = points.expand(len(matrices), -1, -1)
     return torch.baddbmm(matrices[:, None, :, 3], many, matrices[:, :, :3].transpose(1, 2))

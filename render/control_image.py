@@ -1,9 +1,9 @@
 """Control images for ControlNets (arXiv 2302.05543): the depth or the normals of a mesh from its camera.
 
-Depth: inverse depth like that of MiDaS, as for the public ControlNets. Near is bright, and the background is
-black. Normals: camera space with x right, y up and z towards the viewer, encoded as n · 0.5 + 0.5. The kind
-"normal_bae" has x left, which is the convention of ControlNet 1.1. The background faces the viewer. Outlines
-are antialiased.
+Depth images contain inverse depth like that of MiDaS, as the public ControlNets expect. Near points are
+bright, and the background is black. Normal images contain camera-space normals with x right, y up and z
+towards the viewer, encoded as n · 0.5 + 0.5. In the kind "normal_bae" x points left, which is the convention
+of ControlNet 1.1. The normal of the background points to the viewer. Outlines are antialiased.
 """
 
 from typing import Literal
@@ -26,7 +26,7 @@ ControlKind = Literal["depth", "normal", "normal_bae"]
 def control_image(
     kind: ControlKind, points: SurfacePoints, cameras: Cameras, mesh: Mesh, rasteriser: Rasteriser
 ) -> Float[Tensor, "B H W 3"]:
-    """The control image of each view, in [0, 1].
+    """Return the control image of each view, with values in [0, 1].
 
     points: the rasterised mesh, seen from `cameras`.
     """
@@ -42,12 +42,13 @@ def control_image(
 
 
 def depth_values(points: SurfacePoints, cameras: Cameras) -> Float[Tensor, "N 3"]:
-    """The inverse depth of each point, 1 at the nearest vertex of the mesh in its view and 0 at the farthest.
+    """Return the inverse depth of each point, scaled to 1 at the nearest vertex in its view and 0 at the
+    farthest.
 
     The farthest vertex is usually hidden, so the object is brighter than the background. All points are 1 if
     all vertices have the same depth.
     """
-    # w of clip space is the distance along the viewing direction.
+    # Clip-space w is the distance along the viewing direction.
     inverse = 1 / points.clip[..., 3]
     near, far = inverse.amax(1)[points.view_of_point], inverse.amin(1)[points.view_of_point]
     forward = cameras.world_to_clip[points.view_of_point, 3]

@@ -35,30 +35,30 @@ class SurfacePoints:
 
     @property
     def view_of_point(self) -> Int[Tensor, " N"]:
-        """Index in the batch of the image that contains each point."""
+        """Return for each point the batch index of the image that contains it."""
         return self.pixel // (self.rast.shape[1] * self.rast.shape[2])
 
     def gather(self, image: Float[Tensor, "B H W C"]) -> Float[Tensor, "N C"]:
-        """The values of an image at the points."""
+        """Return the values of an image at the points."""
         return image.flatten(0, 2).index_select(0, self.pixel)
 
     def scatter(self, values: Float[Tensor, "N C"], background: float = 0.0) -> Float[Tensor, "B H W C"]:
-        """Images with the values of the points in their pixels and `background` elsewhere."""
+        """Return images that have the values of the points at their pixels and `background` elsewhere."""
         shape = *self.rast.shape[:3], values.shape[-1]
         return values.new_full(shape, background).flatten(0, 2).index_copy_(0, self.pixel, values).view(shape)
 
     def smooth_normal(self) -> Float[Tensor, "N 3"]:
-        """The interpolated vertex normals: unit, outward, without the correction of `shading_normal`."""
+        """Return the interpolated vertex normals: unit, outward, not corrected by `shading_normal`."""
         return safe_normalize(self.gather(self.values[..., 3:]))
 
     def face_normal(self, mesh: Mesh) -> Float[Tensor, "N 3"]:
-        """The outward unit normal of the face at each point."""
+        """Return the outward unit normal of the face at each point."""
         # rast stores face index + 1.
         face = self.gather(self.rast.detach()[..., 3:])[:, 0].long() - 1
         return safe_normalize(face_cross(mesh.v_pos, mesh.faces)).index_select(0, face)
 
     def shading_normal(self, mesh: Mesh) -> Float[Tensor, "N 3"]:
-        """The value of `normal`, for points that were made without it."""
+        """Compute `normal` for points that were created without it."""
         return shading_normal(self.smooth_normal(), self.face_normal(mesh), self.to_viewer)
 
     def mask(self) -> Float[Tensor, "B H W 1"]:
@@ -97,7 +97,7 @@ def surface_points(
     *,
     normals: bool = True,
 ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None, Float[Tensor, "N 3"]]:
-    """position, normal and to_viewer at the covered pixels, as in SurfacePoints.
+    """Compute position, normal and to_viewer at the covered pixels, as in SurfacePoints.
 
     values: the interpolated positions and smooth normals. camera: the camera position of each image.
     normals: whether to compute the normal; otherwise it is None.

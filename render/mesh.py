@@ -1,4 +1,4 @@
-"""The triangle mesh that geometry, renderer and exporters share."""
+"""The triangle mesh that is used by the geometry, the renderer and the exporters."""
 
 from dataclasses import dataclass, fields
 from functools import cache
@@ -17,7 +17,8 @@ class Mesh:
     v_pos [V,3] in world units. faces [F,3], counter-clockwise from outside. v_nrm [V,3] unit, area-weighted.
     uv [U,2] in [0,1] with (0,0) at the top left of the texture. tangents [U,3] unit, along +u. uv and
     tangents are indexed by uv_faces [F,3], so a vertex on a seam can have several uv. handedness [U]: 1, or
-    −1 where the texture is mirrored; the bitangent is handedness · cross(normal, tangent). None: 1.
+    −1 where the texture is mirrored; the bitangent is handedness · cross(normal, tangent). None means 1
+    everywhere.
     """
 
     v_pos: Float[Tensor, "V 3"]
@@ -39,14 +40,14 @@ class Mesh:
 
 def face_cross(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F 3"]:
     """Face normals [F,3], whose length is twice the area of the face."""
-    # The backward pass of index_select uses additions, that of indexing a sort.
+    # The backward pass of index_select uses additions. That of indexing needs a sort and is slower.
     a, b, c = (v_pos.index_select(0, faces[:, corner]) for corner in range(3))
     return torch.linalg.cross(b - a, c - a, dim=-1)
 
 
 @cache
 def _up(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "3"]:
-    """+z on a device, cached because a copy from the host blocks."""
+    """Return +z on a device. The result is cached, because a copy from the host blocks."""
     return torch.tensor([0.0, 0.0, 1.0], dtype=dtype, device=device)
 
 
@@ -71,5 +72,5 @@ def smooth_normals_torch(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"])
 
 
 def make_mesh(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Mesh:
-    """A mesh without texture coordinates, with normals computed from positions and faces."""
+    """Return a mesh without texture coordinates. Its normals are computed from positions and faces."""
     return Mesh(v_pos, faces, smooth_normals(v_pos, faces))

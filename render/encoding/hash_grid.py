@@ -1,6 +1,6 @@
 """Multiresolution hash encoding of points as a module (formulas in reference.py).
 
-The backward pass saves only the points. It recomputes indices and weights (L × 8 per point).
+Only the points are saved for the backward pass, which recomputes indices and weights (L × 8 per point).
 """
 
 import warnings
@@ -18,7 +18,7 @@ MAX_PRECOMPUTED_WEIGHTS = 1 << 25
 
 
 class _Encode(torch.autograd.Function):
-    """The encoding by an `Encoder`. It saves only the points."""
+    """Encode points with an `Encoder`. Only the points are saved for the backward pass."""
 
     @staticmethod
     def forward(ctx, points, table, levels, encoder):
@@ -34,7 +34,7 @@ class _Encode(torch.autograd.Function):
 
 
 class _SparseProduct(torch.autograd.Function):
-    """matrix @ table. The transpose of the matrix is given for the backward pass."""
+    """Compute matrix @ table. The backward pass uses the given transpose of the matrix."""
 
     @staticmethod
     def forward(ctx, table, matrix, transpose):
@@ -50,8 +50,8 @@ class _SparseProduct(torch.autograd.Function):
 class HashGrid(nn.Module):
     """Learnable features over the box [box_min, box_max]. Points outside are clamped to the box.
 
-    The table [T, n_features] concatenates the levels and starts U(−1e−4, 1e−4). Gradients flow to the table
-    only, so the points must not require any.
+    The table [T, n_features] contains the rows of all levels and is initialised from U(−1e−4, 1e−4). Only the
+    table receives gradients, so the points must not require any.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class HashGrid(nn.Module):
         box_min = torch.as_tensor(box_min, dtype=torch.float32)
         box_max = torch.as_tensor(box_max, dtype=torch.float32)
         self.register_buffer("box_min", box_min.clone(), persistent=False)
-        # A flat box (a planar mesh) has size 0 along one axis.
+        # The box of a planar mesh has size 0 along one axis.
         self.register_buffer("box_size", (box_max - box_min).clamp_min(1e-6), persistent=False)
         table = torch.empty(self.levels[-1].offset + self.levels[-1].entries, n_features)
         self.table = nn.Parameter(table.uniform_(-1e-4, 1e-4, generator=generator))
@@ -91,7 +91,7 @@ class HashGrid(nn.Module):
         return super()._apply(fn, recurse)
 
     def to_unit(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-        """World points in box coordinates, [0, 1]³."""
+        """Map world points to box coordinates in [0, 1]³."""
         assert not points.requires_grad, "the hash grid gives points no gradient: detach them"
         return ((points - self.box_min) / self.box_size).clamp(0, 1)
 
@@ -99,11 +99,11 @@ class HashGrid(nn.Module):
         return self.encode_unit(self.to_unit(points))
 
     def encode_unit(self, unit: Float[Tensor, "N 3"]) -> Float[Tensor, "N LF"]:
-        """The encoding of points in box coordinates (see to_unit)."""
+        """Encode points that are given in box coordinates (see to_unit)."""
         return _Encode.apply(unit, self.table, self.levels, self.encoder)
 
     def precompute(self, points: Float[Tensor, "N 3"]) -> "PrecomputedEncoding":
-        """The encoding of fixed points, faster on CPU. Call it after .to(device)."""
+        """Return the encoding of fixed points, which is faster on a CPU. Call this after .to(device)."""
         return PrecomputedEncoding(self, points)
 
 
@@ -111,9 +111,9 @@ class PrecomputedEncoding:
     """The encoding of fixed points. A call returns [N, n_levels · n_features] for all points or for some
     rows.
 
-    On CPU it is a constant sparse matrix A with eight weights per row (point, level) and its transpose:
-    forward A @ table, backward Aᵀ @ gradient. On a GPU, or above MAX_PRECOMPUTED_WEIGHTS, only the points are
-    stored, in box coordinates.
+    On a CPU, a constant sparse matrix A and its transpose are stored. Each row (point, level) of A has eight
+    weights. The forward pass computes A @ table, the backward pass Aᵀ @ gradient. On a GPU, or above
+    MAX_PRECOMPUTED_WEIGHTS, only the points in box coordinates are stored.
     """
 
     def __init__(self, grid: HashGrid, points: Float[Tensor, "N 3"]):
@@ -140,7 +140,9 @@ class PrecomputedEncoding:
 def interpolation_matrices(
     points: Float[Tensor, "N 3"], levels: tuple[GridLevel, ...]
 ) -> tuple[Float[Tensor, "NL T"], Float[Tensor, "T NL"]]:
-    """The encoding of points in [0, 1]³ as a CSR matrix over the rows of the table, and its transpose."""
+    """Return the encoding of points in [0, 1]³ as a CSR matrix with a column per table row, and its
+    transpose.
+    """
     rows, entries = len(points) * len(levels), levels[-1].offset + levels[-1].entries
     column = torch.empty(len(points), len(levels), 8, dtype=torch.int32)
     value = torch.empty(len(points), len(levels), 8, dtype=points.dtype)

@@ -1,6 +1,6 @@
 """Hash encoding on the CPU, compiled with numba: the functions of reference.py, 3 to 10 times faster.
 
-Each thread processes whole levels. A level has its own rows of the table, so the order of summation does not
+Each thread processes whole levels. Levels share no rows of the table, so the order of summation does not
 depend on the number of threads and runs are bit-reproducible.
 """
 
@@ -26,7 +26,9 @@ def _corner_row(x, y, z, resolution, entries, dense, offset):
 
 @kernel
 def _cell(value, resolution):
-    """Cell and fraction along one axis. A point with coordinate 1 belongs to the last cell."""
+    """Return the cell and the fraction inside it along one axis. A point with coordinate 1 belongs to the
+    last cell.
+    """
     scaled = value * np.float32(resolution)
     cell = min(np.int64(np.floor(scaled)), resolution - 1)
     return cell, scaled - np.float32(cell)
@@ -85,14 +87,14 @@ def _each_level(level_kernel, points, source, levels, target, features):
             number * features,
         )
 
-    # list() raises the exceptions of the threads. The finest levels take longest and start first.
+    # list() raises the exceptions of the threads. The finest levels take the longest, so they start first.
     list(_pool(torch.get_num_threads()).map(encode_level, reversed(range(len(levels)))))
 
 
 def encode(
     points: Float[Tensor, "N 3"], table: Float[Tensor, "T F"], levels: "tuple[GridLevel, ...]"
 ) -> Float[Tensor, "N LF"]:
-    """Features of float32 points in [0, 1]³; see reference.encode."""
+    """Encode float32 points in [0, 1]³; see reference.encode."""
     features = table.shape[1]
     out = torch.empty(len(points), len(levels) * features)
     inputs = points.detach().contiguous().numpy(), table.detach().contiguous().numpy()
@@ -103,7 +105,7 @@ def encode(
 def encode_backward(
     points: Float[Tensor, "N 3"], grad: Float[Tensor, "N LF"], levels: "tuple[GridLevel, ...]"
 ) -> Float[Tensor, "T F"]:
-    """Gradient with respect to the table; see reference.encode_backward."""
+    """Compute the gradient with respect to the table; see reference.encode_backward."""
     features = grad.shape[1] // len(levels)
     grad_table = torch.zeros(levels[-1].offset + levels[-1].entries, features)
     inputs = points.contiguous().numpy(), grad.contiguous().numpy()

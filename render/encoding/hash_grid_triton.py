@@ -1,7 +1,7 @@
 """Hash encoding on CUDA: one Triton kernel for each direction, with the interface of reference.py.
 
-A program encodes a block of points at a few levels. All blocks of one group of levels run before the next
-group, so that the rows in use (4 MB for a level of 2^19) stay in the L2 cache.
+Each program encodes a block of points at a few levels. All blocks of one group of levels run before those of
+the next group, so that the rows in use (4 MB for a level of 2^19) stay in the L2 cache.
 
 The gradient is added to the table atomically, so its last bits vary between runs, as with index_add_. On
 dense levels neighbouring points often share a cell. Their contributions are summed within the program first,
@@ -23,8 +23,8 @@ BLOCK = 128
 LEVELS_PER_PROGRAM = 4
 # Multipliers of y and z in the spatial hash; that of x is 1.
 PRIMES = (2654435761, 805459861)
-# No fused multiply-add: p · resolution − cell would be rounded differently from the reference near cell
-# boundaries.
+# Fused multiply-adds are disabled, because they round p · resolution − cell differently from the reference
+# near cell boundaries.
 OPTIONS = {"enable_fp_fusion": False}
 
 
@@ -38,7 +38,9 @@ def _position(points, index, inside):
 
 @triton.jit
 def _axis(value, resolution):
-    """Cell and fraction along one axis. NaN maps to the last cell, which avoids reads outside the table."""
+    """Return the cell and the fraction inside it along one axis. NaN maps to the last cell, which avoids
+    reads outside the table.
+    """
     scaled = value * resolution.to(tl.float32)
     cell, last = tl.floor(scaled), (resolution - 1).to(tl.float32)
     cell = tl.where(cell < last, cell, last)
@@ -55,7 +57,7 @@ def _cell(position, resolution):
 
 @triton.jit
 def _level(levels, number):
-    """One row of level_table."""
+    """Load one row of level_table."""
     row = levels + number * 6
     factor_y = tl.load(row + 3).to(tl.uint32)
     factor_z = tl.load(row + 4).to(tl.uint32)
@@ -71,7 +73,9 @@ def _level(levels, number):
 
 @triton.jit
 def _corner(cell, fraction, level, CORNER: tl.constexpr):
-    """Table row and weight of one corner. The hash needs only its low bits, so uint32 is sufficient."""
+    """Return the table row and weight of one corner. Only the low bits of the hash matter, so uint32
+    suffices.
+    """
     RIGHT: tl.constexpr = CORNER // 4
     UP: tl.constexpr = CORNER // 2 % 2
     FAR: tl.constexpr = CORNER % 2
@@ -88,7 +92,7 @@ def _corner(cell, fraction, level, CORNER: tl.constexpr):
 
 @triton.jit
 def _encode(position, inside, table, level, F: tl.constexpr, BLOCK: tl.constexpr):
-    """Features [BLOCK, F] of one level."""
+    """Return the features [BLOCK, F] of one level."""
     cell, fraction = _cell(position, level[0])
     feature = tl.arange(0, F)[None, :]
     total = tl.zeros([BLOCK, F], tl.float32)
@@ -130,7 +134,7 @@ def _sum_of_run(value, begins, next_value, next_begins):
 
 @triton.jit
 def _cell_number(points, index, inside, resolution):
-    """Linear index of the cell of a point, −1 if there is no point."""
+    """Return the linear index of the cell of each point, −1 for elements without a point."""
     cell, _ = _cell(_position(points, index, inside), resolution)
     return tl.where(inside, cell[0] + (cell[1] + cell[2] * resolution) * resolution, -1)
 
@@ -176,13 +180,13 @@ def _backward(
 
 @functools.cache
 def level_table(levels: tuple[GridLevel, ...], device: torch.device) -> Int[Tensor, "L 6"]:
-    """The levels for the kernels: resolution, offset, entries − 1, factors of y and z, dense."""
+    """Return one row per level for the kernels: resolution, offset, entries − 1, y and z factors, dense."""
     rows = []
     for level in levels:
         stride = level.resolution + 1
         factors = (stride, stride * stride) if level.dense else PRIMES
         rows.append([level.resolution, level.offset, level.entries - 1, *factors, level.dense])
-    # Converted through int64, because the primes use all 32 bits.
+    # The rows are converted through int64, because the primes use all 32 bits.
     return torch.tensor(rows, dtype=torch.int64).to(torch.int32).to(device)
 
 
@@ -193,7 +197,7 @@ def encode(
     group: int = LEVELS_PER_PROGRAM,
     block: int = BLOCK,
 ) -> Float[Tensor, "N LF"]:
-    """Features of float32 points in [0, 1]³, F a power of two; see reference.encode.
+    """Encode float32 points in [0, 1]³; see reference.encode. F must be a power of two.
 
     group (levels per program) and block (points per program, a power of two) affect only the speed.
     """
@@ -214,7 +218,7 @@ def encode_backward(
     runs: bool = True,
     block: int = BLOCK,
 ) -> Float[Tensor, "T F"]:
-    """Gradient with respect to the table; see reference.encode_backward.
+    """Compute the gradient with respect to the table; see reference.encode_backward.
 
     runs: sum consecutive points of one cell before the atomic addition on dense levels.
     """

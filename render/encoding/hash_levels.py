@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GridLevel:
-    """One level: cells per axis, and its rows [offset, offset + entries) of the table, dense or hashed."""
+    """One level with `resolution` cells per axis. Its table rows [offset, offset + entries) are dense or
+    hashed.
+    """
 
     resolution: int
     offset: int
@@ -16,7 +18,7 @@ class GridLevel:
 def grid_levels(
     n_levels: int, log2_hashmap_size: int, base_resolution: int, max_resolution: int
 ) -> tuple[GridLevel, ...]:
-    """The levels in order of resolution. The first and the last have exactly the given resolutions."""
+    """Return the levels, coarsest first. The first and the last have exactly the given resolutions."""
     result, offset = [], 0
     for level in range(n_levels):
         exponent = level / (n_levels - 1) if n_levels > 1 else 0.0

@@ -1,10 +1,11 @@
-"""Reference implementation of the hash encoding in torch, and `Encoder`, the contract of all implementations.
+"""Reference implementation of the hash encoding in torch, and the interface of all implementations.
 
-Level l of L has round(N_min · (N_max / N_min)^(l / (L − 1))) cells per axis, N_min being base_resolution and
-N_max max_resolution. If its (cells + 1)³ vertices fit into 2^log2_hashmap_size rows, each vertex has its own
-row. Otherwise vertices share rows by the spatial hash x ⊕ 2654435761 y ⊕ 805459861 z. The feature of a point
-is the trilinear interpolation of the eight corners of its cell, concatenated over the levels
-(Müller et al. 2022, Instant Neural Graphics Primitives).
+Level l of L has round(N_min · (N_max / N_min)^(l / (L − 1))) cells per axis, where N_min is base_resolution
+and N_max is max_resolution. If its (cells + 1)³ vertices fit into 2^log2_hashmap_size rows, each vertex has
+its own row. Otherwise the spatial hash x ⊕ 2654435761 y ⊕ 805459861 z selects the row, so several vertices
+can share one. At each level the features of a point are interpolated trilinearly from the eight corners of
+its cell. The features of all levels are concatenated (Müller et al. 2022, Instant Neural Graphics
+Primitives).
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ class Encoder:
 def level_corners(
     points: Float[Tensor, "N 3"], level: GridLevel
 ) -> tuple[Int[Tensor, "N 8"], Float[Tensor, "N 8"]]:
-    """Table rows [N,8] and trilinear weights [N,8] of the cell corners around points in [0, 1]³."""
+    """Return table rows [N,8] and trilinear weights [N,8] of the cell corners around points in [0, 1]³."""
     scaled = points * level.resolution
     # A point with coordinate 1 belongs to the last cell.
     cell = scaled.floor().clamp(max=level.resolution - 1)
@@ -53,7 +54,7 @@ def level_corners(
 def encode(
     points: Float[Tensor, "N 3"], table: Float[Tensor, "T F"], levels: tuple[GridLevel, ...]
 ) -> Float[Tensor, "N LF"]:
-    """Features of points in [0, 1]³, on any device."""
+    """Encode points in [0, 1]³ on any device."""
     features = table.shape[1]
     out = table.new_empty(len(points), len(levels), features)
     for number, level in enumerate(levels):
@@ -67,7 +68,7 @@ def encode_backward(
     grad: Float[Tensor, "N LF"],
     levels: tuple[GridLevel, ...],
 ) -> Float[Tensor, "T F"]:
-    """Gradient with respect to the table, from the gradient with respect to the features."""
+    """Compute the gradient with respect to the table from the gradient with respect to the features."""
     features = grad.shape[1] // len(levels)
     grad = grad.reshape(len(points), len(levels), features)
     grad_table = grad.new_zeros(levels[-1].offset + levels[-1].entries, features)

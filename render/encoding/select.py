@@ -1,7 +1,7 @@
 """Selection of the hash encoding: Triton on CUDA, numba on the CPU, otherwise the reference in torch.
 
-`Encoder` in reference.py is the contract. The selection has the same form as those of the rasteriser and of
-the prior's kernels: it happens once, for the device on which the table lies.
+All implementations have the interface `Encoder` in reference.py. The selection works like that of the
+rasteriser and that of the prior's kernels. It happens once, for the device of the table.
 """
 
 import logging
@@ -15,17 +15,19 @@ from render.kernels.available import triton_works
 
 logger = logging.getLogger(__name__)
 
-# By device type, in order of preference. The reference is used if none of them is usable.
+# The encoders to try on each device type, best first. If none is usable, the reference is used.
 AUTOMATIC = {"cuda": ("triton",), "cpu": ("numba",)}
 # Tests set this to a key of BUILDERS, which replaces the automatic choice.
 OVERRIDE: str | None = None
 
 
 def choose_encoder(device: torch.device, dtype: torch.dtype, features: int) -> Encoder:
-    """The encoder for a table on `device`. If the reference replaces a faster one, a warning is logged once.
+    """Return the encoder for a table on `device`.
+
+    If the reference replaces a faster one, this is logged once.
 
     features: features per level. Only the reference supports dtypes other than float32. Triton needs a power
-    of two of features.
+    of two as the number of features.
     """
     if OVERRIDE is not None:
         return BUILDERS[OVERRIDE](device)
@@ -45,7 +47,7 @@ def choose_encoder(device: torch.device, dtype: torch.dtype, features: int) -> E
 
 
 def build_triton(device: torch.device) -> Encoder:
-    """The Triton kernels. Raises RuntimeError if Triton does not run on the device."""
+    """Return the Triton kernels. Raises RuntimeError if Triton does not run on the device."""
     if not triton_works(device):
         raise RuntimeError(f"its test kernel fails on {device}")
     from render.encoding import hash_grid_triton
@@ -54,14 +56,14 @@ def build_triton(device: torch.device) -> Encoder:
 
 
 def build_numba(device: torch.device) -> Encoder:
-    """The numba functions. Raises an error of numba if it is missing or unusable."""
+    """Return the numba functions. Raises an error if numba is missing or unusable."""
     from render.encoding import hash_grid_numba
 
     return Encoder("numba", hash_grid_numba.encode, hash_grid_numba.encode_backward)
 
 
 def build_reference(device: torch.device) -> Encoder:
-    """The reference, which runs on any device."""
+    """Return the reference, which runs on any device."""
     return REFERENCE
 
 

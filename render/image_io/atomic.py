@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-# Temporary files and folders begin with this prefix. A killed run leaves them behind.
+# Temporary files and folders begin with this prefix. They remain if a run is killed.
 TEMPORARY = ".writing_"
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path in the same folder (same suffix), renamed to `path` when the block succeeds.
+    """Yield a temporary path with the same folder and suffix. It is renamed to `path` if the block succeeds.
 
     Missing parent folders are created. On an exception the temporary file is removed and an older `path` is
-    unchanged. An OSError that names no file is raised again with `path` as its file.
+    unchanged. An OSError without a file name is raised again with the name `path`.
     """
     path = Path(path)
     with naming_errors(path):
@@ -39,10 +39,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged_folder(folder: Path | str) -> Iterator[Path]:
-    """Yields an empty folder beside `folder`; when the block succeeds, its files are moved into `folder`.
+    """Yield an empty folder beside `folder`. If the block succeeds, its files are moved into `folder`.
 
-    Files in subfolders are moved to the same subfolders. A set of files that belong together changes within
-    milliseconds. Other files of `folder` are kept. On an exception nothing changes.
+    Files in subfolders are moved to the same subfolders. The files of a set that belongs together are thus
+    replaced within milliseconds. Other files of `folder` are kept. On an exception nothing changes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def remove_temporaries(folder: Path | str, boundary: str = ".lock") -> None:
 
 @contextlib.contextmanager
 def naming_errors(path: Path) -> Iterator[None]:
-    """Raise an OSError that names no file or a temporary one again, with `path` as its file."""
+    """Raise an OSError again with the file name `path` if it has no file name or that of a temporary file."""
     try:
         yield
     except OSError as error:
@@ -97,15 +97,16 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 def write_text(path: Path | str, content: str) -> None:
     """Write `content` in UTF-8 to `path`, atomically and flushed to the disk.
 
-    Surrogates, which stand for the bytes of file names that are not UTF-8, are written as escapes: \\udcff.
-    JSON reads these back as the same characters.
+    Surrogates, which represent bytes of file names that are not UTF-8, are written as escapes such as
+    \\udcff. JSON reads these back as the same characters.
     """
     write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 @cache
 def _current_umask() -> int:
-    # Reading the umask sets it for a moment, which affects files that other threads create. Read it once.
+    # Reading the umask sets it for a moment, which affects files that other threads create. So it is read
+    # only once.
     mask = os.umask(0)
     os.umask(mask)
     return mask

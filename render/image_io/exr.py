@@ -1,7 +1,7 @@
 """OpenEXR pictures: parts, layers, windows and chromaticities.
 
-Sources: "Technical Introduction to OpenEXR"; the matrix of chromaticities: SMPTE RP 177; adaptation of the
-white point: K. M. Lam, 1985 (Bradford).
+Sources: "Technical Introduction to OpenEXR"; SMPTE RP 177 for the conversion matrix of chromaticities; K. M.
+Lam, 1985 (Bradford) for the adaptation of the white point.
 """
 
 import logging
@@ -15,19 +15,20 @@ from render.read_errors import FileError
 
 logger = logging.getLogger(__name__)
 
-# Red, green, blue and white, (x, y) each.
+# Chromaticities (x, y) of red, green, blue and white.
 REC_709 = np.array([[0.64, 0.33], [0.3, 0.6], [0.15, 0.06], [0.3127, 0.329]])
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 CUBE = 1
 
 
 def read_exr(path: Path) -> Float[np.ndarray, "H W 3"]:
-    """Linear Rec. 709 RGB of the first part that has R, G and B, in its display window.
+    """Return the first part that has R, G and B as linear Rec. 709 RGB, in its display window.
 
-    Without plain R, G and B the first layer that has them is read. Pixels outside of the data window are 0.
+    If no part has plain R, G and B channels, the first layer with these channels is read. Pixels outside of
+    the data window are 0.
 
     Raises:
-        FileError: the fault of the file.
+        FileError: if the file is faulty.
     """
     import OpenEXR
 
@@ -60,7 +61,9 @@ def _window(header: dict, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _choose(parts: list[list[str]]) -> tuple[int, list[str]]:
-    """The part and its channel names of R, G and B. Plain names in any part precede those of a layer."""
+    """Return the part and the names of its R, G and B channels. Plain names are preferred to those of a
+    layer.
+    """
     for layered in (False, True):
         for number, names in enumerate(parts):
             for name in names:
@@ -79,7 +82,7 @@ def _choose(parts: list[list[str]]) -> tuple[int, list[str]]:
 def _placed(
     image: Float[np.ndarray, "h w 3"], low: tuple[int, int], origin: tuple[int, int], shape: tuple[int, int]
 ) -> Float[np.ndarray, "H W 3"]:
-    """The image of the display window, with the data window in its position."""
+    """Return an image of the size of the display window that contains the data window at its position."""
     column, row = low[0] - origin[0], low[1] - origin[1]
     if (column, row) == (0, 0) and image.shape[:2] == shape:
         return image

@@ -11,12 +11,12 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def try_lock(path: Path | str) -> BinaryIO | None:
-    """Lock `path`, which is created if it is missing; returns the open file, None if the lock is taken.
+    """Lock `path` and return the open file, or None if the lock is held already. A missing file is created.
 
     Closing the file releases the lock. On a file system without locks, every call succeeds.
 
     Raises:
-        OSError: the file cannot be opened or created.
+        OSError: if the file cannot be opened or created.
     """
     while True:
         file = open(path, "ab+")  # noqa: SIM115
@@ -29,8 +29,8 @@ def try_lock(path: Path | str) -> BinaryIO | None:
             if error.errno not in NO_LOCKS:
                 file.close()
                 raise
-        # The holder may have deleted the file between the two calls. A lock on a deleted file protects
-        # nothing.
+        # The holder of the lock may have deleted the file between the two calls. A lock on a deleted file has
+        # no effect.
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()

@@ -1,8 +1,8 @@
-"""Radiance .hdr (RGBE) pictures, and the environment maps that can be read: .hdr and OpenEXR .exr.
+"""Radiance .hdr (RGBE) pictures, and the reader of environment maps in .hdr and OpenEXR .exr files.
 
-Radiance in memory is linear RGB, float32, row 0 at the top. RGBE shares one exponent among three 8-bit
-mantissas, so the largest channel of a pixel is kept to 1 part in 256 and the others to 1/256 of the largest.
-Source of the format: G. Ward, "Real Pixels", Graphics Gems II, 1991, and the Radiance manual.
+Radiance in memory is linear RGB, float32, row 0 at the top. RGBE stores three 8-bit mantissas and one shared
+exponent, so each channel of a pixel is accurate to 1/256 of its largest channel. Source of the format: G.
+Ward, "Real Pixels", Graphics Gems II, 1991, and the Radiance manual.
 """
 
 import re
@@ -29,9 +29,10 @@ OTHER_PICTURES = {
     b"MM\0*": "a TIFF",
     b"RIFF": "a WebP",
 }
-# "-Y H +X W": the sign and axis of the scan lines, and of the pixels in a line. -Y is downward.
+# A line such as "-Y H +X W": sign, axis and number of the scan lines, then of the pixels in a line. -Y is
+# downward.
 RESOLUTION = re.compile(rb"([+-][XY]) +(\d{1,9}) +([+-][XY]) +(\d{1,9})\n")
-# The new run-length encoding stores the width in 15 bits and is not used for narrower lines than this.
+# The new run-length encoding stores the width in 15 bits and is not used for lines of fewer than 8 pixels.
 RLE_WIDTHS = range(8, 0x8000)
 LONGEST_LITERAL = 128
 LONGEST_RUN = 127
@@ -39,13 +40,13 @@ SHORTEST_RUN = 4
 
 
 def read_latlong(path: str | Path) -> Float[Tensor, "H W 3"]:
-    """Linear radiance of a .hdr or .exr file, at least 0.
+    """Return the linear radiance of a .hdr or .exr file.
 
-    Negative values, which resampling filters leave behind, become 0.
+    Negative values, which resampling filters can produce, become 0.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: naming the file: not a readable picture, or it holds NaN or infinity.
+        FileNotFoundError: if the file does not exist.
+        ValueError: with the file name, if the file is not a readable picture or contains NaN or infinity.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,7 +69,7 @@ def read_latlong(path: str | Path) -> Float[Tensor, "H W 3"]:
 
 
 def write_hdr(path: str | Path, image: Float[Tensor, "H W 3"]) -> None:
-    """Write linear radiance as run-length encoded RGBE, atomically; values below 0 are written as 0."""
+    """Write linear radiance as run-length encoded RGBE, atomically. Values below 0 are written as 0."""
     rgbe = _encode_rgbe(image.detach().cpu().float().numpy())
     height, width = rgbe.shape[:2]
     header = f"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y {height} +X {width}\n".encode()
@@ -86,7 +87,7 @@ def _encode_rgbe(image: Float[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 4"
     image = np.maximum(image, 0)
     largest = image.max(-1)
     _, exponent = np.frexp(largest)
-    # The mantissa may be rounded up to 256. Such a pixel gets the next exponent.
+    # The mantissa may be rounded up to 256. Such a pixel is stored with the next exponent.
     exponent = exponent + (np.rint(np.ldexp(largest, 8 - exponent)) > 255)
     visible = exponent >= -127
     mantissas = np.rint(np.ldexp(image, (8 - exponent)[..., None]))
@@ -100,7 +101,7 @@ def _decode_rgbe(rgbe: UInt8[np.ndarray, "H W 4"]) -> Float[np.ndarray, "H W 3"]
 
 
 def _compress(line: UInt8[np.ndarray, " W"]) -> bytes:
-    """One channel of one line: (128 + n, value) is a run of n, (n, values) are n literal bytes."""
+    """Compress one channel of one line: (128 + n, value) is a run of n, (n, values) are n literal bytes."""
     starts = np.flatnonzero(np.diff(line, prepend=~line[:1]))
     lengths = np.diff(starts, append=len(line))
     data, packed, literal_from = line.tobytes(), bytearray(), 0
@@ -133,13 +134,13 @@ def _read_rgbe(path: Path) -> Float[np.ndarray, "H W 3"]:
     if size[1].endswith(b"X"):
         rgbe = rgbe.transpose(1, 0, 2)
     signs = {size[1][1:]: size[1][:1], size[3][1:]: size[3][:1]}
-    # Rows go down and columns to the right, as -Y and +X say.
+    # The result has rows downward (-Y) and columns to the right (+X). Other orders are reversed.
     rgbe = rgbe[:: 1 if signs[b"Y"] == b"-" else -1, :: 1 if signs[b"X"] == b"+" else -1]
     return _decode_rgbe(rgbe)
 
 
 def _read_lines(data: bytes, lines: int, width: int) -> UInt8[np.ndarray, "L W 4"]:
-    """Scan lines, each in one of three encodings: plain pixels, the old or the new run-length encoding."""
+    """Read scan lines. Each is stored as plain pixels or in the old or new run-length encoding."""
     out = np.empty((lines, width, 4), dtype=np.uint8)
     at, marker = 0, bytes([2, 2, width >> 8 & 255, width & 255])
     for line in range(lines):
@@ -155,9 +156,10 @@ def _read_lines(data: bytes, lines: int, width: int) -> UInt8[np.ndarray, "L W 4
 
 
 def _read_new_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
-    """A line whose four channels follow each other: (128 + n, value) is a run, (n, values) are literals.
+    """Read a line that stores its four channels one by one: (128 + n, value) is a run, (n, values) are
+    literals.
 
-    Returns where the next line begins.
+    Returns the offset of the next line.
     """
     line, width = bytearray(), len(out)
     for channel in range(1, 5):
@@ -178,8 +180,9 @@ def _read_new_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
 
 
 def _read_old_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
-    """A line of pixels, where (1, 1, 1, n) repeats the previous pixel n times. In the k-th of consecutive
-    repeats, n is multiplied by 256^(k − 1). Returns where the next line begins.
+    """Read a line of pixels, where (1, 1, 1, n) repeats the previous pixel n times.
+
+    In the k-th of consecutive repeats, n is multiplied by 256^(k − 1). Returns the offset of the next line.
     """
     done, shift, width = 0, 0, len(out)
     while done < width:

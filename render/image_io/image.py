@@ -29,7 +29,7 @@ def encode_normal(normal: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"
 
 
 def to_bytes(image: Float[Tensor, "*batch H W C"]) -> UInt8[np.ndarray, "*batch H W C"]:
-    """Round [0,1] to the nearest of 0 … 255."""
+    """Convert values in [0,1] to the nearest integers in 0 … 255."""
     return (image.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
 
 
@@ -48,7 +48,7 @@ def _pixels(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> UInt8
 def png_bytes(
     image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"], notes: Mapping[str, str] | None = None
 ) -> bytes:
-    """The image as a PNG file in memory, 8 bits per channel. `notes` become text chunks."""
+    """Return the image as a PNG file in memory, 8 bits per channel. `notes` are stored as text chunks."""
     import imageio.v3 as imageio
 
     text = PngInfo()
@@ -58,7 +58,10 @@ def png_bytes(
 
 
 def encode_pngs(images: Sequence[Float[Tensor, "_ _ _"] | UInt8[np.ndarray, "_ _ _"]]) -> list[bytes]:
-    """Images of any sizes as PNG files in memory, compressed in parallel: a large texture takes a second."""
+    """Return images of any size as PNG files in memory.
+
+    They are compressed in parallel, because a large texture takes a second.
+    """
     with ThreadPoolExecutor(thread_name_prefix="png") as pool:
         return list(pool.map(png_bytes, images))
 
@@ -68,12 +71,12 @@ def write_png(
     image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"],
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the image as an 8-bit PNG. `notes` become text chunks."""
+    """Write the image as an 8-bit PNG. `notes` are stored as text chunks."""
     write_bytes(path, png_bytes(image, notes))
 
 
 def read_image(path: Path | str) -> Float[Tensor, "H W 3"]:
-    """An image file as RGB in [0,1]. Raises FileNotFoundError if there is none."""
+    """Read an image file as RGB in [0,1]. Raises FileNotFoundError if it does not exist."""
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
 
@@ -86,7 +89,10 @@ def as_rgb(image: Float[Tensor, "*batch H W C"]) -> Float[Tensor, "*batch H W 3"
 def grid(
     images: Sequence[Float[Tensor, "H W C"]], columns: int, gap: int = 0, background: float = 1.0
 ) -> Float[Tensor, "H2 W2 3"]:
-    """Images of one size in rows of `columns`, `gap` pixels apart. Empty cells have the background colour."""
+    """Arrange images of one size in `columns` columns, `gap` pixels apart.
+
+    Empty cells have the background colour.
+    """
     assert images and columns > 0, "a grid needs at least one image and one column"
     height, width = images[0].shape[:2]
     rows = math.ceil(len(images) / columns)
@@ -103,10 +109,11 @@ def grid(
 
 
 def write_mp4(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: int = 25) -> int:
-    """Write frames of one size as an H.264 video (yuv420p, which all browsers play); returns their number.
+    """Write frames of one size as an H.264 video and return the number of frames.
 
-    Odd sizes are padded by repeating the last row or column, because yuv420p needs even sizes. If
-    imageio-ffmpeg is missing, the video is skipped with a warning and 0 is returned.
+    The pixel format is yuv420p, which all browsers play and which needs even sizes. Odd sizes are padded by
+    repeating the last row or column. If imageio-ffmpeg is missing, the video is skipped with a warning and 0
+    is returned.
     Raises ValueError if there are no frames.
     """
     if importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -143,8 +150,9 @@ def write_mp4(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fp
 def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) -> None:
     """Write RGB frames of one size as a looping GIF with one palette for all frames.
 
-    One palette without dithering avoids flicker, and frames then store only the pixels that change: on
-    renders 2/3 of the bytes of imageio's palette per frame, with a mean error of 1.5 of 255.
+    A single palette without dithering avoids flicker, and each frame stores only the pixels that change. For
+    renders, this needs 2/3 of the bytes that imageio needs with one palette per frame, and the mean error is
+    1.5 of 255.
     """
     import imageio.v3 as imageio
 
@@ -163,12 +171,13 @@ def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) ->
 
 
 def _shared_palette(frames: Sequence[Image.Image], samples: int = 25, side: int = 128) -> Image.Image:
-    """A palette of black, white and 254 colours that cover the colours of sampled frames."""
+    """Return a palette of black, white and 254 colours that represent the colours of sampled frames."""
     count = min(samples, len(frames))
     chosen = [frames[len(frames) * k // count] for k in range(count)]
     small = [np.asarray(frame.resize((side, side), Image.Resampling.NEAREST)) for frame in chosen]
     pixels = np.stack(small).reshape(-1, 3)
-    # One pixel per colour at 6 bits per channel. Weighted by pixels, white would use most of the palette.
+    # Keep one pixel per colour (6 bits per channel). Otherwise white pixels would determine most of the
+    # palette.
     _, first = np.unique((pixels >> 2) @ np.array([4096, 64, 1]), return_index=True)
     covering = pixels[first].reshape(-1).tolist()
     if len(first) > 254:

@@ -11,7 +11,7 @@ def check_size(width: int, height: int, file_bytes: int) -> None:
     """Reject a picture that is too large, or larger than its file can hold.
 
     Raises:
-        FileError: naming the size.
+        FileError: if the picture is rejected. The message contains the size.
     """
     pixels = width * height
     if pixels > MOST_PIXELS:

@@ -1,4 +1,4 @@
-"""Pictures in texture files as bytes, without loss for 8 bits per channel."""
+"""Decode the pictures of texture files to bytes, without loss for 8 bits per channel."""
 
 import io
 
@@ -13,10 +13,10 @@ READ = "PNG, JPEG, WebP, TGA, BMP and TIFF"
 
 
 def decode_texture(content: bytes) -> UInt8[np.ndarray, "H W C"]:
-    """The pixels of a picture file: C is 3, or 4 if it has an alpha channel. 16 bits are rounded to 8.
+    """Decode a picture file. C is 3, or 4 if it has an alpha channel. 16 bits per channel are rounded to 8.
 
     Raises:
-        FileError: it is no picture of a known format, it is too large, or it is damaged.
+        FileError: if the content is not a picture of a known format, is too large or is damaged.
     """
     try:
         picture = Image.open(io.BytesIO(content))

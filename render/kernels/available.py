@@ -1,4 +1,4 @@
-"""Test of whether Triton kernels can run."""
+"""Test whether Triton kernels can run."""
 
 import logging
 from functools import cache

@@ -1,7 +1,8 @@
 """Fused CUDA kernels of gbuffer.surface_points, one for each direction.
 
 The gradients of vertices are summed by atomic additions, so their last bits vary between runs, as with
-index_add_. Only points at grazing angles contribute to them, because only those use the face normal.
+index_add_. Only points at grazing angles contribute to these gradients, because only they use the face
+normal.
 """
 
 import torch
@@ -33,7 +34,7 @@ GRAZING = tl.constexpr(normals.GRAZING)
 
 @triton.jit
 def _load_points(values, rast, pixel, faces, v_pos, camera, index, mask, view_pixels):
-    """Flat pixel; position; smooth, face and to_viewer before normalisation; face vertices and two edges."""
+    """Return flat pixel; position; unnormalised smooth, face and to_viewer; face vertices and two edges."""
     pixel_index = tl.load(pixel + index, mask=mask, other=0)
     position = load_vec3(values + 6 * pixel_index, mask)
     smooth = load_vec3(values + 6 * pixel_index + 3, mask)
@@ -48,7 +49,9 @@ def _load_points(values, rast, pixel, faces, v_pos, camera, index, mask, view_pi
 
 @triton.jit
 def _blend_normals(smooth, face, view):
-    """shading_normal before normalisation: side ±1, view·smooth / GRAZING, its clamp to [0, 1], the blend."""
+    """Return the terms of shading_normal: side (±1), view·smooth / GRAZING, this value clamped to [0, 1], and
+    the blended normal before normalisation.
+    """
     side = tl.where(dot(face, view) < 0, -1.0, 1.0)
     facing = tl.div_rn(dot(smooth, scale(view, side)), GRAZING)
     blend = tl.minimum(tl.maximum(facing, 0.0), 1.0)
@@ -141,9 +144,10 @@ def surface_points(
     *,
     normals: bool = True,
 ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None, Float[Tensor, "N 3"]]:
-    """position, normal and to_viewer at the covered pixels; see gbuffer.surface_points.
+    """Compute position, normal and to_viewer at the covered pixels; see gbuffer.surface_points.
 
-    All float32 except pixel, which is int64 without duplicates. Gradients flow to values and v_pos.
+    All tensors are float32 except pixel, which is int64 and has no duplicates. Differentiable in values and
+    v_pos.
     """
     return _SurfacePoints.apply(values, rast.detach(), pixel, faces, v_pos, camera, normals)
 

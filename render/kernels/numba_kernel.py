@@ -1,4 +1,4 @@
-"""numba compilation with a disk cache that tolerates damaged files and full or read-only disks.
+"""Compile with numba and a disk cache that tolerates damaged files and full or read-only disks.
 
 numba stores compiled functions as pickles beside the sources and raises an error at every start if a file is
 damaged. Here a damaged file is replaced, and a cache that cannot be written causes a warning.
@@ -20,7 +20,7 @@ class SafeCache(FunctionCache):
     """A function cache that treats errors as cache misses."""
 
     def load_overload(self, signature: object, target_context: object) -> object | None:
-        """The compiled function; None if it is not in the cache or cannot be read."""
+        """Return the compiled function, or None if it is not in the cache or cannot be read."""
         try:
             return super().load_overload(signature, target_context)
         except Exception as error:  # Unpickling a damaged file raises errors of many types.
@@ -30,7 +30,7 @@ class SafeCache(FunctionCache):
             return None
 
     def save_overload(self, signature: object, data: object) -> None:
-        """Store a compiled function, if possible."""
+        """Store a compiled function if possible."""
         try:
             super().save_overload(signature, data)
         except Exception as error:

@@ -1,6 +1,7 @@
 """CUDA kernels of mesh.smooth_normals: two for the forward pass, one for the backward pass.
 
-Faces add to their vertices atomically, so the last bits vary between runs, as with index_add_.
+The vectors of faces are added to the vertices atomically, so the last bits of the result vary between runs,
+as with index_add_.
 """
 
 import torch
@@ -24,7 +25,7 @@ from render.kernels.vec3_triton import (
 )
 from render.raster.triton.triangles import cross, load_face
 
-# A sum of face vectors with a squared length below this has no direction.
+# If the squared length of a sum of face vectors is below this, the sum has no direction.
 DEGENERATE = tl.constexpr(1e-20)
 
 
@@ -41,7 +42,7 @@ def _sum_faces(v_pos, faces, summed, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _direction(summed):
-    """Whether the sum has a direction, its unit vector (otherwise +z) and its length (otherwise 1)."""
+    """Return whether the sum has a direction, its unit vector (otherwise +z) and its length (otherwise 1)."""
     squared = dot(summed, summed)
     valid = squared > DEGENERATE
     length = tl.sqrt_rn(tl.where(valid, squared, 1.0))
@@ -62,7 +63,9 @@ def _normalize(summed, normals, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _normalize_backward(summed, grad, vertex, mask):
-    """Gradient of a vertex's sum from that of its normal. Each face recomputes it, which saves a launch."""
+    """Compute the gradient of a vertex's sum from that of its normal. It is recomputed for each face, which
+    saves a kernel launch.
+    """
     row = 3 * vertex.to(tl.int64)
     valid, direction, length = _direction(load_vec3(summed + row, mask))
     cotangent = load_vec3(grad + row, mask)
@@ -89,7 +92,7 @@ def _backward(v_pos, faces, summed, grad, grad_v_pos, count, BLOCK: tl.constexpr
 
 
 def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
-    """Area-weighted unit normals of float32 positions; see mesh.smooth_normals. faces: any integer type."""
+    """Compute mesh.smooth_normals for float32 positions and faces of any integer type."""
     return _SmoothNormals.apply(v_pos, faces)
 
 

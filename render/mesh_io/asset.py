@@ -1,4 +1,4 @@
-"""A finished mesh with parts: what the writers of all formats write."""
+"""A finished mesh with parts, which is the input of the writers of all formats."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from render.mesh import Mesh
 from render.mesh_io.structure import Structure
 from render.mesh_io.surface_material import SurfaceMaterial
 
-# A node whose transform shrinks its content by more than this cannot be inverted in 32-bit numbers.
+# A node transform that scales by less than this cannot be inverted in 32-bit numbers.
 LEAST_SCALE = 1e-9
 
 
@@ -19,8 +19,8 @@ LEAST_SCALE = 1e-9
 class Asset:
     """A mesh in file coordinates with uv, tangents and handedness, and its parts.
 
-    face_part: the part of the structure that each face belongs to. materials: one for each number in the
-    structure; unused ones behind the last used one of the file may be left out by the writers.
+    face_part: the part of the structure that each face belongs to. materials: one for each material index of
+    the structure. Writers may omit an unused default material at the end.
     """
 
     mesh: Mesh
@@ -33,7 +33,7 @@ class Asset:
         return torch.nonzero(self.face_part == part)[:, 0]
 
     def part_mesh(self, part: int) -> Mesh:
-        """The faces of a part; vertices and uv are those of the whole mesh."""
+        """Return a mesh with the faces of a part and the vertices and uv of the whole mesh."""
         mesh, chosen = self.mesh, self.faces_of(part)
         uv_faces = None if mesh.uv_faces is None else mesh.uv_faces[chosen]
         return Mesh(
@@ -41,8 +41,10 @@ class Asset:
         )
 
     def node_matrices(self) -> Float[np.ndarray, "N 4 4"] | None:
-        """The transform of each node to world coordinates; None if that of a node with a mesh cannot be
-        inverted."""
+        """Return the transform of each node to world coordinates.
+
+        The result is None if the transform of a node with a mesh cannot be inverted.
+        """
         world = self.structure.world_matrices()
         used = sorted({part.node for part in self.structure.parts})
         scales = [np.linalg.svd(world[node, :3, :3], compute_uv=False).min() for node in used]

@@ -1,35 +1,37 @@
-"""Ear clipping of polygons in the plane: concave, touching and degenerate ones, n − 2 triangles each.
+"""Ear clipping of planar polygons, including concave, touching and degenerate ones.
 
-Method: G. H. Meisters, "Polygons have ears", 1975. A corner is an ear if it turns left and no other corner
-lies in its triangle. After an ear the next corner is skipped, so a large polygon becomes compact triangles
-instead of a fan. Corners are sorted into a uniform grid, so a test looks only at the cells that the triangle
-covers. The compiled functions use scalars only, which keeps their compilation short.
+Method: G. H. Meisters, "Polygons have ears", 1975. A polygon of n corners gives n − 2 triangles. A corner is
+an ear if the outline turns left there and no other corner lies in its triangle. After an ear is cut off, the
+next corner is skipped, so a large polygon is divided into compact triangles instead of a fan. Corners are
+sorted into a uniform grid, so only the cells that the triangle covers are tested. The compiled functions use
+scalars only, which keeps their compilation short.
 """
 
 import numba
 import numpy as np
 from jaxtyping import Float, Int
 
-# The maximum number of corners and cells that are tested for all polygons of a file, some seconds of work.
+# The maximum number of corners and cells that are tested for all polygons of a file. This takes a few
+# seconds.
 MOST_TESTS = 300_000_000
-# If no ear is left, the test is relaxed: first corners on the outline block an ear, then only corners
-# inside, then none.
+# If no ear is left, the test is relaxed. STRICT: corners on the outline of the triangle also block an ear.
+# LAX: only corners inside block it. ANY: no corner blocks it.
 STRICT, LAX, ANY = 0, 1, 2
 
 
 def clip_ears(
     points: Float[np.ndarray, "C 2"], starts: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
 ) -> tuple[Int[np.ndarray, "T 3"], int]:
-    """The triangles of polygons as indices into `points`, and how many polygons were divided.
+    """Return the triangles of polygons as indices into `points`, and the number of divided polygons.
 
     points: the corners of all polygons, one polygon after the other, counter-clockwise, in a box of unit
-    size; starts, sizes: where each begins, and its corners, at least 3. The number is less than that of the
-    polygons if MOST_TESTS are used up.
+    size; starts: the index of the first corner of each polygon. sizes: the number of its corners, at least 3.
+    Not all polygons are divided if MOST_TESTS is exceeded.
     """
     after, before = np.arange(len(points)) + 1, np.arange(len(points)) - 1
     after[starts + sizes - 1], before[starts] = starts, starts + sizes - 1
-    # The grid of each polygon: `side` cells along an axis; `first` is the place in `order` of each cell's
-    # corners.
+    # Each polygon has a grid with `side` cells along an axis. `first` is the index in `order` of the first
+    # corner of each cell.
     side = np.maximum(1, np.sqrt(sizes / 2).astype(np.int64))
     low = np.minimum.reduceat(points, starts)
     extent = np.maximum((np.maximum.reduceat(points, starts) - low).max(1), 1e-300)
@@ -101,13 +103,13 @@ def _clip_all(x, y, starts, sizes, after, before, alive, grid, out):
 
 @numba.njit(cache=True, nogil=True)
 def _cells(start, end, low, size, cells):
-    """The range of cells along an axis that start … end covers."""
+    """Return the range of cells that the interval from start to end covers along an axis."""
     return min(int((start - low) / size), cells - 1), min(int((end - low) / size), cells - 1) + 1
 
 
 @numba.njit(cache=True, nogil=True)
 def _blocks(x, y, previous, p, following, a, b, c, rule):
-    """Whether corner p keeps abc from being an ear. Only corners that do not turn left can."""
+    """Return whether corner p prevents abc from being an ear. Left turns never do."""
     one, two, three = _turn(x, y, a, b, p), _turn(x, y, b, c, p), _turn(x, y, c, a, p)
     if one < 0 or two < 0 or three < 0 or _turn(x, y, previous, p, following) > 0:
         return False
@@ -118,7 +120,7 @@ def _blocks(x, y, previous, p, following, a, b, c, rule):
 
 @numba.njit(cache=True, nogil=True)
 def _turn(x, y, a, b, c):
-    """1 for a left turn at b, -1 for a right turn, 0 if the three are on a line up to rounding."""
+    """Return 1 for a left turn at b, -1 for a right turn, 0 if a, b and c are collinear up to rounding."""
     ux, uy, vx, vy = x[b] - x[a], y[b] - y[a], x[c] - x[b], y[c] - y[b]
     cross = ux * vy - uy * vx
     rounding = 4e-16 * (abs(ux) + abs(uy) + abs(vx) + abs(vy)) + 1e-12 * (abs(ux * vy) + abs(uy * vx))

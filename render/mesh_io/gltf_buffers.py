@@ -11,7 +11,7 @@ from render.read_errors import FileError
 
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
-# An accessor may declare zeros that are not stored. A larger number of them is rejected.
+# The maximum number of elements of an accessor whose values are zeros that are not stored in the file.
 MOST_PROMISED = 2**22
 MESHOPT = (
     "it is compressed with meshopt (EXT_meshopt_compression), which is not read; save it without compression "
@@ -28,14 +28,14 @@ class Buffers:
         self._arrays: dict[int, np.ndarray] = {}
 
     def stored_bytes(self) -> int:
-        """The bytes of all buffers that have been read."""
+        """Return the total size in bytes of all buffers that have been read."""
         for number in {view.get("buffer", 0) for view in self.tree.get("bufferViews", [])}:
             if not self._is_fallback(number):
                 self._buffer(number)
         return sum(len(buffer) for buffer in self._buffers.values())
 
     def count(self, accessor: int | None) -> int:
-        """The number of elements of an accessor, 0 for None."""
+        """Return the number of elements of an accessor, 0 for None."""
         if accessor is None:
             return 0
         entry = self._entry("accessors", accessor)
@@ -47,7 +47,10 @@ class Buffers:
         return count
 
     def array(self, accessor: int, columns: int | None = None) -> Float[np.ndarray, "N K"]:
-        """The elements of an accessor as float64, normalised integers divided: [count, columns]."""
+        """Return the elements of an accessor as float64 [count, columns].
+
+        Normalised integers are divided by their maximum.
+        """
         if accessor not in self._arrays:
             self._arrays[accessor] = self._read(accessor)
         found = self._arrays[accessor]
@@ -77,7 +80,7 @@ class Buffers:
         return found
 
     def _elements(self, entry: dict, count: int, kind: np.dtype, columns: int) -> np.ndarray:
-        """[count, columns] of a buffer view, a view into the buffer."""
+        """Return the elements [count, columns] in a buffer view, without a copy."""
         view = self._entry("bufferViews", entry["bufferView"])
         data = self._buffer(view["buffer"])
         start, length = view.get("byteOffset", 0), view["byteLength"]
@@ -105,7 +108,9 @@ class Buffers:
         return entries[number]
 
     def _is_fallback(self, number: int) -> bool:
-        """Whether a buffer has no data of its own because another one holds it compressed with meshopt."""
+        """Return whether a buffer has no data because another buffer contains the data, compressed with
+        meshopt.
+        """
         return any("meshopt" in name for name in self._entry("buffers", number).get("extensions", {}))
 
     def _buffer(self, number: int) -> np.ndarray:
@@ -130,7 +135,7 @@ class Buffers:
         return content
 
     def view(self, number: int) -> bytes:
-        """The bytes of a buffer view."""
+        """Return the bytes of a buffer view."""
         view = self._entry("bufferViews", number)
         data, start, length = self._buffer(view["buffer"]), view.get("byteOffset", 0), view["byteLength"]
         if min(start, length) < 0 or start + length > len(data):
@@ -143,11 +148,12 @@ class Buffers:
         return [self.file(uri, "buffer") for uri in uris if not uri.startswith("data:")]
 
     def file(self, uri: str, what: str = "image") -> Path:
-        """The file of a URI, unchanged or percent-decoded, in the folder of the mesh. what: a noun for
-        messages.
+        """Return the file of a URI in the folder of the mesh. The URI may be percent-encoded.
+
+        what: a noun for messages.
 
         Raises:
-            FileError: the file does not exist, or lies outside of the folder.
+            FileError: if the file does not exist or lies outside of the folder.
         """
         folder = self.folder.resolve()
         for name in (uri, unquote(uri)):

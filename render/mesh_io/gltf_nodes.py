@@ -12,7 +12,8 @@ MOST_INSTANCES = 2**20
 class Nodes:
     """World transforms of all nodes, and the nodes of the default scene.
 
-    visible: the numbers of the scene's nodes, parents first; all nodes if the file has no scene.
+    visible: the indices of the nodes of the default scene, parents first. If the file has no scene, all nodes
+    are visible.
     """
 
     def __init__(self, tree: dict, buffers: Buffers):
@@ -35,7 +36,7 @@ class Nodes:
         return nodes[node]
 
     def _walk(self, roots: list[int], world: dict[int, np.ndarray] | None) -> list[int]:
-        """The nodes below `roots`, parents first; fills `world`. Each node has one parent at most."""
+        """Return the nodes below `roots`, parents first, and fill `world`. Each node has at most one parent."""
         found, seen, pending = [], set(), [(root, np.eye(4)) for root in reversed(roots)]
         while pending:
             node, parent = pending.pop()
@@ -56,7 +57,7 @@ class Nodes:
         return self.world[node]
 
     def instances(self, node: int) -> Float[np.ndarray, "I 4 4"]:
-        """The world transforms at which a node's mesh stands: one, or those of EXT_mesh_gpu_instancing."""
+        """Return the world transforms of a node's mesh: one, or several with EXT_mesh_gpu_instancing."""
         instancing = self.entry(node).get("extensions", {}).get("EXT_mesh_gpu_instancing")
         if not instancing:
             return self.place(node)[None]
@@ -78,8 +79,10 @@ class Nodes:
         return self.place(node) @ trs_matrices(*values)
 
     def joint_matrices(self, skin: int) -> Float[np.ndarray, "J 4 4"]:
-        """World transform of each joint times its inverse bind matrix. A skinned node's own transform is
-        unused."""
+        """Return the world transform of each joint times its inverse bind matrix.
+
+        The transform of the skinned node itself is not used.
+        """
         entry = self.tree["skins"][skin]
         joints = np.stack([self.place(joint) for joint in entry["joints"]])
         if "inverseBindMatrices" not in entry:
@@ -120,5 +123,5 @@ def trs_matrices(
 def transform_points(
     matrices: Float[np.ndarray, "I 4 4"], points: Float[np.ndarray, "V 3"]
 ) -> Float[np.ndarray, "I V 3"]:
-    """The points under each transform."""
+    """Apply each transform to the points."""
     return points @ matrices[:, :3, :3].transpose(0, 2, 1) + matrices[:, None, :3, 3]
