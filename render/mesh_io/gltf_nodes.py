@@ -36,7 +36,7 @@ class Nodes:
         return nodes[node]
 
     def _walk(self, roots: list[int], world: dict[int, np.ndarray] | None) -> list[int]:
-        """Return the nodes below `roots`, parents first, and fill `world`. Each node has at most one parent."""
+        """Return the nodes below `roots`, parents first, and fill `world`. A node has at most one parent."""
         found, seen, pending = [], set(), [(root, np.eye(4)) for root in reversed(roots)]
         while pending:
             node, parent = pending.pop()

@@ -1,7 +1,7 @@
-"""Mesh files: the reader of each format, and what is the same for all of them.
+"""Mesh files: selection of the reader by format, and the processing that is the same for all formats.
 
-To add a format, write a function from a path to `Polygons` in a file of its own, which raises `FileError`,
-and name it in READERS.
+To add a format, write a function in a new file that maps a path to `Polygons` and raises `FileError`. Then
+add the function to READERS.
 """
 
 import logging
@@ -34,7 +34,8 @@ READERS: dict[str, Callable[[Path], Polygons]] = {
     ".off": read_off,
 }
 LARGEST = 1e9
-# Float32 has 24 bits. A mesh at a distance of this many times its size would lose 8 of them.
+# Float32 has 24 bits. If the distance of a mesh from the origin is this many times its size, 8 of them are
+# lost.
 FAR = 256
 
 
@@ -42,11 +43,12 @@ FAR = 256
 class MeshFile:
     """All triangles of a file, as one mesh on the CPU.
 
-    Equal positions are one vertex, also if the file splits them along uv seams or holds a triangle soup.
-    face_part is the part of `structure` that each face belongs to, None if the format has no parts. v_pos is
-    relative to `origin`, which is 0 unless the mesh is so far from the origin that float32 would
-    round it. uv [U,2] with (0,0) at the top left of the texture and uv_faces [F,3] are None unless every face
-    has uv; a uv vertex belongs to one position, a position has as many as charts meet there.
+    Equal positions are merged into one vertex, also if the file splits them along uv seams or contains
+    unconnected triangles. face_part is the part of `structure` that each face belongs to, None if the format
+    has no parts. v_pos is relative to `origin`, which is 0 unless the mesh is so far away from 0 that float32
+    would be too coarse. uv [U,2], with (0,0) at the top left of the texture, and uv_faces [F,3] are None
+    unless every face has uv. A uv vertex belongs to one position. A position at which several charts meet has
+    one uv vertex per chart.
     """
 
     v_pos: Float[Tensor, "V 3"]
@@ -59,21 +61,22 @@ class MeshFile:
 
     @property
     def has_own_appearance(self) -> bool:
-        """Whether the format has parts and materials."""
+        """Return whether the format has parts and materials."""
         return self.face_part is not None
 
 
 def load_mesh(path: str | Path, partial_uv: bool = False) -> MeshFile:
-    """Read a mesh file as one mesh of all its objects and materials, polygons divided into triangles.
+    """Read all objects and materials of a mesh file as one triangle mesh.
 
-    Faces that use a position twice or repeat another face's positions, and vertices that no face uses, are
-    dropped. partial_uv: keep the texture coordinates of the parts that have them; those of the other parts
-    are 0, and their `has_uv` is False.
+    Polygons are divided into triangles. Dropped are faces that use a position twice, faces that have the same
+    positions as an earlier face, and unused vertices. partial_uv: keep the texture coordinates of the parts
+    that have them. The other parts get the coordinates 0 and `has_uv` False.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: naming the file and its fault: unknown format, empty, unreadable, NaN, infinite or huge
-            positions, indices out of range, no faces, none with an area.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the format is unknown, the file is empty or unreadable, positions are NaN, infinite or
+        huge, indices are out of range, or there are no faces with an area. The message contains the file and
+        the fault.
     """
     path = Path(path)
     if not path.is_file():
@@ -91,14 +94,14 @@ def load_mesh(path: str | Path, partial_uv: bool = False) -> MeshFile:
 
 
 def vertices_of_file(path: str | Path, mesh: MeshFile) -> Int[np.ndarray, " N"]:
-    """For each vertex of a file in the reader's order, its row in `mesh.v_pos`; −1 if no triangle uses it.
+    """Return the row in `mesh.v_pos` of each vertex that the reader returns, −1 for unused vertices.
 
     mesh: the result of `load_mesh(path)`.
     """
     path = Path(path)
     polygons = READERS[path.suffix.lower()](path)
     positions, welded = _weld(_centred(polygons.v_pos)[0])
-    # Both are sorted in the same way, and mesh.v_pos is a subset.
+    # Both arrays are sorted in the same order, and mesh.v_pos is a subset of `positions`.
     kinds = [np.ascontiguousarray(values).view("S12")[:, 0] for values in (positions, mesh.v_pos.numpy())]
     used = np.isin(*kinds)
     return np.where(used, np.cumsum(used) - 1, -1)[welded]
@@ -122,8 +125,9 @@ def _check(polygons: Polygons) -> None:
 
 
 def _clean(path: Path, polygons: Polygons, partial_uv: bool) -> MeshFile:
-    """Weld equal positions, drop repeated polygons, divide into triangles, drop degenerate ones and unused
-    values."""
+    """Weld equal positions, drop repeated polygons, triangulate, and drop degenerate triangles and unused
+    values.
+    """
     v_pos, origin = _centred(polygons.v_pos)
     positions, welded = _weld(v_pos)
     polygons = replace(polygons, v_pos=positions.astype(np.float64), corners=welded[polygons.corners])
@@ -159,8 +163,7 @@ def _clean(path: Path, polygons: Polygons, partial_uv: bool) -> MeshFile:
 
 
 def _zero_where_missing(polygons: Polygons, structure: Structure | None) -> tuple[Polygons, Structure | None]:
-    """The polygons with texture coordinates 0 in every part that lacks some, and the structure that says
-    so."""
+    """Set the texture coordinates to 0 and `has_uv` to False in every part in which some are missing."""
     if polygons.uv is None or structure is None:
         return polygons, structure and replace(
             structure, parts=tuple(replace(part, has_uv=False) for part in structure.parts)
@@ -181,8 +184,10 @@ def _zero_where_missing(polygons: Polygons, structure: Structure | None) -> tupl
 
 
 def _centred(v_pos: Float[np.ndarray, "V 3"]) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Positions as float32, relative to the middle of their box if that is far away compared with its
-    size."""
+    """Return positions as float32, and their origin.
+
+    The origin is the middle of their box if it is far away compared with the size of the box, otherwise 0.
+    """
     low, high = v_pos.min(0), v_pos.max(0)
     middle = (low + high) / 2
     if np.abs(middle).max() <= FAR * max((high - low).max(), 1e-30):
@@ -191,8 +196,8 @@ def _centred(v_pos: Float[np.ndarray, "V 3"]) -> tuple[np.ndarray, tuple[float, 
 
 
 def _weld(v_pos: Float[np.ndarray, "V 3"]) -> tuple[Float[np.ndarray, "P 3"], Int[np.ndarray, " V"]]:
-    """The different positions, sorted, and the number of each vertex's position."""
-    # −0 equals 0.
+    """Return the unique positions, sorted, and the index of each vertex's position among them."""
+    # This changes −0 to 0.
     v_pos = v_pos + np.float32(0)
     order = np.lexsort(v_pos.T[::-1])
     in_order = v_pos[order]
@@ -211,7 +216,7 @@ def _without_repeated(polygons: Polygons) -> tuple[Polygons, int]:
 def _uv_of_positions(
     faces: np.ndarray, uv: np.ndarray, uv_faces: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One uv vertex for each different (position, uv) that occurs."""
+    """Create one uv vertex for each unique pair (position, uv)."""
     values, welded = np.unique(uv, axis=0, return_inverse=True)
     keys, uv_faces = np.unique(faces * len(values) + welded.reshape(-1)[uv_faces], return_inverse=True)
     return np.ascontiguousarray(values[keys % len(values)]), uv_faces.reshape(-1, 3).astype(np.int64)

@@ -12,12 +12,13 @@ WITH_MATERIALS = (*GLTF, *OBJ)
 
 
 def load_materials(path: str | Path, pictures: bool = True) -> tuple[SurfaceMaterial, ...]:
-    """The materials of a mesh file: `DEFAULT_MATERIAL` alone for a format without materials.
+    """Read the materials of a mesh file. A format without materials gives only `DEFAULT_MATERIAL`.
 
-    pictures: False reads names and settings only.
+    pictures: if False, only names and settings are read.
 
     Raises:
-        ValueError, OSError: naming the file, the material and the fault.
+        ValueError, OSError: if a material cannot be read. The message contains the file, the material and the
+        fault.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -30,7 +31,7 @@ def load_materials(path: str | Path, pictures: bool = True) -> tuple[SurfaceMate
 
 
 def appearance_files(path: str | Path) -> list[Path]:
-    """The files beside a mesh file that its materials and buffers are in."""
+    """Return the files beside a mesh file that contain its materials and buffers."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in WITH_MATERIALS:

@@ -1,8 +1,7 @@
-"""Write a glTF file again with moved vertices, as GLB.
+"""Write a copy of a glTF file with moved vertices, as GLB.
 
-Only positions, normals and tangents change. Nodes, names, materials, pictures, indices, texture coordinates,
-skins and animations are kept. Tangents are removed, because viewers compute them from the texture
-coordinates.
+Positions and normals change. Tangents are removed, because viewers compute them from the texture coordinates.
+Nodes, names, materials, pictures, indices, texture coordinates, skins and animations are kept.
 """
 
 import copy
@@ -29,7 +28,9 @@ MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg",
 
 @dataclass(frozen=True)
 class _Primitive:
-    """A primitive of a visible node. rows: its vertices among those of the file. faces: indices into them.
+    """A primitive of a visible node.
+
+    rows: the range of its vertices among those of the file. faces: indices into this range.
 
     linear: the derivative of each vertex's world position with respect to its position in the file.
     """
@@ -44,11 +45,13 @@ class _Primitive:
 def moved_gltf(
     source: Path, welded: Int[np.ndarray, " N"], v_pos: Float[np.ndarray, "V 3"], shift: np.ndarray
 ) -> bytes | None:
-    """The content of a GLB file with moved vertices; None if the file draws one mesh at several places of a
-    node (EXT_mesh_gpu_instancing), which cannot move separately.
+    """Return the content of a GLB file with moved vertices.
 
-    welded: for each vertex of the file in the order of `read_gltf`, its row in v_pos and shift. v_pos, shift:
-    positions and their movement, in world coordinates.
+    The result is None if a node of the file has several instances of its mesh (EXT_mesh_gpu_instancing),
+    because their vertices cannot move separately.
+
+    welded: the row in v_pos and shift of each vertex of the file, in the order of `read_gltf`. v_pos, shift:
+    positions and their displacements in world coordinates.
     """
     tree, chunk = _parse(source.read_bytes())
     buffers = Buffers(tree, chunk, source.parent)
@@ -64,7 +67,7 @@ def moved_gltf(
 
 
 def _primitives(scene: _Scene) -> Iterator[_Primitive | None]:
-    """The primitives with faces in the order of `read_gltf`; None for one that has several instances."""
+    """Yield the primitives with faces in the order of `read_gltf`, or None if they have several instances."""
     start = 0
     for node in scene.nodes.visible:
         if "mesh" not in scene.nodes.entry(node):
@@ -88,7 +91,7 @@ def _mesh_of(scene: _Scene, node: int) -> dict:
 def _linear(
     scene: _Scene, node: int, primitive: dict, vertices: int, place: Float[np.ndarray, "4 4"]
 ) -> Float[np.ndarray, "V 3 3"]:
-    """The linear part of the transform of each vertex: that of the node, or of the joints of its skin."""
+    """Return the linear part of each vertex's transform, from the node or from the joints of the skin."""
     skin = scene.nodes.entry(node).get("skin")
     if skin is None or "JOINTS_0" not in primitive["attributes"]:
         return np.broadcast_to(place[:3, :3], (vertices, 3, 3))
@@ -102,7 +105,7 @@ def _linear(
 def _world_normals(
     scene: _Scene, primitives: list[_Primitive], welded: Int[np.ndarray, " N"], moved: np.ndarray
 ) -> Float[np.ndarray, "N 3"]:
-    """The new normal of each vertex of the file, in world coordinates."""
+    """Compute the new normal of each vertex of the file in world coordinates."""
     old, faces = np.zeros((len(welded), 3)), [np.zeros((0, 3), dtype=np.int64)]
     for primitive in primitives:
         faces.append(primitive.faces + primitive.rows.start)
@@ -148,7 +151,7 @@ class _MovedDocument:
         entry.get("extensions", {}).pop(DRACO, None)
 
     def pack(self) -> bytes:
-        """The GLB file, with external pictures inside."""
+        """Return the GLB file. External pictures are embedded."""
         for image in self.tree.get("images", ()):
             self._embed(image)
         self._place_new_views()
@@ -160,7 +163,7 @@ class _MovedDocument:
         return pack_glb(self.tree, bytes(binary))
 
     def _own_mesh(self, node: int) -> int:
-        """The mesh of a node. A mesh that another node has moved already is copied."""
+        """Return the mesh of a node. If the mesh was moved for another node already, it is copied."""
         if node not in self._mesh_of_node:
             mesh = self.tree["nodes"][node]["mesh"]
             if mesh in self._mesh_of_node.values():
@@ -170,7 +173,7 @@ class _MovedDocument:
         return self._mesh_of_node[node]
 
     def _replace(self, mesh: int, accessor: int, values: Float[np.ndarray, "V 3"], bounds: bool) -> int:
-        """The accessor that has new values for a mesh: the same one if no other mesh uses it."""
+        """Return an accessor with new values for a mesh. The given one is reused if no other mesh uses it."""
         if (mesh, accessor) not in self._accessors:
             array = np.ascontiguousarray(values, dtype="<f4")
             entry = {"componentType": FLOAT, "count": len(array), "type": "VEC3"}
@@ -187,7 +190,7 @@ class _MovedDocument:
         return self._accessors[mesh, accessor]
 
     def _users(self, accessor: int) -> set[int]:
-        """The meshes of the file that name an accessor; −1 for one that names it as a morph target."""
+        """Return the meshes of the file that use an accessor, and −1 if one uses it as a morph target."""
         found = set()
         for number, mesh in enumerate(self._original["meshes"]):
             for primitive in mesh["primitives"]:
@@ -198,7 +201,7 @@ class _MovedDocument:
         return found
 
     def _place_new_views(self) -> None:
-        """Give each new array a buffer view: one that nothing names any more, or a new one."""
+        """Assign a buffer view to each new array: one that is no longer used, or a new one."""
         named = set(_named_views(self.tree))
         free = sorted(set(_named_views(self._original)) - named)
         for accessor, content in self._new:
@@ -210,7 +213,8 @@ class _MovedDocument:
                 number = self._add_view(view, content)
             self.tree["accessors"][accessor]["bufferView"] = number
         for number in free:
-            # A view has at least one byte.
+            # The remaining unused views are kept with minimal content, because a view must have at least one
+            # byte.
             self._views[number] = bytes(4)
 
     def _add_view(self, view: dict, content: bytes) -> int:
@@ -219,7 +223,7 @@ class _MovedDocument:
         return len(self._views) - 1
 
     def _embed(self, image: dict) -> None:
-        """Move the picture of a file beside the mesh into the document."""
+        """Embed a picture that is stored in a file beside the mesh."""
         uri = image.get("uri", "data:")
         if uri.startswith("data:"):
             return
@@ -239,7 +243,7 @@ def _view_bytes(buffers: Buffers, view: dict) -> bytes:
 
 
 def _named_views(entry: object) -> Iterator[int]:
-    """All numbers of buffer views in a document, also those in extensions."""
+    """Yield the indices of all buffer views that a document uses, also in extensions."""
     if isinstance(entry, dict):
         if isinstance(entry.get("bufferView"), int):
             yield entry["bufferView"]

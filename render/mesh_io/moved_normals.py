@@ -10,11 +10,11 @@ SAME = np.cos(np.radians(2))
 def corner_normals(
     v_pos: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], old: Float[np.ndarray, "F 3 3"]
 ) -> tuple[Float[np.ndarray, "G 3"], Int[np.ndarray, "F 3"]]:
-    """New unit normals, and the number of the normal of each corner.
+    """Return new unit normals, and the index of the normal of each corner.
 
-    v_pos: the moved positions, equal ones welded. old: the normals of the corners before the move. A new
-    normal is the sum of the faces around a vertex, weighted by their area, over the corners whose old normals
-    agree. It is the old one if that sum is 0.
+    v_pos: the moved positions. Equal positions are one vertex. old: the normals of the corners before the
+    move. The corners of a vertex whose old normals agree share one new normal, which is the area-weighted sum
+    of the normals of their faces. If the sum is 0, the old normal is kept.
     """
     a, b, c = (v_pos[faces[:, corner]] for corner in range(3))
     cross = np.repeat(np.cross(b - a, c - a), 3, axis=0)
@@ -38,5 +38,5 @@ def corner_normals(
 
 
 def _unit(vectors: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
-    """Unit vectors; a vector of length 0 stays 0."""
+    """Return unit vectors. A vector of length 0 stays 0."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)

@@ -1,7 +1,7 @@
-"""Write an OBJ file again with moved vertices, and copy its materials.
+"""Write a copy of an OBJ file with moved vertices, and copy its materials.
 
-Only the numbers of `v` and `vn` statements and the normals' indices of faces change. Materials, groups,
-texture coordinates and the order of all statements are kept.
+Only the numbers of `v` and `vn` statements and the normal indices of faces change. Materials, groups, texture
+coordinates and the order of all statements are kept.
 """
 
 import logging
@@ -17,7 +17,7 @@ from render.mesh_io.read_obj import read_obj
 
 logger = logging.getLogger(__name__)
 
-# Statements of a material library that name a picture, besides map_….
+# Statements of a material library that contain the name of a picture, in addition to map_….
 PICTURES = ("bump", "norm", "disp", "decal", "refl")
 
 
@@ -28,9 +28,9 @@ def moved_obj(
     shift: np.ndarray,
     digits: int,
 ) -> bytes:
-    """The content of an OBJ file with moved vertices.
+    """Return the content of an OBJ file with moved vertices.
 
-    welded: for each `v` statement its row in v_pos and shift. v_pos, shift: positions and their movement.
+    welded: the row in v_pos and shift of each `v` statement. v_pos, shift: positions and their displacements.
     digits: significant digits of a position.
     """
     lines = _lines(source.read_bytes())
@@ -61,7 +61,7 @@ def moved_obj(
 def copy_materials(source: Path, folder: Path) -> None:
     """Copy the material libraries of an OBJ file and their pictures, with the same relative paths.
 
-    Files outside of the folder of the OBJ file are not copied, which is logged.
+    Files outside of the folder of the OBJ file are not copied, and a warning is logged.
     """
     for line in _lines(source.read_bytes()):
         keyword, _, names = line.strip().partition(" ")
@@ -78,7 +78,7 @@ def copy_materials(source: Path, folder: Path) -> None:
 
 
 def _lines(content: bytes) -> list[str]:
-    """The lines of an OBJ file, with continued lines joined."""
+    """Return the lines of an OBJ file. Continued lines are joined."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         content = content.decode("utf-16").encode()
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
@@ -88,7 +88,7 @@ def _lines(content: bytes) -> list[str]:
 def _corner_normals(
     source: Path, lines: list[str], welded: Int[np.ndarray, " N"], moved: Float[np.ndarray, "V 3"]
 ) -> tuple[Float[np.ndarray, "G 3"], Int[np.ndarray, " C"]]:
-    """The new normals, and for each corner of all polygons the number of its normal, −1 if it has none."""
+    """Return the new normals, and the index of the normal of each polygon corner, −1 for none."""
     table, indices = _normal_indices(lines)
     none = np.zeros((0, 3)), np.full(len(indices), -1)
     if not len(table) or (indices < 0).all():
@@ -103,7 +103,7 @@ def _corner_normals(
 
 
 def _normal_indices(lines: list[str]) -> tuple[Float[np.ndarray, "M 3"], Int[np.ndarray, " C"]]:
-    """The `vn` statements, and the index into them of each corner, −1 for none or one out of range."""
+    """Return the `vn` statements and the normal index of each corner, −1 if it is missing or out of range."""
     table, indices = [], []
     for line in lines:
         words = line.split("#", 1)[0].split()
@@ -119,7 +119,7 @@ def _normal_indices(lines: list[str]) -> tuple[Float[np.ndarray, "M 3"], Int[np.
 
 
 def _with_normal(word: str, normal: int) -> str:
-    """A corner of a face with another normal; −1: without one."""
+    """Return a corner of a face with the given normal index, or without a normal if it is −1."""
     position, uv = (word.split("/") + [""])[:2]
     if normal < 0:
         return f"{position}/{uv}" if uv else position
@@ -127,8 +127,11 @@ def _with_normal(word: str, normal: int) -> str:
 
 
 def _existing(folder: Path, words: list[str]) -> list[str]:
-    """The file that a statement names: its longest end that is a file, as names may contain spaces. Several
-    names if only the single words are files."""
+    """Return the names of the existing files in a statement.
+
+    Names may contain spaces, so the longest sequence of words at the end that is a file is preferred.
+    Otherwise all single words that are files are returned.
+    """
     for first in range(len(words)):
         name = " ".join(words[first:])
         if (folder / name).is_file():

@@ -9,10 +9,10 @@ from render.read_errors import FileError
 
 
 def parse_numbers(text: bytes) -> Float[np.ndarray, " N"]:
-    """All numbers of a text, separated by white space.
+    """Parse a text of numbers that are separated by white space.
 
     Raises:
-        FileError: the text holds something else.
+        FileError: if the text contains anything else.
     """
     if not text.strip():
         return np.zeros(0)

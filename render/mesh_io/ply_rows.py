@@ -1,5 +1,7 @@
-"""Lengths of the lists in PLY rows of different sizes, compiled: a row's place depends on all rows before
-it."""
+"""Compiled loops that read the list lengths of PLY rows of different sizes.
+
+The offset of a row depends on all rows before it, so the loops cannot be vectorised.
+"""
 
 import numba
 import numpy as np
@@ -7,10 +9,10 @@ import numpy as np
 
 @numba.njit(cache=True, nogil=True)
 def list_lengths(data, start, rows, widths, counts, signed, big_endian):
-    """[rows, lists] lengths; fewer rows if the data ends early or a length is negative.
+    """Return list lengths [rows, lists]. There are fewer rows if the data ends early or a length is negative.
 
-    data: the bytes of the file. widths: bytes of each property's value; counts: bytes of its length, 0 for a
-    scalar; signed: whether the length is.
+    data: the bytes of the file. widths: the size of each property's values in bytes. counts: the size of its
+    list length in bytes, 0 for a scalar. signed: whether the list length is signed.
     """
     out = np.zeros((rows, (counts > 0).sum()), dtype=np.int64)
     at, end = start, len(data)
@@ -39,7 +41,7 @@ def list_lengths(data, start, rows, widths, counts, signed, big_endian):
 
 @numba.njit(cache=True, nogil=True)
 def list_lengths_of_numbers(values, start, rows, is_list):
-    """The same for the numbers of an ASCII file."""
+    """Return the same as `list_lengths` for the numbers of an ASCII file."""
     out = np.zeros((rows, is_list.sum()), dtype=np.int64)
     at, end = start, len(values)
     for row in range(rows):

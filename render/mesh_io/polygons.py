@@ -1,4 +1,4 @@
-"""Polygons as the mesh readers return them, and their triangulation, the same for every format."""
+"""The polygons that the mesh readers return, and their triangulation."""
 
 from dataclasses import dataclass, replace
 
@@ -11,12 +11,13 @@ from render.read_errors import FileError
 
 @dataclass(frozen=True)
 class Polygons:
-    """The polygons of a mesh file, as they are in the file, objects merged.
+    """The unchanged polygons of all objects of a mesh file.
 
-    corners: the positions' indices of all polygons, one polygon after the other; sizes: the number of corners
-    of each. uv has (0,0) at the top left of the texture and is indexed by uv_corners, one for each of
-    `corners`; both are None if no corner has texture coordinates, and uv is NaN at corners without them.
-    parts: the part of `structure` that each polygon belongs to; both are None if the format has no parts.
+    corners: the position indices of all polygons, one polygon after the other. sizes: the number of corners
+    of each polygon. uv has (0,0) at the top left of the texture and is indexed by uv_corners, which has one
+    entry per entry of `corners`. Both are None if no corner has texture coordinates. uv is NaN at corners
+    without texture coordinates. parts: the part of `structure` that each polygon belongs to. Both are None if
+    the format has no parts.
     """
 
     v_pos: Float[np.ndarray, "V 3"]
@@ -29,12 +30,12 @@ class Polygons:
 
     @staticmethod
     def of_triangles(v_pos: np.ndarray, faces: np.ndarray) -> "Polygons":
-        """Triangles without texture coordinates."""
+        """Create triangles without texture coordinates."""
         corners = np.ascontiguousarray(faces, dtype=np.int64).reshape(-1)
         return Polygons(v_pos, corners, np.full(len(faces), 3, dtype=np.int64))
 
     def select(self, kept: Bool[np.ndarray, " P"]) -> "Polygons":
-        """Some of the polygons, with all positions."""
+        """Return the selected polygons with all positions."""
         if kept.all():
             return self
         corners = np.repeat(kept, self.sizes)
@@ -49,12 +50,12 @@ class Polygons:
         )
 
     def parts_of_triangles(self) -> Int[np.ndarray, " T"] | None:
-        """The part of each triangle that `triangulate` returns."""
+        """Return the part of each triangle that `triangulate` returns."""
         return None if self.parts is None else np.repeat(self.parts, np.maximum(self.sizes - 2, 0))
 
 
 def points_only(count: int, what: str = "points") -> FileError:
-    """The error for a file of points without faces."""
+    """Return the error for a file of points without faces."""
     return FileError(
         f"it holds {count} {what} and no faces; make a surface of it first (for example in MeshLab: Filters, "
         "Remeshing, Screened Poisson Surface Reconstruction)"
@@ -62,7 +63,10 @@ def points_only(count: int, what: str = "points") -> FileError:
 
 
 def repeated(polygons: Polygons) -> Bool[np.ndarray, " P"]:
-    """The polygons whose positions, in any order, are those of an earlier one. Equal positions are welded."""
+    """Find the polygons that have the same positions as an earlier one, in any order.
+
+    Equal positions must have the same index.
+    """
     found = np.zeros(len(polygons.sizes), dtype=bool)
     starts = np.cumsum(polygons.sizes) - polygons.sizes
     for size in np.unique(polygons.sizes):
@@ -73,7 +77,7 @@ def repeated(polygons: Polygons) -> Bool[np.ndarray, " P"]:
 
 
 def _repeated_rows(rows: Int[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
-    """The rows that equal an earlier one. Rows are compared by a 64-bit hash first."""
+    """Find the rows that equal an earlier row. Rows are sorted by a 64-bit hash."""
     key = np.zeros(len(rows), dtype=np.uint64)
     for column in rows.T:
         key = (key ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
@@ -87,14 +91,14 @@ def _repeated_rows(rows: Int[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
 
 
 def triangulate(polygons: Polygons) -> Int[np.ndarray, "T 3"]:
-    """n − 2 triangles of each polygon of n corners, as indices into `corners`, in the order of the polygons.
+    """Divide each polygon of n corners into n − 2 triangles, as indices into `corners`, in the given order.
 
-    Triangles are unchanged. A quadrilateral is divided along the diagonal that keeps both halves on its outer
-    side, the first one if both do. Larger polygons are divided by ear clipping (see
-    `render/mesh_io/ear_clipping.py`). Polygons of fewer than 3 corners give no triangle.
+    Triangles are unchanged. A quadrilateral is divided along the diagonal for which both halves face its
+    outer side. If this holds for both diagonals, the first one is used. Larger polygons are divided by ear
+    clipping (see `render/mesh_io/ear_clipping.py`). Polygons of fewer than 3 corners give no triangle.
 
     Raises:
-        FileError: a polygon is too complex to be divided in reasonable time.
+        FileError: if a polygon is too complex to be divided in reasonable time.
     """
     sizes = polygons.sizes
     starts = np.cumsum(sizes) - sizes
@@ -116,7 +120,7 @@ def triangulate(polygons: Polygons) -> Int[np.ndarray, "T 3"]:
 
 
 def ranges(counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " C"]:
-    """0 … count − 1 for each count, one after the other."""
+    """Return the concatenation of the ranges 0 … count − 1 for all counts."""
     ends = np.cumsum(counts)
     return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
 
@@ -124,7 +128,9 @@ def ranges(counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " C"]:
 def _divide_large(
     polygons: Polygons, starts: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
 ) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, "T 3"]]:
-    """The places in `corners` of some polygons, and their triangles as indices into those places."""
+    """Return the indices of some polygons into `corners`, and their triangles as indices into the first
+    result.
+    """
     from render.mesh_io.ear_clipping import clip_ears
 
     places = np.repeat(starts, sizes) + ranges(sizes)
@@ -142,7 +148,7 @@ def _divide_large(
 def _project(
     points: Float[np.ndarray, "C 3"], starts: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
 ) -> Float[np.ndarray, "C 2"]:
-    """Corners of polygons in the plane of each one's mean normal (Newell), scaled to unit size."""
+    """Project each polygon onto the plane of its mean normal (Newell), and scale it to unit size."""
     low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
     scale = np.maximum((high - low).max(1), 1e-300)
     local = (points - np.repeat(points[starts], sizes, axis=0)) / np.repeat(scale, sizes)[:, None]
@@ -150,10 +156,11 @@ def _project(
     following[starts + sizes - 1] = starts
     normal = np.add.reduceat(np.cross(local, local[following]), starts)
     length = np.linalg.norm(normal, axis=1)
-    # Without a mean normal: along the shortest side of the box.
+    # A polygon without a mean normal is projected along the shortest side of its box.
     normal[length < 1e-15] = np.eye(3)[(high - low)[length < 1e-15].argmin(1)]
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    # The axis that is farthest from the normal: exact for polygons in a coordinate plane.
+    # u is derived from the axis that is farthest from the normal. So the result is exact in coordinate
+    # planes.
     u = np.eye(3)[np.abs(normal).argmin(1)]
     u -= np.vecdot(normal, u)[:, None] * normal
     u /= np.linalg.norm(u, axis=1, keepdims=True)
@@ -162,11 +169,12 @@ def _project(
 
 
 def _second_diagonal(corners: Float[np.ndarray, "Q 4 3"]) -> Bool[np.ndarray, " Q"]:
-    """The quadrilaterals that have to be divided from their second to their fourth corner."""
+    """Find the quadrilaterals that must be divided from their second to their fourth corner."""
     a, b, c, d = (corners[:, k] for k in range(4))
     ac, bd = c - a, d - b
     normal = np.cross(ac, bd)
-    # Twice the areas of the four possible triangles, positive on the outer side, times |normal|.
+    # Twice the areas of the four possible triangles times |normal|, positive for triangles that face the
+    # outer side.
     abc, acd = (np.vecdot(np.cross(b - a, ac), normal), np.vecdot(np.cross(ac, d - a), normal))
     abd, bcd = (np.vecdot(np.cross(b - a, d - a), normal), np.vecdot(np.cross(c - b, bd), normal))
     least = 1e-12 * np.vecdot(normal, normal)

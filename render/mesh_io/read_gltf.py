@@ -1,8 +1,8 @@
-"""glTF 2.0 and GLB: every triangle of the default scene, as the file's rest pose shows it.
+"""glTF 2.0 and GLB: all triangles of the default scene in the rest pose.
 
 Accessors may be strided, normalised and sparse. Node transforms, instances (EXT_mesh_gpu_instancing), morph
-weights and skins are evaluated. The transform of texture coordinates is applied. `read_gltf_materials` reads
-the materials. Specification: Khronos Group, "glTF 2.0 Specification", 2021.
+weights and skins are evaluated. The transform of texture coordinates is applied. Materials are read by
+`read_gltf_materials`. Specification: Khronos Group, "glTF 2.0 Specification", 2021.
 """
 
 import json
@@ -22,7 +22,7 @@ from render.mesh_io.surface_material import DEFAULT_MATERIAL, SurfaceMaterial
 from render.read_errors import FileError
 
 TRIANGLES, TRIANGLE_STRIP, TRIANGLE_FAN = 4, 5, 6
-# Extensions that change geometry and are read here. Those of materials, textures and lights do not matter.
+# Extensions that change geometry and are read here. Extensions of materials, textures and lights are ignored.
 READ = {"KHR_mesh_quantization", "EXT_mesh_gpu_instancing"}
 HARMLESS = (
     "KHR_materials_",
@@ -42,15 +42,15 @@ FIXES = {
     "EXT_meshopt_compression": MESHOPT,
     "KHR_meshopt_compression": MESHOPT,
 }
-# Instances may multiply a small file's content up to so many vertices or triangles.
+# Maximum number of vertices or triangles that a small file may have after its instances are expanded.
 MOST_EXPANDED = 2**22
 
 
 def read_gltf(path: Path) -> Polygons:
-    """The triangles of a .gltf or .glb file.
+    """Read the triangles of a .gltf or .glb file.
 
     Raises:
-        FileError: the fault of the file or the unsupported feature, with the fix.
+        FileError: if the file is faulty or uses an unsupported feature. The message contains the fix.
     """
     tree, chunk = _parse(path.read_bytes())
     _check_extensions(tree)
@@ -65,7 +65,7 @@ def read_gltf(path: Path) -> Polygons:
         for primitive in tree["meshes"][scene.nodes.entry(node)["mesh"]]["primitives"]:
             vertices, faces = scene.size(primitive)
             points += vertices * (faces == 0)
-            # Counted before anything is expanded.
+            # The total is checked before any instance is expanded.
             total += max(vertices, faces) * len(places)
             if total > most:
                 raise FileError(
@@ -81,13 +81,13 @@ def read_gltf(path: Path) -> Polygons:
 
 
 def read_gltf_materials(path: Path, pictures: bool = True) -> tuple[SurfaceMaterial, ...]:
-    """The materials of a file in its order, then `DEFAULT_MATERIAL`; see `GltfMaterials.read`."""
+    """Read the materials of a file in order, followed by `DEFAULT_MATERIAL`; see `GltfMaterials.read`."""
     found = _materials(path)
     return (*(found.read(number, pictures) for number in range(len(found))), DEFAULT_MATERIAL)
 
 
 def gltf_files(path: Path) -> list[Path]:
-    """The files beside a mesh file that it needs: buffers and pictures."""
+    """Return the buffer and picture files that a mesh file refers to."""
     return [*_materials(path).buffers.files(), *_materials(path).files()]
 
 
@@ -97,7 +97,7 @@ def _materials(path: Path) -> GltfMaterials:
 
 
 def _parse(content: bytes) -> tuple[dict, bytes | None]:
-    """The JSON of the file and its binary chunk."""
+    """Return the JSON of the file and its binary chunk."""
     chunk = None
     if content[:4] == b"glTF":
         _, version, length = struct.unpack("<4sII", content[:12])
@@ -143,7 +143,10 @@ class _Scene:
         self.tree, self.buffers, self.nodes = tree, buffers, nodes
 
     def size(self, primitive: dict) -> tuple[int, int]:
-        """Its vertices and triangles, without reading them; 0 triangles for points and lines."""
+        """Return the numbers of vertices and triangles without reading them.
+
+        Points and lines have 0 triangles.
+        """
         _check_compression(self.tree, primitive)
         vertices = self.buffers.count(primitive["attributes"].get("POSITION"))
         corners = self.buffers.count(primitive["indices"]) if "indices" in primitive else vertices
@@ -152,7 +155,7 @@ class _Scene:
         return vertices, max(0, faces) if vertices else 0
 
     def part(self, node: int, primitive: dict, places: Float[np.ndarray, "I 4 4"]) -> "_Part":
-        """A primitive at all its instances, in world coordinates."""
+        """Return all instances of a primitive in world coordinates."""
         attributes, entry = primitive["attributes"], self.nodes.entry(node)
         v_pos = self.buffers.array(attributes["POSITION"], columns=3)
         mesh = self.tree["meshes"][entry["mesh"]]
@@ -171,7 +174,7 @@ class _Scene:
         return _Part(placed, faces, mirrored, uv)
 
     def material(self, primitive: dict) -> int:
-        """The material of a primitive; the one behind the last if it names none."""
+        """Return the material index of a primitive. Without a material, it is the number of materials."""
         materials = len(self.tree.get("materials", []))
         number = primitive.get("material", materials)
         if not isinstance(number, int) or not 0 <= number <= materials:
@@ -179,7 +182,7 @@ class _Scene:
         return number
 
     def structure(self, parts: list[Part]) -> Structure:
-        """The nodes of the default scene with these parts."""
+        """Return the structure of the nodes of the default scene and the given parts."""
         numbers = {node: number for number, node in enumerate(self.nodes.visible)}
         parents = {
             child: numbers[node] for node in numbers for child in self.nodes.entry(node).get("children", [])
@@ -216,7 +219,7 @@ class _Scene:
         return faces
 
     def _uv(self, primitive: dict, v_pos: np.ndarray) -> Float[np.ndarray, "V 2"] | None:
-        """TEXCOORD_0, or the set and transform that the material's base colour uses."""
+        """Return the texture coordinates of the base colour, transformed. The default set is TEXCOORD_0."""
         materials = self.tree.get("materials", [])
         material = materials[primitive["material"]] if "material" in primitive else {}
         texture = material.get("pbrMetallicRoughness", {}).get("baseColorTexture", {})
@@ -232,7 +235,7 @@ class _Scene:
         return uv + change.get("offset", [0, 0])
 
     def _skinned(self, skin: int, attributes: dict, v_pos: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Positions moved by the joints of a skin, and whether that mirrors them."""
+        """Return the positions moved by the joints of a skin, and whether this movement mirrors them."""
         matrices = self.nodes.joint_matrices(skin)
         blended, total = np.zeros((len(v_pos), 3, 4)), np.zeros(len(v_pos))
         for number in range(len(attributes)):
@@ -243,7 +246,7 @@ class _Scene:
             for joint, weight in zip(joints.T, weights.T, strict=True):
                 blended += weight[:, None, None] * matrices[joint, :3]
                 total += weight
-        # Weights add up to 1 in a valid file; a vertex without weights follows the first joint.
+        # Weights add up to 1 in a valid file. A vertex without weights is moved by the first joint.
         blended[total == 0] = matrices[0, :3]
         blended /= np.where(total == 0, 1, total)[:, None, None]
         moved = np.einsum("vij,vj->vi", blended[:, :, :3], v_pos) + blended[:, :, 3]
@@ -280,7 +283,10 @@ def _joined(parts: list[_Part], structure: Structure) -> Polygons:
 
 
 def _check_compression(tree: dict, primitive: dict) -> None:
-    """Draco without being required: the accessors must have the uncompressed data, too."""
+    """Raise an error if a primitive has Draco data only.
+
+    It is readable if its accessors also have plain data.
+    """
     if "KHR_draco_mesh_compression" not in primitive.get("extensions", {}):
         return
     used = [*primitive["attributes"].values(), primitive.get("indices", 0)]

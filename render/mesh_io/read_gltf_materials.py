@@ -1,4 +1,4 @@
-"""The materials of a glTF file: metallic-roughness factors and textures, as `SurfaceMaterial`."""
+"""Read the metallic-roughness materials of a glTF file as `SurfaceMaterial`."""
 
 import base64
 import logging
@@ -23,7 +23,7 @@ BASIS = "it is in Basis Universal format (KHR_texture_basisu), which is not read
 
 
 class GltfMaterials:
-    """Reads the materials of a parsed file. Pictures are decoded once, when a material needs them."""
+    """Reader of the materials of a parsed file. Each picture is decoded once, when a material needs it."""
 
     def __init__(self, tree: dict, buffers: Buffers, path: Path):
         self.tree, self.buffers, self.path = tree, buffers, path
@@ -33,10 +33,10 @@ class GltfMaterials:
         return len(self.tree.get("materials", []))
 
     def read(self, number: int, pictures: bool = True) -> SurfaceMaterial:
-        """Material `number`; without its pictures if `pictures` is False.
+        """Return material `number`, without pictures if `pictures` is False.
 
         Raises:
-            FileError: naming the material and the texture that cannot be read.
+            FileError: if a texture cannot be read. The message contains the material and the texture.
         """
         entry = self.tree["materials"][number]
         surface = entry.get("pbrMetallicRoughness", {})
@@ -66,14 +66,16 @@ class GltfMaterials:
         )
 
     def files(self) -> list[Path]:
-        """The picture files beside the mesh that the materials name."""
+        """Return the picture files that the document refers to."""
         uris = [image.get("uri", "data:") for image in self.tree.get("images", [])]
         return [self.buffers.file(uri) for uri in uris if not uri.startswith("data:")]
 
     def _texture(
         self, name: str, what: str, reference: dict | None, base: dict | None
     ) -> UInt8[np.ndarray, "H W C"] | None:
-        """The picture of a texture; None without one, or if its uv are not those of the base colour."""
+        """Return the picture of a texture, or None if there is none or its uv differ from those of the base
+        colour.
+        """
         if reference is None:
             return None
         if _coordinates(reference) != _coordinates(base or {}):
@@ -113,7 +115,10 @@ class GltfMaterials:
         return decode_texture(content)
 
     def _wrap(self, surface: dict, entry: dict) -> tuple[Wrap, Wrap]:
-        """How the base colour repeats, or the first other texture if there is no base colour."""
+        """Return the wrap modes of the base colour texture.
+
+        If it is missing, those of the next texture are used.
+        """
         places = (
             surface.get("baseColorTexture"),
             surface.get("metallicRoughnessTexture"),
@@ -137,7 +142,7 @@ class GltfMaterials:
 
 
 def _coordinates(reference: Mapping[str, Any]) -> tuple:
-    """The set and the transform of a texture's coordinates."""
+    """Return the coordinate set of a texture and its transform."""
     change = reference.get("extensions", {}).get("KHR_texture_transform", {})
     turned = [change.get("rotation", 0.0), *change.get("scale", (1, 1)), *change.get("offset", (0, 0))]
     return change.get("texCoord", reference.get("texCoord", 0)), tuple(turned)

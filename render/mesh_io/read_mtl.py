@@ -1,8 +1,8 @@
-"""The materials of an OBJ file's MTL libraries, as `SurfaceMaterial`.
+"""Read the materials of an OBJ file's MTL libraries as `SurfaceMaterial`.
 
-Read are Kd and map_Kd, Pr, Pm, map_Pr and map_Pm of the PBR extension, norm, and bump if its picture is a
-normal map. A picture of the base colour replaces Kd, as in Blender. Without Pr, roughness = 1 − √(Ns / 1000),
-Blender's conversion. Names of pictures are relative to the MTL file.
+The following statements are read: Kd and map_Kd, Pr, Pm, map_Pr and map_Pm of the PBR extension, norm, and
+bump if its picture is a normal map. A picture of the base colour replaces Kd, as in Blender. Without Pr,
+roughness is 1 − √(Ns / 1000) as in Blender. Names of pictures are relative to the MTL file.
 """
 
 import logging
@@ -21,7 +21,7 @@ from render.read_errors import FileError
 
 logger = logging.getLogger(__name__)
 
-# The options of a map statement, each with its largest number of values.
+# The options of a map statement and the maximum number of values of each.
 OPTIONS = {
     "-blendu": 1,
     "-blendv": 1,
@@ -37,18 +37,18 @@ OPTIONS = {
     "-type": 1,
 }
 MAPS = ("map_kd", "map_pr", "map_pm", "norm", "bump", "map_bump")
-# A pixel of a normal map is blue on average; a height map is grey.
+# A picture is a normal map if its mean blue exceeds its mean red by more than this. A height map is grey.
 BLUE = 16
 
 
 def read_mtl_materials(path: Path, pictures: bool = True) -> tuple[SurfaceMaterial, ...]:
-    """The materials that the faces of an OBJ file use, in the order of their first use.
+    """Read the materials that the faces of an OBJ file use, in the order of their first use.
 
-    A material that no library defines, and faces without a material, have the default appearance. pictures:
-    False reads only the names.
+    Materials that no library defines, and faces without a material, have the default appearance. pictures: if
+    False, only the names are read.
 
     Raises:
-        FileError: a picture is missing or cannot be read, or a number is not one.
+        FileError: if a picture is missing or cannot be read, or a value is not a number.
     """
     names = material_names(path)
     if not pictures:
@@ -65,7 +65,7 @@ def read_mtl_materials(path: Path, pictures: bool = True) -> tuple[SurfaceMateri
 
 
 def obj_files(path: Path) -> list[Path]:
-    """The MTL libraries of an OBJ file that exist, and the pictures that they name."""
+    """Return the existing MTL libraries of an OBJ file, and the pictures that they refer to."""
     used = {file: None for file in _library_paths(path)}
     for folder, entry in _libraries(path).values():
         for key in MAPS:
@@ -88,14 +88,14 @@ def _library_paths(path: Path) -> list[Path]:
 
 
 def _inside(file: Path, folder: Path) -> Path:
-    """The file, which must lie in the folder."""
+    """Return `file`. Raises FileError if it lies outside of `folder`."""
     if not file.resolve().is_relative_to(folder.resolve()):
         raise FileError(f"its file '{file.name}' lies outside of the mesh's folder; put it beside the mesh")
     return file
 
 
 def _libraries(path: Path) -> dict[str, tuple[Path, Mapping[str, str]]]:
-    """Every material by name: the folder of its file, and its statements by lower-case name."""
+    """Map the name of each material to the folder of its library and its statements (keys in lower case)."""
     found: dict[str, tuple[Path, dict[str, str]]] = {}
     for file in _library_paths(path):
         entry: dict[str, str] = {}
@@ -134,7 +134,7 @@ def _material(name: str, folder: Path, entry: Mapping[str, str]) -> SurfaceMater
 def _pair(
     name: str, roughness: np.ndarray | None, metallic: np.ndarray | None
 ) -> UInt8[np.ndarray, "H W 2"] | None:
-    """Both grey pictures as the channels of one; a missing one is white."""
+    """Combine both grey pictures as the channels of one. A missing picture becomes white."""
     given = [picture for picture in (roughness, metallic) if picture is not None]
     if not given:
         return None
@@ -174,7 +174,7 @@ def _picture(
 
 
 def _picture_path(folder: Path, value: str) -> Path:
-    """The file of a map statement, behind its options; a backslash separates folders, as in Windows."""
+    """Return the file of a map statement, which follows its options. Backslashes also separate folders."""
     words = value.split()
     while words and words[0] in OPTIONS:
         count, words = OPTIONS[words[0]], words[1:]
@@ -182,7 +182,7 @@ def _picture_path(folder: Path, value: str) -> Path:
             count, words = count - 1, words[1:]
     file = folder / " ".join(words).replace("\\", "/")
     if not file.is_file() and (folder / file.name).is_file():
-        # Programs write absolute paths of the machine that made the file.
+        # Some programs write absolute paths of the machine on which the file was written.
         file = folder / file.name
     return _inside(file, folder)
 

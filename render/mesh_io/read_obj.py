@@ -1,7 +1,7 @@
-"""Wavefront OBJ: v, vt, f, and the objects and materials of the faces (o, g, usemtl).
+"""Wavefront OBJ: the statements v, vt and f, and the objects and materials of faces (o, g, usemtl).
 
-Files as programs write them are read in bulk. All others, and those with a fault, are read line by line, so
-that an error names its line.
+Files in the usual form are read in bulk. Other files and faulty files are read line by line, so that error
+messages contain the line number.
 """
 
 import re
@@ -17,7 +17,7 @@ from render.mesh_io.polygons import Polygons
 from render.mesh_io.structure import Node, Part, Structure
 from render.read_errors import FileError
 
-# Statements after leading white space, or with a tab after their name.
+# Statements that have white space before their name or a tab after it.
 INDENTED = re.compile(rb"(?m)^[ \t]+(?:v|vt|f)[ \t]|^(?:v|vt|f)\t")
 # Line continuations, rare line endings and control characters.
 RARE = (b"\\", b"\r", b"\0", b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", b"\x85", b"\xe2\x80")
@@ -26,10 +26,10 @@ NO_UV = -1
 
 
 def read_obj(path: Path) -> Polygons:
-    """The polygons of an OBJ file, with its objects as nodes.
+    """Read the polygons of an OBJ file. Its objects become nodes.
 
     Raises:
-        FileError: the fault of the file, with its line number.
+        FileError: if the file is faulty. The message contains the line number.
     """
     text = read_text(path)
     found = _in_bulk(text.replace(b"\r\n", b"\n")) or _line_by_line(text)
@@ -43,7 +43,7 @@ def read_obj(path: Path) -> Polygons:
 
 
 def read_text(path: Path) -> bytes:
-    """The content of a text file as UTF-8 without a byte order mark."""
+    """Return the content of a text file as UTF-8 without a byte order mark."""
     text = path.read_bytes()
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = text.decode("utf-16").encode()
@@ -51,7 +51,7 @@ def read_text(path: Path) -> bytes:
 
 
 def material_names(path: Path) -> list[str]:
-    """The materials that the faces of a file use, in the order of their first use; "" for faces without."""
+    """Return the materials that faces use, in the order of their first use. No material is the name ""."""
     changes = _changes(read_text(path))
     return _names(changes)
 
@@ -61,8 +61,10 @@ Change = tuple[int, str, str]
 
 
 def obj_parts(changes: list[Change], faces: int) -> tuple[Int[np.ndarray, " P"], Structure]:
-    """The part of each of `faces` polygons, and the structure: a node for each object, without objects for
-    each group."""
+    """Return the part of each of `faces` polygons, and the structure.
+
+    There is a node for each object, or for each group if the file has no objects.
+    """
     named = "o" if any(name == "o" for _, name, _ in changes) else "g"
     materials, nodes, parts = _names(changes), [""], {}
     owners, node, material, start = np.zeros(faces, dtype=np.int64), 0, "", 0
@@ -92,7 +94,7 @@ def _names(changes: list[Change]) -> list[str]:
 
 
 def _changes(text: bytes) -> list[Change]:
-    """The statements o, g and usemtl in order."""
+    """Return the statements o, g and usemtl in order."""
     found, faces = [], 0
     if not re.search(rb"(?m)^[ \t]*usemtl[ \t]", text):
         return found
@@ -114,7 +116,7 @@ def _changes(text: bytes) -> list[Change]:
 
 
 def _in_bulk(text: bytes) -> Polygons | None:
-    """A file whose corners are all written in the same way, with positive indices; None for other files."""
+    """Read a file in which all corners have the same form and positive indices, otherwise return None."""
     if any(mark in text for mark in RARE):
         return None
     # The pattern takes seconds on a large file, so it is used only if it can match.
@@ -136,8 +138,11 @@ def _in_bulk(text: bytes) -> Polygons | None:
 
 
 def _table(lines: list[bytes], name: bytes, least: int) -> Float[np.ndarray, "N K"] | None:
-    """The first numbers of all statements of a name: [N,3] of v, [N,2] of vt, with 0 for a second number that
-    is not given. None if a statement has fewer than `least`, or something else."""
+    """Return the first numbers of all statements with a name: [N,3] for v, [N,2] for vt.
+
+    A missing second number of vt is 0. The result is None if a statement has fewer than `least` numbers or
+    contains anything else.
+    """
     chosen = [line[len(name) :] for line in lines if line.startswith(name)]
     columns = 3 if name == b"v " else 2
     if not chosen:
@@ -171,8 +176,10 @@ def _word_starts(data: np.ndarray) -> Int[np.ndarray, " W"]:
 
 
 def _corners(text: bytes) -> tuple[Int[np.ndarray, "C K"], Int[np.ndarray, " F"]] | None:
-    """Zero-based (position) or (position, uv) of each corner, and corners a face; None: they are not all
-    alike."""
+    """Return zero-based (position) or (position, uv) of each corner, and the number of corners of each face.
+
+    The result is None if not all corners have the same form.
+    """
     data = np.frombuffer(text, np.uint8)
     plain = (data >= SLASH) & (data <= NINE) | (data == SPACE) | (data == NEWLINE)
     if len(data) == 0 or not plain.all():
@@ -225,7 +232,7 @@ def _line_by_line(text: bytes) -> Polygons:
     if not uv or (table[:, 1] == NO_UV).all():
         return Polygons(v_pos, table[:, 0], counts)
     if (table[:, 1] == NO_UV).any():
-        # NO_UV is the index of the last row.
+        # This row is for corners without uv. NO_UV is the index of the last row.
         uv.append([np.nan, np.nan])
     return Polygons(v_pos, table[:, 0], counts, np.array(uv) * [1, -1] + [0, 1], table[:, 1])
 
@@ -233,7 +240,10 @@ def _line_by_line(text: bytes) -> Polygons:
 def _statements(
     text: bytes, names: tuple[str, ...] = ("v", "vt", "f", "fo")
 ) -> Iterator[tuple[int, list[str]]]:
-    """(line number, words) of each statement with these names, without comments, continued lines joined."""
+    """Yield (line number, words) of each statement with one of the names.
+
+    Comments are removed and continued lines are joined.
+    """
     if b"\0" in text:
         raise FileError("cannot be read as obj (binary data)")
     pending, first = [], 0
@@ -250,7 +260,7 @@ def _statements(
 
 
 def _numbers(words: list[str], least: int, most: int) -> list[float]:
-    """The first `most` numbers of a statement. Numbers after the first `least` default to 0."""
+    """Return the first `most` numbers of a statement. Missing numbers after the first `least` are 0."""
     if len(words) <= least:
         raise ValueError(f"'{words[0]}' needs {least} numbers, it has {len(words) - 1}")
     try:
@@ -262,7 +272,7 @@ def _numbers(words: list[str], least: int, most: int) -> list[float]:
 
 
 def _face(words: list[str], positions: int, uvs: int) -> list[tuple[int, int]]:
-    """(position, uv) of each corner; positive indices may refer to statements that follow."""
+    """Return (position, uv) of each corner. Positive indices may refer to statements that follow."""
     if len(words) < 4:
         raise ValueError(f"a face needs 3 corners or more, it has {len(words) - 1}")
     return [_corner(word, positions, uvs) for word in words[1:]]
@@ -275,7 +285,10 @@ def _corner(word: str, positions: int, uvs: int) -> tuple[int, int]:
 
 
 def _index(word: str, count: int, what: str) -> int:
-    """Zero-based index; OBJ counts from 1, and back from the newest with negative numbers."""
+    """Return the zero-based index.
+
+    OBJ counts from 1. Negative numbers count backward from the latest element.
+    """
     try:
         index = int(word)
     except ValueError:

@@ -1,4 +1,4 @@
-"""OFF, the text format of Geomview, with normals, colours and texture coordinates of positions."""
+"""Read OFF, the text format of Geomview, with texture coordinates. Normals and colours are skipped."""
 
 import re
 from pathlib import Path
@@ -9,15 +9,15 @@ from render.mesh_io.numbers import parse_numbers
 from render.mesh_io.polygons import Polygons
 from render.read_errors import FileError
 
-# Optional letters: texture coordinates, colours, normals, a fourth coordinate, n dimensions.
+# The optional letters stand for texture coordinates, colours, normals, a fourth coordinate, n dimensions.
 KEYWORD = re.compile(r"(ST)?(C)?(N)?(4)?(n)?OFF(?:\s+BINARY)?", re.I)
 
 
 def read_off(path: Path) -> Polygons:
-    """The polygons of an OFF file. Colours are ignored.
+    """Read the polygons of an OFF file. Colours are ignored.
 
     Raises:
-        FileError: the fault of the file, with its line number if it lies in one line.
+        FileError: if the file is faulty. The message contains the line number if the fault is in one line.
     """
     lines = _lines(path.read_bytes())
     uv_columns, counts = _header(lines)
@@ -35,7 +35,7 @@ def read_off(path: Path) -> Polygons:
 
 
 def _lines(content: bytes) -> list[tuple[int, bytes]]:
-    """(line number, text) of every line that is not empty, without comments."""
+    """Return (line number, text) of every line that is not empty. Comments are removed."""
     if b"\0" in content:
         raise FileError("it holds binary data; only the text form of OFF is read")
     lines = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
@@ -44,8 +44,10 @@ def _lines(content: bytes) -> list[tuple[int, bytes]]:
 
 
 def _header(lines: list[tuple[int, bytes]]) -> tuple[int, list[int]]:
-    """Columns of texture coordinates, and the counts of vertices, faces and edges; removes the header's
-    lines."""
+    """Parse the header and remove its lines from `lines`.
+
+    Returns the number of texture coordinates per vertex, and the numbers of vertices, faces and edges.
+    """
     words = lines[0][1].decode("latin-1").split() if lines else []
     uv_columns = 0
     if words and not words[0].isdigit():
@@ -68,7 +70,7 @@ def _header(lines: list[tuple[int, bytes]]) -> tuple[int, list[int]]:
 
 
 def _vertices(lines: list[tuple[int, bytes]], uv_columns: int) -> np.ndarray:
-    """[V, 3 + uv_columns]. Texture coordinates are the last two numbers of a line."""
+    """Return the vertices [V, 3 + uv_columns]. Texture coordinates are the last two numbers of a line."""
     rows = [line.split() for _, line in lines]
     least = 3 + uv_columns
     for (number, _), row in zip(lines, rows, strict=True):
@@ -81,7 +83,7 @@ def _vertices(lines: list[tuple[int, bytes]], uv_columns: int) -> np.ndarray:
 
 
 def _faces(lines: list[tuple[int, bytes]]) -> tuple[np.ndarray, np.ndarray]:
-    """Corners and sizes; what follows the indices of a face is its colour."""
+    """Return the corners and sizes of the faces. Numbers after the indices of a face are its colour."""
     sizes, words = np.zeros(len(lines), dtype=np.int64), []
     for row, (number, line) in enumerate(lines):
         parts = line.split()

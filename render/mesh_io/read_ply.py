@@ -1,5 +1,6 @@
-"""PLY, ASCII and binary: positions, polygons or triangle strips, and texture coordinates of corners or
-positions.
+"""Read ASCII and binary PLY: positions, polygons or triangle strips, and texture coordinates.
+
+Texture coordinates may belong to corners or to positions.
 
 Source of the format: G. Turk, "The PLY Polygon File Format", 1994.
 """
@@ -25,7 +26,7 @@ TYPES = {
     **dict.fromkeys(("double", "float64"), "f8"),
 }
 FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-# Names of a position's texture coordinates, as Blender, MeshLab and others write them.
+# Names of the texture coordinates of positions in the files of Blender, MeshLab and other programs.
 UV_NAMES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"), ("texture_s", "texture_t"))
 LONGEST_HEADER = 2**16
 
@@ -48,17 +49,17 @@ class Element:
 
 @dataclass(frozen=True)
 class Table:
-    """An element's values: [rows] for each scalar; (values, [rows] lengths) for each list."""
+    """The values of an element: [rows] for each scalar, (values, lengths [rows]) for each list."""
 
     scalars: dict[str, np.ndarray]
     lists: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def read_ply(path: Path) -> Polygons:
-    """The polygons of a PLY file. A texture that the file names is not read.
+    """Read the polygons of a PLY file. A texture that the file refers to is not read.
 
     Raises:
-        FileError: the fault of the file.
+        FileError: if the file is faulty.
     """
     content = path.read_bytes()
     order, elements, start = _header(content)
@@ -77,7 +78,7 @@ def read_ply(path: Path) -> Polygons:
 
 
 def _header(content: bytes) -> tuple[str, list[Element], int]:
-    """Byte order ("" for ASCII), elements, and where the data begins."""
+    """Return the byte order ("" for ASCII), the elements, and the offset of the data."""
     found = re.match(rb"(?:\xef\xbb\xbf)?ply\s*?(\r\n|\n|\r)", content)
     if not found:
         raise FileError("it does not begin with 'ply'; it is no PLY file")
@@ -153,7 +154,10 @@ def _has_lists(element: Element) -> bool:
 
 
 def _list_lengths(data: np.ndarray, start: int, order: str, element: Element) -> np.ndarray:
-    """[rows, lists] lengths of all lists of an element; rows may differ in size, so they are read in turn."""
+    """Return the lengths [rows, lists] of all lists of an element.
+
+    Rows may differ in size, so they are read one after the other.
+    """
     from render.mesh_io.ply_rows import list_lengths
 
     widths = np.array([np.dtype(p.kind).itemsize for p in element.properties])
@@ -168,7 +172,7 @@ def _list_lengths(data: np.ndarray, start: int, order: str, element: Element) ->
 def _columns(
     element: Element, start: int, lengths: np.ndarray
 ) -> tuple[list[np.ndarray], dict[int, np.ndarray], int]:
-    """Where each property begins in each row, the lengths of the lists, and where the element ends."""
+    """Return the offset of each property in each row, the list lengths, and the end of the element."""
     sizes, lists = [], {}
     for column, p in enumerate(element.properties):
         size = np.dtype(p.count or p.kind).itemsize
@@ -236,7 +240,7 @@ def _faces(v_pos: np.ndarray, tables: dict[str, Table]) -> Polygons:
 
 
 def strip_triangles(strip: np.ndarray) -> np.ndarray:
-    """Triangles of strips that are separated by −1, every second one reversed: [T,3]."""
+    """Return the triangles [T,3] of strips that are separated by −1. Every second triangle is reversed."""
     breaks = np.flatnonzero(strip < 0)
     begin = np.zeros(len(strip) + 1, dtype=np.int64)
     begin[breaks + 1] = breaks + 1
@@ -250,8 +254,10 @@ def strip_triangles(strip: np.ndarray) -> np.ndarray:
 
 
 def _with_uv(polygons: Polygons, tables: dict[str, Table]) -> Polygons:
-    """Texture coordinates of the corners (list `texcoord`), otherwise of the positions. PLY's v grows
-    upward."""
+    """Add the texture coordinates of the corners (list `texcoord`) or of the positions, if there are any.
+
+    v increases upward in PLY, so it is converted.
+    """
     if "face" in tables and "texcoord" in tables["face"].lists:
         values, counts = tables["face"].lists["texcoord"]
         if (counts == 2 * polygons.sizes).all():

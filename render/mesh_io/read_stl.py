@@ -1,4 +1,4 @@
-"""STL, binary and ASCII."""
+"""Read binary and ASCII STL."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ from render.read_errors import FileError
 
 logger = logging.getLogger(__name__)
 
-# 80 bytes of comment and the number of triangles, then 50 bytes for each triangle.
+# A binary file has a header (80 bytes of comment and the number of triangles) and 50 bytes per triangle.
 HEADER, RECORD = 84, 50
 RECORD_TYPE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 VERTEX = re.compile(rb"\bvertex[ \t]+([^\r\n]*)", re.I)
@@ -20,10 +20,10 @@ FACET = re.compile(rb"(?<!end)facet\b", re.I)
 
 
 def read_stl(path: Path) -> Polygons:
-    """The triangles of an STL file. Files of both kinds may begin with 'solid'.
+    """Read the triangles of an STL file. Binary files may also begin with 'solid'.
 
     Raises:
-        FileError: the fault of the file.
+        FileError: if the file is faulty.
     """
     content = path.read_bytes()
     if _is_ascii(content):
@@ -35,7 +35,7 @@ def read_stl(path: Path) -> Polygons:
     count = int.from_bytes(content[HEADER - 4 : HEADER], "little")
     stored = (len(content) - HEADER) // RECORD
     if count == 0 and stored and (len(content) - HEADER) % RECORD == 0:
-        # Programs that write triangles one by one leave the number at 0.
+        # Programs that write triangles one by one leave the number of triangles at 0.
         count = stored
     if count > stored:
         raise FileError(f"its header counts {count} triangles, and the file holds {stored}; it is cut short")
@@ -47,7 +47,10 @@ def read_stl(path: Path) -> Polygons:
 
 
 def _is_ascii(content: bytes) -> bool:
-    """Whether it is text: it begins with 'solid' or 'facet' and its length is not that of a binary file."""
+    """Return whether a file is ASCII.
+
+    An ASCII file begins with 'solid' or 'facet', and its length is not that of a binary file.
+    """
     count = int.from_bytes(content[HEADER - 4 : HEADER], "little")
     if len(content) == HEADER + RECORD * count:
         return False

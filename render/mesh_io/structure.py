@@ -1,4 +1,4 @@
-"""The structure of a mesh file: its nodes, its materials, and which triangles belong to which of both."""
+"""The structure of a mesh file: its nodes, its materials, and the triangles of each node and material."""
 
 from dataclasses import dataclass, field
 
@@ -10,8 +10,8 @@ from jaxtyping import Float
 class Node:
     """A node of a scene.
 
-    parent: its number in the structure, None for a root. matrix: its transform relative to the parent.
-    mesh_name: the name of the node's mesh, None for a node without a mesh.
+    parent: the index of the parent node in the structure, None for a root. matrix: the transform relative to
+    the parent. mesh_name: the name of the node's mesh, None for a node without a mesh.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Part:
 class Structure:
     """The nodes and parts of a file, in the order of the file. Parents come before their children.
 
-    materials: the number of materials; a part's material is below it.
+    materials: the number of materials. The material index of each part is smaller.
     """
 
     nodes: tuple[Node, ...]
@@ -42,11 +42,11 @@ class Structure:
 
     @property
     def several(self) -> bool:
-        """Whether the file has more than one part."""
+        """Return whether the file has more than one part."""
         return len(self.parts) > 1
 
     def world_matrices(self) -> Float[np.ndarray, "N 4 4"]:
-        """The transform of each node to world coordinates."""
+        """Return the transform of each node to world coordinates."""
         found: list[np.ndarray] = []
         for node in self.nodes:
             found.append(node.matrix if node.parent is None else found[node.parent] @ node.matrix)
@@ -54,5 +54,5 @@ class Structure:
 
 
 def single_part(has_uv: bool) -> Structure:
-    """The structure of a file format without nodes and materials."""
+    """Return the structure of a file format without nodes and materials."""
     return Structure((Node("mesh", mesh_name="mesh"),), (Part(0, 0, has_uv),), 1)

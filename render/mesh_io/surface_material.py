@@ -1,6 +1,7 @@
-"""A material of a mesh file: pictures and factors of base colour, roughness, metallic, occlusion and normal.
+"""A material of a mesh file.
 
-The values are those of glTF 2.0 (Khronos Group, 2021): a picture is multiplied by its factor.
+It has pictures and factors of base colour, roughness, metallic, occlusion and normal. The values are defined
+as in glTF 2.0 (Khronos Group, 2021): a picture is multiplied by its factor.
 """
 
 from collections.abc import Mapping
@@ -17,13 +18,14 @@ White = (1.0, 1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class SurfaceMaterial:
-    """The appearance of a material. Pictures are bytes, row 0 at the top; None: the factor alone.
+    """The appearance of a material. Pictures are bytes with row 0 at the top. If a picture is None, only its
+    factor is used.
 
-    kd: base colour in sRGB, with alpha as fourth channel if the file has it; kd_factor: linear RGB and alpha.
-    roughness_metallic: two channels; roughness and metallic: their factors. occlusion: 255 is unoccluded;
-    occlusion_strength: 0 to 1. normal: tangent space, n · 0.5 + 0.5, green up the image; normal_scale: factor
-    of its x and y. wrap: what lies beyond the image along u and v. settings: properties of a glTF material
-    that are written unchanged (alphaMode, alphaCutoff, doubleSided, emissiveFactor).
+    kd: base colour in sRGB, with alpha as the fourth channel if the file has it. kd_factor: linear RGB and
+    alpha. roughness_metallic: picture with two channels. roughness, metallic: their factors. occlusion: 255
+    is unoccluded. occlusion_strength: 0 to 1. normal: tangent space, n · 0.5 + 0.5, green points up in the
+    image. normal_scale: factor of its x and y. wrap: the wrap modes along u and v. settings: properties of a
+    glTF material that are written unchanged (alphaMode, alphaCutoff, doubleSided, emissiveFactor).
     """
 
     name: str
@@ -41,7 +43,7 @@ class SurfaceMaterial:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of its largest picture; (1, 1) without pictures."""
+        """Return the height and width of the largest picture, or (1, 1) without pictures."""
         sizes = [picture.shape[:2] for picture in self.pictures]
         return max(sizes, key=lambda size: size[0] * size[1], default=(1, 1))
 
@@ -59,5 +61,5 @@ class SurfaceMaterial:
         return not self.pictures and factors == default
 
 
-# The material of faces for which the file names none: glTF's default, but not metallic.
+# The material of faces without a material: the default of glTF, but not metallic.
 DEFAULT_MATERIAL = SurfaceMaterial("default", kd_factor=(0.5, 0.5, 0.5, 1.0), roughness=0.9)
