@@ -30,8 +30,8 @@ KILLS = max(1, int(os.environ.get("STRESS_KILLS", "100")) // 4)
 DOUBLE_STARTS = max(2, KILLS // 5)
 INTERVAL = 3
 FAST = {**TINY, "batch": 1, "save_interval": 5, "video_interval": 2, "checkpoint_interval": INTERVAL}
-# Size of the small file system in bytes and inodes.
-SMALL_BYTES, SMALL_INODES = 6 << 20, 40
+# Size of the small file system in bytes and inodes. A whole run has about 50 files.
+SMALL_BYTES, SMALL_INODES = 6 << 20, 100
 
 
 @pytest.fixture(scope="module")
