@@ -1,6 +1,6 @@
-"""`python3 train.py --check`: a table of available and missing requirements with the fixes.
+"""`python3 train.py --check`: print a table of available and missing requirements, with instructions.
 
-Packages are imported inside try blocks, so a missing or broken package gives a row instead of a traceback.
+Packages are imported inside try blocks, so a missing or broken package produces a row and not a traceback.
 The check does not use the network and writes no files.
 """
 
@@ -26,10 +26,11 @@ OK, NOTE, MISSING = "ok", "note", "MISSING"
 SUPPORTED = (3, 11), (3, 13)
 PRIOR_NAME = "data/tiny-sd"
 PRIOR = Path(__file__).resolve().parents[1] / PRIOR_NAME
-# Disk space for the output of the demo.
+# Disk space in bytes that the output of the demo needs.
 DEMO_DISK = 0.3e9
 
-# Module of each distribution whose module has another name, or the attribute to test for lazy packages.
+# Key: a distribution whose module has another name, or that imports its parts lazily. Value: the module to
+# import, or "module:attribute" to import a lazy part.
 MODULES = {
     "diffusers": "diffusers:UNet2DConditionModel",
     "transformers": "transformers:CLIPTextModel",
@@ -61,7 +62,7 @@ class Row:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table. Configs in argv are checked too. Returns 0 if they and the demo can run, else 2."""
+    """Print the table and check the configs in argv. Return 0 if they and the demo can run, else 2."""
     setup_logging()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def survey(argv: Sequence[str] = ()) -> Iterator[Row]:
-    """All rows in the order of the table. argv: the other options, as for a run."""
+    """Yield all rows in the order of the table. argv: the other options of the command line, as for a run."""
     yield check_python()
     yield check_disk(Path("out"))
     yield from check_packages(read_requirements())
@@ -93,7 +94,7 @@ def check_python() -> Row:
 
 
 def check_disk(folder: Path) -> Row:
-    """Free space and write permission of the nearest existing parent of `folder`."""
+    """Check free space and write permission of the nearest existing parent of `folder`."""
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     name = f"disk at {folder}/"
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -105,14 +106,14 @@ def check_disk(folder: Path) -> Row:
 
 
 def read_requirements(path: Path | None = None) -> dict[str, str]:
-    """Distributions in requirements.txt with their lines: {"numba": "numba==0.68.1"}."""
+    """Return the distributions in requirements.txt with their lines: {"numba": "numba==0.68.1"}."""
     path = path or Path(__file__).parents[1] / "requirements.txt"
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return {re.split(r"[=<>!~\[; ]", line)[0]: line for line in lines if line}
 
 
 def check_packages(requirements: dict[str, str]) -> Iterator[Row]:
-    """A row for each requirement, and one for the placeholder package kaolin 0.1."""
+    """Yield a row for each requirement, and one if the placeholder package kaolin 0.1 is installed."""
     faults = {name: import_fault(MODULES.get(name, name)) for name in requirements}
     effects = dict(OPTIONAL)
     for name, other in zip(UNWRAPPERS, UNWRAPPERS[::-1], strict=True):
@@ -131,7 +132,7 @@ def check_packages(requirements: dict[str, str]) -> Iterator[Row]:
 
 
 def import_fault(name: str) -> str | None:
-    """Why "module" or "module:attribute" cannot be imported, None if it can."""
+    """Return the reason why "module" or "module:attribute" cannot be imported, or None if it can."""
     module, _, attribute = name.partition(":")
     try:
         imported = importlib.import_module(module)
@@ -145,7 +146,7 @@ def import_fault(name: str) -> str | None:
 
 
 def check_gpu() -> Row:
-    """The CUDA devices that torch can use."""
+    """Check which CUDA devices torch can use."""
     try:
         torch = importlib.import_module("torch")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -162,7 +163,7 @@ def check_gpu() -> Row:
 
 
 def check_rasterisers() -> Iterator[Row]:
-    """Rasterisers, built as in a run. On CUDA, nvdiffrast may compile for a minute."""
+    """Build the rasterisers as in a run. On CUDA, nvdiffrast may compile for a minute."""
     try:
         from render.raster import select
 
@@ -184,7 +185,7 @@ def check_rasterisers() -> Iterator[Row]:
 
 
 def check_prior() -> Row:
-    """The embedded prior."""
+    """Check the embedded prior."""
     fix = f"git checkout {PRIOR_NAME}"
     if not PRIOR.is_dir():
         return Row("weights", PRIOR_NAME, MISSING, f"no such folder: {PRIOR}", fix)
@@ -196,7 +197,7 @@ def check_prior() -> Row:
 
 
 def check_model(name: str, group: str) -> Iterator[Row]:
-    """A row for each place where the model `name` is looked for, up to the first complete one."""
+    """Yield a row for each place that may contain the model `name`, up to the first complete copy."""
     places = _local_places(name)
     if places is None:
         yield Row(group, name, NOTE, "not checked", "repair the packages first")
@@ -210,7 +211,7 @@ def check_model(name: str, group: str) -> Iterator[Row]:
 
 
 def check_configs(argv: Sequence[str]) -> Iterator[Row]:
-    """The configs of a command line, checked as in a run but without downloads."""
+    """Check the configs of a command line as in a run, but without downloads."""
     try:
         from configs.cli import load_configs
         from sd.loading.hub import DEFAULT_MODEL
@@ -242,7 +243,7 @@ def check_configs(argv: Sequence[str]) -> Iterator[Row]:
 
 
 def free_out_dir(argv: Sequence[str]) -> str:
-    """An unused out_dir for the command line `argv`: NAME_2, NAME_3, …"""
+    """Return an unused out_dir for the command line `argv`: NAME_2, NAME_3, …"""
     from configs.cli import load_configs, read_command
 
     taken = str(read_command(argv).shared_out_dir).rstrip("/")
@@ -275,12 +276,12 @@ def write_table(rows: Iterable[Row]) -> None:
 
 
 def _local_places(name: str) -> dict[str, str | None] | None:
-    """`local_locations` of sd.loading.hub, None if its packages cannot be imported."""
+    """Return `local_locations` of sd.loading.hub, or None if its packages cannot be imported."""
     try:
         from sd.loading.hub import local_locations
 
         return local_locations(name)
-    except Exception:  # Reported in the rows of the packages.
+    except Exception:  # The rows of the packages report this error.
         return None
 
 

@@ -1,9 +1,9 @@
 """Atomic checkpoints: folder/step_000123/ with tensors.safetensors and state.json, no pickle.
 
 A checkpoint is written into a hidden folder, flushed, then renamed. state.json contains the size and SHA-256
-of the tensor file and a SHA-256 of itself. A damaged checkpoint is skipped and the one before it is used. A
-checkpoint that cannot be read, or has another format version, is an error: it may be intact, and the next
-save would delete it.
+of the tensor file, and a SHA-256 of its own values. If a checkpoint is damaged, the previous one is used.
+A checkpoint that cannot be read, or that has another format version, causes an error: it may be intact, and
+the next save would delete it.
 """
 
 import errno
@@ -46,19 +46,19 @@ class DamagedCheckpoint(ValueError):
 
 
 class UnreadableCheckpoint(ValueError):
-    """Checkpoints exist and none can be used. They are kept, so a run must not start from step 1."""
+    """Checkpoints exist, but none can be used. They are kept, so a run must not start from step 1."""
 
 
 def save_checkpoint(
     folder: Path | str, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Write folder/step_000123 and remove all but the newest `keep` checkpoints; returns its path.
+    """Write folder/step_000123 and remove all but the newest `keep` checkpoints. Return its path.
 
-    Checkpoints of later steps are removed too: they belong to a run that was replaced. meta must be JSON.
+    Checkpoints of later steps are also removed: they belong to a run that was replaced. meta must be JSON.
 
     Raises:
-        OSError: one line, if the disk is full or not writable. Older checkpoints are kept.
-        ValueError: a tensor contains NaN or infinity. Nothing is written.
+        OSError: if the disk is full or not writable. The message is one line. Older checkpoints are kept.
+        ValueError: if a tensor contains NaN or infinity. Nothing is written.
     """
     folder = Path(folder)
     if name := _non_finite(tensors):
@@ -87,10 +87,10 @@ def save_checkpoint(
 
 
 def load_latest(folder: Path | str) -> Checkpoint | None:
-    """The newest intact checkpoint, None if there is none. Damaged ones are skipped with a warning.
+    """Return the newest intact checkpoint, or None if no checkpoint exists. Damaged ones cause a warning.
 
     Raises:
-        UnreadableCheckpoint: a checkpoint cannot be read or has another format version, or none is intact.
+        UnreadableCheckpoint: if a checkpoint cannot be read, has another format version, or none is intact.
     """
     numbered = _numbered(Path(folder))
     reasons = []
@@ -114,12 +114,12 @@ def load_latest(folder: Path | str) -> Checkpoint | None:
 
 
 def newest_step(folder: Path | str) -> int | None:
-    """The step of the newest checkpoint, by its folder's name only; None if there is none."""
+    """Return the step in the name of the newest checkpoint's folder, or None if there is no checkpoint."""
     return max(_numbered(Path(folder)), default=None)
 
 
 def newest_digest(folder: Path | str) -> str | None:
-    """The SHA-256 of the newest checkpoint's tensor file, from its state.json; None without a checkpoint."""
+    """Read the SHA-256 of the newest tensor file from state.json. Return None if there is no checkpoint."""
     numbered = _numbered(Path(folder))
     try:
         state = json.loads((numbered[max(numbered)] / STATE).read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def newest_digest(folder: Path | str) -> str | None:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's state: tensors named "<parameter number>.<name>", and its parameter groups as JSON."""
+    """Return the optimizer's tensors, named "<parameter index>.<name>", and its parameter groups as JSON."""
     state = optimizer.state_dict()
     tensors = {}
     for number, entries in state["state"].items():
@@ -145,7 +145,7 @@ def restore_optimizer(
     """Restore the result of flatten_optimizer, bit for bit.
 
     Raises:
-        ValueError: the parameters differ in number or shape.
+        ValueError: if the number or the shapes of the parameters differ.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -164,7 +164,7 @@ def restore_optimizer(
         raise ValueError("the checkpoint's optimizer has another number of parameter groups than this run's")
     groups = [
         {
-            # JSON has no tuples (betas).
+            # JSON stores tuples (betas) as lists.
             key: tuple(value) if isinstance(now.get(key), tuple) else value
             for key, value in saved.items()
         }
@@ -194,7 +194,7 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write the tensors to the disk. Serialising to memory first would take three times as long."""
+    """Write the tensors directly to the disk. Serialising to memory first would take three times as long."""
     # safetensors rejects tensors with shared storage or strides.
     copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     try:
@@ -211,9 +211,9 @@ def _read(folder: Path, step: int) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        DamagedCheckpoint: naming the file and the damage.
-        UnreadableCheckpoint: another format version.
-        OSError: a file exists and cannot be read.
+        DamagedCheckpoint: if it is damaged. The message contains the file and the damage.
+        UnreadableCheckpoint: if it has another format version.
+        OSError: if a file exists but cannot be read.
     """
     path = folder / TENSORS
     try:
@@ -253,12 +253,12 @@ def _read(folder: Path, step: int) -> Checkpoint:
 
 
 def _non_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that contains NaN or infinity, None if there is none."""
+    """Return the name of the first tensor that contains NaN or infinity, or None."""
     return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
-    """The checkpoint folders by step, ascending."""
+    """Return the checkpoint folders with their steps as keys, in ascending order."""
     if not folder.is_dir():
         return {}
     matches = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
@@ -281,12 +281,12 @@ def _write_failure(folder: Path, step: int, error: OSError) -> str:
 
 
 def _digest(state: Mapping[str, Any]) -> str:
-    """SHA-256 of the values, independent of their order and spacing in the file."""
+    """Return the SHA-256 of the values, independent of their order and spacing in the file."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file's content."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -300,7 +300,7 @@ def _write_through(path: Path, content: bytes) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Flush the entries of a folder to the disk."""
+    """Flush the directory entries of a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,6 @@
-"""Output to the terminal: no control characters, errors on one line, and a stream that never fails.
+"""Output to the terminal: control characters are escaped and errors are printed on one line.
 
-A failed write does not stop a run. With a closed pipe or a full disk, log lines are lost.
+A failed write does not stop a run. If the pipe is closed or the disk is full, log lines are lost.
 """
 
 import logging
@@ -18,7 +18,7 @@ WARNING = "warning: "
 
 
 class LossyStream:
-    """A text stream that drops output it cannot write. All other operations use the wrapped stream."""
+    """A text stream that drops output if writing fails. All other operations use the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -58,17 +58,17 @@ class LineFormatter(logging.Formatter):
         return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-# Libraries whose log messages are internal: requests to the hub, parts of a mesh file.
+# Libraries whose log messages are not shown: requests to the hub, parts of a mesh file.
 QUIET_LIBRARIES = {"httpx", "httpcore", "trimesh", "DracoPy"}
 
 
 def is_for_the_user(record: logging.LogRecord) -> bool:
-    """Whether a message is shown: those of QUIET_LIBRARIES are not."""
+    """Return whether a message is shown. Messages of QUIET_LIBRARIES are not shown."""
     return record.name.partition(".")[0] not in QUIET_LIBRARIES
 
 
 def setup_logging() -> None:
-    """Log messages to stderr, without time and level, and without those of some libraries."""
+    """Log to stderr without time and level. Messages of QUIET_LIBRARIES are not shown."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
@@ -77,17 +77,17 @@ def setup_logging() -> None:
 
 
 def describe_error(error: BaseException) -> str:
-    """The message of an error on one line; for an OSError the file name and the reason."""
+    """Return the message of an error on one line. For an OSError, return the file name and the reason."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
 
 
 def run_tool(act: Callable[[], object]) -> int:
-    """Run the work of a command-line program other than train.py; returns its exit code.
+    """Run the work of a command-line program other than train.py and return its exit code.
 
-    Log messages go to standard output. Matrix products and convolutions use TF32 on a GPU. Exit code 0: done.
-    2: a ValueError or FileNotFoundError, which is logged in one line.
+    Log messages go to standard output. On a GPU, matrix products and convolutions use TF32. The exit code is
+    0 on success, and 2 after a ValueError or FileNotFoundError, which is logged in one line.
     """
     import torch
 

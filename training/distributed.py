@@ -2,9 +2,9 @@
 
     torchrun --nproc_per_node=4 train.py --config configs/pineapple_geometry_single_gpu.json
 
-Scalars are reduced over Gloo, gradients on GPUs over NCCL. Gloo detects a lost process at once, NCCL only at
-its timeout. Every NCCL exchange therefore follows a Gloo exchange (`all_reduce_sum`, `barrier`).
-A single process sends nothing.
+Scalars are reduced with Gloo, and gradients on GPUs with NCCL. Gloo detects a lost process immediately, but
+NCCL only detects it after its timeout. Therefore a Gloo exchange (`all_reduce_sum`, `barrier`) precedes each
+NCCL exchange. A run with one process sends nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,14 +21,14 @@ class PeerLost(RuntimeError):
 
 
 class ReplicasDiffer(RuntimeError):
-    """Ranks that must hold the same weights hold different ones."""
+    """The ranks should hold equal weights, but their weights differ."""
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """The process group of a run, seen from one rank.
+    """The process group of a run, as used by one rank.
 
-    rank: 0 … world_size − 1. local_rank: the number of this process on its machine. gpu_group: the NCCL
+    rank: 0 … world_size − 1. local_rank: the index of this process on its machine. gpu_group: the NCCL
     group, None without GPUs. store: the key-value store of the rendezvous.
     """
 
@@ -40,17 +40,17 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the only rank that writes files."""
+        """Return whether this is rank 0. Only rank 0 writes files."""
         return self.rank == 0
 
     def micro_batches(self, grad_accum: int) -> range:
-        """The micro-batch numbers of this rank, out of world_size · grad_accum in a step."""
+        """Return the micro-batch indices of this rank. A step has world_size · grad_accum of them."""
         return range(self.rank * grad_accum, (self.rank + 1) * grad_accum)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter], grad_accum: int = 1) -> None:
-        """Replace every gradient by its mean over ranks and micro-batches, in one all-reduce.
+        """Replace each gradient by its mean over ranks and micro-batches, with one all-reduce.
 
-        grad_accum: the number of gradients that each rank has summed. A Gloo exchange must come just before.
+        grad_accum: the number of gradients that each rank has summed. Call this right after a Gloo exchange.
         """
         gradients = [_flat(parameter.grad) for parameter in parameters if parameter.grad is not None]
         if self.world_size * grad_accum == 1 or not gradients:
@@ -61,7 +61,7 @@ class Distributed:
         torch._foreach_copy_(gradients, buffer.split([len(gradient) for gradient in gradients]))
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
-        """The sums over the ranks, on every rank. Synchronises the ranks. Raises PeerLost."""
+        """Return the sums over the ranks on every rank. This synchronises the ranks. Raises PeerLost."""
         if self.world_size == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64)
@@ -69,7 +69,7 @@ class Distributed:
         return sums.tolist()
 
     def all_reduce_mean(self, value: Tensor) -> Tensor:
-        """The mean over the ranks, on every rank."""
+        """Return the mean over the ranks on every rank."""
         if self.world_size == 1:
             return value
         total = value.clone()
@@ -77,7 +77,7 @@ class Distributed:
         return total / self.world_size
 
     def broadcast_value(self, value: float) -> float:
-        """Rank 0's value, on every rank."""
+        """Return the value of rank 0 on every rank."""
         return self.all_reduce_sum([value if self.is_main else 0.0])[0]
 
     def barrier(self) -> None:
@@ -85,7 +85,7 @@ class Distributed:
         self.all_reduce_sum([0.0])
 
     def assert_replicas_equal(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Raise ReplicasDiffer on every rank unless all ranks hold the same bits, compared by two sums."""
+        """Raise ReplicasDiffer on every rank if the weights differ between ranks. Two sums are compared."""
         if self.world_size == 1:
             return
         sums = torch.zeros(self.world_size, 2, dtype=torch.int64)
@@ -101,7 +101,7 @@ class Distributed:
             )
 
     def broadcast_state(self, module: nn.Module, optimizer: torch.optim.Optimizer, step: int = 0) -> int:
-        """Copy rank 0's weights, optimizer state and step to every rank; returns the step."""
+        """Copy the weights, optimizer state and step of rank 0 to every rank. Return the step."""
         if self.world_size == 1:
             return step
         self.barrier()
@@ -126,7 +126,7 @@ class Distributed:
         return step
 
     def claim_error_report(self) -> bool:
-        """Whether this rank is the first to report the error that ends the run."""
+        """Return whether this rank is the first to report the error that ends the run."""
         if self.world_size == 1:
             return True
         try:
@@ -136,7 +136,7 @@ class Distributed:
             return True
 
     def shut_down(self) -> None:
-        """Leave the group after all ranks are done. An earlier exit would break the others' connections."""
+        """Leave the group when all ranks are done. An earlier exit would break connections of other ranks."""
         if self.world_size > 1:
             self.barrier()
             dist.destroy_process_group()
@@ -159,12 +159,12 @@ SINGLE_PROCESS = Distributed()
 
 
 def optimized_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All parameters of all groups, in order."""
+    """Return all parameters of all groups, in order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """A 1-D view in memory order, so that channels-last gradients need no copy."""
+    """Return a 1-D view in memory order, so that channels-last gradients need no copy."""
     assert torch.ops.aten.is_non_overlapping_and_dense(tensor), "the tensor has gaps"
     return tensor.as_strided((tensor.numel(),), (1,))
 

@@ -19,7 +19,7 @@ OPTION = "--export-only"
 
 
 def export_run(config: Config, task: Task, report: RunReport) -> None:
-    """Write mesh, textures and videos of a trained task. A video that cannot be written is a warning."""
+    """Write mesh, textures and videos of a trained task. If a video cannot be written, log a warning."""
     step = task.schedule.last_step
     with report.timed("export"):
         if task.export_once and is_exported(config, step):
@@ -29,7 +29,7 @@ def export_run(config: Config, task: Task, report: RunReport) -> None:
             task.export()
             record_export(config, step)
     with report.timed("videos"):
-        # A run that was stopped after its last step gets its video when it is started again.
+        # If a run was stopped after its last step, its video is written when the run is started again.
         with warn_on_error(config.run.output_folder / "video_log.mp4"):
             training_video(config, step).assemble()
         if config.run.validate:
@@ -56,13 +56,13 @@ def export_again(config: Config, report: RunReport) -> None:
 
 
 def configs_to_export(configs: Sequence[Config]) -> list[Config]:
-    """The configs that `--export-only` exports.
+    """Return the configs that `--export-only` exports.
 
-    A mesh that another config of the command paints is skipped: the painted textures depend on its exact
-    bytes, and export_faces applies to the painted mesh.
+    A mesh is skipped if another config of the command generates textures for it: the textures depend on the
+    exact bytes of the mesh, and export_faces applies to the textured mesh.
 
     Raises:
-        ValueError: a config has no checkpoint, or one of a run with other settings.
+        ValueError: if a config has no checkpoint, or a checkpoint of a run with other settings.
     """
     painted = {
         written_mesh(config.run.base_mesh): config.run.out_dir

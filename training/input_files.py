@@ -1,6 +1,6 @@
 """The files that a run reads, and fingerprints of their content.
 
-The fingerprints are stored in every checkpoint. A resumed run whose files differ is rejected.
+The fingerprints are stored in every checkpoint. A run cannot be resumed if the content of its files changed.
 """
 
 import hashlib
@@ -16,19 +16,19 @@ from render.shade.light import resolve_map
 from sd.loading.hub import CATEGORIES_FILE, COMPONENTS, resolve_model
 from sd.loading.lora import parse_lora
 
-# Larger files are sampled: a full SHA-256 takes about a second per gigabyte.
+# Of larger files only samples are hashed, because a full SHA-256 takes about a second per gigabyte.
 FULL_BYTES, SAMPLE_BYTES, SAMPLES = 256 << 20, 1 << 20, 16
 
 
-# The fingerprint of a mesh file together with its pictures, material libraries and buffers.
+# Key of the fingerprint of a mesh file together with its pictures, material libraries and buffers.
 TEXTURES = "the textures of base_mesh"
 
 
 class InputFiles:
-    """The inputs of one run: the fingerprint of each when it is read, by config key.
+    """The fingerprints of one run's input files, taken when each file is read. Config keys are the dict keys.
 
     hashes: whether fingerprints are computed. Only rank 0 saves and compares them. expected: the fingerprints
-    in the checkpoint to resume from; empty at a new start.
+    in the checkpoint to resume from. It is empty at a new start.
     """
 
     def __init__(self, hashes: bool = True) -> None:
@@ -39,14 +39,14 @@ class InputFiles:
 
     @contextmanager
     def reading(self, key: str, *paths: Path | str) -> Iterator[None]:
-        """Wraps the code that reads the files of a config key; without paths it has no effect.
+        """Hash the files of a config key, run the block that reads them, and check for changes.
 
-        The content is hashed once, before the block. Errors of readers pass unchanged, because every reader
-        names its file (render/read_errors.py).
+        The content is hashed once, before the block. Without paths there is no effect. Errors of readers are
+        not changed, because their messages already contain the file (render/read_errors.py).
 
         Raises:
-            ValueError: size or time of a file changed while it was read.
-            ConfigError: the content differs from that of the checkpoint.
+            ValueError: if size or time of a file changed while it was read.
+            ConfigError: if the content differs from the fingerprint in the checkpoint.
         """
         if not paths or not self.hashes:
             yield
@@ -61,12 +61,12 @@ class InputFiles:
         self.check()
 
     def expect(self, recorded: Mapping[str, str], out_dir: str) -> None:
-        """Compare all inputs, also those that are read later, with the fingerprints of a checkpoint."""
+        """Compare all inputs with the fingerprints of a checkpoint, including inputs that are read later."""
         self.expected, self.out_dir = recorded, out_dir
         self.check()
 
     def check(self) -> None:
-        """Raise ConfigError if the content of an input differs from that of the checkpoint."""
+        """Raise ConfigError if the content of an input differs from its fingerprint in the checkpoint."""
         for key, value in self.fingerprints.items():
             if self.expected.get(key, value) != value:
                 raise ConfigError(
@@ -76,7 +76,7 @@ class InputFiles:
 
 
 def _files(paths: Sequence[Path | str]) -> list[Path]:
-    """The files, and the model files of the folders."""
+    """Return the files, and for each folder its model files."""
     return [file for path in map(Path, paths) for file in (_model_files(path) if path.is_dir() else [path])]
 
 
@@ -85,10 +85,10 @@ def _sizes_and_times(files: Sequence[Path]) -> list[tuple[int, int]]:
 
 
 def fingerprint(paths: Sequence[Path | str]) -> str:
-    """SHA-256 over the content of files and of the model files in folders, in this order.
+    """Return the SHA-256 over the content of files and of the model files in folders, in this order.
 
-    Files over FULL_BYTES contribute their size and SAMPLES evenly spaced parts, the first and the last
-    included.
+    Of files over FULL_BYTES, only the size and SAMPLES evenly spaced parts are hashed, including the first
+    and the last part.
     """
     total = hashlib.sha256()
     for path in map(Path, paths):
@@ -111,14 +111,14 @@ def _update(total: "hashlib._Hash", path: Path) -> None:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """The files of a model in diffusers layout that are read, sorted."""
+    """Return the files of a model in diffusers layout that the program reads, sorted."""
     parts = [folder / part for part in COMPONENTS]
     files = [file for part in parts if part.is_dir() for file in part.iterdir() if file.is_file()]
     return sorted([*files, *(file for file in [folder / CATEGORIES_FILE] if file.is_file())])
 
 
 def input_paths(config: Config) -> dict[str, list[Path]]:
-    """The input files that the config's mode reads, by config key; a model's path once it is on the disk."""
+    """Return a dict from config key to the input files that the config's mode reads, without models."""
     found: dict[str, list[Path]] = {}
     traits = config.run.traits
     if config.run.base_mesh is not None and config.reads_base_mesh:
@@ -138,19 +138,22 @@ def input_paths(config: Config) -> dict[str, list[Path]]:
 
 
 def model_paths(config: Config, key: str = "sd_model") -> list[Path]:
-    """The files or the folder of the prior that `key` names, downloaded if necessary, and its LoRA files."""
+    """Return the files or the folder of the prior in config key `key`, and its LoRA files.
+
+    The prior is downloaded if necessary.
+    """
     guidance = config.guidance
     lora = guidance.lora if key == "sd_model" else ()
     return [Path(resolve_model(getattr(guidance, key))), *(parse_lora(entry)[0] for entry in lora)]
 
 
 def control_model(config: Config) -> str | None:
-    """The ControlNet that the config's mode uses, None if there is none."""
+    """Return the ControlNet that the config's mode uses, or None if there is none."""
     return config.guidance.control_model if config.run.traits.paints_base_mesh else None
 
 
 def fingerprint_inputs(config: Config) -> dict[str, str]:
-    """The fingerprints of the input files as they are now, by config key, without missing files."""
+    """Compute the current fingerprint of the input files of each config key. Missing files are omitted."""
     found = {}
     for key, paths in input_paths(config).items():
         with suppress(OSError):

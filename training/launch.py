@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-# Rank 0 alone exports, unwraps and writes videos while all other ranks wait.
+# All other ranks wait while rank 0 exports, unwraps and writes videos.
 GLOO_TIMEOUT = timedelta(hours=2)
-# An NCCL exchange directly follows a Gloo exchange.
+# The ranks are already synchronised: each NCCL exchange directly follows a Gloo exchange.
 NCCL_TIMEOUT = timedelta(minutes=10)
-# Between the start of the first process and that of the last.
+# Maximum time between the start of the first process and the start of the last process.
 RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
 MUTED = logging.CRITICAL + 1
 # torchrun sets this variable for its workers.
@@ -37,7 +37,7 @@ LAUNCHED = "TORCHELASTIC_RUN_ID"
 
 @dataclass(frozen=True)
 class LauncherRank:
-    """The numbers that the launcher (torchrun) gives to this process."""
+    """Rank, world size and local numbers that the launcher (torchrun) sets for this process."""
 
     rank: int = 0
     world_size: int = 1
@@ -45,21 +45,21 @@ class LauncherRank:
     local_world_size: int = 1
 
     def select(self, items: Sequence[Item]) -> list[Item]:
-        """Every world_size-th item, from this rank's number on."""
+        """Return every world_size-th item. The first one has the index `rank`."""
         return list(items[self.rank :: self.world_size])
 
     def gpus(self, visible: Sequence[str]) -> list[str]:
-        """The GPU of this rank out of the machine's; all of them without a launcher."""
+        """Select the GPU of this rank from the machine's GPUs. Without a launcher, return all of them."""
         if self.world_size == 1:
             return list(visible)
         return [visible[self.local_rank % len(visible)]] if visible else []
 
 
 def read_launcher_rank(environment: Mapping[str, str]) -> LauncherRank:
-    """Rank and world size from the launcher's variables; rank 0 of 1 without them.
+    """Read rank and world size from the launcher's variables. Without them, return rank 0 of 1.
 
     Raises:
-        ConfigError: the variables are not numbers, or contradict each other.
+        ConfigError: if the variables are not numbers, or contradict each other.
     """
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return LauncherRank()
@@ -85,14 +85,14 @@ class Store(Protocol):
 
 
 def rendezvous(store: Store, rank: int, world_size: int, seconds: float) -> str:
-    """Returns a name for this round, shared by all `world_size` processes and not used by an earlier round.
+    """Return a new name for this round. All `world_size` processes get the same name.
 
-    torchrun restarts its workers over the same store, which then still holds the addresses of the ended
-    workers. Each process writes a nonce. Rank 0 publishes all nonces. A rank that reads back its own nonce
-    belongs to this round.
+    When torchrun restarts its workers, it uses the same store, which still contains the addresses of the
+    previous workers. Therefore each process writes a nonce, and rank 0 publishes all nonces. A rank that
+    finds its own nonce among them belongs to this round.
 
     Raises:
-        TimeoutError: not all processes have arrived within `seconds`.
+        TimeoutError: if not all processes arrive within `seconds`.
     """
     nonce, deadline = uuid.uuid4().hex, time.monotonic() + seconds
     store.set(f"nonce/{rank}", nonce)
@@ -118,12 +118,12 @@ def _publish_nonces(store: Store, name: str, world_size: int) -> None:
 
 
 def init_distributed(on_gpus: bool) -> Distributed:
-    """Connect this process to the others of its launcher.
+    """Connect this process to the other processes of its launcher.
 
-    on_gpus: gradients are exchanged between GPUs; every rank must pass the same value.
+    on_gpus: whether gradients are exchanged between GPUs. Every rank must pass the same value.
 
     Raises:
-        ConnectionError: the processes cannot reach each other.
+        ConnectionError: if the processes cannot connect to each other.
     """
     launcher = read_launcher_rank(os.environ)
     if launcher.world_size == 1:
@@ -153,7 +153,7 @@ def init_distributed(on_gpus: bool) -> Distributed:
 
 @contextmanager
 def distributed_session(on_gpus: bool) -> Iterator[Distributed]:
-    """The process group of a command. An error on one rank ends all ranks, and one rank reports it."""
+    """Open the process group of a command. An error on one rank ends all ranks, and one rank reports it."""
     distributed = init_distributed(on_gpus)
     if not distributed.is_main:
         logging.getLogger().setLevel(logging.ERROR)
@@ -161,7 +161,7 @@ def distributed_session(on_gpus: bool) -> Iterator[Distributed]:
         yield distributed
         distributed.shut_down()
     except SystemExit:
-        # All ranks have agreed on it. A rank that exits early makes the launcher end the others.
+        # All ranks have agreed to exit. If a rank exits early, the launcher ends the other ranks.
         with suppress(PeerLost):
             distributed.shut_down()
         raise
@@ -176,9 +176,9 @@ def distributed_session(on_gpus: bool) -> Iterator[Distributed]:
 
 
 def setup_rank_logging(errors: str = "%(message)s (rank {rank})") -> None:
-    """Log progress and warnings on rank 0 only, and errors of other ranks with their number.
+    """Log progress and warnings on rank 0 only. Errors of other ranks are logged with the rank.
 
-    Until the process group exists, one rank of each machine logs errors.
+    Before the process group exists, one rank of each machine logs errors.
     """
     launcher = read_launcher_rank(os.environ)
     if launcher.rank:
@@ -190,18 +190,18 @@ def setup_rank_logging(errors: str = "%(message)s (rank {rank})") -> None:
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
     """Run `main` and end the process with its exit code.
 
-    A worker of a launcher receives SIGTERM when the launcher ends, so it saves and exits. One of several
-    processes skips the interpreter shutdown: a thread of torch could block or abort it.
+    A worker of a launcher receives SIGTERM when the launcher ends, so it saves and exits. If the run has
+    several processes, the interpreter shutdown is skipped: a thread of torch could block or abort it.
     """
     if LAUNCHED in os.environ or "RANK" in os.environ:
         end_with_parent()
-    # None without a terminal, for example under pythonw or after 2>&-.
+    # stderr is None without a terminal, for example under pythonw or after 2>&-.
     if sys.stderr is not None:
         sys.stderr = LossyStream(sys.stderr)
     try:
         alone = read_launcher_rank(os.environ).world_size == 1
     except ConfigError:
-        # `main` reports it.
+        # `main` reports this error.
         alone = True
     if alone:
         code = main()

@@ -13,7 +13,7 @@ from render.image_io.atomic import remove_temporaries
 from render.image_io.file_lock import try_lock
 
 LOCK_FILE = ".lock"
-# A sweep tests for a moment whether a folder is locked, so one failed attempt is repeated.
+# A sweep locks a folder briefly to test whether a run holds the lock. A failed attempt is therefore repeated.
 ATTEMPTS, PAUSE_SECONDS = 5, 0.1
 
 
@@ -21,11 +21,11 @@ ATTEMPTS, PAUSE_SECONDS = 5, 0.1
 def lock_out_dirs(configs: Sequence[Config]) -> Iterator[None]:
     """Lock the out_dir of every config and remove the temporary files of earlier runs that were killed.
 
-    The locks are held until the block ends, so a second start of the same command is rejected at once.
+    The locks are held until the block ends, so a second start of the same command fails immediately.
     Folders that are created here and are still empty at the end are removed.
 
     Raises:
-        ValueError: another process holds a lock, or out_dir cannot be written to.
+        ValueError: if another process holds a lock, or if out_dir cannot be written to.
     """
     with ExitStack() as stack:
         for config in configs:
@@ -39,7 +39,7 @@ def lock_folder(folder: Path, label: str, name: str = LOCK_FILE) -> Iterator[Non
     """Hold the lock folder/name. label: the start of the error message, for example "out_dir = 'a'".
 
     Raises:
-        ValueError: another process holds the lock, or the folder cannot be written to.
+        ValueError: if another process holds the lock, or if the folder cannot be written to.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -53,7 +53,7 @@ def lock_folder(folder: Path, label: str, name: str = LOCK_FILE) -> Iterator[Non
             "or choose another out_dir"
         )
     with file:
-        # On a full disk the lock works without the name of its holder.
+        # If the disk is full, the lock still works, but the file does not contain the process that holds it.
         with suppress(OSError):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -65,7 +65,7 @@ def lock_folder(folder: Path, label: str, name: str = LOCK_FILE) -> Iterator[Non
 
 
 def is_locked(folders: Iterable[Path]) -> bool:
-    """Whether a run writes to one of the folders."""
+    """Return whether a run holds the lock of one of the folders."""
     for folder in folders:
         if (folder / LOCK_FILE).exists():
             file = try_lock(folder / LOCK_FILE)
@@ -93,7 +93,7 @@ def _holder(path: Path) -> str:
 
 
 def _remove_if_empty(lock: Path, created: Sequence[Path]) -> None:
-    """Remove the folders that were created for the lock, deepest first, if nothing else is in them."""
+    """Remove the folders that were created for the lock if they contain nothing else, deepest first."""
     with suppress(OSError):
         if created and os.listdir(lock.parent) == [lock.name]:
             lock.unlink()

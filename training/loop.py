@@ -30,7 +30,7 @@ MicroBatch = tuple[Cameras, SDSSample]
 
 @dataclass
 class TrainState:
-    """The state that changes in each step. step: the current step; between steps, the last finished one."""
+    """The state that changes in each step. step: the current step; between steps, the last finished step."""
 
     step: int
     schedule: Schedule
@@ -48,10 +48,10 @@ class TrainState:
 def train_step(
     state: TrainState, config: Config, task: Task, guidance: Guidance, distributed: Distributed
 ) -> Stats:
-    """One step of score distillation on all ranks; returns the means of the loss and its parts.
+    """Perform one step of score distillation on all ranks. Return the means of the loss and its parts.
 
-    A micro-batch is a function of (seed, its number, step), so the result depends on the number of
-    micro-batches and not on the rank that computes each.
+    A micro-batch is a function of (seed, its index, step). The result therefore depends on the number of
+    micro-batches, but not on the ranks that compute them.
     """
     optimizers = [state.optimizer, *guidance.optimizers]
     for optimizer in optimizers:
@@ -68,9 +68,9 @@ def train_step(
             loss, stats = loss + regulariser, {**stats, **values}
         scalars.append(AsyncScalars({**stats, "loss": loss}))
         loss.backward()
-    # A GPU computes this step while the CPU draws the next one, which takes milliseconds.
+    # A GPU is still computing this step. Meanwhile the CPU draws the next step, which takes milliseconds.
     prefetch_next(state, micro_batches)
-    # The values are read late for the same reason: reading waits for the GPU.
+    # The values are read as late as possible, because reading waits for the GPU.
     count = distributed.world_size * config.run.grad_accum
     stats = mean_stats(state, scalars, distributed, count, guidance.latent_values(config.run.batch))
     # The average propagates NaN and infinity to all ranks, so all ranks skip the same steps.
@@ -83,7 +83,7 @@ def train_step(
 def complete_sample(
     config: Config, task: Task, guidance: Guidance, sample: SDSSample, cameras: Cameras
 ) -> SDSSample:
-    """The sample with what depends on the scene's last rendering: surface noise and the control image."""
+    """Add the values that depend on the scene's last rendering: surface noise and the control image."""
     if config.guidance.noise == "surface":
         matrices, size = cameras.world_to_clip.to(guidance.device), cameras.resolution
         sample = guidance.with_surface_noise(sample, task.scene.visible, matrices, size, config.run.seed)
@@ -93,7 +93,7 @@ def complete_sample(
 
 
 def fit_step(state: TrainState, config: Config, task: Task, distributed: Distributed) -> Stats:
-    """One step of the start-shape regression, on rank 0 alone; the other ranks receive the result later."""
+    """Perform one step of the start-shape regression on rank 0 only. Other ranks receive the result later."""
     state.optimizer.zero_grad(set_to_none=True)
     scalars = []
     if distributed.is_main:
@@ -114,7 +114,7 @@ def train_loop(
     report: RunReport,
     distributed: Distributed,
 ) -> None:
-    """Train from `state.step` finished steps to the schedule's last step."""
+    """Continue the training after `state.step` finished steps until the schedule's last step."""
     video = training_video(config, state.step)
     with ExitStack() as stack:
         log = image_writer = None
@@ -152,7 +152,7 @@ def train_loop(
 def make_prefetcher(
     config: Config, guidance: Guidance, schedule: Schedule, distributed: Distributed
 ) -> Prefetcher[MicroBatch]:
-    """Draws the cameras and the SDS sample of (step, micro-batch)."""
+    """Return a prefetcher that draws the cameras and the SDS sample of (step, micro-batch)."""
     count = distributed.world_size * config.run.grad_accum
 
     def draw(step: int, micro_batch: int) -> MicroBatch:
@@ -164,7 +164,7 @@ def make_prefetcher(
 def sample_micro_batch(
     config: Config, guidance: Guidance, phase: Phase, step: int, micro_batch: tuple[int, int]
 ) -> MicroBatch:
-    """Cameras, t and noise of micro-batch (number, count) of a step, on the guidance's device."""
+    """Draw cameras, t and noise of micro-batch (index, count) of a step, on the guidance's device."""
     number, count = micro_batch
     generator = step_generator(config.run.seed, number, step)
     cameras = sample_cameras(
@@ -182,7 +182,7 @@ def sample_micro_batch(
 
 
 def prefetch_next(state: TrainState, micro_batches: range) -> None:
-    """Draw the next step's micro-batches, unless it is a step of the fit or there is none."""
+    """Draw the micro-batches of the next step, if there is one and it is not a step of the fit."""
     step = state.step + 1
     if step <= state.schedule.last_step and not state.schedule.phase(step).fit:
         state.prefetcher.prepare(step, micro_batches)
@@ -195,13 +195,13 @@ def mean_stats(
     micro_batches: int,
     latent_values: int = 1,
 ) -> Stats:
-    """Means over all ranks' micro-batches. The ranks' flags for stopping and for skipped steps are reduced in
-    the same exchange.
+    """Compute the means over the micro-batches of all ranks.
 
-    latent_values: the number of latent values of a micro-batch. Counts of non-finite numbers are totals and
-    omitted while they are 0.
+    The flags of the ranks for stopping and for skipped steps are reduced in the same exchange.
+    latent_values: the number of latent values of a micro-batch. Counts of non-finite numbers are summed, and
+    omitted if they are 0.
 
-    Raises ValueError after too many bad steps in a row (`StepGuard`).
+    Raises ValueError after too many consecutive bad steps (`StepGuard`).
     """
     sums = {"loss": 0.0}
     for values in (pending.read() for pending in scalars):
@@ -219,7 +219,7 @@ def mean_stats(
 def save_checkpoint(
     state: TrainState, config: Config, task: Task, guidance: Guidance, distributed: Distributed
 ) -> None:
-    """Write a checkpoint on rank 0, after a check that all ranks hold the same weights."""
+    """Check that all ranks hold the same weights, then write a checkpoint on rank 0."""
     phase, last = state.phase, state.step == state.schedule.last_step
     if not phase.fit:
         for optimizer in (state.optimizer, *guidance.optimizers):
@@ -227,7 +227,7 @@ def save_checkpoint(
     if not distributed.is_main:
         return
     if not phase.fit or last:
-        # A state without a surface must not replace a good checkpoint.
+        # If the surface has vanished, the previous checkpoint must be kept.
         with vanishing_explained(config, state.step):
             task.verify()
     save_state(

@@ -1,4 +1,4 @@
-"""Warnings about a mesh from the user: its up axis, and textures that are not used."""
+"""Warnings about the user's mesh: a wrong up axis, and textures that are not used."""
 
 import json
 import logging
@@ -13,10 +13,10 @@ from configs.run import MESH_FILE
 
 logger = logging.getLogger(__name__)
 
-# Thickness of the slab at an end of an axis, relative to the length of the mesh along the axis.
+# Thickness of the slab of vertices at each end of an axis, relative to the length of the mesh along the axis.
 SLAB = 0.03
-# Minimum difference between base area and top area of an up axis, relative to the cross-section, and the
-# minimum by which the difference must exceed that of the other axis.
+# STANDING: minimum difference between base area and top area along an up axis, relative to the cross-section.
+# ADVANTAGE: minimum by which this difference must exceed the difference along the other axis.
 STANDING, ADVANTAGE = 0.25, 0.25
 GROUND, CENTRED = 0.01, 0.05
 DIRECTIONS = 64
@@ -29,10 +29,11 @@ def warn_about_mesh(
     fix: str,
     textures_used: bool = False,
 ) -> None:
-    """Log a warning for a mesh that looks Z-up and one for textures and materials that are not used.
+    """Log a warning if the mesh looks Z-up, and one if its textures and materials are not used.
 
-    path: the file, for messages and its materials. v_pos: as used, after any rotation. fix: the remedy for a
-    Z-up mesh. textures_used: no warning about textures. Meshes that this program has written are not checked.
+    path: the file, for messages and to read its materials. v_pos: positions after any rotation. fix: the
+    remedy for a Z-up mesh. textures_used: if true, do not warn about textures. Meshes that this program has
+    written are not checked.
     """
     warn_about_axes(path, v_pos, faces, fix)
     if not textures_used and not _is_own(path) and (unused := unused_appearance(path)):
@@ -40,21 +41,21 @@ def warn_about_mesh(
 
 
 def warn_about_axes(path: str, v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], fix: str) -> None:
-    """Log the warning for a mesh that looks Z-up; the arguments are those of `warn_about_mesh`."""
+    """Log a warning if the mesh looks Z-up. See `warn_about_mesh` for the arguments."""
     if not _is_own(path) and looks_z_up(v_pos, faces):
         logger.warning("base_mesh %s looks Z-up, and the program takes +y as up: %s", path, fix)
 
 
 def _is_own(path: str) -> bool:
-    """Whether this program has written a mesh file."""
+    """Return whether this program has written the mesh file."""
     return Path(path).parent.name == MESH_FILE.parent.name
 
 
 def looks_z_up(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> bool:
-    """Whether the mesh stands on its lowest z and not on its lowest y.
+    """Return whether the lowest z, and not the lowest y, appears to be the base of the mesh.
 
-    An object stands on a base that is larger than its top. A second sign is a lowest point at z = 0 with y
-    centred at 0: models of Z-up programs usually stand on their ground plane.
+    The base of an object is usually larger than its top. Another sign of Z-up is a lowest point at z = 0 with
+    y centred at 0: models of Z-up programs usually stand on the ground plane.
     """
     points = v_pos[faces.unique()].double().cpu()
     low, high = points.amin(0), points.amax(0)
@@ -68,9 +69,9 @@ def looks_z_up(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> bool:
 
 
 def _end_area(unit: Float[Tensor, "N 3"], axis: int) -> float:
-    """The area of the convex hull of the points at the low end of an axis, within [0, 1]^2.
+    """Compute the area of the convex hull of the points at the low end of an axis, within [0, 1]^2.
 
-    unit: points in [0, 1]^3. The hull is that of the extreme points in DIRECTIONS directions.
+    unit: points in [0, 1]^3. Only the extreme points in DIRECTIONS directions are used for the hull.
     """
     others = [other for other in range(3) if other != axis]
     base = unit[unit[:, axis] <= SLAB][:, others]
@@ -81,13 +82,13 @@ def _end_area(unit: Float[Tensor, "N 3"], axis: int) -> float:
 
 
 def unused_appearance(path: str) -> str:
-    """The materials and textures in a mesh file as text: "2 materials, 1 texture"; "" if there are none."""
+    """Describe materials and textures in a mesh file: "2 materials, 1 texture", or "" if there are none."""
     readers = {".obj": _in_obj, ".glb": _in_gltf, ".gltf": _in_gltf, ".ply": _in_ply}
     reader = readers.get(Path(path).suffix.lower())
     try:
         return ", ".join(reader(Path(path))) if reader else ""
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # The mesh itself has been read, so damage here is harmless.
+        # The mesh has already been read, so an error here is harmless.
         return ""
 
 
@@ -114,7 +115,7 @@ def _in_obj(path: Path) -> list[str]:
 def _in_gltf(path: Path) -> list[str]:
     content = path.read_bytes()
     if content[:4] == b"glTF":
-        # 12 bytes of header, then the length of the JSON chunk and its type.
+        # The header has 12 bytes. The length of the JSON chunk and its type follow.
         content = content[20 : 20 + int.from_bytes(content[12:16], "little")]
     document = json.loads(content)
     counts = {noun: len(document.get(f"{noun}s", ())) for noun in ("material", "texture")}

@@ -1,4 +1,4 @@
-"""Pictures that are named by their step (000400.png), and warnings for files that cannot be written."""
+"""Files whose name is a step (000400.png), and warnings for files that cannot be written."""
 
 import logging
 import re
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def numbered_files(folder: Path, suffix: str) -> list[tuple[int, Path]]:
-    """The files NUMBER.suffix in a folder with their numbers, ascending. All other names are ignored."""
+    """Return the files NUMBER.suffix in a folder with their numbers, ascending. Other files are ignored."""
     name = re.compile(rf"([0-9]+){re.escape(suffix)}")
     if not folder.is_dir():
         return []
@@ -20,9 +20,9 @@ def numbered_files(folder: Path, suffix: str) -> list[tuple[int, Path]]:
 
 @contextmanager
 def warn_on_error(path: Path, warned: set[Path] | None = None) -> Iterator[None]:
-    """Log an error of the block as a warning that names `path`: pictures and videos never end a run.
+    """Log an error of the block as a warning with `path`, because errors in pictures must not end a run.
 
-    warned: the paths that were logged before; each is logged once.
+    warned: the paths that already caused a warning. Each path is logged once.
     """
     try:
         yield

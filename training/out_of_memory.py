@@ -1,4 +1,4 @@
-"""Peak memory, and out-of-memory errors reported as one line that names the config keys to reduce."""
+"""Peak memory, and out-of-memory errors. The error message is one line with the config keys to reduce."""
 
 import re
 import resource
@@ -11,8 +11,8 @@ from configs.schema import Config
 from training.checkpoint import newest_step
 from training.resume import checkpoint_folder, unused_keys
 
-# The messages of allocators without an exception type: cuBLAS, the driver, nvdiffrast (error 2 of the
-# driver), torch on the CPU.
+# Error messages of allocators that have no exception type for this error: cuBLAS, the driver, nvdiffrast
+# (error 2 of the driver), torch on the CPU.
 WORDINGS = ("CUBLAS_STATUS_ALLOC_FAILED", "out of memory", "Cuda error: 2[", "DefaultCPUAllocator")
 
 
@@ -21,11 +21,11 @@ class OutOfMemory(ValueError):
 
 
 def peak_memory() -> str:
-    """The peak memory of this process as text; with a GPU also torch's peak since the last reset.
+    """Return the peak memory of this process as text. On a GPU, add torch's peak since the last reset.
 
-    The GPU's value includes CUDA graphs.
+    The GPU value includes CUDA graphs.
     """
-    # Linux counts in kibibytes.
+    # Linux reports ru_maxrss in kibibytes.
     peak = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.1f} GB"
     if torch.cuda.is_initialized():
         peak += f", on the GPU {torch.cuda.max_memory_reserved() / 1e9:.1f} GB"
@@ -34,13 +34,13 @@ def peak_memory() -> str:
 
 @contextmanager
 def explain_out_of_memory(config: Config) -> Iterator[None]:
-    """Convert all memory errors in the block to `OutOfMemory`, which names keys and the last checkpoint."""
+    """Convert memory errors in the block to `OutOfMemory`. Its message has keys and the last checkpoint."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        # The traceback references the frames and their tensors. Without it they are freed.
+        # The traceback references the frames and their tensors. Deleting it frees the tensors.
         message = f"out of memory{_amount(error)}"
         error.__traceback__ = None
     else:
@@ -49,7 +49,7 @@ def explain_out_of_memory(config: Config) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is an out-of-memory error, of a GPU or of the machine."""
+    """Return whether an error means that GPU memory or main memory was exhausted."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or any(wording in str(error) for wording in WORDINGS)
 

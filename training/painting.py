@@ -1,4 +1,4 @@
-"""The appearance stage on a mesh with several parts, or with given textures."""
+"""The appearance stage for a mesh that has several parts or given textures."""
 
 import logging
 from dataclasses import replace
@@ -29,12 +29,12 @@ MANY = 16
 
 
 def paints_parts(config: Config, fixed: FixedMesh) -> bool:
-    """Whether the parts of base_mesh are painted and exported separately, or its textures are used."""
+    """Return whether parts of base_mesh are textured and exported separately, or its textures are used."""
     return config.textures.used or fixed.structure.several
 
 
 def read_parts(config: Config, fixed: FixedMesh, rasteriser: Rasteriser, inputs: InputFiles) -> PaintedParts:
-    """`build_parts` with the materials of base_mesh and the paint mask of the config."""
+    """Call `build_parts` with the materials of base_mesh and the paint mask of the config."""
     paths, mesh = input_paths(config), config.run.base_mesh
     with inputs.reading(TEXTURES, *paths.get(TEXTURES, ())):
         materials = read_materials(config.textures, mesh)
@@ -46,7 +46,7 @@ def read_parts(config: Config, fixed: FixedMesh, rasteriser: Rasteriser, inputs:
 def texture_fit(
     config: Config, parts: PaintedParts | None, material: MaterialField, rasteriser: Rasteriser
 ) -> TextureFit | None:
-    """The loss of the fit of the given textures; None without init_textures."""
+    """Return the loss that fits the material to the given textures, or None without init_textures."""
     if parts is None or not config.textures.init_textures:
         return None
     fit = TextureFit(parts, material, rasteriser)
@@ -60,7 +60,7 @@ def build_parts(
     given: tuple[tuple[SurfaceMaterial, ...], PaintMask | None],
     rasteriser: Rasteriser,
 ) -> PaintedParts:
-    """The parts of a mesh in painting coordinates, ready to be painted.
+    """Build the parts of a mesh with texture coordinates for the appearance stage.
 
     given: the materials of the file and the paint mask.
     """
@@ -99,11 +99,11 @@ def build_parts(
 def _with_all_uv(
     config: Config, mesh: Mesh, face_material: Int[Tensor, " F"], has_uv: Bool[Tensor, " F"]
 ) -> Mesh:
-    """The mesh with the faces without uv unwrapped, those of each material separately."""
+    """Unwrap the faces that have no uv, separately for each material, and return the mesh."""
     if mesh.uv is None:
         mesh = replace(mesh, uv=mesh.v_pos.new_zeros(0, 2), uv_faces=torch.zeros_like(mesh.faces))
     count, settings = len(mesh.uv), replace(config.export, texture_res=PAINTING_RES)
-    # The final tangents and handedness are computed afterwards.
+    # These are placeholders: the final tangents and handedness are computed afterwards.
     mesh = replace(mesh, tangents=mesh.v_pos.new_zeros(count, 3), handedness=mesh.v_pos.new_zeros(count))
     for number in torch.unique(face_material[~has_uv]).tolist():
         faces = torch.nonzero((face_material == number) & ~has_uv)[:, 0]

@@ -7,9 +7,9 @@ Draw = TypeVar("Draw")
 
 
 class Prefetcher(Generic[Draw]):
-    """The random draws of steps, by (step, micro-batch).
+    """Computes and stores the random draws of (step, micro-batch) in advance.
 
-    draw: a pure function of the two, so the results do not depend on when or how often it is called.
+    draw: a pure function of (step, micro-batch), so the result is the same whenever it is called.
     """
 
     def __init__(self, draw: Callable[[int, int], Draw]):
@@ -17,11 +17,11 @@ class Prefetcher(Generic[Draw]):
         self._ready: dict[tuple[int, int], Draw] = {}
 
     def next(self, step: int, micro_batch: int) -> Draw:
-        """Returns the draw of a micro-batch and removes it from the prepared ones."""
+        """Return the draw of a micro-batch and remove it from the prepared draws."""
         if (step, micro_batch) in self._ready:
             return self._ready.pop((step, micro_batch))
         return self._draw(step, micro_batch)
 
     def prepare(self, step: int, micro_batches: Iterable[int]) -> None:
-        """Compute the draws of these micro-batches now, and discard all earlier prepared ones."""
+        """Compute the draws of these micro-batches now. Discard all draws that were prepared earlier."""
         self._ready = {(step, number): self._draw(step, number) for number in micro_batches}

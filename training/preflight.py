@@ -1,4 +1,4 @@
-"""Startup validation: known failures are reported before any work is done."""
+"""Startup validation: known causes of failure are reported before the work starts."""
 
 import tempfile
 from collections.abc import Collection
@@ -24,7 +24,7 @@ def check_config(
 ) -> None:
     """Raise ValueError or OSError if the config cannot run on this machine.
 
-    Files and the output folder are checked on rank 0 only. written: meshes that the command itself writes.
+    Files and the output folder are checked on rank 0 only. written: meshes that this command will write.
     """
     select_device(config.run.device, distributed)
     if config.run.log == "tensorboard":
@@ -47,7 +47,7 @@ def check_config(
 
 
 def check_models(config: Config) -> None:
-    """Check that the config's models exist and that `batch` fits the views that they take together."""
+    """Check that the models of the config exist and that `batch` is a multiple of their views."""
     guidance = config.guidance
     views = check_model(guidance.sd_model)
     if guidance.second_sd_model is not None:
@@ -60,8 +60,8 @@ def check_models(config: Config) -> None:
 
 @cache
 def check_model(name: str) -> int:
-    """Resolve the model once for all trials of a sweep: a hub id is looked up over the network.
+    """Resolve the model once for all trials of a sweep, because a hub id needs a network request.
 
-    Returns the number of views that it takes together.
+    Return the number of views that the model processes together.
     """
     return model_views(resolve_model(name))

@@ -1,5 +1,5 @@
 """Evaluation of finished runs: a classifier decides whether a mesh shows the category of its prompt.
 
-The classifier shares the categories and the renderer with the embedded prior. Its network is different and
-was trained on other random objects.
+The classifier uses the categories and the renderer of the embedded prior. Its network differs from the
+prior's network and was trained on other random objects.
 """

@@ -2,7 +2,7 @@
 
     python3 -m training.evaluation out/pineapple_demo out/pineapple_demo_appearance --out evaluation.json
 
-The prompt of a run is read from its checkpoint; FOLDER=PROMPT gives the prompt of a run without one.
+The prompt of a run is read from its checkpoint. For a run without a checkpoint, write FOLDER=PROMPT.
 """
 
 import argparse

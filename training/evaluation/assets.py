@@ -1,4 +1,4 @@
-"""Finished runs: their prompts and the exported files, read like any mesh file."""
+"""Finished runs: find their prompts and load their exported files with the reader for mesh files."""
 
 import json
 import re
@@ -26,7 +26,7 @@ from training.evaluation.views import Paint
 
 @dataclass(frozen=True)
 class Target:
-    """Category and material in a prompt. material is None if the prompt names none."""
+    """Category and material in a prompt. material is None if the prompt contains no material."""
 
     category: str
     material: str | None
@@ -36,8 +36,8 @@ class Target:
 class Run:
     """The folder and target of a run.
 
-    domain: "shaded" for a painted asset, "normal" for a bare shape. steps: step of the last checkpoint, None
-    without one.
+    domain: "shaded" for an asset with textures, "normal" for a shape without textures. steps: step of the
+    last checkpoint, None if there is no checkpoint.
     """
 
     folder: Path
@@ -65,11 +65,11 @@ class Textures:
 
 
 def find_run(argument: str, categories: tuple[str, ...]) -> Run:
-    """The run of FOLDER or FOLDER=PROMPT. Without a prompt, that of the run's checkpoint is used.
+    """Return the run of FOLDER or FOLDER=PROMPT. Without PROMPT, use the prompt in the run's checkpoint.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
-        ValueError: there is no prompt, or it names none of the categories.
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if there is no prompt, or if it contains none of the categories.
     """
     name, given, prompt = argument, "", ""
     before, sign, after = argument.rpartition("=")
@@ -90,7 +90,7 @@ def find_run(argument: str, categories: tuple[str, ...]) -> Run:
 
 
 def _last_state(folder: Path) -> tuple[dict, int | None]:
-    """Settings and step of the newest checkpoint, ({}, None) if there is none."""
+    """Return settings and step of the newest checkpoint, or ({}, None) if there is no checkpoint."""
     states = sorted(folder.glob("checkpoints/step_*/state.json"))
     if not states:
         return {}, None
@@ -99,10 +99,10 @@ def _last_state(folder: Path) -> tuple[dict, int | None]:
 
 
 def parse_target(prompt: str, categories: tuple[str, ...]) -> Target:
-    """The longest category name in the prompt, and the first material word in the rest of it.
+    """Find the longest category name in the prompt, and the first material in the rest of the prompt.
 
-    A material is named by its adjective or by "made of" and its noun ("made of wood", "made out of gold").
-    Raises ValueError if the prompt names no category.
+    A material is given as its adjective, or as "made of" and its noun ("made of wood", "made out of gold").
+    Raises ValueError if the prompt contains no category.
     """
     text = " ".join(re.findall(r"\w+", prompt.lower()))
     found = {category: re.search(rf"\b{category.replace('_', ' ')}\b", text) for category in categories}
@@ -125,7 +125,7 @@ def parse_target(prompt: str, categories: tuple[str, ...]) -> Target:
 
 
 def missing_mesh_reason(run: Run) -> str | None:
-    """Why a run cannot be evaluated, None if it can."""
+    """Return the reason why a run cannot be evaluated, or None if it can."""
     if run.mesh_file.is_file():
         return None
     how_far = "no checkpoint" if run.steps is None else f"last checkpoint at step {run.steps}"
@@ -133,9 +133,9 @@ def missing_mesh_reason(run: Run) -> str | None:
 
 
 def load_asset(run: Run, device: torch.device) -> tuple[Mesh, Textures | None]:
-    """The exported mesh and its textures, on the device.
+    """Load the exported mesh and its textures to the device.
 
-    Raises ValueError or OSError naming the file and its fault.
+    Raises ValueError or OSError. The message contains the file and its fault.
     """
     mesh = load_fixed_mesh(run.mesh_file)
     mesh = replace(mesh, v_pos=mesh.v_pos.float()).to(device)
@@ -158,7 +158,7 @@ def load_asset(run: Run, device: torch.device) -> tuple[Mesh, Textures | None]:
 
 
 def textured(mesh: Mesh, textures: Textures, rasteriser: Rasteriser) -> Paint:
-    """A Paint function for `render_views` that samples the textures."""
+    """Return a Paint function for `render_views` that samples the textures."""
 
     def paint(points: SurfacePoints) -> tuple[Tensor, Tensor, Tensor]:
         uv = rasteriser.interpolate(mesh.uv, points.rast, mesh.uv_faces)

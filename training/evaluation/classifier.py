@@ -1,7 +1,8 @@
-"""The classifier: a residual network for each domain, and the folder that stores them.
+"""The classifier: a residual network for each domain, and functions to save and load the networks.
 
-Domains: "normal" for images of rotated normals, "shaded" for images of the painted surface. Each network
-predicts the category and the visible side (front, side, back). "shaded" also predicts the material.
+Domains: "normal" for images of rotated normals, "shaded" for images of the textured surface. Each network
+predicts the category and the visible side (front, side, back). The network of "shaded" also predicts the
+material.
 """
 
 import json
@@ -18,7 +19,8 @@ from training.evaluation.views import VIEWS, back_view
 DOMAINS = ("normal", "shaded")
 SIDES = ("front", "side", "back")
 NOTHING = "nothing"
-# Categories with a distinct front. The others look alike from all sides, so their side is not evaluated.
+# Categories with a distinct front. The other categories look similar from all sides, so their visible side is
+# not evaluated.
 DIRECTIONAL = ("car", "chair", "quadruped", "person", "head")
 WIDTHS = (32, 64, 96, 160)
 WEIGHTS_FILE, SETTINGS_FILE = "model.safetensors", "judge.json"
@@ -54,7 +56,7 @@ class Block(nn.Module):
 
 
 class ClassifierNetwork(nn.Module):
-    """A stem at half resolution, one block per width, mean and maximum over the image, three heads."""
+    """Layers: stem at half resolution, one block per width, mean and maximum over the image, three heads."""
 
     def __init__(self, categories: int, materials: int, widths: tuple[int, ...] = WIDTHS):
         super().__init__()
@@ -69,7 +71,7 @@ class ClassifierNetwork(nn.Module):
         self.side = nn.Linear(2 * widths[-1], len(SIDES))
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> ClassifierOutput:
-        """images in [−1, 1]: normals, or shaded sRGB mapped from [0, 1]."""
+        """Return the logits. images: normals, or shaded sRGB mapped from [0, 1] to [−1, 1]."""
         features = self.blocks(self.stem(images))
         features = self.drop(torch.cat([features.mean((2, 3)), features.amax((2, 3))], -1))
         material = features.new_zeros(len(features), 0) if self.material is None else self.material(features)
@@ -80,7 +82,7 @@ class ClassifierNetwork(nn.Module):
 class ClassifierSettings:
     """Names of the outputs in the order of the logits.
 
-    One category is "nothing". Material 0 is the category's own colours.
+    One category is "nothing". Material 0 means the category's own colours.
     """
 
     categories: tuple[str, ...]
@@ -91,7 +93,7 @@ class ClassifierSettings:
 
 @dataclass(frozen=True)
 class Classifier:
-    """The networks by domain, and a JSON record of the training (accuracies, cost)."""
+    """A dict from domain to network, and a JSON record of the training (accuracies, cost)."""
 
     settings: ClassifierSettings
     networks: dict[str, ClassifierNetwork]
@@ -103,13 +105,13 @@ class Classifier:
 
     @torch.no_grad()
     def predict(self, domain: str, images: Float[Tensor, "B 3 S S"]) -> ClassifierOutput:
-        """Log-probabilities for images in [−1, 1]."""
+        """Return the log-probabilities for images in [−1, 1]."""
         outputs = self.networks[domain].eval()(images)
         return ClassifierOutput(*(part.float().log_softmax(-1) for part in vars(outputs).values()))
 
 
 def make_networks(settings: ClassifierSettings, device: torch.device) -> dict[str, ClassifierNetwork]:
-    """Untrained networks. Only shaded images have a material."""
+    """Create untrained networks. Only the network for shaded images predicts a material."""
     return {
         domain: ClassifierNetwork(
             len(settings.categories), len(settings.materials) if domain == "shaded" else 0, settings.widths
@@ -122,7 +124,7 @@ def save_classifier(folder: Path, classifier: Classifier) -> None:
     """Write model.safetensors in half precision, and judge.json with settings and record."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        # safetensors needs contiguous tensors, and convolutions on CUDA are trained in channels_last.
+        # safetensors needs contiguous tensors, but convolutions on CUDA are trained in channels_last.
         f"{domain}.{name}": (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for domain, network in classifier.networks.items()
         for name, value in network.state_dict().items()
@@ -133,7 +135,7 @@ def save_classifier(folder: Path, classifier: Classifier) -> None:
 
 
 def load_classifier(folder: Path, device: torch.device) -> Classifier:
-    """Load a classifier. Raises FileNotFoundError if the folder has none."""
+    """Load a classifier. Raises FileNotFoundError if the folder contains no classifier."""
     for name in (WEIGHTS_FILE, SETTINGS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
@@ -155,7 +157,7 @@ def load_classifier(folder: Path, device: torch.device) -> Classifier:
 
 
 def directional(categories: tuple[str, ...], category: Tensor) -> Bool[Tensor, " B"]:
-    """Mask of images whose category (an index) is directional."""
+    """Return the mask of images whose category (an index) is in DIRECTIONAL."""
     table = torch.tensor([name in DIRECTIONAL for name in categories], device=category.device)
     return table[category]
 
@@ -170,14 +172,14 @@ class Prediction:
 
 
 def predict_assets(classifier: Classifier, domain: str, pictures: Float[Tensor, "N 3 S S"]) -> Prediction:
-    """Predictions for images of assets, VIEWS consecutive images each."""
+    """Predict from images of assets. Each asset has VIEWS consecutive images."""
     outputs = [classifier.predict(domain, part.to(classifier.device)) for part in pictures.split(256)]
     stacked = {name: torch.cat([getattr(a, name) for a in outputs]) for name in vars(outputs[0])}
     return Prediction(**{name: value.unflatten(0, (-1, VIEWS)).cpu() for name, value in stacked.items()})
 
 
 def two_faced(side: Float[Tensor, "A V 3"]) -> Bool[Tensor, " A"]:
-    """Whether an asset shows its front at azimuth 0 and again at azimuth 180."""
+    """Return whether each asset shows a front at azimuth 0 and also at azimuth 180 degrees."""
     seen = side.argmax(-1)
     front = SIDES.index("front")
     return (seen[:, 0] == front) & (seen[:, back_view()] == front)

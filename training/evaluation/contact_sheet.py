@@ -10,7 +10,7 @@ from render.image_io.image import encode_normal, to_bytes
 from training.evaluation.r_precision import Evaluation
 from training.evaluation.views import VIEWS
 
-# Front, between front and side, back.
+# Indices of the shown views: front, between front and side, back.
 SHOWN_VIEWS = (0, 1, VIEWS // 2)
 SIDE, LINE, GAP = 144, 20, 8
 LINES = 3
@@ -18,7 +18,7 @@ RIGHT, WRONG, TEXT = "#1e8449", "#c0392b", "#202020"
 
 
 def check_name(path: Path) -> None:
-    """Raises ValueError if the name does not end in .jpg, .jpeg or .png."""
+    """Raise ValueError if the name does not end in .jpg, .jpeg or .png."""
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise ValueError(f"--sheet {path}: name a .jpg or .png file")
 
@@ -40,7 +40,7 @@ def write_contact_sheet(
 
 
 def _pictures(evaluation: Evaluation) -> Image.Image:
-    """The selected views side by side on white. Empty if the evaluation failed."""
+    """Return the selected views side by side on white. The image is empty if the evaluation failed."""
     strip = Image.new(
         "RGB", (len(SHOWN_VIEWS) * SIDE, SIDE), "#f2f2f2" if evaluation.views is None else "white"
     )
@@ -56,7 +56,7 @@ def _pixels(evaluation: Evaluation, view: int) -> UInt8[np.ndarray, "S S 3"]:
     views = evaluation.views
     empty = 1 - views.mask[view].permute(1, 2, 0)
     if views.shaded is None:
-        # The background has normal 0, which encodes as grey. Adding 0.5 makes it white.
+        # The background has normal 0, which is encoded as grey. Adding 0.5 makes the background white.
         image = encode_normal(views.normal[view].permute(1, 2, 0)) + 0.5 * empty
     else:
         image = views.shaded[view].permute(1, 2, 0) + empty
@@ -64,7 +64,7 @@ def _pixels(evaluation: Evaluation, view: int) -> UInt8[np.ndarray, "S S 3"]:
 
 
 def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], asset: dict) -> None:
-    """Draw the prompt, then the evaluation or the failure, then "two-faced" if it applies."""
+    """Draw the prompt, then the evaluation or the failure, then "two-faced" if two views show a front."""
     font = ImageFont.load_default(13)
     lines = [[(asset["prompt"], TEXT)], [(asset["failure"], WRONG)]]
     if not asset["failure"]:
@@ -80,7 +80,7 @@ def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], asset: dict) ->
 
 
 def _result_text(asset: dict, what: str) -> tuple[str, str]:
-    """Text and colour of the evaluated category or material. Neutral if the prompt names none."""
+    """Return text and colour of the evaluated category or material. Without a target, the colour is TEXT."""
     text = f"{asset['evaluation'][what].replace('_', ' ')} {asset['probability'][what]:.2f}"
     if f"{what}_right" not in asset:
         return text, TEXT
@@ -88,7 +88,7 @@ def _result_text(asset: dict, what: str) -> tuple[str, str]:
 
 
 def _truncate(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> str:
-    """The text, truncated to the width of a cell."""
+    """Truncate the text to the width of a cell."""
     if draw.textlength(text, font) <= len(SHOWN_VIEWS) * SIDE:
         return text
     while draw.textlength(text + "…", font) > len(SHOWN_VIEWS) * SIDE:

@@ -1,4 +1,4 @@
-"""Procedural objects as ground truth: their surface on the grid of a run, and their true material."""
+"""Procedural objects as ground truth: their surface on the grid of a run, and their true materials."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from render.mesh import Mesh, make_mesh
 from training.evaluation.surface_quality import roughness
 
 SHAPE_STREAM, MATERIAL_STREAM = 21, 22
-# Number of instances of a category for the mean roughness, and number of draws for a mean material.
+# Number of objects of a category for the mean roughness, and number of objects for a mean material.
 INSTANCES, MATERIAL_DRAWS = 3, 8
 
 # A function from world points [N,3] to linear albedo kd and ks (occlusion, roughness, metallic).
@@ -25,12 +25,12 @@ TrueMaterial = Callable[[Float[Tensor, "N 3"]], tuple[Float[Tensor, "N 3"], Floa
 
 
 def true_object(category: str, seed: int) -> ProceduralObject:
-    """The procedural object with the given category and seed."""
+    """Return the procedural object with the given category and seed."""
     return make_object(category, step_generator(seed, CATEGORIES.index(category), 0, SHAPE_STREAM))
 
 
 def true_mesh(subject: ProceduralObject, config: GeometryConfig, device: torch.device) -> Mesh:
-    """The mesh of the object's signed distance by marching tetrahedra on the grid of the config."""
+    """Mesh the object's signed distance by marching tetrahedra on the grid of the config."""
     grid = make_tet_grid(config.dmtet_grid, config.mesh_scale)
     v_pos, faces = marching_tetrahedra(
         grid.v_pos, subject.signed_distance(grid.v_pos), grid.tets, grid.edges, grid.tet_edges
@@ -39,20 +39,20 @@ def true_mesh(subject: ProceduralObject, config: GeometryConfig, device: torch.d
 
 
 def true_roughness(category: str, config: GeometryConfig) -> float:
-    """The mean roughness of INSTANCES instances of a category, in degrees."""
+    """Compute the mean roughness of INSTANCES objects of a category, in degrees."""
     cpu = torch.device("cpu")
     values = [roughness(true_mesh(true_object(category, seed), config, cpu)) for seed in range(INSTANCES)]
     return sum(values) / len(values)
 
 
 def material_name(category: str, seed: int) -> str:
-    """The material in the prompt of a trial. Neighbouring categories and seeds have different materials."""
+    """Return the material for a trial's prompt. Adjacent categories and seeds have different materials."""
     names = list(MATERIALS)
     return names[(5 * CATEGORIES.index(category) + seed) % len(names)]
 
 
 def true_material(subject: ProceduralObject, name: str) -> TrueMaterial:
-    """The mean material of MATERIAL_DRAWS objects of this material, whose shades vary by a tenth."""
+    """Return the mean over MATERIAL_DRAWS objects of this material. Their shades vary by a tenth."""
     draw = Draw(step_generator(0, CATEGORIES.index(subject.kind), 0, MATERIAL_STREAM))
     material_draws = [dressed(subject, name, draw) for _ in range(MATERIAL_DRAWS)]
 

@@ -41,13 +41,13 @@ from training.evaluation.views import (
 
 logger = logging.getLogger(__name__)
 
-# Number of likeliest categories that are recorded for each view.
+# For each view, this number of the most probable categories is recorded.
 TOP_CATEGORIES = 3
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result for one run: prediction and views, or a failure."""
+    """The result for one run: either prediction and views, or a failure."""
 
     run: Run
     prediction: Prediction | None = None
@@ -65,7 +65,7 @@ class Evaluator:
         self.light: PrefilteredLight = light.prefiltered()
 
     def evaluate_run(self, run: Run) -> Evaluation:
-        """Evaluate a run. A missing or invalid mesh gives a failure with its reason."""
+        """Evaluate a run. If the mesh is missing or invalid, the result is a failure with its reason."""
         reason = missing_mesh_reason(run)
         if reason is None:
             try:
@@ -92,12 +92,12 @@ def _on_cpu(image: Tensor | None) -> Tensor | None:
 
 
 def mean_probabilities(logs: Float[Tensor, "1 V K"]) -> Float[Tensor, " K"]:
-    """exp of the mean log-probability over the views, normalised."""
+    """Return exp of the mean log-probability over the views, normalised."""
     return logs[0].mean(0).softmax(-1)
 
 
 def describe(evaluation: Evaluation, classifier: Classifier) -> dict:
-    """The record of one asset for the JSON report."""
+    """Return the record of one asset for the JSON report."""
     run, settings = evaluation.run, classifier.settings
     record: dict = {
         "folder": str(run.folder),
@@ -126,7 +126,7 @@ def describe(evaluation: Evaluation, classifier: Classifier) -> dict:
 
 
 def _add_decision(record: dict, what: str, probabilities: Tensor, names: Sequence[str]) -> None:
-    """Add the evaluation of category or material to the record."""
+    """Add the evaluated category or material to the record."""
     best, expected = int(probabilities.argmax()), record["expected"][what]
     record["evaluation"][what] = names[best]
     record["probability"][what] = round(probabilities[best].item(), 4)
@@ -136,7 +136,7 @@ def _add_decision(record: dict, what: str, probabilities: Tensor, names: Sequenc
 
 
 def _views(prediction: Prediction, categories: tuple[str, ...], expected: str) -> list[dict]:
-    """The prediction of each view."""
+    """Return a record with the prediction for each view."""
     found = []
     for view in range(VIEWS):
         category, side = prediction.category[0, view].exp(), prediction.side[0, view].exp()
@@ -155,7 +155,7 @@ def _views(prediction: Prediction, categories: tuple[str, ...], expected: str) -
 
 
 def report(assets: list[dict], classifier: Classifier) -> dict:
-    """All assets and their summary as JSON."""
+    """Return all assets and their summary as a JSON value."""
     failures = [
         {"folder": a["folder"], "prompt": a["prompt"], "reason": a["failure"] or _wrong(a)}
         for a in assets
@@ -192,7 +192,7 @@ def _wrong(asset: dict) -> str:
 
 
 def _precision(assets: list[dict]) -> dict:
-    """Shares of correct evaluations. Materials count for assets whose prompt names one."""
+    """Return the shares of correct evaluations. Materials are counted if the prompt contains one."""
     right: dict[str, list[bool]] = {}
     for asset in assets:
         right.setdefault(asset["expected"]["category"], []).append(asset["category_right"])
@@ -208,7 +208,7 @@ def _precision(assets: list[dict]) -> dict:
 
 
 def _composition(assets: list[dict]) -> dict:
-    """Shares of painted assets with a held-out pair of category and material for which both are correct."""
+    """Return the share of textured assets with correct category and material, for held-out pairs of these."""
     found: dict[str, list[bool]] = {}
     for asset in assets:
         category, material = asset["expected"]["category"], asset["expected"]["material"]
@@ -223,7 +223,10 @@ def _composition(assets: list[dict]) -> dict:
 
 
 def _two_faced(assets: list[dict]) -> dict:
-    """Number and share of two-faced assets by domain, among those with a directional category and a mesh."""
+    """Return number and share of two-faced assets in each domain.
+
+    Only assets with a mesh and a category in DIRECTIONAL are counted.
+    """
     found = {}
     for domain in DOMAINS:
         some = [a["two_faced"] for a in assets if a["domain"] == domain and "two_faced" in a]
@@ -233,7 +236,7 @@ def _two_faced(assets: list[dict]) -> dict:
 
 
 def _confusions(assets: list[dict]) -> list[dict]:
-    """Pairs of expected and evaluated names, the most frequent first."""
+    """Return the pairs of expected and evaluated names, most frequent first."""
     counts = Counter(
         (what, a["expected"][what], a["evaluation"][what])
         for a in assets
@@ -253,7 +256,7 @@ def _share(right: list[bool]) -> float:
 def evaluate_runs(
     runs: Sequence[Run], classifier: Classifier, evaluator: Evaluator
 ) -> tuple[list[Evaluation], dict]:
-    """Evaluations in the order of the runs, and the report."""
+    """Return the evaluations in the order of the runs, and the report."""
     evaluations = []
     for number, run in enumerate(runs, start=1):
         evaluations.append(evaluator.evaluate_run(run))

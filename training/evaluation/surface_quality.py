@@ -28,7 +28,7 @@ class SurfaceQuality:
 
 @torch.no_grad()
 def surface_quality(mesh: Mesh) -> SurfaceQuality:
-    """All measures of a mesh with at least one face."""
+    """Compute all measures of a mesh. The mesh must have at least one face."""
     part = connected_parts(mesh.faces, len(mesh.v_pos))[mesh.faces[:, 0].long()]
     area = torch.zeros(len(mesh.v_pos), dtype=torch.float64, device=mesh.v_pos.device)
     area.index_add_(0, part, face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).double())
@@ -42,15 +42,16 @@ def surface_quality(mesh: Mesh) -> SurfaceQuality:
 
 
 def roughness(mesh: Mesh) -> float:
-    """The mean angle in degrees between the normals of two faces of an edge, weighted by the edge's length.
+    """Return the mean angle in degrees between the normals of the two faces of an edge.
 
-    Only edges of exactly two faces count. Faces with zero area are excluded.
+    The mean is weighted by edge length. Only edges with exactly two faces are counted. Faces with zero area
+    are excluded.
     """
     low, high, face, count = _edges(mesh.faces, len(mesh.v_pos))
     first = (count == 2).nonzero()[:, 0]
     cross = face_cross(mesh.v_pos.double(), mesh.faces)
     one, other = cross[face[first]], cross[face[first + 1]]
-    # Accurate for small angles, unlike the arc cosine.
+    # Unlike the arc cosine, atan2 is accurate for small angles.
     angle = torch.atan2(torch.linalg.cross(one, other).norm(dim=-1), (one * other).sum(-1))
     length = (mesh.v_pos[low[first]] - mesh.v_pos[high[first]]).double().norm(dim=-1)
     length = length * ((one.norm(dim=-1) > 0) & (other.norm(dim=-1) > 0))
@@ -58,20 +59,20 @@ def roughness(mesh: Mesh) -> float:
 
 
 def non_manifold_share(faces: Int[Tensor, "F 3"], vertices: int) -> float:
-    """The share of edges with one face or more than two faces."""
+    """Return the share of edges with one face or more than two faces."""
     *_, count = _edges(faces, vertices)
     edges = count[count > 0]
     return (edges != 2).double().mean().item()
 
 
 def connected_parts(faces: Int[Tensor, "F 3"], vertices: int) -> Int[Tensor, " V"]:
-    """A number for each vertex, equal for vertices that are connected by edges (label propagation)."""
+    """Return a label for each vertex by label propagation. Vertices that edges connect have equal labels."""
     label = torch.arange(vertices, device=faces.device)
     corners = faces.long()
     while True:
         lowest = label[corners].amin(1, keepdim=True).expand(-1, 3)
         spread = label.scatter_reduce(0, corners.flatten(), lowest.flatten(), "amin")
-        # Labels are vertex numbers. Replacing each label by the label of that vertex speeds up convergence.
+        # Labels are vertex indices. Replacing each label by the label of that vertex speeds up convergence.
         spread = spread[spread]
         if torch.equal(spread, label):
             return label
@@ -79,7 +80,7 @@ def connected_parts(faces: Int[Tensor, "F 3"], vertices: int) -> Int[Tensor, " V
 
 
 def _edges(faces: Int[Tensor, "F 3"], vertices: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`sorted_edges`, and the multiplicity of each edge at its first occurrence; 0 at the others."""
+    """Return `sorted_edges`, and the count of each edge at its first occurrence and 0 at later ones."""
     low, high, face = sorted_edges(faces, vertices)
     key = low * vertices + high
     _, inverse, sizes = torch.unique_consecutive(key, return_inverse=True, return_counts=True)

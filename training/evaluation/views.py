@@ -1,7 +1,7 @@
-"""Images for the classifier: normals and shaded surface from all around the object.
+"""Images for the classifier: normals and shaded surface, with cameras all around the object.
 
 Normals are rotated with the view, R_y(azimuth) n, as if the object were rotated in front of a fixed camera.
-World-space normals would reveal the azimuth, and so the side, of any object.
+With world-space normals, the network could read the azimuth, and so the visible side, from any object.
 
 Legend: B views, S pixels per side, N surface points.
 """
@@ -28,7 +28,7 @@ IMAGE_SIZE = 96
 # Supersampling factor, which avoids aliasing of fine textures.
 SUPERSAMPLE = 2
 VIEWS, ELEVATION_DEGREES, FOVY_DEGREES = 8, 18.0, 36.0
-# Cameras of the training images, around the evaluation cameras.
+# Random cameras of the training images. They vary around the evaluation cameras.
 TRAINING_CAMERAS = CameraConfig(
     camera_random_jitter=0.12,
     fovy_range=(32.0, 41.0),
@@ -46,8 +46,8 @@ Paint = Callable[[SurfacePoints], tuple[Tensor, Tensor, Tensor]]
 class RenderedViews:
     """Images of one surface.
 
-    normal: rotated, in [−1, 1], background 0. mask in [0, 1]. shaded: sRGB in [0, 1] on black, None for a
-    surface without material.
+    normal: rotated normals in [−1, 1], background 0. mask: in [0, 1]. shaded: sRGB in [0, 1] on black, None
+    for a surface without material.
     """
 
     normal: Float[Tensor, "B 3 S S"]
@@ -55,7 +55,7 @@ class RenderedViews:
     shaded: Float[Tensor, "B 3 S S"] | None
 
     def downsample(self, times: int) -> "RenderedViews":
-        """The mean over blocks of times × times pixels."""
+        """Average each image over blocks of times × times pixels."""
 
         def pool(image: Tensor | None) -> Tensor | None:
             return None if image is None else F.avg_pool2d(image, times)
@@ -64,12 +64,12 @@ class RenderedViews:
 
 
 def evaluation_cameras(side: int) -> Cameras:
-    """VIEWS cameras at equal azimuth steps. The first sees the front, the middle one the back."""
+    """Return VIEWS cameras at equal azimuth steps. Camera 0 shows the front, camera VIEWS / 2 the back."""
     return orbit(VIEWS, (side, side), ELEVATION_DEGREES, FOVY_DEGREES)
 
 
 def azimuths(views: Cameras) -> Float[Tensor, " B"]:
-    """Azimuths in radians, from the camera axes: R_x(elevation) R_y(azimuth) has the row (cos, 0, sin)."""
+    """Compute azimuths in radians from camera axes: R_x(elevation) R_y(azimuth) has a row (cos, 0, sin)."""
     right = camera_rotation(views.world_to_clip)[:, 0]
     return torch.atan2(right[:, 2], right[:, 0])
 
@@ -112,10 +112,10 @@ def _rotated(
 
 
 def back_view() -> int:
-    """Index of the evaluation view from the back. 0 is the front."""
+    """Return the index of the evaluation view from the back. The front has index 0."""
     return VIEWS // 2
 
 
 def degrees(view: int) -> float:
-    """Azimuth in degrees of an evaluation view."""
+    """Return the azimuth in degrees of an evaluation view."""
     return math.degrees(2 * math.pi * view / VIEWS)

@@ -3,9 +3,9 @@
     python3 -m training.evaluation.benchmark --suite scores --out out/benchmark --minutes 8 --jobs 12
 
 Each trial optimizes either the geometry of a category with the demo's settings, or the appearance of a
-procedural object whose true mesh and material are known. Results are written after each trial:
-OUT/trials.jsonl (one line per trial), OUT/results.json (means by setting) and OUT/table.md. OUT/sheet.jpg is
-written at the end. The same command with the same OUT continues: trials in trials.jsonl are not repeated.
+procedural object whose true mesh and material are known. Three files are written after each trial:
+OUT/trials.jsonl (one line per trial), OUT/results.json (means of each setting), OUT/table.md. OUT/sheet.jpg
+is written at the end. Run the same command again to continue: trials in trials.jsonl are not repeated.
 Arguments after -- are config keys for all trials.
 """
 
@@ -17,7 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# Set before torch is imported, here and in the workers: OpenMP workers that spin slow down other processes.
+# Must be set before torch is imported, here and in the workers. Otherwise waiting OpenMP threads spin, which
+# slows down other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from configs.errors import ConfigError
@@ -72,10 +73,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen_settings(options: argparse.Namespace) -> dict[str, dict[str, object]]:
-    """The settings of the suite and of the command line.
+    """Return the settings of the suite and of the command line.
 
     Raises:
-        ConfigError: there is no setting, or --only names one that the suite does not contain.
+        ConfigError: if there is no setting, or if --only contains a setting that the suite does not have.
     """
     suite = SUITES.get(options.suite, {})
     for name in options.only or []:
@@ -107,8 +108,8 @@ def benchmark(options: argparse.Namespace) -> int:
     threads = max(1, usable_cores() // options.jobs)
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(threads)
     if not options.no_cost:
-        # These trials run first and one at a time, so their times are undisturbed. They also fill Triton's
-        # cache.
+        # These trials run first and one at a time, so other trials do not affect their times. They also
+        # fill Triton's cache.
         costs = Queue([trial for trial in todo if trial.stage == COST], deadline)
         run_queue(costs, store, 1, threads, options.common)
     queue = Queue([trial for trial in todo if trial.stage != COST], deadline)
@@ -123,7 +124,7 @@ def benchmark(options: argparse.Namespace) -> int:
 
 
 def run_info(options: argparse.Namespace) -> dict:
-    """Command, date, and the commit, versions and hardware of `machine`."""
+    """Return command and date, and the commit, versions and hardware from `machine`."""
     device = select_device(str(options.common.get("device", "auto")))
     return {
         "command": f"python3 -m training.evaluation.benchmark {' '.join(sys.argv[1:])}",
@@ -133,7 +134,7 @@ def run_info(options: argparse.Namespace) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 some trials failed, 2 an error that the user can fix."""
+    """Return the exit code: 0 on success, 1 if some trials failed, 2 for an error that the user can fix."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
         return benchmark(parse(arguments))

@@ -1,4 +1,4 @@
-"""Runs the trials of a benchmark in worker processes and writes each result to the disk."""
+"""Run the trials of a benchmark in worker processes and write each result to the disk."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ class ResultStore:
         return self.out / "trials.jsonl"
 
     def read(self) -> set[str]:
-        """Load the results of an earlier call; returns the names of its trials."""
+        """Load the results of earlier calls and return the names of their trials."""
         if self.log.is_file():
             lines = self.log.read_text(encoding="utf-8").splitlines()
             known = [json.loads(line) for line in lines if line.endswith("}")]
@@ -59,7 +59,7 @@ class ResultStore:
         )
 
     def write(self) -> None:
-        """Write results.json and table.md. A repeated trial counts once, with its last result."""
+        """Write results.json and table.md. Of a repeated trial, only the last result is used."""
         latest = list({result["name"]: result for result in self.results}.values())
         summary = summarise(latest, list(self.settings))
         content = {**self.run_info, "settings": self.settings, "summary": summary, "trials": latest}
@@ -68,7 +68,7 @@ class ResultStore:
 
 
 class Queue:
-    """A queue of trials. It ends when no trial is left or the remaining time is too short for another one."""
+    """A queue of trials. `next` returns None if no trial is left or if the remaining time is too short."""
 
     def __init__(self, trials: Sequence[Trial], deadline: float):
         self._trials, self._deadline = list(trials), deadline
@@ -90,7 +90,7 @@ class Queue:
 
 
 def prepare_worker(log: str, threads: int) -> None:
-    """Redirect the output of a worker process to a file and set its number of CPU threads."""
+    """Redirect the output of this worker process to a file and set its number of CPU threads."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(handle, stream)
@@ -99,7 +99,7 @@ def prepare_worker(log: str, threads: int) -> None:
 
 
 def work(slot: int, queue: Queue, store: ResultStore, threads: int, common: Mapping[str, object]) -> None:
-    """Run trials in one worker process until the queue ends. A process that dies is replaced."""
+    """Run trials in one worker process until `Queue.next` returns None. A process that dies is replaced."""
     log = store.out / f"worker_{slot}.log"
 
     def process() -> ProcessPoolExecutor:

@@ -1,4 +1,4 @@
-"""One trial of a benchmark: run the training loop in this process and measure the result."""
+"""Run one trial of a benchmark: run the training loop in this process and measure the result."""
 
 import gc
 import json
@@ -48,11 +48,11 @@ from training.tasks import Task, build_task, select_device
 
 logger = logging.getLogger(__name__)
 
-# Training uses the default environment. This one is used only to compare the relit images.
+# Training uses the default environment. This environment is used only to compare the relit images.
 UNSEEN_LIGHT = LightConfig(envmap=str(MAP_FOLDER / "studio.hdr"), env_resolution=128)
-# The view in the pictures: 45° to the side of the front.
+# The index of the view in the pictures, 45° to the side of the front.
 PICTURE_VIEW = 1
-# The loaded priors by everything that they depend on.
+# Cache of loaded priors. The key contains all settings that the priors depend on.
 _priors: dict[tuple, list[StableDiffusion]] = {}
 
 
@@ -60,7 +60,8 @@ _priors: dict[tuple, list[StableDiffusion]] = {}
 class Result:
     """A finished trial.
 
-    values: measures by name. error: the reason of a failure. seconds: duration of the whole trial.
+    values: the measures, with their names as keys. error: the reason of a failure. seconds: duration of the
+    whole trial.
     """
 
     trial: Trial
@@ -77,7 +78,7 @@ def run_trial(
 ) -> Result:
     """Run a trial and measure its result. Errors of the run are recorded in the result.
 
-    folder: receives the files of the run and PICTURE.
+    folder: the output folder for the files of the run and for PICTURE.
     """
     started = time.monotonic()
     try:
@@ -112,7 +113,7 @@ def _measured(trial: Trial, changed: Mapping[str, object], common: Mapping[str, 
 
 
 def trained(config: Config) -> Task:
-    """Run the training loop of a config without the export; returns the task after the last step."""
+    """Run the training loop of a config without the export. Return the task after the last step."""
     task, optimizer, device = build_task(config)
     guidance = make_guidance(config, cached_priors(config, device), device)
     prefetcher = make_prefetcher(config, guidance, task.schedule, SINGLE_PROCESS)
@@ -123,9 +124,9 @@ def trained(config: Config) -> Task:
 
 
 def cached_priors(config: Config, device: torch.device) -> list[StableDiffusion]:
-    """The priors of a config. They stay in memory for later trials with the same models.
+    """Return the priors of a config. They are kept in memory for later trials with the same models.
 
-    Loading and CUDA graph capture take longer than many trials.
+    The cache saves time: loading and CUDA graph capture take longer than many trials.
     """
     settings = config.guidance
     names = (settings.sd_model, settings.second_sd_model, control_model(config), settings.lora)
@@ -150,7 +151,7 @@ cached_true_roughness = cache(true_roughness)
 
 
 def step_cost(log: Path) -> dict:
-    """Median milliseconds of a step by phase, and the peak of GPU memory in MB (None on a CPU)."""
+    """Return the median step time of each phase in ms, and the peak GPU memory in MB (None on a CPU)."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     found: dict = {"peak_mb": None}
     if torch.cuda.is_available():
@@ -165,7 +166,7 @@ def step_cost(log: Path) -> dict:
 
 @torch.no_grad()
 def shape_measures(mesh: Mesh, config: Config, evaluator: Evaluator, trial: Trial, out: Path) -> dict:
-    """Roughness and loose parts of an optimized shape, and its classification."""
+    """Measure roughness and loose parts of an optimized shape, and classify it."""
     kept = remove_small_components(mesh, config.export.min_component_area)
     whole, quality = surface_quality(mesh), surface_quality(kept)
     truth = cached_true_roughness(trial.category, config.geometry)
@@ -185,11 +186,11 @@ def shape_measures(mesh: Mesh, config: Config, evaluator: Evaluator, trial: Tria
 def paint_measures(
     scene: AppearanceScene, evaluator: Evaluator, trial: Trial, truth: TrueMaterial, out: Path
 ) -> dict:
-    """Errors of albedo, roughness and metallic over the visible points, and of the image under UNSEEN_LIGHT.
+    """Compute the errors of albedo, roughness and metallic at the visible points, and of the relit image.
 
-    albedo_error: mean absolute difference of linear RGB. albedo_error_scaled: the same after multiplication
-    by the best common factor, because albedo and light intensity are ambiguous. relit_error: root mean square
-    difference of sRGB.
+    albedo_error: mean absolute difference of linear RGB. albedo_error_scaled: the same error after the albedo
+    is multiplied by the best common factor, because a brighter albedo and a stronger light give the same
+    image. relit_error: root mean square difference of sRGB in images under UNSEEN_LIGHT.
     """
     mesh, device = scene.mesh, scene.mesh.v_pos.device
     cameras = evaluation_cameras(evaluator.classifier.settings.image_size).to(device)
@@ -225,7 +226,7 @@ def _mean(difference: Tensor) -> float:
 
 @torch.no_grad()
 def classified(mesh: Mesh, evaluator: Evaluator, trial: Trial, paint: Paint | None, picture: Path) -> dict:
-    """The classification of a surface. picture: the path for an image of one view."""
+    """Classify a surface. picture: the path for an image of one view."""
     settings = evaluator.classifier.settings
     cameras = evaluation_cameras(SUPERSAMPLE * settings.image_size).to(evaluator.classifier.device)
     views = render_views(mesh, cameras, evaluator.rasteriser, evaluator.light, paint)

@@ -1,4 +1,4 @@
-"""The named settings, the categories with their start shapes, and the ordered trials of a benchmark."""
+"""The settings and their names, the start shapes of the categories, and the list of trials of a benchmark."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[3]
 SHAPE, PAINT, COST = "shape", "paint", "cost"
 CONFIG_FILES = {SHAPE: "pineapple_demo_geometry.json", PAINT: "pineapple_demo_appearance.json"}
 
-# Steps of each phase in a COST trial. The first half is the warm-up.
+# Number of steps of each phase in a COST trial. The first half is the warm-up.
 COST_STEPS = 40
 
-# Semi-axes of the start ellipsoid, by the file in configs/prompts that contains the category.
+# Semi-axes of the start ellipsoid. The key is the name of the file in configs/prompts with the category.
 START_SCALES = {"tall": (0.45, 0.65, 0.45), "round": (0.55, 0.55, 0.55), "long": (0.45, 0.45, 0.65)}
 
 TWELVE = "car chair quadruped person head fish airplane boat mug pineapple bird hamburger".split()
@@ -53,7 +53,7 @@ SUITES: dict[str, dict[str, dict[str, object]]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: a stage (SHAPE, PAINT or COST) of a category with a seed under a setting."""
+    """One run, defined by stage (SHAPE, PAINT or COST), category, seed and setting."""
 
     stage: str
     setting: str
@@ -68,7 +68,7 @@ class Trial:
 def trials_of(
     settings: Sequence[str], categories: Sequence[str], seeds: Sequence[int], stages: Sequence[str]
 ) -> list[Trial]:
-    """All trials in order. The setting varies fastest, so an early end leaves comparable sets of trials."""
+    """Return all trials in order. The setting varies fastest, so an early end leaves comparable results."""
     costs = [Trial(COST, setting, categories[0], seeds[0]) for setting in settings]
     return costs + [
         Trial(stage, setting, category, seed)
@@ -83,7 +83,7 @@ def read_setting(words: Sequence[str]) -> tuple[str, dict[str, object]]:
     """Parse NAME KEY=VALUE … into a name and config values.
 
     Raises:
-        ConfigError: an argument is not KEY=VALUE, or the key is unknown.
+        ConfigError: if an argument is not KEY=VALUE, or if the key is unknown.
     """
     name, *pairs = words
     keys, found = known_keys(), {}
@@ -97,10 +97,10 @@ def read_setting(words: Sequence[str]) -> tuple[str, dict[str, object]]:
 
 
 def start_scale(category: str) -> tuple[float, float, float]:
-    """The semi-axes of the category's start ellipsoid.
+    """Return the semi-axes of the category's start ellipsoid.
 
     Raises:
-        ConfigError: no file in configs/prompts contains the category.
+        ConfigError: if no file in configs/prompts contains the category.
     """
     for name, scale in START_SCALES.items():
         text = (ROOT / "configs" / "prompts" / f"{name}.txt").read_text(encoding="utf-8").lower()
@@ -116,7 +116,7 @@ def readable(category: str) -> str:
 
 
 def prompt(trial: Trial) -> str:
-    """The prompt of a trial, for example "A car". An appearance trial adds the adjective of a material."""
+    """Return the prompt of a trial, for example "A car". Appearance trials also contain a material."""
     words = readable(trial.category)
     if trial.stage == PAINT:
         words = f"{MATERIALS[material_name(trial.category, trial.seed)].adjective} {words}"
@@ -126,9 +126,9 @@ def prompt(trial: Trial) -> str:
 def config_of(
     trial: Trial, changed: Mapping[str, object], common: Mapping[str, object], out_dir: Path
 ) -> Config:
-    """The demo's config for the stage of a trial, without pictures and checkpoints.
+    """Return the demo's config for the stage of a trial, without pictures and checkpoints.
 
-    changed: the values of the setting. common: values for all trials, which take precedence.
+    changed: the values of the setting. common: values for all trials. They override those of the setting.
     """
     stage = PAINT if trial.stage == PAINT else SHAPE
     path = ROOT / "configs" / CONFIG_FILES[stage]

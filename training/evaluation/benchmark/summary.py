@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw
 
 from training.evaluation.benchmark.settings import COST, PAINT, SHAPE
 
-# A surface counts as smooth if its roughness is at most this multiple of the true surface's.
+# A surface counts as smooth if its roughness is at most this factor times the roughness of the true surface.
 SMOOTH_RATIO = 1.25
 TILE, LABEL = 160, 24
 
-# Means over the trials of a setting and stage: key of the column, key of the result, number of decimals.
+# The means of each stage: key of the result, number of decimals.
 MEANS = {
     SHAPE: (("recognised", 3), ("roughness_ratio", 3), ("non_manifold", 5), ("loose", 4), ("parts", 1)),
     PAINT: (
@@ -27,7 +27,7 @@ MEANS = {
 
 
 def summarise(results: Sequence[dict], settings: Sequence[str]) -> dict[str, dict]:
-    """For each setting: the cost of a step, and the means, trial count and failure count of each stage."""
+    """Compute for each setting the step cost, and the means, trial and failure counts of each stage."""
     found = {}
     for setting in settings:
         own = [result for result in results if result["setting"] == setting]
@@ -42,7 +42,7 @@ def summarise(results: Sequence[dict], settings: Sequence[str]) -> dict[str, dic
 
 
 def _stage(trials: Sequence[dict], means: Sequence[tuple[str, int]]) -> dict:
-    """The means of a stage. A failed trial counts as not recognised and is excluded from the other means."""
+    """Compute the means of a stage. A failed trial counts as not recognised. Other means exclude it."""
     whole = [trial for trial in trials if not trial["error"]]
     found: dict = {"trials": len(trials), "failed": len(trials) - len(whole)}
     for name, decimals in means:
@@ -66,7 +66,7 @@ def _stage(trials: Sequence[dict], means: Sequence[tuple[str, int]]) -> dict:
 
 
 def table(summary: dict[str, dict]) -> str:
-    """A Markdown table with one row per setting. A cell without measurements is empty."""
+    """Return a Markdown table with one row per setting. A cell without measurements is empty."""
     columns = [(COST, name) for name in ("coarse_ms", "fine_ms", "peak_mb")]
     for stage, means in MEANS.items():
         if any(stage in record for record in summary.values()):
@@ -84,7 +84,7 @@ def table(summary: dict[str, dict]) -> str:
 
 
 def contact_sheet(results: Sequence[dict], settings: Sequence[str], runs: Path, path: Path) -> None:
-    """An image with a row per category, seed and stage and a column per setting. Failed trials are grey."""
+    """Write an image: a row per category, seed and stage, a column per setting. Failed trials are grey."""
     shown = [result for result in results if result["stage"] != COST]
     rows = list(dict.fromkeys((r["stage"], r["category"], r["seed"]) for r in shown))
     if not rows:
