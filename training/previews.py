@@ -1,8 +1,8 @@
 """Pictures of a run: stills, the turntable (orbit), and the video of the training.
 
-The scene is a function from cameras to named layers: shaded, kd, ks, normal, mask …, each [B,H,W,C] with C =
-1 or 3, in [0,1], colours in sRGB, on white. The first layer is the main one; the videos show it. A picture or
-video that cannot be written is a warning, and the run continues.
+The scene is a function from cameras to a dict of layers: shaded, kd, ks, normal, mask … Each layer is
+[B,H,W,C] with C = 1 or 3, in [0,1], on white. Colours are sRGB. The first layer is the main layer, which the
+videos show. If a picture or video cannot be written, a warning is logged and the run continues.
 """
 
 import logging
@@ -46,7 +46,7 @@ def views_in_batches(cameras: Cameras, batch: int) -> Iterator[Cameras]:
 
 @dataclass(frozen=True)
 class Stills:
-    """A picture of four views. rows: the layer that each row shows."""
+    """A picture of four views. rows: the layer in each row."""
 
     picture: Float[Tensor, "H W 3"]
     rows: tuple[str, ...]
@@ -63,10 +63,11 @@ def take_stills(
     panels: Sequence[str] = (),
     environment: Float[Tensor, "6 R R 3"] | None = None,
 ) -> Stills:
-    """Render a column for each of four azimuths, a quarter turn apart, and a row for each layer; on the CPU.
+    """Render a column for each of four azimuths, 90 degrees apart, and a row for each layer.
 
-    panels: the layers below the main one, in this order; empty means all. LATLONG is the environment (a cube
-    map of linear radiance). Layers that the scene does not have are omitted.
+    The result is on the CPU. panels: the layers below the main layer, in this order; empty means all layers.
+    LATLONG means the environment (a cube map of linear radiance). Layers that the scene does not have are
+    omitted.
     """
     layers = render(orbit(4, resolution, ELEVATION_DEGREES, FOVY_DEGREES))
     main, *others = layers
@@ -80,10 +81,10 @@ def take_stills(
 
 
 class AsyncImageWriter:
-    """Writes stills in a thread: compressing a PNG takes as long as many steps. A context manager.
+    """A context manager that writes stills in a thread, because PNG compression takes as long as many steps.
 
-    written(step, path): called in the caller's thread after each still is on the disk. A still that cannot be
-    written is a warning. A run that is killed while a still is written lacks it.
+    written(step, path): called in the caller's thread after each still is on the disk. If a still cannot be
+    written, a warning is logged. If the run is killed while a still is written, that still is lost.
     """
 
     def __init__(self, written: Callable[[int, Path], None]) -> None:
@@ -98,7 +99,7 @@ class AsyncImageWriter:
         self._latest = step, path, self._pool.submit(stills.write, path)
 
     def collect(self) -> bool:
-        """Report the latest still if its writing has ended since the last call; returns whether it has."""
+        """Report the latest still if it was written since the last call. Return whether it was."""
         if self._latest is None or not self._latest[2].done():
             return False
         self.finish()
@@ -129,10 +130,11 @@ class AsyncImageWriter:
 def _latlong_row(
     environment: Float[Tensor, "6 R R 3"], resolution: tuple[int, int]
 ) -> Float[Tensor, "H sheet 3"]:
-    """The environment in sRGB as a lat-long map, as high as a view if it fits, on white."""
+    """Return the environment in sRGB as a lat-long map on white. It is as high as a view if it fits."""
     height, width = resolution
     high = min(height, 2 * width)
-    # Resampled from a map as fine as the cube: sampling fewer pixels of the cube would miss a small sun.
+    # First sample a map at the resolution of the cube, then reduce it. Sampling the cube at the lower
+    # resolution could miss a small sun.
     fine = cube_to_latlong(environment, environment.shape[1]).permute(2, 0, 1)[None]
     small = torch.nn.functional.interpolate(fine, (high, 2 * high), mode="bilinear", antialias=True)
     row = torch.ones(height, 4 * width, 3)
@@ -151,12 +153,12 @@ def write_orbit(
 ) -> list[Path]:
     """Write validate/<layer>/000.png …, validate/<layer>.gif, and turntable.mp4 of the main layer.
 
-    Returns the paths of the GIFs and the video. Frames are rendered `batch` at a time and written at once.
-    The small copies for the GIFs stay in memory, 0.2 MB each.
+    Return the paths of the GIFs and the video. Frames are rendered in batches of `batch` and written
+    immediately. The small copies for the GIFs are kept in memory and take 0.2 MB each.
     """
     validate = Path(out_dir) / "validate"
     cameras = orbit(frames, resolution, ELEVATION_DEGREES, FOVY_DEGREES)
-    # Writing takes longer than rendering: threads write one batch while the next one is rendered.
+    # Writing takes longer than rendering, so threads write one batch while the next batch is rendered.
     with ThreadPoolExecutor(thread_name_prefix="orbit") as pool:
         small = _write_frames(render, cameras, validate, batch, pool)
         gifs = [validate / f"{name}.gif" for name in small]
@@ -174,7 +176,7 @@ def write_orbit(
 def _write_frames(
     render: Render, cameras: Cameras, folder: Path, batch: int, pool: ThreadPoolExecutor
 ) -> dict[str, list[Image.Image]]:
-    """Write folder/<layer>/000.png …; returns each layer's frames for its GIF."""
+    """Write folder/<layer>/000.png … Return the frames of each layer for its GIF."""
     tasks: dict[str, list[Future[Image.Image]]] = {}
     pending: list[Future[Image.Image]] = []
     number, frames = 0, len(cameras.position)
@@ -194,7 +196,7 @@ def _write_frames(
 
 
 def _write_frame(path: Path, pixels: UInt8[np.ndarray, "H W C"]) -> Image.Image:
-    """Write the frame as PNG; returns a copy for the GIF, at most GIF_SIDE pixels in height and width."""
+    """Write the frame as PNG. Return a copy for the GIF, at most GIF_SIDE pixels in height and width."""
     write_png(path, pixels)
     small = to_pillow(pixels).convert("RGB")
     small.thumbnail((GIF_SIDE, GIF_SIDE), Image.Resampling.LANCZOS)
@@ -202,17 +204,17 @@ def _write_frame(path: Path, pixels: UInt8[np.ndarray, "H W C"]) -> Image.Image:
 
 
 def finished(tasks: list[Future]) -> None:
-    """Wait for all tasks; raises the first error."""
+    """Wait for all tasks. Raise the first error."""
     for task in tasks:
         task.result()
 
 
 class TrainingVideo:
-    """out_dir/video_log.mp4, the training video: a frame every `interval` steps, rotated by one degree.
+    """The training video, out_dir/video_log.mp4. It has a frame every `interval` steps.
 
-    Frames are stored as JPEGs in out_dir/video_frames/, named by their step. A resumed run deletes the frames
-    after `resumed_step` and continues. A frame depends on its step alone. A frame that cannot be written is a
-    warning.
+    The camera rotates by one degree per frame. Frames are stored as JPEGs in out_dir/video_frames/. The file
+    name is the step. A resumed run deletes the frames after `resumed_step` and continues. The view of a frame
+    depends only on its step. If a frame cannot be written, a warning is logged.
     """
 
     def __init__(
@@ -229,7 +231,7 @@ class TrainingVideo:
                     frame.unlink()
 
     def due(self, step: int) -> bool:
-        """Whether `step` has a frame."""
+        """Return whether a frame is rendered after `step`."""
         return step % self.interval == 0
 
     @torch.no_grad()
@@ -250,7 +252,7 @@ class TrainingVideo:
                 Image.fromarray(to_bytes(as_rgb(main)[0])).save(temporary, format="JPEG", quality=92)
 
     def assemble(self, fps: int = 25) -> Path | None:
-        """Join the frames; returns the video's path, None without frames or without a video writer."""
+        """Join the frames. Return the path of the video, or None without frames or without a video writer."""
         frames = _pixels([frame for _, frame in numbered_files(self.folder, ".jpg")], self.resolution)
         first = next(frames, None)
         if first is None:
@@ -259,7 +261,7 @@ class TrainingVideo:
 
 
 def _pixels(paths: list[Path], resolution: tuple[int, int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """The pictures at `resolution` (height, width). Damaged ones are skipped, other sizes are scaled."""
+    """Yield the pictures, scaled to `resolution` (height, width). Damaged pictures are skipped."""
     height, width = resolution
     scaled = 0
     for path in paths:
@@ -278,7 +280,7 @@ def _pixels(paths: list[Path], resolution: tuple[int, int]) -> Iterator[UInt8[np
 
 
 def training_video(config: Config, step: int) -> TrainingVideo:
-    """The run's video with the existing frames up to `step`."""
+    """Return the run's video with the existing frames up to `step`."""
     return TrainingVideo(
         config.run.output_folder, max(config.run.video_interval, 1), config.run.preview_res, step
     )

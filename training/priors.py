@@ -21,10 +21,11 @@ logger = logging.getLogger(__name__)
 def build_guidance(
     config: Config, device: torch.device, report: RunReport, inputs: InputFiles
 ) -> Guidance | MixedGuidance:
-    """The guidance of a config: its priors, loaded, with their prompts embedded.
+    """Load the priors of a config, embed their prompts, and return the guidance.
 
     Raises:
-        ValueError, FileNotFoundError: a model is missing, damaged or does not fit; one line with the key.
+        ValueError, FileNotFoundError: if a model is missing, damaged or does not fit. The message is one line
+            with the key.
     """
     with report.timed("the prior's set-up"):
         priors = load_priors(config, device, inputs)
@@ -38,7 +39,7 @@ def build_guidance(
 
 
 def load_priors(config: Config, device: torch.device, inputs: InputFiles) -> list[StableDiffusion]:
-    """The prior of sd_model with its ControlNet, and that of second_sd_model if it is set."""
+    """Load the prior of sd_model with its ControlNet, and the prior of second_sd_model if this key is set."""
     priors = [_load_prior(config, device, inputs, "sd_model")]
     if (control := control_model(config)) is not None:
         folder = resolve_control_net(control)
@@ -53,7 +54,7 @@ def load_priors(config: Config, device: torch.device, inputs: InputFiles) -> lis
 def make_guidance(
     config: Config, priors: Sequence[StableDiffusion], device: torch.device
 ) -> Guidance | MixedGuidance:
-    """The guidance with the result of `load_priors`."""
+    """Build the guidance with the result of `load_priors`."""
     settings, default_negative_text = config.guidance, config.run.traits.negative_prompt
     parts = [Guidance(prior, settings, default_negative_text, device, config.run.seed) for prior in priors]
     if len(parts) == 1:
@@ -62,7 +63,7 @@ def make_guidance(
 
 
 def _load_prior(config: Config, device: torch.device, inputs: InputFiles, key: str) -> StableDiffusion:
-    """The prior that the config key `key` names."""
+    """Load the prior in the config key `key`."""
     settings = config.guidance
     with inputs.reading(key, *model_paths(config, key)), naming_key(key):
         return StableDiffusion.from_pretrained(
@@ -76,7 +77,7 @@ def _load_prior(config: Config, device: torch.device, inputs: InputFiles, key: s
 
 
 def check_batch(config: Config, views: int) -> None:
-    """Raise ValueError if `batch` is not a multiple of the views that the prior takes together."""
+    """Raise ValueError if `batch` is not a multiple of `views`, which the prior processes together."""
     if config.run.batch % views:
         raise ValueError(
             f"batch = {config.run.batch}: the prior takes groups of {views} views of one object; use a "

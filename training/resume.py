@@ -1,4 +1,4 @@
-"""Resume: the content of a run's checkpoint, and the rules by which a config may continue from it."""
+"""Resume a run: the content of its checkpoint, and the checks that a config may continue from it."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 EXPORT_RECORD = "export.json"
 
-# The keys that may change at a resume, besides those that the mode does not use.
+# Keys that may change when a run is resumed. Keys that the mode does not use may also change.
 MAY_CHANGE = {
     "atlas",
     "checkpoint_interval",
@@ -61,10 +61,10 @@ def record_export(config: Config, step: int) -> None:
 
 
 def is_exported(config: Config, step: int) -> bool:
-    """Whether the exported mesh was made from the checkpoint of `step`.
+    """Return whether the exported mesh was made from the checkpoint of `step`.
 
-    A run that paints the mesh can resume only with its exact bytes. Another export may change them: the UVs
-    depend on texture_res, and sums on a GPU differ in their last bits.
+    An appearance run can resume only if the bytes of its mesh are unchanged. A second export may change them:
+    the UVs depend on texture_res, and sums on a GPU differ in their last bits.
     """
     folder = config.run.mesh_path.parent
     try:
@@ -76,12 +76,12 @@ def is_exported(config: Config, step: int) -> bool:
 
 
 def _export_record(config: Config, step: int) -> dict[str, object]:
-    """The step and the digest of the checkpoint, since a run that starts again reaches the same step."""
+    """Return step and digest of the checkpoint. The step is not enough: a new run reaches the same step."""
     return {"step": step, "checkpoint_sha256": newest_digest(checkpoint_folder(config))}
 
 
 def settings(config: Config) -> dict[str, object]:
-    """The keys that a resumed run must share with its checkpoint: those of its mode, without MAY_CHANGE."""
+    """Return the keys that must be equal to resume a run: the keys of its mode, without MAY_CHANGE."""
     unused = unused_keys(config)
     return {
         key: value for key, value in config.to_json().items() if key not in MAY_CHANGE and key not in unused
@@ -89,7 +89,7 @@ def settings(config: Config) -> dict[str, object]:
 
 
 def unused_keys(config: Config) -> set[str]:
-    """The keys that do not affect the weights of the config's mode."""
+    """Return the keys that do not affect the trained weights in the config's mode."""
     traits = config.run.traits
     unused = set(traits.unused_keys)
     for section in traits.unused_sections:
@@ -104,10 +104,10 @@ def unused_keys(config: Config) -> set[str]:
 
 
 def latest_checkpoint(config: Config) -> Checkpoint | None:
-    """The checkpoint to resume from; None if there is none, so that the run starts from step 1.
+    """Return the checkpoint to resume from. If there is none, return None, and the run starts from step 1.
 
     Raises:
-        ValueError: out_dir contains a run with other settings, or no readable checkpoint.
+        ValueError: if out_dir contains a run with other settings, or if its checkpoints cannot be read.
     """
     checkpoint = load_latest(checkpoint_folder(config))
     if checkpoint is None:
@@ -133,7 +133,7 @@ def latest_checkpoint(config: Config) -> Checkpoint | None:
 
 
 def _option(key: str, value: object) -> str:
-    """A config key with its value as a command-line option."""
+    """Return a config key with its value as a command-line option."""
     words = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     return f"--{key} {shlex.quote(words)}"
 
@@ -148,10 +148,10 @@ def save_state(
     inputs: InputFiles,
     guidance: Guidance | None = None,
 ) -> None:
-    """Write everything that the next step depends on, atomically; only one rank may call this.
+    """Atomically write a checkpoint with all data that the next step depends on. Only one rank may call this.
 
-    inputs: the files that the run has read. Their fingerprints are part of the checkpoint.
-    guidance: VSD's LoRA and its optimizer are part of it, too.
+    inputs: the files that the run has read. Their fingerprints are saved in the checkpoint.
+    guidance: if it is given, VSD's LoRA and its optimizer are also saved.
     """
     tensors, meta = flatten_optimizer(optimizer)
     weights = {f"scene.{name}": value for name, value in scene.state_dict().items()}
@@ -177,10 +177,10 @@ def restore_state(
     *,
     inputs: InputFiles,
 ) -> int:
-    """Restore the last checkpoint; returns its step, 0 if there is none.
+    """Restore the last checkpoint. Return its step, or 0 if there is no checkpoint.
 
-    Rank 0 reads the checkpoint and sends it to the others, which may have no access to its disk. inputs:
-    compared with the checkpoint's fingerprints, also the files that are read later.
+    Rank 0 reads the checkpoint and sends it to the other ranks, because they may have no access to its disk.
+    inputs: these files, including files that are read later, are compared with the checkpoint's fingerprints.
     """
     step = _read_state(config, scene, optimizer, distributed, inputs) if distributed.is_main else 0
     return distributed.broadcast_state(scene, optimizer, step)
@@ -211,7 +211,7 @@ def _read_state(
 
 
 def restore_lora(config: Config, guidance: Guidance, step: int, distributed: Distributed) -> None:
-    """Restore VSD's LoRA from the checkpoint of `step`, on every rank; nothing with any other score."""
+    """Restore VSD's LoRA from the checkpoint of `step` on every rank. With other scores, do nothing."""
     if guidance.lora is None or step == 0:
         return
     if distributed.is_main:
@@ -238,7 +238,7 @@ def _load_lora(guidance: Guidance, checkpoint: Checkpoint) -> None:
 
 
 def _part(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
-    """The tensors under a prefix, by the rest of their names."""
+    """Return the tensors whose name starts with a prefix. The keys are the names without the prefix."""
     return {name[len(prefix) :]: t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
 
 
@@ -251,7 +251,7 @@ def _foreign(config: Config, checkpoint: Checkpoint, reason: object) -> ValueErr
 
 
 def _log_micro_batch_change(config: Config, checkpoint: Checkpoint, distributed: Distributed) -> None:
-    """Log a change in the number of micro-batches per step, which is allowed, and its effect."""
+    """Log a changed number of micro-batches per step and its effect. This change is allowed."""
     then = checkpoint.meta.get("shares", [1, 1])
     if not (isinstance(then, list) and [type(count) for count in then] == [int, int]):
         raise _foreign(config, checkpoint, f"shares {then!r}")

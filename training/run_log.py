@@ -24,7 +24,7 @@ from training.time_estimate import CommandProgress, in_words
 
 logger = logging.getLogger(__name__)
 
-# The fields of the progress bar: position and speed of this run, and the remaining time of the whole command.
+# Format of the progress bar: position and speed of this run, and the remaining time of the whole command.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
@@ -38,10 +38,10 @@ def require_tensorboard() -> None:
 
 
 class TensorBoardLog:
-    """Event files in out_dir, so that TensorBoard's name of the run is its folder.
+    """Writes event files in out_dir. TensorBoard uses the folder as the name of the run.
 
-    Tags are "fit/NAME" for the start-shape regression and "distillation/NAME" for score distillation. A
-    resumed run hides the values past `resumed_step` that an earlier process wrote.
+    Tags are "fit/NAME" for the start-shape regression and "distillation/NAME" for score distillation. In a
+    resumed run, TensorBoard hides the values after `resumed_step` that an earlier process wrote.
     """
 
     def __init__(self, out_dir: Path | str, resumed_step: int = 0) -> None:
@@ -51,7 +51,7 @@ class TensorBoardLog:
         self._writer = SummaryWriter(str(out_dir), purge_step=resumed_step + 1)
 
     def record(self, step: int, phase: Phase, values: Mapping[str, float]) -> None:
-        """Write the numbers of a step."""
+        """Write the values of a step."""
         group = "fit" if phase.fit else "distillation"
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
@@ -68,15 +68,15 @@ class TensorBoardLog:
 
 
 class RunLog:
-    """Appends to out_dir/log.jsonl and shows the progress; a context manager.
+    """A context manager that appends lines to out_dir/log.jsonl and shows the progress.
 
-    On a terminal a bar shows phase, loss, steps per second and the time left, updated at most once a second.
-    Elsewhere (a file, a pipe) a line is written after every tenth of the steps. A resumed run drops the lines
-    past `resumed_step`, the last step of its checkpoint. "seconds" in a line is the time spent in the loop so
-    far, with pictures and checkpoints and with the time before a resume.
+    On a terminal, a bar shows phase, loss, steps per second and the remaining time, updated at most once per
+    second. If the output is a file or a pipe, a line is written after every tenth of the steps. A resumed
+    run deletes the lines after `resumed_step`, the last step of its checkpoint. "seconds" in a line is the
+    total time of the loop, including pictures, checkpoints and the time before a resume.
 
-    progress: the position in the whole command; without it no remaining time is shown. mirror: receives the
-    same numbers and the stills.
+    progress: the position in the whole command. Without it, the remaining time is not shown. mirror: the same
+    values and the stills are also written to this log.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class RunLog:
         )
 
     def record(self, step: int, phase: Phase, values: Mapping[str, float]) -> None:
-        """Log one finished step (from 1): its phase and its named numbers, of which "loss" is shown."""
+        """Log a finished step (the first step is 1) with its phase and values. The progress shows "loss"."""
         seconds = self._seconds_before + time.monotonic() - self._start
         self._write({"step": step, "phase": phase.name, "seconds": round(seconds, 3), **values})
         if self._mirror:
@@ -131,7 +131,7 @@ class RunLog:
             self._stream.flush()
 
     def still(self, step: int, path: Path) -> None:
-        """Pass a picture of that step to the mirror; log.jsonl holds no pictures."""
+        """Write the picture of a step to the mirror. log.jsonl contains no pictures."""
         if self._mirror:
             self._mirror.still(step, path)
 
@@ -165,14 +165,14 @@ class RunLog:
 
 
 def _jsonable(value: object) -> object:
-    """Replace NaN and infinity, which JSON lacks, by their names."""
+    """Replace NaN and infinity by their names, because JSON does not support them."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _drop_lines_past(path: Path, step: int) -> float:
-    """Keep the complete lines of a log up to `step`; an unfinished line of a killed run is dropped.
+    """Delete the lines of a log after `step`, and an incomplete line of a killed run.
 
-    Returns the seconds of the last line that is kept, 0 if there is none.
+    Return "seconds" of the last remaining line, or 0 if no line remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -188,14 +188,14 @@ def _drop_lines_past(path: Path, step: int) -> float:
 
 
 def open_run_log(config: Config, last_step: int, step: int, progress: CommandProgress | None) -> RunLog:
-    """The log of a run with `step` finished steps."""
+    """Open the log of a run with `step` finished steps."""
     out = config.run.output_folder
     mirror = TensorBoardLog(out, step) if config.run.log == "tensorboard" else None
     return RunLog(out, last_step, step, mirror=mirror, progress=progress)
 
 
 def log_start(config: Config, progress: CommandProgress, report: Path) -> None:
-    """Log the result and the prior of a run, the expected time of the command, and the path of the report."""
+    """Log what the run produces, its prior, the expected time of the command, and the path of the report."""
     guidance = config.guidance
     logger.info(
         "%s: %r with the prior %s; about %s%s",

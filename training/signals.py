@@ -1,8 +1,8 @@
 """Signals of a run.
 
-SIGTERM, SIGINT and SIGHUP during training: all ranks finish the same step, save a checkpoint and exit
-together. A child process receives a signal when its parent ends, so that no process outlives a killed
-launcher.
+After SIGTERM, SIGINT or SIGHUP during training, all ranks finish the same step, save a checkpoint and exit
+together. A child process receives a signal when its parent ends, so that all processes end if the launcher
+is killed.
 """
 
 import ctypes
@@ -13,23 +13,25 @@ from typing import Self
 
 logger = logging.getLogger(__name__)
 
-# In order of precedence: schedulers send SIGTERM, and a closed terminal sends SIGHUP.
+# The order is the precedence. Schedulers send SIGTERM, and a closed terminal sends SIGHUP.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 PR_SET_PDEATHSIG = 1
-# Resolved at import: between fork and exec, another thread may hold the loader's lock.
+# The function is loaded at import. Between fork and exec, loading could deadlock: another thread may hold the
+# lock of the loader.
 PRCTL = ctypes.CDLL(None).prctl
 
 
 def end_with_parent() -> None:
-    """Have the system send SIGTERM to this process when its parent ends. Linux only."""
+    """Configure the system to send SIGTERM to this process when its parent ends. Linux only."""
     PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class SignalRecorder:
     """A context manager that records signals instead of ending the process.
 
-    number: the last signal that arrived, or None. count: how many arrived. SIGHUP stays ignored under nohup.
+    number: the last received signal, or None. count: the number of received signals. Under nohup, SIGHUP is
+    still ignored.
     """
 
     def __init__(self, signals: Sequence[int]) -> None:
@@ -53,14 +55,14 @@ class SignalRecorder:
 
 
 class StopRequest(SignalRecorder):
-    """SIGNALS during the training loop. requested: the signal that all ranks agree on, or None."""
+    """Records SIGNALS during the training loop. requested: the signal that all ranks agree on, or None."""
 
     def __init__(self) -> None:
         super().__init__(SIGNALS)
         self.requested: int | None = None
 
     def flags(self) -> list[float]:
-        """For each of SIGNALS, 1 if this rank received it; the ranks sum these."""
+        """Return 1 for each of SIGNALS that this rank received, else 0. These are summed over the ranks."""
         return [float(self.number == number) for number in SIGNALS]
 
     def decide(self, sums: Sequence[float]) -> None:
@@ -75,15 +77,15 @@ class StopRequest(SignalRecorder):
 
 
 def die_on_interrupt() -> None:
-    """Ctrl-C ends the process at once and without a traceback, until `raise_on_interrupt`.
+    """Let Ctrl-C end the process immediately and without a traceback, until `raise_on_interrupt`.
 
-    Used during the imports, which take seconds. An ignored SIGINT stays ignored.
+    This is used during the imports, which take seconds. If SIGINT is ignored, it is still ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def raise_on_interrupt() -> None:
-    """Ctrl-C raises KeyboardInterrupt again after `die_on_interrupt`."""
+    """Undo `die_on_interrupt`: Ctrl-C raises KeyboardInterrupt again."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)

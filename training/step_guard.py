@@ -1,6 +1,6 @@
-"""Optimizer steps whose gradients are NaN or infinite are skipped, and a run of such steps ends the training.
+"""Skip optimizer steps with NaN or infinite gradients. Too many consecutive ones end the training.
 
-The check and the skip happen on the device: the host does not wait for a GPU. The host reads the result of a
+The check and the skip run on the device, so the host does not wait for a GPU. The host reads the result of a
 step during the next step.
 """
 
@@ -23,8 +23,8 @@ MAX_BAD_STEPS = 20
 class StepGuard:
     """Steps optimizers unless a gradient is not finite.
 
-    skipped: the number of skipped steps that the host has read so far. A bad step is one that was skipped, or
-    one whose whole latent gradient was replaced by 0. MAX_BAD_STEPS of them in a row raise ValueError.
+    skipped: the number of skipped steps that the host has read so far. A step is bad if it was skipped, or if
+    its whole latent gradient was replaced by 0. MAX_BAD_STEPS consecutive bad steps raise ValueError.
     """
 
     def __init__(self) -> None:
@@ -35,18 +35,18 @@ class StepGuard:
         self._image_gradients: list[Tensor] = []
 
     def watch(self, image: Tensor) -> None:
-        """Check the images' gradient, which the prior returns, when it is computed."""
+        """Check the gradient of the images, which the prior returns, when it is computed."""
         if image.requires_grad:
             flags = self._image_gradients
             image.register_hook(lambda grad: flags.append(grad.isfinite().all()))
 
     def step(self, *optimizers: torch.optim.Optimizer) -> None:
-        """Step all, or leave weights and optimizer states unchanged if any gradient is not finite."""
+        """Step all optimizers. If any gradient is not finite, keep weights and optimizer states unchanged."""
         parameters = [parameter for optimizer in optimizers for parameter in optimized_parameters(optimizer)]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not gradients:
             return
-        # The largest magnitude: unlike a sum of squares it does not overflow, and NaN propagates.
+        # Use the maximum norm: unlike a sum of squares, it does not overflow, and it propagates NaN.
         skip = get_total_norm(gradients, math.inf).isfinite().logical_not().float()
         finite = torch.stack(self._image_gradients).all() if self._image_gradients else torch.ones_like(skip)
         self._pending = AsyncScalars({"skip": skip, "image": 1 - finite.float()})
@@ -60,20 +60,20 @@ class StepGuard:
                 optimizer.step()
 
     def flags(self) -> list[float]:
-        """For the previous step: whether it was skipped, and whether the images' gradient was not finite."""
+        """Return whether the previous step was skipped, and whether its image gradient was not finite."""
         if self._pending is None:
             return [0.0, 0.0]
         values, self._pending = self._pending.read(), None
         return [values["skip"], values["image"]]
 
     def decide(self, step: int, flags: Sequence[float], replaced: float = 0.0, values: int = 1) -> None:
-        """Count a step. All numbers are the same on every rank.
+        """Count a step. All arguments are equal on every rank.
 
-        flags: of the previous step, summed over ranks. replaced: how many of the `values` numbers of this
-        step's latent gradient were replaced by 0.
+        flags: the flags of the previous step, summed over ranks. replaced: the number of values of this
+        step's latent gradient that were replaced by 0. values: the total number of these values.
 
         Raises:
-            ValueError: MAX_BAD_STEPS bad steps in a row; names the cause.
+            ValueError: after MAX_BAD_STEPS consecutive bad steps. The message contains the cause.
         """
         skip, image = (flag > 0 for flag in flags)
         self.skipped += skip

@@ -1,4 +1,4 @@
-"""Cropping pictures on white to the object that they show."""
+"""Crop pictures with white background to the object in them."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -9,17 +9,17 @@ from PIL import Image
 # Left, top, right and bottom as fractions of a view.
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-# A pixel is background if all channels are at least this value. A box is enlarged by the margin and rounded
-# up to a multiple of 1 / STEPS, so that it rarely changes from one still to the next.
+# WHITE: a pixel is background if all channels are at least this value. A box is enlarged by MARGIN and
+# rounded up to a multiple of 1 / STEPS, so that the box rarely changes between stills.
 WHITE, MARGIN, STEPS = 250, 0.02, 24
 
 
 def object_box(
     picture: Image.Image, columns: int = 1, rows: int = 1, used_rows: Collection[int] = (0,)
 ) -> Box | None:
-    """The smallest box that contains all non-white pixels of all views of a sheet; None if all are white.
+    """Return the smallest box that contains the non-white pixels of all views, or None if all are white.
 
-    picture: RGB, columns x rows views of the same size. used_rows: the numbers of the rows that show views.
+    picture: RGB, columns x rows views of the same size. used_rows: the indices of the rows that are searched.
     """
     inside = np.asarray(picture).min(-1) < WHITE
     height, width = inside.shape[0] // rows, inside.shape[1] // columns
@@ -34,7 +34,7 @@ def object_box(
 
 
 def joined(boxes: Iterable[Box | None]) -> Box:
-    """The box around all boxes, with a margin; WHOLE if there is none."""
+    """Return the box around all boxes, with a margin, or WHOLE if there are no boxes."""
     found = [box for box in boxes if box is not None]
     if not found:
         return WHOLE
@@ -45,7 +45,7 @@ def joined(boxes: Iterable[Box | None]) -> Box:
 
 
 def crop_view(picture: Image.Image, box: Box) -> Image.Image:
-    """One view, cropped to `box`."""
+    """Crop one view to `box`."""
     left, top, right, bottom = (
         round(side * length) for side, length in zip(box, (*picture.size, *picture.size), strict=True)
     )
@@ -55,8 +55,10 @@ def crop_view(picture: Image.Image, box: Box) -> Image.Image:
 def crop_cells(
     sheet: Image.Image, columns: int, rows: int, box: Box, maps: Collection[int] = ()
 ) -> Image.Image:
-    """The sheet with every view cropped to `box`. maps: the rows that show one wide picture. They are
-    scaled instead of cropped."""
+    """Crop every view of the sheet to `box`.
+
+    maps: the indices of rows with one wide picture, which are scaled and not cropped.
+    """
     width, height = sheet.width // columns, sheet.height // rows
     small = crop_view(Image.new("RGB", (width, height)), box).size
     cropped = Image.new("RGB", (small[0] * columns, small[1] * rows), "white")

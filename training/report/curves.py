@@ -13,7 +13,7 @@ from training.report.page import embedded_json, escape
 
 Record = Mapping[str, object]
 
-# The fields that every line of the log has. All other fields are plotted values.
+# Fields that every line of the log has. All other fields are plotted.
 FRAME = {"step", "phase", "seconds"}
 BUCKETS, FEWEST = 180, 4
 # Size of the drawing and margins around the curve, in SVG units.
@@ -25,7 +25,7 @@ LOG_RATIO = 30
 
 @dataclass(frozen=True)
 class PhaseTime:
-    """A phase of the run: its first and last step, and its time in seconds, None if the log has no times."""
+    """First step, last step and seconds of a phase. The seconds are None if the log has no times."""
 
     name: str
     first: int
@@ -41,7 +41,7 @@ class PhaseTime:
 class Curve:
     """A logged value as a function of the step, with one point per bucket of consecutive steps.
 
-    Each point has the last step of the bucket, the mean of its values, and their 10th and 90th percentile.
+    A point has the last step of the bucket, the mean of its values, and their 10th and 90th percentile.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Curve:
 
 
 def read_log(path: Path | str) -> list[Record]:
-    """The valid lines of a log file, which may still be growing. Empty if the file does not exist."""
+    """Read the valid lines of a log file. A run may still append to it. Empty if the file does not exist."""
     path = Path(path)
     if not path.exists():
         return []
@@ -61,7 +61,7 @@ def read_log(path: Path | str) -> list[Record]:
 
 
 def parse_line(line: str) -> dict[str, object] | None:
-    """A line of log.jsonl; None if it is not a step with a phase, or its "seconds" is not a number."""
+    """Parse a line of log.jsonl. Return None if step or phase is missing or "seconds" is not a number."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -73,7 +73,7 @@ def parse_line(line: str) -> dict[str, object] | None:
 
 
 def phase_times(records: Sequence[Record]) -> list[PhaseTime]:
-    """The phases in order. The time of a phase runs from the end of the previous phase to its last step."""
+    """Return the phases in order. A phase's time starts at the end of the previous phase."""
     phases: list[PhaseTime] = []
     start, before = 0, 0.0
     for number, record in enumerate(records):
@@ -88,7 +88,7 @@ def phase_times(records: Sequence[Record]) -> list[PhaseTime]:
 
 
 def groups(records: Sequence[Record]) -> list[tuple[list[str], list[Record]]]:
-    """Group the phases that log the same values; returns the phase names and the records of each group."""
+    """Group the phases that log the same values. Return the phase names and the records of each group."""
     found: dict[frozenset[str], tuple[list[str], list[Record]]] = {}
     for record in records:
         phases, members = found.setdefault(frozenset(record.keys() - FRAME), ([], []))
@@ -99,7 +99,7 @@ def groups(records: Sequence[Record]) -> list[tuple[list[str], list[Record]]]:
 
 
 def curves(records: Sequence[Record]) -> list[Curve]:
-    """A curve for each logged value. Non-finite values and curves without finite values are omitted."""
+    """Return a curve for each logged value. Omit non-finite values and curves without finite values."""
     names = sorted({name for record in records for name in record.keys() - FRAME}, key=_order)
     found = []
     for name in names:
@@ -110,7 +110,7 @@ def curves(records: Sequence[Record]) -> list[Curve]:
 
 
 def downsample(name: str, steps: Sequence[int], values: Sequence[float], buckets: int = BUCKETS) -> Curve:
-    """A curve of at most `buckets` points, each from at least FEWEST values if there are that many."""
+    """Return a curve of at most `buckets` points. Each point averages at least FEWEST values if possible."""
     count = max(1, min(buckets, len(values) // FEWEST))
     parts = np.array_split(np.asarray(values, dtype=np.float64), count)
     ends = [int(part[-1]) for part in np.array_split(np.asarray(steps), count)]
@@ -123,12 +123,12 @@ def _order(name: str) -> tuple[bool, str]:
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value is a finite number in the range of a float."""
+    """Return whether a value is a finite number in the range of a float."""
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
-    """Axis ticks within [low, high], spaced by 1, 2 or 5 times a power of ten."""
+    """Return axis ticks within [low, high]. Their spacing is 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
     rough = (high - low) / wanted
@@ -139,7 +139,7 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Logarithmic axis ticks within [low, high].
+    """Return logarithmic axis ticks within [low, high].
 
     The ticks are powers of ten. If there are many, only every n-th is used. If there are few, 2 and 5 times
     the powers of ten are added.
@@ -152,7 +152,7 @@ def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def draw(curve: Curve, phases: Iterable[PhaseTime], caption: str) -> str:
-    """The curve as an HTML figure with a caption.
+    """Draw the curve as an HTML figure with a caption.
 
     The SVG shows the mean as a line and the percentiles as a band. The data points are included for the
     tooltip.

@@ -1,7 +1,7 @@
 """The overview page of a sweep: turntables, values, state, links and commands of each result.
 
-The page is one HTML file without scripts, for viewing from the disk. Pictures are embedded and links are
-relative.
+The page is one HTML file without scripts that a browser opens from the disk. Pictures are embedded and links
+are relative.
 """
 
 import io
@@ -41,7 +41,7 @@ color: #b87800; } """.replace("SIDE", str(SIDE)).strip()
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of a result: its label, its folder, and the layer that its turntable shows."""
+    """One run of a result: its label, its folder, and the layer shown in its turntable."""
 
     label: str
     folder: Path
@@ -52,8 +52,8 @@ class Stage:
 class Card:
     """One result of a sweep.
 
-    changed: the keys whose values distinguish it. note: one line about its state. next_commands: named shell
-    commands that continue with this result.
+    changed: the keys whose values distinguish it from other results. note: one line about its state.
+    next_commands: a dict from label to shell command. The commands continue with this result.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Card:
 
 
 def write_index(path: Path, title: str, subtitle: str, cards: Sequence[Card], live: bool) -> None:
-    """Write the page atomically. live: trials are still running, so the page reloads periodically."""
+    """Write the page atomically. live: whether trials are still running. If so, the page reloads itself."""
     counts = Counter(card.state for card in cards)
     reload = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if live else ""
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())
@@ -83,7 +83,7 @@ def write_index(path: Path, title: str, subtitle: str, cards: Sequence[Card], li
 
 
 def thumbnail(stage: Stage) -> tuple[bytes, int] | None:
-    """A JPEG strip of square views and the number of views; None if there is no picture.
+    """Return a JPEG strip of square views and the number of views, or None if there is no picture.
 
     The views come from the turntable if it exists, otherwise from the newest still (four views), otherwise
     from the newest frame of the training video.
@@ -105,7 +105,7 @@ def _dated(path: Path) -> tuple[Path, int]:
 
 @lru_cache(maxsize=4096)
 def _strip(files: tuple[tuple[Path, int], ...], views: int) -> tuple[bytes, int] | None:
-    """The views side by side; the top row of a sheet of stills. Cached by path and modification time."""
+    """Join the views side by side. Of a sheet of stills, use the top row. Cached by path and file time."""
     pictures = []
     try:
         for path, _ in files:
@@ -117,7 +117,7 @@ def _strip(files: tuple[tuple[Path, int], ...], views: int) -> tuple[bytes, int]
                 pictures.append(picture.crop((k * width, 0, (k + 1) * width, height)))
     except Exception:  # The picture may be incomplete, damaged, or too large for Pillow.
         return None
-    # All views use one box, so the size of the object is constant in the turntable.
+    # All views use the same box, so the size of the object is constant in the turntable.
     box = joined(object_box(picture) for picture in pictures)
     squares = [_square(crop_view(picture, box)) for picture in pictures]
     strip = Image.new("RGB", (SIDE * len(squares), SIDE), "white")
@@ -153,7 +153,7 @@ def _card(card: Card, base: Path) -> str:
 
 
 def _next_commands(card: Card) -> str:
-    """The commands that continue with a result, in a collapsed details element."""
+    """Return HTML of the commands that continue with a result, in a collapsed details element."""
     commands = "".join(
         f"{escape(name)}<pre>{escape(command)}</pre>" for name, command in card.next_commands.items()
     )

@@ -28,7 +28,7 @@ VIDEO_BYTES = 900_000
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that is embedded in a page: size in pixels, names of its rows, JPEG bytes."""
+    """A picture for embedding in a page: size in pixels, names of its rows, JPEG bytes."""
 
     width: int
     height: int
@@ -41,9 +41,9 @@ class Picture:
 
 
 def shrunk(path: Path | str, width: int, quality: int = 82, box: Box = WHOLE) -> Picture | None:
-    """A copy of a sheet of stills, at most `width` pixels wide, with every view cropped to `box`.
+    """Return a copy of a sheet of stills, at most `width` pixels wide, with every view cropped to `box`.
 
-    Returns None and logs a warning if the picture cannot be read. Cached by path and modification time.
+    Return None and log a warning if the picture cannot be read. Results are cached by path and file time.
     """
     path = Path(path)
     try:
@@ -59,7 +59,7 @@ def _warn_once(message: str) -> None:
 
 
 def sheet_box(paths: Iterable[Path]) -> Box:
-    """The box that contains the object in all sheets of stills. Damaged files are skipped."""
+    """Return the box that contains the object in all sheets of stills. Damaged files are skipped."""
 
     def box_of(path: Path) -> Box | None:
         try:
@@ -71,7 +71,7 @@ def sheet_box(paths: Iterable[Path]) -> Box:
 
 
 def _open_sheet(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
-    """Open a sheet of stills; returns the picture and the names of its rows."""
+    """Open a sheet of stills. Return the picture and the names of its rows."""
     with Image.open(path) as image:
         rows = tuple(name for name in str(image.info.get("rows", "")).split(",") if name)
         return image.convert("RGB"), rows
@@ -99,28 +99,29 @@ def _shrunk(path: Path, changed: int, width: int, quality: int, box: Box) -> Pic
 
 
 def spread(items: list[Item], most: int) -> list[Item]:
-    """At most `most` evenly spaced items, including the first and the last."""
+    """Select at most `most` evenly spaced items, including the first and the last."""
     if len(items) <= most:
         return items
     return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
 
 
 def _readable(paths: list[Path]) -> list[tuple[Path, Picture]]:
-    """The readable pictures, cropped to the object and reduced to STILL_WIDTH."""
+    """Return the readable pictures, cropped to the object and reduced to STILL_WIDTH."""
     box = sheet_box(paths)
     pictures = [(path, shrunk(path, STILL_WIDTH, box=box)) for path in paths]
     return [(path, picture) for path, picture in pictures if picture is not None]
 
 
 def stills_up_to(folder: Path, step: int) -> list[Path]:
-    """The stills up to `step`, without later ones of an earlier run."""
+    """Return the stills up to `step`. Stills of later steps belong to an earlier run."""
     return [path for number, path in numbered_files(folder, ".png") if number <= step]
 
 
 def slider(paths: list[Path]) -> str:
-    """HTML of the stills with a slider over the steps and, if the files name their rows, a menu of layers.
+    """Return HTML of the stills with a slider to select the step.
 
-    Empty without stills. If all stills together exceed STILLS_BYTES, fewer are used.
+    If the files contain the names of their rows, a menu selects the layer. The HTML is empty without stills.
+    If the total size exceeds STILLS_BYTES, fewer stills are used.
     """
     chosen = _readable(spread(paths, MOST_STILLS))
     while len(chosen) > 2 and sum(len(picture.content) for _, picture in chosen) > STILLS_BYTES:
@@ -154,7 +155,7 @@ def slider(paths: list[Path]) -> str:
 
 
 def video(out_dir: Path, names: list[str], caption: str) -> str:
-    """The first existing file of `names` as an HTML figure: embedded, or linked if over VIDEO_BYTES."""
+    """Return the first existing file of `names` as an HTML figure. Files over VIDEO_BYTES are linked."""
     path = next((out_dir / name for name in names if (out_dir / name).is_file()), None)
     if path is None:
         return ""

@@ -1,8 +1,7 @@
-"""Common parts of all pages. A page is one HTML file that opens from the disk without network access.
+"""Common parts of all pages. A page is one HTML file. It can be opened from the disk without a network.
 
 External text (a prompt, a path, an error) is inserted into a page only through `escape` or `embedded_json`.
-The content security policy in the page's head blocks all network requests, including those of unescaped
-markup.
+The content security policy in the page's head blocks all network requests, even if markup was not escaped.
 """
 
 import base64
@@ -13,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-# Only content of the file itself is allowed, no addresses. The viewer contains a WebAssembly module.
+# Only content of the file itself is allowed. wasm-unsafe-eval is needed for the viewer's WebAssembly module.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data: blob:; media-src data: blob:; connect-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -21,35 +20,35 @@ POLICY = (
 
 
 def escape(text: object) -> str:
-    """Text escaped for HTML content and for quoted attributes."""
+    """Escape text for HTML content and for quoted attributes."""
     return html.escape(str(text), quote=True)
 
 
 def embedded_json(value: object) -> str:
-    """JSON for the content of a script element. It cannot contain the end tag of the element."""
+    """Return JSON for the content of a script element. It cannot contain the end tag of the element."""
     return json.dumps(value).replace("<", "\\u003c")
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """`content` as a base64 data URI. kind: the media type, for example "image/jpeg"."""
+    """Return `content` as a base64 data URI. kind: the media type, for example "image/jpeg"."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def script(source: str) -> str:
-    """JavaScript source as a classic script element."""
+    """Return JavaScript source as a classic script element."""
     assert "</script" not in source.lower(), "this text would end its own script element"
     return f"<script>{source}</script>"
 
 
 def link(path: str) -> str:
-    """A path relative to the page as a value of href or src. Bytes that are not UTF-8 are percent-encoded."""
+    """Return a path relative to the page as a value of href or src. Non-UTF-8 bytes are percent-encoded."""
     from urllib.parse import quote
 
     return escape(quote(path, errors="surrogateescape"))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """An HTML table. The cells are HTML; the first cell of each row is its header."""
+    """Return an HTML table. The cells are HTML. The first cell of each row is its header."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
@@ -60,7 +59,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") ->
 
 
 def section(title: str, content: str, note: str = "") -> str:
-    """A section with a heading. heading: plain text. content: HTML. Empty if there is no content."""
+    """Return a section with a heading, or "" if there is no content. title: plain text. content: HTML."""
     if not content:
         return ""
     remark = f'<p class="note">{note}</p>' if note else ""
@@ -68,7 +67,7 @@ def section(title: str, content: str, note: str = "") -> str:
 
 
 def document(title: str, body: str, scripts: Sequence[str] = ()) -> str:
-    """The complete HTML file. title: plain text. body: HTML. scripts: JavaScript sources, in order."""
+    """Return the complete HTML file. title: plain text. body: HTML. scripts: JavaScript sources, in order."""
     style = (HERE / "page.css").read_text(encoding="utf-8")
     own = (HERE / "page.js").read_text(encoding="utf-8")
     return "\n".join(

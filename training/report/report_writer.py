@@ -1,4 +1,4 @@
-"""Writes report.html from the start of a run to its end."""
+"""Write report.html from the start of a run to its end."""
 
 import logging
 import time
@@ -19,20 +19,20 @@ from training.time_estimate import CommandProgress
 
 logger = logging.getLogger(__name__)
 
-# Minimum time between two page updates: in seconds, and as a multiple of the duration of the last update.
+# Minimum time between two page updates, in seconds and as a multiple of the duration of the last update.
 PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 50.0
 
 
 @dataclass
 class RunReport:
-    """A context manager around a run; `step` is the number of finished steps.
+    """A context manager around a run. `step` is the number of finished steps.
 
-    The page is written from the start if the folder has none. The page of an earlier run stays until `begin`,
-    so a command that fails in its set-up does not replace it.
+    If the folder has no page, the page is written at the start. The page of an earlier run is kept until
+    `begin`, so a command that fails in its set-up does not replace it.
 
-    On exit the page says done, exported (before the last step), stopped (by a signal) or failed, with the
-    error. If a page cannot be written, a warning is logged once and the run continues. quiet: another process
-    writes the page. progress: notified when parts of the run begin and end.
+    On exit, the state on the page is done, exported (before the last step), stopped (by a signal) or failed,
+    with the error. If a page cannot be written, a warning is logged once and the run continues. quiet: if
+    true, another process writes the page. progress: updated when parts of the run begin and end.
     """
 
     info: RunInfo
@@ -47,7 +47,7 @@ class RunReport:
 
     @property
     def path(self) -> Path:
-        """The file of the page."""
+        """Return the path of the page."""
         return self.info.out_dir / REPORT_FILE
 
     def begin(self, step: int) -> None:
@@ -61,14 +61,14 @@ class RunReport:
         self.update(step)
 
     def update(self, step: int) -> None:
-        """Write the page after `step` finished steps, unless the last one is too recent."""
+        """Write the page after `step` finished steps, unless the last update is too recent."""
         self.step = step
         if time.monotonic() >= self._not_before:
             self._write("running", self._doing)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Time a part of the run outside the loop for the page."""
+        """Measure the time of a part of the run outside the loop and show it on the page."""
         self._doing = name
         self.update(self.step)
         started = time.monotonic()
@@ -122,6 +122,6 @@ def open_report(
     distributed: Distributed = SINGLE_PROCESS,
     progress: CommandProgress | None = None,
 ) -> RunReport:
-    """The report of a run; only rank 0 writes it."""
+    """Create the report of a run. Only rank 0 writes the report."""
     info = run_info(config, argv, machine(select_device(config.run.device, distributed)))
     return RunReport(info, quiet=not distributed.is_main, progress=progress)

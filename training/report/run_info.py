@@ -1,4 +1,4 @@
-"""The part of a run's report that depends on its config: every key with its default, and commands."""
+"""The part of a run's report that depends on its config: all keys with their defaults, and commands."""
 
 import json
 import shlex
@@ -10,7 +10,7 @@ from training.report.run_page import CONFIG_FILE, RunInfo, Setting
 
 
 def settings_of(config: Config) -> list[Setting]:
-    """Every key in the order of the sections."""
+    """Return all keys in the order of the sections."""
     values, keys = config.to_json(), known_keys()
     return [
         Setting(
@@ -25,12 +25,12 @@ def settings_of(config: Config) -> list[Setting]:
 
 
 def config_file(config: Config) -> Path:
-    """The path of the resolved config of a run."""
+    """Return the path of the resolved config of a run."""
     return config.run.output_folder / CONFIG_FILE
 
 
 def commands_of(config: Config, argv: Sequence[str]) -> dict[str, str]:
-    """Named shell commands, to be run in the current directory; argv: the command line of this run."""
+    """Return a dict from label to shell command for the current directory. argv: this run's command line."""
 
     def line(*arguments: str) -> str:
         return shlex.join(["python3", "train.py", *arguments])
@@ -50,7 +50,7 @@ def commands_of(config: Config, argv: Sequence[str]) -> dict[str, str]:
 
 
 def run_info(config: Config, argv: Sequence[str], machine: dict[str, str]) -> RunInfo:
-    """The part of the report that is constant during a run."""
+    """Return the part of the report that is constant during a run."""
     return RunInfo(
         out_dir=config.run.output_folder,
         title=config.guidance.text or config.run.out_dir,

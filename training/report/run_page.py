@@ -37,7 +37,7 @@ PLOT_NAMES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A key of the config: values as JSON; changed says whether it differs from the default."""
+    """A key of the config. Values are JSON. changed: whether the value differs from the default."""
 
     key: str
     value: str
@@ -50,8 +50,8 @@ class Setting:
 class RunInfo:
     """The part of the report that is constant during a run.
 
-    orbit: whether a turntable is rendered at the end. resolved_config: every key with its value, as the JSON
-    of a config that repeats the run.
+    orbit: whether a turntable is rendered at the end. resolved_config: all keys with their values, as the
+    JSON of a config that repeats the run.
     """
 
     out_dir: Path
@@ -71,8 +71,8 @@ class RunInfo:
 class RunState:
     """The state of a run.
 
-    name: running, done, exported, stopped or failed. doing: the current activity, or the error. seconds: the
-    duration of each part outside the loop, by name. written: seconds since 1970.
+    name: running, done, exported, stopped or failed. doing: the current activity, or the error. seconds: a
+    dict from each part outside the loop to its duration. written: seconds since 1970.
     """
 
     name: str
@@ -83,9 +83,9 @@ class RunState:
 
 
 def run_page(info: RunInfo, state: RunState, model_bytes: int = LIGHTER) -> str:
-    """The page as HTML, built from the current files in info.out_dir.
+    """Build the page as HTML from the current files in info.out_dir.
 
-    A model of more than `model_bytes` (deflated) is replaced by a remark.
+    If a model exceeds `model_bytes` (deflated), the page shows a remark instead.
     """
     records = [record for record in read_log(info.out_dir / "log.jsonl") if record["step"] <= state.step]
     phases = phase_times(records)
@@ -139,7 +139,7 @@ def _header(info: RunInfo, state: RunState) -> str:
 
 
 def _model_and_videos(info: RunInfo, state: RunState, model_bytes: int) -> tuple[str, list[str]]:
-    """HTML and scripts of the model and videos of an exported run. Those of an earlier run are omitted."""
+    """Return HTML and scripts for model and videos of an exported run. Omit files of an earlier run."""
     mesh = info.out_dir / "dmtet_mesh" / "mesh.glb"
     if state.name not in ("done", "exported") or not mesh.is_file():
         return "", []
@@ -154,13 +154,13 @@ def _model_and_videos(info: RunInfo, state: RunState, model_bytes: int) -> tuple
 
 
 def _environment(info: RunInfo) -> bytes | None:
-    """The environment map for the viewer: the exported probe.hdr if it exists, otherwise the config's map.
+    """Return the environment map for the viewer, or None if the map cannot be read.
 
-    None if the map cannot be read.
+    The map is the exported probe.hdr if it exists, otherwise the map in the config.
     """
     probe = info.out_dir / "dmtet_mesh" / "probe.hdr"
     try:
-        # The probe includes env_scale and the changes by learn_light.
+        # The probe already includes env_scale and the changes made by learn_light.
         path, scale = (probe, 1.0) if probe.is_file() else (resolve_map(info.envmap), info.env_scale)
         return environment_map(path, path.stat().st_mtime_ns, scale)
     except (OSError, ValueError):
@@ -204,7 +204,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _settings(settings: Sequence[Setting]) -> str:
-    """HTML of the keys that differ from their defaults, and a collapsed table of all keys."""
+    """Return HTML of the keys that differ from their defaults, and a collapsed table of all keys."""
     changed = [setting for setting in settings if setting.changed]
     few = table(("key", "value", "default"), [_setting(setting) for setting in changed])
     every = [(*_setting(setting), escape(setting.meaning)) for setting in settings]

@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """The commit of the program, Python, torch, device, operating system and installed packages, by name."""
+    """Return a dict with the commit, Python, torch, device, operating system and installed packages."""
     found = {
         "program": _commit(),
         "Python": platform.python_version(),
@@ -62,7 +62,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with a suffix if files were modified; empty if git is not available."""
+    """Return the commit of this checkout, or "" without git. A suffix marks modified files."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(
