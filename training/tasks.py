@@ -41,9 +41,9 @@ from training.painting import paints_parts, read_parts, texture_fit
 
 logger = logging.getLogger(__name__)
 
-# Random streams. Stream 0 of a step draws its cameras, t and noise.
+# Random streams. Stream 0 of each step is used to draw the cameras, t and the noise.
 SETUP_STREAM, FIT_STREAM = 1, 2
-# Without a coarse phase, the surface stays this close to its start shape, in grid cells.
+# Without a coarse phase, this is the maximum distance from the start shape, in grid cells.
 DETAIL_CELLS = 0.25
 Z_UP_FIX = "add --base_mesh_up +z --base_mesh_front -y"
 
@@ -74,7 +74,7 @@ class Task:
 def build_task(
     config: Config, distributed: Distributed = SINGLE_PROCESS
 ) -> tuple[Task, torch.optim.Optimizer, torch.device]:
-    """The task of a config, its optimizer and the device of both."""
+    """Return the task of a config, its optimizer and the device of both."""
     device = select_device(config.run.device, distributed)
     set_deterministic(device)
     rasteriser = choose_rasteriser(device, config.run.rasteriser)
@@ -202,7 +202,7 @@ def make_regulariser(
 
 
 def detail_band(config: Config) -> float | None:
-    """How far the surface may move from its start shape, world units; None means no limit."""
+    """Return how far the surface may move from its start shape in world units. None means no limit."""
     cells = config.geometry.detail_band
     if cells is None and config.schedule.coarse_iter <= FIT_STEPS < config.schedule.iter:
         cells = DETAIL_CELLS
@@ -213,7 +213,7 @@ def detail_band(config: Config) -> float | None:
 def build_appearance(
     config: Config, device: torch.device, rasteriser: Rasteriser, inputs: InputFiles
 ) -> Task:
-    """A material field over the mesh that base_mesh names."""
+    """Build a material field for the mesh in base_mesh."""
     paths = input_paths(config)
     with inputs.reading("base_mesh", *paths["base_mesh"]):
         fixed = load_fixed_parts(config.run.base_mesh).to(device)

@@ -1,4 +1,4 @@
-"""The time that a command still takes: reference costs, corrected by the speed that the command has measured.
+"""Estimate the remaining time of a command from reference costs and the speed measured so far.
 
 The work of a command is a list of parts: for every config its set-up, its phases, its export and its videos.
 A part has a kind and a number of units. The seconds per unit of a kind are measured once the command has
@@ -85,12 +85,12 @@ class Part:
 
     @property
     def left(self) -> float:
-        """Units that are not done."""
+        """Return the number of units that are not finished."""
         return max(self.units - self.done, 0.0)
 
 
 def parts_of(number: int, config: Config) -> list[Part]:
-    """The work of config `number` of a command, in order."""
+    """Return the parts of config `number` of a command, in order."""
     run = config.run
     views = float(run.batch * run.grad_accum)
     label = run.traits.label
@@ -111,7 +111,7 @@ def parts_of(number: int, config: Config) -> list[Part]:
 
 
 class CommandProgress:
-    """The position of a command in its work, and the seconds that it still takes.
+    """The position of a command in its work, and its remaining seconds.
 
     device: "cpu" or "cuda". factor: the expected time of a step relative to the reference. When a part
     begins, all parts before it count as done.
@@ -149,21 +149,21 @@ class CommandProgress:
         return f" for all {len(self._labels)}" if len(self._labels) > 1 else ""
 
     def begin_config(self, number: int) -> None:
-        """Config `number`, from 0, starts."""
+        """Record that config `number`, counted from 0, starts."""
         self._config = number
         for part in self._parts:
             if part.config < number:
                 part.done = part.units
 
     def skip(self, number: int, step: int) -> None:
-        """Config `number` has `step` finished steps from an earlier command."""
+        """Record that config `number` has `step` finished steps from an earlier command."""
         for part in self._parts:
             if part.config == number and part.step_units:
                 done = (step - part.first_step + 1) * part.step_units
                 part.done = min(max(done, 0.0), part.units)
 
     def begin(self, name: str) -> None:
-        """The part `name` of the current config starts; parts without a row in the plan are ignored."""
+        """Record that the part `name` of the current config starts. Unknown parts are ignored."""
         part = self._find(name)
         if part is None:
             return
@@ -172,7 +172,7 @@ class CommandProgress:
         self._begun = part, self._clock()
 
     def end(self, name: str) -> None:
-        """The part `name` of the current config has ended."""
+        """Record that the part `name` of the current config has ended."""
         part = self._find(name)
         if part is None or self._begun is None:
             return
@@ -180,7 +180,7 @@ class CommandProgress:
         part.done, self._begun = part.units, None
 
     def step(self, step: int) -> None:
-        """`step` steps of the current config are finished."""
+        """Record that `step` steps of the current config are finished."""
         current = self._part_of_step(step)
         for part in self._parts[: self._parts.index(current)]:
             part.done = part.units
@@ -195,7 +195,7 @@ class CommandProgress:
             self._measure_steps(current.kind)
 
     def remaining(self) -> float:
-        """Seconds until the command ends."""
+        """Return the estimated seconds until the command ends."""
         total = sum(part.left * self._cost(part.kind) for part in self._parts)
         if self._begun is not None:
             part, start = self._begun
@@ -216,10 +216,10 @@ class CommandProgress:
         return self._reference[kind] * self._scale(kind)
 
     def _scale(self, kind: str) -> float:
-        """Measured over reference time of parts like `kind`.
+        """Return the ratio of measured to reference time for parts like `kind`.
 
-        Phases follow the phase that was measured last. The other parts follow the exports and videos that
-        were measured; before there are any, on a CPU the phases.
+        A phase uses the ratio of the phase that was measured last. Other parts use the ratio of the measured
+        exports and videos. If none are measured, they use the ratio of the phases on a CPU and 1 on a GPU.
         """
         speed = self._factor
         if self._latest_kind:

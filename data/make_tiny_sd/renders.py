@@ -47,8 +47,8 @@ class DataConfig:
 
     own_share of the views have the category's own colours. The others have one of `materials` materials that
     are drawn per instance, except those that held_out pairs with the category. The cameras show the whole
-    object, because a prior that was trained on cropped objects generates endless parts. group: so many
-    consecutive views are a group around the object, with one material (see `sample_cameras`). depth: depth
+    object, because a prior that was trained on cropped objects generates endless parts. group: this number of
+    consecutive views is a group around the object, with one material (see `sample_cameras`). depth: depth
     images for a ControlNet are also rendered.
     """
 
@@ -111,7 +111,7 @@ class Views:
 
 
 class ObjectRenderer:
-    """What rendering needs for all instances: grid, rasteriser, light."""
+    """Renders instances. Grid, rasteriser and light are shared by all instances."""
 
     def __init__(self, config: DataConfig, device: torch.device, rasteriser: str = "auto"):
         self.config = config
@@ -190,7 +190,7 @@ class ObjectRenderer:
 
 
 def draw_materials(config: DataConfig, category_index: int, draw: Draw) -> Int[Tensor, " views"]:
-    """The material index of each view of an instance, see `Views.material`. It is equal in a group."""
+    """Return the material index of each view of an instance (see `Views.material`), equal in a group."""
     groups = config.views // config.group
     category = config.categories[category_index]
     allowed = [n for n, name in enumerate(MATERIAL_NAMES, 1) if (category, name) not in config.held_out]

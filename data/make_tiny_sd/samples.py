@@ -84,7 +84,8 @@ def sample_grids(
     """Write samples_<domain>.png with one row per category and columns as in ENDINGS. networks: unet, text
     encoder, vae.
 
-    For a denoiser of several views, a row has groups of views around an object instead, without view words.
+    For a denoiser of several views, a row has groups of views around an object instead,
+    and captions do not contain the view.
     """
     unet, text_encoder, vae = networks
     device, views = next(unet.parameters()).device, stated_views(unet.config)

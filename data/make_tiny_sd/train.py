@@ -14,8 +14,8 @@ next one. --init starts from the weights of an exported folder and keeps its VAE
 exports the last checkpoint.
 
 --views-together 4 trains a prior of four views (sd/multi_view.py), best with --init data/tiny-sd.
---camera-group gives another prior the same pictures. --front-share and --no-view-words make a prior that
-knows no sides, for comparison.
+--camera-group trains an ordinary prior on the same pictures. --front-share and --no-view-words train a prior
+without information about the visible side, for comparison.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-# Set before torch is imported: spinning OpenMP workers are slow as soon as another process is busy.
+# Must be set before torch is imported. Waiting OpenMP threads that spin are slow if another process is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -145,7 +145,7 @@ def claim_work_folder(run: Run) -> None:
 
 
 def _plain(data: DataConfig) -> dict:
-    # Sets have no reproducible order.
+    # Sort sets, because their order is not reproducible.
     listed = {name: sorted(v) if isinstance(v, frozenset) else v for name, v in vars(data).items()}
     return {name: str(value) for name, value in listed.items()}
 

@@ -16,7 +16,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-# Set before torch is imported: spinning OpenMP workers are slow as soon as another process is busy.
+# Must be set before torch is imported. Waiting OpenMP threads that spin are slow if another process is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch

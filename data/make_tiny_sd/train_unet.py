@@ -104,8 +104,9 @@ def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device
 class TrainingData:
     """Latents of all views, the scaling factor of the VAE's latents, and the tokenized captions.
 
-    views: the number of views that the denoiser takes together; its captions have no view words. front_share:
-    so many of the views are drawn from the front views only. view_share: the share of captions with the view.
+    views: the number of views that the denoiser processes together. If it exceeds 1, captions do not contain
+    the view. front_share: this share of the views is drawn from the front views only. view_share: the share
+    of captions with the view.
     """
 
     latents: Latents

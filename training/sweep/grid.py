@@ -16,7 +16,7 @@ from configs.overrides import slug
 from configs.schema import known_keys
 
 NAME_LENGTH = 150
-# A trial's out_dir follows from its name.
+# out_dir is not allowed in a grid, because the name of a trial determines its out_dir.
 NOT_IN_GRIDS = {"out_dir"}
 OPENING, CLOSING = "[{", "]}"
 
@@ -36,7 +36,7 @@ def choices(grid: Sequence[str], prompts: Sequence[str]) -> list[Choice]:
     name and its folder when prompts or values are added.
 
     Raises:
-        ConfigError: an axis cannot be parsed, or two combinations have the same name.
+        ConfigError: if an axis cannot be parsed, or if two combinations have the same name.
     """
     axes = dict(read_axis(argument) for argument in _unique_keys(grid))
     if prompts:
@@ -62,7 +62,7 @@ def read_axis(argument: str) -> tuple[str, list[object]]:
     The values are parsed as those of --KEY. `parse_config` checks their ranges.
 
     Raises:
-        ConfigError: the key is unknown or not allowed in a grid, or a value is missing.
+        ConfigError: if the key is unknown or not allowed in a grid, or if a value is missing.
     """
     name, sign, text = argument.partition("=")
     keys = {key: value for key, value in known_keys().items() if key not in NOT_IN_GRIDS}
@@ -100,7 +100,7 @@ def read_prompts(path: str) -> list[str]:
     """The lines of a file, without blank lines and lines that begin with #.
 
     Raises:
-        ConfigError: the file cannot be read as UTF-8 text, has no prompt, or has a prompt twice.
+        ConfigError: if the file cannot be read as UTF-8 text, has no prompt, or has a prompt twice.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()

@@ -1,4 +1,4 @@
-"""Runs trials as processes of train.py on this machine, several at a time."""
+"""Run several trials at the same time on this machine, each as a process of train.py."""
 
 import os
 import signal
@@ -88,7 +88,7 @@ def outcome(run: Running, stopping: bool) -> Record:
 
 
 def failure_reason(code: int, output: str) -> str:
-    """The signal that ended a process, else its last "error: " line, else its last line of output."""
+    """Return the signal that ended a process, else its last "error: " line, else its last line of output."""
     number = -code if code < 0 else code - 128
     if number in set(signal.Signals):
         return f"ended by {signal.Signals(number).name} from outside (too little memory is one reason)"
@@ -128,7 +128,7 @@ def run_locally(
 
 
 def _next_unlocked(waiting: list[Trial], late: bool) -> Trial | None:
-    """Remove and return the first trial that no other run writes to; the first of all if it is late."""
+    """Remove and return the first trial that no other run writes to. If `late`, ignore other runs."""
     for number, trial in enumerate(waiting):
         if late or not is_locked(config.run.output_folder for config in trial.configs):
             return waiting.pop(number)

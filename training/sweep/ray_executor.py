@@ -25,14 +25,14 @@ WAIT_SECONDS = 0.2
 
 
 class TrialDied(RuntimeError):
-    """A run ended, but not by a user error. Ray repeats it, and it resumes from its checkpoint."""
+    """A run ended without success and without a user error. Ray repeats the run from its checkpoint."""
 
 
 def connect() -> ModuleType:
-    """Returns Ray, connected to the cluster of RAY_ADDRESS or a running one, else started on this machine.
+    """Connect Ray to the cluster of RAY_ADDRESS or to a running cluster, else start Ray on this machine.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: if Ray is not installed.
     """
     try:
         import ray
@@ -53,7 +53,7 @@ def share_of_gpu(gpus: float, jobs: int) -> float:
 def run_on_ray(
     ray: ModuleType, trials: Sequence[Trial], jobs: int | None, on_gpus: bool, progress: SweepProgress
 ) -> int | None:
-    """Run the trials in order; returns the signal that stopped the sweep, or None.
+    """Run the trials in order. Return the signal that stopped the sweep, or None.
 
     jobs: the number of concurrent runs; None means one for each GPU of the cluster, at least one.
     """
@@ -112,7 +112,7 @@ def run_trial(trial: Trial, folder: str, threads: int) -> Record:
     folder: the current directory of the sweep, to which all paths are relative.
 
     Raises:
-        TrialDied: the process ended, but not by a user error.
+        TrialDied: if the process ended without success and without a user error.
     """
     os.chdir(folder)
     trial.folder.mkdir(parents=True, exist_ok=True)

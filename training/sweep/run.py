@@ -25,18 +25,19 @@ logger = logging.getLogger(__name__)
 SOME_FAILED = 1
 # The lock files of a sweep's ranks, in the folder that the trials share.
 SWEEP_LOCK = ".sweep-{rank}.lock"
-# Longer than the longest sweep. The store stores milliseconds in 32 bits.
+# Longer than the longest sweep. The limit is about 24 days: torch.distributed keeps timeouts as 32-bit
+# milliseconds.
 RANK_TIMEOUT = timedelta(days=14)
 
 
 def run_sweep(sweep: Sweep, check: Callable[[Config], None]) -> int:
-    """Run every trial that is not done yet; returns the exit code.
+    """Run every trial that is not done yet. Return the exit code.
 
     check: raises ValueError or OSError for a config that is known to fail. All configs are checked first.
 
     Raises:
-        ValueError: one line; no trial has run. Another process runs the same sweep, or a config fails its
-        check.
+        ValueError: if another process runs the same sweep, or if a config fails its check. The message is one
+            line. No trial has run.
     """
     rank = read_launcher_rank(os.environ)
     label = f"out_dir = {str(sweep.folder)!r}"
@@ -61,7 +62,7 @@ def _run_locked(sweep: Sweep, rank: LauncherRank, check: Callable[[Config], None
 
 
 def any_rank_failed(rank: LauncherRank, failed: bool) -> bool:
-    """Whether a trial of any rank failed; waits for all ranks.
+    """Wait for all ranks. Return whether a trial of any rank failed.
 
     A launcher ends all ranks as soon as one exits with an error, so no rank exits before all have finished.
     """

@@ -73,7 +73,8 @@ def load_sweep(argv: Sequence[str]) -> Sweep | None:
     --help and --dry-run print and raise SystemExit(0).
 
     Raises:
-        ConfigError: one line naming file, option or trial, key, value and what is allowed.
+        ConfigError: if a config is not valid. The message is one line with file, option or trial, key, value
+            and the allowed values.
     """
     command = read_command(argv)
     if not command.many:
@@ -115,7 +116,7 @@ def is_done(trial: Trial) -> bool:
 
 
 def _agree(then: object, now: Sequence[Mapping[str, object]]) -> bool:
-    """Whether the settings are equal; a key that the record lacks counts as its default."""
+    """Return whether the settings are equal. A key that is missing in the record has its default value."""
     if not (isinstance(then, list) and all(isinstance(values, dict) for values in then)):
         return False
     defaults = {name: key.default for name, key in known_keys().items()}

@@ -21,13 +21,13 @@ FROM_TEXT, PAINT, REFINE, START = (
 )
 TASKS = (FROM_TEXT, PAINT, REFINE, START)
 MAX_NAME = 60
-# A start mesh reaches this far from the origin, like the embedded prior's training objects.
+# Maximum distance of a start mesh from the origin, as for the embedded prior's training objects.
 START_REACH = 0.75
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the page asks for.
+    """The request of the page to start a run.
 
     name: the folder in out/, "" for one made from the text. meshes: uploaded files, of which one is the mesh.
     settings: values by option name ("seed", "geometry.iter"); None leaves the default.
@@ -45,7 +45,7 @@ def result_folder(request: Request) -> Path:
     """The folder of a new result: the given name, or the text with the first free number.
 
     Raises:
-        ConfigError: the name is not a plain folder name.
+        ConfigError: if the name is not a plain folder name.
     """
     name = request.name.strip()
     if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._ -]*", name):
@@ -62,7 +62,7 @@ def mesh_among(files: Sequence[Path]) -> Path:
     """The one mesh among uploaded files; the others are its materials and textures.
 
     Raises:
-        ConfigError: there is none, or there are several.
+        ConfigError: if there is no mesh, or more than one.
     """
     meshes = [file for file in files if file.suffix.lower() in READERS]
     if len(meshes) != 1:
@@ -76,7 +76,7 @@ def command_line(request: Request, folder: Path, mesh: Path | None, common: Sequ
     run.
 
     Raises:
-        ConfigError: the text is empty.
+        ConfigError: if the text is empty.
     """
     text = request.text.strip()
     if not text:
@@ -122,7 +122,7 @@ def _mesh_options(task: str, mesh: str) -> list[str]:
 
 
 def _options(values: Mapping[str, object]) -> list[str]:
-    """Values as options. A text that looks like an option stays a value."""
+    """Convert values to options. A text that looks like an option is still passed as a value."""
     found = []
     for key, value in values.items():
         parts = value if isinstance(value, list | tuple) else [value]

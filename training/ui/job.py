@@ -85,8 +85,8 @@ class JobRunner:
         """Start `train.py argv` in the current directory; returns the new job.
 
         Raises:
-            BusyError: the previous job is still running.
-            OSError: the console file cannot be written.
+            BusyError: if the previous job is still running.
+            OSError: if the console file cannot be written.
         """
         with self._lock:
             if self.job is not None and self.job.active:

@@ -35,7 +35,7 @@ def ui_options(argv: Sequence[str]) -> UIOptions | None:
     """The options of a command line with --ui, None for any other.
 
     Raises:
-        ConfigError: an unknown option, or one that chooses what to run, which the page does.
+        ConfigError: if an option is unknown, or if it selects what to run, which is selected on the page.
     """
     if UI_OPTION not in argv:
         return None

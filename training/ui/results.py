@@ -25,7 +25,7 @@ class Result:
 
     @property
     def label(self) -> str:
-        """For a list of results."""
+        """Return the label in a list of results."""
         return f"{self.title} ({self.folder})"
 
 

@@ -52,8 +52,8 @@ def serve(options: UIOptions) -> None:
     """Serve the page until the process gets SIGINT or SIGTERM. A run in progress is stopped then.
 
     Raises:
-        ValueError: gradio is missing.
-        OSError: the address is in use or not one of this machine.
+        ValueError: if gradio is missing.
+        OSError: if the address is in use or does not belong to this machine.
     """
     require_gradio()
     with UIServer(options) as server:
@@ -198,7 +198,7 @@ def guarded(app: ASGI, options: UIOptions) -> ASGI:
 
 
 def _is_local(scope: dict) -> bool:
-    """Whether the request names this machine, and does not come from a page of another origin."""
+    """Return whether the request has a local host name and does not come from a page of another origin."""
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1")
     name = host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
