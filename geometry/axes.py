@@ -1,4 +1,4 @@
-"""The axes of a mesh file: which of its axes point up and to the front.
+"""The axes of a mesh file that point up and to the front.
 
 This program's frame has +y up and +z to the front, like glTF.
 """
@@ -15,17 +15,18 @@ FRONT: Axis = "+z"
 
 
 def axis_vector(axis: Axis) -> Float[Tensor, "3"]:
-    """The unit vector of a signed axis, float64."""
+    """Return the unit vector of a signed axis in float64."""
     vector = torch.zeros(3, dtype=torch.float64)
     vector["xyz".index(axis[1])] = 1.0 if axis[0] == "+" else -1.0
     return vector
 
 
 def frame_rotation(up: Axis, front: Axis) -> Float[Tensor, "3 3"] | None:
-    """The rotation R of file coordinates with these axes to this program's: ours = R · file. None: identity.
+    """Return the rotation R from file coordinates to this program's frame, p = R · p_file, or None for the
+    identity.
 
     Raises:
-        ValueError: both axes are parallel.
+        ValueError: if both axes are parallel.
     """
     if up[1] == front[1]:
         raise ValueError(
@@ -38,5 +39,5 @@ def frame_rotation(up: Axis, front: Axis) -> Float[Tensor, "3 3"] | None:
 
 
 def rotated(vectors: Float[Tensor, "N 3"], rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "N 3"]:
-    """rotation · v for each row v, exact for the rotations of this module."""
+    """Return rotation · v for each row v. The result is exact for the rotations of this module."""
     return vectors @ rotation.to(vectors).T

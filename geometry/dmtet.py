@@ -1,4 +1,4 @@
-"""DMTet (Shen et al. 2021): a signed distance field on a tetrahedral grid. Its zero level set is the mesh."""
+"""DMTet (Shen et al. 2021): a signed distance field on a tetrahedral grid. The mesh is its zero level set."""
 
 import math
 
@@ -53,8 +53,8 @@ class DMTet(nn.Module):
 
     `mesh()` extracts the surface and is differentiable in all parameters. A grid vertex moves by tanh(d) /
     resolution along each axis (world units), where resolution is the nominal grid resolution (64, 128, 256).
-    Vertices on the boundary of the grid count as outside, so the surface is always closed. Move the module to
-    its device before the first mesh(), because the encoding of the vertices is computed once per device.
+    Vertices on the boundary of the grid are always outside, so the surface is always closed. Move the module
+    to its device before the first mesh(), because the encoding of the vertices is computed once per device.
     """
 
     def __init__(self, config: GeometryConfig, generator: torch.Generator | None = None):
@@ -67,7 +67,8 @@ class DMTet(nn.Module):
         margin = 1e-4 * (high - low)
         on_wall = ((grid.v_pos <= low + margin) | (grid.v_pos >= high - margin)).any(-1)
         self.register_buffer("on_wall", on_wall, persistent=False)
-        # Half a nominal cell, so that the cap at the boundary lies within the outermost cells.
+        # This distance is half a nominal cell, so the surface at the boundary lies within the outermost
+        # cells.
         self.wall_distance = 0.5 * config.mesh_scale / config.dmtet_grid
         encoding = HashGrid(
             low,
@@ -80,27 +81,29 @@ class DMTet(nn.Module):
         self.network = SdfNetwork(encoding, generator=generator)
         self.register_buffer("start", None, persistent=False)
         self.band = math.inf
-        # Largest offset of a vertex along each axis, world units.
+        # Largest offset of a vertex along each axis in world units.
         self.reach = 1 / self.resolution
         self._encoding: PrecomputedEncoding | None = None
 
     def field(
         self, vertices: Int[Tensor, " N"] | None = None
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 3"]]:
-        """Signed distance [N] (before the boundary is closed) and moved position [N,3] of the grid vertices.
+        """Return the signed distance [N] and the moved position [N,3] of the grid vertices.
 
-        vertices: indices of the vertices to evaluate, all if None.
+        The distance on the boundary of the grid is not yet made positive.
+
+        vertices: indices of the vertices to evaluate, None for all.
         """
         sdf, offset = self.network(self._points(), vertices)
         return sdf, _rows(self.v_pos, vertices) + offset.tanh() * self.reach
 
     def mesh(self) -> Mesh:
-        """The zero level set with smooth normals.
+        """Return the zero level set with smooth normals.
 
-        The signs of the field at all vertices select the topology. The positions depend only on the vertices
-        of crossed edges, so the field is evaluated with gradients only there. The gradient is the same, at a
-        tenth of the cost.
-        Raises EmptySurfaceError if the field has one sign.
+        The topology follows from the signs of the field at all vertices. The positions depend only on the
+        vertices of crossed edges, so the field is evaluated with gradients only at these vertices. The
+        gradient is the same as with all vertices, but costs a tenth.
+        Raises EmptySurfaceError if the field has no change of sign.
         """
         with torch.no_grad():
             everywhere = self._closed(self.network.distances(self._points()))
@@ -114,11 +117,11 @@ class DMTet(nn.Module):
     def crossings(
         self, everywhere: Float[Tensor, " V"], vertices: Int[Tensor, " U"], ends: Int[Tensor, "N 2"]
     ) -> Float[Tensor, "N 3"]:
-        """Positions [N,3] of the surface vertices, one on each crossed edge.
+        """Return the positions [N,3] of the surface vertices. One vertex lies on each crossed edge.
 
-        everywhere: the meshed field at all V grid vertices. vertices: indices of the U vertices of crossed
-        edges. ends: both ends of each crossed edge, as indices into `vertices`. The gradient flows to the
-        field at those U vertices.
+        everywhere: the field at all V grid vertices that determines the topology. vertices: indices of the U
+        vertices of crossed edges. ends: both ends of each crossed edge, as indices into `vertices`. The
+        gradient flows to the field at these U vertices.
         """
         if self.start is None and triton_available(self.v_pos, everywhere):
             from geometry.kernels import edge_crossings_triton
@@ -128,7 +131,8 @@ class DMTet(nn.Module):
             return edge_crossings_triton.crossings(raw_output, *fixed, vertices, ends, self.reach)
         sdf, v_pos = self.field(vertices)
         sdf = self._closed(sdf, vertices)
-        # Use the values that gave the signs: evaluated in another batch, a value can round to the other sign.
+        # The values of `everywhere` are used, because in another batch, rounding can change the sign of a
+        # value.
         sdf = _rows(everywhere, vertices) + (sdf - sdf.detach())
         return crossing_points(v_pos, sdf, ends)
 
@@ -140,8 +144,9 @@ class DMTet(nn.Module):
     def _closed(
         self, sdf: Float[Tensor, " N"], vertices: Int[Tensor, " N"] | None = None
     ) -> Float[Tensor, " N"]:
-        """The field that is meshed: limited to the band of limit_to_band, and positive on the boundary of the
-        grid.
+        """Return the field whose zero level set is meshed.
+
+        It is limited to the band of `limit_to_band`, and it is positive on the boundary of the grid.
         """
         if self.start is not None:
             start = _rows(self.start, vertices)
@@ -153,21 +158,23 @@ class DMTet(nn.Module):
         """Keep the surface within `band` (world units) of a shape with these signed distances at the grid
         vertices.
 
-        Half of the band limits the field, s = d + band/2 · tanh((field − d) / (band/2)), and half limits the
-        vertex offsets. A field that equals d, as after the fit, is unchanged. The surface cannot leave
+        Half of the band is for the field, s = d + band/2 · tanh((field − d) / (band/2)), and half is for the
+        vertex offsets. A field that equals d, as after the fit, is not changed. The surface cannot leave
         the band, and the gradient is nonzero everywhere.
         """
         self.start, self.band = distances, max(band / 2, 1e-9)
         self.reach = min(self.reach, self.band / math.sqrt(3))
 
     def fit_loss(self, points: Float[Tensor, "N 3"], distances: Float[Tensor, " N"]) -> Float[Tensor, ""]:
-        """Mean squared error of the signed distance at the points. The vertex offsets get no gradient."""
+        """Return the mean squared error of the signed distance at the points. The vertex offsets get no
+        gradient.
+        """
         sdf, _ = self.network(points)
         return (sdf - distances).square().mean()
 
 
 def cell_size(config: GeometryConfig) -> float:
-    """Edge length of a lattice cell, world units."""
+    """Return the edge length of a lattice cell in world units."""
     return config.mesh_scale / cells_per_axis(config.dmtet_grid)
 
 

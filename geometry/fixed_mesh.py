@@ -16,18 +16,19 @@ from render.mesh_io.structure import Structure
 
 logger = logging.getLogger(__name__)
 
-# Largest distance from the origin after normalisation. The training objects of the embedded prior have it
-# too.
+# Largest distance from the origin after normalisation, the same as for the training objects of the embedded
+# prior.
 REACH = 0.75
-# A mesh that reaches less far is too small in the images. One that reaches farther leaves them.
+# The range of largest distances from the origin that fit the images. Smaller meshes are too small in the
+# images. Larger meshes do not fit into them.
 REACHES_IN_VIEW = (0.25, 1.5)
 
 
 @dataclass(frozen=True)
 class FixedMesh:
-    """A mesh from a file, and which of the file's parts each face belongs to.
+    """A mesh from a file, and the index of the file's part that each face belongs to.
 
-    face_part is None for a format without parts. Parts whose `has_uv` is False have uv 0.
+    face_part is None for a format without parts. The uv of parts whose `has_uv` is False are 0.
     """
 
     mesh: Mesh
@@ -36,7 +37,7 @@ class FixedMesh:
 
     @property
     def merged(self) -> Mesh:
-        """The mesh as one part: its uv are None unless all parts have uv."""
+        """Return the mesh as one part. Its uv are None unless all parts have uv."""
         if all(part.has_uv for part in self.structure.parts):
             return self.mesh
         return replace(self.mesh, uv=None, uv_faces=None)
@@ -49,17 +50,19 @@ class FixedMesh:
 def load_fixed_mesh(path: str | Path) -> Mesh:
     """Load a mesh file with smooth normals and consistent orientation.
 
-    Faces that point inwards or against their neighbours are flipped. uv and uv_faces are None unless every
-    face has texture coordinates. The caller checks or replaces them and computes the tangents.
-    v_pos is float32, or float64 if the mesh is so far from the origin that float32 would round it. In that
-    case call `placement` before rendering.
-    Raises FileNotFoundError or ValueError naming the file and its fault.
+    Faces that point inwards or that disagree with their neighbours are flipped. uv and uv_faces are None
+    unless every face has texture coordinates. The caller must check or replace the uv and compute the
+    tangents. v_pos is float32, or float64 if the mesh is so far from the origin that float32 would round it.
+    In the second case, call `placement` before rendering.
+    Raises FileNotFoundError or ValueError with the file and its error.
     """
     return _oriented(load_mesh(path), path)
 
 
 def load_fixed_parts(path: str | Path) -> FixedMesh:
-    """`load_fixed_mesh` with the parts of the file, and with the uv of the parts that have them."""
+    """Load a mesh like `load_fixed_mesh`, but with the parts of the file and the uv of the parts that have
+    uv.
+    """
     source = load_mesh(path, partial_uv=True)
     return FixedMesh(_oriented(source, path), source.structure, source.face_part)
 
@@ -84,7 +87,9 @@ def _oriented(source: MeshFile, path: str | Path) -> Mesh:
 
 
 def rotate_mesh(mesh: Mesh, rotation: Float[Tensor, "3 3"] | None) -> Mesh:
-    """The mesh with positions, normals and tangents rotated; None: unchanged."""
+    """Return the mesh with rotated positions, normals and tangents, or the same mesh if `rotation` is
+    None.
+    """
     if rotation is None:
         return mesh
     tangents = None if mesh.tangents is None else rotated(mesh.tangents, rotation)
@@ -94,7 +99,7 @@ def rotate_mesh(mesh: Mesh, rotation: Float[Tensor, "3 3"] | None) -> Mesh:
 
 @dataclass(frozen=True)
 class Placement:
-    """Maps file coordinates to normalised coordinates and back: file = centre + size · normalised.
+    """The map between file coordinates and normalised coordinates: file = centre + size · normalised.
 
     centre has the precision of the file coordinates: float32, or float64 far from the origin.
     """
@@ -103,20 +108,20 @@ class Placement:
     size: float
 
     def into_view(self, mesh: Mesh) -> Mesh:
-        """The mesh in normalised coordinates, float32."""
+        """Return the mesh in normalised coordinates, float32."""
         return replace(mesh, v_pos=((mesh.v_pos - self.centre.to(mesh.v_pos)) / self.size).float())
 
     def back(self, mesh: Mesh) -> Mesh:
-        """The mesh in file coordinates, in the precision of `centre`."""
+        """Return the mesh in file coordinates, in the precision of `centre`."""
         v_pos = mesh.v_pos.to(self.centre.dtype)
         return replace(mesh, v_pos=v_pos * self.size + self.centre.to(v_pos))
 
 
 def placement(mesh: Mesh, normalise: bool) -> Placement:
-    """The Placement that centres the bounding box of a mesh on the origin and scales its reach to REACH.
+    """Return the Placement that centres a mesh's bounding box and scales its largest distance to REACH.
 
-    It is the identity if normalise is False. In that case a mesh that is not well visible is logged as a
-    warning.
+    If `normalise` is False, the Placement is the identity, and a warning is logged if the mesh is not well
+    visible.
     """
     if mesh.v_pos.dtype == torch.float64:
         rounding = float(mesh.v_pos.abs().max()) * 2**-24

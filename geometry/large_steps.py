@@ -1,7 +1,8 @@
-"""Large steps: a parametrisation of vertex positions in which gradient steps are smooth, and its optimizer.
+"""Large steps: a parametrisation of vertex positions for smooth gradient steps, and its optimizer.
 
-v = (I + λL)⁻¹ u, where L is the combinatorial Laplacian of the mesh, and Adam on u with one second moment for
-all values (Nicolet, Jacobson, Jakob: "Large Steps in Inverse Rendering of Geometry", SIGGRAPH Asia 2021).
+The positions are v = (I + λL)⁻¹ u, where L is the combinatorial Laplacian of the mesh. The optimizer is Adam
+on u with one second moment for all values (Nicolet, Jacobson, Jakob: "Large Steps in Inverse Rendering of
+Geometry", SIGGRAPH Asia 2021).
 """
 
 import warnings
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from geometry.regularisers import sorted_edges
 
-# Relative residual at which conjugate gradients end, and the iterations between two tests of it. A test waits
-# for the device.
+# The relative residual at which conjugate gradients stop, and the number of iterations between two tests of
+# it. Tests are rare because each one waits for the device.
 TOLERANCE, TEST_INTERVAL = 1e-7, 16
 MAX_ITERATIONS = 2000
 
@@ -24,10 +25,10 @@ Solver = Callable[[Float[Tensor, "V 3"]], Float[Tensor, "V 3"]]
 def system_matrix(
     faces: Int[Tensor, "F 3"], count: int, weight: float
 ) -> tuple[Int[Tensor, "2 N"], Float[Tensor, " N"]]:
-    """Indices and values (float64) of the sparse matrix I + λL, without repeated indices.
+    """Return indices and values (float64) of the sparse matrix I + λL, without repeated indices.
 
-    L is D − A, where A is 1 for two vertices that share an edge and D is the number of neighbours. count: the
-    number of vertices. weight: λ.
+    L = D − A, where A is the adjacency matrix of the vertices and D contains their numbers of neighbours.
+    count: the number of vertices. weight: λ.
     """
     low, high, _ = sorted_edges(faces, count)
     low, high = torch.unique(torch.stack([low, high]), dim=1)
@@ -39,10 +40,10 @@ def system_matrix(
 
 
 def make_solver(faces: Int[Tensor, "F 3"], count: int, weight: float) -> Solver:
-    """A function that multiplies [V,3] by (I + λL)⁻¹ on the device of the faces, without autograd.
+    """Return a function that multiplies [V,3] by (I + λL)⁻¹ on the device of the faces, without autograd.
 
-    On a CPU the matrix is factorised once and the result is the same bit for bit in every run. On other
-    devices each call runs conjugate gradients. Both compute in float64.
+    On a CPU, the matrix is factorised once, and the result is bitwise the same in every run. On other
+    devices, each call runs conjugate gradients. Both methods compute in float64.
     """
     indices, values = system_matrix(faces, count, weight)
     if faces.device.type == "cpu":
@@ -55,7 +56,7 @@ def _factorised(indices: Int[Tensor, "2 N"], values: Float[Tensor, " N"], count:
     from scipy.sparse.linalg import splu
 
     matrix = csc_array((values.numpy(), indices.numpy()), shape=(count, count))
-    # The matrix is symmetric and positive definite: no pivoting is needed.
+    # The matrix is symmetric and positive definite, so no pivoting is needed.
     factors = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
     def solve(right: Float[Tensor, "V 3"]) -> Float[Tensor, "V 3"]:
@@ -79,9 +80,9 @@ def _iterative(indices: Int[Tensor, "2 N"], values: Float[Tensor, " N"], count: 
 def conjugate_gradients(
     multiply: Callable[[Tensor], Tensor], right: Float[Tensor, "V C"]
 ) -> Float[Tensor, "V C"]:
-    """x with A x = right for a symmetric positive definite A, each column independently.
+    """Solve A x = right for a symmetric positive definite A, each column independently.
 
-    multiply: x to A x. The result is not finite if `right` is not.
+    multiply: a function that returns A x. The result is not finite if `right` is not finite.
     """
     x, residual, direction = torch.zeros_like(right), right, right
     squared = residual.square().sum(0)
@@ -99,7 +100,7 @@ def conjugate_gradients(
 
 
 class _Solve(torch.autograd.Function):
-    """(I + λL)⁻¹ x. The matrix is symmetric, so the backward pass is the same multiplication."""
+    """The product (I + λL)⁻¹ x. The matrix is symmetric, so the backward pass is the same multiplication."""
 
     @staticmethod
     def forward(ctx, x: Float[Tensor, "V 3"], solver: Solver) -> Float[Tensor, "V 3"]:
@@ -112,16 +113,16 @@ class _Solve(torch.autograd.Function):
 
 
 def smooth(x: Float[Tensor, "V 3"], solver: Solver) -> Float[Tensor, "V 3"]:
-    """(I + λL)⁻¹ x with its gradient."""
+    """Return (I + λL)⁻¹ x, differentiable in x."""
     return _Solve.apply(x, solver)
 
 
 class UniformAdam(torch.optim.Optimizer):
-    """Adam whose steps are divided by one number per parameter tensor: the square root of the largest second
-    moment.
+    """Adam whose steps are divided by the square root of the largest second moment of a parameter tensor.
 
-    The direction of the smoothed gradient is therefore kept (section 3.3 of the paper). With `fused`, a step
-    is left out on the device if the attribute `found_inf` is 1, as in torch's fused optimizers.
+    All values of a tensor are divided by the same number, so the direction of the smoothed gradient is kept
+    (section 3.3 of the paper). With `fused`, a step is skipped on the device if the attribute `found_inf` is
+    1, as in torch's fused optimizers.
     """
 
     def __init__(
@@ -151,12 +152,12 @@ class UniformAdam(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         beta1, beta2 = group["betas"]
         gradient = parameter.grad
-        # A checkpoint of a run on another device restores the number of steps on the CPU.
+        # A checkpoint from another device may have restored the step count on the CPU.
         state["step"] = state["step"].to(parameter.device)
         step = state["step"] + 1
         mean = torch.lerp(state["exp_avg"], gradient, 1 - beta1)
         squared = torch.lerp(state["exp_avg_sq"], gradient.square(), 1 - beta2)
-        # The bias corrections are numbers near 0, so they need float64.
+        # The bias corrections are small differences, so they need float64.
         correction1, correction2 = (1 - beta ** step.double() for beta in (beta1, beta2))
         scale = (squared.max() / correction2).sqrt() + group["eps"]
         moved = parameter - group["lr"] * mean / (correction1 * scale)

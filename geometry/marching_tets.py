@@ -16,8 +16,9 @@ from render.kernels.available import triton_works
 
 
 def _triangle_table() -> list[list[int]]:
-    """For each of the 16 sign patterns (bit v: vertex v is inside), two triangles as six edge slots, −1 if
-    unused.
+    """Return two triangles for each of the 16 sign patterns, as six edge slots, −1 if unused.
+
+    Bit v of a pattern is 1 if vertex v is inside.
 
     The table assumes tets of positive volume. The edge midpoints of a reference tet determine the
     orientation.
@@ -47,7 +48,7 @@ def _triangle_table() -> list[list[int]]:
 
 @cache
 def _triangles(device: torch.device) -> Int[Tensor, "16 2 3"]:
-    """Edge slots of the two triangles of each sign pattern."""
+    """Return the edge slots of the two triangles of each sign pattern."""
     return torch.tensor(_triangle_table(), device=device).reshape(16, 2, 3)
 
 
@@ -62,7 +63,7 @@ def compact_topology(
     edges: Int[Tensor, "E 2"],
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
-    """The vertices of crossed edges in ascending order, and the surface topology in terms of these vertices.
+    """Compute the vertices of crossed edges in ascending order, and the surface topology for these vertices.
 
     Returns (vertices [U], ends [N,2] of each crossed edge as indices into vertices, faces [M,3] as indices of
     crossed edges). All are int64 and identical on every device.
@@ -81,7 +82,7 @@ def compact_topology_torch(
     edges: Int[Tensor, "E 2"],
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
-    """compact_topology on any device."""
+    """Compute `compact_topology` on any device."""
     ends, faces = surface_topology(inside, tets, edges, tet_edges)
     used = torch.zeros(len(inside), dtype=torch.bool, device=ends.device)
     used[ends.reshape(-1)] = True
@@ -97,11 +98,11 @@ def surface_topology(
     edges: Int[Tensor, "E 2"],
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
-    """The ends [N,2] of each crossed edge, and the faces [M,3] as indices of crossed edges."""
+    """Return the ends [N,2] of each crossed edge, and the faces [M,3] as indices of crossed edges."""
     crossing = (_corners_inside(inside, edges) == 1).nonzero()[:, 0]
     crossing_of_edge = torch.empty(len(edges), dtype=torch.int64, device=edges.device)
     crossing_of_edge[crossing] = torch.arange(len(crossing), device=edges.device)
-    # uint8 arithmetic: 0 − 1 is 255, so this means 0 < count < 4.
+    # In uint8 arithmetic, 0 − 1 is 255, so the condition means 0 < count < 4.
     active = (_corners_inside(inside, tets) - 1 < 3).nonzero()[:, 0]
     bits = inside[tets.index_select(0, active)].to(torch.uint8) << _corner_numbers(tets.device)
     slots = _triangles(tets.device).index_select(0, bits.sum(-1))  # [A, 2, 3]
@@ -111,7 +112,7 @@ def surface_topology(
 
 
 def _corners_inside(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -> UInt8[Tensor, " S"]:
-    """Number of corners of each edge or tet that are inside."""
+    """Return how many corners of each edge or tet are inside."""
     bits = inside.to(torch.uint8)
     # index_select is four times faster than indexing here.
     return sum(bits.index_select(0, column) for column in simplices.unbind(-1))
@@ -120,9 +121,10 @@ def _corners_inside(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -
 def crossing_points(
     v_pos: Float[Tensor, "V 3"], sdf: Float[Tensor, " V"], ends: Int[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """The zeros of sdf on edges whose ends differ in sign. Differentiable in v_pos and sdf."""
+    """Return the zeros of sdf on edges whose ends differ in sign. Differentiable in v_pos and sdf."""
     start, end = ends.unbind(-1)
-    # The backward pass of index_select uses additions, that of indexing a sort.
+    # The backward pass of index_select uses additions. The backward pass of indexing uses a sort, which is
+    # slower.
     s_start, s_end = sdf.index_select(0, start), sdf.index_select(0, end)
     # The two values differ in sign, so the difference is never zero.
     fraction = (s_start / (s_start - s_end))[:, None]
@@ -137,10 +139,10 @@ def marching_tetrahedra(
     edges: Int[Tensor, "E 2"],
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Float[Tensor, "N 3"], Int[Tensor, "M 3"]]:
-    """The zero level set: vertices [N,3] and faces [M,3]. Differentiable in v_pos and sdf.
+    """Return vertices [N,3] and faces [M,3] of the zero level set. Differentiable in v_pos and sdf.
 
-    N = M = 0 if no sign changes. The tets must have positive volume. The surface is closed except at the
-    boundary of the grid.
+    N = M = 0 if the sign of sdf does not change. The tets must have positive volume. The surface is closed
+    except at the boundary of the grid.
     """
     ends, faces = surface_topology(sdf < 0, tets, edges, tet_edges)
     return crossing_points(v_pos, sdf, ends), faces

@@ -1,4 +1,4 @@
-"""Consistent orientation of the faces of any mesh: neighbours agree and closed surfaces face outwards."""
+"""Orient the faces of any mesh so that neighbours agree and closed surfaces face outwards."""
 
 import logging
 
@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 def flipped_faces(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Bool[Tensor, " F"]:
-    """Mask of the faces to flip so that the mesh is consistently oriented and faces outwards.
+    """Return a mask of the faces to flip so that the mesh is consistently oriented and faces outwards.
 
-    A patch is a set of faces connected by edges of two faces. Its faces take the orientation that has the
-    larger area. A closed patch with negative volume is then flipped, unless it lies inside another patch,
-    where it bounds a cavity.
+    A patch is a set of faces that are connected by edges with exactly two faces. The patch gets the
+    orientation of the larger part of its area. A closed patch with negative volume is then flipped, unless it
+    lies inside another patch, where it bounds a cavity.
     """
     patch, flipped = (torch.from_numpy(part) for part in _agreed(faces.cpu().numpy().astype(np.int64)))
     v_pos, faces = v_pos.cpu().double(), faces.cpu().long()
@@ -32,9 +32,9 @@ def flipped_faces(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Boo
 
 
 def _agreed(faces: Int[np.ndarray, "F 3"]) -> tuple[Int[np.ndarray, " F"], Bool[np.ndarray, " F"]]:
-    """The patch of each face, and the faces to flip so that each patch agrees with its first face.
+    """Return the patch of each face, and the faces to flip so that each patch agrees with its first face.
 
-    Memory is linear in the faces, also for edges of many faces, which connect no patches.
+    Memory is linear in the number of faces. Edges with more than two faces do not connect patches.
     """
     from geometry.kernels.orientation_numba import propagate_orientation
 
@@ -54,10 +54,11 @@ def _agreed(faces: Int[np.ndarray, "F 3"]) -> tuple[Int[np.ndarray, " F"], Bool[
 def _inverted(
     v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], patch: Int[Tensor, " F"], count: int
 ) -> Int[Tensor, " N"]:
-    """Indices of the closed patches that enclose a negative volume."""
+    """Return the indices of the closed patches that enclose a negative volume."""
     start, end = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
     low, high, owner = torch.minimum(start, end), torch.maximum(start, end), patch.repeat_interleave(3)
-    # Patches may share an edge. Two calls of unique, because one key of all three numbers would overflow.
+    # Patches may share an edge, so the key needs the patch. unique is called twice, because one key from all
+    # three numbers would overflow.
     _, edge = (low * len(v_pos) + high).unique(return_inverse=True)
     edges, number = (edge * count + owner).unique(return_inverse=True)
     # In a closed surface each directed edge occurs as often as its reverse.
@@ -77,9 +78,9 @@ def _enclosed(
     patch: Int[Tensor, " F"],
     closed: Int[Tensor, " N"],
 ) -> Bool[Tensor, " N"]:
-    """Which of these closed patches lie inside the rest of the surface.
+    """Return which of these closed patches lie inside the rest of the surface.
 
-    Evaluates the winding number just outside the outermost vertex of each patch along x, where the patch
+    The winding number is evaluated just outside the outermost vertex of each patch along x. There, the patch
     itself contributes zero.
     """
     import igl
@@ -99,7 +100,7 @@ def _enclosed(
 
 
 def signed_volume(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> float:
-    """Volume enclosed by a closed mesh. It is negative if the faces point inwards."""
+    """Return the volume enclosed by a closed mesh. The volume is negative if the faces point inwards."""
     corners = v_pos.double()[faces]
     corners = corners - corners.mean((0, 1))
     a, b, c = corners.unbind(1)

@@ -1,4 +1,4 @@
-"""Loss terms of a surface: each is a function of a `Mesh`, weighted by the config key of the same name.
+"""Loss terms of a surface. Each is a function of a `Mesh`. Its weight is the config key of the same name.
 
 To add a term, write a function of a mesh, add it to TERMS and add a key of the same name to
 `RegulariserConfig`.
@@ -17,12 +17,12 @@ from torch import Tensor
 from render.mesh import Mesh, face_cross
 
 Weight = Annotated[float, Ge(0)]
-# A constant, or [start, end]: linear over the first phase after the fit, then constant.
+# A constant, or [start, end]: a linear change in the first phase after the fit, then the constant `end`.
 WeightSchedule = Weight | tuple[Weight, Weight]
 
-# A pair with a face below this share of the mean area has a lower weight, proportional to that face's area.
-# Marching tetrahedra creates slivers whose normals have gradients proportional to 1 / height. Without the
-# lower weight they would dominate the gradient.
+# If a face of a pair is smaller than this share of the mean area, the pair's weight is proportional to the
+# face's area. Marching tetrahedra creates slivers whose normals have gradients proportional to 1 / height.
+# Without the lower weight they would dominate the gradient.
 FULL_WEIGHT_AREA = 0.5
 
 
@@ -43,11 +43,11 @@ class RegulariserConfig:
 
     @property
     def active(self) -> bool:
-        """Whether any term has a weight."""
+        """Whether any term has a weight above 0."""
         return bool(self.weights(0.0))
 
     def weights(self, annealing: float) -> dict[str, float]:
-        """The weights of the terms whose schedule is not 0. annealing: 0 at its start, 1 at its end."""
+        """Return the weights of the terms whose schedule is not 0. annealing: from 0 (start) to 1 (end)."""
         schedules = {name: _as_pair(getattr(self, name)) for name in TERMS}
         return {
             name: start + (end - start) * annealing
@@ -61,15 +61,15 @@ def _as_pair(value: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def normal_consistency(mesh: Mesh) -> Float[Tensor, ""]:
-    """Σ over edges of c (1 − n_a · n_b), n_a and n_b the unit normals of the edge's two faces.
+    """Return Σ over edges of c (1 − n_a · n_b), where n_a and n_b are the unit normals of the edge's faces.
 
     c = min(1, min(area_a, area_b) / (FULL_WEIGHT_AREA · mean area)), without gradient.
-    An edge of k > 2 faces contributes k − 1 pairs. A boundary edge contributes none.
+    An edge with k > 2 faces contributes k − 1 pairs. A boundary edge contributes none.
     """
     faces, same = _edge_neighbours(mesh.faces, len(mesh.v_pos))
     cross = face_cross(mesh.v_pos, mesh.faces)
     squared = cross.square().sum(-1)
-    # The gradient of the square root at 0 is infinite, so faces with zero area are replaced before it.
+    # The gradient of the square root at 0 is infinite, so squared lengths of 0 are replaced by 1 before it.
     length = torch.where(squared > 0, squared, torch.ones_like(squared)).sqrt()
     normal = cross / length[:, None]
     with torch.no_grad():
@@ -81,7 +81,7 @@ def normal_consistency(mesh: Mesh) -> Float[Tensor, ""]:
 
 
 def laplacian(mesh: Mesh) -> Float[Tensor, ""]:
-    """Σ over vertices of ‖L v‖², L v = v − mean of the vertex's neighbours (uniform weights)."""
+    """Return Σ over vertices of ‖L v‖², where L v = v − mean of the vertex's neighbours (uniform weights)."""
     count = len(mesh.v_pos)
     low, high, _ = sorted_edges(mesh.faces, count)
     repeated = _same_as_previous(low, high)
@@ -90,7 +90,7 @@ def laplacian(mesh: Mesh) -> Float[Tensor, ""]:
     for start, end in ((low, high), (high, low)):
         total = total.index_add(0, start, mesh.v_pos.index_select(0, end) * weight)
         degree = degree.index_add(0, start, weight)
-    # A vertex without edges has no neighbours: its term is 0.
+    # A vertex without edges has no neighbours, so its term is 0.
     mean = torch.where(degree > 0, total / degree.clamp(min=1), mesh.v_pos)
     return (mesh.v_pos - mean).square().sum()
 
@@ -102,7 +102,7 @@ TERMS: dict[str, Callable[[Mesh], Float[Tensor, ""]]] = {
 
 
 def surface_loss(mesh: Mesh, weights: dict[str, float]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The weighted sum of the terms, and the unweighted value of each."""
+    """Return the weighted sum of the terms, and the unweighted value of each."""
     values = {name: TERMS[name](mesh) for name in weights}
     total = sum(weight * values[name] for name, weight in weights.items())
     return total, {name: value.detach() for name, value in values.items()}
@@ -111,7 +111,7 @@ def surface_loss(mesh: Mesh, weights: dict[str, float]) -> tuple[Float[Tensor, "
 def sorted_edges(
     faces: Int[Tensor, "F 3"], vertices: int
 ) -> tuple[Int[Tensor, " E"], Int[Tensor, " E"], Int[Tensor, " E"]]:
-    """All E = 3F sides of the faces, sorted by edge: smaller and larger vertex, and the face of each.
+    """Return the smaller vertex, the larger vertex and the face of all E = 3F face sides, sorted by edge.
 
     Equal edges are adjacent. The output shapes do not depend on the values, so a GPU needs no
     synchronisation.
@@ -131,6 +131,6 @@ def _same_as_previous(low: Int[Tensor, " E"], high: Int[Tensor, " E"]) -> Bool[T
 def _edge_neighbours(
     faces: Int[Tensor, "F 3"], vertices: int
 ) -> tuple[Int[Tensor, " E"], Bool[Tensor, " P"]]:
-    """The face of each sorted side, and whether sides i and i + 1 are the same edge (P = E − 1)."""
+    """Return the face of each sorted side, and whether sides i and i + 1 are the same edge (P = E − 1)."""
     low, high, face = sorted_edges(faces, vertices)
     return face, _same_as_previous(low, high)[1:]

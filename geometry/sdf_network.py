@@ -1,4 +1,4 @@
-"""The SDF network: hash encoding and a small MLP that gives signed distance and vertex offset."""
+"""The SDF network: a hash encoding and a small MLP that outputs signed distance and vertex offset."""
 
 import torch
 from jaxtyping import Float, Int
@@ -9,9 +9,11 @@ from render.kernels.available import triton_works
 
 
 class SdfNetwork(nn.Module):
-    """Signed distance s and raw offset d at points: hash encoding, two hidden layers of 32, ReLU, no biases.
+    """A network from points to signed distance s and raw offset d. It has two hidden layers of 32, ReLU, no
+    biases.
 
-    Weights start Kaiming-uniform. The encoding starts near 0, so s and d do too. Both are unbounded.
+    The initial weights are Kaiming-uniform. The initial encoding is near 0, so s and d are also near 0. Both
+    are unbounded.
     """
 
     def __init__(self, encoding: HashGrid, hidden: int = 32, generator: torch.Generator | None = None):
@@ -27,9 +29,10 @@ class SdfNetwork(nn.Module):
     def forward(
         self, points: Float[Tensor, "N 3"] | PrecomputedEncoding, rows: Int[Tensor, " R"] | None = None
     ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R 3"]]:
-        """(s [R], d [R,3]) at world points, or at the points of a PrecomputedEncoding of self.encoding.
+        """Return (s [R], d [R,3]) at world points, or at the points of a PrecomputedEncoding of
+        self.encoding.
 
-        rows: indices of the points to evaluate, all if None. It needs a PrecomputedEncoding.
+        rows: indices of the points to evaluate, None for all. Indices require a PrecomputedEncoding.
         """
         out = self.raw_output(points, rows)
         return out[:, 0], out[:, 1:]
@@ -37,13 +40,13 @@ class SdfNetwork(nn.Module):
     def raw_output(
         self, points: Float[Tensor, "N 3"] | PrecomputedEncoding, rows: Int[Tensor, " R"] | None = None
     ) -> Float[Tensor, "R 4"]:
-        """[R,4] with s in column 0 and d in columns 1 to 3."""
+        """Return [R,4] with s in column 0 and d in columns 1 to 3."""
         encoded = points(rows) if isinstance(points, PrecomputedEncoding) else self.encoding(points)
         return self.mlp(encoded)
 
     @torch.no_grad()
     def distances(self, points: PrecomputedEncoding) -> Float[Tensor, " N"]:
-        """s at all precomputed points without gradient. On CUDA one fused kernel computes it."""
+        """Return s at all precomputed points without gradient. On CUDA, one fused kernel is used."""
         encoded = points()
         # This kernel needs the same Triton support as the encoding.
         if encoded.device.type == "cuda" and triton_works(encoded.device):

@@ -1,9 +1,9 @@
 """The start shape of the geometry, and the points at which the field is fitted to it.
 
-Every shape is a triangle mesh that is finely tessellated where it is curved, then scaled, rotated and moved.
-Its signed distance is therefore exact after an anisotropic scale too. The magnitude is the distance to the
-nearest triangle. The sign is negative where the winding number is above 0.5 (Barill et al. 2018), which also
-works for open meshes. The faces of a mesh file are oriented consistently first.
+Every shape is a triangle mesh with small triangles in curved parts. The mesh is scaled, rotated and moved.
+The signed distance to the mesh is exact, also after an anisotropic scale. The magnitude is the distance to
+the nearest triangle. The sign is negative if the winding number is above 0.5 (Barill et al. 2018). This rule
+also works for open meshes. The faces of a mesh file are oriented consistently first.
 """
 
 import math
@@ -25,8 +25,8 @@ from render.mesh import face_cross
 from render.mesh_io.load import load_mesh
 
 Positive = Annotated[float, Field(gt=0)]
-# A start shape is a function of the config. It returns v_pos [V,3] (float64) and faces [F,3]: a closed mesh
-# whose faces are counter-clockwise from outside and that reaches about 1 from the origin.
+# A start shape is a function of the config. It returns v_pos [V,3] (float64) and faces [F,3] of a closed
+# mesh. The faces are counter-clockwise from outside. The largest distance from the origin is about 1.
 START_SHAPES: dict[str, Callable[["StartShapeConfig"], tuple[Tensor, Tensor]]] = {
     "ellipsoid": lambda config: _sphere(),
     "cylinder": lambda config: _cylinder(radius=0.75, height=0.8),
@@ -61,7 +61,7 @@ class StartShapeConfig:
 
     @property
     def rotation(self) -> Float[Tensor, "3 3"] | None:
-        """The rotation of base_mesh to this program's frame; None: identity, or another start shape."""
+        """The rotation of base_mesh to this program's frame. None: the identity, or another start shape."""
         if self.sdf_init_shape != "custom_mesh":
             return None
         return frame_rotation(self.base_mesh_up, self.base_mesh_front)
@@ -75,8 +75,9 @@ class StartShape:
     faces: Int[Tensor, "F 3"]
 
     def signed_distance(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
-        """Exact signed distance to the mesh in world units, negative inside. float32 on the device of the
-        points.
+        """Return the exact signed distance to the mesh in world units, negative inside.
+
+        The result is float32 on the device of the points.
         """
         import igl
 
@@ -90,7 +91,7 @@ class StartShape:
         return torch.where(winding > 0.5, -distance, distance).float().to(points.device)
 
     def sample_surface(self, count: int, generator: torch.Generator) -> Float[Tensor, "N 3"]:
-        """Points distributed uniformly by area, float32 on the CPU. The generator must be a CPU generator."""
+        """Draw points uniformly by area, float32 on the CPU. The generator must be a CPU generator."""
         area = face_cross(self.v_pos, self.faces).norm(dim=-1)
         edges = area.cumsum(0)
         draw = torch.rand(count, generator=generator, dtype=torch.float64) * edges[-1]
@@ -104,7 +105,7 @@ class StartShape:
 
 
 def build_start_shape(config: StartShapeConfig) -> StartShape:
-    """The configured shape: scaled per axis, rotated about x, then translated along y and z.
+    """Return the configured shape, scaled per axis, rotated about x, then translated along y and z.
 
     Raises FileNotFoundError or ValueError if base_mesh cannot be read.
     """
@@ -116,8 +117,9 @@ def build_start_shape(config: StartShapeConfig) -> StartShape:
 
 
 def _unit_mesh(path: str | Path, rotation: Float[Tensor, "3 3"] | None) -> tuple[Tensor, Tensor]:
-    """A mesh file, rotated, centred on the mean of its vertices and scaled to a largest vertex distance of
-    1."""
+    """Load a mesh, rotate it, move the mean of its vertices to 0 and scale its largest vertex distance to
+    1.
+    """
     mesh = load_mesh(path)
     v_pos = mesh.v_pos.double()
     if rotation is not None:
@@ -131,13 +133,15 @@ def _unit_mesh(path: str | Path, rotation: Float[Tensor, "3 3"] | None) -> tuple
 
 
 def _sphere(rings: int = 128, segments: int = 256) -> tuple[Tensor, Tensor]:
-    """Unit sphere. The facets lie at most 1e−4 inside it."""
+    """Return a unit sphere. The facets lie at most 1e−4 inside the exact sphere."""
     angle = torch.linspace(-math.pi / 2, math.pi / 2, rings + 1, dtype=torch.float64)
     return _revolve(angle.cos()[1:-1], angle.sin()[1:-1], poles=(-1.0, 1.0), segments=segments)
 
 
 def _cylinder(radius: float, height: float, segments: int = 256) -> tuple[Tensor, Tensor]:
-    """Closed cylinder along z, centred on the origin. The facets lie at most 8e−5 · radius inside it."""
+    """Return a closed cylinder along z, centred on the origin. The facets lie at most 8e−5 · radius inside
+    it.
+    """
     half = height / 2
     # Caps and side are divided into rings, because long thin triangles overlap in the search tree and slow it
     # down.
@@ -151,8 +155,9 @@ def _cylinder(radius: float, height: float, segments: int = 256) -> tuple[Tensor
 def _revolve(
     radius: Float[Tensor, " R"], z: Float[Tensor, " R"], poles: tuple[float, float], segments: int
 ) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
-    """Surface of revolution about z with outward faces. The profile is given from the lower pole to the upper
-    one.
+    """Return a surface of revolution about z with outward faces.
+
+    The profile (radius, z) is given from the lower pole to the upper pole.
     """
     rings = len(radius)
     angle = torch.arange(segments, dtype=torch.float64) * (2 * math.pi / segments)
@@ -179,9 +184,10 @@ def _revolve(
 
 @record(frozen=True)
 class FitPool:
-    """Points with exact signed distances, computed once. Every batch of the fit is drawn from them.
+    """Points with exact signed distances, which are computed once. Every batch of the fit is drawn from them.
 
-    The first surface_count points lie on the surface, as many again lie near it, and the rest lie in the box.
+    The first surface_count points lie on the surface, the next surface_count points lie near it, and the rest
+    lie in the box.
     """
 
     points: Float[Tensor, "P 3"]
@@ -191,7 +197,7 @@ class FitPool:
     def draw(
         self, generator: torch.Generator, surface: int = 5000, box: int = 3000
     ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, " N"]]:
-        """A batch of `surface` points on the surface, as many near it, and `box` points of the box."""
+        """Draw `surface` points on the surface, the same number near it, and `box` points in the box."""
         on = torch.randint(self.surface_count, (surface,), generator=generator, device=generator.device)
         box_start = 2 * self.surface_count
         in_box = torch.randint(
@@ -212,13 +218,13 @@ def make_fit_pool(
     box_limit: int = 300_000,
     noise: float = 0.05,
 ) -> FitPool:
-    """A pool on the CPU: `surface` points on the surface, the same points plus noise N(0, noise²), and box
-    points.
+    """Return a pool on the CPU: `surface` points on the surface, these points plus noise N(0, noise²), and
+    box points.
 
-    box_points: the grid vertices, which fill the box evenly. At most box_limit of them are used, drawn at
-    random. The field is only evaluated at grid vertices. A fit at other points has 60 times the error there,
-    because the fine levels of the encoding do not interpolate between points. The generator must be a CPU
-    generator.
+    box_points: the grid vertices, which fill the box evenly. At most box_limit random vertices are used. The
+    field is only evaluated at grid vertices. After a fit at other points, the error at the grid vertices is
+    60 times as large, because the fine levels of the encoding do not interpolate between points. The
+    generator must be a CPU generator.
     Raises ValueError if no point is inside, i.e. the shape lies outside the box or encloses no volume.
     """
     box = box_points.detach().cpu()

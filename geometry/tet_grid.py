@@ -2,7 +2,7 @@
 
 The lattice has n³ cells. Its vertices are the (n+1)³ cell corners and the n³ cell centres. Each inner face
 between two cells gives four tets (both centres and one edge of the face). Each face on the boundary of the
-cube gives two (the centre and half of the face). All 12 n³ tets have the volume (size / n)³ / 12.
+cube gives two tets (the centre and half of the face). All 12 n³ tets have the volume (size / n)³ / 12.
 """
 
 import math
@@ -19,7 +19,7 @@ from render.read_errors import FileError, reading
 
 # Vertex pairs of the six edges of a tet, in the order of `tet_edges`.
 TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-# The maximum compression ratio of deflate is about 1000.
+# Upper limit of the compression ratio. The maximum ratio of deflate is about 1000.
 MOST_COMPRESSED = 1100
 
 
@@ -38,14 +38,20 @@ class TetGrid:
 
 
 def cells_per_axis(resolution: int) -> int:
-    """Cells per axis that give about the vertex count of the published grid: 26, 51, 102 for 64, 128, 256."""
+    """Return the number of cells per axis: 26, 51, 102 for 64, 128, 256.
+
+    The number of vertices is then about that of the published grid.
+    """
     return max(2, round(resolution * 0.4))
 
 
 def make_tet_grid(resolution: int, scale: float) -> TetGrid:
-    """The lattice for a nominal resolution, filling [−0.5, 0.5]³ · scale. CPU tensors with int32 indices."""
+    """Return the lattice for a nominal resolution.
+
+    The lattice fills [−0.5, 0.5]³ · scale. The tensors are on the CPU, with int32 indices.
+    """
     n = cells_per_axis(resolution)
-    # Lattice coordinates times two, 0 … 2n: corners are even, centres odd.
+    # Lattice coordinates times two, 0 … 2n. Those of corners are even, those of centres are odd.
     corners = _lattice(np.arange(0, 2 * n + 1, 2))
     centres = _lattice(np.arange(1, 2 * n, 2))
     doubled = np.concatenate([corners, centres])
@@ -62,16 +68,16 @@ def make_tet_grid(resolution: int, scale: float) -> TetGrid:
 
 
 def _lattice(ticks: np.ndarray) -> np.ndarray:
-    """All points of a cubic lattice, [len(ticks)³, 3] int32.
+    """Return all points of a cubic lattice, [len(ticks)³, 3] int32.
 
-    x varies fastest, so neighbours along x have neighbouring rows in the tables of the hash encoding.
+    x varies fastest, so neighbours along x use neighbouring rows in the tables of the hash encoding.
     """
     z, y, x = np.meshgrid(ticks, ticks, ticks, indexing="ij")
     return np.stack([x, y, z], -1).reshape(-1, 3).astype(np.int32)
 
 
 def _axis_tets(n: int, axis: int) -> np.ndarray:
-    """The tets across all faces perpendicular to `axis`, [4 n³, 4] int32."""
+    """Return the tets at all faces perpendicular to `axis`, [4 n³, 4] int32."""
     corner_step = np.roll([1, n + 1, (n + 1) ** 2], -axis)  # strides along axis and the next two
     centre_step = np.roll([1, n, n * n], -axis)
     i, j, k = (part.reshape(-1).astype(np.int32) for part in np.indices((n + 1, n, n)))
@@ -90,12 +96,17 @@ def _axis_tets(n: int, axis: int) -> np.ndarray:
 
 
 def _ring(step: np.ndarray) -> tuple[int, int, int, int]:
-    """Index offsets of the corners of a face, counter-clockwise seen from the positive side of its axis."""
+    """Return the index offsets of a face's corners, counter-clockwise seen from the positive side of its
+    axis.
+    """
     return 0, int(step[1]), int(step[1] + step[2]), int(step[2])
 
 
 def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unique edges of the lattice without sorting: each edge has a unique midpoint, used as its key."""
+    """Return the unique edges of the lattice and the edges of each tet.
+
+    No sort is needed, because each edge has a unique midpoint, which is used as its key.
+    """
     size = 4 * n + 1  # the sum of two doubled coordinates is 0 … 4n
     key = doubled[:, 0] + doubled[:, 1] * np.int32(size) + doubled[:, 2] * np.int32(size * size)
     number = np.full(size**3, -1, dtype=np.int32)
@@ -113,8 +124,8 @@ def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.nd
 
 
 def edge_table(tets: Int[Tensor, "T 4"]) -> tuple[Int[Tensor, "E 2"], Int[Tensor, "T 6"]]:
-    """Unique edges (smaller vertex first) of any tets, and the edge indices of each tet in the order of
-    TET_EDGES.
+    """Return the unique edges (smaller vertex first) of tets, and the edge indices of each tet (see
+    TET_EDGES).
     """
     pairs = tets.long()[:, torch.tensor(TET_EDGES, device=tets.device)]  # [T, 6, 2]
     low, high = pairs.amin(-1), pairs.amax(-1)
@@ -125,16 +136,16 @@ def edge_table(tets: Int[Tensor, "T 4"]) -> tuple[Int[Tensor, "E 2"], Int[Tensor
 
 
 def tet_volumes(v_pos: Float[Tensor, "V 3"], tets: Int[Tensor, "T 4"]) -> Float[Tensor, " T"]:
-    """Signed volumes (b − a) × (c − a) · (d − a) / 6."""
+    """Return the signed volumes (b − a) × (c − a) · (d − a) / 6."""
     a, b, c, d = (v_pos[tets[:, corner]] for corner in range(4))
     return (torch.linalg.cross(b - a, c - a, dim=-1) * (d - a)).sum(-1) / 6
 
 
 def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
-    """A grid from an `.npz` file with `vertices` [V,3] (filling [−0.5, 0.5]³) and `indices` [T,4].
+    """Load a grid from an `.npz` file with `vertices` [V,3] (which fill [−0.5, 0.5]³) and `indices` [T,4].
 
-    Tets of negative volume are reoriented. Raises FileNotFoundError, or ValueError naming the file and its
-    fault.
+    Tets of negative volume are reoriented. Raises FileNotFoundError, or ValueError with the file and its
+    error.
     """
     path = Path(path)
     if not path.is_file():
@@ -144,7 +155,7 @@ def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
             vertices, indices = _read_array(archive, "vertices"), _read_array(archive, "indices")
         if fault := _grid_fault(vertices, indices):
             raise FileError(fault)
-    # Kernels read the array in C order, and the file may use another order.
+    # The file may use another memory order, but the kernels need C order.
     v_pos = torch.from_numpy(vertices.astype(np.float32, order="C")) * scale
     tets = torch.from_numpy(indices.astype(np.int32))
     negative = tet_volumes(v_pos, tets) < 0
@@ -154,7 +165,7 @@ def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an .npz. Its size is compared with the file before it is read. Pickles are rejected."""
+    """Read an array of an .npz. Its size is first compared with that of the file. Pickles are rejected."""
     entry = archive.getinfo(f"{name}.npy")
     with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)

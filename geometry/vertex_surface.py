@@ -1,4 +1,4 @@
-"""A surface with fixed faces: the vertices of a mesh file are optimised directly."""
+"""A surface with fixed faces. The vertices of a mesh file are optimised directly."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from geometry.large_steps import Solver, UniformAdam, make_solver, smooth
 from render.mesh import Mesh, make_mesh
 
-# λ = α / (1 − α) for the α = 0.95 of Nicolet et al.
+# λ = α / (1 − α) with α = 0.95 as in Nicolet et al.
 LAMBDA = 19.0
 
 
@@ -39,10 +39,10 @@ class SurfaceConfig:
 
 
 class VertexSurface(nn.Module):
-    """The vertices of a mesh as parameters, and its faces.
+    """A mesh whose vertices are parameters and whose faces are fixed.
 
-    v = v₀ + (I + λL)⁻¹ d, where d starts at 0. That is v = (I + λL)⁻¹ u with u = (I + λL) v₀ + d: an
-    optimizer changes d and u in the same way, and v₀ is not rounded.
+    v = v₀ + (I + λL)⁻¹ d, where d is 0 at the start. This equals v = (I + λL)⁻¹ u with u = (I + λL) v₀ + d.
+    An optimizer changes d and u in the same way, and v₀ is not rounded.
     """
 
     def __init__(self, v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], weight: float):
@@ -55,11 +55,11 @@ class VertexSurface(nn.Module):
         self._solver: Solver | None = None
 
     def mesh(self) -> Mesh:
-        """The current mesh with smooth normals, differentiable in `change`."""
+        """Return the current mesh with smooth normals, differentiable in `change`."""
         return make_mesh(self.start + self.displacement(), self.faces)
 
     def displacement(self) -> Float[Tensor, "V 3"]:
-        """v − v₀ in world units."""
+        """Return v − v₀ in world units."""
         if self.weight == 0:
             return self.change
         if self._solver is None:
@@ -67,9 +67,9 @@ class VertexSurface(nn.Module):
         return smooth(self.change, self._solver)
 
     def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
-        """Adam with one second moment for all, or torch's Adam if λ is 0.
+        """Return Adam with one second moment for all values, or torch's Adam if λ is 0.
 
-        There is no weight decay, which would pull the vertices back to the start.
+        Weight decay is not used, because it would pull the vertices back to the start.
         """
         settings = {"lr": learning_rate, "betas": (0.9, 0.99), "eps": 1e-15, "fused": self.start.is_cuda}
         kind = UniformAdam if self.weight else torch.optim.Adam

@@ -1,4 +1,4 @@
-"""Fused CUDA kernels for `DMTet.crossings`: network output to surface vertices.
+"""Fused CUDA kernels for `DMTet.crossings`, which compute the surface vertices from the network output.
 
 One kernel for each direction replaces about twenty operations. The gradients of edge ends are summed by
 atomic additions, so their last bits vary between runs, as with index_add_.
@@ -16,15 +16,15 @@ from render.kernels.vec3_triton import BLOCK, OPTIONS, add, dot, load_vec3, scal
 
 @triton.jit
 def _edge_ends(ends, edge, mask):
-    """Both ends of an edge, as indices into the vertices of crossed edges."""
+    """Return both ends of an edge, as indices into the vertices of crossed edges."""
     return tl.load(ends + 2 * edge, mask=mask, other=0), tl.load(ends + 2 * edge + 1, mask=mask, other=0)
 
 
 @triton.jit
 def _end(raw, level, v_pos, vertices, row, reach, mask):
-    """Of one end of an edge: vertex index, field value, moved position and tanh of the raw offset."""
+    """Return vertex index, field value, moved position and tanh of the raw offset for one end of an edge."""
     vertex = tl.load(vertices + row, mask=mask, other=0)
-    # tanh is computed from sigmoid, which every backend has. The error is below 1e-7 of `reach`.
+    # tanh is computed from sigmoid, which is available in every backend. The error is below 1e-7 of `reach`.
     x, y, z = load_vec3(raw + 4 * row + 1, mask)
     tanh_offset = 2 * tl.sigmoid(2 * x) - 1, 2 * tl.sigmoid(2 * y) - 1, 2 * tl.sigmoid(2 * z) - 1
     position = add(load_vec3(v_pos + 3 * vertex, mask), scale(tanh_offset, reach))
@@ -45,8 +45,9 @@ def _cross(raw, level, v_pos, vertices, ends, points, reach, count, BLOCK: tl.co
 
 @triton.jit
 def _add_gradient(grad, raw, on_wall, vertex, row, grad_level, grad_point, tanh_offset, reach, mask):
-    """Add to a vertex's row of grad [U,4]. The field of a vertex that is clamped at the boundary gets no
-    gradient.
+    """Add the gradient of one edge end to its vertex's row of grad [U,4].
+
+    The field of a vertex that is clamped at the boundary gets no gradient.
     """
     walled = tl.load(on_wall + vertex, mask=mask, other=0) != 0
     clamped = walled & (tl.load(raw + 4 * row, mask=mask, other=0.0) < 0)
@@ -62,7 +63,7 @@ def _add_gradient(grad, raw, on_wall, vertex, row, grad_level, grad_point, tanh_
 def _cross_backward(
     raw, level, v_pos, on_wall, vertices, ends, grad_output, grad, reach, count, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Gradient of p + f (q − p) with f = s / (s − t): ∂f/∂s = −t / (s − t)², ∂f/∂t = s / (s − t)²."""
+    """Compute the gradient of p + f (q − p), f = s / (s − t): ∂f/∂s = −t / (s − t)², ∂f/∂t = s / (s − t)²."""
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = edge < count
     start, end = _edge_ends(ends, edge, mask)
@@ -86,10 +87,12 @@ def crossings(
     ends: Int[Tensor, "N 2"],
     reach: float,
 ) -> Float[Tensor, "N 3"]:
-    """`DMTet.crossings`, differentiable in raw [U,4], the network output (s, d) at the vertices of crossed
-    edges.
+    """Compute `DMTet.crossings`.
 
-    level: the meshed field at all vertices. Its values are used, and the gradient flows to s.
+    raw: the network output (s, d) [U,4] at the vertices of crossed edges. The result is differentiable in it.
+
+    level: the field at all vertices that determines the topology. Its values are used, and the gradient flows
+    to s.
     """
     return _Crossings.apply(raw, level, v_pos, on_wall, vertices, ends, reach)
 

@@ -6,11 +6,12 @@ import numpy as np
 
 @numba.njit(cache=True, nogil=True)
 def propagate_orientation(neighbour, inconsistent, patch, flipped):
-    """Number the connected patches of faces, and orient each patch consistently with its first face.
+    """Number the connected patches of faces, and orient all faces of a patch consistently with its first
+    face.
 
-    neighbour [F,3]: the face across each edge, −1 if there is none. inconsistent [F,3]: whether both faces
-    traverse the edge in the same direction, so that one of them must be flipped. patch [F] and flipped [F]
-    receive the result. patch must be −1 and flipped must be False at first.
+    neighbour [F,3]: the face on the other side of each edge, −1 if there is none. inconsistent [F,3]: whether
+    both faces traverse the edge in the same direction, so that one of them must be flipped. The results are
+    written to patch [F] and flipped [F], which must be filled with −1 and False.
     """
     queue = np.empty(len(patch), dtype=np.int64)
     count = 0

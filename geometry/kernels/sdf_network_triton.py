@@ -1,4 +1,4 @@
-"""The MLP of the SDF network without gradients, fused into one Triton kernel.
+"""The MLP of the SDF network in one fused Triton kernel, without gradients.
 
 The matrix products run on tensor cores in three TF32 passes, which gives about float32 precision.
 """
@@ -14,7 +14,7 @@ BLOCK = 128
 
 @triton.jit
 def _layer(values, weights, width, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr):
-    """ReLU(values · weightsᵀ). weights is [OUTPUTS, width], padded with zeros to INPUTS columns."""
+    """Return ReLU(values · weightsᵀ). weights is [OUTPUTS, width], padded with zeros to INPUTS columns."""
     column = tl.arange(0, INPUTS)[:, None]
     pointer = weights + tl.arange(0, OUTPUTS)[None, :] * width + column
     matrix = tl.load(pointer, mask=column < width, other=0.0)
@@ -45,8 +45,9 @@ def _distances(
 
 
 def can_run(first: Float[Tensor, "H W"]) -> bool:
-    """Whether the kernel supports these sizes. The hidden width must be a power of two. The encoding width is
-    padded.
+    """Return whether the kernel supports these sizes.
+
+    The hidden width must be a power of two. The encoding width is padded.
     """
     hidden = len(first)
     return first.dtype == torch.float32 and hidden >= 16 and hidden & (hidden - 1) == 0
@@ -58,7 +59,9 @@ def distances(
     second: Float[Tensor, "H H"],
     last: Float[Tensor, "O H"],
 ) -> Float[Tensor, " N"]:
-    """First output of last · relu(second · relu(first · encoded)) for every row, without gradient."""
+    """Return the first output of last · relu(second · relu(first · encoded)) for every row, without
+    gradient.
+    """
     count, width = encoded.shape
     out = encoded.new_empty(count)
     if count:
