@@ -12,7 +12,7 @@ LONGEST = 400
 
 
 class FileError(ValueError):
-    """A fault of a file's content, with the fix. `reading` adds the file's name."""
+    """A fault of a file's content. The message contains the fix. `reading` adds the file's name."""
 
 
 @contextmanager
@@ -22,8 +22,8 @@ def reading(path: str | Path, kind: str, format_name: str) -> Iterator[None]:
     kind and format_name are for the message: "mesh file X: cannot be read as ply (...)".
 
     Raises:
-        ValueError: for every exception of the block other than OSError.
-        OSError: an OSError of the block, with the file's name.
+        ValueError: if the block raises any exception other than OSError.
+        OSError: if the block raises OSError. The file's name is added.
     """
     try:
         yield

@@ -168,7 +168,7 @@ class AppearanceScene(nn.Module):
         return pictures(colours, points, self.mesh, self.rasteriser)
 
     def _surface_points(self, views: Cameras) -> SurfacePoints:
-        """The visible points. A bumpy material computes its own shading normals, so they have none."""
+        """Return the visible points. They have no normals if the material is bumpy and computes its own."""
         return rasterize_gbuffer(self.mesh, views, self.rasteriser, normals=not self.material.bumpy)
 
     def material_and_normal(self, points: SurfacePoints) -> tuple[Material, Float[Tensor, "N 3"]]:
@@ -185,8 +185,8 @@ class AppearanceScene(nn.Module):
     def _bumped(self, points: SurfacePoints, local: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
         """World-space shading normals with the tangent-space normals `local` applied.
 
-        The smooth normal is perturbed first, then corrected by `shading_normal`. So no shading normal faces
-        away from the viewer.
+        The smooth normal is perturbed first, then corrected by `shading_normal`. Therefore no shading normal
+        faces away from the viewer.
         """
         tangent = self.rasteriser.interpolate(self.mesh.tangents, points.rast, self.mesh.uv_faces)
         smooth = bump(points.smooth_normal(), points.gather(tangent), local)

@@ -1,7 +1,8 @@
 """Write binary glTF 2.0: one mesh, one metallic-roughness material, textures inside the file.
 
-glTF's axes (+y up, +z front), its uv origin (top left) and its normal maps (green up the image) are ours, so
-nothing is turned over. Layout: 12-byte header, a JSON chunk, a binary chunk; section 4 of the specification.
+glTF's axes (+y up, +z front), its uv origin (top left) and its normal maps (green up the image) are those of
+this program, so nothing is converted. Layout: 12-byte header, a JSON chunk, a binary chunk; section 4 of the
+specification.
 """
 
 import json
@@ -120,7 +121,7 @@ class GlbDocument:
         self.binary = bytearray()
 
     def view(self, content: bytes, target: int | None = None) -> int:
-        """Appends bytes at the next multiple of four; returns the index of their view."""
+        """Append bytes at the next multiple of four, and return the index of their view."""
         self.binary.extend(bytes(-len(self.binary) % 4))
         view = {"buffer": 0, "byteOffset": len(self.binary), "byteLength": len(content)}
         if target is not None:
@@ -130,7 +131,7 @@ class GlbDocument:
         return len(self.json["bufferViews"]) - 1
 
     def accessor(self, array: np.ndarray, target: int) -> int:
-        """Appends an array [N] of indices or [N,C] of floats; returns the index of its accessor."""
+        """Append an array [N] of indices or [N,C] of floats, and return the index of its accessor."""
         accessor = {
             "bufferView": self.view(array.tobytes(), target),
             "componentType": UINT32 if array.ndim == 1 else FLOAT,
@@ -167,7 +168,7 @@ class GlbDocument:
 
 
 def pack_glb(document: Mapping[str, object], binary: bytes) -> bytes:
-    """A GLB file of a document, whose one buffer is `binary`."""
+    """Return the GLB file of a document with `binary` as its only buffer."""
     binary += bytes(-len(binary) % 4)
     text = json.dumps({**document, "buffers": [{"byteLength": len(binary)}]}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)

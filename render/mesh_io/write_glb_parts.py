@@ -59,7 +59,7 @@ def write_glb_parts(path: Path | str, asset: Asset) -> None:
 
 
 def material_count(asset: Asset) -> int:
-    """The number of materials to write: all but an unused default material behind the file's own."""
+    """Return the number of materials to write. An unused default material at the end is omitted."""
     used = {part.material for number, part in enumerate(asset.structure.parts) if len(asset.faces_of(number))}
     count = len(asset.materials)
     return count if count - 1 in used or count == 1 else count - 1
@@ -96,7 +96,10 @@ def _add_mesh(document: GlbDocument, asset: Asset, number: int, world: Float[np.
 
 
 def _in_node(mesh: Mesh, world: Float[np.ndarray, "4 4"]) -> Mesh:
-    """A mesh in world coordinates, in those of a node. A mirroring node reverses faces and handedness."""
+    """Convert a mesh from world coordinates to those of a node.
+
+    A mirroring node reverses faces and handedness.
+    """
     if np.array_equal(world, np.eye(4)):
         return mesh
     matrix = torch.from_numpy(world).to(mesh.v_pos.device)

@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 def write_moved(folder: Path, source: str | Path, shift: Float[Tensor, "V 3"]) -> None:
     """mesh.glb and mesh.obj in `folder`: the mesh of the file `source` with its vertices moved by `shift`.
 
-    The one in the format of `source` is a copy in which only positions and normals change. The other, and
-    both for another format, contain the same faces and texture coordinates and no materials.
-    shift: in the order of `load_mesh(source).v_pos`, in the units of the file.
+    The file in the format of `source` is a copy in which only positions and normals change. The other file
+    contains the same faces and texture coordinates but no materials. If `source` has another format, this
+    holds for both files. shift: in the order of `load_mesh(source).v_pos`, in the units of the file.
     """
     source = Path(source)
     file = load_mesh(source)
@@ -59,7 +59,7 @@ def moved_mesh(file: MeshFile, shift: Float[Tensor, "V 3"]) -> Mesh:
 
 
 def _with_zero(values: Float[Tensor, "V 3"]) -> Float[np.ndarray, "W 3"]:
-    """The rows as float64 and a row of zeros behind them."""
+    """Convert the rows to float64 and append a row of zeros."""
     return np.concatenate([values.double().numpy(), np.zeros((1, 3))])
 
 

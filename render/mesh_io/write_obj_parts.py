@@ -36,7 +36,7 @@ def write_obj_parts(folder: Path | str, asset: Asset) -> dict[int, dict[str, str
 
     Positions are in file coordinates. With several materials, the number and the name of the material are
     part of a picture's name (texture_kd_0_wood.png). Equal pictures are written once, and mesh.obj last.
-    Returns the files of each material by the names in MAPS.
+    Returns a dict for each material that maps the names in MAPS to files.
     """
     folder, count = Path(folder), material_count(asset)
     files: dict[str, tuple[str, np.ndarray]] = {}
@@ -61,7 +61,7 @@ def write_obj_parts(folder: Path | str, asset: Asset) -> dict[int, dict[str, str
 
 
 def obj_names(asset: Asset) -> list[str]:
-    """The names of the materials on one line each; a repeated name gets its number."""
+    """Return the names of the materials without line breaks. The index is appended to a repeated name."""
     names: list[str] = []
     for number, material in enumerate(asset.materials):
         name = " ".join(material.name.split()) or f"material_{number}"
@@ -70,7 +70,7 @@ def obj_names(asset: Asset) -> list[str]:
 
 
 def material_pictures(material: SurfaceMaterial) -> dict[str, UInt8[np.ndarray, "H W C"]]:
-    """The pictures of a material by the names in MAPS, without alpha."""
+    """Return a dict from names in MAPS to the pictures of a material, without alpha."""
     found = {}
     if material.kd is not None:
         found[KD_FILE] = material.kd[..., :3]

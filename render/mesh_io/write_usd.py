@@ -1,7 +1,7 @@
 """Write USD: one mesh with a PBR material (UsdPreviewSurface) whose textures are the files beside it.
 
-Written through pxr, OpenUSD's Python package, which comes with NVIDIA's kaolin or alone as usd-core. It is
-optional: `require_usd` checks at startup whether it is installed.
+The file is written with pxr, OpenUSD's Python package, which is part of NVIDIA's kaolin and of usd-core. It
+is optional: `require_usd` checks at startup whether it is installed.
 """
 
 import importlib.metadata

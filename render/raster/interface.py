@@ -53,8 +53,8 @@ class Rasteriser(Protocol):
     ) -> Float[Tensor, "B H W C"]:
         """Blend the pixels along visible silhouettes by coverage. Gradients flow to colour and clip.
 
-        This is the only gradient of an object's outline. Coinciding vertices must share an index, because an
-        edge with one face counts as an open border.
+        Only this function gives gradients of an object's outline. Coinciding vertices must share an index,
+        because an edge with one face counts as an open border.
         """
 
     def texture(
@@ -63,5 +63,5 @@ class Rasteriser(Protocol):
         """Bilinear look-up, clamped at the border.
 
         Texel (i, j) is centred at v = (i + 0.5)/Ht, u = (j + 0.5)/Wt; uv (0, 0) is the top-left corner of
-        the texture. Gradients to texture and uv.
+        the texture. Differentiable in texture and uv.
         """

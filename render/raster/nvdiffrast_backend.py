@@ -1,4 +1,6 @@
-"""NVIDIA's nvdiffrast as a rasteriser backend on CUDA. Imported only if it was selected."""
+"""NVIDIA's nvdiffrast as a rasteriser backend on CUDA. This module is imported only if nvdiffrast was
+selected.
+"""
 
 from typing import Literal
 

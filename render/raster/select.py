@@ -1,7 +1,7 @@
 """Selection of the rasteriser: Triton or nvdiffrast on CUDA, numba on the CPU, otherwise the reference.
 
-`Rasteriser` in interface.py is the contract. The selection has the same form as those of the hash encoding
-and of the prior's kernels: it happens once, while the run is built.
+All rasterisers have the interface `Rasteriser` in interface.py. The selection works like that of the hash
+encoding and that of the prior's kernels. It happens once, while the run is built.
 """
 
 import importlib
@@ -24,7 +24,7 @@ REQUIREMENTS = {
 }
 # Exceptions of a package that is missing or incompatible with other packages.
 UNUSABLE = (ImportError, RuntimeError, OSError, AttributeError, SystemError)
-# By device type, in order of preference. The reference is used if none of them is usable. Triton and
+# The rasterisers to try on each device type, best first. If none is usable, the reference is used. Triton and
 # nvdiffrast have the same speed. If triangles are as small as pixels, nvdiffrast's antialiasing keeps 2 % of
 # the outline gradient and Triton keeps all of it (tests/benchmarks/raster.py).
 AUTOMATIC = {"cuda": ("triton", "nvdiffrast"), "cpu": ("numba",)}

@@ -7,8 +7,8 @@ With d in [0, 1] the distance of the crossing from the centre of the inner pixel
   d > 0.5: the outer pixel gets the colour of the inner one with weight d − 0.5.
 Steep edges are tested between horizontal neighbours and flat edges between vertical neighbours, so a slanted
 edge counts once. nvdiffrast starts from the triangles that are visible in pixels instead. Starting from the
-edges keeps the whole gradient if triangles are as small as a pixel and no pixel centre lies in those of the
-outline.
+edges keeps the whole gradient even if triangles are as small as a pixel and the triangles at the outline
+contain no pixel centre.
 
 The search is not differentiable. The blend recomputes the crossings of the pairs, differentiable in colour
 and clip. Coordinates are in pixels, and all values up to the weights are float64.
@@ -54,7 +54,7 @@ class Pairs:
 class CachedByFaces:
     """Caches the result of `build` for the last faces tensor, for meshes with fixed topology.
 
-    A new tensor, or one modified in place, is built again.
+    The result is built again for a new tensor and for a tensor that was modified in place.
     """
 
     def __init__(self, build: Callable) -> None:
@@ -108,7 +108,10 @@ class Crossings:
 
 @torch.no_grad()
 def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edges: Edges) -> Pairs:
-    """The pixel pairs that a visible silhouette edge crosses. Of several edges the outermost counts."""
+    """Find the pixel pairs that a visible silhouette edge crosses.
+
+    If several edges cross a pair, the outermost one is used.
+    """
     height, width = rast.shape[1:3]
     found = find_crossings(clip.detach().double(), edges, (height, width))
     cell = (found.position - 0.5).floor()

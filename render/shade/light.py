@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 MAP_FOLDER = Path(__file__).resolve().parents[2] / "data" / "irrmaps"
 DEFAULT_MAP = MAP_FOLDER / "overcast_city.hdr"
-# Factor on the default map when it replaces a missing map of data/irrmaps. Published configs name an open
-# sky with a low sun and set env_scale 2. The irradiance / π on an upward surface is 1.34 under the default
-# map; it is 0.56 and 0.70 under the sunrise and sunset skies of Blender 3.4 (Poly Haven).
+# Factor on the default map when it replaces a missing map of data/irrmaps. Published configs use an open sky
+# with a low sun and set env_scale 2. The irradiance / π on an upward surface is 1.34 under the default map;
+# it is 0.56 and 0.70 under the sunrise and sunset skies of Blender 3.4 (Poly Haven).
 REPLACEMENT_SCALE = 0.5
 # Lower bound of the radiance of a learned light, which is stored as a logarithm.
 DARKEST = 1e-4
@@ -125,8 +125,8 @@ def read_environment_map(path: str | None) -> Float[Tensor, "H W 3"]:
 def resolve_map(path: str | None) -> Path:
     """The path of the map file to read.
 
-    Published configs name maps in data/irrmaps that are not shipped. Such a name selects the default map and
-    logs a warning. Any other path is returned unchanged, even if the file does not exist.
+    Published configs refer to maps in data/irrmaps that are not shipped. Such a name selects the default map
+    and logs a warning. Any other path is returned unchanged, even if the file does not exist.
     """
     return _find_map(path)[0]
 

@@ -3,9 +3,9 @@
 Diffuse: irradiance / π, the mean of the light under a cosine lobe. Specular: the mean under the GGX lobe at
 normal incidence (n = v = r), weighted by n·l. This is the first sum of the split-sum approximation
 (B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2013 course notes). alpha = roughness².
-Each lobe is a fixed set of directions on a spiral with equal probabilities. A sample reads the mip of the
-source whose texel solid angle matches that of the sample (M. Colbert and J. Krivanek, "GPU-based importance
-sampling", GPU Gems 3), which avoids noise with few samples.
+Each lobe is a fixed set of directions on a spiral with equal probabilities. Each sample is read from the mip
+of the source whose texel solid angle matches that of the sample (M. Colbert and J. Krivanek, "GPU-based
+importance sampling", GPU Gems 3), which avoids noise with few samples.
 """
 
 import logging

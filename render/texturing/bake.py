@@ -52,8 +52,8 @@ def bake(
 def texel_owners(mesh: Mesh, texture_res: tuple[int, int], rasteriser: Rasteriser) -> Int[Tensor, "H W"]:
     """Index of the face that each texel belongs to, −1 for none.
 
-    It is the face at the texel centre, otherwise that of the nearest such texel within REACH along each axis.
-    A face that covers no texel centre takes the texel of its centroid if it is free.
+    A texel belongs to the face at its centre, otherwise to the face of the nearest such texel within REACH
+    along each axis. A face that covers no texel centre takes the texel of its centroid if it is free.
     """
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     height, width = texture_res

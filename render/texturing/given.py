@@ -37,7 +37,7 @@ class GivenTexels:
 
 @dataclass(frozen=True)
 class PaintMask:
-    """Where a mesh is painted: a grey picture over the uv of every material, or whole materials.
+    """The painted region of a mesh: a grey picture over the uv of every material, or whole materials.
 
     picture: 255 is painted, 0 keeps the given textures. materials: names; each is painted entirely.
     """
@@ -163,7 +163,7 @@ class TexelTable(nn.Module):
                 values = torch.cat([srgb_to_linear(values[:, KD]), values[:, 3:]], -1)
                 total = total + across * down * values
         normal = safe_normalize(total[:, NORMAL] * 2 - 1)
-        # Byte 128 is not exactly 0.
+        # A flat normal is set exactly, because byte 128 does not decode to exactly 0.
         normal = torch.where(self.flat[material, None], normal.new_tensor([0.0, 0.0, 1.0]), normal)
         return GivenTexels(total[:, KD], total[:, KS], normal, total[:, MASK])
 

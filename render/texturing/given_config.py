@@ -18,7 +18,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tga", ".bmp", ".tif", ".tiff")
 
 
 def _listed(value: object) -> object:
-    """A single text as a tuple. Strict validation takes tuples, and JSON has lists."""
+    """Convert a single text or a list to a tuple. JSON has lists, but strict validation needs tuples."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
@@ -44,7 +44,7 @@ class GivenConfig:
 
     @property
     def mask_file(self) -> str | None:
-        """The picture that paint_mask names; None if it names materials or nothing."""
+        """Return the picture file of paint_mask, or None if paint_mask lists materials or is empty."""
         single = len(self.paint_mask) == 1 and self.paint_mask[0].lower().endswith(PICTURES)
         return self.paint_mask[0] if single else None
 

@@ -74,7 +74,7 @@ class PaintedSurface(nn.Module):
         return Located(rast[:, 3].long() - 1, torch.stack([u, v, 1 - u - v], -1))
 
     def field_points(self, located: Located) -> Float[Tensor, "N 3"]:
-        """Where the field is evaluated: the same point for all points that share a texel."""
+        """Return the points at which the field is evaluated. Points that share a texel get the same one."""
         return (self.corners[located.face] * located.weights[..., None]).sum(1)
 
     def given(self, located: Located) -> GivenTexels:
@@ -84,7 +84,7 @@ class PaintedSurface(nn.Module):
         return self.table(self.face_material[located.face], uv)
 
     def material(self, field: Field, located: Located) -> Material:
-        """The material at the points, with the given one outside of the mask."""
+        """Return the material at the points. Outside of the mask it is the given material."""
         painted = field(self.field_points(located))
         if not (self.masked or self.given_normals):
             return painted
@@ -100,6 +100,6 @@ class PaintedSurface(nn.Module):
         return Material(kd, ks, normal)
 
     def unmirrored(self, located: Located, local: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-        """Tangent-space normals for a bitangent of handedness 1: y negated where the texture is mirrored."""
+        """Negate y of tangent-space normals where the texture is mirrored, so that the handedness is 1."""
         x, y, z = local.unbind(-1)
         return torch.stack([x, y * self.face_handedness[located.face], z], -1)

@@ -84,7 +84,7 @@ def _unpainted(parts: PaintedParts, material: SurfaceMaterial) -> bool:
 
 
 def _unkept(parts: PaintedParts, number: int, faces: Int[Tensor, " N"], config: ExportConfig) -> str | None:
-    """Why a material cannot keep the uv of the painted mesh; None if it can."""
+    """Return the reason why a material cannot keep the uv of the painted mesh, or None if it can."""
     unwrapped_here = not bool(parts.has_uv[faces].any())
     if unwrapped_here and config.texture_res != PAINTING_RES:
         return f"texture_res is not that of painting, {PAINTING_RES[0]} x {PAINTING_RES[1]}"
@@ -94,7 +94,7 @@ def _unkept(parts: PaintedParts, number: int, faces: Int[Tensor, " N"], config: 
 def _export_rebuilt(
     parts: PaintedParts, field: MaterialField, config: ExportConfig, rasteriser: Rasteriser
 ) -> Asset:
-    """With fewer faces or an atlas: all faces get new uv, and the material is transferred."""
+    """Export with fewer faces or an atlas. All faces get new uv, and the material is transferred."""
     fewer = 0 < config.export_faces < len(parts.mesh.faces)
     target, face_part = parts.mesh, parts.face_part
     if fewer:
@@ -134,7 +134,7 @@ def _baked_material(
     config: ExportConfig,
     rasteriser: Rasteriser,
 ) -> SurfaceMaterial:
-    """A material that keeps its uv: the field baked into them, the given bytes where the mask is 0."""
+    """Bake the field into the given uv of a material. The given bytes are kept where the mask is 0."""
     own = torch.nonzero((parts.face_material == number) & parts.spaces.own)[:, 0]
     flat = own_uv_mesh(parts.mesh, parts.spaces.tile_uv, own)
     size, given = config.texture_res, parts.materials[number]

@@ -2,8 +2,8 @@
 
 It is used for surfaces on which the libraries fail or take too long: torn or noisy ones with thousands of
 components. A chart is a patch of faces with similar normals, projected onto a plane (projection_numba.py).
-The charts are packed on shelves in the texture. There are more seams than with a library, and a face at an
-angle a to its chart's direction gets cos a of its texels.
+The charts are packed in rows in the texture. There are more seams than with a library, and a face at an angle
+a to its chart's direction gets only cos a times as many texels as a face at angle 0.
 """
 
 import logging
@@ -21,14 +21,14 @@ MIN_COSINE = 0.5
 # Charts with at most this many faces are fragments. Their faces are merged into larger charts, where they may
 # deviate by 81 degrees.
 MAX_FRAGMENT_FACES, FRAGMENT_MIN_COSINE = 8, 0.15
-# Rounds of averaging normals over neighbours before a chart takes its direction from one.
+# Number of rounds in which normals are averaged over neighbours before they are used as chart directions.
 SMOOTHING_ROUNDS = 4
 # Number of tested rotations of a chart, over a quarter turn, to find the smallest bounding rectangle.
 ROTATIONS = 12
 
-# Minimum share of its cell's side that a chart of mean size keeps after padding.
+# A chart of mean size keeps at least this share of the side of its cell after padding.
 CHART_SHARE = 2 / 3
-# Approximate fill of the texture by rectangles on shelves, sorted by height.
+# Approximate share of the texture that rectangles fill when they are packed in rows, sorted by height.
 FILL = 0.8
 
 
@@ -235,7 +235,10 @@ def pack_rectangles(
 
 
 def _shelves(sizes: np.ndarray, scale: float, side: int, padding: int) -> np.ndarray | None:
-    """Corners of rectangles on shelves, sorted by falling height. None if they do not fit."""
+    """Pack rectangles in rows, in order of decreasing height.
+
+    Return their corners, or None if they do not fit.
+    """
     texels = np.ceil(sizes * scale).astype(np.int64).clip(1) + 2 * padding
     ends = np.cumsum(texels[:, 0])
     if ends[-1] > side * side or texels.max() > side:

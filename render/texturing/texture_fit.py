@@ -39,7 +39,7 @@ CHANNELS = (
 
 
 class TextureFit:
-    """Draws surface points, and compares a field with the given textures there.
+    """Loss that compares a field with the given textures at random surface points.
 
     Half of the points are texel centres of the materials that keep their uv, including the texels around
     each chart that baking fills. The other half are uniform over the surface. The pool of texels is built on
@@ -113,7 +113,7 @@ class TextureFit:
         return torch.cat(points), torch.cat(targets)
 
     def log_clipped(self) -> None:
-        """Log the channels whose textures leave the bounds of the field."""
+        """Log the channels whose textures have values outside the bounds of the field."""
         _, value = self.on_surface(FEWEST_POINTS, torch.Generator().manual_seed(SEED))
         beyond = (value - value.clamp(self.low, self.high)).abs() > CLIPPED
         for channel in torch.nonzero(beyond.float().mean(0) > 0.01)[:, 0].tolist():

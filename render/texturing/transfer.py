@@ -1,8 +1,8 @@
 """Transfer of a painted material to another mesh of the same surface, with fewer faces or other uv.
 
 The material at a point of the new mesh is the one at the nearest point of the painted mesh. Its normal is
-converted to world space there, and then to the tangent space of the new mesh. It therefore also contains the
-relief that a decimated mesh has lost.
+converted to world space there, and then to the tangent space of the new mesh. The normals therefore also
+contain the relief that a decimated mesh has lost.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def prepare_export(
 ) -> tuple[Mesh, SurfaceField]:
     """The mesh to bake into, and the field over it.
 
-    That is `painted` itself, unless export_faces requests fewer faces, or it was unwrapped here (own_uv
-    False) for another texture size.
+    The mesh is `painted` itself, unless export_faces requests fewer faces, or the program unwrapped it
+    (own_uv False) for another texture size.
     """
     fewer = 0 < config.export_faces < len(painted.faces)
     if not fewer and (own_uv or config.texture_res == PAINTING_RES):

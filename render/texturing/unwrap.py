@@ -1,7 +1,7 @@
 """xatlas and uvunwrap with a time limit: each runs in a subprocess that is killed after a timeout.
 
 On torn surfaces uvunwrap can panic in one of its threads and then wait for that thread forever. A thread
-cannot be killed.
+cannot be killed, so a subprocess is used.
 """
 
 import shutil
@@ -28,7 +28,7 @@ PANIC = b"panicked at"
 MIN_FILL = 0.05
 
 
-# Temporary folders, each with a file that its process has locked.
+# Prefix of the temporary folders, and the name of the file in each that its process keeps locked.
 PREFIX, LOCK = "unwrap-", "lock"
 
 
@@ -70,7 +70,7 @@ def unwrap_with(
 
 
 def _remove_leftovers() -> None:
-    """Remove the temporary folders of processes that were killed: nobody holds their locks."""
+    """Remove the temporary folders of killed processes. They are recognised by their free locks."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):
             if (folder / LOCK).exists() and (file := try_lock(folder / LOCK)) is not None:

@@ -1,4 +1,4 @@
-"""Texture coordinates: unwrapping, tangents, and the check whether a user's own uv can be used for baking.
+"""Texture coordinates: unwrapping, tangents, and a test whether the uv of a file can be used for baking.
 
 uv (0,0) is the top left corner of the image and v grows downward (as in glTF). Charts are never mirrored.
 Hence with t along +u, n the normal and b = cross(n, t), b points up in the image (−v). This is the frame of
@@ -33,9 +33,10 @@ TextureSide = Annotated[int, Field(ge=16, le=16384)]
 # 6.5 s at 20 k faces, 45 s at 61 k, 161 s at 199 k; uvunwrap 0.6, 1.6 and 6.9 s).
 XATLAS_MAX_FACES = 20_000
 
-# A surface with more edges folded by over 60 degrees counts as torn. A trained surface has none, the noise of
-# random weights 400,000. On torn surfaces uvunwrap makes charts of a few faces, whose margins fill the
-# texture or need several, and it may panic (2 cores: 1.5 M faces, 60,000 such edges, 70 s and 3 pages).
+# A surface with more edges folded by over 60 degrees counts as torn. A trained surface has no such edges. A
+# surface from random weights has about 400,000. On torn surfaces uvunwrap makes charts of a few faces. Their
+# margins fill one texture or several, and uvunwrap may panic (2 cores: 1.5 M faces, 60,000 such edges, 70 s
+# and 3 pages).
 MAX_FOLDED_EDGES = 10_000
 
 
@@ -83,7 +84,7 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
     """
     if len(mesh.faces) == 0:
         raise ValueError("cannot unwrap a mesh without faces")
-    # Scaled to unit size, because xatlas splits very small meshes into several pages.
+    # Positions are scaled to unit size, because xatlas splits very small meshes into several pages.
     extent = (mesh.v_pos.amax(0) - mesh.v_pos.amin(0)).max().clamp(min=1e-30)
     scaled = (mesh.v_pos.detach() - mesh.v_pos.amin(0)) / extent
     positions = np.ascontiguousarray(scaled.cpu().numpy(), dtype=np.float32)
@@ -169,7 +170,7 @@ def uv_areas(mesh: Mesh) -> Float[Tensor, " F"]:
 
 
 def tangents(mesh: Mesh) -> Float[Tensor, "U 3"]:
-    """Unit tangent at each uv vertex: the direction of growing u on the surface, orthogonal to the normal.
+    """Unit tangent at each uv vertex: the direction of increasing u on the surface, orthogonal to the normal.
 
     Faces are weighted by size. If the faces of a uv vertex have no texture area, any direction orthogonal to
     the normal is returned.
@@ -217,13 +218,14 @@ def prepare_uv(mesh: Mesh, config: ExportConfig, rasteriser: Rasteriser) -> Mesh
 
 
 def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 761, allow_mirrored: bool = False) -> str | None:
-    """Why a field cannot be baked into the mesh's own uv, None if it can.
+    """Return the reason why a field cannot be baked into the mesh's own uv, or None if it can.
 
     allow_mirrored: charts may be mirrored, because the mesh has a handedness.
 
     Overlaps are detected from areas: overlapping charts have a larger total area than the pixels that they
-    cover in a side × side image. The side has no common factor with usual texture sizes. Otherwise all pixels
-    would have the same position relative to texels that thousands of small charts are aligned to.
+    cover in a side × side image. The side has no common factor with usual texture sizes. With a common
+    factor, all pixels would have the same position relative to the texels, to which thousands of small charts
+    are aligned.
     """
     if mesh.uv is None or mesh.uv_faces is None:
         return "it has no texture coordinates"

@@ -17,7 +17,8 @@ from render.mesh_io.surface_material import SurfaceMaterial
 from render.raster.interface import Rasteriser
 from render.texturing.uv import tangents, uv_areas, uv_fault
 
-# uv of equal faces may differ by rounding: a sixteenth of a texel of a 4096² texture.
+# uv are rounded to this many steps before they are compared. A step is a sixteenth of a texel of a 4096²
+# texture.
 STEPS = 2**16
 OUTSIDE = 1e-4
 

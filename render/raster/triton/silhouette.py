@@ -1,12 +1,12 @@
 """Triton kernels that find the pixel pairs that silhouettes cross; see render/raster/silhouette.py.
 
 The edges of a mesh are stored in a hash table. Half-edges are inserted by compare-and-swap, which needs no
-sort and no prior number of edges, and allows any number of faces per edge. Each face then marks its three
-edges with the side on which it lies in each view. An edge with marks of only one side is a silhouette. The
-silhouettes are a few percent of the edges. They are listed, and their crossings with pixel rows or columns
-are computed. `winners` [B,2,H,W] int64 stores the outermost crossing of each pixel pair at its axis and first
-pixel, −1 if there is none: 36 bits for the distance from the inner pixel, 26 bits for the slot of the edge,
-and one bit that is set if the inner pixel is the second.
+sort, does not need the number of edges in advance, and allows any number of faces per edge. Each face then
+marks its three edges with the side on which it lies in each view. An edge with marks of only one side is a
+silhouette. The silhouettes are a few percent of the edges. They are listed, and their crossings with pixel
+rows or columns are computed. `winners` [B,2,H,W] int64 stores the outermost crossing of each pixel pair at
+its axis and first pixel, −1 if there is none: 36 bits for the distance from the inner pixel, 26 bits for the
+slot of the edge, and one bit that is set if the inner pixel is the second.
 """
 
 import triton
