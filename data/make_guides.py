@@ -38,7 +38,7 @@ class Guide:
 
 
 def _of_category(category: str, seed: int, resolution: int) -> Guide:
-    """The object of a category with this seed, in a box that it fills."""
+    """Return the object of a category with this seed, in a box of the object's size."""
     solid = make_object(category, torch.Generator().manual_seed(seed))
     return Guide(solid, 2 * REACH * 1.06, resolution)
 
@@ -54,7 +54,7 @@ def guides() -> dict[str, Guide]:
 
 
 def march_guide(guide: Guide) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
-    """The zero level set as a closed mesh with outward faces."""
+    """Return the zero level set as a closed mesh. Its faces are oriented outwards."""
     grid = make_tet_grid(guide.resolution, guide.box)
     sdf = guide.solid.signed_distance(grid.v_pos)
     return marching_tetrahedra(grid.v_pos, sdf, grid.tets, grid.edges, grid.tet_edges)

@@ -164,7 +164,7 @@ def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, in
 
     @cache
     def pool() -> FitPool:
-        # Built on first use: a run that resumes after the fit, and ranks other than 0, do not need it.
+        # Built on first use, because ranks other than 0 and runs resumed after the fit do not need it.
         generator = step_generator(config.run.seed, 0, 0, FIT_STREAM)
         return make_fit_pool(shape, surface.v_pos, generator).to(device)
 
@@ -185,7 +185,7 @@ def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, in
 
 
 def geometry_scene(config: Config, surface: nn.Module, rasteriser: Rasteriser) -> GeometryScene:
-    """The scene that renders the normals of a surface, on the surface's device."""
+    """Return the scene that renders the normals of a surface, on the device of the surface."""
     device = next(surface.parameters()).device
     # The light is used for previews only, so learn_light has nothing to learn.
     light = load_environment(replace(config.light, learn_light=False)).to(device)
@@ -303,7 +303,7 @@ def set_deterministic(device: torch.device) -> None:
     """Make multithreaded sums reproducible bit for bit on the CPU. On a GPU the cost would be too high."""
     # torch.use_deterministic_algorithms sets the same mode, but also imports torch's compiler.
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
-    # The mode also fills new memory. No code here reads memory that it has not written.
+    # The mode also fills new memory, which is unnecessary: no code here reads memory before writing it.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 

@@ -133,7 +133,7 @@ class CommandProgress:
         self._steps: deque[tuple[float, float]] = deque(maxlen=WINDOW_STEPS)
         self._warm_up = 0
         self._step_kind = ""
-        # Seconds per unit by kind, as measured; the kind of distillation steps measured last.
+        # A dict from kind to measured seconds per unit, and the kind of steps that was measured last.
         self._measured: dict[str, float] = {}
         self._latest_kind = ""
 
@@ -145,7 +145,7 @@ class CommandProgress:
 
     @property
     def scope(self) -> str:
-        """What `remaining` covers, for a message: "" for one config, " for all 2" for two."""
+        """Return the text for a message with `remaining`: "" for one config, " for all 2" for two."""
         return f" for all {len(self._labels)}" if len(self._labels) > 1 else ""
 
     def begin_config(self, number: int) -> None:

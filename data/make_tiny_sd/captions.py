@@ -43,7 +43,7 @@ def article(name: str) -> str:
 
 
 def descriptions(category: str, material: Material | None = None) -> list[str]:
-    """All wordings for a category without the view. Repeated wordings have a higher probability.
+    """Return all wordings for a category without the view. Repeated wordings have a higher probability.
 
     The number of wordings is the same for every material and for none.
     """

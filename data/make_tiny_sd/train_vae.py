@@ -64,7 +64,7 @@ def recolour(images: Float[Tensor, "B 3 S S"], generator: torch.Generator) -> Fl
 
 
 def draw_images(views: Views, batch: int, generator: torch.Generator) -> Float[Tensor, "B 3 S S"]:
-    """Half normal images and half shaded images, of which AUGMENTED_SHARE are augmented."""
+    """Draw half normal images and half shaded images. AUGMENTED_SHARE of them are augmented."""
     device = views.category.device
     rows = torch.randint(len(views), (batch,), generator=generator, device=device)
     normals = views.normal_images(rows[: batch // 2])

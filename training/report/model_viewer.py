@@ -1,8 +1,8 @@
 """The 3D model in the page: a GLB in an orbit viewer, lit by the run's environment map.
 
 The viewer is <model-viewer> (npm @google/model-viewer 4.4.0, Apache-2.0, see model-viewer.LICENSE). It
-supports plain GLB and KHR_mesh_quantization without further files. Draco and KTX2 would require decoders from
-the network. A large model is embedded as a smaller copy.
+supports plain GLB and KHR_mesh_quantization without further files. Draco and KTX2 are not used, because their
+decoders would have to be loaded from the network. Of a large model, a smaller copy is embedded.
 """
 
 import base64
@@ -23,10 +23,10 @@ from render.image_io.hdr import read_latlong, write_hdr
 from render.mesh_io.write_glb import GENERATOR, pack_glb
 from training.report.page import HERE, escape, link
 
-# Limits in deflated bytes. base64 adds a third.
+# Limits for an unchanged GLB and for a reduced copy, in deflated bytes. base64 adds a third.
 AS_IT_IS, LIGHTER = 4_000_000, 6_400_000
-# A file larger than this multiple of the limit is not compressed at all. Compression takes seconds. It
-# reduces meshes to a third at best and textures hardly at all.
+# A file larger than FAR times the limit is not compressed, because the result would exceed the limit:
+# compression reduces meshes to a third at best and textures hardly at all. It takes seconds.
 FAR = 4
 TEXTURE_SIDE, TEXTURE_QUALITY = 1024, 88
 # Height and width of the environment map in the page.
@@ -38,14 +38,14 @@ NEED_DECODERS = ("KHR_draco_mesh_compression", "KHR_texture_basisu", "EXT_meshop
 
 @dataclass(frozen=True)
 class Embedded:
-    """A GLB for the page: its deflated bytes (None if they exceed the limit) and a remark for the reader."""
+    """A GLB for the page: its deflated bytes (None if above the limit) and a remark for the reader."""
 
     content: bytes | None
     remark: str
 
 
 def embed(path: Path, most: int = LIGHTER) -> Embedded:
-    """Compress a GLB file to at most `most` deflated bytes. Only one of this program gets a lighter copy."""
+    """Compress a GLB file to at most `most` deflated bytes. Only files of this program can be reduced."""
     original = path.read_bytes()
     document, _ = read_glb(original)
     size = f"{path.name}, {len(original) / 1e6:.0f} MB"
@@ -62,7 +62,7 @@ def embed(path: Path, most: int = LIGHTER) -> Embedded:
 
 
 def _deflated(content: bytes, most: int) -> bytes | None:
-    """The deflated content; None if it exceeds `most` bytes or is expected to exceed them (see FAR)."""
+    """Return the deflated content, or None if it exceeds `most` bytes or is expected to (see FAR)."""
     if len(content) > FAR * most:
         return None
     packed = zlib.compress(content, 6)
@@ -71,10 +71,10 @@ def _deflated(content: bytes, most: int) -> bytes | None:
 
 @lru_cache(maxsize=4)
 def environment_map(path: Path, changed: int, scale: float) -> bytes:
-    """A lat-long map of MAP_SIZE as a .hdr file for the viewer, times `scale`.
+    """Return a lat-long map of MAP_SIZE, multiplied by `scale`, as a .hdr file for the viewer.
 
-    The centre of our maps shows -z. The viewer expects +x there, so the map is rolled by a quarter of its
-    width. changed: the modification time of the file, for the cache.
+    The centre of the project's maps is the direction -z. The viewer expects +x there, so the map is shifted
+    by a quarter of its width. changed: the modification time of the file, for the cache.
     """
     pixels = read_latlong(path).permute(2, 0, 1)[None] * scale
     small = torch.nn.functional.interpolate(pixels, MAP_SIZE, mode="area")[0].permute(1, 2, 0)
@@ -86,10 +86,10 @@ def environment_map(path: Path, changed: int, scale: float) -> bytes:
 def viewer(
     path: Path, alt: str, most: int = LIGHTER, environment: bytes | None = None
 ) -> tuple[str, list[str]]:
-    """HTML of the viewer, and the scripts that it needs.
+    """Return the HTML of the viewer, and the scripts that it needs.
 
-    path: a file at most two levels below the page's folder, such as dmtet_mesh/mesh.glb. environment: from
-    `environment_map`; if it is None, the viewer uses its default light.
+    path: a file at most two levels below the page's folder, such as dmtet_mesh/mesh.glb. environment: the
+    result of `environment_map`, or None for the default light of the viewer.
     """
     model = embed(path, most)
     where = f'<a href="{link(f"{path.parent.name}/{path.name}")}">{escape(path.name)}</a>'
@@ -107,18 +107,18 @@ def viewer(
 
 
 def _data_element(name: str, content: bytes) -> str:
-    """An HTML element with the id `name` that contains bytes as base64 for the page's script."""
+    """Return an HTML element with the id `name` that contains bytes as base64 for the page's script."""
     return f'<script type="text/plain" id="{name}">{base64.b64encode(content).decode("ascii")}</script>'
 
 
 def viewer_source() -> str:
-    """The script of the viewer without the reference to its source map, which is not shipped."""
+    """Return the script of the viewer without the reference to its source map, which is not included."""
     source = (HERE / "model-viewer-umd.min.js").read_text(encoding="utf-8")
     return source.partition("//# sourceMappingURL")[0]
 
 
 def needs_network(document: dict) -> bool:
-    """Whether a viewer would load pictures or decoders from elsewhere."""
+    """Return whether a viewer would have to load pictures or decoders from other files or the network."""
     pictures = [image.get("uri", "data:") for image in document.get("images", ())]
     decoders = [name for name in document.get("extensionsUsed", ()) if name in NEED_DECODERS]
     return bool(decoders) or any(not uri.startswith("data:") for uri in pictures)
@@ -180,7 +180,7 @@ def _forget_tangents(document: dict) -> None:
 
 
 def read_glb(content: bytes) -> tuple[dict, bytes]:
-    """The JSON and the binary chunk of a GLB file."""
+    """Return the JSON and the binary chunk of a GLB file."""
     size = struct.unpack_from("<I", content, 12)[0]
     return json.loads(content[20 : 20 + size]), content[28 + size :]
 
@@ -200,7 +200,7 @@ def _as_jpeg(content: bytes) -> bytes:
 
 
 def _centred(positions: np.ndarray) -> tuple[np.ndarray, dict]:
-    """Positions [V,3] quantised to integers in ±32767, and the node transform that restores them."""
+    """Quantise positions [V,3] to integers in ±32767. Return them and the node transform to restore them."""
     low, high = positions.min(0), positions.max(0)
     centre, scale = (low + high) / 2, max(float((high - low).max() / 2), 1e-9) / 32767
     integers = np.round((positions - centre) / scale).astype("<i2")
@@ -208,7 +208,7 @@ def _centred(positions: np.ndarray) -> tuple[np.ndarray, dict]:
 
 
 def _in_words(values: np.ndarray) -> tuple[bytes, int]:
-    """Rows padded to a multiple of four bytes, as glTF requires, and the number of bytes per row."""
+    """Pad rows to a multiple of four bytes, as glTF requires. Return them and the number of bytes per row."""
     width = values.shape[1] * values.itemsize
     words = -(-width // 4) * 4
     rows = np.zeros((len(values), words), "u1")
@@ -217,7 +217,7 @@ def _in_words(values: np.ndarray) -> tuple[bytes, int]:
 
 
 def _packed(document: dict, parts: list[bytes]) -> bytes:
-    """A GLB file of the document with new contents of its buffer views."""
+    """Return a GLB file of the document with new contents of its buffer views."""
     binary = bytearray()
     for view, part in zip(document["bufferViews"], parts, strict=True):
         binary.extend(bytes(-len(binary) % 4))

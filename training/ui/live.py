@@ -32,7 +32,7 @@ opacity: .7; } .plot .grid { stroke: #8884; } .plot .edge { stroke: #888; stroke
 
 
 def fingerprint(job: Job | None) -> str:
-    """A text that changes when the HTML of a job would change."""
+    """Return a text that changes whenever the HTML of a job changes."""
     if job is None:
         return ""
     files = [job.console, *(folder / "log.jsonl" for folder in job.folders)]
@@ -42,7 +42,7 @@ def fingerprint(job: Job | None) -> str:
 
 
 def newest_stills(folders: Sequence[Path]) -> list[Path]:
-    """The newest sheet of stills of each run that has one."""
+    """Return the newest sheet of stills of each run that has stills."""
     found = [numbered_files(folder / "stills", ".png") for folder in folders]
     return [stills[-1][1] for stills in found if stills]
 

@@ -137,7 +137,7 @@ def build_page(page: Page) -> gradio.Blocks:
         seen, timer = gr.State(None), gr.Timer(REFRESH_SECONDS)
 
         def refresh(before: str | None) -> list[Any]:
-            """The outputs that depend on the job, unless this page has shown its state already."""
+            """Return the outputs that depend on the job, or skip them if they have not changed."""
             job = page.runner.job
             now = fingerprint(job)
             if now == before:

@@ -24,7 +24,7 @@ UPLOADS = OUTPUT_ROOT / "ui_uploads"
 MOST_UPLOADED = "1gb"
 MAJOR_VERSION = 6
 INSTALL = f'pip install "gradio>={MAJOR_VERSION},<{MAJOR_VERSION + 1}"'
-# A browser may load nothing from elsewhere, whatever a page contains.
+# The policy blocks requests to all other servers, regardless of the content of a page.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob:; "
     "form-action 'self'; frame-ancestors 'self'"
@@ -84,7 +84,7 @@ class UIServer:
             logger.info("the page is closed")
 
     def stop(self) -> None:
-        """Let `run` return."""
+        """Make `run` return."""
         self._server.should_exit = True
 
     def __enter__(self) -> UIServer:
@@ -113,7 +113,7 @@ def _listen(options: UIOptions) -> socket.socket:
 def _uvicorn(app: Any) -> Any:
     import uvicorn
 
-    # Open pages hold a connection, which must not delay the end.
+    # Open pages keep a connection. Without the timeout, it would delay the shutdown.
     config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1)
     return uvicorn.Server(config)
 
