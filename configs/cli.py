@@ -128,7 +128,7 @@ def load_configs(argv: Sequence[str]) -> list[Config]:
 
     Raises:
         ConfigError: one line naming file or option, key, value and what is allowed.
-        ValueError, OSError: with --dry-run, an input file cannot be read.
+        ValueError, OSError: if an input file cannot be read with --dry-run.
     """
     command = read_command(argv)
     configs = command.configs(command.options, logger.info, logger.warning)
@@ -190,12 +190,12 @@ def _checked(
 
 
 def read_command(argv: Sequence[str]) -> Command:
-    """Parse the command line and read the files that it names; their values are not checked yet.
+    """Parse the command line and read its config files. Their values are not checked yet.
 
     --help prints and raises SystemExit(0).
 
     Raises:
-        ConfigError: one line naming the argument that cannot be parsed.
+        ConfigError: if an argument cannot be parsed. The message is one line with the argument.
     """
     keys, names = known_keys(), [*known_keys(), *NO_EFFECT, *stage_option_names()]
     argv = standard_words(argv, names)

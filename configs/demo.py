@@ -1,4 +1,4 @@
-"""The demo pair, which --text without --config runs: its config files, folders and start shape."""
+"""Config files, folders and start shape of the demo pair, which is run by --text without --config."""
 
 import json
 from collections.abc import Mapping
@@ -66,6 +66,6 @@ def start_shape(text: str) -> dict[str, object]:
 
 @cache
 def _start_shapes() -> Mapping[str, list[float]]:
-    """The scale of the start shape of every category in the table."""
+    """Return a dict from each category in the table to the scale of its start shape."""
     shapes = json.loads(START_SHAPES.read_text(encoding="utf-8")).values()
     return {category: shape["sdf_init_shape_scale"] for shape in shapes for category in shape["categories"]}

@@ -15,7 +15,7 @@ from configs.schema import NO_EFFECT, known_keys, section_types
 PAGE = Path(__file__).with_name("README.md")
 BEGIN = "<!-- keys: written by python3 -m configs.key_table -->"
 END = "<!-- end of keys -->"
-# A vertical bar would end a cell.
+# An unescaped vertical bar would end a table cell.
 BAR = "\\|"
 
 
@@ -36,7 +36,7 @@ def replace_table(page: str) -> str:
     """The text of a page with a new table between its markers.
 
     Raises:
-        ValueError: a marker is missing.
+        ValueError: if a marker is missing.
     """
     head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)

@@ -68,7 +68,7 @@ def _from_json(word: str) -> object:
 
 @cache
 def adapter(section: type) -> TypeAdapter:
-    """The validator of a section; building one is slow."""
+    """Return the validator of a section. It is cached because building one is slow."""
     return TypeAdapter(section)
 
 

@@ -50,7 +50,7 @@ def standard_keys(values: Mapping[str, object], source: str) -> dict[str, object
     """The flat values of a file under the key names of this program.
 
     Raises:
-        ConfigError: a key and its published name have different values.
+        ConfigError: if a key and its published name have different values.
     """
     found = {key: value for key, value in values.items() if key not in RENAMED_KEYS}
     for old, new in RENAMED_KEYS.items():

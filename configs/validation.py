@@ -89,7 +89,7 @@ def check_together(config: Config, place: Place) -> None:
     """Reject combinations of values that are valid individually.
 
     Raises:
-        ConfigError: naming both keys and their values.
+        ConfigError: if a combination is not allowed. The message contains both keys and their values.
     """
     run, camera, schedule, material = config.run, config.camera, config.schedule, config.material
     _check_out_dir(run.out_dir, place)
@@ -171,7 +171,7 @@ def check_files(config: Config, place: Place, written: Collection[Path]) -> None
     written: the meshes that earlier configs of the same command will have written.
 
     Raises:
-        ConfigError: naming key and path.
+        ConfigError: if a path is not usable. The message contains key and path.
     """
     files = {
         "base_mesh": config.run.base_mesh,
@@ -232,7 +232,7 @@ def _is_written(name: str, written: Collection[Path]) -> bool:
 
 
 def _check_writable(out_dir: str, place: Place) -> None:
-    """The existing part of the output path must be a folder that can be written to."""
+    """Check that the existing part of the output path is a folder that can be written to."""
     folder = output_folder(out_dir).absolute()
     existing = next((parent for parent in (folder, *folder.parents) if os.path.exists(parent)), folder)
     if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):

@@ -122,8 +122,8 @@ def sample_cameras(
 
     rank, world_size: this call draws part `rank` of `world_size` parts of a batch (see `draw_azimuths`).
     rotate_normals: each view gets a rotation from `normal_rotations`. Otherwise it gets the identity.
-    views: above 1, each group of so many consecutive cameras views the object from equally spaced azimuths. A
-    group has one elevation, field of view, shift and rotation of the normals. `count` is a multiple of views.
+    views: the number of consecutive cameras in a group, which have equally spaced azimuths. A group has one
+    elevation, field of view, shift and rotation of the normals. `count` is a multiple of views.
     """
     assert count % views == 0, f"{count} views are not groups of {views}"
     count //= views

@@ -65,7 +65,7 @@ CATEGORIES: tuple[str, ...] = tuple(_MAKERS)
 def make_object(category: str, generator: torch.Generator) -> ProceduralObject:
     """A random instance of `category`.
 
-    The generator lives on the CPU, so that a seed gives the same object on every device.
+    The generator must be on the CPU, so that a seed gives the same object on every device.
     Raises ValueError for a category that is not in CATEGORIES.
     """
     if category not in _MAKERS:

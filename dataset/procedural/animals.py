@@ -90,7 +90,7 @@ def quadruped(draw: Draw) -> ProceduralObject:
 
     def ears(p: Coordinates) -> Distance:
         x, y, z = mirror_x(p)
-        # Flat across the head: the ears are about half as thick as they are broad.
+        # The ears are flat: they are about half as thick as they are broad.
         if floppy:
             local = ((x - 0.98 * skull) * 1.8 + 0.98 * skull, y, z)
             top = (0.90 * skull, crown[1] + 0.62 * skull, crown[2] - 0.02)

@@ -80,7 +80,7 @@ def person(draw: Draw) -> ProceduralObject:
 
     def hair(p: Coordinates) -> Distance:
         cap = ellipsoid(p, (0.0, face + 0.03, -0.03), (skull + 0.02, skull + 0.03, skull + 0.02))
-        # Behind a plane that leans back: the forehead shows below the fringe.
+        # The hair lies behind a plane that leans back, so the forehead is visible below the fringe.
         cut = 0.66 * p[2] - 0.75 * (p[1] - face) + 0.02
         tuft = smooth_intersection(cap, cut, 0.05)
         if not long_hair:

@@ -32,8 +32,8 @@ class Part:
 class ProceduralObject:
     """An instance of a category, centred, front to +z, up +y, largest distance from the origin REACH.
 
-    A world point p is looked up in the parts' frame at R_y(turn)⁻¹ (p / scale + centre). It holds Python
-    numbers only, so the device and dtype of the results are those of the points.
+    The world point p has the coordinates R_y(turn)⁻¹ (p / scale + centre) in the parts' frame. The object
+    contains only Python numbers, so the results have the device and dtype of the points.
     """
 
     kind: str
