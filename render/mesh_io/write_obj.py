@@ -71,7 +71,7 @@ def vertex_rows(mesh: Mesh) -> str:
     position = "v %.15g %.15g %.15g\n" if mesh.v_pos.dtype == torch.float64 else "v %.9g %.9g %.9g\n"
     parts = [_rows(position, _array(mesh.v_pos))]
     if mesh.uv is not None and mesh.uv_faces is not None:
-        # In float64, where 1 − v is exact.
+        # 1 − v is computed in float64, in which it is exact.
         parts.append(_rows("vt %.9g %.9g\n", _array(mesh.uv).astype(np.float64) * [1, -1] + [0, 1]))
     return "".join([*parts, _rows("vn %.9g %.9g %.9g\n", _array(mesh.v_nrm))])
 

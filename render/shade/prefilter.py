@@ -176,7 +176,7 @@ def _convolve(
 
 
 def choose_convolution(light: Tensor) -> Callable[[list[LookupGroup], Tensor], Tensor]:
-    """numba for a fixed float32 light on the CPU, otherwise torch."""
+    """Return the numba function for a fixed float32 light on the CPU, otherwise the torch function."""
     compiled = None
     if light.device.type == "cpu" and light.dtype == torch.float32 and not light.requires_grad:
         compiled = numba_convolution()

@@ -111,12 +111,12 @@ def _scaled(
 
 
 def to_byte(values: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """[0, 1] rounded to 0 … 255, as `render.image_io.image.to_bytes`."""
+    """Round values in [0, 1] to 0 … 255, as `render.image_io.image.to_bytes` does."""
     return (values.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
 
 
 def resample(picture: Float[Tensor, "H W C"], size: tuple[int, int]) -> Float[Tensor, "H2 W2 C"]:
-    """The picture at another size, bilinear, with a wider filter if it is reduced."""
+    """Resample a picture bilinearly to another size. The filter is wider if the picture is reduced."""
     if tuple(picture.shape[:2]) == size:
         return picture
     resized = F.interpolate(picture.permute(2, 0, 1)[None], size, mode="bilinear", antialias=True)

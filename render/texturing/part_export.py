@@ -157,7 +157,7 @@ def _baked_material(
 
 
 def _mixed(old: UInt8[Tensor, "H W 9"], new: Textures, mask: UInt8[Tensor, "H W 1"]) -> Textures:
-    """mask · new + (1 − mask) · old, of linear base colour, ks and unit normals."""
+    """Compute mask · new + (1 − mask) · old for linear base colour, ks and unit normals."""
     share, old = mask.float() / 255, old.float() / 255
     before = {"kd": srgb_to_linear(old[..., :3]), "ks": old[..., 3:6], "normal": old[..., 6:] * 2 - 1}
     mixed = {name: torch.lerp(before[name], new[name].cpu(), share) for name in before}
@@ -214,14 +214,14 @@ def _new_material(
 
 
 def unwrapped(mesh: Mesh, faces: Int[Tensor, " N"], config: ExportConfig) -> Mesh:
-    """Some faces of a mesh with new uv and tangents."""
+    """Return some faces of a mesh with new uv and tangents."""
     used, local = torch.unique(mesh.faces[faces], return_inverse=True)
     chosen = Mesh(mesh.v_pos[used], local, mesh.v_nrm[used])
     return unwrap(chosen, config.unwrap, config.texture_res, config.uv_padding_block)
 
 
 def with_chart(mesh: Mesh, faces: Int[Tensor, " N"], chart: Mesh) -> Mesh:
-    """The mesh with the uv and tangents of `chart` at some faces."""
+    """Replace the uv and tangents of some faces of a mesh by those of `chart`."""
     uv_faces = mesh.uv_faces.clone()
     uv_faces[faces] = chart.uv_faces + len(mesh.uv)
     return replace(

@@ -123,7 +123,7 @@ def fits(table, chart, triangle, cell, chart_of, corners):
         for row in range(low, high + 1):
             entry = head[hash_slot(chart, column, row, len(head) - 1)]
             while entry >= 0:
-                # Faces that were moved to another chart are still in the lists.
+                # The lists still contain faces that were moved to another chart. These are skipped.
                 if chart_of[face_of[entry]] == chart:
                     other = corners[face_of[entry]]
                     tests += 1

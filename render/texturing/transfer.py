@@ -40,7 +40,7 @@ def prepare_export(
 
 
 def transfer_field(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceField:
-    """The `field` over `painted` as a field over `target`. Both meshes need tangents."""
+    """Convert the `field` over `painted` to a field over `target`. Both meshes need tangents."""
     frame_of_painted, frame_of_target = frame_finder(painted), frame_finder(target)
 
     def transferred(points: Float[Tensor, "N 3"]) -> dict[str, Float[Tensor, "N C"]]:

@@ -1,7 +1,7 @@
 """One unwrapping in a subprocess, which can be killed: `python unwrap_worker.py LIBRARY IN OUT`.
 
 IN: an .npz with positions [V,3] float32, faces [F,3] uint32, side and padding. OUT: uv [U,2], uv_faces [F,3],
-charts and pages. It imports no other module of the program, so it starts fast.
+charts and pages. This script imports no other module of the program, so it starts fast.
 """
 
 import ctypes

@@ -101,7 +101,7 @@ class _Rasterize(torch.autograd.Function):
         clip, faces, rast = ctx.saved_tensors
         arrays = to_numpy(clip), to_numpy(rast), to_numpy(grad_rast)
         triangles = to_numpy(faces.long())
-        # Summed in float64, because a small triangle adds large numbers of both signs.
+        # The gradient is summed in float64, because a small triangle adds large numbers of both signs.
         grad = np.zeros(clip.shape)
 
         def one_view(b: int) -> None:

@@ -153,7 +153,7 @@ class _Rasterize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_rast):
         clip, faces, rast = ctx.saved_tensors
-        # Summed in float64, because a small triangle adds large numbers of both signs.
+        # The gradient is summed in float64, because a small triangle adds large numbers of both signs.
         grad = torch.zeros_like(clip, dtype=torch.float64)
         block, pixel_count = launch_config_for(clip).pixels, rast.numel() // 4
         with on_device_of(clip):
