@@ -127,7 +127,7 @@ def concatenate(parts: Iterable[Images]) -> Images:
 def perturbed_mesh(
     subject: ProceduralObject, renderer: ObjectRenderer, amplitude: float, generator: torch.Generator
 ) -> Mesh:
-    """The surface of an object with waves of about `amplitude` world units."""
+    """Return the surface of an object with added waves of about `amplitude` world units."""
     grid = renderer.grid
     distance = subject.signed_distance(grid.v_pos)
     if amplitude > 0:

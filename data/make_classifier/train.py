@@ -84,7 +84,7 @@ def total_loss(
 
 
 def accuracies(classifier: Classifier, images: Images) -> dict[str, dict[str, float]]:
-    """Accuracies by domain: categories and materials, and false two-faced detections.
+    """Return accuracies of categories and materials, and false two-faced detections, for each domain.
 
     images: rendered with the evaluation cameras, sorted by asset.
     """

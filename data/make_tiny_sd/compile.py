@@ -29,7 +29,7 @@ def autocast_for(device: torch.device):
 def predict(
     unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor | None = None
 ) -> Tensor:
-    """The predicted noise, in the precision of the network.
+    """Return the predicted noise in the precision of the network.
 
     camera [B, 16]: for a denoiser of several views.
     """
@@ -62,7 +62,7 @@ def _compile(unet: nn.Module) -> nn.Module:
 
 
 def compile_unet(unet: nn.Module, shape: Shape, batch: int, device: torch.device) -> nn.Module:
-    """The compiled network, or the network itself if compilation fails or changes the result."""
+    """Return the compiled network, or the network itself if compilation fails or changes the result."""
     arguments = example(shape, batch, device)
     try:
         compiled = _compile(unet)

@@ -17,8 +17,8 @@ MAX_MERGES = 1400
 # CLIP's splitting pattern without special tokens.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
-# Words that are common in prompts but not in the captions. They get whole tokens, so that prompts are not
-# split into letters.
+# Words that are common in prompts but do not occur in the captions. Each gets its own token, so that it is
+# not split into letters.
 EXTRA_WORDS = (
     "red green blue yellow orange brown black white grey pink purple wooden metal golden small big old new "
     "highly detailed beautiful the of on with and in made from out top bottom left right"
