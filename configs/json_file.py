@@ -15,7 +15,7 @@ def read_object(path: str | Path) -> dict[str, object]:
     """The JSON object in `path`. NaN and infinities are accepted here; `parse_config` rejects them by key.
 
     Raises:
-        ConfigError: the file is missing, unreadable, not UTF-8 or not one JSON object, or has a duplicate
+        ConfigError: if the file is missing, unreadable, not UTF-8 or not one JSON object, or has a duplicate
         key.
     """
     try:
@@ -91,7 +91,7 @@ def explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
 
 
 def _after_value(text: str, at: int, before: str, rest: str) -> str:
-    """The fix of a value that is followed by neither a comma nor a bracket."""
+    """Return the fix for a value that is followed by neither a comma nor a bracket."""
     if (
         re.search(r"\d$", text[:at])
         and re.match(r"\.|\d|_|[xX]|[eE]", rest)

@@ -86,10 +86,10 @@ def spots(
 ) -> tuple[Tensor, Tensor]:
     """Offset (along the meridian, along the parallel; radians) to the nearest of the spots on a sphere.
 
-    Spots sit on parallels `spacing` apart, the first at the pole polar = 0, with as many on each parallel as
-    fit without coming closer than `spacing`; every parallel is turned by the golden angle against the last.
-    jitter moves them along the meridian, in units of spacing. Continuous where no spot reaches its cell's
-    border, at (1 − 2·jitter)·spacing / 2.
+    The spots lie on parallels that are `spacing` apart. The first is at the pole polar = 0. Each parallel has
+    the largest number of spots with distances of at least `spacing`, and is rotated by the golden angle
+    relative to the previous one. jitter moves them along the meridian, in units of spacing. Continuous where
+    no spot reaches its cell's border, at (1 − 2·jitter)·spacing / 2.
     """
     row = torch.round(polar / spacing)
     height = (row * spacing).clamp(0, math.pi)

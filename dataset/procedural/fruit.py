@@ -39,7 +39,7 @@ def pineapple(draw: Draw) -> ProceduralObject:
 
     def body(p: Coordinates) -> Distance:
         ovoid = ellipsoid(p, (0.0, 0.0, 0.0), (radius, half_height, radius)) - squareness * 0.5
-        # The spirals meet at the axis: the relief fades out there, and near the poles with it.
+        # The spirals meet at the axis, so the relief fades out near the axis and the poles.
         fade = ramp(norm(p[0], p[2]), 0.04, 0.33)
         return (ovoid - relief * (scales(p) - 0.6) * fade) * 0.75
 
