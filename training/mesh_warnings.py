@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from configs.run import MESH_FILE
+from render.mesh_io.load_materials import WITH_MATERIALS
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,11 @@ def warn_about_mesh(
     """
     warn_about_axes(path, v_pos, faces, fix)
     if not textures_used and not _is_own(path) and (unused := unused_appearance(path)):
-        logger.warning("base_mesh %s: %s of the file are not used; only its shape is", path, unused)
+        with_materials = Path(path).suffix.lower() in WITH_MATERIALS
+        hint = (
+            "a painting with --init_textures true starts from them" if with_materials else "only the shape is"
+        )
+        logger.warning("base_mesh %s: %s of the file are not used; %s", path, unused, hint)
 
 
 def warn_about_axes(path: str, v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], fix: str) -> None:
