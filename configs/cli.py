@@ -161,7 +161,8 @@ def _given_names(file: Mapping[str, object], options: Mapping[str, object]) -> d
 
 
 def _refuse_idle_stages(files: Sequence[Mapping[str, object]], options: Mapping[str, object]) -> None:
-    modes = {mode_of(file, options) for file in files}
+    # A list, because an invalid mode, which is rejected later, may not be hashable.
+    modes = [mode_of(file, options) for file in files]
     for name in options:
         stage, mark, _ = name.partition(STAGE_MARK)
         if mark and STAGES[stage] not in modes:

@@ -236,3 +236,12 @@ def test_help_documents_every_key_with_its_default(folder, capsys):
         assert " ".join(key.description.split()[:4]) in text
         assert key.required or f"(default {json.dumps(key.default)})" in text, key.name
     assert all(key in text for key in NO_EFFECT)
+
+
+@pytest.mark.parametrize("mode", [[], {}, 3, None])
+def test_a_mode_of_another_type_is_one_line(mode, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"mode": mode, "out_dir": "x"}))
+    with pytest.raises(ConfigError, match="config.json.*mode") as caught:
+        load_configs(["--config", str(path)])
+    assert "\n" not in str(caught.value)
