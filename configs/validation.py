@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 Place = Callable[[str], str]
 
-# Keys that only one mode uses.
-GEOMETRY_ONLY = (
-    "surface",
-    "large_steps_lambda",
+# The start shape and the tetrahedral grid.
+GRID_KEYS = (
     "sdf_init_shape",
     "sdf_init_shape_scale",
     "sdf_init_shape_rotate_x",
@@ -37,6 +35,12 @@ GEOMETRY_ONLY = (
     "dmtet_grid",
     "mesh_scale",
     "tet_grid_file",
+)
+# Keys that only one mode uses.
+GEOMETRY_ONLY = (
+    "surface",
+    "large_steps_lambda",
+    *GRID_KEYS,
     "detail_band",
     "normal_consistency",
     "laplacian",
@@ -45,14 +49,7 @@ GEOMETRY_ONLY = (
 )
 # Keys that geometry_modeling does not use with surface mesh, and those that it uses only with it.
 DMTET_ONLY = (
-    "sdf_init_shape",
-    "sdf_init_shape_scale",
-    "sdf_init_shape_rotate_x",
-    "translation_y",
-    "translation_z",
-    "dmtet_grid",
-    "mesh_scale",
-    "tet_grid_file",
+    *GRID_KEYS,
     "hash_n_levels",
     "hash_log2_hashmap_size",
     "hash_max_resolution",

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         save_file(tensors, options.target)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"{options.target}: {len(tensors)} tensors")
+    sys.stdout.write(f"{options.target}: {len(tensors)} tensors\n")
     return 0
 
 
