@@ -19,8 +19,8 @@ from jaxtyping import install_import_hook
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# The jaxtyping signatures of these modules are checked at every call. The import hook does not support
-# kernels of numba and Triton.
+# The jaxtyping signatures of these modules are checked at every call. Modules with kernels are not listed,
+# because the import hook does not support kernels of numba and Triton.
 CHECKED = [
     "dataset",
     "geometry.axes",
@@ -85,8 +85,8 @@ CHECKED = [
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
-# Undo nohup, which makes the tests and their child processes ignore SIGHUP, and "&" in a script, which makes
-# them ignore SIGINT.
+# Restore the default signal handlers. With nohup, the tests and their child processes would ignore SIGHUP.
+# With "&" in a script, they would ignore SIGINT.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

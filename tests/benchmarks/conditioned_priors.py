@@ -1,4 +1,4 @@
-"""Time and memory of a guidance step: a plain prior, a prior of four views, a ControlNet, and two priors.
+"""Measure a guidance step (time, memory) with a plain prior, a four-view prior, a ControlNet and two priors.
 
     python3 tests/benchmarks/conditioned_priors.py [--json FILE] [--runs 20]
 
@@ -46,7 +46,7 @@ def guidance_of(folder: Path, control_net: Path | None = None) -> Guidance:
 
 
 def step_time(guidance: Guidance | MixedGuidance, views: int, runs: int) -> float:
-    """Return the median time of a step in ms. A warm-up first captures the CUDA graphs."""
+    """Return the median time of a step in ms. The first steps capture the CUDA graphs and do not count."""
     cameras, generator = orbit(views, (SIDE, SIDE)), torch.Generator().manual_seed(0)
     image = torch.rand(views, SIDE, SIDE, 3, device=DEVICE).mul(2).sub(1).requires_grad_()
     control = torch.rand(views, SIDE, SIDE, 3, device=DEVICE)

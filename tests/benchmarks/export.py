@@ -1,12 +1,13 @@
-"""Time of each part of an export: unwrapping, baking and each file, for a smooth and a noisy surface.
+"""Measure each part of an export (unwrapping, baking, each file) for a smooth and a noisy surface.
 
     python3 tests/benchmarks/export.py --faces 400000 --texture_res 2048
     python3 tests/benchmarks/export.py --kind noisy --faces 1300000 --unwrap projection --device cuda
 
 The smooth surface is a ball with bumps, similar to the result of a run with grid 256. The noisy surface is
-the zero level set of a ball's field with noise at every vertex. It has thousands of separate components, like
-a surface optimized with a randomly initialised prior. The baked field is a material with the default
-encoding. numba compiles its functions once per machine. This time is measured separately on a small ball.
+the zero level set of a ball's signed distance plus noise at every vertex. It has thousands of separate
+components, like a surface that was optimized with a randomly initialised prior. The baked field is a material
+with the default encoding. The compile time of numba is measured separately on a small ball, because numba
+compiles its functions only once per machine.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from render.texturing.bake import bake
 from render.texturing.uv import unwrap, uv_areas, uv_fault
 
 SIDE = 2.1
-# (count, exponent) of each kind. The face count at grid 256 is `count`. It grows with resolution ** exponent.
+# {kind: (face count at grid 256, exponent)}. The face count is proportional to (grid resolution) ** exponent.
 SCALE = {"smooth": (4.05e5, 2), "noisy": (9.6e6, 3)}
 
 
@@ -79,7 +80,7 @@ class Clock:
 
 
 def measure(mesh: Mesh, method: str, side: int, folder: Path) -> dict:
-    """Return the seconds of each part of an export of the mesh, and statistics of the result."""
+    """Return the seconds of each part of the export, and statistics of the result."""
     device = mesh.v_pos.device
     rasteriser, clock = choose_rasteriser(device), Clock(device)
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
@@ -99,7 +100,7 @@ def measure(mesh: Mesh, method: str, side: int, folder: Path) -> dict:
     with clock.timing("GLB"):
         write_glb(folder / "mesh.glb", unwrapped, textures)
     total = sum(clock.seconds.values())
-    # The UV check is not part of an export. It belongs to runs that paint a user's mesh.
+    # The UV check is not part of an export. It is used only in runs that paint a user's mesh.
     with clock.timing("check of the uv"):
         fault = uv_fault(unwrapped, rasteriser)
     return {

@@ -1,4 +1,4 @@
-"""Time and memory of a step as functions of grid resolution, batch size, image resolution and face count.
+"""Measure time and memory of a step for several grid resolutions, batch sizes, image sizes and face counts.
 
     python3 tests/benchmarks/growth.py --model full-size
     python3 tests/benchmarks/growth.py --model data/tiny-sd --device cpu --grids 16 32 --batches 1 2 \\
@@ -40,7 +40,7 @@ GRID, BATCH, FACES = 128, 4, 130_000
 
 
 def variants(options: argparse.Namespace) -> list[dict]:
-    """Return axis, value, config file, batch size and arguments of each measurement, sorted by batch size."""
+    """Return one dict per measurement, sorted by batch size. `axis` is the name of the varied parameter."""
     found = []
 
     def add(axis: str, value: int, config: str, batch: int, *words: str, faces: int = FACES) -> None:
@@ -80,7 +80,7 @@ def benchmark(options: argparse.Namespace, model: str, folder: Path) -> list[dic
                 mesh = write_obj(folder / f"mesh{variant['faces']}", sphere(variant["faces"]))
                 words += ["--base_mesh", str(mesh)]
             config = load_configs(words)[0]
-            # A prior caches CUDA graphs for only a few batch sizes, so each batch size uses a new prior.
+            # CUDA graphs are cached for only a few batch sizes, so a new prior is loaded for each batch size.
             if prior is None:
                 prior = StableDiffusion.from_pretrained(model, select_device(options.device))
             rows.append(measure(variant, prior, config, options))
@@ -88,7 +88,7 @@ def benchmark(options: argparse.Namespace, model: str, folder: Path) -> list[dic
 
 
 def table(rows: list[dict]) -> str:
-    """Return a Markdown table of the milliseconds and gigabytes of a step in each phase."""
+    """Return a Markdown table with the time (ms) and the memory (GB) of a step in each phase."""
     lines = ["| | faces | first phase | GB | second phase | GB |", "| --- " * 6 + "|"]
     for axis in dict.fromkeys(row["axis"] for row in rows):
         for row in sorted((row for row in rows if row["axis"] == axis), key=lambda row: row["value"]):

@@ -1,12 +1,12 @@
-"""Time of the hash encoding on a GPU: the torch reference and each launch configuration of the kernels.
+"""Measure the hash encoding on a GPU: the torch reference and each launch configuration of the kernels.
 
     python3 tests/benchmarks/hash_grid.py [--json FILE] [--steps 20]
 
-There are four point sets: the vertices of the tetrahedral grid 128, those of grid 256, the vertices of grid
-256 near the surface of a sphere, and random points. Only vertices near the surface receive a gradient in a
-run. The number of random points is about the number of covered pixels in four images of 512² pixels. The
-second table contains the other operations of the mesh extraction. Times are medians after a warm-up, measured
-between two CUDA events.
+There are four point sets: all vertices of the tetrahedral grid 128, all vertices of grid 256, the vertices of
+grid 256 near a sphere, and random points. The third set represents a run, in which only vertices near the
+surface receive a gradient. The number of random points is about the number of covered pixels in four images
+of 512² pixels. The second table contains the other operations of the mesh extraction. Times are medians after
+a warm-up, measured between two CUDA events.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def milliseconds(act: Callable[[], object], steps: int) -> float:
 
 
 def point_sets() -> dict[str, torch.Tensor]:
-    """Return a dict from name to point set. The points lie in [0, 1]³ and on the GPU."""
+    """Return {name: points [N,3]} on the GPU. The coordinates are in [0, 1]."""
     found = {}
     for name in (128, 256):
         vertices = make_tet_grid(name, 1.0).v_pos
@@ -93,7 +93,7 @@ def operations(points: torch.Tensor, grid: HashGrid) -> dict[str, Callable[[], o
 
 
 def surface(grid: int) -> DMTet:
-    """Return a field with the default config. Its surface is close to a sphere."""
+    """Return a geometry field with the default config, whose surface is approximately a sphere."""
     dmtet = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0)).cuda()
     dmtet.limit_to_band(dmtet.v_pos.norm(dim=-1) - 0.7, 0.5)
     return dmtet

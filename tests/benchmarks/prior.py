@@ -1,4 +1,4 @@
-"""The speed-up of each optimization of the prior: denoiser, VAE encoder and their individual kernels.
+"""Measure the speed-up of each optimization of the denoiser, of the VAE encoder, and of their kernels.
 
     python3 tests/benchmarks/prior.py [--json FILE] [--model SD_MODEL] [--tiles]
 
@@ -70,7 +70,7 @@ class Bench:
         sys.stdout.flush()
 
     def measure_both(self, what: str, way: str, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        """Measure the forward pass alone, and the forward pass with the gradient with respect to x."""
+        """Measure the forward pass alone, and the forward pass followed by the backward pass to x."""
 
         def forward() -> None:
             with torch.no_grad():
@@ -88,7 +88,7 @@ class Bench:
 def variants(
     module: nn.Module, speed_up: Callable, kernels: Kernels
 ) -> Iterator[tuple[str, nn.Module, object]]:
-    """Yield variants (name, module, memory format). Each has one more optimization than the previous one."""
+    """Yield variants (name, module, memory format). Each one adds an optimization to the previous one."""
     yield "diffusers", module, torch.contiguous_format
     module.to(memory_format=torch.channels_last)
     yield "+ channels last", module, torch.channels_last
@@ -171,7 +171,7 @@ def norms(bench: Bench, kernels: Kernels, shapes: list[tuple], groups: int, dtyp
 
 
 def tiles(bench: Bench, shape: tuple, groups: int) -> None:
-    """Measure the Triton normalisation with other tile sizes."""
+    """Measure Triton's group normalisation with several tile sizes."""
     from sd.kernels import group_norm_triton
 
     x = torch.randn(shape, device=bench.device, dtype=torch.float16)

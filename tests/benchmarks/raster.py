@@ -7,11 +7,11 @@ tensor of faces, so no data of the mesh is cached. The last column is the time o
 synchronisation between the parts. The scene is a sphere. Normals and positions (6 channels) are interpolated.
 Normals and mask (4 channels) are antialiased.
 
-The silhouette gradient is the gradient of Σ mask · weight with smooth random weights. The variables are the
-shift and the scale of an ellipsoid in the image. The ellipsoid comes from marching tetrahedra. The reference
-is a central difference of a supersampled mask. The share is the projection of the gradient on the reference,
-divided by the norm of the reference. The error is the norm of the difference, divided by the norm of the
-reference.
+The silhouette gradient is the gradient of Σ mask · weight with smooth random weights. It is computed with
+respect to the shift and the scale of an ellipsoid in the image. The mesh of the ellipsoid is extracted by
+marching tetrahedra. The reference is a central difference of a supersampled mask. The share is the projection
+of the gradient on the reference, divided by the norm of the reference. The error is the norm of the
+difference, divided by the norm of the reference.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def now(device: torch.device) -> float:
 
 
 def step(rasteriser: Rasteriser, mesh: Mesh, clip: torch.Tensor, size: int, watched: bool) -> list[float]:
-    """Run one step. Return the seconds of each part if `watched`, otherwise those of the whole step."""
+    """Run one step. Return the seconds of each part if `watched`, otherwise the seconds of the whole step."""
     device = clip.device
     clip = clip.detach().requires_grad_()
     values = torch.cat([mesh.v_pos, mesh.v_nrm], -1).detach().requires_grad_()

@@ -1,16 +1,16 @@
-"""Time of each stage of a training step, compared with the time of the prior alone (the lower bound).
+"""Measure each stage of a training step, and the time of the prior alone, which is a lower bound of a step.
 
     python3 tests/benchmarks/stages.py --config configs/pineapple_geometry_single_gpu.json --model full-size
     python3 tests/benchmarks/stages.py --config configs/pineapple_demo_geometry.json --steps 10
 
 --model full-size creates random weights with the architecture of Stable Diffusion 2.1-base and needs a GPU.
-Any other value is an sd_model. Other options are config keys (--dmtet_grid 256 --batch 4). The total is the
-median over whole steps. The stages are timed in separate steps. The GPU is synchronised before and after each
-stage, so the sum of the stages is slightly larger than the total. The time of a nested stage is not counted
-in the outer stage. The start shape is first fitted in --fit steps and then kept fixed by a learning rate of
-0, so the measured surface is smooth. With --torn the surface is optimized. The gradients of random weights
-make it irregular and give it about ten times as many faces. Appearance is optimized on a sphere of --faces
-triangles.
+Any other value is used as sd_model. Other options are config keys, for example --dmtet_grid 256 --batch 4.
+The total is the median over whole steps. The stages are timed in separate steps. The GPU is synchronised
+before and after each stage, so the sum of the stages is slightly larger than the total. The time of a nested
+stage is not counted in the outer stage. The start shape is first fitted in --fit steps and then kept fixed by
+a learning rate of 0, so the measured surface is smooth. With --torn, the surface is optimized instead. The
+gradients of random weights make the surface irregular, and the number of faces becomes about ten times as
+large. Appearance is optimized on a sphere of --faces triangles.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def sphere(faces: int) -> Mesh:
 
 
 class SteppedRun:
-    """The task, guidance and state of one run, advanced one step at a time."""
+    """A run (task, guidance and state) that is advanced one step at a time."""
 
     def __init__(self, config: Config, prior: StableDiffusion | None = None):
         self.config = config
@@ -164,7 +164,8 @@ class SteppedRun:
         if self.state.phase.fit:
             training_loop.fit_step(self.state, self.config, self.task, SINGLE_PROCESS)
         else:
-            # The attribute is looked up at each call because the stopwatch replaces it.
+            # train_step is looked up in its module at each call, because the stopwatch replaces this
+            # attribute.
             training_loop.train_step(self.state, self.config, self.task, self.guidance, SINGLE_PROCESS)
 
     def hold(self) -> None:
@@ -173,10 +174,10 @@ class SteppedRun:
             group["lr"] = 0.0
 
     def median(self, act: Callable[[], object], steps: int) -> float:
-        """Return the median milliseconds between the ends of consecutive calls of `act`, after a warm-up.
+        """Return the median duration of a call of `act` in ms, after a warm-up.
 
-        As in a real run, there is no synchronisation between calls. The host prepares a call while the GPU
-        executes the previous one.
+        The durations are measured between the ends of consecutive calls. As in a real run, there is no
+        synchronisation between calls, so the host prepares a call while the GPU executes the previous one.
         """
         ends = []
         for _ in range(WARM_UP + steps + 1):
@@ -185,7 +186,7 @@ class SteppedRun:
         return 1e3 * statistics.median(after - before for before, after in pairwise(ends[WARM_UP:]))
 
     def total(self, steps: int) -> dict:
-        """Return the milliseconds of a whole step of the phase, and the GPU memory in GB that torch reserved.
+        """Return the time of a whole step in ms, and the peak of the GPU memory that torch reserved in GB.
 
         The memory includes CUDA graphs and the data that is prefetched for the next step.
         """
@@ -199,7 +200,7 @@ class SteppedRun:
         return {"total_ms": total, "peak_gb": memory}
 
     def measure(self, steps: int) -> dict:
-        """Return total time, memory, time of each stage and lower bound of the current phase."""
+        """Return total time, memory, time of each stage, and lower bound for the current phase."""
         total = self.total(steps)
         watch = Stopwatch(self.device)
         with watch.watching(stages(self.task.scene.rasteriser, self.optimizer)):
@@ -209,7 +210,7 @@ class SteppedRun:
         return {**total, "stages_ms": found, "floor_ms": self.floor(steps)}
 
     def floor(self, steps: int) -> float:
-        """Return the milliseconds of the prior alone on the same batch.
+        """Return the time in ms that the prior alone needs for the same batch.
 
         The forward pass of the denoiser is timed. If the phase uses the VAE encoder, its forward and backward
         passes are also timed.
@@ -227,7 +228,7 @@ class SteppedRun:
             if phase.latents_from == "vae":
                 image.grad = None
                 prior.encode(image, noise).sum().backward()
-            # item() waits for the GPU. A step also waits when it reads the loss.
+            # item() waits for the GPU, as a training step does when it reads the loss.
             prior.predict_noise(noisy, timesteps, text)[0, 0, 0, 0].item()
 
         return self.median(alone, steps)

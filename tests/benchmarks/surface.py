@@ -1,4 +1,4 @@
-"""Time from vertices to the normal image on a GPU, without the rasteriser: torch compared with the kernels.
+"""Compare torch with the kernels on a GPU: time from vertices to the normal image, without the rasteriser.
 
     python3 tests/benchmarks/surface.py [--faces 20000 190000 700000] [--batch 4] [--size 512] [--steps 50]
 
@@ -29,7 +29,7 @@ from render.mesh import Mesh
 from render.raster.select import choose_rasteriser
 
 WARM_UP = 3
-# Number of GPU clock cycles in about 10 ms. This is longer than any of the measured calls.
+# The GPU sleeps for this number of clock cycles (about 10 ms). This is longer than any of the measured calls.
 BUSY = 20_000_000
 
 
@@ -46,7 +46,7 @@ def host_milliseconds(act: Callable[[], object], steps: int) -> float:
 
 
 def forward_and_both(function: Callable, leaves: tuple[torch.Tensor, ...]) -> tuple[Callable, Callable]:
-    """Return two callables: the forward pass, and the forward pass together with its gradient."""
+    """Return two callables: the forward pass, and the forward pass followed by the backward pass."""
     found = function()
     grad_output = torch.randn_like(found)
 

@@ -1,4 +1,4 @@
-"""The export benchmark: properties of its two surfaces, and a table row for each part."""
+"""Test the export benchmark: properties of its two surfaces, and a table row for each part."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The growth benchmark at toy size: one parameter varies at a time, and each variant has a row."""
+"""Test the growth benchmark at toy size: one parameter varies at a time, and each variant has a row."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The prior benchmark at toy size: all rows exist."""
+"""Test the prior benchmark at toy size: every variant has a row."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The rasteriser benchmark at toy size: its tables, and its gradient measure for a wrong gradient."""
+"""Test the rasteriser benchmark at toy size: its tables, and its gradient measure for a wrong gradient."""
 
 import json
 

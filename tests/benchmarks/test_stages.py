@@ -1,4 +1,4 @@
-"""The stage benchmark: times exclude nested stages, and the sphere has the requested face count."""
+"""Test the stage benchmark: times exclude nested stages, and the sphere has the requested face count."""
 
 import math
 
@@ -25,7 +25,8 @@ def test_stage_time_excludes_nested_stages():
 
     with watch.watching([("inner", Work, "inner"), ("outer", Work, "outer")]):
         assert Work().outer() == 14
-    # Each clock reading advances by one tick: outer from 0 to 5, inner from 1 to 2 and from 3 to 4.
+    # The clock advances by one tick at each reading. The outer stage lasts from tick 0 to 5. The inner stage
+    # lasts from tick 1 to 2, and again from 3 to 4.
     assert watch.seconds == {"inner": [1.0, 1.0], "outer": [3.0]}
     assert Work().outer() == 14 and len(watch.seconds["inner"]) == 2
 

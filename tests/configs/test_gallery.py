@@ -74,7 +74,8 @@ def test_a_start_shape_lies_within_its_box_and_the_cameras_sight(name):
     config = CONFIGS[name]
     shape = build_start_shape(config.start_shape)
     assert shape.v_pos.abs().max() < 0.95 * config.geometry.mesh_scale / 2
-    # At the distance of the origin, the widest view shows 3 tan(45°/2) = 1.24 on each side of the origin.
+    # At the distance of the origin, the widest field of view (45°) shows 3 tan(45°/2) = 1.24 units on each
+    # side of the origin.
     assert 0.3 < shape.v_pos.norm(dim=-1).max() < 1.24
 
 
@@ -121,7 +122,8 @@ SMALL = {
     "preview_res": [16, 16],
     "video_interval": 0,
     "validate": False,
-    # All parts of a step run. The weights are small because large gradients would remove the small surface.
+    # All parts of a step are executed. The weights are small because large gradients would remove the small
+    # surface.
     "guidance_weight": 1,
     "learning_rate": 2e-3,
 }
@@ -130,10 +132,7 @@ FIT = 100
 
 @pytest.fixture(scope="module")
 def made_once():
-    """Return cached loaders of the objects that many runs share.
-
-    The objects are the embedded prior and the lights that are not learned.
-    """
+    """Return cached loaders of the embedded prior and of fixed lights, which many runs share."""
     return functools.cache(StableDiffusion.from_pretrained), functools.cache(tasks.load_environment)
 
 
@@ -143,7 +142,7 @@ def test_every_pair_runs_two_steps_of_each_kind(geometry, appearance, made_once,
     monkeypatch.chdir(ROOT)
     shorten_fit(FIT, monkeypatch.setattr)
     monkeypatch.setattr(StableDiffusion, "from_pretrained", prior)
-    # The prior is shared by all runs of this module.
+    # All runs of this module share the prior, so no run may free its text encoder.
     monkeypatch.setattr(StableDiffusion, "free_text_encoder", lambda self: None)
     if not CONFIGS[appearance.stem].light.learn_light:
         monkeypatch.setattr(tasks, "load_environment", light)

@@ -15,7 +15,7 @@ PRESETS = ("tall", "round", "long")
 
 
 def targets(suffix: str) -> dict[str, list[tuple[str, str | None]]]:
-    """Return the (category, material) of each prompt. The keys are the start shape presets."""
+    """Return {preset of the start shape: [(category, material) of each prompt]}."""
     files = {preset: ROOT / f"configs/prompts/{preset}{suffix}.txt" for preset in PRESETS}
     found = {
         preset: [parse_target(line, KNOWN) for line in read_prompts(str(path))]

@@ -1,4 +1,4 @@
-"""Test the recipes for a user's own mesh in configs/gallery: each pair runs at toy size on a toy prior."""
+"""Test the recipes for a user's own mesh in configs/gallery: each pair runs at toy size with a toy prior."""
 
 import functools
 import json
@@ -54,7 +54,7 @@ def test_a_recipe_parses_and_holds_only_what_differs(name):
 
 @pytest.fixture(scope="module")
 def once():
-    """Return cached loaders of the objects that all runs share."""
+    """Return cached loaders of the prior and of the light, which all runs share."""
     return functools.cache(StableDiffusion.from_pretrained), functools.cache(tasks.load_environment)
 
 

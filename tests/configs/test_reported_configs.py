@@ -106,7 +106,7 @@ def test_config_json_hints(tmp_path, text):
         read_object(path)
     message = str(caught.value)
     assert message.isprintable() and f"slip.json, line {line}," in message and fix in message
-    # Python 3.13 reports some errors at a column that differs slightly from that of older versions.
+    # The column of some errors differs slightly between Python 3.13 and older versions.
     assert abs(int(message.split("column ")[1].split(":")[0]) - column) <= 2
 
 

@@ -1,4 +1,4 @@
-"""The training data of the classifier at toy size: objects, views, perturbations, augmentation."""
+"""Test the training data of the classifier at toy size: objects, views, perturbations and augmentation."""
 
 from dataclasses import replace
 
@@ -45,7 +45,8 @@ def test_negatives_are_noise_or_plain_shapes_with_any_material(renderer):
         assert len(mesh.faces) > 200
         kd, ks = dressed(subject, "red", Draw(torch.Generator())).material(mesh.v_pos)
         assert kd[:, 0].mean() > 3 * kd[:, 2].mean()
-        # Ratio of the surface area to the area of a ball with the same radius.
+        # `compact` contains the surface area of each object, divided by that of a sphere with the same
+        # radius.
         area = face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).sum() / 2
         compact.append((area / (4 * torch.pi * mesh.v_pos.norm(dim=-1).max() ** 2)).item())
     assert min(compact) < 0.9 and max(compact) > 1.5
@@ -95,7 +96,8 @@ def test_augmentation_changes_images_but_not_the_background(domain):
     assert (changed[:, :, :2, :2] == empty).all()
     assert ((changed - images).abs().amax((1, 2, 3)) > 0.05).all()
     if domain == "normal":
-        # The first three images are not blurred, so the normals inside are unit vectors, also with noise.
+        # The first three images are not blurred, so the normals inside the object are unit vectors even with
+        # noise.
         length = changed[:3].norm(dim=1)[:, 14:18, 14:18]
         assert length.quantile(0.5) == pytest.approx(1.0, abs=0.02)
 
@@ -110,6 +112,6 @@ def test_side_loss_only_for_directional_categories():
 
 
 def test_random_streams_differ_from_the_prior():
-    # The objects of the prior are drawn from the streams of seeds 1 and 2.
+    # The training objects of the prior are generated with seeds 1 and 2.
     first = [step_generator(seed, 0, 0, 1).initial_seed() for seed in (1, 2, 7001, 7002, 7003)]
     assert len(set(first)) == 5

@@ -1,4 +1,4 @@
-"""The guide meshes equal the output of their script, are closed and have the position that configs need."""
+"""Test that the guide meshes equal the output of their script, are closed, and have the required position."""
 
 from pathlib import Path
 

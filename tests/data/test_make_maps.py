@@ -1,4 +1,4 @@
-"""The studio map: it equals the script's output, and its boxes are in the correct directions."""
+"""Test the studio map: it equals the script's output, and its light boxes are in the correct directions."""
 
 import torch
 
@@ -9,7 +9,8 @@ from render.shade.cubemap import latlong_directions
 
 def test_shipped_file_equals_the_script_output():
     made, kept = studio(), read_latlong(STUDIO)
-    # RGBE stores all channels of a pixel with one step, which is 1/256 to 1/128 of the largest channel.
+    # RGBE stores all channels of a pixel with the same step size, which is 1/256 to 1/128 of the largest
+    # channel.
     assert ((made - kept).abs() <= made.amax(-1, keepdim=True) / 128).all()
     assert kept.min() > 0
 

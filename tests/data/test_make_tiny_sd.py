@@ -1,4 +1,4 @@
-"""Training of the embedded prior at toy size: captions, tokenizer, data, and the command with a resume."""
+"""Test the training of the embedded prior at toy size: captions, tokenizer, data, and a resumed command."""
 
 import json
 from dataclasses import replace
@@ -274,8 +274,8 @@ def test_rendered_views_match_the_phases(toy):
     lengths = coarse[:, :3].norm(dim=1)
     assert (lengths[inside] - 1).abs().median() < 0.02
     assert lengths[outside].max() == 0
-    # Pixels next to the outline are excluded. There the 8-bit mask can round to 0 while the sRGB colour does
-    # not.
+    # Pixels next to the outline are excluded, because there the 8-bit mask can round to 0 while the sRGB
+    # colour does not.
     away = torch.nn.functional.max_pool2d(views.mask.float(), 3, 1, 1)[:, 0] == 0
     assert away.float().mean() > 0.3 and (shaded.permute(0, 2, 3, 1)[away] == -1).all()
     # No object touches the border of the image, so objects are complete.
@@ -348,7 +348,7 @@ def test_groups_of_views_have_one_row_block_one_rotation_and_no_mixed_domains():
     assert torch.equal(turned, turned[:, :1].expand(3, 4, 3)) and not torch.equal(turned[0], turned[1])
     assert x0[12:, 0, 0, 0].tolist() == [1.0] * 4 + [3.0] * 4
     rows = draw_rows(latents, 4000, torch.Generator().manual_seed(0), front_share=0.8)
-    # A fifth of the views is drawn from all 16 views. 8 of them are front views.
+    # A fifth of the rows is drawn from all 16 views, of which 8 are front views.
     assert (latents.view[rows] == 0).float().mean().item() == pytest.approx(0.8 + 0.2 * 0.5, abs=0.02)
 
 

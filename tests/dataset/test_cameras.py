@@ -1,4 +1,4 @@
-"""Cameras: positions, and azimuths that cover the circle evenly for any number of processes."""
+"""Test cameras: positions, and azimuths that cover the circle evenly for any number of processes."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""DMTet: fit to a start shape, closed surface, vertex offsets, gradients, empty surface."""
+"""Test DMTet: fit to a start shape, closed surface, vertex offsets, gradients, and empty surface."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def small_dmtet(**changes) -> DMTet:
 
 
 def with_field(dmtet: DMTet, sdf: torch.Tensor, offset: torch.Tensor | None = None) -> DMTet:
-    """Replace the field of the network by the given field. Return the same object."""
+    """Replace the output of the network by the given field, and return the same object."""
     offset = torch.zeros_like(dmtet.v_pos) if offset is None else offset
     dmtet.network.forward = lambda points, rows: (sdf, offset) if rows is None else (sdf[rows], offset[rows])
     dmtet.network.distances = lambda points: sdf
@@ -82,7 +82,7 @@ def test_gradient_reaches_every_parameter(fitted):
 
 @pytest.mark.parametrize("band", [None, 0.05])
 def test_surface_and_gradient_equal_a_full_evaluation(band):
-    """The field has gradients only near the surface. The reference evaluates it at all vertices."""
+    """DMTet computes gradients only near the surface. The reference evaluates the field at all vertices."""
     surface = small_dmtet()
     wanted = surface.v_pos.norm(dim=-1) - 1.1
     if band is not None:
@@ -145,7 +145,7 @@ def test_equal_seeds_give_equal_weights_and_the_grid_is_not_saved():
 
 def test_state_survives_a_round_trip(fitted):
     copy = small_dmtet()
-    copy.field()  # Precompute the encoding. It must use the weights that are loaded next.
+    copy.field()  # Precompute the encoding. The weights that are loaded next must replace it.
     copy.load_state_dict(fitted[0].state_dict())
     assert torch.equal(copy.mesh().v_pos, fitted[0].mesh().v_pos)
 

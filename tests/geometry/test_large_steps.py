@@ -1,4 +1,4 @@
-"""Large steps: the linear system, its two solvers, the optimizer, and the surface with movable vertices."""
+"""Test large steps: linear system, its two solvers, optimizer, and the surface with movable vertices."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def test_gradient_of_the_smoothing_is_exact(ball):
 
 
 def optimise(v_pos, faces, weight, optimizer=None, steps=30):
-    """Return the positions after some steps towards a scaled copy of the mesh.
+    """Return the positions after `steps` steps towards a scaled copy of the mesh.
 
     Each vertex has a different weight in the loss.
     """

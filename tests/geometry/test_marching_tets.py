@@ -1,4 +1,4 @@
-"""Marching tetrahedra: the 16 sign patterns, closedness, orientation, convergence and gradients."""
+"""Test marching tetrahedra: the 16 sign patterns, closedness, orientation, convergence and gradients."""
 
 import math
 import re

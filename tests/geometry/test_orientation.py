@@ -1,4 +1,4 @@
-"""Orientation of faces: spheres with some or all faces flipped, hollow, separate and open bodies."""
+"""Test the orientation of faces of spheres with flipped faces, and of hollow, separate and open bodies."""
 
 import logging
 
@@ -45,8 +45,8 @@ def test_many_bodies_equal_single_bodies(ball):
     vertices, table, expected = [], [], []
     for number in range(40):
         place = torch.tensor([3.0 * (number % 8), 3.0 * (number // 8), 0.0])
-        # A third of the bodies are inverted. Half of all bodies contain another body of either orientation.
-        # The inner body is a cavity and must stay unchanged.
+        # A third of the bodies are inverted. Half of the bodies contain a smaller body of either orientation.
+        # The smaller body is a cavity and must stay unchanged.
         inside = [(0.5, number % 4 == 0)] if number % 4 < 2 else []
         for size, flipped in [(1.0, number % 3 == 0), *inside]:
             table.append((faces.flip(-1) if flipped else faces) + len(v_pos) * len(vertices))

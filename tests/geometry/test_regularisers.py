@@ -1,4 +1,4 @@
-"""The surface regularisers: values compared with closed forms and plain loops, schedule and gradients."""
+"""Test the surface regularisers (values, schedule, gradients) with closed forms and plain loops."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Start shapes, compared with closed forms and an independent projection, and batches of the fit.
+"""Test start shapes against closed forms and an independent projection, and test the batches of the fit.
 
 Open meshes and meshes with flipped faces are included.
 """
@@ -91,8 +91,8 @@ def test_rotation_by_ninety_degrees_turns_the_cylinder_upright():
 def ball(tmp_path):
     """Return a function that writes a mesh of a ball and returns its start shape.
 
-    keep: function from face centres to a mask of the remaining faces. flip: faces to flip. turn_all: flip all
-    faces.
+    keep: a function from face centres to a mask of the faces to keep. flip: a mask of the faces to flip.
+    turn_all: flip all faces.
     """
 
     def make(keep=None, flip=None, turn_all=False):

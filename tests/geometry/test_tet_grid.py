@@ -1,4 +1,4 @@
-"""The generated lattice, compared with formulas for its counts, and grids from files."""
+"""Test the generated lattice, whose counts are compared with formulas, and grids from files."""
 
 import io
 import zipfile
@@ -18,7 +18,7 @@ from geometry.tet_grid import (
 
 
 def sorted_faces(tets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the unique triangles of the tets, and for each the number of tets that contain it."""
+    """Return the unique triangles of the tets, and the number of tets that contain each triangle."""
     corners = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
     return torch.unique(tets.long()[:, corners].reshape(-1, 3).sort(1).values, dim=0, return_counts=True)
 
@@ -76,7 +76,7 @@ def test_loaded_grid_is_scaled_and_negative_tets_are_reoriented(tmp_path):
 
 
 def test_loaded_grid_is_in_c_order(tmp_path):
-    """Kernels read arrays in C order, but numpy keeps the memory order of the file."""
+    """Kernels need arrays in C order, but numpy keeps the memory order of the file."""
     grid = make_tet_grid(5, 1.0)
     np.savez(tmp_path / "grid.npz", vertices=np.asfortranarray(grid.v_pos.numpy()), indices=grid.tets.numpy())
     loaded = load_tet_grid(tmp_path / "grid.npz", scale=1.0, resolution=64)
@@ -84,7 +84,7 @@ def test_loaded_grid_is_in_c_order(tmp_path):
 
 
 def test_vertices_are_numbered_along_x_first():
-    """The hash tables use the same order. It determines the speed of the encoding."""
+    """Neighbours along x then use neighbouring rows of the hash tables, so the encoding is faster."""
     n = cells_per_axis(16)
     v_pos = make_tet_grid(16, 1.0).v_pos
     for first, row in ((0, n + 1), ((n + 1) ** 3, n)):
@@ -123,7 +123,7 @@ def test_missing_and_unreadable_grid_files(tmp_path):
 
 
 def archive_with_declared_rows(rows: int) -> bytes:
-    """Return an archive without rows. The header of its `vertices` array declares `rows` rows."""
+    """Return an archive whose `vertices` array declares `rows` rows in its header but contains none."""
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({rows}, 3), }}".ljust(117) + "\n"
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:

@@ -1,4 +1,4 @@
-"""Characteristic features of buildings, vehicles, trees, people and animals. Their front is at +z."""
+"""Test characteristic features of buildings, vehicles, trees, people and animals. Their front is at +z."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Characteristic features of food, vases, tools and furniture, measured on meshes of the zero level set."""
+"""Test characteristic features of food, vases, tools and furniture on meshes of the zero level set."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Procedural objects: properties of the meshes of their zero level sets, measured by libigl and trimesh."""
+"""Test the meshes of the zero level sets of procedural objects with libigl and trimesh."""
 
 import itertools
 import math
@@ -35,7 +35,7 @@ def test_is_one_watertight_centred_piece(kind, seed):
 
 
 def test_longest_objects_fit_the_frame():
-    # About one key in a hundred is this long. Before scaling, it extends to 1.41.
+    # About 1 % of the keys are as long as this key. Before scaling, it extends to 1.41.
     key = make_object("key", step_generator(7001, 27, 25, 1))
     tip = torch.stack([torch.zeros(400), torch.linspace(-0.8, 0.0, 400), torch.zeros(400)], -1)
     assert -0.76 < tip[key.signed_distance(tip) < 0, 1].min() < -0.6
@@ -119,7 +119,7 @@ def test_follows_the_device_of_the_points(kind):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_mug_has_one_handle_and_a_cavity(seed):
-    assert surface("mug", seed).euler_number == 0  # This is 2 − 2·genus. The handle gives genus 1.
+    assert surface("mug", seed).euler_number == 0  # It is 2 − 2·genus, and the handle gives genus 1.
     mug = instance("mug", seed)
     box = surface("mug", seed).bounds
     radius = (box[1, 2] - box[0, 2]) / 2

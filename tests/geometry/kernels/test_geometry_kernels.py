@@ -1,4 +1,4 @@
-"""The Triton kernels of marching tetrahedra and of the SDF network, compared with torch."""
+"""Compare the Triton kernels of marching tetrahedra and of the SDF network with torch."""
 
 import warnings
 
@@ -36,7 +36,7 @@ def assert_same_topology(inside: torch.Tensor, tables: tuple[torch.Tensor, ...])
 
 @pytest.fixture(scope="module")
 def lattice(kernel_device):
-    """Return vertices and index tables of a grid that needs several blocks.
+    """Return vertices and index tables of a grid that fills several kernel blocks.
 
     The last blocks of vertices and of edges are partly filled.
     """
@@ -51,7 +51,7 @@ def lattice(kernel_device):
 @pytest.mark.parametrize("share", [0.001, 0.4, 0.999])
 @pytest.mark.parametrize("width", [2, marching_tets_triton.WIDTH])
 def test_topology_of_random_signs(share, width, lattice, kernel_device, monkeypatch):
-    """The prefix sum over the blocks needs several iterations."""
+    """In this test, the prefix sum over the blocks needs several iterations."""
     monkeypatch.setattr(marching_tets_triton, "WIDTH", width)
     inside = (torch.rand(len(lattice[0]), generator=seeded()) < share).to(kernel_device)
     assert 0 < inside.sum() < len(inside)
@@ -60,7 +60,7 @@ def test_topology_of_random_signs(share, width, lattice, kernel_device, monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_topology_of_a_ball(dtype, lattice):
-    """Most blocks contain no crossed edge."""
+    """Most blocks of the grid contain no crossed edge."""
     v_pos, tables = lattice
     assert_same_topology(v_pos.norm(dim=-1) < 0.3, tuple(table.to(dtype) for table in tables))
 
@@ -130,7 +130,7 @@ def small_network(device: torch.device, levels: int = 5, hidden: int = 32) -> Sd
 
 @pytest.mark.parametrize(("levels", "hidden"), [(5, 32), (16, 32), (8, 64)])
 def test_distances_equal_torch(levels, hidden, kernel_device):
-    """The error is that of float32 rounding. One TF32 pass instead of three would have an error of 5e-4."""
+    """The errors are those of float32 rounding. With one TF32 pass instead of three, they would be 5e-4."""
     network = small_network(kernel_device, levels, hidden)
     encoded = torch.randn(sdf_network_triton.BLOCK + 21, 2 * levels, generator=seeded(2)).to(kernel_device)
     weights = [layer.weight for layer in network.mlp[::2]]
@@ -199,7 +199,7 @@ def test_crossings_compile_for_a_gpu():
 @pytest.mark.gpu
 @pytest.mark.parametrize("grid", [64, 256])
 def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
-    """All kernels together equal torch in float32. In torch all vertices have gradients."""
+    """All kernels together equal torch in float32. The torch reference computes gradients at all vertices."""
     torch.manual_seed(0)
     surface = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0))
     with torch.no_grad():
@@ -216,8 +216,8 @@ def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
     surface.zero_grad()
     sdf, v_pos = surface.field()
     assert (signed - sdf).abs().max() < 2e-5 * sdf.abs().max()
-    # The distances of the kernels are used, so signs are equal and a rounding error cannot move a crossing
-    # far.
+    # The reference uses the distances of the kernels. The signs are then equal, and a rounding error cannot
+    # move a crossing far.
     sdf = signed + (sdf - sdf.detach())
     sdf = sdf.masked_fill(surface.on_wall & (sdf < 0), surface.wall_distance)
     tables = surface.tets, surface.edges, surface.tet_edges
@@ -230,7 +230,7 @@ def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
 
 
 def noisy_ball(resolution: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Return random signs inside a ball, and the index tables of the grid."""
+    """Return a mask of random vertices inside a ball, and the index tables of the grid."""
     grid = make_tet_grid(resolution, 2.0)
     inside = torch.rand(len(grid.v_pos), generator=seeded()) < 0.3
     return inside & (grid.v_pos.norm(dim=-1) < 0.8), (grid.tets, grid.edges, grid.tet_edges)
