@@ -1,4 +1,4 @@
-"""The command line: config files to run in order, and any key as an option for all of them.
+"""Parse the command line: config files that run in order, and options that set a key in all of them.
 
 python3 train.py --text "A red mug"
 python3 train.py --config geometry.json appearance.json --seed 7 --train_res 256 256
@@ -36,7 +36,7 @@ from configs.validation import check_files, check_inputs, warn_without_effect
 
 logger = logging.getLogger(__name__)
 
-# A value that argparse would read as an option: a negative number, or a signed axis.
+# Matches a value that argparse would read as an option: a negative number or a signed axis.
 NEGATIVE_VALUE = re.compile(r"-(\d|\.\d|inf|nan|Infinity|NaN|[xyz]$)", re.ASCII)
 
 SWITCHES = ("dry-run", "check", "export-only", "quick", "help", "ui")
@@ -47,9 +47,10 @@ OTHER_OPTIONS = ("config", "grid", "prompts", "jobs", "executor", "ui_host", "ui
 class Command:
     """A parsed command line.
 
-    paths: the config files; empty for the demo pair. files: their flat values, in order. options: values by
-    option name, for all configs ("iter") or for one stage ("geometry.iter"). quick: the demo pair with fewer
-    steps. The other fields are the options of the same name.
+    paths: the config files; empty for the demo pair. files: the flat values of each config file, in order.
+    options: dict from option name to value. An option applies to all configs ("iter") or to one stage
+    ("geometry.iter"). quick: run the demo pair with fewer steps. The other fields are the options of the same
+    name.
     """
 
     paths: tuple[str, ...]
@@ -64,17 +65,17 @@ class Command:
 
     @property
     def many(self) -> bool:
-        """Whether the command asks for several results."""
+        """Whether the command produces several results."""
         return bool(self.grid) or self.prompts is not None
 
     @property
     def source_words(self) -> tuple[str, ...]:
-        """The part of the command line that names the configs."""
+        """The arguments that select the configs: --config with its files, or --quick."""
         return ("--config", *self.paths) if self.paths else ("--quick",) * self.quick
 
     @property
     def shared_out_dir(self) -> object:
-        """The out_dir that holds the results of a command; unchecked."""
+        """The out_dir for all results of the command. The value is not checked yet."""
         if "out_dir" in self.options:
             return self.options["out_dir"]
         if self.paths:
@@ -88,12 +89,13 @@ class Command:
     def configs(
         self, options: Mapping[str, object], say: Callable[..., None], warn: Callable[..., None]
     ) -> list[Config]:
-        """The checked configs of the files under `options`.
+        """Apply `options` to the config files and return the checked configs.
 
-        say: logs the consequences of the options. warn: logs keys without effect.
+        say: function that logs the consequences of the options. warn: function that logs keys without effect.
 
         Raises:
-            ConfigError: one line naming file or option, key, value and what is allowed.
+            ConfigError: if a value is not allowed. The message is one line with the file or option, the key,
+            the value and the allowed values.
         """
         paths, files, names = self.paths, self.files, options
         if not paths:
@@ -107,7 +109,8 @@ class Command:
             given = _given_names(file, names)
             config = _checked(path, values, given, found)
             found.append(config)
-            # An option applies to every config of the command; some of them may not use it.
+            # An option applies to every config of the command, also to configs that do not use it. So with
+            # several configs, only the keys in a file can cause a warning.
             used = {*file, *given} if len(files) == 1 else set(file)
             keys, flat = known_keys(), config.to_json()
             changed = [key for key in keys if key in used and flat[key] != keys[key].default]
@@ -115,20 +118,21 @@ class Command:
         return found
 
     def warn_of_keys_without_effect(self) -> None:
-        """Log one line that names the keys without effect."""
+        """Log one line with the given keys that are accepted but have no effect."""
         ignored = sorted({key for values in (*self.files, self.options) for key in values} & NO_EFFECT)
         if ignored:
             logger.warning("these keys are accepted and have no effect: %s", ", ".join(ignored))
 
 
 def load_configs(argv: Sequence[str]) -> list[Config]:
-    """The checked configs of the command line `argv` (without the program's name), in order.
+    """Return the checked configs of the command line `argv` (without the program's name), in order.
 
-    --help and --dry-run print and raise SystemExit(0). --dry-run reads the input files, too.
+    --help and --dry-run print and raise SystemExit(0). --dry-run also reads the input files.
 
     Raises:
-        ConfigError: one line naming file or option, key, value and what is allowed.
-        ValueError, OSError: if an input file cannot be read with --dry-run.
+        ConfigError: if a value is not allowed. The message is one line with the file or option, the key, the
+        value and the allowed values.
+        ValueError, OSError: if --dry-run is given and an input file cannot be read.
     """
     command = read_command(argv)
     configs = command.configs(command.options, logger.info, logger.warning)
@@ -141,7 +145,7 @@ def load_configs(argv: Sequence[str]) -> list[Config]:
 
 
 def check_chain_inputs(configs: Sequence[Config]) -> None:
-    """`check_inputs` for the configs of a command, in order."""
+    """Call `check_inputs` for each config of a command, in order."""
     for number, config in enumerate(configs):
         check_inputs(config, [earlier.run.mesh_path for earlier in configs[:number]])
 
@@ -153,7 +157,7 @@ def print_and_leave(printed: object) -> NoReturn:
 
 
 def _given_names(file: Mapping[str, object], options: Mapping[str, object]) -> dict[str, str]:
-    """The keys of a file that options replace, each with the option as it was given."""
+    """Return a dict from each key that an option replaces to that option as given ("--geometry.iter")."""
     mode = mode_of(file, options)
     prefix = next((stage + STAGE_MARK for stage in STAGES if STAGES[stage] == mode), "")
     own = options_for(file, options)
@@ -161,7 +165,7 @@ def _given_names(file: Mapping[str, object], options: Mapping[str, object]) -> d
 
 
 def _refuse_idle_stages(files: Sequence[Mapping[str, object]], options: Mapping[str, object]) -> None:
-    # A list, because an invalid mode, which is rejected later, may not be hashable.
+    # Use a list and not a set: an invalid mode may not be hashable. It is rejected later.
     modes = [mode_of(file, options) for file in files]
     for name in options:
         stage, mark, _ = name.partition(STAGE_MARK)
@@ -174,7 +178,10 @@ def _refuse_idle_stages(files: Sequence[Mapping[str, object]], options: Mapping[
 def _checked(
     path: str, values: dict[str, object], names: Mapping[str, str], earlier: Sequence[Config]
 ) -> Config:
-    """The config of a file. names: keys with the option that replaced them. earlier: the configs before."""
+    """Return the checked config of a file.
+
+    names: dict from a key to the option that replaced it. earlier: the previous configs of the command.
+    """
     config = parse_config(values, path, overridden=names)
     written = [previous.run.mesh_path for previous in earlier]
     if mesh_written(values) in {os.path.abspath(mesh) for mesh in written}:
@@ -191,12 +198,12 @@ def _checked(
 
 
 def read_command(argv: Sequence[str]) -> Command:
-    """Parse the command line and read its config files. Their values are not checked yet.
+    """Parse the command line and read its config files. The values in the files are not checked yet.
 
-    --help prints and raises SystemExit(0).
+    --help prints the help text and raises SystemExit(0).
 
     Raises:
-        ConfigError: if an argument cannot be parsed. The message is one line with the argument.
+        ConfigError: if an argument cannot be parsed. The message is one line and contains the argument.
     """
     keys, names = known_keys(), [*known_keys(), *NO_EFFECT, *stage_option_names()]
     argv = standard_words(argv, names)
@@ -210,7 +217,7 @@ def read_command(argv: Sequence[str]) -> Command:
     options = {name: given[name] for name in given if name in NO_EFFECT and name != "local_rank"}
     for name, words in given.items():
         if key := keys.get(name.rpartition(STAGE_MARK)[2]):
-            # A flag without a value: only true-or-false keys may have none.
+            # Without a value, the option means true. The parser allows this only for true-or-false keys.
             options[name] = key.from_words(words) if words else True
     _refuse_combinations(found, options)
     paths = tuple(found.config or ())
@@ -238,7 +245,7 @@ def _unknown_option(option: str, names: Sequence[str]) -> ConfigError:
 
 
 def _refuse_combinations(found: argparse.Namespace, options: Mapping[str, object]) -> None:
-    """Raise ConfigError for options that do not go together, or if the command specifies no result."""
+    """Raise ConfigError if two options cannot be combined or if the command specifies nothing to run."""
     many = bool(found.grid) or found.prompts is not None
     if not (found.config or found.quick or found.prompts is not None or "text" in options):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Config files, folders and start shape of the demo pair, which is run by --text without --config."""
+"""Config files, folders and start shape of the demo pair. --text without --config runs this pair."""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +10,11 @@ from configs.run import MESH_FILE, output_folder
 from sd.prompts import find_category
 
 HERE = Path(__file__).parent
-# The stages of the pair in order, each with its config file. A stage writes to a folder of its own name.
+# Config file of each stage, in the order of the run. Each stage writes to a folder with the stage's name.
 PAIR = {"geometry": "pineapple_demo_geometry.json", "appearance": "pineapple_demo_appearance.json"}
 START_SHAPES = HERE / "prompts" / "start_shapes.json"
-# --quick: fewer steps, fewer and smaller pictures. Both stages together take about two minutes on two cores.
+# Values that --quick sets: fewer steps, and fewer and smaller pictures. Both stages together take about two
+# minutes on two cores.
 QUICK = {
     "geometry": {
         "iter": 700,
@@ -33,15 +34,15 @@ QUICK = {
 
 
 def demo_paths() -> tuple[str, ...]:
-    """The config files of the pair, in order."""
+    """Return the paths of the pair's config files, in order."""
     return tuple(str(HERE / name) for name in PAIR.values())
 
 
 def demo_files(folder: str, text: str | None, quick: bool) -> tuple[dict[str, object], ...]:
-    """The flat values of the pair for a prompt.
+    """Return the flat values of the pair's two configs for a prompt.
 
-    folder: the out_dir that holds the folders geometry and appearance. text: None keeps the files' prompt.
-    quick: the values of QUICK replace those of the files.
+    folder: the out_dir in which the folders geometry and appearance are created. text: the prompt; None keeps
+    the prompt of the files. quick: replace values of the files by those of QUICK.
     """
     found, mesh = [], str(output_folder(f"{folder}/geometry") / MESH_FILE)
     for stage, path in zip(PAIR, demo_paths(), strict=True):
@@ -58,7 +59,10 @@ def demo_files(folder: str, text: str | None, quick: bool) -> tuple[dict[str, ob
 
 
 def start_shape(text: str) -> dict[str, object]:
-    """The keys of the start shape for the category that `text` names; empty if the table has none for it."""
+    """Return the start shape's config keys for the category in `text`.
+
+    The dict is empty if the table has no start shape for this category.
+    """
     table = _start_shapes()
     category = find_category(text, table)
     return {} if category is None else {"sdf_init_shape_scale": table[category]}

@@ -1,4 +1,4 @@
-"""The error that a wrong config raises, and how its message quotes values."""
+"""The error class for invalid configs, and functions that format values for its message."""
 
 import difflib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from render.read_errors import printable
 
-# Names of our keys in other programs.
+# Names that other programs use for our keys.
 SYNONYMS = {
     "prompt": "text",
     "negative_prompt": "negative_text",
@@ -42,14 +42,14 @@ SYNONYMS = {
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message is one line naming file, key, value and what is allowed."""
+    """Raised for an invalid config. The message is one line: file, key, value and the allowed values."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
 
 
 def shown(value: object, limit: int = 200) -> str:
-    """`value` as JSON on one line. If it exceeds `limit` characters, the middle is omitted."""
+    """Return `value` as JSON on one line. If the text exceeds `limit` characters, its middle is omitted."""
     try:
         text = json.dumps(value, ensure_ascii=True, default=repr)
     except (ValueError, RecursionError):
@@ -61,9 +61,10 @@ def shown(value: object, limit: int = 200) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The most similar known word: a synonym, else preferably a prefix of `word` or a word it is a prefix of.
+    """Return the known word that is most similar to `word`.
 
-    Case and the difference between - and _ are ignored.
+    A synonym is returned if there is one. Otherwise a known word that is a prefix of `word`, or of which
+    `word` is a prefix, is preferred. Case and the difference between - and _ are ignored.
     """
     known = sorted(known)
     folded = word.lower().lstrip("-").replace("-", "_")

@@ -12,11 +12,13 @@ NUMBER_RULE = "write numbers as JSON does: 0.5, not .5; 1.0, not 1.; no + and no
 
 
 def read_object(path: str | Path) -> dict[str, object]:
-    """The JSON object in `path`. NaN and infinities are accepted here; `parse_config` rejects them by key.
+    """Return the JSON object in `path`.
+
+    NaN and infinities are accepted here. `parse_config` rejects them, and its message contains the key.
 
     Raises:
-        ConfigError: if the file is missing, unreadable, not UTF-8 or not one JSON object, or has a duplicate
-        key.
+        ConfigError: if the file is missing, unreadable, not UTF-8, not exactly one JSON object, or has a
+        duplicate key.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -55,7 +57,10 @@ def read_object(path: str | Path) -> dict[str, object]:
 
 
 def explain(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
-    """The position of the syntax error in `text`, and its fix or the message of the parser."""
+    """Return the position of the syntax error in `text` and a message.
+
+    The message is the fix, or the parser's message if no fix is known.
+    """
     at = error.pos
     rest = text[at:].lstrip()
     start = len(text) - len(rest)

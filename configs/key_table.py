@@ -20,7 +20,7 @@ BAR = "\\|"
 
 
 def key_table() -> str:
-    """All keys as Markdown: a table for each section of the schema, then the keys without effect."""
+    """Return all keys as Markdown: a table for each section of the schema, then the keys without effect."""
     blocks = []
     for section in section_types():
         keys = [key for key in known_keys().values() if key.sections[0] == section]
@@ -33,7 +33,7 @@ def key_table() -> str:
 
 
 def replace_table(page: str) -> str:
-    """The text of a page with a new table between its markers.
+    """Return the text of `page` with a new table between its markers.
 
     Raises:
         ValueError: if a marker is missing.

@@ -1,7 +1,7 @@
 """The flat keys of the JSON files, derived from the config sections.
 
-A section is a pydantic dataclass in the module of the component that uses it. A key is a field's name, or its
-alias if the JSON uses another name. Two sections may have the same key; both get its value.
+A section is a pydantic dataclass in the module of the component that uses it. A key is the name of a field,
+or the field's alias if it has one. If two sections have the same key, both get the value.
 """
 
 import json
@@ -22,7 +22,7 @@ NUMBER_LIMITS = (
 
 @dataclass(frozen=True)
 class Key:
-    """One key: the sections that have it, the JSON schema of its value, its default and its meaning."""
+    """A config key: the sections that contain it, the JSON schema of its value, its default and meaning."""
 
     name: str
     sections: tuple[str, ...]
@@ -41,7 +41,10 @@ class Key:
         return any(option.get("type") == kind for option in self.schema.get("anyOf", (self.schema,)))
 
     def from_words(self, words: Sequence[str]) -> object:
-        """The value of command-line arguments. Arguments without an allowed type are returned as text."""
+        """Convert command-line arguments to the value of this key.
+
+        Arguments that cannot be converted to an allowed type are returned as text.
+        """
         if self.admits("null") and list(words) == ["null"]:
             return None
         if self.admits("string"):
@@ -73,7 +76,7 @@ def adapter(section: type) -> TypeAdapter:
 
 
 def keys_of(sections: Mapping[str, type]) -> dict[str, Key]:
-    """All keys by name, in the order of the sections and their fields."""
+    """Return a dict from name to key for all sections, in the order of the sections and their fields."""
     keys: dict[str, Key] = {}
     for section, kind in sections.items():
         schema = adapter(kind).json_schema(by_alias=True)
@@ -94,7 +97,10 @@ def keys_of(sections: Mapping[str, type]) -> dict[str, Key]:
 
 
 def allowed(schema: Mapping[str, object]) -> str:
-    """A JSON schema as text: "an integer >= 1", "2 numbers, each > 0 and < 180", "one of 0, 1, 2"."""
+    """Describe the values that a JSON schema allows.
+
+    Examples: "an integer >= 1", "2 numbers, each > 0 and < 180", "one of 0, 1, 2".
+    """
     if "allowed" in schema:
         return str(schema["allowed"])
     if "anyOf" in schema:

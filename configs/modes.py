@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 class Mode:
     """Labels and defaults of a mode.
 
-    label: the result of the mode, for pages and logs. stage: the same as a past participle or noun, for the
-    overview of a sweep. main_layer: the preview layer that shows the result best. paints_base_mesh: the run
-    needs base_mesh and writes textures for it. memory_keys: the config keys, besides batch and train_res,
-    that memory depends on most. negative_prompt: used if negative_text is empty. learning_rate: used if
-    learning_rate is null. schedule: the phases of a config's run. unused_sections, unused_keys: settings that
-    do not affect the weights in this mode, so a resumed run may change them. used_keys: exceptions, keys of
-    these sections that affect the weights.
+    label: name of the mode's result in pages and logs. stage: name of the result in the overview of a sweep.
+    main_layer: the preview layer that shows the result best. paints_base_mesh: whether the run needs
+    base_mesh and writes textures for it. memory_keys: the config keys that affect memory most, besides batch
+    and train_res. negative_prompt: default that is used if negative_text is empty. learning_rate: default
+    that is used if the key learning_rate is null. schedule: function that returns the phases of a config's
+    run. unused_sections, unused_keys: settings that do not affect the weights in this mode, so they may be
+    changed when a run is resumed. used_keys: keys of unused_sections that do affect the weights.
     """
 
     label: str

@@ -1,6 +1,6 @@
-"""Several configs in one command: the folder of each under the options, and the mesh that the next one reads.
+"""Apply the options of a command to its configs: output folders, and meshes that a later config reads.
 
-A config is a mapping of flat values here: `files` as read, `values` under the options.
+A config is a mapping of flat values here. `files` are the values as read, `values` those after the options.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ SLUG_LENGTH = 40
 # --geometry.iter applies to the configs of the mode geometry_modeling.
 STAGE_MARK = "."
 STAGES = {mode.removesuffix("_modeling"): mode for mode in MODES}
-# The output folders depend on each other, and the mode determines the stage.
+# Keys that cannot be set for one stage only: the output folders depend on each other, and the mode determines
+# the stage.
 NOT_FOR_ONE_STAGE = {"out_dir", "mode"}
 PATHS = (
     "out_dir",
@@ -38,7 +39,7 @@ PATHS = (
 
 
 def expand_home(values: Values) -> dict[str, object]:
-    """The same values with a leading ~ or ~user of every path replaced by the home folder, as in a shell."""
+    """Return `values` with a leading ~ or ~user of every path replaced by the home folder, as in a shell."""
 
     def expanded(value: object) -> object:
         if isinstance(value, list):
@@ -54,15 +55,15 @@ def expand_home(values: Values) -> dict[str, object]:
 def resolve_chain(
     files: Sequence[Values], options: Values, say: Callable[..., None] = logger.info
 ) -> list[dict[str, object]]:
-    """The values of every file under the options, with the consequences of the options; `say` logs each:
+    """Apply the options and return the new values of every file. `say` logs each value that this changes.
 
-    - --geometry.KEY and --appearance.KEY apply to the configs of that mode and take precedence over --KEY;
-    - --text without --out_dir: a config whose text changes writes to a new folder next to its own
-      (pineapple_demo → pineapple_demo-a-mug);
-    - --out_dir X for several configs: the first writes to X. A later one whose folder begins with the first
-      one's keeps its ending (pineapple_demo, pineapple_demo_appearance → X, X_appearance). Any other appends
-      its own name;
-    - a base_mesh that an earlier file of the command writes is read from that config's new folder;
+    - --geometry.KEY and --appearance.KEY apply to the configs of that mode and take precedence over --KEY.
+    - --text without --out_dir: a config whose text changes writes to a new folder next to the old one
+      (pineapple_demo → pineapple_demo-a-mug).
+    - --out_dir X for several configs: the first config writes to X. If the folder name of a later config
+      begins with that of the first, the beginning is replaced by X (pineapple_demo, pineapple_demo_appearance
+      → X, X_appearance). Otherwise the later config writes to X_NAME, where NAME is its old folder name.
+    - If base_mesh is written by an earlier config of the command, it is read from that config's new folder.
     - --iter below coarse_iter without --coarse_iter: the run ends within its coarse phase.
     """
     own = [options_for(file, options) for file in files]
@@ -78,7 +79,7 @@ def resolve_chain(
 
 
 def options_for(file: Values, options: Values) -> dict[str, object]:
-    """The options that apply to a file: --KEY, and the --STAGE.KEY of its mode; keys without the stage."""
+    """Return the options that apply to a file: each --KEY, and each --STAGE.KEY of the file's mode as KEY."""
     mode = mode_of(file, options)
     general = {key: value for key, value in options.items() if STAGE_MARK not in key}
     stages = {name.partition(STAGE_MARK)[0] for name in options if STAGE_MARK in name}
@@ -89,7 +90,7 @@ def options_for(file: Values, options: Values) -> dict[str, object]:
 
 
 def mode_of(file: Values, options: Values) -> object:
-    """The mode of a file under the options; unchecked."""
+    """Return the mode of a file after the options are applied. The value is not checked yet."""
     return options.get("mode", file.get("mode", known_keys()["mode"].default))
 
 
@@ -100,8 +101,10 @@ def stage_option_names() -> list[str]:
 
 
 def mesh_written(values: Values) -> str | None:
-    """The absolute path of the mesh that a config writes; None if out_dir is unusable (`parse_config` refuses
-    it later)."""
+    """Return the absolute path of the mesh that a config writes.
+
+    The result is None if out_dir is not a usable path. `parse_config` rejects such a value later.
+    """
     name = values.get("out_dir")
     if not isinstance(name, str) or not name or "\0" in name:
         return None
@@ -109,7 +112,10 @@ def mesh_written(values: Values) -> str | None:
 
 
 def _folder(file: Values, first: Values, options: Values) -> object:
-    """The out_dir of a config under the options. A value that is not a string is kept for `parse_config`."""
+    """Return the out_dir of a config after the options are applied.
+
+    A value that is not a string is returned unchanged. `parse_config` rejects it later.
+    """
     own, target = file["out_dir"], options.get("out_dir")
     if "out_dir" in options:
         stem = first.get("out_dir", own)
@@ -125,7 +131,7 @@ def _folder(file: Values, first: Values, options: Values) -> object:
 
 
 def slug(text: str) -> str:
-    """A folder name from a prompt: "A mug" → "a-mug". A hash is appended if characters are lost."""
+    """Convert a prompt to a folder name: "A mug" → "a-mug". A hash is appended if characters are lost."""
     words = re.findall(r"[a-z0-9]+", text.lower())
     name = "-".join(words)
     plain = re.fullmatch(r"[A-Za-z0-9 ]+", text) and len(name) <= SLUG_LENGTH
@@ -141,7 +147,7 @@ def _follow_meshes(
     own: Sequence[Values],
     say: Callable[..., None],
 ) -> None:
-    """Replace every base_mesh that an earlier config writes, unless an option names the base_mesh."""
+    """Replace each base_mesh that an earlier config writes by its new path; skip it if an option sets it."""
     moves: dict[str, dict[str, object]] = {}
     for file, values, options in zip(files, resolved, own, strict=True):
         named = values.get("base_mesh")

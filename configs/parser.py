@@ -61,7 +61,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def build_parser() -> ArgumentParser:
-    """The parser, with every key of the sections as an option."""
+    """Build the parser. Every key of the sections is an option."""
     parser = ArgumentParser(
         prog=Path(sys.argv[0]).name or "train.py",
         usage='%(prog)s --text "A red mug" [--quick] [--KEY VALUE …]\n'
@@ -138,7 +138,7 @@ def _add_many(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ui_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the web page."""
+    """Add the options of the web page to a parser."""
     page = parser.add_argument_group("web page: start, watch and compare runs in a browser (package gradio)")
     page.add_argument(
         UI_OPTION, action="store_true", help="serve the page; keys given here apply to every run"
@@ -155,7 +155,7 @@ def add_ui_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _word_count(key: Key) -> str:
-    """The argparse nargs of a key: any number for a flag, at least one for any other key."""
+    """Return the argparse nargs of a key: any number of words for a flag, at least one for any other key."""
     return "*" if key.admits("boolean") else "+"
 
 

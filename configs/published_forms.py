@@ -27,10 +27,10 @@ RENAMED_KEYS = {"display_res": "preview_res"}
 
 
 def standard_words(argv: Sequence[str], names: Collection[str]) -> list[str]:
-    """The command line with every option that names a key written as --key.
+    """Return the command line with every option that sets a key in the form --key.
 
-    -i, --train-res and --display_res become --iter, --train_res and --preview_res. names: the known option
-    names without dashes. Other arguments are not changed.
+    For example, -i, --train-res and --display_res become --iter, --train_res and --preview_res. Other
+    arguments are not changed. names: the known option names without dashes.
     """
     return [_standard_word(word, names) for word in argv]
 
@@ -47,7 +47,7 @@ def _standard_word(word: str, names: Collection[str]) -> str:
 
 
 def standard_keys(values: Mapping[str, object], source: str) -> dict[str, object]:
-    """The flat values of a file under the key names of this program.
+    """Return the flat values of a file with published key names replaced by those of this program.
 
     Raises:
         ConfigError: if a key and its published name have different values.

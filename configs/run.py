@@ -18,7 +18,7 @@ STRICT = ConfigDict(extra="forbid", strict=True)
 
 OUTPUT_ROOT = Path("out")
 MESH_FILE = Path("dmtet_mesh", "mesh.obj")
-# The preview row that shows the environment.
+# Name of the preview row that shows the environment.
 LATLONG = "latlong"
 
 Pixels = Annotated[int, Ge(8), Le(8192)]
@@ -40,15 +40,20 @@ class LightPanel:
 
 
 def output_folder(out_dir: str) -> Path:
-    """The folder of `out_dir`: "pineapple1" and "out/pineapple1" are out/pineapple1; absolute paths stay."""
+    """Return the folder for the value `out_dir`.
+
+    "pineapple1" and "out/pineapple1" both give out/pineapple1. An absolute path is returned unchanged.
+    """
     path = Path(out_dir)
     inside = path.is_absolute() or (path.parts[:1] == OUTPUT_ROOT.parts and len(path.parts) > 1)
     return path if inside else OUTPUT_ROOT / path
 
 
 def written_mesh(name: str | Path) -> str:
-    """The absolute path of a mesh; of the mesh.glb of a run, that of its mesh.obj, which is written together
-    with it."""
+    """Return the absolute path of a mesh.
+
+    For the mesh.glb of a run, the path of its mesh.obj is returned, because both files are written together.
+    """
     path = Path(os.path.abspath(name))
     own = path.parent.name == MESH_FILE.parent.name and path.name == MESH_FILE.with_suffix(".glb").name
     return str(path.with_name(MESH_FILE.name) if own else path)

@@ -28,7 +28,7 @@ from render.texturing.uv import ExportConfig
 from sd.guidance_config import GuidanceConfig
 from sd.schedule import Schedule, ScheduleConfig
 
-# Keys of the published configs that have no meaning here.
+# Keys of the published configs that this program accepts and ignores.
 NO_EFFECT = frozenset(
     {
         "custom_mip",
@@ -50,7 +50,7 @@ NO_EFFECT = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of one run, a section per component."""
+    """All settings of one run, with one section for each component."""
 
     run: RunConfig
     guidance: GuidanceConfig
@@ -85,31 +85,32 @@ class Config:
 
 
 def section_types() -> dict[str, type]:
-    """The sections of a `Config` by name."""
+    """Return a dict from the name of each section of `Config` to its class."""
     return {field.name: field.type for field in dataclasses.fields(Config)}
 
 
 @cache
 def known_keys() -> dict[str, Key]:
-    """Every key that has a meaning, by name."""
+    """Return a dict from name to key for all keys that have an effect."""
     return keys_of(section_types())
 
 
 def section_keys(name: str) -> set[str]:
-    """The keys of a section."""
+    """Return the names of the keys of a section."""
     return {key.name for key in known_keys().values() if name in key.sections}
 
 
 def parse_config(
     values: Mapping[str, object], source: str, overridden: Mapping[str, str] = MappingProxyType({})
 ) -> Config:
-    """Check `values` and sort them into sections.
+    """Check `values` and assign them to the sections of a `Config`.
 
-    source: the file, for messages. overridden: the keys whose value came from the command line, each with the
-    option as it was given ("--geometry.iter").
+    source: name of the file, for error messages. overridden: dict from each key that was set on the command
+    line to the option as given ("--geometry.iter").
 
     Raises:
-        ConfigError: one line naming source, key, value and what is allowed.
+        ConfigError: if a value is not allowed. The message is one line with the source, the key, the value
+        and the allowed values.
     """
 
     def place(key: str) -> str:
@@ -134,7 +135,7 @@ def parse_config(
 
 
 def _section(name: str, kind: type, values: Mapping[str, object], place) -> object:
-    """One section from its keys. Types are strict: text is not a number, and 1 is not true."""
+    """Build one section from its keys. Types are checked strictly: "1" is not a number, and 1 is not true."""
     keys = known_keys()
     own = {key: value for key, value in values.items() if key in keys and name in keys[key].sections}
     try:
@@ -143,7 +144,7 @@ def _section(name: str, kind: type, values: Mapping[str, object], place) -> obje
         first = error.errors(include_url=False)[0]
     reason = " ".join(first["msg"].removeprefix("Value error, ").split())
     if not first["loc"]:
-        # The section's own check failed; its message names the keys.
+        # The validator of the whole section failed. Its message contains the keys.
         named = max(
             (key for key in own if key in reason), key=lambda key: place(key) != place(""), default=""
         )
@@ -160,7 +161,7 @@ def _refusal(key: Key, value: object, place: str, detail: str = "") -> ConfigErr
 
 
 def _check_plain(value: object, key: Key, place: str) -> None:
-    """Reject what neither JSON nor a file name can contain: NaN, infinities, lone surrogates, NUL."""
+    """Reject values that JSON or file names cannot contain: NaN, infinities, lone surrogates and NUL."""
     if isinstance(value, bool) and not key.admits("boolean"):
         raise _refusal(key, value, place)
     for part in _leaves(value):
@@ -175,7 +176,7 @@ def _check_plain(value: object, key: Key, place: str) -> None:
 
 
 def _leaves(value: object):
-    """The values in nested lists and objects, and the keys of the objects."""
+    """Yield the values in nested lists and objects, and the keys of the objects."""
     pending = [value]
     while pending:
         part = pending.pop()

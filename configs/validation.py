@@ -1,6 +1,6 @@
-"""Checks that need more than one key, and checks of files.
+"""Checks that need several keys, and checks of input files.
 
-`place(key)` returns the source of the key's value, for the message.
+`place(key)` returns where the value of the key was set (file or option). It is used in error messages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Place = Callable[[str], str]
 
-# The start shape and the tetrahedral grid.
+# Keys of the start shape and of the tetrahedral grid.
 GRID_KEYS = (
     "sdf_init_shape",
     "sdf_init_shape_scale",
@@ -36,7 +36,7 @@ GRID_KEYS = (
     "mesh_scale",
     "tet_grid_file",
 )
-# Keys that only one mode uses.
+# Keys that are used in geometry_modeling only.
 GEOMETRY_ONLY = (
     "surface",
     "large_steps_lambda",
@@ -47,7 +47,8 @@ GEOMETRY_ONLY = (
     "min_component_area",
     "if_flip_the_normal",
 )
-# Keys that geometry_modeling does not use with surface mesh, and those that it uses only with it.
+# DMTET_ONLY: keys that geometry_modeling does not use if surface is "mesh". MESH_SURFACE_ONLY: keys that it
+# uses only then.
 DMTET_ONLY = (
     *GRID_KEYS,
     "hash_n_levels",
@@ -83,7 +84,7 @@ APPEARANCE_ONLY = (
 
 
 def check_together(config: Config, place: Place) -> None:
-    """Reject combinations of values that are valid individually.
+    """Reject combinations of values that are not allowed although each value is valid.
 
     Raises:
         ConfigError: if a combination is not allowed. The message contains both keys and their values.
@@ -164,11 +165,11 @@ def warn_without_effect(config: Config, changed: Collection[str], say: Callable[
 def check_files(config: Config, place: Place, written: Collection[Path]) -> None:
     """Reject input files that do not exist and an out_dir that cannot be created.
 
-    An environment map that `resolve_map` replaces by the default counts as existing.
-    written: the meshes that earlier configs of the same command will have written.
+    An environment map that `resolve_map` replaces by the default map is accepted.
+    written: the meshes that earlier configs of the same command write before this config runs.
 
     Raises:
-        ConfigError: if a path is not usable. The message contains key and path.
+        ConfigError: if a path is not usable. The message contains the key and the path.
     """
     files = {
         "base_mesh": config.run.base_mesh,
@@ -192,12 +193,13 @@ def check_files(config: Config, place: Place, written: Collection[Path]) -> None
 
 
 def check_inputs(config: Config, written: Collection[Path] = ()) -> None:
-    """Read every input file of a config once, so that a damaged one is rejected before any work is done.
+    """Read every input file of a config once, so that a damaged file is rejected before the run starts.
 
     Meshes that the same command writes are skipped.
 
     Raises:
-        ValueError, OSError: one line naming the file, its fault and the fix.
+        ValueError, OSError: if a file cannot be used. The message is one line with the file, the fault and
+        the fix.
     """
     for path in (config.light.envmap, config.light.relight):
         if path is not None:
@@ -220,7 +222,7 @@ def _check_given(textures: GivenConfig, mesh: str) -> None:
 
 @cache
 def _check_once(read: Callable[..., object], path: str, *arguments: float) -> None:
-    """Read a file once for all trials of a sweep."""
+    """Read a file. The cache makes all trials of a sweep read each file only once."""
     read(path, *arguments)
 
 

@@ -1,7 +1,7 @@
 """Training cameras as a pure function of (seed, rank, world size, step).
 
-Source: Fantasia3D (arXiv 2303.13873) and its supplementary material. Angles are in degrees in the config and
-in radians inside.
+Source: Fantasia3D (arXiv 2303.13873) and its supplementary material. Angles in the config are in degrees.
+They are converted to radians here.
 """
 
 import math
@@ -48,16 +48,16 @@ class CameraConfig:
 
 
 def step_generator(seed: int, rank: int, step: int, stream: int = 0) -> torch.Generator:
-    """A CPU generator that is a function of these four integers, so that every step can be repeated.
+    """Return a CPU generator that depends only on these four integers, so every step can be repeated.
 
-    NumPy's SeedSequence hashes them, so neighbouring seeds, ranks and steps have independent streams.
+    NumPy's SeedSequence hashes the integers, so adjacent seeds, ranks and steps give independent streams.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(rank, step, stream))
     return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
 def azimuth_sector(rank: int, world_size: int) -> tuple[float, float]:
-    """(centre, width) in degrees of the azimuth sector of this rank. Sector 0 is centred on the front."""
+    """Return (centre, width) in degrees of the azimuth sector of a rank. Sector 0 is centred on the front."""
     sectors = min(world_size, 4)
     return (rank % sectors) * 360.0 / sectors, 360.0 / sectors
 
@@ -65,11 +65,11 @@ def azimuth_sector(rank: int, world_size: int) -> tuple[float, float]:
 def draw_azimuths(
     count: int, spread: str, rank: int, world_size: int, generator: torch.Generator
 ) -> Float[Tensor, " count"]:
-    """Azimuths in degrees for one batch.
+    """Draw the azimuths of one batch, in degrees.
 
-    'rank': uniform in the sector of the rank. 'batch': the circle is divided into equal intervals, one per
-    view of all ranks in the order of the ranks. The first interval is centred on the front. Each azimuth is
-    uniform in its interval.
+    spread: 'rank' draws uniformly in the sector of the rank. 'batch' divides the circle into equal intervals,
+    one for each view of all ranks, in the order of the ranks. The first interval is centred on the front, and
+    each azimuth is uniform in its interval. 'auto' is 'rank' if world_size > 1, otherwise 'batch'.
     """
     if spread == "auto":
         spread = "rank" if world_size > 1 else "batch"
@@ -81,7 +81,7 @@ def draw_azimuths(
 
 
 def view_indices(azimuth: Float[Tensor, " B"], front_threshold: float) -> Int[Tensor, " B"]:
-    """View index (0 front, 1 side, 2 back) of each azimuth in degrees, for view-dependent prompts."""
+    """Return the view index (0 front, 1 side, 2 back) of azimuths in degrees, for view-dependent prompts."""
     folded = (azimuth + 180.0) % 360.0 - 180.0
     front = (folded >= -front_threshold) & (folded < front_threshold)
     back = (folded >= 180.0 - front_threshold) | (folded < -180.0 + front_threshold)
@@ -89,20 +89,21 @@ def view_indices(azimuth: Float[Tensor, " B"], front_threshold: float) -> Int[Te
 
 
 def normal_rotations(uniform: Float[Tensor, "2 B"]) -> Float[Tensor, "B 3 3"]:
-    """Random rotations R_x(b) · R_y(a) of the coarse phase, applied to column vectors.
+    """Return the random rotations R_x(b) · R_y(a) of the coarse phase. They apply to column vectors.
 
-    uniform: numbers in [0, 1). The first row gives a ~ U(0, 2π), the second b ~ U(−π, π). The rotation about
-    y is applied first, so a normal along y never gets an x component.
+    uniform: random numbers in [0, 1). The first row gives a ~ U(0, 2π), the second row b ~ U(−π, π). The
+    rotation about y is applied first, so a normal along y never gets an x component.
     """
     about_y, about_x = 2 * math.pi * uniform[0], math.pi * (2 * uniform[1] - 1)
     return rotate_x(about_x) @ rotate_y(about_y)
 
 
 def around(azimuth: Float[Tensor, " G"], views: int) -> Float[Tensor, " N"]:
-    """Azimuths in degrees of `views` equally spaced views for each of the given azimuths.
+    """Return the azimuths of a group of `views` equally spaced views for each given azimuth, in degrees.
 
-    The group of azimuth a starts at a / views, because it repeats after 360° / views. So azimuths that are
-    uniform on the circle give groups that are uniform too, with the first view nearest to the front.
+    The first view of the group of azimuth a has the azimuth a / views, because a rotation by 360° / views
+    gives the same group. So uniform azimuths give uniformly distributed groups. The first view of each group
+    is the one nearest to the front.
     """
     return (azimuth[:, None] / views + torch.arange(views) * (360.0 / views)).flatten()
 
@@ -118,12 +119,13 @@ def sample_cameras(
     rotate_normals: bool = False,
     views: int = 1,
 ) -> Cameras:
-    """`count` training cameras on the CPU.
+    """Draw `count` training cameras. The result is on the CPU.
 
-    rank, world_size: this call draws part `rank` of `world_size` parts of a batch (see `draw_azimuths`).
-    rotate_normals: each view gets a rotation from `normal_rotations`. Otherwise it gets the identity.
-    views: the number of consecutive cameras in a group, which have equally spaced azimuths. A group has one
-    elevation, field of view, shift and rotation of the normals. `count` is a multiple of views.
+    rank, world_size: the batch is divided into `world_size` parts, and this call draws part `rank` (see
+    `draw_azimuths`). rotate_normals: each view gets a rotation from `normal_rotations`, otherwise the
+    identity. views: number of consecutive cameras in a group. The cameras of a group have equally spaced
+    azimuths and the same elevation, field of view, shift and rotation of the normals. `count` is a multiple
+    of `views`.
     """
     assert count % views == 0, f"{count} views are not groups of {views}"
     count //= views

@@ -1,7 +1,8 @@
 """Procedural objects: the training data of the embedded prior and of the classifier.
 
-Each category is a family with random proportions, details and colours in a canonical pose: front +z, up +y,
-bounding box centred on the origin, largest distance from it solid.REACH.
+The objects of a category have random proportions, details and colours. All have the same pose: the front is
++z, up is +y, the bounding box is centred on the origin, and the largest distance from the origin is
+solid.REACH.
 """
 
 from collections.abc import Callable
@@ -63,10 +64,12 @@ CATEGORIES: tuple[str, ...] = tuple(_MAKERS)
 
 
 def make_object(category: str, generator: torch.Generator) -> ProceduralObject:
-    """A random instance of `category`.
+    """Return a random object of `category`.
 
     The generator must be on the CPU, so that a seed gives the same object on every device.
-    Raises ValueError for a category that is not in CATEGORIES.
+
+    Raises:
+        ValueError: if the category is not in CATEGORIES.
     """
     if category not in _MAKERS:
         raise ValueError(f"unknown category of object {category!r}; known: {', '.join(CATEGORIES)}")

@@ -1,4 +1,4 @@
-"""Quadruped, fish and bird. All look to +z."""
+"""Categories quadruped, fish and bird. All animals face +z."""
 
 import math
 
@@ -30,7 +30,7 @@ PLUMAGE = tuple(colour(c) for c in ("#c8342a", "#e8b52c", "#3f9a57", "#7d5a3c"))
 
 
 def quadruped(draw: Draw) -> ProceduralObject:
-    """A dog: deep chest, tucked belly, legs with elbows and hocks, muzzle, drop or pricked ears, tail."""
+    """Return a dog with a deep chest, slim belly, jointed legs, muzzle, tail, and floppy or erect ears."""
     chest, loin = draw.vary(0.185, 0.07), draw.vary(0.135, 0.07)
     long, leg = draw.vary(0.33, 0.07), draw.vary(0.60, 0.07)
     limb = draw.uniform(0.047, 0.054)
@@ -90,7 +90,7 @@ def quadruped(draw: Draw) -> ProceduralObject:
 
     def ears(p: Coordinates) -> Distance:
         x, y, z = mirror_x(p)
-        # The ears are flat: they are about half as thick as they are broad.
+        # The ears are flat. Their thickness is about half of their width.
         if floppy:
             local = ((x - 0.98 * skull) * 1.8 + 0.98 * skull, y, z)
             top = (0.90 * skull, crown[1] + 0.62 * skull, crown[2] - 0.02)
@@ -110,7 +110,7 @@ def quadruped(draw: Draw) -> ProceduralObject:
     phase = draw.angle()
 
     def fur(p: Coordinates) -> Tensor:
-        """Fur with a pale throat and belly, and the socks, saddle or patches of `pattern`."""
+        """Return the albedo of fur with a pale throat and belly, and with the markings of `pattern`."""
         strand = torch.sin(60 * p[0] + 23 * p[1] + phase) * torch.sin(55 * p[1] + 31 * p[2])
         own = mix(shade(coat, 0.88), shade(coat, 1.1), 0.5 + 0.5 * strand)
         belly = ramp(p[1] + 0.25 * p[2], -0.03, -0.11) * ramp(p[1], -0.42 * leg, -0.30 * leg)
@@ -160,7 +160,7 @@ def quadruped(draw: Draw) -> ProceduralObject:
 
 
 def fish(draw: Draw) -> ProceduralObject:
-    """A goldfish or a similar fish: scales, gill covers, fins with rays, a forked tail, round eyes."""
+    """Return a fish similar to a goldfish: scales, gill covers, fins with rays, a forked tail, round eyes."""
     wide, tall, long = draw.vary(0.185, 0.08), draw.vary(0.28, 0.08), draw.vary(0.56, 0.05)
     fork, spread = draw.uniform(0.10, 0.17), draw.vary(0.34, 0.1)
     crest, keel = draw.vary(0.21, 0.12), draw.vary(0.15, 0.12)
@@ -170,7 +170,7 @@ def fish(draw: Draw) -> ProceduralObject:
     eye = (0.60 * wide, 0.06, 0.74 * long)
 
     def body(p: Coordinates) -> Distance:
-        # Deep inside, where the ellipsoid's distance is steep, a lower bound is enough.
+        # The gradient of the ellipsoid's distance is large deep inside, so the distance is clamped at −0.1.
         trunk = ellipsoid(p, (0.0, 0.0, 0.05), (wide, tall, long)).clamp(min=-0.1)
         stalk = round_cone(p, (0.0, 0.0, -0.15), (0.0, 0.0, stalk_end), 0.13, 0.06)
         snout = sphere(p, (0.0, -0.03, long - 0.02), 0.085)
@@ -197,10 +197,10 @@ def fish(draw: Draw) -> ProceduralObject:
         return union(upright(p, back), upright(p, under))
 
     def side_fins(p: Coordinates) -> Distance:
-        """Pectoral fins behind the gills and pelvic fins below, spread outwards."""
+        """Return the distance to the pectoral fins behind the gills and the pelvic fins below them."""
         x, y, z = mirror_x(p)
         root = (0.88 * wide, -0.09, 0.5 * 0.20)
-        # The z axis is halved, so that the fins are twice as broad as they are thick.
+        # The z axis is halved, so the width of the fins is twice their thickness.
         half_z = (x, y, 0.5 * z)
         chest = round_cone(half_z, root, (wide + flap * 0.8, -0.09 - drop, -0.02), 0.035, 0.062)
         belly = round_cone(
@@ -220,7 +220,7 @@ def fish(draw: Draw) -> ProceduralObject:
     gill = 0.46 * long
 
     def scales(p: Coordinates) -> Tensor:
-        """A pale belly, rows of scales behind the gills, a dark gill line and mouth."""
+        """Return the albedo: a pale belly, rows of scales behind the gills, a dark gill line and mouth."""
         own = mix(accent, base, smooth_ramp(p[1], -0.75 * tall, -0.15 * tall))
         own = over(own, shade(base, 0.6), smooth_ramp(p[1], 0.45 * tall, 0.95 * tall))
         if pattern == "striped":
@@ -229,7 +229,7 @@ def fish(draw: Draw) -> ProceduralObject:
         elif pattern == "patched":
             wave = torch.sin(6 * p[2] + phase) + torch.sin(7 * p[1] + 2 * phase)
             own = over(own, accent, ramp(wave, 0.3, 0.45))
-        # Scales are discs whose centres form a brick pattern; each covers the one behind it.
+        # Scales are discs. Their centres form a brick pattern, and each scale overlaps the scale behind it.
         row = torch.floor(p[2] / size)
         along = p[2] / size - row
         height = torch.remainder(p[1] / (1.5 * size) + 0.5 * torch.remainder(row, 2.0), 1.0) - 0.5
@@ -243,7 +243,7 @@ def fish(draw: Draw) -> ProceduralObject:
         return over(own, shade(base, 0.25), ramp(mouth, 0.016, 0.008) * ramp(p[2], long - 0.02, long))
 
     def rays(p: Coordinates) -> Tensor:
-        """Light and dark rays that fan out from the body."""
+        """Return the albedo of the fins: light and dark rays that fan out from the body."""
         angle = torch.atan2(p[1], p[2] + 0.30 * long)
         behind = torch.atan2(p[1], stalk_end + 0.25 - p[2])
         turn = torch.where(p[2] < stalk_end + 0.05, behind, angle)
@@ -251,7 +251,10 @@ def fish(draw: Draw) -> ProceduralObject:
         return mix(shade(fin, 0.6), fin, ray)
 
     def eye_paint(p: Coordinates) -> Tensor:
-        """A black pupil in a pale ring, turned sideways and slightly forwards."""
+        """Return the albedo of the eyes: a black pupil in a pale ring.
+
+        It faces outwards, slightly forwards.
+        """
         x, y, z = (p[0].abs() - eye[0]) / 0.075, (p[1] - eye[1]) / 0.075, (p[2] - eye[2]) / 0.075
         facing = (0.88 * x + 0.1 * y + 0.46 * z) / norm(x, y, z).clamp(min=1e-6)
         return mix(colour("#f3dfa0"), colour("#181616"), ramp(facing, 0.68, 0.76))
@@ -268,7 +271,7 @@ def fish(draw: Draw) -> ProceduralObject:
 
 
 def bird(draw: Draw) -> ProceduralObject:
-    """A plump bird on two feet: round head with a beak, folded wings, a tail behind, a light breast."""
+    """Return a plump bird on two feet: a round head with a beak, folded wings, a tail and a light breast."""
     plump, long = draw.vary(0.29, 0.06), draw.vary(0.30, 0.1)
     skull, rise = draw.vary(0.195, 0.06), draw.uniform(0.34, 0.40)
     bill, gape = draw.vary(0.19, 0.12), draw.uniform(0.058, 0.072)
@@ -290,7 +293,7 @@ def bird(draw: Draw) -> ProceduralObject:
 
     def wings(p: Coordinates) -> Distance:
         x, y, z = mirror_x(p)
-        # Flat along x: broad shields on the flanks that taper backwards.
+        # The wings are flat along x. They cover the sides of the body and taper backwards.
         local = ((x - 0.90 * plump + 0.12 * (z + 0.1).abs()) * 2.2, y, z)
         return round_cone(local, (0.0, 0.06, 0.02), (0.0, -0.02, -long - 0.26), 0.21, 0.11) * 0.5
 
@@ -320,7 +323,7 @@ def bird(draw: Draw) -> ProceduralObject:
     horn = tint(draw, draw.usually(colour("#f0a01e"), (colour("#e8c83a"),), 0.7))
 
     def feathers(p: Coordinates) -> Tensor:
-        """Mottled feathers, a light breast low at the front, a dark line through the eyes."""
+        """Return the albedo of the body: mottled feathers, a light breast, a dark line through the eyes."""
         row = torch.sin(52 * p[1] + 20 * p[2]) * torch.sin(46 * p[0] + 17 * p[2])
         own = mix(shade(coat, 0.82), shade(coat, 1.12), 0.5 + 0.5 * row)
         front = ramp(0.9 * p[2] - p[1], 0.10, 0.20) * ramp(p[1], 0.24, 0.16)
@@ -329,7 +332,7 @@ def bird(draw: Draw) -> ProceduralObject:
         return over(own, shade(coat, 0.3), line * ramp(p[0].abs(), 0.2 * skull, 0.4 * skull))
 
     def plumes(p: Coordinates) -> Tensor:
-        """Rows of feathers with dark edges on the wings and the tail, a pale bar across the wings."""
+        """Return the albedo of wings and tail: rows of dark-edged feathers, a pale bar across the wings."""
         vane = torch.remainder((p[1] + 0.25 * p[2]) / 0.055, 1.0)
         own = mix(shade(coat, 0.30), shade(coat, 0.55), ramp(vane, 0.0, 0.5))
         bar = ramp((p[2] + 0.05 + 0.3 * p[1]).abs(), 0.035, 0.025)

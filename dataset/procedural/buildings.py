@@ -1,4 +1,4 @@
-"""Cottage and castle tower. Their doors are at +z."""
+"""Categories cottage and castle tower. The doors are at +z."""
 
 import math
 
@@ -28,9 +28,11 @@ GLASS = colour("#2f4a63")
 
 
 def blocks(along: Tensor, up: Tensor, long: float, high: float) -> tuple[Tensor, Tensor]:
-    """Masonry in a plane: rows `high`, blocks `long`, each row shifted by half a block against the last.
+    """Divide a plane into the blocks of a wall.
 
-    Returns (distance to the nearest joint, a random number in [0, 1] of the block), both [N].
+    along, up: coordinates in the plane [N]. long: length of a block. high: height of a row. Each row is
+    shifted by half a block relative to the row below. Returns the distance to the nearest joint and a random
+    number in [0, 1] that is constant within a block, both [N].
     """
     row = torch.floor(up / high)
     place_in_row = along / long + 0.5 * row
@@ -42,15 +44,19 @@ def blocks(along: Tensor, up: Tensor, long: float, high: float) -> tuple[Tensor,
 
 
 def masonry(base: Colour, joint: Colour, edge: Tensor, own: Tensor, contrast: float) -> Tensor:
-    """Albedo of the masonry from `blocks`: a shade of `base` per block, within ±contrast, and joints."""
+    """Return the albedo of a wall: a random shade of `base` within ±contrast for each block, and the joints.
+
+    edge, own: the results of `blocks`.
+    """
     face = mix(shade(base, 1 - contrast), shade(base, 1 + contrast), own)
     return over(face, joint, ramp(edge, 0.016, 0.008))
 
 
 def cottage(draw: Draw) -> ProceduralObject:
-    """Plastered, half-timbered or stone walls under a steep tiled roof, ridge along x; a chimney at one end.
+    """Return a cottage with plastered, half-timbered or stone walls, a steep tiled roof and a chimney.
 
-    The door is in the middle of the front at +z, between two windows. The back and each gable have two.
+    The ridge is parallel to x, and the chimney is at one end of it. The door is in the middle of the front at
+    +z, between two windows. The back and each gable also have two windows.
     """
     half, depth = draw.vary(0.60, 0.05), draw.vary(0.42, 0.06)
     eaves, rise = draw.vary(0.55, 0.06), draw.vary(0.40, 0.08)
@@ -70,7 +76,10 @@ def cottage(draw: Draw) -> ProceduralObject:
     def gable_roof(
         across: Tensor, up: Tensor, along: Tensor, top: float, wide: float, long: float
     ) -> Distance:
-        """Two slabs that meet at the height `top` and reach `wide` to either side and `long` along."""
+        """Return the distance to two roof slabs that meet at the height `top`.
+
+        The slabs extend `wide` to each side of the ridge and `long` in both directions along it.
+        """
         rise_to, fall_to = top + 0.1 * slope, top - slope * wide
         low = 0.02 / steep - thick / steep
         corners = [(-0.1, rise_to + low), (wide, fall_to + low)]
@@ -84,7 +93,7 @@ def cottage(draw: Draw) -> ProceduralObject:
         return main
 
     def pediment(p: Coordinates) -> Distance:
-        """The solid gable below the porch's roof."""
+        """Return the distance to the solid gable below the porch's roof."""
         low, top = lintel, lintel + 0.24
         wide = (top - low) / slope
         return extrude(polygon(p[0], p[1], [(-wide, low), (wide, low), (0.0, top)]), p[2] - depth, 0.17)
@@ -99,7 +108,10 @@ def cottage(draw: Draw) -> ProceduralObject:
         return union(shaft, box(p, (x, ridge + 0.15, z), (0.11, 0.035, 0.11), 0.015))
 
     def opening(p: Coordinates, grow: float, out: float) -> Distance:
-        """The windows: squares around (±window_x, window_y) in front and behind, and in the gables."""
+        """Return the distance to the windows, enlarged by `grow` and extending `out` from the wall.
+
+        They are rectangles at (±window_x, window_y) in the front and the back, and in the gables.
+        """
         size = (pane + grow, 1.1 * pane + grow)
         flat = box2(p[0].abs() - window_x, p[1] - window_y, size, 0.01)
         solid = extrude(flat, p[2].abs() - depth, out)
@@ -125,7 +137,7 @@ def cottage(draw: Draw) -> ProceduralObject:
     course, width = draw.uniform(0.085, 0.10), draw.uniform(0.11, 0.13)
 
     def along_wall(p: Coordinates) -> Tensor:
-        """Position along the wall: x on the front and the back, z on the gables."""
+        """Return the position along the wall: x on the front and the back, z on the gables."""
         return torch.where(half - p[0].abs() < 0.01, p[2], p[0])
 
     def wall_paint(p: Coordinates) -> Tensor:
@@ -150,7 +162,10 @@ def cottage(draw: Draw) -> ProceduralObject:
         return face
 
     def tiling(p: Coordinates) -> Tensor:
-        """Rows of tiles, each row shifted by half a tile; the shade varies from tile to tile."""
+        """Return the albedo of rows of tiles.
+
+        Rows are shifted by half a tile, and each tile has its own shade.
+        """
         drop = (ridge - p[1]) / (slope * steep)
         row = torch.floor(drop / course)
         lower = drop / course - row
@@ -165,7 +180,7 @@ def cottage(draw: Draw) -> ProceduralObject:
         return masonry(brick, colour("#b8a898"), edge - 0.004, own, 0.25)
 
     def glazing(p: Coordinates) -> Tensor:
-        """Dark glass, brighter above, between glazing bars."""
+        """Return the albedo of the windows: glazing bars, and dark glass that is brighter at the top."""
         front = (p[2].abs() > depth - 0.06) & (p[0].abs() < half - 0.06)
         across = torch.where(front, p[0].abs() - window_x, p[2])
         height = torch.where(p[1] > eaves, p[1] - eaves - 0.35 * rise, p[1] - window_y)
@@ -197,7 +212,7 @@ def cottage(draw: Draw) -> ProceduralObject:
 
 
 def castle_tower(draw: Draw) -> ProceduralObject:
-    """A round stone tower: battlements, windows, an arched door; mostly a turret with a pointed roof."""
+    """Return a round stone tower with battlements, windows, an arched door and usually a pointed turret."""
     radius, tall = draw.vary(0.30, 0.06), draw.vary(0.82, 0.05)
     crown, lip = draw.uniform(0.08, 0.11), draw.uniform(0.12, 0.15)
     merlons, tooth = draw.integer(7, 8), draw.uniform(0.12, 0.15)
@@ -223,7 +238,7 @@ def castle_tower(draw: Draw) -> ProceduralObject:
         x, _, z = sectors(p, merlons)
         gap = torch.maximum(x.abs() - 0.25 * rim, -z)
         solid = torch.maximum(ring, gap)
-        if turret:  # keep clear of it, so that no gap is narrower than a grid cell
+        if turret:  # keep a distance from the turret, so that no gap is narrower than a grid cell
             solid = torch.maximum(solid, girth + 0.08 - norm(p[0] - at[0], p[2] - at[2]))
         return solid
 
@@ -249,7 +264,7 @@ def castle_tower(draw: Draw) -> ProceduralObject:
         return extrude(leaf, p[2] - radius - 0.5 * batter, 0.03 + out)
 
     def windows(p: Coordinates, grow: float, out: float) -> Distance:
-        """Arched windows: four below the crown, four lower down between them."""
+        """Return the distance to the arched windows: four below the crown and four lower ones."""
 
         def slit(x: Tensor, y: Tensor, z: Tensor, height: float) -> Distance:
             flat = box2(x, y - height, (0.052 + grow, 0.105 + grow), 0.05 + grow)
@@ -265,7 +280,7 @@ def castle_tower(draw: Draw) -> ProceduralObject:
     wood = tint(draw, colour("#6e3f20"))
 
     def stones(p: Coordinates) -> Tensor:
-        """Rows of blocks around the axis with dark joints; the shade varies from block to block."""
+        """Return the albedo of rows of blocks with dark joints. Each block has its own shade."""
         step = 2 * math.pi / block
         edge, own = blocks(torch.atan2(p[0], p[2]) / step * 0.17, p[1], 0.17, course)
         return masonry(stone, shade(stone, 0.45), edge, own, 0.24)

@@ -1,4 +1,4 @@
-"""Airplane and boat. Nose and bow point to +z."""
+"""Categories airplane and boat. The nose and the bow point to +z."""
 
 import torch
 from torch import Tensor
@@ -27,14 +27,14 @@ GLASS = colour("#26323f")
 
 
 def airplane(draw: Draw) -> ProceduralObject:
-    """An airliner: long fuselage with a row of windows, swept wings with engines below, a tall tail fin."""
+    """Return an airliner with a row of windows, swept wings, engines below the wings and a tall tail fin."""
     girth, length = draw.vary(0.105, 0.06), draw.vary(0.74, 0.04)
     span, root, tip = draw.vary(0.70, 0.05), draw.uniform(0.15, 0.17), draw.uniform(0.055, 0.07)
     sweep, rise = draw.uniform(0.30, 0.42), draw.uniform(0.06, 0.12)
     fin = draw.vary(0.27, 0.08)
     plane, low = draw.uniform(0.02, 0.08), -0.5 * girth
     pod = draw.uniform(0.062, 0.07)
-    spots_out = draw.usually((0.36,), ((0.30, 0.56),), 0.6)  # of the engines, in units of span
+    spots_out = draw.usually((0.36,), ((0.30, 0.56),), 0.6)  # |x| of the engines, in units of span
 
     def fuselage(p: Coordinates) -> Distance:
         nose, tail = (0.0, -0.02, length - 0.07), (0.0, 0.5 * girth, -length)
@@ -66,7 +66,7 @@ def airplane(draw: Draw) -> ProceduralObject:
         return extrude(polygon(p[2], p[1], outline), p[0], 0.008) - 0.028
 
     def at_engine(p: Coordinates) -> tuple[Tensor, Tensor, Tensor]:
-        """Coordinates relative to the centre of the nearest engine."""
+        """Return the coordinates relative to the centre of the nearest engine."""
         x = p[0].abs()
         out = torch.full_like(x, spots_out[0] * span)
         if len(spots_out) > 1:
@@ -89,7 +89,7 @@ def airplane(draw: Draw) -> ProceduralObject:
     step = draw.uniform(0.062, 0.072)
 
     def livery(p: Coordinates) -> Tensor:
-        """Dark windows in a row on either side, a stripe below, a windscreen, and doors."""
+        """Return the albedo of the fuselage: windows on both sides, a stripe below, a windscreen, doors."""
         skin = over(plain(white)(p), belly, ramp(p[1], -0.42 * girth, -0.48 * girth))
         if striped:
             skin = over(skin, trim, ramp((p[1] + 0.22 * girth).abs(), 0.21 * girth, 0.15 * girth))
@@ -112,7 +112,7 @@ def airplane(draw: Draw) -> ProceduralObject:
         return over(skin, GLASS, screen)
 
     def wing_paint(p: Coordinates) -> Tensor:
-        """Grey with a lighter leading edge, dark lines of the flaps, coloured ends."""
+        """Return the albedo of the wings: grey, with dark lines along the flaps and coloured ends."""
         x = p[0].abs()
         metal = plain(shade(white, 0.72))(p)
         hinge = (p[2] - plane + root - 0.075 + 0.55 * sweep * x / span).abs()
@@ -122,7 +122,7 @@ def airplane(draw: Draw) -> ProceduralObject:
         return over(metal, trim, ramp(x, 0.93 * span, 0.94 * span))
 
     def nacelle(p: Coordinates) -> Tensor:
-        """A dark intake with a bright cone in front, a dark exhaust behind."""
+        """Return the albedo of the engines: a dark intake with a bright cone, and a dark exhaust."""
         x, y, z = at_engine(p)
         radius = norm(x, y)
         skin = over(plain(trim if striped else white)(p), shade(white, 0.9), ramp(z, 0.05, 0.06))
@@ -145,13 +145,13 @@ def airplane(draw: Draw) -> ProceduralObject:
 
 
 def boat(draw: Draw) -> ProceduralObject:
-    """A fishing boat: a hull with a raised bow, a deck behind a bulwark, a wheelhouse, a mast with a boom."""
+    """Return a fishing boat with a raised bow, a bulwark around the deck, a wheelhouse, a mast and a boom."""
     half, length = draw.vary(0.27, 0.06), draw.vary(0.75, 0.04)
     deep, sheer = draw.vary(0.26, 0.07), draw.uniform(0.17, 0.23)
     house, back = draw.vary(0.165, 0.07), draw.usually(-0.30, (0.14,), 0.65) + draw.uniform(-0.05, 0.05)
     tall, long = draw.vary(0.30, 0.08), draw.vary(0.20, 0.08)
     mast = draw.vary(0.62, 0.06)
-    ahead = 0.28 if back < 0 else -0.34  # of the mast
+    ahead = 0.28 if back < 0 else -0.34  # z of the mast
     plan = [
         (0.0, length),
         (0.42 * half, 0.74 * length),
@@ -163,7 +163,7 @@ def boat(draw: Draw) -> ProceduralObject:
     outline = [*plan, *[(-x, z) for x, z in reversed(plan) if x]]
 
     def deck(p: Coordinates) -> Distance:
-        """Height above the rim, which rises to the bow and less to the stern."""
+        """Return the distance above the rim. The rim rises towards the bow, and less towards the stern."""
         z = (p[2] / length).clamp(-1.1, 1.1)
         return (p[1] - sheer * z * z * (0.65 + 0.35 * z)) * 0.85
 
@@ -171,7 +171,8 @@ def boat(draw: Draw) -> ProceduralObject:
         return polygon(p[0], p[2], outline) - 0.03
 
     def hull(p: Coordinates) -> Distance:
-        # The walls lean in towards the keel, the bow is raked, the bottom flat; the deck lies below the rim.
+        # The walls lean inwards towards the keel, the bow is inclined and the bottom is flat. The deck is
+        # below the rim.
         wall = 0.90 * (p[0].abs() - half) - 0.42 * p[1] - 0.04
         rake = 0.8 * (p[2] - length) - 0.6 * p[1] + 0.02
         plane = footprint(p)
@@ -190,7 +191,7 @@ def boat(draw: Draw) -> ProceduralObject:
         return box(p, (0.0, tall + 0.02, back + 0.02), (house + 0.045, 0.035, long + 0.055), 0.03)
 
     def rigging(p: Coordinates) -> Distance:
-        """A mast with a boom and a short yard; thick enough for a coarse grid."""
+        """Return the distance to a mast, a boom and a short yard. All are thick enough for a coarse grid."""
         pole = round_cone(p, (0.0, -0.05, ahead), (0.0, mast, ahead), 0.036, 0.030)
         towards = 1.0 if back < 0 else -1.0
         boom = round_cone(p, (0.0, 0.14, ahead), (0.0, 0.42, ahead + 0.34 * towards), 0.032, 0.028)
@@ -211,7 +212,7 @@ def boat(draw: Draw) -> ProceduralObject:
     holes = draw.chance(0.5)
 
     def planking(p: Coordinates) -> Tensor:
-        """A dark bottom below a white water line, portholes, a deck of boards."""
+        """Return the albedo of the hull: a dark bottom, a white water line, portholes, a deck of boards."""
         skin = over(plain(paint)(p), keel, ramp(p[1], -0.50 * deep, -0.52 * deep))
         skin = over(skin, white, ramp((p[1] + 0.47 * deep).abs(), 0.026, 0.020))
         seam = (torch.remainder(deck(p) / 0.075 + 0.5, 1.0) - 0.5).abs() * 0.075
@@ -226,7 +227,7 @@ def boat(draw: Draw) -> ProceduralObject:
         return skin + inside * (planks - skin)
 
     def superstructure(p: Coordinates) -> Tensor:
-        """White, a band of dark windows with posts between them, a door behind."""
+        """Return the albedo of the wheelhouse: white, with dark windows, posts and a door at the back."""
         wall = plain(white)(p)
         aside = p[0].abs() > house - 0.012
         along = torch.where(aside, (p[2] - back) / long, p[0] / house)

@@ -1,4 +1,7 @@
-"""Figures outside the prior's categories, used as start shapes. Metres; the ground is y = 0."""
+"""Figures that are used as start shapes and are no category of the prior.
+
+Units are metres; the ground is y = 0.
+"""
 
 from dataset.procedural.colour import colour, plain
 from dataset.procedural.primitives import (
@@ -19,8 +22,11 @@ HEIGHT = 1.8
 
 
 def mannequin() -> ProceduralObject:
-    """A human figure with arms and legs apart, HEIGHT tall, centred at half of its height."""
-    # Radii of the torso's ellipsoids by the height of their centres, from the hips to the chest.
+    """Return a human figure with arms and legs apart.
+
+    Its height is HEIGHT, and its centre is at HEIGHT / 2.
+    """
+    # (centre, radii) of the torso's ellipsoids, from the hips to the chest.
     trunk: list[tuple[Vector, Vector]] = [
         ((0.0, 0.93, -0.01), (0.17, 0.14, 0.118)),
         ((0.0, 1.08, 0.0), (0.145, 0.18, 0.105)),
@@ -51,7 +57,7 @@ def mannequin() -> ProceduralObject:
     def leg(p: Coordinates) -> Distance:
         limb = chain(p, (hip, knee, ankle), (0.098, 0.064, 0.046))
         limb = smooth_union(limb, ellipsoid(p, calf, (0.066, 0.14, 0.07)), 0.05)
-        # The sole of the foot is flat, at the height of the ground.
+        # The sole of the foot is flat and on the ground.
         foot = smooth_intersection(round_cone(p, heel, toes, 0.052, 0.045), -p[1], 0.02)
         return smooth_union(limb, foot, 0.05)
 

@@ -1,4 +1,7 @@
-"""Hamburger. It is rotationally symmetric about +y except for the cheese, so its azimuth is random."""
+"""Category hamburger.
+
+It is rotationally symmetric about +y except for the cheese, so its azimuth is random.
+"""
 
 import torch
 from torch import Tensor
@@ -20,7 +23,7 @@ from dataset.procedural.solid import Part, ProceduralObject, place
 
 
 def hamburger(draw: Draw) -> ProceduralObject:
-    """From below: bun, patty, a square of cheese that hangs down, tomato, lettuce, seeded bun."""
+    """Return a hamburger. From bottom to top: bun, patty, square cheese, tomato, lettuce, bun with seeds."""
     radius, dome = draw.vary(0.54, 0.05), draw.vary(0.40, 0.1)
     heel, meat = draw.uniform(0.22, 0.27), draw.uniform(0.17, 0.21)
     slice_height, turn = draw.uniform(0.15, 0.18), draw.angle()
@@ -35,7 +38,7 @@ def hamburger(draw: Draw) -> ProceduralObject:
         return cylinder(p, (0.0, bottom + 0.5 * heel, 0.0), 0.98 * radius, 0.5 * heel, 0.10)
 
     def patty(p: Coordinates) -> Distance:
-        """The meat, and a solid core that fills the space between the layers."""
+        """Return the distance to the meat and a solid core that fills the space between the layers."""
         slab = cylinder(p, (0.0, patty_at - 0.01, 0.0), 1.05 * radius, 0.5 * meat + 0.02, 0.06)
         low = bottom + 0.5 * heel
         middle, half = 0.5 * (low + crown_at), 0.5 * (crown_at - low)
@@ -60,7 +63,7 @@ def hamburger(draw: Draw) -> ProceduralObject:
         return disc * 0.75
 
     def seed(p: Coordinates) -> Tensor:
-        """1 on the seeds of the upper bun, 0 between them."""
+        """Return 1 on the seeds of the upper bun and 0 between them."""
         polar = torch.atan2(norm(p[0], p[2]) / radius, ((p[1] - crown_at) / dome).clamp(min=1e-3))
         along, across = spots(torch.atan2(p[0], p[2]), polar, spacing, phase, jitter=0.08)
         inside = ramp(norm(0.75 * along, 1.25 * across), 0.125, 0.07)

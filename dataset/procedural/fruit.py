@@ -1,4 +1,7 @@
-"""Pineapple, strawberry and apple, at a random azimuth about +y; banana, its stalk at +x."""
+"""Categories pineapple, strawberry, apple and banana.
+
+The azimuth about +y is random, except that the banana's stalk is at +x.
+"""
 
 import math
 
@@ -25,13 +28,13 @@ from dataset.procedural.solid import Part, ProceduralObject, place
 
 
 def pineapple(draw: Draw) -> ProceduralObject:
-    """Ovoid body with diamond-shaped scales, a bract on each, and a crown of three rings of leaves."""
+    """Return a pineapple: an ovoid with diamond-shaped scales, a bract on each, and three rings of leaves."""
     radius, half_height = draw.vary(0.35, 0.07), draw.vary(0.46, 0.07)
     around, pitch = draw.integer(8, 9), draw.vary(4.1, 0.05)
     relief, squareness = draw.uniform(0.036, 0.044), draw.uniform(0.05, 0.09)
 
     def scales(p: Coordinates) -> Tensor:
-        """Height of the diamond pattern in [0, 1]: two families of spirals, `around` each, cross."""
+        """Return the height of the diamond pattern in [0, 1]. It is the product of two sets of spirals."""
         azimuth = torch.atan2(p[0], p[2]) * (around / 2)
         climb = p[1] * (math.pi * pitch)
         ridge = ((azimuth + climb).cos() * (azimuth - climb).cos()).abs()
@@ -39,7 +42,7 @@ def pineapple(draw: Draw) -> ProceduralObject:
 
     def body(p: Coordinates) -> Distance:
         ovoid = ellipsoid(p, (0.0, 0.0, 0.0), (radius, half_height, radius)) - squareness * 0.5
-        # The spirals meet at the axis, so the relief fades out near the axis and the poles.
+        # The relief fades out towards the axis, because all spirals meet there.
         fade = ramp(norm(p[0], p[2]), 0.04, 0.33)
         return (ovoid - relief * (scales(p) - 0.6) * fade) * 0.75
 
@@ -57,7 +60,7 @@ def pineapple(draw: Draw) -> ProceduralObject:
             joints = [(0.05, 0.0), (0.06 + 0.5 * out, 0.55 * up), (0.05 + out, (0.94, 1.0, 1.0)[ring] * up)]
             rings.append(blade(sectors(local, count, phase), joints, (0.065, 0.060, 0.026), 1.7))
         heart = round_cone(local, (0.0, 0.0, 0.0), (0.0, 0.95 * crown_height, 0.0), 0.14, 0.03)
-        # Fillets and a stout core close the pockets between the leaves and above the scales.
+        # Fillets and a thick core fill the cavities between the leaves and above the scales.
         core = ellipsoid(local, (0.0, 0.02, 0.0), (0.21, 0.26, 0.21))
         core = smooth_union(smooth_union(core, heart, 0.05), rings[0], 0.05)
         return smooth_union(core, smooth_union(rings[1], rings[2], 0.05), 0.05)
@@ -67,7 +70,10 @@ def pineapple(draw: Draw) -> ProceduralObject:
     leaf = tint(draw, draw.usually(colour("#4f9a3a"), (colour("#6a9a4a"), colour("#3f7f4a")), 0.6))
 
     def skin(p: Coordinates) -> Tensor:
-        """Bright scales in dark grooves, greener below the crown, a brown bract in the middle of each."""
+        """Return the albedo of the body: dark grooves, and bright scales with brown bracts at their centres.
+
+        The scales below the crown are greener.
+        """
         height = scales(p)
         face = mix(flesh, shade(flesh, 1.25), ramp(height, 0.5, 0.9))
         face = over(face, shade(leaf, 1.2), 0.45 * ramp(p[1], 0.1 * half_height, half_height))
@@ -75,7 +81,7 @@ def pineapple(draw: Draw) -> ProceduralObject:
         return over(face, bract, ramp(height, 0.93, 0.98) * ramp(norm(p[0], p[2]), 0.1, 0.2))
 
     def foliage(p: Coordinates) -> Tensor:
-        """Dark towards the heart; each leaf has a pale middle vein and edge."""
+        """Return the albedo of the leaves. It is dark near the axis; each leaf has a pale middle vein."""
         radial = norm(p[0], p[2])
         tone = ramp(p[1], base - 0.02, base + 0.6 * crown_height) * 0.6 + 0.4 * ramp(radial, 0.08, 0.26)
         blades = mix(shade(leaf, 0.45), shade(leaf, 1.1), tone)
@@ -90,13 +96,13 @@ def pineapple(draw: Draw) -> ProceduralObject:
 
 
 def strawberry(draw: Draw) -> ProceduralObject:
-    """A plump cone, point down, with sunken seeds, and a cap of leaves with a stalk."""
+    """Return a strawberry: a plump cone that points down, sunken seeds, leaves and a stalk on top."""
     top, tip = draw.vary(0.45, 0.06), draw.vary(0.17, 0.1)
     length = draw.vary(0.60, 0.08)
     spacing, phase = draw.uniform(0.40, 0.46), draw.angle()
 
     def seed_offsets(p: Coordinates) -> tuple[Tensor, Tensor]:
-        """Offsets (down the fruit, around it; radians seen from inside) to the nearest seed."""
+        """Return the offsets from the nearest seed, in radians along the meridian and along the parallel."""
         y = (p[1] + 0.4 * length) / 1.25
         return spots(torch.atan2(p[0], p[2]), torch.atan2(norm(p[0], p[2]), -y), spacing, phase)
 
@@ -132,12 +138,12 @@ def strawberry(draw: Draw) -> ProceduralObject:
 
 
 def apple(draw: Draw) -> ProceduralObject:
-    """A sphere with a pit at either end, narrower below, with a stalk and a leaf."""
+    """Return an apple: a ball with a pit at each pole that is narrower at the bottom, a stalk and a leaf."""
     offset, tube = draw.vary(0.20, 0.08), draw.vary(0.37, 0.04)
     tall, taper = draw.uniform(1.20, 1.32), draw.uniform(0.14, 0.22)
 
     def body(p: Coordinates) -> Distance:
-        # The outside of a ring whose tube is wider than its hole: dimpled at the poles.
+        # The shape is a torus with a tube radius greater than its ring radius, so it has a pit at each pole.
         radius = norm(p[0], p[2]) * (1 + taper * smooth_ramp(p[1], 0.25, -0.55))
         return (norm(radius - offset, p[1] / tall) - tube) * 0.9
 
@@ -156,7 +162,7 @@ def apple(draw: Draw) -> ProceduralObject:
     skin, blush = tint(draw, fresh), tint(draw, draw.usually(colour("#e2b23c"), (fresh,), 0.6))
 
     def flesh(p: Coordinates) -> Tensor:
-        """Streaks from the stalk downwards and pale specks over the skin; the blush is around both pits."""
+        """Return the albedo: vertical streaks, pale spots, and a red area around both pits."""
         turn = torch.atan2(p[0], p[2])
         streak = torch.sin(19 * turn + 2 * torch.sin(7 * turn)) * torch.sin(31 * turn + 1.0)
         peel = mix(skin, blush, 0.75 * ramp(norm(p[0], p[2]), 0.32, 0.05))
@@ -173,17 +179,23 @@ def apple(draw: Draw) -> ProceduralObject:
 
 
 def banana(draw: Draw) -> ProceduralObject:
-    """A bow in the plane z = 0, its middle lowest, with blunt edges along it; stalk at +x, dark tip at −x."""
+    """Return a banana: an arc in the plane z = 0 with rounded edges along it. The middle is the lowest point.
+
+    The stalk is at +x and the dark tip at −x.
+    """
     bend, half_angle = draw.vary(0.62, 0.08), draw.uniform(0.98, 1.15)
     thick, ends = draw.vary(0.18, 0.08), draw.uniform(0.45, 0.52)
     edges, phase = draw.uniform(0.010, 0.016), draw.angle()
 
     def body(p: Coordinates) -> Distance:
-        """Spheres along an arc about (0, bend), smaller towards its ends."""
+        """Return the distance to spheres along an arc with centre (0, bend).
+
+        Their radius decreases to the ends.
+        """
         radius, angle = norm(p[0], p[1] - bend), torch.atan2(p[0], bend - p[1])
         nearest = angle.clamp(-half_angle, half_angle)
         fraction = (nearest / half_angle).abs()
-        # All spheres are equally near to the arc's centre, so their radii blend to one value there.
+        # At the arc's centre all spheres have the same distance, so the radii blend to one value there.
         apart = ramp(radius, 0.0, 0.6 * bend)
         size = thick * (1 - ends * (0.35 + (fraction**2.6 - 0.35) * apart))
         across, off = norm(p[0] - bend * nearest.sin(), p[1] - bend + bend * nearest.cos()), p[2]
@@ -194,7 +206,7 @@ def banana(draw: Draw) -> ProceduralObject:
     sin, cos = math.sin(half_angle), math.cos(half_angle)
 
     def beyond(distance: float, rise: float = 0.0) -> tuple[float, float, float]:
-        """A point on the tangent at the end at +x, `distance` past it."""
+        """Return the point at `distance` beyond the arc's end at +x, along its tangent, and `rise` higher."""
         return bend * sin + cos * distance, bend * (1 - cos) + sin * distance + rise, 0.0
 
     length = draw.uniform(0.20, 0.28)

@@ -1,4 +1,8 @@
-"""Chair, its back at −z; table, longer along x; lamp, round about +y; bed, its pillows at −z."""
+"""Categories chair, table, lamp and bed.
+
+The chair's back and the bed's pillows are at −z. The table is longer along x. The lamp is rotationally
+symmetric about +y.
+"""
 
 from torch import Tensor
 
@@ -28,7 +32,7 @@ PAINTS = tuple(colour(c) for c in ("#c8342a", "#2f6db5", "#e8e2d4", "#4b9b55", "
 
 
 def chair(draw: Draw) -> ProceduralObject:
-    """Four legs, a seat and a back, solid or with rungs; sometimes a cushion."""
+    """Return a chair with four legs, a seat, a back that is solid or has rungs, and sometimes a cushion."""
     width, depth = draw.vary(0.38, 0.07), draw.vary(0.36, 0.07)
     leg, thick = draw.uniform(0.064, 0.072), draw.uniform(0.062, 0.072)
     height, rise = draw.vary(0.56, 0.07), draw.vary(0.70, 0.07)
@@ -38,7 +42,7 @@ def chair(draw: Draw) -> ProceduralObject:
     def legs(p: Coordinates) -> Distance:
         top = (width - leg, 0.0, depth - leg)
         bottom = (width - leg + splay, -height, depth - leg + splay)
-        # Folding x and z gives all four legs; the seat joins them.
+        # abs(x) and abs(z) repeat one leg four times. The seat connects the legs.
         return round_cone((p[0].abs(), p[1], p[2].abs()), top, bottom, leg * 1.08, leg * 0.94)
 
     def seat(p: Coordinates) -> Distance:
@@ -70,7 +74,7 @@ def chair(draw: Draw) -> ProceduralObject:
 
 
 def table(draw: Draw) -> ProceduralObject:
-    """A top, rectangular or sometimes round, on an apron and four legs, straight or splayed."""
+    """Return a table: a rectangular or sometimes round top, an apron and four straight or splayed legs."""
     circular = draw.chance(0.3)
     width, depth = draw.uniform(0.62, 0.72), draw.uniform(0.40, 0.48)
     radius = draw.uniform(0.55, 0.62)
@@ -86,7 +90,7 @@ def table(draw: Draw) -> ProceduralObject:
         return box(p, (0.0, 0.0, 0.0), (width, thick, depth), 0.03)
 
     def frame(p: Coordinates) -> Distance:
-        """The apron under the top, and four legs by folding x and z."""
+        """Return the distance to the apron and the legs. abs(x) and abs(z) repeat one leg four times."""
         apron = box(p, (0.0, -thick - 0.03, 0.0), (corner[0], 0.08, corner[1]), 0.02)
         quarter = (p[0].abs(), p[1], p[2].abs())
         if square:
@@ -114,13 +118,13 @@ def table(draw: Draw) -> ProceduralObject:
 
 
 def lamp(draw: Draw) -> ProceduralObject:
-    """A shade, open below, over a bulb, on a pole or a pot-bellied stand."""
+    """Return a lamp: a shade that is open at the bottom, a bulb, and a pole or a bulbous stand."""
     wide, narrow = draw.uniform(0.42, 0.50), draw.uniform(0.20, 0.32)
     shade_height, pole = draw.uniform(0.46, 0.56), draw.uniform(0.060, 0.070)
     height, foot = draw.uniform(0.62, 0.74), draw.uniform(0.27, 0.33)
     bellied = draw.chance(0.4)
     wall = 0.09
-    # The shade's lower edge is at y = 0. The outlines continue across the axis and grow by `edge`.
+    # The shade's lower edge is at y = 0. The outlines extend across the axis and are enlarged by `edge`.
     edge, ceiling = 0.02, 0.55 * shade_height
     cone = [
         (-0.3, edge),
@@ -155,7 +159,7 @@ def lamp(draw: Draw) -> ProceduralObject:
     )
 
     def lit(p: Coordinates) -> Tensor:
-        """Brighter near the bulb."""
+        """Return the albedo of the shade, which is brighter near the bulb."""
         return mix(shade(cloth, 1.25), shade(cloth, 0.85), ramp(p[1], 0.0, shade_height))
 
     parts = (
@@ -169,7 +173,7 @@ def lamp(draw: Draw) -> ProceduralObject:
 
 
 def bed(draw: Draw) -> ProceduralObject:
-    """A frame with a high headboard at −z and a low footboard, mattress, blanket, one pillow or two."""
+    """Return a bed with a high headboard at −z, a low footboard, a mattress, a blanket and pillows."""
     width, length = draw.uniform(0.42, 0.54), draw.uniform(0.68, 0.76)
     head, foot = draw.uniform(0.46, 0.56), draw.uniform(0.20, 0.28)
     drop, deep = draw.uniform(0.24, 0.30), draw.uniform(0.09, 0.11)
@@ -179,7 +183,10 @@ def bed(draw: Draw) -> ProceduralObject:
     arched = draw.chance(0.4)
 
     def boards(p: Coordinates) -> Distance:
-        """Rails, head- and footboard, and four feet. The rails' middle is the origin."""
+        """Return the distance to the rails, the headboard, the footboard and the feet.
+
+        The centre of the rails is the origin.
+        """
         rails = box(p, (0.0, 0.0, 0.0), (width, 0.09, length), 0.02)
         feet = box(
             (p[0].abs(), p[1], p[2].abs()),

@@ -1,7 +1,8 @@
-"""Materials that replace the own colours of an object: "a red mug", "a golden chair".
+"""Materials that replace an object's original colours: "a red mug", "a golden chair".
 
-The new albedo of a part is the material's colour times a tone from the part's own luminance, so dark parts
-stay darker than bright parts. Roughness and metallic are the material's.
+The new albedo of a part is the material's colour times a factor (the tone) that depends on the luminance of
+the part's original albedo. So dark parts stay darker than bright parts. Roughness and metallic are those of
+the material.
 """
 
 from collections.abc import Callable
@@ -23,10 +24,10 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. 709, linear
 
 @dataclass(frozen=True)
 class Material:
-    """Colour and finish of an object, and the words for them in a caption.
+    """Colour and surface properties of an object, and the words that describe them in a caption.
 
-    adjective precedes the name ("wooden"). substance, if not None, follows it ("made of wood").
-    grain maps coordinates, in units of the object's own frame, to a factor on the colour.
+    adjective: word before the object's name ("wooden"). substance: words after the name ("made of wood") or
+    None. grain: function from coordinates in the object's frame to a factor that multiplies the colour.
     """
 
     adjective: str
@@ -38,7 +39,10 @@ class Material:
 
 
 def _wood_grain(p: Coordinates, phase: float) -> Tensor:
-    """Annual rings of a trunk along +y, cut lengthwise: narrow dark late wood, broad bright early wood."""
+    """Return the colour factor of wood: the annual rings of a trunk along +y that is cut lengthwise.
+
+    The late wood of each ring is narrow and dark, and the early wood is wide and bright.
+    """
     bend = 0.10 * torch.sin(3.1 * p[1] + phase) + 0.05 * torch.sin(5.3 * p[2] + 7.0 * p[1] + 2.0 * phase)
     ring = 0.5 + 0.5 * torch.sin(24.0 * (p[0] + 0.6 * p[2] + bend) + 3.0 * torch.sin(4.0 * p[0]) + phase)
     fibre = torch.sin(83.0 * (p[0] - 0.7 * p[2] + 0.3 * bend))
@@ -46,7 +50,7 @@ def _wood_grain(p: Coordinates, phase: float) -> Tensor:
 
 
 def _stone_grain(p: Coordinates, phase: float) -> Tensor:
-    """Isotropic spots of two sizes."""
+    """Return the colour factor of stone: isotropic spots of two sizes."""
     coarse = torch.sin(9.0 * p[0] + phase) * torch.sin(8.0 * p[1] + 2.0) * torch.sin(10.0 * p[2] - phase)
     fine = torch.sin(23.0 * p[0] + 1.0) * torch.sin(21.0 * p[1] + phase) * torch.sin(25.0 * p[2] + 3.0)
     return 0.92 + 0.28 * coarse + 0.22 * fine
@@ -72,7 +76,8 @@ MATERIALS: dict[str, Material] = {
     "stone": Material("stone", colour("#9a978f"), (0.8, 0.9), 0.0, "stone", _stone_grain),
 }
 
-# Pairs of (kind, material) that are excluded from the training data, to test composition.
+# Pairs (category, material) that are excluded from the training data. They test whether the prior can combine
+# a known category with a known material.
 HELD_OUT: frozenset[tuple[str, str]] = frozenset(
     {
         ("pineapple", "blue"),
@@ -96,9 +101,10 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
 
 
 def dressed(subject: ProceduralObject, name: str, draw: Draw) -> ProceduralObject:
-    """The same shape with the material MATERIALS[name]; its shade and roughness are random.
+    """Return the object with the material MATERIALS[name]. The shade and the roughness are random.
 
-    Raises ValueError for a name that is not in MATERIALS.
+    Raises:
+        ValueError: if the name is not in MATERIALS.
     """
     if name not in MATERIALS:
         raise ValueError(f"unknown material {name!r}; known: {', '.join(MATERIALS)}")

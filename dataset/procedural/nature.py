@@ -1,4 +1,8 @@
-"""Mushroom and tree, at a random azimuth about +y; cactus, its arms at ±x; snowman, its face at +z."""
+"""Categories mushroom, cactus, snowman and tree.
+
+The mushroom and the tree have a random azimuth about +y. The arms of the cactus are at ±x. The face of the
+snowman is at +z.
+"""
 
 import math
 
@@ -30,13 +34,13 @@ LEAVES = tuple(colour(c) for c in ("#6faa3a", "#2f7a3a", "#8aa83a"))
 
 
 def mushroom(draw: Draw) -> ProceduralObject:
-    """A spotted dome over a hollow underside, on a stem with a ring and a thick foot."""
+    """Return a mushroom: a spotted cap with a hollow underside on a stem with a ring and a thick foot."""
     radius, dome = draw.vary(0.60, 0.07), draw.vary(0.50, 0.08)
     spacing, phase, spot = draw.uniform(0.60, 0.70), draw.angle(), draw.uniform(0.20, 0.23)
     brown = draw.chance(0.25)
 
     def spot_distance(p: Coordinates) -> Tensor:
-        """Radians from the nearest spot's centre, seen from the middle of the dome's base."""
+        """Return the angle to the nearest spot, in radians, seen from the centre of the cap's base."""
         polar = torch.atan2(norm(p[0], p[2]) / radius, p[1] / dome)
         return norm(*spots(torch.atan2(p[0], p[2]), polar, spacing, phase, jitter=0.05))
 
@@ -85,7 +89,7 @@ def mushroom(draw: Draw) -> ProceduralObject:
 
 
 def cactus(draw: Draw) -> ProceduralObject:
-    """A ribbed column with an arm on either side, in a clay pot; sometimes in flower."""
+    """Return a cactus: a ribbed column with an arm on each side in a clay pot, sometimes with a flower."""
     thick, tall = draw.vary(0.20, 0.07), draw.vary(0.80, 0.06)
     ribs, depth = draw.integer(9, 11), draw.uniform(0.016, 0.022)
     arms = [
@@ -96,7 +100,10 @@ def cactus(draw: Draw) -> ProceduralObject:
     rim, foot, deep = draw.vary(0.32, 0.05), draw.vary(0.23, 0.05), draw.vary(0.40, 0.06)
 
     def flutes(p: Coordinates) -> Tensor:
-        """Ribs of the column in [−1, 1], fading towards its axis, where they meet."""
+        """Return the height of the column's ribs in [−1, 1].
+
+        It fades out at the axis, where the ribs meet.
+        """
         return torch.cos(torch.atan2(p[0], p[2]) * ribs) * ramp(norm(p[0], p[2]), 0.02, 0.2)
 
     def plant(p: Coordinates) -> Distance:
@@ -142,7 +149,7 @@ def cactus(draw: Draw) -> ProceduralObject:
 
 
 def snowman(draw: Draw) -> ProceduralObject:
-    """Three balls of snow with a carrot, coals, arms of wood, and mostly a hat and a scarf."""
+    """Return a snowman: three snowballs, a carrot, coals, wooden arms, and usually a hat and a scarf."""
     low, mid, head = draw.vary(0.38, 0.05), draw.vary(0.29, 0.05), draw.vary(0.22, 0.05)
     belly = low + 0.62 * mid
     chin = belly + 0.70 * mid
@@ -202,7 +209,7 @@ def snowman(draw: Draw) -> ProceduralObject:
 
 
 def tree(draw: Draw) -> ProceduralObject:
-    """A crown of leafy balls on a trunk that forks and spreads its roots."""
+    """Return a tree: a crown of leafy balls on a forked trunk with roots."""
     thick, bole = draw.vary(0.12, 0.1), draw.vary(0.52, 0.08)
     core, lift = draw.vary(0.36, 0.06), draw.vary(0.30, 0.1)
     around, phase = draw.integer(4, 5), draw.angle()
@@ -223,7 +230,7 @@ def tree(draw: Draw) -> ProceduralObject:
             centre = (out * math.sin(azimuth), lift + up - 0.04, out * math.cos(azimuth))
             solid = smooth_union(solid, sphere(p, centre, size), 0.05)
         solid = smooth_union(solid, sphere(p, (0.0, lift + 0.30, 0.0), top), 0.05)
-        # Tufts of leaves displace the surface. The relief fades out inside.
+        # Tufts of leaves displace the surface. The displacement fades out inside the solid.
         tuft = torch.sin(17 * p[0] + phase) * torch.sin(18 * p[1]) * torch.sin(16 * p[2] + 2.0)
         return (solid - 0.035 * tuft * ramp(solid, -0.15, -0.05)) * 0.85
 
@@ -238,7 +245,7 @@ def tree(draw: Draw) -> ProceduralObject:
     leaf, bark = tint(draw, draw.usually(colour("#4c9a3c"), LEAVES, 0.6)), tint(draw, colour("#7a5032"))
 
     def foliage(p: Coordinates) -> Tensor:
-        """Light and dark leaves; brighter at the top and on the tufts."""
+        """Return the albedo of the leaves. It is brighter at the top of the tree and on the tufts."""
         tuft = torch.sin(17 * p[0] + phase) * torch.sin(18 * p[1]) * torch.sin(16 * p[2] + 2.0)
         bend = 3 * torch.sin(7 * p[1] + 5 * p[0]) + 2 * torch.sin(9 * p[2])
         leaves = torch.sin(47 * p[0] + bend) * torch.sin(43 * p[1] + bend) * torch.sin(51 * p[2] - bend)

@@ -1,4 +1,4 @@
-"""Person and head. Both face +z."""
+"""Categories person and head. Both face +z."""
 
 import torch
 from torch import Tensor
@@ -28,12 +28,12 @@ TROUSERS = tuple(colour(c) for c in ("#4b4f58", "#6b4a30", "#8a8f96", "#22304e")
 
 
 def _lips(flesh: Colour) -> Colour:
-    """Lip colour: the skin's colour with less green and blue."""
+    """Return the colour of the lips: the skin colour with less green and blue."""
     return flesh[0] * 0.85, flesh[1] * 0.42, flesh[2] * 0.42
 
 
 def person(draw: Draw) -> ProceduralObject:
-    """A figure in shirt, trousers with a belt, and shoes; the arms are held away from the body."""
+    """Return a person in a shirt, trousers with a belt, and shoes. The arms do not touch the body."""
     skull, chin = draw.vary(0.172, 0.05), 0.60
     shoulder, waist = draw.vary(0.205, 0.06), draw.vary(0.15, 0.08)
     arm, leg = draw.uniform(0.068, 0.078), draw.uniform(0.09, 0.105)
@@ -80,7 +80,7 @@ def person(draw: Draw) -> ProceduralObject:
 
     def hair(p: Coordinates) -> Distance:
         cap = ellipsoid(p, (0.0, face + 0.03, -0.03), (skull + 0.02, skull + 0.03, skull + 0.02))
-        # The hair lies behind a plane that leans back, so the forehead is visible below the fringe.
+        # The hair is behind a plane that leans backwards, so the forehead is visible below the fringe.
         cut = 0.66 * p[2] - 0.75 * (p[1] - face) + 0.02
         tuft = smooth_intersection(cap, cut, 0.05)
         if not long_hair:
@@ -101,7 +101,7 @@ def person(draw: Draw) -> ProceduralObject:
     denim = tint(draw, draw.usually(colour("#33456b"), TROUSERS, 0.4))
 
     def shirt_paint(p: Coordinates) -> Tensor:
-        """Level stripes, or a line of buttons and a collar."""
+        """Return the albedo of the shirt: horizontal stripes, or a line of buttons and a collar."""
         if striped:
             return mix(cloth, stripe, ramp(torch.sin(p[1] * 50), 0.0, 0.25))
         front = ramp(p[2], 0.02, 0.03)
@@ -111,7 +111,7 @@ def person(draw: Draw) -> ProceduralObject:
         return over(line, shade(cloth, 0.6), ramp(p[1], chin - 0.09, chin - 0.08))
 
     def trousers_paint(p: Coordinates) -> Tensor:
-        """A dark belt with a buckle, seams down the sides."""
+        """Return the albedo of the trousers: a dark belt with a buckle, and seams along the sides."""
         belt = over(plain(denim)(p), colour("#2a1d16"), ramp(p[1], 0.0, 0.012))
         belt = over(
             belt,
@@ -133,7 +133,7 @@ def person(draw: Draw) -> ProceduralObject:
 
 
 def head(draw: Draw) -> ProceduralObject:
-    """A human head on its neck: hair, brows, eyes, nose, lips and ears; sometimes a beard."""
+    """Return a human head with neck, hair, eyebrows, eyes, nose, lips, ears and sometimes a beard."""
     wide, tall, deep = draw.vary(0.46, 0.05), draw.vary(0.56, 0.05), draw.vary(0.50, 0.04)
     jaw, beak = draw.vary(0.26, 0.08), draw.vary(0.075, 0.12)
     neck, fringe = draw.vary(0.235, 0.07), draw.uniform(0.30, 0.40)
@@ -160,7 +160,8 @@ def head(draw: Draw) -> ProceduralObject:
 
     def hair(p: Coordinates) -> Distance:
         cap = ellipsoid(p, (0.0, 0.16, -0.07), (wide + puff, 0.85 * tall + puff, deep + puff))
-        # Behind a plane that leans back, so that forehead and ears stay free; locks along the edge.
+        # The hair is behind a plane that leans backwards, so it does not cover the forehead and the ears. The
+        # edge is wavy.
         locks = 0.03 * torch.sin(13 * p[0] + phase)
         cut = (p[2] - 0.75 * (p[1] - fringe) - 0.34 + locks) * 0.8
         tuft = smooth_intersection(cap, cut, 0.08)
@@ -179,7 +180,7 @@ def head(draw: Draw) -> ProceduralObject:
         return round_cone(mirror_x(p), *ends, 0.05, 0.042)
 
     def lips(p: Coordinates) -> Distance:
-        # Raised skin: a bar whose ends turn up.
+        # The lips are raised skin within a bar whose ends bend upwards.
         bend = 1.2 * p[0].abs().clamp(max=0.2).square()
         outline = box2(p[0], p[1] + 0.36 - bend, (0.16, 0.052), 0.045) * 0.9
         return smooth_intersection(skull(p) - 0.045, torch.maximum(outline, 0.1 - p[2]), 0.03)
@@ -198,14 +199,14 @@ def head(draw: Draw) -> ProceduralObject:
         return mix(shade(locks, 0.75), locks, 0.5 + 0.5 * wave)
 
     def gaze(p: Coordinates) -> Tensor:
-        """A white eyeball with an iris and a pupil that look straight ahead, and a dark upper lid."""
+        """Return the albedo of the eyes: white, with iris and pupil facing forwards, and a dark upper lid."""
         off = norm(p[0].abs() - 0.98 * apart, p[1] - level)
         ball = over(plain(colour("#f2f0ea"))(p), iris, ramp(off, 0.054, 0.047))
         ball = over(ball, colour("#141212"), ramp(off, 0.027, 0.021))
         return over(ball, shade(flesh, 0.35), ramp(p[1] - level, 0.040, 0.052))
 
     def face(p: Coordinates) -> Tensor:
-        """The skin with redder cheeks and ears."""
+        """Return the albedo of the skin. Cheeks and ears are redder."""
         cheek = norm(p[0].abs() - 0.24, p[1] + 0.16, p[2] - 0.40)
         blush = (flesh[0], flesh[1] * 0.72, flesh[2] * 0.66)
         warm = torch.maximum(0.6 * ramp(cheek, 0.20, 0.05), 0.5 * ramp(p[0].abs(), wide, wide + 0.05))

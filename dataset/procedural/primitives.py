@@ -1,8 +1,8 @@
-"""Signed distances of simple solids, and the few operations that join them.
+"""Signed distances of simple solids, and operations that combine them.
 
-Legend: `p` is a point cloud as three coordinate vectors (x, y, z), each [N]: one contiguous vector per axis
-is fastest on the CPU, and parameters are Python floats, so nothing is copied to a GPU.
-Distances are negative inside and 1-Lipschitz, exact unless a docstring says otherwise.
+`p` contains N points as three coordinate vectors (x, y, z), each [N]. One contiguous vector per axis is
+fastest on the CPU. Parameters are Python floats, so nothing is copied to a GPU. Distances are negative inside
+a solid and 1-Lipschitz. They are exact unless a docstring states otherwise.
 """
 
 import math
@@ -18,31 +18,31 @@ Vector = tuple[float, float, float]
 
 
 def shift(p: Coordinates, centre: Vector) -> Coordinates:
-    """The points relative to `centre`."""
+    """Return the points relative to `centre`."""
     return p[0] - centre[0], p[1] - centre[1], p[2] - centre[2]
 
 
 def mirror_x(p: Coordinates) -> Coordinates:
-    """Fold −x onto +x: a solid built at +x appears on both sides."""
+    """Replace x by |x|, so that a solid at +x also appears at −x."""
     return p[0].abs(), p[1], p[2]
 
 
 def turn_x(p: Coordinates, angle: float) -> Coordinates:
-    """Turn the solid (not the points) by `angle` radians about +x: +y goes to +z."""
+    """Return point coordinates that rotate a solid by `angle` radians about +x, from +y towards +z."""
     c, s = math.cos(angle), math.sin(angle)
     return p[0], c * p[1] + s * p[2], c * p[2] - s * p[1]
 
 
 def turn_y(p: Coordinates, angle: float) -> Coordinates:
-    """Turn the solid (not the points) by `angle` radians about +y: +z goes to +x."""
+    """Return point coordinates that rotate a solid by `angle` radians about +y, from +z towards +x."""
     c, s = math.cos(angle), math.sin(angle)
     return c * p[0] - s * p[2], p[1], s * p[0] + c * p[2]
 
 
 def sectors(p: Coordinates, count: int, phase: float = 0.0) -> Coordinates:
-    """Fold the circle about +y onto one sector, so that a solid built around +z appears `count` times.
+    """Map all sectors around +y to the sector at +z, so that a solid in this sector appears `count` times.
 
-    The solid must be symmetric in x; then the distance stays continuous at the borders between sectors.
+    The solid must be symmetric in x. Then the distance is continuous at the borders between sectors.
     """
     radius = torch.hypot(p[0], p[2])
     angle = torch.atan2(p[0], p[2]) - phase
@@ -52,7 +52,7 @@ def sectors(p: Coordinates, count: int, phase: float = 0.0) -> Coordinates:
 
 
 def norm(*components: Tensor) -> Tensor:
-    """Euclidean length of the vector with these components."""
+    """Return the Euclidean length of the vector with these components."""
     squared = components[0].square()
     for component in components[1:]:
         squared = squared + component.square()
@@ -60,7 +60,7 @@ def norm(*components: Tensor) -> Tensor:
 
 
 def union(*distances: Distance) -> Distance:
-    """Union of the solids."""
+    """Return the union of the solids."""
     result = distances[0]
     for distance in distances[1:]:
         result = torch.minimum(result, distance)
@@ -68,18 +68,18 @@ def union(*distances: Distance) -> Distance:
 
 
 def subtract(solid: Distance, hole: Distance) -> Distance:
-    """The solid without the hole; a lower bound of the distance near the hole's rim."""
+    """Return the solid without the hole. Near the hole's rim, the result is a lower bound of the distance."""
     return torch.maximum(solid, -hole)
 
 
 def smooth_union(a: Distance, b: Distance, width: float) -> Distance:
-    """Union with a fillet: where |a − b| < width the joint is filled by up to width / 4."""
+    """Return a union with a fillet: the distance is reduced by up to width / 4 where |a − b| < width."""
     overlap = (1 - (a - b).abs() / width).clamp(min=0)
     return torch.minimum(a, b) - overlap.square() * (width / 4)
 
 
 def smooth_intersection(a: Distance, b: Distance, width: float) -> Distance:
-    """Intersection whose edge is rounded over `width`."""
+    """Return the intersection with its edge rounded over `width`."""
     return -smooth_union(-a, -b, width)
 
 
@@ -88,30 +88,33 @@ def sphere(p: Coordinates, centre: Vector, radius: float) -> Distance:
 
 
 def ellipsoid(p: Coordinates, centre: Vector, radii: Vector) -> Distance:
-    """First-order distance: exact gradient 1 at the surface, within some 20 % for axes up to 2:1."""
+    """Return the first-order distance to an ellipsoid.
+
+    The gradient's length is exactly 1 at the surface. The error is about 20 % for axis ratios up to 2:1.
+    """
     x, y, z = shift(p, centre)
     scaled = norm(x / radii[0], y / radii[1], z / radii[2])
     slope = norm(x / radii[0] ** 2, y / radii[1] ** 2, z / radii[2] ** 2)
-    # Both are 0 at the centre; −min(radii) is the limit along the shortest axis.
+    # `scaled` and `slope` are 0 at the centre. The limit along the shortest axis is −min(radii).
     return torch.where(
         slope > 1e-6, scaled * (scaled - 1) / slope.clamp(min=1e-6), torch.full_like(x, -min(radii))
     ).clamp(min=-min(radii))
 
 
 def box(p: Coordinates, centre: Vector, half: Vector, rounding: float = 0.0) -> Distance:
-    """Box with half sizes `half` (rounding included)."""
+    """Return the distance to a box. half: half of the box's sizes, including the rounding."""
     q = [axis.abs() - (size - rounding) for axis, size in zip(shift(p, centre), half, strict=True)]
     inside = torch.maximum(torch.maximum(q[0], q[1]), q[2]).clamp(max=0)
     return norm(*(axis.clamp(min=0) for axis in q)) + inside - rounding
 
 
 def revolve(p: Coordinates) -> tuple[Tensor, Tensor]:
-    """(radius, height) of the points in the half plane of a solid of revolution about +y."""
+    """Return (radius, height) of the points relative to the axis +y, for solids of revolution."""
     return norm(p[0], p[2]), p[1]
 
 
 def box2(x: Tensor, y: Tensor, half: tuple[float, float], rounding: float = 0.0) -> Distance:
-    """Rectangle in the plane with half sizes `half` (rounding included)."""
+    """Return the distance to a rectangle in the plane. half: half of its sizes, including the rounding."""
     u, v = x.abs() - (half[0] - rounding), y.abs() - (half[1] - rounding)
     return norm(u.clamp(min=0), v.clamp(min=0)) + torch.maximum(u, v).clamp(max=0) - rounding
 
@@ -119,13 +122,13 @@ def box2(x: Tensor, y: Tensor, half: tuple[float, float], rounding: float = 0.0)
 def cylinder(
     p: Coordinates, centre: Vector, radius: float, half_height: float, rounding: float = 0.0
 ) -> Distance:
-    """Cylinder about +y, its edges rounded."""
+    """Return the distance to a cylinder about +y with rounded edges."""
     r, y = revolve(shift(p, centre))
     return box2(r, y, (radius, half_height), rounding)
 
 
 def torus(p: Coordinates, centre: Vector, radius: float, tube: float) -> Distance:
-    """Ring about +y."""
+    """Return the distance to a torus about +y."""
     r, y = revolve(shift(p, centre))
     return norm(r - radius, y) - tube
 
@@ -133,10 +136,11 @@ def torus(p: Coordinates, centre: Vector, radius: float, tube: float) -> Distanc
 def round_cone(
     p: Coordinates, start: Vector, end: Vector, radius_start: float, radius_end: float
 ) -> Distance:
-    """Convex hull of two spheres.
+    """Return the distance to the convex hull of two spheres.
 
-    The hull is the union of spheres centred at t0 on the axis; the sphere nearest to a point at (t, ρ) along
-    and across the axis has t0 = t − ρ·tan α, where sin α = (radius_start − radius_end) / length.
+    The hull is a union of spheres with centres t0 on the axis. For a point at t along the axis and at the
+    distance ρ from it, the nearest sphere has t0 = t − ρ·tan α, where
+    sin α = (radius_start − radius_end) / length.
     """
     axis = [e - s for s, e in zip(start, end, strict=True)]
     length = math.sqrt(sum(component**2 for component in axis))
@@ -150,7 +154,7 @@ def round_cone(
 
 
 def chain(p: Coordinates, joints: Sequence[Vector], radii: Sequence[float]) -> Distance:
-    """Round cones from joint to joint: a bent, tapering limb."""
+    """Return the distance to round cones that connect consecutive joints, for example an arm or a leg."""
     links = zip(joints[:-1], joints[1:], radii[:-1], radii[1:], strict=True)
     return union(*(round_cone(p, *link) for link in links))
 
@@ -158,16 +162,20 @@ def chain(p: Coordinates, joints: Sequence[Vector], radii: Sequence[float]) -> D
 def blade(
     p: Coordinates, joints: Sequence[tuple[float, float]], radii: Sequence[float], flatness: float
 ) -> Distance:
-    """A leaf in the plane x = 0 through joints (z, y), `flatness` times as wide (along x) as thick.
+    """Return the distance to a leaf along the joints (z, y) in the plane x = 0.
 
-    A lower bound of the distance: the x axis is compressed by `flatness`.
+    The leaf's width along x is `flatness` times its thickness. The result is a lower bound of the distance,
+    because the x axis is compressed by `flatness`.
     """
     flat = (p[0] / flatness, p[1], p[2])
     return chain(flat, [(0.0, y, z) for z, y in joints], radii)
 
 
 def polygon(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]], rounding: float = 0.0) -> Distance:
-    """Simple polygon in the plane, grown by `rounding`; either orientation. One pass per corner."""
+    """Return the distance to a simple polygon in the plane, enlarged by `rounding`.
+
+    The corners are in clockwise or counter-clockwise order.
+    """
     squared = torch.full_like(x, math.inf)
     inside = torch.zeros_like(x, dtype=torch.bool)
     for (ax, ay), (bx, by) in zip(corners, [*corners[1:], corners[0]], strict=True):
@@ -175,14 +183,14 @@ def polygon(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]], roundi
         px, py = x - ax, y - ay
         t = ((px * ex + py * ey) / (ex * ex + ey * ey)).clamp(0, 1)
         squared = torch.minimum(squared, (px - t * ex).square() + (py - t * ey).square())
-        if ey != 0:  # even-odd rule along the ray to +x
+        if ey != 0:  # even-odd rule for the ray towards +x
             inside = inside ^ (((y >= ay) != (y >= by)) & (px < py * (ex / ey)))
     distance = squared.sqrt()
     return torch.where(inside, -distance, distance) - rounding
 
 
 def polyline(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]]) -> Distance:
-    """Unsigned distance to the open line through `corners` in the plane."""
+    """Return the unsigned distance to the open line through `corners` in the plane."""
     squared = torch.full_like(x, math.inf)
     for (ax, ay), (bx, by) in zip(corners[:-1], corners[1:], strict=True):
         ex, ey = bx - ax, by - ay
@@ -193,7 +201,7 @@ def polyline(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]]) -> Di
 
 
 def spline(points: Sequence[tuple[float, float]], steps: int = 5) -> list[tuple[float, float]]:
-    """Corners of the smooth curve through `points` (Catmull and Rom), `steps` from each point to the next."""
+    """Return points on the Catmull-Rom spline through `points`, with `steps` segments between two points."""
     curve = []
     padded = [points[0], *points, points[-1]]
     for before, start, end, after in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
@@ -211,6 +219,6 @@ def spline(points: Sequence[tuple[float, float]], steps: int = 5) -> list[tuple[
 
 
 def extrude(flat: Distance, across: Tensor, half: float) -> Distance:
-    """Give the plane figure `flat` the thickness 2·half along `across`."""
+    """Return the distance to the plane figure `flat` extruded by ±half along `across`."""
     edge = across.abs() - half
     return norm(flat.clamp(min=0), edge.clamp(min=0)) + torch.maximum(flat, edge).clamp(max=0)

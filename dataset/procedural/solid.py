@@ -1,4 +1,4 @@
-"""A procedural object: parts with a signed distance and a material each, placed in a common frame."""
+"""A procedural object: parts in a common frame, each with a signed distance and a material."""
 
 import math
 from collections.abc import Callable
@@ -10,15 +10,17 @@ from torch import Tensor
 
 from dataset.procedural.primitives import Coordinates, Distance, Vector, turn_y
 
-# Largest distance of every object from the origin, so that all categories fill the picture equally.
+# Largest distance of every object's surface from the origin. It is constant, so all categories have about the
+# same size in a picture.
 REACH = 0.75
 
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of an object, in the object's own frame.
+    """One part of an object, in the object's own frame.
 
-    distance maps coordinates to [N] signed distances; albedo maps them to [N,3] linear RGB in [0, 0.85].
+    distance: function from coordinates to signed distances [N]. albedo: function from coordinates to linear
+    RGB in [0, 0.85], [N,3].
     """
 
     name: str
@@ -30,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ProceduralObject:
-    """An instance of a category, centred, front to +z, up +y, largest distance from the origin REACH.
+    """An object of a category. It is centred; the front is +z, up is +y, and its surface is within REACH.
 
     The world point p has the coordinates R_y(turn)⁻¹ (p / scale + centre) in the parts' frame. The object
     contains only Python numbers, so the results have the device and dtype of the points.
@@ -43,7 +45,7 @@ class ProceduralObject:
     scale: float = 1.0
 
     def signed_distance(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
-        """Signed distance, negative inside: near the true distance, Lipschitz constant near 1."""
+        """Return the approximate signed distance, negative inside. Its Lipschitz constant is about 1."""
         p = self._own_frame(points)
         nearest = self.parts[0].distance(p)
         for part in self.parts[1:]:
@@ -51,7 +53,10 @@ class ProceduralObject:
         return nearest * self.scale
 
     def material(self, points: Float[Tensor, "N 3"]) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
-        """(kd linear albedo, ks = occlusion 0, roughness, metallic) of the part nearest to each point."""
+        """Return kd and ks of the part that is nearest to each point, both [N,3].
+
+        kd is the linear albedo. ks is (occlusion, roughness, metallic) with occlusion 0.
+        """
         p = self._own_frame(points)
         nearest = torch.full_like(points[:, 0], math.inf)
         kd, ks = torch.zeros_like(points), torch.zeros_like(points)
@@ -70,7 +75,7 @@ class ProceduralObject:
 
 
 def place(kind: str, parts: tuple[Part, ...], turn: float = 0.0) -> ProceduralObject:
-    """Turn the parts about +y, move their bounding box to the origin and scale them to REACH."""
+    """Rotate the parts about +y, centre their bounding box on the origin and scale them to REACH."""
     surface = _surface_points(ProceduralObject(kind, parts, turn).signed_distance)
     centre = (surface.amin(0) + surface.amax(0)) / 2
     reach = torch.linalg.vector_norm(surface - centre, dim=-1).max()
@@ -78,10 +83,11 @@ def place(kind: str, parts: tuple[Part, ...], turn: float = 0.0) -> ProceduralOb
 
 
 def _surface_points(distance: Callable[[Tensor], Tensor], extent: float = 1.6, cells: int = 32) -> Tensor:
-    """Points on the zero level, dense where the surface is outermost; the parts must lie within ±extent.
+    """Return points on the zero level set. They are dense near the extreme points of the surface.
 
-    Grid points near the surface are projected onto it. The outermost points of each direction are then
-    perturbed and projected again with decreasing noise, which finds thin tips.
+    Grid points near the surface are projected onto it. Then the outermost points of each direction are
+    perturbed and projected again, with decreasing noise. This finds thin tips. The parts must be within
+    ±extent.
     """
     axis = torch.linspace(-extent, extent, cells + 1)
     grid = torch.cartesian_prod(axis, axis, axis)
@@ -99,7 +105,10 @@ def _surface_points(distance: Callable[[Tensor], Tensor], extent: float = 1.6, c
 
 
 def _walk(distance: Callable[[Tensor], Tensor], points: Tensor, steps: int = 3, step: float = 2e-3) -> Tensor:
-    """Newton steps along the central-difference gradient; drops the points that do not converge."""
+    """Project points onto the surface with Newton steps. Points that do not converge are removed.
+
+    The gradient is computed with central differences.
+    """
     shifts = step * torch.cat([torch.eye(3), -torch.eye(3)])
     for _ in range(steps):
         probes = distance((points[None] + shifts[:, None]).reshape(-1, 3)).reshape(2, 3, -1)

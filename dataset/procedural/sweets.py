@@ -1,4 +1,7 @@
-"""Ice-cream cone, at a random azimuth about +y; donut, a ring about z, its icing at +z."""
+"""Categories ice-cream cone and donut.
+
+The ice-cream cone has a random azimuth about +y. The donut is a ring about z with its icing at +z.
+"""
 
 import math
 
@@ -24,7 +27,7 @@ FLAVOURS = tuple(colour(c) for c in ("#f3e3b0", "#6b4126", "#9fd6ae", "#e9a04a")
 
 
 def ice_cream_cone(draw: Draw) -> ProceduralObject:
-    """A waffle cone, point down, under one scoop or two; sometimes a cherry on top."""
+    """Return a waffle cone that points down, with one or two scoops and sometimes a cherry on top."""
     radius, length = draw.vary(0.30, 0.07), draw.vary(0.86, 0.07)
     ball, around = draw.vary(0.37, 0.06), draw.integer(4, 5)
     two, cherry = draw.chance(0.2), draw.chance(0.4)
@@ -33,14 +36,18 @@ def ice_cream_cone(draw: Draw) -> ProceduralObject:
     waves, phase = draw.integer(6, 8), draw.angle()
 
     def waffle(p: Coordinates) -> Tensor:
-        """1 on the ribs of the waffle, 0 between them: two families of spirals that cross."""
+        """Return 1 on the ribs of the waffle and 0 between them.
+
+        The ribs are two sets of crossing spirals.
+        """
         azimuth, climb = torch.atan2(p[0], p[2]) * around, p[1] * (math.pi * 5.0)
         ribs = torch.maximum((azimuth + climb).cos().abs(), (azimuth - climb).cos().abs())
         return ramp(ribs, 0.68, 0.98)
 
     def cone(p: Coordinates) -> Distance:
         solid = round_cone(p, (0.0, 0.0, 0.0), (0.0, -length, 0.0), radius, 0.055)
-        # The spirals crowd towards the axis and the tip, where the relief fades out.
+        # The distance between the spirals decreases towards the axis and the tip, so the relief fades out
+        # there.
         fade = ramp(norm(p[0], p[2]), 0.0, 0.2) * ramp(p[1], -length, 0.3 - length)
         return (solid - 0.015 * waffle(p) * fade) * 0.85
 
@@ -74,7 +81,7 @@ def ice_cream_cone(draw: Draw) -> ProceduralObject:
 
 
 def donut(draw: Draw) -> ProceduralObject:
-    """A plump ring of dough about +z under icing with a wavy border at +z, mostly with sprinkles."""
+    """Return a donut: a thick ring about z, icing with a wavy border at +z, and usually sprinkles."""
     radius, tube = draw.uniform(0.41, 0.45), draw.uniform(0.225, 0.25)
     waves, phase, drip = draw.integer(7, 10), draw.angle(), draw.uniform(0.03, 0.045)
     border, depth = draw.uniform(-0.02, 0.05), 0.03
@@ -90,10 +97,10 @@ def donut(draw: Draw) -> ProceduralObject:
         return ring(p, tube)
 
     def sprinkle(p: Coordinates) -> tuple[Tensor, Tensor]:
-        """(distance to the nearest sprinkle's outline along the icing, a number in [0, 1) of that sprinkle).
+        """Return the distance to the nearest sprinkle along the icing, and its random number in [0, 1).
 
-        The icing is cut into rows x columns cells of (angle around the tube, azimuth); each cell holds one
-        sprinkle at a random offset and angle that stays inside the cell.
+        The icing is divided into rows x columns cells of (angle around the tube, azimuth). Each cell contains
+        one sprinkle with a random offset and angle. A sprinkle never crosses the border of its cell.
         """
         r = norm(p[0], p[1])
         around, tilt = torch.atan2(p[0], p[1]), torch.atan2(r - radius, p[2])
@@ -107,7 +114,7 @@ def donut(draw: Draw) -> ProceduralObject:
         y = (tilt * (rows / math.pi) + 0.5 * rows - row - 0.5) * size[1] + 0.02 * (own - 0.5)
         c, s = torch.cos(math.pi * other), torch.sin(math.pi * other)
         along, across = c * x + s * y, c * y - s * x
-        # Rows near the hole are too short for whole sprinkles.
+        # The cells near the hole are too short for a whole sprinkle.
         row_length = (radius + tube * torch.sin((row + 0.5) * (math.pi / rows) - 0.5 * math.pi)) / columns
         missing = ((own > 0.82) | (row_length < 0.0175)).to(own)
         return norm((along.abs() - grain_length).clamp(min=0), across) - grain_width + missing, own
@@ -127,7 +134,7 @@ def donut(draw: Draw) -> ProceduralObject:
     lines = draw.usually(colour("#f6f1e4"), (colour("#4a2617"),), 0.5 if cover[0] > 0.3 else 1.0)
 
     def baked(p: Coordinates) -> Tensor:
-        """Mottled brown with a pale belt around the middle."""
+        """Return the albedo of the dough: mottled brown, with a pale band around the middle."""
         spots_of_heat = torch.sin(17 * p[0] + 2.0) * torch.sin(19 * p[1]) * torch.sin(15 * p[2] + 1.0)
         skin = mix(shade(crust, 0.82), shade(crust, 1.1), 0.5 + 0.5 * spots_of_heat)
         return over(skin, shade(crust, 1.7), ramp((p[2] + 0.05).abs(), 0.075, 0.02))

@@ -1,4 +1,7 @@
-"""Hammer, its head at the top and its face at +x; key, its ring at the top and its teeth at +x."""
+"""Categories hammer and key.
+
+The hammer's head is at the top with its face at +x. The key's ring is at the top, and its teeth are at +x.
+"""
 
 from dataset.procedural.colour import colour, grain, plain, shade, tint
 from dataset.procedural.primitives import (
@@ -25,12 +28,12 @@ METALS = tuple(colour(c) for c in ("#c3c8ce", "#b97b45", "#5f646b"))
 
 
 def hammer(draw: Draw) -> ProceduralObject:
-    """A claw hammer: round face at +x, split claw bent down at −x, a wooden handle or one with a grip."""
+    """Return a claw hammer: a round face at +x, a split claw at −x, and a handle of wood or with a grip."""
     length, thick = draw.vary(1.02, 0.07), draw.uniform(0.068, 0.080)
     face, half = draw.uniform(0.160, 0.185), draw.uniform(0.150, 0.165)
     reach, claw = draw.uniform(0.33, 0.39), draw.uniform(0.42, 0.50)
     droop = draw.uniform(0.16, 0.24)
-    # The head's middle is the origin.
+    # The centre of the head is the origin.
     upper = spline([(-0.05, 0.12), (-0.20, 0.11), (0.10 - 0.85 * claw, 0.02), (-claw, -droop)])
     lower = spline([(0.02 - claw, -droop - 0.03), (0.15 - 0.8 * claw, -0.09), (-0.18, -0.10), (-0.05, -0.11)])
     slit = [(-0.28, 0.0), (-claw - 0.2, 0.03), (-claw - 0.2, -0.03)]
@@ -43,7 +46,7 @@ def hammer(draw: Draw) -> ProceduralObject:
         return round_cone(p, (0.0, -0.52 * length, 0.0), (0.0, -length, 0.0), thick * 1.25, thick * 1.5)
 
     def head(p: Coordinates) -> Distance:
-        along = (p[1], p[0], p[2])  # the face's axis is x
+        along = (p[1], p[0], p[2])  # the axis of the face is x
         cheek = box(p, (0.0, 0.0, 0.0), (0.13, 0.135, half), 0.04)
         neck = box2(norm(p[1], p[2]), p[0] - 0.5 * reach, (0.72 * face, 0.5 * reach), 0.02)
         poll = box2(norm(along[0], along[2]), p[0] - reach, (face, 0.085), 0.035)
@@ -71,13 +74,13 @@ def hammer(draw: Draw) -> ProceduralObject:
 
 
 def key(draw: Draw) -> ProceduralObject:
-    """An old door key: a ring, a collar, a round shaft, and a bit of two or three teeth at +x."""
+    """Return an old door key: a ring, a collar, a round shaft, and two or three teeth at +x."""
     width, height = draw.uniform(0.24, 0.32), draw.uniform(0.23, 0.27)
     tube, shaft = draw.uniform(0.078, 0.088), draw.uniform(0.068, 0.076)
     length = draw.vary(1.0, 0.06)
     teeth, out = draw.integer(2, 3), draw.uniform(0.30, 0.36)
     tooth, gap = (0.11, 0.17) if teeth == 2 else (0.08, 0.14)
-    # The ring's middle is the origin; the bit's outline, from its lower end upwards.
+    # The centre of the ring is the origin. `outline` is the outline of the teeth, from the lower end upwards.
     foot = -height - length + 0.05
     outline = [(0.0, foot)]
     for number in range(teeth):

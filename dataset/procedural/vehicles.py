@@ -1,4 +1,4 @@
-"""Car, its front at +z, and rocket, its portholes at +z."""
+"""Categories car and rocket. The front of the car and the portholes of the rocket are at +z."""
 
 import math
 
@@ -34,7 +34,7 @@ GLASS, RUBBER, CHROME = colour("#26323f"), colour("#2b2b2e"), colour("#c9ccd0")
 
 
 def car(draw: Draw) -> ProceduralObject:
-    """A saloon or a hatchback with dark windows, lamps, bumpers, number plates and dark tyres."""
+    """Return a saloon or a hatchback with dark windows, lamps, bumpers, number plates and dark tyres."""
     half, length = draw.vary(0.295, 0.04), draw.vary(0.70, 0.04)
     belt, roof = draw.uniform(0.055, 0.08), draw.uniform(0.255, 0.30)
     wheel, axle = draw.uniform(0.135, 0.152), -0.145
@@ -45,7 +45,7 @@ def car(draw: Draw) -> ProceduralObject:
     roof_front = screen - draw.uniform(0.20, 0.25)
     roof_rear = boot + (draw.uniform(0.10, 0.16) if hatch else draw.uniform(0.20, 0.26))
     edge = 0.045
-    sides = [  # of the body, (z, y), before it grows by `edge`
+    sides = [  # side view (z, y) of the body, before it is enlarged by `edge`
         (-length + 0.07, -0.13),
         (-length + edge, 0.0),
         (-length + edge + 0.02, belt - edge - 0.005),
@@ -65,7 +65,10 @@ def car(draw: Draw) -> ProceduralObject:
         return union(*(box2(norm(p[1] - axle, p[2] - z), across, size, rounding) for z in (front, rear)))
 
     def wall(p: Coordinates) -> Distance:
-        """Distance from the side walls of the cabin, which lean inwards by 0.3 per unit of height."""
+        """Return the distance from the side walls of the cabin.
+
+        They lean inwards by 0.3 per unit of height.
+        """
         return (p[0].abs() + 0.3 * (p[1] - belt) - (half - 0.02)) * 0.95
 
     def body(p: Coordinates) -> Distance:
@@ -93,12 +96,12 @@ def car(draw: Draw) -> ProceduralObject:
     lamp = draw.uniform(0.055, 0.075)
 
     def slope(p: Coordinates, foot: float, top: float, outwards: float) -> Tensor:
-        """Distance from the plane of a screen that rises from (z = foot, y = belt) to (top, roof)."""
+        """Return the distance from the plane of a screen through (z, y) = (foot, belt) and (top, roof)."""
         y, z = roof - belt, (foot - top) * outwards
         return (z * (p[1] - belt) + y * (p[2] - foot) * outwards) / math.hypot(y, z)
 
     def window(p: Coordinates) -> Tensor:
-        """1 on the windows, 0 on the pillars. A pillar lies where two walls of the cabin meet."""
+        """Return 1 on the windows and 0 on the pillars. The pillars are where two walls of the cabin meet."""
         side = -wall(p)
         ahead = -slope(p, screen + 0.01, roof_front, 1.0)
         behind = -slope(p, boot, roof_rear, -1.0)
@@ -111,7 +114,7 @@ def car(draw: Draw) -> ProceduralObject:
     def painted(p: Coordinates) -> Tensor:
         x, y, z = p[0].abs(), p[1], p[2]
         skin = plain(paint)(p)
-        # Gaps of the doors, the bonnet and the boot, and the doors' handles.
+        # Paint the gaps around the doors, the bonnet and the boot, and the door handles.
         flank = ramp(x, half - 0.05, half - 0.04) * ramp(y, belt + 0.02, belt + 0.01) * ramp(y, -0.14, -0.13)
         gaps = torch.minimum(
             torch.minimum((z - screen + 0.05).abs(), (z - pillar).abs()), (z - rear - 0.19).abs()
@@ -132,7 +135,7 @@ def car(draw: Draw) -> ProceduralObject:
         return over(skin, RUBBER, bars * ramp(z, length - 0.12, length - 0.11))
 
     def glass(y: Tensor) -> tuple[Tensor, ...]:
-        """Colour of the windows at height y: dark at the bottom, bright at the top."""
+        """Return the colour of the windows at height y: dark at the bottom, bright at the top."""
         sky = ramp(y, belt, roof)
         return tuple(a + (b - a) * sky for a, b in zip(GLASS, colour("#6f8398"), strict=True))
 
@@ -141,7 +144,7 @@ def car(draw: Draw) -> ProceduralObject:
         return over(plain(colour("#3c3e42"))(p), colour("#ece9dc"), plate.to(p[0]))
 
     def alloy(p: Coordinates) -> Tensor:
-        """Spokes of light metal over a dark disc."""
+        """Return the albedo of the wheels: light metal spokes in front of a dark disc."""
         z = torch.where(p[2] > 0, p[2] - front, p[2] - rear)
         radius, angle = norm(p[1] - axle, z), torch.atan2(p[1] - axle, z)
         spoke = ramp(torch.cos(angle * spokes + turn), -0.3, 0.0)
@@ -159,7 +162,7 @@ def car(draw: Draw) -> ProceduralObject:
 
 
 def rocket(draw: Draw) -> ProceduralObject:
-    """A slender hull with a pointed nose, fins and nozzle; portholes at +z; sometimes two boosters."""
+    """Return a slender rocket with a pointed nose, fins, a nozzle, portholes and sometimes two boosters."""
     radius, length = draw.vary(0.185, 0.08), draw.vary(0.72, 0.04)
     fins, phase = draw.usually((4, math.pi / 4), ((3, 0.0), (3, math.pi)), 0.6)
     out, drop = draw.vary(0.24, 0.1), draw.uniform(0.08, 0.16)
@@ -219,7 +222,7 @@ def rocket(draw: Draw) -> ProceduralObject:
     chequered, banded = draw.chance(0.45), draw.chance(0.6)
 
     def painted(p: Coordinates) -> Tensor:
-        """Coloured nose, bands, a chequered belt, dark gaps between the plates, glass in the portholes."""
+        """Return the albedo: coloured nose and bands, chequered band, dark gaps between plates, portholes."""
         skin = plain(shell)(p)
         gap = (torch.remainder(p[1] / 0.18 + 0.35, 1.0) - 0.5).abs() * 0.18
         skin = over(skin, shade(shell, 0.6), ramp(gap, 0.010, 0.005))

@@ -1,4 +1,7 @@
-"""Mug, its handle at +x; teapot, its spout at +x and its handle at −x; vase, symmetric about +y."""
+"""Categories mug, teapot and vase.
+
+The mug's handle is at +x. The teapot's spout is at +x and its handle at −x. The vase is symmetric about +y.
+"""
 
 import math
 
@@ -30,9 +33,9 @@ MUG_COLOURS = tuple(colour(c) for c in ("#d8382c", "#e9e4d8", "#3f9a57", "#eebb2
 
 
 def mug(draw: Draw) -> ProceduralObject:
-    """A cup of even thickness with a round rim and an ear-shaped handle at +x; sometimes painted."""
+    """Return a mug: a cup of constant thickness with a round rim, a handle at +x and sometimes a motif."""
     radius, half_height = draw.vary(0.40, 0.05), draw.vary(0.47, 0.06)
-    wall = draw.uniform(0.044, 0.05)  # half of the thickness
+    wall = draw.uniform(0.044, 0.05)  # half of the wall's thickness
     flare, corner = draw.uniform(-0.01, 0.04), draw.uniform(0.06, 0.16)
     tube, reach, tall = draw.uniform(0.06, 0.068), draw.vary(0.285, 0.05), draw.vary(0.29, 0.08)
     middle = draw.uniform(-0.02, 0.05)
@@ -65,7 +68,7 @@ def mug(draw: Draw) -> ProceduralObject:
     glaze, dots = draw.uniform(0.3, 0.4), draw.integer(6, 8)
 
     def glazed(p: Coordinates) -> Tensor:
-        """The motif outside; the lining's colour inside, up to the middle of the rim."""
+        """Return the albedo: the motif outside, and the inner colour up to the middle of the rim."""
         r, y = revolve(p)
         skin = plain(outside)(p)
         beyond = r - radius - flare * (y / half_height)  # the middle of the wall
@@ -86,7 +89,7 @@ def mug(draw: Draw) -> ProceduralObject:
 
 
 def teapot(draw: Draw) -> ProceduralObject:
-    """A round pot on a foot, a lid with a knob, a rising spout at +x and a handle at −x."""
+    """Return a teapot: a round pot with a foot, a lid with a knob, a rising spout at +x, a handle at −x."""
     radius, tall = draw.vary(0.46, 0.05), draw.vary(0.38, 0.07)
     tube, reach, ear = draw.uniform(0.064, 0.074), draw.vary(0.27, 0.06), draw.vary(0.27, 0.07)
     lip = draw.vary(0.30, 0.08)
@@ -103,7 +106,7 @@ def teapot(draw: Draw) -> ProceduralObject:
             round_cone(p, joints[1], joints[2], 0.10, 0.075),
             0.12,
         )
-        # The mouth is cut level and slightly hollowed.
+        # The mouth of the spout is cut horizontally and is slightly hollow.
         mouth = sphere(p, (joints[2][0] + 0.015, lip + 0.065, 0.0), 0.06)
         return smooth_intersection(subtract(neck, mouth), p[1] - lip - 0.03, 0.03)
 
@@ -123,7 +126,7 @@ def teapot(draw: Draw) -> ProceduralObject:
     motif, petals = draw.usually("plain", ("bands", "flowers"), 0.4), draw.integer(7, 9)
 
     def glazed(p: Coordinates) -> Tensor:
-        """The belly's motif: two bands, or a ring of flowers."""
+        """Return the albedo of the pot: plain, two bands, or a ring of flowers."""
         skin = plain(glaze)(p)
         if motif == "bands":
             skin = over(skin, paint, ramp((p[1].abs() - 0.13).abs(), 0.030, 0.022))
@@ -136,7 +139,7 @@ def teapot(draw: Draw) -> ProceduralObject:
         return skin
 
     def lid_paint(p: Coordinates) -> Tensor:
-        """A dark gap where the lid lies on the pot."""
+        """Return the albedo of the lid, with a dark gap where it touches the pot."""
         return over(plain(trim)(p), shade(trim, 0.4), ramp(p[1], 0.80 * tall - 0.03, 0.80 * tall - 0.045))
 
     parts = (
@@ -149,7 +152,7 @@ def teapot(draw: Draw) -> ProceduralObject:
 
 
 def vase(draw: Draw) -> ProceduralObject:
-    """Foot, belly, neck and a wide lip around a cavity; plain or with painted bands."""
+    """Return a hollow vase with a foot, a belly, a neck and a wide lip, plain or with painted bands."""
     tall, belly = draw.vary(0.66, 0.05), draw.uniform(0.36, 0.42)
     foot, neck, lip = draw.uniform(0.20, 0.25), draw.uniform(0.20, 0.24), draw.uniform(0.28, 0.33)
     widest, throat = draw.uniform(-0.25, 0.02) * tall, draw.uniform(0.60, 0.70) * tall
@@ -166,7 +169,7 @@ def vase(draw: Draw) -> ProceduralObject:
         ],
         steps=7,
     )
-    # Both outlines continue across the axis, so that no edge of a polygon lies on it.
+    # Both outlines extend across the axis, so that no edge of a polygon is on the axis.
     outside = [(-0.3, -tall), *profile, (-0.3, tall)]
     floor = 0.13 - tall
     inner = [(max(r - wall, 0.08), y) for r, y in profile if y > floor]
@@ -189,7 +192,7 @@ def vase(draw: Draw) -> ProceduralObject:
     banded, petals, reach = draw.chance(0.65), draw.integer(5, 8), draw.uniform(0.05, 0.08)
 
     def painted(p: Coordinates) -> Tensor:
-        """A wavy band around the belly, a ring around the neck and one on the foot."""
+        """Return the albedo: a wavy band around the belly, a ring around the neck and one on the foot."""
         outer = mix(glaze, glaze, p[0])
         if banded:
             wave = reach * torch.cos(torch.atan2(p[0], p[2]) * petals)
