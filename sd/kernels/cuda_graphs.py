@@ -16,7 +16,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# The maximum number of recorded input shapes per function. A run has fewer shapes.
+# The maximum number of recorded input shapes per function. A run uses fewer shapes.
 MAX_SHAPES = 4
 WARM_UP_CALLS = 3
 
@@ -24,11 +24,11 @@ R = TypeVar("R")
 
 
 class GraphCache(Generic[R]):
-    """A cache of recorded CUDA graphs of one function. The key contains the shapes and dtypes of the inputs.
+    """A cache of the CUDA graphs of one function. Its keys contain the shapes and dtypes of the inputs.
 
     All other tensors that the function reads, such as weights, must keep their memory addresses. If a capture
-    fails, one warning is logged, no further capture is tried, and the caller runs the function eagerly. If
-    memory is insufficient for the eager call too, the eager call raises the error.
+    fails, one warning is logged, no further capture is tried, and the caller must run the function eagerly.
+    The eager call raises an error if it also needs more memory than is available.
 
     capture: a function of the inputs and an earlier recording (None for the first) that returns a recording.
     """
@@ -39,8 +39,8 @@ class GraphCache(Generic[R]):
         self._enabled = True
 
     def __call__(self, *inputs: Tensor) -> R | None:
-        """Return the recording for the shapes of the inputs, or None. The first call with new shapes captures
-        the graph.
+        """Return the recording for the shapes of the inputs, or None if none can be captured. The first call
+        with new shapes captures the graph.
         """
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if key in self.recordings or not self._enabled or len(self.recordings) == MAX_SHAPES:
@@ -92,13 +92,13 @@ def capture(
 ) -> Recording:
     """Capture one call of `function`.
 
-    The graph shares the memory pool of the earlier recording, if given. This is safe because the two graphs
-    never run at the same time and their outputs are copied.
+    If an earlier recording is given, the graph shares its memory pool. The sharing is safe because the two
+    graphs never run at the same time and their outputs are copied.
     """
     static_inputs = tuple(tensor.clone() for tensor in inputs)
     stream = warm_up(lambda: function(*static_inputs))
     graph = torch.cuda.CUDAGraph()
-    # torch's default capture stream belongs to the device of the first capture, so the stream is passed here.
+    # The stream is passed because torch's default capture stream belongs to the device of the first capture.
     with torch.cuda.graph(graph, pool=earlier and earlier.graph.pool(), stream=stream):
         output = function(*static_inputs)
     return Recording(graph, static_inputs, output)
@@ -107,7 +107,7 @@ def capture(
 def warm_up(function: Callable[[], object]) -> torch.cuda.Stream:
     """Run `function` several times on a new stream of the current device, and return the stream.
 
-    In these calls, libraries select algorithms and compile kernels, which is not possible during a capture.
+    In these calls, libraries select algorithms and compile kernels. They cannot do this during a capture.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -119,7 +119,7 @@ def warm_up(function: Callable[[], object]) -> torch.cuda.Stream:
 
 
 class ReplayToken:
-    """An object that exists as long as the backward replay of one forward replay may still follow."""
+    """An object that exists while the output of a forward replay may still need its backward replay."""
 
 
 @dataclass

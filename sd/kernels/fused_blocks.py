@@ -1,4 +1,4 @@
-"""Fused replacements for blocks of diffusers' denoiser and VAE encoder, with fewer passes over memory.
+"""Fused replacements for blocks of diffusers' denoiser and VAE encoder. They make fewer passes over memory.
 
 The replacements use the original weight tensors. The weights are frozen, so only inputs get gradients. For
 the backward pass, a residual block stores its input and the input of its second normalisation. Blocks with an
@@ -23,9 +23,7 @@ def fuse_denoiser_blocks(unet: nn.Module, kernels: Kernels) -> None:
 
 
 def fuse_control_net_blocks(network: nn.Module, kernels: Kernels) -> None:
-    """Replace the supported blocks of a `ControlNetModel`, or of a denoiser except its output layers, in
-    place.
-    """
+    """Replace the supported blocks of a `ControlNetModel` or a denoiser in place, except the output layers."""
     from diffusers.models.activations import GEGLU
 
     for parent in list(network.modules()):
@@ -76,9 +74,7 @@ def is_supported_convolution(module: nn.Module | None) -> bool:
 
 
 def is_supported_downsampler(module: nn.Module | None) -> bool:
-    """Return whether a block pads one row at the bottom and one column at the right, then applies a
-    convolution.
-    """
+    """Return whether a block pads one row at the bottom and one column at the right before a convolution."""
     from diffusers.models.downsampling import Downsample2D
 
     return (
@@ -104,16 +100,12 @@ def is_supported_transformer(module: nn.Module | None) -> bool:
 
 
 def is_pointwise(module: nn.Module) -> bool:
-    """Return whether a layer is a linear layer or a 1 × 1 convolution: one matrix is applied to every
-    pixel.
-    """
+    """Return whether a layer applies one matrix to every pixel: a linear layer or a 1 × 1 convolution."""
     return type(module) is nn.Linear or (is_supported_convolution(module) and module.kernel_size == (1, 1))
 
 
 def is_supported_transformer_block(module: nn.Module) -> bool:
-    """Return whether a block is (norm, self-attention), (norm, cross-attention to a text), (norm, GEGLU
-    network).
-    """
+    """Return whether a block has the layers (norm, self-attention), (norm, cross-attention), (norm, GEGLU)."""
     from diffusers.models.attention import BasicTransformerBlock
 
     return (
@@ -187,8 +179,9 @@ class FusedGroupNorm(nn.Module):
 class InputGradientConv2d(torch.autograd.Function):
     """A convolution that saves only its weight for the backward pass.
 
-    torch's convolution also saves its input, which is only needed for the gradient of the weight. add_bias: a
-    function (output, bias) that adds the bias.
+    torch's convolution also saves its input, which is only needed for the gradient of the weight.
+
+    add_bias: a function (output, bias) that adds the bias.
     """
 
     @staticmethod
@@ -202,8 +195,8 @@ class InputGradientConv2d(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         (weight,) = ctx.saved_tensors
-        # The number of rows and columns that the stride does not reach is (size + 2 padding − kernel) mod
-        # stride.
+        # The convolution does not read the last (size + 2 padding − kernel) mod stride rows and columns of
+        # the padded input.
         output_padding = [
             (size + 2 * padding - kernel) % stride
             for size, padding, kernel, stride in zip(
@@ -215,7 +208,7 @@ class InputGradientConv2d(torch.autograd.Function):
 
 
 class FrozenConv2d(nn.Module):
-    """A convolution with frozen weights: only its input gets a gradient."""
+    """A convolution with frozen weights. Only its input gets a gradient."""
 
     def __init__(self, convolution: nn.Conv2d, kernels: Kernels):
         super().__init__()
@@ -232,8 +225,8 @@ class FrozenConv2d(nn.Module):
 class PadBottomRightFunction(torch.autograd.Function):
     """Pad one row of zeros at the bottom and one column at the right. The output is channels-last.
 
-    Memory is copied in words of 16 bytes if the size of a pixel is a multiple of 16 bytes. torch's padding
-    copies single elements and takes about four times as long.
+    If the size of a pixel is a multiple of 16 bytes, memory is copied in words of 16 bytes. torch's padding
+    copies single elements, which takes about four times as long.
     """
 
     @staticmethod
@@ -254,7 +247,7 @@ class PadBottomRightFunction(torch.autograd.Function):
 
 
 def as_16_byte_words(x: Tensor) -> Tensor:
-    """Return a view with elements of 16 bytes if the last dimension is a multiple of 16 bytes, else x."""
+    """Return a view of x with 16-byte elements, or x if its last dimension is not a multiple of 16 bytes."""
     return x.view(torch.complex128) if x.shape[-1] * x.element_size() % 16 == 0 else x
 
 
@@ -266,7 +259,9 @@ class PadBottomRight(nn.Module):
 
 
 class FusedResnetBlock(nn.Module):
-    """diffusers' `ResnetBlock2D`. The kernel after each convolution adds the convolution's bias."""
+    """Replacement for diffusers' `ResnetBlock2D`. The kernel after each convolution adds the convolution's
+    bias.
+    """
 
     def __init__(self, block: nn.Module, kernels: Kernels):
         super().__init__()
@@ -286,7 +281,7 @@ class FusedResnetBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C H W"], temb: Float[Tensor, "B E"] | None = None
     ) -> Float[Tensor, "B D H W"]:
-        """temb: the time embedding, None for a block without one."""
+        """temb: the time embedding, or None if the block has no time embedding."""
         inner = self.conv1(self.norm1(x), with_bias=False)
         shift = self.conv1.bias[None]
         if self.time_emb_proj is not None and temb is not None:
@@ -298,7 +293,7 @@ class FusedResnetBlock(nn.Module):
 
 
 class FusedGEGLU(nn.Module):
-    """diffusers' `GEGLU`."""
+    """Replacement for diffusers' `GEGLU`."""
 
     def __init__(self, proj: nn.Linear, kernels: Kernels):
         super().__init__()
@@ -310,7 +305,7 @@ class FusedGEGLU(nn.Module):
 
 
 class FusedTransformer(nn.Module):
-    """diffusers' `Transformer2DModel`.
+    """Replacement for diffusers' `Transformer2DModel`.
 
     The tokens are a view of the channels-last image, and the output is channels-last. The output of
     diffusers' block is channels-first, so every later kernel would have to convert it.
@@ -331,7 +326,7 @@ class FusedTransformer(nn.Module):
         return_dict: bool = False,
         **others: object,
     ) -> tuple[Float[Tensor, "B C H W"]]:
-        """The signature is the one that diffusers' denoiser calls. others: masks and similar arguments, all
+        """The parameters are those that diffusers' denoiser passes. others: masks and similar arguments, all
         None.
         """
         assert not return_dict and all(value is None for value in others.values()), others
@@ -354,9 +349,10 @@ class PointwiseLinear(nn.Module):
 
 
 class FusedTransformerBlock(nn.Module):
-    """diffusers' `BasicTransformerBlock`. Each residual sum and the following norm are one kernel.
+    """Replacement for diffusers' `BasicTransformerBlock`. One kernel computes a residual sum and the next
+    norm.
 
-    The attention keeps its processor, so attention that is joint over views stays joint (sd/multi_view.py).
+    The attention processor is kept, so attention over several views still works (sd/multi_view.py).
     """
 
     def __init__(self, block: nn.Module, kernels: Kernels):
@@ -376,11 +372,11 @@ class FusedTransformerBlock(nn.Module):
 
 
 class WideHeadAttention(torch.autograd.Function):
-    """softmax(q kᵀ · scale) v with one head that is too wide for torch's tiled kernels.
+    """Compute softmax(q kᵀ · scale) v for one head that is too wide for torch's tiled kernels.
 
     Samples are computed one at a time, so that the N × N attention weights of a sample fit into the cache of
-    a large GPU. The weights are not stored; the backward pass computes them again. q is scaled before the
-    product, so that half precision does not overflow.
+    a large GPU. The attention weights are not stored. The backward pass computes them again. q is scaled
+    before the product, so that half precision does not overflow.
     """
 
     @staticmethod
@@ -409,7 +405,7 @@ def _weights(q: Float[Tensor, "N D"], k: Float[Tensor, "N D"], scale: float) -> 
 
 
 class SingleHeadAttention(nn.Module):
-    """diffusers' `Attention` with one head, over the pixels of an image."""
+    """Replacement for diffusers' `Attention` with one head, over the pixels of an image."""
 
     def __init__(self, block: nn.Module, kernels: Kernels):
         super().__init__()

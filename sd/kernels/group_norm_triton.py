@@ -1,13 +1,14 @@
-"""Group normalisation and SiLU in Triton, on channels-last tensors. Only the input gets a gradient.
+"""Triton kernels for group normalisation and SiLU of channels-last tensors. Only the input gets a gradient.
 
-A sample is a matrix of N = H·W rows and C channels, contiguous in memory. A group has few channels (4 of 128
-at the VAE's full resolution), so each Triton program reads a tile of rows × adjacent channels and sums each
-channel. Each chunk of rows is a separate program. A second, small kernel adds the sums of the chunks for each
-group. The sums are in float32. The sample's first row is subtracted before summation, so precision is kept
-even if the mean is far above the standard deviation. The backward pass needs only x and the moments. With u =
-xhat·weight + bias and a = dy · silu'(u) · weight,
+A sample is a contiguous matrix with N = H·W rows and C channels. A group has few channels (4 of 128 at the
+VAE's full resolution). Each Triton program therefore reads a chunk of rows of several adjacent channels and
+sums each channel. A second, small kernel adds the sums of the chunks for each group. The sums are in float32.
+The sample's first row is subtracted before summation, so precision is kept even if the mean is far above the
+standard deviation. The backward pass needs only x and the moments. With xhat = (x − mean) · rstd, u = xhat ·
+weight + bias and a = dy · silu'(u) · weight, the gradient is
 
-    dx = rstd · (a − mean(a) − xhat · mean(a · xhat)), means over the group.
+    dx = rstd · (a − mean(a) − xhat · mean(a · xhat)),
+where rstd is 1 / standard deviation and the means are over the group.
 """
 
 import torch
@@ -17,10 +18,11 @@ from triton import language as tl
 
 TILE, WARPS = 4096, 4
 MAX_TILE_CHANNELS = 128
-# Several programs per multiprocessor of a large GPU. More programs only increase the second kernel's work.
+# The target number of programs: several per multiprocessor of a large GPU. More programs only increase the
+# work of the second kernel.
 PROGRAMS = 2048
-# Arguments that Triton must not specialise. Otherwise it compiles separate kernels for 1 and for multiples of
-# 16.
+# Arguments that Triton must not specialise. Otherwise, separate kernels are compiled for the value 1 and for
+# multiples of 16.
 SIZES = ["N", "rows", "width", "groups", "chunks", "shift_stride"]
 
 
@@ -75,7 +77,7 @@ def _moments(
     if SHIFT:
         means += tl.load(shift + sample * shift_stride + channel, mask=channel_mask, other=0.0).to(tl.float32)
     mean = tl.sum(tl.where(channel_mask, means, 0.0), 0) / width
-    # The squared deviations within each channel, plus the squared deviations of the channel means.
+    # The sum of the squared deviations within each channel and the squared deviations of the channel means.
     deviations = square - total * total / N + N * (means - mean) * (means - mean)
     variance = tl.sum(tl.where(channel_mask, deviations, 0.0), 0) / width / N
     moments += (sample * tl.num_programs(0) + group) * 2
@@ -97,9 +99,7 @@ def _load_channel_values(
     channel_mask,
     SHIFT: tl.constexpr,
 ):
-    """Return the offset that is subtracted from x, 1 / standard deviation, weight and bias of each
-    channel.
-    """
+    """For each channel, return the offset to subtract from x, 1 / standard deviation, weight and bias."""
     offsets = moments + (sample * groups + channel // width) * 2
     mean = tl.load(offsets, mask=channel_mask, other=0.0)
     rstd = tl.load(offsets + 1, mask=channel_mask, other=0.0)
@@ -266,7 +266,7 @@ class GroupNorm(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         config = LaunchConfig(x, groups)
         sums, moments, y = config.empty_sums(x), config.empty_pairs(x), torch.empty_like(x)
-        # A shift that is the same for all samples has stride 0. If the shift is None, it is not read.
+        # The stride is 0 if all samples share one shift. A shift of None is not read.
         shift_stride = 0 if shift is None or len(shift) == 1 else config.channels
         shift_or_x = x if shift is None else shift
         flags = {"SHIFT": shift is not None, "SILU": silu}
@@ -329,9 +329,7 @@ class GroupNorm(torch.autograd.Function):
 
 
 def group_norm(x, weight, bias, groups, eps, silu=True, shift=None):
-    """See `sd.kernels.reference.group_norm`. x is converted to channels-last. The output is also
-    channels-last.
-    """
+    """See `sd.kernels.reference.group_norm`. x is converted to channels-last, and so is the output."""
     if shift is not None:
         shift = shift.detach().contiguous()
     return GroupNorm.apply(x, weight.detach(), bias.detach(), groups, eps, silu, shift)

@@ -1,4 +1,4 @@
-"""Reference implementations of the kernels in torch, and `Kernels`, which holds one set of kernels."""
+"""Reference implementations of the kernels in torch, and the class `Kernels` for one set of kernels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def group_norm(
     silu: bool = True,
     shift: Float[Tensor, "#B C"] | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """Apply group normalisation to x + shift (arXiv 1803.08494), then SiLU.
+    """Apply group normalisation (arXiv 1803.08494) to x + shift, then SiLU if `silu` is true.
 
     Differentiable with respect to x only.
     """
@@ -46,7 +46,7 @@ def sum_norm(
     bias: Float[Tensor, " C"],
     eps: float,
 ) -> tuple[Float[Tensor, "*M C"], Float[Tensor, "*M C"]]:
-    """Return s = x + y (x if y is None) and the layer normalisation of s (arXiv 1607.06450).
+    """Return the sum s = x + y (s = x if y is None) and the layer normalisation of s (arXiv 1607.06450).
 
     Not differentiable.
     """
@@ -68,7 +68,7 @@ def biased_sum(
 
 
 def add_bias(x: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"]) -> Float[Tensor, "B C H W"]:
-    """Return x + bias, written into x if possible. Not differentiable."""
+    """Return x + bias. The sum is written into x if possible. Not differentiable."""
     return x.add_(bias[:, None, None])
 
 

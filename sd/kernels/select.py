@@ -1,7 +1,7 @@
 """Select the prior's kernels: Triton on CUDA, otherwise the reference in torch.
 
-`Kernels` in reference.py defines the functions. The kernels are selected once, when the prior is built, in
-the same way as those of the rasteriser and of the hash encoding.
+`Kernels` in reference.py defines the functions. The kernels are selected once, when the prior is built. The
+rasteriser and the hash encoding are selected in the same way.
 """
 
 import logging
@@ -20,10 +20,11 @@ OVERRIDE: str | None = None
 
 
 def choose_kernels(device: torch.device) -> Kernels:
-    """Return the kernels for tensors on `device`. If the reference replaces faster kernels, a warning is
-    logged.
+    """Return the kernels for tensors on `device`. A warning is logged if the faster kernels are not usable.
 
-    Raises torch.OutOfMemoryError and, if OVERRIDE is set, any error of its builder.
+    Raises:
+        torch.OutOfMemoryError: if the GPU has too little free memory for the test of the kernels.
+        Exception: any error of the builder, if OVERRIDE is set.
     """
     if OVERRIDE is not None:
         return BUILDERS[OVERRIDE](device)
@@ -40,8 +41,11 @@ def choose_kernels(device: torch.device) -> Kernels:
 
 
 def build_triton(device: torch.device) -> Kernels:
-    """Return Triton's kernels after a test on the device. Raises ImportError, ArithmeticError or an error of
-    Triton.
+    """Return Triton's kernels after a test on the device.
+    Raises:
+        ImportError: if Triton is not installed.
+        ArithmeticError: if a result of the kernels is wrong.
+        Exception: any error of Triton's compiler.
     """
     kernels = triton_kernels()
     self_test(kernels, device)
