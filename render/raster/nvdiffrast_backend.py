@@ -1,6 +1,4 @@
-"""NVIDIA's nvdiffrast as a rasteriser backend on CUDA. This module is imported only if nvdiffrast was
-selected.
-"""
+"""Rasteriser backend for NVIDIA's nvdiffrast on CUDA. It is imported only if nvdiffrast is selected."""
 
 from typing import Literal
 
@@ -14,8 +12,8 @@ from render.raster.silhouette import CachedByFaces, blend_pairs, build_edges, fi
 class NvdiffrastRasteriser:
     """Rasteriser on nvdiffrast's CUDA context (no OpenGL), float32 on one CUDA device.
 
-    antialias: "nvdiffrast" is its own method, which is fast but loses most of the silhouette gradient if
-    triangles are about one pixel in size. "edge" is the method of silhouette.py.
+    antialias: "nvdiffrast" selects nvdiffrast's own method. It is fast, but it loses most of the silhouette
+    gradient if triangles are about as small as one pixel. "edge" selects the method of silhouette.py.
     """
 
     name = "nvdiffrast"
@@ -25,7 +23,7 @@ class NvdiffrastRasteriser:
         device: torch.device | str = "cuda",
         antialias: Literal["nvdiffrast", "edge"] = "nvdiffrast",
     ) -> None:
-        # nvdiffrast needs the CUDA toolkit to install, so it must stay optional.
+        # nvdiffrast is optional, because its installation needs the CUDA toolkit.
         import nvdiffrast.torch as dr
 
         if antialias not in ("nvdiffrast", "edge"):

@@ -1,11 +1,11 @@
-"""The reference rasteriser in torch: any device, no dependency. Tests compare the fast backends with it.
+"""The reference rasteriser in torch. It runs on any device. Tests compare the fast backends with it.
 
 It uses homogeneous edge functions (Olano and Greer, "Triangle scan conversion using 2D homogeneous
 coordinates", 1997). With vᵢ = (xᵢ, yᵢ, wᵢ) and a pixel centre p = (x, y, 1), solve p = Σ cᵢ vᵢ. The pixel
 lies in the triangle if all cᵢ ≥ 0. No clipping at w = 0 is needed, the weights cᵢ / Σc are
-perspective-correct, and z/w = Σ cᵢ zᵢ. By Cramer's rule cᵢ = eᵢ / det with eᵢ = p · (vᵢ₊₁ × vᵢ₊₂). The eᵢ of
-an edge is the exact negative of the neighbour's (float32 products are exact in float64), so adjacent
-triangles have no gaps and no overlaps.
+perspective-correct, and z/w = Σ cᵢ zᵢ. By Cramer's rule cᵢ = eᵢ / det with eᵢ = p · (vᵢ₊₁ × vᵢ₊₂). For two
+triangles with a common edge, the two values of eᵢ for this edge are exact negatives, because float32 products
+are exact in float64. Adjacent triangles therefore have no gaps and no overlaps.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from render.raster.silhouette import CachedByFaces, blend_pairs, build_edges, find_pairs
 
-# Number of (triangle, pixel) pairs processed at a time. It limits the memory to about 300 MB for any mesh.
+# Number of (triangle, pixel) pairs processed at a time. The memory is then at most about 300 MB for any mesh.
 PAIRS_AT_ONCE = 1 << 20
 
 
@@ -83,9 +83,9 @@ class ReferenceRasteriser:
 def sample_bilinear(
     texture: Float[Tensor, "Ht Wt C"], uv: Float[Tensor, "B H W 2"]
 ) -> Float[Tensor, "B H W C"]:
-    """Bilinear lookup with texel centres at (i + 0.5)/N, clamped at the border."""
+    """Sample a texture bilinearly, clamped at the border. The texel centres are at (i + 0.5)/N."""
     batch, height, width, _ = uv.shape
-    # All images use one texture: they are stacked along the height, so the texture is not copied per image.
+    # The images are stacked along the height, so that the one texture is not copied for each image.
     grid = (2 * uv - 1).reshape(1, batch * height, width, 2)
     image = texture.permute(2, 0, 1)[None]
     sampled = torch.nn.functional.grid_sample(
@@ -97,21 +97,21 @@ def sample_bilinear(
 def pixel_centres(
     pixel: Int[Tensor, " N"], resolution: tuple[int, int]
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """x/w and y/w (float64) of the centres of flat pixel indices, for any image of the batch."""
+    """Return x/w and y/w (float64) of pixel centres. `pixel` contains flat indices over the batch."""
     height, width = resolution
     column, row = pixel % width, pixel // width % height
     return (column.double() + 0.5) * 2 / width - 1, (row.double() + 0.5) * 2 / height - 1
 
 
 def edge_normals(corners: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 3 3"]:
-    """vᵢ₊₁ × vᵢ₊₂ over (x, y, w): the homogeneous line opposite corner i."""
+    """Return vᵢ₊₁ × vᵢ₊₂ over (x, y, w), which is the homogeneous line opposite corner i."""
     a, b, c = corners[..., [0, 1, 3]].unbind(-2)
     cross = torch.linalg.cross
     return torch.stack([cross(b, c, dim=-1), cross(c, a, dim=-1), cross(a, b, dim=-1)], -2)
 
 
 def determinant(corners: Float[Tensor, "N 3 4"]) -> Float[Tensor, " N"]:
-    """v₀ · (v₁ × v₂) over (x, y, w). Its sign gives the visible side of the face."""
+    """Return v₀ · (v₁ × v₂) over (x, y, w). The sign tells which side of the face is visible."""
     a, b, c = corners[..., [0, 1, 3]].unbind(-2)
     return (a * torch.linalg.cross(b, c, dim=-1)).sum(-1)
 
@@ -119,7 +119,7 @@ def determinant(corners: Float[Tensor, "N 3 4"]) -> Float[Tensor, " N"]:
 def edge_functions(
     corners: Float[Tensor, "N 3 4"], x: Float[Tensor, " N"], y: Float[Tensor, " N"]
 ) -> Float[Tensor, "N 3"]:
-    """eᵢ of each triangle at its pixel centre (x/w, y/w)."""
+    """Return eᵢ of each triangle at its pixel centre (x/w, y/w)."""
     normal = edge_normals(corners)
     return normal[..., 0] * x[:, None] + normal[..., 1] * y[:, None] + normal[..., 2]
 
@@ -127,9 +127,9 @@ def edge_functions(
 def nearest_face(
     clip: Float[Tensor, "V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
 ) -> Int[Tensor, " N"]:
-    """Index of the nearest face at each pixel centre of one view, −1 in the background. Computed in float64.
+    """Return the index of the nearest face at each pixel centre of one view, −1 in the background.
 
-    Of faces at equal depth the one with the smallest index is taken.
+    The computation is in float64. If faces have equal depth, the smallest index is returned.
     """
     height, width = resolution
     corners = clip[faces]
@@ -163,9 +163,9 @@ def nearest_face(
 
 
 def is_top_left(normal: Float[Tensor, "... 3"]) -> Bool[Tensor, "..."]:
-    """Top-left rule: whether a triangle contains centres exactly on the edge with this inward normal.
+    """Return whether a triangle contains points exactly on its edge with this inward normal (top-left rule).
 
-    True for exactly one of n and −n, hence for one of the two triangles at the edge.
+    The result is true for exactly one of n and −n, and therefore for one of the two triangles at an edge.
     """
     x, y, w = normal.unbind(-1)
     return (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (w > 0))))
@@ -174,16 +174,16 @@ def is_top_left(normal: Float[Tensor, "... 3"]) -> Bool[Tensor, "..."]:
 def pixel_boxes(
     corners: Float[Tensor, "F 3 4"], det: Float[Tensor, " F"], resolution: tuple[int, int]
 ) -> tuple[Int[Tensor, "F 2"], Int[Tensor, "F 2"]]:
-    """First pixel (column, row) and size of the bounding box of the centres that each triangle may cover."""
+    """Return the first pixel (column, row) and the size of a box that contains all pixels of each triangle."""
     limit = torch.tensor([resolution[1], resolution[0]], device=corners.device)
     w = corners[..., 3]
     in_front = (w > 0).all(-1)[:, None]
     projected = corners[..., :2] / torch.where(in_front, w, 1)[..., None]
     position = (projected + 1) * limit / 2 - 0.5
-    # The tolerance keeps centres exactly on the outline.
+    # The tolerance includes centres that lie exactly on the outline.
     low = (position.amin(1) - 1e-6).ceil().clamp(min=0)
     high = torch.minimum((position.amax(1) + 1e-6).floor(), limit - 1.0)
-    # The projection of a triangle that extends behind the camera is unbounded.
+    # A triangle that extends behind the camera has an unbounded projection, so its box is the whole image.
     low = torch.where(in_front, low, 0)
     high = torch.where(in_front, high, limit - 1.0)
     drawable = (det != 0) & det.isfinite() & (w > 0).any(-1) & corners.isfinite().all(-1).all(-1)

@@ -1,7 +1,7 @@
 """Selection of the rasteriser: Triton or nvdiffrast on CUDA, numba on the CPU, otherwise the reference.
 
-All rasterisers have the interface `Rasteriser` in interface.py. The selection works like that of the hash
-encoding and that of the prior's kernels. It happens once, while the run is built.
+All rasterisers have the interface `Rasteriser` in interface.py. The rasteriser is selected once, while the
+run is built. The hash encoding and the prior's kernels are selected in the same way.
 """
 
 import importlib
@@ -22,23 +22,24 @@ REQUIREMENTS = {
     "triton": "needs --device cuda and triton, which comes with PyTorch's CUDA build for Linux",
     "numba": "needs --device cpu and `pip install numba`",
 }
-# Exceptions of a package that is missing or incompatible with other packages.
+# Exceptions that are raised if a package is missing or incompatible with other packages.
 UNUSABLE = (ImportError, RuntimeError, OSError, AttributeError, SystemError)
 # The rasterisers to try on each device type, best first. If none is usable, the reference is used. Triton and
-# nvdiffrast have the same speed. If triangles are as small as pixels, nvdiffrast's antialiasing keeps 2 % of
-# the outline gradient and Triton keeps all of it (tests/benchmarks/raster.py).
+# nvdiffrast have the same speed. For triangles as small as pixels, nvdiffrast's antialiasing gives 2 % of the
+# outline gradient, while Triton's gives all of it (tests/benchmarks/raster.py).
 AUTOMATIC = {"cuda": ("triton", "nvdiffrast"), "cpu": ("numba",)}
-# Tests set this to a key of BUILDERS, which replaces the choice of the caller.
+# Tests set OVERRIDE to a key of BUILDERS. It replaces the choice of the caller.
 OVERRIDE: str | None = None
 RasteriserName = Literal["auto", "nvdiffrast", "triton", "numba", "reference"]
 NAMES = get_args(RasteriserName)
 
 
 def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Rasteriser:
-    """The rasteriser for tensors on `device`.
+    """Return the rasteriser for tensors on `device`.
 
-    preferred: one of NAMES. "auto" takes the first usable one of AUTOMATIC, otherwise the reference. The
-    automatic choice and its reason are logged once.
+    preferred: one of NAMES. "auto" selects the first usable rasteriser of AUTOMATIC, or the reference if none
+    is usable. The automatic choice and its reason are logged once.
+
     Raises ValueError if `preferred` is unknown, or is not "auto" and not usable.
     """
     device = torch.device(device)
@@ -68,7 +69,7 @@ def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Ra
 
 
 def build_nvdiffrast(device: torch.device) -> Rasteriser:
-    """The nvdiffrast rasteriser. Raises RuntimeError, ImportError or OSError if it is not usable.
+    """Return the nvdiffrast rasteriser. Raises RuntimeError, ImportError or OSError if it is not usable.
 
     nvdiffrast may compile its extension on first use.
     """
@@ -79,9 +80,9 @@ def build_nvdiffrast(device: torch.device) -> Rasteriser:
 
 
 def build_triton(device: torch.device) -> Rasteriser:
-    """The Triton rasteriser. Raises RuntimeError or ImportError if it is not usable.
+    """Return the Triton rasteriser. Raises RuntimeError or ImportError if it is not usable.
 
-    Renders a small test image, which compiles the kernels on first use.
+    A small test image is rendered. On first use this compiles the kernels.
     """
     if device.type != "cuda":
         raise RuntimeError(f"it does not support {device.type}")
@@ -95,14 +96,14 @@ def build_triton(device: torch.device) -> Rasteriser:
 
 
 def build_numba(device: torch.device) -> Rasteriser:
-    """The numba rasteriser. Raises RuntimeError or ImportError if it is not usable."""
+    """Return the numba rasteriser. Raises RuntimeError or ImportError if it is not usable."""
     if device.type != "cpu":
         raise RuntimeError(f"it does not support {device.type}")
     return importlib.import_module("render.raster.numba.backend").NumbaRasteriser()
 
 
 def build_reference(device: torch.device) -> Rasteriser:
-    """The reference, which runs on any device."""
+    """Return the reference, which runs on any device."""
     return ReferenceRasteriser()
 
 

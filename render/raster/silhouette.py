@@ -1,17 +1,18 @@
-"""Antialiasing by silhouette edges: find the pixel pairs that an outline crosses, then blend those pairs.
+"""Antialiasing by silhouette edges. The pixel pairs that an outline crosses are found and then blended.
 
-An edge is a silhouette if all its faces project to one side of it (a fold or an open border). If a silhouette
-passes between the centres of two neighbouring pixels, the pixel that contains the crossing is covered partly.
-With d in [0, 1] the distance of the crossing from the centre of the inner pixel (on the object's side):
-  d < 0.5: the inner pixel gets the colour of the outer one with weight 0.5 − d;
-  d > 0.5: the outer pixel gets the colour of the inner one with weight d − 0.5.
+An edge is a silhouette if all its faces project to one side of it, as at a fold or an open border. If a
+silhouette passes between the centres of two neighbouring pixels, the pixel that contains the crossing is
+partly covered. The inner pixel is the one on the object's side. Let d in [0, 1] be the distance of
+the crossing from its centre:
+  d < 0.5: the inner pixel gets the colour of the outer pixel with weight 0.5 − d;
+  d > 0.5: the outer pixel gets the colour of the inner pixel with weight d − 0.5.
 Steep edges are tested between horizontal neighbours and flat edges between vertical neighbours, so a slanted
-edge counts once. nvdiffrast starts from the triangles that are visible in pixels instead. Starting from the
-edges keeps the whole gradient even if triangles are as small as a pixel and the triangles at the outline
+edge counts only once. nvdiffrast searches only the edges of triangles that are visible at a pixel centre. The
+search over all edges gives the whole gradient even if the triangles at the outline are so small that they
 contain no pixel centre.
 
-The search is not differentiable. The blend recomputes the crossings of the pairs, differentiable in colour
-and clip. Coordinates are in pixels, and all values up to the weights are float64.
+The search is not differentiable. The blend computes the crossings again and is differentiable with respect to
+colour and clip. Coordinates are in pixels. Positions and weights are computed in float64.
 """
 
 import weakref
@@ -27,8 +28,8 @@ from torch import Tensor
 class Edges:
     """E edges of a mesh with the opposite corners of their faces.
 
-    vertices [E,2]. opposite [N]: vertex indices, of which start[e] to start[e+1] belong to edge e. start
-    [E+1].
+    vertices [E,2]: both ends of each edge. opposite [N]: the opposite corners of all edges. opposite[start[e]
+    : start[e + 1]] belongs to edge e. start [E+1]: offsets into opposite.
     """
 
     vertices: Int[Tensor, "E 2"]
@@ -38,10 +39,10 @@ class Edges:
 
 @dataclass(frozen=True)
 class Pairs:
-    """K pixel pairs that a visible silhouette crosses, without duplicates, sorted by view, axis and pixel.
+    """K pixel pairs that visible silhouettes cross. They are unique and sorted by view, axis and pixel.
 
-    inner, outer [K]: flat pixel indices over (B, H, W), inner on the object's side. edge [K,2]: vertex
-    indices. view [K]. axis [K]: 0 for a horizontal pair, 1 for a vertical one.
+    inner, outer [K]: flat pixel indices over (B, H, W); the inner pixel is on the object's side. edge [K,2]:
+    vertex indices. view [K]: image index. axis [K]: 0 for a horizontal pair, 1 for a vertical pair.
     """
 
     inner: Int[Tensor, " K"]
@@ -52,7 +53,7 @@ class Pairs:
 
 
 class CachedByFaces:
-    """Caches the result of `build` for the last faces tensor, for meshes with fixed topology.
+    """A function `build` with a cache of its last result, for meshes with fixed topology.
 
     The result is built again for a new tensor and for a tensor that was modified in place.
     """
@@ -64,7 +65,7 @@ class CachedByFaces:
         self._built = None
 
     def __call__(self, faces: Int[Tensor, "F 3"]):
-        # Tensors created in inference mode have no version counter, so a modification would not be detected.
+        # Tensors created in inference mode have no version counter, so modifications cannot be detected.
         if faces.is_inference():
             return self._build(faces)
         if self._faces is None or self._faces() is not faces or self._version != faces._version:
@@ -74,7 +75,7 @@ class CachedByFaces:
 
 
 def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
-    """The unique edges of a mesh, sorted by (smaller, larger) vertex."""
+    """Return the unique edges of a mesh, sorted by (smaller, larger) vertex."""
     faces = faces.long()
     pairs = torch.cat([faces[:, [1, 2]], faces[:, [2, 0]], faces[:, [0, 1]]])
     opposite = torch.cat([faces[:, 0], faces[:, 1], faces[:, 2]])
@@ -92,9 +93,9 @@ def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
 class Crossings:
     """Crossings of silhouette edges with lines of pixel centres, before the visibility test.
 
-    edge [N,2]: vertices. view [N]. axis [N]. line [N]: the row (axis 0) or column (axis 1) whose centres are
-    crossed. position [N]: coordinate along that line. depth [N]: z/w of the edge at the crossing.
-    inner_is_second [N]: whether the object lies on the side of larger coordinates.
+    edge [N,2]: vertex indices. view, axis [N]: as in Pairs. line [N]: the row (axis 0) or column (axis 1)
+    whose centres are crossed. position [N]: coordinate along that line. depth [N]: z/w of the edge at the
+    crossing. inner_is_second [N]: whether the object lies on the side of larger coordinates.
     """
 
     edge: Int[Tensor, "N 2"]
@@ -129,7 +130,7 @@ def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edg
     keep = (cell >= 0) & (cell < torch.where(steep, width, height) - 1)
     keep = keep.nonzero()[:, 0]
     keep = keep[is_edge_visible(rast, inner[keep], outer[keep], found.depth[keep])]
-    # Sorted by view, axis and first pixel. Of several crossings of one pair the outermost comes first.
+    # The order is by view, axis and first pixel. If a pair has several crossings, the outermost comes first.
     keep = keep[torch.sort(distance[keep], descending=True, stable=True).indices]
     key = (2 * found.view + found.axis) * height * width + first % (height * width)
     key, order = torch.sort(key[keep], stable=True)
@@ -140,7 +141,7 @@ def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edg
 
 
 def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple[int, int]) -> Crossings:
-    """All crossings of silhouette edges with pixel rows (steep edges) or columns (flat edges)."""
+    """Return all crossings of silhouette edges with pixel rows (steep edges) or pixel columns (flat edges)."""
     view, edge, side = silhouette_edges(clip, edges)
     edge = edges.vertices[edge]
     segment, visible = visible_segments(clip[view[:, None], edge], resolution)
@@ -148,10 +149,11 @@ def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple
     start, end = segment.unbind(1)
     extent = (end - start).abs()
     axis = (extent[:, 0] > extent[:, 1]).long()
-    # The coordinate that is iterated over: y for steep edges, x for flat ones.
+    # The coordinate that the loop runs over is y for steep edges and x for flat edges.
     along_axis = 1 - axis[:, None]
     start_along, end_along = start.gather(1, along_axis)[:, 0], end.gather(1, along_axis)[:, 0]
-    # A half-open interval: a line of pixel centres through the vertex of two edges is crossed once.
+    # The interval is half-open. A line of pixel centres through the common vertex of two edges therefore
+    # crosses only one of them.
     first = (torch.minimum(start_along, end_along) - 0.5).ceil().clamp(min=0)
     stop = (torch.maximum(start_along, end_along) - 0.5).ceil()
     stop = torch.minimum(stop, torch.where(axis == 0, resolution[0], resolution[1]))
@@ -170,9 +172,10 @@ def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple
 def silhouette_edges(
     clip: Float[Tensor, "B V 4"], edges: Edges
 ) -> tuple[Int[Tensor, " S"], Int[Tensor, " S"], Float[Tensor, " S"]]:
-    """View, edge and side (±1, the sign of normal · p on the object's side) of the silhouette edges.
+    """Return view, edge and side of the silhouette edges. The side ±1 is the sign of normal · p on the
+    object's side.
 
-    All faces of the edge must lie on one side of it. Faces seen exactly edge-on are ignored.
+    An edge is a silhouette if all its faces lie on one side of it. Faces seen exactly edge-on are ignored.
     """
     xyw = clip[..., [0, 1, 3]]
     normal = torch.linalg.cross(xyw[:, edges.vertices[:, 0]], xyw[:, edges.vertices[:, 1]], dim=-1)
@@ -188,8 +191,8 @@ def silhouette_edges(
 def visible_segments(
     ends: Float[Tensor, "S 2 4"], resolution: tuple[int, int]
 ) -> tuple[Float[Tensor, "S 2 3"], Bool[Tensor, " S"]]:
-    """End points in pixels (x, y) and z/w after clipping at the near plane z = −w, and whether a segment is
-    visible.
+    """Return x, y (in pixels) and z/w of both end points, and whether a segment is visible. Segments are
+    first clipped at the near plane z = −w.
     """
     above = ends[..., 2] + ends[..., 3]
     start, end = ends.unbind(1)
@@ -208,7 +211,7 @@ def visible_segments(
 def edge_normal(
     clip: Float[Tensor, "B V 4"], view: Int[Tensor, " N"], edge: Int[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """Homogeneous line a × b over (x, y, w) of each edge, on which normal · (x/w, y/w, 1) = 0."""
+    """Return the homogeneous line a × b over (x, y, w) of each edge. On it, normal · (x/w, y/w, 1) = 0."""
     a, b = clip[view[:, None], edge][..., [0, 1, 3]].unbind(1)
     return torch.linalg.cross(a, b, dim=-1)
 
@@ -219,8 +222,8 @@ def crossing_position(
     line: Int[Tensor, " N"],
     resolution: tuple[int, int],
 ) -> Float[Tensor, " N"]:
-    """Coordinate at which the edge crosses the centres of row `line` (axis 0; x in pixels) or column `line`
-    (axis 1; y).
+    """Return the coordinate in pixels at which an edge crosses the line through the pixel centres of row
+    `line` (axis 0; coordinate x) or of column `line` (axis 1; coordinate y).
     """
     height, width = resolution
     steep = axis == 0
@@ -237,10 +240,10 @@ def is_edge_visible(
     outer: Int[Tensor, " N"],
     depth: Float[Tensor, " N"],
 ) -> Bool[Tensor, " N"]:
-    """Whether an edge at z/w = depth is visible between two pixels.
+    """Return whether an edge at z/w = depth is visible between two pixels.
 
-    The inner pixel must show something nearer than the outer one, and the edge must lie in front of what the
-    outer pixel shows.
+    The surface at the inner pixel must be nearer than the surface at the outer pixel. The edge must be in
+    front of the surface at the outer pixel.
     """
     pixels = rast.detach().reshape(-1, 4)
     z = torch.where(pixels[:, 3] > 0, pixels[:, 2], torch.inf).double()
@@ -250,11 +253,11 @@ def is_edge_visible(
 def blend_pairs(
     colour: Float[Tensor, "B H W C"], clip: Float[Tensor, "B V 4"], pairs: Pairs
 ) -> Float[Tensor, "B H W C"]:
-    """Blend the pairs by coverage, differentiable in colour and clip.
+    """Blend the pairs by coverage. Differentiable with respect to colour and clip.
 
-    A pixel may belong to several pairs. Horizontal contributions are added, and so are vertical ones. The
-    pixel keeps the product of the two remainders of its own colour, which is exact for a corner and never
-    negative.
+    A pixel may belong to several pairs. Let a be the sum of its horizontal weights and b the sum of its
+    vertical weights. The weight of the pixel's own colour is (1 − a)(1 − b). This product is exact for a
+    corner and is never negative.
     """
     height, width = colour.shape[1:3]
     steep = pairs.axis == 0
@@ -278,7 +281,7 @@ def blend_pairs(
         (target_index, pairs.axis), weight, accumulate=True
     )[target_index]
     weight_sum = total_weights.sum(-1)
-    # 1 − (1 − a)(1 − b) = (a + b) · this factor.
+    # The factor satisfies (a + b) · factor = 1 − (1 − a)(1 − b).
     factor = 1 - total_weights.prod(-1) / torch.where(weight_sum > 0, weight_sum, 1)
     change = (factor * weight).to(colour.dtype)[:, None] * (flat[source] - flat[target])
     return flat.index_add(0, target, change).view_as(colour)

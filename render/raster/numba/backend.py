@@ -1,6 +1,6 @@
-"""The CPU rasteriser: numba kernels, with views processed in parallel by a thread pool.
+"""The CPU rasteriser with numba kernels. A thread pool processes the views in parallel.
 
-The kernels release the GIL. Each writes only to the output of its own view.
+The kernels release the GIL. Each kernel call writes only to the output of its own view.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ class NumbaRasteriser:
         return sample_bilinear(texture, uv)
 
     def _map_views(self, task: Callable[[int], object], count: int) -> list:
-        """[task(0), …, task(count − 1)], computed by the pool. Exceptions of tasks are raised here."""
+        """Return [task(0), …, task(count − 1)], computed by the pool. An exception of a task is raised here."""
         return list(self._pool.map(task, range(count)))
 
     def _find_pairs(
@@ -75,13 +75,13 @@ class NumbaRasteriser:
 
 
 def build_edges(faces: Int[Tensor, "F 3"]) -> Edges:
-    """silhouette.build_edges, compiled."""
+    """Return the edges of a mesh, computed by the compiled silhouette.build_edges."""
     vertex_count = int(faces.max()) + 1 if len(faces) else 0
     return Edges(*map(torch.from_numpy, silhouette.build_edges(to_numpy(faces.long()), vertex_count)))
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """The tensor as a C-ordered array, detached."""
+    """Return the detached tensor as a C-ordered array."""
     return tensor.detach().contiguous().numpy()
 
 
@@ -101,7 +101,7 @@ class _Rasterize(torch.autograd.Function):
         clip, faces, rast = ctx.saved_tensors
         arrays = to_numpy(clip), to_numpy(rast), to_numpy(grad_rast)
         triangles = to_numpy(faces.long())
-        # The gradient is summed in float64, because a small triangle adds large numbers of both signs.
+        # The gradient is summed in float64, because a small triangle adds large numbers of opposite signs.
         grad = np.zeros(clip.shape)
 
         def one_view(b: int) -> None:
@@ -130,7 +130,8 @@ class _Interpolate(torch.autograd.Function):
         values, triangles = per_view(attributes, len(rast)), to_numpy(faces.long())
         pixels, grad_pixels = to_numpy(rast), to_numpy(grad_out)
         grad_rast = torch.zeros_like(rast, memory_format=torch.contiguous_format)
-        # One buffer per view, because views run in parallel. Shared attributes sum over the views.
+        # Each view has its own buffer, because views run in parallel. If the views share the attributes, the
+        # buffers are summed afterwards.
         grad = attributes.new_zeros(len(rast), *attributes.shape[-2:])
         out = grad.numpy(), grad_rast.numpy()
 
@@ -144,6 +145,6 @@ class _Interpolate(torch.autograd.Function):
 
 
 def per_view(attributes: Float[Tensor, "V C"] | Float[Tensor, "B V C"], batch: int) -> list[np.ndarray]:
-    """The attributes [V,C] of each view."""
+    """Return the attributes [V,C] of each view."""
     array = to_numpy(attributes)
     return list(array) if attributes.dim() == 3 else [array] * batch

@@ -1,5 +1,5 @@
-"""numba versions of the loops in silhouette.py: the edges of a mesh and the pixel pairs that silhouettes
-cross.
+"""numba versions of two loops of silhouette.py. They find the edges of a mesh and the pixel pairs that
+silhouettes cross.
 """
 
 import math
@@ -12,7 +12,7 @@ from render.raster.numba.triangles import cross
 
 @kernel
 def build_edges(faces, vertex_count):
-    """The fields of silhouette.Edges in the same order, by a counting sort on the smaller vertex."""
+    """Return the fields of silhouette.Edges in the same order. Edges are counting-sorted by smaller vertex."""
     begin = np.zeros(vertex_count + 1, np.int64)
     for corner in range(3):
         for face in range(faces.shape[0]):
@@ -27,7 +27,8 @@ def build_edges(faces, vertex_count):
             a, b = faces[face, (corner + 1) % 3], faces[face, (corner + 2) % 3]
             if a == b:
                 continue
-            # Insertion sort: each vertex has few edges, sorted by their larger vertex.
+            # The edges of a vertex are sorted by their larger vertex. Insertion sort suffices, because they
+            # are few.
             low, high = min(a, b), max(a, b)
             slot = fill[low]
             fill[low] += 1
@@ -48,7 +49,9 @@ def build_edges(faces, vertex_count):
 
 @kernel
 def silhouette_side(clip, nx, ny, nw, opposite):
-    """±1, the side of the edge with line n on which all faces lie. 0 if the edge is no silhouette."""
+    """Return the side (±1) of the line n of an edge on which all its faces lie, or 0 if there is no such
+    side.
+    """
     lowest, highest = 0, 0
     for vertex in opposite:
         side = nx * np.float64(clip[vertex, 0]) + ny * np.float64(clip[vertex, 1])
@@ -62,8 +65,8 @@ def silhouette_side(clip, nx, ny, nw, opposite):
 
 @kernel
 def visible_segment(a, b, height, width):
-    """End points in pixels (x, y) and z/w after clipping at the near plane z = −w, and whether the segment is
-    visible.
+    """Return x, y (in pixels) and z/w of both end points, and whether the segment is visible. The segment is
+    first clipped at the near plane z = −w.
     """
     ax, ay, az, aw = np.float64(a[0]), np.float64(a[1]), np.float64(a[2]), np.float64(a[3])
     bx, by, bz, bw = np.float64(b[0]), np.float64(b[1]), np.float64(b[2]), np.float64(b[3])
@@ -88,7 +91,7 @@ def visible_segment(a, b, height, width):
 
 @kernel
 def find_pairs(clip, rast, vertices, start, opposite):
-    """Rows (inner, outer, vertex a, vertex b, axis) of one view; see silhouette.find_pairs."""
+    """Return rows (inner, outer, vertex a, vertex b, axis) for one view; see silhouette.find_pairs."""
     height, width = rast.shape[0], rast.shape[1]
     outermost = np.full((2, height * width), -1.0)
     winner = np.empty((2, height * width), np.int64)
@@ -115,7 +118,8 @@ def find_pairs(clip, rast, vertices, start, opposite):
         else:
             axis, begin, end, along, across = 0, ay, by, height, width
             n_along, n_across = ny, nx
-        # A half-open interval: a line of pixel centres through the vertex of two edges is crossed once.
+        # The interval is half-open. A line of pixel centres through the common vertex of two edges therefore
+        # crosses only one of them.
         first = int(min(max(np.ceil(min(begin, end) - 0.5), 0.0), float(along)))
         stop = int(max(min(np.ceil(max(begin, end) - 0.5), float(along)), 0.0))
         inner_is_second = side * n_across > 0
@@ -142,7 +146,7 @@ def find_pairs(clip, rast, vertices, start, opposite):
 
 @kernel
 def is_edge_visible(rast, inner, outer, depth):
-    """Whether an edge at depth z/w separates what two pixels show; see silhouette.is_edge_visible."""
+    """Return whether an edge at depth z/w is visible between two pixels; see silhouette.is_edge_visible."""
     width = rast.shape[1]
     z_inner, z_outer = np.inf, np.inf
     if rast[inner // width, inner % width, 3] > 0:
@@ -154,7 +158,7 @@ def is_edge_visible(rast, inner, outer, depth):
 
 @kernel
 def collect_pairs(outermost, winner, flipped, vertices, width):
-    """The crossed pairs, sorted by axis and first pixel."""
+    """Return the crossed pairs, sorted by axis and first pixel."""
     count = 0
     for axis in range(2):
         for pixel in range(outermost.shape[1]):

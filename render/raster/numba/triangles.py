@@ -1,7 +1,8 @@
 """numba kernels of the CPU rasteriser. Each call processes one view in float64 and releases the GIL.
 
-The formulas are those of reference.py, and tests compare the two. `parallel=True` is not used, because its
-OpenMP workers compete with torch's. The caller distributes views over threads instead.
+The formulas are those of reference.py, and tests compare the results of both files. `parallel=True` is not
+used, because its OpenMP threads compete with those of torch. The caller distributes the views over threads
+instead.
 """
 
 import math
@@ -13,22 +14,23 @@ from render.kernels.numba_kernel import kernel
 
 @kernel
 def cross(ax, ay, aw, bx, by, bw):
-    """a × b over (x, y, w)."""
+    """Return a × b over (x, y, w)."""
     return ay * bw - aw * by, aw * bx - ax * bw, ax * by - ay * bx
 
 
 @kernel
 def is_top_left(x, y, w):
-    """Top-left rule: true for exactly one of the inward normals n and −n."""
+    """Return whether an inward edge normal n satisfies the top-left rule. Exactly one of n and −n does."""
     return x > 0 or (x == 0 and (y > 0 or (y == 0 and w > 0)))
 
 
 @kernel
 def pixel_range(p, q, r, size):
-    """First and last pixel centre within the range of three coordinates x/w (or y/w)."""
+    """Return the first and last pixel whose centre is within the range of three coordinates x/w (or y/w)."""
     low = (min(p, q, r) + 1) * size / 2 - 0.5
     high = (max(p, q, r) + 1) * size / 2 - 0.5
-    # The tolerance keeps centres on the outline. Clamped before the cast, because an int cannot hold 1e30.
+    # The tolerance includes centres on the outline. Values are clamped before the conversion to integers,
+    # because they may be as large as 1e30.
     first = np.ceil(min(max(low - 1e-6, 0.0), float(size)))
     last = np.floor(max(min(high + 1e-6, size - 1.0), -1.0))
     return int(first), int(last)
@@ -50,7 +52,8 @@ def rasterize(clip, faces, rast):
         det = ax * n0x + ay * n0y + aw * n0w
         if det == 0 or not math.isfinite(det):
             continue
-        # The projection of a triangle that extends behind the camera is unbounded.
+        # A triangle that extends behind the camera has an unbounded projection, so its box is the whole
+        # image.
         left, right, top, bottom = 0, width - 1, 0, height - 1
         if aw > 0 and bw > 0 and cw > 0:
             left, right = pixel_range(ax / aw, bx / bw, cx / cw, width)
@@ -96,8 +99,8 @@ def rasterize(clip, faces, rast):
 def rasterize_backward(clip, faces, rast, grad_rast, grad_clip):
     """Add the gradient of u, v with respect to x, y, w of the corners to grad_clip [V,4].
 
-    With eᵢ = p · (vᵢ₊₁ × vᵢ₊₂), u = e₀/Σe, v = e₁/Σe: ∂u/∂eᵢ = (δᵢ₀ − u)/Σe, and ∂L/∂v₀ = p × (g₁ v₂ − g₂ v₁)
-    with gᵢ = ∂L/∂eᵢ, cyclically for v₁ and v₂.
+    Let eᵢ = p · (vᵢ₊₁ × vᵢ₊₂), u = e₀/Σe and v = e₁/Σe. Then ∂u/∂eᵢ = (δᵢ₀ − u)/Σe. With gᵢ = ∂L/∂eᵢ, ∂L/∂v₀
+    = p × (g₁ v₂ − g₂ v₁). The gradients of v₁ and v₂ follow by cyclic permutation of the indices.
     """
     height, width = rast.shape[0], rast.shape[1]
     for row in range(height):

@@ -1,6 +1,8 @@
-"""The CUDA rasteriser in Triton: no CUDA toolkit needed, float64 arithmetic, no host synchronisation.
+"""The CUDA rasteriser in Triton. It computes in float64, needs no CUDA toolkit and does not synchronise the
+host with the GPU.
 
-Antialiasing is the method of silhouette.py. Tests run the kernels on the CPU with Triton's interpreter.
+The antialiasing method is that of render/raster/silhouette.py. Tests run the kernels on the CPU with Triton's
+interpreter.
 """
 
 from dataclasses import dataclass
@@ -19,9 +21,10 @@ from render.raster.triton.launch_config import channel_blocks, launch_config_for
 
 @dataclass(frozen=True)
 class EdgeTable:
-    """The edges of a mesh as a hash table with keys smaller vertex << 32 | larger vertex, −1 in free slots.
+    """A hash table of the edges of a mesh. A key is smaller vertex << 32 | larger vertex. Free slots are −1.
 
-    keys [N], N a power of two. slots [F,3]: slot of the edge opposite each corner, −1 if its ends are equal.
+    keys [N]: N is a power of two. slots [F,3]: slot of the edge opposite each corner, −1 if both ends of the
+    edge are the same vertex.
     """
 
     keys: Int[Tensor, " N"]
@@ -30,9 +33,10 @@ class EdgeTable:
 
 @dataclass(frozen=True)
 class PairTable:
-    """The pixel pairs that silhouettes cross, and the N = count[0] pixels that belong to a pair.
+    """The pixel pairs that silhouettes cross, and the count[0] pixels that belong to at least one pair.
 
-    winners: see silhouette.py in this folder. pixels: flat indices over (B, H, W) in any order.
+    winners: see silhouette.py in this folder. pixels: flat indices over (B, H, W) in any order; only the
+    first count[0] are valid.
     """
 
     winners: Int[Tensor, "B 2 H W"]
@@ -110,7 +114,9 @@ def self_test(device: torch.device | str) -> None:
 def draw(
     clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], resolution: tuple[int, int]
 ) -> Int[Tensor, "B H W"]:
-    """The key of the nearest face at each pixel: depth in the high bits, face index in the low bits."""
+    """Return the key of the nearest face at each pixel, with the depth in the high bits and the face index in
+    the low bits.
+    """
     (batch, vertex_count, _), (height, width) = clip.shape, resolution
     background = triangles.BACKGROUND_KEY.value
     keys = torch.full((batch, height, width), background, dtype=torch.int64, device=clip.device)
@@ -153,7 +159,7 @@ class _Rasterize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_rast):
         clip, faces, rast = ctx.saved_tensors
-        # The gradient is summed in float64, because a small triangle adds large numbers of both signs.
+        # The gradient is summed in float64, because a small triangle adds large numbers of opposite signs.
         grad = torch.zeros_like(clip, dtype=torch.float64)
         block, pixel_count = launch_config_for(clip).pixels, rast.numel() // 4
         with on_device_of(clip):
@@ -192,7 +198,7 @@ class _Interpolate(torch.autograd.Function):
 
     @staticmethod
     def launch(attributes: Tensor, rast: Tensor) -> tuple[tuple[int], tuple[int, ...], dict[str, int]]:
-        """Grid, sizes and constants of both kernels."""
+        """Return the grid, the sizes and the constants for the forward and the backward kernel."""
         config = launch_config_for(rast)
         blocks = channel_blocks(attributes.shape[-1], config.values, config.pixels)
         pixel_count = rast.numel() // 4
@@ -202,9 +208,9 @@ class _Interpolate(torch.autograd.Function):
 
 
 def build_edge_table(faces: Int[Tensor, "F 3"]) -> EdgeTable:
-    """The edge table of a mesh, built without sorting."""
+    """Return the edge table of a mesh. It is built without sorting."""
     faces = faces.contiguous()
-    # A mesh has at most 3F edges, a closed one 1.5F.
+    # A mesh with F faces has at most 3F edges. A closed mesh has 1.5F.
     size = triton.next_power_of_2(4 * len(faces))
     keys = torch.full((size,), silhouette.EMPTY.value, dtype=torch.int64, device=faces.device)
     slots = torch.empty(faces.shape, dtype=torch.int32, device=faces.device)
@@ -275,7 +281,7 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     def launch(colour: Tensor, clip: Tensor) -> tuple[tuple[int], tuple[int, ...], dict[str, int]]:
-        """Grid, sizes and constants of both kernels."""
+        """Return the grid, the sizes and the constants for the forward and the backward kernel."""
         config = launch_config_for(colour)
         blocks = channel_blocks(colour.shape[-1], config.values // 4, config.blend_pixels)
         return (config.blend_programs,), (clip.shape[1], *colour.shape[1:3]), blocks

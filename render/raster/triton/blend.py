@@ -1,9 +1,10 @@
 """Triton kernels that blend the pixel pairs found by silhouette.py in this folder, forward and backward.
 
-Each row of a block holds one pixel and its four neighbours: right, left, down, up. The formulas are those of
-silhouette.blend_pairs. a and b are the total weights along the row and the column of the pixel,
-f = 1 − ab / (a + b), and Δₖ is the colour of neighbour k minus that of the pixel. The pixel changes by
-f Σ wₖ Δₖ. Only listed pixels are processed.
+Each row of a block contains one pixel and its four neighbours in the order right, left, down, up. The
+formulas are those of render/raster/silhouette.py, blend_pairs. wₖ is the weight of the pair with neighbour k.
+a and b are the sums of the weights along the row and along the column of the pixel, and f = 1 − ab / (a + b).
+Δₖ is the colour of neighbour k minus the colour of the pixel. The colour of the pixel changes by f Σ wₖ Δₖ.
+Only listed pixels are processed.
 """
 
 import triton
@@ -15,10 +16,11 @@ from render.raster.triton.triangles import centre, cross
 
 @triton.jit
 def load_winners(winners, pixel, in_image, height, width):
-    """For flat pixels [N,1]: view, row, column, and the winner of the pair with each neighbour [N,4] or −1.
+    """Return view, row and column of flat pixels [N,1], and the winner of each pair with a neighbour [N,4].
 
-    Also returns, each [1,4]: whether the neighbour lies along the column, whether the pixel is the first of
-    the pair, and the offset of the neighbour in flat pixels.
+    The winner is −1 if no silhouette crosses the pair. Three more values [1,4] are returned for the
+    neighbours: whether the neighbour lies along the column, whether the pixel is the first of the pair, and
+    the offset of the neighbour in flat pixels.
     """
     view, image_pixel = pixel // (height * width), pixel % (height * width)
     row, column = image_pixel // width, image_pixel % width
@@ -35,7 +37,7 @@ def load_winners(winners, pixel, in_image, height, width):
 
 @triton.jit
 def list_pixels(winners, pixels, count, pixel_count, height, width, BLOCK: tl.constexpr):
-    """Append the pixels that belong to a pair to pixels [N] int64. count [1] int32 starts at zero."""
+    """Append the pixels that belong to a pair to pixels [N] int64. count [1] int32 must be zero at the start."""
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     _, key, _ = load_winners(winners, pixel[:, None], (pixel < pixel_count)[:, None], height, width)
     is_listed = (tl.max(key, 1) >= 0).to(tl.int32)
@@ -47,10 +49,10 @@ def list_pixels(winners, pixels, count, pixel_count, height, width, BLOCK: tl.co
 
 @triton.jit
 def load_crossings(clip, table, key, row, column, height, width, vertical, first):
-    """Mask of the pairs [N,4] that change the pixel, their weights, and values for the backward pass.
+    """Return which pairs [N,4] change the pixel, their weights, and values for the backward pass.
 
-    These values are: d weight / d position of the crossing; the line of the edge as (n_across, n_along, w);
-    the ends (x, y, w) and their vertices.
+    The values are ∂weight/∂position of the crossing, the line of the edge as (n_across, n_along, w), and the
+    ends of the edge as (x, y, w) and as vertex indices.
     """
     mask, inner_is_second = key >= 0, (key & 1) > 0
     a, _, b, _, low, high = load_edge(clip, table, (key >> 1) & SLOT_MASK, mask)
@@ -72,7 +74,7 @@ def load_crossings(clip, table, key, row, column, height, width, vertical, first
 
 @triton.jit
 def total_weights(weight, vertical):
-    """Total weights along the row and the column, their sum (1 if it is zero), and f. Each is [N,1]."""
+    """Return a, b, a + b (1 if it is zero) and f. Each is [N,1]."""
     a = tl.sum(tl.where(vertical, 0.0, weight), 1)[:, None]
     b = tl.sum(tl.where(vertical, weight, 0.0), 1)[:, None]
     total = tl.where(a + b > 0, a + b, 1.0)
@@ -81,7 +83,9 @@ def total_weights(weight, vertical):
 
 @triton.jit
 def load_colours(colour, pixel, step, mask, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
-    """Offsets of the pixel colours [N,1,C] and neighbour colours [N,4,C], masks, pixel colours and Δ."""
+    """Return offsets and masks of the pixel colours [N,1,C] and neighbour colours [N,4,C], pixel colours, and
+    Δ.
+    """
     channel = tl.arange(0, PADDED)[None, None, :]
     own_offset = pixel[:, :, None] * CHANNELS + channel
     neighbour_offset = (pixel + step)[:, :, None] * CHANNELS + channel
@@ -98,7 +102,9 @@ def blend(
     colour, clip, table, winners, pixels, count, out, vertex_count, height, width,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the listed pixels that an edge crosses to out [B,H,W,C], which starts as a copy of colour."""
+    """Write the listed pixels whose colour changes to out [B,H,W,C], which must be a copy of colour at the
+    start.
+    """
     pixel_count = tl.load(count)
     for begin in range(tl.program_id(0) * BLOCK, pixel_count, tl.num_programs(0) * BLOCK):
         index = begin + tl.arange(0, BLOCK)[:, None]
@@ -121,7 +127,9 @@ def blend_backward(
     vertex_count, height, width,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, TO_CLIP: tl.constexpr,
 ):  # fmt: skip
-    """Add to grad_colour, which starts as a copy of grad_out, and to grad_clip [B,V,4] float64, if needed."""
+    """Add the gradients to grad_colour, which must be a copy of grad_out at the start, and to grad_clip
+    [B,V,4] (float64) if TO_CLIP is set.
+    """
     pixel_count = tl.load(count)
     for begin in range(tl.program_id(0) * BLOCK, pixel_count, tl.num_programs(0) * BLOCK):
         index = begin + tl.arange(0, BLOCK)[:, None]
@@ -157,9 +165,10 @@ def blend_backward(
 def edge_backward(
     grad_clip, grad_position, normal, ends, vertices, row, column, height, width, vertical, mask
 ):
-    """Propagate the gradient of the crossing positions to the ends of the edges.
+    """Add the gradient of the crossing positions to the gradient of the ends of the edges.
 
-    position = (1 − (n_along · centre + w) / n_across) · size / 2. The line is a × b, so ∂L/∂a = b × ∂L/∂line.
+    The position is (1 − (n_along · centre + w) / n_across) · size / 2. The line is a × b, so ∂L/∂a = b ×
+    ∂L/∂line.
     """
     n_across, n_along, w = normal
     middle = tl.where(vertical, centre(column, width), centre(row, height))

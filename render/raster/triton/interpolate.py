@@ -1,4 +1,4 @@
-"""Triton kernels of interpolate: vertex attributes at the pixels, and their gradients."""
+"""Triton kernels that interpolate vertex attributes at the pixels, forward and backward."""
 
 import triton
 from triton import language as tl
@@ -10,9 +10,9 @@ from render.raster.triton.triangles import load_face
 def load_pixels(
     rast, faces, pixel_count, view_pixels, view_stride, CHANNELS, BLOCK: tl.constexpr, PADDED: tl.constexpr
 ):
-    """Pixels, channels, u, v, and the offsets of the three attribute rows that each pixel reads.
+    """Return pixels, channels, u, v, and the offsets of the three attribute rows that each pixel needs.
 
-    PADDED is a power of two of at least CHANNELS. view_stride is 0 if all views share the attributes.
+    PADDED is the next power of two of CHANNELS. view_stride is 0 if all views share the attributes.
     """
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixel_count
@@ -36,7 +36,7 @@ def interpolate(
     attributes, rast, faces, out, pixel_count, view_pixels, view_stride,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write u·a0 + v·a1 + (1 − u − v)·a2 to out [B,H,W,C], 0 in the background."""
+    """Write u·a0 + v·a1 + (1 − u − v)·a2 to out [B,H,W,C], and 0 in the background."""
     pixel, channel, inside, covered, u, v, rows = load_pixels(
         rast, faces, pixel_count, view_pixels, view_stride, CHANNELS, BLOCK, PADDED
     )
@@ -53,7 +53,9 @@ def interpolate_backward(
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
     TO_ATTRIBUTES: tl.constexpr, TO_RAST: tl.constexpr,
 ):  # fmt: skip
-    """Add to grad_attributes, which starts at zero, and write grad_rast [B,H,W,4], each if required."""
+    """Compute grad_attributes if TO_ATTRIBUTES is set and grad_rast [B,H,W,4] if TO_RAST is set.
+    grad_attributes must be zero at the start.
+    """
     pixel, channel, inside, covered, u, v, rows = load_pixels(
         rast, faces, pixel_count, view_pixels, view_stride, CHANNELS, BLOCK, PADDED
     )

@@ -1,4 +1,4 @@
-"""Block sizes of the Triton launches, for a GPU and for the interpreter that the tests use on a CPU."""
+"""Block sizes of the Triton kernels for a GPU, and for the interpreter that tests use on a CPU."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ListLaunch:
-    """Launch of the kernel for listed faces.
+    """Launch parameters of the kernel for listed faces.
 
-    tile: faces, rows and columns per block. warps: per program. programs: numbers of programs over the faces
-    and over the tiles of one face.
+    tile: faces, rows and columns per block. programs: how many programs share the faces, and how many share
+    the tiles of each face. warps: warps per program.
     """
 
     tile: tuple[int, int, int]
@@ -23,12 +23,15 @@ class ListLaunch:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Block sizes.
+    """Block sizes of all kernels.
 
-    Number of elements per program: faces, edges, pixels, pixels that belong to a pair (blend_pixels),
-    silhouettes (each over lines_per_step pixel lines at a time) and values with a channel. A face whose
-    bounding box has more than small_box pixels is listed as medium, with more than medium_box pixels as
-    large. The list lengths are known only on the GPU, so a fixed number of programs processes each list.
+    faces, edges, pixels, silhouettes_per_program: elements per program. blend_pixels: pixels of pairs per
+    program. lines_per_step: pixel lines per silhouette that are processed at a time. values: attribute or
+    colour values per program, over all channels. small_box, medium_box: A face whose bounding box has more
+    than small_box pixels is listed as medium. A face with more than medium_box pixels is listed as large.
+    medium, large: the launches for the listed faces. silhouette_programs, blend_programs: The list lengths
+    are known only on the GPU, so a fixed number of programs processes each list. silhouette_warps: warps per
+    program.
     """
 
     faces: int
@@ -57,14 +60,14 @@ GPU_CONFIG = LaunchConfig(
     values=1024,
     small_box=64,
     medium_box=1024,
-    # A fragmented surface may have a million medium faces. Half a warp suffices for each.
+    # A fragmented surface may have a million medium faces. Half a warp is enough for one medium face.
     medium=ListLaunch((2, 8, 8), (4096, 1), 1),
     large=ListLaunch((1, 8, 32), (256, 8), 4),
     silhouette_programs=4096,
     silhouette_warps=1,
     blend_programs=1024,
 )
-# In the interpreter the cost of an operation hardly depends on the block size, so the blocks are large.
+# The time of an operation in the interpreter hardly depends on the block size, so the blocks are large.
 INTERPRETER_CONFIG = LaunchConfig(
     faces=1024,
     edges=4096,
@@ -84,7 +87,7 @@ INTERPRETER_CONFIG = LaunchConfig(
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
-    """Context that makes the device of the tensor current, because Triton launches on the current device."""
+    """Return a context in which the tensor's device is current. Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
@@ -93,6 +96,6 @@ def launch_config_for(tensor: Tensor) -> LaunchConfig:
 
 
 def channel_blocks(channels: int, elements: int, most: int) -> dict[str, int]:
-    """Launch constants: CHANNELS, the next power of two (PADDED), and the number of pixels per program."""
+    """Return the launch constants CHANNELS, PADDED (the next power of two) and BLOCK (pixels per program)."""
     padded = triton.next_power_of_2(channels)
     return {"CHANNELS": channels, "PADDED": padded, "BLOCK": max(min(elements // padded, most), 1)}

@@ -1,12 +1,16 @@
 """Triton kernels that find the pixel pairs that silhouettes cross; see render/raster/silhouette.py.
 
-The edges of a mesh are stored in a hash table. Half-edges are inserted by compare-and-swap, which needs no
-sort, does not need the number of edges in advance, and allows any number of faces per edge. Each face then
-marks its three edges with the side on which it lies in each view. An edge with marks of only one side is a
-silhouette. The silhouettes are a few percent of the edges. They are listed, and their crossings with pixel
-rows or columns are computed. `winners` [B,2,H,W] int64 stores the outermost crossing of each pixel pair at
-its axis and first pixel, −1 if there is none: 36 bits for the distance from the inner pixel, 26 bits for the
-slot of the edge, and one bit that is set if the inner pixel is the second.
+The edges of a mesh are stored in a hash table. Half-edges are inserted by compare-and-swap. This method needs
+no sorting, does not need the number of edges in advance, and allows any number of faces per edge.
+
+For each face and view, each of the three edges is marked with the side on which the face lies. An edge with
+marks of only one side is a silhouette. About a few percent of the edges are silhouettes. They are listed, and
+their crossings with pixel rows or columns are computed.
+
+`winners` [B,2,H,W] int64 contains the outermost crossing of each pixel pair, or −1 if there is none. The
+indices are the axis and the first pixel of the pair. An entry consists of 36 bits for the distance from the
+inner pixel, 26 bits for the slot of the edge, and one bit that is set if the inner pixel is the second pixel
+of the pair.
 """
 
 import triton
@@ -15,7 +19,7 @@ from triton import language as tl
 from render.raster.triton.triangles import centre, cross, load_corner, load_face
 
 EMPTY = tl.constexpr(-1)
-# Number of views whose marks share an int32, with two bits per view.
+# Number of views in one int32 of marks. Each view has two bits.
 VIEWS_PER_WORD = tl.constexpr(16)
 SLOT_BITS = tl.constexpr(26)
 SLOT_MASK = tl.constexpr(2**26 - 1)
@@ -24,10 +28,11 @@ DISTANCE_STEPS = tl.constexpr(2.0**35)
 
 @triton.jit(do_not_specialize=["half_edges"])
 def insert_edges(faces, table, slots, half_edges, table_size, BLOCK: tl.constexpr):
-    """Insert each edge into table [table_size] int64 as smaller vertex << 32 | larger. It starts as EMPTY.
+    """Insert each edge into table [table_size] int64, which must be EMPTY at the start. The key of an edge is
+    smaller vertex << 32 | larger vertex.
 
-    slots [F,3] int32 receives the slot of the edge opposite each corner, −1 if both ends are one vertex.
-    table_size is a power of two above the number of edges.
+    slots [F,3] int32 receives the slot of the edge opposite each corner, or −1 if both ends of the edge are
+    the same vertex. table_size must be a power of two above the number of edges.
     """
     half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = half < half_edges
@@ -41,7 +46,7 @@ def insert_edges(faces, table, slots, half_edges, table_size, BLOCK: tl.constexp
     slot = ((hashed ^ (hashed >> 15)) * 0x2545F491 >> 16) & (table_size - 1)
     pending = valid
     while tl.max(pending.to(tl.int32)) > 0:
-        # atomic_cas has no mask. Finished elements compare with a value that never occurs.
+        # atomic_cas has no mask, so finished elements are compared with a value that never occurs.
         compare = tl.where(pending, EMPTY, -2).to(tl.int64)
         previous = tl.atomic_cas(table + slot, compare, key, sem="relaxed")
         pending = pending & (previous != EMPTY) & (previous != key)
@@ -54,10 +59,11 @@ def mark_sides(
     clip, faces, slots, sides, face_count, vertex_count, batch, table_size,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Set bits in sides [words,table_size] int32, which starts at zero: per view one bit for each edge side.
+    """Mark in sides [words,table_size] int32 on which side of its three edges each face lies in each view.
 
-    The side is the sign of (low × high) · third corner, over (x, y, w); a face seen edge-on leaves no mark.
-    Grid: (blocks of faces, words of VIEWS_PER_WORD views).
+    sides must be zero at the start. There is one bit per view and side. The side is the sign of (low × high)
+    · third corner over (x, y, w), where low and high are the ends of the edge. A face that is seen edge-on
+    sets no bit. Grid: (blocks of faces, words of VIEWS_PER_WORD views).
     """
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = face < face_count
@@ -82,7 +88,9 @@ def mark_sides(
 
 @triton.jit
 def mark_edge(sides, slot_pointer, ascends, plus, minus, inside):
-    """Mark one edge of each face. ascends: the face traverses it from the smaller to the larger vertex."""
+    """Mark one edge of each face. ascends: whether the face traverses the edge from its smaller to its larger
+    vertex.
+    """
     slot = tl.load(slot_pointer, mask=inside, other=-1)
     word = tl.where(ascends, plus | (minus << 1), minus | (plus << 1))
     tl.atomic_or(sides + slot, word, mask=(slot >= 0) & (word != 0), sem="relaxed")
@@ -90,9 +98,10 @@ def mark_edge(sides, slot_pointer, ascends, plus, minus, inside):
 
 @triton.jit
 def list_silhouettes(sides, items, item_count, table_size, BLOCK: tl.constexpr):
-    """Append view << 32 | slot << 1 | (its faces lie on the plus side) to items [N] for each silhouette.
+    """Append view << 32 | slot << 1 | side to items [N] for each silhouette.
 
-    items: int64. item_count [1]: int32, starts at zero. Grid: (blocks of slots, words of views).
+    side: 1 if the faces lie on the plus side, else 0. items: int64. item_count [1]: int32, zero at the start.
+    Grid: (blocks of slots, words of views).
     """
     slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     first = tl.program_id(1) * VIEWS_PER_WORD
@@ -114,7 +123,9 @@ def list_silhouettes(sides, items, item_count, table_size, BLOCK: tl.constexpr):
 
 @triton.jit
 def cut_at_near_plane(p, z, q, q_z):
-    """p and z. If p lies in front of the near plane z = −w, the intersection of the segment to q with it."""
+    """Return p and z. If z < −w, return the intersection of the segment pq with the near plane z = −w
+    instead.
+    """
     above_p, above_q = z + p[2], q_z + q[2]
     fraction = above_p / tl.where(above_p == above_q, 1.0, above_p - above_q)
     cut = above_p < 0
@@ -125,14 +136,14 @@ def cut_at_near_plane(p, z, q, q_z):
 
 @triton.jit
 def to_screen(p, z, in_front, height, width):
-    """x, y in pixels and z/w."""
+    """Return x and y in pixels, and z/w."""
     w = tl.where(in_front, p[2], 1.0)
     return (p[0] / w + 1) * width / 2, (p[1] / w + 1) * height / 2, z / w
 
 
 @triton.jit
 def load_edge(clip, table, slot, mask):
-    """Both ends of an edge as (x, y, w) and z, and their vertex indices."""
+    """Return both ends of an edge as (x, y, w) and z, and their vertex indices."""
     key = tl.load(table + slot, mask=mask, other=0)
     low, high = key >> 32, key & 0xFFFFFFFF
     a, az = load_corner(clip, low, mask)
@@ -142,7 +153,7 @@ def load_edge(clip, table, slot, mask):
 
 @triton.jit
 def load_depth(rast, pixel, mask):
-    """z/w of the surface at a pixel, infinity in the background."""
+    """Return z/w of the surface at a pixel, infinity in the background."""
     covered = tl.load(rast + 4 * pixel + 3, mask=mask, other=0.0) > 0
     z = tl.load(rast + 4 * pixel + 2, mask=mask, other=0.0).to(tl.float64)
     return tl.where(covered, z, float("inf"))
@@ -153,7 +164,7 @@ def find_crossings(
     clip, rast, table, items, item_count, winners, vertex_count, height, width,
     ITEMS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """Compute the crossings of each listed edge with pixel lines. Grid: any number of programs."""
+    """Compute the crossings of each listed edge with pixel rows or columns. Grid: any number of programs."""
     count = tl.load(item_count)
     for begin in range(tl.program_id(0) * ITEMS, count, tl.num_programs(0) * ITEMS):
         index = begin + tl.arange(0, ITEMS)
@@ -175,7 +186,8 @@ def find_crossings(
         along, across = tl.where(flat, width, height), tl.where(flat, height, width)
         n_along, n_across = tl.where(flat, normal[0], normal[1]), tl.where(flat, normal[1], normal[0])
         inner_is_second = (n_across > 0) == plus
-        # A half-open interval: a line of pixel centres through the vertex of two edges is crossed once.
+        # The interval is half-open. A line of pixel centres through the common vertex of two edges therefore
+        # crosses only one of them.
         first = tl.ceil(tl.minimum(start, end) - 0.5)
         stop = tl.ceil(tl.maximum(start, end) - 0.5)
         first = tl.minimum(tl.maximum(tl.where(valid, first, 0.0), 0.0), along * 1.0).to(tl.int32)
@@ -214,5 +226,5 @@ def find_crossings(
 
 @triton.jit
 def crossing_position(n_along, n_across, n_w, line, along, across):
-    """Coordinate in pixels at which an edge crosses a line of pixel centres."""
+    """Return the coordinate in pixels at which an edge crosses a line of pixel centres."""
     return (1 - (n_along * centre(line, along) + n_w) / n_across) * across / 2

@@ -1,11 +1,11 @@
-"""Triton kernels of rasterize: the nearest face at each pixel, its u, v and z/w, and the gradient of clip.
+"""Triton kernels of rasterize. They compute the nearest face, u, v and z/w at each pixel, and the gradient.
 
-The formulas are those of reference.py in float64 with the same order of operations. Fused multiply-adds must
-be disabled. Then the values of an edge are exact negatives of its neighbour's, and both backends assign each
-pixel to the same face.
+The formulas, the order of operations and the precision (float64) are those of reference.py. Fused
+multiply-adds must be disabled. Then the edge functions of two adjacent triangles are exact negatives, and
+both backends assign each pixel to the same face.
 
-Each pixel has one 64-bit key, 39 bits of depth above 24 bits of face index, and an atomic minimum selects the
-nearest face. Depths within 2⁻³⁸ count as equal, and the face with the smallest index is taken.
+Each pixel has a 64-bit key with 39 bits of depth above 24 bits of face index. An atomic minimum selects the
+nearest face. Depths within 2⁻³⁸ count as equal. At equal depth, the face with the smallest index is selected.
 """
 
 import triton
@@ -20,25 +20,25 @@ BACKGROUND_KEY = tl.constexpr(2**63 - 1)
 
 @triton.jit
 def cross(a, b):
-    """a × b of triples."""
+    """Return a × b for tuples of three values."""
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
 @triton.jit
 def evaluate_line(normal, x, y):
-    """Value of the homogeneous line function at (x/w, y/w)."""
+    """Return the value of a homogeneous line function at (x/w, y/w)."""
     return normal[0] * x + normal[1] * y + normal[2]
 
 
 @triton.jit
 def centre(index, size):
-    """x/w (or y/w) of a pixel centre."""
+    """Return x/w (or y/w) of a pixel centre."""
     return (index.to(tl.float64) + 0.5) * 2 / size - 1
 
 
 @triton.jit
 def load_corner(clip, vertex, mask):
-    """(x, y, w) and z of a vertex in float64."""
+    """Return (x, y, w) and z of a vertex in float64."""
     pointer = clip + 4 * vertex.to(tl.int64)
     x = tl.load(pointer, mask=mask, other=0.0).to(tl.float64)
     y = tl.load(pointer + 1, mask=mask, other=0.0).to(tl.float64)
@@ -49,7 +49,7 @@ def load_corner(clip, vertex, mask):
 
 @triton.jit
 def load_face(faces, face, mask):
-    """The three vertices of a face."""
+    """Return the three vertex indices of a face."""
     pointer = faces + 3 * face.to(tl.int64)
     i = tl.load(pointer, mask=mask, other=0)
     j = tl.load(pointer + 1, mask=mask, other=0)
@@ -59,16 +59,17 @@ def load_face(faces, face, mask):
 
 @triton.jit
 def is_top_left(n):
-    """Top-left rule: true for exactly one of the inward normals n and −n."""
+    """Return whether an inward edge normal n satisfies the top-left rule. Exactly one of n and −n does."""
     return (n[0] > 0) | ((n[0] == 0) & ((n[1] > 0) | ((n[1] == 0) & (n[2] > 0))))
 
 
 @triton.jit
 def pixel_range(p, q, r, size):
-    """First and last pixel centre within the range of three coordinates x/w (or y/w)."""
+    """Return the first and last pixel whose centre is within the range of three coordinates x/w (or y/w)."""
     low = (tl.minimum(tl.minimum(p, q), r) + 1) * size / 2 - 0.5
     high = (tl.maximum(tl.maximum(p, q), r) + 1) * size / 2 - 0.5
-    # The tolerance keeps centres on the outline. Clamped before the cast, because an int cannot hold 1e30.
+    # The tolerance includes centres on the outline. Values are clamped before the conversion to integers,
+    # because they may be as large as 1e30.
     first = tl.ceil(tl.minimum(tl.maximum(low - 1e-6, 0.0), size * 1.0))
     last = tl.floor(tl.maximum(tl.minimum(high + 1e-6, size - 1.0), -1.0))
     return first.to(tl.int32), last.to(tl.int32)
@@ -76,7 +77,7 @@ def pixel_range(p, q, r, size):
 
 @triton.jit
 def load_triangles(clip, faces, face, mask, height, width):
-    """Inward edge normals, depths of the corners, |det|, and the bounding box (left, top, columns, rows)."""
+    """Return inward edge normals, corner depths, |det|, and the bounding box (left, top, columns, rows)."""
     i, j, k = load_face(faces, face, mask)
     a, az = load_corner(clip, i, mask)
     b, bz = load_corner(clip, j, mask)
@@ -93,7 +94,7 @@ def load_triangles(clip, faces, face, mask, height, width):
     aw, bw, cw = tl.where(in_front, a[2], 1.0), tl.where(in_front, b[2], 1.0), tl.where(in_front, c[2], 1.0)
     left, right = pixel_range(a[0] / aw, b[0] / bw, c[0] / cw, width)
     top, bottom = pixel_range(a[1] / aw, b[1] / bw, c[1] / cw, height)
-    # The projection of a triangle that extends behind the camera is unbounded.
+    # A triangle that extends behind the camera has an unbounded projection, so its box is the whole image.
     left, top = tl.where(in_front, left, 0), tl.where(in_front, top, 0)
     right, bottom = tl.where(in_front, right, width - 1), tl.where(in_front, bottom, height - 1)
     valid = (det > 0) & (det < float("inf")) & ((a[2] > 0) | (b[2] > 0) | (c[2] > 0)) & mask
@@ -104,7 +105,7 @@ def load_triangles(clip, faces, face, mask, height, width):
 
 @triton.jit
 def draw_pixel(keys, face, normals, depths, det, row, column, height, width, mask):
-    """Store the face in the pixel if it covers the centre at a visible depth and no nearer face is stored."""
+    """Store the face in the pixel's key if it covers the pixel centre, is visible, and is the nearest so far."""
     x, y = centre(column, width), centre(row, height)
     e0, e1, e2 = (
         evaluate_line(normals[0], x, y),
@@ -129,8 +130,8 @@ def draw_small_faces(
 ):  # fmt: skip
     """Draw faces with a bounding box of at most SMALL pixels, and list the others.
 
-    list_items is filled from the front with faces of at most MEDIUM pixels, from the back with larger ones.
-    Grid: (blocks of faces, views). keys [B,H,W] int64; list_items [B·F] int64; counts [2] int32.
+    Faces with at most MEDIUM pixels are written to list_items from its start. Larger faces are written from
+    its end. Grid: (blocks of faces, views). keys [B,H,W] int64; list_items [B·F] int64; counts [2] int32.
     """
     view = tl.program_id(1).to(tl.int64)
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -156,7 +157,7 @@ def draw_small_faces(
 
 @triton.jit
 def next_list_indices(count, selected):
-    """The next free list index for each selected face. `count` is incremented atomically."""
+    """Return the next free list index for each selected face. `count` is incremented atomically."""
     selected = selected.to(tl.int32)
     found = tl.sum(selected)
     first = tl.atomic_add(count, found, mask=found > 0, sem="relaxed")
@@ -196,7 +197,7 @@ def draw_listed_faces(
 
 @triton.jit
 def load_pixel_triangles(clip, faces, face, pixel, covered, vertex_count, height, width):
-    """Vertices, corners (x, y, w) and depths of the face at each flat pixel, and its centre (x/w, y/w)."""
+    """Return vertices, corners (x, y, w) and depths of each pixel's face, the pixel centre, and the view."""
     view = pixel // (height * width)
     image_pixel = pixel % (height * width)
     x, y = centre(image_pixel % width, width), centre(image_pixel // width, height)
@@ -251,7 +252,8 @@ def resolve_backward(
 ):  # fmt: skip
     """Add the gradient of u, v with respect to x, y, w of the corners to grad_clip [B,V,4] (float64).
 
-    As in numba/triangles.py: ∂L/∂v₀ = p × (g₁ v₂ − g₂ v₁) with gᵢ = ∂L/∂eᵢ, cyclically for v₁ and v₂.
+    As in numba/triangles.py, ∂L/∂v₀ = p × (g₁ v₂ − g₂ v₁) with gᵢ = ∂L/∂eᵢ. The gradients of v₁ and v₂ follow
+    by cyclic permutation of the indices.
     """
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixel_count
