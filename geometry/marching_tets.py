@@ -68,7 +68,7 @@ def compact_topology(
     Returns (vertices [U], ends [N,2] of each crossed edge as indices into vertices, faces [M,3] as indices of
     crossed edges). All are int64 and identical on every device.
     """
-    # These kernels need the same Triton support as the encoding.
+    # The Triton kernels are used only if Triton works on the device.
     if inside.device.type == "cuda" and triton_works(inside.device):
         from geometry.kernels import marching_tets_triton
 

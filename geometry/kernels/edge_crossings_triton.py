@@ -1,7 +1,7 @@
 """Fused CUDA kernels for `DMTet.crossings`, which compute the surface vertices from the network output.
 
-One kernel for each direction replaces about twenty operations. The gradients of edge ends are summed by
-atomic additions, so their last bits vary between runs, as with index_add_.
+One forward and one backward kernel each replace about twenty operations. The gradients of edge ends are
+summed with atomic additions, so their last bits vary between runs, as with index_add_.
 """
 
 import torch
@@ -16,7 +16,7 @@ from render.kernels.vec3_triton import BLOCK, OPTIONS, add, dot, load_vec3, scal
 
 @triton.jit
 def _edge_ends(ends, edge, mask):
-    """Return both ends of an edge, as indices into the vertices of crossed edges."""
+    """Return both ends of an edge as indices into the list of vertices of crossed edges."""
     return tl.load(ends + 2 * edge, mask=mask, other=0), tl.load(ends + 2 * edge + 1, mask=mask, other=0)
 
 
@@ -24,7 +24,8 @@ def _edge_ends(ends, edge, mask):
 def _end(raw, level, v_pos, vertices, row, reach, mask):
     """Return vertex index, field value, moved position and tanh of the raw offset for one end of an edge."""
     vertex = tl.load(vertices + row, mask=mask, other=0)
-    # tanh is computed from sigmoid, which is available in every backend. The error is below 1e-7 of `reach`.
+    # tanh is computed with sigmoid, because every Triton backend has sigmoid. The error is below 1e-7 of
+    # `reach`.
     x, y, z = load_vec3(raw + 4 * row + 1, mask)
     tanh_offset = 2 * tl.sigmoid(2 * x) - 1, 2 * tl.sigmoid(2 * y) - 1, 2 * tl.sigmoid(2 * z) - 1
     position = add(load_vec3(v_pos + 3 * vertex, mask), scale(tanh_offset, reach))
@@ -38,16 +39,16 @@ def _cross(raw, level, v_pos, vertices, ends, points, reach, count, BLOCK: tl.co
     start, end = _edge_ends(ends, edge, mask)
     _, s, p, _ = _end(raw, level, v_pos, vertices, start, reach, mask)
     _, t, q, _ = _end(raw, level, v_pos, vertices, end, reach, mask)
-    # The two values differ in sign, so the difference is never zero.
+    # s and t have different signs, so their difference is never zero.
     fraction = s / tl.where(mask, s - t, 1.0)
     store_vec3(points + 3 * edge, add(p, scale(subtract(q, p), fraction)), mask)
 
 
 @triton.jit
 def _add_gradient(grad, raw, on_wall, vertex, row, grad_level, grad_point, tanh_offset, reach, mask):
-    """Add the gradient of one edge end to its vertex's row of grad [U,4].
+    """Add the gradient of one edge end to the vertex's row of grad [U,4].
 
-    The field of a vertex that is clamped at the boundary gets no gradient.
+    If the field of a vertex is clamped at the boundary, the field gets no gradient.
     """
     walled = tl.load(on_wall + vertex, mask=mask, other=0) != 0
     clamped = walled & (tl.load(raw + 4 * row, mask=mask, other=0.0) < 0)
@@ -63,7 +64,10 @@ def _add_gradient(grad, raw, on_wall, vertex, row, grad_level, grad_point, tanh_
 def _cross_backward(
     raw, level, v_pos, on_wall, vertices, ends, grad_output, grad, reach, count, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Compute the gradient of p + f (q − p), f = s / (s − t): ∂f/∂s = −t / (s − t)², ∂f/∂t = s / (s − t)²."""
+    """Add the gradients of the crossings p + f (q − p) with f = s / (s − t) to grad [U,4].
+
+    The derivatives are ∂f/∂s = −t / (s − t)² and ∂f/∂t = s / (s − t)².
+    """
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = edge < count
     start, end = _edge_ends(ends, edge, mask)
@@ -89,10 +93,11 @@ def crossings(
 ) -> Float[Tensor, "N 3"]:
     """Compute `DMTet.crossings`.
 
-    raw: the network output (s, d) [U,4] at the vertices of crossed edges. The result is differentiable in it.
+    raw: the network output (s, d) [U,4] at the vertices of crossed edges: field and offset. The result is
+    differentiable with respect to raw.
 
-    level: the field at all vertices that determines the topology. Its values are used, and the gradient flows
-    to s.
+    level: the field at all vertices, which determines the topology. Its values are used for the crossings,
+    but the gradient is that of s.
     """
     return _Crossings.apply(raw, level, v_pos, on_wall, vertices, ends, reach)
 

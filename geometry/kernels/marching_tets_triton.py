@@ -1,9 +1,9 @@
 """CUDA kernels for marching_tets.compact_topology.
 
-There are four kernels and one synchronisation with the host, which reads the sizes of the outputs. Edges,
-tets and vertices are divided into blocks. Each listed element gets a rank within its block (−1 if it is not
-listed), and a prefix sum over the blocks gives the offset of each block. The index of an element in its list
-is offset + rank, so the lists are in ascending order.
+There are four kernels and one synchronisation, in which the host reads the sizes of the outputs. Edges, tets
+and vertices are divided into blocks. Each element to be listed gets a rank within its block. All other
+elements get −1. A prefix sum over the blocks gives the offset of each block. The index of an element in its
+list is offset + rank, so the lists are in ascending order.
 """
 
 import torch
@@ -19,7 +19,9 @@ WIDTH = 4096
 
 @triton.jit
 def _corners(simplices, inside, index, mask, K: tl.constexpr):
-    """Return the K corners of each simplex, and 1 for each corner that is inside: two tensors [BLOCK,K]."""
+    """Return two tensors [BLOCK,K]: the corners of each simplex, and 1 for a corner that is inside, otherwise
+    0.
+    """
     corner = index.to(tl.int64)[:, None] * K + tl.arange(0, K)[None, :]
     vertex = tl.load(simplices + corner, mask=mask[:, None], other=0)
     return vertex, tl.load(inside + vertex, mask=mask[:, None], other=0).to(tl.int32)
@@ -27,7 +29,7 @@ def _corners(simplices, inside, index, mask, K: tl.constexpr):
 
 @triton.jit
 def _rank(amount, ranks, counts, block, BLOCK: tl.constexpr):
-    """Store the rank of each element within its block and the count of the block.
+    """Store the rank of each element within its block, and the number of list entries of the block.
 
     amount: the number of list entries per element.
     """
@@ -41,8 +43,9 @@ def _rank(amount, ranks, counts, block, BLOCK: tl.constexpr):
 
 @triton.jit
 def _list_index(number, first_block, ranks, starts, BLOCK: tl.constexpr, mask):
-    """Return the indices of edges or vertices in their list. first_block: the first block of the same
-    kind.
+    """Return the indices of edges or vertices in their list.
+
+    first_block: the index of the first block of edges or vertices.
     """
     index = first_block * BLOCK + number
     start = tl.load(starts + index // BLOCK, mask=mask, other=0)
@@ -51,10 +54,10 @@ def _list_index(number, first_block, ranks, starts, BLOCK: tl.constexpr, mask):
 
 @triton.jit
 def _crossed(edges, inside, used, index, total):
-    """Return 1 for each edge with exactly one end inside, and mark both ends in `used`."""
+    """Return 1 for each edge with exactly one end inside and 0 for other edges. Mark both ends in `used`."""
     vertex, bit = _corners(edges, inside, index, index < total, 2)
     crossed = (tl.sum(bit, 1) == 1).to(tl.int32)
-    # Most blocks have no crossed edge and skip the store.
+    # Most blocks have no crossed edge, so the store is skipped for them.
     if tl.max(crossed, 0) > 0:
         tl.store(used + vertex, 1, mask=crossed[:, None] > 0)
     return crossed
@@ -62,7 +65,7 @@ def _crossed(edges, inside, used, index, total):
 
 @triton.jit
 def _triangle_count(tets, inside, index, total):
-    """Return the number of triangles per tet: 1 if one corner differs from the other three, 2 if two are
+    """Return the number of triangles of each tet: 1 if one corner differs from the others, 2 if two are
     inside.
     """
     _, bit = _corners(tets, inside, index, index < total, 4)
@@ -74,9 +77,7 @@ def _triangle_count(tets, inside, index, total):
 def _find_crossed(
     inside, edges, tets, used, ranks, counts, edge_count, tet_count, edge_blocks, BLOCK: tl.constexpr
 ):
-    """Count the crossed edges and the triangles in each block, and mark the ends of crossed edges in used
-    [V].
-    """
+    """Count the crossed edges and triangles of each block. Mark the ends of crossed edges in used [V]."""
     block = tl.program_id(0)
     offset = tl.arange(0, BLOCK)
     # In Triton, a variable must have the same type in both branches, so each branch is a function.
@@ -97,8 +98,8 @@ def _find_used(used, ranks, counts, vertex_count, first_block, BLOCK: tl.constex
 
 @triton.jit
 def _sum_blocks(counts, starts, totals, edge_blocks, tet_blocks, vertex_blocks, WIDTH: tl.constexpr):
-    """Compute the offset of each block in its list and the lengths of the three lists. One program per list
-    runs.
+    """Compute the offset of each block in its list, and the lengths of the three lists. Grid: one program per
+    list.
     """
     list_number = tl.program_id(0)
     first, blocks = 0, edge_blocks
@@ -166,10 +167,11 @@ def topology(
     tet_edges: Int[Tensor, "T 6"],
     triangles: Int[Tensor, "16 2 3"],
 ) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
-    """Return the vertices of crossed edges, the ends of each crossed edge as indices into them, and the
-    faces.
+    """Return the vertices of crossed edges, the ends of each crossed edge as indices into these vertices, and
+    the faces.
 
-    triangles: the edge slots of the two triangles of each sign pattern, as in marching_tets.
+    triangles: the edge indices within a tet of up to two triangles for each sign pattern, as in
+    marching_tets.
     """
     device = inside.device
     sides = inside.contiguous().view(torch.uint8)
@@ -187,7 +189,7 @@ def topology(
         )
         _find_used[(vertex_blocks,)](used, ranks, counts, len(inside), vertex_block, BLOCK)
         _sum_blocks[(3,)](counts, starts, totals, edge_blocks, tet_blocks, vertex_blocks, WIDTH, num_warps=8)
-        # This is the only synchronisation. The sizes are needed to allocate the outputs.
+        # This is the only synchronisation. It is needed because the outputs are allocated with these sizes.
         ends_found, faces_found, vertices_found = totals.tolist()
         ends = torch.empty(ends_found, 2, dtype=torch.int64, device=device)
         faces = torch.empty(faces_found, 3, dtype=torch.int64, device=device)

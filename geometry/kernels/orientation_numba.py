@@ -1,4 +1,4 @@
-"""Compiled propagation of orientation over faces. The loop is sequential, so torch cannot vectorise it."""
+"""Compiled propagation of orientation over faces. It is sequential, so it cannot be vectorised with torch."""
 
 import numba
 import numpy as np
@@ -6,12 +6,12 @@ import numpy as np
 
 @numba.njit(cache=True, nogil=True)
 def propagate_orientation(neighbour, inconsistent, patch, flipped):
-    """Number the connected patches of faces, and orient all faces of a patch consistently with its first
-    face.
+    """Number the connected patches of faces. Orient all faces of a patch consistently with its first face.
 
     neighbour [F,3]: the face on the other side of each edge, −1 if there is none. inconsistent [F,3]: whether
-    both faces traverse the edge in the same direction, so that one of them must be flipped. The results are
-    written to patch [F] and flipped [F], which must be filled with −1 and False.
+    both faces traverse the edge in the same direction, so that one of them must be flipped. patch [F]:
+    receives the patch index of each face; it must be filled with −1. flipped [F]: receives whether the face
+    is flipped; it must be filled with False.
     """
     queue = np.empty(len(patch), dtype=np.int64)
     count = 0

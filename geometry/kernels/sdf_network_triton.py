@@ -1,6 +1,6 @@
 """The MLP of the SDF network in one fused Triton kernel, without gradients.
 
-The matrix products run on tensor cores in three TF32 passes, which gives about float32 precision.
+The matrix products use tensor cores with three TF32 passes. The precision is about that of float32.
 """
 
 import torch
@@ -14,7 +14,7 @@ BLOCK = 128
 
 @triton.jit
 def _layer(values, weights, width, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr):
-    """Return ReLU(values · weightsᵀ). weights is [OUTPUTS, width], padded with zeros to INPUTS columns."""
+    """Return ReLU(values · weightsᵀ). weights [OUTPUTS,width] is padded with zeros to INPUTS columns."""
     column = tl.arange(0, INPUTS)[:, None]
     pointer = weights + tl.arange(0, OUTPUTS)[None, :] * width + column
     matrix = tl.load(pointer, mask=column < width, other=0.0)
@@ -47,7 +47,7 @@ def _distances(
 def can_run(first: Float[Tensor, "H W"]) -> bool:
     """Return whether the kernel supports these sizes.
 
-    The hidden width must be a power of two. The encoding width is padded.
+    The hidden width must be a power of two. The encoding may have any width, because it is padded.
     """
     hidden = len(first)
     return first.dtype == torch.float32 and hidden >= 16 and hidden & (hidden - 1) == 0
@@ -59,7 +59,7 @@ def distances(
     second: Float[Tensor, "H H"],
     last: Float[Tensor, "O H"],
 ) -> Float[Tensor, " N"]:
-    """Return the first output of last · relu(second · relu(first · encoded)) for every row, without
+    """Return the first output of last · relu(second · relu(first · encoded)) for each row, without
     gradient.
     """
     count, width = encoded.shape

@@ -1,6 +1,6 @@
-"""Multiresolution hash encoding of points as a module (formulas in reference.py).
+"""Multiresolution hash encoding of points as a module. The formulas are in reference.py.
 
-Only the points are saved for the backward pass, which recomputes indices and weights (L × 8 per point).
+Only the points are saved for the backward pass. It recomputes the 8 indices and weights per point and level.
 """
 
 import warnings
@@ -13,7 +13,8 @@ from render.encoding.hash_levels import GridLevel, grid_levels
 from render.encoding.reference import Encoder, level_corners
 from render.encoding.select import choose_encoder
 
-# Above this many weights (8 bytes each, stored twice) a precomputed encoding costs more memory than it saves.
+# The maximum number of weights of a precomputed encoding. Each weight is stored twice with 8 bytes, so the
+# maximum memory is 512 MiB.
 MAX_PRECOMPUTED_WEIGHTS = 1 << 25
 
 
@@ -80,13 +81,15 @@ class HashGrid(nn.Module):
 
     @property
     def encoder(self) -> Encoder:
-        """The implementation, selected once per device and dtype of the table."""
+        """Return the implementation. It is selected once for each device and dtype of the table."""
         if self._encoder is None:
             self._encoder = choose_encoder(self.table.device, self.table.dtype, self.table.shape[1])
         return self._encoder
 
     def _apply(self, fn, recurse=True):
-        """Called by `to`, `cuda`, `double` and similar methods, which may require another encoder."""
+        """Convert the module and select the encoder again. `to`, `cuda`, `double` and similar methods call
+        this.
+        """
         self._encoder = None
         return super()._apply(fn, recurse)
 
@@ -103,17 +106,19 @@ class HashGrid(nn.Module):
         return _Encode.apply(unit, self.table, self.levels, self.encoder)
 
     def precompute(self, points: Float[Tensor, "N 3"]) -> "PrecomputedEncoding":
-        """Return the encoding of fixed points, which is faster on a CPU. Call this after .to(device)."""
+        """Return the encoding of fixed points, which is faster on a CPU. Call `to(device)` before this
+        method.
+        """
         return PrecomputedEncoding(self, points)
 
 
 class PrecomputedEncoding:
-    """The encoding of fixed points. A call returns [N, n_levels · n_features] for all points or for some
-    rows.
+    """The encoding of fixed points. A call returns the features [N, n_levels · n_features] of all or some
+    points.
 
     On a CPU, a constant sparse matrix A and its transpose are stored. Each row (point, level) of A has eight
-    weights. The forward pass computes A @ table, the backward pass Aᵀ @ gradient. On a GPU, or above
-    MAX_PRECOMPUTED_WEIGHTS, only the points in box coordinates are stored.
+    weights. The forward pass computes A @ table. The backward pass computes Aᵀ @ gradient. On a GPU, or with
+    more than MAX_PRECOMPUTED_WEIGHTS weights, only the points in box coordinates are stored.
     """
 
     def __init__(self, grid: HashGrid, points: Float[Tensor, "N 3"]):
@@ -140,8 +145,8 @@ class PrecomputedEncoding:
 def interpolation_matrices(
     points: Float[Tensor, "N 3"], levels: tuple[GridLevel, ...]
 ) -> tuple[Float[Tensor, "NL T"], Float[Tensor, "T NL"]]:
-    """Return the encoding of points in [0, 1]³ as a CSR matrix with a column per table row, and its
-    transpose.
+    """Return the interpolation of points in [0, 1]³ as a CSR matrix, and its transpose. The matrix has one
+    row per point and level, and one column per table row.
     """
     rows, entries = len(points) * len(levels), levels[-1].offset + levels[-1].entries
     column = torch.empty(len(points), len(levels), 8, dtype=torch.int32)

@@ -1,7 +1,7 @@
-"""Hash encoding on the CPU, compiled with numba: the functions of reference.py, 3 to 10 times faster.
+"""Hash encoding on the CPU with numba. The functions are 3 to 10 times faster than those of reference.py.
 
-Each thread processes whole levels. Levels share no rows of the table, so the order of summation does not
-depend on the number of threads and runs are bit-reproducible.
+Each thread processes whole levels. Two levels never share a table row, so the order of summation does not
+depend on the number of threads. Runs are therefore bit-reproducible.
 """
 
 import functools
@@ -26,7 +26,7 @@ def _corner_row(x, y, z, resolution, entries, dense, offset):
 
 @kernel
 def _cell(value, resolution):
-    """Return the cell and the fraction inside it along one axis. A point with coordinate 1 belongs to the
+    """Return the cell index and the fraction inside the cell along one axis. The coordinate 1 belongs to the
     last cell.
     """
     scaled = value * np.float32(resolution)
@@ -87,7 +87,8 @@ def _each_level(level_kernel, points, source, levels, target, features):
             number * features,
         )
 
-    # list() raises the exceptions of the threads. The finest levels take the longest, so they start first.
+    # list() raises the exceptions of the threads. The finest levels take the longest, so they are started
+    # first.
     list(_pool(torch.get_num_threads()).map(encode_level, reversed(range(len(levels)))))
 
 

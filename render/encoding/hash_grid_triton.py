@@ -1,11 +1,12 @@
-"""Hash encoding on CUDA: one Triton kernel for each direction, with the interface of reference.py.
+"""Hash encoding on CUDA with the interface of reference.py. There is one forward and one backward kernel.
 
-Each program encodes a block of points at a few levels. All blocks of one group of levels run before those of
-the next group, so that the rows in use (4 MB for a level of 2^19) stay in the L2 cache.
+Each program encodes a block of points at a few levels. All blocks of one group of levels run before the
+blocks of the next group, so that the table rows of these levels stay in the L2 cache. A level with 2^19 rows
+has 4 MB.
 
-The gradient is added to the table atomically, so its last bits vary between runs, as with index_add_. On
-dense levels neighbouring points often share a cell. Their contributions are summed within the program first,
-followed by one atomic addition per corner.
+The gradient of the table is summed with atomic additions, so its last bits vary between runs, as with
+index_add_. On dense levels, consecutive points often share a cell. Their contributions are first summed
+within the program. Then one atomic addition per corner follows.
 """
 
 import functools
@@ -21,10 +22,10 @@ from render.encoding.hash_levels import GridLevel
 BLOCK = 128
 # Four levels of two floats fill one 32-byte sector of the output.
 LEVELS_PER_PROGRAM = 4
-# Multipliers of y and z in the spatial hash; that of x is 1.
+# Multipliers of y and z in the spatial hash. The multiplier of x is 1.
 PRIMES = (2654435761, 805459861)
-# Fused multiply-adds are disabled, because they round p · resolution − cell differently from the reference
-# near cell boundaries.
+# Fused multiply-adds are disabled. Near cell boundaries, they would round p · resolution − cell differently
+# from the reference.
 OPTIONS = {"enable_fp_fusion": False}
 
 
@@ -38,8 +39,8 @@ def _position(points, index, inside):
 
 @triton.jit
 def _axis(value, resolution):
-    """Return the cell and the fraction inside it along one axis. NaN maps to the last cell, which avoids
-    reads outside the table.
+    """Return the cell index and the fraction inside the cell along one axis. NaN is mapped to the last cell,
+    so that no memory outside the table is read.
     """
     scaled = value * resolution.to(tl.float32)
     cell, last = tl.floor(scaled), (resolution - 1).to(tl.float32)
@@ -73,8 +74,8 @@ def _level(levels, number):
 
 @triton.jit
 def _corner(cell, fraction, level, CORNER: tl.constexpr):
-    """Return the table row and weight of one corner. Only the low bits of the hash matter, so uint32
-    suffices.
+    """Return the table row and weight of one corner. uint32 suffices, because only the low bits of the hash
+    are used.
     """
     RIGHT: tl.constexpr = CORNER // 4
     UP: tl.constexpr = CORNER // 2 % 2
@@ -134,7 +135,7 @@ def _sum_of_run(value, begins, next_value, next_begins):
 
 @triton.jit
 def _cell_number(points, index, inside, resolution):
-    """Return the linear index of the cell of each point, −1 for elements without a point."""
+    """Return the linear index of the cell of each point, or −1 for elements without a point."""
     cell, _ = _cell(_position(points, index, inside), resolution)
     return tl.where(inside, cell[0] + (cell[1] + cell[2] * resolution) * resolution, -1)
 
@@ -152,8 +153,9 @@ def _backward(
     RUNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient of level first + program_id(1). RUNS: of consecutive points in one cell only the last one
-    adds.
+    """Add the gradient of level first + program_id(1) to grad_table.
+
+    RUNS: whether the contributions of consecutive points in one cell are summed before one atomic addition.
     """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
@@ -180,13 +182,13 @@ def _backward(
 
 @functools.cache
 def level_table(levels: tuple[GridLevel, ...], device: torch.device) -> Int[Tensor, "L 6"]:
-    """Return one row per level for the kernels: resolution, offset, entries − 1, y and z factors, dense."""
+    """Return one row per level: resolution, offset, entries − 1, factor of y, factor of z, dense."""
     rows = []
     for level in levels:
         stride = level.resolution + 1
         factors = (stride, stride * stride) if level.dense else PRIMES
         rows.append([level.resolution, level.offset, level.entries - 1, *factors, level.dense])
-    # The rows are converted through int64, because the primes use all 32 bits.
+    # The rows are first converted to int64, because the primes use all 32 bits.
     return torch.tensor(rows, dtype=torch.int64).to(torch.int32).to(device)
 
 
@@ -220,7 +222,8 @@ def encode_backward(
 ) -> Float[Tensor, "T F"]:
     """Compute the gradient with respect to the table; see reference.encode_backward.
 
-    runs: sum consecutive points of one cell before the atomic addition on dense levels.
+    runs: whether contributions of consecutive points in one cell are summed before the atomic addition on
+    dense levels.
     """
     count, features = len(points), grad.shape[1] // len(levels)
     grad_table = grad.new_zeros(levels[-1].offset + levels[-1].entries, features)

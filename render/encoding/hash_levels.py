@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GridLevel:
-    """One level with `resolution` cells per axis. Its table rows [offset, offset + entries) are dense or
-    hashed.
+    """One level with `resolution` cells per axis. Its table rows are offset to offset + entries − 1.
+
+    dense: whether each vertex has its own row. Otherwise a hash of the vertex selects the row.
     """
 
     resolution: int
@@ -18,7 +19,7 @@ class GridLevel:
 def grid_levels(
     n_levels: int, log2_hashmap_size: int, base_resolution: int, max_resolution: int
 ) -> tuple[GridLevel, ...]:
-    """Return the levels, coarsest first. The first and the last have exactly the given resolutions."""
+    """Return the levels, coarsest first. The first and last level have exactly the given resolutions."""
     result, offset = [], 0
     for level in range(n_levels):
         exponent = level / (n_levels - 1) if n_levels > 1 else 0.0

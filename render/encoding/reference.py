@@ -1,11 +1,11 @@
 """Reference implementation of the hash encoding in torch, and the interface of all implementations.
 
-Level l of L has round(N_min · (N_max / N_min)^(l / (L − 1))) cells per axis, where N_min is base_resolution
-and N_max is max_resolution. If its (cells + 1)³ vertices fit into 2^log2_hashmap_size rows, each vertex has
-its own row. Otherwise the spatial hash x ⊕ 2654435761 y ⊕ 805459861 z selects the row, so several vertices
-can share one. At each level the features of a point are interpolated trilinearly from the eight corners of
-its cell. The features of all levels are concatenated (Müller et al. 2022, Instant Neural Graphics
-Primitives).
+The method is that of Müller et al. 2022, Instant Neural Graphics Primitives. Level l of L has round(N_min ·
+(N_max / N_min)^(l / (L − 1))) cells per axis, where N_min is base_resolution and N_max is max_resolution. If
+the (cells + 1)³ vertices of a level fit into 2^log2_hashmap_size rows, each vertex has its own row. Otherwise
+the spatial hash x ⊕ 2654435761 y ⊕ 805459861 z selects the row, so several vertices may share a row. At each
+level, the features of a point are interpolated trilinearly from the eight corners of its cell. The features
+of all levels are concatenated.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Selection of the hash encoding: Triton on CUDA, numba on the CPU, otherwise the reference in torch.
 
-All implementations have the interface `Encoder` in reference.py. The selection works like that of the
-rasteriser and that of the prior's kernels. It happens once, for the device of the table.
+All implementations have the interface `Encoder` in reference.py. The implementation is selected once, for the
+device of the table. The rasteriser and the prior's kernels are selected in the same way.
 """
 
 import logging
@@ -17,17 +17,17 @@ logger = logging.getLogger(__name__)
 
 # The encoders to try on each device type, best first. If none is usable, the reference is used.
 AUTOMATIC = {"cuda": ("triton",), "cpu": ("numba",)}
-# Tests set this to a key of BUILDERS, which replaces the automatic choice.
+# Tests set OVERRIDE to a key of BUILDERS. It replaces the automatic choice.
 OVERRIDE: str | None = None
 
 
 def choose_encoder(device: torch.device, dtype: torch.dtype, features: int) -> Encoder:
     """Return the encoder for a table on `device`.
 
-    If the reference replaces a faster one, this is logged once.
+    If no faster implementation is usable, the reference is returned and the reason is logged once.
 
-    features: features per level. Only the reference supports dtypes other than float32. Triton needs a power
-    of two as the number of features.
+    features: number of features per level. Triton supports only powers of two. Only the reference supports a
+    dtype other than float32.
     """
     if OVERRIDE is not None:
         return BUILDERS[OVERRIDE](device)
@@ -38,7 +38,7 @@ def choose_encoder(device: torch.device, dtype: torch.dtype, features: int) -> E
             return BUILDERS[name](device)
         except torch.OutOfMemoryError:
             raise
-        # numba raises errors of many types if it does not support the installed NumPy.
+        # numba raises errors of many types if it does not support the installed version of NumPy.
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             fix = f"pip install {name}"

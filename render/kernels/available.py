@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def triton_available(*values: Tensor) -> bool:
-    """Whether all tensors are float32 and on one CUDA device on which Triton works."""
+    """Return whether all tensors are float32 and are on one CUDA device on which Triton works."""
     device = values[0].device
     if device.type != "cuda" or any(value.dtype != torch.float32 for value in values):
         return False
@@ -19,7 +19,9 @@ def triton_available(*values: Tensor) -> bool:
 
 @cache
 def triton_works(device: torch.device) -> bool:
-    """Whether Triton compiles and runs a kernel on this CUDA device; if not, the reason is logged once."""
+    """Return whether Triton can compile and run a kernel on this CUDA device. If not, the reason is logged
+    once.
+    """
     try:
         from render.kernels import probe_triton
 

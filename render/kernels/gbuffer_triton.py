@@ -1,8 +1,8 @@
-"""Fused CUDA kernels of gbuffer.surface_points, one for each direction.
+"""Fused CUDA kernels of gbuffer.surface_points: one for the forward and one for the backward pass.
 
-The gradients of vertices are summed by atomic additions, so their last bits vary between runs, as with
-index_add_. Only points at grazing angles contribute to these gradients, because only they use the face
-normal.
+The gradients of vertices are summed with atomic additions, so their last bits vary between runs, as with
+index_add_. Only points at grazing angles contribute to these gradients, because the face normal is used only
+at these points.
 """
 
 import torch
@@ -34,7 +34,10 @@ GRAZING = tl.constexpr(normals.GRAZING)
 
 @triton.jit
 def _load_points(values, rast, pixel, faces, v_pos, camera, index, mask, view_pixels):
-    """Return flat pixel; position; unnormalised smooth, face and to_viewer; face vertices and two edges."""
+    """Return pixel index, position, (smooth normal, face normal, to_viewer), face vertices, two face edges.
+
+    The normals and to_viewer are not normalised.
+    """
     pixel_index = tl.load(pixel + index, mask=mask, other=0)
     position = load_vec3(values + 6 * pixel_index, mask)
     smooth = load_vec3(values + 6 * pixel_index + 3, mask)
@@ -49,14 +52,14 @@ def _load_points(values, rast, pixel, faces, v_pos, camera, index, mask, view_pi
 
 @triton.jit
 def _blend_normals(smooth, face, view):
-    """Return the terms of shading_normal: side (±1), view·smooth / GRAZING, this value clamped to [0, 1], and
-    the blended normal before normalisation.
+    """Return the terms of shading_normal: side (±1), view·smooth / GRAZING, the same value clamped to [0, 1],
+    and the blended normal before normalisation.
     """
     side = tl.where(dot(face, view) < 0, -1.0, 1.0)
     facing = tl.div_rn(dot(smooth, scale(view, side)), GRAZING)
     blend = tl.minimum(tl.maximum(facing, 0.0), 1.0)
     difference = subtract(smooth, face)
-    # The formula of torch.lerp, which is exact at both ends.
+    # The formula is that of torch.lerp. It is exact at both ends.
     blended = add(face, scale(difference, blend))
     from_smooth = subtract(smooth, scale(difference, 1 - blend))
     x = tl.where(blend < 0.5, blended[0], from_smooth[0])
@@ -92,7 +95,8 @@ def _backward(
     values, rast, pixel, faces, v_pos, camera, grad_position, grad_normal, grad_to_viewer,
     grad_values, grad_v_pos, view_pixels, count, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the covered pixels of grad_values [B*H*W,6] and add to grad_v_pos [V,3], which starts at zero.
+    """Write the covered pixels of grad_values [B*H*W,6], and add to grad_v_pos [V,3], which must start at
+    zero.
 
     An input gradient of None counts as 0. An output gradient of None is not computed. The side (±1) has no
     gradient.
@@ -144,7 +148,7 @@ def surface_points(
     *,
     normals: bool = True,
 ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None, Float[Tensor, "N 3"]]:
-    """Compute position, normal and to_viewer at the covered pixels; see gbuffer.surface_points.
+    """Return position, normal and to_viewer at the covered pixels; see gbuffer.surface_points.
 
     All tensors are float32 except pixel, which is int64 and has no duplicates. Differentiable in values and
     v_pos.

@@ -1,4 +1,4 @@
-"""Fused CUDA kernels of scene.normal_image, one for each direction."""
+"""Fused CUDA kernels of scene.normal_image: one for the forward and one for the backward pass."""
 
 import torch
 import triton
@@ -13,7 +13,7 @@ from render.kernels.vec3_triton import BLOCK, OPTIONS, dot, load_vec3, store_vec
 
 @triton.jit(do_not_specialize=["view_pixels", "count"])
 def _forward(normals, pixel, rotation, image, view_pixels, count, FLIP: tl.constexpr, BLOCK: tl.constexpr):
-    """Write the covered pixels of image [B*H*W,4]."""
+    """Write the covered pixels to image [B*H*W,4]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
     pixel_index = tl.load(pixel + index, mask=mask, other=0)
@@ -33,7 +33,7 @@ def _backward(
     normals, pixel, rotation, grad_image, grad_normals, view_pixels, count,
     FLIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write grad_normals [N,3]."""
+    """Write the gradient of the normals to grad_normals [N,3]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
     row = 3 * index.to(tl.int64)
@@ -58,7 +58,7 @@ def _backward(
 def normal_image(
     points: SurfacePoints, rotation: Float[Tensor, "B 3 3"], flip: bool
 ) -> Float[Tensor, "B H W 4"]:
-    """Compute scene.normal_image for float32 tensors. Differentiable in points.normal."""
+    """Return scene.normal_image for float32 tensors. Differentiable with respect to points.normal."""
     return _NormalImage.apply(points.normal, points.pixel, rotation, tuple(points.rast.shape[:3]), flip)
 
 

@@ -1,7 +1,7 @@
-"""Compile with numba and a disk cache that tolerates damaged files and full or read-only disks.
+"""Compilation with numba and a disk cache. Damaged cache files and full or read-only disks are tolerated.
 
-numba stores compiled functions as pickles beside the sources and raises an error at every start if a file is
-damaged. Here a damaged file is replaced, and a cache that cannot be written causes a warning.
+numba stores compiled functions as pickles beside the sources. It raises an error at every start if a file is
+damaged. The cache in this module replaces damaged files. It logs a warning if it cannot be written.
 """
 
 import logging
@@ -30,7 +30,7 @@ class SafeCache(FunctionCache):
             return None
 
     def save_overload(self, signature: object, data: object) -> None:
-        """Store a compiled function if possible."""
+        """Store a compiled function in the cache. If that fails, log a warning."""
         try:
             super().save_overload(signature, data)
         except Exception as error:
@@ -42,7 +42,7 @@ class SafeCache(FunctionCache):
 
 
 def kernel(function: Callable) -> Callable:
-    """Compile a function in nopython mode, without the GIL, cached on the disk."""
+    """Compile a function in nopython mode. It releases the GIL and is cached on the disk."""
     compiled = numba.njit(nogil=True)(function)
     try:
         compiled._cache = SafeCache(function)

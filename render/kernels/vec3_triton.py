@@ -1,4 +1,4 @@
-"""3-vectors as tuples of three Triton values, shared by the kernels of meshes and surface points.
+"""Operations on 3-vectors for the kernels of meshes and surface points. A vector is a tuple of three values.
 
 Masked loads return 0. Square roots and quotients are rounded as in torch.
 """
@@ -59,7 +59,9 @@ def dot(a, b):
 
 @triton.jit
 def unit(vector):
-    """The result of shade.normals.safe_normalize and the reciprocal length that scales the vector."""
+    """Return the unit vector, as shade.normals.safe_normalize does, and the factor that the vector is scaled
+    by.
+    """
     length = tl.sqrt_rn(dot(vector, vector))
     inverse = tl.div_rn(1.0, tl.maximum(length, MIN_LENGTH))
     return scale(vector, inverse), inverse
@@ -67,13 +69,13 @@ def unit(vector):
 
 @triton.jit
 def unit_backward(grad_unit, direction, inverse):
-    """Gradient of the vector from the gradient of its unit vector."""
+    """Return the gradient of a vector, given the gradient of its unit vector."""
     return scale(subtract(grad_unit, scale(direction, dot(grad_unit, direction))), inverse)
 
 
 @triton.jit
 def load_corners(v_pos, vertices, mask):
-    """Positions of the three vertices of each face."""
+    """Return the positions of the three vertices of each face."""
     a = load_vec3(v_pos + 3 * vertices[0].to(tl.int64), mask)
     b = load_vec3(v_pos + 3 * vertices[1].to(tl.int64), mask)
     c = load_vec3(v_pos + 3 * vertices[2].to(tl.int64), mask)

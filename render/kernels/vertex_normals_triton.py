@@ -1,7 +1,7 @@
 """CUDA kernels of mesh.smooth_normals: two for the forward pass, one for the backward pass.
 
-The vectors of faces are added to the vertices atomically, so the last bits of the result vary between runs,
-as with index_add_.
+The area-weighted face normals are added to the vertices with atomic additions, so the last bits of the result
+vary between runs, as with index_add_.
 """
 
 import torch
@@ -25,13 +25,15 @@ from render.kernels.vec3_triton import (
 )
 from render.raster.triton.triangles import cross, load_face
 
-# If the squared length of a sum of face vectors is below this, the sum has no direction.
+# A vertex normal is undefined if the squared length of its sum of face normals is at most this value.
 DEGENERATE = tl.constexpr(1e-20)
 
 
 @triton.jit(do_not_specialize=["count"])
 def _sum_faces(v_pos, faces, summed, count, BLOCK: tl.constexpr):
-    """Add the vector of each face to the rows of its vertices in summed [V,3], which starts at zero."""
+    """Add the area-weighted normal of each face to its vertices' rows of summed [V,3], which must start at
+    zero.
+    """
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = face < count
     vertices = load_face(faces, face, mask)
@@ -42,7 +44,9 @@ def _sum_faces(v_pos, faces, summed, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _direction(summed):
-    """Return whether the sum has a direction, its unit vector (otherwise +z) and its length (otherwise 1)."""
+    """Return whether the sum has a direction, its unit vector and its length. Without a direction, the unit
+    vector is +z and the length is 1.
+    """
     squared = dot(summed, summed)
     valid = squared > DEGENERATE
     length = tl.sqrt_rn(tl.where(valid, squared, 1.0))
@@ -63,8 +67,8 @@ def _normalize(summed, normals, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _normalize_backward(summed, grad, vertex, mask):
-    """Compute the gradient of a vertex's sum from that of its normal. It is recomputed for each face, which
-    saves a kernel launch.
+    """Return the gradient of a vertex's sum, given the gradient of its normal. It is recomputed for each
+    face, because this saves a kernel launch.
     """
     row = 3 * vertex.to(tl.int64)
     valid, direction, length = _direction(load_vec3(summed + row, mask))
@@ -78,7 +82,10 @@ def _normalize_backward(summed, grad, vertex, mask):
 
 @triton.jit(do_not_specialize=["count"])
 def _backward(v_pos, faces, summed, grad, grad_v_pos, count, BLOCK: tl.constexpr):
-    """Add to grad_v_pos [V,3], which starts at zero. For f = p × q: ∂L/∂p = q × ∂L/∂f, ∂L/∂q = ∂L/∂f × p."""
+    """Add the gradient of the positions to grad_v_pos [V,3], which must start at zero.
+
+    For f = p × q: ∂L/∂p = q × ∂L/∂f and ∂L/∂q = ∂L/∂f × p.
+    """
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = face < count
     vertices = load_face(faces, face, mask)
@@ -92,7 +99,7 @@ def _backward(v_pos, faces, summed, grad, grad_v_pos, count, BLOCK: tl.constexpr
 
 
 def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
-    """Compute mesh.smooth_normals for float32 positions and faces of any integer type."""
+    """Return mesh.smooth_normals for float32 positions and faces of any integer type."""
     return _SmoothNormals.apply(v_pos, faces)
 
 

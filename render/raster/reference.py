@@ -174,7 +174,7 @@ def is_top_left(normal: Float[Tensor, "... 3"]) -> Bool[Tensor, "..."]:
 def pixel_boxes(
     corners: Float[Tensor, "F 3 4"], det: Float[Tensor, " F"], resolution: tuple[int, int]
 ) -> tuple[Int[Tensor, "F 2"], Int[Tensor, "F 2"]]:
-    """Return the first pixel (column, row) and the size of a box that contains all pixels of each triangle."""
+    """Return the first pixel (column, row) and the size of a box around the pixels of each triangle."""
     limit = torch.tensor([resolution[1], resolution[0]], device=corners.device)
     w = corners[..., 3]
     in_front = (w > 0).all(-1)[:, None]

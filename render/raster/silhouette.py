@@ -141,7 +141,7 @@ def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edg
 
 
 def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple[int, int]) -> Crossings:
-    """Return all crossings of silhouette edges with pixel rows (steep edges) or pixel columns (flat edges)."""
+    """Return all crossings of silhouette edges with pixel rows (steep edges) or columns (flat edges)."""
     view, edge, side = silhouette_edges(clip, edges)
     edge = edges.vertices[edge]
     segment, visible = visible_segments(clip[view[:, None], edge], resolution)

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 # Keys of BUILDERS for each device type, in order of preference. If none is usable, the reference is used.
 AUTOMATIC = {"cuda": ("triton",)}
-# Tests set this to a key of BUILDERS, which replaces the automatic choice.
+# Tests set OVERRIDE to a key of BUILDERS. It replaces the automatic choice.
 OVERRIDE: str | None = None
 
 

@@ -55,7 +55,7 @@ class NumbaRasteriser:
         return sample_bilinear(texture, uv)
 
     def _map_views(self, task: Callable[[int], object], count: int) -> list:
-        """Return [task(0), …, task(count − 1)], computed by the pool. An exception of a task is raised here."""
+        """Return [task(0), …, task(count − 1)], computed by the pool. Exceptions of tasks are raised here."""
         return list(self._pool.map(task, range(count)))
 
     def _find_pairs(

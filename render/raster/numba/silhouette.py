@@ -12,7 +12,9 @@ from render.raster.numba.triangles import cross
 
 @kernel
 def build_edges(faces, vertex_count):
-    """Return the fields of silhouette.Edges in the same order. Edges are counting-sorted by smaller vertex."""
+    """Return the fields of silhouette.Edges in the same order. A counting sort orders edges by smaller
+    vertex.
+    """
     begin = np.zeros(vertex_count + 1, np.int64)
     for corner in range(3):
         for face in range(faces.shape[0]):

@@ -37,7 +37,7 @@ def load_winners(winners, pixel, in_image, height, width):
 
 @triton.jit
 def list_pixels(winners, pixels, count, pixel_count, height, width, BLOCK: tl.constexpr):
-    """Append the pixels that belong to a pair to pixels [N] int64. count [1] int32 must be zero at the start."""
+    """Append the pixels that belong to a pair to pixels [N] int64. count [1] int32 must start at zero."""
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     _, key, _ = load_winners(winners, pixel[:, None], (pixel < pixel_count)[:, None], height, width)
     is_listed = (tl.max(key, 1) >= 0).to(tl.int32)

@@ -105,7 +105,9 @@ def load_triangles(clip, faces, face, mask, height, width):
 
 @triton.jit
 def draw_pixel(keys, face, normals, depths, det, row, column, height, width, mask):
-    """Store the face in the pixel's key if it covers the pixel centre, is visible, and is the nearest so far."""
+    """Store the face in the pixel's key if it covers the pixel centre, is visible and is the nearest so
+    far.
+    """
     x, y = centre(column, width), centre(row, height)
     e0, e1, e2 = (
         evaluate_line(normals[0], x, y),
