@@ -23,7 +23,7 @@ def fuse_denoiser_blocks(unet: nn.Module, kernels: Kernels) -> None:
 
 
 def fuse_control_net_blocks(network: nn.Module, kernels: Kernels) -> None:
-    """Replace the supported blocks of a `ControlNetModel` or a denoiser in place, except the output layers."""
+    """Replace the supported blocks of a `ControlNetModel` or denoiser in place, except output layers."""
     from diffusers.models.activations import GEGLU
 
     for parent in list(network.modules()):
@@ -105,7 +105,7 @@ def is_pointwise(module: nn.Module) -> bool:
 
 
 def is_supported_transformer_block(module: nn.Module) -> bool:
-    """Return whether a block has the layers (norm, self-attention), (norm, cross-attention), (norm, GEGLU)."""
+    """Return whether a block consists of (norm, self-attention), (norm, cross-attention), (norm, GEGLU)."""
     from diffusers.models.attention import BasicTransformerBlock
 
     return (
