@@ -1,4 +1,4 @@
-"""Check for closed meshes."""
+"""Check whether meshes are closed."""
 
 import torch
 from jaxtyping import Int

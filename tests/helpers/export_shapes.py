@@ -1,4 +1,4 @@
-"""A bumpy ball, a noise surface and a material field for the tests of export."""
+"""Make a bumpy ball, a noise surface and a material field for the tests of export."""
 
 import torch
 import trimesh
@@ -19,7 +19,7 @@ def bumpy_ball(subdivisions: int = 3) -> Mesh:
 def noise_surface(cells: int) -> Mesh:
     """Return the zero level set of white noise on a lattice of cells³ cells.
 
-    It has many components and sharp folds.
+    The surface has many components and sharp folds.
     """
     grid = make_tet_grid(round(cells / 0.4), 2.0)
     values = torch.randn(len(grid.v_pos), generator=torch.Generator().manual_seed(0))

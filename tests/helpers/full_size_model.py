@@ -1,4 +1,4 @@
-"""A model with the sizes of Stable Diffusion 2.1-base and random weights, for tests on a GPU."""
+"""Write a model with the sizes of Stable Diffusion 2.1-base and random weights, for tests on a GPU."""
 
 import torch
 from toy_model import CAMERAS, fill_zero_convolutions, write_tokenizer
@@ -7,8 +7,8 @@ from toy_model import CAMERAS, fill_zero_convolutions, write_tokenizer
 def write_full_size_model(folder, views=1):
     """Write the model in diffusers layout and half precision. Return the folder.
 
-    views: if it is larger than 1, the model has MVDream's sizes. It takes this number of views of 256 pixels
-    and their cameras.
+    views: the number of views that the model denoises together. With more than one view, the model has
+    MVDream's sizes, takes cameras and uses images of 256 pixels.
     """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel

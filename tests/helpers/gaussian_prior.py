@@ -1,4 +1,4 @@
-"""A prior with normally distributed latents. All its scores have a closed form."""
+"""A prior with normally distributed latents, whose scores have a closed form."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ def gaussian_noise(noisy, abar, mean, variance):
 
 
 class GaussianLora(nn.Module):
-    """The noise prediction e_φ for renders x ~ N(mean, variance) with a trainable mean."""
+    """A LoRA whose noise prediction e_φ is exact for renders x ~ N(mean, variance). The mean is trained."""
 
     def __init__(self, mean, variance):
         super().__init__()
@@ -23,7 +23,8 @@ class GaussianLora(nn.Module):
 class GaussianPrior:
     """A prior with latents [B, 4, 4, 4].
 
-    The mean for prompt n of an `embed` call is n / 4. The mean for an empty prompt is EMPTY.
+    In a call of `embed`, prompt n has mean n / 4, and an empty prompt has mean EMPTY.
+
     calls: the batch size of each call of predict_noise.
     """
 

@@ -1,6 +1,7 @@
-"""Run train.py in several processes. They are forked from a process that has already imported the packages.
+"""Run train.py in several processes.
 
-As in torchrun, the parent process hosts the rendezvous store.
+The processes are forked from a process that has already imported the packages. As in torchrun, the parent
+process hosts the rendezvous store.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from training import loop
 from training.launch import run_and_exit
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# sd.loading.weights imports these packages inside functions.
+# These packages are loaded before the fork. The program imports them only inside functions.
 LATE = ("numba", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition")
 LATE += ("diffusers.schedulers.scheduling_ddpm", "transformers.models.clip.modeling_clip")
 CONTEXT.set_forkserver_preload(["multiprocess_harness", *LATE])

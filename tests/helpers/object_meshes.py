@@ -1,4 +1,4 @@
-"""Procedural objects and meshes of their zero level sets. Both are cached for all tests of a process."""
+"""Cache procedural objects and the meshes of their zero level sets for all tests of a process."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and MVDream as single files, generated from their published architecture.
+"""Write Stable Diffusion 1.x, 2.x and MVDream as single files, based on their published architecture.
 
 Names and shapes are generated from the settings of the original program (model_channels, channel_mult, …), in
 the order in which it builds its modules. The code under test and diffusers are not used.
@@ -139,7 +139,7 @@ def open_clip(width, layers, words):
 
 
 def original_shapes(version):
-    """Return a dict from name to shape of all tensors of a checkpoint."""
+    """Return {name: shape} of all tensors of a checkpoint."""
     size = SIZES[version]
     text = open_clip if size["open_clip"] else clip
     prefix = "cond_stage_model.model." if size["open_clip"] else "cond_stage_model.transformer."
@@ -159,7 +159,7 @@ def original_shapes(version):
 
 
 def random_weights(version):
-    """Return random tensors of these shapes, scaled so that activations neither vanish nor explode."""
+    """Return {name: random tensor}. The scale is such that activations neither vanish nor explode."""
     generator = torch.Generator().manual_seed(3)
     weights = {}
     for name, shape in original_shapes(version).items():

@@ -1,10 +1,10 @@
-"""The error message of a reader that rejects a file."""
+"""Get the error message of a reader that rejects a file."""
 
 import pytest
 
 
 def refusal(path, read) -> str:
-    """Return the error message. Assert that it is one printable line that contains the file's name."""
+    """Return the error message. Check that it is one printable line that contains the file's name."""
     with pytest.raises(ValueError) as caught:
         read(str(path))
     message = str(caught.value)

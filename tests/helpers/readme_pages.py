@@ -1,4 +1,4 @@
-"""The Markdown pages of the project: their links, paths and commands."""
+"""Find the links, paths and commands in the project's Markdown pages."""
 
 import re
 import shlex

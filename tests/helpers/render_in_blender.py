@@ -13,12 +13,12 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-# The glTF importer of Blender 3.4 uses np.bool, which numpy in Debian 12 no longer contains.
+# The glTF importer of Blender 3.4 needs np.bool, which numpy in Debian 12 no longer contains.
 if not hasattr(np, "bool"):
     np.bool = bool
 
-# Camera positions and rotations in Blender's axes (+z up, front −y). In the three views our +z, +x and +y
-# point to the camera.
+# Camera positions and rotations in Blender's axes (+z up, front −y). The cameras look along our −z, −x and
+# −y.
 VIEWS = {
     "front": ((0, -4, 0), (math.pi / 2, 0, 0)),
     "right": ((4, 0, 0), (math.pi / 2, 0, math.pi / 2)),
@@ -55,7 +55,7 @@ def set_up(side):
 
 
 def pictures(material):
-    """Return the size and colour space of the image at each material input. Set the correct colour space."""
+    """Correct the colour spaces of a material's images. Return {input: image size and old colour space}."""
     (surface,) = [node for node in material.node_tree.nodes if node.type == "BSDF_PRINCIPLED"]
     found = {}
     for name in ("Base Color", "Metallic", "Roughness", "Normal"):
@@ -64,7 +64,8 @@ def pictures(material):
             node = pending.pop()
             if node.type == "TEX_IMAGE":
                 found[name] = {"size": list(node.image.size), "space": node.image.colorspace_settings.name}
-                # Blender's OBJ importer reads every image as sRGB. Users must also correct the colour space.
+                # Blender's OBJ importer reads every image as sRGB, so users must also correct the colour
+                # space.
                 node.image.colorspace_settings.name = "sRGB" if name == "Base Color" else "Non-Color"
             pending += [link.from_node for socket in node.inputs for link in socket.links]
     return found

@@ -1,4 +1,4 @@
-"""An output folder of a run at toy size, and a parser for HTML pages, for tests of the report."""
+"""Write the output folder of a run at toy size, and parse HTML pages, for tests of the report."""
 
 import json
 from html.parser import HTMLParser

@@ -9,7 +9,7 @@ import sys
 import bpy
 import numpy as np
 
-# The glTF importer of Blender 3.4 uses np.bool, which numpy in Debian 12 no longer contains.
+# The glTF importer of Blender 3.4 needs np.bool, which numpy in Debian 12 no longer contains.
 if not hasattr(np, "bool"):
     np.bool = bool
 

@@ -2,7 +2,7 @@
 
 done: write the meshes. broken: exit with code 2 and an error line. crash: raise an exception. killed: end
 with SIGKILL. wait: run until SIGTERM, SIGINT or SIGHUP, then write the file "saved" and exit with the same
-code as train.py. The next start does the same as "done".
+code as train.py. If "saved" exists, "wait" does the same as "done".
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A textured mesh with two nodes, three materials and mirrored uv, for tests of given textures."""
+"""Make a textured mesh with two nodes, three materials and mirrored uv, for tests of given textures."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ def plate(corner: tuple[float, float, float], mirrored: bool = False) -> tuple[n
     v_pos = np.concatenate([square * 0.5, np.zeros((4, 1))], 1) + corner
     uv = square * 0.9 + 0.05
     if mirrored:
-        # The uv are mirrored, and the corners start at the second one.
+        # The uv are mirrored, and the list of corners starts with the second corner.
         uv[:, 0] = 1 - uv[:, 0]
         v_pos, uv = v_pos[[1, 2, 3, 0]], uv[[1, 2, 3, 0]]
     # v increases downwards.
@@ -56,7 +56,8 @@ def textured_asset() -> Asset:
     """Return an asset with two nodes below an empty root node.
 
     Node "body" has the materials "red side" and "plain" (a constant). Node "wings" has two plates with the
-    material "shared". The texture of the first plate is mirrored. The second plate uses another tile.
+    material "shared". The texture of the first plate is mirrored. The uv of the second plate are in another
+    tile.
     """
     pieces = [
         (0, plate((-0.6, 0.0, 0.1))),

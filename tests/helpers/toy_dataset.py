@@ -1,4 +1,4 @@
-"""A dataset of two categories at toy size, for tests of the classifier."""
+"""Make a dataset of two categories at toy size, for tests of the classifier."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A Stable Diffusion model in the complete diffusers layout, with toy sizes and random weights."""
+"""Write a Stable Diffusion model in the complete diffusers layout, with toy sizes and random weights."""
 
 import json
 
@@ -33,7 +33,7 @@ CAMERAS = {"class_embed_type": "projection", "projection_class_embeddings_input_
 def write_model(folder, prediction_type="epsilon", views=1):
     """Write the model in diffusers layout. Return the folder.
 
-    views: if it is larger than 1, the denoiser takes this number of views and their cameras.
+    views: the number of views that the denoiser takes. With more than one view, it also takes their cameras.
     """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -88,7 +88,7 @@ def write_model(folder, prediction_type="epsilon", views=1):
 def write_control_net(folder, unet_folder, zero=False):
     """Write a ControlNet for the denoiser of a toy model. Return the folder.
 
-    zero: keep the zero convolutions at zero, as in an untrained ControlNet.
+    zero: keep the weights of the zero convolutions at zero, as in an untrained ControlNet.
     """
     from diffusers import ControlNetModel, UNet2DConditionModel
 

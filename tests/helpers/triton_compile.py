@@ -1,6 +1,6 @@
 """Compile Triton kernels for a GPU on a machine without a GPU.
 
-This finds invalid kernels, which Triton's interpreter accepts. `compile_for_gpu(code)` runs code in a
+The compiler rejects invalid kernels that Triton's interpreter accepts. `compile_for_gpu(code)` runs code in a
 subprocess with CPU tensors. Every launch compiles the kernel for a GPU of compute capability 9.0 instead of
 running it.
 """

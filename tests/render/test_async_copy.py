@@ -1,4 +1,4 @@
-"""Asynchronous copies of small tensors: the values are unchanged, and the host does not wait for a GPU."""
+"""Test asynchronous copies of small tensors: values are unchanged, and the host does not wait for a GPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Control images of a ball and of a flat square, compared with closed forms."""
+"""Compare control images of a ball and of a flat square with closed forms."""
 
 import math
 

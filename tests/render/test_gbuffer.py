@@ -1,4 +1,4 @@
-"""Surface points, compared with a loop over the pixels of the rasteriser."""
+"""Compare surface points with a loop over the pixels of the rasteriser."""
 
 import pytest
 import torch

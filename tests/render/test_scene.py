@@ -1,4 +1,4 @@
-"""Scenes, compared with closed forms: signs of flipped normals, shading normals, antialiased colours."""
+"""Compare scenes with closed forms: signs of flipped normals, shading normals and antialiased colours."""
 
 import dataclasses
 
@@ -75,7 +75,7 @@ def with_tangents(mesh):
 
 
 def test_flip_normal_leaves_no_positive_x_component():
-    """The closed form is −|x'|. The flip follows the rotation and includes the pixels of the outline."""
+    """After the rotation, the flip replaces x by −|x|. Pixels of the outline are included."""
     views = sample_cameras(CameraConfig(), 6, (SIDE, SIDE), step_generator(0, 0, 1), rotate_normals=True)
     rasteriser = choose_rasteriser(torch.device("cpu"))
     flipped, plain = (
@@ -92,7 +92,7 @@ def test_flip_normal_leaves_no_positive_x_component():
 def test_bumped_normals_face_the_viewer():
     views = orbit(3, (SIDE, SIDE))
     rasteriser = choose_rasteriser(torch.device("cpu"))
-    # Faces are seen from the front if outward, otherwise from the back.
+    # If `outward`, the front side of the faces is visible, otherwise the back side.
     for outward in (True, False):
         mesh = with_tangents(ball(1))
         mesh = mesh if outward else dataclasses.replace(mesh, faces=mesh.faces.flip(1), v_nrm=-mesh.v_nrm)

@@ -1,4 +1,4 @@
-"""The hash encoding, compared with SciPy's trilinear interpolation and autograd."""
+"""Compare the hash encoding with SciPy's trilinear interpolation and with autograd."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""HDR files, compared with handwritten bytes, files written by OpenEXR, and the precision of the format."""
+"""Compare HDR files with handwritten bytes and with files written by OpenEXR, and test their precision."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""PNG, GIF and MP4 files, read back with Pillow and imageio."""
+"""Test PNG, GIF and MP4 files by reading them with Pillow and imageio."""
 
 import imageio.v2 as imageio
 import numpy as np

@@ -1,4 +1,4 @@
-"""Environment maps from bug reports. Each test is named after its case."""
+"""Test environment maps from bug reports. Each test is named after its case."""
 
 import struct
 from functools import partial

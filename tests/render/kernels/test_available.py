@@ -1,4 +1,4 @@
-"""Selection of the Triton kernels."""
+"""Test the selection of the Triton kernels."""
 
 import torch
 

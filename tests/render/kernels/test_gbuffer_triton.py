@@ -1,4 +1,4 @@
-"""The Triton kernels of surface points, compared with torch on synthetic points and on rendered images."""
+"""Compare the Triton kernels of surface points with torch on synthetic points and on rendered images."""
 
 import math
 
@@ -18,7 +18,7 @@ SIZE = 3, 9, 8
 
 
 def random_points(device, count: int = BLOCK + 37, faces_as=torch.int64) -> dict[str, torch.Tensor]:
-    """Return unsorted pixels of three views of random triangles. Both sides and grazing angles occur."""
+    """Return random surface points of three views, in random order. Both sides and grazing angles occur."""
     generator = torch.Generator().manual_seed(7)
     v_pos = torch.randn(40, 3, generator=generator)
     faces = torch.stack([torch.randperm(40, generator=generator)[:3] for _ in range(50)])
@@ -46,7 +46,7 @@ def random_points(device, count: int = BLOCK + 37, faces_as=torch.int64) -> dict
 def values_and_gradients(
     function, given, wanted=("position", "normal", "to_viewer")
 ) -> dict[str, torch.Tensor]:
-    """Return the outputs of the function and the gradients of a weighted sum of the wanted outputs."""
+    """Return the outputs of the function and the gradients of a weighted sum of the `wanted` outputs."""
     given = given | {name: given[name].clone().requires_grad_() for name in ("values", "v_pos")}
     found = dict(zip(("position", "normal", "to_viewer"), function(**given), strict=True))
     generator = torch.Generator().manual_seed(8)
@@ -69,7 +69,7 @@ def assert_agree(found, exact, tolerance: float = 1e-5) -> None:
 
 
 def facing_ratios(given) -> torch.Tensor:
-    """Compute view·smooth / 0.1 of the pixels, multiplied by the sign of view·face."""
+    """Compute cos(view, smooth) / 0.1 for each pixel, multiplied by the sign of view·face."""
     number = given["rast"].flatten(0, 2)[given["pixel"], 3].long() - 1
     a, b, c = given["v_pos"][given["faces"][number].long()].unbind(1)
     position, smooth = given["values"].flatten(0, 2)[given["pixel"]].split(3, -1)
@@ -151,7 +151,7 @@ SLANTED = [[0.0, 0.0, 0.0], [1.0, 0.0, 0.5], [0.0, 2.0, -0.25]]
 
 
 def test_gradient_at_blend_factors_0_and_1(kernel_device):
-    """Some blend factors are exactly 0 or 1, where clamp has a gradient. Others are close to 0 or 1."""
+    """Some blend factors are exactly 0 or 1, where the gradient of clamp is not 0. Others are close."""
     height = torch.tensor(0.1).view(torch.int32) + torch.arange(-3, 4, dtype=torch.int32)
     height = torch.cat([torch.tensor([-1e-6, 0.0, 1e-6]), height.view(torch.float32)])
     smooth = torch.stack([(1 - height.square()).sqrt(), torch.zeros(10), height], -1)
@@ -208,8 +208,8 @@ def points_from_kernels_and_torch(device, size, batch, subdivisions, monkeypatch
         v_pos = places.clone().requires_grad_()
         points = rasterize_gbuffer(make_mesh(v_pos, faces), views, choose_rasteriser(device))
         weights = torch.randn(len(points.pixel), 9, generator=torch.Generator().manual_seed(2)).to(device)
-        # If a face is almost parallel to the view direction, its visible side depends on rounding. Its weight
-        # is 0.
+        # If a face is almost parallel to the view direction, its visible side depends on rounding. Such
+        # pixels have weight 0.
         number = points.gather(points.rast.detach())[:, 3].long() - 1
         face = torch.nn.functional.normalize(face_cross(places, faces)[number], dim=-1)
         weights[(face * points.to_viewer.detach()).sum(-1).abs() < 1e-4] = 0

@@ -1,4 +1,4 @@
-"""The Triton kernels of the normal image, compared with torch, separately and within a geometry scene."""
+"""Compare the Triton kernels of the normal image with torch, separately and within a geometry scene."""
 
 import dataclasses
 
@@ -102,8 +102,8 @@ def scenes(device, size, subdivisions, monkeypatch):
             monkeypatch.setattr(module, "triton_available", lambda *values, answer=kernels: answer)
         image = GeometryScene(ball, choose_rasteriser(device), light, flip_normal=True)(views)
         weights = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(6)).to(device)
-        # The weights are smooth. With noise per pixel, the sums of the gradient would be near the rounding
-        # error.
+        # The weights are smooth. With random weights per pixel, the sums of the gradient would be as small as
+        # the rounding error.
         weights = nn.functional.interpolate(weights, size=size, mode="bilinear").permute(0, 2, 3, 1)
         yield image.detach(), torch.autograd.grad((image * weights).sum(), ball.v_pos)[0]
 

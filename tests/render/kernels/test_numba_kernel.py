@@ -1,4 +1,4 @@
-"""numba's disk cache with damaged files, on a full disk and in a read-only folder."""
+"""Test numba's disk cache with damaged files, on a full disk and in a read-only folder."""
 
 import errno
 import importlib
@@ -20,7 +20,7 @@ def twice(x):
 
 @pytest.fixture
 def compiled(tmp_path, monkeypatch):
-    """Return a function that imports a module with a kernel again and returns kernel(21)."""
+    """Return a function that imports a module with a numba kernel again and returns kernel(21)."""
     (tmp_path / "cached_module.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
@@ -41,7 +41,7 @@ def cache_files(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 @pytest.mark.parametrize("damage", [lambda c: b"", lambda c: b"text", lambda c: c[: len(c) // 2]])
 def test_damaged_numba_cache_is_replaced(compiled, tmp_path, caplog, suffix, damage):
-    """A damaged cache is replaced with one warning. The next start has no warning."""
+    """A damaged cache is replaced, and one warning is logged. The next start logs no warning."""
     assert compiled() == 42
     (file,) = cache_files(tmp_path, suffix)
     damaged = damage(file.read_bytes())

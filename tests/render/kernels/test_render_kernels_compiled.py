@@ -1,4 +1,4 @@
-"""The kernels of meshes, surface points and images compile for a GPU in every variant that training uses."""
+"""Test that the kernels of meshes, surface points and images compile for a GPU in every variant of a run."""
 
 import pytest
 from triton_compile import compile_for_gpu

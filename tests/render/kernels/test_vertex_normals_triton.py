@@ -1,4 +1,4 @@
-"""The Triton kernels of smooth normals, compared with torch: values and gradients."""
+"""Compare values and gradients of the Triton kernels of smooth normals with torch."""
 
 import pytest
 import torch

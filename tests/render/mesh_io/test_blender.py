@@ -1,4 +1,4 @@
-"""Blender opens GLB and OBJ with correct textures, +z in front and +y up.
+"""Test that Blender opens GLB and OBJ files with correct textures, +z in front and +y up.
 
 The tests are skipped if Blender is not installed. On Debian: apt-get install blender python3-numpy.
 """
@@ -84,7 +84,7 @@ def test_front_is_plus_z_right_plus_x_and_up_plus_y(opened, kind):
         assert middle.argmax() == colour and middle[colour] > np.delete(middle, colour).max() + 0.3, view
     front = render(folder, kind, "front")
     top, right = front[:, 30:60], front[30:60]
-    # Blue is above the red front. Green is to the right of it.
+    # The blue side is above the red front. The green side is to the right of it.
     rows = [np.argmax((top[..., c] - top.mean(-1)).mean(1)) for c in (2, 0)]
     columns = [np.argmax((right[..., c] - right.mean(-1)).mean(0)) for c in (1, 0)]
     assert rows[0] < rows[1] and columns[0] > columns[1]

@@ -1,4 +1,4 @@
-"""Blender finds the nodes and materials of an exported mesh with parts.
+"""Test that Blender finds the nodes and materials of an exported mesh with parts.
 
 The test is skipped if Blender is not installed.
 """

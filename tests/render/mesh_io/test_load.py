@@ -1,4 +1,4 @@
-"""Mesh files of every format, compared with the stored shape, and damaged files."""
+"""Compare mesh files of every format with the stored shape, and test damaged files."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ def write(folder, text: str, name: str = "mesh.obj"):
 
 
 def corners(values: torch.Tensor, faces: torch.Tensor) -> set:
-    """Return the faces as a set of their corner values. Vertex order and the first corner have no effect."""
+    """Return the faces as a set of corner values. Neither vertex numbers nor a face's first corner matter."""
     rows = values[faces.long()].numpy().round(5) + 0.0
     return {frozenset(tuple(map(tuple, np.roll(row, k, 0))) for k in range(3)) for row in rows}
 

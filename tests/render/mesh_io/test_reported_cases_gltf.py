@@ -1,4 +1,4 @@
-"""glTF files from bug reports. Each test is named after its case."""
+"""Test glTF files from bug reports. Each test is named after its case."""
 
 import json
 from functools import partial
@@ -252,7 +252,7 @@ def test_a_glb_of_points(tmp_path):
 
 
 def test_mesh_memory(tmp_path):
-    """Instances, strides and declared element counts are checked before arrays are expanded."""
+    """Instances, strides and declared element counts are checked before arrays are allocated."""
     gltf = Gltf()
     number = gltf.mesh(gltf.cube())
     for _ in range(4000):

@@ -1,4 +1,4 @@
-"""OBJ, OFF, PLY and STL files from bug reports. Each test is named after its case."""
+"""Test OBJ, OFF, PLY and STL files from bug reports. Each test is named after its case."""
 
 import logging
 import struct

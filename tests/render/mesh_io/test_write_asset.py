@@ -1,4 +1,4 @@
-"""Export of an asset in all formats at once."""
+"""Test the export of an asset in all formats at once."""
 
 import pytest
 from export_shapes import bumpy_ball

@@ -1,4 +1,4 @@
-"""GLB files, read by trimesh and checked by the Khronos validator."""
+"""Test GLB files with trimesh and the Khronos validator."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def textures(mesh) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def validator(pytestconfig) -> Path:
-    """Install the validator in a folder of pytest's cache, unless it exists. Return the folder."""
+    """Install the validator in a folder of pytest's cache if it is missing. Return the folder."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("the Khronos validator needs node and npm")
     folder = pytestconfig.cache.mkdir("gltf_validator")

@@ -1,4 +1,4 @@
-"""Mesh files written again with moved vertices: only positions and normals change."""
+"""Test that a mesh file can be written again with moved vertices: only positions and normals change."""
 
 import json
 import struct

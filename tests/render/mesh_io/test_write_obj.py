@@ -1,4 +1,4 @@
-"""OBJ files, read by trimesh and line by line."""
+"""Test OBJ files with trimesh and by reading their lines."""
 
 import numpy as np
 import pytest

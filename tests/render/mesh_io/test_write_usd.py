@@ -1,4 +1,4 @@
-"""USD files, read by OpenUSD: mesh, material, and the error message if OpenUSD is not installed."""
+"""Test USD files with OpenUSD: mesh, material, and the error message if OpenUSD is not installed."""
 
 import importlib.metadata
 import importlib.util

@@ -1,4 +1,4 @@
-"""Backends and meshes for the tests of rasterisers."""
+"""Provide backends and meshes for the tests of rasterisers."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def rasteriser(request):
 
 @pytest.fixture(params=["reference", "numba", *(["triton"] if torch.cuda.is_available() else [])])
 def fast_rasteriser(request):
-    """Return each backend that is fast enough for many calls. Triton's interpreter would take minutes."""
+    """Return each backend that is fast enough for many calls. Triton's interpreter is too slow."""
     return build_rasteriser(request.param, request)
 
 

@@ -1,4 +1,4 @@
-"""Requirements for every CPU backend: coverage, perspective, interpolation, texture, unusual input."""
+"""Test every CPU backend: coverage, perspective, interpolation, texture and unusual input."""
 
 import math
 from fractions import Fraction
@@ -37,8 +37,8 @@ def test_tiled_square_covers_each_centre_once(rasteriser):
         clip = to_clip(torch.cat([square, middle[None]]), (size, size))
         faces = torch.tensor([[i, (i + 1) % 8, 8] for i in range(8)])
         count = sum(rasteriser.rasterize(clip, face[None], (size, size))[0, ..., 3] for face in faces)
-        # By the top-left rule, the square contains the centres on its top and left border, but not on the
-        # others.
+        # By the top-left rule, the square contains the pixel centres on its top and left border, but not
+        # those on its bottom and right border.
         expected = torch.zeros(size, size)
         expected[1:14, 1:14] = 1
         assert torch.equal(count, expected)
@@ -155,7 +155,7 @@ def test_views_of_a_batch_are_independent(rasteriser, soup):
 
 
 def test_gradients_of_rasterize_and_interpolate_by_gradcheck(fast_rasteriser):
-    """Gradients of corners (through u, v) and attributes in float64. One corner is behind the camera."""
+    """Gradients of corners (via u, v) and attributes are tested in float64. A corner is behind the camera."""
     generator = torch.Generator().manual_seed(5)
     clip = torch.tensor(
         [[-0.9, -0.8, 0.1, 1.0], [1.6, -1.2, 0.3, 2.0], [0.1, 0.9, 0.2, 1.2], [3.0, 2.0, -1.0, -0.7]],
@@ -216,7 +216,7 @@ def test_empty_mesh(rasteriser):
 
 
 def test_degenerate_triangles_are_skipped(rasteriser):
-    """Only the valid face is drawn. Others have zero area, NaN or infinity, or are behind or far outside."""
+    """Only the valid face is drawn. Others have no area, contain NaN or infinity, or are outside the view."""
     sound = [[-0.5, -0.5, 0, 1], [0.5, -0.5, 0, 1], [0, 0.5, 0, 1]]
     odd = [[math.nan, 0, 0, 1], [math.inf, 0, 0, 1], [0, 0, 0, 0], [0.3, 0.1, 0, -1], [1e30, 1e30, 0, 1e-30]]
     clip = torch.tensor([sound + odd], requires_grad=True)
@@ -234,7 +234,7 @@ def test_degenerate_triangles_are_skipped(rasteriser):
 
 
 def test_depth_and_clipping_planes(rasteriser):
-    """The nearest face is drawn. At equal depth it is the first face. Nothing is drawn beyond ±1."""
+    """The nearest face is drawn, or the first face at equal depth. Nothing is drawn at depths beyond ±1."""
     square = [[-1.0, -1], [3, -1], [-1, 3]]
     depths = [0.5, -0.5, 0.0, -0.5, 1.5, -1.5]
     clip = torch.tensor([[[x, y, z, 1.0] for z in depths for x, y in square]])

@@ -1,4 +1,4 @@
-"""The compiled kernels, compared with the torch reference: ids, values, pairs and gradients."""
+"""Compare the compiled kernels with the torch reference: ids, values, pixel pairs and gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""nvdiffrast and the reference on CUDA, compared with the reference. These tests need a GPU."""
+"""Compare nvdiffrast and the reference on CUDA with the reference on the CPU. These tests need a GPU."""
 
 import pytest
 import torch
@@ -103,7 +103,7 @@ def test_fraction_of_the_outline_gradient(nvdiffrast, scene, record_property):
         shares[name] = factor.grad.item() / expected
         record_property(f"share_of_gradient_{name}", round(shares[name], 4))
     assert abs(shares["edge"] - 1) < 0.05
-    # The edge method exists because the gradient of nvdiffrast is too small.
+    # The edge method is used because the gradient of nvdiffrast is too small.
     assert shares["nvdiffrast"] < shares["edge"]
 
 

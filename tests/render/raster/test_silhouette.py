@@ -1,4 +1,4 @@
-"""Antialiasing of silhouettes: exact cases, finite differences, occlusion, topology."""
+"""Test the antialiasing of silhouettes: exact cases, finite differences, occlusion and topology."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The Triton rasteriser: faces, values, pairs and gradients compared with the reference, and compilation."""
+"""Compile the Triton rasteriser, and compare faces, values, pixel pairs and gradients with the reference."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def soup():
 
 
 def full_lists():
-    """Return half medium and half large faces, so the lists of both sizes together fill the buffer."""
+    """Return equal numbers of medium and large faces. Together, the lists of both sizes fill the buffer."""
     generator = torch.Generator().manual_seed(1)
     centre = 0.5 * (2 * torch.rand(40, 1, 2, generator=generator) - 1)
     size = torch.where(torch.arange(40) % 2 == 0, 0.12, 0.45)[:, None, None]
@@ -59,7 +59,7 @@ def test_full_lists_scene_fills_both_lists():
 
 
 def many_views(bumpy_sphere):
-    """Return more views than one word of the kernel's bit masks can represent."""
+    """Return a scene with more views than a word of the kernel's bit masks has bits."""
     vertices, faces = bumpy_sphere(1)
     return transform_points(orbit(19, (10, 12)).world_to_clip, vertices), faces.int(), (10, 12)
 
@@ -206,7 +206,7 @@ def test_kernels_compile_for_a_gpu(tmp_path):
     assert set(fused.split()) <= {"resolve_backward"}
 
 
-# Tests at realistic sizes.
+# The following tests have realistic sizes.
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_real_sizes_equal_nvdiffrast(large_scene, record_property):
 @pytest.mark.gpu
 @pytest.mark.parametrize("large_scene", [130_000], indirect=True)
 def test_result_is_deterministic(large_scene, whole_step):
-    """No value depends on a race condition. Only the order of sums varies."""
+    """No value depends on a race condition, except that the order of sums varies."""
     rasteriser = backend.TritonRasteriser()
     first, second = whole_step(rasteriser, large_scene), whole_step(rasteriser, large_scene)
     for name in ("rast", "image", "smooth"):

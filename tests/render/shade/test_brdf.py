@@ -1,4 +1,4 @@
-"""Shading, compared with Monte Carlo integration, energy conservation and the closed form of sRGB."""
+"""Compare shading with Monte Carlo integration, energy conservation and the closed form of sRGB."""
 
 import math
 

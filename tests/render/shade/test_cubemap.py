@@ -1,4 +1,4 @@
-"""Cube maps and lat-long maps, compared with closed forms on the sphere."""
+"""Compare cube maps and lat-long maps with closed forms on the sphere."""
 
 import math
 
@@ -66,7 +66,7 @@ def test_lookup_reproduces_a_smooth_function_to_second_order():
 
 @pytest.mark.parametrize("size", [2, 7, 16])
 def test_no_seam_across_edges_and_corners(size):
-    """With random texels, lookups at points close to both sides of a cube edge are almost equal."""
+    """With random texels, lookups at two close points on different sides of a cube edge are almost equal."""
     cube = torch.rand(6, size, size, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     along = torch.linspace(-1, 1, 201, dtype=torch.float64)
     for axes in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):

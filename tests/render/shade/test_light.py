@@ -1,4 +1,4 @@
-"""The environment light: config, file selection, shipped map and module."""
+"""Test the environment light: config, file selection, shipped map and module."""
 
 import logging
 import math
@@ -119,7 +119,7 @@ def test_camera_rotation_equals_the_rotation_of_the_view():
     assert torch.allclose(rotation @ rotation.transpose(1, 2), torch.eye(3).expand(3, 3, 3), atol=1e-5)
     assert torch.allclose(torch.linalg.det(rotation), torch.ones(3), atol=1e-5)
     assert torch.allclose(rotation[0], torch.eye(3), atol=1e-6)
-    # Without a shift the camera lies on its own +z axis.
+    # Without a shift, the camera is on the +z axis of its own coordinate system.
     still = look_at_origin(azimuth, elevation, torch.full((3,), 0.7), (32, 32))
     in_camera = (camera_rotation(still.world_to_clip) @ still.position[:, :, None])[:, :, 0]
     assert torch.allclose(in_camera, torch.tensor([0.0, 0, 3]).expand(3, 3), atol=1e-5)

@@ -1,4 +1,4 @@
-"""The material field: outputs within the bounds, and initial outputs near their middle."""
+"""Test the material field: outputs are within the bounds, and initial outputs are near their middle."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Shading normals and bump mapping, compared with values calculated by hand."""
+"""Compare shading normals and bump mapping with values calculated by hand."""
 
 import math
 

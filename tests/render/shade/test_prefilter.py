@@ -1,4 +1,4 @@
-"""The prefiltered light, compared with closed forms and with integrals that do not use a cube map."""
+"""Compare the prefiltered light with closed forms and with integrals that do not use a cube map."""
 
 import math
 
@@ -55,7 +55,7 @@ def integral(direction, kernel):
 
 
 def ggx_kernel(roughness):
-    """Return a function that computes D(h) n·l. n = v, so n·h = cos(θ/2)."""
+    """Return a function that computes D(h) n·l from cos θ = n·l. The view is along n, so n·h = cos(θ/2)."""
     alpha = roughness**2
 
     def kernel(cosine):

@@ -1,4 +1,4 @@
-"""Baked textures, compared with the field at random points of the surface."""
+"""Compare baked textures with the field at random points of the surface."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Decimation: number of faces, distance to the original, and closedness (checked with trimesh)."""
+"""Test decimation: number of faces, distance to the original, and closedness (checked with trimesh)."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Lookups of given textures, compared with a slow loop over texels."""
+"""Compare lookups of given textures with a slow loop over texels."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_a_lookup_outside_of_the_image_follows_the_wrap_mode(wrap):
     found = table(torch.ones(40, dtype=torch.long), uv)
     expected = torch.stack([slow_lookup(picture, *place, wrap) for place in uv.tolist()])
     assert torch.allclose(found.kd.double(), expected, atol=1e-5)
-    # Without a normal map the normal is exactly flat. Without a mask everything is painted.
+    # Without a normal map, the normal is exactly flat. Without a mask, everything is painted.
     assert torch.equal(found.normal, torch.tensor([0.0, 0.0, 1.0]).expand(40, 3))
     assert torch.allclose(found.mask, torch.ones(40, 1))
 

@@ -1,4 +1,4 @@
-"""Projection unwrapping: properties that hold for any mesh. Overlaps are tested for all pairs of faces."""
+"""Test properties of projection unwrapping for any mesh. Overlaps are tested for all pairs of faces."""
 
 import numpy as np
 import pytest
@@ -148,7 +148,7 @@ def test_spiral_ramp_is_cut_once_per_turn():
 
 
 def test_flat_sheet_is_one_chart_that_fills_its_rectangle():
-    """This holds for any rotation in space, because the unwrapper searches the smallest rectangle."""
+    """A rotated sheet fills its rectangle, because the unwrapper finds the smallest rectangle."""
     x, y = (axis.reshape(-1) for axis in np.meshgrid(np.linspace(0, 0.8, 9), np.linspace(0, 0.4, 5)))
     corner = (np.arange(4)[:, None] * 9 + np.arange(8)).reshape(-1)
     faces = np.concatenate(
@@ -163,7 +163,7 @@ def test_flat_sheet_is_one_chart_that_fills_its_rectangle():
 
 
 def test_texel_density_depends_only_on_the_projection_angle():
-    """The ratio of texture area to surface area is at least the smallest cosine times its maximum."""
+    """The smallest texel density is at least the largest density times the smallest projection cosine."""
     positions, faces = arrays(bumpy_ball())
     uv, uv_faces, _, _ = project(positions, faces, 512, 2)
     density = signed_areas(uv, uv_faces) / face_normals(positions, faces)[1]
@@ -240,5 +240,6 @@ def test_padding_is_reduced_for_many_charts():
     assert affordable_padding(10**6, 1024, 4) == 0
     for count in (10**3, 10**4, 10**5):
         kept = affordable_padding(count, 1024, 64)
-        # The margins on both sides together are at most a third of the mean cell's side, and not much less.
+        # The margins on both sides together are at most a third of the mean side of a cell, and not much
+        # smaller.
         assert 2 * kept <= 1024 / count**0.5 / 3 < 2 * kept + 4

@@ -1,8 +1,7 @@
-"""Exported files have no visible seams: renders from 8 sides equal those of the field that was baked.
+"""Test that exported files have no visible seams: renders from 8 sides equal those of the baked field.
 
-The asset is similar to that of the demo. It is a procedural pineapple with the demo's encoding and bounds.
-Its material varies as strongly as a trained one. It is written as OBJ, MTL and 8-bit PNG, read again and
-rendered.
+The asset is a procedural pineapple with the encoding and the bounds of the demo. Its material varies as
+strongly as a trained one. The asset is written as OBJ, MTL and 8-bit PNG, read again and rendered.
 """
 
 from pathlib import Path
@@ -64,7 +63,7 @@ class BakedScene(AppearanceScene):
 
 
 def psnr(a, b, where):
-    """Return the PSNR in decibels over the pixels of the object. A white background would increase it."""
+    """Return the PSNR in dB over the pixels of the object. Background pixels would increase the value."""
     error = (a - b)[where[..., 0]].square().mean()
     return -10 * torch.log10(error).item()
 

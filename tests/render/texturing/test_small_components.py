@@ -1,4 +1,4 @@
-"""Removal of small components from meshes of spheres with known areas."""
+"""Test the removal of small components from meshes of spheres with known areas."""
 
 import logging
 import sys

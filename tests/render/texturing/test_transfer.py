@@ -1,4 +1,4 @@
-"""Transfer of materials to another mesh: nearest points compared with trimesh, and equal normals."""
+"""Test the transfer of materials to another mesh: nearest points as in trimesh, and equal normals."""
 
 import pytest
 import torch

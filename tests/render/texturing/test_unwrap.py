@@ -1,4 +1,4 @@
-"""Unwrapping libraries in subprocesses: results, timeouts, panics and crashes."""
+"""Test unwrapping libraries in subprocesses: results, timeouts, panics and crashes."""
 
 import os
 import time
@@ -49,7 +49,7 @@ def test_endless_library_is_killed(worker):
 
 
 def test_panic_ends_the_wait(worker):
-    """One thread panics, but the process does not end. This has occurred in practice."""
+    """One thread panics, but the process does not end. Such a process has occurred in practice."""
     pid = worker(
         "sys.stderr.write(\"thread '<unnamed>' panicked at src/a.rs:5:12:\\nindex out of bounds: 13\\n\")\n"
         "sys.stderr.flush()\ntime.sleep(600)"

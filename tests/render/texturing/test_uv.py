@@ -1,4 +1,4 @@
-"""Unwrapping, tangents, and the validation of uv coordinates from the user."""
+"""Test unwrapping, tangents, and the validation of uv coordinates from the user."""
 
 import logging
 import math
