@@ -401,7 +401,7 @@ HUGE = {"count": 2**33, "componentType": 5126, "type": "VEC3"}
 def test_a_mesh_reads_nothing_outside_its_folder(escape, tmp_path):
     """References to files outside the folder are not read.
 
-    Covers glTF buffers, glTF and PLY textures, and OBJ material files.
+    The references are glTF buffers, glTF and PLY textures, and OBJ material files.
     """
     folder = tmp_path / "mesh"
     (folder / "sub").mkdir(parents=True)
@@ -440,7 +440,7 @@ def test_a_mesh_reads_nothing_outside_its_folder(escape, tmp_path):
 
 @contextlib.contextmanager
 def watched(opened):
-    """Record the names of all files that are opened."""
+    """Append the path of every file that is opened within the `with` block to `opened`."""
     active = [True]
 
     def note(event, arguments):

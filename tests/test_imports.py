@@ -25,11 +25,11 @@ FLOORS = {
     # The scripts that generate shipped data may import anything.
     "data": {"data", "train", "training", "configs", "sd", "dataset", "geometry", "render"},
 }
-# Modules that configs/ must not import: a config contains only data. Code for processes, signals and process
-# groups belongs in training/.
+# Modules that configs/ must not import, because a config contains only data. Code for processes, signals and
+# process groups belongs in training/.
 RUNTIME_MODULES = {"torch.distributed", "signal", "subprocess", "multiprocessing"}
-# These packages must be imported inside the functions that use them. If a package is missing, all other
-# functions still work.
+# These packages must be imported inside the functions that use them. The other functions then work even if a
+# package is missing.
 HEAVY = {
     "nvdiffrast",
     "kaolin",
@@ -56,7 +56,7 @@ KERNEL_DECORATORS = {"kernel", "njit", "jit"}
 def modules(root: Path) -> dict[str, Path]:
     """Return {dotted module name: file} for all modules of this project.
 
-    The name of a package is that of its folder.
+    The name of a package is the name of its folder.
     """
     found = {}
     for path in [*root.glob("*.py"), *(path for top in FLOORS for path in root.glob(f"{top}/**/*.py"))]:

@@ -119,7 +119,8 @@ def test_vsd_trains_only_lora_and_camera_embedding(toy):
     trained = guidance.lora.trained()
     assert all(parameter.grad is not None for parameter in trained.values())
     assert {name.split(".")[1] for name in trained if "lora_" not in name} == {"class_embedding"}
-    # Initially, only the LoRA's second factor and the embedding's last layer have a non-zero gradient.
+    # In the first step, only the LoRA's second factor and the embedding's last layer have a non-zero
+    # gradient.
     for name, parameter in trained.items():
         if "lora_B" in name or "class_embedding.last" in name:
             assert parameter.grad.abs().max() > 0, name

@@ -1,4 +1,4 @@
-"""Test a prior that denoises several views together. The tested properties are exact for any weights."""
+"""Test a prior that denoises several views together. All tested properties are exact for any weights."""
 
 import copy
 import logging
@@ -44,7 +44,7 @@ def make_unet(**settings):
 
 @pytest.fixture(scope="module")
 def unet():
-    """Return a denoiser with camera input. Its self-attention does not yet span several views."""
+    """Return a denoiser with camera input. Its self-attention is still separate for each view."""
     return make_unet(**CAMERA_SETTINGS)
 
 
@@ -196,7 +196,7 @@ def test_stated_views():
 def test_the_front_camera_looks_along_minus_x_of_mvdreams_world():
     """The axes of the front camera are those of MVDream's azimuth 90 degrees.
 
-    Right is +y, up is +z and backward is +x.
+    In MVDream's world, the camera's right is +y, up is +z and backward is +x.
     """
     (front, left) = camera_matrices(orbit(4, (8, 8), elevation_degrees=0.0).world_to_clip).view(-1, 4, 4)[:2]
     expected = [[0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]

@@ -104,7 +104,7 @@ def time_steps(kind, **keys):
 
 def test_annealed_range_is_linear_then_constant():
     schedule = time_steps("annealed")
-    # The coarse phase consists of steps 401 to 601.
+    # The coarse phase consists of the steps 401 to 601.
     for step, expected in ((401, (0.5, 0.98)), (501, (0.26, 0.74)), (601, (0.02, 0.5)), (800, (0.02, 0.5))):
         assert schedule.phase(step).t_range == pytest.approx(expected)
     only_fine = time_steps("annealed", coarse_iter=0)

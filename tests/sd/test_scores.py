@@ -79,7 +79,7 @@ def test_perp_neg_changes_only_what_is_perpendicular_to_the_prompt():
     change = perp_neg(e_u, e_c, [e_1, e_2], weights) - e_c
     assert inner(change, positive).abs().max() < 1e-10
     assert inner(change, change)[:2].min() > 1 and equal(change[2], torch.zeros_like(change[2]))
-    # A direction of another side that is already perpendicular is added with its (negative) weight.
+    # If the direction of another side is already perpendicular, it is added with its (negative) weight.
     across = perpendicular(e_1 - e_u, positive)
     found = perp_neg(e_u, e_c, [e_u + across], weights[:1])
     assert equal(found, e_c + weights[0][:, None, None, None] * across)

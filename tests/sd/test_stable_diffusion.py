@@ -179,7 +179,7 @@ def test_unreachable_hub_id_names_the_fixes(monkeypatch):
 def test_small_prior_warns_of_unknown_prompts(model_folder, tmp_path, prior):
     assert (
         prior.unknown_prompt_warning("a hamburger") is None
-    )  # without categories.json, every prompt is accepted
+    )  # Without categories.json, every prompt is accepted.
     small = tmp_path / "small"
     shutil.copytree(model_folder, small)
     (small / "categories.json").write_text('["mug", "ice cream cone"]')

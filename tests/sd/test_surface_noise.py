@@ -72,10 +72,10 @@ def test_noise_is_white_within_a_view(seeds):
 
 
 def test_the_same_surface_points_have_the_same_noise_in_two_views():
-    # The size of a latent pixel at the wall, in world units.
+    # `pixel` is the size of a latent pixel at the wall in world units.
     pixel = 2 * 3 * math.tan(FOVY / 2) / LATENT
     noise, _ = noise_of(views([0.0, 0.0], [[0.0, 0.0], [3 * pixel, 2 * pixel]]))
-    # The object has moved 3 pixels to the right and 2 up.
+    # In the second view, the object is 3 pixels farther right and 2 pixels higher.
     first, second = noise[0, :, 2:, :-3], noise[1, :, :-2, 3:]
     assert correlation(first, second) > 0.97
     assert abs(correlation(noise[0], noise[1])) < 0.1

@@ -77,7 +77,7 @@ def test_loras(model_folder, tmp_path):
 
 
 def test_model_settings(model_folder, tmp_path):
-    """Fewer files are tested here, because a model is loaded for each of them."""
+    """Fewer files are tested than in the other tests, because a model is loaded for each of them."""
     from sd.loading.weights import load_parts
 
     model = shutil.copytree(model_folder, tmp_path / "model")

@@ -25,12 +25,12 @@ from training.checkpoint import newest_step
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-# Number of kills for each kind of command: a run, a chain of two configs, a grid, two processes.
+# KILLS is the number of kills for each kind of command: a run, a chain of two configs, a grid, two processes.
 KILLS = max(1, int(os.environ.get("STRESS_KILLS", "100")) // 4)
 DOUBLE_STARTS = max(2, KILLS // 5)
 INTERVAL = 3
 FAST = {**TINY, "batch": 1, "save_interval": 5, "video_interval": 2, "checkpoint_interval": INTERVAL}
-# Size of the small file system in bytes and inodes. A whole run has about 50 files.
+# Size of the small file system in bytes and in inodes. A complete run has about 50 files.
 SMALL_BYTES, SMALL_INODES = 6 << 20, 100
 
 

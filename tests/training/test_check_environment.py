@@ -48,8 +48,8 @@ def test_without_any_package_each_row_has_a_fix():
     assert done.returncode == 2 and done.stderr == ""
     statuses = table(done.stdout)
     assert statuses["torch"] == statuses["diffusers"] == MISSING
-    assert statuses["trimesh"] == statuses["libigl"] == NOTE  # they are optional for the demo
-    assert statuses["xatlas"] == statuses["uvunwrap"] == MISSING  # at least one of the two is needed
+    assert statuses["trimesh"] == statuses["libigl"] == NOTE  # these packages are optional for the demo
+    assert statuses["xatlas"] == statuses["uvunwrap"] == MISSING  # at least one of the two packages is needed
     assert re.search(r"torch +not installed  fix: pip install 'torch==", done.stdout)
     assert done.stdout.endswith("fix: pip install -r requirements.txt\n")
 

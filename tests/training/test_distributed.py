@@ -1,4 +1,4 @@
-"""Test runs of several processes over Gloo: equal results, a common exit, and no lost checkpoint."""
+"""Test runs of several processes over Gloo: equal results, a joint exit, and no lost checkpoint."""
 
 import json
 import os

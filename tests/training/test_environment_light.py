@@ -107,12 +107,13 @@ def test_the_rows_of_display_are_in_order_and_the_map_is_among_them(model_folder
     assert still.shape == (5 * SIDE, 4 * SIDE, 3)
     rows = still.reshape(5, SIDE, 4 * SIDE, 3)
     sky = rows[1, :, : 2 * SIDE]
-    # The centre of the map is −z. The map is red on the right (+x) and blue on the left. The rest is white.
+    # The centre of the map is −z. The map is red on the right (+x) and blue on the left. The rest of the row
+    # is white.
     assert sky[SIDE // 2, 3 * SIDE // 2, 0] > sky[SIDE // 2, 3 * SIDE // 2, 2] + 50
     assert sky[SIDE // 2, SIDE // 2, 2] > sky[SIDE // 2, SIDE // 2, 0] + 50
     assert (rows[1, :, 2 * SIDE :] == 255).all()
-    # The centre of the ball faces the camera, which is 20° above the front. ks_max sets metallic and
-    # occlusion to 0.
+    # The centre of the ball faces the camera, which is 20° above the front. Metallic and occlusion are 0
+    # because of ks_max.
     facing = np.array([0, np.sin(np.radians(20)), np.cos(np.radians(20))])
     assert np.abs(rows[2, SIDE // 2, SIDE // 2] - 127.5 * (facing + 1)).max() < 16
     middle = rows[4, SIDE // 2, SIDE // 2]

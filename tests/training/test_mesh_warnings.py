@@ -34,7 +34,7 @@ def table():
 
 
 def lamp():
-    """Return a thin stick for the top of the table. With it, the top is smaller than the base."""
+    """Return a thin stick that stands on the table, so that the highest part is smaller than the base."""
     stick = trimesh.creation.box((0.05, 0.5, 0.05))
     stick.apply_translation((0, 0.3, 0))
     return stick

@@ -71,13 +71,13 @@ def fit(task: Task, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, f
 
 
 def psnr(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return the PSNR in dB of each channel of the texels [N,C], which are bytes."""
+    """Return the PSNR in dB of each channel. The texels [N,C] are bytes."""
     squared = ((one.double() - other.double()) / 255).square().mean(0)
     return -10 * squared.clamp_min(1e-10).log10()
 
 
 def object_field(points):
-    """Return three colours in areas with sharp borders, and waves in roughness, metallic and normal."""
+    """Return three colours with sharp borders, and waves of roughness, metallic and normal."""
     x, y, z = points.unbind(-1)
     main = torch.stack([z, x, y], -1).argmax(-1)
     tilt = torch.stack([0.3 * torch.sin(12 * x), 0.2 * torch.cos(12 * y), torch.ones_like(z)], -1)
@@ -168,7 +168,7 @@ def test_the_prior_sees_the_field_inside_of_the_mask_and_the_textures_outside(ma
     assert torch.equal(shown.kd[outside], given.kd[outside])
     mixed = painted.kd * given.mask + given.kd * (1 - given.mask)
     assert torch.allclose(shown.kd, mixed, atol=1e-6)
-    # The given values are those of the input texture at the uv of the pixel.
+    # The given values equal the input texture at the uv of each pixel.
     uv = scene.rasteriser.interpolate(scene.mesh.uv, points.rast, scene.mesh.uv_faces)
     kd = srgb_to_linear(torch.from_numpy(load_materials(masked.source)[0].kd).float() / 255)
     assert torch.allclose(given.kd, points.gather(scene.rasteriser.texture(kd, uv)), atol=1e-5)
@@ -251,7 +251,7 @@ def test_the_obj_is_read_as_the_glb(parts):
         load_materials(parts.folder / "mesh.glb"), load_materials(parts.folder / "mesh.obj"), strict=False
     ):
         size = glb.size
-        # An MTL file has no occlusion, and constant colours are written with six digits.
+        # An MTL file contains no occlusion, and it stores constant colours with six digits.
         assert (
             given_texture(glb, size)[..., 4:].int() - given_texture(obj, size)[..., 4:].int()
         ).abs().max() <= 1

@@ -123,7 +123,7 @@ def test_a_still_that_cannot_be_written_is_a_warning_and_hides_no_error(tmp_path
 
 
 def test_video_of_two_sizes(tmp_path, caplog):
-    """Frames with an earlier preview_res are scaled to the new preview_res, with a warning."""
+    """Frames with an earlier preview_res are scaled to the new preview_res, and a warning is logged."""
     for first, last, resolution in ((0, 20, (32, 32)), (20, 40, (48, 64))):
         video = TrainingVideo(tmp_path, 5, resolution, resumed_step=first)
         for step in range(first + 1, last + 1):
@@ -131,7 +131,7 @@ def test_video_of_two_sizes(tmp_path, caplog):
     video.assemble()
     frames = film_frames(tmp_path / "video_log.mp4")
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 8
-    # The scene is cyan at these azimuths.
+    # The scene is cyan at the azimuths of these frames.
     assert all(frame[:, :, 0].max() < 60 and frame[:, :, 1:].min() > 200 for frame in frames)
     assert "4 frames in" in caplog.text and "another preview_res" in caplog.text
 

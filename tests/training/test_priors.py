@@ -125,8 +125,8 @@ def test_every_micro_batch_has_whole_groups_of_views(models, count):
             )
             assert len(sample.timesteps[rows].unique()) == 1
             bases.append(azimuth[0].item())
-    # The first azimuth of a group is in a quarter of the circle, because the other views of the group cover
-    # the other quarters. Each group or micro-batch has its own part of this quarter.
+    # The first azimuth of a group is within a quarter of the circle, because the other views of the group
+    # cover the other quarters. Each group or micro-batch has its own part of this quarter.
     assert all(-22.5 <= base < 67.5 for base in bases) and bases[0] < 22.5 <= bases[-1]
 
 

@@ -43,7 +43,7 @@ def restore(config, inputs):
 
 @pytest.mark.parametrize("key", ["base_mesh", "tet_grid_file", "envmap", "sd_model"])
 def test_changed_inputs_at_resume(key, tmp_path):
-    """A change of any input file is rejected with the name of its key. Without a change, the run resumes."""
+    """A run whose input file has changed is rejected, and the error contains the key of the file."""
     file, config = tmp_path / "input", load(GEOMETRY, tmp_path / "out")
     file.write_bytes(b"one")
     inputs = InputFiles()
@@ -61,7 +61,7 @@ def test_changed_inputs_at_resume(key, tmp_path):
         pass
     with pytest.raises(ValueError, match=f"the run in it has read a different {key}"):
         restore(config, changed)
-    # The prior is read only after the checkpoint was restored, so the error is raised when the prior is read.
+    # The prior is read only after the checkpoint is restored, so the error is raised when the prior is read.
     late = InputFiles()
     assert restore(config, late) == 7
     with pytest.raises(ValueError, match=f"a different {key}"), late.reading(key, file):
@@ -186,13 +186,13 @@ def test_an_export_is_recorded_by_step_and_not_by_file_time(tmp_path):
     assert not is_exported(config, 10)
     record_export(config, 10)
     assert is_exported(config, 10)
-    # A checkpoint that was copied or restored from a backup has a newer file time.
+    # If a checkpoint was copied or restored from a backup, it has a newer file time.
     for file in checkpoint_folder(config).rglob("*.*"):
         file.touch()
     assert is_exported(config, 10)
     save(config, 20)
     assert not is_exported(config, 20) and not is_exported(config, 10)
-    # A new run that reaches the same step has other weights, so its export is out of date.
+    # A new run that reaches the same step has other weights, so the earlier export is out of date.
     record_export(config, 20)
     save_checkpoint(checkpoint_folder(config), 20, {"scene.weight": torch.ones(3)}, {})
     assert not is_exported(config, 20)

@@ -26,7 +26,7 @@ def parameters():
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_skipped_step_changes_neither_weights_nor_optimizer_state(fused, bad):
-    """The result is bit-identical to that of a run with only the steps that have finite gradients."""
+    """The result is bit-identical to a run without the steps that have non-finite gradients."""
     ends = []
     for steps in ([1.0, bad, 2.0, 0.5], [1.0, 2.0, 0.5]):
         weights, guard = parameters(), StepGuard()
@@ -81,7 +81,7 @@ def test_non_finite_weights_are_not_saved_and_not_loaded(tmp_path, caplog):
         with pytest.raises(ValueError, match="step 3: b contains NaN or infinity"):
             save_checkpoint(tmp_path, 3, {"a": torch.ones(3), "b": torch.tensor([1.0, bad])}, {})
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000001", "step_000002"]
-    # Write the checkpoint as an older version of this program would have written it.
+    # Write the checkpoint as an older version of this program would have written it, with NaN in a tensor.
     path = tmp_path / "step_000002/tensors.safetensors"
     tensors = load_file(path) | {"a": torch.tensor([1.0, float("nan"), 1.0])}
     save_file(tensors, path)

@@ -200,7 +200,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 
 def test_gradients_of_shared_values_repeat_bit_for_bit_on_several_threads():
-    # The gradient of indexing uses atomic additions when several threads share the work. This is the case for
+    # The gradient of indexing uses atomic additions if several threads share the work. This is the case for
     # meshes of about 12,000 or more faces.
     values, rows = torch.randn(3, 3), torch.randint(3, (200_000,))
     weight, threads = torch.randn(200_000, 3), torch.get_num_threads()
@@ -328,7 +328,7 @@ def test_repeated_infinite_losses_end_the_run(pair, model_folder, tmp_path, caps
 
     monkeypatch.setattr(Guidance, "forward", overflow)
     message = refused(["--config", config], capsys, caplog)
-    # The host reads the result of a step only during the next step, so the error occurs one step later.
+    # The host reads the result of a step during the next step, so the error is raised one step later.
     assert f"step {3 + MAX_BAD_STEPS}" in message and "images is not finite" in message
     saved = load_latest(tmp_path / "paint/checkpoints")
     assert saved.step == 2 + MAX_BAD_STEPS
@@ -355,7 +355,7 @@ def test_a_section_that_a_mode_does_not_read_may_change(pair, model_folder, tmp_
     task, _, device = tasks.build_task(config)
     guidance = make_guidance(config, load_priors(config, device, task.inputs), device)
     loop.make_prefetcher(config, guidance, task.schedule, SINGLE_PROCESS)
-    unread = sections - read - {"camera", "export"}  # These are read during and after the training.
+    unread = sections - read - {"camera", "export"}  # These sections are read only in or after training.
     assert unread and unread <= set(config.run.traits.unused_sections)
 
 

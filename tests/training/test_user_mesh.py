@@ -80,7 +80,7 @@ def test_a_mesh_with_a_hole_ten_times_too_large_and_off_centre(tmp_path, in_the_
     made = load_mesh(mesh_file)
     sculpted = trimesh.Trimesh(made.v_pos.numpy(), made.faces.numpy())
     assert sculpted.is_watertight
-    # The scale of the cylinder: the largest vertex distance of the scaled mesh is 0.75.
+    # `size` is the scale of the cylinder: the largest vertex distance of the scaled mesh is 0.75.
     size = 0.75 / np.hypot(5, 6)
     # Four steps change the volume only slightly. A scale that is wrong by a factor of 10 would change the
     # volume by a factor of 1000.
@@ -92,7 +92,7 @@ def test_a_mesh_with_a_hole_ten_times_too_large_and_off_centre(tmp_path, in_the_
 def test_obj_without_uv_far_from_the_origin_keeps_its_position(tmp_path, in_the_repository, caplog):
     cone = trimesh.creation.cone(radius=4, height=9, sections=24)
     cone.apply_translation([100, 5, -30])
-    # The file has two materials, some inverted faces and no texture coordinates (vt).
+    # The file has two materials, some inverted faces, and no texture coordinates (vt).
     faces = [list(face[::-1]) if i % 3 == 0 else list(face) for i, face in enumerate(cone.faces + 1)]
     lines = [f"v {x} {y} {z}" for x, y, z in cone.vertices]
     for i, face in enumerate(faces):

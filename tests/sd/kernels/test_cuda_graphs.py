@@ -65,8 +65,8 @@ def test_replay_uses_the_new_inputs():
         for _ in range(3):
             x, y = torch.randn(size, 8, device="cuda"), torch.randn(8, 8, device="cuda")
             assert torch.allclose(replayed(x, y), (x @ y).relu() + x.mean(), atol=1e-5)
-    # The function was called for the first MAX_SHAPES shapes only during warm-up and capture. For the last
-    # shape, it was called eagerly each time.
+    # For each of the first MAX_SHAPES shapes, the function was called only during warm-up and capture. For
+    # the last shape, it was called eagerly each time.
     assert calls.count(2) == calls.count(3) > 0
     assert calls[-3:] == [2 + MAX_SHAPES] * 3
 
@@ -148,8 +148,8 @@ def test_gradient_replay_uses_the_new_inputs():
             assert torch.allclose(
                 grad_x, 24 * x**2 * grad_output + 2 * grad_output.sum(), rtol=1e-4, atol=1e-4
             )
-    # The function was called for sizes 3 and 4 only during warm-up and capture. Size 11 exceeds the limit, so
-    # the function was called eagerly each time.
+    # For sizes 3 and 4, the function was called only during warm-up and capture. Size 11 exceeds the limit,
+    # so the function was called eagerly each time.
     assert calls == [3] * (WARM_UP_CALLS + 1) + [4] * (WARM_UP_CALLS + 1) + [11] * 3
 
 

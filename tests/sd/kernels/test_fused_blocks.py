@@ -1,4 +1,4 @@
-"""Values and gradients of the fused blocks equal those of the diffusers blocks that they replace."""
+"""Test that values and gradients of the fused blocks equal those of the diffusers blocks they replace."""
 
 import copy
 import logging
@@ -346,7 +346,7 @@ def test_prior_on_cuda_uses_fused_blocks_and_equals_the_cpu(model_folder):
 
 @pytest.mark.gpu
 def test_half_precision_error_of_the_full_size_encoder():
-    """The error relative to float32 is at most about that of diffusers' blocks in half precision."""
+    """The error against float32 is at most about that of diffusers' blocks in half precision."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)

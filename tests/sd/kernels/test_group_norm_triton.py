@@ -1,4 +1,4 @@
-"""Values and gradients of Triton's group normalisation equal those of torch in float64."""
+"""Compare values and gradients of Triton's group normalisation with torch in float64."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from sd.kernels.group_norm_triton import LaunchConfig, group_norm
 from sd.kernels.reference import group_norm as reference
 
-# (samples, channels, height, width, groups). The shapes cover few rows, one row, channel counts that are not
-# a multiple of a tile, and many chunks.
+# (samples, channels, height, width, groups). Some shapes have few rows, one row, a channel count that is not
+# a multiple of a tile, or many chunks.
 SHAPES = [
     (2, 32, 5, 7, 8),
     (1, 8, 1, 1, 2),

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sd.kernels.pointwise_triton import add_bias, biased_sum, geglu, sum_norm
 
-# Tolerance: half a unit in the last place, plus the error of exp and erf in float32.
+# The tolerance is half a unit in the last place, plus the error of exp and erf in float32.
 ROUNDING = {torch.float32: 1e-6, torch.float16: 6e-4}
 
 

@@ -1,4 +1,4 @@
-"""Wrong values in a model's settings files raise a one-line error before the first step."""
+"""Test that wrong values in a model's settings files raise a one-line error before the first step."""
 
 import json
 import shutil

@@ -37,7 +37,7 @@ def half_folder(model_folder, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """Replace the hub by a fake hub {id: folder}, with the download filters of the real client."""
+    """Replace the hub with a fake hub {id: folder} that uses the download filters of the real client."""
     import huggingface_hub
 
     repositories, requested = {}, []

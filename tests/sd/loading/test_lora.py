@@ -84,7 +84,8 @@ def kohya(products, path):
 def diffusers(products, path):
     """Write the format of diffusers' pipelines.
 
-    A tensor name is the name of the model part, the layer name and peft's suffix. Alpha is in the metadata.
+    The name of a tensor consists of the model part, the layer name and peft's suffix. Alpha is in the
+    metadata.
     """
     tensors = {}
     for name, (down, up) in products.items():
@@ -98,7 +99,7 @@ def diffusers(products, path):
 def earlier_diffusers(products, path):
     """Write the format of diffusers' training scripts before peft.
 
-    Attention layers are named after their attention processors. The file has no alpha.
+    Attention layers have the names of their attention processors. The file contains no alpha.
     """
     tensors = {}
     for name, (down, up) in products.items():

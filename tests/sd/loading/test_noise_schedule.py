@@ -1,7 +1,4 @@
-"""Test the noise schedule.
-
-It equals that of diffusers' scheduler classes, and unsupported settings are rejected.
-"""
+"""Test that the noise schedule equals that of diffusers' schedulers, and that other settings are rejected."""
 
 import json
 import shutil

@@ -43,8 +43,8 @@ def files(tmp_path_factory):
     return {version: write_file(root / version, version, **metadata) for version in VERSIONS}
 
 
-# Published counts: tensors of the denoiser, and parameters of the denoiser, the VAE encoder and the text
-# encoder.
+# Published counts: number of tensors of the denoiser, then numbers of parameters of the denoiser, the VAE
+# encoder and the text encoder.
 PUBLISHED = {
     "1.5": (686, 859_520_964, 34_163_664, 123_060_480),
     "2.1": (686, 865_910_724, 34_163_664, 340_387_840),
@@ -209,8 +209,8 @@ class Answer(torch.nn.Module):
 
 
 def test_prediction_type_from_the_output():
-    # At the last timestep abar is 0.0047. The input is almost pure noise, so a noise prediction is nearly
-    # equal to it. A v prediction contains only 7 % noise.
+    # At the last timestep, abar is 0.0047 and the input is almost pure noise. A noise prediction is therefore
+    # nearly equal to the input. A v prediction contains only 7 % noise.
     assert prediction_from_output(Answer(0.95)) == "epsilon"
     assert prediction_from_output(Answer(0.07)) == "v_prediction"
 
@@ -228,7 +228,7 @@ def test_prediction_type_from_the_metadata():
 @pytest.mark.parametrize(
     ("version", "metadata", "requested", "expected", "size"),
     [
-        ("2.1", {}, "auto", "v_prediction", 96),  # output of random weights: no correlation
+        ("2.1", {}, "auto", "v_prediction", 96),  # the output of random weights has no correlation
         ("2.1", {"modelspec.prediction_type": "v"}, "auto", "v_prediction", 96),
         ("2.1", {}, "epsilon", "epsilon", 64),
         ("1.5", {}, "auto", "epsilon", 64),

@@ -123,7 +123,8 @@ def test_azimuths_of_cameras():
 
 
 def test_rotated_normals_of_a_sphere_do_not_depend_on_the_azimuth(renderer):
-    # With rotated normals, the image of a sphere is the same from all sides. World-space normals differ.
+    # With rotated normals, the image of a sphere is the same from all sides. World-space normals would
+    # differ.
     sphere = perturbed_mesh(Ball(), renderer, 0.0, torch.Generator())
     views = render_views(sphere, evaluation_cameras(48), renderer.rasteriser, renderer.light)
     assert views.shaded is None
@@ -132,8 +133,8 @@ def test_rotated_normals_of_a_sphere_do_not_depend_on_the_azimuth(renderer):
     # The sphere is a mesh, so its outlines in the views differ by some pixels.
     assert spread.flatten(1).quantile(0.97, dim=1).max() < 0.12
     middle = views.normal[:, :, 24, 24]
-    # The normal at the centre points to the camera. After the rotation this is +z, and slightly up, because
-    # the camera is above the sphere.
+    # The normal at the centre points to the camera. After the rotation of the normals, it is approximately
+    # +z. It also points slightly up, because the camera is above the sphere.
     assert (middle[:, 2] > 0.9).all() and (middle[:, 1] > 0.2).all()
 
 
@@ -313,14 +314,15 @@ def test_evaluation_of_shapes(tmp_path, renderer, classifier):
     )
     assert found["assets"][0]["probability"]["category"] == pytest.approx(logs.softmax(0)[0].item(), abs=5e-3)
     assert all(view["expected"] == view["categories"]["mug"] for view in views)
-    # two_faced exists only for categories that have a front: here the car, not the mug.
+    # two_faced exists only for categories that have a front. In this test, the car has a front and the mug
+    # has none.
     assert ["two_faced" in asset for asset in found["assets"]] == [False, True]
     assert found["two_faced"]["normal"]["assets"] == 1
     assert found["classifier"]["held_out"]["whole"]["assets"] == 6
 
 
 def test_evaluation_of_painted_assets(tmp_path, renderer, fixed_classifier):
-    # All painted surfaces are classified as red mugs, so two categories and one material are correct. One run
+    # All painted surfaces are classified as red mugs, so two categories and one material are correct. Run "d"
     # has no mesh.
     for name, prompt in (("a", "a red mug"), ("b", "a blue mug"), ("c", "a car"), ("d", "a golden car")):
         export(tmp_path / name, renderer, "mug", "green", with_checkpoint=False)

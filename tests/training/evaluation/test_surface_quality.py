@@ -40,8 +40,8 @@ def test_roughness_is_the_mean_angle_weighted_by_length():
     expected = 90 * 12 / (12 + 6 * math.sqrt(2))
     assert roughness(cube()) == pytest.approx(expected, rel=1e-5)
     assert roughness(cube(3.0)) == pytest.approx(expected, rel=1e-5)
-    # A small second cube has a tenth of the weight of the first cube. Both have the same roughness, so the
-    # mean does not change.
+    # All edges of the small second cube have a tenth of the length. Both cubes have the same roughness, so
+    # the mean does not change.
     assert roughness(both(cube(), cube(0.1, 5.0))) == pytest.approx(expected, rel=1e-5)
     flat = make_mesh(
         torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]), torch.tensor([[0, 1, 2], [0, 2, 3]])
@@ -72,7 +72,8 @@ def test_loose_parts_and_open_edges_are_counted():
 
 def test_true_mesh_lies_on_the_object_s_surface_on_the_run_s_grid():
     config = GeometryConfig(dmtet_grid=24, mesh_scale=2.0)
-    # The stem is thinner than a cell of this coarse grid, so the surface is displaced by up to 0.6 cells.
+    # The stem is thinner than a cell of this coarse grid, so the surface of the mesh is displaced by up to
+    # 0.6 cells.
     subject = true_object("apple", 1)
     mesh = true_mesh(subject, config, torch.device("cpu"))
     grid = make_tet_grid(24, 2.0)

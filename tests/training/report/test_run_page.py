@@ -63,7 +63,8 @@ def test_page_of_a_running_run_shows_existing_results(folder):
     assert [still["step"] for still in embedded(page, "stills")] == [20, 40, 60]
     assert 'class="state running">running' in page and "step 60 of 100, export" in page
     assert '<progress max="100" value="60"' in page and 'data-written="1000000000000"' in page
-    # The model and the turntable in the folder are from an earlier run, so the page does not show them.
+    # The model and the turntable in the folder were written by an earlier run, so the page does not show
+    # them.
     assert 'id="model"' not in page and "data:video" not in page
     assert "model-viewer" not in re.sub(r"<style>.*?</style>|<script>.*?</script>", "", page, flags=re.S)
     assert embedded(page, "curve")[-1][2] == 60

@@ -1,4 +1,4 @@
-"""Test the versions and the hardware that are listed in a report."""
+"""Test the list of versions and hardware in a report."""
 
 import platform
 

@@ -39,7 +39,7 @@ def test_a_sweep_on_ray(stub, monkeypatch):
     import ray
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]), prepend=os.pathsep)
-    # Each worker imports the program again, so the task itself must install the stub.
+    # Each worker process imports the program again, so the stub must be installed inside the task.
     from training.sweep import local_executor, ray_executor
 
     program, run_trial = local_executor.PROGRAM, ray_executor.run_trial

@@ -1,4 +1,4 @@
-"""Test the parts of the web page that do not need gradio: options, commands, the job, results, settings."""
+"""Test the parts of the web page that do not need gradio: options, commands, jobs, results and settings."""
 
 import os
 import threading
@@ -198,8 +198,8 @@ def test_the_second_stop_kills(runner, tmp_path):
 def test_a_job_outlasts_the_thread_that_asks_for_it(runner, tmp_path):
     threading.Thread(target=start, args=(runner, tmp_path)).start()
     wait_for(lambda: runner.job is not None and "started" in runner.job.output())
-    # Without a countermeasure, the system would send a signal to the process a few milliseconds later, when
-    # the thread that started the process ends.
+    # Without a countermeasure, the system would send a signal to the process when the thread that started it
+    # ends, a few milliseconds later.
     time.sleep(0.3)
     assert runner.job.state == "running"
 
