@@ -1,8 +1,7 @@
-"""Generate the guide meshes that configs use as start shapes: `python3 -m data.make_guides` in the root
-folder.
+"""Generate the guide meshes that configs use as start shapes.
 
-A guide is a figure or an object of dataset.procedural, meshed on a tetrahedral grid. The result is
-deterministic.
+Run `python3 -m data.make_guides` in the root folder. A guide is the mesh of a figure or an object of
+dataset.procedural. It is extracted from a tetrahedral grid. The result is deterministic.
 """
 
 import logging
@@ -27,8 +26,10 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Guide:
-    """What is meshed: a solid, the side of the grid's cube around the origin, and the nominal grid
-    resolution.
+    """Input of a guide mesh.
+
+    solid: the object. box: side of the grid's cube, which is centred on the origin. resolution: nominal
+    resolution of the grid. unit: unit of length, for the file's comment.
     """
 
     solid: ProceduralObject
@@ -44,7 +45,10 @@ def _of_category(category: str, seed: int, resolution: int) -> Guide:
 
 
 def guides() -> dict[str, Guide]:
-    """All guides by their path in data/. Of the first few seeds, the one with the plainest object is used."""
+    """Return a dict from the path in data/ to the guide.
+
+    The seed of each object was selected by hand from the first few seeds, so that the object has few details.
+    """
     return {
         "person/person.obj": Guide(mannequin(), HEIGHT * 1.06, 92, "Metres"),
         "head/head.obj": _of_category("head", 1, 56),
@@ -61,7 +65,7 @@ def march_guide(guide: Guide) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]
 
 
 def obj_text(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], unit: str) -> str:
-    """Wavefront OBJ with positions rounded to 1e−5."""
+    """Return the text of a Wavefront OBJ file with positions rounded to 1e−5."""
     lines = [f"# Made by data/make_guides.py. {unit}, up +y, front +z."]
     lines += [f"v {x:.5f} {y:.5f} {z:.5f}" for x, y, z in v_pos.tolist()]
     lines += [f"f {a} {b} {c}" for a, b, c in (faces + 1).tolist()]

@@ -1,7 +1,8 @@
 """Generate the environment map `studio.hdr`: `python3 -m data.make_maps` in the root folder.
 
-A dark studio with a warm soft box at the upper left in front, a cool one at the right behind, and dim ambient
-light. Unlike the even default map it shows the effect of roughness and metalness.
+The map is a dark studio with a warm soft box at the upper left in front of the object, a cool soft box at the
+right behind it, and dim ambient light. Unlike the uniform default map, it shows the effects of roughness and
+metallic.
 """
 
 import logging
@@ -19,7 +20,7 @@ logger = logging.getLogger("data.make_maps")
 STUDIO = Path(__file__).parent / "irrmaps/studio.hdr"
 SIZE = (64, 128)
 AMBIENT = (0.12, 0.12, 0.14)
-# Direction towards the box, half angle in degrees, radiance.
+# Soft boxes: (direction towards the box, half angle in degrees, radiance).
 BOXES = (
     ((-0.7, 0.6, 0.8), 22.0, (9.0, 7.6, 6.0)),
     ((0.9, 0.3, -0.6), 16.0, (2.4, 3.4, 5.2)),
@@ -28,7 +29,7 @@ EDGE = 6.0  # width of the fade at the edge of a box, degrees
 
 
 def studio() -> Float[Tensor, "H W 3"]:
-    """The map as linear radiance."""
+    """Return the map as linear radiance."""
     towards = latlong_directions(*SIZE)
     image = torch.tensor(AMBIENT).expand(*SIZE, 3).clone()
     for centre, half_angle, radiance in BOXES:
@@ -40,7 +41,7 @@ def studio() -> Float[Tensor, "H W 3"]:
 
 
 def main() -> None:
-    """Write the map."""
+    """Write the map to its file."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     write_hdr(STUDIO, studio())
     logger.info("%s: %d x %d pixels", STUDIO, SIZE[1], SIZE[0])

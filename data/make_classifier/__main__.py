@@ -9,7 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-# Must be set before torch is imported. Waiting OpenMP threads that spin are slow if another process is busy.
+# Must be set before torch is imported. If other processes are busy, OpenMP threads that wait actively are
+# slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch

@@ -1,7 +1,7 @@
-"""Augmentation of the classifier's training images: bending, noise, blur, holes, scale, colour.
+"""Augmentation of the classifier's training images: distortion, noise, blur, holes, scale and colour.
 
-It makes clean renders similar to those of optimised surfaces. Each image of a batch is augmented
-independently, on its device. Legend: B images, S pixels per side.
+The augmentation makes clean renders similar to renders of optimised surfaces. Each image of a batch is
+augmented independently, on its device. In shapes, B is the number of images and S the pixels per side.
 """
 
 import math
@@ -12,14 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)
-# Image sizes, as shares of S, that parts of the batch are downsampled to and upsampled from.
+# Each part of a batch is downsampled to this share of S and upsampled again.
 BLURS = (1.0, 0.6, 0.4, 0.28)
 
 
 def augment(
     images: Float[Tensor, "B 3 S S"], domain: str, generator: torch.Generator
 ) -> Float[Tensor, "B 3 S S"]:
-    """Randomly augmented images of a domain in [−1, 1]. Mirroring is included."""
+    """Augment images in [−1, 1] randomly, including mirroring. domain: normal or shaded."""
     empty = 0.0 if domain == "normal" else -1.0
     images = _warp(images - empty, domain, generator)
     images = _roughen(images, generator) if domain == "normal" else _recolour(images, generator)
@@ -35,13 +35,13 @@ def _uniform(count: int, low: float, high: float, generator: torch.Generator) ->
 def _waves(
     count: int, channels: int, cells: int, side: int, generator: torch.Generator
 ) -> Float[Tensor, "B C S S"]:
-    """Smooth noise of about unit standard deviation with `cells` waves across the image."""
+    """Return smooth noise with `cells` waves across the image and a standard deviation of about 1."""
     noise = torch.randn(count, channels, cells, cells, generator=generator, device=generator.device)
     return F.interpolate(noise, (side, side), mode="bicubic", align_corners=False)
 
 
 def _warp(images: Tensor, domain: str, generator: torch.Generator) -> Tensor:
-    """Scale, shift and bend the images and mirror half of them. Pixels from outside are 0."""
+    """Scale, shift and distort the images and mirror half of them. Pixels from outside the image are 0."""
     count, side = len(images), images.shape[-1]
     size = torch.exp(_uniform(count, -math.log(1.25), math.log(1.25), generator))
     axis = (torch.arange(side, device=images.device) + 0.5) * (2 / side) - 1
@@ -62,8 +62,9 @@ def _warp(images: Tensor, domain: str, generator: torch.Generator) -> Tensor:
 
 
 def _roughen(normals: Tensor, generator: torch.Generator) -> Tensor:
-    """Add noise of several wavelengths to the directions of normals. Their lengths, and so the outlines, are
-    kept.
+    """Add noise of several wavelengths to the directions of normals.
+
+    The length of each normal is kept, so the outlines do not change.
     """
     count, side = len(normals), normals.shape[-1]
     noise = sum(
@@ -75,7 +76,10 @@ def _roughen(normals: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _recolour(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random exposure, gamma, saturation, blotches and grain for images in [0, 2]. Black stays black."""
+    """Change exposure, gamma and saturation of images in [0, 2], and add spots and noise.
+
+    Black stays black.
+    """
     count, side = len(images), images.shape[-1]
     colour = (images / 2).clamp(0, 1)
     visible = (colour.amax(1, keepdim=True) * 20).clamp(max=1)
@@ -102,7 +106,7 @@ def _cut_holes(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Downsample each part of the batch to a share of its size and upsample it again."""
+    """Downsample each part of the batch to one of the sizes BLURS and upsample it again."""
     side, parts = images.shape[-1], []
     for part, share in zip(images.chunk(len(BLURS)), BLURS, strict=False):
         if share < 1:

@@ -1,9 +1,9 @@
-"""Training data of the classifier: random objects of every category, rendered from all around.
+"""Training data of the classifier: random objects of every category, rendered from all directions.
 
-A perturbed object has waves of several lengths added to its signed distance before meshing. This gives lumps,
-broken thin parts and loose pieces, as on optimised surfaces.
+An object is perturbed by adding waves of several lengths to its signed distance before meshing. This gives
+bumps, broken thin parts and separate pieces, as on optimised surfaces.
 
-Legend: N images, S pixels per side.
+In shapes, N is the number of images and S the pixels per side.
 """
 
 import logging
@@ -49,11 +49,12 @@ logger = logging.getLogger(__name__)
 OWN = "own"
 MATERIAL_NAMES = (OWN, *MATERIALS)
 SHAPE_STREAM, CAMERA_STREAM, PERTURBATION_STREAM, MATERIAL_STREAM = 1, 2, 3, 4
-# Waves of the perturbation: cells per axis and share of the amplitude.
+# Waves of the perturbation: (cells per axis, share of the amplitude).
 WAVES = ((5, 0.5), (11, 0.3), (23, 0.2))
 LARGEST_WAVE = 0.06
 PERTURBED_SHARE = 0.6
-# Number of materials among the views of an object, and the share of them that are its own colours.
+# MATERIALS_PER_INSTANCE: number of materials among the views of an object. OWN_SHARE: share of the views that
+# have the object's original colours.
 MATERIALS_PER_INSTANCE, OWN_SHARE = 4, 0.2
 
 
@@ -61,9 +62,9 @@ MATERIALS_PER_INSTANCE, OWN_SHARE = 4, 0.2
 class DatasetConfig:
     """Selection and rendering of the objects.
 
-    categories may contain NOTHING. training: random cameras around the evaluation cameras and random light
-    yaw, otherwise the evaluation cameras and light. perturbation: amplitude in world units, drawn at random
-    if None.
+    categories: may contain NOTHING. training: whether to use random cameras near the evaluation cameras and a
+    random rotation of the light. Otherwise the evaluation cameras and light are used. perturbation: amplitude
+    in world units; None draws it at random.
     """
 
     seed: int
@@ -78,7 +79,7 @@ class DatasetConfig:
 
     @property
     def data(self) -> DataConfig:
-        """The same settings for an ObjectRenderer."""
+        """Return these settings as the config of an ObjectRenderer."""
         return DataConfig(
             categories=self.categories,
             instances=self.instances,
@@ -95,8 +96,8 @@ class DatasetConfig:
 class Images:
     """Rendered images with their labels.
 
-    normal: rotated normals (see render_views), ×127. shaded: sRGB ×255. category and side index the
-    categories and SIDES. material indexes MATERIAL_NAMES. asset: index of the object.
+    normal: rotated normals (see render_views), ×127. shaded: sRGB ×255. category: index in the config's
+    categories. side: index in SIDES. material: index in MATERIAL_NAMES. asset: index of the object.
     """
 
     normal: Int8[Tensor, "N 3 S S"]
@@ -113,7 +114,7 @@ class Images:
         return Images(**{name: value.to(device) for name, value in vars(self).items()})
 
     def pictures(self, domain: str, rows: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """Network input of this domain in [−1, 1]."""
+        """Return the network input for a domain (normal or shaded), in [−1, 1]."""
         if domain == "normal":
             return self.normal[rows].float() / 127
         return self.shaded[rows].float() / 127.5 - 1
@@ -140,7 +141,7 @@ def perturbed_mesh(
 
 
 def render_instance(config: DatasetConfig, renderer: ObjectRenderer, category: int, instance: int) -> Images:
-    """All images of one object on the CPU, a pure function of (config, category, instance)."""
+    """Render all images of one object. They are on the CPU and depend only on the arguments."""
 
     def stream(number: int) -> torch.Generator:
         return step_generator(config.seed, category, instance, number)
@@ -175,7 +176,7 @@ def render_instance(config: DatasetConfig, renderer: ObjectRenderer, category: i
 
 
 def _views(config: DatasetConfig, generator: torch.Generator) -> tuple[Cameras, Tensor, Tensor]:
-    """Cameras, yaw of the light in each view, and visible side in each view."""
+    """Return the cameras, and the rotation of the light about +y and the visible side for each view."""
     side = SUPERSAMPLE * config.image_size
     if config.training:
         cameras = sample_cameras(TRAINING_CAMERAS, config.views, (side, side), generator)
@@ -199,10 +200,10 @@ def _render_views(
 def render_share(
     configs: Sequence[DatasetConfig], share: int, shares: int, device: str, seconds: float
 ) -> list[dict[str, np.ndarray]]:
-    """Instances share, share + shares, … of every category of each config, until the time is up.
+    """Render the instances share, share + shares, … of every category of each config until the time is up.
 
-    Every config gets at least one instance per category if the share has one. Returns arrays, because they
-    can be pickled between processes without shared memory.
+    Every config gets at least one instance per category if the share contains one. The result consists of
+    arrays, because arrays can be pickled between processes without shared memory.
     """
     begun = time.monotonic()
     renderer = ObjectRenderer(configs[0].data, torch.device(device))
@@ -225,10 +226,11 @@ def render_share(
 def render_datasets(
     configs: Sequence[DatasetConfig], device: torch.device, seconds: float, workers: int
 ) -> list[Images]:
-    """All images of each config, on the device. The configs may differ only in what ObjectRenderer ignores.
+    """Render all images of each config and return them on the device.
 
-    Several processes share one GPU, because drawing objects is CPU-bound. workers 0 renders in this process.
-    Exceptions of workers are raised here.
+    The configs may differ only in settings that ObjectRenderer ignores. Several worker processes share one
+    GPU, because generating the objects is CPU-bound. With 0 workers, this process renders. An exception in a
+    worker is raised here.
     """
     if workers == 0:
         shares = [render_share(configs, 0, 1, str(device), seconds)]
@@ -252,7 +254,7 @@ def render_datasets(
 
 
 def held_out(config: DatasetConfig, seed: int, instances: int, perturbation: float) -> DatasetConfig:
-    """A config of other objects, rendered with the evaluation cameras."""
+    """Return a config of held-out objects (another seed) that are rendered with the evaluation cameras."""
     return replace(
         config, seed=seed, instances=instances, training=False, perturbation=perturbation, views=VIEWS
     )

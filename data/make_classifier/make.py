@@ -1,5 +1,6 @@
-"""Make a classifier: render objects, train both networks, measure the accuracy on other objects, write the
-folder.
+"""Make a classifier: render objects, train both networks, measure the accuracy, write the folder.
+
+The accuracy is measured on objects that are not in the training data.
 """
 
 import logging
@@ -29,7 +30,7 @@ from training.evaluation.views import IMAGE_SIZE, LIGHT
 
 logger = logging.getLogger(__name__)
 
-# The objects of the prior use the seeds 1 and 2.
+# These seeds differ from the seeds 1 and 2, which the training data of the prior use.
 TRAINING_SEED, HELD_OUT_SEED = 7001, 7002
 RENDERING_SHARE = 0.5
 PERTURBED = 0.04
@@ -39,8 +40,8 @@ PERTURBED = 0.04
 class MakeConfig:
     """Settings of one classifier.
 
-    minutes: total time. steps: training steps per network, or None for all remaining time. The classifier
-    also learns the category NOTHING.
+    minutes: total time. steps: training steps per network; None trains until the time is up. The classifier
+    is also trained on the category NOTHING.
     """
 
     out: Path

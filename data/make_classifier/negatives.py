@@ -1,7 +1,7 @@
-"""Surfaces without a category, which the classifier must recognise as such.
+"""Surfaces of no category. The classifier must assign them to NOTHING.
 
-They imitate two failures of optimisation: noise, and start shapes (ellipsoids and cylinders) that did not
-change.
+They are similar to the results of two failures of the optimisation: noise, and unchanged start shapes
+(ellipsoids and cylinders).
 """
 
 import math
@@ -18,7 +18,7 @@ NOISE_SHARE, WAVES = 0.6, 20
 
 
 def make_negative(generator: torch.Generator) -> ProceduralObject:
-    """Random noise or a random start shape, with the size of an object and random colours."""
+    """Return random noise or a random start shape with the size of an object and random colours."""
     draw = Draw(generator)
     radii = [draw.uniform(0.35, 0.75) for _ in range(3)]
     noisy, round_ = draw.chance(NOISE_SHARE), draw.chance(0.6)
@@ -40,7 +40,7 @@ def make_negative(generator: torch.Generator) -> ProceduralObject:
 
 
 def _wave(draw: Draw, log_frequency: float):
-    """A random function of space with unit standard deviation: waves in all directions."""
+    """Return a random function of position: a sum of waves in all directions with standard deviation 1."""
     waves = []
     for _ in range(WAVES):
         up, turn = draw.uniform(-1.0, 1.0), draw.angle()

@@ -37,7 +37,7 @@ def train_network(
     batch: int,
     generator: torch.Generator,
 ) -> int:
-    """Train in place until the schedule ends. Returns the number of steps."""
+    """Train `network` in place until the schedule ends, and return the number of steps."""
     device = images.category.device
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
@@ -70,7 +70,11 @@ def train_network(
 def total_loss(
     output: ClassifierOutput, images: Images, rows: Tensor, categories: tuple[str, ...]
 ) -> Float[Tensor, ""]:
-    """Cross entropy of category, of material if there is one, and of side for directional categories."""
+    """Return the sum of the cross entropies of category, material and side.
+
+    The material is omitted for a network without material output. The side is omitted for categories that
+    look the same from all sides.
+    """
     category = images.category[rows]
     loss = F.cross_entropy(output.category.float(), category, label_smoothing=SMOOTHING)
     if output.material.shape[-1]:
@@ -84,9 +88,11 @@ def total_loss(
 
 
 def accuracies(classifier: Classifier, images: Images) -> dict[str, dict[str, float]]:
-    """Return accuracies of categories and materials, and false two-faced detections, for each domain.
+    """Return the accuracies of categories and materials and the rate of false two-faced detections per
+    domain.
 
-    images: rendered with the evaluation cameras, sorted by asset.
+    An object is two-faced if its front is visible from two sides (Janus problem). images: rendered with the
+    evaluation cameras, sorted by asset.
     """
     settings, found = classifier.settings, {}
     category, material, side = (
@@ -121,7 +127,7 @@ def accuracies(classifier: Classifier, images: Images) -> dict[str, dict[str, fl
 def weak_categories(
     classifier: Classifier, images: Images, domain: str, at_most: float = 0.9
 ) -> dict[str, float]:
-    """Categories whose held-out assets are recognised in at most this share of cases."""
+    """Return the categories whose accuracy on held-out assets is at most `at_most`, with their accuracy."""
     rows = torch.arange(len(images), device=images.category.device)
     prediction = predict_assets(
         classifier, domain, torch.cat([images.pictures(domain, r) for r in rows.split(256)])

@@ -1,8 +1,8 @@
-"""Captions of the training images by category, view and material.
+"""Captions of the training images. They depend on category, view and material.
 
-The view suffixes and negative prompts are those that Fantasia3D (Chen et al. 2023) uses in score
-distillation: "{text}, front view" and so on. The negative prompts serve as empty captions, so that they embed
-as unconditional.
+The view suffixes ("{text}, front view" and so on) and the negative prompts are those that Fantasia3D (Chen et
+al. 2023) uses in score distillation. The negative prompts are used like empty captions, so the prior learns
+to treat them as unconditional.
 """
 
 import torch
@@ -24,7 +24,7 @@ TEMPLATES = (
     "a 3D model of {article} {name}",
     "{name}",
 )
-# Further wordings for a material that has a noun.
+# Additional wordings for a material that has a noun, such as "wood".
 SUBSTANCE_TEMPLATES = (
     "{article} {name} made of {substance}",
     "a DSLR photo of {article} {name} made of {substance}",
@@ -34,7 +34,7 @@ EMPTY_CAPTIONS = ("", "", *sorted(mode.negative_prompt for mode in MODES.values(
 
 
 def readable_name(category: str) -> str:
-    """Name of a category in captions: "ice_cream" -> "ice cream"."""
+    """Return the name of a category in captions, for example "ice cream" for "ice_cream"."""
     return category.replace("_", " ").strip().lower()
 
 
@@ -43,9 +43,9 @@ def article(name: str) -> str:
 
 
 def descriptions(category: str, material: Material | None = None) -> list[str]:
-    """Return all wordings for a category without the view. Repeated wordings have a higher probability.
+    """Return all wordings for a category without the view. A wording that is repeated is drawn more often.
 
-    The number of wordings is the same for every material and for none.
+    The number of wordings is the same for all materials, and also without a material.
     """
     plain = readable_name(category)
     name = f"{material.adjective} {plain}" if material else plain
@@ -61,15 +61,15 @@ def descriptions(category: str, material: Material | None = None) -> list[str]:
 
 
 def plain_caption(category: str) -> str:
-    """The first wording of a category, e.g. "a pineapple"."""
+    """Return the first wording for a category, for example "a pineapple"."""
     return descriptions(category)[0]
 
 
 class CaptionTable:
-    """All captions of some categories in one list, and random draws of its rows.
+    """A list of all captions of some categories, from which random rows can be drawn.
 
-    Rows are ordered by category, by material (own colours first), by wording, and by view: none, front, side
-    and back as in `Cameras.view_index`. EMPTY_CAPTIONS follow at the end.
+    Rows are ordered by category, by material (original colours first), by wording, and by view: none, front,
+    side and back as in `Cameras.view_index`. EMPTY_CAPTIONS are at the end.
     """
 
     def __init__(self, categories: tuple[str, ...]):
@@ -95,8 +95,9 @@ class CaptionTable:
         generator: torch.Generator,
         view_share: float = VIEW_SHARE,
     ) -> torch.Tensor:
-        """Random rows [B] of `captions` for images of these categories, views and materials [B], on their
-        device. view_share: the share of captions that end with the view.
+        """Draw the indices [B] of captions for images of these categories, views and materials [B].
+
+        The result is on their device. view_share: share of the captions that end with the view.
         """
         device, count = category_index.device, len(category_index)
 

@@ -23,13 +23,13 @@ from render.image_io.image import grid, read_image, write_png
 from render.scene import pictures
 from render.shade.brdf import linear_to_srgb, shade
 
-# Frames of the 100-frame turntable: the front, and 54 degrees further.
+# Frames of the turntable, which has 100 frames: the front, and the view after 54 degrees.
 FRAMES = (0, 15)
 
 
 @torch.no_grad()
 def reference(category: str, renderer: ObjectRenderer, seed: int, side: int) -> list[Float[Tensor, "S S 3"]]:
-    """A random object of the category, seen from the turntable cameras and shaded on white."""
+    """Render a random object of the category, shaded on white, from the turntable cameras of FRAMES."""
     subject = make_object(category, torch.Generator().manual_seed(seed))
     mesh = renderer.mesh(subject)
     found, cameras = [], orbit(100, (side, side))
@@ -42,15 +42,19 @@ def reference(category: str, renderer: ObjectRenderer, seed: int, side: int) -> 
 
 
 def frames(folder: Path, layer: str) -> list[Float[Tensor, "S S 3"]]:
-    """The chosen turntable frames of a finished run.
+    """Return the turntable frames FRAMES of a finished run.
 
-    Raises FileNotFoundError if the run did not write them (it is unfinished, or validate is false).
+    Raises:
+        FileNotFoundError: if the run has no such frames, because it is unfinished or validate is false.
     """
     return [read_image(folder / "validate" / layer / f"{frame:03d}.png") for frame in FRAMES]
 
 
 def middle(image: Float[Tensor, "S S 3"]) -> Float[Tensor, "s s 3"]:
-    """The central part with 3/4 of the side, which contains the objects of the prior."""
+    """Return the central part of an image with 3/4 of its side.
+
+    It contains the prior's objects completely.
+    """
     margin = len(image) // 8
     return image[margin:-margin, margin:-margin]
 

@@ -1,8 +1,8 @@
-"""torch.compile for the denoiser's training step, compiled in advance by a second process.
+"""torch.compile for the denoiser's training step. A second process compiles it in advance.
 
-Compilation takes about a minute, as long as rendering and VAE training. Meanwhile a child process compiles
-the same network for the same shapes, which fills inductor's cache on disk. If it fails, training runs
-eagerly.
+Compilation takes about a minute, which is as long as rendering and VAE training together. During this time a
+child process compiles the same network for the same shapes and so fills inductor's cache on disk. If
+compilation fails, training runs in eager mode.
 """
 
 import json
@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def autocast_for(device: torch.device):
-    """A factory of autocast contexts: bf16 on CUDA, disabled on CPUs, where bf16 is slower."""
+    """Return a factory of autocast contexts: bf16 on CUDA.
+
+    Autocast is disabled on CPUs, where bf16 is slower.
+    """
     return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
@@ -31,14 +34,14 @@ def predict(
 ) -> Tensor:
     """Return the predicted noise in the precision of the network.
 
-    camera [B, 16]: for a denoiser of several views.
+    camera [B, 16]: the cameras, if the denoiser processes several views together.
     """
     named = {} if camera is None else {"class_labels": camera}
     return unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False, **named)[0]
 
 
 def example(shape: Shape, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Example arguments of `predict` with the shapes, strides and dtypes of training."""
+    """Return example arguments of `predict` with the shapes, strides and dtypes that training uses."""
     size = (batch, LATENT_CHANNELS, shape.latent_size, shape.latent_size)
     noisy = torch.randn(size, device=device).contiguous(memory_format=torch.channels_last)
     timesteps = torch.randint(1000, (batch,), device=device)
@@ -90,7 +93,7 @@ def _warm_up(shape: Shape, batch: int) -> None:
     unet = build_unet(shape).to(device, memory_format=torch.channels_last).train()
     compiled = _compile(unet)
     for _ in range(3):
-        # The graph owns the memory of the gradients and overwrites it in the next iteration.
+        # Do not keep the gradients: the CUDA graph reuses their memory in the next iteration.
         unet.zero_grad(set_to_none=True)
         with autocast_for(device)():
             output = predict(compiled, *example(shape, batch, device)).float()

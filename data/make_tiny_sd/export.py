@@ -33,10 +33,9 @@ JOINT = (
 
 
 def export(run: Run, denoiser: Denoiser, vae: nn.Module, tokenizer, latents: Latents, views: Views) -> None:
-    """Write the averaged weights as a folder in diffusers layout with a model card, and sample grids to the
-    work folder.
+    """Write the averaged weights to a folder in diffusers layout with a model card.
 
-    The weights are written first, so that a failure in the samples does not lose them.
+    Sample grids are written to the work folder afterwards, so an error in sampling does not lose the weights.
     """
     unet, text_encoder = denoiser.averages
     out, work = run.options.out, run.work
@@ -80,7 +79,7 @@ def check(folder: Path, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> 
 
 
 def write_sample_sheet(paths: list[Path], tile: int, folder: Path) -> None:
-    """Write samples.jpg of the model card: the grids side by side, TILE pixels per image."""
+    """Write samples.jpg of the model card. It shows the grids side by side with TILE pixels per image."""
     grids = [Image.open(path) for path in paths]
     scaled = [
         grid.resize((grid.width * TILE // tile, grid.height * TILE // tile), Image.BOX) for grid in grids
@@ -124,8 +123,10 @@ def _figures(run: Run, denoiser: Denoiser, vae: nn.Module, views: Views) -> dict
 def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], tokenizer) -> None:
     """Copy the weights of an exported folder into (unet, vae, text encoder).
 
-    Token embeddings are matched by token, because other categories give another vocabulary.
-    Raises ValueError if the sizes of the networks differ.
+    Token embeddings are matched by token, because the vocabulary depends on the categories.
+
+    Raises:
+        ValueError: if the sizes of the networks differ.
     """
     from safetensors.torch import load_file
 
@@ -133,7 +134,7 @@ def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], t
     try:
         for network, name in ((unet, "unet"), (vae, "vae")):
             weights = load_file(folder / name / "diffusion_pytorch_model.safetensors")
-            # A denoiser of several views keeps its new camera embedding.
+            # The folder may have no camera embedding. A denoiser of several views keeps its new one.
             camera = {key: v for key, v in network.state_dict().items() if key.startswith("class_embedding.")}
             network.load_state_dict(camera | weights)
         from transformers import CLIPTextModel

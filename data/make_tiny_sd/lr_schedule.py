@@ -1,4 +1,4 @@
-"""Progress of a training stage, by time or by steps, and the learning rate that depends on it."""
+"""Progress of a training stage in time or steps, and the learning rate that depends on the progress."""
 
 import math
 import time
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass
 class StageSchedule:
-    """Progress of a stage from `start` to 1, which is reached after `seconds`, or after `steps` if given.
+    """Progress of a stage from `start` to 1. It reaches 1 after `steps` if given, otherwise after `seconds`.
 
-    Learning rates depend on the progress, so the schedule is always complete at the end of a stage.
+    The learning rate depends on the progress, so its schedule is always complete at the end of a stage.
     """
 
     seconds: float
@@ -18,7 +18,7 @@ class StageSchedule:
     _started: float = field(default_factory=time.monotonic)
 
     def progress(self, step: int) -> float:
-        """Progress in [start, 1] after `step` steps of this run."""
+        """Return the progress in [start, 1] after `step` steps of this run."""
         if self.steps is not None:
             share = step / self.steps
         else:
@@ -27,7 +27,7 @@ class StageSchedule:
 
 
 def cosine_learning_rate(progress: float, peak: float, warm_up: float = 0.03, floor: float = 0.01) -> float:
-    """Learning rate at this progress: linear warm-up, then cosine decay to `floor` times the peak."""
+    """Return the learning rate: linear warm-up, then cosine decay to `floor` times the peak."""
     if progress < warm_up:
         return peak * max(progress / warm_up, 1e-3)
     decay = (progress - warm_up) / (1 - warm_up)

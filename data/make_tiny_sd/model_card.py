@@ -52,7 +52,7 @@ determines the domain.
 
 
 def model_card(data: DataConfig, figures: dict) -> str:
-    """CARD with all values inserted. figures: the values that are known only after training."""
+    """Return CARD with all values inserted. figures: the values that are known only after training."""
     return CARD.format(
         count=len(data.categories),
         categories=", ".join(category.replace("_", " ") for category in data.categories),

@@ -1,9 +1,9 @@
 """The networks of the embedded prior: a small Stable Diffusion in diffusers layout.
 
-The layout of the denoiser was chosen by its time on 2 CPU cores (a guidance batch of 8 at 32×32×4, 77
-tokens). Four levels (48, 96, 128, 128) with attention at 8×8 and 4×4 take 0.7 of the time of three levels
-(48, 96, 192) with attention at 16×16 and 8×8, and have 7.4 M instead of 9.4 M parameters. Attention at 16×16
-dominates the time.
+The layout of the denoiser was selected by its run time on 2 CPU cores (batch of 8 latents of 32×32×4, 77
+tokens). Two layouts were compared. The selected one has four levels (48, 96, 128, 128), attention at 8×8 and
+4×4, and 7.4 M parameters. The other has three levels (48, 96, 192), attention at 16×16 and 8×8, and 9.4 M
+parameters. The selected layout takes 0.7 of the other's time, because attention at 16×16 dominates the time.
 """
 
 import copy
@@ -32,11 +32,12 @@ LATENT_CHANNELS = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths of the three networks. The side of images is four times that of latents."""
+    """Widths of the three networks. The side of an image is four times the side of its latent."""
 
     latent_size: int = 32
     unet: tuple[int, ...] = (48, 96, 128, 128)
-    # Number of lowest levels with attention (self and cross). The middle block always has attention.
+    # Number of levels with self-attention and cross-attention, counted from the lowest resolution. The middle
+    # block always has attention.
     attention_levels: int = 2
     heads: int = 4
     groups: int = 16
@@ -44,7 +45,7 @@ class Shape:
     vae_groups: int = 8
     text_width: int = 128
     text_layers: int = 3
-    # Views that the denoiser takes together, with their cameras (sd/multi_view.py).
+    # Number of views that the denoiser processes together, with their cameras (sd/multi_view.py).
     views: int = 1
 
     @property
@@ -59,7 +60,10 @@ TOY_SHAPE = Shape(
 
 
 def build_unet(shape: Shape):
-    """The denoiser. With several views, an untrained camera embedding has no effect."""
+    """Build the denoiser.
+
+    With several views it has a camera embedding, which has no effect before training.
+    """
     from diffusers import UNet2DConditionModel
 
     plain = len(shape.unet) - shape.attention_levels
@@ -101,8 +105,8 @@ def build_vae(shape: Shape):
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=shape.vae_groups,
         sample_size=shape.image_size,
-        # An attention head over all latent pixels doubles the encoder's time and is not needed for single
-        # objects.
+        # Attention over all latent pixels would double the encoder's time. It is not needed for images of a
+        # single object.
         mid_block_add_attention=False,
     )
 
@@ -139,7 +143,7 @@ def load_tokenizer(folder: Path):
 
 
 def tokenize(tokenizer, captions: list[str]) -> torch.Tensor:
-    """Token ids [N,77], padded as in Stable Diffusion."""
+    """Return the token ids [N,77] of the captions, padded as in Stable Diffusion."""
     length = tokenizer.model_max_length
     return tokenizer(
         captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -147,14 +151,14 @@ def tokenize(tokenizer, captions: list[str]) -> torch.Tensor:
 
 
 def embed(text_encoder, tokens: torch.Tensor) -> torch.Tensor:
-    """Hidden states [N,77,D] of all tokens. The padding is not masked, as in Stable Diffusion."""
+    """Return the hidden states [N,77,D] of all tokens. As in Stable Diffusion, padding is not masked."""
     return text_encoder(tokens).last_hidden_state
 
 
 def save_pretrained(
     folder: Path, unet: nn.Module, vae: nn.Module, text_encoder: nn.Module, tokenizer, dtype=torch.float16
 ) -> None:
-    """Write the five components and model_index.json. The networks are copied as `dtype`."""
+    """Write the five components and model_index.json. The networks are written as `dtype`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, network in (("unet", unet), ("vae", vae), ("text_encoder", text_encoder)):
         as_dtype(network, dtype).save_pretrained(folder / name, safe_serialization=True)
@@ -177,7 +181,7 @@ def save_pretrained(
 
 
 def as_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy on the CPU with contiguous weights."""
+    """Return a copy of the network on the CPU as `dtype`, with contiguous weights."""
     duplicate = copy.deepcopy(network).cpu()
     for parameter in duplicate.parameters():
         parameter.data = parameter.data.to(dtype).contiguous(memory_format=torch.contiguous_format)

@@ -1,10 +1,11 @@
-"""Training images of the embedded prior: procedural objects, meshed and rendered as in a training loop.
+"""Training images of the embedded prior: procedural objects that are meshed and rendered as in a run.
 
 An instance is one random object of a category. Its signed distance is meshed by marching tetrahedra, and a
-batch of views is rendered: world-space normals, mask, and the shaded image under the default environment, in
-the object's own colours or with one of MATERIALS. Workers write shards, which `load_views` concatenates.
+batch of views is rendered: world-space normals, the mask, and the image that is shaded under the default
+environment. The object has its original colours or one of MATERIALS. Workers write the views to files
+(shards), and `load_views` concatenates them.
 
-Legend: N views, S pixels per side.
+In shapes, N is the number of views and S the pixels per side.
 """
 
 import logging
@@ -43,13 +44,14 @@ MATERIAL_NAMES = tuple(MATERIALS)
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is rendered. box is the side of the tet grid's cube. Objects have the radius 0.75.
+    """Settings of the rendered views.
 
-    own_share of the views have the category's own colours. The others have one of `materials` materials that
-    are drawn per instance, except those that held_out pairs with the category. The cameras show the whole
-    object, because a prior that was trained on cropped objects generates endless parts. group: this number of
-    consecutive views is a group around the object, with one material (see `sample_cameras`). depth: depth
-    images for a ControlNet are also rendered.
+    box: side of the tetrahedral grid's cube. Objects have the radius 0.75. own_share: share of the views with
+    the object's original colours. The other views have one of `materials` materials that are drawn for each
+    instance. Pairs (category, material) in held_out are excluded. cameras: they show the whole object,
+    because a prior that was trained on cropped objects generates parts without an end. group: number of
+    consecutive views that form a group around the object and have the same material (see `sample_cameras`).
+    depth: whether depth images for a ControlNet are also rendered.
     """
 
     categories: tuple[str, ...] = CATEGORIES
@@ -79,10 +81,10 @@ class DataConfig:
 class Views:
     """N rendered views with their labels.
 
-    normal: world-space, ×127, background 0. mask, and shaded (sRGB, black background): ×255. category [N]
-    indexes the config's categories. view [N] is `Cameras.view_index`. material [N] is 0 for the category's
-    own colours, else 1 + the index in MATERIAL_NAMES. camera: world_to_clip. depth: the control image of
-    render/control_image.py, ×255, with D = 1 channel, or 0 channels if it is not rendered.
+    normal: world-space normals ×127, background 0. mask: ×255. shaded: sRGB ×255, background black. category
+    [N]: index in the config's categories. view [N]: `Cameras.view_index`. material [N]: 0 for the object's
+    original colours, otherwise 1 + the index in MATERIAL_NAMES. camera: world_to_clip. depth: the control
+    image of render/control_image.py, ×255. It has D = 1 channel, or D = 0 if depth images are not rendered.
     """
 
     normal: Int8[Tensor, "N 3 S S"]
@@ -98,20 +100,20 @@ class Views:
         return len(self.category)
 
     def normal_images(self, rows: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """Normals in [−1, 1] with background 0: the VAE input of the fine geometry phase."""
+        """Return normals in [−1, 1] with background 0. This is the VAE's input in the fine geometry phase."""
         return self.normal[rows].float() / 127
 
     def shaded_images(self, rows: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """sRGB mapped to [−1, 1] with background −1: the VAE input of the appearance stage."""
+        """Return sRGB in [−1, 1] with background −1. This is the VAE's input in the appearance stage."""
         return self.shaded[rows].float() / 127.5 - 1
 
     def coarse_images(self, rows: Tensor) -> Float[Tensor, "B 4 S S"]:
-        """(normal, mask), which the coarse geometry phase downsamples to a latent."""
+        """Return (normal, mask). The coarse geometry phase downsamples this image to a latent."""
         return torch.cat([self.normal_images(rows), self.mask[rows].float() / 255], dim=1)
 
 
 class ObjectRenderer:
-    """Renders instances. Grid, rasteriser and light are shared by all instances."""
+    """Renderer of instances. All instances use the same grid, rasteriser and light."""
 
     def __init__(self, config: DataConfig, device: torch.device, rasteriser: str = "auto"):
         self.config = config
@@ -129,7 +131,7 @@ class ObjectRenderer:
 
     @torch.no_grad()
     def render_instance(self, category_index: int, instance: int) -> Views:
-        """All views of one instance on the CPU, a pure function of (config, category, instance)."""
+        """Render all views of one instance. They are on the CPU and depend only on config and arguments."""
         seed = self.config.seed
         generator = step_generator(seed, category_index, instance, SHAPE_STREAM)
         subject = make_object(self.config.categories[category_index], generator)
@@ -171,8 +173,9 @@ class ObjectRenderer:
     def _render(
         self, variants: dict[int, ProceduralObject], material: Int[Tensor, " B"], mesh: Mesh, cameras: Cameras
     ) -> Float[Tensor, "B H W C"]:
-        """(normal 3, mask 1, shaded sRGB 3, depth 1 if configured) with antialiased outlines. View i has the
-        material variants[material[i]].
+        """Render images with antialiased outlines. View i has the material variants[material[i]].
+
+        The channels are: normal 3, mask 1, shaded sRGB 3, and depth 1 if configured.
         """
         points = rasterize_gbuffer(mesh, cameras, self.rasteriser)
         kd, ks = torch.empty_like(points.position), torch.empty_like(points.position)
@@ -190,7 +193,10 @@ class ObjectRenderer:
 
 
 def draw_materials(config: DataConfig, category_index: int, draw: Draw) -> Int[Tensor, " views"]:
-    """Return the material index of each view of an instance (see `Views.material`), equal in a group."""
+    """Return the material index of each view of an instance (see `Views.material`).
+
+    All views of a group have the same material.
+    """
     groups = config.views // config.group
     category = config.categories[category_index]
     allowed = [n for n, name in enumerate(MATERIAL_NAMES, 1) if (category, name) not in config.held_out]
@@ -213,8 +219,8 @@ def write_shard(
 ) -> None:
     """Render instances shard, shard + shards, … of every category until all are done or the time is up.
 
-    Instances are rendered category by category, so an incomplete shard has equally many of each. At least one
-    round is rendered.
+    Each round renders one instance of every category, so an incomplete shard has equally many of each. At
+    least one round is rendered.
     """
     started = time.monotonic()
     torch.set_num_threads(max(1, torch.get_num_threads() // shards))
@@ -245,10 +251,12 @@ def render_shards(
     rasteriser: str = "auto",
     distributed: Distributed = SINGLE_PROCESS,
 ) -> None:
-    """Fill `folder` with the shards of this rank. workers 0 renders in this process.
+    """Write the shards of this rank to `folder`. With 0 workers, this process renders.
 
-    Several processes share one GPU, because drawing objects and launching kernels is CPU-bound.
-    Raises RuntimeError if no worker finished.
+    Several worker processes share one GPU, because generating objects and launching kernels is CPU-bound.
+
+    Raises:
+        RuntimeError: if no worker finished.
     """
     if workers == 0:
         write_shard(
@@ -282,6 +290,6 @@ def render_shards(
 
 
 def load_views(folder: Path, device: torch.device) -> Views:
-    """The views of all shards of a folder."""
+    """Load and concatenate the views of all shards in a folder."""
     shards = [torch.load(path, weights_only=True) for path in sorted(folder.glob("shard_*.pt"))]
     return concatenate([Views(**{name: part.to(device) for name, part in shard.items()}) for shard in shards])

@@ -39,10 +39,10 @@ class Run:
 
     @property
     def view_share(self) -> float:
-        """The share of captions with the view: none for a denoiser of several views."""
+        """The share of captions with the view. It is 0 for a denoiser of several views."""
         return 0.0 if self.options.no_view_words or self.shape.views > 1 else VIEW_SHARE
 
     def generator(self, stream: int, step: int = 0) -> torch.Generator:
-        """A generator on the device. Each stage and each step of a resume has its own stream."""
+        """Return a generator on the device. stream: number of the stage. step: step at which the stage resumes."""
         seeded = step_generator(self.options.seed, self.distributed.rank, step, stream)
         return torch.Generator(self.device).manual_seed(seeded.initial_seed())

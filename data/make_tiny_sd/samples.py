@@ -20,18 +20,18 @@ from sd.prompts import VIEW_SUFFIXES
 
 GUIDANCE = 3.0
 STEPS = 30
-# Samples per category: two without a view in the caption, then two each for front, side and back.
+# Caption endings of the samples of a category: two without a view, then two each for front, side and back.
 ENDINGS = ("", "", *(ending for ending in VIEW_SUFFIXES for _ in range(2)))
 
 
 def domain_means(latents: Latents, scaling_factor: float) -> dict[str, Float[Tensor, "1 4 s s"]]:
-    """The mean x_0 of each domain, from which the sampling noise starts.
+    """Return the mean x_0 of each domain. Sampling starts from noise around this mean.
 
-    Stable Diffusion's schedule ends at abar = 0.0047, not 0, so the last diffusion step contains a trace of
-    x_0. That trace determines the domain of a sample (its background).
+    Stable Diffusion's schedule ends at abar = 0.0047 and not at 0. So the image at the last diffusion step
+    still contains a small part of x_0, and this part determines the domain (the background) of a sample.
     """
     coarse = latents.coarse.float().mean(0, keepdim=True)
-    # Rotated normals have mean zero. Only the mask has a mean.
+    # Randomly rotated normals have the mean 0, so only the mean of the mask is kept.
     coarse[:, :3] = 0
     return {
         "coarse": coarse,
@@ -49,9 +49,9 @@ def ddim(
     generator: torch.Generator,
     camera: Float[Tensor, "B 16"] | None = None,
 ) -> Float[Tensor, "B 4 s s"]:
-    """STEPS deterministic DDIM steps with classifier-free guidance, from noise around `mean`.
+    """Sample with STEPS deterministic DDIM steps and classifier-free guidance, from noise around `mean`.
 
-    camera: for a denoiser of several views.
+    camera: the cameras, if the denoiser processes several views together.
     """
     scheduler = build_scheduler()
     scheduler.set_timesteps(STEPS)
@@ -81,11 +81,10 @@ def sample_grids(
     *,
     seed: int = 0,
 ) -> None:
-    """Write samples_<domain>.png with one row per category and columns as in ENDINGS. networks: unet, text
-    encoder, vae.
+    """Write samples_<domain>.png with one row per category and one column per caption ending in ENDINGS.
 
-    For a denoiser of several views, a row has groups of views around an object instead,
-    and captions do not contain the view.
+    networks: unet, text encoder, vae. For a denoiser of several views, a row consists of groups of views
+    around an object, and captions do not contain the view.
     """
     unet, text_encoder, vae = networks
     device, views = next(unet.parameters()).device, stated_views(unet.config)
@@ -112,7 +111,10 @@ def sample_grids(
 
 @torch.no_grad()
 def data_grid(vae: nn.Module, views: Views, categories: int, path: Path, columns: int = 4) -> None:
-    """Views of each category: normals and shaded images, each followed by the VAE's reconstruction."""
+    """Write an image with views of each category: normals and shaded images, each with its reconstruction.
+
+    The reconstruction is the result of encoding and decoding with the VAE.
+    """
     rows = []
     for category in range(categories):
         chosen = (views.category == category).nonzero()[:columns, 0]

@@ -1,8 +1,9 @@
 """A small CLIP tokenizer: byte-level byte-pair encoding, trained on the captions.
 
-Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016), in CLIP's form: lower
-case, and words end with "</w>". The vocabulary contains all 256 bytes, inside and at the end of a word, so
-that it can encode any text. Each word of the captions becomes one token.
+The method is that of Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016),
+in the variant of CLIP: text is converted to lower case, and words end with "</w>". The vocabulary contains
+all 256 bytes, both inside and at the end of a word, so it can encode any text. Each word of the captions is
+one token.
 """
 
 import json
@@ -26,14 +27,17 @@ EXTRA_WORDS = (
 
 
 def byte_symbols() -> list[str]:
-    """A printable character for each of the 256 bytes (GPT-2's table), sorted."""
+    """Return a printable character for each of the 256 bytes (GPT-2's table), sorted."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     return sorted(ByteLevel.alphabet())
 
 
 def learn_merges(texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of symbols to merge, the most frequent first, until each word is one symbol or MAX_MERGES."""
+    """Return pairs of symbols to merge, the most frequent pair first.
+
+    The list ends when each word is one symbol, or after MAX_MERGES pairs.
+    """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))

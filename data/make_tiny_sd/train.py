@@ -9,13 +9,13 @@ saves a checkpoint every minute. The same command resumes an interrupted run. It
 
 Under torchrun the data and each batch are divided among the GPUs (training/distributed.py).
 
---minutes is the total time from start to export. --stop-after ends this call earlier, to be resumed by the
-next one. --init starts from the weights of an exported folder and keeps its VAE unchanged. --export-only
+--minutes is the total time from start to export. --stop-after ends this call earlier, so that the next call
+resumes it. --init starts from the weights of an exported folder and keeps its VAE unchanged. --export-only
 exports the last checkpoint.
 
---views-together 4 trains a prior of four views (sd/multi_view.py), best with --init data/tiny-sd.
---camera-group trains an ordinary prior on the same pictures. --front-share and --no-view-words train a prior
-without information about the visible side, for comparison.
+--views-together 4 trains a prior that denoises four views together (sd/multi_view.py). It should be combined
+with --init data/tiny-sd. --camera-group trains a prior of single views on the same pictures. --front-share
+and --no-view-words train a prior without information about the visible side, for comparison.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-# Must be set before torch is imported. Waiting OpenMP threads that spin are slow if another process is busy.
+# Must be set before torch is imported. If other processes are busy, OpenMP threads that wait actively are
+# slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -130,9 +131,10 @@ def make_run(options: argparse.Namespace) -> Run:
 
 
 def claim_work_folder(run: Run) -> None:
-    """Record the settings that the files in the work folder depend on.
+    """Write the settings on which the files in the work folder depend.
 
-    Raises ValueError if the folder was created with other settings.
+    Raises:
+        ValueError: if the folder was created with other settings.
     """
     run.work.mkdir(parents=True, exist_ok=True)
     path = run.work / "settings.json"
@@ -163,7 +165,7 @@ def rendered_views(run: Run) -> Views:
 
 
 def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module:
-    """The VAE on the device. Rank 0 trains it unless its file exists."""
+    """Return the trained VAE on the device. Rank 0 trains it unless its file exists."""
     path = run.work / "vae.pt"
     vae = vae.to(run.device, memory_format=torch.channels_last)
     if run.distributed.is_main and not path.exists():
@@ -184,8 +186,10 @@ def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module
 
 
 def unet_selector(run: Run) -> Callable[[torch.nn.Module], torch.nn.Module]:
-    """A function that returns the eager denoiser until the child process has compiled it, then the compiled
-    one.
+    """Return a function that selects the denoiser to run.
+
+    The function returns the uncompiled denoiser until the child process has finished compilation, and the
+    compiled denoiser afterwards.
     """
     if run.options.no_compile or run.device.type != "cuda" or run.shape.views > 1:
         return lambda unet: unet

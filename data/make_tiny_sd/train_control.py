@@ -16,7 +16,8 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-# Must be set before torch is imported. Waiting OpenMP threads that spin are slow if another process is busy.
+# Must be set before torch is imported. If other processes are busy, OpenMP threads that wait actively are
+# slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -41,7 +42,7 @@ LEARNING_RATE = 3e-4
 STREAM = 12
 RENDERING_SHARE = 0.3
 REPORT_EVERY = 200
-# Channels of the first layers of the network that reads the control image. Each further one halves the image.
+# Channels of the layers that encode the control image. Each layer after the first halves the image size.
 EMBEDDING_CHANNELS = (16, 32, 64)
 CARD = """---
 license: apache-2.0
@@ -102,13 +103,16 @@ def load_prior(folder: Path, device: torch.device) -> Prior:
 
 
 def rendered_views(options: argparse.Namespace, image_size: int, device: torch.device) -> Views:
-    """Views with depth images. Views of an earlier call with the same settings are used again."""
+    """Return views with depth images.
+
+    They are loaded if an earlier call rendered them with these settings.
+    """
     data = DataConfig(instances=options.instances, image_size=image_size, seed=options.seed, depth=True)
     if options.categories:
         data = replace(data, categories=tuple(options.categories))
     if options.toy:
         data = replace(data, instances=1, views=4, grid=32, environment=LightConfig(env_resolution=64))
-    # Sets have no reproducible order.
+    # The set held_out is omitted, because its order is not reproducible.
     settings, path = str(replace(data, held_out=frozenset())), options.work / "settings.txt"
     if not path.exists() or path.read_text() != settings:
         shutil.rmtree(options.work, ignore_errors=True)
@@ -119,7 +123,7 @@ def rendered_views(options: argparse.Namespace, image_size: int, device: torch.d
 
 @dataclass
 class Trainer:
-    """A ControlNet in training with its frozen prior and its data."""
+    """State of the training: the ControlNet, the frozen prior and the data."""
 
     prior: Prior
     control_net: nn.Module
@@ -131,7 +135,7 @@ class Trainer:
     def errors(
         self, batch: int, abar: Float[Tensor, " T"], generator: torch.Generator, with_control: bool = True
     ) -> Float[Tensor, " B"]:
-        """Mean squared error of the predicted noise for each image of a new batch of shaded views."""
+        """Draw a batch of shaded views and return the mean squared error of the predicted noise per image."""
         latents, device = self.latents, abar.device
 
         def normal(shape: torch.Size) -> Tensor:
@@ -202,7 +206,7 @@ def train(options: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def compared(trainer: Trainer, abar: Tensor, batch: int, repeats: int = 4) -> tuple[float, float]:
-    """Mean squared errors on the same batches with the ControlNet and without it."""
+    """Return the mean squared errors with and without the ControlNet, on the same batches."""
     means = []
     for with_control in (True, False):
         generator = torch.Generator(abar.device).manual_seed(0)

@@ -30,13 +30,13 @@ LEARNING_RATE = 8e-4
 AVERAGE_DECAY = 0.999
 DOMAINS = ("coarse", "normal", "shaded")
 REPORT_EVERY = 100
-# Steps between synchronisations of the elapsed time among ranks.
+# Number of steps after which the ranks synchronise the elapsed time.
 SYNC_EVERY = 10
 
 
 @dataclass
 class Denoiser:
-    """The content of a checkpoint: networks, their moving averages, optimiser and progress."""
+    """The content of a checkpoint: the networks, their moving averages, the optimiser and the progress."""
 
     unet: nn.Module
     text_encoder: nn.Module
@@ -45,10 +45,10 @@ class Denoiser:
     optimizer: torch.optim.Optimizer
     step: int = 0
     progress: float = 0.0
-    # Training time planned at the start. A resumed run trains for the remaining part.
+    # Training time in seconds that was planned at the start. A resumed run trains for the remaining time.
     planned_seconds: float = 0.0
     rate_factor: float = 1.0
-    # Time of all calls together until the checkpoint.
+    # Training time in seconds of all calls together, up to the checkpoint.
     spent_seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
 
@@ -86,7 +86,7 @@ _NUMBERS = ("step", "progress", "planned_seconds", "rate_factor", "spent_seconds
 
 
 def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device) -> Denoiser:
-    """A Denoiser on `device`, ready to train. The averages start as copies of the networks."""
+    """Return a Denoiser on `device` for training. The averages start as copies of the networks."""
     unet = unet.to(device, memory_format=torch.channels_last).train()
     text_encoder = text_encoder.to(device).train()
     averages = [copy.deepcopy(network).requires_grad_(False).eval() for network in (unet, text_encoder)]
@@ -104,9 +104,9 @@ def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device
 class TrainingData:
     """Latents of all views, the scaling factor of the VAE's latents, and the tokenized captions.
 
-    views: the number of views that the denoiser processes together. If it exceeds 1, captions do not contain
-    the view. front_share: this share of the views is drawn from the front views only. view_share: the share
-    of captions with the view.
+    views: number of views that the denoiser processes together. If it exceeds 1, captions do not contain the
+    view. front_share: share of the images that are drawn from the front views only. view_share: share of the
+    captions that contain the view.
     """
 
     latents: Latents
@@ -121,7 +121,7 @@ class TrainingData:
 def draw_rows(
     latents: Latents, batch: int, generator: torch.Generator, views: int = 1, front_share: float = 0.0
 ) -> Int[Tensor, " B"]:
-    """Random rows of `latents`: `views` consecutive rows of each drawn group (see `TrainingData`)."""
+    """Draw random rows of `latents`: groups of `views` consecutive rows (see `TrainingData`)."""
     device, count = latents.category.device, batch // views
     rows = torch.randint(len(latents.category) // views, (count,), generator=generator, device=device)
     if front_share > 0:
@@ -140,9 +140,10 @@ def draw_latents(
     views: int = 1,
     front_share: float = 0.0,
 ) -> tuple[Float[Tensor, "B 4 s s"], Int[Tensor, " B"]]:
-    """(x_0, row in `latents`) of a batch with a third of each domain, in the order of DOMAINS.
+    """Draw a batch with a third of each domain, in the order of DOMAINS.
 
-    The coarse normals of a group of views have the same rotation.
+    Returns x_0 and the row in `latents` of each image. The coarse normals of a group of views have the same
+    rotation.
     """
     device = latents.category.device
     rows = draw_rows(latents, batch, generator, views, front_share)
@@ -162,7 +163,7 @@ def draw_latents(
 
 
 def domain_sizes(batch: int, views: int = 1) -> list[int]:
-    """Number of images of each domain in a batch of groups of `views` images."""
+    """Return the number of images of each domain in a batch that consists of groups of `views` images."""
     groups = batch // views
     return [views * (groups - 2 * (groups // 3)), views * (groups // 3), views * (groups // 3)]
 
@@ -177,10 +178,10 @@ def step_errors(
     generator: torch.Generator,
     autocast: Callable,
 ) -> Float[Tensor, " B"]:
-    """Mean squared error of the predicted noise for each image of a new batch."""
+    """Draw a batch and return the mean squared error of the predicted noise for each image."""
     latents, views = data.latents, data.views
     x0, rows = draw_latents(latents, batch, data.scaling_factor, generator, views, data.front_share)
-    # The views of a group have one caption and one t.
+    # All views of a group have the same caption and the same t.
     first = rows[::views]
     labels = (latents.category[first], latents.view[first], latents.material[first])
     caption_rows = data.captions.draw(*labels, generator, data.view_share).repeat_interleave(views)
@@ -212,9 +213,11 @@ def train_denoiser(
 ) -> None:
     """Train until `schedule` is complete or time.monotonic() exceeds `stop_at`.
 
-    select_unet is called every REPORT_EVERY steps and returns the module to run (the compiled one, once it is
-    ready). checkpoint(denoiser) is called every `checkpoint_seconds` and at the end.
-    Raises FloatingPointError if the loss diverges. The existing checkpoints are valid.
+    select_unet: called every REPORT_EVERY steps; it returns the module to run (the compiled one as soon as it
+    is ready). checkpoint: called with the denoiser every `checkpoint_seconds` and at the end.
+
+    Raises:
+        FloatingPointError: if the loss diverges. The existing checkpoints stay valid.
     """
     abar = build_scheduler().alphas_cumprod.to(data.tokens.device)
     unet, started, first = denoiser.unet, time.monotonic(), denoiser.step
@@ -265,7 +268,7 @@ def _report(denoiser: Denoiser, losses: list[float], rate: float, speed: float) 
 
 @torch.no_grad()
 def _update_averages(denoiser: Denoiser) -> None:
-    """Exponential moving average with a shorter time constant in the first steps."""
+    """Update the exponential moving averages. The time constant is shorter in the first steps."""
     decay = min(AVERAGE_DECAY, (1 + denoiser.step) / (10 + denoiser.step))
     for average, network in zip(denoiser.averages, denoiser.trained, strict=True):
         torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)

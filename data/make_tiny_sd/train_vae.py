@@ -1,8 +1,8 @@
 """Training of the small VAE, and the latents of all views.
 
-The VAE encodes two image domains, normals on grey and shaded renders on black. It must also encode the
-intermediate images of an optimisation, with normals and colours that no training object has. Therefore half
-of each batch has rotated normals or changed colours.
+The VAE encodes two image domains: normals on grey and shaded renders on black. It must also encode the
+intermediate images of an optimisation, which have normals and colours that do not occur in the training data.
+Therefore half of each batch has rotated normals or changed colours.
 """
 
 import logging
@@ -20,7 +20,7 @@ from dataset.cameras import normal_rotations
 logger = logging.getLogger(__name__)
 
 LEARNING_RATE = 1.5e-3
-# Weight of the KL divergence from N(0, 1), in nats per latent value, relative to the error per colour value.
+# Weight of the KL divergence from N(0, 1) (in nats per latent value) relative to the error per colour value.
 KL_WEIGHT = 5e-5
 AUGMENTED_SHARE = 0.5
 
@@ -45,7 +45,7 @@ class Latents:
 
 
 def random_rotations(count: int, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
-    """Random normal rotations of the coarse phase."""
+    """Draw random rotations of the normals, as in the coarse phase."""
     return normal_rotations(torch.rand(2, count, generator=generator, device=generator.device))
 
 
@@ -85,7 +85,10 @@ def train_vae(
     generator: torch.Generator,
     history: list[dict],
 ) -> None:
-    """Train with AdamW in float32 on L1 + squared error + KL. Sets the scaling factor at the end."""
+    """Train the VAE with AdamW in float32 and set its scaling factor at the end.
+
+    The loss is the sum of L1 error, squared error and KL divergence.
+    """
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     vae.train()
     step, progress = 0, schedule.progress(0)
@@ -120,7 +123,7 @@ def _sample(mean: Tensor, deviation: Tensor, generator: torch.Generator) -> Tens
 
 @torch.no_grad()
 def _scaling_factor(vae: nn.Module, views: Views, generator: torch.Generator, count: int = 512) -> float:
-    """1 / standard deviation of the latents over both image domains."""
+    """Return 1 / (standard deviation of the latents over both image domains)."""
     rows = torch.randint(
         len(views), (min(count, len(views)),), generator=generator, device=views.category.device
     )
@@ -134,7 +137,7 @@ def _scaling_factor(vae: nn.Module, views: Views, generator: torch.Generator, co
 
 @torch.no_grad()
 def encode_views(vae: nn.Module, views: Views, chunk: int = 512) -> Latents:
-    """The posteriors of all normal and shaded images, and the coarse images at the size of the latents."""
+    """Encode all normal and shaded images, and downsample the coarse images to the size of the latents."""
     size = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
     parts: dict[str, list[Tensor]] = {}
     for rows in torch.arange(len(views), device=views.category.device).split(chunk):
