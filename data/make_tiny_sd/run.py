@@ -43,6 +43,6 @@ class Run:
         return 0.0 if self.options.no_view_words or self.shape.views > 1 else VIEW_SHARE
 
     def generator(self, stream: int, step: int = 0) -> torch.Generator:
-        """Return a generator on the device. stream: number of the stage. step: step at which the stage resumes."""
+        """Return a generator on the device. stream: number of the stage. step: where the stage resumes."""
         seeded = step_generator(self.options.seed, self.distributed.rank, step, stream)
         return torch.Generator(self.device).manual_seed(seeded.initial_seed())

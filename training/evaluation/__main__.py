@@ -12,7 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-# Set before torch is imported: OpenMP workers that spin are slow if another process uses the CPU.
+# Must be set before torch is imported. If other processes are busy, OpenMP threads that wait actively are
+# slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch

@@ -102,7 +102,9 @@ def parse_target(prompt: str, categories: tuple[str, ...]) -> Target:
     """Find the longest category name in the prompt, and the first material in the rest of the prompt.
 
     A material is given as its adjective, or as "made of" and its noun ("made of wood", "made out of gold").
-    Raises ValueError if the prompt contains no category.
+
+    Raises:
+        ValueError: if the prompt contains no category.
     """
     text = " ".join(re.findall(r"\w+", prompt.lower()))
     found = {category: re.search(rf"\b{category.replace('_', ' ')}\b", text) for category in categories}
@@ -135,7 +137,8 @@ def missing_mesh_reason(run: Run) -> str | None:
 def load_asset(run: Run, device: torch.device) -> tuple[Mesh, Textures | None]:
     """Load the exported mesh and its textures to the device.
 
-    Raises ValueError or OSError. The message contains the file and its fault.
+    Raises:
+        ValueError, OSError: if a file cannot be read. The message contains the file and its fault.
     """
     mesh = load_fixed_mesh(run.mesh_file)
     mesh = replace(mesh, v_pos=mesh.v_pos.float()).to(device)

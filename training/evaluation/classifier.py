@@ -93,7 +93,7 @@ class ClassifierSettings:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A dict from domain to network, and a JSON record of the training (accuracies, cost)."""
+    """The networks as a dict from domain to network, and a JSON record of the training (accuracies, cost)."""
 
     settings: ClassifierSettings
     networks: dict[str, ClassifierNetwork]
@@ -135,7 +135,11 @@ def save_classifier(folder: Path, classifier: Classifier) -> None:
 
 
 def load_classifier(folder: Path, device: torch.device) -> Classifier:
-    """Load a classifier. Raises FileNotFoundError if the folder contains no classifier."""
+    """Load a classifier from a folder.
+
+    Raises:
+        FileNotFoundError: if the folder contains no classifier.
+    """
     for name in (WEIGHTS_FILE, SETTINGS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
@@ -179,7 +183,7 @@ def predict_assets(classifier: Classifier, domain: str, pictures: Float[Tensor, 
 
 
 def two_faced(side: Float[Tensor, "A V 3"]) -> Bool[Tensor, " A"]:
-    """Return whether each asset shows a front at azimuth 0 and also at azimuth 180 degrees."""
+    """Return whether each asset shows a front both at azimuth 0 and at azimuth 180 degrees."""
     seen = side.argmax(-1)
     front = SIDES.index("front")
     return (seen[:, 0] == front) & (seen[:, back_view()] == front)

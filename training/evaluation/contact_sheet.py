@@ -1,4 +1,7 @@
-"""The contact sheet: views of each asset, its prompt, and its evaluation, coloured by correctness."""
+"""Contact sheet with the views, the prompt and the evaluation of each asset.
+
+The colour of the text shows whether the evaluation is correct.
+"""
 
 from pathlib import Path
 
@@ -64,7 +67,7 @@ def _pixels(evaluation: Evaluation, view: int) -> UInt8[np.ndarray, "S S 3"]:
 
 
 def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], asset: dict) -> None:
-    """Draw the prompt, then the evaluation or the failure, then "two-faced" if two views show a front."""
+    """Draw the prompt, the evaluation or the failure, and "two-faced" if two views show a front."""
     font = ImageFont.load_default(13)
     lines = [[(asset["prompt"], TEXT)], [(asset["failure"], WRONG)]]
     if not asset["failure"]:

@@ -17,7 +17,8 @@ from render.mesh import Mesh, make_mesh
 from training.evaluation.surface_quality import roughness
 
 SHAPE_STREAM, MATERIAL_STREAM = 21, 22
-# Number of objects of a category for the mean roughness, and number of objects for a mean material.
+# INSTANCES: number of objects of a category for the mean roughness. MATERIAL_DRAWS: number of objects for a
+# mean material.
 INSTANCES, MATERIAL_DRAWS = 3, 8
 
 # A function from world points [N,3] to linear albedo kd and ks (occlusion, roughness, metallic).
@@ -52,7 +53,7 @@ def material_name(category: str, seed: int) -> str:
 
 
 def true_material(subject: ProceduralObject, name: str) -> TrueMaterial:
-    """Return the mean over MATERIAL_DRAWS objects of this material. Their shades vary by a tenth."""
+    """Return the mean of MATERIAL_DRAWS random draws of this material. Their shades vary by ±10 %."""
     draw = Draw(step_generator(0, CATEGORIES.index(subject.kind), 0, MATERIAL_STREAM))
     material_draws = [dressed(subject, name, draw) for _ in range(MATERIAL_DRAWS)]
 

@@ -1,9 +1,9 @@
-"""Images for the classifier: normals and shaded surface, with cameras all around the object.
+"""Images for the classifier: normals and shaded surfaces, from cameras in all directions.
 
 Normals are rotated with the view, R_y(azimuth) n, as if the object were rotated in front of a fixed camera.
-With world-space normals, the network could read the azimuth, and so the visible side, from any object.
+With world-space normals, the network could infer the azimuth and thus the visible side of any object.
 
-Legend: B views, S pixels per side, N surface points.
+In shapes, B is the number of views, S the pixels per side and N the number of surface points.
 """
 
 import math
@@ -28,7 +28,7 @@ IMAGE_SIZE = 96
 # Supersampling factor, which avoids aliasing of fine textures.
 SUPERSAMPLE = 2
 VIEWS, ELEVATION_DEGREES, FOVY_DEGREES = 8, 18.0, 36.0
-# Random cameras of the training images. They vary around the evaluation cameras.
+# Distribution of the random cameras for training images. They are near the evaluation cameras.
 TRAINING_CAMERAS = CameraConfig(
     camera_random_jitter=0.12,
     fovy_range=(32.0, 41.0),
@@ -95,7 +95,8 @@ def render_views(
         kd, ks, normal = paint(points)
         to_viewer = points.to_viewer
         if light_yaw is not None:
-            # Rotating the light is equivalent to the inverse rotation of everything else.
+            # Rotating the light is equivalent to rotating normals and view directions by the inverse
+            # rotation.
             turn = rotate_y(-light_yaw)
             normal, to_viewer = _rotated(turn, points, normal), _rotated(turn, points, to_viewer)
         colour = linear_to_srgb(shade(kd, ks, normal, to_viewer, light)).clamp(0, 1)
@@ -112,7 +113,7 @@ def _rotated(
 
 
 def back_view() -> int:
-    """Return the index of the evaluation view from the back. The front has index 0."""
+    """Return the index of the evaluation view that shows the back. The front has index 0."""
     return VIEWS // 2
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from PIL import Image
 
-# Left, top, right and bottom as fractions of a view.
+# Left, top, right and bottom edge of a box as fractions of a view's size.
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 # WHITE: a pixel is background if all channels are at least this value. A box is enlarged by MARGIN and

@@ -52,7 +52,10 @@ class Curve:
 
 
 def read_log(path: Path | str) -> list[Record]:
-    """Read the valid lines of a log file. A run may still append to it. Empty if the file does not exist."""
+    """Read the valid lines of a log file. A run may still append to it.
+
+    The list is empty if the file does not exist.
+    """
     path = Path(path)
     if not path.exists():
         return []

@@ -41,7 +41,7 @@ color: #b87800; } """.replace("SIDE", str(SIDE)).strip()
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of a result: its label, its folder, and the layer shown in its turntable."""
+    """One run of a result: its label, its folder and the layer that its turntable shows."""
 
     label: str
     folder: Path
@@ -52,7 +52,7 @@ class Stage:
 class Card:
     """One result of a sweep.
 
-    changed: the keys whose values distinguish it from other results. note: one line about its state.
+    changed: the keys whose values differ from those of other results. note: one line about the state.
     next_commands: a dict from label to shell command. The commands continue with this result.
     """
 
@@ -105,7 +105,10 @@ def _dated(path: Path) -> tuple[Path, int]:
 
 @lru_cache(maxsize=4096)
 def _strip(files: tuple[tuple[Path, int], ...], views: int) -> tuple[bytes, int] | None:
-    """Join the views side by side. Of a sheet of stills, use the top row. Cached by path and file time."""
+    """Join the views side by side. Only the top row of a sheet of stills is used.
+
+    Results are cached. The key contains the paths and the modification times.
+    """
     pictures = []
     try:
         for path, _ in files:

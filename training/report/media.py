@@ -28,7 +28,7 @@ VIDEO_BYTES = 900_000
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture for embedding in a page: size in pixels, names of its rows, JPEG bytes."""
+    """A picture that is embedded in a page: size in pixels, names of its rows, JPEG bytes."""
 
     width: int
     height: int
@@ -43,7 +43,8 @@ class Picture:
 def shrunk(path: Path | str, width: int, quality: int = 82, box: Box = WHOLE) -> Picture | None:
     """Return a copy of a sheet of stills, at most `width` pixels wide, with every view cropped to `box`.
 
-    Return None and log a warning if the picture cannot be read. Results are cached by path and file time.
+    If the picture cannot be read, a warning is logged and None is returned. Results are cached. The key
+    contains the path and the modification time.
     """
     path = Path(path)
     try:

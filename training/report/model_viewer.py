@@ -2,7 +2,7 @@
 
 The viewer is <model-viewer> (npm @google/model-viewer 4.4.0, Apache-2.0, see model-viewer.LICENSE). It
 supports plain GLB and KHR_mesh_quantization without further files. Draco and KTX2 are not used, because their
-decoders would have to be loaded from the network. Of a large model, a smaller copy is embedded.
+decoders would have to be loaded from the network. If a model is large, a smaller copy is embedded.
 """
 
 import base64
@@ -25,8 +25,8 @@ from training.report.page import HERE, escape, link
 
 # Limits for an unchanged GLB and for a reduced copy, in deflated bytes. base64 adds a third.
 AS_IT_IS, LIGHTER = 4_000_000, 6_400_000
-# A file larger than FAR times the limit is not compressed, because the result would exceed the limit:
-# compression reduces meshes to a third at best and textures hardly at all. It takes seconds.
+# A file larger than FAR times the limit is not compressed. Compression takes seconds, and the result would
+# exceed the limit: meshes shrink to a third at best, and textures hardly shrink.
 FAR = 4
 TEXTURE_SIDE, TEXTURE_QUALITY = 1024, 88
 # Height and width of the environment map in the page.
@@ -38,7 +38,7 @@ NEED_DECODERS = ("KHR_draco_mesh_compression", "KHR_texture_basisu", "EXT_meshop
 
 @dataclass(frozen=True)
 class Embedded:
-    """A GLB for the page: its deflated bytes (None if above the limit) and a remark for the reader."""
+    """A GLB for the page: its deflated bytes (None if they exceed the limit) and a note for the reader."""
 
     content: bytes | None
     remark: str
@@ -125,12 +125,13 @@ def needs_network(document: dict) -> bool:
 
 
 def lighter(content: bytes) -> bytes:
-    """A copy of a GLB of this program with the same triangles and about half the size.
-
-    In a file with several primitives only the textures change: their nodes have transforms of their own.
+    """Return a copy of a GLB of this program with the same triangles and about half the size.
 
     Positions and UVs have 16 bits and normals 8 bits (KHR_mesh_quantization). Tangents are removed, because
     viewers compute them from the UVs. Textures are JPEGs with at most TEXTURE_SIDE pixels per side.
+
+    If the file has several primitives, only the textures are changed, because the nodes already have
+    transforms.
     """
     document, binary = read_glb(content)
     single = (

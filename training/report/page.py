@@ -1,4 +1,4 @@
-"""Common parts of all pages. A page is one HTML file. It can be opened from the disk without a network.
+"""Common parts of all pages. A page is one HTML file that can be opened from disk without a network.
 
 External text (a prompt, a path, an error) is inserted into a page only through `escape` or `embedded_json`.
 The content security policy in the page's head blocks all network requests, even if markup was not escaped.
@@ -12,7 +12,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-# Only content of the file itself is allowed. wasm-unsafe-eval is needed for the viewer's WebAssembly module.
+# Content security policy: only content of the file itself is allowed. wasm-unsafe-eval is needed for the
+# viewer's WebAssembly module.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data: blob:; media-src data: blob:; connect-src data: blob:; base-uri 'none'; form-action 'none'"

@@ -47,7 +47,7 @@ class RunReport:
 
     @property
     def path(self) -> Path:
-        """Return the path of the page."""
+        """The path of the page."""
         return self.info.out_dir / REPORT_FILE
 
     def begin(self, step: int) -> None:

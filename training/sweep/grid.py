@@ -1,6 +1,6 @@
-"""Parses --grid and --prompts: the product of all values, with a folder name for each combination.
+"""Parse --grid and --prompts into all combinations of their values, each with a folder name.
 
-Pure functions of strings. training/sweep/trials.py decides where a trial writes.
+The functions only process text. The output folder of a trial is determined in training/sweep/trials.py.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ OPENING, CLOSING = "[{", "]}"
 
 @dataclass(frozen=True)
 class Choice:
-    """One combination of values: its folder name, and the config keys that it sets."""
+    """One combination of values: its folder name and the values of its config keys."""
 
     name: str
     overrides: Mapping[str, object]
 
 
 def choices(grid: Sequence[str], prompts: Sequence[str]) -> list[Choice]:
-    """All combinations of the prompts and of the axes KEY=VALUE,VALUE …; the last axis changes fastest.
+    """Return all combinations of the prompts and of the axes KEY=VALUE,VALUE …; the last axis varies fastest.
 
-    A name joins the slug of the prompt and the KEY=VALUE parts by "_": a-mug_seed=2. A combination keeps its
-    name and its folder when prompts or values are added.
+    The name of a combination consists of the slug of its prompt and the KEY=VALUE parts, joined by "_":
+    a-mug_seed=2. Its name and its folder do not change when prompts or values are added to the command.
 
     Raises:
         ConfigError: if an axis cannot be parsed, or if two combinations have the same name.
@@ -57,9 +57,10 @@ def choices(grid: Sequence[str], prompts: Sequence[str]) -> list[Choice]:
 
 
 def read_axis(argument: str) -> tuple[str, list[object]]:
-    """'seed=1,2,3' → ("seed", [1, 2, 3]); lists in brackets and quoted text keep their commas.
+    """Parse an axis: 'seed=1,2,3' → ("seed", [1, 2, 3]).
 
-    The values are parsed as those of --KEY. `parse_config` checks their ranges.
+    Commas inside brackets, braces or double quotes do not separate values. The values are parsed like those
+    of --KEY. `parse_config` checks their ranges.
 
     Raises:
         ConfigError: if the key is unknown or not allowed in a grid, or if a value is missing.
@@ -97,10 +98,10 @@ def split_values(text: str) -> Iterator[str]:
 
 
 def read_prompts(path: str) -> list[str]:
-    """The lines of a file, without blank lines and lines that begin with #.
+    """Return the lines of a file except blank lines and lines that begin with #.
 
     Raises:
-        ConfigError: if the file cannot be read as UTF-8 text, has no prompt, or has a prompt twice.
+        ConfigError: if the file cannot be read as UTF-8 text, contains no prompt, or contains a prompt twice.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -121,7 +122,7 @@ def read_prompts(path: str) -> list[str]:
 
 
 def value_name(value: object) -> str:
-    """A value as part of a folder name: 1e-3 → 0.001, [0.5, 1] → 0.5,1, "a b.hdr" → a-b-hdr-…"""
+    """Convert a value to a part of a folder name: 1e-3 → 0.001, [0.5, 1] → 0.5,1, "a b.hdr" → a-b-hdr-…"""
     if isinstance(value, str):
         return value if re.fullmatch(r"\w[\w.-]{0,39}", value, re.ASCII) else slug(value)
     if isinstance(value, list) and not any(isinstance(part, list | dict) for part in value):
@@ -142,7 +143,7 @@ def _name(overrides: Mapping[str, object]) -> str:
 
 
 def _unquoted(piece: str) -> str:
-    """Remove the double quotes around a value."""
+    """Return a value without the double quotes around it."""
     if len(piece) < 2 or piece[0] != '"' or piece[-1] != '"':
         return piece
     try:

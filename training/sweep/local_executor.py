@@ -18,7 +18,8 @@ from training.sweep.trials import CONSOLE_FILE, DONE, FAILED, QUEUED, RUNNING, S
 PROGRAM = Path(__file__).parents[2] / "train.py"
 POLL_SECONDS = 0.1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# A trial of a killed sweep saves a checkpoint before it exits. A new sweep waits this long for its lock.
+# A trial of a killed sweep may still run, because it saves a checkpoint before it exits. A new sweep waits
+# this many seconds until the trial's folder is no longer locked.
 LOCK_SECONDS = 120.0
 
 # Variables that torchrun sets for its ranks. The run of a trial is a single process.
@@ -27,9 +28,10 @@ LAUNCHER_PREFIXES = ("TORCHELASTIC_", "GROUP_", "ROLE_")
 
 
 def child_environment(environment: Mapping[str, str], gpu: str | None, threads: int) -> dict[str, str]:
-    """The environment of a trial's process: its GPU, its number of threads, no launcher variables.
+    """Return the environment variables of a trial's process.
 
-    gpu: the value of CUDA_VISIBLE_DEVICES, None to leave it unchanged. An existing OMP_NUM_THREADS is kept.
+    The variables of the launcher are removed. gpu: the value of CUDA_VISIBLE_DEVICES; None leaves the
+    variable unchanged. threads: number of threads, unless OMP_NUM_THREADS is already set.
     """
     kept = {
         key: value
@@ -46,8 +48,8 @@ def child_environment(environment: Mapping[str, str], gpu: str | None, threads: 
 class Running:
     """A trial's process.
 
-    console: the file that receives its output. begin: the byte offset of this process's output in that file.
-    started: seconds of time.monotonic().
+    console: the file to which the output is written. begin: the byte offset in this file at which the output
+    of this process begins. started: seconds of time.monotonic().
     """
 
     trial: Trial
@@ -58,7 +60,7 @@ class Running:
 
 
 def start(trial: Trial, environment: Mapping[str, str]) -> Running:
-    """Start the trial's process in its own process group, which Ctrl-C does not reach directly."""
+    """Start the trial's process in its own process group, so that Ctrl-C is not sent to it directly."""
     console = (trial.folder / CONSOLE_FILE).open("ab")
     begin = console.seek(0, os.SEEK_END)
     process = subprocess.Popen(
@@ -74,7 +76,7 @@ def start(trial: Trial, environment: Mapping[str, str]) -> Running:
 
 
 def outcome(run: Running, stopping: bool) -> Record:
-    """The record of a trial whose process has ended. stopping: whether the sweep received a signal."""
+    """Return the record of a trial whose process has ended. stopping: whether the sweep received a signal."""
     run.console.close()
     seconds, code = time.monotonic() - run.started, run.process.returncode
     if code == 0:
@@ -88,7 +90,10 @@ def outcome(run: Running, stopping: bool) -> Record:
 
 
 def failure_reason(code: int, output: str) -> str:
-    """Return the signal that ended a process, else its last "error: " line, else its last line of output."""
+    """Return why a process failed, in one line.
+
+    This is the signal that ended it, otherwise its last line "error: …", otherwise its last line of output.
+    """
     number = -code if code < 0 else code - 128
     if number in set(signal.Signals):
         return f"ended by {signal.Signals(number).name} from outside (too little memory is one reason)"
@@ -100,9 +105,9 @@ def failure_reason(code: int, output: str) -> str:
 def run_locally(
     trials: Sequence[Trial], gpu_slots: Sequence[str | None], threads: int, progress: SweepProgress
 ) -> int | None:
-    """Run the trials in order, len(gpu_slots) at a time; returns the signal that stopped the sweep, or None.
+    """Run the trials in order, len(gpu_slots) at a time. Return the signal that stopped the sweep, or None.
 
-    gpu_slots: the GPU of each concurrent run, None without a GPU. threads: CPU threads of each run.
+    gpu_slots: the GPU of each concurrent run, or None for a run on the CPU. threads: CPU threads of each run.
     """
     waiting, running = list(trials), {}
     lock_deadline = time.monotonic() + LOCK_SECONDS
@@ -128,7 +133,10 @@ def run_locally(
 
 
 def _next_unlocked(waiting: list[Trial], late: bool) -> Trial | None:
-    """Remove and return the first trial that no other run writes to. If `late`, ignore other runs."""
+    """Remove the first trial from `waiting` whose folders no other run writes to, and return it.
+
+    late: if true, other runs are ignored. Returns None if there is no such trial.
+    """
     for number, trial in enumerate(waiting):
         if late or not is_locked(config.run.output_folder for config in trial.configs):
             return waiting.pop(number)
@@ -138,7 +146,7 @@ def _next_unlocked(waiting: list[Trial], late: bool) -> Trial | None:
 class SignalForwarder(SignalRecorder):
     """Records SIGINT, SIGTERM and SIGHUP and forwards them to the running trials.
 
-    At the first signal a trial saves a checkpoint and exits. The second signal kills it.
+    After the first signal, a trial saves a checkpoint and exits. The second signal kills it.
     """
 
     def __init__(self) -> None:
@@ -146,7 +154,7 @@ class SignalForwarder(SignalRecorder):
         self._forwarded = 0
 
     def forward_signal(self, processes: Iterable[subprocess.Popen]) -> None:
-        """Send the signal that has arrived since the last call to all processes."""
+        """Send the signal that arrived since the last call, if any, to all processes."""
         if self.count == self._forwarded:
             return
         self._forwarded = self.count

@@ -1,4 +1,4 @@
-"""The progress of a sweep: trial.json in each trial's folder, log lines, progress bar, overview page."""
+"""Progress of a sweep: trial.json in each trial's folder, log lines, a progress bar and the overview page."""
 
 import json
 import logging
@@ -38,10 +38,10 @@ TAIL_BYTES = 4096
 
 
 class SweepProgress:
-    """Writes trial records, the progress bar and the overview page; a context manager.
+    """Context manager that writes the trial records, the progress bar and the overview page.
 
-    done: the names of the trials that were done before. todo: the trials of this process. The states of other
-    processes' trials are read from their folders. A page that cannot be written is a warning.
+    done: names of the trials that are already finished. todo: the trials of this process. The states of the
+    trials of other processes are read from their folders. If the page cannot be written, a warning is logged.
     """
 
     def __init__(self, sweep: Sweep, done: Collection[str], todo: Sequence[Trial]) -> None:
@@ -81,7 +81,7 @@ class SweepProgress:
         self.refresh(last=True)
 
     def update(self, trial: Trial, record: Record) -> None:
-        """Write a trial's new state to its folder, and log it if the trial has ended."""
+        """Write the new state of a trial to its folder. If the trial has ended, also log the state."""
         write_record(trial, record)
         self._own[trial.name] = record
         self._running = [name for name, own in self._own.items() if own.state == RUNNING]
@@ -95,12 +95,12 @@ class SweepProgress:
             logger.info("stopped: %s", trial.name)
 
     def refresh(self, last: bool = False) -> None:
-        """Write the overview page if the previous one is older than PAGE_SECONDS, or if `last`."""
+        """Write the overview page if it is older than PAGE_SECONDS or if `last` is true."""
         if not last and time.monotonic() - self._written < PAGE_SECONDS:
             return
         try:
             self._write_page(last)
-        except Exception as error:  # A picture of any kind may be damaged; the trials must continue.
+        except Exception as error:  # Damaged pictures raise errors of many types. The trials must continue.
             if not self._warned:
                 logger.warning("warning: %s is not written: %s", self.page, error)
             self._warned = True
@@ -108,7 +108,7 @@ class SweepProgress:
 
     def _write_page(self, last: bool) -> None:
         cards = [self._card(trial) for trial in self._sweep.trials]
-        # Other ranks may still run trials when this one has finished.
+        # Trials of other ranks may still run after this rank has finished.
         live = not last or any(card.state == RUNNING for card in cards)
         write_index(self.page, f"Results in {self._sweep.folder}", self._sweep.command, cards, live)
 
@@ -128,7 +128,7 @@ class SweepProgress:
         return Card(trial.name, changed, record.state, note, stages, following)
 
     def log_summary(self) -> None:
-        """Log the number of trials in each state, and every failed trial with its error."""
+        """Log the number of trials in each state, and each failed trial with its error."""
         states = Counter(record.state for record in self._own.values())
         counts = ", ".join(f"{number} {state}" for state, number in states.items())
         logger.info("%s; overview: %s", counts or "nothing to do", self.page)
@@ -137,7 +137,10 @@ class SweepProgress:
 
 
 def next_commands(trial: Trial) -> dict[str, str]:
-    """Named shell commands for a finished trial: optimize its appearance, export larger textures."""
+    """Return a dict from label to shell command for a finished trial.
+
+    The command optimizes the appearance of a shape, or exports a painted mesh with larger textures.
+    """
     last = trial.configs[-1]
     if last.run.traits.paints_base_mesh:
         larger = [str(2 * side) for side in last.export.texture_res]
@@ -154,7 +157,10 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _painting_config(trial: Trial) -> str:
-    """The appearance config with the keyword of the trial's geometry config, else that of the demo."""
+    """Return the appearance config that belongs to the trial's geometry config, otherwise that of the demo.
+
+    Two config files belong together if their names are X_geometry… and X_appearance… with the same X.
+    """
     paths = [Path(word) for word in trial.argv if word.endswith(".json") and not word.startswith("--")]
     for path in reversed(paths):
         keyword = path.stem.partition("_geometry")[0]
@@ -164,7 +170,10 @@ def _painting_config(trial: Trial) -> str:
 
 
 def current_step(trial: Trial) -> str:
-    """The last step of the trial's newest run: "painted: coarse, step 120 of 300"; "" before the first."""
+    """Return the last step of the trial's newest run: "painted: coarse, step 120 of 300".
+
+    The result is "" before the first step.
+    """
     for config in reversed(trial.configs):
         try:
             with (config.run.output_folder / "log.jsonl").open("rb") as log:
@@ -175,6 +184,6 @@ def current_step(trial: Trial) -> str:
                 f"{config.run.traits.stage}: {last['phase']}, step {last['step']} of {config.schedule.iter}"
             )
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            # The run has not started, or its last line is incomplete.
+            # The run has not started, or the last line of its log is incomplete.
             continue
     return ""

@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep as Ray tasks, on several machines that share a file system.
+"""Run the trials of a sweep as Ray tasks on several machines that share a file system.
 
 Every machine needs the repository, the current directory and the Python environment at the same paths.
 """
@@ -19,17 +19,20 @@ from training.sweep.trials import DONE, FAILED, QUEUED, RUNNING, STOPPED, Record
 logger = logging.getLogger(__name__)
 
 RETRIES = 2
-# The exit code for an error that the user can fix. Such a trial is not repeated.
+# Exit code of a run for an error that the user can fix. A trial with this exit code is not repeated.
 USER_ERROR = 2
 WAIT_SECONDS = 0.2
 
 
 class TrialDied(RuntimeError):
-    """A run ended without success and without a user error. Ray repeats the run from its checkpoint."""
+    """Raised if a run failed with an error that the user cannot fix.
+
+    Ray repeats the run from its checkpoint.
+    """
 
 
 def connect() -> ModuleType:
-    """Connect Ray to the cluster of RAY_ADDRESS or to a running cluster, else start Ray on this machine.
+    """Connect to the Ray cluster of RAY_ADDRESS or to a running one. Otherwise start Ray on this machine.
 
     Raises:
         ConfigError: if Ray is not installed.
@@ -46,7 +49,7 @@ def connect() -> ModuleType:
 
 
 def share_of_gpu(gpus: float, jobs: int) -> float:
-    """The fraction of a GPU for each of `jobs` concurrent runs: 1/8 for 16 runs on 2 GPUs."""
+    """Return the fraction of a GPU for each of `jobs` concurrent runs. Example: 1/8 for 16 runs on 2 GPUs."""
     return 1 / math.ceil(jobs / gpus) if gpus else 0.0
 
 
@@ -55,7 +58,7 @@ def run_on_ray(
 ) -> int | None:
     """Run the trials in order. Return the signal that stopped the sweep, or None.
 
-    jobs: the number of concurrent runs; None means one for each GPU of the cluster, at least one.
+    jobs: number of concurrent runs. None means one for each GPU of the cluster, and at least one.
     """
     found = ray.cluster_resources()
     gpus = found.get("GPU", 0) if on_gpus else 0
@@ -86,7 +89,7 @@ def run_on_ray(
 
 
 class _Task:
-    """A Ray task with the `send_signal` method of a process."""
+    """Adapter that gives a Ray task the method `send_signal` of a process."""
 
     def __init__(self, ray: ModuleType, reference: object) -> None:
         self._ray, self._reference = ray, reference
@@ -107,12 +110,12 @@ def _record(ray: ModuleType, reference: object, began: float, stopping: bool) ->
 
 
 def run_trial(trial: Trial, folder: str, threads: int) -> Record:
-    """Run a trial on the machine that Ray chose; returns its record.
+    """Run a trial on the machine that Ray selected, and return its record.
 
-    folder: the current directory of the sweep, to which all paths are relative.
+    folder: the current directory of the sweep. All paths are relative to it.
 
     Raises:
-        TrialDied: if the process ended without success and without a user error.
+        TrialDied: if the process failed with an error that the user cannot fix.
     """
     os.chdir(folder)
     trial.folder.mkdir(parents=True, exist_ok=True)
@@ -121,11 +124,12 @@ def run_trial(trial: Trial, folder: str, threads: int) -> Record:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run = start(trial, child_environment(os.environ, None, threads))
     try:
-        # wait() would block the interrupt, which Python handles between two bytecodes.
+        # Do not call wait(): Python handles signals between two bytecodes, so wait() would delay the
+        # interrupt.
         while run.process.poll() is None:
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        # Ray's workers and their child processes block SIGINT.
+        # Send SIGTERM, because Ray's workers and their child processes block SIGINT.
         run.process.send_signal(signal.SIGTERM)
         run.process.wait()
     record = outcome(run, stopping=False)

@@ -1,6 +1,6 @@
-"""Runs the trials of a sweep: validation of all configs, assignment to GPUs and ranks, summary.
+"""Run the trials of a sweep: check all configs, assign trials to GPUs and ranks, log a summary.
 
-This process starts and watches other processes. It never creates a CUDA context.
+This process starts and monitors other processes. It never creates a CUDA context.
 """
 
 import logging
@@ -23,7 +23,7 @@ from training.sweep.trials import Sweep, Trial, is_done
 logger = logging.getLogger(__name__)
 
 SOME_FAILED = 1
-# The lock files of a sweep's ranks, in the folder that the trials share.
+# Name of the lock file of each rank of a sweep, in the common folder of the trials.
 SWEEP_LOCK = ".sweep-{rank}.lock"
 # Longer than the longest sweep. The limit is about 24 days: torch.distributed keeps timeouts as 32-bit
 # milliseconds.
@@ -31,13 +31,14 @@ RANK_TIMEOUT = timedelta(days=14)
 
 
 def run_sweep(sweep: Sweep, check: Callable[[Config], None]) -> int:
-    """Run every trial that is not done yet. Return the exit code.
+    """Run every trial that is not done yet, and return the exit code.
 
-    check: raises ValueError or OSError for a config that is known to fail. All configs are checked first.
+    check: function that raises ValueError or OSError for a config that would fail. All configs are checked
+    before the first trial runs.
 
     Raises:
         ValueError: if another process runs the same sweep, or if a config fails its check. The message is one
-            line. No trial has run.
+            line. No trial is run in this case.
     """
     rank = read_launcher_rank(os.environ)
     label = f"out_dir = {str(sweep.folder)!r}"
@@ -64,7 +65,8 @@ def _run_locked(sweep: Sweep, rank: LauncherRank, check: Callable[[Config], None
 def any_rank_failed(rank: LauncherRank, failed: bool) -> bool:
     """Wait for all ranks. Return whether a trial of any rank failed.
 
-    A launcher ends all ranks as soon as one exits with an error, so no rank exits before all have finished.
+    The launcher ends all ranks as soon as one rank exits with an error. Therefore each rank waits here until
+    all ranks have finished.
     """
     if rank.world_size == 1 or "MASTER_ADDR" not in os.environ:
         return failed
@@ -115,24 +117,27 @@ def _check(trial: Trial, check: Callable[[Config], None]) -> None:
 
 
 def visible_gpus(environment: Mapping[str, str], count: int) -> list[str]:
-    """The names of `count` usable GPUs: the entries of CUDA_VISIBLE_DEVICES, or 0 … count - 1 without it."""
+    """Return the names of `count` usable GPUs.
+
+    These are the entries of CUDA_VISIBLE_DEVICES, or 0 … count − 1 if this variable is not set.
+    """
     value = environment.get("CUDA_VISIBLE_DEVICES")
     names = value.split(",") if value is not None else map(str, range(count))
     return [name.strip() for name in names][:count]
 
 
 def gpu_slots_for(jobs: int | None, gpus: Sequence[str], trials: int) -> list[str | None]:
-    """The GPU of each concurrent run, assigned in turn; None without GPUs.
+    """Return the GPU of each concurrent run. GPUs are assigned cyclically; without GPUs each entry is None.
 
-    jobs: the number of concurrent runs, by default one for each GPU, or one. There are never more runs than
-    trials, and at least one.
+    jobs: number of concurrent runs. None means one for each GPU, and at least one. The number of runs is at
+    most the number of trials.
     """
     number = max(1, min(jobs or len(gpus) or 1, trials))
     return [gpus[slot % len(gpus)] if gpus else None for slot in range(number)]
 
 
 def usable_cores() -> int:
-    """The number of CPU cores that this process may use, by its affinity and its control group's quota."""
+    """Return the number of CPU cores that this process may use: its affinity, limited by its cgroup quota."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()

@@ -1,9 +1,10 @@
-"""The trials of a sweep and their records on the disk.
+"""The trials of a sweep and their records on disk.
 
-A trial is one run of train.py: the command's configs with its options and the trial's own values. Its folder
-is in the first config's out_dir and has the trial's name: out/pineapple_demo/seed=1. The folder of a second
-config adds that config's suffix: out/pineapple_demo/seed=1_appearance. The state of a trial is stored in its
-folder, so several processes can share a sweep and any of them can write the overview page.
+A trial is one call of train.py: the command's configs with the command's options and the values of the trial.
+The trial's folder is in the out_dir of the first config and has the name of the trial:
+out/pineapple_demo/seed=1. For a second config, the suffix of its out_dir is appended:
+out/pineapple_demo/seed=1_appearance. The state of a trial is stored in its folder, so several processes can
+work on the same sweep, and each of them can write the overview page.
 """
 
 import json
@@ -30,10 +31,10 @@ STATES = QUEUED, RUNNING, DONE, FAILED, STOPPED = "queued", "running", "done", "
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep.
+    """One trial of a sweep.
 
-    overrides: the config keys whose values distinguish it. argv: the arguments of train.py for this trial
-    alone.
+    overrides: the config keys and values that differ between trials. argv: the arguments of train.py that run
+    only this trial.
     """
 
     name: str
@@ -43,13 +44,16 @@ class Trial:
 
     @property
     def folder(self) -> Path:
-        """The first config's folder, which also holds trial.json and console.log."""
+        """The output folder of the first config. It also contains trial.json and console.log."""
         return self.configs[0].run.output_folder
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The trials of a command. folder: their common parent. jobs: concurrent runs, None for the default."""
+    """The trials of a command. folder: their common parent. jobs: number of concurrent runs;
+
+    None: default.
+    """
 
     command: str
     folder: Path
@@ -60,7 +64,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Record:
-    """The state of a trial, the reason of a failure in one line, and its duration in seconds."""
+    """The state of a trial, the reason of its failure in one line, and its duration in seconds."""
 
     state: str = QUEUED
     error: str | None = None
@@ -68,7 +72,7 @@ class Record:
 
 
 def load_sweep(argv: Sequence[str]) -> Sweep | None:
-    """The trials of a command line, with all configs checked; None if it is not a sweep.
+    """Return the trials of a command line, or None if the command is not a sweep. All configs are checked.
 
     --help and --dry-run print and raise SystemExit(0).
 
@@ -106,7 +110,7 @@ def load_sweep(argv: Sequence[str]) -> Sweep | None:
 
 
 def is_done(trial: Trial) -> bool:
-    """Whether the trial has finished with the same settings and its meshes exist."""
+    """Return whether the trial has finished with the same settings and its meshes exist."""
     record = _read(trial)
     return (
         record.get("state") == DONE
@@ -124,7 +128,7 @@ def _agree(then: object, now: Sequence[Mapping[str, object]]) -> bool:
 
 
 def read_record(trial: Trial) -> Record:
-    """The record in the trial's folder; the default record if there is none or it is damaged."""
+    """Return the record in the trial's folder, or the default record if it does not exist or is damaged."""
     record = _read(trial)
     state, error, seconds = record.get("state"), record.get("error"), record.get("seconds")
     if state not in STATES:
@@ -134,7 +138,7 @@ def read_record(trial: Trial) -> Record:
 
 
 def write_record(trial: Trial, record: Record) -> None:
-    """Write the record to the trial's folder, with the settings if the trial is done."""
+    """Write the record to the trial's folder. If the trial is done, the settings are added."""
     done = {"settings": _settings(trial)} if record.state == DONE else {}
     write_text(trial.folder / RECORD_FILE, json.dumps({**asdict(record), **done}, indent=1) + "\n")
 
@@ -155,7 +159,7 @@ def _read(trial: Trial) -> dict[str, object]:
 
 
 def _settings(trial: Trial) -> list[dict[str, object]]:
-    """Every key of every config, and the fingerprints of its input files."""
+    """Return all keys of each config and the fingerprints of its input files."""
     return [{**config.to_json(), **fingerprint_inputs(config)} for config in trial.configs]
 
 
@@ -173,7 +177,7 @@ def _trial(command: Command, name: str, overrides: Mapping[str, object]) -> Tria
 
 
 def _argument(option: tuple[str, object]) -> str:
-    """An option as one command-line argument that is parsed to the same value."""
+    """Return an option as one command-line argument that is parsed to the same value."""
     key, value = option
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
 

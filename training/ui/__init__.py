@@ -1,1 +1,1 @@
-"""The web page of `train.py --ui`: start and stop runs, watch them, look at results."""
+"""The web page of `train.py --ui`: start runs, stop runs, follow their progress and view results."""

@@ -1,4 +1,4 @@
-"""The command line of a run that is described on the page."""
+"""Convert the input of the page to a command line of train.py."""
 
 import os
 import re
@@ -27,10 +27,10 @@ START_REACH = 0.75
 
 @dataclass(frozen=True)
 class Request:
-    """The request of the page to start a run.
+    """Input of the page for a new run.
 
-    name: the folder in out/, "" for one made from the text. meshes: uploaded files, of which one is the mesh.
-    settings: values by option name ("seed", "geometry.iter"); None leaves the default.
+    name: the folder in out/; "" creates a name from the text. meshes: uploaded files; one of them is the
+    mesh. settings: dict from option name ("seed", "geometry.iter") to value; None selects the default.
     """
 
     task: str
@@ -42,10 +42,12 @@ class Request:
 
 
 def result_folder(request: Request) -> Path:
-    """The folder of a new result: the given name, or the text with the first free number.
+    """Return the folder of a new result.
+
+    Its name is the given name. If this is empty, it is the slug of the text with the first unused number.
 
     Raises:
-        ConfigError: if the name is not a plain folder name.
+        ConfigError: if the name contains other characters than letters, digits, spaces, dots, - and _.
     """
     name = request.name.strip()
     if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._ -]*", name):
@@ -59,10 +61,10 @@ def result_folder(request: Request) -> Path:
 
 
 def mesh_among(files: Sequence[Path]) -> Path:
-    """The one mesh among uploaded files; the others are its materials and textures.
+    """Return the mesh among the uploaded files. The other files are its materials and textures.
 
     Raises:
-        ConfigError: if there is no mesh, or more than one.
+        ConfigError: if there is no mesh or more than one mesh.
     """
     meshes = [file for file in files if file.suffix.lower() in READERS]
     if len(meshes) != 1:
@@ -72,8 +74,9 @@ def mesh_among(files: Sequence[Path]) -> Path:
 
 
 def command_line(request: Request, folder: Path, mesh: Path | None, common: Sequence[str]) -> list[str]:
-    """The arguments of train.py. mesh: the user's mesh, for all tasks but FROM_TEXT. common: options of every
-    run.
+    """Return the arguments of train.py for a request.
+
+    mesh: the uploaded mesh, for all tasks except FROM_TEXT. common: options that all runs of the page get.
 
     Raises:
         ConfigError: if the text is empty.
@@ -96,16 +99,16 @@ def command_line(request: Request, folder: Path, mesh: Path | None, common: Sequ
 
 
 def _quick_painting(request: Request) -> dict[str, object]:
-    """The values of --quick, which train.py has for the demo pair only."""
+    """Return the values that --quick would set. train.py accepts --quick only for the demo pair."""
     values = dict(QUICK["appearance"])
     if request.settings.get("appearance.iter"):
-        # The number of steps may be smaller than this one.
+        # Omit coarse_iter, because the requested number of steps may be smaller than it.
         del values["coarse_iter"]
     return values
 
 
 def shell_line(argv: Sequence[str]) -> str:
-    """The command as it is typed in a shell."""
+    """Return the command in shell syntax."""
     return shlex.join(["python3", _relative(Path(__file__).parents[2] / "train.py"), *argv])
 
 
@@ -122,7 +125,7 @@ def _mesh_options(task: str, mesh: str) -> list[str]:
 
 
 def _options(values: Mapping[str, object]) -> list[str]:
-    """Convert values to options. A text that looks like an option is still passed as a value."""
+    """Convert values to options. Text that begins with - is passed as --KEY=TEXT, so it stays a value."""
     found = []
     for key, value in values.items():
         parts = value if isinstance(value, list | tuple) else [value]
@@ -132,12 +135,12 @@ def _options(values: Mapping[str, object]) -> list[str]:
 
 
 def _inside(folder: Path) -> str:
-    """An out_dir without the leading out/, which train.py adds."""
+    """Return an out_dir without the leading out/, because train.py adds it."""
     return str(folder.relative_to(OUTPUT_ROOT)) if folder.parts[:1] == OUTPUT_ROOT.parts else str(folder)
 
 
 def _relative(path: str | Path) -> str:
-    """A path inside the current directory, relative to it; any other is absolute."""
+    """Return a path relative to the current directory if it is inside of it, otherwise the absolute path."""
     absolute = os.path.abspath(path)
     relative = os.path.relpath(absolute)
     return absolute if relative.startswith("..") else relative

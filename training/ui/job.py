@@ -1,4 +1,4 @@
-"""The run that the page has started: a child process of train.py, one at a time."""
+"""The run that was started from the page. It is a child process of train.py; only one can run at a time."""
 
 import os
 import signal
@@ -21,15 +21,16 @@ CONSOLE_BYTES = 16_000
 
 
 class BusyError(ValueError):
-    """A run is in progress, so another one cannot start."""
+    """Raised if a run cannot be started because another run is in progress."""
 
 
 @dataclass
 class Job:
     """A run and its process.
 
-    argv: the arguments of train.py. title: the text. folders: the out_dir of each config, in order. console:
-    the file that receives the output. begin: where this process's output begins in it.
+    argv: the arguments of train.py. title: the prompt. folders: the out_dir of each config, in order.
+    console: the file to which the output is written. begin: byte offset in this file at which the output of
+    this process begins.
     """
 
     argv: tuple[str, ...]
@@ -43,7 +44,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """running, stopping, done, stopped or failed."""
+        """The state of the run: running, stopping, done, stopped or failed."""
         code = self.process.poll()
         if code is None:
             return STOPPING if self.stops else RUNNING
@@ -53,16 +54,16 @@ class Job:
 
     @property
     def active(self) -> bool:
-        """Whether the process is alive."""
+        """Whether the process is running."""
         return self.process.poll() is None
 
     @property
     def reason(self) -> str:
-        """Why the run has failed, in one line; "" if it has not."""
+        """The reason of a failure in one line, or "" if the run has not failed."""
         return failure_reason(self.process.returncode, self.output()) if self.state == FAILED else ""
 
     def output(self) -> str:
-        """The end of what the process has written."""
+        """Return the end of the process's output, at most CONSOLE_BYTES bytes."""
         try:
             with self.console.open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
@@ -73,16 +74,17 @@ class Job:
 
 
 class JobRunner:
-    """Starts and stops one job at a time. The methods may be called from any thread."""
+    """Start and stop jobs, one at a time. The methods may be called from any thread."""
 
     def __init__(self) -> None:
         self.job: Job | None = None
         self._lock = threading.Lock()
-        # The system signals a child when the thread that started it ends. This thread lasts as long as self.
+        # All jobs are started from one thread, because Linux sends the parent-death signal to a child when
+        # the thread that started the child ends. This thread exists as long as the JobRunner.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="job-starter")
 
     def start(self, argv: Sequence[str], title: str, folders: Sequence[Path], console: Path) -> Job:
-        """Start `train.py argv` in the current directory; returns the new job.
+        """Start `train.py argv` in the current directory and return the new job.
 
         Raises:
             BusyError: if the previous job is still running.
@@ -97,14 +99,14 @@ class JobRunner:
             return job
 
     def stop(self) -> None:
-        """Ask the job to save a checkpoint and exit. The second call kills it."""
+        """Send SIGINT to the job, which then saves a checkpoint and exits. The second call kills the job."""
         with self._lock:
             if self.job is not None and self.job.active:
                 self.job.stops += 1
                 self.job.process.send_signal(signal.SIGINT if self.job.stops == 1 else signal.SIGKILL)
 
     def close(self, patience: float = 60.0) -> None:
-        """Stop the job and wait until it has saved its checkpoint, at most `patience` seconds."""
+        """Stop the job and wait until it has saved its checkpoint. After `patience` seconds, kill the job."""
         if self.job is not None and self.job.active:
             if not self.job.stops:
                 self.stop()
@@ -131,6 +133,7 @@ def _start(job: Job) -> subprocess.Popen:
 
 
 def _in_child() -> None:
-    # A server that was started in the background ignores SIGINT, which a child would inherit.
+    # If the server was started in the background, it ignores SIGINT, and a child process inherits this
+    # setting.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_with_parent()

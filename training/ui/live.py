@@ -1,4 +1,4 @@
-"""HTML of a run for the page: its state, the newest stills, the curves, the output."""
+"""HTML of a run for the page: its state, the newest stills, the curves and the output."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from training.ui.job import Job
 STILL_WIDTH, CONSOLE_LINES = 900, 12
 # The values that are plotted while a run is in progress.
 PLOTTED = ("loss",)
-# Strokes of the plots, which training/report/page.css styles in a report.
+# CSS of the page. It includes the line styles of the plots. In a report, they come from
+# training/report/page.css.
 STYLE = """
 .ui-live img { width: 100%; border-radius: 6px; background: #fff; }
 .ui-live pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; max-height: 14rem;
@@ -48,7 +49,7 @@ def newest_stills(folders: Sequence[Path]) -> list[Path]:
 
 
 def job_html(job: Job | None) -> str:
-    """The state of a job, its command and the end of its output."""
+    """Return HTML with the state of a job, its command and the end of its output."""
     if job is None:
         return '<div class="ui-live"><p>No run has been started yet.</p></div>'
     state = job.state
@@ -63,7 +64,7 @@ def job_html(job: Job | None) -> str:
 
 
 def pictures_html(job: Job | None) -> str:
-    """The newest stills and the curves of a job's runs."""
+    """Return HTML with the newest stills and the curves of a job's runs."""
     if job is None:
         return ""
     parts = []
@@ -85,13 +86,13 @@ def _plots(folder: Path) -> list[str]:
         for curve in curves(members):
             if curve.name in PLOTTED:
                 caption = f"{folder.name}: {PLOT_NAMES[curve.name].lower()}, {' and '.join(names)}"
-                # The data of the report's tooltip is a script element, which this page does not use.
+                # Remove the script element with the data of the tooltip. Only the report has tooltips.
                 found.append(draw(curve, inside, caption).partition("<script")[0] + "</figure>")
     return found
 
 
 def _progress(job: Job) -> str:
-    """The last finished step, from the logs."""
+    """Return HTML with the last finished step according to the logs."""
     for folder in reversed(job.folders):
         records = read_log(folder / "log.jsonl")
         if records and job.state != DONE:
@@ -100,5 +101,5 @@ def _progress(job: Job) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """The lines of a terminal's text; of a line that was overwritten, its last version."""
+    """Split the text of a terminal into lines. Only the last version of an overwritten line is returned."""
     return [line.rpartition("\r")[2] for line in re.split(r"\r?\n", text) if line.strip()]

@@ -1,4 +1,4 @@
-"""The options of the web page on the command line of train.py."""
+"""Command-line options of train.py for the web page."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from configs.parser import UI_OPTION, ArgumentParser, add_ui_options
 
 @dataclass(frozen=True)
 class UIOptions:
-    """host and port of the server, and the options that every run gets, as command-line words."""
+    """Host and port of the server, and the command-line arguments that are passed to every run."""
 
     host: str
     port: int
@@ -24,7 +24,7 @@ class UIOptions:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address, without a port, always means this machine."""
+    """Return whether a host name or address (without port) always refers to this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -32,10 +32,10 @@ def is_loopback(host: str) -> bool:
 
 
 def ui_options(argv: Sequence[str]) -> UIOptions | None:
-    """The options of a command line with --ui, None for any other.
+    """Return the options of a command line with --ui, or None for any other command line.
 
     Raises:
-        ConfigError: if an option is unknown, or if it selects what to run, which is selected on the page.
+        ConfigError: if an option is unknown, or if it specifies a run. Runs are specified on the page.
     """
     if UI_OPTION not in argv:
         return None

@@ -1,4 +1,4 @@
-"""The page: the form, the run in progress, and earlier results. It needs the package gradio."""
+"""The page with the form, the current run and earlier results. It needs the package gradio."""
 
 from __future__ import annotations
 
@@ -33,16 +33,19 @@ MATERIAL_FILES = (".mtl", ".bin", ".png", ".jpg", ".jpeg")
 
 
 class Page:
-    """The events of the page. The state is the runner's job, so every open page shows the same run."""
+    """Event handlers of the page.
+
+    The runner's job is their only state, so all open pages show the same run.
+    """
 
     def __init__(self, runner: JobRunner, uploads: Path, run_options: Sequence[str]) -> None:
-        """uploads: the only folder that files may come from. run_options: options of every run."""
+        """Create the handlers. uploads: the only folder for input files. run_options: options of all runs."""
         self.runner, self.uploads, self.run_options = runner, uploads.resolve(), tuple(run_options)
 
     def start(
         self, task: str, text: str, quick: bool, name: str, files: Sequence[str] | None, *values: object
     ) -> str:
-        """Start a run; returns HTML of an error, "" if there is none."""
+        """Start a run. Return the HTML of an error message, or "" if there is no error."""
         try:
             options = [setting.option for setting in main_settings()]
             chosen = dict(zip(options, map(_value, values), strict=True))
@@ -68,14 +71,18 @@ class Page:
         self.runner.start(argv, request.text.strip(), folders, folder / CONSOLE_FILE)
 
     def _uploaded(self, file: str) -> Path:
-        """The path of an uploaded file. Raises ValueError for a path outside of the upload folder."""
+        """Return the path of an uploaded file.
+
+        Raises:
+            ValueError: if the path is outside of the upload folder.
+        """
         path = Path(file).resolve()
         if not path.is_relative_to(self.uploads) or not path.is_file():
             raise ValueError("the file is not an upload of this page; upload it again")
         return path
 
     def resume(self) -> str:
-        """Start the command of the last job again, which resumes it; returns HTML of an error or ""."""
+        """Run the command of the last job again to resume it. Return the HTML of an error message, or ""."""
         job = self.runner.job
         try:
             if job is None:
@@ -86,7 +93,7 @@ class Page:
         return ""
 
     def model(self) -> str:
-        """The report of the job's last finished run in a frame, "" while it is in progress."""
+        """Return the report of the job's last finished run in a frame, or "" while the job is running."""
         job = self.runner.job
         if job is None or job.active:
             return ""
@@ -99,25 +106,25 @@ class Page:
 
 
 def report_frame(folder: str) -> str:
-    """HTML that shows the report of a result, which contains its 3D model."""
+    """Return HTML that shows the report of a result. The report contains the 3D model."""
     address = f"{RESULTS_ADDRESS}/{link(folder)}/{REPORT_FILE}"
     return f'<iframe class="ui-report" src="{address}" title="Report of {escape(folder)}"></iframe>'
 
 
 def prompt_of(category: str | None, material: str | None) -> str:
-    """The text of a category and a material of the embedded prior: "A golden mug"."""
+    """Return the prompt for a category and a material of the embedded prior, for example "A golden mug"."""
     words = f"{material or ''} {category or ''}".strip()
     return f"{'An' if words[:1] in 'aeiou' else 'A'} {words}" if words else ""
 
 
 def _value(value: object) -> str | None:
-    """The value of an input, None for an empty one and for the default."""
+    """Return the value of an input field, or None if the field is empty or contains the default."""
     text = str(value or "").strip()
     return None if text in ("", UNCHANGED) else text
 
 
 def build_page(page: Page) -> gradio.Blocks:
-    """The gradio application of a page."""
+    """Build the gradio application of a page."""
     import gradio as gr
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
@@ -137,7 +144,7 @@ def build_page(page: Page) -> gradio.Blocks:
         seen, timer = gr.State(None), gr.Timer(REFRESH_SECONDS)
 
         def refresh(before: str | None) -> list[Any]:
-            """Return the outputs that depend on the job, or skip them if they have not changed."""
+            """Return the new outputs that depend on the job. If nothing has changed, skip all of them."""
             job = page.runner.job
             now = fingerprint(job)
             if now == before:
@@ -175,7 +182,7 @@ def build_page(page: Page) -> gradio.Blocks:
 
 
 def _form(gr: Any) -> tuple[list[Any], Any, Any, Any]:
-    """The inputs of `Page.start` and the three buttons."""
+    """Build the form. Return the inputs of `Page.start` and the three buttons."""
     task = gr.Radio(TASKS, value=FROM_TEXT, label="Task")
     text = gr.Textbox(label="Text", placeholder="A golden mug", elem_id="prompt")
     with gr.Row():
@@ -205,16 +212,16 @@ def _form(gr: Any) -> tuple[list[Any], Any, Any, Any]:
 
 
 def _input(gr: Any, setting: Setting) -> Any:
-    """The input of a setting. An empty one leaves the default."""
+    """Build the input field of a setting. An empty field selects the default."""
     common = {"label": setting.option, "info": setting.help}
     if setting.choices:
         return gr.Dropdown([UNCHANGED, *setting.choices], value=UNCHANGED, **common)
-    # A number field of gradio shows 0 if it is empty.
+    # Use a text field, because an empty number field of gradio shows 0.
     return gr.Textbox(placeholder=UNCHANGED, **common)
 
 
 def _only_uploads(move: Any) -> Any:
-    """gradio's function that copies a file, without its download of addresses."""
+    """Wrap gradio's function that copies a file, so that it rejects URLs. gradio would download them."""
 
     async def checked(name: str, *arguments: object) -> str | None:
         if "://" in str(name):

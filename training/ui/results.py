@@ -1,4 +1,4 @@
-"""The results in the output folder, and the files of them that the page may show."""
+"""Find the results in the output folder and the files that the page may show."""
 
 import html
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from training.report.run_page import FILES, REPORT_FILE
 
-# Folders of results lie at most this deep in the output folder: sweeps have out/NAME/TRIAL/STAGE.
+# Maximum depth of a result's folder in the output folder. Sweeps have out/NAME/TRIAL/STAGE.
 DEPTH = 3
 SHOWN_FILES = {REPORT_FILE, *FILES}
 HEAD_BYTES = 4096
@@ -15,8 +15,10 @@ HEAD_BYTES = 4096
 
 @dataclass(frozen=True)
 class Result:
-    """A folder with a report. folder: relative to the output folder. title: that of the report's page, which
-    contains the text and the state.
+    """A folder with a report.
+
+    folder: path relative to the output folder. title: title of the report's page, which contains the prompt
+    and the state of the run. changed: modification time of the report.
     """
 
     folder: str
@@ -25,12 +27,12 @@ class Result:
 
     @property
     def label(self) -> str:
-        """Return the label in a list of results."""
+        """The label in a list of results."""
         return f"{self.title} ({self.folder})"
 
 
 def find_results(root: Path) -> list[Result]:
-    """All results below a folder, the newest first."""
+    """Return all results in a folder and its subfolders, newest first."""
     found = []
     for depth in range(1, DEPTH + 1):
         for report in root.glob("/".join(["*"] * depth + [REPORT_FILE])):
@@ -47,9 +49,9 @@ def find_results(root: Path) -> list[Result]:
 
 
 def result_file(root: Path, name: str) -> Path | None:
-    """The file of a result that an address names; None for everything that is not a file of a result.
+    """Return the path of a result's file for a URL, or None if the URL is not the file of a result.
 
-    name: "FOLDER/FILE", relative to `root`, with FILE in SHOWN_FILES.
+    name: the path in the URL: "FOLDER/FILE", relative to `root`, with FILE in SHOWN_FILES.
     """
     for file in SHOWN_FILES:
         if not name.endswith(f"/{file}"):

@@ -1,4 +1,7 @@
-"""The web server of `train.py --ui`. It needs the package gradio and uses no network but its own port."""
+"""The web server of `train.py --ui`.
+
+It needs the package gradio and uses the network only to serve the page.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ UPLOADS = OUTPUT_ROOT / "ui_uploads"
 MOST_UPLOADED = "1gb"
 MAJOR_VERSION = 6
 INSTALL = f'pip install "gradio>={MAJOR_VERSION},<{MAJOR_VERSION + 1}"'
-# The policy blocks requests to all other servers, regardless of the content of a page.
+# Content security policy. It blocks requests to all other servers, regardless of the content of a page.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob:; "
     "form-action 'self'; frame-ancestors 'self'"
 )
-# Read by gradio and its packages when they are imported.
+# Environment variables that gradio and its packages read when they are imported.
 OFFLINE = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
@@ -39,7 +42,11 @@ OFFLINE = {
 
 
 def require_gradio() -> None:
-    """Raise ValueError with the command that installs it if gradio is missing or of another version."""
+    """Check that gradio is installed in the required version.
+
+    Raises:
+        ValueError: if gradio is missing or has another version. The message contains the install command.
+    """
     try:
         version = importlib.metadata.version("gradio")
     except importlib.metadata.PackageNotFoundError:
@@ -49,7 +56,7 @@ def require_gradio() -> None:
 
 
 def serve(options: UIOptions) -> None:
-    """Serve the page until the process gets SIGINT or SIGTERM. A run in progress is stopped then.
+    """Serve the page until the process receives SIGINT or SIGTERM. Then stop the current run, if any.
 
     Raises:
         ValueError: if gradio is missing.
@@ -66,7 +73,7 @@ def serve(options: UIOptions) -> None:
 
 
 class UIServer:
-    """The page on a port; a context manager that closes the port and stops the run."""
+    """Context manager that serves the page on a port. On exit, it closes the port and stops the run."""
 
     def __init__(self, options: UIOptions) -> None:
         self.runner = JobRunner()
@@ -76,7 +83,7 @@ class UIServer:
         self._server = _uvicorn(make_app(options, self.runner))
 
     def run(self) -> None:
-        """Serve until `stop`, or in the main thread until SIGINT or SIGTERM."""
+        """Serve until `stop` is called. In the main thread, SIGINT and SIGTERM also end the server."""
         try:
             self._server.run(sockets=[self._socket])
         except KeyboardInterrupt:
@@ -113,13 +120,13 @@ def _listen(options: UIOptions) -> socket.socket:
 def _uvicorn(app: Any) -> Any:
     import uvicorn
 
-    # Open pages keep a connection. Without the timeout, it would delay the shutdown.
+    # Open pages keep a connection to the server. The timeout prevents them from delaying the shutdown.
     config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1)
     return uvicorn.Server(config)
 
 
 def make_app(options: UIOptions, runner: JobRunner) -> Any:
-    """The application: the page, the files of results, and the checks of every request."""
+    """Build the application. It serves the page and the files of results, and checks every request."""
     uploads = Path(UPLOADS).resolve()
     uploads.mkdir(parents=True, exist_ok=True)
     os.environ.update(OFFLINE, GRADIO_TEMP_DIR=str(uploads))
@@ -174,9 +181,10 @@ ASGI = Callable[[dict, Callable, Callable], Awaitable[None]]
 
 
 def guarded(app: ASGI, options: UIOptions) -> ASGI:
-    """The application with a content security policy, and on a local address only for local host names.
+    """Return the application with checks: it sends a content security policy and may check the host name.
 
-    A page of another site could otherwise reach the server through a name that it resolves to this machine.
+    On a local address, only requests with a local host name are accepted. Otherwise, a page of another site
+    could access the server through a domain name that resolves to this machine (DNS rebinding).
     """
 
     async def checked(scope: dict, receive: Callable, send: Callable) -> None:
@@ -208,7 +216,7 @@ def _is_local(scope: dict) -> bool:
 
 
 def serve_in_thread(server: UIServer) -> threading.Thread:
-    """Run a server in a thread until its `stop`."""
+    """Run a server in a thread until its method `stop` is called."""
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     return thread

@@ -1,4 +1,4 @@
-"""The settings on the page, with the limits and descriptions of the schema."""
+"""Settings on the page, with the limits and descriptions from the schema."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from configs.keys import Key
 from configs.overrides import STAGE_MARK
 from configs.schema import known_keys
 
-# The options on the page, in order. A key with a stage applies to that stage only.
+# Options on the page, in order. An option with a stage applies only to this stage.
 MAIN_SETTINGS = (
     "seed",
     "guidance_weight",
@@ -27,8 +27,8 @@ MAIN_SETTINGS = (
 class Setting:
     """A setting on the page.
 
-    option: its name on the command line. help: the description and what is allowed. choices: the values of a
-    setting that has only a few, as words.
+    option: name on the command line. help: description and allowed values. choices: the allowed values as
+    text, if there are only a few.
     """
 
     option: str
@@ -37,7 +37,7 @@ class Setting:
 
 
 def main_settings() -> list[Setting]:
-    """The settings of the page."""
+    """Return the settings of the page."""
     return [_setting(option, known_keys()[option.rpartition(STAGE_MARK)[2]]) for option in MAIN_SETTINGS]
 
 

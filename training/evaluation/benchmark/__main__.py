@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# Must be set before torch is imported, here and in the workers. Otherwise waiting OpenMP threads spin, which
-# slows down other processes.
+# Must be set before torch is imported, here and in the workers. Otherwise idle OpenMP threads use CPU time
+# and slow down other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from configs.errors import ConfigError
@@ -98,7 +98,7 @@ def benchmark(options: argparse.Namespace) -> int:
         start_scale(category)
     trials = trials_of(list(settings), categories, options.seeds, options.stages)
     for trial in trials:
-        # An invalid key or value stops the benchmark before its first trial.
+        # Check the config, so that an invalid key or value stops the benchmark before its first trial.
         config_of(trial, settings[trial.setting], options.common, options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     store = ResultStore(options.out, settings, run_info(options))

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ResultStore:
-    """The results of the finished trials, stored in OUT. Safe for several threads."""
+    """The results of the finished trials, which are stored in OUT. The methods are thread-safe."""
 
     out: Path
     settings: Mapping[str, Mapping[str, object]]
@@ -59,7 +59,7 @@ class ResultStore:
         )
 
     def write(self) -> None:
-        """Write results.json and table.md. Of a repeated trial, only the last result is used."""
+        """Write results.json and table.md. If a trial was repeated, only its last result is used."""
         latest = list({result["name"]: result for result in self.results}.values())
         summary = summarise(latest, list(self.settings))
         content = {**self.run_info, "settings": self.settings, "summary": summary, "trials": latest}

@@ -68,7 +68,10 @@ class Trial:
 def trials_of(
     settings: Sequence[str], categories: Sequence[str], seeds: Sequence[int], stages: Sequence[str]
 ) -> list[Trial]:
-    """Return all trials in order. The setting varies fastest, so an early end leaves comparable results."""
+    """Return all trials in order.
+
+    The setting varies fastest, so results of different settings are comparable if the benchmark ends early.
+    """
     costs = [Trial(COST, setting, categories[0], seeds[0]) for setting in settings]
     return costs + [
         Trial(stage, setting, category, seed)

@@ -1,4 +1,4 @@
-"""The summary of a benchmark: a record for each setting, a table, and a contact sheet."""
+"""Summary of a benchmark: a record for each setting, a table and a contact sheet."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from training.evaluation.benchmark.settings import COST, PAINT, SHAPE
 SMOOTH_RATIO = 1.25
 TILE, LABEL = 160, 24
 
-# The means of each stage: key of the result, number of decimals.
+# Measures of each stage that are averaged: (key of the result, number of decimals).
 MEANS = {
     SHAPE: (("recognised", 3), ("roughness_ratio", 3), ("non_manifold", 5), ("loose", 4), ("parts", 1)),
     PAINT: (
@@ -27,7 +27,10 @@ MEANS = {
 
 
 def summarise(results: Sequence[dict], settings: Sequence[str]) -> dict[str, dict]:
-    """Compute for each setting the step cost, and the means, trial and failure counts of each stage."""
+    """Compute a record for each setting.
+
+    A record contains the step cost, and for each stage the means and the numbers of trials and failures.
+    """
     found = {}
     for setting in settings:
         own = [result for result in results if result["setting"] == setting]
@@ -84,7 +87,10 @@ def table(summary: dict[str, dict]) -> str:
 
 
 def contact_sheet(results: Sequence[dict], settings: Sequence[str], runs: Path, path: Path) -> None:
-    """Write an image: a row per category, seed and stage, a column per setting. Failed trials are grey."""
+    """Write an image with a row for each (stage, category, seed) and a column for each setting.
+
+    Failed trials are grey.
+    """
     shown = [result for result in results if result["stage"] != COST]
     rows = list(dict.fromkeys((r["stage"], r["category"], r["seed"]) for r in shown))
     if not rows:
