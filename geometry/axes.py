@@ -22,8 +22,9 @@ def axis_vector(axis: Axis) -> Float[Tensor, "3"]:
 
 
 def frame_rotation(up: Axis, front: Axis) -> Float[Tensor, "3 3"] | None:
-    """Return the rotation R from file coordinates to this program's frame, p = R · p_file, or None for the
-    identity.
+    """Return the rotation R from file coordinates to this program's frame, or None if it is the identity.
+
+    The rotation satisfies p = R · p_file.
 
     Raises:
         ValueError: if both axes are parallel.

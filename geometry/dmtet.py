@@ -1,4 +1,6 @@
-"""DMTet (Shen et al. 2021): a signed distance field on a tetrahedral grid. The mesh is its zero level set."""
+"""DMTet (Shen et al. 2021). The mesh is the zero level set of a signed distance field on a tetrahedral
+grid.
+"""
 
 import math
 
@@ -45,16 +47,17 @@ class GeometryConfig:
 
 
 class EmptySurfaceError(ValueError):
-    """The field has no sign change, so the surface has no triangles."""
+    """Error for a field without a sign change. Its surface has no triangles."""
 
 
 class DMTet(nn.Module):
     """A signed distance field on a fixed tetrahedral grid.
 
-    `mesh()` extracts the surface and is differentiable in all parameters. A grid vertex moves by tanh(d) /
-    resolution along each axis (world units), where resolution is the nominal grid resolution (64, 128, 256).
-    Vertices on the boundary of the grid are always outside, so the surface is always closed. Move the module
-    to its device before the first mesh(), because the encoding of the vertices is computed once per device.
+    `mesh()` extracts the surface. The mesh is differentiable with respect to all parameters. A grid vertex is
+    moved by tanh(d) / resolution along each axis (world units), where d is the raw offset from the network
+    and resolution is the nominal grid resolution (64, 128, 256). Vertices on the boundary of the grid are
+    always outside, so the surface is always closed. Move the module to its device before the first call of
+    mesh(), because the encoding of the vertices is computed once per device.
     """
 
     def __init__(self, config: GeometryConfig, generator: torch.Generator | None = None):
@@ -67,7 +70,7 @@ class DMTet(nn.Module):
         margin = 1e-4 * (high - low)
         on_wall = ((grid.v_pos <= low + margin) | (grid.v_pos >= high - margin)).any(-1)
         self.register_buffer("on_wall", on_wall, persistent=False)
-        # This distance is half a nominal cell, so the surface at the boundary lies within the outermost
+        # This distance is half the edge of a nominal cell, so the surface at the boundary is in the outermost
         # cells.
         self.wall_distance = 0.5 * config.mesh_scale / config.dmtet_grid
         encoding = HashGrid(
@@ -81,7 +84,7 @@ class DMTet(nn.Module):
         self.network = SdfNetwork(encoding, generator=generator)
         self.register_buffer("start", None, persistent=False)
         self.band = math.inf
-        # Largest offset of a vertex along each axis in world units.
+        # The largest offset of a vertex along each axis, in world units.
         self.reach = 1 / self.resolution
         self._encoding: PrecomputedEncoding | None = None
 
@@ -90,9 +93,9 @@ class DMTet(nn.Module):
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 3"]]:
         """Return the signed distance [N] and the moved position [N,3] of the grid vertices.
 
-        The distance on the boundary of the grid is not yet made positive.
+        In contrast to the meshed field, the distance may be negative on the boundary of the grid.
 
-        vertices: indices of the vertices to evaluate, None for all.
+        vertices: indices of the vertices to evaluate, or None for all vertices.
         """
         sdf, offset = self.network(self._points(), vertices)
         return sdf, _rows(self.v_pos, vertices) + offset.tanh() * self.reach
@@ -102,7 +105,8 @@ class DMTet(nn.Module):
 
         The topology follows from the signs of the field at all vertices. The positions depend only on the
         vertices of crossed edges, so the field is evaluated with gradients only at these vertices. The
-        gradient is the same as with all vertices, but costs a tenth.
+        gradient is the same as with all vertices, but it takes a tenth of the time.
+
         Raises EmptySurfaceError if the field has no change of sign.
         """
         with torch.no_grad():
@@ -119,9 +123,9 @@ class DMTet(nn.Module):
     ) -> Float[Tensor, "N 3"]:
         """Return the positions [N,3] of the surface vertices. One vertex lies on each crossed edge.
 
-        everywhere: the field at all V grid vertices that determines the topology. vertices: indices of the U
-        vertices of crossed edges. ends: both ends of each crossed edge, as indices into `vertices`. The
-        gradient flows to the field at these U vertices.
+        everywhere: the field at all V grid vertices, which determines the topology. vertices: indices of the
+        U vertices of crossed edges. ends: both ends of each crossed edge, as indices into `vertices`. The
+        result is differentiable with respect to the parameters through the field at these U vertices.
         """
         if self.start is None and triton_available(self.v_pos, everywhere):
             from geometry.kernels import edge_crossings_triton
@@ -131,8 +135,8 @@ class DMTet(nn.Module):
             return edge_crossings_triton.crossings(raw_output, *fixed, vertices, ends, self.reach)
         sdf, v_pos = self.field(vertices)
         sdf = self._closed(sdf, vertices)
-        # The values of `everywhere` are used, because in another batch, rounding can change the sign of a
-        # value.
+        # The values of `everywhere` are used. Recomputed values could have another sign, because rounding
+        # depends on the batch.
         sdf = _rows(everywhere, vertices) + (sdf - sdf.detach())
         return crossing_points(v_pos, sdf, ends)
 
@@ -146,7 +150,7 @@ class DMTet(nn.Module):
     ) -> Float[Tensor, " N"]:
         """Return the field whose zero level set is meshed.
 
-        It is limited to the band of `limit_to_band`, and it is positive on the boundary of the grid.
+        The field is limited to the band of `limit_to_band`, and it is positive on the boundary of the grid.
         """
         if self.start is not None:
             start = _rows(self.start, vertices)
@@ -155,18 +159,18 @@ class DMTet(nn.Module):
         return sdf.masked_fill(open_wall, self.wall_distance)
 
     def limit_to_band(self, distances: Float[Tensor, " V"], band: float) -> None:
-        """Keep the surface within `band` (world units) of a shape with these signed distances at the grid
-        vertices.
+        """Keep the surface within `band` (world units) of a given shape.
 
-        Half of the band is for the field, s = d + band/2 · tanh((field − d) / (band/2)), and half is for the
-        vertex offsets. A field that equals d, as after the fit, is not changed. The surface cannot leave
-        the band, and the gradient is nonzero everywhere.
+        distances: the signed distances d of the shape at the grid vertices. The limited field is s = d +
+        band/2 · tanh((field − d) / (band/2)), so half of the band is for the field and half is for the vertex
+        offsets. A field that equals d, as after the fit, is not changed. The surface cannot leave the band,
+        and the gradient is nonzero everywhere.
         """
         self.start, self.band = distances, max(band / 2, 1e-9)
         self.reach = min(self.reach, self.band / math.sqrt(3))
 
     def fit_loss(self, points: Float[Tensor, "N 3"], distances: Float[Tensor, " N"]) -> Float[Tensor, ""]:
-        """Return the mean squared error of the signed distance at the points. The vertex offsets get no
+        """Return the mean squared error of the signed distance at the points. Vertex offsets get no
         gradient.
         """
         sdf, _ = self.network(points)

@@ -16,11 +16,11 @@ from render.mesh_io.structure import Structure
 
 logger = logging.getLogger(__name__)
 
-# Largest distance from the origin after normalisation, the same as for the training objects of the embedded
-# prior.
+# The largest distance from the origin after normalisation. The training objects of the embedded prior have
+# the same value.
 REACH = 0.75
-# The range of largest distances from the origin that fit the images. Smaller meshes are too small in the
-# images. Larger meshes do not fit into them.
+# The range of the largest distance from the origin. Below it a mesh is too small in the images. Above it a
+# mesh does not fit into the images.
 REACHES_IN_VIEW = (0.25, 1.5)
 
 
@@ -28,7 +28,7 @@ REACHES_IN_VIEW = (0.25, 1.5)
 class FixedMesh:
     """A mesh from a file, and the index of the file's part that each face belongs to.
 
-    face_part is None for a format without parts. The uv of parts whose `has_uv` is False are 0.
+    face_part is None if the file format has no parts. If a part's `has_uv` is False, its uv are 0.
     """
 
     mesh: Mesh
@@ -37,7 +37,7 @@ class FixedMesh:
 
     @property
     def merged(self) -> Mesh:
-        """Return the mesh as one part. Its uv are None unless all parts have uv."""
+        """Return the mesh as one part. It has no uv unless all parts have uv."""
         if all(part.has_uv for part in self.structure.parts):
             return self.mesh
         return replace(self.mesh, uv=None, uv_faces=None)
@@ -52,17 +52,16 @@ def load_fixed_mesh(path: str | Path) -> Mesh:
 
     Faces that point inwards or that disagree with their neighbours are flipped. uv and uv_faces are None
     unless every face has texture coordinates. The caller must check or replace the uv and compute the
-    tangents. v_pos is float32, or float64 if the mesh is so far from the origin that float32 would round it.
-    In the second case, call `placement` before rendering.
+    tangents. v_pos is float32, or float64 if the mesh is so far from the origin that float32 would be too
+    coarse. A mesh in float64 must be converted with `placement` before rendering.
+
     Raises FileNotFoundError or ValueError with the file and its error.
     """
     return _oriented(load_mesh(path), path)
 
 
 def load_fixed_parts(path: str | Path) -> FixedMesh:
-    """Load a mesh like `load_fixed_mesh`, but with the parts of the file and the uv of the parts that have
-    uv.
-    """
+    """Load a mesh like `load_fixed_mesh`, but keep the file's parts and the uv of each part that has uv."""
     source = load_mesh(path, partial_uv=True)
     return FixedMesh(_oriented(source, path), source.structure, source.face_part)
 
@@ -87,8 +86,8 @@ def _oriented(source: MeshFile, path: str | Path) -> Mesh:
 
 
 def rotate_mesh(mesh: Mesh, rotation: Float[Tensor, "3 3"] | None) -> Mesh:
-    """Return the mesh with rotated positions, normals and tangents, or the same mesh if `rotation` is
-    None.
+    """Return the mesh with rotated positions, normals and tangents. If `rotation` is None, return the same
+    mesh.
     """
     if rotation is None:
         return mesh
@@ -99,7 +98,7 @@ def rotate_mesh(mesh: Mesh, rotation: Float[Tensor, "3 3"] | None) -> Mesh:
 
 @dataclass(frozen=True)
 class Placement:
-    """The map between file coordinates and normalised coordinates: file = centre + size · normalised.
+    """The map from normalised coordinates to file coordinates: file = centre + size · normalised.
 
     centre has the precision of the file coordinates: float32, or float64 far from the origin.
     """
@@ -118,10 +117,11 @@ class Placement:
 
 
 def placement(mesh: Mesh, normalise: bool) -> Placement:
-    """Return the Placement that centres a mesh's bounding box and scales its largest distance to REACH.
+    """Return the Placement that centres a mesh's bounding box and scales the farthest vertex to distance
+    REACH.
 
-    If `normalise` is False, the Placement is the identity, and a warning is logged if the mesh is not well
-    visible.
+    If `normalise` is False, the Placement is the identity. A warning is then logged if the mesh is too small
+    or too large for the images.
     """
     if mesh.v_pos.dtype == torch.float64:
         rounding = float(mesh.v_pos.abs().max()) * 2**-24

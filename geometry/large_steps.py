@@ -1,8 +1,8 @@
-"""Large steps: a parametrisation of vertex positions for smooth gradient steps, and its optimizer.
+"""A parametrisation of vertex positions for smooth gradient steps, and its optimizer.
 
 The positions are v = (I + λL)⁻¹ u, where L is the combinatorial Laplacian of the mesh. The optimizer is Adam
-on u with one second moment for all values (Nicolet, Jacobson, Jakob: "Large Steps in Inverse Rendering of
-Geometry", SIGGRAPH Asia 2021).
+on u with one second moment for all values. The method is that of Nicolet, Jacobson, Jakob: "Large Steps in
+Inverse Rendering of Geometry", SIGGRAPH Asia 2021.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from torch import Tensor
 from geometry.regularisers import sorted_edges
 
 # The relative residual at which conjugate gradients stop, and the number of iterations between two tests of
-# it. Tests are rare because each one waits for the device.
+# the residual. Tests are rare because each test waits for the device.
 TOLERANCE, TEST_INTERVAL = 1e-7, 16
 MAX_ITERATIONS = 2000
 
@@ -27,8 +27,8 @@ def system_matrix(
 ) -> tuple[Int[Tensor, "2 N"], Float[Tensor, " N"]]:
     """Return indices and values (float64) of the sparse matrix I + λL, without repeated indices.
 
-    L = D − A, where A is the adjacency matrix of the vertices and D contains their numbers of neighbours.
-    count: the number of vertices. weight: λ.
+    L = D − A, where A is the adjacency matrix of the vertices. The diagonal matrix D contains the number of
+    neighbours of each vertex. count: the number of vertices. weight: λ.
     """
     low, high, _ = sorted_edges(faces, count)
     low, high = torch.unique(torch.stack([low, high]), dim=1)
@@ -40,10 +40,10 @@ def system_matrix(
 
 
 def make_solver(faces: Int[Tensor, "F 3"], count: int, weight: float) -> Solver:
-    """Return a function that multiplies [V,3] by (I + λL)⁻¹ on the device of the faces, without autograd.
+    """Return a function that computes (I + λL)⁻¹ x for x [V,3] on the device of the faces, without autograd.
 
     On a CPU, the matrix is factorised once, and the result is bitwise the same in every run. On other
-    devices, each call runs conjugate gradients. Both methods compute in float64.
+    devices, each call uses the conjugate gradient method. Both methods compute in float64.
     """
     indices, values = system_matrix(faces, count, weight)
     if faces.device.type == "cpu":
@@ -80,7 +80,7 @@ def _iterative(indices: Int[Tensor, "2 N"], values: Float[Tensor, " N"], count: 
 def conjugate_gradients(
     multiply: Callable[[Tensor], Tensor], right: Float[Tensor, "V C"]
 ) -> Float[Tensor, "V C"]:
-    """Solve A x = right for a symmetric positive definite A, each column independently.
+    """Solve A x = right for a symmetric positive definite A. Each column is solved independently.
 
     multiply: a function that returns A x. The result is not finite if `right` is not finite.
     """
@@ -113,7 +113,7 @@ class _Solve(torch.autograd.Function):
 
 
 def smooth(x: Float[Tensor, "V 3"], solver: Solver) -> Float[Tensor, "V 3"]:
-    """Return (I + λL)⁻¹ x, differentiable in x."""
+    """Return (I + λL)⁻¹ x. Differentiable with respect to x."""
     return _Solve.apply(x, solver)
 
 
@@ -121,8 +121,8 @@ class UniformAdam(torch.optim.Optimizer):
     """Adam whose steps are divided by the square root of the largest second moment of a parameter tensor.
 
     All values of a tensor are divided by the same number, so the direction of the smoothed gradient is kept
-    (section 3.3 of the paper). With `fused`, a step is skipped on the device if the attribute `found_inf` is
-    1, as in torch's fused optimizers.
+    (section 3.3 of the paper). If `fused` is true and the attribute `found_inf` is 1, the step is skipped on
+    the device, as in torch's fused optimizers.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class UniformAdam(torch.optim.Optimizer):
         step = state["step"] + 1
         mean = torch.lerp(state["exp_avg"], gradient, 1 - beta1)
         squared = torch.lerp(state["exp_avg_sq"], gradient.square(), 1 - beta2)
-        # The bias corrections are small differences, so they need float64.
+        # The bias corrections are differences of almost equal numbers, so they need float64.
         correction1, correction2 = (1 - beta ** step.double() for beta in (beta1, beta2))
         scale = (squared.max() / correction2).sqrt() + group["eps"]
         moved = parameter - group["lr"] * mean / (correction1 * scale)

@@ -16,9 +16,9 @@ from render.kernels.available import triton_works
 
 
 def _triangle_table() -> list[list[int]]:
-    """Return two triangles for each of the 16 sign patterns, as six edge slots, −1 if unused.
+    """Return two triangles for each of the 16 sign patterns of a tet as six edge slots, −1 if unused.
 
-    Bit v of a pattern is 1 if vertex v is inside.
+    Bit v of a pattern is 1 if vertex v is inside. An edge slot is an index into TET_EDGES.
 
     The table assumes tets of positive volume. The edge midpoints of a reference tet determine the
     orientation.
@@ -48,7 +48,7 @@ def _triangle_table() -> list[list[int]]:
 
 @cache
 def _triangles(device: torch.device) -> Int[Tensor, "16 2 3"]:
-    """Return the edge slots of the two triangles of each sign pattern."""
+    """Return the result of _triangle_table on a device."""
     return torch.tensor(_triangle_table(), device=device).reshape(16, 2, 3)
 
 
@@ -82,7 +82,7 @@ def compact_topology_torch(
     edges: Int[Tensor, "E 2"],
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
-    """Compute `compact_topology` on any device."""
+    """Return the result of `compact_topology`. The computation works on any device."""
     ends, faces = surface_topology(inside, tets, edges, tet_edges)
     used = torch.zeros(len(inside), dtype=torch.bool, device=ends.device)
     used[ends.reshape(-1)] = True
@@ -102,7 +102,7 @@ def surface_topology(
     crossing = (_corners_inside(inside, edges) == 1).nonzero()[:, 0]
     crossing_of_edge = torch.empty(len(edges), dtype=torch.int64, device=edges.device)
     crossing_of_edge[crossing] = torch.arange(len(crossing), device=edges.device)
-    # In uint8 arithmetic, 0 − 1 is 255, so the condition means 0 < count < 4.
+    # The condition selects tets with 1 to 3 corners inside, because 0 − 1 is 255 in uint8 arithmetic.
     active = (_corners_inside(inside, tets) - 1 < 3).nonzero()[:, 0]
     bits = inside[tets.index_select(0, active)].to(torch.uint8) << _corner_numbers(tets.device)
     slots = _triangles(tets.device).index_select(0, bits.sum(-1))  # [A, 2, 3]
@@ -121,7 +121,9 @@ def _corners_inside(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -
 def crossing_points(
     v_pos: Float[Tensor, "V 3"], sdf: Float[Tensor, " V"], ends: Int[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """Return the zeros of sdf on edges whose ends differ in sign. Differentiable in v_pos and sdf."""
+    """Return the zeros of sdf on edges whose ends differ in sign. Differentiable with respect to v_pos and
+    sdf.
+    """
     start, end = ends.unbind(-1)
     # The backward pass of index_select uses additions. The backward pass of indexing uses a sort, which is
     # slower.
@@ -139,10 +141,10 @@ def marching_tetrahedra(
     edges: Int[Tensor, "E 2"],
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Float[Tensor, "N 3"], Int[Tensor, "M 3"]]:
-    """Return vertices [N,3] and faces [M,3] of the zero level set. Differentiable in v_pos and sdf.
+    """Return vertices [N,3] and faces [M,3] of the zero level set of sdf.
 
-    N = M = 0 if the sign of sdf does not change. The tets must have positive volume. The surface is closed
-    except at the boundary of the grid.
+    The vertices are differentiable with respect to v_pos and sdf. N and M are 0 if the sign of sdf does not
+    change. The tets must have positive volume. The surface is closed except at the boundary of the grid.
     """
     ends, faces = surface_topology(sdf < 0, tets, edges, tet_edges)
     return crossing_points(v_pos, sdf, ends), faces

@@ -1,4 +1,4 @@
-"""Orient the faces of any mesh so that neighbours agree and closed surfaces face outwards."""
+"""Consistent orientation of the faces of any mesh. Closed surfaces are oriented outwards."""
 
 import logging
 
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 def flipped_faces(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Bool[Tensor, " F"]:
     """Return a mask of the faces to flip so that the mesh is consistently oriented and faces outwards.
 
-    A patch is a set of faces that are connected by edges with exactly two faces. The patch gets the
-    orientation of the larger part of its area. A closed patch with negative volume is then flipped, unless it
-    lies inside another patch, where it bounds a cavity.
+    A patch is a set of faces that are connected by edges with exactly two faces. All faces of a patch get the
+    orientation that most of its area has. Then each closed patch with negative volume is flipped, except a
+    patch inside another patch. Such a patch bounds a cavity.
     """
     patch, flipped = (torch.from_numpy(part) for part in _agreed(faces.cpu().numpy().astype(np.int64)))
     v_pos, faces = v_pos.cpu().double(), faces.cpu().long()
@@ -32,7 +32,8 @@ def flipped_faces(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Boo
 
 
 def _agreed(faces: Int[np.ndarray, "F 3"]) -> tuple[Int[np.ndarray, " F"], Bool[np.ndarray, " F"]]:
-    """Return the patch of each face, and the faces to flip so that each patch agrees with its first face.
+    """Return the patch index of each face, and which faces must be flipped to agree with the patch's first
+    face.
 
     Memory is linear in the number of faces. Edges with more than two faces do not connect patches.
     """
@@ -57,11 +58,11 @@ def _inverted(
     """Return the indices of the closed patches that enclose a negative volume."""
     start, end = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
     low, high, owner = torch.minimum(start, end), torch.maximum(start, end), patch.repeat_interleave(3)
-    # Patches may share an edge, so the key needs the patch. unique is called twice, because one key from all
-    # three numbers would overflow.
+    # Patches may share an edge, so the key of an edge includes the patch. unique is called twice, because one
+    # key from all three numbers would overflow.
     _, edge = (low * len(v_pos) + high).unique(return_inverse=True)
     edges, number = (edge * count + owner).unique(return_inverse=True)
-    # In a closed surface each directed edge occurs as often as its reverse.
+    # In a closed surface, each directed edge occurs as often as the reversed edge.
     surplus = torch.zeros(len(edges), dtype=torch.long).index_add(0, number, (end - start).sign())
     open_edges = torch.zeros(count, dtype=torch.long).index_add(0, edges % count, surplus.abs())
     a, b, c = v_pos[faces].unbind(1)
@@ -80,8 +81,8 @@ def _enclosed(
 ) -> Bool[Tensor, " N"]:
     """Return which of these closed patches lie inside the rest of the surface.
 
-    The winding number is evaluated just outside the outermost vertex of each patch along x. There, the patch
-    itself contributes zero.
+    The winding number is evaluated just outside the outermost vertex of each patch along x. At this point,
+    the contribution of the patch itself is zero.
     """
     import igl
 
@@ -100,7 +101,7 @@ def _enclosed(
 
 
 def signed_volume(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> float:
-    """Return the volume enclosed by a closed mesh. The volume is negative if the faces point inwards."""
+    """Return the volume inside a closed mesh. It is negative if the faces point inwards."""
     corners = v_pos.double()[faces]
     corners = corners - corners.mean((0, 1))
     a, b, c = corners.unbind(1)

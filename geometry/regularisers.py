@@ -1,4 +1,5 @@
-"""Loss terms of a surface. Each is a function of a `Mesh`. Its weight is the config key of the same name.
+"""Loss terms of a surface. Each term is a function of a `Mesh`. Its weight is the config key of the same
+name.
 
 To add a term, write a function of a mesh, add it to TERMS and add a key of the same name to
 `RegulariserConfig`.
@@ -17,12 +18,13 @@ from torch import Tensor
 from render.mesh import Mesh, face_cross
 
 Weight = Annotated[float, Ge(0)]
-# A constant, or [start, end]: a linear change in the first phase after the fit, then the constant `end`.
+# A constant or [start, end]. With [start, end], the weight changes linearly in the first phase after the fit
+# and is `end` afterwards.
 WeightSchedule = Weight | tuple[Weight, Weight]
 
-# If a face of a pair is smaller than this share of the mean area, the pair's weight is proportional to the
-# face's area. Marching tetrahedra creates slivers whose normals have gradients proportional to 1 / height.
-# Without the lower weight they would dominate the gradient.
+# If a face of a pair is smaller than this share of the mean face area, the weight of the pair is proportional
+# to the area of that face. Marching tetrahedra creates thin faces whose normals have gradients proportional
+# to 1 / height. Without the lower weight, these faces would dominate the gradient.
 FULL_WEIGHT_AREA = 0.5
 
 
@@ -47,7 +49,10 @@ class RegulariserConfig:
         return bool(self.weights(0.0))
 
     def weights(self, annealing: float) -> dict[str, float]:
-        """Return the weights of the terms whose schedule is not 0. annealing: from 0 (start) to 1 (end)."""
+        """Return the weights of the terms whose schedule is not constantly 0.
+
+        annealing: progress of the schedule, from 0 (start) to 1 (end).
+        """
         schedules = {name: _as_pair(getattr(self, name)) for name in TERMS}
         return {
             name: start + (end - start) * annealing
@@ -69,7 +74,7 @@ def normal_consistency(mesh: Mesh) -> Float[Tensor, ""]:
     faces, same = _edge_neighbours(mesh.faces, len(mesh.v_pos))
     cross = face_cross(mesh.v_pos, mesh.faces)
     squared = cross.square().sum(-1)
-    # The gradient of the square root at 0 is infinite, so squared lengths of 0 are replaced by 1 before it.
+    # Squared lengths of 0 are replaced by 1, because the gradient of the square root is infinite at 0.
     length = torch.where(squared > 0, squared, torch.ones_like(squared)).sqrt()
     normal = cross / length[:, None]
     with torch.no_grad():
@@ -111,10 +116,10 @@ def surface_loss(mesh: Mesh, weights: dict[str, float]) -> tuple[Float[Tensor, "
 def sorted_edges(
     faces: Int[Tensor, "F 3"], vertices: int
 ) -> tuple[Int[Tensor, " E"], Int[Tensor, " E"], Int[Tensor, " E"]]:
-    """Return the smaller vertex, the larger vertex and the face of all E = 3F face sides, sorted by edge.
+    """Return the smaller vertex, larger vertex and face of each of the E = 3F face sides, sorted by edge.
 
-    Equal edges are adjacent. The output shapes do not depend on the values, so a GPU needs no
-    synchronisation.
+    The sides of one edge are adjacent in the result. The output shapes do not depend on the values, so no
+    synchronisation with a GPU is needed.
     """
     faces = faces.long()
     start, end = faces.flatten(), faces.roll(-1, 1).flatten()

@@ -9,11 +9,11 @@ from render.kernels.available import triton_works
 
 
 class SdfNetwork(nn.Module):
-    """A network from points to signed distance s and raw offset d. It has two hidden layers of 32, ReLU, no
-    biases.
+    """A network from points to signed distance s and raw offset d.
 
-    The initial weights are Kaiming-uniform. The initial encoding is near 0, so s and d are also near 0. Both
-    are unbounded.
+    It has two hidden layers with 32 units each, ReLU activations and no biases. The initial weights are
+    Kaiming-uniform. The initial encoding is near 0, so s and d are near 0 at the start. s and d are
+    unbounded.
     """
 
     def __init__(self, encoding: HashGrid, hidden: int = 32, generator: torch.Generator | None = None):
@@ -29,10 +29,11 @@ class SdfNetwork(nn.Module):
     def forward(
         self, points: Float[Tensor, "N 3"] | PrecomputedEncoding, rows: Int[Tensor, " R"] | None = None
     ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R 3"]]:
-        """Return (s [R], d [R,3]) at world points, or at the points of a PrecomputedEncoding of
+        """Return s [R] and d [R,3] at world points, or at the points of a PrecomputedEncoding of
         self.encoding.
 
-        rows: indices of the points to evaluate, None for all. Indices require a PrecomputedEncoding.
+        rows: indices of the points to evaluate, or None for all points. Indices require a
+        PrecomputedEncoding.
         """
         out = self.raw_output(points, rows)
         return out[:, 0], out[:, 1:]
@@ -48,7 +49,7 @@ class SdfNetwork(nn.Module):
     def distances(self, points: PrecomputedEncoding) -> Float[Tensor, " N"]:
         """Return s at all precomputed points without gradient. On CUDA, one fused kernel is used."""
         encoded = points()
-        # This kernel needs the same Triton support as the encoding.
+        # The Triton kernel is used only if Triton works on the device.
         if encoded.device.type == "cuda" and triton_works(encoded.device):
             from geometry.kernels import sdf_network_triton
 

@@ -1,9 +1,9 @@
 """The start shape of the geometry, and the points at which the field is fitted to it.
 
 Every shape is a triangle mesh with small triangles in curved parts. The mesh is scaled, rotated and moved.
-The signed distance to the mesh is exact, also after an anisotropic scale. The magnitude is the distance to
-the nearest triangle. The sign is negative if the winding number is above 0.5 (Barill et al. 2018). This rule
-also works for open meshes. The faces of a mesh file are oriented consistently first.
+The signed distance to the mesh is exact even if the scale differs between the axes. The magnitude is the
+distance to the nearest triangle. The sign is negative if the winding number is above 0.5 (Barill et al.
+2018). This rule also works for open meshes. The faces of a mesh file are first oriented consistently.
 """
 
 import math
@@ -36,7 +36,9 @@ START_SHAPES: dict[str, Callable[["StartShapeConfig"], tuple[Tensor, Tensor]]] =
 
 @dataclass(frozen=True)
 class StartShapeConfig:
-    """Config section of the start shape: scaled, rotated about x, then moved. World units and degrees."""
+    """Config section of the start shape. The shape is scaled, rotated about x and then moved. Lengths are in
+    world units, and angles are in degrees.
+    """
 
     sdf_init_shape: Literal[*START_SHAPES] = Field(
         "ellipsoid",
@@ -61,7 +63,9 @@ class StartShapeConfig:
 
     @property
     def rotation(self) -> Float[Tensor, "3 3"] | None:
-        """The rotation of base_mesh to this program's frame. None: the identity, or another start shape."""
+        """Return the rotation of base_mesh to this program's frame. None means the identity or another start
+        shape.
+        """
         if self.sdf_init_shape != "custom_mesh":
             return None
         return frame_rotation(self.base_mesh_up, self.base_mesh_front)
@@ -91,7 +95,9 @@ class StartShape:
         return torch.where(winding > 0.5, -distance, distance).float().to(points.device)
 
     def sample_surface(self, count: int, generator: torch.Generator) -> Float[Tensor, "N 3"]:
-        """Draw points uniformly by area, float32 on the CPU. The generator must be a CPU generator."""
+        """Draw points uniformly by area. The result is float32 on the CPU. The generator must be a CPU
+        generator.
+        """
         area = face_cross(self.v_pos, self.faces).norm(dim=-1)
         edges = area.cumsum(0)
         draw = torch.rand(count, generator=generator, dtype=torch.float64) * edges[-1]
@@ -105,7 +111,7 @@ class StartShape:
 
 
 def build_start_shape(config: StartShapeConfig) -> StartShape:
-    """Return the configured shape, scaled per axis, rotated about x, then translated along y and z.
+    """Return the configured shape. It is scaled per axis, rotated about x and then moved along y and z.
 
     Raises FileNotFoundError or ValueError if base_mesh cannot be read.
     """
@@ -117,8 +123,8 @@ def build_start_shape(config: StartShapeConfig) -> StartShape:
 
 
 def _unit_mesh(path: str | Path, rotation: Float[Tensor, "3 3"] | None) -> tuple[Tensor, Tensor]:
-    """Load a mesh, rotate it, move the mean of its vertices to 0 and scale its largest vertex distance to
-    1.
+    """Load a mesh and rotate it. Move the mean of its vertices to 0, and scale the farthest vertex to
+    distance 1.
     """
     mesh = load_mesh(path)
     v_pos = mesh.v_pos.double()
@@ -128,23 +134,22 @@ def _unit_mesh(path: str | Path, rotation: Float[Tensor, "3 3"] | None) -> tuple
     v_pos = v_pos / v_pos.norm(dim=-1).max()
     flipped = flipped_faces(v_pos, mesh.faces)
     faces = torch.where(flipped[:, None], mesh.faces.flip(-1), mesh.faces).long()
-    # An open mesh with inward faces would have winding number −1 inside.
+    # The faces must point outwards. Otherwise, the winding number of an open mesh would be about −1 inside.
     return v_pos, faces.flip(-1).contiguous() if signed_volume(v_pos, faces) < 0 else faces.contiguous()
 
 
 def _sphere(rings: int = 128, segments: int = 256) -> tuple[Tensor, Tensor]:
-    """Return a unit sphere. The facets lie at most 1e−4 inside the exact sphere."""
+    """Return a unit sphere. Its facets are at most 1e−4 inside the exact sphere."""
     angle = torch.linspace(-math.pi / 2, math.pi / 2, rings + 1, dtype=torch.float64)
     return _revolve(angle.cos()[1:-1], angle.sin()[1:-1], poles=(-1.0, 1.0), segments=segments)
 
 
 def _cylinder(radius: float, height: float, segments: int = 256) -> tuple[Tensor, Tensor]:
-    """Return a closed cylinder along z, centred on the origin. The facets lie at most 8e−5 · radius inside
-    it.
+    """Return a closed cylinder along z, centred on the origin. Its facets are at most 8e−5 · radius inside
+    the exact cylinder.
     """
     half = height / 2
-    # Caps and side are divided into rings, because long thin triangles overlap in the search tree and slow it
-    # down.
+    # The caps and the side are divided into rings, because long thin triangles make the search tree slow.
     out = torch.linspace(0, radius, 17, dtype=torch.float64)[1:]
     up = torch.linspace(-half, half, 21, dtype=torch.float64)[1:-1]
     ring_radius = torch.cat([out, torch.full_like(up, radius), out.flip(0)])
@@ -184,7 +189,8 @@ def _revolve(
 
 @record(frozen=True)
 class FitPool:
-    """Points with exact signed distances, which are computed once. Every batch of the fit is drawn from them.
+    """Points with exact signed distances. They are computed once, and every batch of the fit is drawn from
+    them.
 
     The first surface_count points lie on the surface, the next surface_count points lie near it, and the rest
     lie in the box.
@@ -218,13 +224,14 @@ def make_fit_pool(
     box_limit: int = 300_000,
     noise: float = 0.05,
 ) -> FitPool:
-    """Return a pool on the CPU: `surface` points on the surface, these points plus noise N(0, noise²), and
-    box points.
+    """Return a pool on the CPU. It contains `surface` points on the surface, the same points with added noise
+    N(0, noise²), and box points.
 
-    box_points: the grid vertices, which fill the box evenly. At most box_limit random vertices are used. The
-    field is only evaluated at grid vertices. After a fit at other points, the error at the grid vertices is
-    60 times as large, because the fine levels of the encoding do not interpolate between points. The
-    generator must be a CPU generator.
+    box_points: the grid vertices, which fill the box evenly. At most box_limit random vertices are used. Grid
+    vertices are used because the field is only evaluated there. After a fit at other points, the error at the
+    grid vertices is 60 times as large, because the fine levels of the encoding do not interpolate between
+    points. generator: a CPU generator.
+
     Raises ValueError if no point is inside, i.e. the shape lies outside the box or encloses no volume.
     """
     box = box_points.detach().cpu()

@@ -1,4 +1,4 @@
-"""Tetrahedral grids that fill a cube: a generated body-centred cubic lattice, or a user's `.npz` file.
+"""Tetrahedral grids that fill a cube. A grid is a body-centred cubic lattice or is read from an `.npz` file.
 
 The lattice has n³ cells. Its vertices are the (n+1)³ cell corners and the n³ cell centres. Each inner face
 between two cells gives four tets (both centres and one edge of the face). Each face on the boundary of the
@@ -19,7 +19,7 @@ from render.read_errors import FileError, reading
 
 # Vertex pairs of the six edges of a tet, in the order of `tet_edges`.
 TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-# Upper limit of the compression ratio. The maximum ratio of deflate is about 1000.
+# The upper limit of a file's compression ratio. The maximum ratio of the deflate method is about 1000.
 MOST_COMPRESSED = 1100
 
 
@@ -38,9 +38,9 @@ class TetGrid:
 
 
 def cells_per_axis(resolution: int) -> int:
-    """Return the number of cells per axis: 26, 51, 102 for 64, 128, 256.
+    """Return the number of cells per axis: 26, 51 and 102 for the nominal resolutions 64, 128 and 256.
 
-    The number of vertices is then about that of the published grid.
+    The number of vertices is then about that of the published grid of this resolution.
     """
     return max(2, round(resolution * 0.4))
 
@@ -51,7 +51,7 @@ def make_tet_grid(resolution: int, scale: float) -> TetGrid:
     The lattice fills [−0.5, 0.5]³ · scale. The tensors are on the CPU, with int32 indices.
     """
     n = cells_per_axis(resolution)
-    # Lattice coordinates times two, 0 … 2n. Those of corners are even, those of centres are odd.
+    # Lattice coordinates times two, from 0 to 2n. Corners have even coordinates, and centres have odd ones.
     corners = _lattice(np.arange(0, 2 * n + 1, 2))
     centres = _lattice(np.arange(1, 2 * n, 2))
     doubled = np.concatenate([corners, centres])
@@ -70,7 +70,7 @@ def make_tet_grid(resolution: int, scale: float) -> TetGrid:
 def _lattice(ticks: np.ndarray) -> np.ndarray:
     """Return all points of a cubic lattice, [len(ticks)³, 3] int32.
 
-    x varies fastest, so neighbours along x use neighbouring rows in the tables of the hash encoding.
+    x varies fastest, so points next to each other along x use adjacent table rows of the hash encoding.
     """
     z, y, x = np.meshgrid(ticks, ticks, ticks, indexing="ij")
     return np.stack([x, y, z], -1).reshape(-1, 3).astype(np.int32)
@@ -96,7 +96,7 @@ def _axis_tets(n: int, axis: int) -> np.ndarray:
 
 
 def _ring(step: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the index offsets of a face's corners, counter-clockwise seen from the positive side of its
+    """Return the index offsets of a face's corners, counter-clockwise as seen from the positive end of its
     axis.
     """
     return 0, int(step[1]), int(step[1] + step[2]), int(step[2])
@@ -105,7 +105,7 @@ def _ring(step: np.ndarray) -> tuple[int, int, int, int]:
 def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the unique edges of the lattice and the edges of each tet.
 
-    No sort is needed, because each edge has a unique midpoint, which is used as its key.
+    No sorting is needed. The midpoint of an edge is unique, so it is used as the edge's key.
     """
     size = 4 * n + 1  # the sum of two doubled coordinates is 0 … 4n
     key = doubled[:, 0] + doubled[:, 1] * np.int32(size) + doubled[:, 2] * np.int32(size * size)
@@ -124,7 +124,7 @@ def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.nd
 
 
 def edge_table(tets: Int[Tensor, "T 4"]) -> tuple[Int[Tensor, "E 2"], Int[Tensor, "T 6"]]:
-    """Return the unique edges (smaller vertex first) of tets, and the edge indices of each tet (see
+    """Return the unique edges of tets, smaller vertex first, and the edge indices of each tet (see
     TET_EDGES).
     """
     pairs = tets.long()[:, torch.tensor(TET_EDGES, device=tets.device)]  # [T, 6, 2]
@@ -142,7 +142,7 @@ def tet_volumes(v_pos: Float[Tensor, "V 3"], tets: Int[Tensor, "T 4"]) -> Float[
 
 
 def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
-    """Load a grid from an `.npz` file with `vertices` [V,3] (which fill [−0.5, 0.5]³) and `indices` [T,4].
+    """Load a grid from an `.npz` file with `vertices` [V,3], which fill [−0.5, 0.5]³, and `indices` [T,4].
 
     Tets of negative volume are reoriented. Raises FileNotFoundError, or ValueError with the file and its
     error.
@@ -155,7 +155,7 @@ def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
             vertices, indices = _read_array(archive, "vertices"), _read_array(archive, "indices")
         if fault := _grid_fault(vertices, indices):
             raise FileError(fault)
-    # The file may use another memory order, but the kernels need C order.
+    # The array is converted to C order, because the kernels require it.
     v_pos = torch.from_numpy(vertices.astype(np.float32, order="C")) * scale
     tets = torch.from_numpy(indices.astype(np.int32))
     negative = tet_volumes(v_pos, tets) < 0
@@ -165,7 +165,7 @@ def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Read an array of an .npz. Its size is first compared with that of the file. Pickles are rejected."""
+    """Read an array of an .npz file. Pickles and arrays that are much larger than the file are rejected."""
     entry = archive.getinfo(f"{name}.npy")
     with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)

@@ -1,4 +1,4 @@
-"""A surface with fixed faces. The vertices of a mesh file are optimised directly."""
+"""A surface with fixed faces. The vertices of a mesh file are the optimised parameters."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from geometry.large_steps import Solver, UniformAdam, make_solver, smooth
 from render.mesh import Mesh, make_mesh
 
-# λ = α / (1 − α) with α = 0.95 as in Nicolet et al.
+# This value is λ = α / (1 − α) with α = 0.95, as in Nicolet et al.
 LAMBDA = 19.0
 
 
@@ -41,8 +41,9 @@ class SurfaceConfig:
 class VertexSurface(nn.Module):
     """A mesh whose vertices are parameters and whose faces are fixed.
 
-    v = v₀ + (I + λL)⁻¹ d, where d is 0 at the start. This equals v = (I + λL)⁻¹ u with u = (I + λL) v₀ + d.
-    An optimizer changes d and u in the same way, and v₀ is not rounded.
+    The positions are v = v₀ + (I + λL)⁻¹ d, where d is 0 at the start. They equal v = (I + λL)⁻¹ u with u =
+    (I + λL) v₀ + d. An optimizer changes d in the same way as u. With d, the start positions v₀ are not
+    rounded.
     """
 
     def __init__(self, v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], weight: float):
@@ -55,7 +56,7 @@ class VertexSurface(nn.Module):
         self._solver: Solver | None = None
 
     def mesh(self) -> Mesh:
-        """Return the current mesh with smooth normals, differentiable in `change`."""
+        """Return the current mesh with smooth normals. It is differentiable with respect to `change`."""
         return make_mesh(self.start + self.displacement(), self.faces)
 
     def displacement(self) -> Float[Tensor, "V 3"]:
@@ -67,7 +68,7 @@ class VertexSurface(nn.Module):
         return smooth(self.change, self._solver)
 
     def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
-        """Return Adam with one second moment for all values, or torch's Adam if λ is 0.
+        """Return `UniformAdam`, or torch's Adam if λ is 0.
 
         Weight decay is not used, because it would pull the vertices back to the start.
         """
