@@ -45,7 +45,7 @@ class RegulariserConfig:
 
     @property
     def active(self) -> bool:
-        """Whether any term has a weight above 0."""
+        """Return whether any term has a weight above 0."""
         return bool(self.weights(0.0))
 
     def weights(self, annealing: float) -> dict[str, float]:

@@ -34,7 +34,7 @@ class SurfaceConfig:
 
     @property
     def keeps_faces(self) -> bool:
-        """Whether the run moves the vertices of base_mesh."""
+        """Return whether the run optimises the vertices of base_mesh and keeps its faces."""
         return self.surface == "mesh"
 
 

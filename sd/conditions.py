@@ -1,4 +1,4 @@
-"""Inputs of a denoiser besides latent, time and text: a camera and a control image for each view."""
+"""Additional inputs of a denoiser: a camera and a control image for each view."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ from torch import Tensor
 class ViewConditions:
     """Conditions of N views. A condition that the prior does not use is None.
 
-    world_to_clip: the cameras. control: the control image of a ControlNet, in [0, 1]. control_weight: the
-    factor on the ControlNet's residuals.
+    world_to_clip: the camera matrices. control: the control images of a ControlNet, in [0, 1].
+    control_weight: the factor on the residuals of the ControlNet.
     """
 
     world_to_clip: Float[Tensor, "N 4 4"] | None = None
@@ -20,7 +20,7 @@ class ViewConditions:
     control_weight: Float[Tensor, ""] | None = None
 
     def repeat(self, times: int) -> "ViewConditions":
-        """Return the conditions of all views, repeated `times` times along the batch."""
+        """Return the conditions of all views, repeated `times` times along the batch axis."""
         cameras, control = (
             None if tensor is None else torch.cat([tensor] * times)
             for tensor in (self.world_to_clip, self.control)

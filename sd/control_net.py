@@ -1,7 +1,7 @@
-"""A ControlNet, which computes residuals for the denoiser from an image of the geometry (arXiv 2302.05543).
+"""ControlNet: residuals for the denoiser that are computed from an image of the geometry (arXiv 2302.05543).
 
-The network is diffusers' `ControlNetModel`. It reads x_t, t, the text and a control image, and its residuals
-are added to the outputs of the denoiser's down blocks and middle block. They are added for every text of the
+The network is diffusers' `ControlNetModel`. Its inputs are x_t, t, the text and a control image. Its
+residuals are added to the outputs of the denoiser's down blocks and middle block, for every text of the
 guidance.
 """
 
@@ -20,10 +20,10 @@ def residuals_of(
     text: Float[Tensor, "N L D"],
     conditions: Sequence[Tensor],
 ) -> Residuals:
-    """Return the residuals for the down blocks and the middle block, multiplied by the weight.
+    """Return the residuals for the down blocks and the middle block, multiplied by the ControlNet's weight.
 
-    conditions: control image [N, 3, S, S] in [0, 1], weight [] and, for a prior that takes cameras, camera
-    [N, 16].
+    conditions: the control image [N, 3, S, S] in [0, 1] and the weight [], followed by the camera [N, 16] if
+    the prior takes cameras.
     """
     control, weight, *camera = conditions
     down, middle = control_net(
@@ -46,7 +46,7 @@ def controlled_noise_of(
     text: Tensor,
     *conditions: Tensor,
 ) -> Tensor:
-    """Return the output of a denoiser to which the residuals of a ControlNet are added.
+    """Return the output of a denoiser with the added residuals of a ControlNet.
 
     conditions: see `residuals_of`.
     """

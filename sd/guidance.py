@@ -1,8 +1,8 @@
-"""Score distillation: a loss of images whose gradient on the latents is w(t) · score.
+"""Score distillation. The loss of an image has the gradient w(t) · score on the latents.
 
-For the latent x of each image, x_t = sqrt(abar) x + sqrt(1 − abar) noise. The gradient on x is w(t) · score.
-The losses of a batch are summed. The scores are in sd/scores.py; the default is SDS (DreamFusion, arXiv
-2209.14988, equation 3). The weights w(t) are in sd/schedule.py.
+The noisy latent is x_t = sqrt(abar) x + sqrt(1 − abar) noise, where x is the latent of an image. The losses
+of a batch are summed. The scores are in sd/scores.py. The default is SDS (DreamFusion, arXiv 2209.14988,
+equation 3). The weights w(t) are in sd/schedule.py.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Prior(Protocol):
-    """The interface of a latent diffusion model (implemented in sd/stable_diffusion.py).
+    """The interface of a latent diffusion model. The implementation is in sd/stable_diffusion.py.
 
     views: the number of consecutive views of one object that are denoised together. takes_cameras: whether
     the conditions of `predict_noise` must contain the cameras. control_net: not None if the conditions must
@@ -60,15 +60,15 @@ class Prior(Protocol):
 
 
 def zero_non_finite(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Replace NaN and infinities by 0; finite values are unchanged."""
+    """Replace NaN and infinities by 0. Finite values are unchanged."""
     return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def loss_with_gradient(
     latents: Float[Tensor, "B C h w"], gradient: Float[Tensor, "B C h w"]
 ) -> Float[Tensor, ""]:
-    """Return a scalar whose gradient on the latents is exactly `gradient`, and 0 on latents that are not
-    finite.
+    """Return a scalar whose gradient on the latents is exactly `gradient`. On latents that are not finite,
+    the gradient is 0.
     """
     target = (latents - gradient).detach()
     return 0.5 * zero_non_finite(latents - target).square().sum()
@@ -78,9 +78,9 @@ def loss_with_gradient(
 class SDSSample:
     """The random draws and the cameras of a batch of views.
 
-    view_index: 0 front, 1 side, 2 back. timesteps: t. noise: the noise in x_t. encoder_noise: the noise of
-    the VAE's posterior sample. world_to_clip: the cameras, None if they are not used. control: the control
-    image in [0, 1], None without a ControlNet.
+    view_index: 0 for front, 1 for side, 2 for back. timesteps: t. noise: the noise in x_t. encoder_noise: the
+    noise of the VAE's posterior sample. world_to_clip: the camera matrices, or None if they are not used.
+    control: the control images in [0, 1], or None without a ControlNet.
     """
 
     view_index: Int[Tensor, " B"]
@@ -91,14 +91,14 @@ class SDSSample:
     control: Float[Tensor, "B 3 S S"] | None = None
 
     def select(self, some: slice) -> "SDSSample":
-        """Return the part of the sample for the selected views."""
+        """Return the sample of the selected views."""
         return SDSSample(*(None if tensor is None else tensor[some] for tensor in vars(self).values()))
 
 
 class Guidance(nn.Module):
-    """The loss of images and the stored prompt embeddings. The prior's weights get no gradient.
+    """The loss of images. The module stores the prompt embeddings. The prior's weights get no gradient.
 
-    lora, lora_optimizer: VSD's trained denoiser and its optimizer, None for all other scores.
+    lora, lora_optimizer: VSD's trained denoiser and its optimizer, or None for all other scores.
     """
 
     def __init__(
@@ -112,8 +112,8 @@ class Guidance(nn.Module):
         """default_negative_text: used if the config's negative_text is empty. seed: for VSD's LoRA."""
         super().__init__()
         if prior.views > 1 and config.add_directional_text:
-            # A prior of several views was trained with cameras and without "front view" and so on in the
-            # prompt.
+            # A multi-view prior was trained with cameras. Its training prompts contained no view words such
+            # as "front view".
             logger.info(
                 "the prior takes %d views with their cameras, so add_directional_text has no effect on it",
                 prior.views,
@@ -141,32 +141,34 @@ class Guidance(nn.Module):
 
     @property
     def views(self) -> int:
-        """The number of consecutive views in a batch that must show the same object from equally spaced
+        """Return the number of consecutive views in a batch that must show one object from equally spaced
         azimuths.
         """
         return self.prior.views
 
     @property
     def control(self) -> str | None:
-        """The type of the prior's control image (a value of the config key `control`), or None."""
+        """Return the type of the prior's control image (a value of the config key `control`), or None."""
         return None if self.prior.control_net is None else self.config.control
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The optimizers of the guidance's trainable parameters: one for VSD, otherwise none."""
+        """Return the optimizers of the trainable parameters. The list has one item for VSD and is empty
+        otherwise.
+        """
         return [] if self.lora_optimizer is None else [self.lora_optimizer]
 
     def forward(
         self, image: Float[Tensor, "B H W C"], sample: SDSSample, phase: Phase
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return the loss and the statistics for the log.
+        """Return the loss and the logged statistics.
 
-        Statistics: loss, gradient_norm (on the latents, per view), lora_loss (VSD only), replaced_values (the
-        number of NaN and infinities in the latents' gradient, which are replaced by 0). With VSD, the LoRA's
-        gradient is also accumulated.
+        The statistics are loss, gradient_norm (of the gradient on the latents, per view), lora_loss (VSD
+        only) and replaced_values (the number of NaN and infinities in the gradient on the latents; they are
+        replaced by 0). With VSD, the LoRA's gradient is also accumulated.
 
-        image: in the coarse phase, 4 channels: normal in [−1, 1] and mask in [0, 1]. In a phase with the VAE,
-        only the first 3 channels are used. Their range is [−1, 1].
+        image: In the coarse phase, it has 4 channels: normal in [−1, 1] and mask in [0, 1]. In a phase with
+        the VAE, only the first 3 channels are used. Their range is [−1, 1].
         """
         if not self.config.low_memory:
             loss, gradient, stats = self._distillation_loss(image, sample, phase)
@@ -181,7 +183,7 @@ class Guidance(nn.Module):
             sums = {name: sums.get(name, 0) + value for name, value in stats.items()}
         if self.lora is not None:
             sums["lora_loss"] = sums["lora_loss"] / len(pieces)
-        # The added term has the value 0. Its gradient is the gradient of each view.
+        # The added term has the value 0. Its gradient on the image is the stored gradient of each view.
         loss = total + ((image - image.detach()) * torch.cat(gradients)).sum()
         return loss, {"loss": total, "gradient_norm": squares.sqrt() / len(image), **sums}
 
@@ -196,7 +198,7 @@ class Guidance(nn.Module):
         generator: torch.Generator,
         world_to_clip: Float[Tensor, "B 4 4"] | None = None,
     ) -> SDSSample:
-        """Draw the random values for a batch of views and copy them to the prior's device asynchronously.
+        """Draw the random values for a batch of views, and copy them to the prior's device asynchronously.
 
         generator, view_index and world_to_clip must be on the CPU, so the noise of a step is the same on
         every device and in low_memory mode. The views of one object have the same t.
@@ -224,8 +226,9 @@ class Guidance(nn.Module):
         image_size: tuple[int, int],
         seed: int,
     ) -> SDSSample:
-        """Return the sample with noise that is fixed to the surface. visible: (position, pixel), see
-        `surface_noise`.
+        """Return the sample with noise that is fixed to the surface.
+
+        visible: (position, pixel), see `surface_noise`.
         """
         noise = surface_noise(sample.noise, *visible, image_size, world_to_clip, seed)
         return dataclasses.replace(sample, noise=noise)
@@ -269,9 +272,7 @@ class Guidance(nn.Module):
         sample: SDSSample,
         phase: Phase,
     ) -> Float[Tensor, "B C h w"]:
-        """Return the gradient on the latents: w(t) · score, or the gradient of the x0 loss. It may contain
-        NaN.
-        """
+        """Return the gradient on the latents, w(t) · score or that of the x0 loss. It may contain NaN."""
         config = self.config
         if config.score == "x0":
             return x0_gradient(
@@ -301,7 +302,8 @@ class Guidance(nn.Module):
 
     def _latents(self, image: Tensor, phase: Phase, encoder_noise: Tensor) -> Tensor:
         if phase.latents_from == "image":
-            # With antialiasing, every rendered pixel contributes to the latent, so thin parts remain visible.
+            # Antialiasing is used so that every rendered pixel, also of thin parts, contributes to the
+            # latent.
             size = (self.prior.latent_size, self.prior.latent_size)
             return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
         return self.prior.encode(resized(image, self.prior.image_size)[:, :3], encoder_noise)
@@ -340,8 +342,8 @@ class Guidance(nn.Module):
                 self.lora, noisy, sample.timesteps, self.text[sample.view_index], conditions
             )
             squares = (predicted - sample.noise).square()
-            # The sum is used because the gradients of a mean underflow in half precision. Adam is
-            # scale-invariant.
+            # The sum is used because the gradients of the mean underflow in half precision. The factor has no
+            # effect on the steps of Adam.
             squares.sum().backward()
         return predicted.detach(), squares.detach().mean()
 
@@ -349,14 +351,14 @@ class Guidance(nn.Module):
 def add_noise(
     latents: Float[Tensor, "B C h w"], noise: Float[Tensor, "B C h w"], abar: Float[Tensor, " B"]
 ) -> Float[Tensor, "B C h w"]:
-    """Compute x_t = sqrt(abar) x + sqrt(1 − abar) ε."""
+    """Return x_t = sqrt(abar) x + sqrt(1 − abar) ε."""
     abar = abar[:, None, None, None]
     return abar.sqrt() * latents + (1 - abar).sqrt() * noise
 
 
 def resized(image: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C S S"]:
-    """Resize images to `side` × `side` pixels (bilinear, antialiased). An image of this size is returned
-    unchanged.
+    """Resize images to `side` × `side` pixels (bilinear, antialiased). Images of this size are not
+    changed.
     """
     if image.shape[-2:] == (side, side):
         return image

@@ -1,7 +1,7 @@
 """The weighted sum of the losses of two priors.
 
-A prior of several views constrains the shape of an object, and a prior of single views adds detail. Each
-prior has its own latent size, prompts and noise.
+A multi-view prior constrains the shape of an object, and a single-view prior adds detail. Each prior has its
+own latent size, prompts and noise.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ Samples = tuple[SDSSample, ...]
 class MixedGuidance(nn.Module):
     """Several `Guidance` modules, each with a weight. The interface is the same as that of `Guidance`.
 
-    A sample is a tuple with one sample per prior. No prior has a trained LoRA.
+    A sample is a tuple with one sample per prior. VSD is not supported, so no prior has a trained LoRA.
     """
 
     lora = lora_optimizer = None
 
     def __init__(self, parts: Sequence[Guidance], weights: Sequence[AnnealedNumber]):
-        """parts: one module for each prior. Only the first can have a ControlNet.
+        """parts: one module for each prior. Only the first module can have a ControlNet.
 
         Raises:
-            ValueError: if two priors take several views but not the same number.
+            ValueError: if two multi-view priors take different numbers of views.
         """
         super().__init__()
         self.parts, self.weights = nn.ModuleList(parts), tuple(weights)
@@ -50,8 +50,8 @@ class MixedGuidance(nn.Module):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the weighted loss and the statistics of `Guidance.forward`.
 
-        replaced_values is summed. gradient_norm is the unweighted norm of the first prior, and
-        gradient_norm_2 is that of the second.
+        replaced_values is the sum over the priors. gradient_norm and gradient_norm_2 are the unweighted
+        gradient norms of the first and the second prior.
         """
         total, stats = 0, {"replaced_values": 0}
         for number, (part, weight, own) in enumerate(zip(self.parts, self.weights, sample, strict=True), 1):
@@ -72,7 +72,7 @@ class MixedGuidance(nn.Module):
         generator: torch.Generator,
         world_to_clip: Float[Tensor, "B 4 4"] | None = None,
     ) -> Samples:
-        """Draw the sample of each prior, in order, from one generator."""
+        """Draw the samples of the priors one after another from one generator."""
         return tuple(part.sample(view_index, phase, generator, world_to_clip) for part in self.parts)
 
     def with_surface_noise(self, sample: Samples, *scene: object) -> Samples:
@@ -82,5 +82,5 @@ class MixedGuidance(nn.Module):
         )
 
     def with_control(self, sample: Samples, image: Float[Tensor, "B H W 3"]) -> Samples:
-        """Return the samples. Only the first gets the control image."""
+        """Return the samples. Only the sample of the first prior gets the control image."""
         return (self.parts[0].with_control(sample[0], image), *sample[1:])

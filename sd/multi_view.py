@@ -2,8 +2,8 @@
 
 The denoiser is a `UNet2DConditionModel` whose self-attention runs over the tokens of all V views of an
 object. Cross-attention, convolutions and normalisations process one view at a time. The camera of a view is a
-4×4 matrix. The layers linear, SiLU, linear map it to a vector that is added to the time embedding. The views
-of an object are consecutive in a batch.
+4×4 matrix. A small network (linear, SiLU, linear) maps the matrix to a vector, which is added to the time
+embedding. The views of an object are consecutive in a batch.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# Number of inputs of the camera embedding: a 4×4 matrix, flattened by rows.
+# The number of inputs of the camera embedding. The input is a 4×4 matrix, flattened by rows.
 CAMERA_NUMBERS = 16
 MOST_VIEWS = 16
 
 
 def stated_views(settings: Mapping[str, object]) -> int:
-    """Return the number of views that a denoiser with these settings (unet/config.json) takes together.
+    """Return the number of views that a denoiser with these settings (unet/config.json) denoises together.
 
     Raises:
         ValueError: if "views" or the class embedding has a value that is not supported.
@@ -50,12 +50,12 @@ def takes_cameras(settings: Mapping[str, object]) -> bool:
 def camera_matrices(world_to_clip: Float[Tensor, "N 4 4"]) -> Float[Tensor, "N 16"]:
     """Return MVDream's camera-to-world matrices, flattened by rows.
 
-    The columns are the camera's right, up and backward axis and its position on the unit sphere. The matrix
-    does not contain the distance and the shift, so the position equals the backward axis.
+    The columns are the camera's right, up and backward axes and its position on the unit sphere. The distance
+    and the shift of the camera are ignored, so the position equals the backward axis.
 
     world_to_clip: as in `render.camera.Cameras`. Its rows 0, 1 and 3 are multiples of the camera's right,
-    down and forward axis. In MVDream's frame, x points to the front and z up: (x, y, z) in this program is
-    (z, x, y) in MVDream.
+    down and forward axes. In MVDream's frame, x points to the front and z points up. The point (x, y, z) of
+    this program is (z, x, y) in MVDream's frame.
     """
     right, down, forward = (nn.functional.normalize(world_to_clip[:, row, :3], dim=-1) for row in (0, 1, 3))
     columns = torch.stack([right, -down, -forward, -forward], dim=-1).roll(1, dims=1)
@@ -65,7 +65,9 @@ def camera_matrices(world_to_clip: Float[Tensor, "N 4 4"]) -> Float[Tensor, "N 1
 
 
 class JointAttention:
-    """An attention processor of diffusers: self-attention over the tokens of `views` consecutive samples."""
+    """Attention processor for diffusers. Self-attention runs over the tokens of `views` consecutive
+    samples.
+    """
 
     def __init__(self, views: int, processor: object):
         """processor: diffusers' attention processor, which is applied to the joined tokens."""
@@ -82,7 +84,9 @@ class JointAttention:
 
 
 def join_views(unet: nn.Module, views: int) -> None:
-    """Make the self-attention of a `UNet2DConditionModel` joint over `views` samples, in place."""
+    """Change a `UNet2DConditionModel` in place so that self-attention runs over `views` consecutive
+    samples.
+    """
     from diffusers.models.attention import BasicTransformerBlock
 
     if views == 1:

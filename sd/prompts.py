@@ -7,15 +7,15 @@ VIEW_SUFFIXES = (", front view", ", side view", ", back view")
 
 
 def directional_prompts(text: str, directional: bool) -> list[str]:
-    """Return three prompts in the order front, side, back. They are equal if `directional` is False."""
+    """Return the prompts for front, side and back. The three prompts are equal if `directional` is False."""
     return [text + suffix if directional else text for suffix in VIEW_SUFFIXES]
 
 
 def find_category(text: str, categories: Iterable[str]) -> str | None:
     """Return the category whose words occur in `text` as whole words, singular or plural, or None.
 
-    If there are several, the first in the text is returned. If several start at the same place, the longest
-    is returned.
+    If several categories occur, the first one in the text is returned. If several categories start at the
+    same word, the longest one is returned.
     """
     found = []
     for category in categories:

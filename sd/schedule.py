@@ -1,4 +1,4 @@
-"""The schedule of a run: the phase of each step, its time range and its weight w(t).
+"""The schedule of a run. It defines the phase, the time range and the weight w(t) of each step.
 
 Steps are numbered from 1 to `iter`. In the geometry stage, the first FIT_STEPS steps fit the start shape. In
 the appearance stage with init_textures, they fit the given textures. These steps are included in `iter` and
@@ -22,7 +22,8 @@ FIT_STEPS = 400
 TimeFraction = Annotated[float, Ge(0), Le(1)]
 TimeRange = tuple[float, float]
 NotNegative = Annotated[float, Ge(0)]
-# A constant, or [start, end]: a linear change in the first phase after the fit, then the constant `end`.
+# A constant or [start, end]. With [start, end], the value changes linearly in the first phase after the fit
+# and is `end` afterwards.
 AnnealedNumber = NotNegative | tuple[NotNegative, NotNegative]
 Weight = Callable[[Float[Tensor, "*B"]], Float[Tensor, "*B"]]
 
@@ -33,12 +34,12 @@ def one_minus_abar(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 
 
 def damped(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Return w = sqrt(abar) (1 − abar), which is smaller at large t. This reduces over-saturation."""
+    """Return w = sqrt(abar) (1 − abar). It is smaller at large t, which reduces over-saturation."""
     return abar.sqrt() * (1 - abar)
 
 
 def score(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Return w = 1 / (1 − abar), the weight of the score s = −e / sigma itself."""
+    """Return w = 1 / (1 − abar), the weight that corresponds to the score s = −e / sigma."""
     return 1 / (1 - abar)
 
 
@@ -85,10 +86,11 @@ class ScheduleConfig:
 class Phase:
     """The settings of the loss in one phase of a run.
 
-    name: for logs. t_range: range of t at this step, as a fraction of the diffusion steps. weight: maps
-    abar(t) to w(t). latents_from: "image" (the 4-channel image is the latent) or "vae". rotate_normals: the
-    normals of each view are rotated at random. fit: whether the phase is a regression without the prior.
-    annealing: 0 at the first step after the fit, 1 at the end of that phase and afterwards.
+    name: the name in logs. t_range: range of t at this step, as a fraction of the diffusion steps. weight:
+    the function from abar(t) to w(t). latents_from: "image" (the 4-channel image is the latent) or "vae".
+    rotate_normals: whether the normals of each view are rotated at random. fit: whether the phase is a
+    regression without the prior. annealing: 0 at the first step after the fit. It increases to 1 at the end
+    of the first phase after the fit and is 1 afterwards.
     """
 
     name: str
@@ -102,8 +104,9 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The phases in order, each with its last step. late_range: the final range of t for the schedule
-    "annealed".
+    """The phases in order, each with its last step.
+
+    late_range: the final range of t if time_step_schedule is "annealed".
     """
 
     phases: tuple[tuple[int, Phase], ...]
@@ -124,7 +127,7 @@ class Schedule:
             before, annealing_begins = end, phase.fit
         if phase.fit:
             return phase
-        # Progress is 0 at the first step of the phase and 1 at the last.
+        # The progress is 0 at the first step of the phase and 1 at the last step.
         progress = (step - before - 1) / max(end - before - 1, 1)
         annealing = progress if annealing_begins else 1.0
         t_range = self._time_range(phase.t_range, progress, annealing)
@@ -139,7 +142,7 @@ class Schedule:
 
 
 def annealed_range(early: TimeRange, late: TimeRange, annealing: float) -> TimeRange:
-    """Return (t_min, t_max), interpolated linearly from early to late (RichDreamer, arXiv 2311.16918)."""
+    """Return (t_min, t_max), linearly interpolated between early and late (RichDreamer, arXiv 2311.16918)."""
     return early[0] + (late[0] - early[0]) * annealing, early[1] + (late[1] - early[1]) * annealing
 
 
@@ -149,17 +152,21 @@ def sqrt_time(t_range: TimeRange, progress: float) -> float:
 
 
 def annealed_number(value: float | tuple[float, float], annealing: float) -> float:
-    """Return the value of an `AnnealedNumber` for an annealing from 0 to 1."""
+    """Return the value of an `AnnealedNumber`.
+
+    annealing: progress from 0 to 1.
+    """
     if not isinstance(value, tuple):
         return value
     return value[0] + (value[1] - value[0]) * annealing
 
 
 def geometry_schedule(config: ScheduleConfig, fit: bool = True) -> Schedule:
-    """Return the phases fit, coarse (normal and mask are the latent) and fine (normals are encoded by the
-    VAE).
+    """Return the phases fit, coarse and fine.
 
-    fit: False if the surface has no start shape to fit.
+    In the coarse phase, normal and mask are the latent. In the fine phase, the VAE encodes the normals.
+
+    fit: whether there is a fit phase. It is False if the surface has no start shape.
     """
     early, late = config.early_time_step_range, config.late_time_step_range
     fit_end = min(FIT_STEPS, config.iter) if fit else 0
@@ -174,9 +181,10 @@ def geometry_schedule(config: ScheduleConfig, fit: bool = True) -> Schedule:
 
 
 def appearance_schedule(config: ScheduleConfig) -> Schedule:
-    """Return the phases early and late. If init_textures is set, the fit of the textures comes first.
+    """Return the phases early and late. If init_textures is set, the phase that fits the textures comes
+    first.
 
-    Both use the VAE and the weights of sds_weight_strategy.
+    Early and late use the VAE and the weights of sds_weight_strategy.
     """
     early_weight, late_weight = APPEARANCE_WEIGHTS[config.sds_weight_strategy]
     early = config.early_time_step_range
@@ -205,7 +213,8 @@ def _joined(config: ScheduleConfig, *phases: tuple[int, Phase]) -> Schedule:
 def draw_timesteps(
     phase: Phase, count: int, num_train_timesteps: int, generator: torch.Generator, views: int = 1
 ) -> torch.Tensor:
-    """Draw integer timesteps [count], uniform in [steps·lo, steps·hi] and below num_train_timesteps.
+    """Draw integer timesteps [count] uniformly from [steps · lo, steps · hi]. (lo, hi) is the t_range of the
+    phase, and steps is num_train_timesteps. All timesteps are below num_train_timesteps.
 
     views: the number of consecutive images that get the same t.
     """

@@ -1,11 +1,10 @@
-"""The score of each distillation method, which is the gradient on the latent divided by the weight w(t).
+"""The scores of the distillation methods. A score is the gradient on the latent divided by the weight w(t).
 
-The gradient on the latent is w(t) · score, except for the x0 loss, which has no weight. Notation: e_c, e_u
-and e_n are the noise predictions for the prompt, the empty text and the negative text.
-e_cfg = e_n + s (e_c − e_n) with the guidance weight s. ε is the noise in x_t. All tensors are [B, C, h, w];
-numbers per view are [B].
+The x0 loss is an exception: it has no weight. Notation: e_c, e_u and e_n are the noise predictions for the
+prompt, the empty text and the negative text. e_cfg = e_n + s (e_c − e_n) with the guidance weight s. ε is the
+noise in x_t. All tensors are [B, C, h, w], except numbers per view, which are [B].
 
-To add a score: define its function here, add its name to `Score` and a branch to `score_of`.
+To add a score, define its function here, add its name to `Score` and add a branch to `score_of`.
 """
 
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from torch import Tensor
 Score = Literal["sds", "csd", "nfsd", "vsd", "x0"]
 Noise = Float[Tensor, "B C h w"]
 
-# NFSD: below this fraction of the diffusion steps (200 of 1000), the unconditional prediction is used as the
-# domain correction δ.
+# NFSD uses the unconditional prediction as the domain correction δ if t is below this fraction of the
+# diffusion steps (200 of 1000).
 NFSD_SMALL_TIME = 0.2
 
 
@@ -37,15 +36,16 @@ def sds(e_cfg: Noise, noise: Noise) -> Noise:
 def csd(e_c: Noise, e_u: Noise, e_n: Noise, weight: float, negative_weight: float) -> Noise:
     """Return ω1 e_c + (ω2 − ω1) e_u − ω2 e_n (Classifier Score Distillation, arXiv 2310.19415).
 
-    If e_u = e_n, the score is ω1 (e_c − e_u), the term of SDS that is multiplied by the guidance weight.
+    If e_u = e_n, the score is ω1 (e_c − e_u). This is the part of SDS that is multiplied by the guidance
+    weight.
     """
     return weight * e_c + (negative_weight - weight) * e_u - negative_weight * e_n
 
 
 def nfsd(e_c: Noise, e_u: Noise, e_n: Noise, guidance_weight: float, time: Float[Tensor, " B"]) -> Noise:
-    """Return δ + s (e_c − e_u), where δ = e_u for small t, else e_u − e_n (NFSD, arXiv 2310.17590).
+    """Return δ + s (e_c − e_u), with δ = e_u for small t and otherwise δ = e_u − e_n (arXiv 2310.17590).
 
-    time: t as a fraction of the diffusion steps. t is small if this is below NFSD_SMALL_TIME.
+    time: t as a fraction of the diffusion steps. t is small if the fraction is below NFSD_SMALL_TIME.
     """
     small = (time < NFSD_SMALL_TIME)[:, None, None, None]
     delta = torch.where(small, e_u, e_u - e_n)
@@ -58,14 +58,15 @@ def vsd(e_cfg: Noise, e_phi: Noise) -> Noise:
 
 
 def clean_latent(noisy: Noise, predicted: Noise, abar: Float[Tensor, " B"]) -> Noise:
-    """Return the latent that the predicted noise e implies: ẑ0 = (x_t − sqrt(1 − abar) e) / sqrt(abar)."""
+    """Return the clean latent ẑ0 = (x_t − sqrt(1 − abar) e) / sqrt(abar) for the predicted noise e."""
     abar = abar[:, None, None, None]
     return (noisy - (1 - abar).sqrt() * predicted) / abar.sqrt()
 
 
 def rescaled(guided: Noise, conditional: Noise, share: float, views: int) -> Noise:
-    """Return φ ẑ σ(ẑ_c) / σ(ẑ) + (1 − φ) ẑ (arXiv 2305.08891). It reduces the contrast added by strong
-    guidance.
+    """Return φ ẑ σ(ẑ_c) / σ(ẑ) + (1 − φ) ẑ (arXiv 2305.08891).
+
+    The rescaling reduces the contrast that strong guidance adds.
 
     guided: ẑ. conditional: ẑ_c, the prediction with the prompt alone. share: φ. σ is the standard deviation
     over all values of the `views` consecutive latents of an object.
@@ -81,11 +82,13 @@ def rescaled(guided: Noise, conditional: Noise, share: float, views: int) -> Noi
 def perp_neg(
     e_u: Noise, e_c: Noise, e_views: Sequence[Noise], weights: Sequence[Float[Tensor, " B"]]
 ) -> Noise:
-    """Return e_u + Δ+ + Σ w_i Δi⊥, where Δ+ = e_c − e_u, Δi = e_i − e_u (Perp-Neg, arXiv 2304.04968).
+    """Return e_u + Δ+ + Σ w_i Δi⊥ with Δ+ = e_c − e_u and Δi = e_i − e_u (Perp-Neg, arXiv 2304.04968).
 
-    The result replaces e_c in every score, so classifier-free guidance becomes the paper's
-    e_u + s [Δ+ + Σ w_i Δi⊥]. e_views: e_i, the predictions for the prompts of the sides front, side and back.
-    weights: w_i <= 0 per view.
+    The result replaces e_c in every score. Classifier-free guidance then becomes the formula of the paper,
+    e_u + s [Δ+ + Σ w_i Δi⊥].
+
+    e_views: e_i, the predictions for the prompts of the sides front, side and back. weights: w_i <= 0 per
+    view.
     """
     positive = e_c - e_u
     total = positive
@@ -109,7 +112,7 @@ def view_weights(azimuth: Float[Tensor, " B"]) -> Float[Tensor, "B 3"]:
     π). The weight is 0 if both azimuths are equal and −1 if they are opposite.
     """
     cosine = azimuth.cos()
-    # For the side prompt, cos d to the closer of ±π/2 is |sin(azimuth)|.
+    # For the side prompt, d is the angle to the closer of ±π/2, so cos d = |sin(azimuth)|.
     return (torch.stack([cosine, azimuth.sin().abs(), -cosine], -1) - 1) / 2
 
 
@@ -134,9 +137,10 @@ def score_of(
     guidance_weight: float,
     csd_negative_weight: float,
 ) -> Noise:
-    """Return the score `name` (the config key `score`).
+    """Return the score with this name (a value of the config key `score`).
 
-    time: t as a fraction of the diffusion steps. csd_negative_weight: CSD's ω2 / ω1, with ω1 = s.
+    time: t as a fraction of the diffusion steps. csd_negative_weight: ω2 / ω1 of CSD. ω1 is the guidance
+    weight s.
     """
     assert name != "x0", "the x0 loss has no weight w(t), see x0_gradient"
     e_c, e_u, e_n = predicted.conditional, predicted.unconditional, predicted.negative
@@ -160,8 +164,8 @@ def x0_gradient(
 ) -> Noise:
     """Return x − ẑ, the gradient of the loss ½ ‖x − ẑ‖² (MVDream, arXiv 2308.16512, section 3.2).
 
-    ẑ is the latent that e_cfg implies, rescaled with φ = `rescale` (see `rescaled`). With φ = 0, the gradient
-    is sqrt((1 − abar) / abar) (e_cfg − ε), which is SDS with the weight sqrt((1 − abar) / abar).
+    ẑ is the clean latent for the prediction e_cfg, rescaled with φ = `rescale` (see `rescaled`). With φ = 0,
+    the gradient is sqrt((1 − abar) / abar) (e_cfg − ε). This is SDS with the weight sqrt((1 − abar) / abar).
     """
     e_cfg = classifier_free(predicted.negative, predicted.conditional, guidance_weight)
     guided, conditional = (clean_latent(noisy, e, abar) for e in (e_cfg, predicted.conditional))
