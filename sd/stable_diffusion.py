@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x as a prior, from a local folder, a single file or a hub id.
 
-Latent size, image size, scaling factor, schedule and prediction type come from the model's own config files.
-Only the denoiser, the VAE encoder and the text encoder are kept.
+Latent size, image size, scaling factor, schedule and prediction type are read from the model's config files.
+Only the denoiser, the VAE encoder and the text encoder are loaded.
 """
 
 import logging
@@ -27,23 +27,23 @@ from sd.vsd import LoraDenoiser, camera_numbers, share_weights
 
 logger = logging.getLogger(__name__)
 
-# The fraction of the GPU's memory that the encoder's CUDA graphs may occupy.
+# The maximum fraction of the GPU's memory for the CUDA graphs of the encoder.
 GRAPH_SHARE = 1 / 8
 
 
 class StableDiffusion(nn.Module):
     """A frozen latent diffusion model that implements `sd.guidance.Prior`.
 
-    views: the number of views of one object that are denoised together (sd/multi_view.py), 1 for a plain
-    model. takes_cameras: whether the denoiser needs the cameras of the views. control_net: a ControlNet whose
-    residuals are added (sd/control_net.py), or None.
+    views: the number of views of one object that are denoised together (sd/multi_view.py). It is 1 for a
+    single-view model. takes_cameras: whether the denoiser needs the cameras of the views. control_net: a
+    ControlNet whose residuals are added (sd/control_net.py), or None.
     """
 
     def __init__(
         self, parts: Parts, device: torch.device, bfloat16: bool = False, keep_trainable: bool = False
     ):
-        """bfloat16: whether denoiser and VAE compute in bfloat16. keep_trainable: must be True for
-        `make_lora`.
+        """bfloat16: whether denoiser and VAE compute in bfloat16. keep_trainable: must be True if `make_lora`
+        is called later.
         """
         super().__init__()
         unet, vae, text_encoder = parts.unet, parts.vae, parts.text_encoder
@@ -65,19 +65,22 @@ class StableDiffusion(nn.Module):
         self.to(device)
         if bfloat16:
             for part in (self.unet, self.vae):
-                # diffusers' own `to` would log an irrelevant warning here.
+                # The method of nn.Module is called, because diffusers' own `to` would log an irrelevant
+                # warning here.
                 nn.Module.to(part, torch.bfloat16)
-        # A tuple prevents registration as a submodule, because the weights are those of self.unet.
+        # The tuple prevents the registration as a submodule. The weights are already registered with
+        # self.unet.
         self._trainable = (share_weights(self.unet),) if keep_trainable else ()
         if device.type == "cuda":
-            # Tensor cores are fastest with channels-last. SD 2.1's eager denoiser takes 39 instead of 51 ms.
+            # Tensor cores are fastest with channels-last. The eager denoiser of SD 2.1 takes 39 ms instead of
+            # 51 ms.
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
             kernels = choose_kernels(device)
             fuse_denoiser_blocks(self.unet, kernels)
             fuse_encoder_blocks(self.vae.encoder, kernels)
-        # The dtypes are read once, because diffusers' `dtype` iterates over all weights, which takes longer
-        # than a kernel.
+        # The dtypes are read only once. diffusers' `dtype` iterates over all weights, which takes longer than
+        # a kernel.
         self._unet_dtype, self._vae_dtype = self.unet.dtype, self.vae.dtype
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.control_net: nn.Module | None = None
@@ -99,8 +102,8 @@ class StableDiffusion(nn.Module):
         """Load a local folder, a single file or a hub id, in fp16 on CUDA and fp32 or bf16 on the CPU.
 
         lora: files whose updates are added to the weights (sd/loading/lora.py). prediction: see `load_parts`.
-        cpu_bfloat16: whether to use bf16 on the CPU. None means only if the CPU has bf16 instructions.
-        keep_trainable: see the constructor.
+        cpu_bfloat16: whether to use bf16 on the CPU. With None, bf16 is used if the CPU has bf16
+        instructions. keep_trainable: see the constructor.
 
         Raises:
             FileNotFoundError: see `resolve_model`.
@@ -116,7 +119,7 @@ class StableDiffusion(nn.Module):
         return cls(parts, device, bfloat16, keep_trainable)
 
     def attach_control_net(self, control_net: nn.Module) -> None:
-        """Add the residuals of a `ControlNetModel` to the denoiser. Its weights are frozen.
+        """Add the residuals of a `ControlNetModel` to the denoiser. The weights of the ControlNet are frozen.
 
         After this call, the conditions of `predict_noise` must contain a control image and its weight.
 
@@ -140,19 +143,23 @@ class StableDiffusion(nn.Module):
 
     @property
     def alphas_cumprod(self) -> Float[Tensor, " T"]:
-        """abar(t) in float32. It is a property because Python 3.12's protocol checks do not find buffers."""
+        """Return abar(t) in float32. This is a property because Python 3.12's protocol checks do not find
+        buffers.
+        """
         return self._abar
 
     def unknown_prompt_warning(self, text: str) -> str | None:
-        """Return a warning if the prompt contains no category of this prior's training set, else None."""
+        """Return a warning if the prompt contains no category of this prior's training set, otherwise
+        None.
+        """
         if not self.categories or find_category(text, self.categories):
             return None
         return f"the prior was not trained on {text!r}; its categories are: {', '.join(self.categories)}"
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Float[Tensor, "N L D"]:
-        """Return the text embeddings. Prompts are truncated (with a warning) or padded to the tokenizer's
-        length.
+        """Return the text embeddings. Prompts are padded or truncated to the tokenizer's length. A truncation
+        is logged as a warning.
         """
         if warning := truncation_warning(self.tokenizer, prompts):
             logger.warning("%s", warning)
@@ -166,14 +173,17 @@ class StableDiffusion(nn.Module):
         return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state.float()
 
     def free_text_encoder(self) -> None:
-        """Free the text encoder's memory. `embed` fails afterwards, so all prompts must be embedded first."""
+        """Free the text encoder's memory. All prompts must be embedded before, because `embed` fails
+        afterwards.
+        """
         self.text_encoder = None
 
     def encode(
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B C h w"]:
-        """Return scaled samples of the VAE's posterior. Differentiable in the images, whose range is [−1,
-        1].
+        """Return scaled samples of the VAE's posterior. Differentiable with respect to the images.
+
+        images: in [−1, 1]. noise: the standard normal noise of the samples.
         """
         if self._vae_dtype == torch.float16:
             moments = unit_gradient(self._moments_of, images)
@@ -195,8 +205,9 @@ class StableDiffusion(nn.Module):
         text: Float[Tensor, "N L D"],
         conditions: ViewConditions = NO_CONDITIONS,
     ) -> Float[Tensor, "N C h w"]:
-        """Return the predicted noise e in x_t. If the model predicts v, e = sqrt(abar) v + sqrt(1 − abar)
-        x_t.
+        """Return the predicted noise e in x_t.
+
+        If the model predicts v, e = sqrt(abar) v + sqrt(1 − abar) x_t.
 
         The `views` views of an object must be consecutive. conditions: the cameras and the control image that
         this model needs.
@@ -213,14 +224,14 @@ class StableDiffusion(nn.Module):
         return (camera_matrices(conditions.world_to_clip).to(self._unet_dtype),)
 
     def _control_of(self, conditions: ViewConditions) -> tuple[Tensor, ...]:
-        """Return the control image and its weight, or () without a ControlNet."""
+        """Return a tuple with the control image and its weight, or () if there is no ControlNet."""
         if self.control_net is None:
             return ()
         image = conditions.control.to(self._unet_dtype, memory_format=self._layout)
         return image, conditions.control_weight
 
     def make_lora(self, rank: int, seed: int) -> LoraDenoiser:
-        """Return a trainable denoiser that shares this prior's weights. It has no CUDA graphs and no fused
+        """Return a trainable denoiser that shares this prior's weights, without CUDA graphs and fused
         blocks.
         """
         assert self._trainable, "the prior was loaded without keep_trainable"
@@ -234,9 +245,9 @@ class StableDiffusion(nn.Module):
         text: Float[Tensor, "N L D"],
         conditions: ViewConditions,
     ) -> Float[Tensor, "N C h w"]:
-        """Like `predict_noise`, but with the denoiser `lora`. Differentiable in the parameters of `lora`.
+        """Return the noise that the denoiser `lora` predicts. Differentiable with respect to its parameters.
 
-        conditions: must contain the cameras.
+        The other arguments are those of `predict_noise`. conditions must contain the cameras.
         """
         given = noisy.to(self._unet_dtype, memory_format=self._layout)
         text, camera = text.to(self._unet_dtype), self._camera_of(conditions)
@@ -262,9 +273,9 @@ def has_bfloat16_instructions() -> bool:
 
 
 def max_graph_elements(vae: nn.Module, device: torch.device) -> int:
-    """Return the maximum number of elements of an image batch that the VAE encodes with CUDA graphs.
+    """Return the maximum number of elements of an image batch for which the VAE uses CUDA graphs.
 
-    The graphs occupy 16 bytes per pixel and per channel at full resolution (measured, half precision).
+    The graphs need 16 bytes per pixel and per channel at full resolution (measured in half precision).
     """
     if device.type != "cuda":
         return 0
@@ -280,20 +291,22 @@ def moments_of(vae: nn.Module, images: Tensor) -> Tensor:
 def noise_of(
     unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor | None = None
 ) -> Tensor:
-    """Return the output of a diffusers denoiser. camera: [N, 16] for a denoiser that takes cameras, else
-    None.
+    """Return the output of a diffusers denoiser.
+
+    camera: [N, 16], or None if the denoiser takes no cameras.
     """
     return unet(noisy, timesteps, encoder_hidden_states=text, class_labels=camera, return_dict=False)[0]
 
 
 def truncation_warning(tokenizer, prompts: list[str]) -> str | None:
-    """Return a warning if prompts exceed the tokenizer's maximum length, else None."""
+    """Return a warning if a prompt exceeds the tokenizer's maximum length, otherwise None."""
     most = tokenizer.model_max_length
     cut = {}
     for prompt in prompts:
         tokens = tokenizer(prompt, verbose=False).input_ids
         if len(tokens) > most:
-            # The last token is the end token. The truncated prompt also ends with one.
+            # The truncated prompt consists of the first most − 1 tokens and the end token. The last element
+            # of `tokens` is also the end token.
             cut[prompt] = (len(tokens), tokenizer.decode(tokens[most - 1 : -1]).strip())
     if not cut:
         return None

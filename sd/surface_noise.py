@@ -1,9 +1,9 @@
 """Noise that is fixed to the surface (Consistent Flow Distillation, arXiv 2501.05445).
 
-Space is divided into cubic cells, each with its own noise values. For the set Ω_p of visible cells that
-project to latent pixel p, the noise of p is Σ_{q ∈ Ω_p} ε_q / √|Ω_p|. A cell is assigned to the pixel to
-which its centre projects. The sets Ω_p of one view are therefore disjoint, and the noise is white with unit
-variance. A cell has the same noise in all views.
+Space is divided into cubic cells. Each cell q has its own noise values ε_q, which are the same in all views.
+Let Ω_p be the set of visible cells that project to latent pixel p. The noise of p is Σ_{q ∈ Ω_p} ε_q /
+√|Ω_p|. A cell is assigned to the pixel to which its centre projects. The sets Ω_p of one view are therefore
+disjoint, and the noise is white with unit variance.
 """
 
 import math
@@ -12,14 +12,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Side of a cell in render pixels. With this size, nearly every visible cell of a surface that faces the
-# camera contains a pixel centre. A latent pixel is 4 to 8 render pixels wide and covers several cells.
+# The side of a cell in render pixels. With this size, nearly every visible cell of a surface that faces the
+# camera contains a pixel centre. A latent pixel is 4 to 8 render pixels wide, so it contains several cells.
 CELL_PIXELS = 1.2
-# Height of the frame at the origin in world units, for cameras at distance 3 with a field of view of 40°.
+# The height of the visible frame at the origin in world units, for a camera at distance 3 with a field of
+# view of 40°.
 FRAME_HEIGHT = 2.2
-# Bits of a cell index per axis.
+# The number of bits of a cell index per axis.
 CELL_BITS = 17
-# Bits of a hash value that are converted to a uniform number.
+# The number of bits of a hash value that are converted to a uniform random number.
 UNIFORM_BITS = 24
 
 
@@ -69,7 +70,9 @@ def latent_pixel(
     world_to_clip: Float[Tensor, "B 4 4"],
     size: tuple[int, int],
 ) -> tuple[Int[Tensor, " M"], Bool[Tensor, " M"]]:
-    """Return each centre's latent pixel (flat index over all views), and whether it is inside the image."""
+    """Return the latent pixel of each centre (flat index over all views), and whether it is inside the
+    image.
+    """
     clip = (world_to_clip[view] @ torch.nn.functional.pad(centre, (0, 1), value=1.0)[:, :, None])[:, :, 0]
     scale = clip.new_tensor([size[1], size[0]])
     column, row = ((clip[:, :2] / clip[:, 3:].clamp(min=1e-6) + 1) / 2 * scale).floor().long().unbind(-1)
@@ -79,9 +82,7 @@ def latent_pixel(
 
 
 def cell_noise(cell: Int[Tensor, "M 3"], channels: int, seed: int) -> Float[Tensor, "M C"]:
-    """Return independent standard normal numbers as a function of cell, channel and seed (Box-Muller
-    transform).
-    """
+    """Return standard normal numbers that depend only on cell, channel and seed (Box-Muller transform)."""
     key = _mix(torch.full_like(cell[:, 0], seed & (2**62 - 1)))
     for axis in range(3):
         key = _mix(key ^ cell[:, axis])

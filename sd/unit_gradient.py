@@ -1,7 +1,8 @@
-"""Scale the gradient of a function to unit norm before its backward pass, and scale it back afterwards.
+"""Scaling of gradients to unit norm before the backward pass of a function, and back afterwards.
 
-Half precision has 5 bits of exponent. A small gradient underflows to 0 in the layers of an encoder, and a
-large one overflows. Each sample of a batch has its own factor, a power of two, so the scaling is exact.
+Half precision has only 5 bits of exponent. In the layers of an encoder, a small gradient underflows to 0 and
+a large gradient overflows. Each sample of a batch has its own factor. The factor is a power of two, so the
+scaling is exact.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,8 @@ def unit_gradient(
 ) -> Float[Tensor, "B ..."]:
     """Return function(x).
 
-    In the backward pass, each sample's gradient on the output is divided by a power of two so that its norm
-    is in [0.5, 1). The gradient on x is multiplied by the same power. x and the result are float32.
+    In the backward pass, the gradient of each sample on the output is divided by a power of two so that its
+    norm is in [0.5, 1). The gradient on x is multiplied by the same number. x and the result are float32.
 
     A gradient that is 0 or not finite is not scaled.
     """
@@ -26,7 +27,7 @@ def unit_gradient(
 
 
 class _Scale(torch.autograd.Function):
-    """The identity, applied to the output. Its backward pass divides the gradient by the factors and stores
+    """The identity function for the output. The backward pass stores the factors and divides the gradient by
     them.
     """
 
@@ -38,7 +39,7 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        # In float64, the sum of squares of float32 numbers cannot overflow.
+        # float64 is used because the sum of squares of float32 numbers cannot overflow in it.
         norm = torch.linalg.vector_norm(grad.flatten(1), dim=1, dtype=torch.float64)
         exponent = torch.where((norm > 0) & norm.isfinite(), torch.frexp(norm)[1], 0)
         exponent = exponent.clamp(-120, 120).view(-1, *[1] * (grad.ndim - 1))
@@ -47,7 +48,7 @@ class _Scale(torch.autograd.Function):
 
 
 class _Unscale(torch.autograd.Function):
-    """The identity, applied to the input. Its backward pass multiplies the gradient by the factors."""
+    """The identity function for the input. The backward pass multiplies the gradient by the factors."""
 
     @staticmethod
     def forward(ctx, x, factors):

@@ -1,7 +1,8 @@
-"""The denoiser that VSD trains: the prior with a LoRA and a camera embedding (arXiv 2305.16213).
+"""The denoiser φ that VSD trains (arXiv 2305.16213). It is the prior with a LoRA and a camera embedding.
 
-φ predicts the noise of the current renders. Its loss is ‖e_φ(x_t; t, text, camera) − ε‖² on the same x_t that
-the score uses, so one pass through φ gives both. The initial φ equals the prior with the prompt.
+φ is trained to predict the noise in noisy renders. Its loss is ‖e_φ(x_t; t, text, camera) − ε‖². The score
+uses the same x_t, so one evaluation of φ serves for the loss and the score. At the start, φ equals the prior
+with the prompt.
 """
 
 import copy
@@ -18,14 +19,14 @@ from sd.multi_view import CAMERA_NUMBERS
 LoraRank = Annotated[int, Ge(1)]
 LearningRate = Annotated[float, Gt(0)]
 
-# The layers that get a LoRA: the projections of self- and cross-attention.
+# The names of the layers that get a LoRA. They are the projections of self- and cross-attention.
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 class CameraEmbedding(nn.Module):
     """A network (linear, SiLU, linear) from a camera matrix to a vector that is added to the time embedding.
 
-    The last layer is initialised with 0, so an untrained embedding has no effect.
+    The last layer is initialised with 0, so the untrained embedding has no effect.
     """
 
     def __init__(self, width: int):
@@ -40,9 +41,9 @@ class CameraEmbedding(nn.Module):
 
 
 class AddedEmbedding(nn.Module):
-    """The frozen camera embedding of a prior that takes cameras, plus a trainable one.
+    """The sum of a prior's frozen camera embedding and a trainable camera embedding.
 
-    The input is [N, 32]: 16 numbers for the prior's embedding, then 16 for the trainable embedding.
+    The input [N, 32] consists of 16 numbers for the frozen embedding and 16 for the trainable embedding.
     """
 
     def __init__(self, own: nn.Module, added: CameraEmbedding):
@@ -55,12 +56,12 @@ class AddedEmbedding(nn.Module):
 
 
 class LoraDenoiser(nn.Module):
-    """e_φ: a `UNet2DConditionModel` with frozen, shared weights, a trainable LoRA and a trainable camera
-    embedding.
+    """The denoiser e_φ. It is a `UNet2DConditionModel` with frozen, shared weights, a trainable LoRA and a
+    trainable camera embedding.
     """
 
     def __init__(self, unet: nn.Module, rank: int, seed: int):
-        """unet: a result of `share_weights`, changed in place. seed: the seed of the initial LoRA and
+        """unet: a result of `share_weights`; it is changed in place. seed: the seed of the initial LoRA and
         embedding.
         """
         super().__init__()
@@ -69,8 +70,8 @@ class LoraDenoiser(nn.Module):
         device = next(unet.parameters()).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            # The LoRA is initialised on the CPU and then moved, so the initial values are the same on every
-            # device.
+            # The LoRA is initialised on the CPU and then moved to the device. The initial values are
+            # therefore the same on every device.
             adapter = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS)
             unet = inject_adapter_in_model(adapter, unet.requires_grad_(False))
             for name, parameter in unet.named_parameters():
@@ -80,7 +81,7 @@ class LoraDenoiser(nn.Module):
                     parameter.data = start.to(device)
                 elif "lora_B" in name:
                     parameter.data = parameter.data.float()
-            # diffusers adds the output of class_embedding to the time embedding.
+            # class_embedding is used because diffusers adds its output to the time embedding.
             camera = CameraEmbedding(unet.time_embedding.linear_2.out_features).to(device)
             own = unet.class_embedding
             unet.class_embedding = camera if own is None else AddedEmbedding(own, camera)
@@ -109,14 +110,15 @@ class LoraDenoiser(nn.Module):
         )[0]
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return a dict from names to the trainable parameters."""
+        """Return a dict from parameter names to the trainable parameters."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
 def share_weights(unet: nn.Module) -> nn.Module:
-    """Return a copy of a network's modules that shares the weight tensors, so it needs no extra memory.
+    """Return a copy of a network that shares the weight tensors, so it needs no additional memory for
+    weights.
 
-    The copy must be made before the original's blocks are fused, because fused blocks have no gradients for
+    Call this function before the blocks of the original are fused, because fused blocks have no gradients for
     a LoRA.
     """
     shared = {id(tensor): tensor for tensor in [*unet.parameters(), *unet.buffers()]}

@@ -1,4 +1,4 @@
-"""Checks of a model's settings at startup. A wrong value raises an error of one line."""
+"""Checks of a model's settings at startup. A wrong value raises an error with a message of one line."""
 
 import json
 import logging
@@ -11,7 +11,8 @@ from sd.multi_view import stated_views
 
 logger = logging.getLogger(__name__)
 
-# Limits above the values of all published models. Larger models need minutes to build or exceed the memory.
+# The maximum number of layers and the maximum of other sizes. All published models are below these limits.
+# Larger models take minutes to build or do not fit into memory.
 MOST_LAYERS, MOST = 200, 1_000_000
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -35,10 +36,10 @@ def check_sizes(folder: Path) -> None:
 
 
 def model_views(path: str | Path) -> int:
-    """Return the number of views that the model denoises together. The weights are not read.
+    """Return the number of views that a model denoises together. The weights are not read.
 
-    path: a folder in diffusers layout or a single file. For a damaged file, the result is 1, and the error is
-    raised when the model is loaded.
+    path: a folder in diffusers layout or a single file. If a file is damaged, the result is 1. The error is
+    raised later, when the model is loaded.
 
     Raises:
         ValueError: if the denoiser's settings are not supported (see `stated_views`).
@@ -61,8 +62,7 @@ def model_views(path: str | Path) -> int:
 
 
 def check_parts(path: str | Path, parts: object) -> None:
-    """Check the settings of loaded parts (see `sd.loading.weights.Parts`). If the token limit is missing, set
-    it.
+    """Check the settings of loaded parts (see `sd.loading.weights.Parts`), and set a missing token limit.
 
     Raises:
         ValueError: if a setting is wrong. The message contains the model, the setting and its value.
@@ -70,7 +70,7 @@ def check_parts(path: str | Path, parts: object) -> None:
     encoder = parts.text_encoder.config
     limit = parts.tokenizer.model_max_length
     if not isinstance(limit, int) or limit > encoder.max_position_embeddings:
-        # transformers sets the limit to 1e30 if tokenizer_config.json has none.
+        # transformers sets the limit to 1e30 if tokenizer_config.json contains no limit.
         parts.tokenizer.model_max_length = limit = encoder.max_position_embeddings
     if limit < 3:
         raise ValueError(f"{path}: tokenizer: model_max_length = {limit}; at least 3 tokens are needed")
@@ -96,7 +96,7 @@ def check_parts(path: str | Path, parts: object) -> None:
 
 
 def warn_without_merges(folder: Path) -> None:
-    """Log a warning if the tokenizer has no merges, because it then splits every word into letters."""
+    """Log a warning if the tokenizer has no merges. Such a tokenizer splits every word into letters."""
     path = folder / "tokenizer" / "merges.txt"
     if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").strip():
         logger.warning("warning: %s is empty, so words are split into letters; download the file again", path)

@@ -1,4 +1,4 @@
-"""Locate and load a ControlNet: a folder in diffusers layout, or a hub id."""
+"""Locate and load a ControlNet from a folder in diffusers layout or a hub id."""
 
 import json
 import textwrap
@@ -27,7 +27,7 @@ def resolve_control_net(name: str) -> Path:
         try:
             folder = fetch(name, [CONFIG, "*.safetensors"], ["*.fp16.*", "*/*"])
             if not control_files(folder)[1:]:
-                # Some repositories contain half-precision weights only.
+                # Some repositories contain only half-precision weights.
                 folder = fetch(name, [CONFIG, "*.fp16.safetensors"], ["*/*"])
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
@@ -39,7 +39,7 @@ def resolve_control_net(name: str) -> Path:
 
 
 def control_files(folder: Path) -> list[Path]:
-    """Return the files of a ControlNet that are read."""
+    """Return the files in a ControlNet's folder that are read."""
     weights = (file for file in folder.glob("*.safetensors") if WEIGHT_NAME.fullmatch(file.name))
     return [folder / CONFIG, *sorted(weights)]
 
@@ -73,7 +73,7 @@ def load_control_net(folder: Path, dtype: torch.dtype) -> nn.Module:
     """
     from diffusers import ControlNetModel
 
-    # Full-precision files are preferred, as for a prior.
+    # Files in full precision are preferred, as for a prior.
     variants = [WEIGHT_NAME.fullmatch(file.name)["variant"] for file in control_files(folder)[1:]]
     variant = min(variants, key=lambda name: (name is not None, str(name)))
     try:
@@ -85,7 +85,7 @@ def load_control_net(folder: Path, dtype: torch.dtype) -> nn.Module:
             use_safetensors=True,
             output_loading_info=True,
         )
-    # The loader raises errors of various types for damaged files.
+    # For damaged files, the loader raises errors of many types.
     except Exception as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise ValueError(f"control_model: cannot be loaded from {folder}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Convert a .pt or .ckpt checkpoint of tensors to .safetensors, without running code from it.
+"""Convert a .pt or .ckpt checkpoint of tensors to .safetensors. Code in the checkpoint is not executed.
 
 python3 -m sd.loading.convert_pt sd-v2.1-base-4view.pt sd-v2.1-base-4view.safetensors
 """
@@ -13,8 +13,8 @@ from torch import Tensor
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return a dict from names to the tensors of a checkpoint. If the checkpoint has a "state_dict", only
-    that is read.
+    """Return a dict from names to the tensors of a checkpoint. If the checkpoint has a "state_dict", only the
+    tensors in it are returned.
 
     Raises:
         ValueError: if the file is damaged, contains objects other than tensors, or contains no tensors.
@@ -25,7 +25,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: cannot be read without running its code: {reason}") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    # Tensors that share memory are copied, because .safetensors files cannot share it.
+    # Tensors are copied, because tensors that share memory cannot be stored in .safetensors files.
     tensors = {name: value.clone() for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path}: it contains no tensors by name")

@@ -8,8 +8,8 @@ logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_MODEL = "stable-diffusion-2-1-base"
-# Locations of models that have several, in search order. Hub ids that were removed from the hub come first,
-# because a local cache may still contain them. The other hub ids are mirrors.
+# The locations of models with several locations, in search order. Hub ids that were removed from the hub come
+# first, because a local cache may still contain them. The other hub ids are mirrors.
 SD_2_1_BASE = (
     "data/stable-diffusion-2-1-base",
     "stabilityai/stable-diffusion-2-1-base",
@@ -42,7 +42,7 @@ WEIGHT_FILES = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
-# Names of weight files: NAME.safetensors, NAME.VARIANT.safetensors, and either in numbered shards.
+# The names of weight files are NAME.safetensors and NAME.VARIANT.safetensors, with or without shard numbers.
 WEIGHT_NAME = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>[\w.]+?))?(-\d+-of-\d+)?\.(safetensors|bin)"
 )
@@ -50,7 +50,8 @@ PREFERRED, NON_EMA = (None, "fp16", "bf16"), "non_ema"
 
 
 def resolve_model(name: str) -> str:
-    """Return the local path of a model: a folder (downloaded if `name` is a hub id) or a single file.
+    """Return the local path of a model, which is a folder or a single file. A hub id is downloaded if
+    necessary.
 
     Raises:
         FileNotFoundError: if the model is not found (the message lists every location that was tried and the
@@ -72,10 +73,10 @@ def resolve_model(name: str) -> str:
 
 
 def local_locations(name: str) -> dict[str, str | None]:
-    """Return the locations of the model `name` in search order, each with its missing files (None if
-    complete).
+    """Return a dict from the locations of the model `name`, in search order, to error texts.
 
-    The network is not used. For a hub id, only the local cache is checked.
+    The text names the missing files. It is None if the location is complete. The network is not used. For a
+    hub id, only the local cache is checked.
     """
     found: dict[str, str | None] = {}
     for location in MODEL_LOCATIONS.get(name, (name,)):
@@ -98,11 +99,13 @@ def local_model(name: str) -> str | None:
 
 
 class _LocationError(FileNotFoundError):
-    """A location does not contain the model, or a download is incomplete."""
+    """Error for a location that does not contain the model, or for an incomplete download."""
 
 
 def _resolve_location(location: str, local_files_only: bool = False) -> str:
-    """`resolve_model` for one location. Raises _LocationError if the next location must be tried."""
+    """Return the local path of a model at one location. Raises _LocationError if the next location must be
+    tried.
+    """
     local = repository_path(location)
     if local.is_dir():
         return check_folder(local)
@@ -121,10 +124,10 @@ def _resolve_location(location: str, local_files_only: bool = False) -> str:
 
 
 def repository_path(location: str) -> Path:
-    """Return the path `location` relative to the current directory. If it does not exist, use this repository
-    instead.
+    """Return the path `location`. If it begins with data/ and does not exist, return the path in this
+    repository.
 
-    The included configs use data/tiny-sd. With this rule, the path is valid in any current directory.
+    With this rule, the path data/tiny-sd in the included configs is valid in any current directory.
     """
     path = Path(location)
     in_repository = REPOSITORY / path
@@ -140,7 +143,7 @@ def fetch(
 ) -> Path:
     """Return the folder of the hub cache that contains these files of a repository.
 
-    The files are downloaded by the hub's client, which uses its cache and its offline mode. Raises OSError or
+    The hub's client downloads the files. Its cache and its offline mode are respected. Raises OSError or
     ValueError if the files are not available.
     """
     from huggingface_hub import snapshot_download
@@ -152,11 +155,11 @@ def fetch(
 
 
 def weights_variant(folder: Path, part: str) -> str | None:
-    """Return the variant of a part's weight files to load: None for the plain names, "fp16", "bf16" or
-    another.
+    """Return the variant of a part's weight files to load: None for names without variant, "fp16", "bf16" or
+    another name.
 
-    Plain files are preferred, then fp16, bf16, others in alphabetical order, and non_ema last. .safetensors
-    files are preferred over .bin files.
+    The order of preference is: no variant, fp16, bf16, other variants in alphabetical order, non_ema. Files
+    of type .safetensors are preferred to files of type .bin.
 
     Raises:
         FileNotFoundError: if no weight file has a name that diffusers or transformers use.
@@ -170,7 +173,9 @@ def weights_variant(folder: Path, part: str) -> str | None:
 
 
 def _missing_weights(folder: Path, part: str) -> str | None:
-    """Return a text with the missing weight file of a part and the weight files found instead, or None."""
+    """Return a text with a part's missing weight file and the files found instead, or None if no file is
+    missing.
+    """
     files = [
         file.name for suffix in ("safetensors", "bin") for file in sorted((folder / part).glob(f"*.{suffix}"))
     ]
@@ -182,7 +187,7 @@ def _missing_weights(folder: Path, part: str) -> str | None:
 
 
 def check_folder(folder: Path) -> str:
-    """Return the folder. Raises FileNotFoundError with the list of missing files if it is incomplete."""
+    """Return the folder. If it is incomplete, FileNotFoundError with the list of missing files is raised."""
     if missing := _missing_files(folder):
         raise FileNotFoundError(
             f"sd_model = {str(folder)!r}: incomplete, it lacks {', '.join(missing)}; a folder in diffusers "
@@ -212,7 +217,7 @@ def _check_file(file: Path) -> str:
 
 
 def is_hub_id(location: str) -> bool:
-    """Return whether a name can be a hub id, OWNER/NAME."""
+    """Return whether a name has the form of a hub id, OWNER/NAME."""
     local = (
         Path(location).is_absolute()
         or location.startswith((".", "data/"))
@@ -224,8 +229,8 @@ def is_hub_id(location: str) -> bool:
 def _download(hub_id: str, local_files_only: bool) -> Path:
     if not local_files_only:
         logger.info("sd_model: looking up %s on the hub", hub_id)
-    # Only the folders of the five parts are downloaded. Repositories also contain single files and a safety
-    # checker.
+    # Only the folders of the five parts are downloaded. Repositories also contain other files, for example a
+    # single-file checkpoint and a safety checker.
     wanted = [f"{part}/*.{suffix}" for part in COMPONENTS for suffix in ("json", "txt", "safetensors")]
     wanted.append(CATEGORIES_FILE)
     halves = [variant for variant in PREFERRED if variant]
@@ -233,7 +238,7 @@ def _download(hub_id: str, local_files_only: bool) -> Path:
     folder = fetch(hub_id, wanted, [*ignored, "*non_ema*"], local_files_only)
     unweighted = [part for part in WEIGHTED if not any((folder / part).glob("*.safetensors"))]
     if unweighted:
-        # Some repositories contain half-precision weights only.
+        # Some repositories contain only half-precision weights.
         half = [f"{part}/*.{variant}*.safetensors" for part in unweighted for variant in halves]
         folder = fetch(hub_id, half, ["*non_ema*"], local_files_only)
     return folder

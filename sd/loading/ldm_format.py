@@ -3,8 +3,9 @@
 Tensor names are mapped to the names in diffusers and transformers. Sizes are inferred from tensor shapes. The
 number of heads and the activation follow from the type of the text encoder: CLIP in 1.x, OpenCLIP in 2.x.
 Unused parts (the VAE's decoder, the text encoder's projection) are omitted.
-Layout: the code release of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models",
-CVPR 2022.
+
+The layout is that of the code release of Rombach et al., "High-Resolution Image Synthesis with Latent
+Diffusion Models", CVPR 2022.
 """
 
 import re
@@ -19,8 +20,8 @@ UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CLIP = "cond_stage_model.transformer."
 OPEN_CLIP = "cond_stage_model.model."
-# The key projection of the first cross-attention. Its width depends on the version. XL models lack this
-# tensor.
+# The name of the key projection of the first cross-attention. Its width depends on the version. XL models
+# have no tensor with this name.
 READS = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 NEEDED = (READS, f"{UNET}input_blocks.0.0.weight", f"{VAE}quant_conv.weight", f"{VAE}encoder.conv_in.weight")
 
@@ -93,8 +94,8 @@ def denoiser_weights(weights: Weights) -> dict[str, Tensor]:
 def _denoiser_name(name: str) -> str:
     """Return a tensor's name in diffusers' layout.
 
-    In diffusers' layout, the residual layers and the resizing layer of a level form one block. In the
-    original layout, these layers are numbered consecutively.
+    In the layout of diffusers, the residual layers and the resizing layer of a level are one block. In the
+    original layout, these layers have consecutive numbers.
     """
     for pattern, replacement in UNET_ENDS:
         name = re.sub(pattern, replacement, name)
@@ -104,7 +105,8 @@ def _denoiser_name(name: str) -> str:
         name = f"down_blocks.{block}.{kind}.{name[found.end() :]}"
     elif found := re.match(r"output_blocks\.(\d+)\.([012])\.(conv\.)?", name):
         block, layer = divmod(int(found[1]), 3)
-        # In a block without attention, the upsampling layer has the index of the attention layer.
+        # In a block without attention, the upsampling layer has the index that the attention layer has in
+        # other blocks.
         kind = "upsamplers.0.conv" if found[3] else f"{('resnets', 'attentions')[int(found[2])]}.{layer}"
         name = f"up_blocks.{block}.{kind}.{name[found.end() :]}"
     return _renamed(name, RESNET) if ".resnets." in name else name
@@ -123,10 +125,9 @@ def encoder_weights(weights: Weights) -> dict[str, Tensor]:
 
 
 def text_weights(weights: Weights) -> dict[str, Tensor]:
-    """Return the text encoder's tensors with the names of transformers' CLIPTextModel, without the prefix
-    text_model.
+    """Return the text encoder's tensors with the names of transformers' CLIPTextModel without "text_model.".
 
-    2.x uses the output of the second-to-last layer, so the last layer is omitted.
+    Version 2.x uses the output of the second-to-last layer, so the last layer is omitted.
     """
     if not is_second_version(weights):
         named = {name.removeprefix("text_model."): value for name, value in part(weights, CLIP).items()}
@@ -174,7 +175,7 @@ def denoiser_config(weights: Weights) -> dict[str, object]:
         "down_block_types": tuple(down),
         "up_block_types": tuple(up),
         "cross_attention_dim": weights[READS].shape[1],
-        # Despite its name, diffusers reads this argument as the number of heads.
+        # diffusers interprets this argument as the number of heads, despite the name.
         "attention_head_dim": [width // HEAD_WIDTH_2 for width in channels] if second else HEADS_1,
         "use_linear_projection": own["input_blocks.1.1.proj_in.weight"].ndim == 2,
         **camera,
@@ -221,5 +222,5 @@ def _renamed(name: str, renames: Renames) -> str:
 
 
 def _count(names: Mapping[str, object], pattern: str) -> int:
-    """Return one more than the largest number that the pattern's group matches in the names."""
+    """Return 1 + the largest number that the pattern's group matches in the names."""
     return 1 + max(int(found[1]) for name in names if (found := re.match(pattern, name)))

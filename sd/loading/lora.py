@@ -1,8 +1,8 @@
-"""LoRA files: low-rank weight updates, added to the model's weights when the prior is loaded.
+"""LoRA files. Their low-rank updates are added to the model's weights when the prior is loaded.
 
-W += scale · (alpha / rank) · up @ down, in float32 (Hu et al., "LoRA: Low-Rank Adaptation of Large Language
-Models", ICLR 2022). The key names of kohya's trainer, diffusers and peft are supported. For a convolution,
-down is [r, in, h, w] and up is [out, r, 1, 1].
+The update of a weight W is W += scale · (alpha / rank) · up @ down, computed in float32 (Hu et al., "LoRA:
+Low-Rank Adaptation of Large Language Models", ICLR 2022). The key names of kohya's trainer, diffusers and
+peft are supported. For a convolution, down is [r, in, h, w] and up is [out, r, 1, 1].
 """
 
 import json
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-# Suffixes after a layer's name for each role of a tensor.
+# The suffixes that follow a layer's name in a key, for each role of a tensor.
 ROLES = {
     "down": re.compile(
         r"(\.lora_down|\.lora_A(\.default)?|\.lora\.down|_lora\.down|\.lora_linear_layer\.down)\.weight$"
@@ -28,7 +28,8 @@ ROLES = {
     ),
     "alpha": re.compile(r"\.alpha$"),
 }
-# Prefixes before a layer's name, with the part of the model. A name without a prefix belongs to the denoiser.
+# The prefixes of a layer's name in a key, and the part of the model for each prefix. A name without a prefix
+# belongs to the denoiser.
 PREFIXES = {
     "lora_unet_": "unet",
     "lora_te_": "text_encoder",
@@ -38,15 +39,17 @@ PREFIXES = {
     "base_model.model.": "unet",
 }
 PEFT_PREFIX = "base_model.model."
-# peft's names for the layers of a CLIPTextModel. No layer name of a denoiser begins in this way.
+# peft's names for the layers of a CLIPTextModel. No layer name of a denoiser begins with one of these
+# strings.
 TEXT_ENCODER_LAYER = re.compile(r"(text_model\.|encoder\.layers\.|embeddings\.|final_layer_norm$)")
-# peft settings that change the formula W + scale · (alpha / rank) · up @ down. They are rejected.
+# peft settings that change the formula W + scale · (alpha / rank) · up @ down. Files with these settings are
+# rejected.
 UNSUPPORTED_SETTINGS = ("use_rslora", "use_dora", "alpha_pattern")
 
 
 @dataclass
 class LowRank:
-    """The update of one layer. If alpha is None, alpha = rank, so the factor is 1."""
+    """The update of one layer. If alpha is None, the factor alpha / rank is 1."""
 
     down: Tensor | None = None
     up: Tensor | None = None
@@ -54,7 +57,7 @@ class LowRank:
     names: list[str] = field(default_factory=list)
 
     def product(self, shape: torch.Size) -> Float[Tensor, "..."]:
-        """Return (alpha / rank) up @ down in float32, in the shape of the layer's weight."""
+        """Return (alpha / rank) up @ down in float32 with the shape of the layer's weight."""
         down, up = self.down.float().flatten(1), self.up.float().flatten(1)
         rank = len(down)
         factor = 1.0 if self.alpha is None else float(self.alpha) / rank
@@ -102,7 +105,7 @@ def _apply_file(path: Path, scale: float, layers: dict[str, dict[str, nn.Paramet
     """Add the updates of one file and return the number of updated layers."""
     changes = read_lora(path)
     for (part, name), change in changes.items():
-        # The output projection of attention is the first item of a list. Some files omit the index 0.
+        # The output projection of attention is item 0 of a list. Some files omit this index.
         weight = layers[part].get(name, layers[part].get(f"{name}_0"))
         _add(path, weight, change, scale)
     return len(changes)
@@ -134,8 +137,9 @@ def _add(path: Path, weight: nn.Parameter | None, change: LowRank, scale: float)
 
 
 def _layers(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return a dict from flat layer names to weights. Dots become underscores, and a leading text_model is
-    removed.
+    """Return a dict from flat layer names to weights.
+
+    In a flat name, dots are replaced by underscores and a leading text_model is removed.
     """
     return {
         name.removesuffix(".weight").replace(".", "_").removeprefix("text_model_"): parameter
@@ -184,13 +188,15 @@ def _address(path: Path, name: str) -> tuple[str, str, str]:
         part = "text_encoder"
     flat = layer.replace(".processor.", ".").replace(".", "_").removeprefix("text_model_")
     if part == "text_encoder":
-        # Before version 0.18, diffusers names the text encoder's projections like those of the denoiser.
+        # diffusers before version 0.18 uses the denoiser's names for the text encoder's projections.
         flat = re.sub(r"(self_attn)_to_(q|k|v|out)$", r"\1_\2_proj", flat)
     return part, flat, role
 
 
 def _alphas_outside_tensors(path: Path, names: list[str], metadata: dict[str, str]) -> dict[str, float]:
-    """Return alpha of each part, if stored outside the tensors: in metadata (diffusers) or JSON (peft)."""
+    """Return the alpha of each part if it is stored in metadata (diffusers) or JSON (peft) and not in a
+    tensor.
+    """
     settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     if any(name.startswith(PEFT_PREFIX) for name in names):
         settings_file = path.with_name("adapter_config.json")

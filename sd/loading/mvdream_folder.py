@@ -1,4 +1,4 @@
-"""Load a denoiser from a public MVDream folder, which has diffusers layout except for its unet.
+"""Load the denoiser of a public MVDream folder. The folder has diffusers layout, except for its unet.
 
 The unet has the class name MultiViewUNetModel, the tensor names of the original layout without a prefix, and
 the settings of the original program.

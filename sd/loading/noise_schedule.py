@@ -1,4 +1,6 @@
-"""The noise schedule of a model: abar(t) from the diffusers scheduler class in the model's files."""
+"""The noise schedule abar(t) of a model. The model's files name the diffusers scheduler class that defines
+it.
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -8,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Keys that change abar(t) or the prediction type. A class without such a parameter would ignore the key.
+# The keys that change abar(t) or the prediction type. They are checked, because a scheduler class ignores
+# keys that it does not support.
 SCHEDULE_KEYS = (
     "beta_start",
     "beta_end",
@@ -20,7 +23,7 @@ SCHEDULE_KEYS = (
     "snr_shift_scale",
     "use_flow_sigmas",
 )
-# If abar is below this value, x_t equals the noise in float32.
+# If abar is below this value, x_t is equal to the noise in float32.
 ZERO_ABAR = 1e-7
 MOST_TIMESTEPS = 100_000
 DEFAULT_CLASS = "DDPMScheduler"
@@ -28,7 +31,9 @@ DEFAULT_CLASS = "DDPMScheduler"
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The array abar [T] for T training timesteps in float32, and the prediction type, "epsilon" or
+    """The noise schedule and the prediction type of a model.
+
+    The array abar [T] is float32, with T training timesteps. The prediction type is "epsilon" or
     "v_prediction".
     """
 

@@ -2,8 +2,8 @@
 
 Such a file contains neither a vocabulary nor a noise schedule. CLIP's vocabulary is loaded from a folder
 `tokenizer` next to the file, or from the hub. The schedule is the same for 1.x and 2.x. The prediction type
-(noise or v) is read from the file's metadata. Without metadata, a 1.x model predicts the noise, and a 2.x
-network is tested with pure noise.
+(noise or v) is read from the file's metadata. If the metadata does not contain it, the type is noise for a
+1.x model. For a 2.x model, the type is then found by an evaluation of the denoiser with pure noise.
 """
 
 import logging
@@ -25,7 +25,8 @@ SCHEDULE = {
     "num_train_timesteps": 1000,
     "clip_sample": False,
 }
-# Latent sizes in training. A 2.x network that predicts v was trained at 768 pixels, MVDream at 256.
+# The latent sizes in training. A 2.x model that predicts v was trained with images of 768 pixels, MVDream
+# with images of 256 pixels.
 LATENT, LATENT_OF_V, LATENT_OF_VIEWS = 64, 96, 32
 TOKENS = 77
 VOCABULARY = ("vocab.json", "merges.txt")
@@ -70,12 +71,12 @@ def build_modules(weights: layout.Weights, dtype: torch.dtype) -> tuple[nn.Modul
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    # The modules are built on the meta device and then get the file's tensors, because random initialisation
-    # is slow.
+    # The modules are built on the meta device, because random initialisation is slow. They get the file's
+    # tensors afterwards.
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=LATENT, **layout.denoiser_config(weights))
         vae = AutoencoderKL(**layout.encoder_config(weights))
-    # The text encoder is built in memory, because it has buffers that are not in the file.
+    # The text encoder is built on the CPU, because it has buffers that are not in the file.
     text_encoder = CLIPTextModel(CLIPTextConfig(**layout.text_config(weights)))
     vae.decoder = vae.post_quant_conv = None
     fill(unet, layout.denoiser_weights(weights), dtype, "denoiser")
@@ -121,8 +122,8 @@ def make_tokenizer(path: Path, second_version: bool):
 
 
 def find_vocabulary(path: Path) -> Path:
-    """Return a folder with vocab.json and merges.txt: `tokenizer` next to the file, otherwise a folder from
-    the hub.
+    """Return a folder with vocab.json and merges.txt: `tokenizer` next to the file, or a folder from the
+    hub.
     """
     local = path.parent / "tokenizer"
     if all((local / file).is_file() for file in VOCABULARY):
@@ -145,7 +146,7 @@ def find_vocabulary(path: Path) -> Path:
 
 
 def prediction_from_metadata(metadata: dict[str, str], second_version: bool) -> str | None:
-    """Return the prediction type in the metadata. Without metadata, return "epsilon" for 1.x and None for
+    """Return the prediction type in the metadata. If there is none, return "epsilon" for 1.x and None for
     2.x.
     """
     if stated := metadata.get("modelspec.prediction_type"):
@@ -157,12 +158,12 @@ def prediction_from_metadata(metadata: dict[str, str], second_version: bool) -> 
 
 @torch.no_grad()
 def prediction_from_output(unet: nn.Module) -> str:
-    """Return the prediction type, "epsilon" or "v_prediction", found by one evaluation of the denoiser at t =
+    """Return the prediction type, "epsilon" or "v_prediction", after one evaluation of the denoiser at t =
     999.
 
-    At this t, x_t is nearly pure noise, so a prediction of the noise is nearly equal to the input.
-    v = sqrt(abar) noise − sqrt(1 − abar) x is nearly −x, which is uncorrelated with the input. The function
-    compares the correlation of input and output with 0.5.
+    At this t, x_t is nearly pure noise. A prediction of the noise is therefore nearly equal to the input. A
+    prediction of v = sqrt(abar) noise − sqrt(1 − abar) x is nearly −x, which is uncorrelated with the input.
+    The function compares the correlation of input and output with 0.5.
     """
     parameter = next(unet.parameters())
     shape = (1, unet.config.in_channels, LATENT // 2, LATENT // 2)

@@ -21,15 +21,15 @@ SECOND_TEXT_WIDTH = 1024
 
 
 class WeightsMissing(ValueError):
-    """The files of a part do not contain all of its weights."""
+    """Error for a part whose files do not contain all of its weights."""
 
 
 @dataclass(frozen=True)
 class Parts:
     """The parts of a prior. The VAE has no decoder.
 
-    schedule: abar(t) and the prediction type. categories: the object categories in a small prior's training
-    set, empty for a general prior.
+    schedule: abar(t) and the prediction type. categories: the object categories in the training set of a
+    small prior. It is empty for a general prior.
     """
 
     unet: nn.Module
@@ -56,7 +56,7 @@ def load_parts(path: str, device: torch.device, prediction: str = "auto") -> Par
         return parts
     except (FileNotFoundError, WeightsMissing):
         raise
-    # Loaders raise errors of various types for damaged files, including Exception itself.
+    # For damaged files, the loaders raise errors of many types, including plain Exception.
     except Exception as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise ValueError(f"sd_model: cannot be loaded from {path}: {reason}") from error
@@ -79,7 +79,7 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
         _check_complete(folder, part, report["missing_keys"])
         return loaded
 
-    # Without the package accelerate, low_cpu_mem_usage=True only logs a warning.
+    # low_cpu_mem_usage is False, because True has no effect except a warning without the package accelerate.
     plain = {"torch_dtype": dtype, "low_cpu_mem_usage": False}
     settings = json.loads((folder / "unet/config.json").read_text(encoding="utf-8"))
     if mvdream_folder.is_mvdream(settings):
@@ -99,9 +99,7 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
 
 
 def _weight_file(folder: Path, part: str) -> Path:
-    """Return the only .safetensors file of a part. Raises FileNotFoundError if there is none or more than
-    one.
-    """
+    """Return the only .safetensors file of a part. Raises FileNotFoundError if there is not exactly one."""
     variant = weights_variant(folder, part)
     path = folder / part / f"diffusion_pytorch_model.{variant + '.' if variant else ''}safetensors"
     if not path.is_file():
@@ -111,9 +109,9 @@ def _weight_file(folder: Path, part: str) -> Path:
 
 @contextmanager
 def views_accepted() -> Iterator[None]:
-    """Suppress diffusers' warning that `views` in unet/config.json is not an argument of the class.
+    """Suppress diffusers' warning that `views` in unet/config.json is not a parameter of the class.
 
-    diffusers keeps the value in the config, where `sd.multi_view.stated_views` reads it.
+    The config still contains the value, and `sd.multi_view.stated_views` reads it there.
     """
     import diffusers.configuration_utils as module
 
@@ -131,9 +129,9 @@ def views_accepted() -> Iterator[None]:
 def _latent_size(folder: Path, unet: Mapping[str, object], prediction: str) -> object:
     """Return the side of the latents in the denoiser's training, from its config.json.
 
-    sample_size [64, 64] means 64. If sample_size is missing, the side follows from the VAE's image size. If
-    the image size is missing too, the side is 64 as in 1.x and 2.x-base, or 96 for a 2.x model that predicts
-    v.
+    A sample_size of [64, 64] means 64. If sample_size is missing, the side is computed from the VAE's image
+    size. If the image size is missing too, the side is 64 as in 1.x and 2.x-base, or 96 for a 2.x model that
+    predicts v.
 
     Raises:
         ValueError: if the two sides in sample_size differ.
@@ -170,7 +168,7 @@ def _from_file(path: Path, dtype: torch.dtype, device: torch.device, prediction:
 
 
 def _check_complete(folder: Path, part: str, missing: Iterable[str]) -> None:
-    """Raise WeightsMissing if a part lacks weights. The VAE's unused decoder is ignored."""
+    """Raise WeightsMissing if weights of a part are missing. The VAE's unused decoder is ignored."""
     missing = sorted(key for key in missing if not key.startswith(("decoder.", "post_quant_conv.")))
     if missing:
         raise WeightsMissing(
