@@ -1,4 +1,4 @@
-"""Shared test setup: set environment variables for torch and Triton, check types, and skip GPU tests."""
+"""Set environment variables for torch and Triton, check types, and skip GPU tests."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# Without a GPU, kernels run on CPU tensors in Triton's interpreter. Triton reads the variable on import.
+# Without a GPU, kernels run on CPU tensors in Triton's interpreter. Triton reads TRITON_INTERPRET on import.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -101,7 +101,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def kernel_device() -> torch.device:
-    """Return the device for tests of Triton kernels: the GPU, or the CPU with Triton's slow interpreter."""
+    """Return the device for tests of Triton kernels: the GPU, or the CPU if there is no GPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

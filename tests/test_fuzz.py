@@ -1,4 +1,4 @@
-"""Fuzz tests: for any file, every reader returns a valid result or raises one of our errors.
+"""Test with random files that every reader returns a valid result or raises an expected error.
 
 The error message is one line that contains the file name. Other exceptions, hangs and unbounded memory use
 are failures. Each test runs 200 cases, or 2,000 cases with `-m slow`.
@@ -113,7 +113,7 @@ def fuzz(strategy, cases, attempt):
 
 
 def read_or_refuse(reader, path):
-    """Return the result of the reader, or None if the file is rejected with one of our errors."""
+    """Return the result of the reader, or None if the file is rejected with an expected error."""
     try:
         return reader(path)
     except OURS as error:
@@ -353,7 +353,7 @@ def changed(state, changes):
 
 @pytest.mark.parametrize("cases", CASES)
 def test_checkpoints(cases, tmp_path):
-    """If a checkpoint file was changed, this is detected and the previous checkpoint is used."""
+    """A change of a checkpoint file is detected, and the previous checkpoint is used."""
     config = parse_config({"out_dir": str(tmp_path / "out")}, "config")
     save_two(config)
     folder = checkpoint_folder(config)

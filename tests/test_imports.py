@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# {package: the packages of this project that it may import}. The longest matching name applies to a module.
+# FLOORS is {package: packages of this project that it may import}. The longest matching name is used.
 FLOORS = {
     "train": {"training", "configs", "sd", "dataset", "geometry", "render"},
     "training": {"training", "configs", "sd", "dataset", "geometry", "render"},

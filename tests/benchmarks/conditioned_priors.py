@@ -3,10 +3,10 @@
     python3 tests/benchmarks/conditioned_priors.py [--json FILE] [--runs 20]
 
 All priors have random weights and the sizes of Stable Diffusion 2.1-base (64² latents) or MVDream (4 views of
-32²). A step is `Guidance.forward` with the VAE and the gradient on the images, without rendering. Times are
-medians in ms. GB is the peak of the allocated memory, including weights and CUDA graphs. `tokens` is the
-number of tokens in the self-attention of the first level, summed over all texts. 4 views of 32² have as many
-tokens as one view of 64².
+32²). A step consists of `Guidance.forward` with the VAE, and the gradient with respect to the images. Nothing
+is rendered. Times are medians in ms. GB is the peak of the allocated memory, including weights and CUDA
+graphs. `tokens` is the number of tokens in the self-attention of the first level, summed over all texts. Four
+views of 32² have as many tokens as one view of 64².
 """
 
 import argparse
@@ -46,7 +46,7 @@ def guidance_of(folder: Path, control_net: Path | None = None) -> Guidance:
 
 
 def step_time(guidance: Guidance | MixedGuidance, views: int, runs: int) -> float:
-    """Return the median time of a step in ms. The first steps capture the CUDA graphs and do not count."""
+    """Return the median time of a step in ms. The first steps, which capture CUDA graphs, are ignored."""
     cameras, generator = orbit(views, (SIDE, SIDE)), torch.Generator().manual_seed(0)
     image = torch.rand(views, SIDE, SIDE, 3, device=DEVICE).mul(2).sub(1).requires_grad_()
     control = torch.rand(views, SIDE, SIDE, 3, device=DEVICE)

@@ -4,10 +4,10 @@
     python3 tests/benchmarks/export.py --kind noisy --faces 1300000 --unwrap projection --device cuda
 
 The smooth surface is a ball with bumps, similar to the result of a run with grid 256. The noisy surface is
-the zero level set of a ball's signed distance plus noise at every vertex. It has thousands of separate
-components, like a surface that was optimized with a randomly initialised prior. The baked field is a material
-with the default encoding. The compile time of numba is measured separately on a small ball, because numba
-compiles its functions only once per machine.
+the zero level set of a ball's signed distance plus noise at every vertex. This surface has thousands of
+separate components, like a surface that was optimized with a randomly initialised prior. The baked field is a
+material with the default encoding. The compile time of numba is measured separately on a small ball, because
+numba compiles its functions only once per machine.
 """
 
 import argparse
@@ -40,7 +40,8 @@ from render.texturing.bake import bake
 from render.texturing.uv import unwrap, uv_areas, uv_fault
 
 SIDE = 2.1
-# {kind: (face count at grid 256, exponent)}. The face count is proportional to (grid resolution) ** exponent.
+# SCALE is {kind: (face count at grid 256, exponent)}. The face count is proportional to (grid resolution) **
+# exponent.
 SCALE = {"smooth": (4.05e5, 2), "noisy": (9.6e6, 3)}
 
 

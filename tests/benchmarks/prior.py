@@ -88,7 +88,7 @@ class Bench:
 def variants(
     module: nn.Module, speed_up: Callable, kernels: Kernels
 ) -> Iterator[tuple[str, nn.Module, object]]:
-    """Yield variants (name, module, memory format). Each one adds an optimization to the previous one."""
+    """Yield variants (name, module, memory format). Each one adds an optimization to the one before."""
     yield "diffusers", module, torch.contiguous_format
     module.to(memory_format=torch.channels_last)
     yield "+ channels last", module, torch.channels_last

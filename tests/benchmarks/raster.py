@@ -2,10 +2,10 @@
 
     python3 tests/benchmarks/raster.py [--faces 20000 130000 400000 700000] [--grids 128 256] [--json FILE]
 
-Times are medians over whole steps. The GPU is synchronised before and after each part. Each step uses a new
-tensor of faces, so no data of the mesh is cached. The last column is the time of a whole step without
-synchronisation between the parts. The scene is a sphere. Normals and positions (6 channels) are interpolated.
-Normals and mask (4 channels) are antialiased.
+The times of the parts are medians over steps. The GPU is synchronised before and after each part. Each step
+uses a new tensor of faces, so no data of the mesh is cached. The last column is the time of a whole step
+without synchronisation between the parts. The scene is a sphere. Normals and positions (6 channels) are
+interpolated. Normals and mask (4 channels) are antialiased.
 
 The silhouette gradient is the gradient of Σ mask · weight with smooth random weights. It is computed with
 respect to the shift and the scale of an ellipsoid in the image. The mesh of the ellipsoid is extracted by
@@ -117,7 +117,7 @@ def moved(clip: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
 def weighted_areas(
     rasteriser: Rasteriser, clip: torch.Tensor, faces: torch.Tensor, weights: torch.Tensor, factor: int
 ) -> torch.Tensor:
-    """Compute Σ mask · weight [N] for a mask with factor² samples per pixel. weights [N,B,S,S]."""
+    """Compute Σ mask · weight [N] for a mask with factor² samples per pixel. weights: [N,B,S,S]."""
     size = weights.shape[-1]
     areas = torch.zeros(len(weights), dtype=torch.float64, device=clip.device)
     for view in range(len(clip)):
@@ -173,7 +173,7 @@ def outline_shares(
     factor: int = 8,
     batch: int = 4,
 ) -> dict:
-    """Return the share of the reference gradient and the relative error of each rasteriser."""
+    """Return the share and the error of the silhouette gradient of each rasteriser."""
     vertices, faces = marched(grid, device)
     clip = transform_points(orbit(batch, (size, size)).to(device).world_to_clip, vertices)
     weights = smooth_weights(8, batch, size, device)

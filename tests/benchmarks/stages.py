@@ -159,7 +159,7 @@ class SteppedRun:
         self.state = TrainState(self.state.step, schedule, self.optimizer, prefetcher)
 
     def step(self) -> None:
-        """Run one step. As in a real run, the host waits for the GPU only to read the loss."""
+        """Run one step. As in a real run, the host waits for the GPU only when it reads the loss."""
         self.state.step += 1
         if self.state.phase.fit:
             training_loop.fit_step(self.state, self.config, self.task, SINGLE_PROCESS)

@@ -3,8 +3,8 @@
     python3 tests/benchmarks/surface.py [--faces 20000 190000 700000] [--batch 4] [--size 512] [--steps 50]
 
 The scene is a sphere that fills most of each image. Times are medians in milliseconds after a warm-up.
-"device" is the time between two CUDA events on an otherwise empty queue. It includes launch latency. "host"
-is the time until the calls return. It is measured while the GPU is busy with other work.
+"device" is the time between two CUDA events on an otherwise empty queue, including launch latency. "host" is
+the time until the calls return, measured while the GPU is busy with other work.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from render.texturing.projection import face_neighbours, folded_edges
 
 
 def pieces(mesh) -> int:
-    """Return the number of connected components. Faces are connected by shared vertices."""
+    """Return the number of connected components. Faces with a common vertex are connected."""
     label = np.arange(len(mesh.v_pos))
     faces = mesh.faces.numpy()
     while True:

@@ -1,6 +1,6 @@
 """Test names, values and pairs of the configs in configs/gallery.
 
-Each pair runs at toy size on the embedded prior.
+Each pair runs at toy size with the embedded prior.
 """
 
 import functools
@@ -93,7 +93,7 @@ def test_gallery_covers_all_documented_features():
     assert any(c.start_shape.translation_z for c in geometry)
     assert any(c.schedule.early_time_step_range[0] >= 0.4 for c in geometry)
     assert any(c.run.flip_normal for c in geometry)
-    assert any(c.schedule.coarse_iter == schedule.FIT_STEPS for c in geometry)  # has no coarse phase
+    assert any(c.schedule.coarse_iter == schedule.FIT_STEPS for c in geometry)  # no coarse phase
     assert any(c.guidance.negative_text for c in geometry) and any(c.guidance.negative_text for c in paint)
     assert any(c.material.ks_min[2] == c.material.ks_max[2] == 1 for c in paint)
     assert any(c.light.relight for c in paint) and any(c.light.learn_light for c in paint)

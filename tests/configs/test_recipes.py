@@ -28,7 +28,7 @@ RECIPES = {
     "relight": ("recipe_relight_appearance_sky", "recipe_relight_appearance_studio"),
 }
 FIT = 3
-# {material name in the recipe: material name in the toy mesh}
+# NAMES is {material name in the recipe: material name in the toy mesh}.
 NAMES = {"armour": "red side", "cape": "shared"}
 
 

@@ -14,7 +14,7 @@ from configs.schema import NO_EFFECT, Config, known_keys, parse_config, section_
 
 LEAST = {"out_dir": "thing"}
 
-# The defaults of the published program. They are listed here independently of the schema.
+# These are the defaults of the published program. The list does not depend on the schema.
 PUBLISHED_DEFAULTS = {
     "mode": "geometry_modeling",
     "text": "",

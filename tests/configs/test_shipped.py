@@ -16,7 +16,7 @@ from configs.schema import NO_EFFECT, parse_config
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "configs").glob("*.json"))
 
-# The values of the published configs (Fantasia3D, Chen et al. 2023). The config files must contain them.
+# These are the values of the published configs (Fantasia3D, Chen et al. 2023).
 EVERY = {
     "train_res": [512, 512],
     "fovy_range": [25.71, 45],

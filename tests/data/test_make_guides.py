@@ -109,7 +109,7 @@ def test_person_is_upright_and_faces_plus_z(shipped):
     assert 0.8 < np.ptp(points[:, 0]) < 1.4 and np.ptp(points[:, 2]) < 0.4
     feet = points[points[:, 1] < -0.82]
     assert feet[:, 2].max() > 0.15 and feet[:, 2].min() > -0.12
-    # There is empty space between each arm and the waist, and between the legs.
+    # The space between each arm and the waist is empty, and so is the space between the legs.
     air = [(0.33, 0.1, 0.0), (-0.33, 0.1, 0.0), (0.0, -0.4, 0.0)]
     solid = [(0.0, 0.3, 0.0), (0.0, 0.75, 0.0), (0.185, -0.4, 0.0), (-0.185, -0.4, 0.0), (0.41, 0.14, 0.0)]
     winding = igl.fast_winding_number(points, shipped.faces, np.array(air + solid))

@@ -86,7 +86,7 @@ def test_bytes_have_256_printable_symbols():
     symbols = byte_symbols()
     assert len(set(symbols)) == 256
     assert all(symbol.isprintable() and not symbol.isspace() for symbol in symbols)
-    assert {"a", "~", "Ġ", "Ĥ", "Ń"} <= set(symbols)  # In GPT-2's table "Ġ" represents the space.
+    assert {"a", "~", "Ġ", "Ĥ", "Ń"} <= set(symbols)  # In GPT-2's table, "Ġ" represents a space.
 
 
 def test_merges_follow_frequency():

@@ -145,7 +145,7 @@ def test_equal_seeds_give_equal_weights_and_the_grid_is_not_saved():
 
 def test_state_survives_a_round_trip(fitted):
     copy = small_dmtet()
-    copy.field()  # Precompute the encoding. The weights that are loaded next must replace it.
+    copy.field()  # Precompute the encoding, which must be updated when weights are loaded.
     copy.load_state_dict(fitted[0].state_dict())
     assert torch.equal(copy.mesh().v_pos, fitted[0].mesh().v_pos)
 
@@ -178,7 +178,7 @@ def test_config_ranges():
 def test_cuda_mesh_equals_cpu(fitted):
     expected = fitted[0].mesh()
     cuda = small_dmtet()
-    cuda.field()  # Precompute the encoding. It must be moved to CUDA with the model.
+    cuda.field()  # Precompute the encoding, which must be moved to CUDA with the model.
     cuda = cuda.cuda()
     cuda.load_state_dict(fitted[0].state_dict())
     mesh = cuda.mesh()

@@ -1,4 +1,4 @@
-"""Test large steps: linear system, its two solvers, optimizer, and the surface with movable vertices."""
+"""Test large steps: the linear system, its solvers, the optimizer, and the surface with movable vertices."""
 
 import pytest
 import torch
@@ -113,7 +113,7 @@ def test_lambda_zero_equals_adam_on_the_positions(ball):
 
 
 def test_change_of_u_equals_optimising_u_itself(ball):
-    """The reference runs Adam on u with v = (I + λL)⁻¹ u. It uses a dense matrix and plain formulas."""
+    """The reference runs Adam on u with v = (I + λL)⁻¹ u, and uses a dense matrix and plain formulas."""
     v_pos, faces = ball
     inverse = torch.linalg.inv(dense_matrix(faces, len(v_pos), 19.0))
     u = torch.linalg.solve(inverse, v_pos)

@@ -84,7 +84,7 @@ def test_loaded_mesh_has_outward_normals(ball, tmp_path, caplog):
 @pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
 def test_start_shape_with_flipped_faces_keeps_its_volume(ball, tmp_path, share):
     v_pos, faces = ball
-    # The mesh is ten times too large and far from the origin.
+    # The mesh is ten times as large as usual, and far from the origin.
     path = write(tmp_path / "ball.stl", 10 * v_pos + 40, inverted(faces, share)[0])
     shape = build_start_shape(StartShapeConfig(sdf_init_shape="custom_mesh", base_mesh=str(path)))
     assert signed_volume(shape.v_pos, shape.faces) == pytest.approx(4.19, rel=0.02)

@@ -80,7 +80,8 @@ def test_laplacian_is_the_distance_to_the_mean_of_the_neighbours():
 def test_a_small_face_weighs_less_in_proportion_to_its_area():
     mesh, angle = roof(0.4), 1 - math.cos(0.4)
     v_pos = mesh.v_pos.clone()
-    # The height of the second face decreases from 1 to 1/10, so the areas are 1 and 1/10. Their mean is 0.55.
+    # The height of the second face decreases from 1 to 1/10, so the areas are 1 and 1/10. The mean area is
+    # 0.55.
     v_pos[3, :2] *= 0.1
     assert normal_consistency(make_mesh(v_pos, mesh.faces)).item() == pytest.approx(angle * 0.1 / 0.275)
 

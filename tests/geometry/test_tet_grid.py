@@ -1,4 +1,4 @@
-"""Test the generated lattice, whose counts are compared with formulas, and grids from files."""
+"""Compare the counts of the generated lattice with formulas, and test grids from files."""
 
 import io
 import zipfile
@@ -84,7 +84,7 @@ def test_loaded_grid_is_in_c_order(tmp_path):
 
 
 def test_vertices_are_numbered_along_x_first():
-    """Neighbours along x then use neighbouring rows of the hash tables, so the encoding is faster."""
+    """With this order, x neighbours use neighbouring rows of the hash tables. The encoding is then faster."""
     n = cells_per_axis(16)
     v_pos = make_tet_grid(16, 1.0).v_pos
     for first, row in ((0, n + 1), ((n + 1) ** 3, n)):
@@ -132,7 +132,7 @@ def archive_with_declared_rows(rows: int) -> bytes:
 
 
 def damaged_npz(whole: bytes) -> dict[str, bytes]:
-    """Return damaged copies of the file. The damage is in the ZIP container or in its arrays."""
+    """Return copies of the file in which the ZIP container or an array is damaged."""
     named = whole.index(b"vertices.npy")
     encrypted = bytearray(whole)
     for at in (whole.index(b"PK\3\4") + 6, whole.index(b"PK\1\2") + 8):

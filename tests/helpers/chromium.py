@@ -1,7 +1,7 @@
 """Open a page in headless Chromium and report its requests and errors.
 
-The browser is controlled by the DevTools protocol over two pipes (--remote-debugging-pipe). Messages are JSON
-and end with a NUL byte.
+The browser is controlled with the DevTools protocol over two pipes (--remote-debugging-pipe). Messages are
+JSON and end with a NUL byte.
 """
 
 import base64

@@ -73,7 +73,7 @@ def missing_paths(page: str) -> list[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    """Return the words of each shell command in bash blocks and inline code. Variables are expanded."""
+    """Return each shell command in bash blocks and inline code as a list of words with expanded variables."""
     lines, variables = [], {}
     for block in code_blocks(read(page), "bash"):
         lines += block.replace("\\\n", " ").splitlines()

@@ -1,4 +1,4 @@
-"""Reduce the work of a run, for tests that do not need its quality."""
+"""Reduce the work of a run, for tests that do not need a result of high quality."""
 
 from geometry.start_shape import make_fit_pool
 from render.shade import light, prefilter
@@ -30,7 +30,7 @@ def prefilter_with_few_samples(cube, lookups=600_000):
 def reduce_work(set_attribute=setattr):
     """Fit start shapes with a tenth of the points, and prefilter fixed lights with a tenth of the samples.
 
-    The tests of the fit and of the prefilter do not use this function. They choose their own sizes.
+    The tests of the fit and of the prefilter do not use this function, because they choose their own sizes.
     """
     set_attribute(tasks, "make_fit_pool", make_small_pool)
     set_attribute(light, "prefilter", prefilter_with_few_samples)

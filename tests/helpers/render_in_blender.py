@@ -2,7 +2,7 @@
 
 This script runs inside Blender:
 blender --background --factory-startup --python render_in_blender.py -- FOLDER FILE...
-It writes FOLDER/<suffix>_<view>.png for each file, and FOLDER/report.json with the images of its material.
+It writes FOLDER/<suffix>_<view>.png for each file, and FOLDER/report.json with the images of each material.
 """
 
 import json
@@ -17,8 +17,8 @@ import numpy as np
 if not hasattr(np, "bool"):
     np.bool = bool
 
-# Camera positions and rotations in Blender's axes (+z up, front −y). The cameras look along our −z, −x and
-# −y.
+# Camera positions and rotations in Blender's axes (+z up, front −y). In the axes of this project, the cameras
+# look along −z, −x and −y.
 VIEWS = {
     "front": ((0, -4, 0), (math.pi / 2, 0, 0)),
     "right": ((4, 0, 0), (math.pi / 2, 0, math.pi / 2)),

@@ -48,7 +48,7 @@ class Reader(HTMLParser):
 
 
 def egg() -> Mesh:
-    """Return a closed surface with three different extents that is not centred at the origin."""
+    """Return a closed off-centre surface with a different extent along each axis."""
     ball = trimesh.creation.icosphere(2)
     vertices = torch.tensor(ball.vertices, dtype=torch.float32) * torch.tensor([0.5, 0.8, 0.6]) + 0.1
     return make_mesh(vertices, torch.tensor(ball.faces))

@@ -34,7 +34,7 @@ def smooth_picture(seed: int, channels: int, size: tuple[int, int] = SIZE) -> np
 
 
 def normal_picture(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Return the bytes of a normal map with tilts up to 30 degrees."""
+    """Return the bytes of a normal map with tilts of up to 30 degrees."""
     tilt = torch.from_numpy(smooth_picture(seed, 2, size)).float() / 255 - 0.5
     normal = torch.nn.functional.normalize(torch.cat([tilt, torch.ones(*size, 1)], -1), dim=-1)
     return ((normal * 0.5 + 0.5) * 255).round().byte().numpy()

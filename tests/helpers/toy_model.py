@@ -102,7 +102,7 @@ def write_control_net(folder, unet_folder, zero=False):
 
 
 def fill_zero_convolutions(control_net):
-    """Set random weights in the zero convolutions of a new ControlNet, so that it has an effect."""
+    """Give the zero convolutions of a new ControlNet random weights, so that the network has an effect."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in control_net.named_parameters():

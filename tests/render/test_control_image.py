@@ -33,7 +33,7 @@ def ball():
 def rays():
     """Return the points where the rays of the pixels meet the ball, or NaN for rays that miss it.
 
-    Points are in camera axes with the eye at the origin.
+    The points are in camera coordinates, in which the camera is at the origin.
     """
     tangent = math.tan(math.radians(45.0) / 2)
     grid = ((torch.arange(SIDE) + 0.5) / SIDE * 2 - 1) * tangent

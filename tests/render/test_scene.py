@@ -34,7 +34,7 @@ class Surface(nn.Module):
 
 
 class RandomBumps(MaterialField):
-    """A white material. Its unit tangent-space normals are tilted by up to 90° in any direction."""
+    """A white material with unit tangent-space normals that are tilted by up to 90° in any direction."""
 
     def __init__(self):
         nn.Module.__init__(self)
@@ -102,7 +102,7 @@ def test_bumped_normals_face_the_viewer():
         cosine = (normal * points.to_viewer).sum(-1)
         assert torch.allclose(normal.norm(dim=-1), torch.ones(len(normal)), atol=1e-5)
         assert cosine.min() > -1e-5 and (cosine < 0.3).sum() > 20
-        # The bump map has an effect: many normals differ from the smooth normals.
+        # Many normals differ from the smooth normals, so the bump map has an effect.
         assert ((normal * points.normal).sum(-1) < 0.7).float().mean() > 0.3
 
 

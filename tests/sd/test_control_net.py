@@ -196,7 +196,7 @@ def test_low_memory_is_the_same_step(prior):
 
 
 def test_vsd_s_denoiser_gets_the_residuals_too(prior):
-    """If both denoisers get the residuals, e_cfg equals e_φ (untrained LoRA, weight 1): the gradient is 0."""
+    """If both denoisers get the residuals, e_cfg equals e_φ for an untrained LoRA, so the gradient is 0."""
     config = GuidanceConfig(text="a car", guidance_weight=1.0, score="vsd")
     guidance = Guidance(prior, config, "bad", CPU)
     cameras = orbit(2, (8, 8))

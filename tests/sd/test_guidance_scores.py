@@ -68,7 +68,7 @@ def test_perp_neg_weights_the_words_of_other_sides_by_azimuth():
         return prior.predict_noise(noisy, sample.timesteps, text.expand(3, -1, -1))
 
     e_n, sides = predicted(guidance.negative), [predicted(text[None]) for text in guidance.text]
-    # orbit(3) has azimuths 0, 120 and 240 degrees. View i uses view suffix i.
+    # orbit(3) has azimuths 0, 120 and 240 degrees, so view i uses view suffix i.
     azimuth = torch.tensor([0.0, 2.0, 4.0]) * torch.pi / 3
     weights = view_weights(azimuth)
     expected = torch.empty_like(found.permute(0, 3, 1, 2))

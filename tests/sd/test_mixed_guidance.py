@@ -14,7 +14,7 @@ CAMERAS = orbit(4, (8, 8))
 
 
 class SmallerPrior(GaussianPrior):
-    """A prior for four views. It has smaller latents and other means."""
+    """A prior for four views, with smaller latents and other means."""
 
     latent_size, image_size, views, takes_cameras = 2, 4, 4, True
     EMPTY = 0.5

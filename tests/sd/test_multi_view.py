@@ -201,7 +201,7 @@ def test_the_front_camera_looks_along_minus_x_of_mvdreams_world():
     (front, left) = camera_matrices(orbit(4, (8, 8), elevation_degrees=0.0).world_to_clip).view(-1, 4, 4)[:2]
     expected = [[0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
     assert torch.allclose(front, torch.tensor(expected).float(), atol=1e-6)
-    # At azimuth 90 degrees, the camera is on the −x axis of our world. In MVDream's world this is −y.
+    # At azimuth 90 degrees, the camera is on our −x axis, which is −y in MVDream's world.
     assert torch.allclose(left[:3, 3], torch.tensor([0.0, -1.0, 0.0]), atol=1e-6)
 
 
@@ -213,7 +213,7 @@ def test_camera_matrices_agree_with_the_view_transform():
     direction = torch.tensor([0.3, -0.5, 0.8])
     clip = (views.world_to_clip[:, :, :3] @ direction).clone()
     focal = 1 / torch.tan(fovy / 2)
-    # The camera coordinates of a direction follow from its projection: x / (focal / aspect), −y / focal, −w.
+    # The projection of a direction gives its camera coordinates: x / (focal / aspect), −y / focal, −w.
     seen = torch.stack([clip[:, 0] / (focal / 1.5), -clip[:, 1] / focal, -clip[:, 3]], -1)
     turned = torch.stack([direction[2], direction[0], direction[1]])
     assert torch.allclose(matrices[:, :3, :3].mT @ turned, seen, atol=1e-5)

@@ -118,7 +118,7 @@ def test_score_of_selects_the_score():
         assert equal(score_of(name, predicted, noise, time, 3.0, 0.5), value)
 
 
-# The means of the Gaussian prior for the prompt, the empty text and the negative text.
+# MU_C, MU_U and MU_N are the means of the prior for the prompt, the empty text and the negative text.
 MU_C, MU_U, MU_N = 0.9, -0.4, 0.3
 
 

@@ -122,7 +122,7 @@ def test_cell_noise_is_normal_and_reproducible():
 
 def test_latent_pixel_of_a_projected_centre():
     cameras = views([0.0])
-    # x points right and y points up; row 0 is the top row.
+    # x points right and y points up. Row 0 is the top row.
     centre = torch.tensor([[0.01, 0.01, 0.0], [0.5, 0.9, 0.0], [5.0, 0.0, 0.0]])
     number, inside = latent_pixel(centre, torch.zeros(3, dtype=torch.long), cameras.world_to_clip, (24, 24))
     half = 3 * math.tan(FOVY / 2)

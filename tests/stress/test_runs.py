@@ -30,7 +30,8 @@ KILLS = max(1, int(os.environ.get("STRESS_KILLS", "100")) // 4)
 DOUBLE_STARTS = max(2, KILLS // 5)
 INTERVAL = 3
 FAST = {**TINY, "batch": 1, "save_interval": 5, "video_interval": 2, "checkpoint_interval": INTERVAL}
-# Size of the small file system in bytes and in inodes. A complete run has about 50 files.
+# These are the size of the small file system in bytes and its number of inodes. A complete run has about 50
+# files.
 SMALL_BYTES, SMALL_INODES = 6 << 20, 100
 
 
@@ -127,7 +128,7 @@ def test_random_kills(kind, model_folder, mesh, tmp_path):
 def test_double_starts(model_folder, mesh, tmp_path):
     """Two identical commands start at nearly the same time.
 
-    One is rejected with a one-line error. The other one loses nothing.
+    One command is rejected with a one-line error. The other command completes without any loss.
     """
     chance = random.Random(1)
     for number in range(DOUBLE_STARTS):
@@ -164,7 +165,7 @@ def small_disk(folder, options):
 
 @pytest.mark.parametrize("kind", ["bytes", "inodes"])
 def test_a_full_disk(kind, model_folder, mesh, tmp_path):
-    """The disk fills up at a random step. No traceback appears and no checkpoint is lost.
+    """The disk fills up at a random step. No traceback is printed and no checkpoint is lost.
 
     The run completes when space is available again.
     """

@@ -25,7 +25,7 @@ from training.checkpoint import (
 def tensors(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(40, 3, generator=generator)
-    # The tensors contain two names for one storage, a strided view, an integer and a scalar.
+    # The test covers two names for one storage, a strided view, an integer and a scalar.
     counter = torch.tensor(7, dtype=torch.int64)
     return {"table": table, "alias": table, "turned": table.T, "counter": counter, "half": table[0].half()}
 
@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_read_is_an_error(file, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("interrupted", ["fsync", "rename"])
 def test_kill_during_a_save_loses_no_checkpoint(interrupted, tmp_path, monkeypatch):
-    """The save is stopped at each call of fsync or rename. A checkpoint can still be loaded afterwards."""
+    """The save is stopped at each call of fsync or rename. A checkpoint can always be loaded afterwards."""
     save_checkpoint(tmp_path, 10, tensors(10), {})
 
     class KilledError(BaseException):

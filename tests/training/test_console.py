@@ -79,7 +79,7 @@ def full(*_, **options):
 
 @pytest.mark.parametrize("call", ["fsync", "mkstemp", "block", "staged"])
 def test_disk_full_words(call, tmp_path, monkeypatch):
-    """Every error about a full disk contains the name of the final file, not that of a temporary file."""
+    """Every error about a full disk contains the name of the final file, not of a temporary file."""
     path = tmp_path / "sub" / "config.json"
     if call == "fsync":
         monkeypatch.setattr(os, "fsync", full)

@@ -107,7 +107,7 @@ def test_the_rows_of_display_are_in_order_and_the_map_is_among_them(model_folder
     assert still.shape == (5 * SIDE, 4 * SIDE, 3)
     rows = still.reshape(5, SIDE, 4 * SIDE, 3)
     sky = rows[1, :, : 2 * SIDE]
-    # The centre of the map is −z. The map is red on the right (+x) and blue on the left. The rest of the row
+    # The centre of the map is −z. The map is red on the right (+x) and blue on the left. The rest of this row
     # is white.
     assert sky[SIDE // 2, 3 * SIDE // 2, 0] > sky[SIDE // 2, 3 * SIDE // 2, 2] + 50
     assert sky[SIDE // 2, SIDE // 2, 2] > sky[SIDE // 2, SIDE // 2, 0] + 50

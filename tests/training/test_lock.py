@@ -76,7 +76,7 @@ def test_two_runs_one_out_dir_ends_with_2(holder, tmp_path, model_folder, caplog
 
 
 def test_two_grids_one_out_dir(tmp_path, monkeypatch):
-    """A second identical --grid command is rejected, and the first command is not affected."""
+    """If a --grid command is started twice, the second one is rejected and the first one is not affected."""
     monkeypatch.chdir(tmp_path)
     Path("a.json").write_text(json.dumps({"out_dir": "toy", "device": "cpu"}))
     sweep = load_sweep(["--config", "a.json", "--grid", "seed=1"])

@@ -23,7 +23,7 @@ def cone():
 
 
 def table():
-    """Return a table with four legs and a lamp. Its up axis is +y."""
+    """Return a table with four legs and a lamp. The up axis is +y."""
     parts = [trimesh.creation.box((1.0, 0.1, 0.7))]
     for x in (-0.45, 0.45):
         for z in (-0.3, 0.3):

@@ -131,7 +131,7 @@ def test_the_fit_alone_reproduces_the_textures_of_an_object(tmp_path):
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory) -> Result:
-    """Return an object painted with a mask on the left half of its texture, after two steps of the fit."""
+    """Return an object after two steps of the fit. The mask covers the left half of the texture."""
     folder = tmp_path_factory.mktemp("masked")
     mask = torch.zeros(*OBJECT_SIZE, 1)
     mask[:, :24], mask[:, 24:32] = 1.0, 0.5
@@ -294,7 +294,7 @@ def test_mirrored_copies_share_the_field_and_have_opposite_handedness(parts):
     assert surface.shares and len(wings) == 4
     weights = torch.tensor([[0.2, 0.3, 0.5]]).expand(2, -1)
     uv = (surface.uv[wings] * weights[0, :, None]).sum(1)
-    # Find the point with the same texel on the other copy. Its uv are equal up to whole tiles.
+    # Find the point with the same texel on the other copy. The uv of both points differ by whole tiles.
     copy = next(k for k in range(2, 4) if same_triangle(surface.uv[wings[0]], surface.uv[wings[k]]))
     first = Located(wings[:1], weights[:1])
     other = Located(wings[copy : copy + 1], matching_weights(surface.uv[wings[copy]], uv[0])[None])
@@ -311,7 +311,7 @@ def test_mirrored_copies_share_the_field_and_have_opposite_handedness(parts):
 
 
 def same_triangle(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether two uv triangles are equal up to whole tiles and the order of their corners."""
+    """Return whether two uv triangles differ only by whole tiles and the order of their corners."""
     one, other = (triangle - triangle.mean(0).floor() for triangle in (one, other))
     return bool((torch.cdist(one, other).min(1).values < 1e-5).all())
 
@@ -319,7 +319,7 @@ def same_triangle(one: torch.Tensor, other: torch.Tensor) -> bool:
 def matching_weights(triangle: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:
     """Return the barycentric weights of a point in a uv triangle.
 
-    uv: the uv of the point, up to whole tiles.
+    uv: the uv of the point, which may be shifted by whole tiles.
     """
     triangle = triangle - triangle.mean(0).floor()
     matrix = torch.cat([triangle.T, torch.ones(1, 3)])

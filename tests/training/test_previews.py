@@ -27,7 +27,7 @@ from training.tasks import Task
 
 
 class Scene:
-    """A scene with two images.
+    """A scene that renders two images.
 
     shaded: the red channel increases with the camera's azimuth.
     mask: one channel, with 1 in the left half.
@@ -42,7 +42,7 @@ class Scene:
         count = len(cameras.position)
         self.batches.append(count)
         self.elevation += (cameras.position[:, 1] / cameras.position.norm(dim=-1)).asin().rad2deg().tolist()
-        # At azimuth 0 the camera is at +z, at 90° it is at −x.
+        # The camera is at +z for azimuth 0, and at −x for azimuth 90°.
         azimuth = torch.atan2(-cameras.position[:, 0], cameras.position[:, 2]) % (2 * math.pi)
         shaded = torch.ones(count, *cameras.resolution, 3)
         shaded[..., 0] = (azimuth / (2 * math.pi))[:, None, None]

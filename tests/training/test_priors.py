@@ -101,7 +101,7 @@ def config_of(models, **values):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_every_micro_batch_has_whole_groups_of_views(models, count):
-    """The four views of a group are 90 degrees of azimuth apart. Elevation and field of view are equal."""
+    """The azimuths of a group's four views are 90 degrees apart. Elevation and field of view are equal."""
     config, prior = config_of(models), GaussianPrior()
     prior.views, prior.takes_cameras = VIEWS, True
     guidance = Guidance(prior, config.guidance, "bad", torch.device("cpu"))

@@ -17,7 +17,7 @@ FIT, COARSE, FINE = (PHASES.phase(step) for step in (1, 450, 1000))
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    """Replace the clock by one that advances by half a second at each call."""
+    """Replace the clock with one that advances by half a second at each call."""
     ticks = itertools.count(100, 0.5)
     monkeypatch.setattr(run_log.time, "monotonic", lambda: next(ticks))
 
@@ -78,7 +78,7 @@ def test_on_a_terminal_one_bar(tmp_path):
 
 
 class Progress:
-    """A stub: the run is the first of two in its command, and the remaining time is constant."""
+    """A stub of a command's progress: this run is the first of two, and the remaining time is constant."""
 
     label, scope = "shape, 1 of 2", " for all 2"
 

@@ -1,4 +1,4 @@
-"""Test recorded signals, Ctrl-C during the imports, and processes that end with their parent."""
+"""Test recorded signals, Ctrl-C during the imports, and processes that end when their parent ends."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from training.signals import SIGNALS, SignalRecorder, StopRequest
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-# The program of a worker process. It prints its process id and would run for 10 minutes.
+# WORKER is the program of a worker process. It prints its process id and then waits for 10 minutes.
 WORKER = """
 import os, sys, time
 os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}

@@ -56,7 +56,7 @@ def test_the_run_ends_after_too_many_bad_steps_in_a_row_and_names_the_cause(capl
     with caplog.at_level(logging.WARNING):
         for step in range(1, MAX_BAD_STEPS):
             guard.decide(step, [1, 1])
-        guard.decide(MAX_BAD_STEPS, [0, 0])  # This step is good.
+        guard.decide(MAX_BAD_STEPS, [0, 0])  # This step has finite gradients.
         for step in range(MAX_BAD_STEPS - 1):
             guard.decide(step, [2, 0])
         with pytest.raises(ValueError, match=f"gradient of the weights .* in {MAX_BAD_STEPS} steps in a row"):
@@ -138,7 +138,7 @@ def inject(monkeypatch, plan):
         return spoil("denoiser", real_noise(self, *inputs), 7)
 
     def encode(self, images, noise):
-        # The pixel in the middle of the image, where the object is visible in every view.
+        # `middle` is the central pixel of the image, where the object is visible in every view.
         middle = images.shape[-1] * (images.shape[-2] // 2) + images.shape[-1] // 2
         images.register_hook(lambda gradient: spoil("vae", gradient, middle))
         return real_encode(self, images, noise)

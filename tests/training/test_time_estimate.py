@@ -86,8 +86,8 @@ def load(argv, monkeypatch, tmp_path):
     return load_configs(argv)
 
 
-# Measured times: {(config index, part): seconds}. The demo ran on two cores, the published pair on a GPU (see
-# tests/benchmarks/REPORT.md).
+# These are measured times {(config index, part): seconds}. The demo ran on two cores, the published pair on a
+# GPU (see tests/benchmarks/REPORT.md).
 DEMO_SECONDS = {
     (0, "set-up"): 4,
     (0, "the prior's set-up"): 6,

@@ -85,7 +85,7 @@ Z_UP = {"base_mesh_up": "+z", "base_mesh_front": "-y"}
 
 
 def test_a_z_up_file_moves_like_the_upright_file(whole, model_folder):
-    """The file is base.obj in z-up axes, (x, −z, y), so the export is that of base.obj in these axes."""
+    """The file is base.obj in z-up axes, (x, −z, y). The export equals that of base.obj in these axes."""
     lines = (whole / "base.obj").read_text().splitlines()
     for number, line in enumerate(lines):
         if line.startswith("v "):

@@ -20,7 +20,7 @@ def painted(kind: str, seed: int) -> tuple[np.ndarray, Tensor]:
 
 
 def outlines(kind: str, seed: int, height: float) -> list[np.ndarray]:
-    """Return the closed outlines of the horizontal section at this height. Each has points [n, 3]."""
+    """Return the closed outlines of the horizontal section at this height. Each outline is [n, 3]."""
     return surface(kind, seed).section(plane_origin=[0, height, 0], plane_normal=[0, 1, 0]).discrete
 
 
@@ -31,7 +31,7 @@ def test_banana_is_a_yellow_bow_with_raised_ends(seed):
     assert high[0] - low[0] > 1.5 * (high[1] - low[1]) > 2.5 * (high[2] - low[2])
     for end in (vertices[:, 0] > high[0] - 0.1, vertices[:, 0] < low[0] + 0.1):
         assert vertices[end, 1].min() > low[1] + 0.2  # Both ends are raised.
-    # There is empty space above the middle.
+    # The space above the middle is empty.
     assert is_inside("banana", seed, (0, low[1] + 0.1, 0), (0, 0.1, 0)) == [True, False]
     middle = kd[np.abs(vertices[:, 0]) < 0.3].median(0).values
     assert middle[0] > 0.4 and middle[1] > 0.35 and middle[2] < 0.2

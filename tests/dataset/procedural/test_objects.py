@@ -35,7 +35,7 @@ def test_is_one_watertight_centred_piece(kind, seed):
 
 
 def test_longest_objects_fit_the_frame():
-    # About 1 % of the keys are as long as this key. Before scaling, it extends to 1.41.
+    # About 1 % of the keys are as long as this key, which extends to 1.41 before scaling.
     key = make_object("key", step_generator(7001, 27, 25, 1))
     tip = torch.stack([torch.zeros(400), torch.linspace(-0.8, 0.0, 400), torch.zeros(400)], -1)
     assert -0.76 < tip[key.signed_distance(tip) < 0, 1].min() < -0.6
@@ -51,7 +51,7 @@ def test_sign_and_size_agree_with_the_mesh(kind):
     value = shape.signed_distance(points)
     clear = distance > 0.03
     assert torch.equal((value < 0)[clear], inside[clear])
-    # With these bounds a sphere tracer neither steps through the surface nor takes very small steps. Inside
+    # With these bounds, sphere tracing neither steps through the surface nor takes very small steps. Inside
     # the object, values may be smaller than the distance.
     assert (value.abs() <= distance * 1.15 + 0.015).all()
     outside = clear & ~inside
@@ -119,7 +119,7 @@ def test_follows_the_device_of_the_points(kind):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_mug_has_one_handle_and_a_cavity(seed):
-    assert surface("mug", seed).euler_number == 0  # It is 2 − 2·genus, and the handle gives genus 1.
+    assert surface("mug", seed).euler_number == 0  # This is 2 − 2·genus with genus 1 (the handle).
     mug = instance("mug", seed)
     box = surface("mug", seed).bounds
     radius = (box[1, 2] - box[0, 2]) / 2

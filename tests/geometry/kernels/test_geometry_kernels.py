@@ -51,7 +51,7 @@ def lattice(kernel_device):
 @pytest.mark.parametrize("share", [0.001, 0.4, 0.999])
 @pytest.mark.parametrize("width", [2, marching_tets_triton.WIDTH])
 def test_topology_of_random_signs(share, width, lattice, kernel_device, monkeypatch):
-    """In this test, the prefix sum over the blocks needs several iterations."""
+    """For this grid, the prefix sum over the blocks needs several iterations."""
     monkeypatch.setattr(marching_tets_triton, "WIDTH", width)
     inside = (torch.rand(len(lattice[0]), generator=seeded()) < share).to(kernel_device)
     assert 0 < inside.sum() < len(inside)
@@ -159,7 +159,7 @@ def test_crossings_and_their_gradients(kernel_device, monkeypatch):
     """The kernels equal torch on a surface with moved vertices that crosses the boundary of the grid."""
     surface = DMTet(GeometryConfig(dmtet_grid=16, mesh_scale=2.0, hash_n_levels=3, hash_log2_hashmap_size=8))
     surface = surface.to(kernel_device)
-    # The buffer is column-major. The kernels must accept this memory layout.
+    # The kernels must also accept a column-major buffer.
     surface.v_pos = surface.v_pos.T.contiguous().T
     everywhere = (surface.v_pos - torch.tensor([0.3, 0.1, 0.6], device=kernel_device)).norm(dim=-1) - 0.7
     noise = torch.randn(len(everywhere), generator=seeded()).to(kernel_device)

@@ -9,7 +9,7 @@ from render.encoding import hash_grid_triton, reference, select
 from render.encoding.hash_grid import HashGrid
 from render.encoding.select import choose_encoder
 
-# There are five levels. Those with 4, 7 and 13 cells per axis are dense, those with 22 and 40 are hashed.
+# Of the five levels, those with 4, 7 and 13 cells per axis are dense, and those with 22 and 40 are hashed.
 SMALL = {"n_levels": 5, "log2_hashmap_size": 12, "base_resolution": 4, "max_resolution": 40}
 UNIT_BOX = torch.zeros(3), torch.ones(3)
 

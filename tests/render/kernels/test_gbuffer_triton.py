@@ -18,7 +18,7 @@ SIZE = 3, 9, 8
 
 
 def random_points(device, count: int = BLOCK + 37, faces_as=torch.int64) -> dict[str, torch.Tensor]:
-    """Return random surface points of three views, in random order. Both sides and grazing angles occur."""
+    """Return random surface points of three views, including both sides of faces and grazing angles."""
     generator = torch.Generator().manual_seed(7)
     v_pos = torch.randn(40, 3, generator=generator)
     faces = torch.stack([torch.randperm(40, generator=generator)[:3] for _ in range(50)])
@@ -132,7 +132,7 @@ def test_no_covered_pixel(kernel_device):
 
 
 def points_at_origin(smooth, corners, device) -> dict[str, torch.Tensor]:
-    """Return points at the origin, seen from (0, 0, 1), in a row of pixels. smooth [N,3], corners [N,3,3]."""
+    """Return a row of points at the origin, seen from (0, 0, 1). smooth: [N,3], corners: [N,3,3]."""
     count = len(smooth)
     rast = torch.zeros(1, 1, count, 4)
     rast[..., 3] = torch.arange(count) + 1
@@ -151,7 +151,7 @@ SLANTED = [[0.0, 0.0, 0.0], [1.0, 0.0, 0.5], [0.0, 2.0, -0.25]]
 
 
 def test_gradient_at_blend_factors_0_and_1(kernel_device):
-    """Some blend factors are exactly 0 or 1, where the gradient of clamp is not 0. Others are close."""
+    """Some blend factors are exactly 0 or 1, where clamp still has a gradient. Others are close to 0 or 1."""
     height = torch.tensor(0.1).view(torch.int32) + torch.arange(-3, 4, dtype=torch.int32)
     height = torch.cat([torch.tensor([-1e-6, 0.0, 1e-6]), height.view(torch.float32)])
     smooth = torch.stack([(1 - height.square()).sqrt(), torch.zeros(10), height], -1)

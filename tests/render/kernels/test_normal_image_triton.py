@@ -23,7 +23,7 @@ def rotations(count: int) -> torch.Tensor:
 
 
 def random_covered_pixels(device, count: int) -> SurfacePoints:
-    """Return random pixels of three views of 9 × 8 pixels in ascending order. Some normals are zero."""
+    """Return random pixels of three 9 × 8 views in ascending order. Some normals are zero."""
     generator = torch.Generator().manual_seed(4)
     pixel = torch.randperm(3 * 9 * 8, generator=generator)[:count].sort()[0]
     rast = torch.zeros(3 * 9 * 8, 4)
@@ -47,7 +47,7 @@ def values_and_gradients(function, points, rotation, flip) -> tuple[torch.Tensor
 
 
 def test_flip_is_applied_after_the_rotation(kernel_device):
-    """A rotation by 180° about y maps −x to +x. The flip gives −x and changes the sign of the gradient."""
+    """A rotation by 180° about y maps −x to +x. The flip then gives −x and negates the gradient."""
     half_turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0])).to(kernel_device).repeat(3, 1, 1)
     for function in (normal_image, normal_image_triton.normal_image):
         points = random_covered_pixels(kernel_device, 20)
@@ -92,7 +92,7 @@ class Ball(nn.Module):
 
 
 def scenes(device, size, subdivisions, monkeypatch):
-    """Yield image and vertex gradient of a scene with rotated normals, with and then without kernels."""
+    """Yield image and vertex gradient of a scene with rotated normals, first with kernels, then without."""
     ball = Ball(subdivisions).to(device)
     angle = torch.tensor([0.3, 1.5, 3.0, 4.4])
     light = EnvironmentLight(torch.ones(6, 4, 4, 3))

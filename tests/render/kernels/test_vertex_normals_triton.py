@@ -12,7 +12,7 @@ from render.mesh import smooth_normals, smooth_normals_torch
 
 
 def bumpy_sphere(device, subdivisions: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a dented ball with an unused vertex and two degenerate faces, one a point and one a line."""
+    """Return a dented ball with an unused vertex and two degenerate faces (a point and a line)."""
     shape = trimesh.creation.icosphere(subdivisions=subdivisions, radius=0.7)
     generator = torch.Generator().manual_seed(3)
     v_pos = torch.tensor(shape.vertices).float()
@@ -45,7 +45,7 @@ def test_values_and_gradient(dtype, kernel_device):
     v_pos, faces = bumpy_sphere(kernel_device)
     assert len(faces) > BLOCK and len(faces) % BLOCK and len(v_pos) > BLOCK and len(v_pos) % BLOCK
     assert_agree(v_pos, faces.to(dtype))
-    # These inputs are not contiguous: a slice of a wider table and a transposed table.
+    # A slice of a wider table and a transposed table are not contiguous.
     assert_agree(torch.cat([v_pos, v_pos], 1)[:, :3], faces.to(dtype).T.contiguous().T)
 
 

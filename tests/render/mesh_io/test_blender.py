@@ -1,6 +1,7 @@
 """Test that Blender opens GLB and OBJ files with correct textures, +z in front and +y up.
 
-The tests are skipped if Blender is not installed. On Debian: apt-get install blender python3-numpy.
+The tests are skipped if Blender is not installed. On Debian, `apt-get install blender python3-numpy` installs
+it.
 """
 
 import json
@@ -48,7 +49,7 @@ def opened(tmp_path_factory):
     files = [folder / "mesh.glb", write_obj(folder, mesh, textures)]
     write_glb(files[0], mesh, textures)
     command = ["blender", "--background", "--factory-startup", "--python-exit-code", "1", "--python", TOOL]
-    # Blender uses the system's Python. It must not inherit the environment variables of the test's Python.
+    # Blender uses the system's Python and must not inherit the environment variables of the test's Python.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [*command, "--", folder, *files], capture_output=True, text=True, env=environment, timeout=300
@@ -84,7 +85,7 @@ def test_front_is_plus_z_right_plus_x_and_up_plus_y(opened, kind):
         assert middle.argmax() == colour and middle[colour] > np.delete(middle, colour).max() + 0.3, view
     front = render(folder, kind, "front")
     top, right = front[:, 30:60], front[30:60]
-    # The blue side is above the red front. The green side is to the right of it.
+    # The blue side is above the red front. The green side is to the right of the red front.
     rows = [np.argmax((top[..., c] - top.mean(-1)).mean(1)) for c in (2, 0)]
     columns = [np.argmax((right[..., c] - right.mean(-1)).mean(0)) for c in (1, 0)]
     assert rows[0] < rows[1] and columns[0] > columns[1]

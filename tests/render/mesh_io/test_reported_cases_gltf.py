@@ -18,7 +18,7 @@ def bounds(mesh):
 
 
 def is_box(mesh, low, high, boxes=1):
-    """Return whether the mesh has these bounds and 12 faces per box."""
+    """Return whether the mesh has the bounds `low` and `high`, and 12 faces per box."""
     expected = torch.tensor([low, high], dtype=torch.float32)
     return torch.allclose(torch.tensor(bounds(mesh)), expected, atol=1e-4) and len(mesh.faces) == 12 * boxes
 
@@ -114,7 +114,8 @@ def skinned(weights, **mesh_node):
     primitive = gltf.cube()
     primitive["attributes"]["JOINTS_0"] = gltf.accessor(np.tile(np.array([[0, 1, 0, 0]], np.uint8), (8, 1)))
     primitive["attributes"]["WEIGHTS_0"] = gltf.accessor(np.tile(np.array([weights], np.float32), (8, 1)))
-    # This is the inverse of the armature's transform in column-major order: (x, y, z) -> 100 (x, z, -y).
+    # The matrix is the inverse of the armature's transform in column-major order: (x, y, z) -> 100 (x, z,
+    # -y).
     inverse = np.array([[100, 0, 0, 0], [0, 0, -100, 0], [0, 100, 0, 0], [0, 0, 0, 1]], np.float32)
     matrices = gltf.accessor(np.stack([inverse.reshape(-1)] * 2))
     gltf.node(name="hip")
@@ -130,7 +131,7 @@ def skinned(weights, **mesh_node):
     ("weights", "move"), [([1, 0, 0, 0], 0), ([0, 1, 0, 0], 3), ([0.5, 0.5, 0, 0], 1.5), ([0, 0, 0, 0], 0)]
 )
 def test_glb_skinned_character(tmp_path, weights, move):
-    # The transform of the node of a skinned mesh has no effect.
+    # The transform of a skinned mesh's own node has no effect.
     mesh = load_mesh(skinned(weights, scale=[7, 7, 7]).write(tmp_path / "a.glb"))
     assert is_box(mesh, [move - 1, -1, -1], [move + 1, 1, 1])
     assert signed_volume(mesh.v_pos, mesh.faces) == pytest.approx(8, rel=1e-4)

@@ -17,7 +17,7 @@ from render.mesh_io.load import load_mesh
 from render.mesh_io.polygons import Polygons, repeated, triangulate
 from render.mesh_io.write_obj import write_obj
 
-# The polygon is U-shaped and has area 0.8. It is a unit square without a notch of 0.4 by 0.5.
+# The polygon is U-shaped and has area 0.8. Its outline is a unit square without a notch of 0.4 by 0.5.
 U_SHAPE = [(0, 0), (1, 0), (1, 1), (0.7, 1), (0.7, 0.5), (0.3, 0.5), (0.3, 1), (0, 1)]
 QUADS = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
 
@@ -38,7 +38,7 @@ def obj(folder, v_pos, faces, name="a.obj", head=""):
 
 
 def prism(outline, height=0.4):
-    """Return a prism over an outline. It has two polygons, and quadrilaterals on the sides."""
+    """Return a prism over an outline: two polygons, and quadrilaterals on the sides."""
     n = len(outline)
     v_pos = [(x, y, z) for z in (0, height) for x, y in outline]
     side = [[k, (k + 1) % n, n + (k + 1) % n, n + k] for k in range(n)]
@@ -313,7 +313,7 @@ def test_ply_blender_binary(tmp_path, kind, count):
     assert mesh.v_pos.shape == (8, 3) and len(mesh.faces) == 12
     assert signed_volume(mesh.v_pos, mesh.faces) == pytest.approx(8)
     x, y = (mesh.v_pos[mesh.faces][..., k] * 0.25 + 0.5 for k in range(2))
-    # In PLY files v points up.
+    # In PLY files, v points up.
     assert torch.equal(mesh.uv[mesh.uv_faces], torch.stack([x, 1 - y], -1))
 
 

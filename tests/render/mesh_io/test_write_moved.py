@@ -27,7 +27,7 @@ def move(folder, source):
 
 
 def nearest(points, others):
-    """Return the distance to the nearest of the other points, and the index of that point."""
+    """Return for each point the distance to the nearest of the other points, and the index of that point."""
     return torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist").min(1)
 
 
@@ -65,7 +65,7 @@ def cube_with_normals(gltf, material, **primitive):
 
 @pytest.fixture
 def scene(tmp_path):
-    """Write a .gltf with a picture and one mesh of two materials. Two nodes use the mesh.
+    """Write a .gltf with a picture and a mesh of two materials. Two nodes use the mesh.
 
     One node is rotated, the other is mirrored, scaled and sheared.
     """
@@ -193,7 +193,7 @@ def test_an_obj_keeps_every_other_statement_and_its_materials(box, tmp_path):
 
     def others(text):
         lines = (line for line in text.replace("\\\n", " ").splitlines() if line[:2] not in ("v ", "vn"))
-        # The indices of normals may change. Those of positions and uv may not.
+        # The indices of normals may change, but the indices of positions and uv must not change.
         return [
             " ".join(word.rpartition("/")[0] for word in line.split()) if line[:2] == "f " else line
             for line in lines

@@ -9,7 +9,7 @@ import torch
 
 from render.camera import perspective
 
-# Exact cases: triangles whose corners and edges lie on pixel centres.
+# The following tests are exact: corners and edges of triangles lie on pixel centres.
 
 
 def to_clip(pixels, resolution, z=0.0):
@@ -63,11 +63,11 @@ def test_coverage_equals_exact_half_planes(rasteriser):
                     assert (rast[0, row, column, 3] > 0) == inside
 
 
-# Perspective: the reference intersects rays with triangles in world space.
+# The following tests compare perspective with a reference that intersects rays with triangles in world space.
 
 
 def cast_rays(triangles, directions, near, far):
-    """Return the nearest hit of each ray: index [R] (−1: none), u, v of corners 0 and 1, depth along −z."""
+    """Return each ray's nearest hit: index [R] (−1 if none), u and v of corners 0 and 1, depth along −z."""
     best = np.full(len(directions), np.inf)
     face, u, v = np.full(len(directions), -1), np.zeros(len(directions)), np.zeros(len(directions))
     for index, (a, b, c) in enumerate(triangles):
@@ -216,7 +216,7 @@ def test_empty_mesh(rasteriser):
 
 
 def test_degenerate_triangles_are_skipped(rasteriser):
-    """Only the valid face is drawn. Others have no area, contain NaN or infinity, or are outside the view."""
+    """Only the valid face is drawn. The others have no area, contain NaN or infinity, or are not in view."""
     sound = [[-0.5, -0.5, 0, 1], [0.5, -0.5, 0, 1], [0, 0.5, 0, 1]]
     odd = [[math.nan, 0, 0, 1], [math.inf, 0, 0, 1], [0, 0, 0, 0], [0.3, 0.1, 0, -1], [1e30, 1e30, 0, 1e-30]]
     clip = torch.tensor([sound + odd], requires_grad=True)

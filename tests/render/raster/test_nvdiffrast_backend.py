@@ -80,7 +80,7 @@ def test_same_interpolation_and_gradients(nvdiffrast, scene):
 
 
 def test_fraction_of_the_outline_gradient(nvdiffrast, scene, record_property):
-    """For both methods, d area / d scale of the mask is compared with finite differences."""
+    """For both methods, d area / d scale of the mask is compared with a finite difference."""
     from render.raster.nvdiffrast_backend import NvdiffrastRasteriser
 
     clip, faces, resolution = scene

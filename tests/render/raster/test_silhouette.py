@@ -36,9 +36,9 @@ QUAD = torch.tensor([[0, 1, 2], [0, 2, 3]])
 
 @pytest.mark.parametrize("sides", [(3.2, 5.3, 11.6, 12.9), (3.2, 5.7, 11.4, 12.9)])
 def test_upright_rectangle_is_covered_exactly(rasteriser, sides):
-    """Pixel values equal the covered area, and their derivatives equal those of the covered area.
+    """Pixel values and their derivatives equal the covered area and its derivatives.
 
-    This includes a pixel with a corner of the rectangle, if the centre of the pixel is covered.
+    A pixel with a corner of the rectangle is included if the centre of the pixel is covered.
     """
     sides = torch.tensor(sides, requires_grad=True)
     mask = mask_of(rasteriser, rectangle(*sides, 16)[None], QUAD, (16, 16))[0, ..., 0]
@@ -46,7 +46,7 @@ def test_upright_rectangle_is_covered_exactly(rasteriser, sides):
     across = (torch.minimum(grid + 1, sides[2]) - torch.maximum(grid, sides[0])).clamp(min=0)
     down = (torch.minimum(grid + 1, sides[3]) - torch.maximum(grid, sides[1])).clamp(min=0)
     exact = down[:, None] * across[None]
-    # Corner pixels are excluded if less than half of their row or column is covered. They are empty or full.
+    # Corner pixels are excluded if less than half of their row or column is covered: they are empty or full.
     rough = (down < 0.5)[:, None] & (across[None] > 0) | (across < 0.5)[None] & (down[:, None] > 0)
     corner = ((down > 0) & (down < 1))[:, None] & ((across > 0) & (across < 1))[None]
     counts = (~(rough & corner)).float()
@@ -66,7 +66,7 @@ def test_strip_narrower_than_a_pixel(rasteriser):
 
 
 def finite_differences(rasteriser, clip_of, start, faces, weights, *, step, factor):
-    """Compute d Σ mask·weight / d parameter [N,P] by central differences. weights [N,B,H,W,1]."""
+    """Compute d Σ mask·weight / d parameter [N,P] by central differences. weights: [N,B,H,W,1]."""
     resolution, columns = weights.shape[2:4], []
     for index in range(len(start)):
         shift = torch.zeros_like(start)
@@ -159,7 +159,7 @@ def test_fit_of_a_moved_disc(numba_rasteriser, disc):
         optimiser.zero_grad()
         (mask - target).square().sum().backward()
         optimiser.step()
-    # 0.002 is 1/16 of a pixel.
+    # The tolerance 0.002 is 1/16 of a pixel.
     torch.testing.assert_close(place.detach(), torch.tensor([0.13, -0.09, 1.2]), atol=2e-3, rtol=0)
 
 
@@ -203,7 +203,8 @@ def test_object_in_front_of_an_object(rasteriser, disc):
     seen = rast[..., 3:]
     colour = torch.where(seen > len(faces), 3.0, 2.0) * (seen > 0)
     image = rasteriser.antialias(colour, rast, clip, both)[:, 8:-8, 8:-8]
-    # `area` is the area of the front polygon in pixels. The polygon has value 2, the wall behind it value 3.
+    # `area` is the area of the front polygon in pixels. The polygon has value 2, and the wall behind it has
+    # value 3.
     area = 0.5 * 96 * math.sin(2 * math.pi / 96) * 0.53**2 * 32**2
     assert abs((3 - image).sum().item() - area) < 0.005 * area
     (3 - image).sum().backward()
@@ -250,7 +251,7 @@ def test_ground_that_extends_behind_the_camera(fast_rasteriser):
 
 
 def test_edge_table():
-    """Each edge occurs once. Inner edges have two opposite corners, border edges have one."""
+    """Each edge occurs once. An inner edge has two opposite corners, and a border edge has one."""
     faces = torch.tensor([[0, 1, 2], [0, 3, 1], [1, 3, 2], [4, 4, 1], [5, 6, 7]])
     edges = build_edges(faces)
     table = {

@@ -29,7 +29,7 @@ def small_and_large_faces(bumpy_sphere):
 
 
 def soup():
-    """Return triangles on all sides of the camera. Some have a repeated vertex."""
+    """Return triangles on all sides of the camera. Some triangles have a repeated vertex."""
     generator = torch.Generator().manual_seed(0)
     return (
         torch.randn(2, 90, 4, generator=generator),
@@ -245,7 +245,7 @@ def test_real_sizes_equal_nvdiffrast(large_scene, record_property):
     mean = torch.nn.functional.avg_pool2d(covered, 3, 1, 1, count_include_pad=False)[:, 0]
     away = (mean == 0) | (mean == 1)
     assert (expected[..., 3] > 0).eq(got[..., 3] > 0)[away].all()
-    # nvdiffrast rounds vertices to a fraction of a pixel. For faces of this size the effect is significant.
+    # nvdiffrast rounds vertices to a fraction of a pixel. For such small faces, the effect is significant.
     assert same.float().mean() > 0.9
     seen = same & (got[..., 3] > 0)
     torch.testing.assert_close(got[seen][:, 2], expected[seen][:, 2], atol=1e-4, rtol=0)
@@ -254,7 +254,7 @@ def test_real_sizes_equal_nvdiffrast(large_scene, record_property):
 @pytest.mark.gpu
 @pytest.mark.parametrize("large_scene", [130_000], indirect=True)
 def test_result_is_deterministic(large_scene, whole_step):
-    """No value depends on a race condition, except that the order of sums varies."""
+    """No value depends on a race condition. Only the order of summation varies."""
     rasteriser = backend.TritonRasteriser()
     first, second = whole_step(rasteriser, large_scene), whole_step(rasteriser, large_scene)
     for name in ("rast", "image", "smooth"):

@@ -25,8 +25,8 @@ def facing(cosine):
 def monte_carlo(cosine, roughness, samples=200_000):
     """Compute (scale, bias) of the split sum by Monte Carlo integration in float64.
 
-    Half vectors have density D n·h. The table uses another density (visible normals) and other points. Only
-    the integrand is the same.
+    Half vectors have density D n·h. The table under test uses another density (visible normals) and other
+    points, so only the integrand is the same.
     """
     generator = torch.Generator().manual_seed(7)
     u, turn = torch.rand(2, samples, generator=generator, dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_split_sum_table_equals_monte_carlo(cosine, roughness):
 
 
 def test_split_sum_table_of_a_mirror():
-    """For roughness → 0, scale = 1 − (1 − n·v)⁵ and bias = (1 − n·v)⁵. Their sum is 1."""
+    """For roughness → 0, scale = 1 − (1 − n·v)⁵ and bias = (1 − n·v)⁵. The sum is 1."""
     table = split_sum_table()
     cosine = (torch.arange(256) + 0.5) / 256
     expected = torch.stack([1 - (1 - cosine) ** 5, (1 - cosine) ** 5], -1)
@@ -77,7 +77,7 @@ def test_white_furnace(white):
         return shade(one * kd, ks, normal, view, white)
 
     rough_dielectric = colour(1.0)
-    # kd = 1 reflects all light. The split sum adds the specular lobe of a few per cent.
+    # With kd = 1 the diffuse part reflects all light. The split sum adds a specular lobe of a few per cent.
     assert rough_dielectric.min() >= 1.0 and rough_dielectric.max() <= 1.07
     assert rough_dielectric[-10:].max() <= 1.03
     smooth_metal = colour(1.0, roughness=0.08, metallic=1.0)
@@ -85,7 +85,7 @@ def test_white_furnace(white):
     assert colour(1.0, metallic=1.0).max() < 0.85
     assert torch.equal(colour(1.0, occlusion=1.0), torch.zeros(50, 3))
     assert torch.allclose(colour(0.5, occlusion=0.25), 0.75 * colour(0.5))
-    # The exact value of a black dielectric is 0.04 scale + bias. The albedo contributes linearly.
+    # The exact colour of a black dielectric is 0.04 scale + bias. The colour is linear in the albedo.
     scale, bias = lookup_split_sum(split_sum_table(), cosine[:, None], torch.full((50, 1), 0.7)).split(1, -1)
     assert torch.allclose(colour(0.0, roughness=0.7), (0.04 * scale + bias).expand(50, 3), atol=1e-6)
     assert torch.allclose(colour(0.3, roughness=0.7) - colour(0.0, roughness=0.7), one * 0.3, atol=1e-6)

@@ -24,7 +24,7 @@ def unit_vectors(count, seed=0, dtype=torch.float32):
 
 
 def smooth_light(direction):
-    """Return a colour that depends smoothly on the direction. No two axes are symmetric."""
+    """Return a colour that depends smoothly on the direction. Exchanging two axes changes the colour."""
     x, y, z = direction.unbind(-1)
     return torch.stack([1.5 + x + 0.3 * y * z, 1.2 + y - 0.2 * x, 1.3 - 0.7 * z + 0.4 * x * y], -1)
 

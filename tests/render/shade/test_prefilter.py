@@ -76,7 +76,7 @@ def test_constant_light_prefilters_to_itself(size):
 
 
 def test_irradiance_of_the_first_band_and_of_a_hemisphere():
-    """For light a + b x, irradiance / π = a + 2/3 b n_x. For a white upper half it is (1 + n_y) / 2."""
+    """For light a + b x, irradiance / π = a + 2/3 b n_x. For a white upper half, it is (1 + n_y) / 2."""
     direction = texel_directions(64)
     linear = torch.stack(
         [1 + 0.5 * direction[..., 0], direction[..., 1] + 1, (direction[..., 1] > 0).float()], -1
@@ -90,7 +90,7 @@ def test_irradiance_of_the_first_band_and_of_a_hemisphere():
 def test_irradiance_of_a_squared_cosine():
     """For light x², irradiance / π = 1/4 + n_x² / 4.
 
-    Band 0 contributes 1/3. Band 2 contributes 1/4 of (x² − 1/3).
+    Band 0 contributes 1/3. Band 2 contributes 1/4 of (n_x² − 1/3).
     """
     squared = texel_directions(64) ** 2
     normal = unit_vectors(2000)
@@ -128,7 +128,7 @@ def test_light_from_above_lights_upward_normals():
     axes = torch.cat([torch.eye(3), -torch.eye(3)])
     diffuse = light.diffuse(axes)[:, 0]
     specular = light.specular(axes, torch.full((6, 1), 0.3))[:, 0]
-    # On an upward surface the irradiance / π of the cap is sin² of the half angle of the cap: 1 − 0.9².
+    # On an upward surface, irradiance / π is sin² of the half angle of the lit cap, which is 1 − 0.9².
     assert diffuse[1] == pytest.approx(0.19, abs=0.01)
     assert specular[1] > 0.7
     others = [0, 2, 3, 4, 5]

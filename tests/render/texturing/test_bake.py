@@ -73,7 +73,7 @@ def test_oblong_textures_and_several_channels(mesh):
 
 
 def test_faces_smaller_than_a_texel_own_one():
-    """Six triangles have a side of a tenth of a texel and contain no texel centre."""
+    """Six triangles have sides of a tenth of a texel and contain no texel centre."""
     side = 32
     place = torch.tensor([[4.0, 4.0], [12.0, 4.0], [20.0, 4.0], [4.0, 20.0], [12.0, 20.0], [20.0, 20.0]])
     corners = torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.1, 0.0]])

@@ -72,7 +72,7 @@ def soup(faces=400):
 
 
 def fan(slivers=1500):
-    """Return slivers around a point within one cell of a chart, and a triangle a thousand times as large."""
+    """Return slivers around a point in one cell of a chart, and a triangle that is 1000 times larger."""
     angle = np.linspace(0, 2 * np.pi, slivers, endpoint=False)
     rim = np.stack([0.5 + 0.01 * np.cos(angle), 0.5 + 0.01 * np.sin(angle), 0 * angle], -1)
     positions = np.concatenate([rim, [[0.5, 0.5, 0.0], [1, 1, 0]]])
@@ -82,7 +82,7 @@ def fan(slivers=1500):
 
 
 def needles(count=1000):
-    """Return randomly rotated long triangles. Their heights are 1e−8 to 1e−4 of the mesh size."""
+    """Return randomly rotated long triangles with heights of 1e−8 to 1e−4 of the mesh size."""
     generator = np.random.default_rng(9)
     start = generator.random((count, 3))
     along = generator.normal(size=(count, 3))
@@ -227,7 +227,7 @@ def test_packed_rectangles_do_not_overlap_and_margins_are_free(count, padding):
 
 
 def test_packing_uses_the_largest_scale():
-    """Each of four equal squares has half the texture's side. 100 random rectangles fill most of it."""
+    """Each of four equal squares has half the texture's side. 100 rectangles fill most of the texture."""
     scale, _ = pack_rectangles(np.ones((4, 2)), 256, 0)
     assert scale == pytest.approx(128, rel=1e-3)
     sizes = np.sort(np.random.default_rng(2).uniform(0.5, 1, (100, 2)))[:, ::-1]

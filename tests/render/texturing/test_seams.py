@@ -1,7 +1,7 @@
 """Test that exported files have no visible seams: renders from 8 sides equal those of the baked field.
 
-The asset is a procedural pineapple with the encoding and the bounds of the demo. Its material varies as
-strongly as a trained one. The asset is written as OBJ, MTL and 8-bit PNG, read again and rendered.
+The asset is a procedural pineapple with the encoding and the bounds of the demo. Its material varies at least
+as strongly as a trained one. The asset is written as OBJ, MTL and 8-bit PNG, read again and rendered.
 """
 
 from pathlib import Path
@@ -86,7 +86,7 @@ def pair(request, tmp_path_factory):
         config.geometry.hash_max_resolution,
     )
     material = MaterialField(config.material, torch.full((3,), -0.85), torch.full((3,), 0.85), *encoding)
-    # The random material varies more strongly and finely than a trained one.
+    # The random material varies more strongly and at a finer scale than a trained one.
     with torch.no_grad():
         material.encoding.table.uniform_(-1, 1)
         for layer in (material.network[0], material.network[2]):
@@ -109,5 +109,6 @@ def test_exported_files_render_like_the_field(pair):
     assert painted["kd"][seen[..., 0]].std() > 0.15 and painted["ks"][..., 1][seen[..., 0]].std() > 0.1
     for name in ("shaded", "kd", "ks", "normal"):
         each = [psnr(painted[name][k], baked[name][k], seen[k]) for k in range(8)]
-        # Differences are visible below 35 dB. The PSNR is 54 dB with gutters and 31 dB without gutters.
+        # Differences are visible if the PSNR is below 35 dB. The PSNR is 54 dB with gutters and 31 dB without
+        # gutters.
         assert min(each) >= 45, (name, each)

@@ -46,7 +46,7 @@ def test_frames_at_vertices_equal_the_mesh(painted):
 def test_transfer_to_other_uv_keeps_the_material(painted):
     target = unwrap(painted, "uvunwrap", (256, 256), 4)
     turned = (painted.tangents[painted.uv_faces] * target.tangents[target.uv_faces]).sum(-1) < 0.9
-    assert turned.any()  # The uv of both meshes differ.
+    assert turned.any()  # The two meshes have different uv.
     points, _ = surface_samples(painted, 3000)
     expected, carried = smooth_field(points), transfer_field(painted, target, smooth_field)(points)
     for name in ("kd", "ks"):

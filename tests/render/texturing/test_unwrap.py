@@ -49,7 +49,7 @@ def test_endless_library_is_killed(worker):
 
 
 def test_panic_ends_the_wait(worker):
-    """One thread panics, but the process does not end. Such a process has occurred in practice."""
+    """One thread panics, but the process does not end. This case has occurred in practice."""
     pid = worker(
         "sys.stderr.write(\"thread '<unnamed>' panicked at src/a.rs:5:12:\\nindex out of bounds: 13\\n\")\n"
         "sys.stderr.flush()\ntime.sleep(600)"
@@ -57,7 +57,7 @@ def test_panic_ends_the_wait(worker):
     start = time.monotonic()
     with pytest.raises(UnwrapError, match="panic: index out of bounds: 13"):
         unwrap_with("uvunwrap", *ball(), 256, 2, timeout=120.0)
-    # Without the detection of panics the call would take the whole timeout of 120 s.
+    # If panics were not detected, the call would take the whole timeout of 120 s.
     assert time.monotonic() - start < 100
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)

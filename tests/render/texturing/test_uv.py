@@ -89,7 +89,7 @@ def test_charts_keep_the_padding(unwrapped):
 
 
 def chart_of_face(mesh: Mesh) -> torch.Tensor:
-    """Return for each face the smallest index of the uv vertices in its connected component."""
+    """Return for each face the smallest uv vertex index of its connected component."""
     label = torch.arange(len(mesh.uv))
     while True:
         least = label[mesh.uv_faces].amin(1)

@@ -232,7 +232,7 @@ def test_pad_bottom_right(channels):
         value_and_gradient(lambda x: F.pad(x, (0, 1, 0, 1)), x),
     )
     assert fused_blocks.PadBottomRight()(x).is_contiguous(memory_format=torch.channels_last)
-    # The memory of a slice of a batch may not be aligned to 16 bytes.
+    # The address of a slice of a batch is not always aligned to 16 bytes.
     for part in (x.contiguous(memory_format=torch.channels_last)[1:], x.half()[1:]):
         assert torch.equal(fused_blocks.PadBottomRight()(part), F.pad(part, (0, 1, 0, 1)))
 

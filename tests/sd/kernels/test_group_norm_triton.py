@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from sd.kernels.group_norm_triton import LaunchConfig, group_norm
 from sd.kernels.reference import group_norm as reference
 
-# (samples, channels, height, width, groups). Some shapes have few rows, one row, a channel count that is not
-# a multiple of a tile, or many chunks.
+# SHAPES lists (samples, channels, height, width, groups). Some shapes have few rows, one row, a channel count
+# that is not a multiple of a tile, or many chunks.
 SHAPES = [
     (2, 32, 5, 7, 8),
     (1, 8, 1, 1, 2),
@@ -17,8 +17,8 @@ SHAPES = [
     (1, 8, 48, 48, 4),
     (2, 6, 40, 30, 1),
 ]
-# Tolerance for the rounding of the output. Sums are computed in float32. Triton's interpreter truncates
-# values that it converts to bfloat16.
+# ROUNDING is the tolerance for the rounding of the output. Sums are computed in float32. Triton's interpreter
+# truncates values when it converts them to bfloat16.
 ROUNDING = {torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 8e-3}
 
 
@@ -90,7 +90,7 @@ def test_shapes_include_several_chunks_and_columns():
 
 
 def test_large_mean_loses_no_precision(kernel_device):
-    """At a mean of 500 the float32 spacing is 3e-5. torch's float32 kernel has an error of 0.04."""
+    """At a mean of 500, the float32 spacing is 3e-5. torch's float32 kernel has an error of 0.04."""
     assert_matches_float64(
         group_norm, SHAPES[0], torch.float32, kernel_device, True, None, mean=500.0, tolerance=5e-4
     )
@@ -101,7 +101,7 @@ def test_any_memory_layout_gives_channels_last(kernel_device):
     value = group_norm(x.requires_grad_(), weight, bias, 8, 1e-5)
     assert value.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(value, reference(x, weight, bias, 8, 1e-5), atol=1e-5)
-    # The gradient of a sum is an expanded scalar with strides 0.
+    # The gradient of a sum has strides 0, because it is an expanded scalar.
     (grad_x,) = torch.autograd.grad(value.sum(), x)
     (expected,) = torch.autograd.grad(reference(x, weight, bias, 8, 1e-5).sum(), x)
     assert torch.allclose(grad_x, expected, atol=1e-5)

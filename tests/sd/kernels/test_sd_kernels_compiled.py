@@ -52,7 +52,7 @@ def faulty(x, n):
 
 
 def test_kernel_that_does_not_compile_is_reported(tmp_path):
-    """A kernel whose variable changes its type in a loop does not compile. The interpreter accepts it."""
+    """A kernel that changes a variable's type in a loop does not compile, but the interpreter accepts it."""
     (tmp_path / "faulty.py").write_text(FAULTY)
     lines = ["import sys, torch", f"sys.path.append({str(tmp_path)!r})", "from faulty import faulty"]
     with pytest.raises(AssertionError, match="place"):

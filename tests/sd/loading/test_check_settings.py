@@ -10,7 +10,7 @@ import torch
 from sd.loading.weights import load_parts
 
 TOKENIZER, UNET = "tokenizer/tokenizer_config.json", "unet/config.json"
-# (file, key, value, part of the message). The value None means that the key is removed.
+# Each entry is (file, key, value, part of the message). The value None means that the key is removed.
 WRONG = [
     (TOKENIZER, "model_max_length", -1, "model_max_length = -1"),
     ("categories.json", None, [1, 2], "categories.json must be a list of texts"),

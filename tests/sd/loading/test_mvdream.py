@@ -65,7 +65,7 @@ def test_every_tensor_of_the_full_size_maps_one_to_one():
     assert len(named) == len(layout.part(weights, layout.UNET)) == 690
     unet.load_state_dict(named, strict=True, assign=True)
     assert tuple(unet.class_embedding.linear_1.weight.shape) == (1280, 16)
-    # Parameters of the denoiser of version 2.1, plus those of the embedding: 16 · 1280 + 1280 + 1280² + 1280.
+    # The denoiser of version 2.1, plus 16 · 1280 + 1280 + 1280² + 1280 parameters of the camera embedding.
     assert sum(p.numel() for p in unet.parameters()) == 865_910_724 + 1_661_440
 
 

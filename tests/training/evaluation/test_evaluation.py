@@ -110,7 +110,7 @@ def fixed_classifier(classifier, tmp_path_factory):
     return folder
 
 
-# Images.
+# The following tests check images.
 
 
 def test_azimuths_of_cameras():
@@ -134,7 +134,7 @@ def test_rotated_normals_of_a_sphere_do_not_depend_on_the_azimuth(renderer):
     assert spread.flatten(1).quantile(0.97, dim=1).max() < 0.12
     middle = views.normal[:, :, 24, 24]
     # The normal at the centre points to the camera. After the rotation of the normals, it is approximately
-    # +z. It also points slightly up, because the camera is above the sphere.
+    # +z. The normal also points slightly up, because the camera is above the sphere.
     assert (middle[:, 2] > 0.9).all() and (middle[:, 1] > 0.2).all()
 
 
@@ -210,7 +210,7 @@ def test_two_faced_means_a_front_on_both_sides():
     assert two_faced(logs).tolist() == [True, False, False, False, False]
 
 
-# Prompts.
+# The following tests check prompts.
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_folder_name_with_equals_sign(tmp_path):
         find_run(str(tmp_path / "seed=2"), CATEGORIES)
 
 
-# Results.
+# The following tests check results.
 
 
 def test_textures_equal_the_baked_material(tmp_path, renderer):
@@ -285,7 +285,7 @@ def test_textures_equal_the_baked_material(tmp_path, renderer):
 
 
 def test_views_are_averaged_as_log_probabilities():
-    # A confident view has more weight than an uncertain view: 0.9 · 0.001 is less than 0.1 · 0.999.
+    # A confident view has more weight than an uncertain view, because 0.9 · 0.001 is less than 0.1 · 0.999.
     views = torch.tensor([[0.9, 0.1], [0.001, 0.999]]).log()[None]
     odds = (0.9 * 0.001 / (0.1 * 0.999)) ** 0.5
     assert mean_probabilities(views)[0].item() == pytest.approx(odds / (1 + odds), rel=1e-4)

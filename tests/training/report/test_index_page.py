@@ -87,7 +87,7 @@ class Reader(HTMLParser):
 def folder(tmp_path):
     """Return a folder with two results.
 
-    One is finished and has all optional files. The other one failed before its first picture.
+    One result is finished and has all optional files. The other run failed before its first picture.
     """
     (tmp_path / "a mug%").mkdir()
     for name in ("report.html", "dmtet_mesh/mesh.glb"):

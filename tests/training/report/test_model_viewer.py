@@ -13,7 +13,7 @@ from training.report import model_viewer
 
 def test_embed_returns_none_for_models_above_the_limit(monkeypatch):
     most = 1000
-    # Zeros can be compressed, random bytes cannot.
+    # Zeros can be compressed, but random bytes cannot.
     assert zlib.decompress(model_viewer._deflated(bytes(model_viewer.FAR * most), most)) == bytes(
         model_viewer.FAR * most
     )
@@ -29,7 +29,7 @@ def test_embed_returns_none_for_models_above_the_limit(monkeypatch):
 
 
 def test_the_environment_is_scaled_and_turned_for_the_viewer(tmp_path):
-    """+x is at three quarters of the width in our map, and at the centre in the viewer's map.
+    """In our map, +x is at three quarters of the width. In the viewer's map, it is at the centre.
 
     The viewer's equirectangular mapping is u = atan2(z, x) / 2 pi + 1/2.
     """

@@ -1,4 +1,4 @@
-"""Fixtures: a folder with a pair of configs, and a stub for train.py that starts quickly."""
+"""Provide a folder with a pair of configs, and a stub for train.py that starts quickly."""
 
 import json
 from pathlib import Path

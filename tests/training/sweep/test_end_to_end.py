@@ -49,7 +49,7 @@ def test_trials_run_two_at_a_time_and_are_not_repeated(configs, caplog):
     assert states() == dict.fromkeys(names, "done")
     for name in names:
         with Image.open(f"out/cubes/{name}/dmtet_mesh/texture_kd.png") as texture:
-            # kd_max is 0.2, which is 124 in sRGB. Without this limit, the values would start near the middle
+            # kd_max is 0.2, which is 124 in sRGB. Without this limit, initial values would be near the middle
             # of [0, 1].
             assert max(high for _, high in texture.getextrema()) <= 125
     seeds = {Path(f"out/cubes/{name}/dmtet_mesh/texture_kd.png").read_bytes() for name in names}

@@ -33,7 +33,7 @@ def words(values):
 
 @pytest.fixture(scope="module")
 def server(model_folder, tmp_path_factory):
-    """Start a server in a new folder. Its runs are tiny."""
+    """Start a server in a new folder. Runs have toy size."""
     folder, before = tmp_path_factory.mktemp("ui"), os.getcwd()
     os.chdir(folder)
     tiny = {key: value for key, value in TINY.items() if key != "text"}
