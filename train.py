@@ -1,10 +1,10 @@
-"""Text to 3D by score distillation. Run JSON configs in order; each optimises a shape or the material of a
-mesh.
+"""Text to 3D by score distillation.
 
     python3 train.py --config configs/pineapple_demo_geometry.json configs/pineapple_demo_appearance.json
 
-A step is a pure function of (weights, seed, rank, step), so the same command resumes a stopped run.
-Under torchrun all processes take every step together, and rank 0 alone writes files.
+The JSON configs are run in order. Each run optimizes a shape or the material of a mesh. A step depends only
+on the weights, the seed, the rank and the index of the step, so the same command resumes a stopped run. Under
+torchrun, all processes perform every step together, and only rank 0 writes files.
 """
 
 import os
@@ -12,18 +12,18 @@ import sys
 
 from training import check_environment, signals
 
-# The imports take seconds. Until they are done, Ctrl-C ends the process without a traceback.
+# The imports take seconds. Until they have finished, Ctrl-C ends the process without a traceback.
 if __name__ == "__main__":
     signals.die_on_interrupt()
 # The check runs before packages that may be missing are imported, so it reports them without a traceback.
 if __name__ == "__main__" and check_environment.OPTION in sys.argv[1:]:
     sys.exit(check_environment.main(sys.argv[1:]))
 
-# Set before torch is imported: actively waiting OpenMP threads make a step eight times slower on a busy
-# machine.
+# Must be set before torch is imported. On a busy machine, OpenMP threads that wait actively make a step eight
+# times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Surface tensors change their size in every step and would fragment GPU memory. torch reads the older name
-# first, so the older one must stay unset if the user has set the newer one.
+# The sizes of surface tensors change in every step. Without this setting they would fragment GPU memory.
+# torch reads the older variable first, so it must not be set if the user has set the newer variable.
 if "PYTORCH_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -84,7 +84,7 @@ def run_config(
             train_loop(state, config, task, guidance, report, distributed)
         if distributed.is_main:
             export_run(config, task, report)
-    # The next config may read the mesh that rank 0 has exported.
+    # Wait for rank 0, because the next config may read the mesh that it exports.
     distributed.barrier()
     cost = f"{time.monotonic() - started:.0f} s, {peak_memory()}"
     log_end(config, progress.label, cost, report.path)
@@ -97,7 +97,8 @@ def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distrib
             with explain_out_of_memory(config):
                 export_again(config, open_report(config, argv))
         return
-    # One process of each machine checks first, so that the others find its downloads in the cache.
+    # One process of each machine checks first, so that the other processes find the downloaded files in the
+    # cache.
     for first in (True, False):
         if (distributed.local_rank == 0) is first:
             for config in configs:
@@ -113,7 +114,8 @@ def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distrib
 def main(argv: list[str]) -> int:
     """Run the command and return the exit code.
 
-    0: done. 1: some trials of a sweep failed. 2: an error that the user can fix. 128 + n: ended by signal n.
+    0: success. 1: some trials of a sweep failed. 2: an error that the user can fix. 128 + n: ended by signal
+    n.
     """
     setup_logging()
     try:

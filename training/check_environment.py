@@ -26,11 +26,11 @@ OK, NOTE, MISSING = "ok", "note", "MISSING"
 SUPPORTED = (3, 11), (3, 13)
 PRIOR_NAME = "data/tiny-sd"
 PRIOR = Path(__file__).resolve().parents[1] / PRIOR_NAME
-# Disk space in bytes that the output of the demo needs.
+# Disk space in bytes that the demo needs for its output.
 DEMO_DISK = 0.3e9
 
-# Key: a distribution whose module has another name, or that imports its parts lazily. Value: the module to
-# import, or "module:attribute" to import a lazy part.
+# Distributions whose module has another name or loads its parts lazily. The value is the module to import, or
+# "module:attribute" to load a lazy part.
 MODULES = {
     "diffusers": "diffusers:UNet2DConditionModel",
     "transformers": "transformers:CLIPTextModel",
@@ -52,7 +52,7 @@ UNWRAPPERS = ("xatlas", "uvunwrap")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. status: OK, NOTE or MISSING. fix: an instruction for the user, empty if OK."""
+    """A row of the table. status: OK, NOTE or MISSING. fix: instruction for the user; empty with status OK."""
 
     group: str
     name: str
@@ -62,7 +62,7 @@ class Row:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table and check the configs in argv. Return 0 if they and the demo can run, else 2."""
+    """Print the table and check the configs in argv. Return 0 if the configs and the demo can run, else 2."""
     setup_logging()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -113,7 +113,7 @@ def read_requirements(path: Path | None = None) -> dict[str, str]:
 
 
 def check_packages(requirements: dict[str, str]) -> Iterator[Row]:
-    """Yield a row for each requirement, and one if the placeholder package kaolin 0.1 is installed."""
+    """Yield a row for each requirement, and a row if the placeholder package kaolin 0.1 is installed."""
     faults = {name: import_fault(MODULES.get(name, name)) for name in requirements}
     effects = dict(OPTIONAL)
     for name, other in zip(UNWRAPPERS, UNWRAPPERS[::-1], strict=True):
@@ -185,7 +185,7 @@ def check_rasterisers() -> Iterator[Row]:
 
 
 def check_prior() -> Row:
-    """Check the embedded prior."""
+    """Check that the embedded prior is complete."""
     fix = f"git checkout {PRIOR_NAME}"
     if not PRIOR.is_dir():
         return Row("weights", PRIOR_NAME, MISSING, f"no such folder: {PRIOR}", fix)

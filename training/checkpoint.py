@@ -1,9 +1,9 @@
 """Atomic checkpoints: folder/step_000123/ with tensors.safetensors and state.json, no pickle.
 
-A checkpoint is written into a hidden folder, flushed, then renamed. state.json contains the size and SHA-256
-of the tensor file, and a SHA-256 of its own values. If a checkpoint is damaged, the previous one is used.
-A checkpoint that cannot be read, or that has another format version, causes an error: it may be intact, and
-the next save would delete it.
+A checkpoint is written to a hidden folder, flushed to disk and then renamed. state.json contains the size and
+the SHA-256 of the tensor file, and a SHA-256 of its own values. If a checkpoint is damaged, the previous one
+is used. If a checkpoint cannot be read or has another format version, an error is raised, because it may be
+intact and the next save would delete it.
 """
 
 import errno
@@ -34,7 +34,7 @@ _TEMPORARY = ".writing_"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `step` iterations: named tensors on the CPU, and JSON values."""
+    """The state after `step` steps: named tensors on the CPU, and JSON values."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -42,11 +42,14 @@ class Checkpoint:
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint whose files are incomplete or have been changed."""
+    """Raised if the files of a checkpoint are incomplete or have been changed."""
 
 
 class UnreadableCheckpoint(ValueError):
-    """Checkpoints exist, but none can be used. They are kept, so a run must not start from step 1."""
+    """Raised if checkpoints exist but none can be used.
+
+    They may be intact, so the run must not start from step 1 and replace them.
+    """
 
 
 def save_checkpoint(
@@ -54,7 +57,8 @@ def save_checkpoint(
 ) -> Path:
     """Write folder/step_000123 and remove all but the newest `keep` checkpoints. Return its path.
 
-    Checkpoints of later steps are also removed: they belong to a run that was replaced. meta must be JSON.
+    Checkpoints of later steps are also removed, because they belong to a run that was replaced. meta: JSON
+    values.
 
     Raises:
         OSError: if the disk is full or not writable. The message is one line. Older checkpoints are kept.
@@ -72,7 +76,7 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         _write(temporary, step, tensors, meta)
         if final.exists():
-            # A folder cannot be renamed to a folder that is not empty.
+            # Move the old folder first: a folder cannot be renamed to an existing folder that is not empty.
             final.rename(folder / f"{_TEMPORARY}replaced_{final.name}")
         temporary.rename(final)
         _flush(folder)
@@ -87,7 +91,7 @@ def save_checkpoint(
 
 
 def load_latest(folder: Path | str) -> Checkpoint | None:
-    """Return the newest intact checkpoint, or None if no checkpoint exists. Damaged ones cause a warning.
+    """Return the newest intact checkpoint, or None if no checkpoint exists. Log a warning for damaged ones.
 
     Raises:
         UnreadableCheckpoint: if a checkpoint cannot be read, has another format version, or none is intact.
@@ -176,7 +180,7 @@ def restore_optimizer(
 def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     path = folder / TENSORS
     _save(path, tensors)
-    # Hashing takes as long as writing to the disk, so both run concurrently.
+    # Hashing takes as long as writing to disk, so both run at the same time.
     with ThreadPoolExecutor(1, "checksum") as pool:
         digest = pool.submit(sha256_of_file, path)
         with path.open("rb+") as file:
@@ -200,7 +204,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file(copies, path)
     except SafetensorError as error:
-        # safetensors has no exception type for disk errors.
+        # safetensors has no exception type for disk errors, so the error number is read from the message.
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise
@@ -232,7 +236,8 @@ def _read(folder: Path, step: int) -> Checkpoint:
     if state.get("version") != VERSION or state.get("step") != step:
         raise DamagedCheckpoint(f"{folder / STATE} is of version {version!r} and step {state.get('step')!r}")
     expected, meta = state.get("tensors"), state.get("meta")
-    # The first checkpoints of this version have no digest of state.json.
+    # A missing digest is accepted, because the first checkpoints of this version have no digest of
+    # state.json.
     if state.pop("sha256", None) not in (None, _digest(state)) or not (
         isinstance(expected, dict) and isinstance(meta, dict)
     ):

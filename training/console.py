@@ -1,6 +1,6 @@
-"""Output to the terminal: control characters are escaped and errors are printed on one line.
+"""Output to the terminal. Control characters are escaped, and errors are printed on one line.
 
-A failed write does not stop a run. If the pipe is closed or the disk is full, log lines are lost.
+A write error does not stop a run. If the pipe is closed or the disk is full, log lines are lost.
 """
 
 import logging
@@ -18,7 +18,10 @@ WARNING = "warning: "
 
 
 class LossyStream:
-    """A text stream that drops output if writing fails. All other operations use the wrapped stream."""
+    """A text stream that discards output if writing fails.
+
+    Other operations are passed to the wrapped stream.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -58,7 +61,7 @@ class LineFormatter(logging.Formatter):
         return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-# Libraries whose log messages are not shown: requests to the hub, parts of a mesh file.
+# Libraries whose log messages are not shown. The messages are about hub requests or parts of a mesh file.
 QUIET_LIBRARIES = {"httpx", "httpcore", "trimesh", "DracoPy"}
 
 

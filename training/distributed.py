@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 
 class PeerLost(RuntimeError):
-    """Another process of the run has ended or did not respond in time."""
+    """Raised if another process of the run has ended or did not respond in time."""
 
 
 class ReplicasDiffer(RuntimeError):
-    """The ranks should hold equal weights, but their weights differ."""
+    """Raised if the weights of the ranks differ. They should be equal."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Return whether this is rank 0. Only rank 0 writes files."""
+        """Whether this is rank 0. Only rank 0 writes files."""
         return self.rank == 0
 
     def micro_batches(self, grad_accum: int) -> range:
@@ -61,7 +61,11 @@ class Distributed:
         torch._foreach_copy_(gradients, buffer.split([len(gradient) for gradient in gradients]))
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
-        """Return the sums over the ranks on every rank. This synchronises the ranks. Raises PeerLost."""
+        """Return the sums over the ranks on every rank. This synchronises the ranks.
+
+        Raises:
+            PeerLost: if another process has ended or does not respond in time.
+        """
         if self.world_size == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64)
@@ -81,11 +85,18 @@ class Distributed:
         return self.all_reduce_sum([value if self.is_main else 0.0])[0]
 
     def barrier(self) -> None:
-        """Wait for all ranks. Raises PeerLost."""
+        """Wait for all ranks.
+
+        Raises:
+            PeerLost: if another process has ended or does not respond in time.
+        """
         self.all_reduce_sum([0.0])
 
     def assert_replicas_equal(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Raise ReplicasDiffer on every rank if the weights differ between ranks. Two sums are compared."""
+        """Raise ReplicasDiffer on every rank if the weights differ between ranks.
+
+        Two sums over the bits of the weights are compared.
+        """
         if self.world_size == 1:
             return
         sums = torch.zeros(self.world_size, 2, dtype=torch.int64)
@@ -132,11 +143,14 @@ class Distributed:
         try:
             return self.store.add("error reports", 1) == 1
         except RuntimeError:
-            # The process that hosts the store has ended.
+            # The store cannot be reached, because the process that hosts it has ended.
             return True
 
     def shut_down(self) -> None:
-        """Leave the group when all ranks are done. An earlier exit would break connections of other ranks."""
+        """Wait for all ranks, then leave the group.
+
+        An earlier exit would break connections of other ranks.
+        """
         if self.world_size > 1:
             self.barrier()
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The export after the last step: mesh and textures, the training video, the turntable."""
+"""The export after the last step: mesh, textures, training video and turntable."""
 
 import logging
 import os
@@ -29,7 +29,8 @@ def export_run(config: Config, task: Task, report: RunReport) -> None:
             task.export()
             record_export(config, step)
     with report.timed("videos"):
-        # If a run was stopped after its last step, its video is written when the run is started again.
+        # A run that was stopped after its last step reaches this line when it is started again. Its video is
+        # written then.
         with warn_on_error(config.run.output_folder / "video_log.mp4"):
             training_video(config, step).assemble()
         if config.run.validate:

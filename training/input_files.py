@@ -16,7 +16,8 @@ from render.shade.light import resolve_map
 from sd.loading.hub import CATEGORIES_FILE, COMPONENTS, resolve_model
 from sd.loading.lora import parse_lora
 
-# Of larger files only samples are hashed, because a full SHA-256 takes about a second per gigabyte.
+# In files larger than FULL_BYTES, only SAMPLES samples of SAMPLE_BYTES each are hashed, because a full
+# SHA-256 takes about a second per gigabyte.
 FULL_BYTES, SAMPLE_BYTES, SAMPLES = 256 << 20, 1 << 20, 16
 
 
@@ -25,10 +26,11 @@ TEXTURES = "the textures of base_mesh"
 
 
 class InputFiles:
-    """The fingerprints of one run's input files, taken when each file is read. Config keys are the dict keys.
+    """The fingerprints of a run's input files as a dict from config key to fingerprint.
 
-    hashes: whether fingerprints are computed. Only rank 0 saves and compares them. expected: the fingerprints
-    in the checkpoint to resume from. It is empty at a new start.
+    Each fingerprint is computed when its file is read. hashes: whether fingerprints are computed; only rank 0
+    saves and compares them. expected: the fingerprints in the checkpoint from which the run resumes; empty
+    for a new run.
     """
 
     def __init__(self, hashes: bool = True) -> None:
@@ -41,7 +43,7 @@ class InputFiles:
     def reading(self, key: str, *paths: Path | str) -> Iterator[None]:
         """Hash the files of a config key, run the block that reads them, and check for changes.
 
-        The content is hashed once, before the block. Without paths there is no effect. Errors of readers are
+        The content is hashed once, before the block. Without paths, nothing is done. Errors of the block are
         not changed, because their messages already contain the file (render/read_errors.py).
 
         Raises:
@@ -61,7 +63,7 @@ class InputFiles:
         self.check()
 
     def expect(self, recorded: Mapping[str, str], out_dir: str) -> None:
-        """Compare all inputs with the fingerprints of a checkpoint, including inputs that are read later."""
+        """Compare all inputs with the fingerprints of a checkpoint, including those that are read later."""
         self.expected, self.out_dir = recorded, out_dir
         self.check()
 
@@ -87,8 +89,8 @@ def _sizes_and_times(files: Sequence[Path]) -> list[tuple[int, int]]:
 def fingerprint(paths: Sequence[Path | str]) -> str:
     """Return the SHA-256 over the content of files and of the model files in folders, in this order.
 
-    Of files over FULL_BYTES, only the size and SAMPLES evenly spaced parts are hashed, including the first
-    and the last part.
+    In files larger than FULL_BYTES, only the size and SAMPLES evenly spaced parts are hashed. They include
+    the first and the last part.
     """
     total = hashlib.sha256()
     for path in map(Path, paths):
@@ -138,7 +140,7 @@ def input_paths(config: Config) -> dict[str, list[Path]]:
 
 
 def model_paths(config: Config, key: str = "sd_model") -> list[Path]:
-    """Return the files or the folder of the prior in config key `key`, and its LoRA files.
+    """Return the files or the folder of the prior in the config key `key`, and its LoRA files.
 
     The prior is downloaded if necessary.
     """

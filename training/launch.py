@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-# All other ranks wait while rank 0 exports, unwraps and writes videos.
+# The limit is long, because all other ranks wait while rank 0 unwraps, exports and writes videos.
 GLOO_TIMEOUT = timedelta(hours=2)
-# The ranks are already synchronised: each NCCL exchange directly follows a Gloo exchange.
+# The limit can be short: each NCCL exchange directly follows a Gloo exchange, so the ranks are synchronised.
 NCCL_TIMEOUT = timedelta(minutes=10)
 # Maximum time between the start of the first process and the start of the last process.
 RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
@@ -37,7 +37,10 @@ LAUNCHED = "TORCHELASTIC_RUN_ID"
 
 @dataclass(frozen=True)
 class LauncherRank:
-    """Rank, world size and local numbers that the launcher (torchrun) sets for this process."""
+    """Rank and world size of this process, in the run and on this machine.
+
+    The launcher (torchrun) sets them.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -45,11 +48,11 @@ class LauncherRank:
     local_world_size: int = 1
 
     def select(self, items: Sequence[Item]) -> list[Item]:
-        """Return every world_size-th item. The first one has the index `rank`."""
+        """Return every world_size-th item, starting with the item at index `rank`."""
         return list(items[self.rank :: self.world_size])
 
     def gpus(self, visible: Sequence[str]) -> list[str]:
-        """Select the GPU of this rank from the machine's GPUs. Without a launcher, return all of them."""
+        """Return the GPU of this rank from the GPUs of the machine. Without a launcher, return all GPUs."""
         if self.world_size == 1:
             return list(visible)
         return [visible[self.local_rank % len(visible)]] if visible else []
@@ -77,7 +80,7 @@ def read_launcher_rank(environment: Mapping[str, str]) -> LauncherRank:
 
 
 class Store(Protocol):
-    """The part of torch.distributed's key-value store that `rendezvous` uses."""
+    """The methods of torch.distributed's key-value store that `rendezvous` uses."""
 
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str) -> bytes: ...
@@ -85,7 +88,7 @@ class Store(Protocol):
 
 
 def rendezvous(store: Store, rank: int, world_size: int, seconds: float) -> str:
-    """Return a new name for this round. All `world_size` processes get the same name.
+    """Return a new name for this round. The name is equal on all `world_size` processes.
 
     When torchrun restarts its workers, it uses the same store, which still contains the addresses of the
     previous workers. Therefore each process writes a nonce, and rank 0 publishes all nonces. A rank that
@@ -190,8 +193,9 @@ def setup_rank_logging(errors: str = "%(message)s (rank {rank})") -> None:
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
     """Run `main` and end the process with its exit code.
 
-    A worker of a launcher receives SIGTERM when the launcher ends, so it saves and exits. If the run has
-    several processes, the interpreter shutdown is skipped: a thread of torch could block or abort it.
+    A worker of a launcher receives SIGTERM when the launcher ends. It then saves a checkpoint and exits. If
+    the run has several processes, the interpreter shutdown is skipped, because a thread of torch could block
+    it or abort the process.
     """
     if LAUNCHED in os.environ or "RANK" in os.environ:
         end_with_parent()

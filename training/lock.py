@@ -93,7 +93,7 @@ def _holder(path: Path) -> str:
 
 
 def _remove_if_empty(lock: Path, created: Sequence[Path]) -> None:
-    """Remove the folders that were created for the lock if they contain nothing else, deepest first."""
+    """Remove the folders that were created for the lock, deepest first, if they contain nothing else."""
     with suppress(OSError):
         if created and os.listdir(lock.parent) == [lock.name]:
             lock.unlink()

@@ -1,4 +1,4 @@
-"""The training loop: phases, steps, checkpoints, previews."""
+"""The training loop: phases, steps, checkpoints and previews."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,8 +50,8 @@ def train_step(
 ) -> Stats:
     """Perform one step of score distillation on all ranks. Return the means of the loss and its parts.
 
-    A micro-batch is a function of (seed, its index, step). The result therefore depends on the number of
-    micro-batches, but not on the ranks that compute them.
+    A micro-batch depends only on the seed, its index and the step. So the result depends on the number of
+    micro-batches and not on which rank computes each of them.
     """
     optimizers = [state.optimizer, *guidance.optimizers]
     for optimizer in optimizers:
@@ -68,12 +68,13 @@ def train_step(
             loss, stats = loss + regulariser, {**stats, **values}
         scalars.append(AsyncScalars({**stats, "loss": loss}))
         loss.backward()
-    # A GPU is still computing this step. Meanwhile the CPU draws the next step, which takes milliseconds.
+    # The GPU is still computing this step. During this time, the CPU draws the next step in a few
+    # milliseconds.
     prefetch_next(state, micro_batches)
     # The values are read as late as possible, because reading waits for the GPU.
     count = distributed.world_size * config.run.grad_accum
     stats = mean_stats(state, scalars, distributed, count, guidance.latent_values(config.run.batch))
-    # The average propagates NaN and infinity to all ranks, so all ranks skip the same steps.
+    # Averaging propagates NaN and infinity to all ranks, so all ranks skip the same steps.
     parameters = [parameter for optimizer in optimizers for parameter in optimized_parameters(optimizer)]
     distributed.average_gradients(parameters, config.run.grad_accum)
     state.guard.step(*optimizers)
@@ -83,7 +84,7 @@ def train_step(
 def complete_sample(
     config: Config, task: Task, guidance: Guidance, sample: SDSSample, cameras: Cameras
 ) -> SDSSample:
-    """Add the values that depend on the scene's last rendering: surface noise and the control image."""
+    """Add the values that depend on the last rendering of the scene: surface noise and the control image."""
     if config.guidance.noise == "surface":
         matrices, size = cameras.world_to_clip.to(guidance.device), cameras.resolution
         sample = guidance.with_surface_noise(sample, task.scene.visible, matrices, size, config.run.seed)
@@ -182,7 +183,10 @@ def sample_micro_batch(
 
 
 def prefetch_next(state: TrainState, micro_batches: range) -> None:
-    """Draw the micro-batches of the next step, if there is one and it is not a step of the fit."""
+    """Draw the micro-batches of the next step.
+
+    Do nothing after the last step and before a step of the fit.
+    """
     step = state.step + 1
     if step <= state.schedule.last_step and not state.schedule.phase(step).fit:
         state.prefetcher.prepare(step, micro_batches)
@@ -197,11 +201,12 @@ def mean_stats(
 ) -> Stats:
     """Compute the means over the micro-batches of all ranks.
 
-    The flags of the ranks for stopping and for skipped steps are reduced in the same exchange.
-    latent_values: the number of latent values of a micro-batch. Counts of non-finite numbers are summed, and
-    omitted if they are 0.
+    The flags of the ranks for stopping and for skipped steps are reduced in the same exchange. Counts of
+    non-finite numbers are summed, and they are omitted if they are 0. latent_values: number of latent values
+    of a micro-batch.
 
-    Raises ValueError after too many consecutive bad steps (`StepGuard`).
+    Raises:
+        ValueError: after too many consecutive bad steps (see `StepGuard`).
     """
     sums = {"loss": 0.0}
     for values in (pending.read() for pending in scalars):
@@ -219,7 +224,7 @@ def mean_stats(
 def save_checkpoint(
     state: TrainState, config: Config, task: Task, guidance: Guidance, distributed: Distributed
 ) -> None:
-    """Check that all ranks hold the same weights, then write a checkpoint on rank 0."""
+    """Check that the weights are equal on all ranks, then write a checkpoint on rank 0."""
     phase, last = state.phase, state.step == state.schedule.last_step
     if not phase.fit:
         for optimizer in (state.optimizer, *guidance.optimizers):
@@ -227,7 +232,7 @@ def save_checkpoint(
     if not distributed.is_main:
         return
     if not phase.fit or last:
-        # If the surface has vanished, the previous checkpoint must be kept.
+        # Raise an error if the surface has vanished, so that the previous checkpoint is kept.
         with vanishing_explained(config, state.step):
             task.verify()
     save_state(

@@ -1,4 +1,4 @@
-"""Warnings about the user's mesh: a wrong up axis, and textures that are not used."""
+"""Warnings about the user's mesh: a wrong up axis, or textures that are not used."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # Thickness of the slab of vertices at each end of an axis, relative to the length of the mesh along the axis.
 SLAB = 0.03
 # STANDING: minimum difference between base area and top area along an up axis, relative to the cross-section.
-# ADVANTAGE: minimum by which this difference must exceed the difference along the other axis.
+# ADVANTAGE: this difference must exceed the difference along the other axis by at least this value.
 STANDING, ADVANTAGE = 0.25, 0.25
 GROUND, CENTRED = 0.01, 0.05
 DIRECTIONS = 64
@@ -30,11 +30,11 @@ def warn_about_mesh(
     fix: str,
     textures_used: bool = False,
 ) -> None:
-    """Log a warning if the mesh looks Z-up, and one if its textures and materials are not used.
+    """Log a warning if the mesh looks Z-up, and a warning if its textures and materials are not used.
 
-    path: the file, for messages and to read its materials. v_pos: positions after any rotation. fix: the
-    remedy for a Z-up mesh. textures_used: if true, do not warn about textures. Meshes that this program has
-    written are not checked.
+    Meshes that this program has written are not checked. path: the file, for messages and to read its
+    materials. v_pos: positions after any rotation. fix: text of the message that tells how to correct a Z-up
+    mesh. textures_used: if true, there is no warning about textures.
     """
     warn_about_axes(path, v_pos, faces, fix)
     if not textures_used and not _is_own(path) and (unused := unused_appearance(path)):
@@ -59,8 +59,8 @@ def _is_own(path: str) -> bool:
 def looks_z_up(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> bool:
     """Return whether the lowest z, and not the lowest y, appears to be the base of the mesh.
 
-    The base of an object is usually larger than its top. Another sign of Z-up is a lowest point at z = 0 with
-    y centred at 0: models of Z-up programs usually stand on the ground plane.
+    The base of an object is usually larger than its top. Another indication of Z-up is that the lowest z is 0
+    and y is centred at 0, because models of Z-up programs usually stand on the ground plane.
     """
     points = v_pos[faces.unique()].double().cpu()
     low, high = points.amin(0), points.amax(0)
@@ -93,7 +93,7 @@ def unused_appearance(path: str) -> str:
     try:
         return ", ".join(reader(Path(path))) if reader else ""
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # The mesh has already been read, so an error here is harmless.
+        # Ignore the error, because the mesh itself has already been read.
         return ""
 
 

@@ -1,4 +1,4 @@
-"""Files whose name is a step (000400.png), and warnings for files that cannot be written."""
+"""Files with a step as their name (000400.png), and warnings about files that cannot be written."""
 
 import logging
 import re
@@ -20,9 +20,9 @@ def numbered_files(folder: Path, suffix: str) -> list[tuple[int, Path]]:
 
 @contextmanager
 def warn_on_error(path: Path, warned: set[Path] | None = None) -> Iterator[None]:
-    """Log an error of the block as a warning with `path`, because errors in pictures must not end a run.
+    """Log an error of the block as a warning with `path`. An error in a picture must not end a run.
 
-    warned: the paths that already caused a warning. Each path is logged once.
+    warned: the paths for which a warning was already logged. A warning is logged once for each path.
     """
     try:
         yield

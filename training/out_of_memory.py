@@ -1,4 +1,4 @@
-"""Peak memory, and out-of-memory errors. The error message is one line with the config keys to reduce."""
+"""Peak memory and out-of-memory errors. The error message is one line with the config keys to reduce."""
 
 import re
 import resource
@@ -11,19 +11,19 @@ from configs.schema import Config
 from training.checkpoint import newest_step
 from training.resume import checkpoint_folder, unused_keys
 
-# Error messages of allocators that have no exception type for this error: cuBLAS, the driver, nvdiffrast
-# (error 2 of the driver), torch on the CPU.
+# Parts of the error messages of allocators that have no exception type for this error: cuBLAS, the driver,
+# nvdiffrast (error 2 of the driver) and torch on the CPU.
 WORDINGS = ("CUBLAS_STATUS_ALLOC_FAILED", "out of memory", "Cuda error: 2[", "DefaultCPUAllocator")
 
 
 class OutOfMemory(ValueError):
-    """The run needs more memory than the machine has."""
+    """Raised if the run needs more memory than the machine has."""
 
 
 def peak_memory() -> str:
-    """Return the peak memory of this process as text. On a GPU, add torch's peak since the last reset.
+    """Return the peak memory of this process as text.
 
-    The GPU value includes CUDA graphs.
+    On a GPU, torch's peak since the last reset is added. This value includes CUDA graphs.
     """
     # Linux reports ru_maxrss in kibibytes.
     peak = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.1f} GB"
@@ -34,7 +34,10 @@ def peak_memory() -> str:
 
 @contextmanager
 def explain_out_of_memory(config: Config) -> Iterator[None]:
-    """Convert memory errors in the block to `OutOfMemory`. Its message has keys and the last checkpoint."""
+    """Convert memory errors in the block to `OutOfMemory`.
+
+    The message contains the config keys to reduce and the last checkpoint.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -24,12 +24,12 @@ from training.input_files import TEXTURES, InputFiles, input_paths
 
 logger = logging.getLogger(__name__)
 
-# The number of materials above which separate textures are probably not wanted.
+# If a mesh has more materials than this, separate textures are probably not wanted.
 MANY = 16
 
 
 def paints_parts(config: Config, fixed: FixedMesh) -> bool:
-    """Return whether parts of base_mesh are textured and exported separately, or its textures are used."""
+    """Return whether the parts of base_mesh are painted and exported separately, or its textures are used."""
     return config.textures.used or fixed.structure.several
 
 
@@ -103,7 +103,7 @@ def _with_all_uv(
     if mesh.uv is None:
         mesh = replace(mesh, uv=mesh.v_pos.new_zeros(0, 2), uv_faces=torch.zeros_like(mesh.faces))
     count, settings = len(mesh.uv), replace(config.export, texture_res=PAINTING_RES)
-    # These are placeholders: the final tangents and handedness are computed afterwards.
+    # Tangents and handedness are placeholders here. The final values are computed afterwards.
     mesh = replace(mesh, tangents=mesh.v_pos.new_zeros(count, 3), handedness=mesh.v_pos.new_zeros(count))
     for number in torch.unique(face_material[~has_uv]).tolist():
         faces = torch.nonzero((face_material == number) & ~has_uv)[:, 0]

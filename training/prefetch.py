@@ -9,7 +9,7 @@ Draw = TypeVar("Draw")
 class Prefetcher(Generic[Draw]):
     """Computes and stores the random draws of (step, micro-batch) in advance.
 
-    draw: a pure function of (step, micro-batch), so the result is the same whenever it is called.
+    draw: a function that depends only on (step, micro-batch), so it may be called at any time.
     """
 
     def __init__(self, draw: Callable[[int, int], Draw]):

@@ -1,4 +1,4 @@
-"""Startup validation: known causes of failure are reported before the work starts."""
+"""Startup validation. It reports known causes of failure before the run starts."""
 
 import tempfile
 from collections.abc import Collection

@@ -1,8 +1,8 @@
-"""Pictures of a run: stills, the turntable (orbit), and the video of the training.
+"""Pictures of a run: stills, the turntable (orbit) and the training video.
 
 The scene is a function from cameras to a dict of layers: shaded, kd, ks, normal, mask … Each layer is
-[B,H,W,C] with C = 1 or 3, in [0,1], on white. Colours are sRGB. The first layer is the main layer, which the
-videos show. If a picture or video cannot be written, a warning is logged and the run continues.
+[B,H,W,C] with C = 1 or 3, in [0,1], on white. Colours are sRGB. The first layer is the main layer. It is
+shown in the videos. If a picture or video cannot be written, a warning is logged and the run continues.
 """
 
 import logging
@@ -46,7 +46,7 @@ def views_in_batches(cameras: Cameras, batch: int) -> Iterator[Cameras]:
 
 @dataclass(frozen=True)
 class Stills:
-    """A picture of four views. rows: the layer in each row."""
+    """A picture of four views. rows: name of the layer in each row."""
 
     picture: Float[Tensor, "H W 3"]
     rows: tuple[str, ...]
@@ -83,8 +83,8 @@ def take_stills(
 class AsyncImageWriter:
     """A context manager that writes stills in a thread, because PNG compression takes as long as many steps.
 
-    written(step, path): called in the caller's thread after each still is on the disk. If a still cannot be
-    written, a warning is logged. If the run is killed while a still is written, that still is lost.
+    written: function that is called with (step, path) in the caller's thread after each still is on disk. If
+    a still cannot be written, a warning is logged. If the run is killed while a still is written, it is lost.
     """
 
     def __init__(self, written: Callable[[int, Path], None]) -> None:
@@ -99,14 +99,14 @@ class AsyncImageWriter:
         self._latest = step, path, self._pool.submit(stills.write, path)
 
     def collect(self) -> bool:
-        """Report the latest still if it was written since the last call. Return whether it was."""
+        """If the latest still was written since the last call, call `written` and return True, else False."""
         if self._latest is None or not self._latest[2].done():
             return False
         self.finish()
         return True
 
     def finish(self) -> None:
-        """Wait until the latest still is written, and report it."""
+        """Wait until the latest still is written, and call `written`."""
         if self._latest is None:
             return
         (step, path, task), self._latest = self._latest, None
@@ -130,11 +130,14 @@ class AsyncImageWriter:
 def _latlong_row(
     environment: Float[Tensor, "6 R R 3"], resolution: tuple[int, int]
 ) -> Float[Tensor, "H sheet 3"]:
-    """Return the environment in sRGB as a lat-long map on white. It is as high as a view if it fits."""
+    """Return the environment in sRGB as a lat-long map on white.
+
+    The map has the height of a view unless it would be wider than the sheet.
+    """
     height, width = resolution
     high = min(height, 2 * width)
-    # First sample a map at the resolution of the cube, then reduce it. Sampling the cube at the lower
-    # resolution could miss a small sun.
+    # Sample a map at the resolution of the cube first, then downsample it. Sampling the cube directly at the
+    # lower resolution could miss a small light source.
     fine = cube_to_latlong(environment, environment.shape[1]).permute(2, 0, 1)[None]
     small = torch.nn.functional.interpolate(fine, (high, 2 * high), mode="bilinear", antialias=True)
     row = torch.ones(height, 4 * width, 3)
@@ -212,9 +215,9 @@ def finished(tasks: list[Future]) -> None:
 class TrainingVideo:
     """The training video, out_dir/video_log.mp4. It has a frame every `interval` steps.
 
-    The camera rotates by one degree per frame. Frames are stored as JPEGs in out_dir/video_frames/. The file
-    name is the step. A resumed run deletes the frames after `resumed_step` and continues. The view of a frame
-    depends only on its step. If a frame cannot be written, a warning is logged.
+    The camera rotates by one degree per frame. Frames are stored as JPEGs in out_dir/video_frames/, and the
+    file name is the step. The view of a frame depends only on its step. A resumed run deletes the frames
+    after `resumed_step`. If a frame cannot be written, a warning is logged.
     """
 
     def __init__(
@@ -252,7 +255,10 @@ class TrainingVideo:
                 Image.fromarray(to_bytes(as_rgb(main)[0])).save(temporary, format="JPEG", quality=92)
 
     def assemble(self, fps: int = 25) -> Path | None:
-        """Join the frames. Return the path of the video, or None without frames or without a video writer."""
+        """Join the frames.
+
+        Return the path of the video, or None if frames or the video writer are missing.
+        """
         frames = _pixels([frame for _, frame in numbered_files(self.folder, ".jpg")], self.resolution)
         first = next(frames, None)
         if first is None:

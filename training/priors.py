@@ -24,8 +24,8 @@ def build_guidance(
     """Load the priors of a config, embed their prompts, and return the guidance.
 
     Raises:
-        ValueError, FileNotFoundError: if a model is missing, damaged or does not fit. The message is one line
-            with the key.
+        ValueError, FileNotFoundError: if a model is missing, damaged or not suitable. The message is one line
+            and contains the config key.
     """
     with report.timed("the prior's set-up"):
         priors = load_priors(config, device, inputs)

@@ -1,4 +1,4 @@
-"""Resume a run: the content of its checkpoint, and the checks that a config may continue from it."""
+"""Resume a run: the content of a checkpoint, and the check whether a config can continue from it."""
 
 import json
 import logging
@@ -63,8 +63,8 @@ def record_export(config: Config, step: int) -> None:
 def is_exported(config: Config, step: int) -> bool:
     """Return whether the exported mesh was made from the checkpoint of `step`.
 
-    An appearance run can resume only if the bytes of its mesh are unchanged. A second export may change them:
-    the UVs depend on texture_res, and sums on a GPU differ in their last bits.
+    An appearance run can be resumed only if the bytes of its mesh are unchanged. A second export may change
+    them, because the UVs depend on texture_res and sums on a GPU differ in their last bits.
     """
     folder = config.run.mesh_path.parent
     try:
@@ -76,12 +76,15 @@ def is_exported(config: Config, step: int) -> bool:
 
 
 def _export_record(config: Config, step: int) -> dict[str, object]:
-    """Return step and digest of the checkpoint. The step is not enough: a new run reaches the same step."""
+    """Return the step and the digest of the checkpoint.
+
+    The step alone is not sufficient, because a new run in the same folder reaches the same step.
+    """
     return {"step": step, "checkpoint_sha256": newest_digest(checkpoint_folder(config))}
 
 
 def settings(config: Config) -> dict[str, object]:
-    """Return the keys that must be equal to resume a run: the keys of its mode, without MAY_CHANGE."""
+    """Return the keys that must not change when a run is resumed: the keys of its mode without MAY_CHANGE."""
     unused = unused_keys(config)
     return {
         key: value for key, value in config.to_json().items() if key not in MAY_CHANGE and key not in unused
@@ -148,10 +151,11 @@ def save_state(
     inputs: InputFiles,
     guidance: Guidance | None = None,
 ) -> None:
-    """Atomically write a checkpoint with all data that the next step depends on. Only one rank may call this.
+    """Atomically write a checkpoint with all data on which the next step depends. Only one rank may call
+    this.
 
-    inputs: the files that the run has read. Their fingerprints are saved in the checkpoint.
-    guidance: if it is given, VSD's LoRA and its optimizer are also saved.
+    inputs: the files that the run has read. Their fingerprints are saved in the checkpoint. guidance: if it
+    is given, VSD's LoRA and its optimizer are also saved.
     """
     tensors, meta = flatten_optimizer(optimizer)
     weights = {f"scene.{name}": value for name, value in scene.state_dict().items()}
@@ -180,7 +184,8 @@ def restore_state(
     """Restore the last checkpoint. Return its step, or 0 if there is no checkpoint.
 
     Rank 0 reads the checkpoint and sends it to the other ranks, because they may have no access to its disk.
-    inputs: these files, including files that are read later, are compared with the checkpoint's fingerprints.
+    inputs: the input files. They are compared with the fingerprints in the checkpoint, also if they are read
+    later.
     """
     step = _read_state(config, scene, optimizer, distributed, inputs) if distributed.is_main else 0
     return distributed.broadcast_state(scene, optimizer, step)
@@ -251,7 +256,7 @@ def _foreign(config: Config, checkpoint: Checkpoint, reason: object) -> ValueErr
 
 
 def _log_micro_batch_change(config: Config, checkpoint: Checkpoint, distributed: Distributed) -> None:
-    """Log a changed number of micro-batches per step and its effect. This change is allowed."""
+    """If the number of micro-batches per step has changed, log this and its effect. The change is allowed."""
     then = checkpoint.meta.get("shares", [1, 1])
     if not (isinstance(then, list) and [type(count) for count in then] == [int, int]):
         raise _foreign(config, checkpoint, f"shares {then!r}")

@@ -38,14 +38,14 @@ def require_tensorboard() -> None:
 
 
 class TensorBoardLog:
-    """Writes event files in out_dir. TensorBoard uses the folder as the name of the run.
+    """Writer of event files in out_dir. TensorBoard uses the name of the folder as the name of the run.
 
     Tags are "fit/NAME" for the start-shape regression and "distillation/NAME" for score distillation. In a
     resumed run, TensorBoard hides the values after `resumed_step` that an earlier process wrote.
     """
 
     def __init__(self, out_dir: Path | str, resumed_step: int = 0) -> None:
-        # The import is slow and the package is optional.
+        # Import it here, because the import is slow and the package is optional.
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(out_dir), purge_step=resumed_step + 1)
@@ -70,13 +70,13 @@ class TensorBoardLog:
 class RunLog:
     """A context manager that appends lines to out_dir/log.jsonl and shows the progress.
 
-    On a terminal, a bar shows phase, loss, steps per second and the remaining time, updated at most once per
-    second. If the output is a file or a pipe, a line is written after every tenth of the steps. A resumed
-    run deletes the lines after `resumed_step`, the last step of its checkpoint. "seconds" in a line is the
-    total time of the loop, including pictures, checkpoints and the time before a resume.
+    On a terminal, a bar shows phase, loss, steps per second and the remaining time. It is updated at most
+    once per second. If the output is a file or a pipe, a line is written after every tenth of the steps. A
+    resumed run deletes the lines after `resumed_step`, the last step of its checkpoint. "seconds" in a line
+    is the total time of the loop, including pictures, checkpoints and the time before the run was resumed.
 
-    progress: the position in the whole command. Without it, the remaining time is not shown. mirror: the same
-    values and the stills are also written to this log.
+    progress: the position in the whole command. If it is None, the remaining time is not shown. mirror:
+    another log to which the same values and the stills are written.
     """
 
     def __init__(
@@ -170,9 +170,9 @@ def _jsonable(value: object) -> object:
 
 
 def _drop_lines_past(path: Path, step: int) -> float:
-    """Delete the lines of a log after `step`, and an incomplete line of a killed run.
+    """Delete the lines of a log after `step`, and an incomplete last line if the run was killed.
 
-    Return "seconds" of the last remaining line, or 0 if no line remains.
+    Return the value "seconds" of the last remaining line, or 0 if no line remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():

@@ -1,8 +1,8 @@
 """Signals of a run.
 
 After SIGTERM, SIGINT or SIGHUP during training, all ranks finish the same step, save a checkpoint and exit
-together. A child process receives a signal when its parent ends, so that all processes end if the launcher
-is killed.
+together. A child process receives SIGTERM when its parent ends, so that all processes end if the launcher is
+killed.
 """
 
 import ctypes
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 PR_SET_PDEATHSIG = 1
-# The function is loaded at import. Between fork and exec, loading could deadlock: another thread may hold the
-# lock of the loader.
+# The function is loaded when this module is imported. Loading it between fork and exec could cause a
+# deadlock, because another thread may hold the lock of the loader.
 PRCTL = ctypes.CDLL(None).prctl
 
 
@@ -30,8 +30,8 @@ def end_with_parent() -> None:
 class SignalRecorder:
     """A context manager that records signals instead of ending the process.
 
-    number: the last received signal, or None. count: the number of received signals. Under nohup, SIGHUP is
-    still ignored.
+    number: the last received signal, or None. count: the number of received signals. SIGHUP stays ignored
+    under nohup.
     """
 
     def __init__(self, signals: Sequence[int]) -> None:
@@ -55,14 +55,17 @@ class SignalRecorder:
 
 
 class StopRequest(SignalRecorder):
-    """Records SIGNALS during the training loop. requested: the signal that all ranks agree on, or None."""
+    """Recorder of SIGNALS for the training loop. requested: the signal that all ranks agreed on, or None."""
 
     def __init__(self) -> None:
         super().__init__(SIGNALS)
         self.requested: int | None = None
 
     def flags(self) -> list[float]:
-        """Return 1 for each of SIGNALS that this rank received, else 0. These are summed over the ranks."""
+        """Return 1 for each of SIGNALS that this rank has received, else 0.
+
+        The caller sums over the ranks.
+        """
         return [float(self.number == number) for number in SIGNALS]
 
     def decide(self, sums: Sequence[float]) -> None:
@@ -79,7 +82,7 @@ class StopRequest(SignalRecorder):
 def die_on_interrupt() -> None:
     """Let Ctrl-C end the process immediately and without a traceback, until `raise_on_interrupt`.
 
-    This is used during the imports, which take seconds. If SIGINT is ignored, it is still ignored.
+    This is used during the imports, which take seconds. If SIGINT is ignored, it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

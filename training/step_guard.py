@@ -1,4 +1,4 @@
-"""Skip optimizer steps with NaN or infinite gradients. Too many consecutive ones end the training.
+"""Skip optimizer steps with NaN or infinite gradients. Too many consecutive skipped steps end the training.
 
 The check and the skip run on the device, so the host does not wait for a GPU. The host reads the result of a
 step during the next step.
@@ -21,10 +21,10 @@ MAX_BAD_STEPS = 20
 
 
 class StepGuard:
-    """Steps optimizers unless a gradient is not finite.
+    """Perform optimizer steps only if all gradients are finite.
 
-    skipped: the number of skipped steps that the host has read so far. A step is bad if it was skipped, or if
-    its whole latent gradient was replaced by 0. MAX_BAD_STEPS consecutive bad steps raise ValueError.
+    skipped: number of skipped steps that the host has read so far. A step is bad if it was skipped, or if its
+    whole latent gradient was replaced by 0. After MAX_BAD_STEPS consecutive bad steps, ValueError is raised.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class StepGuard:
         self._image_gradients: list[Tensor] = []
 
     def watch(self, image: Tensor) -> None:
-        """Check the gradient of the images, which the prior returns, when it is computed."""
+        """Register a check of the images' gradient. The check runs when the backward pass computes it."""
         if image.requires_grad:
             flags = self._image_gradients
             image.register_hook(lambda grad: flags.append(grad.isfinite().all()))
@@ -46,21 +46,24 @@ class StepGuard:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not gradients:
             return
-        # Use the maximum norm: unlike a sum of squares, it does not overflow, and it propagates NaN.
+        # Use the maximum norm. It propagates NaN, and unlike a sum of squares it does not overflow.
         skip = get_total_norm(gradients, math.inf).isfinite().logical_not().float()
         finite = torch.stack(self._image_gradients).all() if self._image_gradients else torch.ones_like(skip)
         self._pending = AsyncScalars({"skip": skip, "image": 1 - finite.float()})
         self._image_gradients = []
         for optimizer in optimizers:
             if optimizer.defaults.get("fused"):
-                # A fused optimizer reads the flag on the device.
+                # A fused optimizer reads this flag on the device and skips the step if it is 1.
                 optimizer.found_inf = skip
                 optimizer.step()
             elif not skip.item():
                 optimizer.step()
 
     def flags(self) -> list[float]:
-        """Return whether the previous step was skipped, and whether its image gradient was not finite."""
+        """Return two flags of the previous step, each 1 or 0 for one rank.
+
+        The first is 1 if the step was skipped. The second is 1 if its image gradient was not finite.
+        """
         if self._pending is None:
             return [0.0, 0.0]
         values, self._pending = self._pending.read(), None
@@ -69,8 +72,8 @@ class StepGuard:
     def decide(self, step: int, flags: Sequence[float], replaced: float = 0.0, values: int = 1) -> None:
         """Count a step. All arguments are equal on every rank.
 
-        flags: the flags of the previous step, summed over ranks. replaced: the number of values of this
-        step's latent gradient that were replaced by 0. values: the total number of these values.
+        flags: the flags of the previous step, summed over ranks. values: number of values in the latent
+        gradient of this step. replaced: number of these values that were replaced by 0.
 
         Raises:
             ValueError: after MAX_BAD_STEPS consecutive bad steps. The message contains the cause.

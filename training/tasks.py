@@ -1,4 +1,4 @@
-"""The two tasks: optimize the geometry of a DMTet surface, or the material field on a finished mesh."""
+"""Tasks of the two modes: optimize the geometry of a surface, or the material field on a finished mesh."""
 
 import logging
 from collections.abc import Callable
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 # Random streams. Stream 0 of each step is used to draw the cameras, t and the noise.
 SETUP_STREAM, FIT_STREAM = 1, 2
-# Without a coarse phase, this is the maximum distance from the start shape, in grid cells.
+# Maximum distance from the start shape in grid cells, if there is no coarse phase.
 DETAIL_CELLS = 0.25
 Z_UP_FIX = "add --base_mesh_up +z --base_mesh_front -y"
 
@@ -52,12 +52,13 @@ Z_UP_FIX = "add --base_mesh_up +z --base_mesh_front -y"
 class Task:
     """The mode-specific functions and data of a run.
 
-    scene: cameras to images. fit: the loss of the start-shape regression, None without one. verify raises
-    EmptySurfaceError if there is nothing left to train. export writes mesh and textures. export_once: other
-    runs depend on the exact bytes of the exported mesh, so one state is exported only once. inputs: the
-    fingerprints of the files that were read. regularise: the weighted surface terms of the scene's last mesh
-    and their values, None if all weights are 0. make_optimizer: the optimizer for a learning rate, None for
-    AdamW on all parameters of the scene.
+    scene: module that renders images from cameras. fit: function that returns the loss of the start-shape
+    regression, or None if there is no regression. verify: function that raises EmptySurfaceError if the
+    surface has vanished. export: function that writes mesh and textures. export_once: whether a state must be
+    exported only once, because other runs depend on the exact bytes of the mesh. inputs: fingerprints of the
+    files that were read. regularise: function that returns the weighted surface terms of the scene's last
+    mesh and their values, or None if all weights are 0. make_optimizer: function that returns the optimizer
+    for a learning rate, or None for AdamW on all parameters of the scene.
     """
 
     scene: nn.Module
@@ -74,7 +75,7 @@ class Task:
 def build_task(
     config: Config, distributed: Distributed = SINGLE_PROCESS
 ) -> tuple[Task, torch.optim.Optimizer, torch.device]:
-    """Return the task of a config, its optimizer and the device of both."""
+    """Return the task of a config, its optimizer and its device."""
     device = select_device(config.run.device, distributed)
     set_deterministic(device)
     rasteriser = choose_rasteriser(device, config.run.rasteriser)
@@ -96,7 +97,7 @@ def build_task(
 
 
 def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser, inputs: InputFiles) -> Task:
-    """A surface that is optimised: that of a signed distance field, or the vertices of a mesh."""
+    """Build the task that optimizes a surface: the zero level set of an SDF, or the vertices of a mesh."""
     build = build_vertex_surface if config.surface.keeps_faces else build_dmtet
     return build(config, device, rasteriser, inputs)
 
@@ -104,7 +105,10 @@ def build_geometry(config: Config, device: torch.device, rasteriser: Rasteriser,
 def build_vertex_surface(
     config: Config, device: torch.device, rasteriser: Rasteriser, inputs: InputFiles
 ) -> Task:
-    """The vertices of base_mesh. Its faces, texture coordinates and materials do not change."""
+    """Build the task that moves the vertices of base_mesh.
+
+    The faces, the texture coordinates and the materials do not change.
+    """
     paths = input_paths(config)
     with inputs.reading("base_mesh", *paths["base_mesh"]):
         own = load_fixed_mesh(config.run.base_mesh).to(device)
@@ -138,7 +142,7 @@ def build_vertex_surface(
 
 
 def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, inputs: InputFiles) -> Task:
-    """A DMTet surface, started from the config's start shape."""
+    """Build the task that optimizes a DMTet surface from the config's start shape."""
     paths = input_paths(config)
     with inputs.reading("tet_grid_file", *paths.get("tet_grid_file", ())):
         surface = DMTet(config.geometry, step_generator(config.run.seed, 0, 0, SETUP_STREAM)).to(device)
@@ -164,7 +168,8 @@ def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, in
 
     @cache
     def pool() -> FitPool:
-        # Built on first use, because ranks other than 0 and runs resumed after the fit do not need it.
+        # The pool is built on first use. Ranks other than 0 and runs that resume after the fit do not need
+        # it.
         generator = step_generator(config.run.seed, 0, 0, FIT_STREAM)
         return make_fit_pool(shape, surface.v_pos, generator).to(device)
 
@@ -187,7 +192,7 @@ def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, in
 def geometry_scene(config: Config, surface: nn.Module, rasteriser: Rasteriser) -> GeometryScene:
     """Return the scene that renders the normals of a surface, on the device of the surface."""
     device = next(surface.parameters()).device
-    # The light is used for previews only, so learn_light has nothing to learn.
+    # The light is used for previews only, so it is not trained.
     light = load_environment(replace(config.light, learn_light=False)).to(device)
     return GeometryScene(surface, rasteriser, light, config.run.flip_normal)
 
@@ -195,14 +200,14 @@ def geometry_scene(config: Config, surface: nn.Module, rasteriser: Rasteriser) -
 def make_regulariser(
     config: Config, scene: GeometryScene
 ) -> Callable[[Phase], tuple[Tensor, dict[str, Tensor]]] | None:
-    """`Task.regularise` of a surface."""
+    """Return the function `Task.regularise` for a surface, or None if all weights are 0."""
     if not config.regularisers.active:
         return None
     return lambda phase: surface_loss(scene.mesh, config.regularisers.weights(phase.annealing))
 
 
 def detail_band(config: Config) -> float | None:
-    """Return how far the surface may move from its start shape in world units. None means no limit."""
+    """Return the maximum distance of the surface from its start shape in world units. None means no limit."""
     cells = config.geometry.detail_band
     if cells is None and config.schedule.coarse_iter <= FIT_STEPS < config.schedule.iter:
         cells = DETAIL_CELLS
@@ -213,7 +218,7 @@ def detail_band(config: Config) -> float | None:
 def build_appearance(
     config: Config, device: torch.device, rasteriser: Rasteriser, inputs: InputFiles
 ) -> Task:
-    """Build a material field for the mesh in base_mesh."""
+    """Build the task that optimizes a material field on the mesh in base_mesh."""
     paths = input_paths(config)
     with inputs.reading("base_mesh", *paths["base_mesh"]):
         fixed = load_fixed_parts(config.run.base_mesh).to(device)
@@ -230,7 +235,7 @@ def build_appearance(
         mesh = parts.mesh
     else:
         mesh = prepare_uv(own, replace(config.export, texture_res=PAINTING_RES), rasteriser)
-    # A flat mesh also needs a bounding box with a nonzero volume.
+    # Enlarge the bounding box, so that it has a nonzero volume even for a flat mesh.
     low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
     margin = 0.01 * (high - low).max()
     torch.manual_seed(config.run.seed)
@@ -300,15 +305,19 @@ def _relight(config: Config, device: torch.device) -> EnvironmentLight | None:
 
 
 def set_deterministic(device: torch.device) -> None:
-    """Make multithreaded sums reproducible bit for bit on the CPU. On a GPU the cost would be too high."""
-    # torch.use_deterministic_algorithms sets the same mode, but also imports torch's compiler.
+    """Make multithreaded sums on the CPU reproducible bit for bit. On a GPU this would cost too much time."""
+    # torch.use_deterministic_algorithms would set the same mode, but it also imports torch's compiler.
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
-    # The mode also fills new memory, which is unnecessary: no code here reads memory before writing it.
+    # Turn off the filling of new memory, which the mode also does: no code here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def select_device(name: str, distributed: Distributed = SINGLE_PROCESS) -> torch.device:
-    """The device of this process. Raises ValueError if CUDA or a GPU for this rank is absent."""
+    """Return the device of this process.
+
+    Raises:
+        ValueError: if CUDA is not available or there is no GPU for this rank.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)

@@ -1,8 +1,9 @@
-"""Estimate the remaining time of a command from reference costs and the speed measured so far.
+"""Estimate the remaining time of a command from reference times and measured times.
 
-The work of a command is a list of parts: for every config its set-up, its phases, its export and its videos.
-A part has a kind and a number of units. The seconds per unit of a kind are measured once the command has
-done enough of it. Otherwise they are the reference cost times the ratio of measured to reference time so far.
+The work of a command is a list of parts: the set-up, the phases, the export and the videos of each config. A
+part has a kind and a number of units. When the command has finished enough units of a kind, their measured
+time is used. Before that, the estimate is the reference time, scaled by the ratio of measured to reference
+time of the finished parts.
 """
 
 import json
@@ -21,10 +22,11 @@ from training.distributed import SINGLE_PROCESS, Distributed
 from training.resume import checkpoint_folder
 from training.tasks import select_device
 
-# Seconds per unit by kind: the result of the config, and the part. A unit of a phase is a view, of the fit a
-# step, of the other parts the whole part at the demo's sizes. cpu: the prior data/tiny-sd on two cores of an
-# AMD EPYC. cuda: Stable Diffusion 2.1-base on an NVIDIA H200. Measured with torch 2.13 and 2.11 in November
-# 2026; "material fit" on cuda is an estimate.
+# Reference times in seconds per unit. A kind is the label of the config's mode and the name of the part. The
+# unit of a phase is one view, the unit of the fit is one step, and the unit of another part is the whole part
+# with the demo's sizes. cpu: the prior data/tiny-sd on two cores of an AMD EPYC, torch 2.13. cuda: Stable
+# Diffusion 2.1-base on an NVIDIA H200, torch 2.11. The times were measured in November 2026, except that
+# "material fit" on cuda is an estimate.
 REFERENCE: Mapping[str, Mapping[str, float]] = {
     "cpu": {
         "shape set-up": 3.0,
@@ -57,13 +59,14 @@ REFERENCE: Mapping[str, Mapping[str, float]] = {
         "material videos": 3.5,
     },
 }
-# Bytes of the denoiser's weights times the area of its latents, of the priors of the reference.
+# Work per step of the reference priors: bytes of the denoiser's weights times the area of its latents.
 REFERENCE_WORK = {"cpu": 14.8e6 * 32**2, "cuda": 1.73e9 * 64**2}
 STEP_PARTS = ("fit", "image", "vae")
 SET_UP_PARTS = ("set-up", "the prior's set-up")
-# The speed of a kind is its mean over the latest steps. The first steps of a phase also compile kernels.
+# The speed of a kind is the mean over the latest WINDOW_STEPS steps, if there are at least FEWEST_STEPS. The
+# first WARM_UP_STEPS steps of a phase are excluded, because they also compile kernels.
 WINDOW_STEPS, WARM_UP_STEPS, FEWEST_STEPS = 200, 2, 5
-# The area of the demo's pictures: 100 frames of 384 x 384, a texture of 1024 x 1024.
+# Sizes of the demo in pixels: the turntable has 100 frames of 384 x 384, and a texture has 1024 x 1024.
 DEMO_FRAME, DEMO_TEXTURE = 384 * 384, 1024 * 1024
 
 
@@ -71,8 +74,9 @@ DEMO_FRAME, DEMO_TEXTURE = 384 * 384, 1024 * 1024
 class Part:
     """A part of the work.
 
-    config: the number of its config from 0. name: as in the report. kind: a key of REFERENCE. first_step,
-    step_units: of a phase, its first step and the units of a step. done: finished units.
+    config: index of the config, from 0. name: name of the part in the report. kind: a key of REFERENCE.
+    first_step, step_units: for a phase, its first step and the number of units per step. done: number of
+    finished units.
     """
 
     config: int
@@ -85,7 +89,7 @@ class Part:
 
     @property
     def left(self) -> float:
-        """Return the number of units that are not finished."""
+        """The number of units that are not finished."""
         return max(self.units - self.done, 0.0)
 
 
@@ -102,7 +106,7 @@ def parts_of(number: int, config: Config) -> list[Part]:
         parts.append(Part(number, phase.name, f"{label} {kind}", units, before + 1, step_units))
         before = last
     texture = config.export.texture_res[0] * config.export.texture_res[1] / DEMO_TEXTURE
-    # A shape's export unwraps its faces, a material's export also bakes its textures.
+    # The export of a shape unwraps the faces. The export of a material also bakes textures.
     export = 0.5 + 0.5 * texture if run.traits.paints_base_mesh else (config.geometry.dmtet_grid / 64) ** 2
     frames = run.preview_res[0] * run.preview_res[1] / DEMO_FRAME if run.validate else 0.1
     parts.append(Part(number, "export", f"{label} export", export))
@@ -111,10 +115,10 @@ def parts_of(number: int, config: Config) -> list[Part]:
 
 
 class CommandProgress:
-    """The position of a command in its work, and its remaining seconds.
+    """Progress of a command and estimate of its remaining time.
 
     device: "cpu" or "cuda". factor: the expected time of a step relative to the reference. When a part
-    begins, all parts before it count as done.
+    begins, all earlier parts are counted as done.
     """
 
     def __init__(
@@ -133,7 +137,8 @@ class CommandProgress:
         self._steps: deque[tuple[float, float]] = deque(maxlen=WINDOW_STEPS)
         self._warm_up = 0
         self._step_kind = ""
-        # A dict from kind to measured seconds per unit, and the kind of steps that was measured last.
+        # _measured: dict from kind to measured seconds per unit. _latest_kind: the kind of the steps that
+        # were measured last.
         self._measured: dict[str, float] = {}
         self._latest_kind = ""
 
@@ -145,7 +150,7 @@ class CommandProgress:
 
     @property
     def scope(self) -> str:
-        """Return the text for a message with `remaining`: "" for one config, " for all 2" for two."""
+        """The text that follows the remaining time in a message: "" for one config, " for all 2" for two."""
         return f" for all {len(self._labels)}" if len(self._labels) > 1 else ""
 
     def begin_config(self, number: int) -> None:
@@ -210,7 +215,7 @@ class CommandProgress:
             self._latest_kind = kind
 
     def _cost(self, kind: str) -> float:
-        """Seconds per unit of a kind: measured, or the reference scaled by measured parts."""
+        """Return the seconds per unit of a kind: the measured value, or the scaled reference."""
         if kind in self._measured:
             return self._measured[kind]
         return self._reference[kind] * self._scale(kind)
@@ -218,8 +223,9 @@ class CommandProgress:
     def _scale(self, kind: str) -> float:
         """Return the ratio of measured to reference time for parts like `kind`.
 
-        A phase uses the ratio of the phase that was measured last. Other parts use the ratio of the measured
-        exports and videos. If none are measured, they use the ratio of the phases on a CPU and 1 on a GPU.
+        For a phase, this is the ratio of the phase that was measured last. For other parts, it is the ratio
+        of the measured exports and videos. If none are measured, it is the ratio of the phases on a CPU, and
+        1 on a GPU.
         """
         speed = self._factor
         if self._latest_kind:
@@ -241,7 +247,7 @@ class CommandProgress:
 
 
 def command_progress(configs: Sequence[Config], distributed: Distributed = SINGLE_PROCESS) -> CommandProgress:
-    """The progress of a command at its start; finished steps of earlier commands count as done."""
+    """Return the progress of a command at its start. Finished steps of earlier commands count as done."""
     first = configs[0]
     device = select_device(first.run.device, distributed).type
     priors = filter(None, (first.guidance.sd_model, first.guidance.second_sd_model))
@@ -253,22 +259,26 @@ def command_progress(configs: Sequence[Config], distributed: Distributed = SINGL
 
 
 def step_factor(sd_model: str, device: str, threads: int) -> float:
-    """The expected time of a step relative to the reference; 1.0 for a prior that is not on this machine.
+    """Return the expected time of a step relative to the reference, or 1.0 if the prior is not on this
+    machine.
 
-    The work of a denoiser is proportional to its weights times the area of its latents. device: "cpu" or
-    "cuda". threads: the CPU threads of torch.
+    The work of a denoiser is assumed to be proportional to the size of its weights times the area of its
+    latents. device: "cpu" or "cuda". threads: number of CPU threads of torch.
     """
     model = local_model(sd_model)
     try:
         ratio = _denoiser_work(Path(model)) / REFERENCE_WORK[device] if model else 1.0
     except (OSError, ValueError, KeyError):
         return 1.0
-    # The time of a small denoiser on a GPU is limited by kernel launches.
+    # On a GPU, kernel launches dominate the time of a small denoiser, so the ratio has a lower limit.
     return max(ratio, 0.3) if device == "cuda" else ratio * (2 / threads) ** 0.7
 
 
 def _denoiser_work(path: Path) -> float:
-    """Bytes of the denoiser's weights times the area of its latents; of a single file all bytes count."""
+    """Return the bytes of the denoiser's weights times the area of its latents.
+
+    For a prior in a single file, the size of the whole file is used.
+    """
     if path.is_file():
         return path.stat().st_size * 64.0**2
     settings = json.loads((path / "unet/config.json").read_text(encoding="utf-8"))
@@ -277,7 +287,7 @@ def _denoiser_work(path: Path) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """A duration for a message: "40 s", "5 min", "1 h 20 min"."""
+    """Return a duration as text: "40 s", "5 min", "1 h 20 min"."""
     if seconds < 90:
         return f"{max(round(seconds / 5) * 5, 5)} s"
     minutes = round(seconds / 60)
