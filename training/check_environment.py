@@ -52,7 +52,7 @@ UNWRAPPERS = ("xatlas", "uvunwrap")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table. status: OK, NOTE or MISSING. fix: instruction for the user; empty with status OK."""
+    """A row of the table. status: OK, NOTE or MISSING. fix: instruction for the user, or ""."""
 
     group: str
     name: str

@@ -60,7 +60,7 @@ class StepGuard:
                 optimizer.step()
 
     def flags(self) -> list[float]:
-        """Return two flags of the previous step, each 1 or 0 for one rank.
+        """Return two flags (0 or 1) of the previous step on this rank.
 
         The first is 1 if the step was skipped. The second is 1 if its image gradient was not finite.
         """
