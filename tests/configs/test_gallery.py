@@ -152,8 +152,8 @@ def test_every_pair_runs_two_steps_of_each_kind(geometry, appearance, made_once,
         (geometry, {"iter": FIT + 2, "coarse_iter": FIT + 1, "save_interval": 0}),
         (appearance, {"iter": 2, "coarse_iter": 1, "save_interval": 2, "base_mesh": str(mesh)}),
     ):
-        # These values replace the values of the file. Command-line options are not used here, because each
-        # of the two configs needs its own values.
+        # These values replace those of the file. Command-line options are not used, because each of the two
+        # configs needs its own values.
         values = {**read_object(path), **SMALL, **own, "out_dir": str(tmp_path / path.stem)}
         commands.append(tmp_path / path.name)
         commands[-1].write_text(json.dumps(values))

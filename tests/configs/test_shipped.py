@@ -1,6 +1,6 @@
 """Test the shipped config files.
 
-Each file parses and has the published values. Each appearance config reads the mesh of a geometry config.
+Each file is valid and has the published values. Each appearance config reads the mesh of a geometry config.
 """
 
 import json

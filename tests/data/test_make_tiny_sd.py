@@ -278,7 +278,7 @@ def test_rendered_views_match_the_phases(toy):
     # colour does not.
     away = torch.nn.functional.max_pool2d(views.mask.float(), 3, 1, 1)[:, 0] == 0
     assert away.float().mean() > 0.3 and (shaded.permute(0, 2, 3, 1)[away] == -1).all()
-    # No object touches the border of the image, so objects are complete.
+    # No object touches the border of the image, so each object is completely visible.
     assert views.mask[:, :, 0].max() == views.mask[:, :, :, -1].max() == 0
 
 
@@ -312,7 +312,7 @@ def test_init_from_a_folder_and_rejection_of_other_settings(toy, capsys):
 
 
 def test_two_processes_train_one_denoiser(toy, tmp_path):
-    """Each process renders half of the objects. Averaged gradients keep the replicas identical."""
+    """Each process renders half of the objects. With averaged gradients, the replicas stay identical."""
     _, arguments = toy
     places = ["--out", str(tmp_path / "out"), "--work", str(tmp_path)]
     codes, text = run(2, [*arguments, *places], tmp_path, main=program.main)

@@ -142,7 +142,7 @@ def test_cuda_equals_cpu():
 
 
 def kaolin_or_skip():
-    """Return NVIDIA's kaolin or skip the test. Version 0.1 on PyPI contains no code."""
+    """Return NVIDIA's kaolin, or skip the test if it is missing. Version 0.1 on PyPI contains no code."""
     kaolin = pytest.importorskip("kaolin", reason="kaolin is not installed; it is optional")
     version = tuple(int(part) for part in re.findall(r"\d+", getattr(kaolin, "__version__", "0.1"))[:2])
     if version < (0, 17):
@@ -155,7 +155,7 @@ def test_surface_equals_kaolin():
     grid = make_tet_grid(32, 2.0)
     sdf = grid.v_pos.norm(dim=-1) - 0.6 + 0.1 * torch.sin(7 * grid.v_pos[:, 0])
     verts, faces = march(grid, sdf)
-    # In kaolin positive values are inside the surface, so the sign is changed.
+    # In kaolin, positive values are inside the surface, so the sign is changed.
     their_verts, their_faces = kaolin.ops.conversions.marching_tetrahedra(
         grid.v_pos[None], grid.tets.long(), -sdf[None]
     )

@@ -47,14 +47,15 @@ def test_an_edge_of_three_faces_counts_two_pairs_and_a_boundary_none():
     mesh = roof(0.0)
     fin = torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64)
     faces = torch.cat([mesh.faces, torch.tensor([[0, 1, 4]], dtype=torch.int32)])
-    # The fin is perpendicular to the two flat faces, and is compared with one of them.
+    # The fin is a third face at the common edge. It is perpendicular to the two flat faces, and is compared
+    # with one of them.
     assert normal_consistency(make_mesh(torch.cat([mesh.v_pos, fin]), faces)).item() == pytest.approx(1)
 
 
 def test_degenerate_face_has_no_loss_and_a_finite_gradient():
     mesh = roof(0.4)
     v_pos = torch.cat([mesh.v_pos, mesh.v_pos[2:3]]).requires_grad_()
-    # The faces at the open sides of the roof have zero area.
+    # The two additional faces at the open sides of the roof have zero area.
     faces = torch.cat([mesh.faces, torch.tensor([[2, 1, 4], [0, 2, 4]], dtype=torch.int32)])
     value = normal_consistency(make_mesh(v_pos, faces))
     assert value.item() == pytest.approx(1 - math.cos(0.4), abs=1e-12)

@@ -71,7 +71,7 @@ def test_scale_then_rotation_then_translation():
     )
     points = box_points_in(200)
     angle = math.radians(30)
-    # Invert the translation, then the rotation.
+    # Invert the translation first, then the rotation.
     x, y, z = (points - torch.tensor([0.0, -0.3, 0.2])).unbind(-1)
     back = torch.stack(
         [x, math.cos(angle) * y + math.sin(angle) * z, -math.sin(angle) * y + math.cos(angle) * z], -1

@@ -1,4 +1,4 @@
-"""Print the objects of a GLB file as JSON. This script runs inside Blender.
+"""Print the objects of a GLB file as JSON. Blender runs this script.
 
 blender --background --factory-startup --python structure_in_blender.py -- FILE
 """

@@ -1,7 +1,7 @@
 """Run the published pineapple configs at the full size of Stable Diffusion 2.1-base on a GPU.
 
-The weights are random. The tests check that every part fits into memory, runs and exports. They do not check
-the quality.
+The weights are random. The tests check that every part fits into memory, runs and exports, but they do not
+check the quality.
 """
 
 import json

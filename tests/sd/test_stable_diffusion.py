@@ -31,7 +31,7 @@ def test_schedule_equals_the_scheduler_of_diffusers(prior, model_folder):
 
     expected = DDPMScheduler.from_pretrained(model_folder, subfolder="scheduler").alphas_cumprod
     assert torch.allclose(prior.alphas_cumprod, expected, rtol=1e-5)
-    assert 0.27 < prior.alphas_cumprod[500] < 0.29  # Stable Diffusion's scaled-linear schedule at t = 500
+    assert 0.27 < prior.alphas_cumprod[500] < 0.29  # value of Stable Diffusion's scaled-linear schedule
 
 
 def test_encode_equals_the_vae_of_diffusers(prior, model_folder):

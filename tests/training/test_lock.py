@@ -124,8 +124,8 @@ def test_leftovers_after_kill(tmp_path):
                 (folder / "mesh.obj").write_text("half")
                 if name == "other":
                     os.kill(os.getpid(), signal.SIGKILL)
-                # Copy the temporary files. The copies are not removed, as if the process had been killed at
-                # this point.
+                # Copy the temporary files. The copies remain, as if the process had been killed at this
+                # point.
                 shutil.copytree(folder, folder.with_name(folder.name + "x"))
                 shutil.copy(file, file.with_name("." + file.name[1:-4] + "x.mp4"))
     os.waitpid(pid, 0)

@@ -49,7 +49,7 @@ def tensors(shape):
 
 
 def turned(shape):
-    """Return the same object with the up axis +z instead of +y."""
+    """Return the shape with the up axis +z instead of +y."""
     copy = shape.copy()
     copy.vertices = copy.vertices[:, [0, 2, 1]] * [1, -1, 1]
     return copy

@@ -1,4 +1,4 @@
-"""Test that random draws that are prepared in advance equal draws that are computed on demand."""
+"""Test that random draws prepared in advance equal draws computed on demand."""
 
 from training.prefetch import Prefetcher
 

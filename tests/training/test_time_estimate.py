@@ -23,7 +23,7 @@ RELATIVE, SHARE = 0.25, 0.02
 
 @dataclass
 class Simulation:
-    """A command that takes `seconds` for each part, distributed over its steps.
+    """A simulated command. Each part takes `seconds`, distributed over the steps of the part.
 
     Every 200th step takes 10 times as long, as if it saved pictures. All durations vary by `noise`.
     """

@@ -41,7 +41,7 @@ PAINT = {"mode": "appearance_modeling", "iter": 3, "coarse_iter": 2, "learning_r
 
 
 def command(folder, *configs):
-    """Run the configs in one command. Each config is given as (name, values)."""
+    """Run the configs in one command. Each config is a tuple (name, values)."""
     paths = []
     for name, values in configs:
         paths.append(folder / f"{name}.json")

@@ -42,7 +42,7 @@ def write_config(folder, model, name, base, **values):
 
 @pytest.fixture(scope="module")
 def whole(model_folder, tmp_path_factory):
-    """Return a folder with a finished run in `whole`. The base mesh of the run is base.obj."""
+    """Return a folder that contains the finished run "whole" and its base mesh base.obj."""
     folder = tmp_path_factory.mktemp("sculpt")
     config = write_config(folder, model_folder, "whole", write_base(folder / "base.obj"))
     assert train.main(["--config", config]) == 0

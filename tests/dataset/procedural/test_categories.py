@@ -1,4 +1,4 @@
-"""Test characteristic features of buildings, vehicles, trees, people and animals. Their front is at +z."""
+"""Test features of buildings, vehicles, trees, people and animals. The front of each object is at +z."""
 
 import functools
 

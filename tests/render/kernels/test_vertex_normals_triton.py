@@ -26,7 +26,7 @@ def bumpy_sphere(device, subdivisions: int = 2) -> tuple[torch.Tensor, torch.Ten
 
 
 def values_and_gradients(function, v_pos, faces) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the normals and the gradient of their weighted sum. The weights are fixed."""
+    """Return the normals, and the gradient of their weighted sum with fixed weights."""
     v_pos = v_pos.clone().requires_grad_()
     normals = function(v_pos, faces)
     weights = torch.randn(v_pos.shape, generator=torch.Generator().manual_seed(4)).to(v_pos)

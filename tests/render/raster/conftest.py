@@ -33,7 +33,7 @@ class OnDevice:
 
 @pytest.fixture(scope="session")
 def triton_rasteriser(kernel_device):
-    """Return the Triton rasteriser for CPU tensors. It runs in the interpreter or on copies on the GPU."""
+    """Return a Triton rasteriser that takes CPU tensors: it uses the interpreter, or copies on the GPU."""
     pytest.importorskip("triton")
     from render.raster.triton.backend import TritonRasteriser
 

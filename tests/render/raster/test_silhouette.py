@@ -235,7 +235,7 @@ def test_edge_with_three_faces(rasteriser, third, is_outline):
 
 
 def test_ground_that_extends_behind_the_camera(fast_rasteriser):
-    """Part of the ground plane is behind the camera. Its outline is compared with supersampling."""
+    """Part of the ground plane is behind the camera. The plane's outline is compared with supersampling."""
     cameras = look_at_origin(
         torch.tensor([0.4]), torch.tensor([0.1]), torch.tensor([0.9]), (48, 48), near_far=(0.1, 50.0)
     )

@@ -368,7 +368,7 @@ def test_evaluation_of_painted_assets(tmp_path, renderer, fixed_classifier):
         caption = pixels[top + 144 + 28 : top + 144 + 48, left + 8 : left + cell]
         excess = (caption[..., 1] - caption[..., 0]).flatten()
         assert (excess.max() > 60) == green and (excess.min() < -60) == (not green)
-    # The border of the green mug in the first cell is green.
+    # The picture in the first cell shows a green mug.
     seen = pixels[40:110, 8:150]
     assert ((seen[..., 1] - seen[..., 0]) > 40).float().mean() > 0.1
 
