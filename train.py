@@ -19,8 +19,8 @@ if __name__ == "__main__":
 if __name__ == "__main__" and check_environment.OPTION in sys.argv[1:]:
     sys.exit(check_environment.main(sys.argv[1:]))
 
-# Must be set before torch is imported. On a busy machine, OpenMP threads that wait actively make a step eight
-# times slower.
+# Must be set before torch is imported. By default, idle OpenMP threads wait in a busy loop. A step is then
+# eight times slower if another process is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The sizes of surface tensors change in every step. Without this setting they would fragment GPU memory.
 # torch reads the older variable first, so it must not be set if the user has set the newer variable.

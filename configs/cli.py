@@ -49,8 +49,8 @@ class Command:
 
     paths: the config files; empty for the demo pair. files: the flat values of each config file, in order.
     options: dict from option name to value. An option applies to all configs ("iter") or to one stage
-    ("geometry.iter"). quick: run the demo pair with fewer steps. The other fields are the options of the same
-    name.
+    ("geometry.iter"). quick: whether the demo pair runs with fewer steps. The other fields are the options of
+    the same name.
     """
 
     paths: tuple[str, ...]
@@ -157,7 +157,7 @@ def print_and_leave(printed: object) -> NoReturn:
 
 
 def _given_names(file: Mapping[str, object], options: Mapping[str, object]) -> dict[str, str]:
-    """Return a dict from each key that an option replaces to that option as given ("--geometry.iter")."""
+    """Return the options that replace keys of a file, as a dict from key to option ("--geometry.iter")."""
     mode = mode_of(file, options)
     prefix = next((stage + STAGE_MARK for stage in STAGES if STAGES[stage] == mode), "")
     own = options_for(file, options)
@@ -207,7 +207,7 @@ def read_command(argv: Sequence[str]) -> Command:
     """
     keys, names = known_keys(), [*known_keys(), *NO_EFFECT, *stage_option_names()]
     argv = standard_words(argv, names)
-    # A leading space keeps argparse from reading -1e-3 or -y as an option.
+    # A leading space prevents argparse from interpreting -1e-3 or -y as an option.
     argv = [f" {word}" if NEGATIVE_VALUE.match(word) else word for word in argv]
     found, rest = build_parser().parse_known_args(argv)
     assert not (found.check or found.ui), "train.py handles --check and --ui before it reads a command"

@@ -42,7 +42,7 @@ def demo_files(folder: str, text: str | None, quick: bool) -> tuple[dict[str, ob
     """Return the flat values of the pair's two configs for a prompt.
 
     folder: the out_dir in which the folders geometry and appearance are created. text: the prompt; None keeps
-    the prompt of the files. quick: replace values of the files by those of QUICK.
+    the prompt of the files. quick: whether the values of QUICK replace those of the files.
     """
     found, mesh = [], str(output_folder(f"{folder}/geometry") / MESH_FILE)
     for stage, path in zip(PAIR, demo_paths(), strict=True):

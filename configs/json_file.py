@@ -1,4 +1,4 @@
-"""Read a config file: strict JSON, one object, no duplicate keys. Errors name file, line and fix."""
+"""Read a config file: strict JSON, one object, no duplicate keys. Errors contain file, line and fix."""
 
 import json
 import re

@@ -37,7 +37,7 @@ class Key:
         return allowed(self.schema)
 
     def admits(self, kind: str) -> bool:
-        """Whether values of this JSON type are allowed ("null", "boolean", "string", "array", …)."""
+        """Return whether values of this JSON type are allowed ("null", "boolean", "string", "array", …)."""
         return any(option.get("type") == kind for option in self.schema.get("anyOf", (self.schema,)))
 
     def from_words(self, words: Sequence[str]) -> object:

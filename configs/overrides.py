@@ -79,7 +79,10 @@ def resolve_chain(
 
 
 def options_for(file: Values, options: Values) -> dict[str, object]:
-    """Return the options that apply to a file: each --KEY, and each --STAGE.KEY of the file's mode as KEY."""
+    """Return the options that apply to a file, as a dict from key to value.
+
+    These are all options --KEY, and all options --STAGE.KEY for the stage of the file's mode.
+    """
     mode = mode_of(file, options)
     general = {key: value for key, value in options.items() if STAGE_MARK not in key}
     stages = {name.partition(STAGE_MARK)[0] for name in options if STAGE_MARK in name}

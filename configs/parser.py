@@ -54,7 +54,7 @@ accepted without effect (also as -s, -l, -mr, -mip, -rt, -rm):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argument parser whose errors are `ConfigError`."""
+    """An argument parser that raises `ConfigError` for invalid arguments."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"command line: {message}")

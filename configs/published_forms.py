@@ -27,7 +27,7 @@ RENAMED_KEYS = {"display_res": "preview_res"}
 
 
 def standard_words(argv: Sequence[str], names: Collection[str]) -> list[str]:
-    """Return the command line with every option that sets a key in the form --key.
+    """Convert every option that sets a key to the form --key, and return the command line.
 
     For example, -i, --train-res and --display_res become --iter, --train_res and --preview_res. Other
     arguments are not changed. names: the known option names without dashes.

@@ -166,12 +166,12 @@ class RunConfig:
 
     @property
     def mesh_path(self) -> Path:
-        """The mesh that this run writes at its end."""
+        """The path of the mesh that this run writes after its last step."""
         return self.output_folder / MESH_FILE
 
     @property
     def rotation(self) -> Float[Tensor, "3 3"] | None:
-        """The rotation of base_mesh to this program's frame; None: identity."""
+        """The rotation of base_mesh to this program's frame. None means the identity."""
         return frame_rotation(self.base_mesh_up, self.base_mesh_front)
 
     @property

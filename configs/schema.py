@@ -1,6 +1,6 @@
 """Convert flat JSON values to a `Config`. Every key is checked here.
 
-Each component declares its own section. Only train.py and training/ see the whole `Config`.
+Each component declares its own section. Only train.py and training/ use the whole `Config`.
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ class Config:
         return self.run.traits.paints_base_mesh or custom or self.surface.keeps_faces
 
     def to_json(self) -> dict[str, object]:
-        """Every key with its value as a flat mapping. `parse_config` converts it to an equal Config."""
+        """Return a dict from each key to its value. `parse_config` converts it to an equal Config."""
         values: dict[str, object] = {}
         for name, kind in section_types().items():
             values.update(adapter(kind).dump_python(getattr(self, name), mode="json", by_alias=True))

@@ -222,7 +222,7 @@ def _check_given(textures: GivenConfig, mesh: str) -> None:
 
 @cache
 def _check_once(read: Callable[..., object], path: str, *arguments: float) -> None:
-    """Read a file. The cache makes all trials of a sweep read each file only once."""
+    """Read a file. The result is cached, so each file is read only once for all trials of a sweep."""
     read(path, *arguments)
 
 

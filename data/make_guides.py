@@ -47,7 +47,7 @@ def _of_category(category: str, seed: int, resolution: int) -> Guide:
 def guides() -> dict[str, Guide]:
     """Return a dict from the path in data/ to the guide.
 
-    The seed of each object was selected by hand from the first few seeds, so that the object has few details.
+    Of the first few seeds of a category, the seed that gives the simplest object is used.
     """
     return {
         "person/person.obj": Guide(mannequin(), HEIGHT * 1.06, 92, "Metres"),

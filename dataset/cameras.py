@@ -1,4 +1,4 @@
-"""Training cameras as a pure function of (seed, rank, world size, step).
+"""Draw the training cameras. They depend only on the seed, the rank, the world size and the step.
 
 Source: Fantasia3D (arXiv 2303.13873) and its supplementary material. Angles in the config are in degrees.
 They are converted to radians here.

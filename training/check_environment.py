@@ -276,7 +276,7 @@ def write_table(rows: Iterable[Row]) -> None:
 
 
 def _local_places(name: str) -> dict[str, str | None] | None:
-    """Return `local_locations` of sd.loading.hub, or None if its packages cannot be imported."""
+    """Return the result of sd.loading.hub.local_locations, or None if a package cannot be imported."""
     try:
         from sd.loading.hub import local_locations
 

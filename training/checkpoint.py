@@ -146,7 +146,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> None:
-    """Restore the result of flatten_optimizer, bit for bit.
+    """Restore an optimizer from the result of flatten_optimizer. All values are restored exactly.
 
     Raises:
         ValueError: if the number or the shapes of the parameters differ.
@@ -168,7 +168,7 @@ def restore_optimizer(
         raise ValueError("the checkpoint's optimizer has another number of parameter groups than this run's")
     groups = [
         {
-            # JSON stores tuples (betas) as lists.
+            # JSON stores tuples (such as betas) as lists. Convert them back.
             key: tuple(value) if isinstance(now.get(key), tuple) else value
             for key, value in saved.items()
         }
@@ -198,8 +198,8 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write the tensors directly to the disk. Serialising to memory first would take three times as long."""
-    # safetensors rejects tensors with shared storage or strides.
+    """Write the tensors directly to disk. Serialising to memory first would take three times as long."""
+    # Copy the tensors, because safetensors rejects shared storage and strided tensors.
     copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     try:
         save_file(copies, path)

@@ -44,7 +44,7 @@ class Distributed:
         return self.rank == 0
 
     def micro_batches(self, grad_accum: int) -> range:
-        """Return the micro-batch indices of this rank. A step has world_size · grad_accum of them."""
+        """Return the micro-batch indices of this rank. A step has world_size · grad_accum micro-batches."""
         return range(self.rank * grad_accum, (self.rank + 1) * grad_accum)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter], grad_accum: int = 1) -> None:

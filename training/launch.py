@@ -164,7 +164,8 @@ def distributed_session(on_gpus: bool) -> Iterator[Distributed]:
         yield distributed
         distributed.shut_down()
     except SystemExit:
-        # All ranks have agreed to exit. If a rank exits early, the launcher ends the other ranks.
+        # SystemExit is raised on all ranks at the same step. Wait for all ranks here: if one exits early, the
+        # launcher ends the others.
         with suppress(PeerLost):
             distributed.shut_down()
         raise

@@ -60,8 +60,8 @@ def check_models(config: Config) -> None:
 
 @cache
 def check_model(name: str) -> int:
-    """Resolve the model once for all trials of a sweep, because a hub id needs a network request.
+    """Check that a model exists, and return the number of views that it processes together.
 
-    Return the number of views that the model processes together.
+    The result is cached for all trials of a sweep, because a hub id needs a network request.
     """
     return model_views(resolve_model(name))

@@ -75,7 +75,7 @@ class RunLog:
     resumed run deletes the lines after `resumed_step`, the last step of its checkpoint. "seconds" in a line
     is the total time of the loop, including pictures, checkpoints and the time before the run was resumed.
 
-    progress: the position in the whole command. If it is None, the remaining time is not shown. mirror:
+    progress: the progress of the whole command. If it is None, the remaining time is not shown. mirror:
     another log to which the same values and the stills are written.
     """
 

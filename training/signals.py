@@ -55,7 +55,7 @@ class SignalRecorder:
 
 
 class StopRequest(SignalRecorder):
-    """Recorder of SIGNALS for the training loop. requested: the signal that all ranks agreed on, or None."""
+    """Recorder of SIGNALS for the training loop. requested: the signal that stops all ranks, or None."""
 
     def __init__(self) -> None:
         super().__init__(SIGNALS)
@@ -64,7 +64,7 @@ class StopRequest(SignalRecorder):
     def flags(self) -> list[float]:
         """Return 1 for each of SIGNALS that this rank has received, else 0.
 
-        The caller sums over the ranks.
+        The caller sums the flags over the ranks.
         """
         return [float(self.number == number) for number in SIGNALS]
 

@@ -23,10 +23,10 @@ from training.resume import checkpoint_folder
 from training.tasks import select_device
 
 # Reference times in seconds per unit. A kind is the label of the config's mode and the name of the part. The
-# unit of a phase is one view, the unit of the fit is one step, and the unit of another part is the whole part
-# with the demo's sizes. cpu: the prior data/tiny-sd on two cores of an AMD EPYC, torch 2.13. cuda: Stable
-# Diffusion 2.1-base on an NVIDIA H200, torch 2.11. The times were measured in November 2026, except that
-# "material fit" on cuda is an estimate.
+# unit of a phase is one view, the unit of the fit is one step, and the unit of every other part is the whole
+# part at the sizes of the demo. cpu: the prior data/tiny-sd on two cores of an AMD EPYC, torch 2.13. cuda:
+# Stable Diffusion 2.1-base on an NVIDIA H200, torch 2.11. The times were measured in November 2026, except
+# that "material fit" on cuda is an estimate.
 REFERENCE: Mapping[str, Mapping[str, float]] = {
     "cpu": {
         "shape set-up": 3.0,

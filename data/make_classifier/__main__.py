@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-# Must be set before torch is imported. If other processes are busy, OpenMP threads that wait actively are
-# slow.
+# Must be set before torch is imported. By default, idle OpenMP threads wait in a busy loop, which slows down
+# the program if other processes are busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch

@@ -30,7 +30,7 @@ from training.evaluation.views import IMAGE_SIZE, LIGHT
 
 logger = logging.getLogger(__name__)
 
-# These seeds differ from the seeds 1 and 2, which the training data of the prior use.
+# These seeds differ from 1 and 2, the seeds of the prior's training data.
 TRAINING_SEED, HELD_OUT_SEED = 7001, 7002
 RENDERING_SHARE = 0.5
 PERTURBED = 0.04

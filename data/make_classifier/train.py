@@ -73,7 +73,7 @@ def total_loss(
     """Return the sum of the cross entropies of category, material and side.
 
     The material is omitted for a network without material output. The side is omitted for categories that
-    look the same from all sides.
+    look similar from all sides.
     """
     category = images.category[rows]
     loss = F.cross_entropy(output.category.float(), category, label_smoothing=SMOOTHING)

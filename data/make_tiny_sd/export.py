@@ -58,7 +58,7 @@ def export(run: Run, denoiser: Denoiser, vae: nn.Module, tokenizer, latents: Lat
 
 @torch.no_grad()
 def check(folder: Path, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> None:
-    """Log the difference between predictions of the exported folder and of the networks in memory."""
+    """Log the difference between the predictions of the exported networks and of those in memory."""
     loaded = StableDiffusion.from_pretrained(str(folder), torch.device("cpu"))
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(0)

@@ -219,8 +219,8 @@ def write_shard(
 ) -> None:
     """Render instances shard, shard + shards, … of every category until all are done or the time is up.
 
-    Each round renders one instance of every category, so an incomplete shard has equally many of each. At
-    least one round is rendered.
+    Each round renders one instance of every category, so all categories have the same number of instances
+    even in an incomplete shard. At least one round is rendered.
     """
     started = time.monotonic()
     torch.set_num_threads(max(1, torch.get_num_threads() // shards))

@@ -4,8 +4,8 @@
 
 The command has four stages: it renders views of procedural objects, trains the VAE, encodes all views, and
 trains the denoiser with its text encoder. Each stage saves its result in the work folder, and the denoiser
-saves a checkpoint every minute. The same command resumes an interrupted run. It is meant for one large GPU.
-`--toy` runs the same code on a CPU in seconds.
+saves a checkpoint every minute. The same command resumes an interrupted run. The command is meant for one
+large GPU. `--toy` runs the same code on a CPU in seconds.
 
 Under torchrun the data and each batch are divided among the GPUs (training/distributed.py).
 
@@ -28,8 +28,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-# Must be set before torch is imported. If other processes are busy, OpenMP threads that wait actively are
-# slow.
+# Must be set before torch is imported. By default, idle OpenMP threads wait in a busy loop, which slows down
+# the program if other processes are busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch

@@ -16,8 +16,8 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-# Must be set before torch is imported. If other processes are busy, OpenMP threads that wait actively are
-# slow.
+# Must be set before torch is imported. By default, idle OpenMP threads wait in a busy loop, which slows down
+# the program if other processes are busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch

@@ -162,7 +162,7 @@ def apple(draw: Draw) -> ProceduralObject:
     skin, blush = tint(draw, fresh), tint(draw, draw.usually(colour("#e2b23c"), (fresh,), 0.6))
 
     def flesh(p: Coordinates) -> Tensor:
-        """Return the albedo: vertical streaks, pale spots, and a red area around both pits."""
+        """Return the albedo: vertical streaks, pale spots, and a second colour around both pits."""
         turn = torch.atan2(p[0], p[2])
         streak = torch.sin(19 * turn + 2 * torch.sin(7 * turn)) * torch.sin(31 * turn + 1.0)
         peel = mix(skin, blush, 0.75 * ramp(norm(p[0], p[2]), 0.32, 0.05))

@@ -32,8 +32,9 @@ class Part:
 
 @dataclass(frozen=True)
 class ProceduralObject:
-    """An object of a category. It is centred; the front is +z, up is +y, and its surface is within REACH.
+    """An object of a category, centred on the origin. The front is +z, and up is +y.
 
+    The largest distance of the surface from the origin is REACH.
     The world point p has the coordinates R_y(turn)⁻¹ (p / scale + centre) in the parts' frame. The object
     contains only Python numbers, so the results have the device and dtype of the points.
     """

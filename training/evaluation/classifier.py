@@ -36,7 +36,7 @@ class ClassifierOutput:
 
 
 class Block(nn.Module):
-    """Residual block of two 3×3 convolutions. The first has the given stride."""
+    """Residual block of two 3×3 convolutions. The first convolution has the given stride."""
 
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
@@ -56,7 +56,11 @@ class Block(nn.Module):
 
 
 class ClassifierNetwork(nn.Module):
-    """Layers: stem at half resolution, one block per width, mean and maximum over the image, three heads."""
+    """A residual network for one domain.
+
+    Its layers are a stem at half resolution, one block per width, the mean and the maximum over the image,
+    and three heads.
+    """
 
     def __init__(self, categories: int, materials: int, widths: tuple[int, ...] = WIDTHS):
         super().__init__()
@@ -82,7 +86,7 @@ class ClassifierNetwork(nn.Module):
 class ClassifierSettings:
     """Names of the outputs in the order of the logits.
 
-    One category is "nothing". Material 0 means the category's own colours.
+    One category is "nothing". Material 0 means the original colours of the category.
     """
 
     categories: tuple[str, ...]

@@ -92,7 +92,7 @@ def _on_cpu(image: Tensor | None) -> Tensor | None:
 
 
 def mean_probabilities(logs: Float[Tensor, "1 V K"]) -> Float[Tensor, " K"]:
-    """Return exp of the mean log-probability over the views, normalised."""
+    """Return the normalised geometric mean of the probabilities over the views."""
     return logs[0].mean(0).softmax(-1)
 
 
@@ -208,7 +208,7 @@ def _precision(assets: list[dict]) -> dict:
 
 
 def _composition(assets: list[dict]) -> dict:
-    """Return the share of textured assets with correct category and material, for held-out pairs of these."""
+    """Return the share of textured assets with correct category and material for each pair in HELD_OUT."""
     found: dict[str, list[bool]] = {}
     for asset in assets:
         category, material = asset["expected"]["category"], asset["expected"]["material"]
@@ -223,7 +223,7 @@ def _composition(assets: list[dict]) -> dict:
 
 
 def _two_faced(assets: list[dict]) -> dict:
-    """Return number and share of two-faced assets in each domain.
+    """Return the number and the share of two-faced assets in each domain.
 
     Only assets with a mesh and a category in DIRECTIONAL are counted.
     """

@@ -80,7 +80,10 @@ def connected_parts(faces: Int[Tensor, "F 3"], vertices: int) -> Int[Tensor, " V
 
 
 def _edges(faces: Int[Tensor, "F 3"], vertices: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return `sorted_edges`, and the count of each edge at its first occurrence and 0 at later ones."""
+    """Return the result of `sorted_edges` and the number of faces of each edge.
+
+    The number is given at the first occurrence of an edge. It is 0 at later occurrences.
+    """
     low, high, face = sorted_edges(faces, vertices)
     key = low * vertices + high
     _, inverse, sizes = torch.unique_consecutive(key, return_inverse=True, return_counts=True)

@@ -1,6 +1,6 @@
 """The overview page of a sweep: turntables, values, state, links and commands of each result.
 
-The page is one HTML file without scripts that a browser opens from the disk. Pictures are embedded and links
+The page is one HTML file without scripts. A browser can open it from disk. Pictures are embedded, and links
 are relative.
 """
 
@@ -65,7 +65,10 @@ class Card:
 
 
 def write_index(path: Path, title: str, subtitle: str, cards: Sequence[Card], live: bool) -> None:
-    """Write the page atomically. live: whether trials are still running. If so, the page reloads itself."""
+    """Write the page atomically.
+
+    live: whether trials are still running. If true, the browser reloads the page at regular intervals.
+    """
     counts = Counter(card.state for card in cards)
     reload = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if live else ""
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())

@@ -30,9 +30,10 @@ class RunReport:
     If the folder has no page, the page is written at the start. The page of an earlier run is kept until
     `begin`, so a command that fails in its set-up does not replace it.
 
-    On exit, the state on the page is done, exported (before the last step), stopped (by a signal) or failed,
-    with the error. If a page cannot be written, a warning is logged once and the run continues. quiet: if
-    true, another process writes the page. progress: updated when parts of the run begin and end.
+    On exit, the state on the page is set to done, exported (before the last step), stopped (by a signal) or
+    failed. A failed run also shows its error. If the page cannot be written, a warning is logged once and the
+    run continues. quiet: whether another process writes the page. progress: updated when parts of the run
+    begin and end.
     """
 
     info: RunInfo

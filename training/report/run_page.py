@@ -85,7 +85,7 @@ class RunState:
 def run_page(info: RunInfo, state: RunState, model_bytes: int = LIGHTER) -> str:
     """Build the page as HTML from the current files in info.out_dir.
 
-    If a model exceeds `model_bytes` (deflated), the page shows a remark instead.
+    If a model exceeds `model_bytes` (deflated), the page shows a note instead.
     """
     records = [record for record in read_log(info.out_dir / "log.jsonl") if record["step"] <= state.step]
     phases = phase_times(records)

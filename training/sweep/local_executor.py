@@ -133,9 +133,9 @@ def run_locally(
 
 
 def _next_unlocked(waiting: list[Trial], late: bool) -> Trial | None:
-    """Remove the first trial from `waiting` whose folders no other run writes to, and return it.
+    """Return the first waiting trial whose folders are not locked, and remove it from `waiting`.
 
-    late: if true, other runs are ignored. Returns None if there is no such trial.
+    late: if true, locks are ignored. The result is None if there is no such trial.
     """
     for number, trial in enumerate(waiting):
         if late or not is_locked(config.run.output_folder for config in trial.configs):

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 SOME_FAILED = 1
 # Name of the lock file of each rank of a sweep, in the common folder of the trials.
 SWEEP_LOCK = ".sweep-{rank}.lock"
-# Longer than the longest sweep. The limit is about 24 days: torch.distributed keeps timeouts as 32-bit
-# milliseconds.
+# The timeout must be longer than the longest sweep. It cannot exceed about 24 days, because torch.distributed
+# keeps timeouts as 32-bit milliseconds.
 RANK_TIMEOUT = timedelta(days=14)
 
 

@@ -50,9 +50,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The trials of a command. folder: their common parent. jobs: number of concurrent runs;
+    """The trials of a command.
 
-    None: default.
+    folder: the common parent of their folders. jobs: number of concurrent runs; None selects the default.
     """
 
     command: str

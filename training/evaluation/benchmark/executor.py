@@ -1,4 +1,4 @@
-"""Run the trials of a benchmark in worker processes and write each result to the disk."""
+"""Run the trials of a benchmark in worker processes and write each result to disk."""
 
 import json
 import logging
@@ -99,7 +99,10 @@ def prepare_worker(log: str, threads: int) -> None:
 
 
 def work(slot: int, queue: Queue, store: ResultStore, threads: int, common: Mapping[str, object]) -> None:
-    """Run trials in one worker process until `Queue.next` returns None. A process that dies is replaced."""
+    """Run trials in one worker process until `Queue.next` returns None.
+
+    If the process ends unexpectedly, a new one is started.
+    """
     log = store.out / f"worker_{slot}.log"
 
     def process() -> ProcessPoolExecutor:
