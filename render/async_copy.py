@@ -1,4 +1,4 @@
-"""Copy small tensors between host and device without blocking the host."""
+"""Copies of small tensors between host and device that do not block the host."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -7,21 +7,23 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-# Alignment in bytes of each tensor in a shared buffer, sufficient for any dtype and kernel.
+# The alignment of each tensor in a shared buffer, in bytes. It is sufficient for any dtype and kernel.
 ALIGNMENT = 16
 
 
 def to_device_async(
     tensors: Sequence[Shaped[Tensor, "..."]], device: torch.device | str
 ) -> list[Shaped[Tensor, "..."]]:
-    """Copy tensors to a device. Copies from host to GPU use one transfer and do not block.
+    """Copy tensors to a device. From the host to a GPU, all tensors are copied in one transfer without
+    blocking.
 
-    The results share one buffer. If a tensor is not on the host, each is copied separately.
+    The results share one buffer. If any tensor is not on the host, each tensor is copied separately.
     """
     if torch.device(device).type != "cuda" or any(tensor.device.type != "cpu" for tensor in tensors):
         return [tensor.to(device) for tensor in tensors]
     starts = list(accumulate((-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors), initial=0))
-    # Only copies from pinned memory are asynchronous. torch keeps that memory until the copy has finished.
+    # Pinned memory is used because only copies from it are asynchronous. torch keeps the memory until the
+    # copy has finished.
     host_buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
     for part, tensor in zip(_parts(host_buffer, starts, tensors), tensors, strict=True):
         part.copy_(tensor)
@@ -39,7 +41,7 @@ def _parts(buffer: Tensor, starts: Sequence[int], like: Sequence[Tensor]) -> lis
 class AsyncScalars:
     """Named scalars that are copied to the host asynchronously.
 
-    Kernels launched later do not delay `read`.
+    `read` does not wait for kernels that are launched later.
     """
 
     def __init__(self, values: Mapping[str, Float[Tensor, ""]]) -> None:

@@ -1,7 +1,8 @@
-"""Cameras: projection, poses and the batch of views that the renderer takes.
+"""Cameras: projection, poses and batches of views.
 
 World space is right-handed with +y up. The object is at the origin and its front faces +z. The camera looks
-along its own −z. Clip space is OpenGL's (−w ≤ x, y, z ≤ w) with y flipped: y/w = −1 is image row 0, the top.
+along its own −z axis. Clip space is that of OpenGL (−w ≤ x, y, z ≤ w) with flipped y, so y/w = −1 is the top
+of image row 0.
 """
 
 import math
@@ -18,9 +19,9 @@ from render.async_copy import to_device_async
 class Cameras:
     """B views of one scene.
 
-    world_to_clip [B,4,4] acts on column vectors. position [B,3] is the camera centre in world space.
-    normal_rotation [B,3,3] rotates the rendered normals (random in the coarse phase, otherwise the identity).
-    view_index [B] is 0 front, 1 side, 2 back. resolution is (height, width) in pixels.
+    world_to_clip [B,4,4]: matrices for column vectors. position [B,3]: the camera centres in world space.
+    normal_rotation [B,3,3]: the rotation of the rendered normals, random in the coarse phase and otherwise
+    the identity. view_index [B]: 0 for front, 1 for side, 2 for back. resolution: (height, width) in pixels.
     """
 
     world_to_clip: Float[Tensor, "B 4 4"]
@@ -45,21 +46,24 @@ class Cameras:
 
 
 def rotate_x(angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:
-    """Rotation about +x by `angle` radians."""
+    """Return the rotation about +x by `angle` radians."""
     s, c = angle.sin(), angle.cos()
     one, zero = torch.ones_like(s), torch.zeros_like(s)
     return torch.stack([one, zero, zero, zero, c, -s, zero, s, c], -1).unflatten(-1, (3, 3))
 
 
 def rotate_y(angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:
-    """Rotation about +y by `angle` radians."""
+    """Return the rotation about +y by `angle` radians."""
     s, c = angle.sin(), angle.cos()
     one, zero = torch.ones_like(s), torch.zeros_like(s)
     return torch.stack([c, zero, s, zero, one, zero, -s, zero, c], -1).unflatten(-1, (3, 3))
 
 
 def perspective(fovy: Float[Tensor, " B"], aspect: float, near: float, far: float) -> Float[Tensor, "B 4 4"]:
-    """Perspective projection. fovy is the vertical field of view in radians, aspect = width / height."""
+    """Return perspective projections.
+
+    fovy: the vertical field of view in radians. aspect: width / height.
+    """
     focal = 1.0 / torch.tan(fovy / 2)
     projection = torch.zeros(len(fovy), 4, 4, dtype=fovy.dtype, device=fovy.device)
     projection[:, 0, 0] = focal / aspect
@@ -82,11 +86,12 @@ def look_at_origin(
     radius: float = 3.0,
     near_far: tuple[float, float] = (1.0, 50.0),
 ) -> Cameras:
-    """Cameras on a sphere around the origin. All angles are in radians.
+    """Return cameras on a sphere around the origin. All angles are in radians.
 
-    At azimuth 0 the camera is on +z and sees the front of the object. R_y(azimuth) rotates the object, so at
-    azimuth 90° the camera is on −x. At a positive elevation the camera is above the object. shift moves the
-    object along the camera's x and y (world units). view = T(shift, −radius) · R_x(elevation) · R_y(azimuth).
+    The view matrix is T(shift, −radius) · R_x(elevation) · R_y(azimuth). At azimuth 0, the camera is on +z
+    and sees the front of the object. R_y(azimuth) rotates the object, so the camera is on −x at azimuth 90°.
+    At a positive elevation, the camera is above the object. shift moves the object along the camera's x and y
+    axes (in world units).
     """
     count = len(azimuth)
     rotation = rotate_x(elevation) @ rotate_y(azimuth)
@@ -114,7 +119,7 @@ def look_at_origin(
 def orbit(
     count: int, resolution: tuple[int, int], elevation_degrees: float = 20.0, fovy_degrees: float = 45.0
 ) -> Cameras:
-    """Return `count` views at equal azimuth steps around the object. The first shows the front."""
+    """Return `count` views at equal azimuth steps around the object. The first view shows the front."""
     azimuth = torch.arange(count, dtype=torch.float32) * (2 * math.pi / count)
     return look_at_origin(
         azimuth,

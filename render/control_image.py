@@ -1,9 +1,10 @@
-"""Control images for ControlNets (arXiv 2302.05543): the depth or the normals of a mesh from its camera.
+"""Control images for ControlNets (arXiv 2302.05543) with the depth or the normals of a mesh.
 
-Depth images contain inverse depth like that of MiDaS, as the public ControlNets expect. Near points are
-bright, and the background is black. Normal images contain camera-space normals with x right, y up and z
-towards the viewer, encoded as n · 0.5 + 0.5. In the kind "normal_bae" x points left, which is the convention
-of ControlNet 1.1. The normal of the background points to the viewer. Outlines are antialiased.
+Depth images contain inverse depth as computed by MiDaS, because the public ControlNets were trained with it.
+Near points are bright, and the background is black. Normal images contain camera-space normals with x to the
+right, y up and z towards the viewer, encoded as n · 0.5 + 0.5. In the kind "normal_bae", x points to the
+left. This is the convention of ControlNet 1.1. The normal of the background points to the viewer. Outlines
+are antialiased.
 """
 
 from typing import Literal
@@ -42,8 +43,7 @@ def control_image(
 
 
 def depth_values(points: SurfacePoints, cameras: Cameras) -> Float[Tensor, "N 3"]:
-    """Return the inverse depth of each point, scaled to 1 at the nearest vertex in its view and 0 at the
-    farthest.
+    """Return the inverse depth of each point. It is 1 at the nearest vertex of a view and 0 at the farthest.
 
     The farthest vertex is usually hidden, so the object is brighter than the background. All points are 1 if
     all vertices have the same depth.
@@ -58,6 +58,6 @@ def depth_values(points: SurfacePoints, cameras: Cameras) -> Float[Tensor, "N 3"
 
 
 def camera_normals(points: SurfacePoints, cameras: Cameras) -> Float[Tensor, "N 3"]:
-    """The normal of each point in the axes of its camera: x right, y up, z backward."""
+    """Return the normal of each point in camera axes: x to the right, y up, z backward."""
     rotation = camera_rotation(cameras.world_to_clip)[points.view_of_point]
     return (rotation @ points.normal[:, :, None])[:, :, 0]

@@ -1,6 +1,6 @@
-"""The G-buffer: position, normal and view direction of the surface point at each covered pixel.
+"""The G-buffer. It contains position, normal and view direction of the surface point at each covered pixel.
 
-Only the N covered pixels of a batch are stored, as one list. `scatter` writes per-point values into B images.
+Only the N covered pixels of a batch are stored, as one list. `scatter` writes values per point to B images.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,9 @@ class SurfacePoints:
         return values.new_full(shape, background).flatten(0, 2).index_copy_(0, self.pixel, values).view(shape)
 
     def smooth_normal(self) -> Float[Tensor, "N 3"]:
-        """Return the interpolated vertex normals: unit, outward, not corrected by `shading_normal`."""
+        """Return the interpolated unit vertex normals. They point outward and are not corrected by
+        `shading_normal`.
+        """
         return safe_normalize(self.gather(self.values[..., 3:]))
 
     def face_normal(self, mesh: Mesh) -> Float[Tensor, "N 3"]:
@@ -58,7 +60,7 @@ class SurfacePoints:
         return safe_normalize(face_cross(mesh.v_pos, mesh.faces)).index_select(0, face)
 
     def shading_normal(self, mesh: Mesh) -> Float[Tensor, "N 3"]:
-        """Compute `normal` for points that were created without it."""
+        """Return `normal` for points that were created without it."""
         return shading_normal(self.smooth_normal(), self.face_normal(mesh), self.to_viewer)
 
     def mask(self) -> Float[Tensor, "B H W 1"]:
@@ -69,14 +71,14 @@ class SurfacePoints:
 def rasterize_gbuffer(
     mesh: Mesh, views: Cameras, rasteriser: Rasteriser, normals: bool = True
 ) -> SurfacePoints:
-    """Rasterise the mesh and return its surface points, differentiable with respect to v_pos.
+    """Rasterise the mesh and return its surface points. They are differentiable with respect to v_pos.
 
-    normals: also compute the shading normals.
+    normals: whether to compute the shading normals.
     """
     clip = transform_points(views.world_to_clip, mesh.v_pos)
     rast = rasteriser.rasterize(clip, mesh.faces, views.resolution)
     values = rasteriser.interpolate(torch.cat([mesh.v_pos, mesh.v_nrm], dim=-1), rast, mesh.faces)
-    # On a GPU this is the only host synchronisation: it reads the number of covered pixels.
+    # On a GPU, this is the only synchronisation. The host waits for the number of covered pixels.
     pixel = rast.detach()[..., 3].flatten().nonzero()[:, 0]
     gather = surface_points
     if triton_available(values, rast, mesh.v_pos, views.position) and not views.position.requires_grad:
@@ -97,10 +99,10 @@ def surface_points(
     *,
     normals: bool = True,
 ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None, Float[Tensor, "N 3"]]:
-    """Compute position, normal and to_viewer at the covered pixels, as in SurfacePoints.
+    """Return position, normal and to_viewer at the covered pixels, as defined in SurfacePoints.
 
-    values: the interpolated positions and smooth normals. camera: the camera position of each image.
-    normals: whether to compute the normal; otherwise it is None.
+    values: the interpolated positions and smooth normals. camera: the camera position of each image. normals:
+    whether to compute the normal. If it is False, the normal is None.
     """
     view = pixel // (rast.shape[1] * rast.shape[2])
     position, smooth = values.flatten(0, 2).index_select(0, pixel).split(3, dim=-1)

@@ -1,7 +1,7 @@
-"""Errors of file readers: every exception becomes a one-line message that names the file.
+"""Errors of file readers. Every exception is converted to a one-line message that contains the file name.
 
-A reader raises `FileError` with the fault. `reading` adds the file's name and translates every other
-exception, so a new reader needs no error handling of its own.
+A reader raises `FileError` with a description of the fault. `reading` adds the file's name and converts every
+other exception, so a new reader needs no error handling.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,15 @@ LONGEST = 400
 
 
 class FileError(ValueError):
-    """A fault of a file's content. The message contains the fix. `reading` adds the file's name."""
+    """Error for a fault in a file's content. The message contains the fix. `reading` adds the file's name."""
 
 
 @contextmanager
 def reading(path: str | Path, kind: str, format_name: str) -> Iterator[None]:
-    """Translate the exceptions of a reader.
+    """Convert the exceptions of a reader to errors that contain the file's name.
 
-    kind and format_name are for the message: "mesh file X: cannot be read as ply (...)".
+    kind, format_name: the words in messages such as "mesh file X: cannot be read as ply (...)". In this
+    example, kind is "mesh file" and format_name is "ply".
 
     Raises:
         ValueError: if the block raises any exception other than OSError.
@@ -34,7 +35,7 @@ def reading(path: str | Path, kind: str, format_name: str) -> Iterator[None]:
     except MemoryError as error:
         reason = f"reading it as {format_name} needs more memory than this machine has"
         raise ValueError(printable(f"{kind} {path}: {reason}")) from error
-    # Libraries raise errors of many types for a damaged file.
+    # For a damaged file, libraries raise errors of many types.
     except Exception as error:
         reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
         text = (
@@ -44,12 +45,12 @@ def reading(path: str | Path, kind: str, format_name: str) -> Iterator[None]:
 
 
 def shortened(text: str) -> str:
-    """`text` without its middle if it is longer than LONGEST."""
+    """Return `text`. If it is longer than LONGEST, its middle is removed."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with escapes for control characters and undecodable bytes."""
+    """Return `text` on one line, with escapes for control characters and undecodable bytes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,9 +1,9 @@
-"""Scenes: modules that render the training images and the preview images for given cameras.
+"""Scenes. These modules render the training images and the preview images for given cameras.
 
 `GeometryScene` renders the normals and the mask of the surface that is optimised (geometry modeling of
 Fantasia3D, arXiv 2303.13873). `AppearanceScene` renders a fixed mesh under the environment light (appearance
-modeling of the same paper). A call with `Cameras` returns the image that guidance takes. `.layers` returns
-preview images by name: sRGB in [0, 1] on a white background.
+modeling of the same paper). A call with `Cameras` returns the input image of the guidance. `.layers` returns
+a dict from names to preview images, which are sRGB in [0, 1] on a white background.
 """
 
 from dataclasses import replace
@@ -32,10 +32,10 @@ VisiblePoints = tuple[Float[Tensor, "N 3"], Int[Tensor, " N"]]
 
 
 class GeometryScene(nn.Module):
-    """Renders the normals of a surface.
+    """A module that renders the normals of a surface.
 
-    surface: a module whose `mesh()` returns the current Mesh. flip_normal: negate every positive x component
-    of the normals (a measure against the Janus problem).
+    surface: a module whose `mesh()` returns the current Mesh. flip_normal: whether to negate every positive x
+    component of the normals. This is a measure against objects with several faces (the Janus problem).
     """
 
     def __init__(
@@ -54,9 +54,11 @@ class GeometryScene(nn.Module):
         self.visible: VisiblePoints | None = None
 
     def forward(self, views: Cameras) -> Float[Tensor, "B H W 4"]:
-        """Normals in [−1, 1] with background 0 (3 channels) and the antialiased mask in [0, 1] (1 channel).
+        """Return the normals in [−1, 1] (3 channels, background 0) and the antialiased mask in [0, 1] (1
+        channel).
 
-        Stores the mesh of this step with its autograd graph in `mesh`, and the visible points in `visible`.
+        The mesh of this step with its autograd graph is stored in `mesh`, and the visible points in
+        `visible`.
         """
         mesh = self.mesh = self.surface.mesh()
         views = views.to(mesh.v_pos.device)
@@ -72,7 +74,7 @@ class GeometryScene(nn.Module):
 
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
-        """Preview images: "shaded" (grey material), "normal" and "mask"."""
+        """Return the preview images "shaded" (grey material), "normal" and "mask"."""
         mesh = self.surface.mesh()
         views = views.to(mesh.v_pos.device)
         points = rasterize_gbuffer(mesh, views, self.rasteriser)
@@ -86,12 +88,12 @@ class GeometryScene(nn.Module):
 def normal_image(
     points: SurfacePoints, rotation: Float[Tensor, "B 3 3"], flip: bool
 ) -> Float[Tensor, "B H W 4"]:
-    """Image of the normals, each rotated by the rotation of its view, and of the mask. The background is 0.
+    """Return the image of the normals and the mask. Normals are rotated per view. The background is 0.
 
-    flip: negate every positive x component after the rotation.
+    flip: whether to negate every positive x component after the rotation.
     """
     normal = points.scatter(points.normal)
-    # One matrix product per image. The rotation maps a background of 0 to 0.
+    # There is one matrix product per image. It does not change the background, which is 0.
     turned = (normal.flatten(1, 2) @ rotation.mT).view_as(normal)
     if flip:
         turned = torch.cat([-turned[..., :1].abs(), turned[..., 1:]], dim=-1)
@@ -99,7 +101,7 @@ def normal_image(
 
 
 class AppearanceScene(nn.Module):
-    """Renders a fixed mesh with a material field under an environment light."""
+    """A module that renders a fixed mesh with a material field under an environment light."""
 
     def __init__(
         self,
@@ -129,21 +131,25 @@ class AppearanceScene(nn.Module):
         self.points: SurfacePoints | None = None
 
     def forward(self, views: Cameras) -> Float[Tensor, "B H W 3"]:
-        """The shaded image in sRGB, mapped to [−1, 1]. Outlines are antialiased on linear colours.
+        """Return the shaded image in sRGB, mapped to [−1, 1]. Outlines are antialiased in linear colours.
 
-        Stores the visible points in `visible` and the G-buffer in `points`.
+        The visible points are stored in `visible` and the G-buffer in `points`.
         """
         views = views.to(self.mesh.v_pos.device)
         points = self._surface_points(views)
         self.visible, self.points = (points.position.detach(), points.pixel), points
         material, normal = self.material_and_normal(points)
-        # Black (0) and white (1) have the same values in linear colour and in sRGB.
+        # The background needs no conversion, because 0 (black) and 1 (white) are the same in linear colours
+        # and sRGB.
         image = points.scatter(self._lit(points, views, material, normal), self.background)
         image = self.rasteriser.antialias(image, points.rast, points.clip, self.mesh.faces)
         return linear_to_srgb(image) * 2 - 1
 
     def control_image(self, kind: ControlKind, views: Cameras) -> Float[Tensor, "B H W 3"]:
-        """The control image of the last rendering, in [0, 1]. views: the cameras of that rendering."""
+        """Return the control image of the last rendering, in [0, 1].
+
+        views: the cameras of the last rendering.
+        """
         views = views.to(self.mesh.v_pos.device)
         points = self.points
         if points.normal is None:
@@ -152,7 +158,9 @@ class AppearanceScene(nn.Module):
 
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
-        """Preview images: "shaded", "kd", "ks", "normal", "mask", and "relight" if that light is given."""
+        """Return the preview images "shaded", "kd", "ks", "normal", "mask" and, if it has a light,
+        "relight".
+        """
         views = views.to(self.mesh.v_pos.device)
         points = self._surface_points(views)
         material, normal = self.material_and_normal(points)
@@ -168,11 +176,13 @@ class AppearanceScene(nn.Module):
         return pictures(colours, points, self.mesh, self.rasteriser)
 
     def _surface_points(self, views: Cameras) -> SurfacePoints:
-        """Return the visible points. They have no normals if the material is bumpy and computes its own."""
+        """Return the visible points. If the material is bumpy, they have no normals, because `_bumped`
+        computes them.
+        """
         return rasterize_gbuffer(self.mesh, views, self.rasteriser, normals=not self.material.bumpy)
 
     def material_and_normal(self, points: SurfacePoints) -> tuple[Material, Float[Tensor, "N 3"]]:
-        """The material and the world-space shading normal at each point."""
+        """Return the material and the world-space shading normal at each point."""
         if self.surface is None:
             material, bumpy = self.material(points.position), self.material.bumpy
             return material, self._bumped(points, material.normal) if bumpy else points.normal
@@ -183,9 +193,9 @@ class AppearanceScene(nn.Module):
         return material, self._bumped(points, self.surface.unmirrored(located, material.normal))
 
     def _bumped(self, points: SurfacePoints, local: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-        """World-space shading normals with the tangent-space normals `local` applied.
+        """Return world-space shading normals that are perturbed by the tangent-space normals `local`.
 
-        The smooth normal is perturbed first, then corrected by `shading_normal`. Therefore no shading normal
+        The smooth normal is first perturbed and then corrected by `shading_normal`, so that no shading normal
         faces away from the viewer.
         """
         tangent = self.rasteriser.interpolate(self.mesh.tangents, points.rast, self.mesh.uv_faces)
@@ -200,7 +210,7 @@ class AppearanceScene(nn.Module):
         normal: Float[Tensor, "N 3"],
         light: EnvironmentLight | None = None,
     ) -> Float[Tensor, "N 3"]:
-        """Linear RGB radiance from each point towards the viewer."""
+        """Return the linear RGB radiance from each point towards the viewer."""
         to_viewer = points.to_viewer
         if self.light_follows_camera:
             rotation = camera_rotation(views.world_to_clip)[points.view_of_point]
@@ -212,7 +222,9 @@ class AppearanceScene(nn.Module):
 def pictures(
     colours: dict[str, Float[Tensor, "N 3"]], points: SurfacePoints, mesh: Mesh, rasteriser: Rasteriser
 ) -> dict[str, Float[Tensor, "B H W 3"]]:
-    """Each layer and the mask as images on white with antialiased outlines, clamped to [0, 1]."""
+    """Return images of the layers and the mask on white. Outlines are antialiased. Values are clamped to [0,
+    1].
+    """
     stacked = torch.cat([*colours.values(), torch.zeros_like(points.position)], dim=-1)
     image = points.scatter(stacked, background=1.0)
     image = rasteriser.antialias(image, points.rast, points.clip, mesh.faces).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written under a temporary name in the same folder, then renamed."""
+"""Atomic writes. A file is written under a temporary name in the same folder and then renamed."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-# Temporary files and folders begin with this prefix. They remain if a run is killed.
+# The prefix of temporary files and folders. They remain on the disk if a run is killed.
 TEMPORARY = ".writing_"
 
 
@@ -30,7 +30,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     try:
         with naming_errors(path):
             yield temporary
-            # mkstemp creates files that only the owner can read; open() applies the umask instead.
+            # mkstemp creates files that only the owner can read. The file gets the mode that open() would
+            # give.
             temporary.chmod(0o666 & ~_current_umask())
             os.replace(temporary, path)
     finally:
@@ -41,8 +42,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 def staged_folder(folder: Path | str) -> Iterator[Path]:
     """Yield an empty folder beside `folder`. If the block succeeds, its files are moved into `folder`.
 
-    Files in subfolders are moved to the same subfolders. The files of a set that belongs together are thus
-    replaced within milliseconds. Other files of `folder` are kept. On an exception nothing changes.
+    Files in subfolders are moved to the same subfolders. Files that belong together are thus replaced within
+    milliseconds. Other files in `folder` are kept. After an exception, `folder` is unchanged.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def staged_folder(folder: Path | str) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path | str, boundary: str = ".lock") -> None:
-    """Remove the temporary files and folders that killed processes left in `folder` and below.
+    """Remove the temporary files and folders of killed processes in `folder` and its subfolders.
 
     Subfolders that contain a file named `boundary` belong to other runs and are skipped. Links are not
     followed.
@@ -77,7 +78,7 @@ def remove_temporaries(folder: Path | str, boundary: str = ".lock") -> None:
 
 @contextlib.contextmanager
 def naming_errors(path: Path) -> Iterator[None]:
-    """Raise an OSError again with the file name `path` if it has no file name or that of a temporary file."""
+    """Add the file name `path` to an OSError that has no file name or that of a temporary file."""
     try:
         yield
     except OSError as error:
@@ -87,7 +88,7 @@ def naming_errors(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Write `content` to `path`, atomically and flushed to the disk."""
+    """Write `content` to `path` atomically, and flush it to the disk."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
@@ -95,18 +96,18 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def write_text(path: Path | str, content: str) -> None:
-    """Write `content` in UTF-8 to `path`, atomically and flushed to the disk.
+    """Write `content` in UTF-8 to `path` atomically, and flush it to the disk.
 
     Surrogates, which represent bytes of file names that are not UTF-8, are written as escapes such as
-    \\udcff. JSON reads these back as the same characters.
+    \\udcff. A JSON parser converts these escapes back to the same characters.
     """
     write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 @cache
 def _current_umask() -> int:
-    # Reading the umask sets it for a moment, which affects files that other threads create. So it is read
-    # only once.
+    # The umask is read only once. Reading it requires setting it for a moment, which affects files that other
+    # threads create.
     mask = os.umask(0)
     os.umask(mask)
     return mask

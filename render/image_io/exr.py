@@ -22,10 +22,10 @@ CUBE = 1
 
 
 def read_exr(path: Path) -> Float[np.ndarray, "H W 3"]:
-    """Return the first part that has R, G and B as linear Rec. 709 RGB, in its display window.
+    """Return the first part with channels R, G and B as linear Rec. 709 RGB. The image is the display window.
 
-    If no part has plain R, G and B channels, the first layer with these channels is read. Pixels outside of
-    the data window are 0.
+    If no part has channels that are named R, G and B, the first layer with these channels is read. Pixels
+    outside of the data window are 0.
 
     Raises:
         FileError: if the file is faulty.
@@ -61,9 +61,7 @@ def _window(header: dict, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _choose(parts: list[list[str]]) -> tuple[int, list[str]]:
-    """Return the part and the names of its R, G and B channels. Plain names are preferred to those of a
-    layer.
-    """
+    """Return the part and the names of its R, G and B channels. Names without a layer are preferred."""
     for layered in (False, True):
         for number, names in enumerate(parts):
             for name in names:
@@ -82,7 +80,9 @@ def _choose(parts: list[list[str]]) -> tuple[int, list[str]]:
 def _placed(
     image: Float[np.ndarray, "h w 3"], low: tuple[int, int], origin: tuple[int, int], shape: tuple[int, int]
 ) -> Float[np.ndarray, "H W 3"]:
-    """Return an image of the size of the display window that contains the data window at its position."""
+    """Return an image with the size of the display window. It contains the data window at the correct
+    position.
+    """
     column, row = low[0] - origin[0], low[1] - origin[1]
     if (column, row) == (0, 0) and image.shape[:2] == shape:
         return image

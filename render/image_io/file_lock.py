@@ -1,4 +1,4 @@
-"""Advisory file locks. The system releases a lock when its process ends, also after SIGKILL."""
+"""Advisory file locks. The system releases a lock when the process ends, also after SIGKILL."""
 
 import errno
 import fcntl
@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-# Errors of file systems that have no locks.
+# Errors that indicate a file system without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def try_lock(path: Path | str) -> BinaryIO | None:
-    """Lock `path` and return the open file, or None if the lock is held already. A missing file is created.
+    """Lock `path` and return the open file, or None if it is locked already. A missing file is created.
 
     Closing the file releases the lock. On a file system without locks, every call succeeds.
 
@@ -29,8 +29,8 @@ def try_lock(path: Path | str) -> BinaryIO | None:
             if error.errno not in NO_LOCKS:
                 file.close()
                 raise
-        # The holder of the lock may have deleted the file between the two calls. A lock on a deleted file has
-        # no effect.
+        # Another process may have deleted the file between the two calls. The lock is valid only if the file
+        # still exists.
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()

@@ -1,8 +1,8 @@
 """Radiance .hdr (RGBE) pictures, and the reader of environment maps in .hdr and OpenEXR .exr files.
 
-Radiance in memory is linear RGB, float32, row 0 at the top. RGBE stores three 8-bit mantissas and one shared
-exponent, so each channel of a pixel is accurate to 1/256 of its largest channel. Source of the format: G.
-Ward, "Real Pixels", Graphics Gems II, 1991, and the Radiance manual.
+In memory, radiance is linear RGB in float32 with row 0 at the top. RGBE stores three 8-bit mantissas and one
+shared exponent, so each channel of a pixel is accurate to 1/256 of the pixel's largest channel. Sources of
+the format: G. Ward, "Real Pixels", Graphics Gems II, 1991, and the Radiance manual.
 """
 
 import re
@@ -29,10 +29,10 @@ OTHER_PICTURES = {
     b"MM\0*": "a TIFF",
     b"RIFF": "a WebP",
 }
-# A line such as "-Y H +X W": sign, axis and number of the scan lines, then of the pixels in a line. -Y is
-# downward.
+# A line such as "-Y H +X W". It contains sign, axis and number of the scan lines, then sign, axis and number
+# of the pixels in a scan line. -Y means downward.
 RESOLUTION = re.compile(rb"([+-][XY]) +(\d{1,9}) +([+-][XY]) +(\d{1,9})\n")
-# The new run-length encoding stores the width in 15 bits and is not used for lines of fewer than 8 pixels.
+# The new run-length encoding stores the width in 15 bits. It is not used for lines of fewer than 8 pixels.
 RLE_WIDTHS = range(8, 0x8000)
 LONGEST_LITERAL = 128
 LONGEST_RUN = 127
@@ -42,11 +42,12 @@ SHORTEST_RUN = 4
 def read_latlong(path: str | Path) -> Float[Tensor, "H W 3"]:
     """Return the linear radiance of a .hdr or .exr file.
 
-    Negative values, which resampling filters can produce, become 0.
+    Negative values are replaced by 0. Resampling filters can produce them.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: with the file name, if the file is not a readable picture or contains NaN or infinity.
+        ValueError: if the file is not a readable picture or contains NaN or infinity. The message contains
+        the file name.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,7 +88,7 @@ def _encode_rgbe(image: Float[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 4"
     image = np.maximum(image, 0)
     largest = image.max(-1)
     _, exponent = np.frexp(largest)
-    # The mantissa may be rounded up to 256. Such a pixel is stored with the next exponent.
+    # If the mantissa is rounded up to 256, the pixel is stored with the next exponent.
     exponent = exponent + (np.rint(np.ldexp(largest, 8 - exponent)) > 255)
     visible = exponent >= -127
     mantissas = np.rint(np.ldexp(image, (8 - exponent)[..., None]))
@@ -101,7 +102,9 @@ def _decode_rgbe(rgbe: UInt8[np.ndarray, "H W 4"]) -> Float[np.ndarray, "H W 3"]
 
 
 def _compress(line: UInt8[np.ndarray, " W"]) -> bytes:
-    """Compress one channel of one line: (128 + n, value) is a run of n, (n, values) are n literal bytes."""
+    """Compress one channel of one line. (128 + n, value) is a run of n bytes. (n, values) are n literal
+    bytes.
+    """
     starts = np.flatnonzero(np.diff(line, prepend=~line[:1]))
     lengths = np.diff(starts, append=len(line))
     data, packed, literal_from = line.tobytes(), bytearray(), 0
@@ -134,13 +137,14 @@ def _read_rgbe(path: Path) -> Float[np.ndarray, "H W 3"]:
     if size[1].endswith(b"X"):
         rgbe = rgbe.transpose(1, 0, 2)
     signs = {size[1][1:]: size[1][:1], size[3][1:]: size[3][:1]}
-    # The result has rows downward (-Y) and columns to the right (+X). Other orders are reversed.
+    # Rows go downward (-Y) and columns to the right (+X) in the result. Rows and columns of other orders are
+    # reversed.
     rgbe = rgbe[:: 1 if signs[b"Y"] == b"-" else -1, :: 1 if signs[b"X"] == b"+" else -1]
     return _decode_rgbe(rgbe)
 
 
 def _read_lines(data: bytes, lines: int, width: int) -> UInt8[np.ndarray, "L W 4"]:
-    """Read scan lines. Each is stored as plain pixels or in the old or new run-length encoding."""
+    """Read scan lines. A line is stored as plain pixels or in the old or new run-length encoding."""
     out = np.empty((lines, width, 4), dtype=np.uint8)
     at, marker = 0, bytes([2, 2, width >> 8 & 255, width & 255])
     for line in range(lines):
@@ -156,8 +160,9 @@ def _read_lines(data: bytes, lines: int, width: int) -> UInt8[np.ndarray, "L W 4
 
 
 def _read_new_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
-    """Read a line that stores its four channels one by one: (128 + n, value) is a run, (n, values) are
-    literals.
+    """Read a line in the new encoding, in which the four channels are stored one after another.
+
+    (128 + n, value) is a run of n bytes. (n, values) are n literal bytes.
 
     Returns the offset of the next line.
     """
@@ -180,9 +185,9 @@ def _read_new_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
 
 
 def _read_old_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
-    """Read a line of pixels, where (1, 1, 1, n) repeats the previous pixel n times.
+    """Read a line of pixels in the old encoding. A pixel (1, 1, 1, n) repeats the previous pixel n times.
 
-    In the k-th of consecutive repeats, n is multiplied by 256^(k − 1). Returns the offset of the next line.
+    For the k-th of consecutive repeats, n is multiplied by 256^(k − 1). Returns the offset of the next line.
     """
     done, shift, width = 0, 0, len(out)
     while done < width:

@@ -1,6 +1,6 @@
-"""Writing images and videos with imageio: PNG, GIF, MP4, contact sheets.
+"""Writing of images and videos with imageio: PNG, GIF, MP4 and contact sheets.
 
-An image is [H,W,C] in [0,1] with C = 1 (grey) or 3. Values outside are clipped. Files are written atomically.
+An image is [H,W,C] with C = 1 (grey) or 3. Values outside of [0,1] are clipped. Files are written atomically.
 """
 
 import importlib.util
@@ -34,12 +34,12 @@ def to_bytes(image: Float[Tensor, "*batch H W C"]) -> UInt8[np.ndarray, "*batch 
 
 
 def to_pillow(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> Image.Image:
-    """The image as a Pillow image: grey for one channel, RGB for three."""
+    """Return the image as a Pillow image. One channel gives a grey image, and three channels give RGB."""
     return Image.fromarray(_pixels(image))
 
 
 def _pixels(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "..."]:
-    """Bytes [H,W] for one channel, [H,W,C] for three or four (with alpha)."""
+    """Return bytes [H,W] for one channel, or [H,W,C] for three or four channels (the fourth is alpha)."""
     pixels = to_bytes(image) if isinstance(image, Tensor) else image
     assert pixels.shape[-1] in (1, 3, 4), f"an image has 1, 3 or 4 channels, not {pixels.shape[-1]}"
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
@@ -60,7 +60,7 @@ def png_bytes(
 def encode_pngs(images: Sequence[Float[Tensor, "_ _ _"] | UInt8[np.ndarray, "_ _ _"]]) -> list[bytes]:
     """Return images of any size as PNG files in memory.
 
-    They are compressed in parallel, because a large texture takes a second.
+    The images are compressed in parallel, because a large texture takes a second.
     """
     with ThreadPoolExecutor(thread_name_prefix="png") as pool:
         return list(pool.map(png_bytes, images))
@@ -111,10 +111,9 @@ def grid(
 def write_mp4(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: int = 25) -> int:
     """Write frames of one size as an H.264 video and return the number of frames.
 
-    The pixel format is yuv420p, which all browsers play and which needs even sizes. Odd sizes are padded by
-    repeating the last row or column. If imageio-ffmpeg is missing, the video is skipped with a warning and 0
-    is returned.
-    Raises ValueError if there are no frames.
+    The pixel format is yuv420p, which all browsers can play. It requires even sizes, so odd sizes are padded
+    by repeating the last row or column. If imageio-ffmpeg is missing, the video is skipped with a warning,
+    and 0 is returned. Raises ValueError if there are no frames.
     """
     if importlib.util.find_spec("imageio_ffmpeg") is None:
         logger.warning("%s is not written: imageio-ffmpeg is missing (pip install imageio-ffmpeg)", path)
@@ -150,9 +149,9 @@ def write_mp4(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fp
 def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) -> None:
     """Write RGB frames of one size as a looping GIF with one palette for all frames.
 
-    A single palette without dithering avoids flicker, and each frame stores only the pixels that change. For
-    renders, this needs 2/3 of the bytes that imageio needs with one palette per frame, and the mean error is
-    1.5 of 255.
+    A single palette without dithering avoids flicker. Each frame stores only the pixels that change. For
+    renders, the file has 2/3 of the size that imageio's method with one palette per frame gives. The mean
+    error is 1.5 of 255.
     """
     import imageio.v3 as imageio
 
@@ -162,7 +161,7 @@ def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) ->
         np.asarray(frame.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB"))
         for frame in frames
     ]
-    # GIF durations are multiples of 10 ms.
+    # The duration is rounded, because GIF durations are multiples of 10 ms.
     duration = round(100 / fps) * 10
     with atomic_path(path) as temporary:
         imageio.imwrite(
@@ -176,7 +175,7 @@ def _shared_palette(frames: Sequence[Image.Image], samples: int = 25, side: int 
     chosen = [frames[len(frames) * k // count] for k in range(count)]
     small = [np.asarray(frame.resize((side, side), Image.Resampling.NEAREST)) for frame in chosen]
     pixels = np.stack(small).reshape(-1, 3)
-    # Keep one pixel per colour (6 bits per channel). Otherwise white pixels would determine most of the
+    # One pixel is kept per colour (6 bits per channel). Otherwise, white pixels would determine most of the
     # palette.
     _, first = np.unique((pixels >> 2) @ np.array([4096, 64, 1]), return_index=True)
     covering = pixels[first].reshape(-1).tolist()

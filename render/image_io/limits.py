@@ -1,14 +1,15 @@
-"""Limits of the size of pictures."""
+"""Limits for the size of pictures."""
 
 from render.read_errors import FileError
 
 MOST_PIXELS = 2**27
-# A run-length encoded byte represents at most 16 pixels. Small pictures are not checked.
+# A byte of a run-length encoded file represents at most 16 pixels. Pictures of up to FREE_PIXELS pixels are
+# not checked.
 PIXELS_PER_BYTE, FREE_PIXELS = 16, 2**24
 
 
 def check_size(width: int, height: int, file_bytes: int) -> None:
-    """Reject a picture that is too large, or larger than its file can hold.
+    """Reject a picture that has too many pixels, or more pixels than a file of this size can contain.
 
     Raises:
         FileError: if the picture is rejected. The message contains the size.

@@ -1,4 +1,6 @@
-"""Decode the pictures of texture files to bytes, without loss for 8 bits per channel."""
+"""Decode the pictures of texture files to bytes. Pictures with 8 bits per channel are decoded without
+loss.
+"""
 
 import io
 
@@ -13,7 +15,7 @@ READ = "PNG, JPEG, WebP, TGA, BMP and TIFF"
 
 
 def decode_texture(content: bytes) -> UInt8[np.ndarray, "H W C"]:
-    """Decode a picture file. C is 3, or 4 if it has an alpha channel. 16 bits per channel are rounded to 8.
+    """Decode a picture file. 16 bits per channel are rounded to 8. C is 3, or 4 with an alpha channel.
 
     Raises:
         FileError: if the content is not a picture of a known format, is too large or is damaged.

@@ -22,9 +22,10 @@ HEIGHT_NODES, ANGLE_NODES = 32, 12
 
 @lru_cache(maxsize=4)
 def split_sum_table(size: int = 256) -> Float[Tensor, "R R 2"]:
-    """(scale, bias) such that ∫ brdf · cos θ = F0 · scale + bias under a light that is 1 everywhere.
+    """Return (scale, bias) with ∫ brdf · cos θ = F0 · scale + bias for a light that is 1 everywhere.
 
-    Row i is roughness (i + 0.5) / size, column j is n·v (j + 0.5) / size. Computed once, on the CPU.
+    Row i is for the roughness (i + 0.5) / size. Column j is for n·v = (j + 0.5) / size. The table is computed
+    on the CPU.
     """
     centres = (torch.arange(size, dtype=torch.float32) + 0.5) / size
     rows = [_integrate_row(float(roughness), centres) for roughness in centres]
@@ -37,11 +38,12 @@ def _table_on(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "R R 2"
 
 
 def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
-    """Quadrature over visible half vectors for one roughness and every n·v."""
+    """Return the quadrature over visible half vectors for one roughness and every n·v."""
     alpha = roughness * roughness
-    # Gauss-Legendre points are denser near the ends of the interval, which resolves the long tail of GGX.
+    # Gauss-Legendre points are used because they are denser near the ends of the interval. They resolve the
+    # long tail of GGX.
     nodes, shares = (torch.from_numpy(part).float() for part in np.polynomial.legendre.leggauss(HEIGHT_NODES))
-    # The integrand is symmetric about the plane of n and v: half a turn is enough.
+    # Half a turn is sufficient, because the integrand is symmetric about the plane of n and v.
     angles = (torch.arange(ANGLE_NODES) + 0.5) * (math.pi / ANGLE_NODES)
     height = (nodes * 0.5 + 0.5).repeat_interleave(ANGLE_NODES)[:, None]
     share = (shares * (0.5 / ANGLE_NODES)).repeat_interleave(ANGLE_NODES)
@@ -58,7 +60,7 @@ def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tenso
     half_x, half_z = half_x * inverse, half_z * inverse
     view_half = (view_x * half_x + view_z * half_z).clamp(0, 1)
     light_z = 2 * view_half * half_z - view_z
-    # Samples have density G1(v) max(v·h, 0) D(h) / n·v, so each has weight G2 / G1.
+    # The samples have the density G1(v) max(v·h, 0) D(h) / n·v, so the weight of a sample is G2 / G1.
     masked = (1 + _smith_lambda(alpha, view_z)) / (
         1 + _smith_lambda(alpha, view_z) + _smith_lambda(alpha, light_z.clamp_min(1e-6))
     )
@@ -74,7 +76,10 @@ def _smith_lambda(alpha: float, cosine: Tensor) -> Tensor:
 def lookup_split_sum(
     table: Float[Tensor, "R R 2"], cosine: Float[Tensor, "N 1"], roughness: Float[Tensor, "N 1"]
 ) -> Float[Tensor, "N 2"]:
-    """Bilinear (scale, bias), differentiable in both, clamped at the outer texel centres."""
+    """Return (scale, bias) by bilinear interpolation, clamped at the outer texel centres.
+
+    The result is differentiable with respect to cosine and roughness.
+    """
     grid = (torch.cat([cosine, roughness], -1) * 2 - 1)[None, :, None]
     image = table.permute(2, 0, 1)[None]
     found = torch.nn.functional.grid_sample(
@@ -91,12 +96,13 @@ def shade(
     light: PrefilteredLight,
     table: Float[Tensor, "R R 2"] | None = None,
 ) -> Float[Tensor, "N 3"]:
-    """Linear RGB radiance towards the viewer (split-sum approximation, Karis 2013).
+    """Return the linear RGB radiance towards the viewer (split-sum approximation, Karis 2013).
 
     kd: linear albedo. ks: (occlusion, roughness, metallic), each in [0, 1]; occlusion 0 means unoccluded.
-    normal, view: unit vectors, view points from the surface to the viewer. table: from `split_sum_table`;
-    None selects the default table. The light is fixed in the coordinate system of normal and view. Rotate
-    both to camera axes (light.camera_rotation) for a light that moves with the camera.
+    normal: unit normal. view: unit vector from the surface to the viewer. table: a result of
+    `split_sum_table`; None selects the default table. The light is fixed in the coordinate system of normal
+    and view. For a light that moves with the camera, rotate both vectors to camera axes
+    (light.camera_rotation).
     """
     if table is None:
         table = _table_on(kd.device, kd.dtype)
@@ -112,12 +118,17 @@ def shade(
 
 
 def linear_to_srgb(linear: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """IEC 61966-2-1 encoding. Values below 0 use the linear segment, values above 1 are not clamped."""
+    """Encode linear colours as sRGB (IEC 61966-2-1).
+
+    Values below 0 are encoded with the linear segment. Values above 1 are not clamped.
+    """
     curved = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear <= 0.0031308, linear * 12.92, curved)
 
 
 def srgb_to_linear(encoded: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The inverse of `linear_to_srgb` for values that are not negative."""
+    """Decode sRGB to linear colours. This is the inverse of `linear_to_srgb` for values that are not
+    negative.
+    """
     curved = ((encoded.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4
     return torch.where(encoded <= 0.04045, encoded / 12.92, curved)

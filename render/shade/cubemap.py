@@ -1,12 +1,14 @@
 """Cube maps and latitude-longitude maps of directions.
 
-Directions are in world space, right-handed, +y up. They need not have unit length.
-Lat-long map (equirectangular): row 0 is +y, the last row is −y. The centre of the image is −z, the direction
-in which a camera at azimuth 0 (on +z) looks. A quarter of the width to the right of the centre is +x. The
-left and right borders meet at +z.
-Cube map [6,R,R,3]: faces +x, −x, +y, −y, +z, −z. `FACE_AXES` gives the axes of rows and columns.
-A cube is sampled from a table in which every face has a border of one texel taken from its neighbours, so
-that bilinear lookups are continuous over edges and corners.
+Directions are in world space, which is right-handed with +y up. They need not have unit length.
+
+A lat-long map (equirectangular) has +y in row 0 and −y in the last row. The centre of the image is −z, the
+direction in which a camera at azimuth 0 (on +z) looks. A quarter of the width to the right of the centre is
++x. The left and right borders are both +z.
+
+A cube map [6,R,R,3] has the faces +x, −x, +y, −y, +z, −z. `FACE_AXES` contains the axes of rows and columns.
+A cube is sampled from a table in which every face has a border of one texel from the adjacent faces, so that
+bilinear lookups are continuous over edges and corners.
 """
 
 import math
@@ -16,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# For each face: its outward axis, the axis of increasing columns, the axis of increasing rows.
+# For each face, the outward axis, the axis of increasing columns and the axis of increasing rows.
 FACE_AXES = (
     ((1, 0, 0), (0, 0, -1), (0, -1, 0)),
     ((-1, 0, 0), (0, 0, 1), (0, -1, 0)),
@@ -32,7 +34,7 @@ def _axes(like: Tensor) -> Float[Tensor, "6 3 3"]:
 
 
 def texel_directions(size: int) -> Float[Tensor, "6 R R 3"]:
-    """Unit directions of the texel centres of a cube with faces of size²."""
+    """Return unit directions of the texel centres of a cube with faces of size²."""
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * (2 / size) - 1
     rows, columns = torch.meshgrid(centres, centres, indexing="ij")
     local = torch.stack([torch.ones_like(rows), columns, rows], -1)
@@ -41,7 +43,7 @@ def texel_directions(size: int) -> Float[Tensor, "6 R R 3"]:
 
 
 def texel_solid_angles(size: int) -> Float[Tensor, "R R"]:
-    """Solid angle in steradian of each texel of a face; six faces sum to 4π."""
+    """Return the solid angle of each texel of a face in steradian. The sum over six faces is 4π."""
     corners = torch.linspace(-1, 1, size + 1, dtype=torch.float64)
     y, x = torch.meshgrid(corners, corners, indexing="ij")
     area = torch.atan2(x * y, (x * x + y * y + 1).sqrt())
@@ -50,7 +52,7 @@ def texel_solid_angles(size: int) -> Float[Tensor, "R R"]:
 
 @lru_cache(maxsize=4)
 def _signed_axes(device: torch.device) -> Int[Tensor, "6 3"]:
-    """`FACE_AXES` as indices into the components x, −x, y, −y, z, −z of a direction."""
+    """Return `FACE_AXES` as indices into the components x, −x, y, −y, z, −z of a direction."""
     axes = torch.tensor(FACE_AXES)
     return (2 * axes.abs().argmax(-1) + (axes.sum(-1) < 0)).to(device)
 
@@ -58,8 +60,11 @@ def _signed_axes(device: torch.device) -> Int[Tensor, "6 3"]:
 def face_coordinates(
     direction: Float[Tensor, "N 3"],
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N 2"]]:
-    """Face index and (column, row) coordinates in [−1, 1] on that face; differentiable in direction."""
-    # The six signed components are in the order of the faces. The index of the greatest is the face.
+    """Return the face index and the (column, row) coordinates in [−1, 1] on this face.
+
+    The coordinates are differentiable with respect to the direction.
+    """
+    # The six signed components are in the order of the faces. The index of the largest component is the face.
     signed = torch.stack([direction, -direction], -1).flatten(-2)
     face = signed.detach().argmax(-1)
     local = signed.gather(-1, _signed_axes(direction.device).index_select(0, face))
@@ -68,10 +73,11 @@ def face_coordinates(
 
 @lru_cache(maxsize=32)
 def _border_sources(size: int) -> Int[Tensor, " T"]:
-    """Flat index of the texel of the original faces that each texel of the bordered faces copies."""
+    """Return, for each texel of the bordered faces, the flat index of the original texel to copy."""
     step = 2 / size
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * step - 1
-    # The offset beyond the edge is small, so the nearest texel of the neighbour is the one across the edge.
+    # The offset beyond the edge is small, so that the nearest texel of the adjacent face is the texel across
+    # the edge.
     beyond = torch.tensor([1 + 1e-3 * step], dtype=torch.float64)
     positions = torch.cat([-beyond, centres, beyond])
     rows, columns = torch.meshgrid(positions, positions, indexing="ij")
@@ -83,10 +89,10 @@ def _border_sources(size: int) -> Int[Tensor, " T"]:
 
 
 def bordered(cube: Float[Tensor, "6 R R 3"]) -> Float[Tensor, "T 3"]:
-    """The faces with a border of one texel from their neighbours, flattened: T = 6 (R + 2)².
+    """Return the faces with a border of one texel from the adjacent faces, flattened: T = 6 (R + 2)².
 
-    A corner of the border has no source texel. It is the mean of the three texels that meet there, which
-    makes the lookup the same from all three faces.
+    A corner of the border has no source texel. Its value is the mean of the three texels at this corner of
+    the cube, so that a lookup gives the same result on all three faces.
     """
     size = cube.shape[1]
     sources = _border_sources(size).to(cube.device)
@@ -108,9 +114,9 @@ def sample_bordered(
     size: int | Int[Tensor, " N"],
     offset: int | Int[Tensor, " N"] = 0,
 ) -> Float[Tensor, "N 3"]:
-    """Bilinear lookup in tables made by `bordered`; size and offset may differ from point to point."""
+    """Sample tables made by `bordered` bilinearly. size and offset may differ between points."""
     limit = size[:, None] if isinstance(size, Tensor) else size
-    # Texel i of the face is texel i + 1 of the bordered face.
+    # Texel i of a face is texel i + 1 of the bordered face.
     position = (coordinates + 1) * (0.5 * limit) + 0.5
     corner = position.detach().long().clamp_min(0)
     corner = corner.minimum(limit) if isinstance(size, Tensor) else corner.clamp_max(limit)
@@ -127,7 +133,7 @@ def sample_bordered(
 
 
 def latlong_directions(height: int, width: int) -> Float[Tensor, "H W 3"]:
-    """Unit directions of the pixel centres of a lat-long map."""
+    """Return unit directions of the pixel centres of a lat-long map."""
     polar = (torch.arange(height, dtype=torch.float64) + 0.5) * (math.pi / height)
     around = (torch.arange(width, dtype=torch.float64) + 0.5) * (2 * math.pi / width) - math.pi
     polar, around = torch.meshgrid(polar, around, indexing="ij")
@@ -136,7 +142,7 @@ def latlong_directions(height: int, width: int) -> Float[Tensor, "H W 3"]:
 
 
 def sample_latlong(image: Float[Tensor, "H W 3"], direction: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-    """Bilinear lookup, wrapping around the vertical axis and clamped at the poles."""
+    """Sample a lat-long map bilinearly. Lookups wrap around horizontally and are clamped at the poles."""
     height, width = image.shape[:2]
     x, y, z = torch.nn.functional.normalize(direction, dim=-1).unbind(-1)
     column = (torch.atan2(x, -z) / (2 * math.pi) + 0.5) * width - 0.5
@@ -153,7 +159,8 @@ def sample_latlong(image: Float[Tensor, "H W 3"], direction: Float[Tensor, "N 3"
 def latlong_to_cube(image: Float[Tensor, "H W 3"], size: int) -> Float[Tensor, "6 R R 3"]:
     """Resample a lat-long map to a cube with faces of size².
 
-    A map with more than four pixels per texel width is halved first, so that small bright sources count.
+    A map with a much higher resolution is first reduced by averaging, so that no small bright source is
+    missed.
     """
     while image.shape[1] >= 8 * size and image.shape[0] % 2 == 0 and image.shape[1] % 2 == 0:
         image = torch.nn.functional.avg_pool2d(image.permute(2, 0, 1), 2).permute(1, 2, 0)
@@ -162,14 +169,18 @@ def latlong_to_cube(image: Float[Tensor, "H W 3"], size: int) -> Float[Tensor, "
 
 
 def cube_to_latlong(cube: Float[Tensor, "6 R R 3"], height: int) -> Float[Tensor, "H W 3"]:
-    """Resample a cube to a lat-long map of height × 2 height, as `latlong_to_cube` reads it."""
+    """Resample a cube to a lat-long map of height × 2 height, in the layout that `latlong_to_cube`
+    expects.
+    """
     directions = latlong_directions(height, 2 * height).to(cube).reshape(-1, 3)
     face, coordinates = face_coordinates(directions)
     return sample_bordered(bordered(cube), face, coordinates, cube.shape[1]).reshape(height, 2 * height, 3)
 
 
 def halve(cube: Float[Tensor, "6 R R 3"]) -> Float[Tensor, "6 R//2 R//2 3"]:
-    """Average of each 2×2 block weighted by solid angle, which preserves the total power of the light."""
+    """Return the mean of each 2×2 block, weighted by solid angle. The total power of the light is
+    preserved.
+    """
     size = cube.shape[1]
     weight = texel_solid_angles(size).to(cube)[None, :, :, None]
     blocks = torch.nn.functional.avg_pool2d((cube * weight).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)

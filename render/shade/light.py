@@ -1,4 +1,4 @@
-"""The environment light: config section, file loading and module."""
+"""The environment light: config section, loading of the file, and module."""
 
 import logging
 import os
@@ -21,14 +21,15 @@ logger = logging.getLogger(__name__)
 
 MAP_FOLDER = Path(__file__).resolve().parents[2] / "data" / "irrmaps"
 DEFAULT_MAP = MAP_FOLDER / "overcast_city.hdr"
-# Factor on the default map when it replaces a missing map of data/irrmaps. Published configs use an open sky
-# with a low sun and set env_scale 2. The irradiance / π on an upward surface is 1.34 under the default map;
-# it is 0.56 and 0.70 under the sunrise and sunset skies of Blender 3.4 (Poly Haven).
+# The factor on the default map if it replaces a missing map of data/irrmaps. Published configs use an open
+# sky with a low sun and env_scale 2. On an upward surface, irradiance / π is 1.34 under the default map, and
+# 0.56 and 0.70 under the sunrise and sunset skies of Blender 3.4 (Poly Haven).
 REPLACEMENT_SCALE = 0.5
-# Lower bound of the radiance of a learned light, which is stored as a logarithm.
+# The lower bound of the radiance of a learned light. It is needed because the light is stored as a logarithm.
 DARKEST = 1e-4
 LEARNING_LOOKUPS = 2**19
-# A latitude-longitude map is twice as wide as high; other layouts have other ratios.
+# The accepted ratios of width to height. A latitude-longitude map has the ratio 2. Other layouts have other
+# ratios.
 LATLONG_RATIOS = (1.9, 2.1)
 OTHER_LAYOUTS = {
     1.0: "a square picture is an angular map or a mirror ball",
@@ -60,27 +61,28 @@ class LightConfig:
 
 
 class EnvironmentLight(nn.Module):
-    """The light as a cube map, fixed or learned.
+    """The environment light as a cube map. It is fixed or learned.
 
-    The prefiltered tables of a fixed light are computed once. Those of a learned light are computed in every
-    call with fewer samples, so env_resolution 64 or 128 is recommended on a CPU. A learned light is
-    optimised as the logarithm of radiance, which keeps it positive and makes updates relative.
+    The prefiltered tables of a fixed light are computed once. The tables of a learned light are computed in
+    every call with fewer samples. On a CPU, env_resolution 64 or 128 is recommended for a learned light. A
+    learned light is optimised as the logarithm of radiance, so radiance stays positive and updates are
+    relative.
     """
 
     def __init__(self, cube: Float[Tensor, "6 R R 3"], learn: bool = False):
         super().__init__()
         self.log_radiance = nn.Parameter(cube.clamp_min(DARKEST).log()) if learn else None
-        # A resumed run loads a fixed light from its file, so the checkpoint does not contain it.
+        # The checkpoint does not contain a fixed light, because a resumed run loads it from its file.
         self.register_buffer("fixed", None if learn else cube, persistent=False)
         self._prefiltered: PrefilteredLight | None = None
 
     @property
     def cube(self) -> Float[Tensor, "6 R R 3"]:
-        """Linear radiance including the factor env_scale."""
+        """Return the linear radiance including the factor env_scale."""
         return self.fixed if self.log_radiance is None else self.log_radiance.exp()
 
     def prefiltered(self) -> PrefilteredLight:
-        """Tables for `shade`; differentiable if the light is learned."""
+        """Return the tables for `shade`. They are differentiable if the light is learned."""
         if self.log_radiance is not None:
             return prefilter(self.cube, LEARNING_LOOKUPS)
         if self._prefiltered is None or self._prefiltered.table.device != self.fixed.device:
@@ -89,24 +91,24 @@ class EnvironmentLight(nn.Module):
 
 
 def load_environment(config: LightConfig) -> EnvironmentLight:
-    """The light that the config describes. Raises the errors of `read_environment_map`."""
+    """Return the light that the config describes. Raises the errors of `read_environment_map`."""
     cube = load_cube(config.envmap, config.env_resolution, config.env_scale)
     return EnvironmentLight(cube, config.learn_light)
 
 
 def load_cube(path: str | None, resolution: int, scale: float = 1.0) -> Float[Tensor, "6 R R 3"]:
-    """Linear radiance of a lat-long file times scale. None selects the default map."""
+    """Return the linear radiance of a lat-long file times scale. The path None selects the default map."""
     return latlong_to_cube(read_environment_map(path), resolution) * scale
 
 
 def read_environment_map(path: str | None) -> Float[Tensor, "H W 3"]:
-    """Linear radiance of the map at `path`. None selects the default map.
+    """Return the linear radiance of the map at `path`. None selects the default map.
 
     If the default map replaces a missing published map, it is multiplied by REPLACEMENT_SCALE.
 
     Raises:
         FileNotFoundError, ValueError: the errors of `read_latlong`.
-        ValueError: the image is not about twice as wide as high.
+        ValueError: if the image is not about twice as wide as high.
     """
     file, factor = _find_map(path)
     image = read_latlong(file)
@@ -123,21 +125,22 @@ def read_environment_map(path: str | None) -> Float[Tensor, "H W 3"]:
 
 
 def resolve_map(path: str | None) -> Path:
-    """The path of the map file to read.
+    """Return the path of the map file to read.
 
-    Published configs refer to maps in data/irrmaps that are not shipped. Such a name selects the default map
-    and logs a warning. Any other path is returned unchanged, even if the file does not exist.
+    Published configs refer to maps in data/irrmaps that are not included. For such a map, the default map is
+    returned and a warning is logged. Any other path is returned unchanged, even if the file does not exist.
     """
     return _find_map(path)[0]
 
 
 def _find_map(path: str | None) -> tuple[Path, float]:
-    """The path of the map file to read and the factor on its radiance."""
+    """Return the path of the map file to read, and the factor on its radiance."""
     if path is None:
         _log_once(logging.INFO, f"light: no envmap given, using the default {DEFAULT_MAP.name}")
         return DEFAULT_MAP, 1.0
     given = Path(path)
-    # os.path.exists returns False for invalid paths (a NUL character), for which Path's methods may raise.
+    # os.path.exists is used because it returns False for invalid paths (with a NUL character). Path's methods
+    # may raise an error for them.
     here = os.path.exists(given.parent) and given.parent.resolve() == MAP_FOLDER
     if not os.path.exists(given) and (here or given.parent == Path("data/irrmaps")):
         shipped = MAP_FOLDER / given.name
@@ -158,9 +161,10 @@ def _log_once(level: int, message: str) -> None:
 
 
 def camera_rotation(world_to_clip: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 3 3"]:
-    """Rotations from world to camera axes (x right, y up, −z forward), from the matrices of render.camera.
+    """Return the rotations from world axes to camera axes (x right, y up, −z forward).
 
-    The x, y and w rows of world_to_clip are multiples of the right, down and forward axes of the camera.
+    world_to_clip: matrices of render.camera. The x, y and w rows are multiples of the right, down and forward
+    axes of the camera.
     """
     right, down, forward = world_to_clip[:, 0, :3], world_to_clip[:, 1, :3], world_to_clip[:, 3, :3]
     return torch.nn.functional.normalize(torch.stack([right, -down, -forward], 1), dim=-1)

@@ -1,4 +1,4 @@
-"""The material as a field over space: albedo, occlusion-roughness-metallic and tangent-space normal."""
+"""The material as a field over space. It consists of albedo, occlusion, roughness, metallic and normal."""
 
 from dataclasses import dataclass as record
 from typing import Annotated
@@ -14,7 +14,7 @@ from render.shade.normals import safe_normalize
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Signed = Annotated[float, Field(ge=-1, le=1)]
-# Published configs give the albedo bounds with a fourth number, an alpha value, which is ignored.
+# Published configs have albedo bounds with a fourth number. It is an alpha value and is ignored.
 Albedo = tuple[Unit, Unit, Unit] | tuple[Unit, Unit, Unit, float]
 Surface = tuple[Unit, Unit, Unit]
 Normal = tuple[Signed, Signed, Unit]
@@ -23,7 +23,9 @@ HIDDEN = 32
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True))
 class MaterialConfig:
-    """Config keys of the material. The minimum and maximum keys bound the channels of the field."""
+    """Config keys of the material. The keys for minimum and maximum are the bounds of the field's
+    channels.
+    """
 
     bump: bool = Field(True, alias="if_use_bump", description="learn a tangent-space normal map")
     kd_min: Albedo = Field((0.0, 0.0, 0.0), description="smallest albedo, linear; a fourth number is ignored")
@@ -44,7 +46,7 @@ class Material:
 
 
 class MaterialField(nn.Module):
-    """Hash encoding over a box, followed by an MLP with one hidden layer of 32 units, no biases, 9 outputs.
+    """A hash encoding over a box and an MLP with one hidden layer of 32 units, 9 outputs and no biases.
 
     A sigmoid maps each output to the bounds of its channel. bumpy: whether the normal is learned.
     """
@@ -79,7 +81,7 @@ class MaterialField(nn.Module):
         self.register_buffer("flat", torch.tensor([0.0, 0.0, 1.0]), persistent=False)
 
     def forward(self, positions: Float[Tensor, "N 3"]) -> Material:
-        """The material at world positions."""
+        """Return the material at world positions."""
         unit = self.network(self.encoding(positions)).sigmoid()
         kd, ks, normal = torch.addcmul(self.least, self.span, unit).split(3, dim=-1)
         return Material(kd, ks, safe_normalize(normal) if self.bumpy else self.flat.expand_as(normal))

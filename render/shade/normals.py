@@ -11,11 +11,12 @@ GRAZING = 0.1
 def shading_normal(
     smooth: Float[Tensor, "N 3"], face: Float[Tensor, "N 3"], view: Float[Tensor, "N 3"]
 ) -> Float[Tensor, "N 3"]:
-    """Unit normals on the viewer's side, blended with the face normal at grazing angles.
+    """Return unit normals on the viewer's side, blended with the face normal at grazing angles.
 
     smooth: interpolated vertex normal. face: outward normal of the triangle. view: direction to the viewer.
-    All have unit length. Both normals are negated if the face is seen from behind. For view·smooth from 0.1
-    to 0 the result changes linearly from the smooth normal to the face normal. Below 0 it is the face normal.
+    All vectors have unit length. Both normals are negated if the face is seen from behind. If view·smooth
+    decreases from 0.1 to 0, the result changes linearly from the smooth normal to the face normal. If
+    view·smooth is below 0, the result is the face normal.
     """
     facing = (face.detach() * view.detach()).sum(-1, keepdim=True)
     side = torch.ones_like(facing).copysign(facing)
@@ -27,11 +28,11 @@ def shading_normal(
 def bump(
     normal: Float[Tensor, "N 3"], tangent: Float[Tensor, "N 3"], local: Float[Tensor, "N 3"]
 ) -> Float[Tensor, "N 3"]:
-    """Unit world-space normals from tangent-space normals.
+    """Convert tangent-space normals to unit world-space normals.
 
-    normal: unit length. tangent: points along +u and is orthogonalised to normal. The bitangent is
-    cross(normal, tangent), which points up in the texture image (glTF 2.0, w = +1). local: z ≥ 0; (0, 0, 1)
-    returns normal unchanged.
+    normal: unit normal. tangent: vector along +u; it is orthogonalised to normal. The bitangent is
+    cross(normal, tangent), which points up in the texture image (glTF 2.0, w = +1). local: tangent-space
+    normal with z ≥ 0. For the value (0, 0, 1), the result is normal.
     """
     along = safe_normalize(tangent - normal * (normal * tangent).sum(-1, keepdim=True))
     axes = torch.stack([along, torch.linalg.cross(normal, along, dim=-1), normal], dim=1)
@@ -39,12 +40,12 @@ def bump(
 
 
 def safe_normalize(vector: Float[Tensor, "*N 3"]) -> Float[Tensor, "*N 3"]:
-    """Unit vectors. A vector of length 0 returns 0 and has a finite gradient."""
+    """Return unit vectors. For a vector of length 0, the result is 0 and the gradient is finite."""
     return _Unit.apply(vector)
 
 
 class _Unit(torch.autograd.Function):
-    """v / |v| with an explicit gradient, which needs a third of the operations of autograd's."""
+    """v / |v| with an explicit gradient. It needs a third of the operations that autograd needs."""
 
     @staticmethod
     def forward(ctx, vector):

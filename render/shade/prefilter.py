@@ -1,11 +1,13 @@
-"""Prefiltering: the environment light convolved with the diffuse and specular lobes, stored as cube maps.
+"""Prefiltering. The environment light is convolved with the diffuse and specular lobes and stored as cube
+maps.
 
-Diffuse: irradiance / π, the mean of the light under a cosine lobe. Specular: the mean under the GGX lobe at
-normal incidence (n = v = r), weighted by n·l. This is the first sum of the split-sum approximation
-(B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2013 course notes). alpha = roughness².
+The diffuse value is irradiance / π, the mean of the light under a cosine lobe. The specular value is the mean
+under the GGX lobe at normal incidence (n = v = r), weighted by n·l. It is the first sum of the split-sum
+approximation (B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2013 course notes). alpha = roughness².
+
 Each lobe is a fixed set of directions on a spiral with equal probabilities. Each sample is read from the mip
-of the source whose texel solid angle matches that of the sample (M. Colbert and J. Krivanek, "GPU-based
-importance sampling", GPU Gems 3), which avoids noise with few samples.
+of the source whose texel solid angle matches the solid angle of the sample (M. Colbert and J. Krivanek,
+"GPU-based importance sampling", GPU Gems 3). This avoids noise with few samples.
 """
 
 import logging
@@ -23,18 +25,20 @@ from render.shade.cubemap import bordered, face_coordinates, halve, sample_borde
 
 logger = logging.getLogger(__name__)
 
-# A bordered cube, its size, directions in the frame of a texel, and the weight of each direction.
+# A bordered cube, its size, lookup directions in the frame of a texel, and the weight of each direction.
 LookupGroup = tuple[Tensor, int, Tensor, Tensor]
 SMALLEST_MIP = 16
 LOWEST_ROUGHNESS, MIDDLE_ROUGHNESS = 0.08, 0.5
-# Number of points per lookup. Their intermediate values fit in the processor cache.
+# The number of points per lookup. It is so small that intermediate values fit into the processor cache.
 CHUNK = 2**15
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
 
 @dataclass(frozen=True)
 class Lobe:
-    """S directions around +z, their weights (summing to 1), and the solid angle of each in steradian."""
+    """S directions around +z, their weights (the sum is 1), and the solid angle of each direction in
+    steradian.
+    """
 
     direction: Float[Tensor, "S 3"]
     weight: Float[Tensor, " S"]
@@ -43,9 +47,10 @@ class Lobe:
 
 @dataclass(frozen=True)
 class PrefilteredLight:
-    """One table of bordered cubes (cubemap.bordered): the specular mips, finest first, then the diffuse cube.
+    """A table of bordered cubes (see cubemap.bordered): the specular mips, finest first, and the diffuse
+    cube.
 
-    sizes and offsets have one entry per cube; the last belongs to the diffuse cube.
+    sizes and offsets have one entry per cube. The last entry is that of the diffuse cube.
     """
 
     table: Float[Tensor, "T 3"]
@@ -55,17 +60,18 @@ class PrefilteredLight:
     def both(
         self, normal: Float[Tensor, "N 3"], mirrored: Float[Tensor, "N 3"], roughness: Float[Tensor, "N 1"]
     ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
-        """(diffuse, specular) from one lookup.
+        """Return (diffuse, specular) from one lookup.
 
-        Diffuse: irradiance / π on a surface with normal `normal`, 1 under a light that is 1 everywhere.
-        Specular: the light around `mirrored` under the GGX lobe of `roughness` (clamped to [0.08, 1]).
+        The diffuse value is irradiance / π on a surface with the normal `normal`. It is 1 for a light that is
+        1 everywhere. The specular value is the mean of the light around `mirrored` under the GGX lobe of
+        `roughness`, which is clamped to [0.08, 1].
         """
         levels = len(self.sizes) - 1
         level = roughness_to_level(roughness, levels)
         fine = level.detach().long().clamp(0, levels - 2)
         cube = torch.cat([fine, fine + 1, torch.full_like(fine, levels)])[:, 0]
         face, coordinates = face_coordinates(torch.cat([mirrored, normal]))
-        # The mirror direction is sampled in the two mips next to the fractional level.
+        # The mirror direction is sampled in the two mips next to the fractional mip level.
         face, coordinates = (torch.cat([part[: len(fine)], part]) for part in (face, coordinates))
         size, offset = self.sizes.index_select(0, cube), self.offsets.index_select(0, cube)
         found = sample_bordered(self.table, face, coordinates, size, offset)
@@ -73,25 +79,25 @@ class PrefilteredLight:
         return diffuse, lower.lerp(upper, level - fine)
 
     def diffuse(self, normal: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-        """Only the diffuse part of `both`."""
+        """Return only the diffuse part of `both`."""
         return self.both(normal, normal, torch.ones_like(normal[:, :1]))[0]
 
     def specular(
         self, direction: Float[Tensor, "N 3"], roughness: Float[Tensor, "N 1"]
     ) -> Float[Tensor, "N 3"]:
-        """Only the specular part of `both`."""
+        """Return only the specular part of `both`."""
         return self.both(direction, direction, roughness)[1]
 
 
 def level_roughness(levels: int) -> list[float]:
-    """Roughness of each specular mip: evenly spaced from 0.08 to 0.5, and 1 for the last mip."""
+    """Return the roughness of each specular mip: evenly spaced from 0.08 to 0.5, and 1 for the last mip."""
     steps = levels - 2
     spread = MIDDLE_ROUGHNESS - LOWEST_ROUGHNESS
     return [LOWEST_ROUGHNESS + spread * level / steps for level in range(steps + 1)] + [1.0]
 
 
 def roughness_to_level(roughness: Float[Tensor, "N 1"], levels: int) -> Float[Tensor, "N 1"]:
-    """Fractional mip, the inverse of `level_roughness`."""
+    """Return the fractional mip level for a roughness. This is the inverse of `level_roughness`."""
     low = (roughness.clamp(LOWEST_ROUGHNESS, MIDDLE_ROUGHNESS) - LOWEST_ROUGHNESS) * (
         (levels - 2) / (MIDDLE_ROUGHNESS - LOWEST_ROUGHNESS)
     )
@@ -100,14 +106,18 @@ def roughness_to_level(roughness: Float[Tensor, "N 1"], levels: int) -> Float[Te
 
 
 def cosine_lobe(samples: int) -> Lobe:
-    """Directions with density cos θ / π."""
+    """Return directions with the density cos θ / π."""
     u = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
     cosine = (1 - u).sqrt()
     return Lobe(_spiral(cosine), torch.full((samples,), 1 / samples), (math.pi / (samples * cosine)).float())
 
 
 def ggx_lobe(roughness: float, samples: int) -> Lobe:
-    """Mirror directions at GGX half vectors for n = v: density D(h) / 4, weight n·l, only for n·l > 0."""
+    """Return mirror directions at GGX half vectors for n = v.
+
+    The density is D(h) / 4, and the weights are proportional to n·l. Only directions with n·l > 0 are
+    returned.
+    """
     alpha_squared = roughness**4
     u = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
     half_squared = (1 - u) / (1 + (alpha_squared - 1) * u)
@@ -129,11 +139,12 @@ def _spiral(cosine: Float[Tensor, " S"]) -> Float[Tensor, "S 3"]:
 
 
 def prefilter(cube: Float[Tensor, "6 R R 3"], lookups: int = 6_000_000) -> PrefilteredLight:
-    """Diffuse cube of 16² and specular mips R², (R/2)², … 16² of a light; R is a power of two, at least 64.
+    """Return the diffuse cube of 16² and the specular mips of R², (R/2)², … 16² for a light.
 
-    Differentiable in the light. `lookups` limits the work per mip: a mip of T texels gets lookups / T samples
-    per texel, between 8 and 1024. The default takes about 4 s at 512² on 2 CPU cores. A learned light, which
-    is prefiltered in every step, uses fewer.
+    R must be a power of two of at least 64. The result is differentiable with respect to the light. `lookups`
+    limits the work per mip: a mip of T texels gets lookups / T samples per texel, between 8 and 1024. The
+    default takes about 4 s at 512² on 2 CPU cores. A learned light is prefiltered in every step, so fewer
+    lookups are used for it.
     """
     pyramid = [cube]
     while pyramid[-1].shape[1] > 2:
@@ -162,7 +173,10 @@ def _sample_count(size: int, lookups: int) -> int:
 def _convolve(
     sources: list[tuple[Float[Tensor, "T 3"], int]], size: int, lobe: Lobe
 ) -> Float[Tensor, "6 R R 3"]:
-    """The light convolved with the lobe around each texel direction. sources: bordered mips of the light."""
+    """Return the convolution of the light with the lobe around each texel direction.
+
+    sources: bordered mips of the light.
+    """
     finest, finest_size = sources[0]
     normal = texel_directions(size).to(finest).reshape(-1, 3)
     frames = torch.stack([*tangent_frame(normal), normal])
@@ -185,10 +199,10 @@ def choose_convolution(light: Tensor) -> Callable[[list[LookupGroup], Tensor], T
 
 @cache
 def numba_convolution() -> Callable[[list[LookupGroup], Tensor], Tensor] | None:
-    """The numba function, or None if numba is missing or unusable. The reason is logged once."""
+    """Return the numba function, or None if numba is missing or unusable. The reason is logged once."""
     try:
         from render.shade import prefilter_numba
-    # numba raises various exceptions if it does not support the installed NumPy.
+    # numba raises errors of many types if it does not support the installed version of NumPy.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         logger.warning("light: using torch (slower), because numba cannot run: %s; pip install numba", reason)
@@ -197,10 +211,10 @@ def numba_convolution() -> Callable[[list[LookupGroup], Tensor], Tensor] | None:
 
 
 def convolve_torch(groups: list[LookupGroup], frames: Float[Tensor, "3 N 3"]) -> Float[Tensor, "N 3"]:
-    """Weighted sum of lookups over all groups for each of N coordinate frames; differentiable.
+    """Return the weighted sum of lookups over all groups for each of N coordinate frames. Differentiable.
 
-    groups: a bordered cube, its size, S directions in the frame, and the weight of each. frames: tangent,
-    bitangent and normal of each texel.
+    groups: tuples of a bordered cube, its size, S directions in the frame, and the weight of each direction.
+    frames: tangent, bitangent and normal of each texel.
     """
     parts = [sum(_weighted_lookups(*group, axes) for group in groups) for axes in frames.split(CHUNK, dim=1)]
     return torch.cat(parts)
@@ -213,7 +227,9 @@ def _weighted_lookups(
     weight: Float[Tensor, " S"],
     axes: Float[Tensor, "3 N 3"],
 ) -> Float[Tensor, "N 3"]:
-    """Weighted sum of lookups in one mip over S directions, which are given in N coordinate frames."""
+    """Return the weighted sum of lookups in one mip over S directions, which are given in N coordinate
+    frames.
+    """
     count = axes.shape[1]
     at_once = max(1, CHUNK // count)
     total = 0
@@ -225,7 +241,7 @@ def _weighted_lookups(
 
 
 def tangent_frame(normal: Float[Tensor, "N 3"]) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
-    """Two unit vectors that complete unit normals to right-handed frames (Duff et al., JCGT 2017)."""
+    """Return two unit vectors that complete unit normals to right-handed frames (Duff et al., JCGT 2017)."""
     x, y, z = normal.unbind(-1)
     sign = torch.where(z < 0, -1.0, 1.0).to(normal)
     a = -1 / (sign + z)

@@ -1,4 +1,4 @@
-"""Convolution of a fixed light on the CPU, compiled with numba: the loop of prefilter.convolve_torch.
+"""Convolution of a fixed light on the CPU with numba. The result is that of prefilter.convolve_torch.
 
 Each thread computes whole texels, so the result does not depend on the number of threads.
 """
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from render.kernels.numba_kernel import kernel
 
-# More parts than threads balance the load.
+# There are more parts than threads, which balances the load.
 PARTS_PER_THREAD = 4
 
 
 @kernel
 def _accumulate(table, size, directions, weights, axes, first, last, out):
-    """Add to out[n] the weighted bilinear lookups in all directions, given in the frames axes[:, n]."""
+    """Add the weighted bilinear lookups to out[n] for first ≤ n < last. Directions are in the frame axes[:,
+    n].
+    """
     one, half = np.float32(1), np.float32(0.5)
     scale = half * np.float32(size)
     stride = size + 2
@@ -30,14 +32,14 @@ def _accumulate(table, size, directions, weights, axes, first, last, out):
             x = a * axes[0, n, 0] + b * axes[1, n, 0] + c * axes[2, n, 0]
             y = a * axes[0, n, 1] + b * axes[1, n, 1] + c * axes[2, n, 1]
             z = a * axes[0, n, 2] + b * axes[1, n, 2] + c * axes[2, n, 2]
-            # Face, outward component and (column, row) components of cubemap.FACE_AXES.
+            # Select the face, the outward component and the (column, row) components as in cubemap.FACE_AXES.
             if abs(x) >= abs(y) and abs(x) >= abs(z):
                 face, major, column, row = (0, x, -z, -y) if x > 0 else (1, -x, z, -y)
             elif abs(y) >= abs(z):
                 face, major, column, row = (2, y, x, z) if y > 0 else (3, -y, x, -z)
             else:
                 face, major, column, row = (4, z, x, -y) if z > 0 else (5, -z, -x, -y)
-            # Texel i of the face is texel i + 1 of the bordered face.
+            # Texel i of a face is texel i + 1 of the bordered face.
             column = (column / major + one) * scale + half
             row = (row / major + one) * scale + half
             left = min(max(np.int64(column), 0), size)
@@ -69,7 +71,7 @@ def convolve(
     groups: list[tuple[Float[Tensor, "T 3"], int, Float[Tensor, "S 3"], Float[Tensor, " S"]]],
     frames: Float[Tensor, "3 N 3"],
 ) -> Float[Tensor, "N 3"]:
-    """Weighted sums of lookups on float32 CPU tensors without gradients; see prefilter.convolve_torch."""
+    """Return prefilter.convolve_torch for float32 CPU tensors, without gradients."""
     count, threads = frames.shape[1], torch.get_num_threads()
     out = torch.zeros(count, 3)
     axes, target = frames.contiguous().numpy(), out.numpy()
