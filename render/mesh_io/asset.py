@@ -1,4 +1,4 @@
-"""A finished mesh with parts, which is the input of the writers of all formats."""
+"""A finished mesh with parts. It is the input of the writers of all formats."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from render.mesh import Mesh
 from render.mesh_io.structure import Structure
 from render.mesh_io.surface_material import SurfaceMaterial
 
-# A node transform that scales by less than this cannot be inverted in 32-bit numbers.
+# A node transform with a smaller scale cannot be inverted in 32-bit numbers.
 LEAST_SCALE = 1e-9
 
 
@@ -19,8 +19,8 @@ LEAST_SCALE = 1e-9
 class Asset:
     """A mesh in file coordinates with uv, tangents and handedness, and its parts.
 
-    face_part: the part of the structure that each face belongs to. materials: one for each material index of
-    the structure. Writers may omit an unused default material at the end.
+    face_part: the index of each face's part in the structure. materials: one material for each material index
+    of the structure. Writers may omit an unused default material at the end.
     """
 
     mesh: Mesh
@@ -29,7 +29,7 @@ class Asset:
     materials: tuple[SurfaceMaterial, ...]
 
     def faces_of(self, part: int) -> Int[Tensor, " N"]:
-        """The faces of a part."""
+        """Return the indices of the faces of a part."""
         return torch.nonzero(self.face_part == part)[:, 0]
 
     def part_mesh(self, part: int) -> Mesh:

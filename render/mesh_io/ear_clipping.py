@@ -1,21 +1,22 @@
 """Ear clipping of planar polygons, including concave, touching and degenerate ones.
 
-Method: G. H. Meisters, "Polygons have ears", 1975. A polygon of n corners gives n − 2 triangles. A corner is
-an ear if the outline turns left there and no other corner lies in its triangle. After an ear is cut off, the
-next corner is skipped, so a large polygon is divided into compact triangles instead of a fan. Corners are
-sorted into a uniform grid, so only the cells that the triangle covers are tested. The compiled functions use
-scalars only, which keeps their compilation short.
+The method is that of G. H. Meisters, "Polygons have ears", 1975. A polygon of n corners gives n − 2
+triangles. A corner is an ear if the outline turns left at the corner and no other corner lies in the triangle
+of the corner and its two neighbours. After an ear is cut off, the next corner is skipped, so a large polygon
+is divided into compact triangles instead of a fan. Corners are sorted into a uniform grid, so that only the
+grid cells below a triangle are tested. The compiled functions use only scalars, which keeps the compilation
+short.
 """
 
 import numba
 import numpy as np
 from jaxtyping import Float, Int
 
-# The maximum number of corners and cells that are tested for all polygons of a file. This takes a few
-# seconds.
+# The maximum number of tests of corners and cells for all polygons of a file. They take a few seconds.
 MOST_TESTS = 300_000_000
-# If no ear is left, the test is relaxed. STRICT: corners on the outline of the triangle also block an ear.
-# LAX: only corners inside block it. ANY: no corner blocks it.
+# The rules of the ear test. If no ear is found, the next rule is used. STRICT: a corner inside the triangle
+# or on its outline prevents an ear. LAX: only a corner inside the triangle prevents an ear. ANY: no corner
+# prevents an ear.
 STRICT, LAX, ANY = 0, 1, 2
 
 
@@ -25,13 +26,13 @@ def clip_ears(
     """Return the triangles of polygons as indices into `points`, and the number of divided polygons.
 
     points: the corners of all polygons, one polygon after the other, counter-clockwise, in a box of unit
-    size; starts: the index of the first corner of each polygon. sizes: the number of its corners, at least 3.
-    Not all polygons are divided if MOST_TESTS is exceeded.
+    size. starts: the index of the first corner of each polygon. sizes: the number of corners of each polygon,
+    at least 3. If MOST_TESTS is exceeded, the remaining polygons are not divided.
     """
     after, before = np.arange(len(points)) + 1, np.arange(len(points)) - 1
     after[starts + sizes - 1], before[starts] = starts, starts + sizes - 1
-    # Each polygon has a grid with `side` cells along an axis. `first` is the index in `order` of the first
-    # corner of each cell.
+    # Each polygon has a grid with `side` cells along each axis. For each cell, `first` is the index of its
+    # first corner in `order`.
     side = np.maximum(1, np.sqrt(sizes / 2).astype(np.int64))
     low = np.minimum.reduceat(points, starts)
     extent = np.maximum((np.maximum.reduceat(points, starts) - low).max(1), 1e-300)
@@ -103,13 +104,13 @@ def _clip_all(x, y, starts, sizes, after, before, alive, grid, out):
 
 @numba.njit(cache=True, nogil=True)
 def _cells(start, end, low, size, cells):
-    """Return the range of cells that the interval from start to end covers along an axis."""
+    """Return the range of grid cells that the interval from start to end covers along an axis."""
     return min(int((start - low) / size), cells - 1), min(int((end - low) / size), cells - 1) + 1
 
 
 @numba.njit(cache=True, nogil=True)
 def _blocks(x, y, previous, p, following, a, b, c, rule):
-    """Return whether corner p prevents abc from being an ear. Left turns never do."""
+    """Return whether corner p prevents abc from being an ear. A corner with a left turn never prevents it."""
     one, two, three = _turn(x, y, a, b, p), _turn(x, y, b, c, p), _turn(x, y, c, a, p)
     if one < 0 or two < 0 or three < 0 or _turn(x, y, previous, p, following) > 0:
         return False

@@ -11,7 +11,7 @@ from render.read_errors import FileError
 
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
-# The maximum number of elements of an accessor whose values are zeros that are not stored in the file.
+# The maximum number of elements of an accessor without stored values. All its values are zero.
 MOST_PROMISED = 2**22
 MESHOPT = (
     "it is compressed with meshopt (EXT_meshopt_compression), which is not read; save it without compression "
@@ -20,7 +20,7 @@ MESHOPT = (
 
 
 class Buffers:
-    """The accessors of a file. Each buffer is read once, when an accessor needs it."""
+    """The accessors of a file. A buffer is read only once, when an accessor needs it for the first time."""
 
     def __init__(self, tree: dict, chunk: bytes | None, folder: Path):
         self.tree, self.chunk, self.folder = tree, chunk, folder
@@ -35,7 +35,7 @@ class Buffers:
         return sum(len(buffer) for buffer in self._buffers.values())
 
     def count(self, accessor: int | None) -> int:
-        """Return the number of elements of an accessor, 0 for None."""
+        """Return the number of elements of an accessor, or 0 for None."""
         if accessor is None:
             return 0
         entry = self._entry("accessors", accessor)
@@ -80,7 +80,7 @@ class Buffers:
         return found
 
     def _elements(self, entry: dict, count: int, kind: np.dtype, columns: int) -> np.ndarray:
-        """Return the elements [count, columns] in a buffer view, without a copy."""
+        """Return the elements [count, columns] of an accessor as a view of its buffer."""
         view = self._entry("bufferViews", entry["bufferView"])
         data = self._buffer(view["buffer"])
         start, length = view.get("byteOffset", 0), view["byteLength"]
@@ -108,8 +108,8 @@ class Buffers:
         return entries[number]
 
     def _is_fallback(self, number: int) -> bool:
-        """Return whether a buffer has no data because another buffer contains the data, compressed with
-        meshopt.
+        """Return whether a buffer has no data because another buffer contains its data in meshopt
+        compression.
         """
         return any("meshopt" in name for name in self._entry("buffers", number).get("extensions", {}))
 
@@ -143,14 +143,14 @@ class Buffers:
         return data[start : start + length].tobytes()
 
     def files(self) -> list[Path]:
-        """The buffer files beside the mesh."""
+        """Return the files of the buffers beside the mesh."""
         uris = [buffer.get("uri", "data:") for buffer in self.tree.get("buffers", [])]
         return [self.file(uri, "buffer") for uri in uris if not uri.startswith("data:")]
 
     def file(self, uri: str, what: str = "image") -> Path:
         """Return the file of a URI in the folder of the mesh. The URI may be percent-encoded.
 
-        what: a noun for messages.
+        what: the noun for the file in messages.
 
         Raises:
             FileError: if the file does not exist or lies outside of the folder.

@@ -12,8 +12,8 @@ MOST_INSTANCES = 2**20
 class Nodes:
     """World transforms of all nodes, and the nodes of the default scene.
 
-    visible: the indices of the nodes of the default scene, parents first. If the file has no scene, all nodes
-    are visible.
+    visible: the indices of the nodes of the default scene. Parents come before children. If the file has no
+    scene, all nodes are visible.
     """
 
     def __init__(self, tree: dict, buffers: Buffers):
@@ -36,7 +36,9 @@ class Nodes:
         return nodes[node]
 
     def _walk(self, roots: list[int], world: dict[int, np.ndarray] | None) -> list[int]:
-        """Return the nodes below `roots`, parents first, and fill `world`. A node has at most one parent."""
+        """Return `roots` and all nodes below them, parents before children. Fill `world` with their
+        transforms.
+        """
         found, seen, pending = [], set(), [(root, np.eye(4)) for root in reversed(roots)]
         while pending:
             node, parent = pending.pop()
@@ -51,13 +53,13 @@ class Nodes:
         return found
 
     def place(self, node: int) -> Float[np.ndarray, "4 4"]:
-        """The world transform of a node."""
+        """Return the world transform of a node."""
         if node not in self.world:
             raise FileError(f"node {node} is its own ancestor")
         return self.world[node]
 
     def instances(self, node: int) -> Float[np.ndarray, "I 4 4"]:
-        """Return the world transforms of a node's mesh: one, or several with EXT_mesh_gpu_instancing."""
+        """Return the world transforms of a node's mesh. With EXT_mesh_gpu_instancing, there are several."""
         instancing = self.entry(node).get("extensions", {}).get("EXT_mesh_gpu_instancing")
         if not instancing:
             return self.place(node)[None]
@@ -87,7 +89,7 @@ class Nodes:
         joints = np.stack([self.place(joint) for joint in entry["joints"]])
         if "inverseBindMatrices" not in entry:
             return joints
-        # Matrices are stored column by column.
+        # The matrices are transposed, because they are stored column by column.
         inverse = self.buffers.array(entry["inverseBindMatrices"], 16).reshape(-1, 4, 4).transpose(0, 2, 1)
         if len(inverse) < len(joints):
             raise FileError(f"skin {skin} has {len(joints)} joints and {len(inverse)} inverse bind matrices")
@@ -95,7 +97,7 @@ class Nodes:
 
 
 def local_matrix(node: dict) -> Float[np.ndarray, "4 4"]:
-    """A node's transform relative to its parent."""
+    """Return a node's transform relative to its parent."""
     if "matrix" in node:
         return np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T
     parts = (
@@ -109,7 +111,7 @@ def local_matrix(node: dict) -> Float[np.ndarray, "4 4"]:
 def trs_matrices(
     translation: Float[np.ndarray, "I 3"], rotation: Float[np.ndarray, "I 4"], scale: Float[np.ndarray, "I 3"]
 ) -> Float[np.ndarray, "I 4 4"]:
-    """Translation · rotation · scale; rotation is a quaternion (x, y, z, w) of any length but 0."""
+    """Return translation · rotation · scale. rotation is a quaternion (x, y, z, w) of any length except 0."""
     x, y, z, w = (rotation / np.maximum(np.linalg.norm(rotation, axis=1, keepdims=True), 1e-30)).T
     out = np.zeros((len(translation), 4, 4))
     out[:, 0, :3] = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)], -1)
@@ -123,5 +125,5 @@ def trs_matrices(
 def transform_points(
     matrices: Float[np.ndarray, "I 4 4"], points: Float[np.ndarray, "V 3"]
 ) -> Float[np.ndarray, "I V 3"]:
-    """Apply each transform to the points."""
+    """Return the points after each transform."""
     return points @ matrices[:, :3, :3].transpose(0, 2, 1) + matrices[:, None, :3, 3]

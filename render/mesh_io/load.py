@@ -1,4 +1,4 @@
-"""Mesh files: selection of the reader by format, and the processing that is the same for all formats.
+"""Loading of mesh files: the choice of the reader by format, and the processing of all formats.
 
 To add a format, write a function in a new file that maps a path to `Polygons` and raises `FileError`. Then
 add the function to READERS.
@@ -34,21 +34,21 @@ READERS: dict[str, Callable[[Path], Polygons]] = {
     ".off": read_off,
 }
 LARGEST = 1e9
-# Float32 has 24 bits. If the distance of a mesh from the origin is this many times its size, 8 of them are
-# lost.
+# The maximum ratio of a mesh's distance from the origin to its size. At this ratio, 8 of the 24 bits of
+# float32 are lost.
 FAR = 256
 
 
 @dataclass(frozen=True)
 class MeshFile:
-    """All triangles of a file, as one mesh on the CPU.
+    """All triangles of a file as one mesh on the CPU.
 
-    Equal positions are merged into one vertex, also if the file splits them along uv seams or contains
-    unconnected triangles. face_part is the part of `structure` that each face belongs to, None if the format
-    has no parts. v_pos is relative to `origin`, which is 0 unless the mesh is so far away from 0 that float32
-    would be too coarse. uv [U,2], with (0,0) at the top left of the texture, and uv_faces [F,3] are None
-    unless every face has uv. A uv vertex belongs to one position. A position at which several charts meet has
-    one uv vertex per chart.
+    Equal positions are merged into one vertex, also if the file splits vertices along uv seams or contains
+    unconnected triangles. face_part: the index of each face's part in `structure`, or None if the format has
+    no parts. v_pos: positions relative to `origin`. The origin is 0 unless the mesh is so far away from 0
+    that float32 would be too coarse. uv [U,2], uv_faces [F,3]: texture coordinates with (0,0) at the top left
+    of the texture. Both are None unless every face has uv. A uv vertex belongs to one position. A position on
+    a seam has one uv vertex per chart.
     """
 
     v_pos: Float[Tensor, "V 3"]
@@ -68,9 +68,9 @@ class MeshFile:
 def load_mesh(path: str | Path, partial_uv: bool = False) -> MeshFile:
     """Read all objects and materials of a mesh file as one triangle mesh.
 
-    Polygons are divided into triangles. Dropped are faces that use a position twice, faces that have the same
-    positions as an earlier face, and unused vertices. partial_uv: keep the texture coordinates of the parts
-    that have them. The other parts get the coordinates 0 and `has_uv` False.
+    Polygons are divided into triangles. Faces that contain a position twice, faces with the same positions as
+    an earlier face, and unused vertices are removed. partial_uv: whether to keep the texture coordinates of
+    parts that have them if other parts have none. The other parts get the coordinates 0 and `has_uv` False.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -94,14 +94,14 @@ def load_mesh(path: str | Path, partial_uv: bool = False) -> MeshFile:
 
 
 def vertices_of_file(path: str | Path, mesh: MeshFile) -> Int[np.ndarray, " N"]:
-    """Return the row in `mesh.v_pos` of each vertex that the reader returns, −1 for unused vertices.
+    """Return the row in `mesh.v_pos` of each vertex of the reader's result, −1 for unused vertices.
 
     mesh: the result of `load_mesh(path)`.
     """
     path = Path(path)
     polygons = READERS[path.suffix.lower()](path)
     positions, welded = _weld(_centred(polygons.v_pos)[0])
-    # Both arrays are sorted in the same order, and mesh.v_pos is a subset of `positions`.
+    # This works because both arrays have the same sort order and mesh.v_pos is a subset of `positions`.
     kinds = [np.ascontiguousarray(values).view("S12")[:, 0] for values in (positions, mesh.v_pos.numpy())]
     used = np.isin(*kinds)
     return np.where(used, np.cumsum(used) - 1, -1)[welded]
@@ -112,7 +112,8 @@ def _check(polygons: Polygons) -> None:
         raise FileError("it holds no vertices")
     if len(polygons.sizes) == 0:
         raise points_only(len(polygons.v_pos))
-    # Areas overflow beyond LARGEST. The comparison is also false for NaN.
+    # Positions beyond LARGEST are rejected, because areas would overflow. The comparison is also false for
+    # NaN.
     broken = ~(np.abs(polygons.v_pos) <= LARGEST).all(-1)
     if broken.any():
         vertex = int(broken.argmax()) + 1
@@ -125,8 +126,8 @@ def _check(polygons: Polygons) -> None:
 
 
 def _clean(path: Path, polygons: Polygons, partial_uv: bool) -> MeshFile:
-    """Weld equal positions, drop repeated polygons, triangulate, and drop degenerate triangles and unused
-    values.
+    """Merge equal positions, remove repeated polygons, triangulate, and remove degenerate triangles and
+    unused vertices.
     """
     v_pos, origin = _centred(polygons.v_pos)
     positions, welded = _weld(v_pos)
@@ -163,7 +164,9 @@ def _clean(path: Path, polygons: Polygons, partial_uv: bool) -> MeshFile:
 
 
 def _zero_where_missing(polygons: Polygons, structure: Structure | None) -> tuple[Polygons, Structure | None]:
-    """Set the texture coordinates to 0 and `has_uv` to False in every part in which some are missing."""
+    """Set texture coordinates to 0 and `has_uv` to False in each part that has corners without
+    coordinates.
+    """
     if polygons.uv is None or structure is None:
         return polygons, structure and replace(
             structure, parts=tuple(replace(part, has_uv=False) for part in structure.parts)
@@ -186,7 +189,8 @@ def _zero_where_missing(polygons: Polygons, structure: Structure | None) -> tupl
 def _centred(v_pos: Float[np.ndarray, "V 3"]) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Return positions as float32, and their origin.
 
-    The origin is the middle of their box if it is far away compared with the size of the box, otherwise 0.
+    The origin is the centre of the bounding box if it is far away compared with the size of the box.
+    Otherwise it is 0.
     """
     low, high = v_pos.min(0), v_pos.max(0)
     middle = (low + high) / 2
@@ -196,8 +200,8 @@ def _centred(v_pos: Float[np.ndarray, "V 3"]) -> tuple[np.ndarray, tuple[float, 
 
 
 def _weld(v_pos: Float[np.ndarray, "V 3"]) -> tuple[Float[np.ndarray, "P 3"], Int[np.ndarray, " V"]]:
-    """Return the unique positions, sorted, and the index of each vertex's position among them."""
-    # This changes −0 to 0.
+    """Return the unique positions, sorted, and for each vertex the index of its position."""
+    # The addition changes −0 to 0.
     v_pos = v_pos + np.float32(0)
     order = np.lexsort(v_pos.T[::-1])
     in_order = v_pos[order]
@@ -216,7 +220,7 @@ def _without_repeated(polygons: Polygons) -> tuple[Polygons, int]:
 def _uv_of_positions(
     faces: np.ndarray, uv: np.ndarray, uv_faces: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Create one uv vertex for each unique pair (position, uv)."""
+    """Return uv and uv_faces with one uv vertex for each unique pair (position, uv)."""
     values, welded = np.unique(uv, axis=0, return_inverse=True)
     keys, uv_faces = np.unique(faces * len(values) + welded.reshape(-1)[uv_faces], return_inverse=True)
     return np.ascontiguousarray(values[keys % len(values)]), uv_faces.reshape(-1, 3).astype(np.int64)

@@ -12,9 +12,10 @@ WITH_MATERIALS = (*GLTF, *OBJ)
 
 
 def load_materials(path: str | Path, pictures: bool = True) -> tuple[SurfaceMaterial, ...]:
-    """Read the materials of a mesh file. A format without materials gives only `DEFAULT_MATERIAL`.
+    """Read the materials of a mesh file. The result is only `DEFAULT_MATERIAL` for a format without
+    materials.
 
-    pictures: if False, only names and settings are read.
+    pictures: whether to read pictures. If it is False, only names and settings are read.
 
     Raises:
         ValueError, OSError: if a material cannot be read. The message contains the file, the material and the
@@ -31,7 +32,7 @@ def load_materials(path: str | Path, pictures: bool = True) -> tuple[SurfaceMate
 
 
 def appearance_files(path: str | Path) -> list[Path]:
-    """Return the files beside a mesh file that contain its materials and buffers."""
+    """Return the files beside a mesh file that contain its materials, pictures and buffers."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in WITH_MATERIALS:

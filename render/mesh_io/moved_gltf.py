@@ -1,7 +1,7 @@
 """Write a copy of a glTF file with moved vertices, as GLB.
 
-Positions and normals change. Tangents are removed, because viewers compute them from the texture coordinates.
-Nodes, names, materials, pictures, indices, texture coordinates, skins and animations are kept.
+Positions and normals are replaced. Tangents are removed, because viewers compute them from the texture
+coordinates. Nodes, names, materials, pictures, indices, texture coordinates, skins and animations are kept.
 """
 
 import copy
@@ -30,8 +30,7 @@ MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg",
 class _Primitive:
     """A primitive of a visible node.
 
-    rows: the range of its vertices among those of the file. faces: indices into this range.
-
+    rows: the range of its vertices in the list of all vertices of the file. faces: indices into this range.
     linear: the derivative of each vertex's world position with respect to its position in the file.
     """
 
@@ -47,11 +46,11 @@ def moved_gltf(
 ) -> bytes | None:
     """Return the content of a GLB file with moved vertices.
 
-    The result is None if a node of the file has several instances of its mesh (EXT_mesh_gpu_instancing),
-    because their vertices cannot move separately.
+    The result is None if a node of the file has several instances of its mesh (EXT_mesh_gpu_instancing). The
+    vertices of such instances cannot be moved separately.
 
-    welded: the row in v_pos and shift of each vertex of the file, in the order of `read_gltf`. v_pos, shift:
-    positions and their displacements in world coordinates.
+    welded: for each vertex of the file, in the order of `read_gltf`, its row in v_pos and shift. v_pos,
+    shift: the positions and their displacements in world coordinates.
     """
     tree, chunk = _parse(source.read_bytes())
     buffers = Buffers(tree, chunk, source.parent)
@@ -67,7 +66,7 @@ def moved_gltf(
 
 
 def _primitives(scene: _Scene) -> Iterator[_Primitive | None]:
-    """Yield the primitives with faces in the order of `read_gltf`, or None if they have several instances."""
+    """Yield the primitives with faces in the order of `read_gltf`. Yield None for several instances."""
     start = 0
     for node in scene.nodes.visible:
         if "mesh" not in scene.nodes.entry(node):
@@ -91,7 +90,9 @@ def _mesh_of(scene: _Scene, node: int) -> dict:
 def _linear(
     scene: _Scene, node: int, primitive: dict, vertices: int, place: Float[np.ndarray, "4 4"]
 ) -> Float[np.ndarray, "V 3 3"]:
-    """Return the linear part of each vertex's transform, from the node or from the joints of the skin."""
+    """Return the linear part of each vertex's transform. The transform is that of the node or of the skin's
+    joints.
+    """
     skin = scene.nodes.entry(node).get("skin")
     if skin is None or "JOINTS_0" not in primitive["attributes"]:
         return np.broadcast_to(place[:3, :3], (vertices, 3, 3))
@@ -105,14 +106,14 @@ def _linear(
 def _world_normals(
     scene: _Scene, primitives: list[_Primitive], welded: Int[np.ndarray, " N"], moved: np.ndarray
 ) -> Float[np.ndarray, "N 3"]:
-    """Compute the new normal of each vertex of the file in world coordinates."""
+    """Return the new normal of each vertex of the file in world coordinates."""
     old, faces = np.zeros((len(welded), 3)), [np.zeros((0, 3), dtype=np.int64)]
     for primitive in primitives:
         faces.append(primitive.faces + primitive.rows.start)
         attributes = _mesh_of(scene, primitive.node)["primitives"][primitive.number]["attributes"]
         if "NORMAL" in attributes:
             local = scene.buffers.array(attributes["NORMAL"], 3)
-            # Normals are transformed by the inverse transpose.
+            # The inverse is needed because normals are transformed by the inverse transpose.
             inverse = np.linalg.pinv(primitive.linear)
             old[primitive.rows] = np.einsum("vji,vj->vi", inverse, local)
     corners = np.concatenate(faces)
@@ -136,7 +137,7 @@ class _MovedDocument:
     def move(
         self, primitive: _Primitive, shift: Float[np.ndarray, "V 3"], normals: Float[np.ndarray, "V 3"]
     ) -> None:
-        """Move the vertices of a primitive. shift, normals: in world coordinates."""
+        """Move the vertices of a primitive. shift and normals are in world coordinates."""
         mesh = self._own_mesh(primitive.node)
         entry = self.tree["meshes"][mesh]["primitives"][primitive.number]
         attributes = entry["attributes"]
@@ -163,7 +164,7 @@ class _MovedDocument:
         return pack_glb(self.tree, bytes(binary))
 
     def _own_mesh(self, node: int) -> int:
-        """Return the mesh of a node. If the mesh was moved for another node already, it is copied."""
+        """Return the mesh index of a node. If the mesh was already moved for another node, it is copied."""
         if node not in self._mesh_of_node:
             mesh = self.tree["nodes"][node]["mesh"]
             if mesh in self._mesh_of_node.values():
@@ -173,7 +174,7 @@ class _MovedDocument:
         return self._mesh_of_node[node]
 
     def _replace(self, mesh: int, accessor: int, values: Float[np.ndarray, "V 3"], bounds: bool) -> int:
-        """Return an accessor with new values for a mesh. The given one is reused if no other mesh uses it."""
+        """Return the index of an accessor with new values. `accessor` is reused if no other mesh uses it."""
         if (mesh, accessor) not in self._accessors:
             array = np.ascontiguousarray(values, dtype="<f4")
             entry = {"componentType": FLOAT, "count": len(array), "type": "VEC3"}
@@ -190,7 +191,7 @@ class _MovedDocument:
         return self._accessors[mesh, accessor]
 
     def _users(self, accessor: int) -> set[int]:
-        """Return the meshes of the file that use an accessor, and −1 if one uses it as a morph target."""
+        """Return the meshes of the file that use an accessor, and −1 if a mesh uses it as a morph target."""
         found = set()
         for number, mesh in enumerate(self._original["meshes"]):
             for primitive in mesh["primitives"]:
@@ -201,7 +202,7 @@ class _MovedDocument:
         return found
 
     def _place_new_views(self) -> None:
-        """Assign a buffer view to each new array: one that is no longer used, or a new one."""
+        """Assign a buffer view to each new array. Views that are no longer used are assigned first."""
         named = set(_named_views(self.tree))
         free = sorted(set(_named_views(self._original)) - named)
         for accessor, content in self._new:
@@ -213,8 +214,8 @@ class _MovedDocument:
                 number = self._add_view(view, content)
             self.tree["accessors"][accessor]["bufferView"] = number
         for number in free:
-            # The remaining unused views are kept with minimal content, because a view must have at least one
-            # byte.
+            # The remaining unused views are not removed. They get minimal content, because a view must have
+            # at least one byte.
             self._views[number] = bytes(4)
 
     def _add_view(self, view: dict, content: bytes) -> int:
@@ -243,7 +244,7 @@ def _view_bytes(buffers: Buffers, view: dict) -> bytes:
 
 
 def _named_views(entry: object) -> Iterator[int]:
-    """Yield the indices of all buffer views that a document uses, also in extensions."""
+    """Yield the indices of all buffer views that a document uses, including those in extensions."""
     if isinstance(entry, dict):
         if isinstance(entry.get("bufferView"), int):
             yield entry["bufferView"]

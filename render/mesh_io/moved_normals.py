@@ -1,9 +1,9 @@
-"""Normals of a mesh whose vertices have moved. Edges that are hard in the file stay hard."""
+"""Normals of a mesh with moved vertices. Hard edges of the file stay hard."""
 
 import numpy as np
 from jaxtyping import Float, Int
 
-# Corners of one vertex whose old normals differ by less than 2 degrees share their new normal.
+# Two corners of a vertex share their new normal if their old normals differ by less than 2 degrees.
 SAME = np.cos(np.radians(2))
 
 
@@ -13,8 +13,8 @@ def corner_normals(
     """Return new unit normals, and the index of the normal of each corner.
 
     v_pos: the moved positions. Equal positions are one vertex. old: the normals of the corners before the
-    move. The corners of a vertex whose old normals agree share one new normal, which is the area-weighted sum
-    of the normals of their faces. If the sum is 0, the old normal is kept.
+    move. If the old normals of several corners of a vertex agree, these corners share one new normal. It is
+    the area-weighted sum of their face normals. If the sum is 0, the old normal is kept.
     """
     a, b, c = (v_pos[faces[:, corner]] for corner in range(3))
     cross = np.repeat(np.cross(b - a, c - a), 3, axis=0)
@@ -23,7 +23,8 @@ def corner_normals(
     normals: list[np.ndarray] = []
     count, pending = 0, np.arange(len(vertex))
     while len(pending):
-        # One group per vertex: the corners that agree with its first pending corner.
+        # Each vertex has one group per iteration. It contains the corners that agree with the vertex's first
+        # pending corner.
         _, first, group = np.unique(vertex[pending], return_index=True, return_inverse=True)
         model = old[pending[first]]
         joins = np.vecdot(old[pending], model[group]) > SAME
@@ -38,5 +39,5 @@ def corner_normals(
 
 
 def _unit(vectors: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
-    """Return unit vectors. A vector of length 0 stays 0."""
+    """Return unit vectors. A vector of length 0 is not changed."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)

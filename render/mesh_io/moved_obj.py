@@ -17,7 +17,7 @@ from render.mesh_io.read_obj import read_obj
 
 logger = logging.getLogger(__name__)
 
-# Statements of a material library that contain the name of a picture, in addition to map_….
+# The statements of a material library that contain the name of a picture, besides those that begin with map_.
 PICTURES = ("bump", "norm", "disp", "decal", "refl")
 
 
@@ -30,8 +30,8 @@ def moved_obj(
 ) -> bytes:
     """Return the content of an OBJ file with moved vertices.
 
-    welded: the row in v_pos and shift of each `v` statement. v_pos, shift: positions and their displacements.
-    digits: significant digits of a position.
+    welded: for each `v` statement, its row in v_pos and shift. v_pos, shift: the positions and their
+    displacements. digits: the number of significant digits of a position.
     """
     lines = _lines(source.read_bytes())
     normals, number = _corner_normals(source, lines, welded, v_pos + shift)
@@ -49,7 +49,8 @@ def moved_obj(
         elif kind == "vn":
             continue
         elif kind in ("f", "fo"):
-            # Some readers need a normal before the faces that use it.
+            # The normals are written here, because some readers require a normal before the faces that use
+            # it.
             out, pending = out + pending, []
             corners = number[corner : corner + len(words) - 1].tolist()
             corner += len(corners)
@@ -88,7 +89,7 @@ def _lines(content: bytes) -> list[str]:
 def _corner_normals(
     source: Path, lines: list[str], welded: Int[np.ndarray, " N"], moved: Float[np.ndarray, "V 3"]
 ) -> tuple[Float[np.ndarray, "G 3"], Int[np.ndarray, " C"]]:
-    """Return the new normals, and the index of the normal of each polygon corner, −1 for none."""
+    """Return the new normals, and the normal index of each polygon corner, −1 for a corner without normal."""
     table, indices = _normal_indices(lines)
     none = np.zeros((0, 3)), np.full(len(indices), -1)
     if not len(table) or (indices < 0).all():
@@ -103,7 +104,10 @@ def _corner_normals(
 
 
 def _normal_indices(lines: list[str]) -> tuple[Float[np.ndarray, "M 3"], Int[np.ndarray, " C"]]:
-    """Return the `vn` statements and the normal index of each corner, −1 if it is missing or out of range."""
+    """Return the normals of the `vn` statements and the normal index of each corner.
+
+    An index is −1 if it is missing or out of range.
+    """
     table, indices = [], []
     for line in lines:
         words = line.split("#", 1)[0].split()
@@ -119,7 +123,7 @@ def _normal_indices(lines: list[str]) -> tuple[Float[np.ndarray, "M 3"], Int[np.
 
 
 def _with_normal(word: str, normal: int) -> str:
-    """Return a corner of a face with the given normal index, or without a normal if it is −1."""
+    """Return a corner of a face with the given normal index. If the index is −1, the corner has no normal."""
     position, uv = (word.split("/") + [""])[:2]
     if normal < 0:
         return f"{position}/{uv}" if uv else position
@@ -129,8 +133,8 @@ def _with_normal(word: str, normal: int) -> str:
 def _existing(folder: Path, words: list[str]) -> list[str]:
     """Return the names of the existing files in a statement.
 
-    Names may contain spaces, so the longest sequence of words at the end that is a file is preferred.
-    Otherwise all single words that are files are returned.
+    Names may contain spaces. If the last words of the statement form the name of a file, the longest such
+    name is returned. Otherwise, all single words that are names of files are returned.
     """
     for first in range(len(words)):
         name = " ".join(words[first:])

@@ -1,4 +1,4 @@
-"""Numbers from text."""
+"""Parsing of numbers."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from render.read_errors import FileError
 
 
 def parse_numbers(text: bytes) -> Float[np.ndarray, " N"]:
-    """Parse a text of numbers that are separated by white space.
+    """Return the numbers in a text. They must be separated by white space.
 
     Raises:
         FileError: if the text contains anything else.

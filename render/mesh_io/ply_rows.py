@@ -1,6 +1,6 @@
 """Compiled loops that read the list lengths of PLY rows of different sizes.
 
-The offset of a row depends on all rows before it, so the loops cannot be vectorised.
+The offset of a row depends on all previous rows, so the loops cannot be vectorised.
 """
 
 import numba
@@ -9,10 +9,11 @@ import numpy as np
 
 @numba.njit(cache=True, nogil=True)
 def list_lengths(data, start, rows, widths, counts, signed, big_endian):
-    """Return list lengths [rows, lists]. There are fewer rows if the data ends early or a length is negative.
+    """Return the list lengths [rows, lists]. If the data ends early or a length is negative, the result has
+    fewer rows.
 
-    data: the bytes of the file. widths: the size of each property's values in bytes. counts: the size of its
-    list length in bytes, 0 for a scalar. signed: whether the list length is signed.
+    data: the bytes of the file. widths: for each property, the size of a value in bytes. counts: for each
+    property, the size of the list length in bytes, 0 for a scalar. signed: whether the list length is signed.
     """
     out = np.zeros((rows, (counts > 0).sum()), dtype=np.int64)
     at, end = start, len(data)

@@ -14,10 +14,10 @@ class Polygons:
     """The unchanged polygons of all objects of a mesh file.
 
     corners: the position indices of all polygons, one polygon after the other. sizes: the number of corners
-    of each polygon. uv has (0,0) at the top left of the texture and is indexed by uv_corners, which has one
-    entry per entry of `corners`. Both are None if no corner has texture coordinates. uv is NaN at corners
-    without texture coordinates. parts: the part of `structure` that each polygon belongs to. Both are None if
-    the format has no parts.
+    of each polygon. uv: texture coordinates with (0,0) at the top left of the texture, NaN for corners
+    without coordinates. uv_corners: the index into uv for each entry of `corners`. uv and uv_corners are None
+    if no corner has texture coordinates. parts: the index of each polygon's part in `structure`. parts and
+    structure are None if the format has no parts.
     """
 
     v_pos: Float[np.ndarray, "V 3"]
@@ -30,12 +30,12 @@ class Polygons:
 
     @staticmethod
     def of_triangles(v_pos: np.ndarray, faces: np.ndarray) -> "Polygons":
-        """Create triangles without texture coordinates."""
+        """Return the polygons of a triangle mesh without texture coordinates."""
         corners = np.ascontiguousarray(faces, dtype=np.int64).reshape(-1)
         return Polygons(v_pos, corners, np.full(len(faces), 3, dtype=np.int64))
 
     def select(self, kept: Bool[np.ndarray, " P"]) -> "Polygons":
-        """Return the selected polygons with all positions."""
+        """Return the selected polygons. All positions are kept."""
         if kept.all():
             return self
         corners = np.repeat(kept, self.sizes)
@@ -55,7 +55,7 @@ class Polygons:
 
 
 def points_only(count: int, what: str = "points") -> FileError:
-    """Return the error for a file of points without faces."""
+    """Return the error for a file that contains points but no faces."""
     return FileError(
         f"it holds {count} {what} and no faces; make a surface of it first (for example in MeshLab: Filters, "
         "Remeshing, Screened Poisson Surface Reconstruction)"
@@ -63,7 +63,7 @@ def points_only(count: int, what: str = "points") -> FileError:
 
 
 def repeated(polygons: Polygons) -> Bool[np.ndarray, " P"]:
-    """Find the polygons that have the same positions as an earlier one, in any order.
+    """Return which polygons have the same positions as an earlier polygon, in any order.
 
     Equal positions must have the same index.
     """
@@ -77,7 +77,7 @@ def repeated(polygons: Polygons) -> Bool[np.ndarray, " P"]:
 
 
 def _repeated_rows(rows: Int[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
-    """Find the rows that equal an earlier row. Rows are sorted by a 64-bit hash."""
+    """Return which rows are equal to an earlier row. Rows are sorted by a 64-bit hash."""
     key = np.zeros(len(rows), dtype=np.uint64)
     for column in rows.T:
         key = (key ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
@@ -93,12 +93,13 @@ def _repeated_rows(rows: Int[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
 def triangulate(polygons: Polygons) -> Int[np.ndarray, "T 3"]:
     """Divide each polygon of n corners into n − 2 triangles, as indices into `corners`, in the given order.
 
-    Triangles are unchanged. A quadrilateral is divided along the diagonal for which both halves face its
-    outer side. If this holds for both diagonals, the first one is used. Larger polygons are divided by ear
-    clipping (see `render/mesh_io/ear_clipping.py`). Polygons of fewer than 3 corners give no triangle.
+    Triangles are unchanged. A quadrilateral is divided along the diagonal for which both triangles face the
+    outer side of the quadrilateral. If this holds for both diagonals, the first one is used. Larger polygons
+    are divided by ear clipping (see `render/mesh_io/ear_clipping.py`). Polygons with fewer than 3 corners are
+    ignored.
 
     Raises:
-        FileError: if a polygon is too complex to be divided in reasonable time.
+        FileError: if the division of a polygon takes too long.
     """
     sizes = polygons.sizes
     starts = np.cumsum(sizes) - sizes
@@ -120,7 +121,7 @@ def triangulate(polygons: Polygons) -> Int[np.ndarray, "T 3"]:
 
 
 def ranges(counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " C"]:
-    """Return the concatenation of the ranges 0 … count − 1 for all counts."""
+    """Return the concatenation of the ranges 0, …, count − 1 for all counts."""
     ends = np.cumsum(counts)
     return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
 
@@ -128,8 +129,9 @@ def ranges(counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " C"]:
 def _divide_large(
     polygons: Polygons, starts: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
 ) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, "T 3"]]:
-    """Return the indices of some polygons into `corners`, and their triangles as indices into the first
-    result.
+    """Divide some polygons of more than 4 corners.
+
+    Returns their corners as indices into `corners`, and their triangles as indices into the first result.
     """
     from render.mesh_io.ear_clipping import clip_ears
 
@@ -156,11 +158,11 @@ def _project(
     following[starts + sizes - 1] = starts
     normal = np.add.reduceat(np.cross(local, local[following]), starts)
     length = np.linalg.norm(normal, axis=1)
-    # A polygon without a mean normal is projected along the shortest side of its box.
+    # If the mean normal of a polygon is 0, the polygon is projected along the shortest side of its box.
     normal[length < 1e-15] = np.eye(3)[(high - low)[length < 1e-15].argmin(1)]
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    # u is derived from the axis that is farthest from the normal. So the result is exact in coordinate
-    # planes.
+    # u is computed from the axis that is farthest from the normal. The result is then exact for polygons in
+    # coordinate planes.
     u = np.eye(3)[np.abs(normal).argmin(1)]
     u -= np.vecdot(normal, u)[:, None] * normal
     u /= np.linalg.norm(u, axis=1, keepdims=True)
@@ -169,12 +171,12 @@ def _project(
 
 
 def _second_diagonal(corners: Float[np.ndarray, "Q 4 3"]) -> Bool[np.ndarray, " Q"]:
-    """Find the quadrilaterals that must be divided from their second to their fourth corner."""
+    """Return which quadrilaterals must be divided from the second to the fourth corner."""
     a, b, c, d = (corners[:, k] for k in range(4))
     ac, bd = c - a, d - b
     normal = np.cross(ac, bd)
-    # Twice the areas of the four possible triangles times |normal|, positive for triangles that face the
-    # outer side.
+    # These values are twice the areas of the four possible triangles, times |normal|. They are positive for
+    # triangles that face the outer side.
     abc, acd = (np.vecdot(np.cross(b - a, ac), normal), np.vecdot(np.cross(ac, d - a), normal))
     abd, bcd = (np.vecdot(np.cross(b - a, d - a), normal), np.vecdot(np.cross(c - b, bd), normal))
     least = 1e-12 * np.vecdot(normal, normal)

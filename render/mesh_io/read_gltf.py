@@ -1,4 +1,4 @@
-"""glTF 2.0 and GLB: all triangles of the default scene in the rest pose.
+"""Read glTF 2.0 and GLB: all triangles of the default scene in the rest pose.
 
 Accessors may be strided, normalised and sparse. Node transforms, instances (EXT_mesh_gpu_instancing), morph
 weights and skins are evaluated. The transform of texture coordinates is applied. Materials are read by
@@ -22,7 +22,7 @@ from render.mesh_io.surface_material import DEFAULT_MATERIAL, SurfaceMaterial
 from render.read_errors import FileError
 
 TRIANGLES, TRIANGLE_STRIP, TRIANGLE_FAN = 4, 5, 6
-# Extensions that change geometry and are read here. Extensions of materials, textures and lights are ignored.
+# The supported extensions that change geometry. Extensions of materials, textures and lights are ignored.
 READ = {"KHR_mesh_quantization", "EXT_mesh_gpu_instancing"}
 HARMLESS = (
     "KHR_materials_",
@@ -42,7 +42,7 @@ FIXES = {
     "EXT_meshopt_compression": MESHOPT,
     "KHR_meshopt_compression": MESHOPT,
 }
-# Maximum number of vertices or triangles that a small file may have after its instances are expanded.
+# The maximum number of vertices or triangles of a small file after its instances are expanded.
 MOST_EXPANDED = 2**22
 
 
@@ -65,7 +65,7 @@ def read_gltf(path: Path) -> Polygons:
         for primitive in tree["meshes"][scene.nodes.entry(node)["mesh"]]["primitives"]:
             vertices, faces = scene.size(primitive)
             points += vertices * (faces == 0)
-            # The total is checked before any instance is expanded.
+            # The total is checked before the instances are expanded.
             total += max(vertices, faces) * len(places)
             if total > most:
                 raise FileError(
@@ -81,7 +81,7 @@ def read_gltf(path: Path) -> Polygons:
 
 
 def read_gltf_materials(path: Path, pictures: bool = True) -> tuple[SurfaceMaterial, ...]:
-    """Read the materials of a file in order, followed by `DEFAULT_MATERIAL`; see `GltfMaterials.read`."""
+    """Read the materials of a file in order, followed by `DEFAULT_MATERIAL`. See `GltfMaterials.read`."""
     found = _materials(path)
     return (*(found.read(number, pictures) for number in range(len(found))), DEFAULT_MATERIAL)
 
@@ -137,13 +137,13 @@ def _check_extensions(tree: dict) -> None:
 
 
 class _Scene:
-    """Geometry of the primitives of a file."""
+    """The geometry of the primitives of a file."""
 
     def __init__(self, tree: dict, buffers: Buffers, nodes: Nodes):
         self.tree, self.buffers, self.nodes = tree, buffers, nodes
 
     def size(self, primitive: dict) -> tuple[int, int]:
-        """Return the numbers of vertices and triangles without reading them.
+        """Return the numbers of vertices and triangles of a primitive. The vertices are not read.
 
         Points and lines have 0 triangles.
         """
@@ -174,7 +174,9 @@ class _Scene:
         return _Part(placed, faces, mirrored, uv)
 
     def material(self, primitive: dict) -> int:
-        """Return the material index of a primitive. Without a material, it is the number of materials."""
+        """Return the material index of a primitive. For a primitive without a material, the result is the
+        number of materials.
+        """
         materials = len(self.tree.get("materials", []))
         number = primitive.get("material", materials)
         if not isinstance(number, int) or not 0 <= number <= materials:
@@ -182,7 +184,7 @@ class _Scene:
         return number
 
     def structure(self, parts: list[Part]) -> Structure:
-        """Return the structure of the nodes of the default scene and the given parts."""
+        """Return the structure with the nodes of the default scene and the given parts."""
         numbers = {node: number for number, node in enumerate(self.nodes.visible)}
         parents = {
             child: numbers[node] for node in numbers for child in self.nodes.entry(node).get("children", [])
@@ -219,7 +221,7 @@ class _Scene:
         return faces
 
     def _uv(self, primitive: dict, v_pos: np.ndarray) -> Float[np.ndarray, "V 2"] | None:
-        """Return the texture coordinates of the base colour, transformed. The default set is TEXCOORD_0."""
+        """Return the transformed texture coordinates of the base colour. The default set is TEXCOORD_0."""
         materials = self.tree.get("materials", [])
         material = materials[primitive["material"]] if "material" in primitive else {}
         texture = material.get("pbrMetallicRoughness", {}).get("baseColorTexture", {})
@@ -246,7 +248,8 @@ class _Scene:
             for joint, weight in zip(joints.T, weights.T, strict=True):
                 blended += weight[:, None, None] * matrices[joint, :3]
                 total += weight
-        # Weights add up to 1 in a valid file. A vertex without weights is moved by the first joint.
+        # In a valid file, the weights of a vertex add up to 1. A vertex without weights is moved by the first
+        # joint.
         blended[total == 0] = matrices[0, :3]
         blended /= np.where(total == 0, 1, total)[:, None, None]
         moved = np.einsum("vij,vj->vi", blended[:, :, :3], v_pos) + blended[:, :, 3]
@@ -254,7 +257,7 @@ class _Scene:
 
 
 class _Part:
-    """Instances of one primitive: [I,V,3] positions, [F,3] faces, [I] mirrored, [V,2] uv or None."""
+    """The instances of one primitive: positions [I,V,3], faces [F,3], mirrored [I], and uv [V,2] or None."""
 
     def __init__(self, placed: np.ndarray, faces: np.ndarray, mirrored: np.ndarray, uv: np.ndarray | None):
         self.v_pos = placed.reshape(-1, 3)
@@ -283,9 +286,9 @@ def _joined(parts: list[_Part], structure: Structure) -> Polygons:
 
 
 def _check_compression(tree: dict, primitive: dict) -> None:
-    """Raise an error if a primitive has Draco data only.
+    """Raise an error if a primitive has only Draco data.
 
-    It is readable if its accessors also have plain data.
+    A primitive with Draco data is readable if its accessors also have uncompressed data.
     """
     if "KHR_draco_mesh_compression" not in primitive.get("extensions", {}):
         return

@@ -23,7 +23,9 @@ BASIS = "it is in Basis Universal format (KHR_texture_basisu), which is not read
 
 
 class GltfMaterials:
-    """Reader of the materials of a parsed file. Each picture is decoded once, when a material needs it."""
+    """A reader of the materials of a parsed file. A picture is decoded only once, when a material needs
+    it.
+    """
 
     def __init__(self, tree: dict, buffers: Buffers, path: Path):
         self.tree, self.buffers, self.path = tree, buffers, path
@@ -33,7 +35,7 @@ class GltfMaterials:
         return len(self.tree.get("materials", []))
 
     def read(self, number: int, pictures: bool = True) -> SurfaceMaterial:
-        """Return material `number`, without pictures if `pictures` is False.
+        """Return the material with the index `number`. If `pictures` is False, it has no pictures.
 
         Raises:
             FileError: if a texture cannot be read. The message contains the material and the texture.
@@ -73,7 +75,7 @@ class GltfMaterials:
     def _texture(
         self, name: str, what: str, reference: dict | None, base: dict | None
     ) -> UInt8[np.ndarray, "H W C"] | None:
-        """Return the picture of a texture, or None if there is none or its uv differ from those of the base
+        """Return the picture of a texture, or None if the texture is missing or uses other uv than the base
         colour.
         """
         if reference is None:
@@ -117,7 +119,7 @@ class GltfMaterials:
     def _wrap(self, surface: dict, entry: dict) -> tuple[Wrap, Wrap]:
         """Return the wrap modes of the base colour texture.
 
-        If it is missing, those of the next texture are used.
+        If the material has no base colour texture, the wrap modes of the next texture are used.
         """
         places = (
             surface.get("baseColorTexture"),
@@ -142,7 +144,7 @@ class GltfMaterials:
 
 
 def _coordinates(reference: Mapping[str, Any]) -> tuple:
-    """Return the coordinate set of a texture and its transform."""
+    """Return the coordinate set and the coordinate transform of a texture."""
     change = reference.get("extensions", {}).get("KHR_texture_transform", {})
     turned = [change.get("rotation", 0.0), *change.get("scale", (1, 1)), *change.get("offset", (0, 0))]
     return change.get("texCoord", reference.get("texCoord", 0)), tuple(turned)

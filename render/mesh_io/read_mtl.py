@@ -1,8 +1,8 @@
 """Read the materials of an OBJ file's MTL libraries as `SurfaceMaterial`.
 
-The following statements are read: Kd and map_Kd, Pr, Pm, map_Pr and map_Pm of the PBR extension, norm, and
-bump if its picture is a normal map. A picture of the base colour replaces Kd, as in Blender. Without Pr,
-roughness is 1 − √(Ns / 1000) as in Blender. Names of pictures are relative to the MTL file.
+These statements are read: Kd and map_Kd; Pr, Pm, map_Pr and map_Pm of the PBR extension; norm; and bump if
+its picture is a normal map. As in Blender, a picture of the base colour replaces Kd, and the roughness is 1 −
+√(Ns / 1000) if Pr is missing. Names of pictures are relative to the MTL file.
 """
 
 import logging
@@ -37,15 +37,16 @@ OPTIONS = {
     "-type": 1,
 }
 MAPS = ("map_kd", "map_pr", "map_pm", "norm", "bump", "map_bump")
-# A picture is a normal map if its mean blue exceeds its mean red by more than this. A height map is grey.
+# A picture is a normal map if its mean blue value exceeds its mean red value by more than this threshold. A
+# height map is grey.
 BLUE = 16
 
 
 def read_mtl_materials(path: Path, pictures: bool = True) -> tuple[SurfaceMaterial, ...]:
     """Read the materials that the faces of an OBJ file use, in the order of their first use.
 
-    Materials that no library defines, and faces without a material, have the default appearance. pictures: if
-    False, only the names are read.
+    Materials that no library defines and faces without a material have the default appearance. pictures:
+    whether to read appearances. If it is False, only the names are read.
 
     Raises:
         FileError: if a picture is missing or cannot be read, or a value is not a number.
@@ -65,7 +66,7 @@ def read_mtl_materials(path: Path, pictures: bool = True) -> tuple[SurfaceMateri
 
 
 def obj_files(path: Path) -> list[Path]:
-    """Return the existing MTL libraries of an OBJ file, and the pictures that they refer to."""
+    """Return the existing MTL libraries of an OBJ file, and the pictures in them."""
     used = {file: None for file in _library_paths(path)}
     for folder, entry in _libraries(path).values():
         for key in MAPS:
@@ -95,7 +96,7 @@ def _inside(file: Path, folder: Path) -> Path:
 
 
 def _libraries(path: Path) -> dict[str, tuple[Path, Mapping[str, str]]]:
-    """Map the name of each material to the folder of its library and its statements (keys in lower case)."""
+    """Return a dict from material names to (folder of the library, statements with keys in lower case)."""
     found: dict[str, tuple[Path, dict[str, str]]] = {}
     for file in _library_paths(path):
         entry: dict[str, str] = {}
@@ -118,7 +119,7 @@ def _material(name: str, folder: Path, entry: Mapping[str, str]) -> SurfaceMater
         "roughness": (_numbers(name, entry, "pr", 1) or (1 - min(max(shininess, 0) / 1000, 1) ** 0.5,))[0],
         "metallic": (_numbers(name, entry, "pm", 1) or (0.0,))[0],
     }
-    # A picture replaces the number.
+    # The picture replaces the number, so the factor is 1.
     factors["roughness"] = 1.0 if roughness is not None else factors["roughness"]
     factors["metallic"] = 1.0 if metallic is not None else factors["metallic"]
     return SurfaceMaterial(
@@ -134,7 +135,7 @@ def _material(name: str, folder: Path, entry: Mapping[str, str]) -> SurfaceMater
 def _pair(
     name: str, roughness: np.ndarray | None, metallic: np.ndarray | None
 ) -> UInt8[np.ndarray, "H W 2"] | None:
-    """Combine both grey pictures as the channels of one. A missing picture becomes white."""
+    """Combine two grey pictures as the channels of one picture. A missing picture is replaced by white."""
     given = [picture for picture in (roughness, metallic) if picture is not None]
     if not given:
         return None
@@ -174,7 +175,7 @@ def _picture(
 
 
 def _picture_path(folder: Path, value: str) -> Path:
-    """Return the file of a map statement, which follows its options. Backslashes also separate folders."""
+    """Return the file of a map statement. It follows the options. Backslashes also separate folders."""
     words = value.split()
     while words and words[0] in OPTIONS:
         count, words = OPTIONS[words[0]], words[1:]
@@ -182,7 +183,7 @@ def _picture_path(folder: Path, value: str) -> Path:
             count, words = count - 1, words[1:]
     file = folder / " ".join(words).replace("\\", "/")
     if not file.is_file() and (folder / file.name).is_file():
-        # Some programs write absolute paths of the machine on which the file was written.
+        # Some programs write absolute paths, which are valid only on the machine that wrote the file.
         file = folder / file.name
     return _inside(file, folder)
 

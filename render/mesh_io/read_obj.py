@@ -1,7 +1,7 @@
-"""Wavefront OBJ: the statements v, vt and f, and the objects and materials of faces (o, g, usemtl).
+"""Read Wavefront OBJ: the statements v, vt and f, and the objects and materials of faces (o, g, usemtl).
 
-Files in the usual form are read in bulk. Other files and faulty files are read line by line, so that error
-messages contain the line number.
+Files in the usual form are parsed with array operations. Other files and faulty files are read line by line,
+so that error messages contain the line number.
 """
 
 import re
@@ -17,7 +17,7 @@ from render.mesh_io.polygons import Polygons
 from render.mesh_io.structure import Node, Part, Structure
 from render.read_errors import FileError
 
-# Statements that have white space before their name or a tab after it.
+# Statements with white space before the name or a tab after the name.
 INDENTED = re.compile(rb"(?m)^[ \t]+(?:v|vt|f)[ \t]|^(?:v|vt|f)\t")
 # Line continuations, rare line endings and control characters.
 RARE = (b"\\", b"\r", b"\0", b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", b"\x85", b"\xe2\x80")
@@ -51,19 +51,19 @@ def read_text(path: Path) -> bytes:
 
 
 def material_names(path: Path) -> list[str]:
-    """Return the materials that faces use, in the order of their first use. No material is the name ""."""
+    """Return the names of the used materials in the order of first use. The name "" means no material."""
     changes = _changes(read_text(path))
     return _names(changes)
 
 
-# The number of faces before a statement, its name and its value.
+# The number of faces before a statement, the statement's name, and its value.
 Change = tuple[int, str, str]
 
 
 def obj_parts(changes: list[Change], faces: int) -> tuple[Int[np.ndarray, " P"], Structure]:
-    """Return the part of each of `faces` polygons, and the structure.
+    """Return the part index of each of `faces` polygons, and the structure.
 
-    There is a node for each object, or for each group if the file has no objects.
+    There is a node for each object. If the file has no objects, there is a node for each group.
     """
     named = "o" if any(name == "o" for _, name, _ in changes) else "g"
     materials, nodes, parts = _names(changes), [""], {}
@@ -94,7 +94,7 @@ def _names(changes: list[Change]) -> list[str]:
 
 
 def _changes(text: bytes) -> list[Change]:
-    """Return the statements o, g and usemtl in order."""
+    """Return the statements o, g and usemtl in the order of the file."""
     found, faces = [], 0
     if not re.search(rb"(?m)^[ \t]*usemtl[ \t]", text):
         return found
@@ -116,10 +116,12 @@ def _changes(text: bytes) -> list[Change]:
 
 
 def _in_bulk(text: bytes) -> Polygons | None:
-    """Read a file in which all corners have the same form and positive indices, otherwise return None."""
+    """Parse a file with array operations. Return None unless all corners have one form and positive
+    indices.
+    """
     if any(mark in text for mark in RARE):
         return None
-    # The pattern takes seconds on a large file, so it is used only if it can match.
+    # The pattern takes seconds on a large file, so it is used only if a match is possible.
     if (b"\t" in text or b"\n " in text or text.startswith(b" ")) and INDENTED.search(text):
         return None
     lines = text.split(b"\n")
@@ -138,10 +140,10 @@ def _in_bulk(text: bytes) -> Polygons | None:
 
 
 def _table(lines: list[bytes], name: bytes, least: int) -> Float[np.ndarray, "N K"] | None:
-    """Return the first numbers of all statements with a name: [N,3] for v, [N,2] for vt.
+    """Return the first numbers of all statements with this name: [N,3] for v, [N,2] for vt.
 
     A missing second number of vt is 0. The result is None if a statement has fewer than `least` numbers or
-    contains anything else.
+    contains anything except numbers.
     """
     chosen = [line[len(name) :] for line in lines if line.startswith(name)]
     columns = 3 if name == b"v " else 2
@@ -232,7 +234,7 @@ def _line_by_line(text: bytes) -> Polygons:
     if not uv or (table[:, 1] == NO_UV).all():
         return Polygons(v_pos, table[:, 0], counts)
     if (table[:, 1] == NO_UV).any():
-        # This row is for corners without uv. NO_UV is the index of the last row.
+        # The added row is for corners without uv. NO_UV is the index of the last row.
         uv.append([np.nan, np.nan])
     return Polygons(v_pos, table[:, 0], counts, np.array(uv) * [1, -1] + [0, 1], table[:, 1])
 
@@ -260,7 +262,7 @@ def _statements(
 
 
 def _numbers(words: list[str], least: int, most: int) -> list[float]:
-    """Return the first `most` numbers of a statement. Missing numbers after the first `least` are 0."""
+    """Return `most` numbers of a statement. It must have at least `least` numbers. Missing numbers are 0."""
     if len(words) <= least:
         raise ValueError(f"'{words[0]}' needs {least} numbers, it has {len(words) - 1}")
     try:
@@ -272,7 +274,7 @@ def _numbers(words: list[str], least: int, most: int) -> list[float]:
 
 
 def _face(words: list[str], positions: int, uvs: int) -> list[tuple[int, int]]:
-    """Return (position, uv) of each corner. Positive indices may refer to statements that follow."""
+    """Return (position, uv) of each corner. Positive indices may refer to later statements."""
     if len(words) < 4:
         raise ValueError(f"a face needs 3 corners or more, it has {len(words) - 1}")
     return [_corner(word, positions, uvs) for word in words[1:]]
@@ -287,7 +289,7 @@ def _corner(word: str, positions: int, uvs: int) -> tuple[int, int]:
 def _index(word: str, count: int, what: str) -> int:
     """Return the zero-based index.
 
-    OBJ counts from 1. Negative numbers count backward from the latest element.
+    Indices in OBJ start at 1. Negative indices count backward from the latest element.
     """
     try:
         index = int(word)

@@ -1,4 +1,4 @@
-"""Read OFF, the text format of Geomview, with texture coordinates. Normals and colours are skipped."""
+"""Read OFF, the text format of Geomview, with texture coordinates. Normals and colours are ignored."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from render.mesh_io.numbers import parse_numbers
 from render.mesh_io.polygons import Polygons
 from render.read_errors import FileError
 
-# The optional letters stand for texture coordinates, colours, normals, a fourth coordinate, n dimensions.
+# The optional letters mean texture coordinates, colours, normals, a fourth coordinate and n dimensions.
 KEYWORD = re.compile(r"(ST)?(C)?(N)?(4)?(n)?OFF(?:\s+BINARY)?", re.I)
 
 
@@ -17,7 +17,7 @@ def read_off(path: Path) -> Polygons:
     """Read the polygons of an OFF file. Colours are ignored.
 
     Raises:
-        FileError: if the file is faulty. The message contains the line number if the fault is in one line.
+        FileError: if the file is faulty. If the fault is in one line, the message contains the line number.
     """
     lines = _lines(path.read_bytes())
     uv_columns, counts = _header(lines)
@@ -83,7 +83,7 @@ def _vertices(lines: list[tuple[int, bytes]], uv_columns: int) -> np.ndarray:
 
 
 def _faces(lines: list[tuple[int, bytes]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners and sizes of the faces. Numbers after the indices of a face are its colour."""
+    """Return the corners and sizes of the faces. Numbers after the indices of a face are a colour."""
     sizes, words = np.zeros(len(lines), dtype=np.int64), []
     for row, (number, line) in enumerate(lines):
         parts = line.split()

@@ -26,14 +26,14 @@ TYPES = {
     **dict.fromkeys(("double", "float64"), "f8"),
 }
 FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-# Names of the texture coordinates of positions in the files of Blender, MeshLab and other programs.
+# The names of texture coordinates of positions in files from Blender, MeshLab and other programs.
 UV_NAMES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"), ("texture_s", "texture_t"))
 LONGEST_HEADER = 2**16
 
 
 @dataclass(frozen=True)
 class Property:
-    """A column of an element: a scalar, or a list whose length has the type `count`."""
+    """A property of an element. It is a scalar or a list. The length of a list has the type `count`."""
 
     name: str
     kind: str
@@ -49,7 +49,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Table:
-    """The values of an element: [rows] for each scalar, (values, lengths [rows]) for each list."""
+    """The values of an element. A scalar has an array [rows], and a list has (values, lengths [rows])."""
 
     scalars: dict[str, np.ndarray]
     lists: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -156,7 +156,7 @@ def _has_lists(element: Element) -> bool:
 def _list_lengths(data: np.ndarray, start: int, order: str, element: Element) -> np.ndarray:
     """Return the lengths [rows, lists] of all lists of an element.
 
-    Rows may differ in size, so they are read one after the other.
+    Rows may have different sizes, so they are read one after the other.
     """
     from render.mesh_io.ply_rows import list_lengths
 
@@ -254,9 +254,9 @@ def strip_triangles(strip: np.ndarray) -> np.ndarray:
 
 
 def _with_uv(polygons: Polygons, tables: dict[str, Table]) -> Polygons:
-    """Add the texture coordinates of the corners (list `texcoord`) or of the positions, if there are any.
+    """Add texture coordinates if the file has them, either of corners (list `texcoord`) or of positions.
 
-    v increases upward in PLY, so it is converted.
+    v increases upward in PLY, so it is replaced by 1 − v.
     """
     if "face" in tables and "texcoord" in tables["face"].lists:
         values, counts = tables["face"].lists["texcoord"]

@@ -12,7 +12,8 @@ from render.read_errors import FileError
 
 logger = logging.getLogger(__name__)
 
-# A binary file has a header (80 bytes of comment and the number of triangles) and 50 bytes per triangle.
+# The sizes in a binary file, in bytes. The header contains 80 bytes of comment and the number of triangles. A
+# triangle has 50 bytes.
 HEADER, RECORD = 84, 50
 RECORD_TYPE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 VERTEX = re.compile(rb"\bvertex[ \t]+([^\r\n]*)", re.I)
@@ -35,7 +36,7 @@ def read_stl(path: Path) -> Polygons:
     count = int.from_bytes(content[HEADER - 4 : HEADER], "little")
     stored = (len(content) - HEADER) // RECORD
     if count == 0 and stored and (len(content) - HEADER) % RECORD == 0:
-        # Programs that write triangles one by one leave the number of triangles at 0.
+        # If a program writes triangles one by one, the number of triangles in the header may be 0.
         count = stored
     if count > stored:
         raise FileError(f"its header counts {count} triangles, and the file holds {stored}; it is cut short")

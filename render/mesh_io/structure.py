@@ -1,4 +1,4 @@
-"""The structure of a mesh file: its nodes, its materials, and the triangles of each node and material."""
+"""The structure of a mesh file: nodes, materials, and the triangles of each node and material."""
 
 from dataclasses import dataclass, field
 
@@ -10,8 +10,8 @@ from jaxtyping import Float
 class Node:
     """A node of a scene.
 
-    parent: the index of the parent node in the structure, None for a root. matrix: the transform relative to
-    the parent. mesh_name: the name of the node's mesh, None for a node without a mesh.
+    parent: the index of the parent node in the structure, or None for a root. matrix: the transform relative
+    to the parent. mesh_name: the name of the node's mesh, or None for a node without a mesh.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Part:
-    """The triangles of one node that have one material. has_uv: whether they have texture coordinates."""
+    """The triangles of one node with one material. has_uv: whether they have texture coordinates."""
 
     node: int
     material: int
@@ -33,7 +33,7 @@ class Part:
 class Structure:
     """The nodes and parts of a file, in the order of the file. Parents come before their children.
 
-    materials: the number of materials. The material index of each part is smaller.
+    materials: the number of materials. The material indices of the parts are smaller than this number.
     """
 
     nodes: tuple[Node, ...]
@@ -54,5 +54,5 @@ class Structure:
 
 
 def single_part(has_uv: bool) -> Structure:
-    """Return the structure of a file format without nodes and materials."""
+    """Return the structure for a file format without nodes and materials."""
     return Structure((Node("mesh", mesh_name="mesh"),), (Part(0, 0, has_uv),), 1)

@@ -1,7 +1,7 @@
 """A material of a mesh file.
 
-It has pictures and factors of base colour, roughness, metallic, occlusion and normal. The values are defined
-as in glTF 2.0 (Khronos Group, 2021): a picture is multiplied by its factor.
+A material has pictures and factors for base colour, roughness, metallic, occlusion and normal. The values are
+defined as in glTF 2.0 (Khronos Group, 2021). A picture is multiplied by its factor.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,16 @@ White = (1.0, 1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class SurfaceMaterial:
-    """The appearance of a material. Pictures are bytes with row 0 at the top. If a picture is None, only its
-    factor is used.
+    """The appearance of a material.
+
+    Pictures are bytes with row 0 at the top. If a picture is None, only the factor is used.
 
     kd: base colour in sRGB, with alpha as the fourth channel if the file has it. kd_factor: linear RGB and
-    alpha. roughness_metallic: picture with two channels. roughness, metallic: their factors. occlusion: 255
-    is unoccluded. occlusion_strength: 0 to 1. normal: tangent space, n · 0.5 + 0.5, green points up in the
-    image. normal_scale: factor of its x and y. wrap: the wrap modes along u and v. settings: properties of a
-    glTF material that are written unchanged (alphaMode, alphaCutoff, doubleSided, emissiveFactor).
+    alpha. roughness_metallic: picture with two channels. roughness, metallic: the factors of the two
+    channels. occlusion: picture in which 255 means unoccluded. occlusion_strength: 0 to 1. normal:
+    tangent-space normals as n · 0.5 + 0.5; green points up in the image. normal_scale: factor on x and y of
+    the normals. wrap: the wrap modes along u and v. settings: properties of a glTF material that are written
+    unchanged (alphaMode, alphaCutoff, doubleSided, emissiveFactor).
     """
 
     name: str
@@ -43,23 +45,23 @@ class SurfaceMaterial:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Return the height and width of the largest picture, or (1, 1) without pictures."""
+        """Return the height and width of the largest picture, or (1, 1) if there are no pictures."""
         sizes = [picture.shape[:2] for picture in self.pictures]
         return max(sizes, key=lambda size: size[0] * size[1], default=(1, 1))
 
     @property
     def pictures(self) -> list[UInt8[np.ndarray, "H W C"]]:
-        """The pictures that it has."""
+        """Return all pictures of the material."""
         all_four = (self.kd, self.roughness_metallic, self.occlusion, self.normal)
         return [picture for picture in all_four if picture is not None]
 
     @property
     def is_default(self) -> bool:
-        """Whether it looks like `DEFAULT_MATERIAL`."""
+        """Return whether the appearance is that of `DEFAULT_MATERIAL`."""
         factors = (self.kd_factor, self.roughness, self.metallic)
         default = (DEFAULT_MATERIAL.kd_factor, DEFAULT_MATERIAL.roughness, DEFAULT_MATERIAL.metallic)
         return not self.pictures and factors == default
 
 
-# The material of faces without a material: the default of glTF, but not metallic.
+# The material of faces without a material. It is similar to the default of glTF, but it is not metallic.
 DEFAULT_MATERIAL = SurfaceMaterial("default", kd_factor=(0.5, 0.5, 0.5, 1.0), roughness=0.9)

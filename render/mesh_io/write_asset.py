@@ -19,8 +19,10 @@ from render.mesh_io.write_usd import USD_FILE, write_usd, write_usd_parts
 def write_asset(
     folder: Path, mesh: Mesh, textures: Mapping[str, Float[Tensor, "H W 3"]] | None = None, usd: bool = False
 ) -> None:
-    """mesh.glb, and mesh.obj with its material and the textures (see `write_obj`); mesh.usd if `usd`, which
-    needs OpenUSD. The mesh has uv and tangents.
+    """Write mesh.glb, mesh.obj with its material and textures (see `write_obj`) and, if `usd` is True,
+    mesh.usd.
+
+    The mesh must have uv and tangents. mesh.usd requires OpenUSD.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="asset") as pool:
         glb = pool.submit(write_glb, folder / "mesh.glb", mesh, textures)
@@ -31,7 +33,7 @@ def write_asset(
 
 
 def write_parts(folder: Path, asset: Asset, usd: bool = False) -> None:
-    """`write_asset` for a mesh with parts."""
+    """Write the files of `write_asset` for a mesh with parts."""
     with ThreadPoolExecutor(1, thread_name_prefix="asset") as pool:
         glb = pool.submit(write_glb_parts, folder / "mesh.glb", asset)
         files = write_obj_parts(folder, asset)

@@ -1,8 +1,8 @@
-"""Write binary glTF 2.0: one mesh, one metallic-roughness material, textures inside the file.
+"""Write binary glTF 2.0 with one mesh, one metallic-roughness material and embedded textures.
 
-glTF's axes (+y up, +z front), its uv origin (top left) and its normal maps (green up the image) are those of
-this program, so nothing is converted. Layout: 12-byte header, a JSON chunk, a binary chunk; section 4 of the
-specification.
+The axes (+y up, +z front), the uv origin (top left) and the normal maps (green points up in the image) of
+glTF are those of this program, so no conversion is needed. A file consists of a 12-byte header, a JSON chunk
+and a binary chunk (section 4 of the specification).
 """
 
 import json
@@ -30,11 +30,12 @@ LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
 def write_glb(
     path: Path | str, mesh: Mesh, textures: Mapping[str, Float[Tensor, "H W 3"]] | None = None
 ) -> None:
-    """The mesh as one GLB file with vertex normals and, for a normal map, tangents.
+    """Write the mesh as one GLB file with vertex normals. With a normal map, the file also contains tangents.
 
-    textures, each optional: kd (linear RGB albedo) becomes the sRGB base colour; ks (occlusion, roughness,
-    metallic) becomes one image with 1 − occlusion in red, since glTF's occlusion 1 means unoccluded; normal
-    (tangent space, [−1,1]). Without textures the surface is mid-grey, rough and not metallic.
+    textures: a dict with the optional keys kd, ks and normal. kd is the linear RGB albedo. It is written as
+    sRGB base colour. ks is (occlusion, roughness, metallic). It is written as one image with 1 − occlusion in
+    red, because 1 means unoccluded in glTF. normal is in tangent space and in [−1,1]. Without textures, the
+    surface is mid-grey, rough and not metallic.
     """
     textures = dict(textures or {})
     assert not textures or mesh.uv is not None, "textures need texture coordinates"
@@ -53,7 +54,9 @@ def write_glb(
 
 
 def vertex_arrays(mesh: Mesh, with_tangents: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Vertex arrays with one row for each (position, uv) pair in use, and the triangles over them."""
+    """Return vertex arrays with one row for each used pair (position, uv), and the triangles as row
+    indices.
+    """
     faces = mesh.faces.long().cpu()
     if mesh.uv is None or mesh.uv_faces is None:
         attributes = {"POSITION": mesh.v_pos, "NORMAL": mesh.v_nrm}
@@ -68,7 +71,7 @@ def vertex_arrays(mesh: Mesh, with_tangents: bool) -> tuple[dict[str, np.ndarray
     if with_tangents:
         assert mesh.tangents is not None, "a normal map needs tangents"
         tangent = orthonormal_tangents(mesh.tangents[coordinate], normal)
-        # w = +1: cross(normal, tangent) points up the image. It is −1 where the texture is mirrored.
+        # w is 1 if cross(normal, tangent) points up in the image. It is −1 where the texture is mirrored.
         w = torch.ones_like(tangent[:, 0]) if mesh.handedness is None else mesh.handedness[coordinate]
         attributes["TANGENT"] = torch.cat([tangent, w[:, None].to(tangent)], -1)
     return {name: _array(value) for name, value in attributes.items()}, _indices(corner.reshape(-1, 3))
@@ -107,7 +110,7 @@ def _material(document: "GlbDocument", textures: Mapping[str, Tensor]) -> dict:
 
 
 class GlbDocument:
-    """A glTF document under construction: the JSON and the binary buffer."""
+    """A glTF document that is being built. It consists of the JSON and the binary buffer."""
 
     def __init__(self) -> None:
         self.json: dict = {
@@ -121,7 +124,7 @@ class GlbDocument:
         self.binary = bytearray()
 
     def view(self, content: bytes, target: int | None = None) -> int:
-        """Append bytes at the next multiple of four, and return the index of their view."""
+        """Append bytes at the next multiple of four, and return the index of their buffer view."""
         self.binary.extend(bytes(-len(self.binary) % 4))
         view = {"buffer": 0, "byteOffset": len(self.binary), "byteLength": len(content)}
         if target is not None:
@@ -145,7 +148,7 @@ class GlbDocument:
         return len(self.json["accessors"]) - 1
 
     def textures(self, pictures: Mapping[str, Float[Tensor, "H W 3"]]) -> dict[str, dict]:
-        """Append images as PNGs; returns the texture reference of each."""
+        """Append images as PNGs, and return a dict from their names to texture references."""
         used = {}
         for name, content in zip(pictures, encode_pngs(list(pictures.values())), strict=True):
             images = self.json.setdefault("images", [])
@@ -163,12 +166,12 @@ class GlbDocument:
         return used
 
     def pack(self) -> bytes:
-        """The document as a GLB file."""
+        """Return the document as a GLB file."""
         return pack_glb(self.json, bytes(self.binary))
 
 
 def pack_glb(document: Mapping[str, object], binary: bytes) -> bytes:
-    """Return the GLB file of a document with `binary` as its only buffer."""
+    """Return a GLB file of the document. `binary` is its only buffer."""
     binary += bytes(-len(binary) % 4)
     text = json.dumps({**document, "buffers": [{"byteLength": len(binary)}]}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)

@@ -1,4 +1,4 @@
-"""Write binary glTF 2.0 of a mesh with parts: the nodes, meshes and materials of the file it came from."""
+"""Write binary glTF 2.0 of a mesh with parts. Nodes, meshes and materials are those of the source file."""
 
 import hashlib
 import logging
@@ -30,10 +30,11 @@ WRAP_CODES = {"repeat": 10497, "clamp": 33071, "mirror": 33648}
 
 
 def write_glb_parts(path: Path | str, asset: Asset) -> None:
-    """The asset as one GLB file.
+    """Write the asset as one GLB file.
 
-    Each node keeps its name, parent and transform. Its primitives are its parts in their order. All materials
-    are written with their names in their order, the default material only if a part uses it.
+    Each node keeps its name, parent and transform. The parts of a node are written as its primitives, in the
+    same order. All materials are written with their names and in the same order. The default material is
+    written only if a part uses it.
     """
     document = GlbDocument()
     pictures = Pictures(document)
@@ -73,7 +74,7 @@ def _node(node: Node) -> dict:
 
 
 def _add_mesh(document: GlbDocument, asset: Asset, number: int, world: Float[np.ndarray, "4 4"]) -> None:
-    """The parts of a node as primitives of one mesh, in the coordinates of the node."""
+    """Add the parts of a node as primitives of one mesh, in the coordinates of the node."""
     primitives = []
     for index, part in enumerate(asset.structure.parts):
         mesh = asset.part_mesh(index) if part.node == number else None
@@ -96,9 +97,9 @@ def _add_mesh(document: GlbDocument, asset: Asset, number: int, world: Float[np.
 
 
 def _in_node(mesh: Mesh, world: Float[np.ndarray, "4 4"]) -> Mesh:
-    """Convert a mesh from world coordinates to those of a node.
+    """Convert a mesh from world coordinates to the coordinates of a node.
 
-    A mirroring node reverses faces and handedness.
+    If the node's transform mirrors, the faces and the handedness are reversed.
     """
     if np.array_equal(world, np.eye(4)):
         return mesh
@@ -122,14 +123,16 @@ def _in_node(mesh: Mesh, world: Float[np.ndarray, "4 4"]) -> Mesh:
 
 
 class Pictures:
-    """The pictures of a document, each written once, with one sampler for each pair of wrap modes."""
+    """The pictures of a document. Each picture is written once. There is one sampler for each pair of wrap
+    modes.
+    """
 
     def __init__(self, document: GlbDocument):
         self.document = document
         self._pictures: dict[str, tuple[int, str, np.ndarray]] = {}
 
     def texture(self, name: str, pixels: UInt8[np.ndarray, "H W C"], wrap: tuple[str, str]) -> dict:
-        """The reference to a texture. `write` adds the pictures."""
+        """Return the reference to a texture. The picture itself is added by `write`."""
         digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
         source = self._pictures.setdefault(digest, (len(self._pictures), name, pixels))[0]
         entry = {"sampler": self._sampler(wrap), "source": source}
@@ -151,7 +154,7 @@ class Pictures:
         return samplers.index(entry)
 
     def write(self) -> None:
-        """Add all pictures as PNGs."""
+        """Add all pictures to the document as PNGs."""
         given = list(self._pictures.values())
         for (_, name, _), content in zip(given, encode_pngs([entry[2] for entry in given]), strict=True):
             view = self.document.view(content)

@@ -1,4 +1,4 @@
-"""Write a mesh file again with moved vertices: faces, texture coordinates and materials do not change."""
+"""Write a mesh file with moved vertices. Faces, texture coordinates and materials do not change."""
 
 import logging
 from pathlib import Path
@@ -19,11 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 def write_moved(folder: Path, source: str | Path, shift: Float[Tensor, "V 3"]) -> None:
-    """mesh.glb and mesh.obj in `folder`: the mesh of the file `source` with its vertices moved by `shift`.
+    """Write mesh.glb and mesh.obj to `folder`: the mesh of the file `source` with vertices moved by `shift`.
 
-    The file in the format of `source` is a copy in which only positions and normals change. The other file
-    contains the same faces and texture coordinates but no materials. If `source` has another format, this
-    holds for both files. shift: in the order of `load_mesh(source).v_pos`, in the units of the file.
+    The file in the format of `source` is a copy in which only positions and normals differ. The other file
+    contains the same faces and texture coordinates, but no materials. If `source` is neither GLB/glTF nor
+    OBJ, both files contain no materials. shift: displacements in the order of `load_mesh(source).v_pos`, in
+    the units of the file.
     """
     source = Path(source)
     file = load_mesh(source)
@@ -31,7 +32,7 @@ def write_moved(folder: Path, source: str | Path, shift: Float[Tensor, "V 3"]) -
     kind = source.suffix.lower()
     if kind not in (".glb", ".gltf", ".obj"):
         return
-    # The row −1 stands for vertices that no triangle uses. They do not move.
+    # The last row (index −1) is for vertices that no triangle uses. They are not moved.
     v_pos, moves = (_with_zero(values) for values in (file.v_pos, shift))
     welded = vertices_of_file(source, file)
     if kind == ".obj":
@@ -50,7 +51,9 @@ def write_moved(folder: Path, source: str | Path, shift: Float[Tensor, "V 3"]) -
 
 
 def moved_mesh(file: MeshFile, shift: Float[Tensor, "V 3"]) -> Mesh:
-    """The mesh of a file with moved vertices, smooth normals and the faces and uv of the file."""
+    """Return the mesh of a file with moved vertices and smooth normals. Faces and uv are those of the
+    file.
+    """
     v_pos = file.v_pos + shift.to(file.v_pos.dtype)
     normals = smooth_normals(v_pos, file.faces)
     if any(file.origin):
@@ -64,5 +67,7 @@ def _with_zero(values: Float[Tensor, "V 3"]) -> Float[np.ndarray, "W 3"]:
 
 
 def _digits(file: MeshFile) -> int:
-    """The significant digits that distinguish all float32 values, or float64 values far from the origin."""
+    """Return the number of significant digits that distinguish all float32 values. For a mesh far from the
+    origin, it is the number for float64 values.
+    """
     return 15 if any(file.origin) else 9

@@ -1,4 +1,4 @@
-"""Write Wavefront OBJ: mesh.obj, mesh.mtl and the textures beside them."""
+"""Write Wavefront OBJ: mesh.obj, mesh.mtl and the textures."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,19 +15,20 @@ from render.shade.brdf import linear_to_srgb
 
 MATERIAL = "surface"
 KD_FILE, KS_FILE, NORMAL_FILE = "texture_kd.png", "texture_ks.png", "texture_n.png"
-# Channels of ks as separate grey pictures, for map_Pr and map_Pm of MTL's PBR extension.
+# The files of two channels of ks as grey pictures, for map_Pr and map_Pm of MTL's PBR extension.
 ROUGHNESS_FILE, METALLIC_FILE = "texture_roughness.png", "texture_metallic.png"
 
 
 def write_obj(
     folder: Path | str, mesh: Mesh, textures: Mapping[str, Float[Tensor, "H W 3"]] | None = None
 ) -> Path:
-    """mesh.obj and mesh.mtl in `folder`, with the textures that are given; returns the path of mesh.obj.
+    """Write mesh.obj, mesh.mtl and the given textures to `folder`. Returns the path of mesh.obj.
 
-    textures: kd (linear RGB albedo, written as sRGB), ks (occlusion, roughness, metallic, as they are) and
-    normal (tangent space, components in [−1,1], written as n · 0.5 + 0.5, green along −v), each optional.
-    ks is written three times: as one picture, and roughness and metallic as grey ones for map_Pr and map_Pm.
-    Positions round-trip exactly. OBJ's v grows upward, so v is written as 1 − v. mesh.obj is written last.
+    textures: a dict with the optional keys kd, ks and normal. kd is the linear RGB albedo and is written as
+    sRGB. ks is (occlusion, roughness, metallic) and is written without conversion. normal is in tangent space
+    with components in [−1,1] and is written as n · 0.5 + 0.5, with green along −v. In addition to ks,
+    roughness and metallic are written as grey pictures for map_Pr and map_Pm. Positions are written with
+    enough digits to be exact. v increases upward in OBJ, so v is written as 1 − v. mesh.obj is written last.
     """
     folder, textures = Path(folder), dict(textures or {})
     assert not textures or mesh.uv is not None, "textures need texture coordinates"
@@ -50,7 +51,8 @@ def write_obj(
 
 def _material(textures: Mapping[str, Tensor]) -> str:
     albedo = "1 1 1" if "kd" in textures else "0.5 0.5 0.5"
-    # Ks 0: readers that take map_Ks for a specular colour multiply (occlusion, roughness, metallic) away.
+    # Some readers interpret map_Ks as a specular colour and multiply it by Ks. With Ks 0, it has no effect
+    # there.
     lines = [f"newmtl {MATERIAL}", "Ka 0 0 0", f"Kd {albedo}", "Ks 0 0 0", "Ns 1", "d 1", "illum 1"]
     if "kd" in textures:
         lines.append(f"map_Kd {KD_FILE}")
@@ -66,18 +68,18 @@ def _geometry(mesh: Mesh) -> str:
 
 
 def vertex_rows(mesh: Mesh) -> str:
-    """The v, vt and vn statements of a mesh."""
-    # Nine digits represent every float32 uniquely. float64 is used for meshes far from the origin.
+    """Return the v, vt and vn statements of a mesh."""
+    # Nine digits represent every float32 value uniquely. Meshes far from the origin are in float64.
     position = "v %.15g %.15g %.15g\n" if mesh.v_pos.dtype == torch.float64 else "v %.9g %.9g %.9g\n"
     parts = [_rows(position, _array(mesh.v_pos))]
     if mesh.uv is not None and mesh.uv_faces is not None:
-        # 1 − v is computed in float64, in which it is exact.
+        # 1 − v is computed in float64, because it is exact there.
         parts.append(_rows("vt %.9g %.9g\n", _array(mesh.uv).astype(np.float64) * [1, -1] + [0, 1]))
     return "".join([*parts, _rows("vn %.9g %.9g %.9g\n", _array(mesh.v_nrm))])
 
 
 def corner_rows(mesh: Mesh, chosen: Tensor | slice = slice(None)) -> str:
-    """The f statements of a mesh, or of some of its faces."""
+    """Return the f statements of a mesh, or of some of its faces."""
     faces = mesh.faces[chosen].cpu().numpy().astype(np.int64) + 1
     if mesh.uv is None or mesh.uv_faces is None:
         return _rows("f %d//%d %d//%d %d//%d\n", faces.repeat(2, axis=1))
@@ -91,6 +93,6 @@ def _array(values: Tensor) -> np.ndarray:
 
 
 def _rows(line: str, rows: np.ndarray, chunk: int = 2**14) -> str:
-    """A line for each row; rows are formatted in chunks, which is twice as fast as one by one."""
+    """Return a line for each row. Rows are formatted in chunks, which is twice as fast as one by one."""
     some = (rows[start : start + chunk] for start in range(0, len(rows), chunk))
     return "".join((line * len(part)) % tuple(part.ravel().tolist()) for part in some)

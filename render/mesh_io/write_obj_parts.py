@@ -1,4 +1,4 @@
-"""Write Wavefront OBJ of a mesh with parts: an object for each node, a material for each of the file's."""
+"""Write Wavefront OBJ of a mesh with parts. Each node is an object, and all materials are kept."""
 
 import hashlib
 import re
@@ -32,11 +32,11 @@ MAPS = {
 
 
 def write_obj_parts(folder: Path | str, asset: Asset) -> dict[int, dict[str, str]]:
-    """mesh.obj and mesh.mtl in `folder`, with the pictures of all materials.
+    """Write mesh.obj, mesh.mtl and the pictures of all materials to `folder`.
 
-    Positions are in file coordinates. With several materials, the number and the name of the material are
-    part of a picture's name (texture_kd_0_wood.png). Equal pictures are written once, and mesh.obj last.
-    Returns a dict for each material that maps the names in MAPS to files.
+    Positions are in file coordinates. With several materials, the file name of a picture contains the index
+    and the name of the material (texture_kd_0_wood.png). Equal pictures are written only once. mesh.obj is
+    written last. Returns, for each material, a dict from names in MAPS to files.
     """
     folder, count = Path(folder), material_count(asset)
     files: dict[str, tuple[str, np.ndarray]] = {}
@@ -61,7 +61,7 @@ def write_obj_parts(folder: Path | str, asset: Asset) -> dict[int, dict[str, str
 
 
 def obj_names(asset: Asset) -> list[str]:
-    """Return the names of the materials without line breaks. The index is appended to a repeated name."""
+    """Return the names of the materials without line breaks. If a name is repeated, the index is appended."""
     names: list[str] = []
     for number, material in enumerate(asset.materials):
         name = " ".join(material.name.split()) or f"material_{number}"
@@ -96,7 +96,8 @@ def _material(material: SurfaceMaterial, name: str, files: dict[str, str]) -> st
         f"newmtl {name}",
         "Ka 0 0 0",
         f"Kd {red:.6g} {green:.6g} {blue:.6g}",
-        # Readers that take map_Ks for a specular colour multiply it by Ks.
+        # Some readers interpret map_Ks as a specular colour and multiply it by Ks. With Ks 0, it has no
+        # effect there.
         "Ks 0 0 0",
         "Ns 1",
         f"d {alpha:.6g}",

@@ -1,7 +1,7 @@
-"""Write USD: one mesh with a PBR material (UsdPreviewSurface) whose textures are the files beside it.
+"""Write USD: one mesh with a PBR material (UsdPreviewSurface). Its textures are files in the same folder.
 
-The file is written with pxr, OpenUSD's Python package, which is part of NVIDIA's kaolin and of usd-core. It
-is optional: `require_usd` checks at startup whether it is installed.
+The file is written with pxr, the Python package of OpenUSD. It is part of NVIDIA's kaolin and of usd-core.
+The package is optional. `require_usd` checks at startup whether it is installed.
 """
 
 import importlib.metadata
@@ -16,7 +16,7 @@ from render.mesh_io.asset import Asset
 from render.mesh_io.write_obj import KD_FILE, KS_FILE, METALLIC_FILE, NORMAL_FILE, ROUGHNESS_FILE
 
 USD_FILE = "mesh.usd"
-# The file of each texture. ks is also written as two grey pictures.
+# The file of each texture. Two channels of ks are also written as grey pictures.
 FILES = {
     "kd": KD_FILE,
     "ks": KS_FILE,
@@ -47,10 +47,11 @@ def require_usd() -> None:
 
 
 def write_usd(path: Path | str, mesh: Mesh, textures: Collection[str] = ()) -> None:
-    """The mesh as binary USD at `path`, +y up, in metres.
+    """Write the mesh as binary USD, with +y up and in metres.
 
-    textures: which of kd, ks and normal `write_obj` has written into the same folder; the file refers to
-    them. Without any, the surface is mid-grey and rough. USD's v grows upward, so v is written as 1 − v.
+    textures: those of kd, ks and normal that `write_obj` has written to the same folder. The USD file refers
+    to their files. Without textures, the surface is mid-grey and rough. v increases upward in USD, so v is
+    written as 1 − v.
     """
     from pxr import UsdShade
 
@@ -64,7 +65,7 @@ def write_usd(path: Path | str, mesh: Mesh, textures: Collection[str] = ()) -> N
 
 
 def write_usd_parts(path: Path | str, asset: Asset, files: Mapping[int, Mapping[str, str]]) -> None:
-    """`write_usd` for a mesh with parts: one mesh, with a subset of faces for each part.
+    """Write the file of `write_usd` for a mesh with parts: one mesh with a subset of faces for each part.
 
     files: the pictures of each material that `write_obj_parts` has written. Nodes are not written.
     """
@@ -96,7 +97,7 @@ def _save(stage, path: Path | str) -> None:
 
 
 def _stage(mesh: Mesh):
-    """A stage in memory and the shape of the mesh in it."""
+    """Return a stage in memory and the mesh in it."""
     from pxr import Sdf, Usd, UsdGeom, Vt
 
     stage = Usd.Stage.CreateInMemory()
@@ -116,7 +117,7 @@ def _stage(mesh: Mesh):
     shape.CreateExtentAttr(UsdGeom.PointBased.ComputeExtent(points))
     shape.CreateFaceVertexCountsAttr(Vt.IntArray([3] * len(mesh.faces)))
     shape.CreateFaceVertexIndicesAttr(integers(mesh.faces))
-    # The triangles are the surface itself, not the control mesh of a subdivision surface.
+    # Subdivision is disabled, because the triangles are the surface itself.
     shape.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
     shape.CreateNormalsAttr(vectors(mesh.v_nrm, Vt.Vec3fArray))
     shape.SetNormalsInterpolation(UsdGeom.Tokens.vertex)
@@ -135,9 +136,9 @@ def _material(
     files: Mapping[str, str],
     constants: tuple[Sequence[float], float, float] = ((0.5, 0.5, 0.5), 1.0, 0.0),
 ):
-    """A preview surface that reads the given texture files.
+    """Return a preview surface with the given texture files.
 
-    constants: base colour, roughness and metallic without textures.
+    constants: the values of base colour, roughness and metallic that are used without textures.
     """
     from pxr import Gf, Sdf, UsdShade
 
@@ -171,7 +172,7 @@ def _material(
     if "ks" in files:
         texture("roughness", files["roughness"], "r", types.Float, "raw")
         texture("metallic", files["metallic"], "r", types.Float, "raw")
-        # Occlusion here is 1 where it is dark; USD's is 1 where nothing is occluded.
+        # Occlusion is inverted: 1 means occluded in this program, but unoccluded in USD.
         texture("occlusion", files["ks"], "r", types.Float, "raw", scale=(-1, -1, -1, 1), bias=(1, 1, 1, 0))
     else:
         surface.CreateInput("roughness", types.Float).Set(constants[1])
