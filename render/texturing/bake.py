@@ -1,4 +1,4 @@
-"""Baking a field over the surface into the textures of an unwrapped mesh.
+"""Baking of a field over the surface into the textures of an unwrapped mesh.
 
 The centre of texel (row i, column j) of an H×W texture is at uv = ((j + 0.5) / W, (i + 0.5) / H).
 """
@@ -16,7 +16,8 @@ from render.texturing.uv import uv_areas, uv_clip
 
 SurfaceField = Callable[[Float[Tensor, "N 3"]], dict[str, Float[Tensor, "N C"]]]
 
-# Bilinear lookups inside a chart read texels up to one texel outside along each axis.
+# The number of texels around a chart that are baked. Bilinear lookups inside a chart read texels up to one
+# texel outside along each axis.
 REACH = 2
 
 
@@ -24,11 +25,11 @@ REACH = 2
 def bake(
     mesh: Mesh, field: SurfaceField, texture_res: tuple[int, int], rasteriser: Rasteriser, chunk: int = 2**18
 ) -> dict[str, Float[Tensor, "H W C"]]:
-    """The value of the field at the surface point of every texel. texture_res is (height, width).
+    """Return textures with the field at the surface point of every texel. texture_res is (height, width).
 
-    Texels just outside a chart, which bilinear lookups read, take the field at the point on the extended
-    plane of the face. All others are filled smoothly from the charts, so that mip levels show no seams.
-    `field` is evaluated at chunks of world-space points. There is one texture for each name that it returns.
+    Texels just outside a chart are read by bilinear lookups. They get the field at a point on the extended
+    plane of the face. All other texels are filled smoothly from the charts, so that mip levels show no seams.
+    `field` is evaluated at chunks of world-space points. There is one texture for each name in its result.
     """
     owner = texel_owners(mesh, texture_res, rasteriser)
     texels = torch.nonzero(owner.reshape(-1) >= 0)[:, 0]
@@ -50,10 +51,11 @@ def bake(
 
 
 def texel_owners(mesh: Mesh, texture_res: tuple[int, int], rasteriser: Rasteriser) -> Int[Tensor, "H W"]:
-    """Index of the face that each texel belongs to, −1 for none.
+    """Return the index of the face that each texel belongs to, −1 for a texel without a face.
 
-    A texel belongs to the face at its centre, otherwise to the face of the nearest such texel within REACH
-    along each axis. A face that covers no texel centre takes the texel of its centroid if it is free.
+    A texel belongs to the face that covers its centre. If no face covers it, it belongs to the face of the
+    nearest texel with a face, within REACH along each axis. A face that covers no texel centre gets the texel
+    at its centroid if the texel is free.
     """
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     height, width = texture_res
@@ -90,9 +92,9 @@ def owned_texels(
     share: float,
     generator: torch.Generator,
 ) -> tuple[Int[Tensor, " T"], Float[Tensor, "T 3"]]:
-    """The flat indices of the texels that `bake` computes, and the world points of their centres.
+    """Return the flat indices of the texels that `bake` computes, and the world points at their centres.
 
-    share: the part of them that is returned, drawn at random if it is below 1.
+    share: the fraction of the texels that is returned. If it is below 1, they are selected at random.
     """
     owner = texel_owners(mesh, texture_res, rasteriser).reshape(-1)
     texels = torch.nonzero(owner >= 0)[:, 0]
@@ -103,7 +105,7 @@ def owned_texels(
 
 
 def _typical_stretch(mesh: Mesh) -> Float[Tensor, ""]:
-    """World length per unit of uv, from the total areas of the mesh."""
+    """Return the world length per unit of uv, computed from the total areas of the mesh."""
     world = face_cross(mesh.v_pos, mesh.faces).norm(dim=-1).sum() / 2
     return (world / uv_areas(mesh).abs().sum().clamp(min=1e-12)).sqrt()
 
@@ -115,7 +117,7 @@ def _surface_points(
     texture_res: tuple[int, int],
     stretch: Float[Tensor, ""],
 ) -> Float[Tensor, "N 3"]:
-    """World points at the centres of the given texels, on the planes of the given faces."""
+    """Return the world points at the centres of texels. They are on the planes of the given faces."""
     height, width = texture_res
     centre = torch.stack([(texels % width + 0.5) / width, (texels // width + 0.5) / height], -1)
     a, b, c = mesh.uv[mesh.uv_faces[faces]].double().unbind(1)
@@ -125,7 +127,8 @@ def _surface_points(
     corners = mesh.v_pos[mesh.faces[faces]]
     on_face = (corners * inside[..., None]).sum(1)
     beyond = (corners * weights[..., None]).sum(1) - on_face
-    # The extended plane of a sliver can reach far, so the distance is limited to that of the texels.
+    # The extended plane of a thin face can reach far, so the distance from the face is limited to the
+    # distance of the texels.
     longest = REACH * 2 * stretch / min(height, width)
     length = beyond.norm(dim=-1, keepdim=True)
     return on_face + beyond * (longest / length.clamp(min=1e-30)).clamp(max=1)
@@ -134,7 +137,7 @@ def _surface_points(
 def _barycentric(
     p: Float[Tensor, "N 2"], a: Float[Tensor, "N 2"], b: Float[Tensor, "N 2"], c: Float[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """Barycentric weights of p, negative outside the triangle. 1/3 each if the triangle has no area."""
+    """Return barycentric weights of p. They are negative outside the triangle, and 1/3 if it has no area."""
     ab, ac, ap = b - a, c - a, p - a
     area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
     flat = area.abs() < 1e-14
@@ -146,10 +149,10 @@ def _barycentric(
 
 
 def fill_unknown(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Float[Tensor, "H W C"]:
-    """Fill unknown texels with the mean of the known ones in the smallest aligned 2^k × 2^k block that has
-    any.
+    """Fill each unknown texel with the mean of the known texels in the smallest aligned block that has any.
 
-    A mip level averages such blocks, so it depends on known texels only. Returns zeros if no texel is known.
+    Blocks have 2^k × 2^k texels. A mip level is the mean of such blocks, so it depends only on known texels.
+    The result is zero if no texel is known.
     """
     weight = known.to(values.dtype)[None, None]
     return _pull_push((values * known[..., None]).permute(2, 0, 1)[None], weight)[0].permute(1, 2, 0)
@@ -158,7 +161,7 @@ def fill_unknown(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> 
 def _pull_push(
     weighted: Float[Tensor, "1 C H W"], weight: Float[Tensor, "1 1 H W"]
 ) -> Float[Tensor, "1 C H W"]:
-    """weighted / weight where weight > 0, elsewhere the value of the next coarser level."""
+    """Return weighted / weight where weight > 0, and elsewhere the value of the next coarser level."""
     height, width = weight.shape[2:]
     values = weighted / weight.clamp(min=1e-20)
     if bool((weight > 0).all()) or max(height, width) == 1:

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def decimate(mesh: Mesh, faces: int) -> Mesh:
-    """The surface with about `faces` triangles, without texture coordinates. The result is logged.
+    """Return the surface with about `faces` triangles, without texture coordinates. The result is logged.
 
     Edge collapses keep the surface manifold, so a closed mesh stays closed. If no edge can be collapsed, more
     triangles remain. A mesh with fewer faces is returned unchanged.
@@ -27,7 +27,7 @@ def decimate(mesh: Mesh, faces: int) -> Mesh:
     positions = np.asfortranarray(mesh.v_pos.detach().cpu().numpy(), dtype=np.float64)
     triangles = np.asfortranarray(mesh.faces.cpu().numpy(), dtype=np.int32)
     if not igl.is_edge_manifold(triangles)[0]:
-        # libigl collapses edges of manifolds only, so edges with more than two faces are split.
+        # Edges with more than two faces are split, because libigl only collapses edges of manifolds.
         triangles, origin = igl.split_nonmanifold(triangles)[:2]
         positions = np.asfortranarray(positions[origin])
         triangles = np.asfortranarray(triangles, dtype=np.int32)

@@ -1,8 +1,8 @@
-"""The given textures of a mesh's materials, and the paint mask, as one table of texels for lookups.
+"""A table of the texels of a mesh's given textures and paint mask, for lookups.
 
-A texel has ten bytes: base colour in sRGB (3), occlusion, roughness, metallic (3, with occlusion 0 for
-unoccluded as in `render.shade.brdf`), the tangent-space normal as n · 0.5 + 0.5 (3), and the mask (255 where
-the material is painted, 0 where the given textures are kept).
+A texel has ten bytes: base colour in sRGB (3); occlusion, roughness and metallic (3), where occlusion 0 means
+unoccluded as in `render.shade.brdf`; the tangent-space normal as n · 0.5 + 0.5 (3); and the mask (1). A mask
+of 255 means that the texel is painted. A mask of 0 means that the given texel is kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,8 @@ from render.mesh_io.surface_material import SurfaceMaterial
 from render.shade.brdf import linear_to_srgb, srgb_to_linear
 from render.shade.normals import safe_normalize
 
-# Larger pictures are reduced for lookups. The exported textures keep their size.
+# The maximum side of a picture in the table. Larger pictures are reduced. The exported textures keep their
+# size.
 LARGEST_SIDE = 4096
 WRAPS = ("repeat", "clamp", "mirror")
 KD, KS, NORMAL, MASK = slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)
@@ -27,7 +28,7 @@ KD, KS, NORMAL, MASK = slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)
 
 @dataclass(frozen=True)
 class GivenTexels:
-    """The given material at N points: kd linear, ks, unit tangent-space normal, and the mask in [0, 1]."""
+    """The given material at N points: linear kd, ks, unit tangent-space normal, and the mask in [0, 1]."""
 
     kd: Float[Tensor, "N 3"]
     ks: Float[Tensor, "N 3"]
@@ -37,23 +38,25 @@ class GivenTexels:
 
 @dataclass(frozen=True)
 class PaintMask:
-    """The painted region of a mesh: a grey picture over the uv of every material, or whole materials.
+    """The painted region of a mesh. It is a grey picture over the uv of every material, or a set of
+    materials.
 
-    picture: 255 is painted, 0 keeps the given textures. materials: names; each is painted entirely.
+    picture: 255 means painted, 0 means that the given textures are kept. materials: the names of materials
+    that are painted entirely.
     """
 
     picture: UInt8[np.ndarray, "H W"] | None = None
     materials: frozenset[str] = frozenset()
 
     def of(self, material: SurfaceMaterial) -> UInt8[Tensor, "H W"]:
-        """The mask of a material, 1 × 1 if it is the same everywhere."""
+        """Return the mask of a material. Its size is 1 × 1 if it is constant."""
         if self.picture is not None:
             return torch.from_numpy(self.picture)
         return torch.full((1, 1), 255 * (material.name in self.materials), dtype=torch.uint8)
 
 
 def mask_at(mask: PaintMask | None, material: SurfaceMaterial, size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
-    """The mask of a material at a texture size; 255 everywhere without a mask."""
+    """Return the mask of a material at a texture size. If `mask` is None, it is 255 everywhere."""
     if mask is None:
         return torch.full(size, 255, dtype=torch.uint8)
     picture = mask.of(material)
@@ -63,9 +66,9 @@ def mask_at(mask: PaintMask | None, material: SurfaceMaterial, size: tuple[int, 
 
 
 def given_texture(material: SurfaceMaterial, size: tuple[int, int]) -> UInt8[Tensor, "H W 9"]:
-    """Base colour, ks and normal of a material at a texture size, factors included.
+    """Return base colour, ks and normal of a material at a texture size. The factors are applied.
 
-    A picture of this size with factor 1 is returned bit for bit. Others are resampled and rounded.
+    A picture of this size with factor 1 is returned bit for bit. Other pictures are resampled and rounded.
     """
     return torch.cat([_kd(material, size), _ks(material, size), _normal(material, size)], -1)
 
@@ -124,9 +127,9 @@ def resample(picture: Float[Tensor, "H W C"], size: tuple[int, int]) -> Float[Te
 
 
 class TexelTable(nn.Module):
-    """All given textures and masks of a mesh in one buffer of texels; lookups are bilinear.
+    """All given textures and masks of a mesh in one buffer of texels. Lookups are bilinear.
 
-    The buffers are not part of checkpoints, because they are read from the files again.
+    The buffers are not part of checkpoints, because a resumed run reads the files again.
     """
 
     def __init__(self, materials: Sequence[SurfaceMaterial], mask: PaintMask | None):
@@ -149,7 +152,7 @@ class TexelTable(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, material: Int[Tensor, " N"], uv: Float[Tensor, "N 2"]) -> GivenTexels:
-        """The texels at uv of each point's material. uv may lie outside of [0, 1]."""
+        """Return the texels at uv in the textures of each point's material. uv may be outside of [0, 1]."""
         sizes, wraps = self.sizes[material], self.wraps[material]
         position = uv * sizes - 0.5
         corner = position.floor()
@@ -163,7 +166,8 @@ class TexelTable(nn.Module):
                 values = torch.cat([srgb_to_linear(values[:, KD]), values[:, 3:]], -1)
                 total = total + across * down * values
         normal = safe_normalize(total[:, NORMAL] * 2 - 1)
-        # A flat normal is set exactly, because byte 128 does not decode to exactly 0.
+        # The normal of a material without a normal map is set to exactly (0, 0, 1), because the byte 128 is
+        # not decoded to exactly 0.
         normal = torch.where(self.flat[material, None], normal.new_tensor([0.0, 0.0, 1.0]), normal)
         return GivenTexels(total[:, KD], total[:, KS], normal, total[:, MASK])
 
@@ -171,7 +175,10 @@ class TexelTable(nn.Module):
 def wrapped(
     index: Int[Tensor, "N 2"], sizes: Int[Tensor, "N 2"], wraps: Int[Tensor, "N 2"]
 ) -> Int[Tensor, "N 2"]:
-    """Texel indices inside the image, by the wrap mode of each material and axis (numbers of WRAPS)."""
+    """Return texel indices inside the image, according to the wrap modes.
+
+    wraps: the index in WRAPS for each material and axis.
+    """
     repeated = index.remainder(sizes)
     twice = index.remainder(2 * sizes)
     mirrored = torch.minimum(twice, 2 * sizes - 1 - twice)
@@ -180,6 +187,8 @@ def wrapped(
 
 
 def _table_size(material: SurfaceMaterial, mask: PaintMask | None) -> tuple[int, int]:
-    """Height and width of the largest picture of a material, its mask included, up to LARGEST_SIDE."""
+    """Return height and width of the largest picture of a material (including its mask), at most
+    LARGEST_SIDE.
+    """
     sizes = [material.size] + ([] if mask is None else [tuple(mask.of(material).shape)])
     return tuple(min(max(size[axis] for size in sizes), LARGEST_SIDE) for axis in (0, 1))

@@ -1,4 +1,4 @@
-"""Config section of the textures that a mesh file brings, and how its files are read."""
+"""Config section for the textures of a mesh file, and the functions that read the files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def _listed(value: object) -> object:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class GivenConfig:
-    """How a run uses the textures of base_mesh."""
+    """Config keys for the use of the textures of base_mesh."""
 
     init_textures: bool = Field(
         False,
@@ -39,7 +39,7 @@ class GivenConfig:
 
     @property
     def used(self) -> bool:
-        """Whether the textures of base_mesh are read."""
+        """Return whether the textures of base_mesh are read."""
         return self.init_textures or bool(self.paint_mask)
 
     @property
@@ -50,21 +50,22 @@ class GivenConfig:
 
 
 def read_given(config: GivenConfig, mesh: str | Path) -> tuple[tuple[SurfaceMaterial, ...], PaintMask | None]:
-    """The materials of a mesh file, with their pictures if the config uses them, and the paint mask.
+    """Return the materials of a mesh file (with their pictures if the config uses them) and the paint mask.
 
     Raises:
-        ValueError, OSError: one line naming the file or the key, the fault and the fix.
+        ValueError, OSError: if a file or a key is faulty. The one-line message contains the file or the key,
+        the fault and the fix.
     """
     materials = read_materials(config, mesh)
     return materials, read_mask(config, materials, mesh)
 
 
 def read_materials(config: GivenConfig, mesh: str | Path) -> tuple[SurfaceMaterial, ...]:
-    """The materials of a mesh file, with their pictures if the config uses them.
+    """Return the materials of a mesh file, with their pictures if the config uses them.
 
     Raises:
-        ValueError, OSError: naming the file and the fault, also if it has no materials and the config uses
-            them.
+        ValueError, OSError: if the materials cannot be read, or if the config uses them and the file has
+            none. The message contains the file and the fault.
     """
     materials = load_materials(mesh, pictures=config.used)
     if config.used and all(material.is_default for material in materials):
@@ -78,10 +79,10 @@ def read_materials(config: GivenConfig, mesh: str | Path) -> tuple[SurfaceMateri
 def read_mask(
     config: GivenConfig, materials: Sequence[SurfaceMaterial], mesh: str | Path
 ) -> PaintMask | None:
-    """The paint mask of a config; None without one.
+    """Return the paint mask of a config, or None if it has no mask.
 
     Raises:
-        ValueError, OSError: the picture cannot be read, or the mesh has no material of a name.
+        ValueError, OSError: if the picture cannot be read, or if the mesh has no material with a given name.
     """
     if not config.paint_mask:
         return None

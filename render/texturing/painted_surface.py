@@ -1,4 +1,4 @@
-"""The surface that a field paints: where the field is evaluated, and the given textures that it replaces.
+"""The painted surface. It defines where the field is evaluated and which given textures the field replaces.
 
 With a paint mask m, the material at a point is m · field + (1 − m) · given.
 """
@@ -22,21 +22,21 @@ Field = Callable[[Float[Tensor, "N 3"]], Material]
 
 @dataclass(frozen=True)
 class Located:
-    """N surface points: the face of each, and its barycentric weights for the face's corners 0, 1, 2."""
+    """N surface points. A point is a face and barycentric weights for the face's corners 0, 1, 2."""
 
     face: Int[Tensor, " N"]
     weights: Float[Tensor, "N 3"]
 
 
 class PaintedSurface(nn.Module):
-    """A mesh with parts, as a function from located points to materials.
+    """A mesh with parts as a function from points on its faces to materials.
 
-    The buffers are not part of checkpoints, because they depend on the input files only.
+    The buffers are not part of checkpoints, because they depend only on the input files.
 
-    mesh: with uv, tangents and handedness. has_uv: the faces whose uv are those of the file; the others use
-    the texel at uv (0, 0). table: the given textures and the mask; None if neither is used. masked: whether
-    the given textures show where the mask is below 1. given_normals: whether the given normals are shown,
-    because the field has none.
+    mesh: a mesh with uv, tangents and handedness. has_uv: whether the uv of a face are those of the file. All
+    other faces use the texel at uv (0, 0). table: the given textures and the mask, or None if neither is
+    used. masked: whether the given textures are mixed in where the mask is below 1. given_normals: whether
+    the given normals are used, because the field has no normals.
     """
 
     def __init__(
@@ -67,24 +67,26 @@ class PaintedSurface(nn.Module):
         self.shares = not bool(spaces.own.all())
 
     def locate(self, points: SurfacePoints) -> Located:
-        """The points of a G-buffer."""
+        """Return the faces and barycentric weights for the points of a G-buffer."""
         rast = points.gather(points.rast.detach())
         u, v = rast[:, 0], rast[:, 1]
         # rast stores face index + 1.
         return Located(rast[:, 3].long() - 1, torch.stack([u, v, 1 - u - v], -1))
 
     def field_points(self, located: Located) -> Float[Tensor, "N 3"]:
-        """Return the points at which the field is evaluated. Points that share a texel get the same one."""
+        """Return the points at which the field is evaluated. Surface points that share a texel have the same
+        point.
+        """
         return (self.corners[located.face] * located.weights[..., None]).sum(1)
 
     def given(self, located: Located) -> GivenTexels:
-        """The given material at the points."""
+        """Return the given material at the points."""
         assert self.table is not None, "the textures of the file are not read"
         uv = (self.uv[located.face] * located.weights[..., None]).sum(1)
         return self.table(self.face_material[located.face], uv)
 
     def material(self, field: Field, located: Located) -> Material:
-        """Return the material at the points. Outside of the mask it is the given material."""
+        """Return the material at the points. Where the mask is 0, it is the given material."""
         painted = field(self.field_points(located))
         if not (self.masked or self.given_normals):
             return painted

@@ -1,8 +1,8 @@
-"""The export of a painted mesh with parts: the textures of each material, or one atlas for all.
+"""The export of a painted mesh with parts. Each material has its own textures, or all share one atlas.
 
-A material keeps its uv if a texture can represent it (see uv_spaces.py). Otherwise, and for an atlas or fewer
-faces, its faces are unwrapped again and the material is transferred. A material that is not painted at all is
-exported with its given uv and pictures.
+A material keeps its uv if a texture can represent it (see uv_spaces.py). Otherwise, its faces are unwrapped
+again and the material is transferred to the new uv. For an atlas or with fewer faces, this is done for all
+materials. A material that is not painted at all is exported with its given uv and pictures.
 """
 
 import logging
@@ -38,10 +38,10 @@ PointValues = dict[str, Float[Tensor, "N C"]]
 
 @dataclass(frozen=True)
 class PaintedParts:
-    """A mesh with parts while it is painted.
+    """A mesh with parts that is being painted.
 
-    mesh: with uv, tangents and handedness, in painting coordinates. has_uv: the faces whose uv are those of
-    the file. materials: those of the file.
+    mesh: a mesh with uv, tangents and handedness, in painting coordinates. has_uv: whether the uv of a face
+    are those of the file. materials: the materials of the file.
     """
 
     mesh: Mesh
@@ -59,7 +59,7 @@ class PaintedParts:
 def export_parts(
     parts: PaintedParts, field: MaterialField, config: ExportConfig, rasteriser: Rasteriser
 ) -> Asset:
-    """The painted mesh with its textures, in painting coordinates."""
+    """Return the painted mesh with its textures, in painting coordinates."""
     if config.atlas or 0 < config.export_faces < len(parts.mesh.faces):
         return _export_rebuilt(parts, field, config, rasteriser)
     target, materials = parts.mesh, list(parts.materials)
@@ -94,7 +94,9 @@ def _unkept(parts: PaintedParts, number: int, faces: Int[Tensor, " N"], config: 
 def _export_rebuilt(
     parts: PaintedParts, field: MaterialField, config: ExportConfig, rasteriser: Rasteriser
 ) -> Asset:
-    """Export with fewer faces or an atlas. All faces get new uv, and the material is transferred."""
+    """Return the export with fewer faces or an atlas. All faces get new uv, and the material is
+    transferred.
+    """
     fewer = 0 < config.export_faces < len(parts.mesh.faces)
     target, face_part = parts.mesh, parts.face_part
     if fewer:
@@ -134,7 +136,7 @@ def _baked_material(
     config: ExportConfig,
     rasteriser: Rasteriser,
 ) -> SurfaceMaterial:
-    """Bake the field into the given uv of a material. The given bytes are kept where the mask is 0."""
+    """Bake the field into the given uv of a material. Where the mask is 0, the given bytes are kept."""
     own = torch.nonzero((parts.face_material == number) & parts.spaces.own)[:, 0]
     flat = own_uv_mesh(parts.mesh, parts.spaces.tile_uv, own)
     size, given = config.texture_res, parts.materials[number]
@@ -157,7 +159,7 @@ def _baked_material(
 
 
 def _mixed(old: UInt8[Tensor, "H W 9"], new: Textures, mask: UInt8[Tensor, "H W 1"]) -> Textures:
-    """Compute mask · new + (1 − mask) · old for linear base colour, ks and unit normals."""
+    """Return mask · new + (1 − mask) · old for linear base colour, ks and unit normals."""
     share, old = mask.float() / 255, old.float() / 255
     before = {"kd": srgb_to_linear(old[..., :3]), "ks": old[..., 3:6], "normal": old[..., 6:] * 2 - 1}
     mixed = {name: torch.lerp(before[name], new[name].cpu(), share) for name in before}
@@ -176,7 +178,7 @@ def _material_of(
     with_normal: bool,
     wrap: tuple[str, str],
 ) -> SurfaceMaterial:
-    """The material with new pictures and factors of 1; alpha and settings are those of the file."""
+    """Return the material with new pictures and factors of 1. Alpha and settings are those of the file."""
     given, pixels = parts.materials[number], painted.numpy()
     kd = pixels[..., :3]
     if given.kd is not None and given.kd.shape[-1] == 4:
@@ -200,7 +202,9 @@ def _material_of(
 def _new_material(
     parts: PaintedParts, number: int, textures: Textures, shared: bool = False
 ) -> SurfaceMaterial:
-    """A material in new uv. The alpha of its given picture belongs to the old uv and is dropped."""
+    """Return a material for new uv. Alpha is removed, because the given picture with alpha fits only the old
+    uv.
+    """
     given = parts.materials[number]
     if given.kd is not None and given.kd.shape[-1] == 4:
         logger.warning("material %s: its alpha channel is dropped, because its uv are new", given.name)
@@ -214,14 +218,14 @@ def _new_material(
 
 
 def unwrapped(mesh: Mesh, faces: Int[Tensor, " N"], config: ExportConfig) -> Mesh:
-    """Return some faces of a mesh with new uv and tangents."""
+    """Return a mesh of some faces, with new uv and tangents."""
     used, local = torch.unique(mesh.faces[faces], return_inverse=True)
     chosen = Mesh(mesh.v_pos[used], local, mesh.v_nrm[used])
     return unwrap(chosen, config.unwrap, config.texture_res, config.uv_padding_block)
 
 
 def with_chart(mesh: Mesh, faces: Int[Tensor, " N"], chart: Mesh) -> Mesh:
-    """Replace the uv and tangents of some faces of a mesh by those of `chart`."""
+    """Return the mesh in which some faces have the uv and tangents of `chart`."""
     uv_faces = mesh.uv_faces.clone()
     uv_faces[faces] = chart.uv_faces + len(mesh.uv)
     return replace(
@@ -241,15 +245,17 @@ def _transferred(
     config: ExportConfig,
     rasteriser: Rasteriser,
 ) -> Textures:
-    """The material of some painted faces, baked into the uv of `chart`."""
+    """Return the material of some painted faces, baked into the uv of `chart`."""
     return bake(chart, transferred_field(parts, field, faces, chart), config.texture_res, rasteriser)
 
 
 def transferred_field(
     parts: PaintedParts, field: MaterialField, faces: Int[Tensor, " N"], chart: Mesh
 ) -> Callable[[Float[Tensor, "N 3"]], PointValues]:
-    """The material at the nearest points of some painted faces; normals are in the tangent space of
-    `chart`."""
+    """Return a function from points to the material at the nearest points of some painted faces.
+
+    Its normals are in the tangent space of `chart`.
+    """
     mesh, surface = parts.mesh, parts.surface
     find = nearest_finder(Mesh(mesh.v_pos, mesh.faces[faces], mesh.v_nrm))
     frame_of_chart = frame_finder(chart)

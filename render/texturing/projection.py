@@ -1,9 +1,10 @@
-"""UV unwrapping by projection: works for any triangle mesh, in time linear in the number of faces.
+"""UV unwrapping by projection. It works for any triangle mesh in time linear in the number of faces.
 
-It is used for surfaces on which the libraries fail or take too long: torn or noisy ones with thousands of
-components. A chart is a patch of faces with similar normals, projected onto a plane (projection_numba.py).
-The charts are packed in rows in the texture. There are more seams than with a library, and a face at an angle
-a to its chart's direction gets only cos a times as many texels as a face at angle 0.
+The projection is used for surfaces on which the libraries fail or take too long. These are torn or noisy
+surfaces with thousands of components. A chart is a patch of faces with similar normals, projected onto a
+plane (projection_numba.py). The charts are packed in rows in the texture. The result has more seams than that
+of a library. A face at an angle a to its chart's direction gets only cos a times as many texels as a face at
+angle 0.
 """
 
 import logging
@@ -16,28 +17,32 @@ from jaxtyping import Float, Int
 
 logger = logging.getLogger(__name__)
 
-# A face may deviate by 60 degrees from its chart's direction. Its texture then has half the area.
+# The minimum cosine between a face and its chart's direction. It allows 60 degrees, at which the face has
+# half the texture area.
 MIN_COSINE = 0.5
-# Charts with at most this many faces are fragments. Their faces are merged into larger charts, where they may
-# deviate by 81 degrees.
+# Charts with at most this many faces are fragments. Their faces are merged into larger charts. In these, a
+# face may deviate from the chart's direction by 81 degrees.
 MAX_FRAGMENT_FACES, FRAGMENT_MIN_COSINE = 8, 0.15
-# Number of rounds in which normals are averaged over neighbours before they are used as chart directions.
+# The number of rounds in which normals are averaged over neighbours before they are used as chart directions.
 SMOOTHING_ROUNDS = 4
-# Number of tested rotations of a chart, over a quarter turn, to find the smallest bounding rectangle.
+# The number of rotations of a chart over a quarter turn that are tested to find the smallest bounding
+# rectangle.
 ROTATIONS = 12
 
-# A chart of mean size keeps at least this share of the side of its cell after padding.
+# The minimum share of the side of a cell that a chart of mean size has after padding.
 CHART_SHARE = 2 / 3
-# Approximate share of the texture that rectangles fill when they are packed in rows, sorted by height.
+# The approximate share of the texture that rectangles fill if they are sorted by height and packed in rows.
 FILL = 0.8
 
 
 @cache
 def compiled_kernels() -> ModuleType | None:
-    """projection_numba, or None if numba is missing or unusable. The reason is logged once."""
+    """Return the module projection_numba, or None if numba is missing or unusable. The reason is logged
+    once.
+    """
     try:
         from render.texturing import projection_numba
-    # numba raises various exceptions if it does not support the installed NumPy.
+    # numba raises errors of many types if it does not support the installed version of NumPy.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         logger.warning(
@@ -50,11 +55,11 @@ def compiled_kernels() -> ModuleType | None:
 def project(
     positions: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], side: int, padding: int
 ) -> tuple[Float[np.ndarray, "U 2"], Int[np.ndarray, "F 3"], int, int]:
-    """(uv, uv_faces, charts, padding): uv in [0,1] with v upward, faces counter-clockwise, without overlaps.
+    """Return (uv, uv_faces, number of charts, padding). Faces are counter-clockwise and do not overlap.
 
-    positions lie in [0,1]. The texture has side² texels. The padding is reduced if margins would cover more
-    area than the charts. A face without area is mapped to one point of a neighbour. Requires numba, see
-    `compiled_kernels`.
+    positions: in [0,1]. uv: in [0,1] with v upward. The texture has side² texels. The padding is reduced if
+    margins would cover more area than the charts. A face without area is mapped to one point of a neighbour.
+    Numba is required (see `compiled_kernels`).
     """
     projection_numba = compiled_kernels()
     assert projection_numba is not None and len(faces) > 0, "nothing to unwrap, or nothing to unwrap with"
@@ -77,7 +82,7 @@ def project(
     )
     charts = _renumber_charts(chart_of)
     if charts == 0:
-        # No face has an area: all are mapped to one point.
+        # No face has an area, so all faces are mapped to one point.
         everywhere = np.full((len(positions), 2), 0.5, np.float32)
         return everywhere, faces.astype(np.int64), 0, padding
     flat = corners.reshape(-1, 3, 2) / projection_numba.LATTICE
@@ -92,7 +97,7 @@ def project(
 
 
 def face_normals(positions: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit normals [F,3], zero for faces without area, and areas [F]."""
+    """Return unit normals [F,3] (zero for faces without area) and areas [F]."""
     a, b, c = (positions[faces[:, corner]].astype(np.float64) for corner in range(3))
     cross = np.cross(b - a, c - a)
     length = np.linalg.norm(cross, axis=1)
@@ -100,13 +105,16 @@ def face_normals(positions: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, 
 
 
 def face_neighbours(faces: Int[np.ndarray, "F 3"], vertices: int) -> Int[np.ndarray, "F 3"]:
-    """The face across each edge (corners k and k + 1), −1 if the edge does not have exactly two faces."""
+    """Return the face across each edge, −1 if the edge does not have exactly two faces.
+
+    Edge k of a face is the edge between its corners k and k + 1.
+    """
     start, end = faces.reshape(-1).astype(np.int64), np.roll(faces, -1, axis=1).reshape(-1).astype(np.int64)
     key = np.minimum(start, end) * vertices + np.maximum(start, end)
     order = np.argsort(key, kind="stable")
     key = key[order]
     same = np.concatenate([[False], key[1:] == key[:-1], [False]])
-    # The first half-edge of an edge is followed by exactly one more.
+    # Select the first half-edge of each edge that has exactly two half-edges.
     pair = np.flatnonzero(same[1:-1] & ~same[:-2] & ~same[2:])
     across = np.full(len(order), -1, np.int64)
     across[order[pair]] = order[pair + 1] // 3
@@ -115,7 +123,7 @@ def face_neighbours(faces: Int[np.ndarray, "F 3"], vertices: int) -> Int[np.ndar
 
 
 def folded_edges(positions: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> int:
-    """Number of edges between two faces whose normals differ by more than 60 degrees."""
+    """Return the number of edges between two faces whose normals differ by more than 60 degrees."""
     normals, _ = face_normals(positions, faces)
     neighbours = face_neighbours(faces, len(positions))
     cosine = np.einsum("fi,fki->fk", normals, normals[neighbours])
@@ -123,15 +131,15 @@ def folded_edges(positions: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 
 
 
 def _chart_directions(positions, faces, normals, areas, neighbours) -> tuple[np.ndarray, np.ndarray]:
-    """Projection direction of a chart that starts at each face [F,3], and the mean extent of the faces around
-    [F].
+    """Return for each face the projection direction [F,3] of a chart that starts there, and the mean extent
+    [F] of the faces around it.
     """
     weighted = np.concatenate([normals * areas[:, None], np.zeros((1, 3))])
     corners = positions[faces]
     extent = np.concatenate([(corners.max(1) - corners.min(1)).max(1)[:, None], [[0.0]]])
     count = np.concatenate([np.ones((len(faces), 1)), [[0.0]]])
     for _ in range(SMOOTHING_ROUNDS):
-        # Index −1 selects the last row, which is zero.
+        # The index −1 selects the last row, which is zero.
         for values in (weighted, extent, count):
             values[:-1] += values[neighbours].sum(1)
     mean = weighted[:-1] / np.maximum(np.linalg.norm(weighted[:-1], axis=1), 1e-300)[:, None]
@@ -140,7 +148,7 @@ def _chart_directions(positions, faces, normals, areas, neighbours) -> tuple[np.
 
 
 def _renumber_charts(chart_of: Int[np.ndarray, " F"]) -> int:
-    """Renumber the charts that have faces as 0, 1, … in place. Returns their number."""
+    """Renumber the charts that have faces as 0, 1, … in place. Returns the number of these charts."""
     inside = chart_of >= 0
     left, number = np.unique(chart_of[inside], return_inverse=True)
     chart_of[inside] = number
@@ -150,7 +158,7 @@ def _renumber_charts(chart_of: Int[np.ndarray, " F"]) -> int:
 def _rotate_to_rectangles(
     flat: Float[np.ndarray, "F 3 2"], chart_of: Int[np.ndarray, " F"], charts: int
 ) -> tuple[Float[np.ndarray, "F 3 2"], Float[np.ndarray, "C 2"]]:
-    """Rotate each chart to the smallest bounding rectangle, wider than high, and move it to (0, 0).
+    """Rotate each chart so that its bounding rectangle is smallest and wider than high. Move it to (0, 0).
 
     Returns the moved corners and the sizes of the rectangles.
     """
@@ -181,8 +189,8 @@ def _rotate_to_rectangles(
 def _index_uv(
     placed: Float[np.ndarray, "F 3 2"], faces: np.ndarray, chart_of: np.ndarray, vertices: int
 ) -> tuple[Float[np.ndarray, "U 2"], Int[np.ndarray, "F 3"]]:
-    """One uv vertex for each pair of position and chart. A face without a chart is mapped to a point of a
-    neighbour.
+    """Return uv and uv_faces with one uv vertex for each pair of position and chart. A face without a chart
+    is mapped to a point of a neighbour.
     """
     lost = np.flatnonzero(chart_of < 0)
     position_of = np.full((vertices, 2), np.nan)
@@ -199,9 +207,9 @@ def _index_uv(
 
 
 def affordable_padding(count: int, side: int, wanted: int) -> int:
-    """Padding in texels around each of `count` charts: `wanted` or less.
+    """Return the padding in texels around each of `count` charts. It is at most `wanted`.
 
-    A chart of mean size keeps CHART_SHARE of the side of its cell.
+    With this padding, a chart of mean size has at least CHART_SHARE of the side of its cell.
     """
     place = side * (FILL / max(count, 1)) ** 0.5
     return min(wanted, int(place * (1 - CHART_SHARE) / 2))
@@ -210,15 +218,15 @@ def affordable_padding(count: int, side: int, wanted: int) -> int:
 def pack_rectangles(
     sizes: Float[np.ndarray, "N 2"], side: int, padding: int
 ) -> tuple[float, Int[np.ndarray, "N 2"]]:
-    """(scale, corners): rectangles of sizes · scale texels in a square of side² texels, without overlaps.
+    """Return (scale, corners) of rectangles of sizes · scale texels in a square of side² texels.
 
-    sizes: width and height, best with width ≥ height. corners: the lower texel corner of each rectangle, with
-    `padding` free texels on all sides. A rectangle owns all texels that it touches. The result is
-    deterministic.
+    sizes: width and height. The packing is best for width ≥ height. corners: the lower texel corner of each
+    rectangle. There are `padding` free texels on all sides. Rectangles do not overlap, and no two rectangles
+    touch the same texel. The result is deterministic.
     """
     order = np.lexsort((-sizes[:, 0], -sizes[:, 1]))
     area = (sizes[:, 0] * sizes[:, 1]).sum()
-    # Upper bound of the scale, from the total area and the longest side.
+    # The upper bound of the scale follows from the total area and the longest side.
     most = min(side / np.sqrt(max(area, 1e-30)), side / max(sizes.max(), 1e-30))
     low, high, found = 0.0, most, _shelves(sizes[order], 0.0, side, padding)
     for _ in range(16):
@@ -235,9 +243,9 @@ def pack_rectangles(
 
 
 def _shelves(sizes: np.ndarray, scale: float, side: int, padding: int) -> np.ndarray | None:
-    """Pack rectangles in rows, in order of decreasing height.
+    """Pack rectangles in rows in the given order, which is by decreasing height.
 
-    Return their corners, or None if they do not fit.
+    Returns the corners of the rectangles, or None if they do not fit.
     """
     texels = np.ceil(sizes * scale).astype(np.int64).clip(1) + 2 * padding
     ends = np.cumsum(texels[:, 0])

@@ -1,20 +1,22 @@
-"""numba kernels of the projection unwrapper: they grow charts of faces that are flat enough to project.
+"""numba kernels for unwrapping by projection. They grow charts of faces that are flat enough to project.
 
 A chart is a connected set of faces with similar normals, projected along one direction onto an integer
-lattice. On the lattice every face has a positive area and no two faces overlap. Both hold exactly: coinciding
-corners have equal coordinates, and products of coordinates (below 2²³) fit an int64.
+lattice. On the lattice, every face has a positive area and no two faces overlap. Both properties hold
+exactly, because corners at the same position have equal coordinates, and products of coordinates (below 2²³)
+fit into an int64.
 """
 
 import numpy as np
 
 from render.kernels.numba_kernel import kernel
 
-# Lattice steps along the longest side of the mesh.
+# The number of lattice steps along the longest side of the mesh.
 LATTICE = 2**22
-# Minimum height of a projected face in steps. Thinner faces would not survive the rounding to float32.
+# The minimum height of a projected face in lattice steps. Thinner faces could lose their area or flip when
+# they are rounded to float32.
 MIN_HEIGHT = 16
-# A face that would be compared with more than MAX_TESTS others, or touch more than MAX_CELLS cells, is left
-# out of the chart. This bounds the time for any mesh.
+# A face is not added to a chart if it must be compared with more than MAX_TESTS faces or touches more than
+# MAX_CELLS cells. These limits bound the time for any mesh.
 MAX_TESTS = 256
 MAX_CELLS = 64
 
@@ -26,14 +28,14 @@ def dot(a, b):
 
 @kernel
 def lattice_cell(size):
-    """Side of the cells of a chart, in steps."""
+    """Return the side of the cells of a chart, in lattice steps."""
     return max(np.int64(size * LATTICE), 1)
 
 
 @kernel
 def plane_axes(normal, axes):
     """Fill axes [6] with two unit vectors that form a right-handed frame with the unit vector `normal`."""
-    # Duff et al. 2017, "Building an Orthonormal Basis, Revisited", listing 3.
+    # The formula is from Duff et al. 2017, "Building an Orthonormal Basis, Revisited", listing 3.
     x, y, z = normal[0], normal[1], normal[2]
     sign = 1.0 if z >= 0 else -1.0
     a = -1.0 / (sign + z)
@@ -43,7 +45,10 @@ def plane_axes(normal, axes):
 
 @kernel
 def separated(a, b):
-    """Whether an edge of triangle a [6] (x, y of three corners, counter-clockwise) has all of b outside."""
+    """Return whether triangle b is completely on the outer side of an edge of triangle a.
+
+    Both are [6]: x, y of three corners in counter-clockwise order.
+    """
     for k in range(3):
         px, py = a[2 * k], a[2 * k + 1]
         ex, ey = a[(2 * k + 2) % 6] - px, a[(2 * k + 3) % 6] - py
@@ -58,7 +63,7 @@ def separated(a, b):
 
 @kernel
 def hash_slot(chart, column, row, mask):
-    """Slot in the hash table of a cell of a chart's plane."""
+    """Return the slot in the hash table for a cell of a chart's plane."""
     h = np.uint64(chart) * np.uint64(0x9E3779B97F4A7C15)
     h ^= np.uint64(column) * np.uint64(0xC2B2AE3D27D4EB4F)
     h ^= np.uint64(row) * np.uint64(0x165667B19E3779F9)
@@ -70,8 +75,8 @@ def hash_slot(chart, column, row, mask):
 
 @kernel
 def project_face(positions, face, axes, out):
-    """Fill out [6] with the corners of a face on the lattice. Returns whether it is high enough and not
-    flipped.
+    """Write the corners of a face on the lattice to out [6]. Returns whether the projected face is high
+    enough and not flipped.
     """
     for k in range(3):
         x, y, z = positions[face[k], 0], positions[face[k], 1], positions[face[k], 2]
@@ -87,7 +92,9 @@ def project_face(positions, face, axes, out):
 
 @kernel
 def cell_range(triangle, cell):
-    """First and last column and row of the cells that a projected face [6] touches."""
+    """Return the first and last column, and the first and last row, of the cells that a projected face
+    touches.
+    """
     return (
         min(triangle[0], triangle[2], triangle[4]) // cell,
         max(triangle[0], triangle[2], triangle[4]) // cell,
@@ -98,7 +105,7 @@ def cell_range(triangle, cell):
 
 @kernel
 def make_table(count):
-    """An empty hash table of faces by chart and cell: list heads, links, faces, [length]."""
+    """Return an empty hash table from (chart, cell) to faces: list heads, links, faces, [length]."""
     slots = 1
     while slots < 4 * count:
         slots *= 2
@@ -113,7 +120,7 @@ def make_table(count):
 
 @kernel
 def fits(table, chart, triangle, cell, chart_of, corners):
-    """Whether a projected face overlaps no face of a chart."""
+    """Return whether a projected face overlaps no face of a chart."""
     head, following, face_of, _ = table
     left, right, low, high = cell_range(triangle, cell)
     if (right - left + 1) * (high - low + 1) > MAX_CELLS:
@@ -123,7 +130,7 @@ def fits(table, chart, triangle, cell, chart_of, corners):
         for row in range(low, high + 1):
             entry = head[hash_slot(chart, column, row, len(head) - 1)]
             while entry >= 0:
-                # The lists still contain faces that were moved to another chart. These are skipped.
+                # The lists still contain faces that were moved to another chart. Such faces are skipped.
                 if chart_of[face_of[entry]] == chart:
                     other = corners[face_of[entry]]
                     tests += 1
@@ -135,7 +142,7 @@ def fits(table, chart, triangle, cell, chart_of, corners):
 
 @kernel
 def insert_face(table, chart, face, triangle, cell):
-    """Insert a face of a chart. Returns False if it is too large or the table is full."""
+    """Insert a face of a chart. Returns False if the face is too large or the table is full."""
     head, following, face_of, length = table
     left, right, low, high = cell_range(triangle, cell)
     cells = (right - left + 1) * (high - low + 1)
@@ -162,13 +169,15 @@ def make_charts(
     max_fragment_faces,
     fragment_min_cosine,
 ):
-    """(chart [F], −1 for a face too thin to project; corners [F,6] on the lattice).
+    """Return the chart of each face [F], −1 if it is too thin to project, and its corners [F,6] on the
+    lattice.
 
-    positions [V,3] in [0,1]. normals [F,3] unit. directions [F,3] unit: projection direction of a chart that
-    starts at the face. sizes [F]: mean extent of the faces around. neighbours [F,3] over the edges, −1 for
-    none. seeds: the faces in the order in which they may start a chart. A face joins a chart if the cosine
-    between its normal and the chart's direction is at least min_cosine. Faces of charts with at most
-    max_fragment_faces faces then move to larger charts if that cosine is at least fragment_min_cosine.
+    positions [V,3]: in [0,1]. normals [F,3]: unit normals. directions [F,3]: unit projection direction of a
+    chart that starts at the face. sizes [F]: mean extent of the faces around the face. neighbours [F,3]: the
+    face across each edge, −1 if there is none. seeds: the faces in the order in which they may start a chart.
+    A face is added to a chart if the cosine between its normal and the chart's direction is at least
+    min_cosine. Then faces of charts with at most max_fragment_faces faces are moved to larger charts if this
+    cosine is at least fragment_min_cosine.
     """
     count = len(faces)
     mesh = positions, faces, normals, directions, sizes, neighbours
@@ -202,7 +211,7 @@ def grow(mesh, charts, table, seeds, min_cosine):
             if face != seed and not fits(table, chart, triangle, cell, chart_of, corners):
                 continue
             inserted = insert_face(table, chart, face, triangle, cell)
-            # A face that does not fit into the table becomes a chart of its own.
+            # A face that does not fit into the table starts a new chart later.
             if not inserted and face != seed:
                 continue
             chart_of[face], corners[face] = chart, triangle
@@ -258,7 +267,7 @@ def merge_fragments(mesh, charts, table, max_fragment_faces, fragment_min_cosine
             population[own] -= 1
             population[chart] += 1
             chart_of[face], corners[face] = chart, triangle
-            # Its neighbours can now move to the same chart.
+            # The neighbours of the moved face can now be moved to the same chart.
             for other in neighbours[face]:
                 if other >= 0 and chart_of[other] >= 0 and last < len(queue):
                     queue[last] = other

@@ -11,11 +11,12 @@ logger = logging.getLogger(__name__)
 
 
 def remove_small_components(mesh: Mesh, share: float) -> Mesh:
-    """The mesh without components whose area is below `share` (0 … 1) of the largest one's. The result is
-    logged.
+    """Return the mesh without components whose area is below `share` (0 to 1) of the largest component's
+    area.
 
-    A component is a set of faces connected by shared vertices. Optimisation often leaves small floating ones.
-    If none is removed, the mesh is returned unchanged, otherwise without texture coordinates.
+    A component is a set of faces that are connected by shared vertices. Optimisation often produces small
+    floating components. If no component is removed, the mesh is returned unchanged. Otherwise, it has no
+    texture coordinates. The result is logged.
     """
     if share <= 0 or len(mesh.faces) == 0:
         return mesh

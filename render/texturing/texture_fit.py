@@ -1,7 +1,7 @@
-"""The regression that starts a material field from the given textures of a mesh.
+"""The regression that fits a material field to the given textures of a mesh before painting.
 
-The loss is the mean over surface points of ‖field(p) − texture(uv(p))‖². All values are as textures store
-them (base colour in sRGB, normals as n · 0.5 + 0.5), so −10 log10 of a term is the PSNR of that texture.
+The loss is the mean over surface points of ‖field(p) − texture(uv(p))‖². All values are in the encoding of
+textures (base colour in sRGB, normals as n · 0.5 + 0.5), so −10 log10 of a term is the PSNR of its texture.
 """
 
 import logging
@@ -24,11 +24,12 @@ from render.texturing.uv_spaces import own_uv_mesh
 logger = logging.getLogger(__name__)
 
 FEWEST_POINTS, MOST_POINTS = 2**11, 2**16
-# The most texels that are kept in memory. Larger textures are sampled.
+# The maximum number of texels in memory. If textures have more texels, a random subset is used.
 MOST_TEXELS = 2**21
-# Targets keep this distance from the bounds of the field, where the gradient of its sigmoid vanishes.
+# The minimum distance of targets from the bounds of the field. At the bounds, the gradient of the field's
+# sigmoid vanishes.
 MARGIN = 0.005
-# A texture value this far outside of the field's bounds is reported.
+# A channel is reported if a texture value is this far outside of the field's bounds.
 CLIPPED = 0.03
 SEED = 0
 CHANNELS = (
@@ -39,11 +40,11 @@ CHANNELS = (
 
 
 class TextureFit:
-    """Loss that compares a field with the given textures at random surface points.
+    """The loss that compares a field with the given textures at random surface points.
 
-    Half of the points are texel centres of the materials that keep their uv, including the texels around
+    Half of the points are texel centres of the materials that keep their uv. They include the texels around
     each chart that baking fills. The other half are uniform over the surface. The pool of texels is built on
-    first use: a run that resumes after the fit, and ranks other than 0, do not need it.
+    first use, because a run that resumes after the fit and ranks other than 0 do not need it.
     """
 
     def __init__(self, parts: PaintedParts, field: MaterialField, rasteriser: Rasteriser):
@@ -51,13 +52,14 @@ class TextureFit:
         self.parts, self.surface, self.field, self.rasteriser = parts, parts.surface, field, rasteriser
         self.edges = self.surface.world_area.double().cumsum(0).cpu()
         self.channels = 9 if field.bumpy else 6
-        # ks and normals are stored linearly.
+        # The bounds are converted to the encoding of textures: sRGB for the base colour, linear for ks and
+        # normals.
         low, high = (_stored_bounds(bound) for bound in (field.least, field.least + field.span))
         margin = ((high - low) / 2).clamp(max=MARGIN)
         self.low, self.high = low + margin, high - margin
 
     def __call__(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss at random points, and the PSNR of the worst channel of each texture.
+        """Return the loss at random points, and the PSNR of the worst channel of each texture.
 
         The generator must be a CPU generator.
         """
@@ -83,11 +85,12 @@ class TextureFit:
     def on_surface(
         self, count: int, generator: torch.Generator
     ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 9"]]:
-        """Random points, uniform by area, and the given values there."""
+        """Return random points, uniform by area, and the given values at these points."""
         drawn = torch.rand(count, generator=generator, dtype=torch.float64) * self.edges[-1]
         face = torch.searchsorted(self.edges, drawn).clamp_max(len(self.edges) - 1)
         u, v = torch.rand(2, count, generator=generator)
-        # Points beyond the diagonal of the parallelogram are reflected into the triangle.
+        # Points beyond the diagonal of the parallelogram are reflected into the triangle, so the density
+        # stays uniform.
         u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
         device = self.surface.corners.device
         located = Located(face.to(device), torch.stack([u, v, 1 - u - v], -1).to(device))
@@ -96,7 +99,9 @@ class TextureFit:
     @cached_property
     @torch.no_grad()
     def texels(self) -> tuple[Float[Tensor, "T 3"], UInt8[Tensor, "T 9"]]:
-        """Field points and bytes at texel centres of all kept materials, at most MOST_TEXELS."""
+        """Return field points and bytes at texel centres of all materials that keep their uv, at most
+        MOST_TEXELS.
+        """
         parts, table = self.parts, self.surface.table
         generator = torch.Generator().manual_seed(SEED)
         points, targets = [parts.mesh.v_pos.new_zeros(0, 3)], [table.texels[:0, :9]]
@@ -113,7 +118,7 @@ class TextureFit:
         return torch.cat(points), torch.cat(targets)
 
     def log_clipped(self) -> None:
-        """Log the channels whose textures have values outside the bounds of the field."""
+        """Log the channels with texture values outside of the bounds of the field."""
         _, value = self.on_surface(FEWEST_POINTS, torch.Generator().manual_seed(SEED))
         beyond = (value - value.clamp(self.low, self.high)).abs() > CLIPPED
         for channel in torch.nonzero(beyond.float().mean(0) > 0.01)[:, 0].tolist():
@@ -131,7 +136,7 @@ class TextureFit:
 
 
 def stored(material: Material | GivenTexels) -> Float[Tensor, "N 9"]:
-    """A material as its textures store it: sRGB base colour, ks, and normals as n · 0.5 + 0.5."""
+    """Return a material in the encoding of textures: sRGB base colour, ks, and normals as n · 0.5 + 0.5."""
     return torch.cat([linear_to_srgb(material.kd), material.ks, encode_normal(material.normal)], -1)
 
 

@@ -1,8 +1,8 @@
-"""Transfer of a painted material to another mesh of the same surface, with fewer faces or other uv.
+"""Transfer of a painted material to another mesh of the same surface. It may have fewer faces or other uv.
 
-The material at a point of the new mesh is the one at the nearest point of the painted mesh. Its normal is
-converted to world space there, and then to the tangent space of the new mesh. The normals therefore also
-contain the relief that a decimated mesh has lost.
+A point of the new mesh gets the material at the nearest point of the painted mesh. The normal at this point
+is converted to world space and then to the tangent space of the new mesh. The new normals therefore contain
+the relief that a decimated mesh has lost.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from render.texturing.bake import SurfaceField
 from render.texturing.decimate import decimate
 from render.texturing.uv import ExportConfig, orthonormal_tangents, unwrap
 
-# Texture size for unwrapping a mesh without texture coordinates before painting. It is constant, because the
-# learned normals depend on the tangents, and another size rotates charts.
+# The texture size for unwrapping a mesh without texture coordinates before painting. It must be constant,
+# because another size rotates charts and their tangents, and the learned normals depend on the tangents.
 PAINTING_RES = (1024, 1024)
 
 
 def prepare_export(
     painted: Mesh, field: SurfaceField, config: ExportConfig, own_uv: bool
 ) -> tuple[Mesh, SurfaceField]:
-    """The mesh to bake into, and the field over it.
+    """Return the mesh into which the field is baked, and the field over this mesh.
 
-    The mesh is `painted` itself, unless export_faces requests fewer faces, or the program unwrapped it
-    (own_uv False) for another texture size.
+    The mesh is `painted` in most cases. It is another mesh if export_faces requests fewer faces, or if the
+    program unwrapped `painted` (own_uv is False) for another texture size.
     """
     fewer = 0 < config.export_faces < len(painted.faces)
     if not fewer and (own_uv or config.texture_res == PAINTING_RES):
@@ -40,7 +40,7 @@ def prepare_export(
 
 
 def transfer_field(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceField:
-    """Convert the `field` over `painted` to a field over `target`. Both meshes need tangents."""
+    """Return the `field` over `painted` as a field over `target`. Both meshes need tangents."""
     frame_of_painted, frame_of_target = frame_finder(painted), frame_finder(target)
 
     def transferred(points: Float[Tensor, "N 3"]) -> dict[str, Float[Tensor, "N C"]]:
@@ -58,16 +58,19 @@ def transfer_field(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceF
 def tangent_space(
     world: Float[Tensor, "N 3"], normal: Float[Tensor, "N 3"], tangent: Float[Tensor, "N 3"]
 ) -> Float[Tensor, "N 3"]:
-    """Unit world-space normals in the tangent space of unit normals and tangents, z ≥ 0."""
+    """Convert unit world-space normals to the tangent space of unit normals and tangents. The result has z ≥
+    0.
+    """
     across = torch.linalg.cross(normal, tangent, dim=-1)
     local = torch.stack([(world * axis).sum(-1) for axis in (tangent, across, normal)], -1)
-    # A normal map cannot represent normals that point into the surface.
+    # z is clamped at 0, because a normal map cannot represent normals that point into the surface.
     return safe_normalize(torch.cat([local[:, :2], local[:, 2:].clamp(min=0)], -1))
 
 
 def frame_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """A function that maps points [N,3] to the nearest points [N,3] of the mesh, the smooth normals and the
-    unit tangents."""
+    """Return a function from points [N,3] to nearest points [N,3] of the mesh, smooth normals and unit
+    tangents.
+    """
     find = nearest_finder(mesh)
 
     def frame(points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +83,7 @@ def frame_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]
 def frame_at(
     mesh: Mesh, face: Int[Tensor, " N"], weights: Float[Tensor, "N 3"]
 ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
-    """The unit smooth normals and tangents at barycentric weights of faces."""
+    """Return the unit smooth normals and unit tangents at points given by faces and barycentric weights."""
     assert mesh.tangents is not None and mesh.uv_faces is not None, "the mesh has no tangents"
     weight = weights[..., None]
     normal = safe_normalize((mesh.v_nrm[mesh.faces[face]] * weight).sum(1))
@@ -89,10 +92,9 @@ def frame_at(
 
 
 def nearest_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """A function that maps points [N,3] to the nearest points [N,3] of the mesh, their faces [N] and their
-    barycentric weights [N,3].
+    """Return a function from points [N,3] to nearest points [N,3] of the mesh, faces [N] and weights [N,3].
 
-    The search tree is built once. libigl queries it in parallel.
+    The weights are barycentric. The search tree is built once. libigl runs queries in parallel.
     """
     import igl
 
@@ -107,7 +109,7 @@ def nearest_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tenso
         _, face, nearest = tree.squared_distance(positions, triangles, queries)
         corners = [np.asfortranarray(positions[triangles[face, corner]]) for corner in range(3)]
         weights = igl.barycentric_coordinates(np.asfortranarray(nearest), *corners)
-        # Any corner is correct for a face without area.
+        # If a face has no area, any corner is correct.
         weights = np.where(np.isfinite(weights).all(1, keepdims=True), weights, [1.0, 0.0, 0.0])
         row = torch.from_numpy(np.array(face, dtype=np.int64)).to(device)
         place = torch.from_numpy(np.array(nearest)).to(device, dtype)

@@ -1,7 +1,7 @@
-"""xatlas and uvunwrap with a time limit: each runs in a subprocess that is killed after a timeout.
+"""Unwrapping by xatlas or uvunwrap in a subprocess that is killed after a time limit.
 
-On torn surfaces uvunwrap can panic in one of its threads and then wait for that thread forever. A thread
-cannot be killed, so a subprocess is used.
+On torn surfaces, uvunwrap can panic in one of its threads and then wait for this thread forever. A subprocess
+is used, because a thread cannot be killed.
 """
 
 import shutil
@@ -18,22 +18,22 @@ from jaxtyping import Float, Int
 from render.image_io.file_lock import try_lock
 
 WORKER = Path(__file__).with_name("unwrap_worker.py")
-# Time limit in seconds: a constant, and an amount per face. Several times the time measured on two cores
-# (xatlas: 20 k faces 6.5 s, 199 k 161 s; uvunwrap: 0.6 s and 6.9 s), so that a busy machine gives the same
-# result.
+# The time limit in seconds is a constant plus an amount per face. It is several times the time measured on
+# two cores, so that the result is the same on a busy machine. Measured: 6.5 s for 20,000 faces and 161 s for
+# 199,000 faces with xatlas; 0.6 s and 6.9 s with uvunwrap.
 TIMEOUT, TIMEOUT_PER_FACE = 60.0, {"xatlas": 5e-3, "uvunwrap": 5e-5}
-# Message of a uvunwrap thread that has panicked.
+# This text is in the message of a uvunwrap thread that has panicked.
 PANIC = b"panicked at"
-# Minimum share of the texture that the charts must fill. Below it, margins take most of the texture.
+# The minimum share of the texture that the charts must fill. Below it, margins fill most of the texture.
 MIN_FILL = 0.05
 
 
-# Prefix of the temporary folders, and the name of the file in each that its process keeps locked.
+# The prefix of the temporary folders, and the name of the file in each folder that the process keeps locked.
 PREFIX, LOCK = "unwrap-", "lock"
 
 
 class UnwrapError(Exception):
-    """A library failed on a mesh, took too long, or used too little of the texture."""
+    """Error for a library that fails on a mesh, takes too long or uses too little of the texture."""
 
 
 def unwrap_with(
@@ -44,10 +44,13 @@ def unwrap_with(
     padding: int,
     timeout: float | None = None,
 ) -> tuple[Float[np.ndarray, "U 2"], Int[np.ndarray, "F 3"], int]:
-    """(uv, uv_faces, charts): uv in [0,1] with v upward. Counter-clockwise faces stay counter-clockwise.
+    """Return uv, uv_faces and the number of charts. Counter-clockwise faces stay counter-clockwise.
 
-    library: "xatlas" or "uvunwrap". timeout: seconds, TIMEOUT + TIMEOUT_PER_FACE · faces by default. Raises
-    UnwrapError.
+    uv is in [0,1] with v upward.
+
+    library: "xatlas" or "uvunwrap". timeout: in seconds, TIMEOUT + TIMEOUT_PER_FACE · faces by default.
+
+    Raises UnwrapError if the library fails or the time limit is exceeded.
     """
     if timeout is None:
         timeout = TIMEOUT + TIMEOUT_PER_FACE[library] * len(faces)
@@ -55,7 +58,8 @@ def unwrap_with(
         input_file, output_file, errors = (Path(name) / file for file in ("in.npz", "out.npz", "errors.txt"))
         arrays = {"positions": positions.astype(np.float32), "faces": faces.astype(np.uint32)}
         np.savez(input_file, **arrays, side=side, padding=padding)
-        # -P: do not import from the folder of the script, whose modules have common names.
+        # With -P, modules in the folder of the script are not imported. They have names that other packages
+        # also use.
         _run([sys.executable, "-P", str(WORKER), library, str(input_file), str(output_file)], errors, timeout)
         with np.load(output_file) as record:
             uv, uv_faces = record["uv"], record["uv_faces"]
@@ -70,7 +74,7 @@ def unwrap_with(
 
 
 def _remove_leftovers() -> None:
-    """Remove the temporary folders of killed processes. They are recognised by their free locks."""
+    """Remove the temporary folders of killed processes. Their lock files are not locked."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):
             if (folder / LOCK).exists() and (file := try_lock(folder / LOCK)) is not None:
@@ -79,7 +83,7 @@ def _remove_leftovers() -> None:
 
 
 def _run(command: list[str], errors: Path, timeout: float) -> None:
-    """Run a command to its end. Raises UnwrapError after `timeout` seconds, a panic or a failure."""
+    """Run a command until it ends. Raises UnwrapError after `timeout` seconds, a panic or a failure."""
     with errors.open("wb") as sink:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
     deadline = time.monotonic() + timeout
@@ -98,7 +102,7 @@ def _run(command: list[str], errors: Path, timeout: float) -> None:
 
 
 def _reason(text: str, code: int) -> str:
-    """One line that describes the failure."""
+    """Return one line that describes the failure."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for number, line in enumerate(lines):
         if PANIC.decode() in line:

@@ -1,7 +1,8 @@
-"""One unwrapping in a subprocess, which can be killed: `python unwrap_worker.py LIBRARY IN OUT`.
+"""Script that unwraps one mesh in a subprocess: `python unwrap_worker.py LIBRARY IN OUT`.
 
-IN: an .npz with positions [V,3] float32, faces [F,3] uint32, side and padding. OUT: uv [U,2], uv_faces [F,3],
-charts and pages. This script imports no other module of the program, so it starts fast.
+IN is an .npz file with positions [V,3] float32, faces [F,3] uint32, side and padding. OUT is an .npz file
+with uv [U,2], uv_faces [F,3], charts and pages. To start fast, this script imports no other module of the
+program.
 """
 
 import ctypes
@@ -14,7 +15,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(library: str, input_file: str, output_file: str) -> None:
-    """Unwrap with "xatlas" or "uvunwrap". A failure is an uncaught exception."""
+    """Unwrap with "xatlas" or "uvunwrap". If it fails, an exception ends the script."""
     with np.load(input_file) as record:
         arguments = record["positions"], record["faces"], int(record["side"]), int(record["padding"])
     uv, uv_faces, charts, pages = (with_xatlas if library == "xatlas" else with_uvunwrap)(*arguments)
@@ -22,13 +23,13 @@ def main(library: str, input_file: str, output_file: str) -> None:
 
 
 def with_xatlas(positions: np.ndarray, faces: np.ndarray, side: int, padding: int):
-    """(uv, uv_faces, charts, pages), uv in [0,1]."""
+    """Return (uv, uv_faces, charts, pages). uv is in [0,1]."""
     import xatlas
 
     chart_options = xatlas.ChartOptions()
     chart_options.fix_winding = True
     pack_options = xatlas.PackOptions()
-    # xatlas rotates a chart by swapping u and v, which mirrors it.
+    # Rotation is disabled, because xatlas rotates a chart by swapping u and v. This mirrors the chart.
     pack_options.rotate_charts = False
     pack_options.resolution = side
     pack_options.padding = padding
@@ -43,7 +44,7 @@ def with_xatlas(positions: np.ndarray, faces: np.ndarray, side: int, padding: in
 
 
 def with_uvunwrap(positions: np.ndarray, faces: np.ndarray, side: int, padding: int):
-    """(uv, uv_faces, charts, pages), uv in [0,1]."""
+    """Return (uv, uv_faces, charts, pages). uv is in [0,1]."""
     import uvunwrap
 
     atlas = uvunwrap.generate([uvunwrap.Mesh(positions, faces)], page_size=side, padding=padding)
@@ -54,6 +55,6 @@ def with_uvunwrap(positions: np.ndarray, faces: np.ndarray, side: int, padding: 
 
 
 if __name__ == "__main__":
-    # The worker must not outlive a killed run.
+    # The kernel kills the worker if its parent process is killed.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     main(*sys.argv[1:])

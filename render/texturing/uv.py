@@ -1,8 +1,8 @@
-"""Texture coordinates: unwrapping, tangents, and a test whether the uv of a file can be used for baking.
+"""Texture coordinates: unwrapping, tangents, and a test of whether a file's uv are usable for baking.
 
-uv (0,0) is the top left corner of the image and v grows downward (as in glTF). Charts are never mirrored.
-Hence with t along +u, n the normal and b = cross(n, t), b points up in the image (−v). This is the frame of
-glTF's normal maps, with handedness w = +1 everywhere.
+uv (0,0) is the top left corner of the image, and v increases downward as in glTF. Charts are never mirrored.
+Let t be the tangent along +u and n the normal. Then b = cross(n, t) points up in the image (−v). This is the
+frame of glTF's normal maps with handedness w = +1 everywhere.
 """
 
 import importlib.util
@@ -29,20 +29,20 @@ logger = logging.getLogger(__name__)
 Method = Literal["auto", "xatlas", "uvunwrap", "projection"]
 TextureSide = Annotated[int, Field(ge=16, le=16384)]
 
-# Above this many faces xatlas takes more than about 7 s, and its time grows faster than linearly (2 cores:
-# 6.5 s at 20 k faces, 45 s at 61 k, 161 s at 199 k; uvunwrap 0.6, 1.6 and 6.9 s).
+# The maximum number of faces for xatlas. Its time grows faster than linearly: 6.5 s for 20,000 faces, 45 s
+# for 61,000 and 161 s for 199,000 on 2 cores. uvunwrap takes 0.6 s, 1.6 s and 6.9 s.
 XATLAS_MAX_FACES = 20_000
 
-# A surface with more edges folded by over 60 degrees counts as torn. A trained surface has no such edges. A
-# surface from random weights has about 400,000. On torn surfaces uvunwrap makes charts of a few faces. Their
-# margins fill one texture or several, and uvunwrap may panic (2 cores: 1.5 M faces, 60,000 such edges, 70 s
-# and 3 pages).
+# A surface is torn if it has more edges than this with a fold of over 60 degrees. A trained surface has no
+# such edges. A surface from random weights has about 400,000. On torn surfaces, uvunwrap makes charts of a
+# few faces. Their margins fill one texture or several textures, and uvunwrap may panic. For example, it takes
+# 70 s and 3 textures for 1.5 million faces with 60,000 such edges on 2 cores.
 MAX_FOLDED_EDGES = 10_000
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ExportConfig:
-    """How the final mesh is unwrapped and baked."""
+    """Config keys for unwrapping and baking the final mesh."""
 
     texture_res: tuple[TextureSide, TextureSide] = Field(
         (1024, 1024), description="height and width of the baked textures in pixels"
@@ -76,15 +76,16 @@ class ExportConfig:
 
 
 def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int) -> Mesh:
-    """The mesh with new uv in [0,1], uv_faces and tangents. Charts are not mirrored and do not overlap.
+    """Return the mesh with new uv in [0,1], uv_faces and tangents. Charts are not mirrored and do not
+    overlap.
 
-    resolution is (height, width) of the texture, padding the free texels around each chart. Positions and
-    faces do not change. The time is bounded for any mesh: if a library fails or takes too long, the
-    projection is used, with a warning. Raises ValueError if there are no faces.
+    resolution: (height, width) of the texture. padding: number of free texels around each chart. Positions
+    and faces do not change. The time is bounded for any mesh. If a library fails or takes too long, a warning
+    is logged and the projection is used. Raises ValueError if there are no faces.
     """
     if len(mesh.faces) == 0:
         raise ValueError("cannot unwrap a mesh without faces")
-    # Positions are scaled to unit size, because xatlas splits very small meshes into several pages.
+    # Positions are scaled to unit size, because xatlas uses several textures for very small meshes.
     extent = (mesh.v_pos.amax(0) - mesh.v_pos.amin(0)).max().clamp(min=1e-30)
     scaled = (mesh.v_pos.detach() - mesh.v_pos.amin(0)) / extent
     positions = np.ascontiguousarray(scaled.cpu().numpy(), dtype=np.float32)
@@ -92,7 +93,7 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
     start = time.perf_counter()
     uv, uv_faces, how = _unwrapped(positions, faces, method, max(resolution), padding)
     logger.info("unwrapped %d faces into %s in %.1f s", len(faces), how, time.perf_counter() - start)
-    # All methods keep counter-clockwise faces counter-clockwise with v upward, but our v grows downward.
+    # In the results of all methods, v increases upward. In this program, v increases downward.
     uv[:, 1] = 1 - uv[:, 1]
     device = mesh.v_pos.device
     unwrapped = replace(
@@ -107,7 +108,7 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
 def _unwrapped(
     positions: np.ndarray, faces: np.ndarray, method: Method, side: int, padding: int
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """uv, uv_faces and a description of charts and method for the log."""
+    """Return uv, uv_faces and a description of charts and method for the log."""
     chosen = _choose(method, positions, faces)
     if chosen != "projection":
         try:
@@ -130,7 +131,7 @@ def _unwrapped(
 
 
 def _choose(method: Method, positions: np.ndarray, faces: np.ndarray) -> str:
-    """The method for `auto`, or the alternative if a library is missing."""
+    """Return the method for `auto`, or the alternative if a library is missing."""
     if method == "projection":
         return method
     preferred = method
@@ -148,8 +149,8 @@ def _choose(method: Method, positions: np.ndarray, faces: np.ndarray) -> str:
 
 
 def _face_grid(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two faces in each cell of a square grid, separated by a margin. Fits any mesh, with a seam at every
-    edge.
+    """Return uv and uv_faces with two faces in each cell of a square grid, separated by a margin. This works
+    for any mesh, but there is a seam at every edge.
     """
     side = math.ceil(math.sqrt((count + 1) // 2))
     lower = np.array([[0.08, 0.08], [0.82, 0.08], [0.08, 0.82]])
@@ -161,25 +162,29 @@ def _face_grid(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def uv_areas(mesh: Mesh) -> Float[Tensor, " F"]:
-    """Signed texture area of each face as a fraction of the image. It is negative for mirrored charts."""
+    """Return the signed texture area of each face as a fraction of the image. It is negative in mirrored
+    charts.
+    """
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     a, b, c = (mesh.uv[mesh.uv_faces[:, corner]] for corner in range(3))
     ab, ac = b - a, c - a
-    # v grows downward, so a counter-clockwise face has a negative determinant.
+    # The sign is changed, because v increases downward: a counter-clockwise face has a negative determinant.
     return (ab[:, 1] * ac[:, 0] - ab[:, 0] * ac[:, 1]) / 2
 
 
 def tangents(mesh: Mesh) -> Float[Tensor, "U 3"]:
-    """Unit tangent at each uv vertex: the direction of increasing u on the surface, orthogonal to the normal.
+    """Return the unit tangent at each uv vertex. It is the direction of increasing u, orthogonal to the
+    normal.
 
-    Faces are weighted by size. If the faces of a uv vertex have no texture area, any direction orthogonal to
-    the normal is returned.
+    Faces are weighted by size. If the faces of a uv vertex have no texture area, the tangent is an arbitrary
+    direction orthogonal to the normal.
     """
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     p0, p1, p2 = (mesh.v_pos[mesh.faces[:, corner]] for corner in range(3))
     t0, t1, t2 = (mesh.uv[mesh.uv_faces[:, corner]] for corner in range(3))
     dv1, dv2 = (t1 - t0)[:, 1:], (t2 - t0)[:, 1:]
-    # ∂p/∂u · det for p(u, v), which is linear over the face. The sign of the determinant orients it along +u.
+    # The vector is ∂p/∂u · det for the linear map p(u, v) of the face. The sign of the determinant orients it
+    # along +u.
     along_u = ((p1 - p0) * dv2 - (p2 - p0) * dv1) * -torch.sign(uv_areas(mesh))[:, None]
     summed = mesh.v_pos.new_zeros(len(mesh.uv), 3)
     for corner in range(3):
@@ -188,7 +193,7 @@ def tangents(mesh: Mesh) -> Float[Tensor, "U 3"]:
 
 
 def uv_normals(mesh: Mesh) -> Float[Tensor, "U 3"]:
-    """The smooth normal at each uv vertex."""
+    """Return the smooth normal at each uv vertex."""
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     position_of = torch.zeros(len(mesh.uv), dtype=torch.long, device=mesh.faces.device)
     position_of[mesh.uv_faces.reshape(-1).long()] = mesh.faces.reshape(-1).long()
@@ -196,11 +201,14 @@ def uv_normals(mesh: Mesh) -> Float[Tensor, "U 3"]:
 
 
 def orthonormal_tangents(tangent: Float[Tensor, "N 3"], normal: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-    """The component of each tangent orthogonal to its unit normal, normalised (Gram-Schmidt)."""
+    """Return the normalised component of each tangent that is orthogonal to its unit normal
+    (Gram-Schmidt).
+    """
     flat = tangent - normal * (tangent * normal).sum(-1, keepdim=True)
     length = flat.norm(dim=-1, keepdim=True)
     usable = length > 1e-4 * tangent.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-    # The axis with the smallest normal component is never parallel to the normal.
+    # The replacement is based on the axis with the smallest normal component, because this axis is never
+    # parallel to the normal.
     axis = torch.nn.functional.one_hot(normal.abs().argmin(-1), 3).to(normal.dtype)
     fallback = torch.linalg.cross(normal, axis, dim=-1)
     chosen = torch.where(usable, flat / length.clamp(min=1e-30), fallback)
@@ -208,7 +216,7 @@ def orthonormal_tangents(tangent: Float[Tensor, "N 3"], normal: Float[Tensor, "N
 
 
 def prepare_uv(mesh: Mesh, config: ExportConfig, rasteriser: Rasteriser) -> Mesh:
-    """The mesh with uv for baking: its own uv with tangents, or new ones if its own are unusable."""
+    """Return the mesh with uv and tangents for baking. If its own uv are not usable, it gets new uv."""
     fault = uv_fault(mesh, rasteriser)
     if fault is None:
         return replace(mesh, tangents=tangents(mesh))
@@ -223,9 +231,9 @@ def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 761, allow_mirrored
     allow_mirrored: charts may be mirrored, because the mesh has a handedness.
 
     Overlaps are detected from areas: overlapping charts have a larger total area than the pixels that they
-    cover in a side × side image. The side has no common factor with usual texture sizes. With a common
-    factor, all pixels would have the same position relative to the texels, to which thousands of small charts
-    are aligned.
+    cover in a side × side image. The side has no common factor with usual texture sizes. Small charts are
+    often aligned with texels. With a common factor, all pixels would have the same position relative to the
+    texels, and the measured area would be wrong.
     """
     if mesh.uv is None or mesh.uv_faces is None:
         return "it has no texture coordinates"
@@ -245,7 +253,9 @@ def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 761, allow_mirrored
 
 
 def uv_clip(mesh: Mesh) -> Float[Tensor, "U 4"]:
-    """Clip-space positions that map every uv vertex to its position in the image, for a rasteriser."""
+    """Return clip-space positions with which a rasteriser draws every uv vertex at its position in the
+    image.
+    """
     assert mesh.uv is not None, "the mesh has no texture coordinates"
     flat = mesh.uv * 2 - 1
     return torch.cat([flat, torch.zeros_like(flat[:, :1]), torch.ones_like(flat[:, :1])], -1)

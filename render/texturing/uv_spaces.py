@@ -1,8 +1,9 @@
-"""The texture of each material of a mesh with parts: which faces share texels, and which uv can be kept.
+"""Analysis of the uv of a mesh with parts: which faces share texels, and which materials keep their uv.
 
-A texture can represent a material if every texel belongs to one surface point, or to points of faces whose
-uv triangles are equal (mirrored halves, repeated copies). Faces with equal uv triangles share the field at
-the points of the first of them. uv in another tile of a repeating texture count as those in [0, 1].
+A texture can represent a material if every texel belongs to one surface point, or to points of faces with
+equal uv triangles (mirrored halves, repeated copies). Faces with equal uv triangles share the field at the
+points of the first of these faces. uv in another tile of a repeating texture are treated as the corresponding
+uv in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -17,20 +18,21 @@ from render.mesh_io.surface_material import SurfaceMaterial
 from render.raster.interface import Rasteriser
 from render.texturing.uv import tangents, uv_areas, uv_fault
 
-# uv are rounded to this many steps before they are compared. A step is a sixteenth of a texel of a 4096²
-# texture.
+# The number of steps to which uv are rounded before they are compared. A step is a sixteenth of a texel of a
+# 4096² texture.
 STEPS = 2**16
 OUTSIDE = 1e-4
 
 
 @dataclass(frozen=True)
 class UVSpaces:
-    """How the faces of a mesh use the textures of their materials.
+    """A description of how the faces of a mesh use the textures of their materials.
 
-    tile_uv [F,3,2]: uv in [0, 1] for baking, of faces whose material keeps its uv. source [F]: the face
-    whose surface points each face takes its material from; itself unless an earlier face has the same uv
-    triangle. source_corner [F,3]: the corner of that face at each corner. faults: for each material, why its
-    uv cannot be kept, None if they can.
+    tile_uv [F,3,2]: uv in [0, 1] for baking, valid for faces whose material keeps its uv. source [F]: for
+    each face, the face at whose surface points its material is evaluated. This is the first face with the
+    same uv triangle, which may be the face itself. source_corner [F,3]: for each corner, the corresponding
+    corner of the source face. faults: for each material, the reason why its uv cannot be kept, or None if
+    they can be kept.
     """
 
     tile_uv: Float[Tensor, "F 3 2"]
@@ -40,13 +42,14 @@ class UVSpaces:
 
     @property
     def own(self) -> Bool[Tensor, " F"]:
-        """The faces that do not take their material from another face."""
+        """Return the faces whose source is the face itself."""
         return self.source == torch.arange(len(self.source), device=self.source.device)
 
 
 def split_by_handedness(mesh: Mesh, group: Int[Tensor, " F"]) -> Mesh:
-    """The mesh with tangents and handedness, its uv vertices split between faces of different handedness or
-    `group`."""
+    """Return the mesh with tangents and handedness. uv vertices are split between faces of different
+    handedness or `group`.
+    """
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     mirrored = (uv_areas(mesh) < 0).long()
     kind = (2 * group + mirrored)[:, None].expand(-1, 3)
@@ -64,9 +67,9 @@ def find_uv_spaces(
     materials: Sequence[SurfaceMaterial],
     rasteriser: Rasteriser,
 ) -> UVSpaces:
-    """Which faces share texels, and which materials keep their uv.
+    """Return which faces share texels, and which materials keep their uv.
 
-    has_uv: the faces whose uv are those of the file. The others have been unwrapped for painting.
+    has_uv: whether the uv of a face are those of the file. All other faces were unwrapped for painting.
     """
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     uv = mesh.uv[mesh.uv_faces]
@@ -97,9 +100,12 @@ def find_uv_spaces(
 def _shared(
     tile_uv: Float[Tensor, "F 3 2"], face_material: Int[Tensor, " F"]
 ) -> tuple[Int[Tensor, " F"], Int[Tensor, "F 3"]]:
-    """The first face of the same material with the same uv triangle, and its corner at each corner."""
+    """Return for each face the first face with the same material and uv triangle, and its corresponding
+    corners.
+    """
     steps = (tile_uv.double() * STEPS).round().long()
-    # Corners in the order of their uv: the same for each rotation and reflection of a triangle.
+    # The corners are sorted by uv, so that the order is the same for each rotation and reflection of a
+    # triangle.
     code = steps[..., 0] * (4 * STEPS) + steps[..., 1]
     ordered, order = code.sort(-1)
     keys = torch.cat([ordered, face_material[:, None]], -1)
@@ -132,7 +138,7 @@ def _fault(
 
 
 def own_uv_mesh(mesh: Mesh, tile_uv: Float[Tensor, "F 3 2"], faces: Int[Tensor, " M"]) -> Mesh:
-    """Some faces of a mesh, with uv in [0, 1] of their own at each corner."""
+    """Return a mesh of some faces. Each corner has its own uv vertex in [0, 1]."""
     count = len(faces)
     return Mesh(
         mesh.v_pos,
