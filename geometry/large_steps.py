@@ -113,7 +113,7 @@ class _Solve(torch.autograd.Function):
 
 
 def smooth(x: Float[Tensor, "V 3"], solver: Solver) -> Float[Tensor, "V 3"]:
-    """Return (I + λL)⁻¹ x. Differentiable with respect to x."""
+    """Return (I + λL)⁻¹ x. The result is differentiable with respect to x."""
     return _Solve.apply(x, solver)
 
 

@@ -63,10 +63,10 @@ def compact_topology(
     edges: Int[Tensor, "E 2"],
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
-    """Compute the vertices of crossed edges in ascending order, and the surface topology for these vertices.
+    """Return the vertices of crossed edges in ascending order, and the surface topology for these vertices.
 
-    Returns (vertices [U], ends [N,2] of each crossed edge as indices into vertices, faces [M,3] as indices of
-    crossed edges). All are int64 and identical on every device.
+    The result is (vertices [U], ends [N,2] of each crossed edge as indices into vertices, faces [M,3] as
+    indices of crossed edges). All are int64 and identical on every device.
     """
     # The Triton kernels are used only if Triton works on the device.
     if inside.device.type == "cuda" and triton_works(inside.device):
@@ -121,8 +121,9 @@ def _corners_inside(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -
 def crossing_points(
     v_pos: Float[Tensor, "V 3"], sdf: Float[Tensor, " V"], ends: Int[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """Return the zeros of sdf on edges whose ends differ in sign. Differentiable with respect to v_pos and
-    sdf.
+    """Return the zeros of sdf on edges whose ends differ in sign.
+
+    The result is differentiable with respect to v_pos and sdf.
     """
     start, end = ends.unbind(-1)
     # The backward pass of index_select uses additions. The backward pass of indexing uses a sort, which is

@@ -68,8 +68,8 @@ def _as_pair(value: float | tuple[float, float]) -> tuple[float, float]:
 def normal_consistency(mesh: Mesh) -> Float[Tensor, ""]:
     """Return Σ over edges of c (1 − n_a · n_b), where n_a and n_b are the unit normals of the edge's faces.
 
-    c = min(1, min(area_a, area_b) / (FULL_WEIGHT_AREA · mean area)), without gradient.
-    An edge with k > 2 faces contributes k − 1 pairs. A boundary edge contributes none.
+    c = min(1, min(area_a, area_b) / (FULL_WEIGHT_AREA · mean area)). It has no gradient. An edge with k > 2
+    faces contributes k − 1 pairs. A boundary edge contributes none.
     """
     faces, same = _edge_neighbours(mesh.faces, len(mesh.v_pos))
     cross = face_cross(mesh.v_pos, mesh.faces)

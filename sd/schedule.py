@@ -53,7 +53,7 @@ APPEARANCE_WEIGHTS: dict[int, tuple[Weight, Weight]] = {
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Config keys of the number of steps, the phases and their ranges of t."""
+    """Config keys for the number of steps, the phases and their ranges of t."""
 
     iter: int = Field(5000, ge=1, description="number of steps, including the fit of the start shape")
     coarse_iter: int = Field(

@@ -181,7 +181,8 @@ class StableDiffusion(nn.Module):
     def encode(
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B C h w"]:
-        """Return scaled samples of the VAE's posterior. Differentiable with respect to the images.
+        """Return scaled samples of the VAE's posterior. The result is differentiable with respect to the
+        images.
 
         images: in [−1, 1]. noise: the standard normal noise of the samples.
         """
@@ -245,7 +246,8 @@ class StableDiffusion(nn.Module):
         text: Float[Tensor, "N L D"],
         conditions: ViewConditions,
     ) -> Float[Tensor, "N C h w"]:
-        """Return the noise that the denoiser `lora` predicts. Differentiable with respect to its parameters.
+        """Return the noise that the denoiser `lora` predicts. The result is differentiable with respect to
+        the parameters of `lora`.
 
         The other arguments are those of `predict_noise`. conditions must contain the cameras.
         """

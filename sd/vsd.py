@@ -1,8 +1,8 @@
 """The denoiser φ that VSD trains (arXiv 2305.16213). It is the prior with a LoRA and a camera embedding.
 
 φ is trained to predict the noise in noisy renders. Its loss is ‖e_φ(x_t; t, text, camera) − ε‖². The score
-uses the same x_t, so one evaluation of φ serves for the loss and the score. At the start, φ equals the prior
-with the prompt.
+uses the same x_t, so one evaluation of φ serves for the loss and the score. At the start, φ predicts the same
+noise as the prior with the prompt.
 """
 
 import copy

@@ -91,7 +91,7 @@ def crossings(
     ends: Int[Tensor, "N 2"],
     reach: float,
 ) -> Float[Tensor, "N 3"]:
-    """Compute `DMTet.crossings`.
+    """Return the result of `DMTet.crossings`.
 
     raw: the network output (s, d) [U,4] at the vertices of crossed edges: field and offset. The result is
     differentiable with respect to raw.

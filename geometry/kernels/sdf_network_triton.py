@@ -1,4 +1,4 @@
-"""The MLP of the SDF network in one fused Triton kernel, without gradients.
+"""The MLP of the SDF network in one fused Triton kernel. There is no backward pass.
 
 The matrix products use tensor cores with three TF32 passes. The precision is about that of float32.
 """

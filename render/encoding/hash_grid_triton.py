@@ -20,7 +20,7 @@ from triton import language as tl
 from render.encoding.hash_levels import GridLevel
 
 BLOCK = 128
-# Four levels of two floats fill one 32-byte sector of the output.
+# The number of levels per program. Four levels with two floats each fill one 32-byte sector of the output.
 LEVELS_PER_PROGRAM = 4
 # Multipliers of y and z in the spatial hash. The multiplier of x is 1.
 PRIMES = (2654435761, 805459861)

@@ -76,7 +76,7 @@ def write_png(
 
 
 def read_image(path: Path | str) -> Float[Tensor, "H W 3"]:
-    """Read an image file as RGB in [0,1]. Raises FileNotFoundError if it does not exist."""
+    """Read an image file as RGB in [0,1]. Raises FileNotFoundError if the file does not exist."""
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
 

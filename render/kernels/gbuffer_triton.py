@@ -132,7 +132,7 @@ def _backward(
         store_vec3(grad_values + 6 * pixel_index + 3, unit_backward(d_smooth, smooth, inv_smooth), mask)
     if grad_v_pos is not None:
         d_face = unit_backward(scale(d_normal, 1 - blend), face, inv_face)
-        # With f = p × q: ∂L/∂p = q × ∂L/∂f, ∂L/∂q = ∂L/∂f × p.
+        # For f = p × q, the gradients are ∂L/∂p = q × ∂L/∂f and ∂L/∂q = ∂L/∂f × p.
         d_b, d_c = cross(edges[1], d_face), cross(d_face, edges[0])
         d_a = scale(add(d_b, d_c), -1.0)
         add_to_corners(grad_v_pos, vertices, d_a, d_b, d_c, mask & (blend < 1))
@@ -150,8 +150,8 @@ def surface_points(
 ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None, Float[Tensor, "N 3"]]:
     """Return position, normal and to_viewer at the covered pixels; see gbuffer.surface_points.
 
-    All tensors are float32 except pixel, which is int64 and has no duplicates. Differentiable in values and
-    v_pos.
+    All tensors are float32 except pixel, which is int64 and has no duplicates. The results are differentiable
+    with respect to values and v_pos.
     """
     return _SurfacePoints.apply(values, rast.detach(), pixel, faces, v_pos, camera, normals)
 

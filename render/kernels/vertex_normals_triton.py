@@ -84,7 +84,7 @@ def _normalize_backward(summed, grad, vertex, mask):
 def _backward(v_pos, faces, summed, grad, grad_v_pos, count, BLOCK: tl.constexpr):
     """Add the gradient of the positions to grad_v_pos [V,3], which must start at zero.
 
-    For f = p × q: ∂L/∂p = q × ∂L/∂f and ∂L/∂q = ∂L/∂f × p.
+    For f = p × q, the gradients are ∂L/∂p = q × ∂L/∂f and ∂L/∂q = ∂L/∂f × p.
     """
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = face < count

@@ -12,7 +12,8 @@ import numba
 import numpy as np
 from jaxtyping import Float, Int
 
-# The maximum number of tests of corners and cells for all polygons of a file. They take a few seconds.
+# The maximum number of tests of corners and cells for all polygons of a file. This number of tests takes a
+# few seconds.
 MOST_TESTS = 300_000_000
 # The rules of the ear test. If no ear is found, the next rule is used. STRICT: a corner inside the triangle
 # or on its outline prevents an ear. LAX: only a corner inside the triangle prevents an ear. ANY: no corner

@@ -59,7 +59,9 @@ class Nodes:
         return self.world[node]
 
     def instances(self, node: int) -> Float[np.ndarray, "I 4 4"]:
-        """Return the world transforms of a node's mesh. With EXT_mesh_gpu_instancing, there are several."""
+        """Return the world transforms of a node's mesh. There are several transforms if the node uses
+        EXT_mesh_gpu_instancing.
+        """
         instancing = self.entry(node).get("extensions", {}).get("EXT_mesh_gpu_instancing")
         if not instancing:
             return self.place(node)[None]

@@ -43,7 +43,8 @@ class Rasteriser(Protocol):
         """Interpolate vertex attributes at the pixel centres. The result is 0 in the background.
 
         `faces` contains indices into `attributes`. It may differ from the rasterised faces, for example at
-        texture seams, if row f describes the same face. Differentiable with respect to attributes, u and v.
+        texture seams, if row f describes the same face. The result is differentiable with respect to
+        attributes, u and v.
         """
 
     def antialias(
@@ -53,11 +54,11 @@ class Rasteriser(Protocol):
         clip: Float[Tensor, "B V 4"],
         faces: Int[Tensor, "F 3"],
     ) -> Float[Tensor, "B H W C"]:
-        """Blend the pixels along visible silhouettes by coverage. Differentiable with respect to colour and
-        clip.
+        """Blend the pixels along visible silhouettes by coverage.
 
-        Only this function gives gradients for an object's outline. Vertices at the same position must share
-        an index, because an edge with only one face counts as an open border.
+        The result is differentiable with respect to colour and clip. Only this function gives gradients for
+        an object's outline. Vertices at the same position must share an index, because an edge with only one
+        face counts as an open border.
         """
 
     def texture(
@@ -66,5 +67,5 @@ class Rasteriser(Protocol):
         """Sample a texture bilinearly. Coordinates are clamped at the border.
 
         The centre of texel (i, j) is v = (i + 0.5)/Ht, u = (j + 0.5)/Wt. uv (0, 0) is the top-left corner of
-        the texture. Differentiable with respect to texture and uv.
+        the texture. The result is differentiable with respect to texture and uv.
         """

@@ -111,7 +111,7 @@ def edge_normals(corners: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 3 3"]:
 
 
 def determinant(corners: Float[Tensor, "N 3 4"]) -> Float[Tensor, " N"]:
-    """Return v₀ · (v₁ × v₂) over (x, y, w). The sign tells which side of the face is visible."""
+    """Return v₀ · (v₁ × v₂) over (x, y, w). The sign determines which side of the face is visible."""
     a, b, c = corners[..., [0, 1, 3]].unbind(-2)
     return (a * torch.linalg.cross(b, c, dim=-1)).sum(-1)
 

@@ -222,8 +222,9 @@ def crossing_position(
     line: Int[Tensor, " N"],
     resolution: tuple[int, int],
 ) -> Float[Tensor, " N"]:
-    """Return the coordinate in pixels at which an edge crosses the line through the pixel centres of row
-    `line` (axis 0; coordinate x) or of column `line` (axis 1; coordinate y).
+    """Return the position in pixels at which an edge crosses a line of pixel centres.
+
+    For axis 0, this is the x coordinate in row `line`. For axis 1, this is the y coordinate in column `line`.
     """
     height, width = resolution
     steep = axis == 0
@@ -253,11 +254,11 @@ def is_edge_visible(
 def blend_pairs(
     colour: Float[Tensor, "B H W C"], clip: Float[Tensor, "B V 4"], pairs: Pairs
 ) -> Float[Tensor, "B H W C"]:
-    """Blend the pairs by coverage. Differentiable with respect to colour and clip.
+    """Blend the pairs by coverage.
 
-    A pixel may belong to several pairs. Let a be the sum of its horizontal weights and b the sum of its
-    vertical weights. The weight of the pixel's own colour is (1 − a)(1 − b). This product is exact for a
-    corner and is never negative.
+    The result is differentiable with respect to colour and clip. A pixel may belong to several pairs. Let a
+    be the sum of its horizontal weights and b the sum of its vertical weights. The weight of the pixel's own
+    colour is (1 − a)(1 − b). This product is exact for a corner and is never negative.
     """
     height, width = colour.shape[1:3]
     steep = pairs.axis == 0

@@ -3,8 +3,8 @@
 Directions are in world space, which is right-handed with +y up. They need not have unit length.
 
 A lat-long map (equirectangular) has +y in row 0 and −y in the last row. The centre of the image is −z, the
-direction in which a camera at azimuth 0 (on +z) looks. A quarter of the width to the right of the centre is
-+x. The left and right borders are both +z.
+direction in which a camera at azimuth 0 (on +z) looks. The direction +x is a quarter of the width to the
+right of the centre. The left and right borders are both +z.
 
 A cube map [6,R,R,3] has the faces +x, −x, +y, −y, +z, −z. `FACE_AXES` contains the axes of rows and columns.
 A cube is sampled from a table in which every face has a border of one texel from the adjacent faces, so that

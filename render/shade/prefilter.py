@@ -211,10 +211,10 @@ def numba_convolution() -> Callable[[list[LookupGroup], Tensor], Tensor] | None:
 
 
 def convolve_torch(groups: list[LookupGroup], frames: Float[Tensor, "3 N 3"]) -> Float[Tensor, "N 3"]:
-    """Return the weighted sum of lookups over all groups for each of N coordinate frames. Differentiable.
+    """Return the weighted sum of lookups over all groups for each of N coordinate frames.
 
-    groups: tuples of a bordered cube, its size, S directions in the frame, and the weight of each direction.
-    frames: tangent, bitangent and normal of each texel.
+    The result is differentiable. groups: tuples of a bordered cube, its size, S directions in the frame, and
+    the weight of each direction. frames: tangent, bitangent and normal of each texel.
     """
     parts = [sum(_weighted_lookups(*group, axes) for group in groups) for axes in frames.split(CHUNK, dim=1)]
     return torch.cat(parts)

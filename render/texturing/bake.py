@@ -149,7 +149,7 @@ def _barycentric(
 
 
 def fill_unknown(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Float[Tensor, "H W C"]:
-    """Fill each unknown texel with the mean of the known texels in the smallest aligned block that has any.
+    """Fill each unknown texel with the mean of known texels in the smallest aligned block that contains any.
 
     Blocks have 2^k × 2^k texels. A mip level is the mean of such blocks, so it depends only on known texels.
     The result is zero if no texel is known.

@@ -24,7 +24,7 @@ from render.texturing.uv_spaces import own_uv_mesh
 logger = logging.getLogger(__name__)
 
 FEWEST_POINTS, MOST_POINTS = 2**11, 2**16
-# The maximum number of texels in memory. If textures have more texels, a random subset is used.
+# The maximum number of texels in memory. If the textures have more texels, a random subset is used.
 MOST_TEXELS = 2**21
 # The minimum distance of targets from the bounds of the field. At the bounds, the gradient of the field's
 # sigmoid vanishes.

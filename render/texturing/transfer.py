@@ -1,4 +1,4 @@
-"""Transfer of a painted material to another mesh of the same surface. It may have fewer faces or other uv.
+"""Transfer of a painted material to another mesh of the same surface, with fewer faces or other uv.
 
 A point of the new mesh gets the material at the nearest point of the painted mesh. The normal at this point
 is converted to world space and then to the tangent space of the new mesh. The new normals therefore contain

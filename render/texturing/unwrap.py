@@ -58,8 +58,8 @@ def unwrap_with(
         input_file, output_file, errors = (Path(name) / file for file in ("in.npz", "out.npz", "errors.txt"))
         arrays = {"positions": positions.astype(np.float32), "faces": faces.astype(np.uint32)}
         np.savez(input_file, **arrays, side=side, padding=padding)
-        # With -P, modules in the folder of the script are not imported. They have names that other packages
-        # also use.
+        # With -P, modules in the folder of the script are not imported. These modules have names that other
+        # packages also use.
         _run([sys.executable, "-P", str(WORKER), library, str(input_file), str(output_file)], errors, timeout)
         with np.load(output_file) as record:
             uv, uv_faces = record["uv"], record["uv_faces"]

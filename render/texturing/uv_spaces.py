@@ -1,4 +1,5 @@
-"""Analysis of the uv of a mesh with parts: which faces share texels, and which materials keep their uv.
+"""Analysis of the uv of a mesh with parts. It finds which faces share texels and which materials keep their
+uv.
 
 A texture can represent a material if every texel belongs to one surface point, or to points of faces with
 equal uv triangles (mirrored halves, repeated copies). Faces with equal uv triangles share the field at the

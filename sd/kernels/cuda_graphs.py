@@ -57,7 +57,7 @@ class GraphCache(Generic[R]):
 
 @dataclass(frozen=True)
 class Recording:
-    """A captured call with its input and output buffers."""
+    """A captured call of a function, with its input and output buffers."""
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
@@ -65,7 +65,7 @@ class Recording:
 
 
 class InferenceCUDAGraph:
-    """A function from tensors to one tensor, without gradients. On CUDA it is replayed as a graph."""
+    """A function from tensors to one tensor without gradients. On CUDA, it is replayed as a graph."""
 
     def __init__(self, function: Callable[..., Tensor]):
         self._function = function
@@ -139,7 +139,7 @@ class DifferentiableRecording:
 
     @property
     def backward_pending(self) -> bool:
-        """Whether an output exists whose backward pass has not run yet."""
+        """Return whether there is an output whose backward pass has not run yet."""
         return self.current_token() is not None
 
     def start_forward(self) -> ReplayToken:
@@ -153,7 +153,7 @@ class DifferentiableRecording:
 
 
 class ReplayFunction(torch.autograd.Function):
-    """A `DifferentiableRecording` as an autograd operation."""
+    """An autograd operation that replays a `DifferentiableRecording`."""
 
     @staticmethod
     def forward(ctx, x, recording):
@@ -173,7 +173,7 @@ class ReplayFunction(torch.autograd.Function):
 
 
 class DifferentiableCUDAGraph:
-    """A function of one tensor with a gradient for its input. On CUDA it is replayed as a graph.
+    """A function of one tensor with a gradient for its input. On CUDA, it is replayed as a graph.
 
     The graphs keep the activations permanently, so inputs of more than `max_elements` elements run eagerly.
     There is one activation buffer, so a call before the previous call's backward pass also runs eagerly.

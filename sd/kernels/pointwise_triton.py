@@ -22,7 +22,7 @@ def _geglu(x, y, inner, BLOCK: tl.constexpr):
 
 
 def geglu(x):
-    """See `sd.kernels.reference.geglu`. Not differentiable."""
+    """See `sd.kernels.reference.geglu`. The result is not differentiable."""
     assert not (x.requires_grad and torch.is_grad_enabled())
     x = x.contiguous()
     inner = x.shape[-1] // 2

@@ -31,7 +31,7 @@ def group_norm(
 ) -> Float[Tensor, "B C H W"]:
     """Apply group normalisation (arXiv 1803.08494) to x + shift, then SiLU if `silu` is true.
 
-    Differentiable with respect to x only.
+    The result is differentiable with respect to x only.
     """
     if shift is not None:
         x = x + shift.detach()[:, :, None, None]
@@ -48,7 +48,7 @@ def sum_norm(
 ) -> tuple[Float[Tensor, "*M C"], Float[Tensor, "*M C"]]:
     """Return the sum s = x + y (s = x if y is None) and the layer normalisation of s (arXiv 1607.06450).
 
-    Not differentiable.
+    The results are not differentiable.
     """
     total = x if y is None else x + y
     return total, F.layer_norm(total, weight.shape, weight, bias, eps)
@@ -63,12 +63,12 @@ def geglu(x: Float[Tensor, "*M I2"]) -> Float[Tensor, "*M I"]:
 def biased_sum(
     x: Float[Tensor, "B C H W"], y: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"], scale: float = 1.0
 ) -> Float[Tensor, "B C H W"]:
-    """Return (x + y + bias) · scale. Differentiable with respect to x and y."""
+    """Return (x + y + bias) · scale. The result is differentiable with respect to x and y."""
     return (x + (y + bias.detach()[:, None, None])) * scale
 
 
 def add_bias(x: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"]) -> Float[Tensor, "B C H W"]:
-    """Return x + bias. The sum is written into x if possible. Not differentiable."""
+    """Return x + bias. The sum is written into x if possible. It is not differentiable."""
     return x.add_(bias[:, None, None])
 
 

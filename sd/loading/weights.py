@@ -127,7 +127,7 @@ def views_accepted() -> Iterator[None]:
 
 
 def _latent_size(folder: Path, unet: Mapping[str, object], prediction: str) -> object:
-    """Return the side of the latents in the denoiser's training, from its config.json.
+    """Return the side of the latents with which the denoiser was trained, according to its config.json.
 
     A sample_size of [64, 64] means 64. If sample_size is missing, the side is computed from the VAE's image
     size. If the image size is missing too, the side is 64 as in 1.x and 2.x-base, or 96 for a 2.x model that

@@ -29,8 +29,8 @@ def build_edges(faces, vertex_count):
             a, b = faces[face, (corner + 1) % 3], faces[face, (corner + 2) % 3]
             if a == b:
                 continue
-            # The edges of a vertex are sorted by their larger vertex. Insertion sort suffices, because they
-            # are few.
+            # The edges of a vertex are sorted by their larger vertex. Insertion sort is fast, because a
+            # vertex has few edges.
             low, high = min(a, b), max(a, b)
             slot = fill[low]
             fill[low] += 1
