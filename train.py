@@ -7,14 +7,17 @@ on the weights, the seed, the rank and the index of the step, so the same comman
 torchrun, all processes perform every step together, and only rank 0 writes files.
 """
 
+import gc
 import os
 import sys
 
 from training import check_environment, signals
 
-# The imports take seconds. Until they have finished, Ctrl-C ends the process without a traceback.
+# The imports take seconds. Until they have finished, Ctrl-C ends the process without a traceback, and the
+# garbage collector is off, because imported modules are never freed.
 if __name__ == "__main__":
     signals.die_on_interrupt()
+    gc.disable()
 # The check runs before packages that may be missing are imported, so it reports them without a traceback.
 if __name__ == "__main__" and check_environment.OPTION in sys.argv[1:]:
     sys.exit(check_environment.main(sys.argv[1:]))
@@ -27,7 +30,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTORCH_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
-import gc
 import logging
 import signal
 import time
@@ -38,6 +40,7 @@ import torch
 
 from configs.cli import load_configs
 from configs.schema import Config
+from training.collector import collector_paused
 from training.console import describe_error, setup_logging
 from training.distributed import Distributed
 from training.export import OPTION as EXPORT_ONLY
@@ -65,6 +68,7 @@ def run_config(
 ) -> None:
     """Run one config: build the model, restore the last checkpoint, train and export."""
     started = time.monotonic()
+    gc.unfreeze()
     if torch.cuda.is_initialized():
         # Free the memory of an earlier config of this command.
         gc.collect()
@@ -72,7 +76,7 @@ def run_config(
         torch.cuda.reset_peak_memory_stats()
     with open_report(config, argv, distributed, progress) as report:
         log_start(config, progress, report.path)
-        with report.timed("set-up"):
+        with report.timed("set-up"), collector_paused():
             task, optimizer, device = build_task(config, distributed)
             step = restore_state(config, task.scene, optimizer, distributed, inputs=task.inputs)
         report.begin(step)
@@ -144,4 +148,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     run_and_exit(partial(main, sys.argv[1:]))

@@ -7,6 +7,8 @@ Functions outside kernels take at most six positional arguments.
 """
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,11 @@ HEAVY = {
     "tokenizers",
     "scipy",
 }
+# Packages that take long to import, in addition to HEAVY. A start imports them after the config has been
+# checked, or not at all.
+SLOW = {"transformers", "accelerate", "numba", "triton", "sympy", "torch._dynamo", "torch._inductor"}
+# Python code that prints the names of all modules that the module in argv[1] imports.
+LIST_IMPORTS = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sys.modules)"
 MAX_POSITIONAL = 6
 # The limit does not apply to kernels and their references, which take arrays and sizes by position.
 KERNEL_FOLDERS = ("kernels", "render/raster/triton", "render/raster/numba")
@@ -188,6 +195,13 @@ def test_heavy_packages_are_imported_inside_functions():
         if name.split(".")[0] in HEAVY
     }
     assert not found
+
+
+def test_a_start_imports_no_slow_package():
+    command = [sys.executable, "-c", LIST_IMPORTS, "train"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {"torch", "training.loop", "sd.stable_diffusion"} <= set(listed)
+    assert not {name for name in listed if name in SLOW or name.split(".")[0] in HEAVY | SLOW}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from sd.guidance import Guidance
 from sd.loading.control_folder import control_files, load_control_net, resolve_control_net
 from sd.mixed_guidance import MixedGuidance
 from sd.stable_diffusion import StableDiffusion
+from training.collector import collector_paused
 from training.input_files import InputFiles, control_model, model_paths
 from training.report.report_writer import RunReport
 
@@ -27,7 +28,7 @@ def build_guidance(
         ValueError, FileNotFoundError: if a model is missing, damaged or not suitable. The message is one line
             and contains the config key.
     """
-    with report.timed("the prior's set-up"):
+    with report.timed("the prior's set-up"), collector_paused():
         priors = load_priors(config, device, inputs)
         if warning := priors[0].unknown_prompt_warning(config.guidance.text):
             logger.warning("%s", warning)
