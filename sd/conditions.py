@@ -12,12 +12,14 @@ class ViewConditions:
     """Conditions of N views. A condition that the prior does not use is None.
 
     world_to_clip: the camera matrices. control: the control images of a ControlNet, in [0, 1].
-    control_weight: the factor on the residuals of the ControlNet.
+    control_weight: the factor on the residuals of the ControlNet. copies: the number of equal parts of the
+    batch. All parts have the same latents, timesteps and conditions. Only their texts differ.
     """
 
     world_to_clip: Float[Tensor, "N 4 4"] | None = None
     control: Float[Tensor, "N 3 S S"] | None = None
     control_weight: Float[Tensor, ""] | None = None
+    copies: int = 1
 
     def repeat(self, times: int) -> "ViewConditions":
         """Return the conditions of all views, repeated `times` times along the batch axis."""
@@ -25,7 +27,7 @@ class ViewConditions:
             None if tensor is None else torch.cat([tensor] * times)
             for tensor in (self.world_to_clip, self.control)
         )
-        return ViewConditions(cameras, control, self.control_weight)
+        return ViewConditions(cameras, control, self.control_weight, self.copies * times)
 
 
 NO_CONDITIONS = ViewConditions()

@@ -10,36 +10,39 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sd.kernels.fused_denoiser import call_denoiser
+from sd.kernels.fused_transformer import repeated
+
 Residuals = tuple[list[Tensor], Tensor]
 
 
 def residuals_of(
     control_net: nn.Module,
-    noisy: Float[Tensor, "N C h w"],
-    timesteps: Int[Tensor, " N"],
+    noisy: Float[Tensor, "B C h w"],
+    timesteps: Int[Tensor, " B"],
     text: Float[Tensor, "N L D"],
     conditions: Sequence[Tensor],
 ) -> Residuals:
     """Return the residuals for the down blocks and the middle block, multiplied by the ControlNet's weight.
 
-    conditions: the control image [N, 3, S, S] in [0, 1] and the weight [], followed by the camera [N, 16] if
-    the prior takes cameras.
+    conditions: the control image [B, 3, S, S] in [0, 1] and the weight [], followed by the camera [B, 16] if
+    the prior takes cameras. N is a multiple of B. The views are repeated N / B times.
     """
     control, weight, *camera = conditions
     down, middle = control_net(
-        noisy,
-        timesteps,
+        repeated(noisy, len(text)),
+        repeated(timesteps, len(text)),
         encoder_hidden_states=text,
-        controlnet_cond=control,
+        controlnet_cond=repeated(control, len(text)),
         conditioning_scale=weight,
-        class_labels=camera[0] if camera else None,
+        class_labels=repeated(camera[0], len(text)) if camera else None,
         return_dict=False,
     )
     return down, middle
 
 
 def controlled_noise_of(
-    unet: nn.Module,
+    denoiser: nn.Module,
     control_net: nn.Module,
     noisy: Tensor,
     timesteps: Tensor,
@@ -48,18 +51,11 @@ def controlled_noise_of(
 ) -> Tensor:
     """Return the output of a denoiser with the added residuals of a ControlNet.
 
-    conditions: see `residuals_of`.
+    denoiser, noisy, timesteps, text: see `call_denoiser`. conditions: see `residuals_of`.
     """
-    down, middle = residuals_of(control_net, noisy, timesteps, text, conditions)
-    return unet(
-        noisy,
-        timesteps,
-        encoder_hidden_states=text,
-        class_labels=conditions[2] if len(conditions) > 2 else None,
-        down_block_additional_residuals=down,
-        mid_block_additional_residual=middle,
-        return_dict=False,
-    )[0]
+    residuals = residuals_of(control_net, noisy, timesteps, text, conditions)
+    camera = conditions[2] if len(conditions) > 2 else None
+    return call_denoiser(denoiser, noisy, timesteps, text, camera, residuals)
 
 
 def check_control_net(control_net, unet, pixels_per_latent: int) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from sd.conditions import NO_CONDITIONS, ViewConditions
 from sd.control_net import check_control_net, controlled_noise_of, residuals_of
 from sd.kernels.cuda_graphs import DifferentiableCUDAGraph, InferenceCUDAGraph
-from sd.kernels.fused_blocks import fuse_control_net_blocks, fuse_denoiser_blocks, fuse_encoder_blocks
+from sd.kernels.fused_blocks import fuse_encoder_blocks
+from sd.kernels.fused_denoiser import call_denoiser, fuse_control_net_blocks, fuse_denoiser
 from sd.kernels.select import choose_kernels
 from sd.loading.hub import resolve_model
 from sd.loading.lora import apply_lora
@@ -77,14 +78,18 @@ class StableDiffusion(nn.Module):
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
             kernels = choose_kernels(device)
-            fuse_denoiser_blocks(self.unet, kernels)
+            denoiser = fuse_denoiser(self.unet, kernels)
             fuse_encoder_blocks(self.vae.encoder, kernels)
+        else:
+            denoiser = self.unet
+        # The network that is called. Its modules are those of self.unet, so it is not a submodule.
+        self._denoiser = (denoiser,)
         # The dtypes are read only once. diffusers' `dtype` iterates over all weights, which takes longer than
         # a kernel.
         self._unet_dtype, self._vae_dtype = self.unet.dtype, self.vae.dtype
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.control_net: nn.Module | None = None
-        self._denoise = InferenceCUDAGraph(partial(noise_of, self.unet))
+        self._denoise = InferenceCUDAGraph(partial(noise_of, denoiser))
         self._moments = DifferentiableCUDAGraph(
             partial(moments_of, self.vae), max_graph_elements(vae, device)
         )
@@ -134,7 +139,7 @@ class StableDiffusion(nn.Module):
             control_net.to(memory_format=torch.channels_last)
             fuse_control_net_blocks(control_net, choose_kernels(self.device))
         self.control_net = control_net
-        self._denoise = InferenceCUDAGraph(partial(controlled_noise_of, self.unet, control_net))
+        self._denoise = InferenceCUDAGraph(partial(controlled_noise_of, *self._denoiser, control_net))
 
     @property
     def weight_bytes(self) -> int:
@@ -211,12 +216,17 @@ class StableDiffusion(nn.Module):
         If the model predicts v, e = sqrt(abar) v + sqrt(1 − abar) x_t.
 
         The `views` views of an object must be consecutive. conditions: the cameras and the control image that
-        this model needs.
+        this model needs. If the batch consists of several copies (`ViewConditions.copies`), everything except
+        the text is read from the first.
         """
-        given = noisy.to(self._unet_dtype, memory_format=self._layout)
-        others = self._control_of(conditions) + self._camera_of(conditions)
-        output = self._denoise(given, timesteps, text.to(self._unet_dtype), *others).float()
+        some = slice(len(noisy) // conditions.copies)
+        given = noisy[some].to(self._unet_dtype, memory_format=self._layout)
+        others = (tensor[some] if tensor.ndim else tensor for tensor in self._others_of(conditions))
+        output = self._denoise(given, timesteps[some], text.to(self._unet_dtype), *others).float()
         return self._noise_from(output, noisy, timesteps)
+
+    def _others_of(self, conditions: ViewConditions) -> tuple[Tensor, ...]:
+        return self._control_of(conditions) + self._camera_of(conditions)
 
     def _camera_of(self, conditions: ViewConditions) -> tuple[Tensor, ...]:
         """Return a tuple with the denoiser's camera input, or () if it takes no cameras."""
@@ -291,13 +301,10 @@ def moments_of(vae: nn.Module, images: Tensor) -> Tensor:
 
 
 def noise_of(
-    unet: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor | None = None
+    denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor | None = None
 ) -> Tensor:
-    """Return the output of a diffusers denoiser.
-
-    camera: [N, 16], or None if the denoiser takes no cameras.
-    """
-    return unet(noisy, timesteps, encoder_hidden_states=text, class_labels=camera, return_dict=False)[0]
+    """Return the output of a denoiser. See `call_denoiser`."""
+    return call_denoiser(denoiser, noisy, timesteps, text, camera)
 
 
 def truncation_warning(tokenizer, prompts: list[str]) -> str | None:

@@ -78,6 +78,8 @@ CHECKED = [
     "sd.conditions",
     "sd.control_net",
     "sd.kernels.fused_blocks",
+    "sd.kernels.fused_denoiser",
+    "sd.kernels.fused_transformer",
     "sd.mixed_guidance",
     "sd.multi_view",
     "sd.guidance",

@@ -1,4 +1,4 @@
-"""Fused replacements for blocks of diffusers' denoiser and VAE encoder. They make fewer passes over memory.
+"""Fused replacements for convolutional blocks of diffusers, which make fewer passes over memory.
 
 The replacements use the original weight tensors. The weights are frozen, so only inputs get gradients. For
 the backward pass, a residual block stores its input and the input of its second normalisation. Blocks with an
@@ -13,31 +13,6 @@ from torch.nn import functional as F
 from sd.kernels.reference import Kernels
 
 
-def fuse_denoiser_blocks(unet: nn.Module, kernels: Kernels) -> None:
-    """Replace the supported blocks of a `UNet2DConditionModel` in place.
-
-    The result is not differentiable.
-    """
-    fuse_control_net_blocks(unet, kernels)
-    _fuse_output_norm(unet, kernels)
-
-
-def fuse_control_net_blocks(network: nn.Module, kernels: Kernels) -> None:
-    """Replace the supported blocks of a `ControlNetModel` or denoiser in place, except output layers."""
-    from diffusers.models.activations import GEGLU
-
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if is_supported_resnet_block(child):
-                setattr(parent, name, FusedResnetBlock(child, kernels))
-            elif is_supported_transformer(child):
-                setattr(parent, name, FusedTransformer(child, kernels))
-            elif type(child) is GEGLU:
-                setattr(parent, name, FusedGEGLU(child.proj, kernels))
-            elif is_supported_convolution(child):
-                setattr(parent, name, FrozenConv2d(child, kernels))
-
-
 def fuse_encoder_blocks(encoder: nn.Module, kernels: Kernels) -> None:
     """Replace the supported blocks of an `AutoencoderKL`'s `Encoder` in place."""
     for parent in list(encoder.modules()):
@@ -50,10 +25,11 @@ def fuse_encoder_blocks(encoder: nn.Module, kernels: Kernels) -> None:
                 setattr(parent, name, nn.Sequential(PadBottomRight(), FrozenConv2d(child.conv, kernels)))
             elif is_supported_convolution(child):
                 setattr(parent, name, FrozenConv2d(child, kernels))
-    _fuse_output_norm(encoder, kernels)
+    fuse_output_norm(encoder, kernels)
 
 
-def _fuse_output_norm(module: nn.Module, kernels: Kernels) -> None:
+def fuse_output_norm(module: nn.Module, kernels: Kernels) -> None:
+    """Replace the last norm and its SiLU of a denoiser or encoder in place, if they are supported."""
     if is_supported_norm(module.conv_norm_out) and isinstance(module.conv_act, nn.SiLU):
         module.conv_norm_out = FusedGroupNorm(module.conv_norm_out, kernels, silu=True)
         module.conv_act = nn.Identity()
@@ -83,43 +59,6 @@ def is_supported_downsampler(module: nn.Module | None) -> bool:
         and module.padding == 0
         and module.norm is None
         and is_supported_convolution(module.conv)
-    )
-
-
-def is_supported_transformer(module: nn.Module | None) -> bool:
-    """Return whether a block is a `Transformer2DModel` over pixels that `FusedTransformer` supports."""
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
-    return (
-        type(module) is Transformer2DModel
-        and module.is_input_continuous
-        and is_supported_norm(module.norm)
-        and all(is_pointwise(layer) for layer in (module.proj_in, module.proj_out))
-        and all(is_supported_transformer_block(block) for block in module.transformer_blocks)
-    )
-
-
-def is_pointwise(module: nn.Module) -> bool:
-    """Return whether a layer applies one matrix to every pixel: a linear layer or a 1 × 1 convolution."""
-    return type(module) is nn.Linear or (is_supported_convolution(module) and module.kernel_size == (1, 1))
-
-
-def is_supported_transformer_block(module: nn.Module) -> bool:
-    """Return whether a block consists of (norm, self-attention), (norm, cross-attention), (norm, GEGLU)."""
-    from diffusers.models.attention import BasicTransformerBlock
-
-    return (
-        type(module) is BasicTransformerBlock
-        and module.norm_type == "layer_norm"
-        and module.attn2 is not None
-        and not module.only_cross_attention
-        and module.pos_embed is None
-        and module._chunk_size is None
-        and not hasattr(module, "fuser")
-        and all(
-            type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None
-            for norm in (module.norm1, module.norm2, module.norm3)
-        )
     )
 
 
@@ -167,12 +106,18 @@ class FusedGroupNorm(nn.Module):
         super().__init__()
         self.weight, self.bias = norm.weight, norm.bias
         self.groups, self.eps, self.silu = norm.num_groups, norm.eps, silu
-        self._kernel = kernels.group_norm
+        self._kernel = kernels.group_norm_and_skip
 
     def forward(
         self, x: Float[Tensor, "B C H W"], shift: Float[Tensor, "#B C"] | None = None
     ) -> Float[Tensor, "B C H W"]:
         """Normalise x + shift."""
+        return self.with_skip(x, shift)[0]
+
+    def with_skip(
+        self, x: Float[Tensor, "B C H W"], shift: Float[Tensor, "#B C"] | None = None
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+        """Return the normalised x + shift, and x for a residual connection."""
         return self._kernel(x, self.weight, self.bias, self.groups, self.eps, self.silu, shift)
 
 
@@ -279,96 +224,24 @@ class FusedResnetBlock(nn.Module):
         self._sum = kernels.biased_sum
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], temb: Float[Tensor, "B E"] | None = None
+        self,
+        x: Float[Tensor, "B C H W"],
+        temb: Float[Tensor, "B E"] | None = None,
+        shift: Float[Tensor, "#B D"] | None = None,
     ) -> Float[Tensor, "B D H W"]:
-        """temb: the time embedding, or None if the block has no time embedding."""
-        inner = self.conv1(self.norm1(x), with_bias=False)
-        shift = self.conv1.bias[None]
-        if self.time_emb_proj is not None and temb is not None:
-            shift = shift + self.time_emb_proj(F.silu(temb))
+        """temb: the time embedding, None for a block without one. shift: the bias of the first convolution
+        plus the projected time embedding, if it has been computed already.
+        """
+        inner, x = self.norm1.with_skip(x)
+        inner = self.conv1(inner, with_bias=False)
+        if shift is None:
+            shift = self.conv1.bias[None]
+            if self.time_emb_proj is not None and temb is not None:
+                shift = shift + self.time_emb_proj(F.silu(temb))
         inner = self.conv2(self.norm2(inner, shift), with_bias=False)
         if self.shortcut is not None:
             x = self.shortcut(x, with_bias=False)
         return self._sum(x, inner, self.last_bias, self.scale)
-
-
-class FusedGEGLU(nn.Module):
-    """Replacement for diffusers' `GEGLU`."""
-
-    def __init__(self, proj: nn.Linear, kernels: Kernels):
-        super().__init__()
-        self.proj = proj
-        self._kernel = kernels.geglu
-
-    def forward(self, x: Float[Tensor, "*M C"]) -> Float[Tensor, "*M I"]:
-        return self._kernel(self.proj(x))
-
-
-class FusedTransformer(nn.Module):
-    """Replacement for diffusers' `Transformer2DModel`.
-
-    The tokens are a view of the channels-last image, and the output is channels-last. The output of
-    diffusers' block is channels-first, so every later kernel would have to convert it.
-    """
-
-    def __init__(self, module: nn.Module, kernels: Kernels):
-        super().__init__()
-        self.norm = FusedGroupNorm(module.norm, kernels, silu=False)
-        self.proj_in, self.proj_out = PointwiseLinear(module.proj_in), PointwiseLinear(module.proj_out)
-        self.blocks = nn.ModuleList(
-            FusedTransformerBlock(block, kernels) for block in module.transformer_blocks
-        )
-
-    def forward(
-        self,
-        x: Float[Tensor, "B C H W"],
-        encoder_hidden_states: Float[Tensor, "B T E"],
-        return_dict: bool = False,
-        **others: object,
-    ) -> tuple[Float[Tensor, "B C H W"]]:
-        """The parameters are those that diffusers' denoiser passes. others: masks and similar arguments, all
-        None.
-        """
-        assert not return_dict and all(value is None for value in others.values()), others
-        tokens = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
-        for block in self.blocks:
-            tokens = block(tokens, encoder_hidden_states)
-        tokens = self.proj_out(tokens) + x.permute(0, 2, 3, 1).flatten(1, 2)
-        return (tokens.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2),)
-
-
-class PointwiseLinear(nn.Module):
-    """A linear layer or a 1 × 1 convolution, computed as one matrix product over the pixels."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-
-    def forward(self, x: Float[Tensor, "*M C"]) -> Float[Tensor, "*M D"]:
-        return F.linear(x, self.weight.flatten(1), self.bias)
-
-
-class FusedTransformerBlock(nn.Module):
-    """Replacement for diffusers' `BasicTransformerBlock`. One kernel computes a residual sum and the next
-    norm.
-
-    The attention processor is kept, so attention over several views still works (sd/multi_view.py).
-    """
-
-    def __init__(self, block: nn.Module, kernels: Kernels):
-        super().__init__()
-        self.attn1, self.attn2, self.ff = block.attn1, block.attn2, block.ff
-        self.norm1, self.norm2, self.norm3 = block.norm1, block.norm2, block.norm3
-        self._kernel = kernels.sum_norm
-
-    def forward(self, x: Float[Tensor, "B N C"], text: Float[Tensor, "B T E"]) -> Float[Tensor, "B N C"]:
-        x, inner = self._normed(x, None, self.norm1)
-        x, inner = self._normed(x, self.attn1(inner), self.norm2)
-        x, inner = self._normed(x, self.attn2(inner, encoder_hidden_states=text), self.norm3)
-        return x + self.ff(inner)
-
-    def _normed(self, x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        return self._kernel(x, y, norm.weight, norm.bias, norm.eps)
 
 
 class WideHeadAttention(torch.autograd.Function):
@@ -416,7 +289,8 @@ class SingleHeadAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"], temb: None = None) -> Float[Tensor, "B C H W"]:
         """temb: always None, since a VAE has no time embedding."""
-        tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
+        tokens, x = self.norm.with_skip(x)
+        tokens = tokens.permute(0, 2, 3, 1).flatten(1, 2)
         mixed = WideHeadAttention.apply(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.scale)
         mixed = self.to_out(mixed).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         if self.residual:

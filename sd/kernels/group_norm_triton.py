@@ -8,7 +8,8 @@ standard deviation. The backward pass needs only x and the moments. With xhat = 
 weight + bias and a = dy · silu'(u) · weight, the gradient is
 
     dx = rstd · (a − mean(a) − xhat · mean(a · xhat)),
-where rstd is 1 / standard deviation and the means are over the group.
+where rstd is 1 / standard deviation and the means are over the group. If no gradient is needed and a group of
+a sample fits into the registers of one program, a single kernel is used.
 """
 
 import torch
@@ -16,11 +17,15 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
+from sd.kernels.triton_math import sigmoid
+
 TILE, WARPS = 4096, 4
 MAX_TILE_CHANNELS = 128
 # The target number of programs: several per multiprocessor of a large GPU. More programs only increase the
 # work of the second kernel.
 PROGRAMS = 2048
+# The largest number of elements (rows and channels rounded up to powers of two) of a group in one program.
+GROUP_ELEMENTS = 32768
 # Arguments that Triton must not specialise. Otherwise, separate kernels are compiled for the value 1 and for
 # multiples of 16.
 SIZES = ["N", "rows", "width", "groups", "chunks", "shift_stride"]
@@ -85,21 +90,40 @@ def _moments(
     tl.store(moments + 1, 1.0 / tl.sqrt(tl.maximum(variance, 0.0) + eps))
 
 
+@triton.jit(do_not_specialize=["N", "shift_stride"])
+def _normalise_groups(
+    x, y, weight, bias, shift, N, C, shift_stride, eps, WIDTH: tl.constexpr,
+    SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Normalise one group of WIDTH channels of one sample. ROWS and CHANNELS: powers of two, at least N and
+    WIDTH.
+    """
+    group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    index, row = tl.arange(0, CHANNELS), tl.arange(0, ROWS)
+    channel, channel_mask = group * WIDTH + index, index < WIDTH
+    mask = (row[:, None] < N) & channel_mask[None, :]
+    offsets = sample * N * C + row[:, None] * C + channel[None, :]
+    value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+    if SHIFT:
+        value += tl.load(shift + sample * shift_stride + channel, mask=channel_mask, other=0.0).to(tl.float32)
+    value = tl.where(mask, value, 0.0)
+    mean = tl.sum(tl.sum(value, 1), 0) / WIDTH / N
+    value = tl.where(mask, value - mean, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(tl.sum(value * value, 1), 0) / WIDTH / N + eps)
+    weight_value = tl.load(weight + channel, mask=channel_mask, other=0.0).to(tl.float32)
+    bias_value = tl.load(bias + channel, mask=channel_mask, other=0.0).to(tl.float32)
+    value = value * (rstd * weight_value)[None, :] + bias_value[None, :]
+    if SILU:
+        value = value * sigmoid(value)
+    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
+
+
 @triton.jit
 def _load_channel_values(
-    moments,
-    weight,
-    bias,
-    shift,
-    sample,
-    groups,
-    width,
-    shift_stride,
-    channel,
-    channel_mask,
+    moments, weight, bias, shift, sample, groups, width, shift_stride, channel, channel_mask,
     SHIFT: tl.constexpr,
-):
-    """For each channel, return the offset to subtract from x, 1 / standard deviation, weight and bias."""
+):  # fmt: skip
+    """Return the offset that is subtracted from x, rstd, rstd · weight and bias of each channel."""
     offsets = moments + (sample * groups + channel // width) * 2
     mean = tl.load(offsets, mask=channel_mask, other=0.0)
     rstd = tl.load(offsets + 1, mask=channel_mask, other=0.0)
@@ -107,7 +131,7 @@ def _load_channel_values(
         mean -= tl.load(shift + sample * shift_stride + channel, mask=channel_mask, other=0.0).to(tl.float32)
     weight_value = tl.load(weight + channel, mask=channel_mask, other=0.0).to(tl.float32)
     bias_value = tl.load(bias + channel, mask=channel_mask, other=0.0).to(tl.float32)
-    return mean, rstd, weight_value, bias_value
+    return mean, rstd, rstd * weight_value, bias_value
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -118,7 +142,7 @@ def _normalise(
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < C
-    mean, rstd, weight_value, bias_value = _load_channel_values(
+    mean, _, scale, bias_value = _load_channel_values(
         moments, weight, bias, shift, sample, groups, width, shift_stride, channel, channel_mask, SHIFT
     )
     x += sample * N * C
@@ -128,22 +152,20 @@ def _normalise(
         mask = (row[:, None] < N) & channel_mask[None, :]
         offsets = row[:, None].to(tl.int64) * C + channel[None, :]
         value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
-        value = (value - mean[None, :]) * (rstd * weight_value)[None, :] + bias_value[None, :]
+        value = (value - mean[None, :]) * scale[None, :] + bias_value[None, :]
         if SILU:
-            value = value * tl.sigmoid(value)
+            value = value * sigmoid(value)
         tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _norm_and_gradient(value, dy, mean, rstd, weight_value, bias_value, SILU: tl.constexpr):
-    """Return xhat and a of a tile (see the module's docstring)."""
-    normalised = (value - mean[None, :]) * rstd[None, :]
-    grad_norm = dy * weight_value[None, :]
+def _grad_pre_activation(centred, dy, scale, bias_value, SILU: tl.constexpr):
+    """Return dy · silu'(u) of a tile, with u = centred · scale + bias (see the module's docstring)."""
     if SILU:
-        pre_activation = normalised * weight_value[None, :] + bias_value[None, :]
-        gate = tl.sigmoid(pre_activation)
-        grad_norm = grad_norm * gate * (1.0 + pre_activation * (1.0 - gate))
-    return normalised, grad_norm
+        pre_activation = centred * scale[None, :] + bias_value[None, :]
+        gate = sigmoid(pre_activation)
+        dy = dy * gate * (1.0 + pre_activation * (1.0 - gate))
+    return dy
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -155,28 +177,28 @@ def _grad_sums(
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < C
-    mean, rstd, weight_value, bias_value = _load_channel_values(
+    mean, rstd, scale, bias_value = _load_channel_values(
         moments, weight, bias, shift, sample, groups, width, shift_stride, channel, channel_mask, SHIFT
     )
+    weight_value = tl.load(weight + channel, mask=channel_mask, other=0.0).to(tl.float32)
     x += sample * N * C
     dy += sample * N * C
+    # The sums of a / weight and of a / weight · (x − mean).
     first = tl.zeros([ROWS, CHANNELS], tl.float32)
     second = tl.zeros([ROWS, CHANNELS], tl.float32)
     for start in range(0, rows, ROWS):
         row = chunk * rows + start + tl.arange(0, ROWS)
         mask = (row[:, None] < N) & channel_mask[None, :]
         offsets = row[:, None].to(tl.int64) * C + channel[None, :]
-        value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
-        # dy is 0 outside the tensor, so a is 0 there too.
-        grad_output = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
-        normalised, grad_norm = _norm_and_gradient(
-            value, grad_output, mean, rstd, weight_value, bias_value, SILU
-        )
-        first += grad_norm
-        second += grad_norm * normalised
+        centred = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) - mean[None, :]
+        # dy is 0 outside the tensor, so its gradient is 0 there too.
+        grad = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
+        grad = _grad_pre_activation(centred, grad, scale, bias_value, SILU)
+        first += grad
+        second += grad * centred
     sums += (sample * tl.num_programs(0) + chunk) * 2 * C
-    tl.store(sums + channel, tl.sum(first, 0), mask=channel_mask)
-    tl.store(sums + C + channel, tl.sum(second, 0), mask=channel_mask)
+    tl.store(sums + channel, tl.sum(first, 0) * weight_value, mask=channel_mask)
+    tl.store(sums + C + channel, tl.sum(second, 0) * scale, mask=channel_mask)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "C"])
@@ -194,32 +216,34 @@ def _grad_means(sums, means, N, C, width, chunks, CHUNKS: tl.constexpr, WIDTH: t
 
 @triton.jit(do_not_specialize=SIZES)
 def _grad_input(
-    x, dy, dx, moments, means, weight, bias, shift, N, C, groups, width, rows, shift_stride,
-    SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, dy, skip, dx, moments, means, weight, bias, shift, N, C, groups, width, rows, shift_stride,
+    SILU: tl.constexpr, SHIFT: tl.constexpr, SKIP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
+    """Write the gradient to dx. skip: another gradient of x that is added to it, read only if SKIP."""
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < C
-    mean, rstd, weight_value, bias_value = _load_channel_values(
+    mean, rstd, scale, bias_value = _load_channel_values(
         moments, weight, bias, shift, sample, groups, width, shift_stride, channel, channel_mask, SHIFT
     )
     means += (sample * groups + channel // width) * 2
-    mean_grad = tl.load(means, mask=channel_mask, other=0.0)
-    mean_product = tl.load(means + 1, mask=channel_mask, other=0.0)
+    constant = -rstd * tl.load(means, mask=channel_mask, other=0.0)
+    slope = -rstd * rstd * tl.load(means + 1, mask=channel_mask, other=0.0)
     x += sample * N * C
     dy += sample * N * C
+    skip += sample * N * C
     dx += sample * N * C
     for start in range(0, rows, ROWS):
         row = chunk * rows + start + tl.arange(0, ROWS)
         mask = (row[:, None] < N) & channel_mask[None, :]
         offsets = row[:, None].to(tl.int64) * C + channel[None, :]
-        value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
-        grad_output = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
-        normalised, grad_norm = _norm_and_gradient(
-            value, grad_output, mean, rstd, weight_value, bias_value, SILU
-        )
-        grad_norm = rstd[None, :] * (grad_norm - mean_grad[None, :] - normalised * mean_product[None, :])
-        tl.store(dx + offsets, grad_norm.to(dx.dtype.element_ty), mask=mask)
+        centred = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) - mean[None, :]
+        grad = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
+        grad = _grad_pre_activation(centred, grad, scale, bias_value, SILU)
+        grad = grad * scale[None, :] + (centred * slope[None, :] + constant[None, :])
+        if SKIP:
+            grad += tl.load(skip + offsets, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dx + offsets, grad.to(dx.dtype.element_ty), mask=mask)
 
 
 class LaunchConfig:
@@ -259,15 +283,18 @@ class LaunchConfig:
 
 
 class GroupNorm(torch.autograd.Function):
-    """See `sd.kernels.reference.group_norm`."""
+    """Return the normalised x, and x. See `sd.kernels.reference.group_norm_and_skip`.
+
+    The gradients of both outputs are added by the kernel that computes the first.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias, groups, eps, silu, shift):
-        x = x.contiguous(memory_format=torch.channels_last)
+        ctx.set_materialize_grads(False)
         config = LaunchConfig(x, groups)
         sums, moments, y = config.empty_sums(x), config.empty_pairs(x), torch.empty_like(x)
-        # The stride is 0 if all samples share one shift. A shift of None is not read.
-        shift_stride = 0 if shift is None or len(shift) == 1 else config.channels
+        # A shift that is the same for all samples has stride 0. If the shift is None, it is not read.
+        shift_stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
         shift_or_x = x if shift is None else shift
         flags = {"SHIFT": shift is not None, "SILU": silu}
         sizes = (config.rows, config.channels)
@@ -283,53 +310,70 @@ class GroupNorm(torch.autograd.Function):
             )  # fmt: skip
         ctx.save_for_backward(x, moments, weight, bias, shift_or_x)
         ctx.config, ctx.flags, ctx.shift_stride = config, flags, shift_stride
-        return y
+        return y, x
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx, dy, skip):
+        if dy is None:
+            return skip, None, None, None, None, None, None
         x, moments, weight, bias, shift = ctx.saved_tensors
         config = ctx.config
         dy = dy.contiguous(memory_format=torch.channels_last)
+        if skip is not None:
+            skip = skip.contiguous(memory_format=torch.channels_last)
         sums, means, dx = config.empty_sums(x), config.empty_pairs(x), torch.empty_like(x)
         sizes = (config.rows, config.channels)
         more_sizes = (config.groups, config.width, config.chunk_rows, ctx.shift_stride)
+        options = ctx.flags | config.tile_block
         with torch.cuda.device_of(x):
             _grad_sums[config.tile_grid](
-                x,
-                dy,
-                moments,
-                weight,
-                bias,
-                shift,
-                sums,
-                *sizes,
-                *more_sizes,
-                **ctx.flags,
-                **config.tile_block,
+                x, dy, moments, weight, bias, shift, sums, *sizes, *more_sizes, **options
             )
             _grad_means[config.group_grid](
                 sums, means, *sizes, config.width, config.chunks, **config.group_block
             )
             _grad_input[config.tile_grid](
-                x,
-                dy,
-                dx,
-                moments,
-                means,
-                weight,
-                bias,
-                shift,
-                *sizes,
-                *more_sizes,
-                **ctx.flags,
-                **config.tile_block,
-            )
+                x, dy, dy if skip is None else skip, dx, moments, means, weight, bias, shift,
+                *sizes, *more_sizes, SKIP=skip is not None, **options,
+            )  # fmt: skip
         return dx, None, None, None, None, None, None
 
 
-def group_norm(x, weight, bias, groups, eps, silu=True, shift=None):
-    """See `sd.kernels.reference.group_norm`. x is converted to channels-last, and so is the output."""
+def normalise_groups(x, weight, bias, groups, eps, silu, shift):
+    """Return the normalised x, computed by one kernel, or None if a group is too large for it."""
+    samples, channels, height, width = x.shape
+    rows, group_width = triton.next_power_of_2(height * width), channels // groups
+    columns = triton.next_power_of_2(group_width)
+    if rows * columns > GROUP_ELEMENTS:
+        return None
+    y = torch.empty_like(x)
+    shift_stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
+    with torch.cuda.device_of(x):
+        _normalise_groups[groups, samples](
+            x, y, weight, bias, x if shift is None else shift, height * width, channels, shift_stride, eps,
+            WIDTH=group_width, SILU=silu, SHIFT=shift is not None, ROWS=rows, CHANNELS=columns,
+            num_warps=max(4, min(rows * columns // 2048, 16)),
+        )  # fmt: skip
+    return y
+
+
+def group_norm_and_skip(x, weight, bias, groups, eps, silu=True, shift=None):
+    """See `sd.kernels.reference.group_norm_and_skip`. x is converted to channels-last. The output is also
+    channels-last.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight, bias = weight.detach(), bias.detach()
     if shift is not None:
-        shift = shift.detach().contiguous()
-    return GroupNorm.apply(x, weight.detach(), bias.detach(), groups, eps, silu, shift)
+        shift = shift.detach()
+        shift = shift if shift.stride(1) == 1 else shift.contiguous()
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        y = normalise_groups(x, weight, bias, groups, eps, silu, shift)
+        if y is not None:
+            return y, x
+    return GroupNorm.apply(x, weight, bias, groups, eps, silu, shift)
+
+
+def group_norm(*inputs):
+    """See `sd.kernels.reference.group_norm`."""
+    return group_norm_and_skip(*inputs)[0]

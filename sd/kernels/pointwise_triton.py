@@ -7,6 +7,8 @@ import torch
 import triton
 from triton import language as tl
 
+from sd.kernels.triton_math import gelu
+
 BLOCK = 1024
 
 
@@ -17,7 +19,7 @@ def _geglu(x, y, inner, BLOCK: tl.constexpr):
     mask = column < inner
     value = tl.load(x + row * 2 * inner + column, mask=mask, other=0.0).to(tl.float32)
     gate = tl.load(x + row * 2 * inner + inner + column, mask=mask, other=0.0).to(tl.float32)
-    value = value * 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+    value = value * gelu(gate)
     tl.store(y + row * inner + column, value.to(y.dtype.element_ty), mask=mask)
 
 
@@ -34,44 +36,67 @@ def geglu(x):
 
 
 @triton.jit(do_not_specialize=["M"])
-def _sum_norm(
-    x, y, total, normalised, weight, bias, M, C, eps,
-    SUM: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+def _layer_norm(
+    x, shift, y, weight, bias, M, C, eps, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, CHANNELS)[None, :]
-    mask = (row < M) & (channel < C)
+    channel_mask = channel < C
+    mask = (row < M) & channel_mask
     offsets = row * C + channel
     value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
-    if SUM:
-        value += tl.load(y + offsets, mask=mask, other=0.0).to(tl.float32)
-        rounded = value.to(total.dtype.element_ty)
-        tl.store(total + offsets, rounded, mask=mask)
-        value = rounded.to(tl.float32)
+    if SHIFT:
+        value += tl.load(shift + channel, mask=channel_mask, other=0.0).to(tl.float32)
     value = tl.where(mask, value - tl.sum(value, 1)[:, None] / C, 0.0)
     value *= 1.0 / tl.sqrt(tl.sum(value * value, 1)[:, None] / C + eps)
-    weight_value = tl.load(weight + channel, mask=channel < C, other=0.0).to(tl.float32)
-    bias_value = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)
-    tl.store(
-        normalised + offsets, (value * weight_value + bias_value).to(normalised.dtype.element_ty), mask=mask
-    )
+    weight_value = tl.load(weight + channel, mask=channel_mask, other=0.0).to(tl.float32)
+    bias_value = tl.load(bias + channel, mask=channel_mask, other=0.0).to(tl.float32)
+    tl.store(y + offsets, (value * weight_value + bias_value).to(y.dtype.element_ty), mask=mask)
 
 
-def sum_norm(x, y, weight, bias, eps):
-    """See `sd.kernels.reference.sum_norm`. Sums are accumulated in float32."""
+def layer_norm(x, weight, bias, eps, shift=None):
+    """See `sd.kernels.reference.layer_norm`. Sums are accumulated in float32."""
     assert not (x.requires_grad and torch.is_grad_enabled())
     x = x.contiguous()
-    normalised, channels = torch.empty_like(x), x.shape[-1]
-    total, y = (x, x) if y is None else (torch.empty_like(x), y.contiguous())
+    y, channels = torch.empty_like(x), x.shape[-1]
     columns = triton.next_power_of_2(channels)
     rows = max(2 * BLOCK // columns, 1)
     count = x.numel() // channels
     with torch.cuda.device_of(x):
-        _sum_norm[(triton.cdiv(count, rows),)](
-            x, y, total, normalised, weight, bias, count, channels, eps,
-            SUM=total is not x, ROWS=rows, CHANNELS=columns,
+        _layer_norm[(triton.cdiv(count, rows),)](
+            x, x if shift is None else shift, y, weight, bias, count, channels, eps,
+            SHIFT=shift is not None, ROWS=rows, CHANNELS=columns,
         )  # fmt: skip
-    return total, normalised
+    return y
+
+
+@triton.jit(do_not_specialize=["N", "H", "W"])
+def _interleave(x, bias, y, N, C, H, W, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """x: [B, H + 1, W + 1, 2, 2, C]. y: [B, 2H, 2W, C], with N = B · 2H · 2W pixels."""
+    pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    column, line = pixel % (2 * W), pixel // (2 * W)
+    row, sample = line % (2 * H), line // (2 * H)
+    source = (sample * (H + 1) + row // 2 + row % 2) * (W + 1) + column // 2 + column % 2
+    source = source.to(tl.int64) * 4 + row % 2 * 2 + column % 2
+    mask = (pixel[:, None] < N) & (channel[None, :] < C)
+    value = tl.load(x + source[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    value += tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
+    offsets = pixel.to(tl.int64)[:, None] * C + channel[None, :]
+    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
+
+
+def interleave(x, bias):
+    """See `sd.kernels.reference.interleave`. The result is channels-last and not differentiable."""
+    assert not (x.requires_grad and torch.is_grad_enabled())
+    x = x.contiguous(memory_format=torch.channels_last)
+    samples, height, width = len(x), x.shape[2] - 1, x.shape[3] - 1
+    shape = (samples, len(bias), 2 * height, 2 * width)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    grid, sizes, tile = launch_config(y)
+    with torch.cuda.device_of(x):
+        _interleave[grid](x, bias, y, *sizes, height, width, **tile)
+    return y
 
 
 @triton.jit

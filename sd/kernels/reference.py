@@ -13,11 +13,13 @@ class Kernels:
     """A set with one implementation of each function below."""
 
     name: str
-    group_norm: Callable[..., Tensor]
-    sum_norm: Callable[..., tuple[Tensor, Tensor]]
-    geglu: Callable[[Tensor], Tensor]
+    group_norm_and_skip: Callable[..., tuple[Tensor, Tensor]]
+    layer_norm: Callable[..., Tensor]
+    gated_linear: Callable[[Tensor, Tensor, Tensor], Tensor]
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor]
     biased_sum: Callable[..., Tensor]
     add_bias: Callable[[Tensor, Tensor], Tensor]
+    interleave: Callable[[Tensor, Tensor], Tensor]
 
 
 def group_norm(
@@ -39,25 +41,41 @@ def group_norm(
     return F.silu(x) if silu else x
 
 
-def sum_norm(
+def group_norm_and_skip(
+    x: Float[Tensor, "B C H W"], *others: object
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    """Return `group_norm(x, *others)` and x for a residual connection. Fast kernels add the gradients of both
+    in one pass.
+    """
+    return group_norm(x, *others), x
+
+
+def layer_norm(
     x: Float[Tensor, "*M C"],
-    y: Float[Tensor, "*M C"] | None,
     weight: Float[Tensor, " C"],
     bias: Float[Tensor, " C"],
     eps: float,
-) -> tuple[Float[Tensor, "*M C"], Float[Tensor, "*M C"]]:
-    """Return the sum s = x + y (s = x if y is None) and the layer normalisation of s (arXiv 1607.06450).
+    shift: Float[Tensor, " C"] | None = None,
+) -> Float[Tensor, "*M C"]:
+    """Return the layer normalisation of x + shift (arXiv 1607.06450). The result is not differentiable."""
+    return F.layer_norm(x if shift is None else x + shift, weight.shape, weight, bias, eps)
 
-    The results are not differentiable.
+
+def gated_linear(
+    x: Float[Tensor, "*M C"], weight: Float[Tensor, "I2 C"], bias: Float[Tensor, " I2"]
+) -> Float[Tensor, "*M I"]:
+    """Apply a linear layer, then multiply the first half of the channels by GELU of the second half (GEGLU,
+    arXiv 2002.05202). The result is not differentiable.
     """
-    total = x if y is None else x + y
-    return total, F.layer_norm(total, weight.shape, weight, bias, eps)
-
-
-def geglu(x: Float[Tensor, "*M I2"]) -> Float[Tensor, "*M I"]:
-    """Multiply the first half of the channels by GELU of the second half (arXiv 2002.05202)."""
-    value, gate = x.chunk(2, dim=-1)
+    value, gate = F.linear(x, weight, bias).chunk(2, dim=-1)
     return value * F.gelu(gate)
+
+
+def attention(
+    q: Float[Tensor, "B H N D"], k: Float[Tensor, "B H L D"], v: Float[Tensor, "B H L D"]
+) -> Float[Tensor, "B H N D"]:
+    """Return softmax(q kᵀ / sqrt(D)) v (arXiv 1706.03762). The result is not differentiable."""
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def biased_sum(
@@ -72,4 +90,20 @@ def add_bias(x: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"]) -> Float[Te
     return x.add_(bias[:, None, None])
 
 
-REFERENCE = Kernels("reference", group_norm, sum_norm, geglu, biased_sum, add_bias)
+def interleave(x: Float[Tensor, "B C4 H1 W1"], bias: Float[Tensor, " C"]) -> Float[Tensor, "B C H2 W2"]:
+    """Interleave the pixels of four images and add a bias. The result is not differentiable.
+
+    x: four images of C channels and (H + 1) × (W + 1) pixels. Pixel (2i + a, 2j + b) of the result is pixel
+    (i + a, j + b) of image 2a + b, for a and b in {0, 1}.
+    """
+    height, width = x.shape[2] - 1, x.shape[3] - 1
+    y = x.new_empty(len(x), 2 * height, 2 * width, len(bias)).permute(0, 3, 1, 2)
+    for number, image in enumerate(x.chunk(4, dim=1)):
+        a, b = divmod(number, 2)
+        y[:, :, a::2, b::2] = image[:, :, a : height + a, b : width + b] + bias[:, None, None]
+    return y
+
+
+REFERENCE = Kernels(
+    "reference", group_norm_and_skip, layer_norm, gated_linear, attention, biased_sum, add_bias, interleave
+)

@@ -65,15 +65,18 @@ BUILDERS: dict[str, Callable[[torch.device], Kernels]] = {
 
 def triton_kernels() -> Kernels:
     """Return Triton's kernels. Raises ImportError if Triton is not installed."""
-    from sd.kernels import group_norm_triton, pointwise_triton
+    from sd.kernels import gated_linear_triton, group_norm_triton, pointwise_triton
+    from sd.kernels.attention import fastest_attention
 
     return Kernels(
         "triton",
-        group_norm_triton.group_norm,
-        pointwise_triton.sum_norm,
-        pointwise_triton.geglu,
+        group_norm_triton.group_norm_and_skip,
+        pointwise_triton.layer_norm,
+        gated_linear_triton.fastest_gated_linear(),
+        fastest_attention(),
         pointwise_triton.biased_sum,
         pointwise_triton.add_bias,
+        pointwise_triton.interleave,
     )
 
 
@@ -89,17 +92,22 @@ def self_test(kernels: Kernels, device: torch.device) -> None:
         one = torch.ones(16, device=device, dtype=dtype)
         with torch.enable_grad():
             x.requires_grad_()
-            normalised = tested.group_norm(x, one, one, 4, 1e-5, True, one[None])
-            total = tested.biased_sum(x, normalised, one)
+            normalised, skip = tested.group_norm_and_skip(x, one, one, 4, 1e-5, True, one[None])
+            total = tested.biased_sum(skip, normalised, one)
             (grad_x,) = torch.autograd.grad(total, x, torch.ones_like(total))
         # These rows have a large standard deviation, so the rounding of half precision is relatively small.
-        rows = x.detach().reshape(16, -1).T
+        rows = x.detach().reshape(16, -1).T.contiguous()
+        weight = torch.linspace(-1, 1, 32 * 16, device=device, dtype=dtype).reshape(32, 16)
+        heads = rows.view(1, 2, 9, 16)
         results.append(
             {
                 "group_norm": total.detach(),
+                "group_norm without gradient": tested.group_norm_and_skip(x.detach(), one, one, 4, 1e-5)[0],
                 "the gradient of group_norm": grad_x,
-                "geglu": tested.geglu(rows),
-                "sum_norm": torch.stack(tested.sum_norm(rows, rows, one, one, 1e-5)),
+                "layer_norm": tested.layer_norm(rows, one, one, 1e-5, one),
+                "gated_linear": tested.gated_linear(rows, weight, weight[:, 0].contiguous()),
+                "attention": tested.attention(heads, heads, heads),
+                "interleave": tested.interleave(x.detach(), one[:4]),
                 "add_bias": tested.add_bias(x.detach().clone(), one),
             }
         )

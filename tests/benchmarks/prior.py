@@ -26,8 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sd.conditions import NO_CONDITIONS
 from sd.kernels.cuda_graphs import InferenceCUDAGraph
-from sd.kernels.fused_blocks import FrozenConv2d, WideHeadAttention, fuse_denoiser_blocks, fuse_encoder_blocks
+from sd.kernels.fused_blocks import FrozenConv2d, WideHeadAttention, fuse_encoder_blocks
+from sd.kernels.fused_denoiser import fuse_denoiser
 from sd.kernels.reference import REFERENCE, Kernels
 from sd.kernels.select import choose_kernels
 from sd.loading.weights import Parts, load_parts
@@ -93,11 +95,9 @@ def variants(
     module.to(memory_format=torch.channels_last)
     yield "+ channels last", module, torch.channels_last
     plain = copy.deepcopy(module)
-    speed_up(plain, REFERENCE)
-    yield "+ our blocks on torch's kernels", plain, torch.channels_last
+    yield "+ our blocks on torch's kernels", speed_up(plain, REFERENCE) or plain, torch.channels_last
     del plain
-    speed_up(module, kernels)
-    yield f"+ {kernels.name} kernels", module, torch.channels_last
+    yield f"+ {kernels.name} kernels", speed_up(module, kernels) or module, torch.channels_last
 
 
 def denoiser(bench: Bench, parts: Parts, kernels: Kernels, doubled: list[int]) -> None:
@@ -110,11 +110,11 @@ def denoiser(bench: Bench, parts: Parts, kernels: Kernels, doubled: list[int]) -
         timesteps = torch.randint(0, 1000, (count,), device=bench.device)
         return noisy.contiguous(memory_format=layout), timesteps, text
 
-    for way, module, layout in variants(unet, fuse_denoiser_blocks, kernels):
+    for way, module, layout in variants(unet, fuse_denoiser, kernels):
         with torch.no_grad():
             for count in doubled:
                 bench.measure(f"UNet 2B={count}", way, partial(noise_of, module, *given(count, layout)))
-    with_graph = InferenceCUDAGraph(partial(noise_of, unet))
+    with_graph = InferenceCUDAGraph(partial(noise_of, module))
     for count in doubled:
         bench.measure(f"UNet 2B={count}", "+ graph", partial(with_graph, *given(count, torch.channels_last)))
 
@@ -145,8 +145,14 @@ def whole(bench: Bench, parts: Parts, batches: list[int]) -> None:
         )
         timesteps = torch.randint(0, 1000, (2 * count,), device=bench.device)
         text = torch.randn(2 * count, 77, parts.unet.config.cross_attention_dim, device=bench.device)
-        predict = partial(prior.predict_noise, torch.cat([noise, noise]), timesteps, text)
+        times = torch.cat([timesteps[:count]] * 2)
+        copies = NO_CONDITIONS.repeat(2)
+        predict = partial(prior.predict_noise, torch.cat([noise, noise]), times, text, copies)
         bench.measure(f"prior.predict_noise 2B={2 * count}", "as in a run", predict)
+
+
+def normalised(kernels: Kernels, weight: Tensor, groups: int, x: Tensor) -> Tensor:
+    return kernels.group_norm_and_skip(x, weight, weight, groups, 1e-6)[0]
 
 
 def norms(bench: Bench, kernels: Kernels, shapes: list[tuple], groups: int, dtype: torch.dtype) -> None:
@@ -163,7 +169,7 @@ def norms(bench: Bench, kernels: Kernels, shapes: list[tuple], groups: int, dtyp
             ("torch, NHWC", REFERENCE, wide),
             (f"{kernels.name}, NHWC", kernels, wide),
         ):
-            norm = partial(taken.group_norm, weight=weight, bias=weight, groups=groups, eps=1e-6)
+            norm = partial(normalised, taken, weight, groups)
             bench.measure_both(f"norm {shape}", way, norm, given)
         bench.measure(
             f"norm {shape} forward", "a copy of x: a third of the traffic x 2", partial(torch.clone, wide)
@@ -177,7 +183,10 @@ def tiles(bench: Bench, shape: tuple, groups: int) -> None:
     x = torch.randn(shape, device=bench.device, dtype=torch.float16)
     x = x.contiguous(memory_format=torch.channels_last)
     weight = torch.ones(shape[1], device=bench.device, dtype=x.dtype)
-    norm = partial(group_norm_triton.group_norm, weight=weight, bias=weight, groups=groups, eps=1e-6)
+
+    def norm(x: Tensor) -> Tensor:
+        return group_norm_triton.group_norm(x, weight, weight, groups, 1e-6)
+
     usual = group_norm_triton.TILE, group_norm_triton.WARPS, group_norm_triton.PROGRAMS
     for tile, warps in ((2048, 4), (4096, 4), (4096, 8), (8192, 8), (8192, 16)):
         for programs in (1024, 2048, 4096, 8192):
@@ -213,10 +222,12 @@ def others(bench: Bench, kernels: Kernels, batch: int, tokens: int, width: int, 
     bench.measure_both("first convolution", "torch's", first, image)
     bench.measure_both("first convolution", "ours", FrozenConv2d(first, kernels), image)
 
-    gated = draw(2 * batch, tokens, 2 * 1280)
+    gated, weight = draw(2 * batch, tokens, 320), draw(2 * 1280, 320)
     for taken in (REFERENCE, kernels):
         with torch.no_grad():
-            bench.measure("GEGLU of 1280", taken.name, partial(taken.geglu, gated))
+            bench.measure(
+                "GEGLU of 1280", taken.name, partial(taken.gated_linear, gated, weight, weight[:, 0].clone())
+            )
     wide = draw(batch, 128, side, side).contiguous(memory_format=torch.channels_last)
     bias = draw(128)
     for taken in (REFERENCE, kernels):
@@ -228,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model", help="an sd_model (default: random weights of full size)")
     parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--changes", action="store_true", help="only each change of the prior, on and off")
     parser.add_argument("--tiles", action="store_true", help="the norm with other sizes of a program too")
     parser.add_argument("--json", type=Path, help="a file to write")
     options = parser.parse_args(arguments)
@@ -237,28 +249,35 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.write(
         f"{gpu}, torch {torch.__version__}, {kernels.name} kernels, {time.strftime('%Y-%m-%d')}\n"
     )
-    norms(bench, kernels, NORMS, 32, torch.float16)
     if options.tiles:
         for shape in NORMS[:2]:
             tiles(bench, shape, 32)
-    others(bench, kernels, 6, 4096, 512, 512)
+    if not options.changes:
+        norms(bench, kernels, NORMS, 32, torch.float16)
+        others(bench, kernels, 6, 4096, 512, 512)
     with tempfile.TemporaryDirectory() as folder:
         if not options.model:
             from full_size_model import write_full_size_model
 
             options.model = str(write_full_size_model(Path(folder) / "model"))
         run = partial(load_parts, options.model, device)
-        for act, *sizes in (
+        everything = (
             (denoiser, kernels, [12, 8]),
             (encoder, kernels, [6, 4, 3]),
             (whole, [6, 4, 1]),
-        ):
+        )
+        from prior_changes import convolutions, denoiser_changes, encoder_changes
+
+        changes = ((denoiser_changes, kernels, 6), (encoder_changes, kernels, 6), (whole, [6, 4]))
+        for act, *sizes in changes if options.changes else everything:
             parts = run()
             for part in (parts.unet, parts.vae, parts.text_encoder):
                 part.requires_grad_(False).eval().to(device)
             act(bench, parts, *sizes)
             del parts, part
             torch.cuda.empty_cache()
+    if options.changes:
+        convolutions(bench, 6, 512)
     if options.json:
         record = {"hardware": gpu, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
         options.json.write_text(json.dumps(record | {"rows": bench.rows}, indent=2) + "\n")

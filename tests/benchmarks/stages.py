@@ -46,6 +46,7 @@ from render.mesh import Mesh, make_mesh
 from render.mesh_io.write_obj import write_obj
 from render.shade.light import EnvironmentLight
 from render.shade.material import MaterialField
+from sd.conditions import NO_CONDITIONS
 from sd.guidance import Guidance
 from sd.schedule import Phase, Schedule
 from sd.stable_diffusion import StableDiffusion
@@ -218,10 +219,11 @@ class SteppedRun:
         phase = self.state.phase
         prior, batch = self.guidance.prior, self.config.run.batch
         size, side = prior.latent_size, prior.image_size
-        noisy = torch.randn(2 * batch, prior.latent_channels, size, size, device=self.device)
         noise = torch.randn(batch, prior.latent_channels, size, size, device=self.device)
-        timesteps = torch.randint(0, 1000, (2 * batch,), device=self.device)
+        noisy = torch.cat([noise] * 2)
+        timesteps = torch.cat([torch.randint(0, 1000, (batch,), device=self.device)] * 2)
         text = self.guidance.text[:1].expand(2 * batch, -1, -1)
+        copies = NO_CONDITIONS.repeat(2)
         image = torch.rand(batch, 3, side, side, device=self.device, requires_grad=True)
 
         def alone() -> None:
@@ -229,7 +231,7 @@ class SteppedRun:
                 image.grad = None
                 prior.encode(image, noise).sum().backward()
             # item() waits for the GPU, as a training step does when it reads the loss.
-            prior.predict_noise(noisy, timesteps, text)[0, 0, 0, 0].item()
+            prior.predict_noise(noisy, timesteps, text, copies)[0, 0, 0, 0].item()
 
         return self.median(alone, steps)
 

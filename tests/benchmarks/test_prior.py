@@ -2,7 +2,9 @@
 
 import torch
 
+from benchmarks import prior_changes
 from benchmarks.prior import Bench, denoiser, encoder, norms, others, whole
+from benchmarks.prior_changes import denoiser_changes, encoder_changes
 from sd.kernels.reference import REFERENCE
 from sd.loading.weights import load_parts
 
@@ -26,3 +28,19 @@ def test_every_way_is_measured(model_folder, capsys):
     ) in found
     assert all(row["ms"] > 0 for row in bench.rows)
     assert len(capsys.readouterr().out.splitlines()) == len(bench.rows)
+
+
+def test_every_change_is_measured_with_its_error(model_folder, monkeypatch):
+    # Triton's interpreter is slow.
+    monkeypatch.setattr(prior_changes, "two_step_gated_linear", REFERENCE.gated_linear)
+    monkeypatch.setattr(prior_changes, "separate_norm", REFERENCE.group_norm_and_skip)
+    cpu = torch.device("cpu")
+    bench, parts = Bench(cpu, 1), load_parts(str(model_folder), cpu)
+    for part in (parts.unet, parts.vae):
+        part.requires_grad_(False).eval()
+    denoiser_changes(bench, parts, REFERENCE, 1)
+    encoder_changes(bench, parts, REFERENCE, 1)
+    found = [row for row in bench.rows if "error" in row or "value_error" in row]
+    assert len(found) > 12 and len({row["way"] for row in found if "error" in row}) > 7
+    for row in found:
+        assert all(value < 1e-5 for name, value in row.items() if name.endswith("error"))

@@ -13,7 +13,7 @@ from render.camera import orbit
 from sd.conditions import ViewConditions
 from sd.control_net import check_control_net, controlled_noise_of, residuals_of
 from sd.guidance import Guidance, GuidanceConfig
-from sd.kernels import fused_blocks
+from sd.kernels.fused_denoiser import fuse_control_net_blocks, fuse_denoiser
 from sd.kernels.reference import REFERENCE
 from sd.kernels.select import triton_kernels
 from sd.loading.control_folder import load_control_net, resolve_control_net
@@ -98,8 +98,8 @@ def test_fused_blocks_of_both_networks_give_the_same(prior):
     unet, control_net = copy.deepcopy(prior.unet), copy.deepcopy(prior.control_net)
     given = (*inputs(), torch.tensor(0.8))
     expected = controlled_noise_of(unet, control_net, *given)
-    fused_blocks.fuse_denoiser_blocks(unet, REFERENCE)
-    fused_blocks.fuse_control_net_blocks(control_net, REFERENCE)
+    unet = fuse_denoiser(unet, REFERENCE)
+    fuse_control_net_blocks(control_net, REFERENCE)
     with torch.no_grad():
         found = controlled_noise_of(unet, control_net, *given)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
@@ -125,7 +125,7 @@ def test_fused_blocks_of_a_control_net_give_the_same_residuals(kernels, kernel_d
     noisy, text, image = torch.randn(1, 4, 2, 2), torch.randn(1, 3, 8), torch.rand(1, 3, 4, 4)
     given = [x.to(kernel_device) for x in (noisy, torch.tensor([500]), text, image, torch.tensor(0.8))]
     expected = residuals_of(control_net, *given[:3], given[3:])
-    fused_blocks.fuse_control_net_blocks(control_net, kernels)
+    fuse_control_net_blocks(control_net, kernels)
     assert not any(isinstance(module, ResnetBlock2D | nn.Conv2d) for module in control_net.modules())
     with torch.no_grad():
         found = residuals_of(control_net, *given[:3], given[3:])

@@ -14,7 +14,9 @@ from toy_model import write_model
 from render.camera import look_at_origin, orbit
 from sd.conditions import ViewConditions
 from sd.guidance import Guidance, GuidanceConfig
-from sd.kernels import fused_blocks, select
+from sd.kernels import select
+from sd.kernels.fused_denoiser import FusedDenoiser, fuse_denoiser
+from sd.kernels.fused_transformer import FusedTransformer
 from sd.kernels.reference import REFERENCE
 from sd.multi_view import JointAttention, camera_matrices, join_views, stated_views
 from sd.schedule import Phase, damped
@@ -146,8 +148,8 @@ def test_joint_attention_is_softmax_over_the_tokens_of_all_views():
 def test_fused_blocks_keep_the_joint_attention(joint):
     quick, given = copy.deepcopy(joint), inputs(VIEWS)
     expected = noise_of(quick, *given)
-    fused_blocks.fuse_denoiser_blocks(quick, REFERENCE)
-    assert any(isinstance(module, fused_blocks.FusedTransformer) for module in quick.modules())
+    quick = fuse_denoiser(quick, REFERENCE)
+    assert isinstance(quick, FusedDenoiser)
     with torch.no_grad():
         found = noise_of(quick, *given)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
@@ -166,7 +168,7 @@ def test_a_fused_transformer_of_joint_attention_gives_the_same(kernels, kernel_d
     (expected,) = module(x, encoder_hidden_states=text, return_dict=False)
     assert (expected - single).abs().max() > 1e-3
     with torch.no_grad():
-        (found,) = fused_blocks.FusedTransformer(module, kernels)(x, text)
+        (found,) = FusedTransformer(module, kernels)(x, text)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
@@ -321,7 +323,7 @@ def test_cuda_graphs_and_fused_blocks_agree_with_the_cpu(folder, groups):
             found[device, turn] = answer.cpu()
         if device == "cuda":
             assert len(prior._denoise.cache.recordings) == 1
-            assert any(isinstance(module, fused_blocks.FusedTransformer) for module in prior.unet.modules())
+            assert any(isinstance(module, FusedTransformer) for module in prior.unet.modules())
     for turn in range(3):
         error = (found["cuda", turn] - found["cpu", turn]).norm() / found["cpu", turn].norm()
         assert error < 0.02

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sd.kernels.group_norm_triton import LaunchConfig, group_norm
+from sd.kernels import group_norm_triton
+from sd.kernels.group_norm_triton import LaunchConfig, group_norm, group_norm_and_skip
 from sd.kernels.reference import group_norm as reference
 
 # SHAPES lists (samples, channels, height, width, groups). Some shapes have few rows, one row, a channel count
@@ -84,6 +85,48 @@ def test_group_norm_equals_float64(function, shape, dtype, silu, shifted, kernel
     assert_matches_float64(function, shape, dtype, kernel_device, silu, shifted)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("dtype", "silu", "shifted"),
+    [(torch.float32, True, None), (torch.float16, False, "each"), (torch.float16, True, "common")],
+)
+def test_group_norm_without_gradient(shape, dtype, silu, shifted, kernel_device):
+    """A group that fits into one program is normalised by a single kernel."""
+    x, weight, bias, shift, grad_output = random_inputs(shape, dtype, kernel_device)
+    shift = {None: None, "each": shift, "common": shift[:1]}[shifted]
+    x = x.contiguous(memory_format=torch.channels_last)
+    value = group_norm(x, weight, bias, shape[-1], 1e-5, silu, shift)
+    expected = float64_reference(x, weight, bias, shape[-1], 1e-5, silu, shift, grad_output)[0]
+    assert value.is_contiguous(memory_format=torch.channels_last)
+    assert error(value, expected) < ROUNDING[dtype]
+
+
+def test_both_kernels_without_gradient_agree(monkeypatch, kernel_device):
+    x, weight, bias, shift, _ = random_inputs(SHAPES[2], torch.float32, kernel_device)
+    # The shift is a column block of a larger matrix.
+    shift = torch.cat([shift, shift], dim=1)[:, : len(weight)]
+    one = group_norm(x, weight, bias, 3, 1e-5, True, shift)
+    monkeypatch.setattr(group_norm_triton, "GROUP_ELEMENTS", 0)
+    assert torch.allclose(one, group_norm(x, weight, bias, 3, 1e-5, True, shift), atol=1e-5)
+    assert torch.allclose(one, reference(x, weight, bias, 3, 1e-5, True, shift), atol=1e-5)
+
+
+@pytest.mark.parametrize("used", [(0, 1), (0,), (1,)])
+def test_gradient_of_the_skip_connection_is_added(used, kernel_device):
+    x, weight, bias, _, grad_output = random_inputs(SHAPES[0], torch.float32, kernel_device)
+    x.requires_grad_()
+    found, expected = (
+        [(value * grad_output.cos(), skip * grad_output)[number].sum() for number in used]
+        for value, skip in (
+            group_norm_and_skip(x, weight, bias, 8, 1e-5),
+            (reference(x, weight, bias, 8, 1e-5), x),
+        )
+    )
+    (grad_x,) = torch.autograd.grad(sum(found), x)
+    (expected_grad,) = torch.autograd.grad(sum(expected), x)
+    assert torch.allclose(grad_x, expected_grad, atol=1e-5) and grad_x.abs().max() > 0.1
+
+
 def test_shapes_include_several_chunks_and_columns():
     configs = [LaunchConfig(torch.empty(shape[:4]), shape[4]) for shape in SHAPES]
     assert any(config.chunks > 1 for config in configs) and any(config.columns > 1 for config in configs)
@@ -139,6 +182,16 @@ def test_sizes_of_the_prior(shape, dtype):
     assert_matches_float64(
         group_norm, shape, dtype, "cuda", True, "each", tolerance=max(ROUNDING[dtype], 1e-5)
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(640, 32), (960, 32), (1280, 16), (2560, 16), (2560, 8)])
+def test_sizes_of_the_denoiser_without_gradient(size):
+    shape = (12, size[0], size[1], size[1], 32)
+    x, weight, bias, shift, grad_output = random_inputs(shape, torch.float16, "cuda")
+    value = group_norm(x, weight, bias, 32, 1e-5, True, shift)
+    expected = float64_reference(x, weight, bias, 32, 1e-5, True, shift, grad_output)[0]
+    assert error(value, expected) < ROUNDING[torch.float16]
 
 
 @pytest.mark.gpu

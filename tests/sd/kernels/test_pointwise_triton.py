@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sd.kernels.pointwise_triton import add_bias, biased_sum, geglu, sum_norm
+from sd.kernels.pointwise_triton import add_bias, biased_sum, geglu, interleave, layer_norm
+from sd.kernels.reference import interleave as reference_interleave
 
 # The tolerance is half a unit in the last place, plus the error of exp and erf in float32.
 ROUNDING = {torch.float32: 1e-6, torch.float16: 6e-4}
@@ -39,21 +40,39 @@ def test_biased_sum_and_its_gradients(shape, scale, dtype, kernel_device):
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("shape", [(3, 8), (2, 5, 48), (1, 3, 1280)])
-def test_sum_norm(shape, summed, dtype, kernel_device):
-    check_sum_norm(shape, summed, dtype, kernel_device)
+def test_layer_norm(shape, shifted, dtype, kernel_device):
+    check_layer_norm(shape, shifted, dtype, kernel_device)
 
 
-def check_sum_norm(shape, summed, dtype, device):
+def check_layer_norm(shape, shifted, dtype, device):
     generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(shape, generator=generator).to(device, dtype) + 3 for _ in range(2))
-    weight, bias = (torch.randn(shape[-1], generator=generator).to(device, dtype) for _ in range(2))
-    total, normalised = sum_norm(x, y if summed else None, weight, bias, 1e-5)
-    assert torch.equal(total, x + y if summed else x)
-    expected = F.layer_norm(total.double(), shape[-1:], weight.double(), bias.double(), 1e-5)
-    assert normalised.dtype == dtype
-    assert torch.allclose(normalised.double(), expected, rtol=ROUNDING[dtype], atol=4 * ROUNDING[dtype])
+    x = torch.randn(shape, generator=generator).to(device, dtype) + 3
+    weight, bias, shift = (torch.randn(shape[-1], generator=generator).to(device, dtype) for _ in range(3))
+    found = layer_norm(x, weight, bias, 1e-5, shift if shifted else None)
+    total = x.double() + shift.double() if shifted else x.double()
+    expected = F.layer_norm(total, shape[-1:], weight.double(), bias.double(), 1e-5)
+    assert found.dtype == dtype
+    assert torch.allclose(found.double(), expected, rtol=ROUNDING[dtype], atol=4 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("shape", [(2, 4 * 20, 4, 3), (1, 4 * 160, 2, 6)])
+def test_interleave(shape, dtype, kernel_device):
+    check_interleave(shape, dtype, kernel_device)
+
+
+def check_interleave(shape, dtype, device):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(device, dtype)
+    bias = torch.randn(shape[1] // 4, generator=generator).to(device, dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = interleave(x, bias)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, reference_interleave(x, bias))
+    images = x.unflatten(1, (4, -1))
+    assert torch.equal(found[:, :, 1, 2], images[:, 2, :, 1, 1] + bias)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
@@ -71,8 +90,9 @@ def test_add_bias_changes_channels_last_tensors_in_place(dtype, kernel_device):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_sizes_of_the_prior(dtype):
-    check_sum_norm((12, 4096, 320), True, dtype, "cuda")
-    check_sum_norm((12, 64, 1280), True, dtype, "cuda")
+    check_layer_norm((12, 4096, 320), True, dtype, "cuda")
+    check_layer_norm((12, 64, 1280), True, dtype, "cuda")
+    check_interleave((12, 4 * 640, 33, 33), dtype, "cuda")
     x = torch.randn(12 * 4096, 2 * 1280, device="cuda", dtype=dtype)
     expected = x[:, :1280].double() * F.gelu(x[:, 1280:].double())
     assert torch.allclose(geglu(x).double(), expected, rtol=ROUNDING[dtype], atol=1e-5)

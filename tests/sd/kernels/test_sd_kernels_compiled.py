@@ -5,17 +5,19 @@ from triton_compile import compile_for_gpu
 
 NORM = """
 import torch
-from sd.kernels.group_norm_triton import group_norm
+from sd.kernels.group_norm_triton import group_norm_and_skip
 big, odd = (torch.float16, (2, 128, 64, 64)), (torch.float32, (1, 12, 5, 5))
 for (dtype, shape), silu, shifted in ((big, True, True), (big, True, False), (odd, False, True)):
     x = torch.zeros(shape, dtype=dtype, requires_grad=True)
     weight = torch.ones(shape[1], dtype=dtype)
-    y = group_norm(x, weight, weight, 4, 1e-5, silu, weight[None] if shifted else None)
-    torch.autograd.grad(y, x, torch.ones_like(y))
+    shift = weight[None] if shifted else None
+    y, skip = group_norm_and_skip(x, weight, weight, 4, 1e-5, silu, shift)
+    torch.autograd.grad(y + skip if silu else y, x, torch.ones_like(y))
+    group_norm_and_skip(x[:, :, :5, :5].detach(), weight, weight, 4, 1e-5, silu, shift)
 """
 OTHERS = """
 import torch
-from sd.kernels.pointwise_triton import add_bias, biased_sum, geglu, sum_norm
+from sd.kernels.pointwise_triton import add_bias, biased_sum, geglu, interleave, layer_norm
 for dtype in (torch.float16, torch.float32):
     for channels in (320, 12):
         geglu(torch.zeros(4, 2 * channels, dtype=dtype))
@@ -24,14 +26,34 @@ for dtype in (torch.float16, torch.float32):
         biased_sum(x, x, bias, 0.5)
         add_bias(x, bias)
         rows = torch.zeros(6, channels, dtype=dtype)
-        for other in (None, rows):
-            sum_norm(rows, other, bias, bias, 1e-5)
+        interleave(torch.zeros(2, 4 * channels, 3, 4, dtype=dtype), bias)
+        for shift in (None, bias):
+            layer_norm(rows, bias, bias, 1e-5, shift)
 """
-NORMS = {"_channel_sums", "_moments", "_normalise", "_grad_sums", "_grad_means", "_grad_input"}
-POINTWISE = {"_geglu", "_biased_sum", "_add_bias", "_sum_norm"}
+GATED = """
+import torch
+from sd.kernels.gated_linear_triton import LARGE, SMALL, fused_gated_linear
+for tile, channels, inner in ((LARGE, 320, 1280), (SMALL, 320, 1280), (SMALL, 20, 40)):
+    weight = torch.zeros(2 * inner, channels, dtype=torch.float16)
+    fused_gated_linear(tile, torch.zeros(3, channels, dtype=torch.float16), weight, weight[:, 0].contiguous())
+"""
+NORMS = {
+    "_channel_sums",
+    "_moments",
+    "_normalise",
+    "_grad_sums",
+    "_grad_means",
+    "_grad_input",
+    "_normalise_groups",
+}
+POINTWISE = {"_geglu", "_biased_sum", "_add_bias", "_layer_norm", "_interleave"}
 
 
-@pytest.mark.parametrize(("code", "kernels"), [(NORM, NORMS), (OTHERS, POINTWISE)], ids=["norm", "others"])
+@pytest.mark.parametrize(
+    ("code", "kernels"),
+    [(NORM, NORMS), (OTHERS, POINTWISE), (GATED, {"_gated_linear"})],
+    ids=["norm", "others", "gated"],
+)
 def test_every_kernel_compiles(code, kernels):
     found = compile_for_gpu(code)
     assert found.keys() == kernels

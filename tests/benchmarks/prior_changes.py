@@ -1,0 +1,187 @@
+"""Times and errors of the fused prior when one of its changes is switched off (prior.py --changes).
+
+The time is that of a CUDA graph. The error is relative to diffusers' modules in float32, in the Euclidean
+norm. The last rows list the GPU kernels with the largest times.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sd.kernels import fused_blocks, fused_denoiser, group_norm_triton
+from sd.kernels.cuda_graphs import DifferentiableCUDAGraph, InferenceCUDAGraph
+from sd.kernels.fastest import Fastest
+from sd.kernels.gated_linear_triton import two_step_gated_linear
+from sd.kernels.reference import Kernels
+from sd.loading.weights import Parts
+from sd.stable_diffusion import noise_of
+
+LISTED_KERNELS = 45
+Tensors = tuple[Tensor, ...]
+
+
+@contextmanager
+def patched(owner: object, name: str, value: object) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return ((found.float() - exact.float()).norm() / exact.float().norm()).item()
+
+
+def never(module: nn.Module) -> bool:
+    return False
+
+
+def row(bench, what: str, way: str, act: Callable[[], object], **numbers: float) -> None:
+    bench.measure(what, way, act)
+    bench.rows[-1] |= numbers
+    print("".join(f"{name} {value:.3g} " for name, value in numbers.items()), flush=True)
+
+
+def denoiser_changes(bench, parts: Parts, kernels: Kernels, batch: int) -> None:
+    """Measure the denoiser for two texts per latent."""
+    original, dtype = parts.unet, parts.unet.dtype
+    size, channels = original.config.sample_size, original.config.in_channels
+    noisy = torch.randn(batch, channels, size, size, device=bench.device, dtype=dtype)
+    noisy = noisy.contiguous(memory_format=torch.channels_last)
+    times = torch.randint(20, 980, (batch,), device=bench.device)
+    text = torch.randn(2 * batch, 77, original.config.cross_attention_dim, device=bench.device, dtype=dtype)
+    shared, repeated = (noisy, times, text), (torch.cat([noisy] * 2), torch.cat([times] * 2), text)
+    with torch.no_grad():
+        exact = noise_of(copy.deepcopy(original).float(), noisy.float(), times, text.float())
+        usual = error(noise_of(original, *shared), exact)
+        original.to(memory_format=torch.channels_last)
+
+    def measure(way: str, used: Kernels, given: Tensors, joint: bool = True) -> None:
+        unet = copy.deepcopy(original)
+        fused = fused_denoiser.fuse_denoiser(unet, used)
+        graph = InferenceCUDAGraph(partial(noise_of, fused if joint else unet))
+        found = error(graph(*given), exact)
+        row(bench, f"UNet 2B={2 * batch}, graph", way, partial(graph, *given), error=found, usual=usual)
+        if way == "all changes":
+            list_kernels(bench, partial(graph, *given), "UNet")
+
+    measure("all changes", kernels, shared)
+    measure("all changes, again", kernels, shared)
+    measure("without shared latents", kernels, repeated)
+    measure("without diffusers' forward pass replaced", kernels, repeated, joint=False)
+    attention = replace(kernels, attention=F.scaled_dot_product_attention)
+    measure("without the choice of attention", attention, shared)
+    measure("without GEGLU in one kernel", replace(kernels, gated_linear=two_step_gated_linear), shared)
+    with patched(group_norm_triton, "GROUP_ELEMENTS", 0):
+        measure("without the norm in one kernel", kernels, shared)
+    with patched(fused_denoiser, "is_supported_upsampler", never):
+        measure("without 2 x 2 convolutions for upsampling", kernels, shared)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        measure("with cudnn.benchmark", kernels, shared)
+    for function in (kernels.attention, kernels.gated_linear):
+        if isinstance(function, Fastest):
+            list_choices(bench, function)
+
+
+def encoder_changes(bench, parts: Parts, kernels: Kernels, batch: int) -> None:
+    """Measure the VAE's encoder, forward and backward."""
+    original = parts.vae.encoder
+    side = parts.unet.config.sample_size * 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    x = torch.rand(batch, 3, side, side, device=bench.device, dtype=parts.vae.dtype) * 2 - 1
+    x = x.contiguous(memory_format=torch.channels_last)
+
+    def both(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensors:
+        leaf = x.detach().requires_grad_()
+        y = function(leaf)
+        grad_output = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+        return y.detach(), torch.autograd.grad(y, leaf, grad_output.to(y))[0]
+
+    one = x[:1]
+    exact = both(copy.deepcopy(original).float(), one.float())
+    usual = [error(*pair) for pair in zip(both(original, one), exact, strict=True)]
+    original.to(memory_format=torch.channels_last)
+
+    def measure(way: str, used: Kernels) -> None:
+        encoder = copy.deepcopy(original)
+        fused_blocks.fuse_encoder_blocks(encoder, used)
+        found = [error(*pair) for pair in zip(both(encoder, one), exact, strict=True)]
+        graph = DifferentiableCUDAGraph(encoder, x.numel())
+        row(
+            bench,
+            f"VAE B={batch}, forward + backward, graph",
+            way,
+            lambda: both(graph, x),
+            value_error=found[0],
+            gradient_error=found[1],
+            usual_value_error=usual[0],
+            usual_gradient_error=usual[1],
+        )
+        if way == "all changes":
+            list_kernels(bench, lambda: both(graph, x), "VAE")
+
+    measure("all changes", kernels)
+    measure("all changes, again", kernels)
+    measure("without gradients added in the norm", replace(kernels, group_norm_and_skip=separate_norm))
+    for tile, warps, programs in ((2048, 4, 2048), (2048, 4, 4096), (4096, 8, 2048), (4096, 4, 4096)):
+        with (
+            patched(group_norm_triton, "TILE", tile),
+            patched(group_norm_triton, "WARPS", warps),
+            patched(group_norm_triton, "PROGRAMS", programs),
+        ):
+            measure(f"norm: tile {tile}, {warps} warps, {programs} programs", kernels)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        measure("with cudnn.benchmark", kernels)
+
+
+def separate_norm(x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    return group_norm_triton.group_norm(x, *others), x
+
+
+def convolutions(bench, batch: int, side: int) -> None:
+    """Measure the gradient of the VAE's 3 × 3 convolutions on their input in two ways."""
+    for channels, more, scale in ((128, 128, 1), (256, 256, 2), (512, 512, 4), (512, 512, 8), (256, 512, 4)):
+        dy = torch.randn(batch, more, side // scale, side // scale, device=bench.device, dtype=torch.float16)
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(more, channels, 3, 3, device=bench.device, dtype=torch.float16)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        name = f"gradient of convolution {channels} to {more}, {side // scale}²"
+        for benchmark in (False, True):
+            with torch.backends.cudnn.flags(enabled=True, benchmark=benchmark):
+                note = ", cudnn.benchmark" if benchmark else ""
+                bench.measure(name, "transposed" + note, partial(F.conv_transpose2d, dy, weight, padding=1))
+                bench.measure(name, "turned weights" + note, partial(F.conv2d, dy, turned, padding=1))
+
+
+def list_choices(bench, function: Fastest) -> None:
+    for key, times in function.times.items():
+        shapes = [tuple(shape) for shape, *_ in key]
+        for name, value in times.items():
+            chosen = " (chosen)" if function.choices[key] == name else ""
+            bench.rows.append({"what": f"{function.name} {shapes}", "way": name + chosen, "ms": value})
+            print(f"{function.name} {shapes} {name}{chosen}: {value:.4f} ms", flush=True)
+
+
+def list_kernels(bench, act: Callable[[], object], what: str) -> None:
+    """Add the GPU kernels with the largest total times of one call."""
+    if bench.device.type != "cuda":
+        return
+    act()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        act()
+        bench.wait()
+    events = sorted(profile.key_averages(), key=lambda event: -event.device_time_total)
+    total = sum(event.device_time_total for event in events) / 1e3
+    print(f"{what}: {total:.2f} ms in {sum(event.count for event in events)} kernels", flush=True)
+    for event in events[:LISTED_KERNELS]:
+        value, name = event.device_time_total / 1e3, f"{event.count} x {event.key[:110]}"
+        bench.rows.append({"what": f"{what} kernels", "way": name, "ms": value})
+        print(f"{value:8.3f} ms {name}", flush=True)
