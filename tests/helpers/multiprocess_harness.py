@@ -1,7 +1,7 @@
 """Run train.py in several processes.
 
 The processes are forked from a process that has already imported the packages. As in torchrun, the parent
-process hosts the rendezvous store.
+process hosts the rendezvous store. `launch` runs torch's own launcher. ForkedTrial is a trial of a sweep.
 """
 
 import contextlib
@@ -10,22 +10,30 @@ import multiprocessing
 import os
 import sys
 from functools import partial
+from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
-from reduced_work import reduce_work, shorten_fit
 
 import train
-from render.shade import brdf
 from training import loop
 from training.launch import run_and_exit
 
+HERE = Path(__file__).parent
 CONTEXT = multiprocessing.get_context("forkserver")
-# These packages are loaded before the fork. The program imports them only inside functions.
-LATE = ("numba", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition")
-LATE += ("diffusers.schedulers.scheduling_ddpm", "transformers.models.clip.modeling_clip")
-CONTEXT.set_forkserver_preload(["multiprocess_harness", *LATE])
+CONTEXT.set_forkserver_preload(["multiprocess_harness", "warm_process"])
 FIT = 30
+
+
+def start(target, *arguments):
+    """Start a process that calls target(*arguments)."""
+    process = CONTEXT.Process(target=target, args=arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        # The fork server starts with the first process. In Python 3.11 it does not use its parent's sys.path.
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
+        process.start()
+    return process
 
 
 def fail(rank, step):
@@ -77,17 +85,52 @@ def _at_step(rank, step, act):
     return rank, step, act
 
 
-def _member(main, argv, variables, output, fault):
+def launch(argv):
+    """Run `python -m torch.distributed.launch` with the arguments `argv`. The workers are forked."""
+    # torch removes this module in a later version.
+    from torch.distributed import launch as launcher
+    from torch.distributed import run
+
+    real = run.elastic_launch
+    run.elastic_launch = lambda config, entrypoint: lambda *words: real(config, _worker)(*words)
+    launcher.main(["--start_method=fork", *argv])
+
+
+def _worker(*words):
+    """Run train.py as a worker of the launcher. words: the command after "python"."""
+    argv = words[words.index("train.py") + 1 :]
+    run_and_exit(partial(train.main, list(argv)))
+
+
+class ForkedTrial:
+    """A trial of a sweep. It has the part of the interface of subprocess.Popen that sweeps use."""
+
+    def __init__(self, command, *, env, stdout, **_):
+        self._process = start(_member, train.main, command[2:], env, stdout.name, None, os.getcwd())
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    def poll(self):
+        return self._process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self._process.pid, number)
+
+
+def _member(main, argv, variables, output, fault, folder=None):
+    if folder is not None:
+        os.chdir(folder)
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     logging.root.handlers.clear()
     os.environ.update(variables)
-    torch.set_num_threads(1)
-    shorten_fit(FIT)
-    reduce_work()
-    brdf.split_sum_table = partial(brdf.split_sum_table, 32)
+    # The fork server has imported this module. An error of the module is raised here.
+    import warm_process  # noqa: F401
+
     if fault and fault[0] == int(variables.get("RANK", 0)):
         _plant(*fault[1:])
     run_and_exit(partial(main, argv))
@@ -124,8 +167,7 @@ class ProcessGroup:
         for rank, output in enumerate(self.outputs):
             output.unlink(missing_ok=True)
             variables = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-            self.members.append(CONTEXT.Process(target=_member, args=(main, argv, variables, output, fault)))
-            self.members[-1].start()
+            self.members.append(start(_member, main, argv, variables, output, fault))
 
     def wait(self, seconds=120):
         """Return the exit code of each rank. Fail if a process still runs after `seconds`."""

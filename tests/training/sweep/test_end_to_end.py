@@ -1,32 +1,43 @@
-"""Test real runs of train.py: a grid on an existing mesh, and two-stage trials, one of which fails."""
+"""Test real runs of train.py: a grid on an existing mesh, and two-stage trials, one of which fails.
+
+The processes are forked instead of started. test_sweep_run.py tests their start.
+"""
 
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trimesh
+from multiprocess_harness import FIT, ForkedTrial
 from PIL import Image
+from reduced_work import shorten_fit
 from toy_config import TINY
 
 import train
-from sd.schedule import FIT_STEPS
+from training.sweep import local_executor
 
 
 @pytest.fixture
 def configs(model_folder, tmp_path, monkeypatch):
     """Create geometry.json, appearance.json and cube.obj in the current directory."""
     monkeypatch.chdir(tmp_path)
+    shorten_fit(FIT, monkeypatch.setattr)
+    forked = SimpleNamespace(Popen=ForkedTrial, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(local_executor, "subprocess", forked)
     tiny = {**TINY, "batch": 1, "save_interval": 0, "sd_model": str(model_folder)}
     shape = {
         "out_dir": "toy",
-        "iter": FIT_STEPS + 2,
-        "coarse_iter": FIT_STEPS + 1,
+        "iter": FIT + 2,
+        "coarse_iter": FIT + 1,
         "dmtet_grid": 16,
         "mesh_scale": 2.0,
+        "learning_rate": 5e-3,
     }
     paint = {"mode": "appearance_modeling", "out_dir": "toy_appearance", "iter": 2, "coarse_iter": 1}
     Path("geometry.json").write_text(json.dumps(tiny | shape))
