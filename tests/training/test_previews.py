@@ -175,10 +175,13 @@ def test_orbit_writes_frames_gifs_and_the_turntable(tmp_path):
     names = [str(path.relative_to(tmp_path)) for path in written]
     assert names == ["validate/shaded.gif", "turntable.mp4", "validate/mask.gif"]
     for layer in ("shaded", "mask"):
-        assert len(list((tmp_path / "validate" / layer).glob("*.png"))) == 10
+        pngs = sorted((tmp_path / "validate" / layer).glob("*.png"))
+        assert [path.name for path in pngs] == [f"{number:03d}.png" for number in range(10)]
         with Image.open(tmp_path / "validate" / f"{layer}.gif") as gif:
             # Pillow merges equal consecutive frames into one with a longer duration.
             assert gif.n_frames == (10 if layer == "shaded" else 1)
+    with Image.open(tmp_path / "validate/shaded/004.png") as frame:
+        assert frame.size == (16, 16) and frame.getpixel((8, 8)) == (102, 255, 255)
     frames = film_frames(tmp_path / "turntable.mp4")
     assert len(frames) == 10
     assert np.abs([frame[8, 8, 0] / 255 - k / 10 for k, frame in enumerate(frames)]).max() < 0.05
