@@ -37,9 +37,9 @@ def texel_directions(size: int) -> Float[Tensor, "6 R R 3"]:
     """Return unit directions of the texel centres of a cube with faces of size²."""
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * (2 / size) - 1
     rows, columns = torch.meshgrid(centres, centres, indexing="ij")
-    local = torch.stack([torch.ones_like(rows), columns, rows], -1)
-    directions = torch.einsum("fac,ija->fijc", _axes(local), local)
-    return torch.nn.functional.normalize(directions, dim=-1).float()
+    local = torch.nn.functional.normalize(torch.stack([torch.ones_like(rows), columns, rows], -1), dim=-1)
+    local = local.float()
+    return torch.einsum("fac,ija->fijc", _axes(local), local)
 
 
 def texel_solid_angles(size: int) -> Float[Tensor, "R R"]:
