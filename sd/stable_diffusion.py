@@ -88,7 +88,7 @@ class StableDiffusion(nn.Module):
         # a kernel.
         self._unet_dtype, self._vae_dtype = self.unet.dtype, self.vae.dtype
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.control_net: nn.Module | None = None
+        self._control_net: nn.Module | None = None
         self._denoise = InferenceCUDAGraph(partial(noise_of, denoiser))
         self._moments = DifferentiableCUDAGraph(
             partial(moments_of, self.vae), max_graph_elements(vae, device)
@@ -138,7 +138,7 @@ class StableDiffusion(nn.Module):
         if self.device.type == "cuda":
             control_net.to(memory_format=torch.channels_last)
             fuse_control_net_blocks(control_net, choose_kernels(self.device))
-        self.control_net = control_net
+        self._control_net = control_net
         self._denoise = InferenceCUDAGraph(partial(controlled_noise_of, *self._denoiser, control_net))
 
     @property
@@ -152,6 +152,13 @@ class StableDiffusion(nn.Module):
         buffers.
         """
         return self._abar
+
+    @property
+    def control_net(self) -> nn.Module | None:
+        """Return the attached ControlNet. This is a property because Python 3.12's protocol checks do not
+        find submodules.
+        """
+        return self._control_net
 
     def unknown_prompt_warning(self, text: str) -> str | None:
         """Return a warning if the prompt contains no category of this prior's training set, otherwise

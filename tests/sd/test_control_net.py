@@ -1,6 +1,7 @@
 """Test that a ControlNet with the denoiser equals diffusers' modules with the same weights."""
 
 import copy
+import inspect
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from toy_model import fill_zero_convolutions, write_control_net, write_model
 from render.camera import orbit
 from sd.conditions import ViewConditions
 from sd.control_net import check_control_net, controlled_noise_of, residuals_of
-from sd.guidance import Guidance, GuidanceConfig
+from sd.guidance import Guidance, GuidanceConfig, Prior
 from sd.kernels.fused_denoiser import fuse_control_net_blocks, fuse_denoiser
 from sd.kernels.reference import REFERENCE
 from sd.kernels.select import triton_kernels
@@ -48,6 +49,18 @@ def inputs(count=2, seed=1):
         text,
         torch.rand(count, 3, 32, 32, generator=generator),
     )
+
+
+def test_protocol_checks_find_every_member_of_the_prior(prior, model_folder):
+    """Python 3.12's isinstance with a protocol looks members up with getattr_static, which finds no
+    submodules and no buffers.
+    """
+    plain = StableDiffusion.from_pretrained(str(model_folder), CPU)
+    members = Prior.__annotations__.keys() | {name for name in vars(Prior) if not name.startswith("_")}
+    assert {"control_net", "alphas_cumprod", "predict_noise"} <= members
+    for name in members:
+        for each in (prior, plain):
+            inspect.getattr_static(each, name)
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.3])

@@ -77,6 +77,22 @@ def test_queue_ends_if_the_time_is_too_short_for_a_trial():
     assert late.next() is None and len(late) == 3
 
 
+def test_queue_expects_the_time_of_the_same_stage_and_setting(monkeypatch):
+    """The times of appearance trials, which are short, must not start a geometry trial too late."""
+    monkeypatch.setattr(executor.time, "monotonic", lambda: 50.0)
+    shape, paint = (Trial(stage, "a", "mug", 1) for stage in (SHAPE, PAINT))
+    queue = Queue([shape] * 2, deadline=100.0)
+    for seconds in (20.0, 20.0, 20.0):
+        queue.took(paint, seconds)
+    assert queue.next() == shape
+    queue.took(shape, 80.0)
+    assert queue.next() is None
+    unknown = Queue([Trial(SHAPE, "b", "mug", 1)], deadline=100.0)
+    unknown.took(paint, 60.0)
+    unknown.took(paint, 10.0)
+    assert unknown.next() is None
+
+
 def result(setting, category, ratio, recognised=True, error=None, **more):
     values = {} if error else {"roughness_ratio": ratio, "recognised": recognised, **more}
     return {"stage": SHAPE, "setting": setting, "category": category, "seed": 1, "error": error, **values}

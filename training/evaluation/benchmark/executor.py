@@ -68,25 +68,34 @@ class ResultStore:
 
 
 class Queue:
-    """A queue of trials. `next` returns None if no trial is left or if the remaining time is too short."""
+    """A queue of trials. `next` returns None if no trial is left or if the remaining time is too short.
+
+    The expected time of a trial is the median of the finished trials with its stage and setting, otherwise
+    the longest time of any finished trial.
+    """
 
     def __init__(self, trials: Sequence[Trial], deadline: float):
         self._trials, self._deadline = list(trials), deadline
-        self._lock, self._seconds = threading.Lock(), []
+        self._lock = threading.Lock()
+        self._seconds: dict[tuple[str, str], list[float]] = {}
 
     def __len__(self) -> int:
         return len(self._trials)
 
     def next(self) -> Trial | None:
         with self._lock:
-            expected = statistics.median(self._seconds) if self._seconds else 0.0
-            if not self._trials or time.monotonic() + expected > self._deadline:
+            if not self._trials or time.monotonic() + self._expected(self._trials[0]) > self._deadline:
                 return None
             return self._trials.pop(0)
 
-    def took(self, seconds: float) -> None:
+    def _expected(self, trial: Trial) -> float:
+        if same := self._seconds.get((trial.stage, trial.setting)):
+            return statistics.median(same)
+        return max((max(times) for times in self._seconds.values()), default=0.0)
+
+    def took(self, trial: Trial, seconds: float) -> None:
         with self._lock:
-            self._seconds.append(seconds)
+            self._seconds.setdefault((trial.stage, trial.setting), []).append(seconds)
 
 
 def prepare_worker(log: str, threads: int) -> None:
@@ -114,7 +123,7 @@ def work(slot: int, queue: Queue, store: ResultStore, threads: int, common: Mapp
         started = time.monotonic()
         try:
             result = pool.submit(run_trial, trial, store.settings[trial.setting], common, store.out).result()
-            queue.took(result.seconds)
+            queue.took(trial, result.seconds)
         except (BrokenProcessPool, RuntimeError) as error:
             pool.shutdown(wait=False, cancel_futures=True)
             pool = process()
