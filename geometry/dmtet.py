@@ -89,15 +89,16 @@ class DMTet(nn.Module):
         self._encoding: PrecomputedEncoding | None = None
 
     def field(
-        self, vertices: Int[Tensor, " N"] | None = None
+        self, vertices: Int[Tensor, " N"] | None = None, encoded: Float[Tensor, "V W"] | None = None
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 3"]]:
         """Return the signed distance [N] and the moved position [N,3] of the grid vertices.
 
         In contrast to the meshed field, the distance may be negative on the boundary of the grid.
 
-        vertices: indices of the vertices to evaluate, or None for all vertices.
+        vertices: indices of the vertices to evaluate, None for all. encoded: the encoding of all V grid
+        vertices, if it is already computed.
         """
-        sdf, offset = self.network(self._points(), vertices)
+        sdf, offset = self.network(self._points(), vertices, encoded)
         return sdf, _rows(self.v_pos, vertices) + offset.tanh() * self.reach
 
     def mesh(self) -> Mesh:
@@ -110,30 +111,36 @@ class DMTet(nn.Module):
         Raises EmptySurfaceError if the field has no change of sign.
         """
         with torch.no_grad():
-            everywhere = self._closed(self.network.distances(self._points()))
+            encoded = self._points()()
+            everywhere = self._closed(self.network.distances(encoded))
         vertices, ends, faces = compact_topology(everywhere < 0, self.tets, self.edges, self.tet_edges)
         if len(faces) == 0:
             raise EmptySurfaceError(
                 "the surface vanished: try a lower guidance_weight, a larger start shape or another seed"
             )
-        return make_mesh(self.crossings(everywhere, vertices, ends), faces)
+        return make_mesh(self.crossings(everywhere, vertices, ends, encoded), faces)
 
     def crossings(
-        self, everywhere: Float[Tensor, " V"], vertices: Int[Tensor, " U"], ends: Int[Tensor, "N 2"]
+        self,
+        everywhere: Float[Tensor, " V"],
+        vertices: Int[Tensor, " U"],
+        ends: Int[Tensor, "N 2"],
+        encoded: Float[Tensor, "V W"] | None = None,
     ) -> Float[Tensor, "N 3"]:
         """Return the positions [N,3] of the surface vertices. One vertex lies on each crossed edge.
 
-        everywhere: the field at all V grid vertices, which determines the topology. vertices: indices of the
-        U vertices of crossed edges. ends: both ends of each crossed edge, as indices into `vertices`. The
-        result is differentiable with respect to the parameters through the field at these U vertices.
+        everywhere: the field at all V grid vertices that determines the topology. vertices: indices of the U
+        vertices of crossed edges. ends: both ends of each crossed edge, as indices into `vertices`.
+        encoded: the encoding of all V vertices, if it is already computed. The gradient flows to the field at
+        these U vertices.
         """
         if self.start is None and triton_available(self.v_pos, everywhere):
             from geometry.kernels import edge_crossings_triton
 
-            raw_output = self.network.raw_output(self._points(), vertices)
+            raw_output = self.network.raw_output(self._points(), vertices, encoded)
             fixed = everywhere, self.v_pos, self.on_wall
             return edge_crossings_triton.crossings(raw_output, *fixed, vertices, ends, self.reach)
-        sdf, v_pos = self.field(vertices)
+        sdf, v_pos = self.field(vertices, encoded)
         sdf = self._closed(sdf, vertices)
         # The values of `everywhere` are used. Recomputed values could have another sign, because rounding
         # depends on the batch.

@@ -1,5 +1,7 @@
 """The SDF network: a hash encoding and a small MLP that outputs signed distance and vertex offset."""
 
+from types import ModuleType
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -27,33 +29,50 @@ class SdfNetwork(nn.Module):
         self.mlp = nn.Sequential(*layers[:-1])
 
     def forward(
-        self, points: Float[Tensor, "N 3"] | PrecomputedEncoding, rows: Int[Tensor, " R"] | None = None
+        self,
+        points: Float[Tensor, "N 3"] | PrecomputedEncoding,
+        rows: Int[Tensor, " R"] | None = None,
+        everywhere: Float[Tensor, "N W"] | None = None,
     ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R 3"]]:
         """Return s [R] and d [R,3] at world points, or at the points of a PrecomputedEncoding of
         self.encoding.
 
-        rows: indices of the points to evaluate, or None for all points. Indices require a
-        PrecomputedEncoding.
+        rows: indices of the points to evaluate, None for all. Indices require a PrecomputedEncoding.
+        everywhere: the encoding of all points, if it is already computed (see PrecomputedEncoding).
         """
-        out = self.raw_output(points, rows)
+        out = self.raw_output(points, rows, everywhere)
         return out[:, 0], out[:, 1:]
 
     def raw_output(
-        self, points: Float[Tensor, "N 3"] | PrecomputedEncoding, rows: Int[Tensor, " R"] | None = None
+        self,
+        points: Float[Tensor, "N 3"] | PrecomputedEncoding,
+        rows: Int[Tensor, " R"] | None = None,
+        everywhere: Float[Tensor, "N W"] | None = None,
     ) -> Float[Tensor, "R 4"]:
-        """Return [R,4] with s in column 0 and d in columns 1 to 3."""
-        encoded = points(rows) if isinstance(points, PrecomputedEncoding) else self.encoding(points)
-        return self.mlp(encoded)
+        """Return [R,4] with s in column 0 and d in columns 1 to 3. The arguments are those of `forward`."""
+        if isinstance(points, PrecomputedEncoding):
+            encoded = points(rows, everywhere)
+        else:
+            encoded = self.encoding(points)
+        kernels = self._kernels(encoded)
+        return self.mlp(encoded) if kernels is None else kernels.mlp(encoded, *self._weights())
 
     @torch.no_grad()
-    def distances(self, points: PrecomputedEncoding) -> Float[Tensor, " N"]:
-        """Return s at all precomputed points without gradient. On CUDA, one fused kernel is used."""
-        encoded = points()
-        # The Triton kernel is used only if Triton works on the device.
-        if encoded.device.type == "cuda" and triton_works(encoded.device):
-            from geometry.kernels import sdf_network_triton
+    def distances(self, encoded: Float[Tensor, "N W"]) -> Float[Tensor, " N"]:
+        """Return s of encoded points without gradient."""
+        kernels = self._kernels(encoded)
+        if kernels is None:
+            return self.mlp(encoded)[:, 0]
+        return kernels.distances(encoded, *self._weights())
 
-            weights = [layer.weight for layer in self.mlp[::2]]
-            if sdf_network_triton.can_run(weights[0]):
-                return sdf_network_triton.distances(encoded, *weights)
-        return self.mlp(encoded)[:, 0]
+    def _weights(self) -> list[Tensor]:
+        return [layer.weight for layer in self.mlp[::2]]
+
+    def _kernels(self, encoded: Float[Tensor, "N W"]) -> ModuleType | None:
+        """Return the module with the fused kernels of the MLP, None if they cannot run on the tensor."""
+        # The kernels need the same Triton support as the encoding.
+        if encoded.device.type != "cuda" or not triton_works(encoded.device):
+            return None
+        from geometry.kernels import sdf_network_triton
+
+        return sdf_network_triton if sdf_network_triton.can_run(*self._weights()) else None

@@ -1,56 +1,134 @@
-"""The MLP of the SDF network in one fused Triton kernel. There is no backward pass.
+"""The MLP of the SDF network in fused Triton kernels.
 
-The matrix products use tensor cores with three TF32 passes. The precision is about that of float32.
+The matrix products run on tensor cores in three TF32 passes, which gives about float32 precision. The backward
+pass recomputes the hidden layers. Its programs sum their shares of the weight gradients separately, so the
+result does not depend on the order in which the programs run.
 """
 
 import torch
 import triton
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from triton import language as tl
 
 BLOCK = 128
+# The matrix product needs at least 16 columns, so the outputs of the last layer are padded to 16.
+PADDED_OUTPUTS = 16
+# Rows per step of the backward pass. More rows do not fit into the registers.
+BACKWARD_BLOCK = 32
+# Number of programs of the backward pass, each of which processes several blocks. An H100 runs two on each
+# multiprocessor.
+BACKWARD_PROGRAMS = 264
 
 
 @triton.jit
-def _layer(values, weights, width, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr):
-    """Return ReLU(values · weightsᵀ). weights [OUTPUTS,width] is padded with zeros to INPUTS columns."""
-    column = tl.arange(0, INPUTS)[:, None]
-    pointer = weights + tl.arange(0, OUTPUTS)[None, :] * width + column
-    matrix = tl.load(pointer, mask=column < width, other=0.0)
-    return tl.maximum(tl.dot(values, matrix, input_precision="tf32x3"), 0.0)
+def _product(a, b):
+    return tl.dot(a, b, input_precision="tf32x3")
 
 
 @triton.jit
-def _distances(
-    encoded,
-    first,
-    second,
-    last,
-    out,
-    count,
-    width,
-    INPUTS: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    column = tl.arange(0, INPUTS)[None, :]
+def _matrix(weights, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return weights [rows,width], padded with zeros to [ROWS,COLUMNS]."""
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    return tl.load(weights + row * width + column, mask=(row < rows) & (column < width), other=0.0)
+
+
+@triton.jit
+def _load_rows(values, index, count, width, COLUMNS: tl.constexpr):
+    column = tl.arange(0, COLUMNS)[None, :]
     mask = (index < count)[:, None] & (column < width)
-    values = tl.load(encoded + index.to(tl.int64)[:, None] * width + column, mask=mask, other=0.0)
-    values = _layer(values, first, width, INPUTS, HIDDEN)
-    values = _layer(values, second, HIDDEN, HIDDEN, HIDDEN)
+    return tl.load(values + index.to(tl.int64)[:, None] * width + column, mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_rows(values, rows, index, count, width, COLUMNS: tl.constexpr):
+    column = tl.arange(0, COLUMNS)[None, :]
+    mask = (index < count)[:, None] & (column < width)
+    tl.store(values + index.to(tl.int64)[:, None] * width + column, rows, mask=mask)
+
+
+@triton.jit
+def _hidden(values, first, second):
+    """Return both hidden layers."""
+    one = tl.maximum(_product(values, tl.trans(first)), 0.0)
+    return one, tl.maximum(_product(one, tl.trans(second)), 0.0)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _distances(
+    encoded, first, second, last, out, count, width,
+    INPUTS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    values = _load_rows(encoded, index, count, width, INPUTS)
+    first = _matrix(first, HIDDEN, width, HIDDEN, INPUTS)
+    second = _matrix(second, HIDDEN, HIDDEN, HIDDEN, HIDDEN)
+    _, values = _hidden(values, first, second)
     values *= tl.load(last + tl.arange(0, HIDDEN))[None, :]
     tl.store(out + index, tl.sum(values, 1), mask=index < count)
 
 
-def can_run(first: Float[Tensor, "H W"]) -> bool:
-    """Return whether the kernel supports these sizes.
+@triton.jit(do_not_specialize=["count"])
+def _forward(
+    encoded, first, second, last, out, count, width, outputs,
+    INPUTS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    values = _load_rows(encoded, index, count, width, INPUTS)
+    first = _matrix(first, HIDDEN, width, HIDDEN, INPUTS)
+    second = _matrix(second, HIDDEN, HIDDEN, HIDDEN, HIDDEN)
+    last = _matrix(last, outputs, HIDDEN, OUTPUTS, HIDDEN)
+    _, values = _hidden(values, first, second)
+    _store_rows(out, _product(values, tl.trans(last)), index, count, outputs, OUTPUTS)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _backward(
+    encoded, first, second, last, grad_out, grad_encoded, grad_first, grad_second, grad_last,
+    count, width, outputs,
+    INPUTS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write grad_encoded [N,width], and the weight gradients of each program: grad_first [P,HIDDEN,width],
+    grad_second [P,HIDDEN,HIDDEN] and grad_last [P,outputs,HIDDEN].
+    """
+    program = tl.program_id(0)
+    first = _matrix(first, HIDDEN, width, HIDDEN, INPUTS)
+    second = _matrix(second, HIDDEN, HIDDEN, HIDDEN, HIDDEN)
+    last = _matrix(last, outputs, HIDDEN, OUTPUTS, HIDDEN)
+    sum_first = tl.zeros([HIDDEN, INPUTS], tl.float32)
+    sum_second = tl.zeros([HIDDEN, HIDDEN], tl.float32)
+    sum_last = tl.zeros([OUTPUTS, HIDDEN], tl.float32)
+    for begin in range(program * BLOCK, count, tl.num_programs(0) * BLOCK):
+        index = begin + tl.arange(0, BLOCK)
+        values = _load_rows(encoded, index, count, width, INPUTS)
+        one, two = _hidden(values, first, second)
+        grad = _load_rows(grad_out, index, count, outputs, OUTPUTS)
+        sum_last += _product(tl.trans(grad), two)
+        grad = tl.where(two > 0, _product(grad, last), 0.0)
+        sum_second += _product(tl.trans(grad), one)
+        grad = tl.where(one > 0, _product(grad, second), 0.0)
+        sum_first += _product(tl.trans(grad), values)
+        _store_rows(grad_encoded, _product(grad, first), index, count, width, INPUTS)
+    row = tl.arange(0, HIDDEN)
+    _store_rows(grad_first + program * HIDDEN * width, sum_first, row, HIDDEN, width, INPUTS)
+    _store_rows(grad_second + program * HIDDEN * HIDDEN, sum_second, row, HIDDEN, HIDDEN, HIDDEN)
+    row = tl.arange(0, OUTPUTS)
+    _store_rows(grad_last + program * outputs * HIDDEN, sum_last, row, outputs, HIDDEN, HIDDEN)
+
+
+def can_run(first: Float[Tensor, "H W"], second: Float[Tensor, "H H"], last: Float[Tensor, "O H"]) -> bool:
+    """Return whether the kernels support these sizes.
 
     The hidden width must be a power of two. The encoding may have any width, because it is padded.
     """
     hidden = len(first)
-    return first.dtype == torch.float32 and hidden >= 16 and hidden & (hidden - 1) == 0
+    power_of_two = hidden >= 16 and hidden & (hidden - 1) == 0
+    return first.dtype == torch.float32 and power_of_two and len(last) <= PADDED_OUTPUTS
+
+
+def _sizes(width: int, hidden: int, block: int = BLOCK) -> dict[str, int]:
+    return {"INPUTS": max(16, triton.next_power_of_2(width)), "HIDDEN": hidden, "BLOCK": block}
 
 
 def distances(
@@ -66,7 +144,49 @@ def distances(
     out = encoded.new_empty(count)
     if count:
         arguments = (tensor.detach().contiguous() for tensor in (encoded, first, second, last))
-        sizes = {"INPUTS": max(16, triton.next_power_of_2(width)), "HIDDEN": len(first), "BLOCK": BLOCK}
         with torch.cuda.device_of(out):
-            _distances[(triton.cdiv(count, BLOCK),)](*arguments, out, count, width, **sizes)
+            _distances[(triton.cdiv(count, BLOCK),)](
+                *arguments, out, count, width, **_sizes(width, len(first))
+            )
     return out
+
+
+def mlp(
+    encoded: Float[Tensor, "N W"],
+    first: Float[Tensor, "H W"],
+    second: Float[Tensor, "H H"],
+    last: Float[Tensor, "O H"],
+) -> Float[Tensor, "N O"]:
+    """Return last · relu(second · relu(first · encoded)) for every row. Differentiable in all arguments."""
+    return _Mlp.apply(encoded, first, second, last)
+
+
+class _Mlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        encoded, first, second, last = inputs = [tensor.contiguous() for tensor in inputs]
+        ctx.save_for_backward(*inputs)
+        (count, width), outputs = encoded.shape, len(last)
+        out = encoded.new_empty(count, outputs)
+        if count:
+            with torch.cuda.device_of(out):
+                _forward[(triton.cdiv(count, BLOCK),)](
+                    *inputs, out, count, width, outputs, OUTPUTS=PADDED_OUTPUTS, **_sizes(width, len(first))
+                )
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        inputs = encoded, first, second, last = ctx.saved_tensors
+        (count, width), outputs = encoded.shape, len(last)
+        programs = min(triton.cdiv(count, BACKWARD_BLOCK), BACKWARD_PROGRAMS)
+        grad_encoded = torch.empty_like(encoded)
+        sums = [weight.new_empty(programs, *weight.shape) for weight in (first, second, last)]
+        if count:
+            with torch.cuda.device_of(encoded):
+                _backward[(programs,)](
+                    *inputs, grad_out.contiguous(), grad_encoded, *sums, count, width, outputs,
+                    OUTPUTS=PADDED_OUTPUTS, **_sizes(width, len(first), BACKWARD_BLOCK),
+                )  # fmt: skip
+        return grad_encoded, *(part.sum(0) for part in sums)

@@ -34,6 +34,22 @@ class _Encode(torch.autograd.Function):
         return None, ctx.encoder.encode_backward(points, grad, ctx.levels), None, None
 
 
+class _Reuse(torch.autograd.Function):
+    """Return features of points that are already computed. The gradient is that of `_Encode`."""
+
+    @staticmethod
+    def forward(ctx, features, points, table, levels, encoder):
+        ctx.save_for_backward(points)
+        ctx.levels, ctx.encoder = levels, encoder
+        return features.view_as(features)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (points,) = ctx.saved_tensors
+        return None, None, ctx.encoder.encode_backward(points, grad, ctx.levels), None, None
+
+
 class _SparseProduct(torch.autograd.Function):
     """Compute matrix @ table. The backward pass uses the given transpose of the matrix."""
 
@@ -133,9 +149,20 @@ class PrecomputedEncoding:
     def __len__(self) -> int:
         return len(self.points)
 
-    def __call__(self, rows: Int[Tensor, " R"] | None = None) -> Float[Tensor, "R LF"]:
+    def __call__(
+        self, rows: Int[Tensor, " R"] | None = None, everywhere: Float[Tensor, "N LF"] | None = None
+    ) -> Float[Tensor, "R LF"]:
+        """Return the features of all points, or of the points with the indices `rows`.
+
+        everywhere: the features of all points for the current table, without gradient. On a GPU, the rows are
+        copied from it instead of encoded again. The values and the gradient of the table are the same.
+        """
         if rows is not None:
-            return self.grid.encode_unit(self.points.index_select(0, rows))
+            points = self.points.index_select(0, rows)
+            if everywhere is None or self.matrices is not None:
+                return self.grid.encode_unit(points)
+            grid, features = self.grid, everywhere.index_select(0, rows)
+            return _Reuse.apply(features, points, grid.table, grid.levels, grid.encoder)
         if self.matrices is None:
             return self.grid.encode_unit(self.points)
         encoded = _SparseProduct.apply(self.grid.table, *self.matrices)

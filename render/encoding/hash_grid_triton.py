@@ -73,36 +73,34 @@ def _level(levels, number):
 
 
 @triton.jit
-def _corner(cell, fraction, level, CORNER: tl.constexpr):
-    """Return the table row and weight of one corner. uint32 suffices, because only the low bits of the hash
-    are used.
+def _corner(cell, fraction, level, right, UP: tl.constexpr, FAR: tl.constexpr):
+    """Return the table row and weight of one corner. right: 1 for the corner with the larger x, otherwise 0.
+
+    Only the low bits of the hash matter, so uint32 suffices.
     """
-    RIGHT: tl.constexpr = CORNER // 4
-    UP: tl.constexpr = CORNER // 2 % 2
-    FAR: tl.constexpr = CORNER % 2
     _, offset, mask, factor_y, factor_z, dense = level
-    x = (cell[0] + RIGHT).to(tl.uint32)
+    x = (cell[0] + right).to(tl.uint32)
     y = (cell[1] + UP).to(tl.uint32) * factor_y
     z = (cell[2] + FAR).to(tl.uint32) * factor_z
     row = tl.where(dense != 0, x + y + z, (x ^ y ^ z) & mask).to(tl.int64) + offset
-    weight_x = fraction[0] if RIGHT else 1 - fraction[0]
+    weight_x = tl.where(right != 0, fraction[0], 1 - fraction[0])
     weight_y = fraction[1] if UP else 1 - fraction[1]
     weight_z = fraction[2] if FAR else 1 - fraction[2]
     return row, weight_x * weight_y * weight_z
 
 
 @triton.jit
-def _encode(position, inside, table, level, F: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the features [BLOCK, F] of one level."""
+def _encode(position, inside, right, table, level, F: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the features [BLOCK, F] of one level. Elements 2n and 2n + 1 are the two sides of point n."""
     cell, fraction = _cell(position, level[0])
     feature = tl.arange(0, F)[None, :]
-    total = tl.zeros([BLOCK, F], tl.float32)
-    for corner in tl.static_range(8):
-        row, weight = _corner(cell, fraction, level, corner)
+    total = tl.zeros([2 * BLOCK, F], tl.float32)
+    for corner in tl.static_range(4):
+        row, weight = _corner(cell, fraction, level, right, corner // 2, corner % 2)
         total += (
             tl.load(table + row[:, None] * F + feature, mask=inside[:, None], other=0.0) * weight[:, None]
         )
-    return total
+    return tl.sum(tl.reshape(total, [BLOCK, 2, F]), 1)
 
 
 @triton.jit
@@ -117,15 +115,18 @@ def _forward(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    element = tl.arange(0, 2 * BLOCK)
+    index = tl.program_id(0) * BLOCK + element // 2
     inside = index < count
     position = _position(points, index, inside)
+    point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     for member in tl.static_range(GROUP):
         number = tl.program_id(1) * GROUP + member
         if number < L:
-            total = _encode(position, inside, table, _level(levels, number), F, BLOCK)
+            total = _encode(position, inside, element % 2, table, _level(levels, number), F, BLOCK)
             column = number * F + tl.arange(0, F)[None, :]
-            tl.store(out + index.to(tl.int64)[:, None] * (L * F) + column, total, mask=inside[:, None])
+            mask = (point < count)[:, None]
+            tl.store(out + point.to(tl.int64)[:, None] * (L * F) + column, total, mask=mask)
 
 
 @triton.jit
@@ -153,11 +154,12 @@ def _backward(
     RUNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add the gradient of level first + program_id(1) to grad_table.
-
-    RUNS: whether the contributions of consecutive points in one cell are summed before one atomic addition.
+    """Gradient of level first + program_id(1). RUNS: of consecutive points in one cell only the last one
+    adds. Otherwise, elements 2n and 2n + 1 add to the corners on the two sides of point n.
     """
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    SIDES: tl.constexpr = 1 if RUNS else 2
+    element = tl.arange(0, SIDES * BLOCK)
+    index = tl.program_id(0) * BLOCK + element // SIDES
     inside = index < count
     number = first + tl.program_id(1)
     level = _level(levels, number)
@@ -171,9 +173,10 @@ def _backward(
         begins = cell_index != _cell_number(points, index - 1, inside & (index > 0), level[0])
         begins = tl.broadcast_to(begins.to(tl.int32)[:, None], [BLOCK, F])
         ends = cell_index != _cell_number(points, index + 1, index + 1 < count, level[0])
-        adds = inside & (ends | (tl.arange(0, BLOCK) == BLOCK - 1))
-    for corner in tl.static_range(8):
-        row, weight = _corner(cell, fraction, level, corner)
+        adds = inside & (ends | (element == BLOCK - 1))
+    for corner in tl.static_range(8 // SIDES):
+        right = corner // 4 if RUNS else element % 2
+        row, weight = _corner(cell, fraction, level, right, corner // 2 % 2, corner % 2)
         value = cotangent * weight[:, None]
         if RUNS:
             value, _ = tl.associative_scan((value, begins), 0, _sum_of_run)

@@ -42,6 +42,7 @@ from configs.cli import load_configs
 from configs.schema import Config
 from geometry.dmtet import DMTet
 from geometry.sdf_network import SdfNetwork
+from render.encoding.hash_grid import PrecomputedEncoding
 from render.mesh import Mesh, make_mesh
 from render.mesh_io.write_obj import write_obj
 from render.shade.light import EnvironmentLight
@@ -102,8 +103,9 @@ def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[s
     kind = type(rasteriser)
     return [
         ("draws", training_loop, "sample_micro_batch"),
-        ("field", SdfNetwork, "answers"),
+        ("field", SdfNetwork, "raw_output"),
         ("field", SdfNetwork, "distances"),
+        ("encoding", PrecomputedEncoding, "__call__"),
         ("marching", geometry.dmtet, "compact_topology"),
         ("marching", DMTet, "crossings"),
         ("mesh normals", geometry.dmtet, "make_mesh"),

@@ -28,7 +28,9 @@ def small_dmtet(**changes) -> DMTet:
 def with_field(dmtet: DMTet, sdf: torch.Tensor, offset: torch.Tensor | None = None) -> DMTet:
     """Replace the output of the network by the given field, and return the same object."""
     offset = torch.zeros_like(dmtet.v_pos) if offset is None else offset
-    dmtet.network.forward = lambda points, rows: (sdf, offset) if rows is None else (sdf[rows], offset[rows])
+    dmtet.network.forward = lambda points, rows, _: (
+        (sdf, offset) if rows is None else (sdf[rows], offset[rows])
+    )
     dmtet.network.distances = lambda points: sdf
     return dmtet
 

@@ -134,7 +134,7 @@ def test_distances_equal_torch(levels, hidden, kernel_device):
     network = small_network(kernel_device, levels, hidden)
     encoded = torch.randn(sdf_network_triton.BLOCK + 21, 2 * levels, generator=seeded(2)).to(kernel_device)
     weights = [layer.weight for layer in network.mlp[::2]]
-    assert sdf_network_triton.can_run(weights[0])
+    assert sdf_network_triton.can_run(*weights)
     found = sdf_network_triton.distances(encoded, *weights)
     expected = network.mlp.double()(encoded.double())[:, 0]
     assert not found.requires_grad and found.dtype == torch.float32
@@ -142,16 +142,80 @@ def test_distances_equal_torch(levels, hidden, kernel_device):
     assert sdf_network_triton.distances(encoded[:0], *weights).shape == (0,)
 
 
+@pytest.mark.parametrize(("levels", "hidden"), [(5, 32), (16, 32), (8, 64)])
+def test_mlp_and_its_gradients_equal_torch(levels, hidden, kernel_device, monkeypatch):
+    """Each program of the backward pass processes several blocks. The last block is partly filled."""
+    monkeypatch.setattr(sdf_network_triton, "BACKWARD_PROGRAMS", 3)
+    network = small_network(kernel_device, levels, hidden)
+    count = sdf_network_triton.BLOCK + 21
+    assert count > 4 * sdf_network_triton.BACKWARD_BLOCK
+    inputs = [torch.randn(count, 2 * levels, generator=seeded(2)).to(kernel_device), *network._weights()]
+    grad_output = torch.randn(count, 4, generator=seeded(3)).to(kernel_device)
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    out = sdf_network_triton.mlp(*inputs)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = exact[0]
+    for number, weight in enumerate(exact[1:]):
+        expected = (expected.relu() if number else expected) @ weight.T
+    found = [out, *torch.autograd.grad(out, inputs, grad_output)]
+    expected = [expected, *torch.autograd.grad(expected, exact, grad_output.double())]
+    for ours, value in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32 and ours.shape == value.shape
+        assert (ours - value).abs().max() < 1e-5 * value.abs().max()
+
+
+def test_mlp_without_rows(kernel_device):
+    network = small_network(kernel_device)
+    encoded = torch.zeros(0, 10, device=kernel_device, requires_grad=True)
+    out = sdf_network_triton.mlp(encoded, *network._weights())
+    gradients = torch.autograd.grad(out.sum(), (encoded, *network._weights()))
+    assert out.shape == (0, 4) and not any(gradient.any() for gradient in gradients)
+
+
+COMPILE_MLP = """
+import torch
+from geometry.kernels import sdf_network_triton
+encoded = torch.zeros(40, 32, requires_grad=True)
+weights = torch.zeros(32, 32), torch.zeros(32, 32), torch.zeros(4, 32)
+sdf_network_triton.distances(encoded, *weights)
+sdf_network_triton.mlp(encoded, *weights).sum().backward()
+"""
+
+
+def test_mlp_compiles_for_a_gpu():
+    assert compile_for_gpu(COMPILE_MLP) == {"_distances": 1, "_forward": 1, "_backward": 1}
+
+
+def test_copied_encoding_has_the_same_values_and_gradients(kernel_device):
+    """Rows that are copied from the encoding of all points equal rows that are encoded again."""
+    network = small_network(kernel_device)
+    points = (torch.rand(50, 3, generator=seeded()) * 2 - 1).to(kernel_device)
+    precomputed = network.encoding.precompute(points)
+    precomputed.matrices = None
+    rows = torch.tensor([3, 4, 4, 49, 0], device=kernel_device)
+    everywhere = precomputed().detach()
+    grad_output = torch.randn(5, 10, generator=seeded(3)).to(kernel_device)
+    found = []
+    for features in (None, everywhere):
+        encoded = precomputed(rows, features)
+        grad = torch.autograd.grad(encoded, network.encoding.table, grad_output)[0]
+        found.append((encoded.detach(), grad))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1].any()
+    torch.testing.assert_close(found[0][1], found[1][1])
+    # The values are copied, not computed again.
+    assert torch.equal(precomputed(rows, everywhere + 1), everywhere[rows] + 1)
+
+
 def test_unsupported_sizes():
     network = small_network(torch.device("cpu"), hidden=24)
-    assert not sdf_network_triton.can_run(network.mlp[0].weight)
-    assert not sdf_network_triton.can_run(small_network(torch.device("cpu")).mlp[0].weight.double())
+    assert not sdf_network_triton.can_run(*network._weights())
+    assert not sdf_network_triton.can_run(*small_network(torch.device("cpu")).double()._weights())
 
 
 def test_distances_are_the_first_output_of_the_network():
     network = small_network(torch.device("cpu"))
     points = torch.rand(50, 3, generator=seeded()) * 2 - 1
-    found = network.distances(network.encoding.precompute(points))
+    found = network.distances(network.encoding.precompute(points)())
     assert not found.requires_grad and torch.allclose(found, network(points)[0], atol=1e-5)
 
 
@@ -206,7 +270,7 @@ def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
         surface.network.encoding.table.normal_(std=0.02)
     surface = surface.cuda()
     weights = torch.randn(3, 1, device="cuda")
-    signed = surface.network.distances(surface.network.encoding.precompute(surface.v_pos))
+    signed = surface.network.distances(surface.network.encoding.precompute(surface.v_pos)())
     mesh = surface.mesh()
     (mesh.v_pos @ weights).square().sum().backward()
     grads = [parameter.grad.clone() for parameter in surface.parameters()]
