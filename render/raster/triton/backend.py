@@ -125,16 +125,17 @@ def draw(
     list_items = torch.empty(batch * len(faces), dtype=torch.int64, device=clip.device)
     counts = torch.zeros(2, dtype=torch.int32, device=clip.device)
     config, size = launch_config_for(clip), (height, width)
+    exact = all(side & (side - 1) == 0 for side in size)
     triangles.draw_small_faces[triton.cdiv(len(faces), config.faces), batch](
         clip, faces, keys, list_items, counts, len(faces), vertex_count, *size,
-        SMALL=config.small_box, MEDIUM=config.medium_box, BLOCK=config.faces, num_warps=2,
+        SMALL=config.small_box, MEDIUM=config.medium_box, EXACT=exact, BLOCK=config.faces, num_warps=1,
         enable_fp_fusion=False,
     )  # fmt: skip
     for large, launch in enumerate((config.medium, config.large)):
         items, rows, columns = launch.tile
         triangles.draw_listed_faces[launch.programs](
             clip, faces, keys, list_items, counts, len(faces), vertex_count, batch, *size,
-            LARGE=large, ITEMS=items, ROWS=rows, COLUMNS=columns, num_warps=launch.warps,
+            LARGE=large, EXACT=exact, ITEMS=items, ROWS=rows, COLUMNS=columns, num_warps=launch.warps,
             enable_fp_fusion=False,
         )  # fmt: skip
     return keys

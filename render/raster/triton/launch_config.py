@@ -51,7 +51,8 @@ class LaunchConfig:
 
 
 GPU_CONFIG = LaunchConfig(
-    faces=64,
+    # One warp per program, because the program runs as long as its largest face needs.
+    faces=32,
     edges=128,
     pixels=128,
     blend_pixels=32,

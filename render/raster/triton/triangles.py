@@ -37,6 +37,29 @@ def centre(index, size):
 
 
 @triton.jit
+def loop_centre(index, size, EXACT: tl.constexpr):
+    """Same as `centre`. EXACT: `size` is a power of two, so a product gives the same bits as the quotient.
+
+    The division 2 / size does not depend on the index, so the compiler moves it out of loops.
+    """
+    if EXACT:
+        return (index.to(tl.float64) + 0.5) * (tl.full([], 2.0, tl.float64) / size) - 1
+    else:
+        return centre(index, size)
+
+
+@triton.jit
+def load_row(clip, vertex, mask):
+    """(x, y, w) and z of a vertex [N] in float64, by one load of 16 or 32 bytes per vertex."""
+    pointer = clip + 4 * vertex.to(tl.int64)[:, None] + tl.arange(0, 4)[None, :]
+    row = tl.load(pointer, mask=mask[:, None], other=0.0).to(tl.float64)
+    xz, yw = tl.split(tl.reshape(row, [row.shape[0], 2, 2]))
+    x, z = tl.split(xz)
+    y, w = tl.split(yw)
+    return (x, y, w), z
+
+
+@triton.jit
 def load_corner(clip, vertex, mask):
     """Return (x, y, w) and z of a vertex in float64."""
     pointer = clip + 4 * vertex.to(tl.int64)
@@ -65,23 +88,20 @@ def is_top_left(n):
 
 @triton.jit
 def pixel_range(p, q, r, size):
-    """Return the first and last pixel whose centre is within the range of three coordinates x/w (or y/w)."""
-    low = (tl.minimum(tl.minimum(p, q), r) + 1) * size / 2 - 0.5
-    high = (tl.maximum(tl.maximum(p, q), r) + 1) * size / 2 - 0.5
-    # The tolerance includes centres on the outline. Values are clamped before the conversion to integers,
-    # because they may be as large as 1e30.
+    """First and last pixel centre within the range of three coordinates x/w (or y/w)."""
+    half = size * 0.5
+    low = (tl.minimum(tl.minimum(p, q), r) + 1) * half - 0.5
+    high = (tl.maximum(tl.maximum(p, q), r) + 1) * half - 0.5
+    # The tolerance keeps centres on the outline. Clamped before the cast, because an int cannot hold 1e30.
     first = tl.ceil(tl.minimum(tl.maximum(low - 1e-6, 0.0), size * 1.0))
     last = tl.floor(tl.maximum(tl.minimum(high + 1e-6, size - 1.0), -1.0))
     return first.to(tl.int32), last.to(tl.int32)
 
 
 @triton.jit
-def load_triangles(clip, faces, face, mask, height, width):
-    """Return inward edge normals, corner depths, |det|, and the bounding box (left, top, columns, rows)."""
-    i, j, k = load_face(faces, face, mask)
-    a, az = load_corner(clip, i, mask)
-    b, bz = load_corner(clip, j, mask)
-    c, cz = load_corner(clip, k, mask)
+def set_up_triangles(corners, depths, mask, height, width):
+    """Inward edge normals, |det|, 1 / |det|, and the bounding box (left, top, columns, rows)."""
+    a, b, c = corners
     n0, n1, n2 = cross(b, c), cross(c, a), cross(a, b)
     det = a[0] * n0[0] + a[1] * n0[1] + a[2] * n0[2]
     sign = tl.where(det < 0, -1.0, 1.0).to(tl.float64)
@@ -91,24 +111,46 @@ def load_triangles(clip, faces, face, mask, height, width):
     det = tl.abs(det)
 
     in_front = (a[2] > 0) & (b[2] > 0) & (c[2] > 0)
-    aw, bw, cw = tl.where(in_front, a[2], 1.0), tl.where(in_front, b[2], 1.0), tl.where(in_front, c[2], 1.0)
-    left, right = pixel_range(a[0] / aw, b[0] / bw, c[0] / cw, width)
-    top, bottom = pixel_range(a[1] / aw, b[1] / bw, c[1] / cw, height)
-    # A triangle that extends behind the camera has an unbounded projection, so its box is the whole image.
+    one = tl.full([], 1.0, tl.float64)
+    # The rounding errors of the reciprocals are far below the tolerance of pixel_range.
+    ra, rb, rc = (
+        one / tl.where(in_front, a[2], 1.0),
+        one / tl.where(in_front, b[2], 1.0),
+        one / tl.where(in_front, c[2], 1.0),
+    )
+    left, right = pixel_range(a[0] * ra, b[0] * rb, c[0] * rc, width)
+    top, bottom = pixel_range(a[1] * ra, b[1] * rb, c[1] * rc, height)
+    # The projection of a triangle that extends behind the camera is unbounded.
     left, top = tl.where(in_front, left, 0), tl.where(in_front, top, 0)
     right, bottom = tl.where(in_front, right, width - 1), tl.where(in_front, bottom, height - 1)
     valid = (det > 0) & (det < float("inf")) & ((a[2] > 0) | (b[2] > 0) | (c[2] > 0)) & mask
     columns = tl.where(valid, tl.maximum(right - left + 1, 0), 0)
     rows = tl.where(valid, tl.maximum(bottom - top + 1, 0), 0)
-    return (n0, n1, n2), (az, bz, cz), det, (left, top, columns, rows)
+    inverse = one / tl.where(valid, det, 1.0)
+    return (n0, n1, n2), depths, (det, inverse), (left, top, columns, rows)
 
 
 @triton.jit
-def draw_pixel(keys, face, normals, depths, det, row, column, height, width, mask):
-    """Store the face in the pixel's key if it covers the pixel centre, is visible and is the nearest so
-    far.
+def load_triangles(clip, faces, face, mask, height, width):
+    """The result of set_up_triangles for faces of any shape."""
+    i, j, k = load_face(faces, face, mask)
+    a, az = load_corner(clip, i, mask)
+    b, bz = load_corner(clip, j, mask)
+    c, cz = load_corner(clip, k, mask)
+    return set_up_triangles((a, b, c), (az, bz, cz), mask, height, width)
+
+
+@triton.jit
+def draw_pixel(
+    keys, face, normals, depths, determinant, row, column, height, width, mask, EXACT: tl.constexpr
+):  # fmt: skip
+    """Store the face in the pixel if it covers the centre at a visible depth and no nearer face is stored.
+
+    The depth is a product with 1 / |det|. Its error is far below the depth step of the key, and the
+    comparison with |det| is equal to a comparison of the quotient with 1.
     """
-    x, y = centre(column, width), centre(row, height)
+    det, inverse = determinant
+    x, y = loop_centre(column, width, EXACT), loop_centre(row, height, EXACT)
     e0, e1, e2 = (
         evaluate_line(normals[0], x, y),
         evaluate_line(normals[1], x, y),
@@ -117,9 +159,9 @@ def draw_pixel(keys, face, normals, depths, det, row, column, height, width, mas
     hit = mask & ((e0 > 0) | ((e0 == 0) & is_top_left(normals[0])))
     hit = hit & ((e1 > 0) | ((e1 == 0) & is_top_left(normals[1])))
     hit = hit & ((e2 > 0) | ((e2 == 0) & is_top_left(normals[2])))
-    z = (e0 * depths[0] + e1 * depths[1] + e2 * depths[2]) / tl.where(det > 0, det, 1.0)
-    hit = hit & (e0 + e1 + e2 > 0) & (tl.abs(z) <= 1)
-    step = tl.floor((tl.where(hit, z, 0.0) + 1) * DEPTH_STEPS + 0.5)
+    scaled = e0 * depths[0] + e1 * depths[1] + e2 * depths[2]
+    hit = hit & (e0 + e1 + e2 > 0) & (tl.abs(scaled) <= det)
+    step = tl.floor((tl.where(hit, scaled * inverse, 0.0) + 1) * DEPTH_STEPS + 0.5)
     step = tl.minimum(step, 2 * DEPTH_STEPS - 1).to(tl.int64)
     key = (step << FACE_BITS) | face.to(tl.int64)
     tl.atomic_min(keys + row.to(tl.int64) * width + column, key, mask=hit, sem="relaxed")
@@ -128,7 +170,7 @@ def draw_pixel(keys, face, normals, depths, det, row, column, height, width, mas
 @triton.jit(do_not_specialize=["face_count", "vertex_count"])
 def draw_small_faces(
     clip, faces, keys, list_items, counts, face_count, vertex_count, height, width,
-    SMALL: tl.constexpr, MEDIUM: tl.constexpr, BLOCK: tl.constexpr,
+    SMALL: tl.constexpr, MEDIUM: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Draw faces with a bounding box of at most SMALL pixels, and list the others.
 
@@ -139,18 +181,24 @@ def draw_small_faces(
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     clip += view * vertex_count * 4
     keys += view * height * width
-    normals, depths, det, box = load_triangles(clip, faces, face, face < face_count, height, width)
+    mask = face < face_count
+    i, j, k = load_face(faces, face, mask)
+    a, az = load_row(clip, i, mask)
+    b, bz = load_row(clip, j, mask)
+    c, cz = load_row(clip, k, mask)
+    normals, depths, det, box = set_up_triangles((a, b, c), (az, bz, cz), mask, height, width)
     left, top, columns, rows = box
     pixels = columns * rows
     number = view * face_count + face
     is_large, is_medium = pixels > MEDIUM, (pixels > SMALL) & (pixels <= MEDIUM)
-    tl.store(list_items + next_list_indices(counts, is_medium), number, mask=is_medium)
-    last = tl.num_programs(1).to(tl.int64) * face_count - 1
-    tl.store(list_items + last - next_list_indices(counts + 1, is_large), number, mask=is_large)
+    if tl.max(pixels) > SMALL:
+        tl.store(list_items + next_list_indices(counts, is_medium), number, mask=is_medium)
+        last = tl.num_programs(1).to(tl.int64) * face_count - 1
+        tl.store(list_items + last - next_list_indices(counts + 1, is_large), number, mask=is_large)
     pixels = tl.where(pixels > SMALL, 0, pixels)
     column, row = left, top
     for step in range(0, tl.max(pixels)):
-        draw_pixel(keys, face, normals, depths, det, row, column, height, width, step < pixels)
+        draw_pixel(keys, face, normals, depths, det, row, column, height, width, step < pixels, EXACT)
         column += 1
         row_ends = column >= left + columns
         column = tl.where(row_ends, left, column)
@@ -169,7 +217,7 @@ def next_list_indices(count, selected):
 @triton.jit(do_not_specialize=["face_count", "vertex_count", "batch"])
 def draw_listed_faces(
     clip, faces, keys, list_items, counts, face_count, vertex_count, batch, height, width,
-    LARGE: tl.constexpr, ITEMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    LARGE: tl.constexpr, EXACT: tl.constexpr, ITEMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Draw the listed faces, either the medium or the large ones, in tiles of their bounding boxes.
 
@@ -194,7 +242,8 @@ def draw_listed_faces(
             down = (tile // across) * ROWS + tl.arange(0, ROWS)[None, :, None]
             right = (tile % across) * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
             mask = (down < rows) & (right < columns)
-            draw_pixel(view_keys, face, normals, depths, det, top + down, left + right, height, width, mask)
+            row, column = top + down, left + right
+            draw_pixel(view_keys, face, normals, depths, det, row, column, height, width, mask, EXACT)
 
 
 @triton.jit
