@@ -1,8 +1,8 @@
 """The MLP of the SDF network in fused Triton kernels.
 
-The matrix products run on tensor cores in three TF32 passes, which gives about float32 precision. The backward
-pass recomputes the hidden layers. Its programs sum their shares of the weight gradients separately, so the
-result does not depend on the order in which the programs run.
+The matrix products run on tensor cores in three TF32 passes, which gives about float32 precision. The
+backward pass recomputes the hidden layers. Its programs sum their shares of the weight gradients separately,
+so the result does not depend on the order in which the programs run.
 """
 
 import torch

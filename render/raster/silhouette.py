@@ -64,12 +64,13 @@ class CachedByFaces:
         self._version = -1
         self._built = None
 
-    def __call__(self, faces: Int[Tensor, "F 3"]):
-        # Tensors created in inference mode have no version counter, so modifications cannot be detected.
+    def __call__(self, faces: Int[Tensor, "F 3"], *arguments):
+        """Return `build(faces, *arguments)`. The arguments must be functions of the mesh."""
+        # Tensors created in inference mode have no version counter, so a modification would not be detected.
         if faces.is_inference():
-            return self._build(faces)
+            return self._build(faces, *arguments)
         if self._faces is None or self._faces() is not faces or self._version != faces._version:
-            self._built = self._build(faces)
+            self._built = self._build(faces, *arguments)
             self._faces, self._version = weakref.ref(faces), faces._version
         return self._built
 

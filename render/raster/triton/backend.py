@@ -21,14 +21,13 @@ from render.raster.triton.launch_config import channel_blocks, launch_config_for
 
 @dataclass(frozen=True)
 class EdgeTable:
-    """A hash table of the edges of a mesh. A key is smaller vertex << 32 | larger vertex. Free slots are −1.
+    """The half-edges of a mesh, grouped by their smaller vertex; see silhouette.py in this folder.
 
-    keys [N]: N is a power of two. slots [F,3]: slot of the edge opposite each corner, −1 if both ends of the
-    edge are the same vertex.
+    groups [3F]: larger vertex << 32 | half-edge << 1 | ascends. starts [V+1]: the start of each group.
     """
 
-    keys: Int[Tensor, " N"]
-    slots: Int[Tensor, "F 3"]
+    groups: Int[Tensor, " 3F"]
+    starts: Int[Tensor, " V+1"]
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ class TritonRasteriser:
         if len(faces) == 0:
             return colour
         with on_device_of(clip):
-            edges = self._edges(faces)
+            edges = self._edges(faces, clip.shape[1])
             pairs = find_pairs(rast.detach(), clip.detach(), faces, edges)
-        return _Blend.apply(colour, clip, edges.keys, pairs.winners, pairs.pixels, pairs.count)
+        return _Blend.apply(colour, clip, faces, pairs.winners, pairs.pixels, pairs.count)
 
     def texture(
         self, texture: Float[Tensor, "Ht Wt C"], uv: Float[Tensor, "B H W 2"]
@@ -208,42 +207,45 @@ class _Interpolate(torch.autograd.Function):
         return (triton.cdiv(pixel_count, blocks["BLOCK"]),), sizes, blocks
 
 
-def build_edge_table(faces: Int[Tensor, "F 3"]) -> EdgeTable:
-    """Return the edge table of a mesh. It is built without sorting."""
+def build_edge_table(faces: Int[Tensor, "F 3"], vertex_count: int) -> EdgeTable:
+    """Group the half-edges of a mesh."""
     faces = faces.contiguous()
-    # A mesh with F faces has at most 3F edges. A closed mesh has 1.5F.
-    size = triton.next_power_of_2(4 * len(faces))
-    keys = torch.full((size,), silhouette.EMPTY.value, dtype=torch.int64, device=faces.device)
-    slots = torch.empty(faces.shape, dtype=torch.int32, device=faces.device)
+    half_edges, device = faces.numel(), faces.device
+    counts = torch.zeros(vertex_count + 1, dtype=torch.int32, device=device)
+    ranks = torch.empty(half_edges, dtype=torch.int32, device=device)
+    groups = torch.empty(half_edges, dtype=torch.int64, device=device)
     block = launch_config_for(faces).edges
-    silhouette.insert_edges[(triton.cdiv(faces.numel(), block),)](
-        faces, keys, slots, faces.numel(), size, BLOCK=block
-    )
-    return EdgeTable(keys, slots)
+    grid = (triton.cdiv(half_edges, block),)
+    silhouette.count_half_edges[grid](faces, counts, ranks, half_edges, BLOCK=block)
+    starts = counts.cumsum(0, dtype=torch.int32)
+    silhouette.group_half_edges[grid](faces, starts, ranks, groups, half_edges, BLOCK=block)
+    return EdgeTable(groups, starts)
 
 
 def find_pairs(
     rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], edges: EdgeTable
 ) -> PairTable:
     clip, faces, rast = clip.contiguous(), faces.contiguous(), rast.contiguous()
-    (batch, vertex_count, _), (height, width), size = clip.shape, rast.shape[1:3], len(edges.keys)
+    (batch, vertex_count, _), (height, width), half_edges = clip.shape, rast.shape[1:3], faces.numel()
     words = triton.cdiv(batch, silhouette.VIEWS_PER_WORD.value)
-    sides = torch.zeros(words, size, dtype=torch.int32, device=clip.device)
-    items = torch.empty(batch * faces.numel(), dtype=torch.int64, device=clip.device)
+    marks = torch.empty(words, len(faces), dtype=torch.int32, device=clip.device)
+    items = torch.empty(batch * half_edges, dtype=torch.int64, device=clip.device)
     pixels = torch.empty(batch * height * width, dtype=torch.int64, device=clip.device)
     counts = torch.zeros(2, dtype=torch.int32, device=clip.device)
     winners = torch.full((batch, 2, height, width), -1, dtype=torch.int64, device=clip.device)
     config = launch_config_for(clip)
-    silhouette.mark_sides[triton.cdiv(len(faces), config.edges), words](
-        clip, faces, edges.slots, sides, len(faces), vertex_count, batch, size,
-        BLOCK=config.edges, enable_fp_fusion=False,
-    )  # fmt: skip
-    silhouette.list_silhouettes[triton.cdiv(size, config.edges), words](
-        sides, items, counts[:1], size, BLOCK=config.edges
+    silhouette.mark_faces[triton.cdiv(len(faces), config.edges), words](
+        clip, faces, marks, len(faces), vertex_count, batch, BLOCK=config.edges, enable_fp_fusion=False
     )
+    silhouette.list_silhouettes[triton.cdiv(half_edges, config.half_edges), words](
+        faces, edges.starts, edges.groups, marks, items, counts[:1], len(faces), half_edges, batch,
+        BLOCK=config.half_edges,
+    )  # fmt: skip
+    # The edges of small faces cross few lines.
+    many = len(faces) >= config.many_faces
     silhouette.find_crossings[(config.silhouette_programs,)](
-        clip, rast, edges.keys, items, counts[:1], winners, vertex_count, height, width,
-        ITEMS=config.silhouettes_per_program, LINES=config.lines_per_step,
+        clip, rast, faces, items, counts[:1], winners, vertex_count, height, width,
+        ITEMS=config.silhouettes_per_program, LINES=1 if many else config.lines_per_step,
         num_warps=config.silhouette_warps, enable_fp_fusion=False,
     )  # fmt: skip
     blend.list_pixels[(triton.cdiv(len(pixels), config.pixels),)](
@@ -254,14 +256,14 @@ def find_pairs(
 
 class _Blend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, colour, clip, table, winners, pixels, count):
-        colour, clip = colour.contiguous(), clip.contiguous()
+    def forward(ctx, colour, clip, faces, winners, pixels, count):
+        colour, clip, faces = colour.contiguous(), clip.contiguous(), faces.contiguous()
         out = colour.clone()
-        ctx.save_for_backward(colour, clip, table, winners, pixels, count)
+        ctx.save_for_backward(colour, clip, faces, winners, pixels, count)
         with on_device_of(clip):
             grid, sizes, blocks = _Blend.launch(colour, clip)
             blend.blend[grid](
-                colour, clip, table, winners, pixels, count, out, *sizes, **blocks, enable_fp_fusion=False
+                colour, clip, faces, winners, pixels, count, out, *sizes, **blocks, enable_fp_fusion=False
             )
         return out
 

@@ -10,7 +10,7 @@ Only listed pixels are processed.
 import triton
 from triton import language as tl
 
-from render.raster.triton.silhouette import SLOT_MASK, crossing_position, load_edge
+from render.raster.triton.silhouette import HALF_EDGE_MASK, crossing_position, load_edge
 from render.raster.triton.triangles import centre, cross
 
 
@@ -48,14 +48,14 @@ def list_pixels(winners, pixels, count, pixel_count, height, width, BLOCK: tl.co
 
 
 @triton.jit
-def load_crossings(clip, table, key, row, column, height, width, vertical, first):
-    """Return which pairs [N,4] change the pixel, their weights, and values for the backward pass.
+def load_crossings(clip, faces, key, row, column, height, width, vertical, first):
+    """Mask of the pairs [N,4] that change the pixel, their weights, and values for the backward pass.
 
     The values are ∂weight/∂position of the crossing, the line of the edge as (n_across, n_along, w), and the
     ends of the edge as (x, y, w) and as vertex indices.
     """
     mask, inner_is_second = key >= 0, (key & 1) > 0
-    a, _, b, _, low, high = load_edge(clip, table, (key >> 1) & SLOT_MASK, mask)
+    a, _, b, _, low, high = load_edge(clip, faces, (key >> 1) & HALF_EDGE_MASK, mask)
     normal = cross(a, b)
     n_across = tl.where(mask, tl.where(vertical, normal[1], normal[0]), 1.0)
     n_along = tl.where(vertical, normal[0], normal[1])
@@ -99,7 +99,7 @@ def load_colours(colour, pixel, step, mask, CHANNELS: tl.constexpr, PADDED: tl.c
 
 @triton.jit(do_not_specialize=["vertex_count"])
 def blend(
-    colour, clip, table, winners, pixels, count, out, vertex_count, height, width,
+    colour, clip, faces, winners, pixels, count, out, vertex_count, height, width,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the listed pixels whose colour changes to out [B,H,W,C], which must be a copy of colour at the
@@ -113,7 +113,7 @@ def blend(
         view, row, column = indices
         vertical, first, step = directions
         mask, weight, _, _, _, _ = load_crossings(
-            clip + view * vertex_count * 4, table, key, row, column, height, width, vertical, first
+            clip + view * vertex_count * 4, faces, key, row, column, height, width, vertical, first
         )
         _, _, _, factor = total_weights(weight, vertical)
         offsets, masks, own, difference = load_colours(colour, pixel, step, mask, CHANNELS, PADDED)
@@ -123,7 +123,7 @@ def blend(
 
 @triton.jit(do_not_specialize=["vertex_count"])
 def blend_backward(
-    colour, clip, table, winners, pixels, count, grad_out, grad_colour, grad_clip,
+    colour, clip, faces, winners, pixels, count, grad_out, grad_colour, grad_clip,
     vertex_count, height, width,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, TO_CLIP: tl.constexpr,
 ):  # fmt: skip
@@ -138,7 +138,7 @@ def blend_backward(
         view, row, column = indices
         vertical, first, step = directions
         mask, weight, weight_by_position, normal, ends, vertices = load_crossings(
-            clip + view * vertex_count * 4, table, key, row, column, height, width, vertical, first
+            clip + view * vertex_count * 4, faces, key, row, column, height, width, vertical, first
         )
         a, b, total, factor = total_weights(weight, vertical)
         offsets, masks, _, difference = load_colours(colour, pixel, step, mask, CHANNELS, PADDED)

@@ -25,21 +25,22 @@ class ListLaunch:
 class LaunchConfig:
     """Block sizes of all kernels.
 
-    faces, edges, pixels, silhouettes_per_program: elements per program. blend_pixels: pixels of pairs per
-    program. lines_per_step: pixel lines per silhouette that are processed at a time. values: attribute or
-    colour values per program, over all channels. small_box, medium_box: A face whose bounding box has more
-    than small_box pixels is listed as medium. A face with more than medium_box pixels is listed as large.
-    medium, large: the launches for the listed faces. silhouette_programs, blend_programs: The list lengths
-    are known only on the GPU, so a fixed number of programs processes each list. silhouette_warps: warps per
-    program.
+    Number of elements per program: faces, edges, half-edges whose marks are combined, pixels, pixels that
+    belong to a pair (blend_pixels), silhouettes and values with a channel. A program processes its
+    silhouettes over lines_per_step pixel lines at a time, or over one line if the mesh has at least
+    many_faces. A face whose bounding box has more than small_box pixels is listed as medium, with more than
+    medium_box pixels as large. The list lengths are known only on the GPU, so a fixed number of programs
+    processes each list.
     """
 
     faces: int
     edges: int
+    half_edges: int
     pixels: int
     blend_pixels: int
     silhouettes_per_program: int
     lines_per_step: int
+    many_faces: int
     values: int
     small_box: int
     medium_box: int
@@ -54,10 +55,12 @@ GPU_CONFIG = LaunchConfig(
     # One warp per program, because the program runs as long as its largest face needs.
     faces=32,
     edges=128,
+    half_edges=256,
     pixels=128,
     blend_pixels=32,
     silhouettes_per_program=32,
     lines_per_step=4,
+    many_faces=100_000,
     values=1024,
     small_box=64,
     medium_box=1024,
@@ -72,10 +75,12 @@ GPU_CONFIG = LaunchConfig(
 INTERPRETER_CONFIG = LaunchConfig(
     faces=1024,
     edges=4096,
+    half_edges=4096,
     pixels=4096,
     blend_pixels=1024,
     silhouettes_per_program=256,
     lines_per_step=16,
+    many_faces=1_000,
     values=32768,
     small_box=8,
     medium_box=64,

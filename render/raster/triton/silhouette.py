@@ -1,124 +1,143 @@
 """Triton kernels that find the pixel pairs that silhouettes cross; see render/raster/silhouette.py.
 
-The edges of a mesh are stored in a hash table. Half-edges are inserted by compare-and-swap. This method needs
-no sorting, does not need the number of edges in advance, and allows any number of faces per edge.
+The half-edges of all faces are grouped by the smaller of their two vertices. No sort and no hash table is
+needed, and any number of faces per edge is allowed. A half-edge has the number 3 · face + corner, where the
+corner is opposite the edge. The half-edge with the smallest number represents the edge.
 
-For each face and view, each of the three edges is marked with the side on which the face lies. An edge with
-marks of only one side is a silhouette. About a few percent of the edges are silhouettes. They are listed, and
-their crossings with pixel rows or columns are computed.
-
-`winners` [B,2,H,W] int64 contains the outermost crossing of each pixel pair, or −1 if there is none. The
-indices are the axis and the first pixel of the pair. An entry consists of 36 bits for the distance from the
-inner pixel, 26 bits for the slot of the edge, and one bit that is set if the inner pixel is the second pixel
-of the pair.
+First, each face is marked with its side in each view. Then each representative combines the marks of all
+faces of its edge. An edge with marks of only one side is a silhouette. The silhouettes are listed, and their
+crossings with pixel rows or columns are computed. `winners` [B,2,H,W] int64 stores the outermost crossing of
+each pixel pair at its axis and first pixel, −1 if there is none: 36 bits for the distance from the inner
+pixel, 26 bits for the half-edge, and one bit that is set if the inner pixel is the second.
 """
 
 import triton
 from triton import language as tl
 
-from render.raster.triton.triangles import centre, cross, load_corner, load_face
+from render.raster.triton.triangles import centre, cross, load_corner, load_face, load_row
 
-EMPTY = tl.constexpr(-1)
-# Number of views in one int32 of marks. Each view has two bits.
+# Number of views whose marks share an int32, with two bits per view.
 VIEWS_PER_WORD = tl.constexpr(16)
-SLOT_BITS = tl.constexpr(26)
-SLOT_MASK = tl.constexpr(2**26 - 1)
+PLUS_BITS = tl.constexpr(0x55555555)
+HALF_EDGE_BITS = tl.constexpr(26)
+HALF_EDGE_MASK = tl.constexpr(2**26 - 1)
 DISTANCE_STEPS = tl.constexpr(2.0**35)
 
 
-@triton.jit(do_not_specialize=["half_edges"])
-def insert_edges(faces, table, slots, half_edges, table_size, BLOCK: tl.constexpr):
-    """Insert each edge into table [table_size] int64, which must be EMPTY at the start. The key of an edge is
-    smaller vertex << 32 | larger vertex.
+@triton.jit
+def load_half_edge(faces, half, mask):
+    """Smaller vertex, larger vertex, and whether the face traverses the edge from the smaller one."""
+    half = half.to(tl.int64)
+    first = half // 3 * 3
+    corner = (half % 3).to(tl.int32)
+    start = tl.load(faces + first + (corner + 1) % 3, mask=mask, other=0).to(tl.int64)
+    end = tl.load(faces + first + (corner + 2) % 3, mask=mask, other=0).to(tl.int64)
+    return tl.minimum(start, end), tl.maximum(start, end), start < end
 
-    slots [F,3] int32 receives the slot of the edge opposite each corner, or −1 if both ends of the edge are
-    the same vertex. table_size must be a power of two above the number of edges.
+
+@triton.jit(do_not_specialize=["half_edges"])
+def count_half_edges(faces, counts, ranks, half_edges, BLOCK: tl.constexpr):
+    """Count the half-edges of each smaller vertex v in counts[v + 1], which starts at zero: [V+1] int32.
+
+    ranks [3F] int32 receives the number of half-edges of the same vertex that were counted before. The order
+    varies between runs. A half-edge whose ends are equal is not counted.
     """
     half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = half < half_edges
-    face, corner = half // 3, half % 3
-    start = tl.load(faces + 3 * face + (corner + 1) % 3, mask=mask, other=0).to(tl.int64)
-    end = tl.load(faces + 3 * face + (corner + 2) % 3, mask=mask, other=0).to(tl.int64)
-    valid = mask & (start != end)
-    low, high = tl.minimum(start, end), tl.maximum(start, end)
-    key = (low << 32) | high
-    hashed = low * 0x9E3779B1 + high * 0x85EBCA77
-    slot = ((hashed ^ (hashed >> 15)) * 0x2545F491 >> 16) & (table_size - 1)
-    pending = valid
-    while tl.max(pending.to(tl.int32)) > 0:
-        # atomic_cas has no mask, so finished elements are compared with a value that never occurs.
-        compare = tl.where(pending, EMPTY, -2).to(tl.int64)
-        previous = tl.atomic_cas(table + slot, compare, key, sem="relaxed")
-        pending = pending & (previous != EMPTY) & (previous != key)
-        slot = tl.where(pending, (slot + 1) & (table_size - 1), slot)
-    tl.store(slots + half, tl.where(valid, slot, -1).to(tl.int32), mask=mask)
+    low, high, _ = load_half_edge(faces, half, mask)
+    mask = mask & (low != high)
+    rank = tl.atomic_add(counts + low + 1, 1, mask=mask, sem="relaxed")
+    tl.store(ranks + half, rank, mask=mask)
+
+
+@triton.jit(do_not_specialize=["half_edges"])
+def group_half_edges(faces, starts, ranks, groups, half_edges, BLOCK: tl.constexpr):
+    """Write each half-edge to groups [3F] int64, as larger vertex << 32 | half-edge << 1 | ascends.
+
+    The group of vertex v is starts[v] to starts[v + 1]. starts: the cumulative sum of counts, [V+1] int32.
+    """
+    half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = half < half_edges
+    low, high, ascends = load_half_edge(faces, half, mask)
+    mask = mask & (low != high)
+    place = tl.load(starts + low, mask=mask, other=0) + tl.load(ranks + half, mask=mask, other=0)
+    item = (high << 32) | (half.to(tl.int64) << 1) | ascends.to(tl.int64)
+    tl.store(groups + place, item, mask=mask)
 
 
 @triton.jit(do_not_specialize=["face_count", "vertex_count", "batch"])
-def mark_sides(
-    clip, faces, slots, sides, face_count, vertex_count, batch, table_size,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Mark in sides [words,table_size] int32 on which side of its three edges each face lies in each view.
+def mark_faces(clip, faces, marks, face_count, vertex_count, batch, BLOCK: tl.constexpr):
+    """Write marks [words,F] int32: two bits per view, 1 if det > 0, 2 if det < 0, and 0 if seen edge-on.
 
-    sides must be zero at the start. There is one bit per view and side. The side is the sign of (low × high)
-    · third corner over (x, y, w), where low and high are the ends of the edge. A face that is seen edge-on
-    sets no bit. Grid: (blocks of faces, words of VIEWS_PER_WORD views).
+    det = v₀ · (v₁ × v₂) over (x, y, w). Grid: (blocks of faces, words of VIEWS_PER_WORD views).
     """
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = face < face_count
     i, j, k = load_face(faces, face, inside)
-    plus, minus = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
+    word = tl.zeros([BLOCK], tl.int32)
     first = tl.program_id(1) * VIEWS_PER_WORD
     for view in range(0, tl.minimum(VIEWS_PER_WORD, batch - first)):
         view_clip = clip + (first + view).to(tl.int64) * vertex_count * 4
-        a, _ = load_corner(view_clip, i, inside)
-        b, _ = load_corner(view_clip, j, inside)
-        c, _ = load_corner(view_clip, k, inside)
+        a, _ = load_row(view_clip, i, inside)
+        b, _ = load_row(view_clip, j, inside)
+        c, _ = load_row(view_clip, k, inside)
         n = cross(b, c)
         det = n[0] * a[0] + n[1] * a[1] + n[2] * a[2]
-        plus = plus | ((det > 0).to(tl.int32) << (2 * view))
-        minus = minus | ((det < 0).to(tl.int32) << (2 * view))
-    sides += tl.program_id(1).to(tl.int64) * table_size
-    slot_pointer = slots + 3 * face
-    mark_edge(sides, slot_pointer, j < k, plus, minus, inside)
-    mark_edge(sides, slot_pointer + 1, k < i, plus, minus, inside)
-    mark_edge(sides, slot_pointer + 2, i < j, plus, minus, inside)
+        side = (det > 0).to(tl.int32) | ((det < 0).to(tl.int32) << 1)
+        word = word | (side << (2 * view))
+    tl.store(marks + tl.program_id(1).to(tl.int64) * face_count + face, word, mask=inside)
 
 
 @triton.jit
-def mark_edge(sides, slot_pointer, ascends, plus, minus, inside):
-    """Mark one edge of each face. ascends: whether the face traverses the edge from its smaller to its larger
-    vertex.
+def combine_marks(groups, marks, half, low, high, begin, length, BLOCK: tl.constexpr):
+    """Smallest half-edge of each edge, and the marks of all faces of the edge.
+
+    The marks refer to the sign of (low × high) · third corner.
     """
-    slot = tl.load(slot_pointer, mask=inside, other=-1)
-    word = tl.where(ascends, plus | (minus << 1), minus | (plus << 1))
-    tl.atomic_or(sides + slot, word, mask=(slot >= 0) & (word != 0), sem="relaxed")
+    smallest, combined = half, tl.zeros([BLOCK], tl.int32)
+    for step in range(0, tl.max(length)):
+        item = tl.load(groups + begin + step, mask=step < length, other=-1)
+        same = (item >> 32) == high
+        other = ((item & 0xFFFFFFFF) >> 1).to(tl.int32)
+        word = tl.load(marks + other // 3, mask=same, other=0)
+        swapped = ((word & PLUS_BITS) << 1) | ((word >> 1) & PLUS_BITS)
+        combined = combined | tl.where((item & 1) > 0, word, swapped)
+        smallest = tl.where(same, tl.minimum(smallest, other), smallest)
+    return smallest, combined
 
 
-@triton.jit
-def list_silhouettes(sides, items, item_count, table_size, BLOCK: tl.constexpr):
-    """Append view << 32 | slot << 1 | side to items [N] for each silhouette.
+@triton.jit(do_not_specialize=["face_count", "half_edges", "batch"])
+def list_silhouettes(
+    faces, starts, groups, marks, items, item_count, face_count, half_edges, batch, BLOCK: tl.constexpr
+):
+    """Append view << 32 | half-edge << 1 | (its faces lie on the plus side) to items for each silhouette.
 
-    side: 1 if the faces lie on the plus side, else 0. items: int64. item_count [1]: int32, zero at the start.
-    Grid: (blocks of slots, words of views).
+    items: [B·3F] int64. item_count [1]: int32, starts at zero. Grid: (blocks of half-edges, words of views).
     """
-    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = half < half_edges
+    low, high, _ = load_half_edge(faces, half, mask)
+    mask = mask & (low != high)
+    begin = tl.load(starts + low, mask=mask, other=0)
+    length = tl.load(starts + low + 1, mask=mask, other=0) - begin
+    marks += tl.program_id(1).to(tl.int64) * face_count
+    smallest, combined = combine_marks(groups, marks, half, low, high, begin, length, BLOCK)
+    plus, minus = combined & PLUS_BITS, (combined >> 1) & PLUS_BITS
+    outline = tl.where(mask & (smallest == half), plus ^ minus, 0)
     first = tl.program_id(1) * VIEWS_PER_WORD
-    marks = tl.load(
-        sides + tl.program_id(1).to(tl.int64) * table_size + slot, mask=slot < table_size, other=0
-    )
-    plus, minus = marks & 0x55555555, (marks >> 1) & 0x55555555
-    outline = plus ^ minus
-    if tl.max((outline != 0).to(tl.int32)) > 0:
-        for view in range(0, VIEWS_PER_WORD):
+    views = tl.minimum(VIEWS_PER_WORD, batch - first)
+    found = tl.zeros([BLOCK], tl.int32)
+    for view in range(0, views):
+        found += (outline >> (2 * view)) & 1
+    total = tl.sum(found)
+    if total > 0:
+        index = tl.atomic_add(item_count, total, sem="relaxed") + tl.cumsum(found, 0) - found
+        for view in range(0, views):
             is_outline = (outline >> (2 * view)) & 1
-            found = tl.sum(is_outline)
-            if found > 0:
-                index = tl.atomic_add(item_count, found, sem="relaxed") + tl.cumsum(is_outline, 0) - 1
-                side = (plus >> (2 * view)) & 1
-                item = ((slot * 2 + side).to(tl.int64)) | ((first + view).to(tl.int64) << 32)
-                tl.store(items + index, item, mask=is_outline > 0)
+            side = (plus >> (2 * view)) & 1
+            item = (half.to(tl.int64) * 2 + side) | ((first + view).to(tl.int64) << 32)
+            tl.store(items + index, item, mask=is_outline > 0)
+            index += is_outline
 
 
 @triton.jit
@@ -138,14 +157,13 @@ def cut_at_near_plane(p, z, q, q_z):
 def to_screen(p, z, in_front, height, width):
     """Return x and y in pixels, and z/w."""
     w = tl.where(in_front, p[2], 1.0)
-    return (p[0] / w + 1) * width / 2, (p[1] / w + 1) * height / 2, z / w
+    return (p[0] / w + 1) * (width * 0.5), (p[1] / w + 1) * (height * 0.5), z / w
 
 
 @triton.jit
-def load_edge(clip, table, slot, mask):
-    """Return both ends of an edge as (x, y, w) and z, and their vertex indices."""
-    key = tl.load(table + slot, mask=mask, other=0)
-    low, high = key >> 32, key & 0xFFFFFFFF
+def load_edge(clip, faces, half, mask):
+    """Both ends of an edge as (x, y, w) and z, and their vertex indices."""
+    low, high, _ = load_half_edge(faces, half, mask)
     a, az = load_corner(clip, low, mask)
     b, bz = load_corner(clip, high, mask)
     return a, az, b, bz, low, high
@@ -161,7 +179,7 @@ def load_depth(rast, pixel, mask):
 
 @triton.jit(do_not_specialize=["vertex_count"])
 def find_crossings(
-    clip, rast, table, items, item_count, winners, vertex_count, height, width,
+    clip, rast, faces, items, item_count, winners, vertex_count, height, width,
     ITEMS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     """Compute the crossings of each listed edge with pixel rows or columns. Grid: any number of programs."""
@@ -170,8 +188,8 @@ def find_crossings(
         index = begin + tl.arange(0, ITEMS)
         valid = index < count
         item = tl.load(items + index, mask=valid, other=0)
-        view, slot, plus = item >> 32, (item & 0xFFFFFFFF) >> 1, (item & 1) > 0
-        a, az, b, bz, _, _ = load_edge(clip + view * vertex_count * 4, table, slot, valid)
+        view, half, plus = item >> 32, (item & 0xFFFFFFFF) >> 1, (item & 1) > 0
+        a, az, b, bz, _, _ = load_edge(clip + view * vertex_count * 4, faces, half, valid)
         normal = cross(a, b)
         valid = valid & ((az + a[2] >= 0) | (bz + b[2] >= 0))
         a_cut, az_cut = cut_at_near_plane(a, az, b, bz)
@@ -218,13 +236,13 @@ def find_crossings(
             mask = mask & (z_inner < z_outer) & (depth < z_outer) & (tl.abs(depth) <= 1)
             fraction = tl.where(mask, position - 0.5 - cell, 0.0)
             distance = tl.where(inner_is_second, 1 - fraction, fraction)
-            key = tl.floor(distance * DISTANCE_STEPS).to(tl.int64) << (SLOT_BITS + 1)
-            key = key | (slot[:, None] << 1) | inner_is_second.to(tl.int64)
+            key = tl.floor(distance * DISTANCE_STEPS).to(tl.int64) << (HALF_EDGE_BITS + 1)
+            key = key | (half[:, None] << 1) | inner_is_second.to(tl.int64)
             pair = 2 * image + tl.where(flat, height * width, 0) + pixel
             tl.atomic_max(winners + pair, key, mask=mask, sem="relaxed")
 
 
 @triton.jit
 def crossing_position(n_along, n_across, n_w, line, along, across):
-    """Return the coordinate in pixels at which an edge crosses a line of pixel centres."""
-    return (1 - (n_along * centre(line, along) + n_w) / n_across) * across / 2
+    """Coordinate in pixels at which an edge crosses a line of pixel centres."""
+    return (1 - (n_along * centre(line, along) + n_w) / n_across) * (across * 0.5)
