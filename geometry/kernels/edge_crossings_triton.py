@@ -11,7 +11,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from triton import language as tl
 
-from render.kernels.vec3_triton import BLOCK, OPTIONS, add, dot, load_vec3, scale, store_vec3, subtract
+from render.kernels.vec3_triton import (
+    BLOCK,
+    OPTIONS,
+    add,
+    add_vec4,
+    dot,
+    load_vec3,
+    scale,
+    store_vec3,
+    subtract,
+)
 
 
 @triton.jit
@@ -52,12 +62,11 @@ def _add_gradient(grad, raw, on_wall, vertex, row, grad_level, grad_point, tanh_
     """
     walled = tl.load(on_wall + vertex, mask=mask, other=0) != 0
     clamped = walled & (tl.load(raw + 4 * row, mask=mask, other=0.0) < 0)
-    pointer = grad + 4 * row
-    tl.atomic_add(pointer, grad_level, mask=mask & ~clamped, sem="relaxed")
     x, y, z = tanh_offset
-    tl.atomic_add(pointer + 1, grad_point[0] * reach * (1 - x * x), mask=mask, sem="relaxed")
-    tl.atomic_add(pointer + 2, grad_point[1] * reach * (1 - y * y), mask=mask, sem="relaxed")
-    tl.atomic_add(pointer + 3, grad_point[2] * reach * (1 - z * z), mask=mask, sem="relaxed")
+    grad_x = grad_point[0] * reach * (1 - x * x)
+    grad_y = grad_point[1] * reach * (1 - y * y)
+    grad_z = grad_point[2] * reach * (1 - z * z)
+    add_vec4(grad + 4 * row, tl.where(clamped, 0.0, grad_level), grad_x, grad_y, grad_z, mask)
 
 
 @triton.jit(do_not_specialize=["count"])

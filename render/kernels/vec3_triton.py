@@ -38,6 +38,15 @@ def add_vec3(pointer, value, mask):
 
 
 @triton.jit
+def add_vec4(pointer, x, y, z, w, mask):
+    """Add rows of four floats to memory atomically, by one operation of 16 bytes per row."""
+    rows = tl.join(tl.join(x, z), tl.join(y, w))
+    rows = tl.reshape(rows, [x.shape[0], 4])
+    pointers = pointer[:, None] + tl.arange(0, 4)[None, :]
+    tl.atomic_add(pointers, rows, mask=mask[:, None], sem="relaxed")
+
+
+@triton.jit
 def add(a, b):
     return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 

@@ -1,7 +1,7 @@
 """CUDA kernels of mesh.smooth_normals: two for the forward pass, one for the backward pass.
 
-The area-weighted face normals are added to the vertices with atomic additions, so the last bits of the result
-vary between runs, as with index_add_.
+The vectors of faces are added to the vertices atomically, so the last bits of the result vary between runs,
+as with index_add_. The rows of sums are padded to four numbers, which one atomic operation adds.
 """
 
 import torch
@@ -15,7 +15,7 @@ from render.kernels.vec3_triton import (
     BLOCK,
     OPTIONS,
     add,
-    add_to_corners,
+    add_vec4,
     dot,
     load_corners,
     load_vec3,
@@ -29,17 +29,24 @@ from render.raster.triton.triangles import cross, load_face
 DEGENERATE = tl.constexpr(1e-20)
 
 
+@triton.jit
+def _add_to_corners(rows, vertices, a, b, c, mask):
+    """Add one vector per corner to rows [V,4]."""
+    zero = tl.zeros_like(a[0])
+    add_vec4(rows + 4 * vertices[0].to(tl.int64), a[0], a[1], a[2], zero, mask)
+    add_vec4(rows + 4 * vertices[1].to(tl.int64), b[0], b[1], b[2], zero, mask)
+    add_vec4(rows + 4 * vertices[2].to(tl.int64), c[0], c[1], c[2], zero, mask)
+
+
 @triton.jit(do_not_specialize=["count"])
 def _sum_faces(v_pos, faces, summed, count, BLOCK: tl.constexpr):
-    """Add the area-weighted normal of each face to its vertices' rows of summed [V,3], which must start at
-    zero.
-    """
+    """Add the vector of each face to the rows of its vertices in summed [V,4], which starts at zero."""
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = face < count
     vertices = load_face(faces, face, mask)
     a, b, c = load_corners(v_pos, vertices, mask)
     weighted = cross(subtract(b, a), subtract(c, a))
-    add_to_corners(summed, vertices, weighted, weighted, weighted, mask)
+    _add_to_corners(summed, vertices, weighted, weighted, weighted, mask)
 
 
 @triton.jit
@@ -60,9 +67,9 @@ def _direction(summed):
 def _normalize(summed, normals, count, BLOCK: tl.constexpr):
     vertex = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = vertex < count
-    row = 3 * vertex.to(tl.int64)
-    _, direction, _ = _direction(load_vec3(summed + row, mask))
-    store_vec3(normals + row, direction, mask)
+    row = vertex.to(tl.int64)
+    _, direction, _ = _direction(load_vec3(summed + 4 * row, mask))
+    store_vec3(normals + 3 * row, direction, mask)
 
 
 @triton.jit
@@ -70,9 +77,9 @@ def _normalize_backward(summed, grad, vertex, mask):
     """Return the gradient of a vertex's sum, given the gradient of its normal. It is recomputed for each
     face, because this saves a kernel launch.
     """
-    row = 3 * vertex.to(tl.int64)
-    valid, direction, length = _direction(load_vec3(summed + row, mask))
-    cotangent = load_vec3(grad + row, mask)
+    row = vertex.to(tl.int64)
+    valid, direction, length = _direction(load_vec3(summed + 4 * row, mask))
+    cotangent = load_vec3(grad + 3 * row, mask)
     tangential = subtract(cotangent, scale(direction, dot(cotangent, direction)))
     x = tl.where(valid, tl.div_rn(tangential[0], length), 0.0)
     y = tl.where(valid, tl.div_rn(tangential[1], length), 0.0)
@@ -82,10 +89,7 @@ def _normalize_backward(summed, grad, vertex, mask):
 
 @triton.jit(do_not_specialize=["count"])
 def _backward(v_pos, faces, summed, grad, grad_v_pos, count, BLOCK: tl.constexpr):
-    """Add the gradient of the positions to grad_v_pos [V,3], which must start at zero.
-
-    For f = p × q, the gradients are ∂L/∂p = q × ∂L/∂f and ∂L/∂q = ∂L/∂f × p.
-    """
+    """Add to grad_v_pos [V,4], which starts at zero. For f = p × q: ∂L/∂p = q × ∂L/∂f, ∂L/∂q = ∂L/∂f × p."""
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = face < count
     vertices = load_face(faces, face, mask)
@@ -95,7 +99,7 @@ def _backward(v_pos, faces, summed, grad, grad_v_pos, count, BLOCK: tl.constexpr
     d_face = add(d_face, _normalize_backward(summed, grad, vertices[2], mask))
     d_b, d_c = cross(subtract(c, a), d_face), cross(d_face, subtract(b, a))
     d_a = scale(add(d_b, d_c), -1.0)
-    add_to_corners(grad_v_pos, vertices, d_a, d_b, d_c, mask)
+    _add_to_corners(grad_v_pos, vertices, d_a, d_b, d_c, mask)
 
 
 def smooth_normals(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "V 3"]:
@@ -107,7 +111,7 @@ class _SmoothNormals(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v_pos, faces):
         v_pos, faces = v_pos.contiguous(), faces.contiguous()
-        summed, normals = torch.zeros_like(v_pos), torch.empty_like(v_pos)
+        summed, normals = v_pos.new_zeros(len(v_pos), 4), torch.empty_like(v_pos)
         with torch.cuda.device_of(v_pos):
             if len(faces):
                 grid = (triton.cdiv(len(faces), BLOCK),)
@@ -122,9 +126,9 @@ class _SmoothNormals(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         v_pos, faces, summed = ctx.saved_tensors
-        grad_v_pos = torch.zeros_like(v_pos)
+        grad_v_pos = v_pos.new_zeros(len(v_pos), 4)
         if len(faces):
             with torch.cuda.device_of(v_pos):
                 grid = (triton.cdiv(len(faces), BLOCK),)
                 _backward[grid](v_pos, faces, summed, grad.contiguous(), grad_v_pos, len(faces), **OPTIONS)
-        return grad_v_pos, None
+        return grad_v_pos[:, :3], None
