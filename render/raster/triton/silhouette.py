@@ -189,9 +189,9 @@ def find_crossings(
         valid = index < count
         item = tl.load(items + index, mask=valid, other=0)
         view, half, plus = item >> 32, (item & 0xFFFFFFFF) >> 1, (item & 1) > 0
-        low, high, _ = load_half_edge(faces, half, valid)
-        a, az = load_row(clip, view * vertex_count + low, valid)
-        b, bz = load_row(clip, view * vertex_count + high, valid)
+        smaller, larger, _ = load_half_edge(faces, half, valid)
+        a, az = load_row(clip, view * vertex_count + smaller, valid)
+        b, bz = load_row(clip, view * vertex_count + larger, valid)
         normal = cross(a, b)
         valid = valid & ((az + a[2] >= 0) | (bz + b[2] >= 0))
         a_cut, az_cut = cut_at_near_plane(a, az, b, bz)
