@@ -4,13 +4,14 @@
     python3 tests/benchmarks/rough.py --code OTHER_CHECKOUT --save STATE.pt
     python3 tests/benchmarks/rough.py --load STATE.pt
 
-The surface is a fitted ellipsoid. Noise is added to the hash tables until the surface has about --faces
-faces. A step renders the normal image, computes the gradients of a weighted sum of its pixels and runs the
-optimizer with a learning rate of 0. The total is the median over steps between two CUDA events.
+The surface is that of an ellipsoid's signed distance plus noise, whose strength gives about --faces faces. A
+step evaluates the network, replaces its distances by this field, renders the normal image, computes the
+gradients of a weighted sum of the pixels and runs the optimizer with a learning rate of 0. The total is the
+median over steps between two CUDA events.
 
 --code measures the code of another checkout. --save writes the surface, the image and the gradients of one
-step. --load uses that surface and reports the differences from the saved image and gradients. The values
-differ by rounding. A value of the field near zero can change its sign by rounding, which changes some faces.
+step. --load uses that surface and reports the differences from the saved image and gradients, which are due
+to rounding.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from dataset.cameras import CameraConfig, sample_cameras, step_generator
 from geometry.dmtet import DMTet, GeometryConfig
 from render.raster.select import choose_rasteriser
 from render.scene import GeometryScene
+from render.shade.light import EnvironmentLight
 
 AXES = (0.56, 0.74, 0.56)
 # Modules whose kernels have the same names. The profile shows the names of the modules too.
@@ -57,34 +59,32 @@ def name_kernels() -> None:
                 kernel._repr = lambda _, full=f"{short}{attribute}": full
 
 
-def build_surface(grid: int, device: torch.device, fit: int) -> DMTet:
-    """Return a surface that is fitted to an ellipsoid."""
-    surface = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.4), step_generator(0, 0, 0)).to(device)
-    optimizer = torch.optim.AdamW(surface.parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-15)
-    scale = torch.tensor(AXES, device=device)
-    for _ in range(fit):
-        points = surface.v_pos[torch.randint(len(surface.v_pos), (20_000,), device=device)]
-        points = points + 0.01 * torch.randn_like(points)
-        optimizer.zero_grad()
-        surface.fit_loss(points, ((points / scale).norm(dim=-1) - 1) * min(AXES)).backward()
-        optimizer.step()
-    return surface
+def build_surface(config: GeometryConfig, device: torch.device) -> DMTet:
+    """Return a surface with a random network, whose output is small."""
+    return DMTet(config, step_generator(0, 0, 0)).to(device)
+
+
+def set_field(surface: DMTet, field: torch.Tensor) -> None:
+    """Replace the distances [V] of the network by the field. The network is evaluated nevertheless."""
+    distances = type(surface.network).distances
+    surface.network.distances = lambda points: 0 * distances(surface.network, points) + field
 
 
 @torch.no_grad()
-def roughen(surface: DMTet, faces: int) -> None:
-    """Add noise to the hash tables until the surface has about the given number of faces."""
-    table = surface.network.encoding.table
-    smooth, noise = table.clone(), torch.randn_like(table)
-    low, high = 0.0, 1.0
-    for _ in range(14):
-        middle = (low * high) ** 0.5 if low else high / 8
-        table.copy_(smooth + middle * noise)
+def find_field(surface: DMTet, faces: int) -> torch.Tensor:
+    """Return the distances [V] to an ellipsoid, with noise that gives about the given number of faces."""
+    scale = torch.tensor(AXES, device=surface.v_pos.device)
+    smooth = ((surface.v_pos / scale).norm(dim=-1) - 1) * min(AXES)
+    noise = torch.randn_like(smooth)
+    low, high = 0.0, 0.5 if faces else 0.0
+    for _ in range(10 if faces else 0):
+        middle = (low + high) / 2
+        set_field(surface, smooth + middle * noise)
         if len(surface.mesh().faces) < faces:
             low = middle
         else:
             high = middle
-    table.copy_(smooth + high * noise)
+    return smooth + high * noise
 
 
 class RoughStep:
@@ -93,7 +93,9 @@ class RoughStep:
     def __init__(self, surface: DMTet, batch: int, size: int):
         device = surface.v_pos.device
         self.surface = surface
-        self.scene = GeometryScene(surface, choose_rasteriser(device), torch.nn.Identity(), False)
+        # The light is used for previews only.
+        light = EnvironmentLight(torch.ones(6, 2, 2, 3))
+        self.scene = GeometryScene(surface, choose_rasteriser(device), light, False)
         self.optimizer = torch.optim.AdamW(
             surface.parameters(), lr=0.0, betas=(0.9, 0.99), eps=1e-15, fused=device.type == "cuda"
         )
@@ -165,10 +167,10 @@ def differences(state: dict, expected: dict) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--grid", type=int, default=256)
+    parser.add_argument("--log2_hashmap_size", type=int, default=19)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--faces", type=int, default=1_000_000, help="0: keep the fitted ellipsoid")
-    parser.add_argument("--fit", type=int, default=300)
+    parser.add_argument("--faces", type=int, default=1_000_000, help="0: no noise")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--code", type=Path, help="another checkout whose code is measured")
     parser.add_argument("--save", type=Path, help="a file for the surface and its gradients")
@@ -180,11 +182,13 @@ def main(arguments: list[str] | None = None) -> int:
     expected = torch.load(options.load, map_location=device) if options.load else None
     if device.type == "cuda":
         name_kernels()
-    surface = build_surface(options.grid, device, 0 if expected else options.fit)
+    size = options.log2_hashmap_size
+    config = GeometryConfig(dmtet_grid=options.grid, mesh_scale=2.4, hash_log2_hashmap_size=size)
+    surface = build_surface(config, device)
     if expected:
         surface.load_state_dict(expected["weights"])
-    elif options.faces:
-        roughen(surface, options.faces)
+    field = expected["field"] if expected else find_field(surface, options.faces)
+    set_field(surface, field)
     step = RoughStep(surface, options.batch, options.size)
     step()
     record = {
@@ -195,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
         "vertices": len(step.scene.mesh.v_pos),
         "covered": int(step.image[..., 3].gt(0).sum()),
     }
-    state = state_of(step)
+    state = {**state_of(step), "field": field}
     if options.save:
         torch.save(state, options.save)
     if expected:

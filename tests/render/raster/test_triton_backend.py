@@ -197,6 +197,7 @@ def test_self_test_finds_a_wrong_result(kernel_device, monkeypatch):
 
 
 COMPILE = """
+from dataclasses import replace
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -216,10 +217,11 @@ def run(self, *args, grid, warmup, **kwargs):
 JITFunction.run = run
 from render.raster.triton import backend
 from render.raster.triton import launch_config
-launch_config.INTERPRETER_CONFIG = launch_config.GPU_CONFIG
 clip = torch.rand(2, 9, 4, requires_grad=True)
 faces = torch.zeros(5, 3, dtype=torch.int32)
 for part in (True, False):
+    many_faces = 0 if part else 100
+    launch_config.INTERPRETER_CONFIG = replace(launch_config.GPU_CONFIG, many_faces=many_faces)
     rasteriser = backend.TritonRasteriser()
     moving = clip if part else clip.detach()
     attributes = torch.rand(9, 6, requires_grad=True)
