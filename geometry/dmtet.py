@@ -95,8 +95,8 @@ class DMTet(nn.Module):
 
         In contrast to the meshed field, the distance may be negative on the boundary of the grid.
 
-        vertices: indices of the vertices to evaluate, None for all. encoded: the encoding of all V grid
-        vertices, if it is already computed.
+        vertices: indices of the vertices to evaluate, or None for all vertices. encoded: the encoding of all
+        V grid vertices, if it is already computed.
         """
         sdf, offset = self.network(self._points(), vertices, encoded)
         return sdf, _rows(self.v_pos, vertices) + offset.tanh() * self.reach
@@ -129,10 +129,10 @@ class DMTet(nn.Module):
     ) -> Float[Tensor, "N 3"]:
         """Return the positions [N,3] of the surface vertices. One vertex lies on each crossed edge.
 
-        everywhere: the field at all V grid vertices that determines the topology. vertices: indices of the U
-        vertices of crossed edges. ends: both ends of each crossed edge, as indices into `vertices`.
-        encoded: the encoding of all V vertices, if it is already computed. The gradient flows to the field at
-        these U vertices.
+        everywhere: the field at all V grid vertices, which determines the topology. vertices: indices of the
+        U vertices of crossed edges. ends: both ends of each crossed edge, as indices into `vertices`.
+        encoded: the encoding of all V vertices, if it is already computed. The result is differentiable with
+        respect to the parameters through the field at the U vertices.
         """
         if self.start is None and triton_available(self.v_pos, everywhere):
             from geometry.kernels import edge_crossings_triton

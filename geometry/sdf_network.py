@@ -37,8 +37,9 @@ class SdfNetwork(nn.Module):
         """Return s [R] and d [R,3] at world points, or at the points of a PrecomputedEncoding of
         self.encoding.
 
-        rows: indices of the points to evaluate, None for all. Indices require a PrecomputedEncoding.
-        everywhere: the encoding of all points, if it is already computed (see PrecomputedEncoding).
+        rows: indices of the points to evaluate, or None for all points. Indices require a
+        PrecomputedEncoding. everywhere: the encoding of all points, if it is already computed (see
+        PrecomputedEncoding).
         """
         out = self.raw_output(points, rows, everywhere)
         return out[:, 0], out[:, 1:]
@@ -70,7 +71,7 @@ class SdfNetwork(nn.Module):
 
     def _kernels(self, encoded: Float[Tensor, "N W"]) -> ModuleType | None:
         """Return the module with the fused kernels of the MLP, None if they cannot run on the tensor."""
-        # The kernels need the same Triton support as the encoding.
+        # The Triton kernels are used only if Triton works on the device.
         if encoded.device.type != "cuda" or not triton_works(encoded.device):
             return None
         from geometry.kernels import sdf_network_triton

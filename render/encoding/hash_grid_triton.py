@@ -76,7 +76,7 @@ def _level(levels, number):
 def _corner(cell, fraction, level, right, UP: tl.constexpr, FAR: tl.constexpr):
     """Return the table row and weight of one corner. right: 1 for the corner with the larger x, otherwise 0.
 
-    Only the low bits of the hash matter, so uint32 suffices.
+    uint32 suffices, because only the low bits of the hash are used.
     """
     _, offset, mask, factor_y, factor_z, dense = level
     x = (cell[0] + right).to(tl.uint32)
@@ -154,8 +154,10 @@ def _backward(
     RUNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient of level first + program_id(1). RUNS: of consecutive points in one cell only the last one
-    adds. Otherwise, elements 2n and 2n + 1 add to the corners on the two sides of point n.
+    """Add the gradient of level first + program_id(1) to grad_table.
+
+    RUNS: whether the contributions of consecutive points in one cell are summed before one atomic addition.
+    Otherwise, elements 2n and 2n + 1 add to the corners on the two sides of point n.
     """
     SIDES: tl.constexpr = 1 if RUNS else 2
     element = tl.arange(0, SIDES * BLOCK)

@@ -25,12 +25,14 @@ class ListLaunch:
 class LaunchConfig:
     """Block sizes of all kernels.
 
-    Number of elements per program: faces, edges, half-edges whose marks are combined, pixels, pixels that
-    belong to a pair (blend_pixels), silhouettes and values with a channel. A program processes its
-    silhouettes over lines_per_step pixel lines at a time, or over one line if the mesh has at least
-    many_faces. A face whose bounding box has more than small_box pixels is listed as medium, with more than
-    medium_box pixels as large. The list lengths are known only on the GPU, so a fixed number of programs
-    processes each list.
+    faces, edges, pixels, silhouettes_per_program: elements per program. half_edges: half-edges per program
+    whose marks are combined. blend_pixels: pixels of pairs per program. lines_per_step: pixel lines per
+    silhouette that are processed at a time. For meshes with at least many_faces it is 1. values: attribute
+    or colour values per program, over all channels. small_box, medium_box: A face whose bounding box has
+    more than small_box pixels is listed as medium. A face with more than medium_box pixels is listed as
+    large. medium, large: the launches for the listed faces. silhouette_programs, blend_programs: The list
+    lengths are known only on the GPU, so a fixed number of programs processes each list. silhouette_warps:
+    warps per program.
     """
 
     faces: int

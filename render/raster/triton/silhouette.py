@@ -26,7 +26,7 @@ DISTANCE_STEPS = tl.constexpr(2.0**35)
 
 @triton.jit
 def load_half_edge(faces, half, mask):
-    """Smaller vertex, larger vertex, and whether the face traverses the edge from the smaller one."""
+    """Return the smaller vertex, the larger vertex, and whether the face traverses the edge in this order."""
     half = half.to(tl.int64)
     first = half // 3 * 3
     corner = (half % 3).to(tl.int32)
@@ -90,7 +90,7 @@ def mark_faces(clip, faces, marks, face_count, vertex_count, batch, BLOCK: tl.co
 
 @triton.jit
 def combine_marks(groups, marks, half, low, high, begin, length, BLOCK: tl.constexpr):
-    """Smallest half-edge of each edge, and the marks of all faces of the edge.
+    """Return the smallest half-edge of each edge, and the marks of all faces of the edge.
 
     The marks refer to the sign of (low × high) · third corner.
     """

@@ -38,9 +38,10 @@ def centre(index, size):
 
 @triton.jit
 def loop_centre(index, size, EXACT: tl.constexpr):
-    """Same as `centre`. EXACT: `size` is a power of two, so a product gives the same bits as the quotient.
+    """Return `centre(index, size)`.
 
-    The division 2 / size does not depend on the index, so the compiler moves it out of loops.
+    EXACT: `size` is a power of two, so a product with 2 / size gives the same bits as the quotient. The
+    compiler computes 2 / size before the loop.
     """
     if EXACT:
         return (index.to(tl.float64) + 0.5) * (tl.full([], 2.0, tl.float64) / size) - 1
@@ -50,7 +51,7 @@ def loop_centre(index, size, EXACT: tl.constexpr):
 
 @triton.jit
 def load_row(clip, vertex, mask):
-    """(x, y, w) and z of a vertex [N] in float64, by one load of 16 or 32 bytes per vertex."""
+    """Return (x, y, w) and z of vertices [N] in float64. Each vertex is loaded by one access."""
     pointer = clip + 4 * vertex.to(tl.int64)[:, None] + tl.arange(0, 4)[None, :]
     row = tl.load(pointer, mask=mask[:, None], other=0.0).to(tl.float64)
     xz, yw = tl.split(tl.reshape(row, [row.shape[0], 2, 2]))
@@ -88,11 +89,12 @@ def is_top_left(n):
 
 @triton.jit
 def pixel_range(p, q, r, size):
-    """First and last pixel centre within the range of three coordinates x/w (or y/w)."""
+    """Return the first and last pixel whose centre is within the range of three coordinates x/w (or y/w)."""
     half = size * 0.5
     low = (tl.minimum(tl.minimum(p, q), r) + 1) * half - 0.5
     high = (tl.maximum(tl.maximum(p, q), r) + 1) * half - 0.5
-    # The tolerance keeps centres on the outline. Clamped before the cast, because an int cannot hold 1e30.
+    # The tolerance includes centres on the outline. Values are clamped before the conversion to integers,
+    # because they may be as large as 1e30.
     first = tl.ceil(tl.minimum(tl.maximum(low - 1e-6, 0.0), size * 1.0))
     last = tl.floor(tl.maximum(tl.minimum(high + 1e-6, size - 1.0), -1.0))
     return first.to(tl.int32), last.to(tl.int32)
@@ -100,7 +102,7 @@ def pixel_range(p, q, r, size):
 
 @triton.jit
 def set_up_triangles(corners, depths, mask, height, width):
-    """Inward edge normals, |det|, 1 / |det|, and the bounding box (left, top, columns, rows)."""
+    """Return inward edge normals, depths, (|det|, 1 / |det|), and the box (left, top, columns, rows)."""
     a, b, c = corners
     n0, n1, n2 = cross(b, c), cross(c, a), cross(a, b)
     det = a[0] * n0[0] + a[1] * n0[1] + a[2] * n0[2]
@@ -132,7 +134,7 @@ def set_up_triangles(corners, depths, mask, height, width):
 
 @triton.jit
 def load_triangles(clip, faces, face, mask, height, width):
-    """The result of set_up_triangles for faces of any shape."""
+    """Load the corners of faces and return the result of set_up_triangles."""
     i, j, k = load_face(faces, face, mask)
     a, az = load_corner(clip, i, mask)
     b, bz = load_corner(clip, j, mask)
