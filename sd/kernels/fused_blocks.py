@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from sd.kernels.reference import Kernels
 
+# The largest number of input values of a 3 × 3 convolution for which `Kernels.image_convolution` is used.
+MAX_IMAGE_VALUES = 64
+
 
 def fuse_encoder_blocks(encoder: nn.Module, kernels: Kernels) -> None:
     """Replace the supported blocks of an `AutoencoderKL`'s `Encoder` in place."""
@@ -126,15 +129,14 @@ class InputGradientConv2d(torch.autograd.Function):
 
     torch's convolution also saves its input, which is only needed for the gradient of the weight.
 
-    add_bias: a function (output, bias) that adds the bias.
+    convolve: a function (x, weight, bias) that returns the convolution with this stride and padding.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding, add_bias):
+    def forward(ctx, x, weight, bias, stride, padding, convolve):
         ctx.save_for_backward(weight)
         ctx.sizes, ctx.stride, ctx.padding = x.shape[2:], stride, padding
-        y = F.conv2d(x, weight, None, stride, padding)
-        return y if bias is None else add_bias(y, bias)
+        return convolve(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -160,11 +162,20 @@ class FrozenConv2d(nn.Module):
         assert not convolution.weight.requires_grad
         self.weight, self.bias = convolution.weight, convolution.bias
         self.stride, self.padding = convolution.stride, convolution.padding
-        self._add_bias = kernels.add_bias
+        self._kernels = kernels
+        sizes = convolution.kernel_size, self.stride, self.padding
+        few_values = convolution.in_channels * 9 <= MAX_IMAGE_VALUES
+        self._is_of_image = few_values and sizes == ((3, 3), (1, 1), (1, 1))
 
     def forward(self, x: Float[Tensor, "B C H W"], with_bias: bool = True) -> Float[Tensor, "B D h w"]:
         bias = self.bias if with_bias else None
-        return InputGradientConv2d.apply(x, self.weight, bias, self.stride, self.padding, self._add_bias)
+        return InputGradientConv2d.apply(x, self.weight, bias, self.stride, self.padding, self._convolve)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._is_of_image and bias is not None:
+            return self._kernels.image_convolution(x, weight, bias)
+        y = F.conv2d(x, weight, None, self.stride, self.padding)
+        return y if bias is None else self._kernels.add_bias(y, bias)
 
 
 class PadBottomRightFunction(torch.autograd.Function):

@@ -20,6 +20,7 @@ class Kernels:
     biased_sum: Callable[..., Tensor]
     add_bias: Callable[[Tensor, Tensor], Tensor]
     interleave: Callable[[Tensor, Tensor], Tensor]
+    image_convolution: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def group_norm(
@@ -104,6 +105,23 @@ def interleave(x: Float[Tensor, "B C4 H1 W1"], bias: Float[Tensor, " C"]) -> Flo
     return y
 
 
+def image_convolution(
+    x: Float[Tensor, "B C H W"], weight: Float[Tensor, "D C 3 3"], bias: Float[Tensor, " D"]
+) -> Float[Tensor, "B D H W"]:
+    """Return the 3 × 3 convolution of an image with few channels, with padding 1. The result is not
+    differentiable.
+    """
+    return F.conv2d(x, weight, bias, padding=1)
+
+
 REFERENCE = Kernels(
-    "reference", group_norm_and_skip, layer_norm, gated_linear, attention, biased_sum, add_bias, interleave
+    "reference",
+    group_norm_and_skip,
+    layer_norm,
+    gated_linear,
+    attention,
+    biased_sum,
+    add_bias,
+    interleave,
+    image_convolution,
 )

@@ -65,7 +65,12 @@ BUILDERS: dict[str, Callable[[torch.device], Kernels]] = {
 
 def triton_kernels() -> Kernels:
     """Return Triton's kernels. Raises ImportError if Triton is not installed."""
-    from sd.kernels import gated_linear_triton, group_norm_triton, pointwise_triton
+    from sd.kernels import (
+        gated_linear_triton,
+        group_norm_triton,
+        image_convolution_triton,
+        pointwise_triton,
+    )
     from sd.kernels.attention import fastest_attention
 
     return Kernels(
@@ -77,6 +82,7 @@ def triton_kernels() -> Kernels:
         pointwise_triton.biased_sum,
         pointwise_triton.add_bias,
         pointwise_triton.interleave,
+        image_convolution_triton.image_convolution,
     )
 
 
@@ -97,7 +103,10 @@ def self_test(kernels: Kernels, device: torch.device) -> None:
             (grad_x,) = torch.autograd.grad(total, x, torch.ones_like(total))
         # These rows have a large standard deviation, so the rounding of half precision is relatively small.
         rows = x.detach().reshape(16, -1).T.contiguous()
-        weight = torch.linspace(-1, 1, 32 * 16, device=device, dtype=dtype).reshape(32, 16)
+        # The sizes are multiples of a tile, as those of a denoiser, so no other kernels are compiled.
+        tokens = torch.linspace(-2, 2, 9 * 64, device=device, dtype=dtype).reshape(9, 64)
+        weight = torch.linspace(-0.02, 0.02, 256 * 64, device=device, dtype=dtype).reshape(256, 64)
+        image, taps = x.detach()[:, :3], 5 * weight[:16, :27].reshape(16, 3, 3, 3)
         heads = rows.view(1, 2, 9, 16)
         results.append(
             {
@@ -105,7 +114,8 @@ def self_test(kernels: Kernels, device: torch.device) -> None:
                 "group_norm without gradient": tested.group_norm_and_skip(x.detach(), one, one, 4, 1e-5)[0],
                 "the gradient of group_norm": grad_x,
                 "layer_norm": tested.layer_norm(rows, one, one, 1e-5, one),
-                "gated_linear": tested.gated_linear(rows, weight, weight[:, 0].contiguous()),
+                "gated_linear": tested.gated_linear(tokens, weight, weight[:, 0].contiguous()),
+                "image_convolution": tested.image_convolution(image, taps, one),
                 "attention": tested.attention(heads, heads, heads),
                 "interleave": tested.interleave(x.detach(), one[:4]),
                 "add_bias": tested.add_bias(x.detach().clone(), one),

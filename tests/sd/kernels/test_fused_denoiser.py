@@ -21,6 +21,12 @@ def unet(model_folder, kernel_device):
     return frozen(UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet"), kernel_device)
 
 
+@pytest.fixture(autouse=True)
+def exact_float32(monkeypatch):
+    """Compute convolutions in float32 exactly. TF32 is the default on a GPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def inputs(device, texts=2):
     """Return two latents, two timesteps and the given number of texts."""
     generator = torch.Generator().manual_seed(1)

@@ -37,6 +37,14 @@ for tile, channels, inner in ((LARGE, 320, 1280), (SMALL, 320, 1280), (SMALL, 20
     weight = torch.zeros(2 * inner, channels, dtype=torch.float16)
     fused_gated_linear(tile, torch.zeros(3, channels, dtype=torch.float16), weight, weight[:, 0].contiguous())
 """
+IMAGE = """
+import torch
+from sd.kernels.image_convolution_triton import image_convolution
+for channels, out_channels in ((3, 128), (4, 320), (4, 12)):
+    weight = torch.zeros(out_channels, channels, 3, 3, dtype=torch.float16)
+    x, bias = torch.zeros(1, channels, 8, 8).half(), weight[:, 0, 0, 0].contiguous()
+    image_convolution(x, weight, bias)
+"""
 NORMS = {
     "_channel_sums",
     "_moments",
@@ -51,8 +59,8 @@ POINTWISE = {"_geglu", "_biased_sum", "_add_bias", "_layer_norm", "_interleave"}
 
 @pytest.mark.parametrize(
     ("code", "kernels"),
-    [(NORM, NORMS), (OTHERS, POINTWISE), (GATED, {"_gated_linear"})],
-    ids=["norm", "others", "gated"],
+    [(NORM, NORMS), (OTHERS + GATED + IMAGE, POINTWISE | {"_gated_linear", "_image_convolution"})],
+    ids=["norm", "others"],
 )
 def test_every_kernel_compiles(code, kernels):
     found = compile_for_gpu(code)
