@@ -14,6 +14,8 @@ from sd.kernels.reference import Kernels
 
 # The largest number of input values of a 3 × 3 convolution for which `Kernels.image_convolution` is used.
 MAX_IMAGE_VALUES = 64
+# See `WideHeadAttention`. 4096 tokens are an image of 512² pixels.
+STORED_TOKENS, JOINT_SAMPLES = 4096, 2
 
 
 def fuse_encoder_blocks(encoder: nn.Module, kernels: Kernels) -> None:
@@ -258,34 +260,45 @@ class FusedResnetBlock(nn.Module):
 class WideHeadAttention(torch.autograd.Function):
     """Compute softmax(q kᵀ · scale) v for one head that is too wide for torch's tiled kernels.
 
-    Samples are computed one at a time, so that the N × N attention weights of a sample fit into the cache of
-    a large GPU. The attention weights are not stored. The backward pass computes them again. q is scaled
-    before the product, so that half precision does not overflow.
+    The N × N attention weights are stored for the backward pass if N is at most STORED_TOKENS. Otherwise, the
+    backward pass computes them again. Products of JOINT_SAMPLES samples are computed together. Fewer samples
+    do not fill a large GPU, and the weights of more samples do not fit into its cache.
     """
 
     @staticmethod
     def forward(ctx, q, k, v, scale):
-        ctx.save_for_backward(q, k, v)
         ctx.scale = scale
-        return torch.stack(
-            [_weights(*pair, scale) @ value for *pair, value in zip(q, k, v, strict=True)], dim=0
-        )
+        outputs, stored = [], []
+        for q_part, k_part, v_part in zip(*(x.split(JOINT_SAMPLES) for x in (q, k, v)), strict=True):
+            weights = _weights(q_part, k_part, scale)
+            outputs.append(weights @ v_part)
+            if q.shape[1] <= STORED_TOKENS:
+                stored.append(weights)
+        ctx.save_for_backward(q, k, v, *stored)
+        return torch.cat(outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
+        *inputs, stored = *ctx.saved_tensors[:3], ctx.saved_tensors[3:]
         gradients = []
-        for q, k, v, dy in zip(*ctx.saved_tensors, grad_output, strict=True):
-            weights = _weights(q, k, ctx.scale)
-            dv = weights.T @ dy
-            dw = torch._softmax_backward_data(dy @ v.T, weights, -1, weights.dtype)
-            gradients.append((dw @ (k * ctx.scale), dw.T @ (q * ctx.scale), dv))
-        dq, dk, dv = (torch.stack(parts) for parts in zip(*gradients, strict=True))
+        parts = zip(*(x.split(JOINT_SAMPLES) for x in (*inputs, grad_output)), strict=True)
+        for number, (q, k, v, dy) in enumerate(parts):
+            weights = stored[number] if stored else _weights(q, k, ctx.scale)
+            dv = weights.mT @ dy
+            dw = torch._softmax_backward_data(dy @ v.mT, weights, -1, weights.dtype)
+            gradients.append((_product(dw, k, ctx.scale), _product(dw.mT, q, ctx.scale), dv))
+        dq, dk, dv = (torch.cat(parts) for parts in zip(*gradients, strict=True))
         return dq, dk, dv, None
 
 
-def _weights(q: Float[Tensor, "N D"], k: Float[Tensor, "N D"], scale: float) -> Float[Tensor, "N N"]:
-    return torch.softmax((q * scale) @ k.T, dim=-1)
+def _weights(q: Float[Tensor, "B N D"], k: Float[Tensor, "B N D"], scale: float) -> Float[Tensor, "B N N"]:
+    return torch.softmax(_product(q, k.mT, scale), dim=-1)
+
+
+def _product(a: Float[Tensor, "B N K"], b: Float[Tensor, "B K M"], scale: float) -> Float[Tensor, "B N M"]:
+    """Return a b · scale. The product is scaled before it is rounded, so half precision does not overflow."""
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
 
 
 class SingleHeadAttention(nn.Module):

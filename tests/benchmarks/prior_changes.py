@@ -137,6 +137,14 @@ def encoder_changes(bench, parts: Parts, kernels: Kernels, batch: int) -> None:
             patched(group_norm_triton, "PROGRAMS", programs),
         ):
             measure(f"norm: tile {tile}, {warps} warps, {programs} programs", kernels)
+    for tokens, samples in ((0, 1), (4096, 1), (4096, 3), (4096, 6), (0, 2)):
+        with (
+            patched(fused_blocks, "STORED_TOKENS", tokens),
+            patched(fused_blocks, "JOINT_SAMPLES", samples),
+        ):
+            measure(f"attention: {samples} samples, stored up to {tokens} tokens", kernels)
+    with patched(fused_blocks, "MAX_IMAGE_VALUES", 0):
+        measure("without the kernel for the first convolution", kernels)
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         measure("with cudnn.benchmark", kernels)
 

@@ -152,7 +152,10 @@ def test_frozen_convolution_saves_only_its_weight(size, options):
     assert saved_bytes == [(4, 3, 3, 3)]
 
 
-def test_wide_head_attention_equals_torch():
+@pytest.mark.parametrize(("stored_tokens", "joint_samples"), [(10, 1), (9, 2), (10, 2), (10, 3)])
+def test_wide_head_attention_equals_torch(stored_tokens, joint_samples, monkeypatch):
+    monkeypatch.setattr(fused_blocks, "STORED_TOKENS", stored_tokens)
+    monkeypatch.setattr(fused_blocks, "JOINT_SAMPLES", joint_samples)
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad_output = (torch.randn(3, 10, 6, generator=generator, dtype=torch.float64) for _ in range(4))
     q, k, v = (part.requires_grad_() for part in (q, k, v))
@@ -203,7 +206,7 @@ def test_override_selects_the_kernels(name, monkeypatch, kernel_device):
 def test_self_test_finds_a_faulty_kernel(kernel_device):
     select.self_test(TRITON, kernel_device)
     for name, faulty in {
-        "gated_linear": lambda x, *_: x,
+        "gated_linear": lambda x, *_: torch.cat([x, x], -1),
         "layer_norm": lambda x, *_: x,
         "attention": lambda q, k, v: q,
         "image_convolution": lambda x, *_: x[:, :1].expand(-1, 16, -1, -1),
