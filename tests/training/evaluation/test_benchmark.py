@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 from reduced_work import shorten_fit
 from toy_config import TINY
 
 from training.evaluation.benchmark import __main__ as command
 from training.evaluation.benchmark import executor
 from training.evaluation.benchmark.executor import Queue, ResultStore, run_queue
+from training.evaluation.benchmark.janus import HEIGHT, MARGIN, draw_curve, two_faced_shares
 from training.evaluation.benchmark.measure import run_trial
 from training.evaluation.benchmark.settings import (
     COST,
@@ -39,7 +42,7 @@ def words(**keys):
 
 
 def test_every_suite_s_settings_are_valid_configs(tmp_path):
-    for suite in SUITES.values():
+    for suite in command.ALL_SUITES.values():
         for name, keys in suite.items():
             for stage in (SHAPE, PAINT):
                 config = config_of(Trial(stage, name, "car", 1), keys, {}, tmp_path)
@@ -127,6 +130,25 @@ def test_the_summary_means_over_trials_and_counts_failures_as_not_recognised():
     assert found["a"][SHAPE]["ratios"] == {"car": 1.3, "mug": 1.0}
     lines = table(found).splitlines()
     assert len(lines) == 4 and lines[2].startswith("| a |") and "| 1.2 |" in lines[2]
+
+
+def test_the_curve_has_a_point_for_each_prior_that_was_measured(tmp_path):
+    def faced(text):
+        return {SHAPE: {"two_faced": text}}
+
+    summary = {
+        "0.5, nothing": faced("1 of 10"),
+        "0.99, nothing": faced("6 of 8"),
+        "0.9, Perp-Neg": faced("0 of 4"),
+        "0.9, view words": faced("0 of 0"),
+    }
+    shares = {"nothing": [(0.5, 0.1), (0.99, 0.75)], "Perp-Neg": [(0.9, 0.0)]}
+    assert two_faced_shares(summary) == shares
+    draw_curve(summary, tmp_path / "curve.png")
+    image = np.asarray(Image.open(tmp_path / "curve.png"))[MARGIN:]
+    rows = np.flatnonzero((image == (0xC0, 0x39, 0x2B)).all(-1).any(1))
+    # The point at 75 % is a disc with a radius of 4 pixels.
+    assert rows.min() == HEIGHT - 2 * MARGIN - round(0.75 * (HEIGHT - 2 * MARGIN)) - 4
 
 
 @pytest.mark.parametrize(

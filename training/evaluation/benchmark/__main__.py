@@ -5,7 +5,8 @@
 Each trial optimizes either the geometry of a category with the demo's settings, or the appearance of a
 procedural object whose true mesh and material are known. Three files are written after each trial:
 OUT/trials.jsonl (one line per trial), OUT/results.json (means of each setting), OUT/table.md. OUT/sheet.jpg
-is written at the end. Run the same command again to continue: trials in trials.jsonl are not repeated.
+is written at the end, with --suite janus also OUT/curve.png. Run the same command again to continue: trials
+in trials.jsonl are not repeated.
 Arguments after -- are config keys for all trials.
 """
 
@@ -24,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from configs.errors import ConfigError
 from dataset.procedural import CATEGORIES
 from training.evaluation.benchmark.executor import Queue, ResultStore, run_queue
+from training.evaluation.benchmark.janus import draw_curve, janus_settings
 from training.evaluation.benchmark.settings import (
     COST,
     PAINT,
@@ -42,13 +44,16 @@ from training.tasks import select_device
 
 logger = logging.getLogger(__name__)
 
+JANUS = "janus"
+ALL_SUITES = SUITES | {JANUS: janus_settings()}
+
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="training.evaluation.benchmark", description=__doc__.split("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("--suite", choices=SUITES, help="a set of settings")
+    add("--suite", choices=ALL_SUITES, help="a set of settings")
     add(
         "--setting",
         nargs="+",
@@ -78,7 +83,7 @@ def chosen_settings(options: argparse.Namespace) -> dict[str, dict[str, object]]
     Raises:
         ConfigError: if there is no setting, or if --only contains a setting that the suite does not have.
     """
-    suite = SUITES.get(options.suite, {})
+    suite = ALL_SUITES.get(options.suite, {})
     for name in options.only or []:
         if name not in suite:
             raise ConfigError(f"command line: --only {name}: the suite has {', '.join(suite) or 'nothing'}")
@@ -116,6 +121,8 @@ def benchmark(options: argparse.Namespace) -> int:
     run_queue(queue, store, options.jobs, threads, options.common)
     store.run_info["minutes"] = round((time.monotonic() - begun) / 60, 2)
     store.write()
+    if options.suite == JANUS:
+        draw_curve(store.summary(), options.out / "curve.png")
     contact_sheet(store.results, list(settings), options.out / "runs", options.out / "sheet.jpg")
     logger.info("%s", (options.out / "table.md").read_text(encoding="utf-8"))
     if len(queue):

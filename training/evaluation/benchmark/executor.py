@@ -58,6 +58,13 @@ class ResultStore:
             "%s: %.1f s %s %s (%d left)", record["name"], result.seconds, ratio, result.error or "", remaining
         )
 
+    def latest(self) -> list[dict]:
+        """Return the last result of each trial. A failed trial may have been repeated."""
+        return list({result["name"]: result for result in self.results}.values())
+
+    def summary(self) -> dict[str, dict]:
+        return summarise(self.latest(), list(self.settings))
+
     def write(self) -> None:
         """Write results.json and table.md. If a trial was repeated, only its last result is used."""
         latest = list({result["name"]: result for result in self.results}.values())

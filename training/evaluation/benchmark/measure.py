@@ -50,8 +50,8 @@ logger = logging.getLogger(__name__)
 
 # Training uses the default environment. This environment is used only to compare the relit images.
 UNSEEN_LIGHT = LightConfig(envmap=str(MAP_FOLDER / "studio.hdr"), env_resolution=128)
-# The index of the view in the pictures, 45° to the side of the front.
-PICTURE_VIEW = 1
+# The indices of the views in the pictures, 45° to the side of the front and of the back.
+PICTURE_VIEWS = (1, 5)
 # Cache of loaded priors. The key contains all settings that the priors depend on.
 _priors: dict[tuple, list[StableDiffusion]] = {}
 
@@ -226,7 +226,7 @@ def _mean(difference: Tensor) -> float:
 
 @torch.no_grad()
 def classified(mesh: Mesh, evaluator: Evaluator, trial: Trial, paint: Paint | None, picture: Path) -> dict:
-    """Classify a surface. picture: the path for an image of one view."""
+    """Classify a surface. picture: the path for an image of PICTURE_VIEWS."""
     settings = evaluator.classifier.settings
     cameras = evaluation_cameras(SUPERSAMPLE * settings.image_size).to(evaluator.classifier.device)
     views = render_views(mesh, cameras, evaluator.rasteriser, evaluator.light, paint)
@@ -251,8 +251,11 @@ def classified(mesh: Mesh, evaluator: Evaluator, trial: Trial, paint: Paint | No
 
 
 def _write_picture(images: Tensor, mask: Tensor, normals: bool, path: Path) -> None:
-    image, alpha = images[PICTURE_VIEW].permute(1, 2, 0), mask[PICTURE_VIEW].permute(1, 2, 0)
+    """Write the PICTURE_VIEWS side by side on white."""
+    image, alpha = (torch.cat([batch[view] for view in PICTURE_VIEWS], 2) for batch in (images, mask))
+    image, alpha = image.permute(1, 2, 0), alpha.permute(1, 2, 0)
     image = encode_normal(image) if normals else image
     image = image * (alpha > 0) + 1 - (alpha > 0).float()
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((255 * image.clamp(0, 1)).round().byte().cpu().numpy()).save(path)
+    pixels = (255 * image.clamp(0, 1)).round().byte().cpu().numpy()
+    Image.fromarray(pixels).save(path)

@@ -10,7 +10,8 @@ from training.evaluation.benchmark.settings import COST, PAINT, SHAPE
 
 # A surface counts as smooth if its roughness is at most this factor times the roughness of the true surface.
 SMOOTH_RATIO = 1.25
-TILE, LABEL = 160, 24
+# A tile shows two views side by side.
+TILE, LABEL = (224, 112), 24
 
 # Measures of each stage that are averaged: (key of the result, number of decimals).
 MEANS = {
@@ -96,20 +97,21 @@ def contact_sheet(results: Sequence[dict], settings: Sequence[str], runs: Path, 
     if not rows:
         return
     rows.sort()
-    sheet = Image.new("RGB", (TILE * len(settings), LABEL + (TILE + LABEL) * len(rows)), "white")
+    width, height = TILE
+    sheet = Image.new("RGB", (width * len(settings), LABEL + (height + LABEL) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, setting in enumerate(settings):
-        draw.text((TILE * column + 4, 6), setting, fill="black")
+        draw.text((width * column + 4, 6), setting, fill="black")
     for result in shown:
         row = rows.index((result["stage"], result["category"], result["seed"]))
-        corner = (TILE * settings.index(result["setting"]), LABEL + (TILE + LABEL) * row)
+        corner = (width * settings.index(result["setting"]), LABEL + (height + LABEL) * row)
         picture = runs / str(result["name"]) / "picture.png"
-        tile = Image.new("RGB", (TILE, TILE), "lightgrey")
+        tile = Image.new("RGB", TILE, "lightgrey")
         if picture.is_file():
-            tile = Image.open(picture).convert("RGB").resize((TILE, TILE))
+            tile = Image.open(picture).convert("RGB").resize(TILE)
         sheet.paste(tile, corner)
         ratio = result.get("roughness_ratio")
         text = f"{result['category']} {result['seed']}" + (f": {ratio:.2f}" if ratio else "")
         right = result.get("recognised", False)
-        draw.text((corner[0] + 4, corner[1] + TILE + 4), text, fill="black" if right else "red")
+        draw.text((corner[0] + 4, corner[1] + height + 4), text, fill="black" if right else "red")
     sheet.save(path, quality=88)
