@@ -104,6 +104,11 @@ def is_supported_attention(module: nn.Module) -> bool:
     )
 
 
+def add_product(total: Float[Tensor, "*M C"], x: Float[Tensor, "*L K"], weight: Float[Tensor, "C K"]) -> None:
+    """Add x weightᵀ to `total`, in place. `total` is contiguous. Both have the same number of rows."""
+    total.view(-1, total.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.T)
+
+
 class FusedGroupNorm(nn.Module):
     """Group normalisation, optionally followed by SiLU."""
 
@@ -111,7 +116,7 @@ class FusedGroupNorm(nn.Module):
         super().__init__()
         self.weight, self.bias = norm.weight, norm.bias
         self.groups, self.eps, self.silu = norm.num_groups, norm.eps, silu
-        self._kernel = kernels.group_norm_and_skip
+        self._kernel, self._pair_kernel = kernels.group_norm_and_skip, kernels.group_norm_of_pair
 
     def forward(
         self, x: Float[Tensor, "B C H W"], shift: Float[Tensor, "#B C"] | None = None
@@ -124,6 +129,13 @@ class FusedGroupNorm(nn.Module):
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
         """Return the normalised x + shift, and x for a residual connection."""
         return self._kernel(x, self.weight, self.bias, self.groups, self.eps, self.silu, shift)
+
+    def of_pair(
+        self, x: Float[Tensor, "B C1 H W"], other: Float[Tensor, "B C2 H W"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Normalise the concatenation of two tensors. The result is not differentiable."""
+        assert self.silu
+        return self._pair_kernel(x, other, self.weight, self.bias, self.groups, self.eps)
 
 
 class InputGradientConv2d(torch.autograd.Function):
@@ -246,14 +258,30 @@ class FusedResnetBlock(nn.Module):
         plus the projected time embedding, if it has been computed already.
         """
         inner, x = self.norm1.with_skip(x)
-        inner = self.conv1(inner, with_bias=False)
         if shift is None:
             shift = self.conv1.bias[None]
             if self.time_emb_proj is not None and temb is not None:
                 shift = shift + self.time_emb_proj(F.silu(temb))
-        inner = self.conv2(self.norm2(inner, shift), with_bias=False)
         if self.shortcut is not None:
             x = self.shortcut(x, with_bias=False)
+        return self._residual(x, inner, shift)
+
+    def forward_pair(
+        self, x: Float[Tensor, "B C1 H W"], other: Float[Tensor, "B C2 H W"], shift: Float[Tensor, "#B D"]
+    ) -> Float[Tensor, "B D H W"]:
+        """Apply the block to the concatenation of two tensors. The result is not differentiable."""
+        if self.shortcut is None or self.shortcut.weight.shape[2:] != (1, 1):
+            return self(torch.cat([x, other], dim=1), shift=shift)
+        inner = self.norm1.of_pair(x, other)
+        weight, channels = self.shortcut.weight.flatten(1), x.shape[1]
+        image = F.linear(x.permute(0, 2, 3, 1), weight[:, :channels])
+        add_product(image, other.permute(0, 2, 3, 1), weight[:, channels:])
+        return self._residual(image.permute(0, 3, 1, 2), inner, shift)
+
+    def _residual(self, x: Tensor, inner: Tensor, shift: Tensor) -> Tensor:
+        """Return the block's output for the output x of the shortcut and the output of the first norm."""
+        inner = self.conv1(inner, with_bias=False)
+        inner = self.conv2(self.norm2(inner, shift), with_bias=False)
         return self._sum(x, inner, self.last_bias, self.scale)
 
 

@@ -258,11 +258,10 @@ class FusedDenoiser(nn.Module):
         """
         outputs = []
         for resnet, transformer in zip_longest(*layers_of(block)):
-            if skips is not None:
-                skip = skips.pop()
-                count = max(len(x), len(skip))
-                x = torch.cat([repeated(x, count), repeated(skip, count)], dim=1)
-            x = resnet(x, shift=next(shifts)[: len(x)])
+            if skips is None:
+                x = resnet(x, shift=next(shifts)[: len(x)])
+            else:
+                x = resnet.forward_pair(x, repeated(skips.pop(), len(x)), next(shifts))
             if transformer is not None:
                 x = transformer.transform(x, next(text))
             outputs.append(x)

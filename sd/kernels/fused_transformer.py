@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from sd.kernels.fused_blocks import (
     FusedGroupNorm,
     FusedResnetBlock,
+    add_product,
     is_supported_convolution,
     is_supported_norm,
 )
@@ -105,11 +106,6 @@ def is_supported_gated_network(module: nn.Module) -> bool:
 def frozen(weight: Tensor) -> nn.Parameter:
     """Return a parameter without gradient, in contiguous memory."""
     return nn.Parameter(weight.detach().contiguous(), requires_grad=False)
-
-
-def add_product(total: Float[Tensor, "*M C"], x: Float[Tensor, "*L K"], weight: Float[Tensor, "C K"]) -> None:
-    """Add x weightᵀ to `total`, in place. `total` is contiguous. Both have the same number of rows."""
-    total.view(-1, total.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.T)
 
 
 def repeated(x: Tensor, count: int) -> Tensor:

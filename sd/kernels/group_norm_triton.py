@@ -12,6 +12,8 @@ where rstd is 1 / standard deviation and the means are over the group. If no gra
 a sample fits into the registers of one program, a single kernel is used.
 """
 
+import math
+
 import torch
 import triton
 from torch import Tensor
@@ -32,25 +34,47 @@ SIZES = ["N", "rows", "width", "groups", "chunks", "shift_stride"]
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _channel_sums(x, sums, N, C, rows, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Write each channel's sums of x − pivot and (x − pivot)² over a chunk to sums [B, chunks, 2, C]."""
+def _channel_sums(
+    x, other, sums, N, C, first, rows, OTHER: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """Write each channel's sums of x − pivot and (x − pivot)² over a chunk to sums [B, chunks, 2, C].
+
+    OTHER: the channels from `first` on are those of another tensor, and no program reads both tensors.
+    """
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < C
-    x += sample * N * C
-    pivot = tl.load(x + channel, mask=channel_mask, other=0.0).to(tl.float32)
+    stride, source = C, channel
+    if OTHER:
+        stride = first
+        if tl.program_id(1) * CHANNELS >= first:
+            x, stride, source = other, C - first, channel - first
+    x += sample * N * stride
+    pivot = tl.load(x + source, mask=channel_mask, other=0.0).to(tl.float32)
     total = tl.zeros([ROWS, CHANNELS], tl.float32)
     square = tl.zeros([ROWS, CHANNELS], tl.float32)
     for start in range(0, rows, ROWS):
         row = chunk * rows + start + tl.arange(0, ROWS)
         mask = (row[:, None] < N) & channel_mask[None, :]
-        value = tl.load(x + row[:, None].to(tl.int64) * C + channel[None, :], mask=mask, other=0.0)
+        value = tl.load(x + row[:, None].to(tl.int64) * stride + source[None, :], mask=mask, other=0.0)
         value = tl.where(mask, value.to(tl.float32) - pivot[None, :], 0.0)
         total += value
         square += value * value
     sums += (sample * tl.num_programs(0) + chunk) * 2 * C
     tl.store(sums + channel, tl.sum(total, 0), mask=channel_mask)
     tl.store(sums + C + channel, tl.sum(square, 0), mask=channel_mask)
+
+
+@triton.jit
+def _load_pair(x, other, row, C, first, channel, mask, OTHER: tl.constexpr):
+    """Load values of x, or of a pair of tensors whose channels are concatenated."""
+    if OTHER:
+        is_first = channel < first
+        value = tl.load(x + row * first + channel, mask=mask & is_first, other=0.0).to(tl.float32)
+        value += tl.load(other + row * (C - first) + channel - first, mask=mask & ~is_first, other=0.0)
+    else:
+        value = tl.load(x + row * C + channel, mask=mask, other=0.0).to(tl.float32)
+    return value
 
 
 @triton.jit
@@ -69,8 +93,8 @@ def _sum_over_chunks(sums, chunks, C, channel, channel_mask, CHUNKS: tl.constexp
 
 @triton.jit(do_not_specialize=[*SIZES, "C"])
 def _moments(
-    x, shift, sums, moments, N, C, width, chunks, shift_stride, eps,
-    SHIFT: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
+    x, other, shift, sums, moments, N, C, first, width, chunks, shift_stride, eps,
+    OTHER: tl.constexpr, SHIFT: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Write the mean and 1 / standard deviation of each group of x + shift to moments [B, groups, 2]."""
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -78,7 +102,7 @@ def _moments(
     channel, channel_mask = group * width + index, index < width
     sums += sample * chunks * 2 * C
     total, square = _sum_over_chunks(sums, chunks, C, channel, channel_mask, CHUNKS, WIDTH)
-    means = tl.load(x + sample * N * C + channel, mask=channel_mask, other=0.0).to(tl.float32) + total / N
+    means = _load_pair(x, other, sample * N, C, first, channel, channel_mask, OTHER) + total / N
     if SHIFT:
         means += tl.load(shift + sample * shift_stride + channel, mask=channel_mask, other=0.0).to(tl.float32)
     mean = tl.sum(tl.where(channel_mask, means, 0.0), 0) / width
@@ -92,8 +116,8 @@ def _moments(
 
 @triton.jit(do_not_specialize=["N", "shift_stride"])
 def _normalise_groups(
-    x, y, weight, bias, shift, N, C, shift_stride, eps, WIDTH: tl.constexpr,
-    SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, other, y, weight, bias, shift, N, C, first, shift_stride, eps, WIDTH: tl.constexpr,
+    OTHER: tl.constexpr, SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Normalise one group of WIDTH channels of one sample. ROWS and CHANNELS: powers of two, at least N and
     WIDTH.
@@ -103,7 +127,7 @@ def _normalise_groups(
     channel, channel_mask = group * WIDTH + index, index < WIDTH
     mask = (row[:, None] < N) & channel_mask[None, :]
     offsets = sample * N * C + row[:, None] * C + channel[None, :]
-    value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+    value = _load_pair(x, other, sample * N + row[:, None], C, first, channel[None, :], mask, OTHER)
     if SHIFT:
         value += tl.load(shift + sample * shift_stride + channel, mask=channel_mask, other=0.0).to(tl.float32)
     value = tl.where(mask, value, 0.0)
@@ -136,8 +160,8 @@ def _load_channel_values(
 
 @triton.jit(do_not_specialize=SIZES)
 def _normalise(
-    x, y, moments, weight, bias, shift, N, C, groups, width, rows, shift_stride,
-    SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, other, y, moments, weight, bias, shift, N, C, first, groups, width, rows, shift_stride,
+    OTHER: tl.constexpr, SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -145,14 +169,19 @@ def _normalise(
     mean, _, scale, bias_value = _load_channel_values(
         moments, weight, bias, shift, sample, groups, width, shift_stride, channel, channel_mask, SHIFT
     )
-    x += sample * N * C
+    stride, source = C, channel
+    if OTHER:
+        stride = first
+        if tl.program_id(1) * CHANNELS >= first:
+            x, stride, source = other, C - first, channel - first
+    x += sample * N * stride
     y += sample * N * C
     for start in range(0, rows, ROWS):
         row = chunk * rows + start + tl.arange(0, ROWS)
         mask = (row[:, None] < N) & channel_mask[None, :]
         offsets = row[:, None].to(tl.int64) * C + channel[None, :]
-        value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
-        value = (value - mean[None, :]) * scale[None, :] + bias_value[None, :]
+        value = tl.load(x + row[:, None].to(tl.int64) * stride + source[None, :], mask=mask, other=0.0)
+        value = (value.to(tl.float32) - mean[None, :]) * scale[None, :] + bias_value[None, :]
         if SILU:
             value = value * sigmoid(value)
         tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
@@ -249,12 +278,17 @@ def _grad_input(
 class LaunchConfig:
     """The division of a tensor [B, C, H, W] into programs."""
 
-    def __init__(self, x: Tensor, groups: int):
-        self.samples, self.channels = x.shape[:2]
+    def __init__(self, x: Tensor, groups: int, other_channels: int = 0):
+        """other_channels: the number of channels of a tensor that is concatenated with x, or 0."""
+        self.samples, self.first = x.shape[:2]
+        self.channels = self.first + other_channels
         self.rows = x.shape[2] * x.shape[3]
         self.groups, self.width = groups, self.channels // groups
-        power = self.channels & -self.channels
+        common = math.gcd(self.first, self.channels)
+        power = common & -common
         channels_per_tile = power if power >= 32 else triton.next_power_of_2(self.channels)
+        # Whether no tile contains channels of both tensors.
+        self.separable = not other_channels or power >= 32
         self.tile_block = {"CHANNELS": min(channels_per_tile, MAX_TILE_CHANNELS), "num_warps": WARPS}
         self.tile_block["ROWS"] = TILE // self.tile_block["CHANNELS"]
         self.columns = triton.cdiv(self.channels, self.tile_block["CHANNELS"])
@@ -297,17 +331,7 @@ class GroupNorm(torch.autograd.Function):
         shift_stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
         shift_or_x = x if shift is None else shift
         flags = {"SHIFT": shift is not None, "SILU": silu}
-        sizes = (config.rows, config.channels)
-        with torch.cuda.device_of(x):
-            _channel_sums[config.tile_grid](x, sums, *sizes, config.chunk_rows, **config.tile_block)
-            _moments[config.group_grid](
-                x, shift_or_x, sums, moments, *sizes, config.width, config.chunks, shift_stride, eps,
-                SHIFT=flags["SHIFT"], **config.group_block,
-            )  # fmt: skip
-            _normalise[config.tile_grid](
-                x, y, moments, weight, bias, shift_or_x, *sizes, groups, config.width, config.chunk_rows,
-                shift_stride, **flags, **config.tile_block,
-            )  # fmt: skip
+        normalise(config, (x, x, y), (weight, bias, shift_or_x), (sums, moments), shift_stride, eps, **flags)
         ctx.save_for_backward(x, moments, weight, bias, shift_or_x)
         ctx.config, ctx.flags, ctx.shift_stride = config, flags, shift_stride
         return y, x
@@ -340,20 +364,46 @@ class GroupNorm(torch.autograd.Function):
         return dx, None, None, None, None, None, None
 
 
-def normalise_groups(x, weight, bias, groups, eps, silu, shift):
-    """Return the normalised x, computed by one kernel, or None if a group is too large for it."""
-    samples, channels, height, width = x.shape
+def normalise(config, tensors, parameters, buffers, shift_stride, eps, SHIFT, SILU):
+    """Compute moments and output. tensors: x, a tensor that is concatenated with x (x if there is none), and
+    the output. parameters: weight, bias and shift. buffers: sums and moments.
+    """
+    (x, other, y), (weight, bias, shift), (sums, moments) = tensors, parameters, buffers
+    has_other = config.first < config.channels
+    sizes = (config.rows, config.channels, config.first)
+    with torch.cuda.device_of(x):
+        _channel_sums[config.tile_grid](
+            x, other, sums, *sizes, config.chunk_rows, OTHER=has_other, **config.tile_block
+        )
+        _moments[config.group_grid](
+            x, other, shift, sums, moments, *sizes, config.width, config.chunks, shift_stride, eps,
+            OTHER=has_other, SHIFT=SHIFT, **config.group_block,
+        )  # fmt: skip
+        _normalise[config.tile_grid](
+            x, other, y, moments, weight, bias, shift, *sizes, config.groups, config.width,
+            config.chunk_rows, shift_stride, OTHER=has_other, SHIFT=SHIFT, SILU=SILU, **config.tile_block,
+        )  # fmt: skip
+
+
+def normalise_groups(x, weight, bias, groups, eps, silu, shift, other=None):
+    """Return the normalised x, computed by one kernel, or None if a group is too large for it.
+
+    other: a tensor that is concatenated with x.
+    """
+    samples, first, height, width = x.shape
+    channels = first if other is None else first + other.shape[1]
     rows, group_width = triton.next_power_of_2(height * width), channels // groups
     columns = triton.next_power_of_2(group_width)
     if rows * columns > GROUP_ELEMENTS:
         return None
-    y = torch.empty_like(x)
+    y = empty_image(x, channels)
     shift_stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
     with torch.cuda.device_of(x):
         _normalise_groups[groups, samples](
-            x, y, weight, bias, x if shift is None else shift, height * width, channels, shift_stride, eps,
-            WIDTH=group_width, SILU=silu, SHIFT=shift is not None, ROWS=rows, CHANNELS=columns,
-            num_warps=max(4, min(rows * columns // 2048, 16)),
+            x, x if other is None else other, y, weight, bias, x if shift is None else shift,
+            height * width, channels, first, shift_stride, eps,
+            WIDTH=group_width, OTHER=other is not None, SILU=silu, SHIFT=shift is not None,
+            ROWS=rows, CHANNELS=columns, num_warps=max(4, min(rows * columns // 2048, 16)),
         )  # fmt: skip
     return y
 
@@ -372,6 +422,26 @@ def group_norm_and_skip(x, weight, bias, groups, eps, silu=True, shift=None):
         if y is not None:
             return y, x
     return GroupNorm.apply(x, weight, bias, groups, eps, silu, shift)
+
+
+def empty_image(x, channels):
+    """Return a new channels-last tensor with the size of x, but with another number of channels."""
+    return x.new_empty(len(x), *x.shape[2:], channels).permute(0, 3, 1, 2)
+
+
+def group_norm_of_pair(x, other, weight, bias, groups, eps):
+    """See `sd.kernels.reference.group_norm_of_pair`. The output is channels-last."""
+    assert not ((x.requires_grad or other.requires_grad) and torch.is_grad_enabled())
+    x, other = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, other))
+    y = normalise_groups(x, weight, bias, groups, eps, True, None, other)
+    if y is not None:
+        return y
+    config = LaunchConfig(x, groups, other.shape[1])
+    if not config.separable:
+        return group_norm(torch.cat([x, other], dim=1), weight, bias, groups, eps)
+    y, buffers = empty_image(x, config.channels), (config.empty_sums(x), config.empty_pairs(x))
+    normalise(config, (x, other, y), (weight, bias, x), buffers, 0, eps, SHIFT=False, SILU=True)
+    return y
 
 
 def group_norm(*inputs):

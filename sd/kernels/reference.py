@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +15,7 @@ class Kernels:
 
     name: str
     group_norm_and_skip: Callable[..., tuple[Tensor, Tensor]]
+    group_norm_of_pair: Callable[..., Tensor]
     layer_norm: Callable[..., Tensor]
     gated_linear: Callable[[Tensor, Tensor, Tensor], Tensor]
     attention: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -49,6 +51,20 @@ def group_norm_and_skip(
     in one pass.
     """
     return group_norm(x, *others), x
+
+
+def group_norm_of_pair(
+    x: Float[Tensor, "B C1 H W"],
+    other: Float[Tensor, "B C2 H W"],
+    weight: Float[Tensor, " C"],
+    bias: Float[Tensor, " C"],
+    groups: int,
+    eps: float,
+) -> Float[Tensor, "B C H W"]:
+    """Concatenate the channels of two tensors, then apply group normalisation and SiLU. The result is not
+    differentiable.
+    """
+    return group_norm(torch.cat([x, other], dim=1), weight, bias, groups, eps)
 
 
 def layer_norm(
@@ -117,6 +133,7 @@ def image_convolution(
 REFERENCE = Kernels(
     "reference",
     group_norm_and_skip,
+    group_norm_of_pair,
     layer_norm,
     gated_linear,
     attention,

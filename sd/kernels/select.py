@@ -76,6 +76,7 @@ def triton_kernels() -> Kernels:
     return Kernels(
         "triton",
         group_norm_triton.group_norm_and_skip,
+        group_norm_triton.group_norm_of_pair,
         pointwise_triton.layer_norm,
         gated_linear_triton.fastest_gated_linear(),
         fastest_attention(),
@@ -113,6 +114,14 @@ def self_test(kernels: Kernels, device: torch.device) -> None:
                 "group_norm": total.detach(),
                 "group_norm without gradient": tested.group_norm_and_skip(x.detach(), one, one, 4, 1e-5)[0],
                 "the gradient of group_norm": grad_x,
+                "group_norm_of_pair": tested.group_norm_of_pair(
+                    x.detach(),
+                    -x.detach()[:, :8],
+                    torch.cat([one, one[:8]]),
+                    torch.cat([one, one[:8]]),
+                    3,
+                    1e-5,
+                ),
                 "layer_norm": tested.layer_norm(rows, one, one, 1e-5, one),
                 "gated_linear": tested.gated_linear(tokens, weight, weight[:, 0].contiguous()),
                 "image_convolution": tested.image_convolution(image, taps, one),

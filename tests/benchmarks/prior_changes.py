@@ -40,6 +40,10 @@ def error(found: Tensor, exact: Tensor) -> float:
     return ((found.float() - exact.float()).norm() / exact.float().norm()).item()
 
 
+def concatenated(block: nn.Module, x: Tensor, other: Tensor, shift: Tensor) -> Tensor:
+    return block(torch.cat([x, other], dim=1), shift=shift)
+
+
 def never(module: nn.Module) -> bool:
     return False
 
@@ -80,6 +84,8 @@ def denoiser_changes(bench, parts: Parts, kernels: Kernels, batch: int) -> None:
     attention = replace(kernels, attention=F.scaled_dot_product_attention)
     measure("without the choice of attention", attention, shared)
     measure("without GEGLU in one kernel", replace(kernels, gated_linear=two_step_gated_linear), shared)
+    with patched(fused_blocks.FusedResnetBlock, "forward_pair", concatenated):
+        measure("with concatenated skip connections", kernels, shared)
     with patched(group_norm_triton, "GROUP_ELEMENTS", 0):
         measure("without the norm in one kernel", kernels, shared)
     with patched(fused_denoiser, "is_supported_upsampler", never):

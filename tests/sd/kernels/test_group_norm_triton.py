@@ -5,7 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from sd.kernels import group_norm_triton
-from sd.kernels.group_norm_triton import LaunchConfig, group_norm, group_norm_and_skip
+from sd.kernels.group_norm_triton import (
+    LaunchConfig,
+    group_norm,
+    group_norm_and_skip,
+    group_norm_of_pair,
+)
 from sd.kernels.reference import group_norm as reference
 
 # SHAPES lists (samples, channels, height, width, groups). Some shapes have few rows, one row, a channel count
@@ -111,6 +116,25 @@ def test_both_kernels_without_gradient_agree(monkeypatch, kernel_device):
     assert torch.allclose(one, reference(x, weight, bias, 3, 1e-5, True, shift), atol=1e-5)
 
 
+@pytest.mark.parametrize("group_elements", [0, 32768])
+@pytest.mark.parametrize(("first", "second", "groups"), [(64, 32, 3), (32, 32, 4), (8, 4, 2), (32, 128, 5)])
+def test_group_norm_of_pair(first, second, groups, group_elements, monkeypatch, kernel_device):
+    """The pairs have a group with channels of both tensors, equal sizes, no separating tile size, and
+    several tiles for one tensor.
+    """
+    monkeypatch.setattr(group_norm_triton, "GROUP_ELEMENTS", group_elements)
+    check_pair((2, first + second, 5, 3, groups), first, torch.float32, kernel_device)
+
+
+def check_pair(shape, first, dtype, device):
+    x, weight, bias, _, grad_output = random_inputs(shape, dtype, device)
+    pair = [part.contiguous(memory_format=torch.channels_last) for part in (x[:, :first], x[:, first:])]
+    value = group_norm_of_pair(*pair, weight, bias, shape[-1], 1e-5)
+    expected = float64_reference(x, weight, bias, shape[-1], 1e-5, True, None, grad_output)[0]
+    assert value.is_contiguous(memory_format=torch.channels_last)
+    assert error(value, expected) < ROUNDING[dtype]
+
+
 @pytest.mark.parametrize("used", [(0, 1), (0,), (1,)])
 def test_gradient_of_the_skip_connection_is_added(used, kernel_device):
     x, weight, bias, _, grad_output = random_inputs(SHAPES[0], torch.float32, kernel_device)
@@ -192,6 +216,15 @@ def test_sizes_of_the_denoiser_without_gradient(size):
     value = group_norm(x, weight, bias, 32, 1e-5, True, shift)
     expected = float64_reference(x, weight, bias, 32, 1e-5, True, shift, grad_output)[0]
     assert error(value, expected) < ROUNDING[torch.float16]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("first", "second", "size"),
+    [(640, 320, 64), (320, 320, 64), (1280, 640, 32), (640, 320, 32), (1280, 1280, 8)],
+)
+def test_pairs_of_the_denoiser(first, second, size):
+    check_pair((12, first + second, size, size, 32), first, torch.float16, "cuda")
 
 
 @pytest.mark.gpu

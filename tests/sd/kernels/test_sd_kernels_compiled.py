@@ -5,7 +5,7 @@ from triton_compile import compile_for_gpu
 
 NORM = """
 import torch
-from sd.kernels.group_norm_triton import group_norm_and_skip
+from sd.kernels.group_norm_triton import group_norm_and_skip, group_norm_of_pair
 big, odd = (torch.float16, (2, 128, 64, 64)), (torch.float32, (1, 12, 5, 5))
 for (dtype, shape), silu, shifted in ((big, True, True), (big, True, False), (odd, False, True)):
     x = torch.zeros(shape, dtype=dtype, requires_grad=True)
@@ -13,6 +13,7 @@ for (dtype, shape), silu, shifted in ((big, True, True), (big, True, False), (od
     shift = weight[None] if shifted else None
     y, skip = group_norm_and_skip(x, weight, weight, 4, 1e-5, silu, shift)
     torch.autograd.grad(y + skip if silu else y, x, torch.ones_like(y))
+    group_norm_of_pair(x.detach(), x.detach(), torch.cat([weight] * 2), torch.cat([weight] * 2), 4, 1e-5)
     group_norm_and_skip(x[:, :, :5, :5].detach(), weight, weight, 4, 1e-5, silu, shift)
 """
 OTHERS = """
