@@ -7,7 +7,7 @@ GGX Normals with Spherical Caps", HPG 2023 (the quadrature points).
 """
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -37,9 +37,9 @@ def _table_on(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "R R 2"
     return split_sum_table().to(device, dtype)
 
 
-def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
-    """Return the quadrature over visible half vectors for one roughness and every n·v."""
-    alpha = roughness * roughness
+@cache
+def _quadrature() -> tuple[Float[Tensor, "P 1"], Float[Tensor, "P 1"], Float[Tensor, " P"]]:
+    """Return the points of the quadrature over a spherical cap: height in [0, 1], angle in [0, π], weight."""
     # Gauss-Legendre points are used because they are denser near the ends of the interval. They resolve the
     # long tail of GGX.
     nodes, shares = (torch.from_numpy(part).float() for part in np.polynomial.legendre.leggauss(HEIGHT_NODES))
@@ -47,7 +47,13 @@ def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tenso
     angles = (torch.arange(ANGLE_NODES) + 0.5) * (math.pi / ANGLE_NODES)
     height = (nodes * 0.5 + 0.5).repeat_interleave(ANGLE_NODES)[:, None]
     share = (shares * (0.5 / ANGLE_NODES)).repeat_interleave(ANGLE_NODES)
-    angle = angles.repeat(HEIGHT_NODES)[:, None]
+    return height, angles.repeat(HEIGHT_NODES)[:, None], share
+
+
+def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
+    """Return the quadrature over visible half vectors for one roughness and every n·v."""
+    alpha = roughness * roughness
+    height, angle, share = _quadrature()
     view_x, view_z = (1 - cosine.square()).sqrt(), cosine
     stretch = (alpha * alpha * view_x.square() + view_z.square()).sqrt()
     std_x, std_z = alpha * view_x / stretch, view_z / stretch
@@ -61,9 +67,8 @@ def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tenso
     view_half = (view_x * half_x + view_z * half_z).clamp(0, 1)
     light_z = 2 * view_half * half_z - view_z
     # The samples have the density G1(v) max(v·h, 0) D(h) / n·v, so the weight of a sample is G2 / G1.
-    masked = (1 + _smith_lambda(alpha, view_z)) / (
-        1 + _smith_lambda(alpha, view_z) + _smith_lambda(alpha, light_z.clamp_min(1e-6))
-    )
+    visible = 1 + _smith_lambda(alpha, view_z)
+    masked = visible / (visible + _smith_lambda(alpha, light_z.clamp_min(1e-6)))
     masked = torch.where(light_z > 0, masked, 0.0)
     fresnel = (1 - view_half) ** 5
     return torch.stack([share @ (masked * (1 - fresnel)), share @ (masked * fresnel)], -1)
