@@ -227,7 +227,7 @@ def pictures(
     """
     stacked = torch.cat([*colours.values(), torch.zeros_like(points.position)], dim=-1)
     image = points.scatter(stacked, background=1.0)
-    image = rasteriser.antialias(image, points.rast, points.clip, mesh.faces).clamp(0, 1)
+    image = rasteriser.antialias(image, points.rast, points.clip, mesh.faces).clamp_(0, 1)
     layers = dict(zip([*colours, "mask"], image.split(3, dim=-1), strict=True))
     layers["mask"] = 1 - layers["mask"]
     return layers

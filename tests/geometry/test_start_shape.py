@@ -56,6 +56,13 @@ def test_anisotropic_ellipsoid_has_exact_distances():
     assert min(expected) < -0.1
 
 
+def test_distance_of_a_point_does_not_depend_on_the_other_points():
+    shape, points = build_start_shape(StartShapeConfig(sdf_init_shape="cylinder")), box_points_in(8)
+    alone = torch.cat([shape.signed_distance(point[None]) for point in points])
+    assert torch.equal(shape.signed_distance(points), alone)
+    assert shape.signed_distance(points[:0]).shape == (0,)
+
+
 def test_cylinder_closed_form():
     points = box_points_in(2000)
     distance = build_start_shape(StartShapeConfig(sdf_init_shape="cylinder")).signed_distance(points)
