@@ -6,7 +6,7 @@ norm. The last rows list the GPU kernels with the largest times.
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -40,6 +40,11 @@ def error(found: Tensor, exact: Tensor) -> float:
     return ((found.float() - exact.float()).norm() / exact.float().norm()).item()
 
 
+def exact_float32() -> AbstractContextManager:
+    """Return a context without TF32 in convolutions."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
 def concatenated(block: nn.Module, x: Tensor, other: Tensor, shift: Tensor) -> Tensor:
     return block(torch.cat([x, other], dim=1), shift=shift)
 
@@ -63,7 +68,7 @@ def denoiser_changes(bench, parts: Parts, kernels: Kernels, batch: int) -> None:
     times = torch.randint(20, 980, (batch,), device=bench.device)
     text = torch.randn(2 * batch, 77, original.config.cross_attention_dim, device=bench.device, dtype=dtype)
     shared, repeated = (noisy, times, text), (torch.cat([noisy] * 2), torch.cat([times] * 2), text)
-    with torch.no_grad():
+    with torch.no_grad(), exact_float32():
         exact = noise_of(copy.deepcopy(original).float(), noisy.float(), times, text.float())
         usual = error(noise_of(original, *shared), exact)
         original.to(memory_format=torch.channels_last)
@@ -111,7 +116,8 @@ def encoder_changes(bench, parts: Parts, kernels: Kernels, batch: int) -> None:
         return y.detach(), torch.autograd.grad(y, leaf, grad_output.to(y))[0]
 
     one = x[:1]
-    exact = both(copy.deepcopy(original).float(), one.float())
+    with exact_float32():
+        exact = both(copy.deepcopy(original).float(), one.float())
     usual = [error(*pair) for pair in zip(both(original, one), exact, strict=True)]
     original.to(memory_format=torch.channels_last)
 
