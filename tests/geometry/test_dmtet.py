@@ -198,7 +198,8 @@ def test_surface_stays_within_the_band(band):
             parameter.mul_(30)
     mesh = surface.mesh()
     away = (mesh.v_pos.norm(dim=-1) - 0.6).abs()
-    # A grid edge deviates from the sphere by about (a fifth of a cell)² / diameter.
+    # The distance is not linear along a grid edge. This adds an error of about (a fifth of a cell)² /
+    # diameter.
     assert 0.3 * band < away.max() < band + 0.02
     mesh.v_pos.square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in surface.network.parameters())

@@ -25,7 +25,7 @@ def ball():
 
 
 def dense_matrix(faces, count, weight):
-    """Compute I + λL with plain loops."""
+    """Compute I + λL with a loop over the edges."""
     matrix = torch.eye(count, dtype=torch.float64)
     edges = {tuple(sorted((int(f[i]), int(f[i - 1])))) for f in faces for i in range(3)}
     for a, b in edges:

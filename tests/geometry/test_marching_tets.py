@@ -49,7 +49,8 @@ def test_sign_pattern(pattern):
     if not len(faces):
         return
     assert sorted(set(faces.reshape(-1).tolist())) == list(range(len(verts)))
-    # The linear function through the four values is zero at every vertex and increases along every normal.
+    # The linear function through the four corner values is zero at the vertices of the surface and increases
+    # along the normal of every face.
     plane = torch.linalg.solve(torch.cat([CORNERS, torch.ones(4, 1, dtype=torch.float64)], 1), sdf)
     assert (verts @ plane[:3] + plane[3]).abs().max() < 1e-12
     a, b, c = (verts[faces[:, corner]] for corner in range(3))
@@ -142,7 +143,10 @@ def test_cuda_equals_cpu():
 
 
 def kaolin_or_skip():
-    """Return NVIDIA's kaolin, or skip the test if it is missing. Version 0.1 on PyPI contains no code."""
+    """Return NVIDIA's kaolin, or skip the test if it is missing or older than 0.17.
+
+    Version 0.1 on PyPI contains no code.
+    """
     kaolin = pytest.importorskip("kaolin", reason="kaolin is not installed; it is optional")
     version = tuple(int(part) for part in re.findall(r"\d+", getattr(kaolin, "__version__", "0.1"))[:2])
     if version < (0, 17):

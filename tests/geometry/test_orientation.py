@@ -18,7 +18,10 @@ def ball():
 
 
 def inverted(faces, share):
-    """Flip a random share of the faces. Return the faces and the mask of the flipped ones."""
+    """Flip randomly chosen faces. Return all faces and the mask of the flipped ones.
+
+    share: the probability that a face is flipped.
+    """
     which = torch.rand(len(faces), generator=torch.Generator().manual_seed(1)) < share
     return torch.where(which[:, None], faces.flip(-1), faces), which
 
@@ -84,7 +87,7 @@ def test_loaded_mesh_has_outward_normals(ball, tmp_path, caplog):
 @pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
 def test_start_shape_with_flipped_faces_keeps_its_volume(ball, tmp_path, share):
     v_pos, faces = ball
-    # The mesh is ten times as large as usual, and far from the origin.
+    # The start shape is normalised, so the mesh may be large and far from the origin.
     path = write(tmp_path / "ball.stl", 10 * v_pos + 40, inverted(faces, share)[0])
     shape = build_start_shape(StartShapeConfig(sdf_init_shape="custom_mesh", base_mesh=str(path)))
     assert signed_volume(shape.v_pos, shape.faces) == pytest.approx(4.19, rel=0.02)

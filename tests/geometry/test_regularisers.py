@@ -26,7 +26,7 @@ def cube():
 
 
 def ragged():
-    """Return a tetrahedron with moved corners and an unused vertex."""
+    """Return a tetrahedron with random corners, and an unused vertex."""
     generator = torch.Generator().manual_seed(0)
     v_pos = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     return make_mesh(v_pos, torch.tensor([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]], dtype=torch.int32))
@@ -47,8 +47,8 @@ def test_an_edge_of_three_faces_counts_two_pairs_and_a_boundary_none():
     mesh = roof(0.0)
     fin = torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64)
     faces = torch.cat([mesh.faces, torch.tensor([[0, 1, 4]], dtype=torch.int32)])
-    # The fin is a third face at the common edge. It is perpendicular to the two flat faces, and is compared
-    # with one of them.
+    # The fin is a third face at the common edge. It is perpendicular to the other two faces and is compared
+    # with one of them, so the value is 1 − cos 90°.
     assert normal_consistency(make_mesh(torch.cat([mesh.v_pos, fin]), faces)).item() == pytest.approx(1)
 
 

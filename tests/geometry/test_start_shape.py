@@ -96,7 +96,7 @@ def test_rotation_by_ninety_degrees_turns_the_cylinder_upright():
 
 @pytest.fixture
 def ball(tmp_path):
-    """Return a function that writes a mesh of a ball and returns its start shape.
+    """Return a function that writes the mesh of a ball to a file and builds a start shape from the file.
 
     keep: a function from face centres to a mask of the faces to keep. flip: a mask of the faces to flip.
     turn_all: flip all faces.

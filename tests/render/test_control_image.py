@@ -46,7 +46,7 @@ def rays():
 
 
 def inside(values):
-    """Return a mask of the pixels with covered neighbours only. Antialiasing does not change these pixels."""
+    """Return a mask of pixels whose neighbours are all covered. Antialiasing does not change these pixels."""
     return -torch.nn.functional.max_pool2d(-values[None, None], 3, 1, 1)[0, 0] > 0
 
 

@@ -75,7 +75,7 @@ def with_tangents(mesh):
 
 
 def test_flip_normal_leaves_no_positive_x_component():
-    """After the rotation, the flip replaces x by −|x|. Pixels of the outline are included."""
+    """After the rotation, the flip replaces x by −|x|, also at pixels of the outline."""
     views = sample_cameras(CameraConfig(), 6, (SIDE, SIDE), step_generator(0, 0, 1), rotate_normals=True)
     rasteriser = choose_rasteriser(torch.device("cpu"))
     flipped, plain = (

@@ -51,7 +51,7 @@ def lattice(kernel_device):
 @pytest.mark.parametrize("share", [0.001, 0.4, 0.999])
 @pytest.mark.parametrize("width", [2, marching_tets_triton.WIDTH])
 def test_topology_of_random_signs(share, width, lattice, kernel_device, monkeypatch):
-    """For this grid, the prefix sum over the blocks needs several iterations."""
+    """With `width` = 2, the prefix sum over the blocks needs several iterations."""
     monkeypatch.setattr(marching_tets_triton, "WIDTH", width)
     inside = (torch.rand(len(lattice[0]), generator=seeded()) < share).to(kernel_device)
     assert 0 < inside.sum() < len(inside)
@@ -60,7 +60,7 @@ def test_topology_of_random_signs(share, width, lattice, kernel_device, monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_topology_of_a_ball(dtype, lattice):
-    """Most blocks of the grid contain no crossed edge."""
+    """The ball is so small that most blocks of the grid contain no crossed edge."""
     v_pos, tables = lattice
     assert_same_topology(v_pos.norm(dim=-1) < 0.3, tuple(table.to(dtype) for table in tables))
 
@@ -114,7 +114,7 @@ compile_on(tets, *edge_table(tets), 4)
 
 
 def test_topology_compiles_for_a_gpu():
-    """The inputs are grids with int32 indices, a grid of a single block, and int64 tets."""
+    """The inputs are a small and a large grid with int32 indices, and a single tet with int64 indices."""
     found = compile_for_gpu(COMPILE_TOPOLOGY)
     assert found.keys() == {"_find_crossed", "_find_used", "_sum_blocks", "_write"}
     assert found["_find_crossed"] > 1 and found["_write"] > 1
@@ -144,7 +144,7 @@ def test_distances_equal_torch(levels, hidden, kernel_device):
 
 @pytest.mark.parametrize(("levels", "hidden"), [(5, 32), (16, 32), (8, 64)])
 def test_mlp_and_its_gradients_equal_torch(levels, hidden, kernel_device, monkeypatch):
-    """Each program of the backward pass processes several blocks. The last block is partly filled."""
+    """The backward pass has three programs for five blocks, and the last block is partly filled."""
     monkeypatch.setattr(sdf_network_triton, "BACKWARD_PROGRAMS", 3)
     network = small_network(kernel_device, levels, hidden)
     count = sdf_network_triton.BLOCK + 21
@@ -202,7 +202,7 @@ def test_copied_encoding_has_the_same_values_and_gradients(kernel_device):
         found.append((encoded.detach(), grad))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1].any()
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=1e-6)
-    # The values are copied, not computed again.
+    # The values are copied and not computed again, so a change of `everywhere` changes the result.
     assert torch.equal(precomputed(rows, everywhere + 1), everywhere[rows] + 1)
 
 
@@ -220,7 +220,7 @@ def test_distances_are_the_first_output_of_the_network():
 
 
 def test_crossings_and_their_gradients(kernel_device, monkeypatch):
-    """The kernels equal torch on a surface with moved vertices that crosses the boundary of the grid."""
+    """Kernels and torch give equal results for a surface that crosses the boundary of the grid."""
     surface = DMTet(GeometryConfig(dmtet_grid=16, mesh_scale=2.0, hash_n_levels=3, hash_log2_hashmap_size=8))
     surface = surface.to(kernel_device)
     # The kernels must also accept a column-major buffer.
@@ -263,7 +263,7 @@ def test_crossings_compile_for_a_gpu():
 @pytest.mark.gpu
 @pytest.mark.parametrize("grid", [64, 256])
 def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
-    """All kernels together equal torch in float32. The torch reference computes gradients at all vertices."""
+    """The mesh of all kernels together equals that of torch, which computes gradients at all vertices."""
     torch.manual_seed(0)
     surface = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0))
     with torch.no_grad():
@@ -281,8 +281,8 @@ def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
     surface.zero_grad()
     sdf, v_pos = surface.field()
     assert (signed - sdf).abs().max() < 2e-5 * sdf.abs().max()
-    # The reference uses the distances of the kernels. The signs are then equal, and a rounding error cannot
-    # move a crossing far.
+    # The reference uses the values that the kernels computed. Otherwise a rounding error could change a sign
+    # or move a crossing far.
     sdf = signed + (sdf - sdf.detach())
     sdf = sdf.masked_fill(surface.on_wall & (sdf < 0), surface.wall_distance)
     tables = surface.tets, surface.edges, surface.tet_edges

@@ -23,7 +23,7 @@ def table_and_levels(device: torch.device, features: int = 2, **changes):
 
 def points(count: int, device: torch.device, ordered: bool = False) -> torch.Tensor:
     draw = torch.rand(count, 3, generator=torch.Generator().manual_seed(count))
-    if ordered:  # Neighbouring points share coarse cells.
+    if ordered:  # Sort the points so that neighbouring points share coarse cells.
         draw = draw[(draw * 4).floor().matmul(torch.tensor([16.0, 4, 1])).argsort()]
     return draw.to(device)
 
@@ -67,7 +67,7 @@ def test_points_on_boundaries_and_corners(kernel_device):
 
 
 def test_hash_overflow_equals_the_reference(kernel_device):
-    """With 2²² cells per axis the products of the hash need 54 bits."""
+    """With 2²² cells per axis, the products of the hash need 54 bits and overflow 32-bit integers."""
     size = {"n_levels": 1, "base_resolution": 1 << 22, "max_resolution": 1 << 22}
     table, levels = table_and_levels(kernel_device, **size)
     unit = points(100, kernel_device)
@@ -133,8 +133,8 @@ def test_real_size(count, ordered):
     expected = reference.encode_backward(unit, grad, levels)
     for runs in (False, True):
         found = hash_grid_triton.encode_backward(unit, grad, levels, runs=runs)
-        # The gradient of a row of a coarse level is a sum over 3000 points. The order of the sum is not fixed
-        # in either implementation.
+        # In both implementations, the gradient of a row of a coarse level is a sum over 3000 points in no
+        # fixed order. The rounding errors are therefore larger than in the other tests.
         assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
         assert (found - expected).norm() < 1e-5 * expected.norm()
 

@@ -25,8 +25,8 @@ def write_exr(path, **channels):
 def test_round_trip_keeps_the_shared_exponents_precision(tmp_path, width):
     image = wide_range(width=width)
     write_hdr(tmp_path / "a.hdr", image)
-    # The largest channel lies in [2^(e−1), 2^e) after rounding. The step is 2^(e−8), and the error is at most
-    # half a step.
+    # The stored exponent e is such that the largest channel, after rounding, lies in [2^(e−1), 2^e). The step
+    # is 2^(e−8), and the error is at most half a step.
     _, exponent = torch.frexp(image.amax(-1, keepdim=True) * (256 / 255.5))
     bound = 2.0 ** (exponent - 9)
     assert ((read_latlong(tmp_path / "a.hdr") - image).abs() <= bound * 1.0001).all()

@@ -1,4 +1,4 @@
-"""Test environment maps from bug reports. Each test is named after its case."""
+"""Test environment maps from bug reports. Each test is named after the reported case."""
 
 import struct
 from functools import partial

@@ -177,7 +177,7 @@ def test_degenerate_faces_and_zero_normals(kernel_device):
 
 
 def test_gradient_equals_finite_differences(kernel_device):
-    """Finite differences use float32. Pixels near the discontinuities of blend and side are excluded."""
+    """The finite differences use float32. Pixels near the bounds of the blend factor's clamp are excluded."""
     given = random_points(kernel_device)
     away = facing_ratios(given)
     away = (away.abs() > 0.1) & ((away - 1).abs() > 0.1)

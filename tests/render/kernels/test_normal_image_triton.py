@@ -29,7 +29,7 @@ def random_covered_pixels(device, count: int) -> SurfacePoints:
     rast = torch.zeros(3 * 9 * 8, 4)
     rast[pixel, 3] = torch.randint(1, 1000, (count,), generator=generator).float()
     normal = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-    # The rotated x component of these normals is exactly 0.
+    # The rotated x component of these normals is exactly 0, where the flip to −|x| has a kink.
     normal[::7] = 0
     fields = {"clip": torch.zeros(3, 1, 4), "rast": rast.view(3, 9, 8, 4), "pixel": pixel}
     fields["values"] = torch.zeros(3, 9, 8, 6)
@@ -47,7 +47,7 @@ def values_and_gradients(function, points, rotation, flip) -> tuple[torch.Tensor
 
 
 def test_flip_is_applied_after_the_rotation(kernel_device):
-    """A rotation by 180° about y maps −x to +x. The flip then gives −x and negates the gradient."""
+    """A rotation by 180° about y maps −x to +x. The flip maps +x back to −x and negates the gradient."""
     half_turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0])).to(kernel_device).repeat(3, 1, 1)
     for function in (normal_image, normal_image_triton.normal_image):
         points = random_covered_pixels(kernel_device, 20)
@@ -56,7 +56,7 @@ def test_flip_is_applied_after_the_rotation(kernel_device):
         image = function(points, half_turn, True)
         assert torch.equal(points.gather(image)[:, :3], normal)
         (grad,) = torch.autograd.grad(image[..., 0].sum(), normal)
-        # The image has x' = −|−x| with x < 0.
+        # The image has x' = −|−x|. For x < 0 this equals x, so the derivative is 1.
         assert torch.equal(grad, torch.tensor([1.0, 0, 0]).to(kernel_device).expand(20, 3))
 
 
@@ -120,6 +120,7 @@ def test_full_size_scene_equals_torch_on_cuda(monkeypatch):
     assert available.triton_available(torch.zeros(1, device="cuda"))
     (found, grad), (expected, exact) = scenes(torch.device("cuda"), (512, 512), 7, monkeypatch)
     assert (expected[..., 3] > 0).sum() > 200_000
-    # If a face is almost parallel to the view direction, its visible side depends on rounding.
+    # If a face is almost parallel to the view direction, its visible side depends on rounding, so a few
+    # pixels may differ.
     assert ((found - expected).abs() > 1e-3).any(-1).sum() < 40
     assert (grad - exact).norm() < 1e-2 * exact.norm()

@@ -20,7 +20,7 @@ def twice(x):
 
 @pytest.fixture
 def compiled(tmp_path, monkeypatch):
-    """Return a function that imports a module with a numba kernel again and returns kernel(21)."""
+    """Return a function that reimports a module with the numba kernel `twice` and returns twice(21)."""
     (tmp_path / "cached_module.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")

@@ -45,7 +45,7 @@ def test_values_and_gradient(dtype, kernel_device):
     v_pos, faces = bumpy_sphere(kernel_device)
     assert len(faces) > BLOCK and len(faces) % BLOCK and len(v_pos) > BLOCK and len(v_pos) % BLOCK
     assert_agree(v_pos, faces.to(dtype))
-    # A slice of a wider table and a transposed table are not contiguous.
+    # The kernels must also accept a slice of a wider table and a transposed table, which are not contiguous.
     assert_agree(torch.cat([v_pos, v_pos], 1)[:, :3], faces.to(dtype).T.contiguous().T)
 
 

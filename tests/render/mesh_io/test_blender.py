@@ -27,7 +27,11 @@ SURFACE = ("Base Color", "Metallic", "Roughness", "Normal")
 
 
 def sides(points):
-    """Return a material with wavy normals. It is red towards +z, green towards +x and blue towards +y."""
+    """Return a material with wavy normals and three colours.
+
+    It is red where z is the largest coordinate, green where x is the largest, and blue where y is the
+    largest.
+    """
     x, y, z = points.unbind(-1)
     main = torch.stack([z, x, y], -1).argmax(-1)
     tilt = torch.stack([0.3 * torch.sin(20 * x), 0.2 * torch.cos(20 * y), torch.ones_like(z)], -1)
@@ -85,7 +89,7 @@ def test_front_is_plus_z_right_plus_x_and_up_plus_y(opened, kind):
         assert middle.argmax() == colour and middle[colour] > np.delete(middle, colour).max() + 0.3, view
     front = render(folder, kind, "front")
     top, right = front[:, 30:60], front[30:60]
-    # The blue side is above the red front. The green side is to the right of the red front.
+    # In the front view, the blue side is above the red side, and the green side is to the right of it.
     rows = [np.argmax((top[..., c] - top.mean(-1)).mean(1)) for c in (2, 0)]
     columns = [np.argmax((right[..., c] - right.mean(-1)).mean(0)) for c in (1, 0)]
     assert rows[0] < rows[1] and columns[0] > columns[1]
@@ -99,6 +103,6 @@ def test_front_is_plus_z_right_plus_x_and_up_plus_y(opened, kind):
 def test_glb_and_obj_look_the_same(opened, view):
     folder, _, _ = opened
     one, other = (render(folder, kind, view) for kind in ("glb", "obj"))
-    # The differences are sampling noise and the specular colour, which OBJ does not store.
+    # The two images differ by sampling noise and by the specular colour, which OBJ does not store.
     assert np.abs(one - other).mean() < 0.02
     assert np.abs(one - other[:, ::-1]).mean() > 0.05  # A mirrored image would differ.

@@ -27,7 +27,7 @@ def write(folder, text: str, name: str = "mesh.obj"):
 
 
 def corners(values: torch.Tensor, faces: torch.Tensor) -> set:
-    """Return the faces as a set of corner values. Neither vertex numbers nor a face's first corner matter."""
+    """Return the faces as a set that depends neither on vertex numbers nor on the first corner of a face."""
     rows = values[faces.long()].numpy().round(5) + 0.0
     return {frozenset(tuple(map(tuple, np.roll(row, k, 0))) for k in range(3)) for row in rows}
 

@@ -1,4 +1,4 @@
-"""Test glTF files from bug reports. Each test is named after its case."""
+"""Test glTF files from bug reports. Each test is named after the reported case."""
 
 import json
 from functools import partial
@@ -105,7 +105,7 @@ def test_the_lowest_signed_integer_is_minus_one(tmp_path):
 
 
 def skinned(weights, **mesh_node):
-    """Return a mesh with two joints below an armature.
+    """Return a glTF with a skinned cube, whose two joints are children of an armature node.
 
     As in files from Mixamo, the armature has scale 0.01 and is rotated by 90 degrees about x.
     """
@@ -131,7 +131,7 @@ def skinned(weights, **mesh_node):
     ("weights", "move"), [([1, 0, 0, 0], 0), ([0, 1, 0, 0], 3), ([0.5, 0.5, 0, 0], 1.5), ([0, 0, 0, 0], 0)]
 )
 def test_glb_skinned_character(tmp_path, weights, move):
-    # The transform of a skinned mesh's own node has no effect.
+    # In glTF, the transform of the node that contains a skinned mesh has no effect.
     mesh = load_mesh(skinned(weights, scale=[7, 7, 7]).write(tmp_path / "a.glb"))
     assert is_box(mesh, [move - 1, -1, -1], [move + 1, 1, 1])
     assert signed_volume(mesh.v_pos, mesh.faces) == pytest.approx(8, rel=1e-4)
@@ -157,7 +157,7 @@ def test_morph_weights_of_mesh_and_node(tmp_path):
 def test_sparse_accessors(tmp_path):
     gltf = Gltf()
     primitive = gltf.cube()
-    # Corners 4 to 7 have x = 1.
+    # The sparse accessor replaces corners 4 to 7, which have x = 1.
     sparse = {
         "count": 4,
         "indices": {
@@ -208,7 +208,8 @@ def test_the_transform_of_texture_coordinates_is_applied(tmp_path):
     by_position = dict(
         zip(map(tuple, mesh.v_pos[mesh.faces[0]].tolist()), mesh.uv[mesh.uv_faces[0]].tolist(), strict=True)
     )
-    # The result is offset + rotation · scale · uv. The rotation in the specification maps (1, 0) to (0, -1).
+    # The result is offset + rotation · scale · uv. By the specification, a rotation by 90 degrees maps (1, 0)
+    # to (0, -1).
     assert by_position[(0, 0, 0)] == pytest.approx([0.5, 0.25])
     assert by_position[(1, 0, 0)] == pytest.approx([0.5, 0.25 - 16 / 64], abs=1e-6)
     assert by_position[(0, 1, 0)] == pytest.approx([0.5 + 8 / 64, 0.25], abs=1e-6)

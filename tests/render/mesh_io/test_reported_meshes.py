@@ -1,4 +1,4 @@
-"""Test OBJ, OFF, PLY and STL files from bug reports. Each test is named after its case."""
+"""Test OBJ, OFF, PLY and STL files from bug reports. Each test is named after the reported case."""
 
 import logging
 import struct
@@ -17,7 +17,7 @@ from render.mesh_io.load import load_mesh
 from render.mesh_io.polygons import Polygons, repeated, triangulate
 from render.mesh_io.write_obj import write_obj
 
-# The polygon is U-shaped and has area 0.8. Its outline is a unit square without a notch of 0.4 by 0.5.
+# The polygon is a unit square with a notch of 0.4 by 0.5, so it is U-shaped and has area 0.8.
 U_SHAPE = [(0, 0), (1, 0), (1, 1), (0.7, 1), (0.7, 0.5), (0.3, 0.5), (0.3, 1), (0, 1)]
 QUADS = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
 
@@ -281,9 +281,9 @@ def test_off_faults(tmp_path, text, fault):
 
 
 def ply(kind, count="uchar", uv=None, extra=b"", head=""):
-    """Return a cube of four quadrilaterals and four triangles.
+    """Return the content of a PLY file of a cube that has four quadrilaterals and four triangles.
 
-    Each face has a property before and a property after the indices.
+    Each face has one property before and one property after its vertex indices.
     """
     order = {"binary_little_endian": "<", "binary_big_endian": ">"}.get(kind)
     faces = [*QUADS[:4], *CUBE_FACES[8:].tolist()]
@@ -313,7 +313,7 @@ def test_ply_blender_binary(tmp_path, kind, count):
     assert mesh.v_pos.shape == (8, 3) and len(mesh.faces) == 12
     assert signed_volume(mesh.v_pos, mesh.faces) == pytest.approx(8)
     x, y = (mesh.v_pos[mesh.faces][..., k] * 0.25 + 0.5 for k in range(2))
-    # In PLY files, v points up.
+    # In PLY files, v points up, so the reader replaces v by 1 − v.
     assert torch.equal(mesh.uv[mesh.uv_faces], torch.stack([x, 1 - y], -1))
 
 

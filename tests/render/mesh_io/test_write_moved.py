@@ -27,7 +27,7 @@ def move(folder, source):
 
 
 def nearest(points, others):
-    """Return for each point the distance to the nearest of the other points, and the index of that point."""
+    """Return the distance from each point to the nearest of `others`, and the index of the nearest one."""
     return torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist").min(1)
 
 
@@ -208,7 +208,8 @@ def test_an_obj_keeps_every_other_statement_and_its_materials(box, tmp_path):
     assert distance.max() < 1e-6 and len(set(number.tolist())) == 6
     for name in ("my box.mtl", f"maps/{RED}"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes()
-    # The edge between the bottom and the front is hard. The edge between the two front triangles is smooth.
+    # The bottom and the front have four normals each: the edge between the bottom and the front is hard, but
+    # the edge between the two front triangles is smooth.
     assert text.count("\nvn ") == 4 + 4
 
 

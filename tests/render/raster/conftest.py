@@ -33,7 +33,7 @@ class OnDevice:
 
 @pytest.fixture(scope="session")
 def triton_rasteriser(kernel_device):
-    """Return a Triton rasteriser that takes CPU tensors: it uses the interpreter, or copies on the GPU."""
+    """Return a Triton rasteriser for CPU tensors, which uses the interpreter or copies tensors to the GPU."""
     pytest.importorskip("triton")
     from render.raster.triton.backend import TritonRasteriser
 

@@ -9,7 +9,7 @@ import torch
 
 from render.camera import perspective
 
-# The following tests are exact: corners and edges of triangles lie on pixel centres.
+# The following tests need exact coverage, although corners and edges of triangles lie on pixel centres.
 
 
 def to_clip(pixels, resolution, z=0.0):
@@ -120,7 +120,8 @@ def test_soup_equals_ray_casting(rasteriser, soup):
     rast = rasteriser.rasterize(soup["clip"], soup["faces"], soup["resolution"]).view(-1, 4).numpy()
     assert (face >= 0).mean() > 0.5
     same = rast[:, 3] - 1 == face
-    # Rounding of clip positions to float32 moves an edge by about 1e-6 of a pixel.
+    # Rounding of clip positions to float32 moves an edge by about 1e-6 of a pixel, which changes no pixel
+    # here.
     assert same.mean() == 1.0
     hit = face >= 0
     np.testing.assert_allclose(rast[hit, 0], u[hit], atol=2e-5)
@@ -155,7 +156,10 @@ def test_views_of_a_batch_are_independent(rasteriser, soup):
 
 
 def test_gradients_of_rasterize_and_interpolate_by_gradcheck(fast_rasteriser):
-    """Gradients of corners (via u, v) and attributes are tested in float64. A corner is behind the camera."""
+    """Gradients of corners (via u, v) and attributes are tested in float64.
+
+    One corner is behind the camera.
+    """
     generator = torch.Generator().manual_seed(5)
     clip = torch.tensor(
         [[-0.9, -0.8, 0.1, 1.0], [1.6, -1.2, 0.3, 2.0], [0.1, 0.9, 0.2, 1.2], [3.0, 2.0, -1.0, -0.7]],
@@ -176,7 +180,7 @@ def test_gradients_of_rasterize_and_interpolate_by_gradcheck(fast_rasteriser):
 
 
 def test_interpolation_with_other_faces_at_a_seam(rasteriser):
-    """A second table of faces with other indices selects other attributes."""
+    """The faces passed to interpolate select the attributes, even if they are not the rasterised faces."""
     clip = to_clip(torch.tensor([[0.0, 0], [8, 0], [8, 8], [0, 8]]), (8, 8))
     rast = rasteriser.rasterize(clip, torch.tensor([[0, 1, 2], [0, 2, 3]]), (8, 8))
     values = torch.arange(6.0)[:, None].expand(6, 1)
@@ -234,7 +238,7 @@ def test_degenerate_triangles_are_skipped(rasteriser):
 
 
 def test_depth_and_clipping_planes(rasteriser):
-    """The nearest face is drawn, or the first face at equal depth. Nothing is drawn at depths beyond ±1."""
+    """The nearest face is drawn, at equal depth the first one. Nothing is drawn at depths beyond ±1."""
     square = [[-1.0, -1], [3, -1], [-1, 3]]
     depths = [0.5, -0.5, 0.0, -0.5, 1.5, -1.5]
     clip = torch.tensor([[[x, y, z, 1.0] for z in depths for x, y in square]])

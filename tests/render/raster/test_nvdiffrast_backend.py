@@ -62,7 +62,7 @@ def test_same_ids_and_barycentrics(nvdiffrast, scene, record_property):
 
 
 def test_same_interpolation_and_gradients(nvdiffrast, scene):
-    """Images and gradients of positions and attributes are compared at pixels with equal faces."""
+    """Images and gradients are compared at the pixels where both backends draw the same face."""
     clip, faces, resolution = scene
     weight = torch.randn(4, *resolution, 3, generator=torch.Generator().manual_seed(0)).cuda()
     position, attributes = clip.clone().requires_grad_(), clip[0, :, :3].clone().requires_grad_()
@@ -80,7 +80,10 @@ def test_same_interpolation_and_gradients(nvdiffrast, scene):
 
 
 def test_fraction_of_the_outline_gradient(nvdiffrast, scene, record_property):
-    """For both methods, d area / d scale of the mask is compared with a finite difference."""
+    """d (mask area) / d scale is compared with a finite difference.
+
+    The masks are antialiased by nvdiffrast's method or by the edge method.
+    """
     from render.raster.nvdiffrast_backend import NvdiffrastRasteriser
 
     clip, faces, resolution = scene
@@ -103,7 +106,7 @@ def test_fraction_of_the_outline_gradient(nvdiffrast, scene, record_property):
         shares[name] = factor.grad.item() / expected
         record_property(f"share_of_gradient_{name}", round(shares[name], 4))
     assert abs(shares["edge"] - 1) < 0.05
-    # The edge method is used because the gradient of nvdiffrast is too small.
+    # The gradient of nvdiffrast's method is too small, which is the reason for the edge method.
     assert shares["nvdiffrast"] < shares["edge"]
 
 
@@ -111,7 +114,8 @@ def test_texture_and_empty_mesh(nvdiffrast):
     generator = torch.Generator().manual_seed(0)
     texture, uv = torch.rand(7, 5, 3, generator=generator), torch.rand(2, 6, 4, 2, generator=generator)
     expected = ReferenceRasteriser().texture(texture, uv)
-    # The texture unit of the GPU rounds interpolation weights to 8 bits.
+    # The tolerance is about 1/256, because the texture unit of the GPU rounds interpolation weights to 8
+    # bits.
     torch.testing.assert_close(
         nvdiffrast.texture(texture.cuda(), uv.cuda()).cpu(), expected, atol=4e-3, rtol=0
     )

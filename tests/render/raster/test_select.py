@@ -75,7 +75,7 @@ def test_auto_logs_the_reason_for_the_reference(broken, caplog, error):
 
 @pytest.fixture
 def triton_cuda(monkeypatch):
-    """Return the Triton module with a stub for its test of the kernels on a GPU. The stub always passes."""
+    """Return the Triton module. Its self-test on a GPU is replaced by a stub that always passes."""
     module = pytest.importorskip("render.raster.triton.backend", exc_type=ImportError)
     monkeypatch.setattr(module, "self_test", lambda device: None)
     return module

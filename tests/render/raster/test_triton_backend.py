@@ -61,7 +61,8 @@ def test_full_lists_scene_fills_both_lists():
 def many_views(bumpy_sphere):
     """Return more views than one word of the kernel's bit masks can represent.
 
-    The sides of the images are powers of two, whose pixel centres are computed without a quotient.
+    The image sizes are powers of two, for which the kernels compute pixel centres by a product instead of a
+    quotient.
     """
     vertices, faces = bumpy_sphere(1)
     return transform_points(orbit(19, (8, 16)).world_to_clip, vertices), faces.int(), (8, 16)
@@ -133,9 +134,9 @@ def test_half_edges_are_grouped_by_their_smaller_vertex(scene):
 
 
 def test_listed_silhouettes_equal_the_reference(scene):
-    """Each silhouette is listed once per view, with its smallest half-edge, for any number of faces."""
+    """A silhouette edge of any number of faces is listed once per view, with its smallest half-edge."""
     clip, faces, _ = scene
-    # The side of a face with a repeated vertex depends on rounding.
+    # Faces with a repeated vertex are removed, because rounding decides on which side of an edge they lie.
     faces = faces[(faces != faces.roll(1, 1)).all(1)]
     faces = torch.cat([faces, faces[:3], faces[3:5].flip(1)])
     items = list_silhouettes(clip, faces)
@@ -153,7 +154,7 @@ def test_listed_silhouettes_equal_the_reference(scene):
 
 
 def list_silhouettes(clip, faces):
-    """Return the list that find_pairs passes to find_crossings."""
+    """Return the list of silhouettes that find_pairs passes to find_crossings."""
     lists = []
 
     class Recorded:
@@ -255,7 +256,7 @@ def test_kernels_compile_for_a_gpu(tmp_path):
     assert set(fused.split()) <= {"resolve_backward"}
 
 
-# The following tests have realistic sizes.
+# The following tests use meshes and images of realistic sizes.
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +295,8 @@ def test_real_sizes_equal_nvdiffrast(large_scene, record_property):
     mean = torch.nn.functional.avg_pool2d(covered, 3, 1, 1, count_include_pad=False)[:, 0]
     away = (mean == 0) | (mean == 1)
     assert (expected[..., 3] > 0).eq(got[..., 3] > 0)[away].all()
-    # nvdiffrast rounds vertices to a fraction of a pixel. For such small faces, the effect is significant.
+    # nvdiffrast rounds vertices to a fraction of a pixel. For faces as small as these, the rounding changes
+    # the ids of many pixels.
     assert same.float().mean() > 0.9
     seen = same & (got[..., 3] > 0)
     torch.testing.assert_close(got[seen][:, 2], expected[seen][:, 2], atol=1e-4, rtol=0)
@@ -303,7 +305,7 @@ def test_real_sizes_equal_nvdiffrast(large_scene, record_property):
 @pytest.mark.gpu
 @pytest.mark.parametrize("large_scene", [130_000], indirect=True)
 def test_result_is_deterministic(large_scene, whole_step):
-    """No value depends on a race condition. Only the order of summation varies."""
+    """Images are equal bit for bit. Gradients may differ by rounding, as the order of summation varies."""
     rasteriser = backend.TritonRasteriser()
     first, second = whole_step(rasteriser, large_scene), whole_step(rasteriser, large_scene)
     for name in ("rast", "image", "smooth"):

@@ -77,7 +77,8 @@ def test_white_furnace(white):
         return shade(one * kd, ks, normal, view, white)
 
     rough_dielectric = colour(1.0)
-    # With kd = 1 the diffuse part reflects all light. The split sum adds a specular lobe of a few per cent.
+    # With kd = 1 the diffuse part reflects all light. The split sum adds a specular lobe of a few per cent,
+    # so the colour can exceed 1.
     assert rough_dielectric.min() >= 1.0 and rough_dielectric.max() <= 1.07
     assert rough_dielectric[-10:].max() <= 1.03
     smooth_metal = colour(1.0, roughness=0.08, metallic=1.0)
@@ -94,7 +95,11 @@ def test_white_furnace(white):
 
 
 def test_mirror_reflects_the_light_of_the_mirror_direction():
-    """For smooth metals seen from +z, a normal between +x and +z reflects +x, and a normal +z reflects +z."""
+    """A smooth metal is seen from +z.
+
+    With a normal halfway between +x and +z, it reflects the light from +x. With normal +z, it reflects the
+    light from +z.
+    """
     red, green = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])
     direction = texel_directions(64)
     cube = (direction[..., :1] > 0.7) * red + (direction[..., 2:] > 0.7) * green

@@ -92,7 +92,7 @@ def test_fixed_light_is_prefiltered_once_and_is_not_in_checkpoints():
 
 
 def test_learned_light_follows_the_gradient():
-    """A uniform light is fitted to a light that is brighter above. The loss compares diffuse lighting."""
+    """A uniform light is fitted to one that is brighter towards +y. The loss compares diffuse lighting."""
     target = EnvironmentLight(1 + 0.9 * texel_directions(64)[..., 1:2].expand(6, 64, 64, 3)).prefiltered()
     light = EnvironmentLight(torch.ones(6, 64, 64, 3), learn=True)
     normal = torch.nn.functional.normalize(
@@ -119,7 +119,7 @@ def test_camera_rotation_equals_the_rotation_of_the_view():
     assert torch.allclose(rotation @ rotation.transpose(1, 2), torch.eye(3).expand(3, 3, 3), atol=1e-5)
     assert torch.allclose(torch.linalg.det(rotation), torch.ones(3), atol=1e-5)
     assert torch.allclose(rotation[0], torch.eye(3), atol=1e-6)
-    # Without a shift, the camera is on the +z axis of its own coordinate system.
+    # Without a shift, the rotated position of the camera is on the +z axis.
     still = look_at_origin(azimuth, elevation, torch.full((3,), 0.7), (32, 32))
     in_camera = (camera_rotation(still.world_to_clip) @ still.position[:, :, None])[:, :, 0]
     assert torch.allclose(in_camera, torch.tensor([0.0, 0, 3]).expand(3, 3), atol=1e-5)

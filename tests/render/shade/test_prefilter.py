@@ -76,7 +76,10 @@ def test_constant_light_prefilters_to_itself(size):
 
 
 def test_irradiance_of_the_first_band_and_of_a_hemisphere():
-    """For light a + b x, irradiance / π = a + 2/3 b n_x. For a white upper half, it is (1 + n_y) / 2."""
+    """For light a + b x, irradiance / π = a + 2/3 b n_x.
+
+    For a light of 1 in the hemisphere y > 0 and of 0 elsewhere, irradiance / π = (1 + n_y) / 2.
+    """
     direction = texel_directions(64)
     linear = torch.stack(
         [1 + 0.5 * direction[..., 0], direction[..., 1] + 1, (direction[..., 1] > 0).float()], -1

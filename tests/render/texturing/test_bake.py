@@ -56,7 +56,7 @@ def test_error_is_quadratic_in_the_texel_size(mesh, textures):
 
 
 def test_small_mip_levels_have_no_seams(mesh, textures):
-    """A constant field is constant in every texel, and lookups at mip level 3 have a small error."""
+    """A constant field gives a constant texture, and lookups at mip level 3 have a small error."""
     constant = bake(mesh, lambda p: {"kd": torch.full_like(p, 0.25)}, (256, 256), RASTERISER)["kd"]
     assert (constant - 0.25).abs().max() < 1e-6
     small = torch.nn.functional.avg_pool2d(textures["kd"].permute(2, 0, 1)[None], 8)[0].permute(1, 2, 0)

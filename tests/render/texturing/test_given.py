@@ -20,7 +20,7 @@ def wrapped_index(index: int, size: int, wrap: str) -> int:
 
 
 def slow_lookup(picture: np.ndarray, u: float, v: float, wrap: tuple[str, str]) -> torch.Tensor:
-    """Look up linear colours bilinearly."""
+    """Return the bilinear lookup of the linear colours at (u, v), computed with a loop over the texels."""
     height, width = picture.shape[:2]
     linear = srgb_to_linear(torch.from_numpy(picture).double() / 255)
     x, y = u * width - 0.5, v * height - 0.5

@@ -17,7 +17,7 @@ from render.texturing.projection import (
 
 
 def arrays(mesh: Mesh):
-    """Return positions in [0,1] and faces."""
+    """Return the positions, scaled to [0, 1], and the faces."""
     positions = mesh.v_pos.numpy()
     return (positions - positions.min()) / np.ptp(positions), mesh.faces.numpy()
 
@@ -47,7 +47,7 @@ def overlaps(uv, uv_faces, slack=1e-6):
 
 
 def helix(turns=3, columns=40):
-    """Return a spiral ramp around an axis with upward faces. Each turn lies above the previous one."""
+    """Return a spiral ramp around the z axis. Its faces point up. Each turn lies above the previous one."""
     angle = np.linspace(0, 2 * np.pi * turns, columns * turns + 1)
     ring = np.stack([np.cos(angle), np.sin(angle)], -1)
     height = 0.1 * angle[:, None] / np.pi
@@ -72,7 +72,7 @@ def soup(faces=400):
 
 
 def fan(slivers=1500):
-    """Return slivers around a point in one cell of a chart, and a triangle that is 1000 times larger."""
+    """Return slivers around a point, all in one cell of a chart, and a triangle that is 1000 times larger."""
     angle = np.linspace(0, 2 * np.pi, slivers, endpoint=False)
     rim = np.stack([0.5 + 0.01 * np.cos(angle), 0.5 + 0.01 * np.sin(angle), 0 * angle], -1)
     positions = np.concatenate([rim, [[0.5, 0.5, 0.0], [1, 1, 0]]])
@@ -227,7 +227,7 @@ def test_packed_rectangles_do_not_overlap_and_margins_are_free(count, padding):
 
 
 def test_packing_uses_the_largest_scale():
-    """Each of four equal squares has half the texture's side. 100 rectangles fill most of the texture."""
+    """The side of four equal squares is half that of the texture. 100 rectangles fill most of the texture."""
     scale, _ = pack_rectangles(np.ones((4, 2)), 256, 0)
     assert scale == pytest.approx(128, rel=1e-3)
     sizes = np.sort(np.random.default_rng(2).uniform(0.5, 1, (100, 2)))[:, ::-1]

@@ -55,7 +55,7 @@ class BakedScene(AppearanceScene):
 
     def _surface(self, points):
         uv = points.gather(self.rasteriser.interpolate(self.mesh.uv, points.rast, self.mesh.uv_faces))
-        # Viewers decode sRGB before filtering.
+        # This scene decodes sRGB before filtering, as viewers do.
         srgb = self.kd
         linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
         local = safe_normalize(self.lookup(self.n, uv) * 2 - 1)
@@ -86,7 +86,7 @@ def pair(request, tmp_path_factory):
         config.geometry.hash_max_resolution,
     )
     material = MaterialField(config.material, torch.full((3,), -0.85), torch.full((3,), 0.85), *encoding)
-    # The random material varies more strongly and at a finer scale than a trained one.
+    # The test is strict: the random material varies more strongly and at a finer scale than a trained one.
     with torch.no_grad():
         material.encoding.table.uniform_(-1, 1)
         for layer in (material.network[0], material.network[2]):

@@ -19,7 +19,7 @@ def ball(scale=0.5):
 
 @pytest.fixture
 def worker(monkeypatch, tmp_path):
-    """Return a function that replaces the worker with a program of the test."""
+    """Return a function that replaces the program of the worker process with the given text."""
 
     def put(text: str):
         path = tmp_path / "worker.py"

@@ -226,7 +226,7 @@ def test_faults_of_user_uv_are_found(unwrapped):
 
 
 def test_aligned_small_charts_are_not_reported_as_overlapping():
-    """The squares are aligned to the texels of a 512² image and contain none of its texel centres."""
+    """The squares contain no texel centre of a 512² image, with which the check would report an overlap."""
     place = torch.stack(torch.meshgrid(torch.arange(0, 512, 4), torch.arange(0, 512, 4), indexing="ij"), -1)
     square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]) * 0.8 + 0.6
     uv = ((place.reshape(-1, 1, 2) + square) / 512).reshape(-1, 2)
