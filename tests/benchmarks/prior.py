@@ -39,7 +39,7 @@ NORMS = [(6, 128, 512, 512), (6, 256, 256, 256), (6, 512, 64, 64), (12, 320, 64,
 
 
 class Bench:
-    """Collect rows of (operation, variant, milliseconds, GB)."""
+    """Measure functions, and collect rows of (operation, variant, milliseconds, GB)."""
 
     def __init__(self, device: torch.device, runs: int):
         self.device, self.runs = device, runs

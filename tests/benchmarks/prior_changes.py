@@ -1,7 +1,7 @@
-"""Times and errors of the fused prior when one of its changes is switched off (prior.py --changes).
+"""Measure times and errors of the fused prior with one optimization switched off (prior.py --changes).
 
-The time is that of a CUDA graph. The error is relative to diffusers' modules in float32, in the Euclidean
-norm. The last rows list the GPU kernels with the largest times.
+Each time is that of the replay of a CUDA graph. The error is relative to diffusers' modules in float32, in
+the Euclidean norm. The last rows list the GPU kernels with the largest times.
 """
 
 import copy
@@ -194,7 +194,7 @@ def list_choices(bench, function: Fastest) -> None:
 
 
 def list_kernels(bench, act: Callable[[], object], what: str) -> None:
-    """Add the GPU kernels with the largest total times of one call."""
+    """Add a row for each of the GPU kernels that take the most time in one call of `act`."""
     if bench.device.type != "cuda":
         return
     act()

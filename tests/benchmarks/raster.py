@@ -44,7 +44,7 @@ PARTS = ("rasterize", "interpolate", "antialias", "antialias back", "interpolate
 
 
 def build(name: str, device: torch.device) -> Rasteriser:
-    """Return the rasteriser. Raise ValueError if it cannot run on this machine."""
+    """Return the rasteriser of this name. Raise ValueError if it cannot run on this machine."""
     if name == "nvdiffrast, edge rule":
         choose_rasteriser(device, "nvdiffrast")
         from render.raster.nvdiffrast_backend import NvdiffrastRasteriser

@@ -4,14 +4,15 @@
     python3 tests/benchmarks/rough.py --code OTHER_CHECKOUT --save STATE.pt
     python3 tests/benchmarks/rough.py --load STATE.pt
 
-The surface is that of an ellipsoid's signed distance plus noise, whose strength gives about --faces faces. A
-step evaluates the network, replaces its distances by this field, renders the normal image, computes the
-gradients of a weighted sum of the pixels and runs the optimizer with a learning rate of 0. The total is the
-median over steps between two CUDA events.
+The surface is the zero level set of a field: the signed distance of an ellipsoid plus noise. The strength of
+the noise is chosen such that the surface has about --faces faces. A step evaluates the network, replaces the
+distances that it returns by the field, renders the normal image, computes the gradients of a weighted sum of
+the pixels and runs the optimizer with a learning rate of 0. The total is the median over steps between two
+CUDA events.
 
 --code measures the code of another checkout. --save writes the surface, the image and the gradients of one
-step. --load uses that surface and reports the differences from the saved image and gradients, which are due
-to rounding.
+step. --load uses the saved surface and reports the differences from the saved image and gradients, which are
+due to rounding.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from render.scene import GeometryScene
 from render.shade.light import EnvironmentLight
 
 AXES = (0.56, 0.74, 0.56)
-# Modules whose kernels have the same names. The profile shows the names of the modules too.
+# Some kernels of these modules have equal names, so the profile also shows the name of the module.
 KERNEL_MODULES = (
     "render.encoding.hash_grid_triton",
     "render.kernels.gbuffer_triton",
@@ -48,7 +49,7 @@ KERNEL_MODULES = (
 
 
 def name_kernels() -> None:
-    """Add the name of the module to the kernel names."""
+    """Add the name of the module to the name of each kernel, for the profile."""
     from triton.runtime.jit import JITFunction
 
     for name in KERNEL_MODULES:
@@ -60,12 +61,12 @@ def name_kernels() -> None:
 
 
 def build_surface(config: GeometryConfig, device: torch.device) -> DMTet:
-    """Return a surface with a random network, whose output is small."""
+    """Return a surface whose network has random weights and a small output."""
     return DMTet(config, step_generator(0, 0, 0)).to(device)
 
 
 def set_field(surface: DMTet, field: torch.Tensor) -> None:
-    """Replace the distances [V] of the network by the field. The network is evaluated nevertheless."""
+    """Replace the distances [V] of the network by the field. The network is still evaluated."""
     distances = type(surface.network).distances
     surface.network.distances = lambda points: 0 * distances(surface.network, points) + field
 

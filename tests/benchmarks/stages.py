@@ -124,7 +124,7 @@ def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[s
 
 
 def sphere(faces: int) -> Mesh:
-    """Return a sphere with about the given number of triangles, open poles and latitude-longitude UVs."""
+    """Return a sphere of about `faces` triangles, with open poles and latitude-longitude UVs."""
     columns = max(round(faces**0.5), 8)
     rows = max(round(faces / (2 * columns)), 4)
     u, v = torch.meshgrid(torch.linspace(0, 1, columns + 1), torch.linspace(0, 1, rows + 1), indexing="xy")
@@ -194,7 +194,8 @@ class SteppedRun:
         The memory includes CUDA graphs and the data that is prefetched for the next step.
         """
         if self.device.type == "cuda":
-            # Reference cycles can keep objects of earlier measurements in memory.
+            # Objects of earlier measurements are freed first, because reference cycles can keep them in
+            # memory.
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -213,7 +214,7 @@ class SteppedRun:
         return {**total, "stages_ms": found, "floor_ms": self.floor(steps)}
 
     def floor(self, steps: int) -> float:
-        """Return the time in ms that the prior alone needs for the same batch.
+        """Return the time in ms that the prior alone needs for the batch of one step.
 
         The forward pass of the denoiser is timed. If the phase uses the VAE encoder, its forward and backward
         passes are also timed.

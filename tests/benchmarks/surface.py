@@ -29,7 +29,8 @@ from render.mesh import Mesh
 from render.raster.select import choose_rasteriser
 
 WARM_UP = 3
-# The GPU sleeps for this number of clock cycles (about 10 ms). This is longer than any of the measured calls.
+# During a measured call, the GPU sleeps for this number of clock cycles (about 10 ms). This is longer than
+# any of the measured calls.
 BUSY = 20_000_000
 
 

@@ -31,7 +31,7 @@ def test_every_way_is_measured(model_folder, capsys):
 
 
 def test_every_change_is_measured_with_its_error(model_folder, monkeypatch):
-    # Triton's interpreter is slow.
+    # The reference replaces these functions, because Triton's interpreter is slow.
     monkeypatch.setattr(prior_changes, "two_step_gated_linear", REFERENCE.gated_linear)
     monkeypatch.setattr(prior_changes, "separate_norm", REFERENCE.group_norm_and_skip)
     cpu = torch.device("cpu")

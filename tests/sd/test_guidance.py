@@ -12,7 +12,7 @@ DEVICE = torch.device("cpu")
 
 
 class PointPrior:
-    """A prior that is a Dirac delta at one latent per prompt. The score has a closed form."""
+    """A prior whose distribution is a Dirac delta at one latent per prompt. Its score has a closed form."""
 
     latent_channels, latent_size, image_size = 4, 4, 8
     views, takes_cameras, control_net = 1, False, None

@@ -79,7 +79,8 @@ def test_perp_neg_changes_only_what_is_perpendicular_to_the_prompt():
     change = perp_neg(e_u, e_c, [e_1, e_2], weights) - e_c
     assert inner(change, positive).abs().max() < 1e-10
     assert inner(change, change)[:2].min() > 1 and equal(change[2], torch.zeros_like(change[2]))
-    # If the direction of another side is already perpendicular, it is added with its (negative) weight.
+    # If the direction of another side is perpendicular to the prompt, perp_neg adds this direction times its
+    # weight, which is negative.
     across = perpendicular(e_1 - e_u, positive)
     found = perp_neg(e_u, e_c, [e_u + across], weights[:1])
     assert equal(found, e_c + weights[0][:, None, None, None] * across)
@@ -154,7 +155,7 @@ def test_mean_gradient_against_a_gaussian_prior_is_the_analytic_one(score, x):
 def guided_run(config, steps=200, views=4, times=(0.3, 0.7), rate=0.3):
     """Return the latents after gradient descent from 0, and the guidance.
 
-    The gradient is the score of the config with a GaussianPrior.
+    Each gradient is computed by Guidance with a GaussianPrior and the score that the config selects.
     """
     prior = GaussianPrior()
     guidance = Guidance(prior, config, "negative", CPU)

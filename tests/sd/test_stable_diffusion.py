@@ -253,7 +253,7 @@ def test_truncated_prompt_is_logged_once_with_its_end(prior, caplog):
 
 
 def test_a_text_encoder_in_the_published_layout_is_complete(model_folder, tmp_path, prior):
-    """In published files, every name has a prefix, and one buffer does not exist in the class."""
+    """Published files have a prefix in every name, and a buffer that the class does not have."""
     from safetensors.torch import load_file, save_file
 
     published = tmp_path / "model"

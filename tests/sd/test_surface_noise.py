@@ -91,7 +91,8 @@ def test_background_keeps_the_independent_noise():
     v_pos = wall().v_pos * 0.04
     noise, independent = noise_of(views([0.0]), mesh=make_mesh(v_pos, wall().faces))
     changed = (noise != independent).any(1)[0]
-    # The side of the square is 0.72 units long, which is 0.72 / 2.18 of the image height.
+    # The side of the square is 0.72 units long, which is 0.72 / 2.18 of the image height or 8 of 24 latent
+    # pixels.
     assert 6**2 <= changed.sum() <= 10**2
     assert not changed[0].any() and changed[LATENT // 2, LATENT // 2]
 

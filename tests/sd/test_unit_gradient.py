@@ -35,7 +35,7 @@ def test_a_half_precision_vae_keeps_small_gradients(model_folder, size):
     parts = load_parts(str(model_folder), torch.device("cpu"))
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    # The sizes of the given gradients differ greatly between the views.
+    # The given gradient of the second view is 1000 times as small as that of the first view.
     given = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)) * size
     given[1] *= 1e-3
     found = []

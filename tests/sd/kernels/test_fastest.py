@@ -12,7 +12,7 @@ from sd.kernels.fastest import Fastest
 
 
 def choice(times, monkeypatch, **functions):
-    """Return the name of the function that is chosen for one input, and its result."""
+    """Return the name of the function that is chosen for one input, and the result of this function."""
     monkeypatch.setattr(fastest, "milliseconds", lambda function, device: times[len(function())])
     chosen = Fastest("test", functions)
     results = [chosen(torch.ones(2)) for _ in range(2)]
@@ -21,7 +21,7 @@ def choice(times, monkeypatch, **functions):
 
 
 def named(calls):
-    """Return functions that record their calls. The length of a result identifies its function."""
+    """Return functions that record their calls. The length of a result is the number of its function."""
 
     class Result(torch.Tensor):
         def __len__(self):
@@ -47,7 +47,7 @@ def test_fastest_function_is_chosen_once(times, expected, monkeypatch):
     calls = []
     name, _ = choice(times, monkeypatch, **named(calls))
     assert name == expected
-    # All functions are called to choose. Only the chosen one is called afterwards.
+    # All functions are called for the choice. Afterwards, only the chosen function is called.
     assert set(calls) == {0, 1, 2} and calls[-2:] == [int(expected[1])] * 2
 
 

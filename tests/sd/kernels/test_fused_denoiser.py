@@ -23,7 +23,7 @@ def unet(model_folder, kernel_device):
 
 @pytest.fixture(autouse=True)
 def exact_float32(monkeypatch):
-    """Compute convolutions in float32 exactly. TF32 is the default on a GPU."""
+    """Compute convolutions in float32 on a GPU, where TF32 is the default."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -50,7 +50,7 @@ def test_fused_denoiser_equals_diffusers(unet, kernels, kernel_device):
         denoiser = fused_denoiser.fuse_denoiser(unet, kernels)
         found = noise_of(denoiser, *given)
         if kernels is REFERENCE:
-            # diffusers' own forward pass also works with the fused blocks.
+            # The forward pass of diffusers also works with the fused blocks.
             assert_close([noise_of(unet, *given)], [expected])
     assert type(denoiser) is fused_denoiser.FusedDenoiser
     old = (ResnetBlock2D, Transformer2DModel, BasicTransformerBlock, GEGLU, Upsample2D)

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from sd.kernels.gated_linear_triton import LARGE, SMALL, fused_gated_linear, two_step_gated_linear
 
-# Tolerance relative to the largest value: the rounding of the output, and the sum over K in float32.
+# The tolerance, relative to the largest value, covers the rounding of the output and of the float32 sum over
+# the channels.
 ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4}
 
 
@@ -42,5 +43,5 @@ def test_large_tile(kernel_device):
 @pytest.mark.parametrize(("rows", "channels"), [(49152, 320), (12288, 640), (3072, 1280), (768, 1280)])
 def test_sizes_of_the_prior(function, rows, channels):
     chosen = two_step_gated_linear if function is None else lambda *g: fused_gated_linear(function, *g)
-    # The linear layer of two steps is rounded to half precision before GEGLU.
+    # two_step_gated_linear also rounds the output of the linear layer to half precision, before GEGLU.
     check(chosen, (rows,), channels, 4 * channels, torch.float16, "cuda")

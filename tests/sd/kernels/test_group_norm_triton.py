@@ -23,8 +23,8 @@ SHAPES = [
     (1, 8, 48, 48, 4),
     (2, 6, 40, 30, 1),
 ]
-# ROUNDING is the tolerance for the rounding of the output. Sums are computed in float32. Triton's interpreter
-# truncates values when it converts them to bfloat16.
+# ROUNDING is the tolerance for the rounding of the output and of the float32 sums. The value for bfloat16 is
+# large, because Triton's interpreter truncates values when it converts them to bfloat16.
 ROUNDING = {torch.float32: 3e-6, torch.float16: 6e-4, torch.bfloat16: 8e-3}
 
 
@@ -108,7 +108,7 @@ def test_group_norm_without_gradient(shape, dtype, silu, shifted, kernel_device)
 
 def test_both_kernels_without_gradient_agree(monkeypatch, kernel_device):
     x, weight, bias, shift, _ = random_inputs(SHAPES[2], torch.float32, kernel_device)
-    # The shift is a column block of a larger matrix.
+    # The shift is a column block of a larger matrix, so its rows are not adjacent in memory.
     shift = torch.cat([shift, shift], dim=1)[:, : len(weight)]
     one = group_norm(x, weight, bias, 3, 1e-5, True, shift)
     monkeypatch.setattr(group_norm_triton, "GROUP_ELEMENTS", 0)
@@ -157,7 +157,7 @@ def test_shapes_include_several_chunks_and_columns():
 
 
 def test_large_mean_loses_no_precision(kernel_device):
-    """At a mean of 500, the float32 spacing is 3e-5. torch's float32 kernel has an error of 0.04."""
+    """At a mean of 500, the float32 spacing is 3e-5, and the error of torch's float32 kernel is 0.04."""
     assert_matches_float64(
         group_norm, SHAPES[0], torch.float32, kernel_device, True, None, mean=500.0, tolerance=5e-4
     )

@@ -9,7 +9,8 @@ from sd.kernels.fused_blocks import FrozenConv2d
 from sd.kernels.image_convolution_triton import image_convolution
 from sd.kernels.select import triton_kernels
 
-# Tolerance relative to the largest value: the rounding of the output, and the sum of products in float32.
+# The tolerance, relative to the largest value, covers the rounding of the output and of the float32 sum of
+# products.
 ROUNDING = {torch.float32: 1e-6, torch.float16: 6e-4}
 
 

@@ -37,7 +37,10 @@ def half_folder(model_folder, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """Replace the hub with a fake hub {id: folder} that uses the download filters of the real client."""
+    """Replace the hub with a fake hub that uses the download filters of the real client.
+
+    Return its models {id: folder}, to which a test adds models, and the list of requested ids.
+    """
     import huggingface_hub
 
     repositories, requested = {}, []

@@ -48,7 +48,7 @@ def products(parts):
 
 
 def with_branches(parts, products, factor):
-    """Return a copy whose layers compute W x + factor up(down(x)), which is the definition of LoRA."""
+    """Return copies of the parts whose layers compute W x + factor up(down(x)), the definition of LoRA."""
     parts = copy.deepcopy(parts)
     for name, (down, up) in products.items():
 
@@ -82,7 +82,7 @@ def kohya(products, path):
 
 
 def diffusers(products, path):
-    """Write the format of diffusers' pipelines.
+    """Write a LoRA file in the format of diffusers' pipelines, and return the factor of its products.
 
     The name of a tensor consists of the model part, the layer name and peft's suffix. Alpha is in the
     metadata.
@@ -97,7 +97,7 @@ def diffusers(products, path):
 
 
 def earlier_diffusers(products, path):
-    """Write the format of diffusers' training scripts before peft.
+    """Write a LoRA file in the format that diffusers' training scripts used before peft.
 
     Attention layers have the names of their attention processors. The file contains no alpha.
     """
@@ -146,7 +146,7 @@ def test_peft_adapters_of_the_text_encoder(parts, products, tmp_path):
 
 
 def test_text_encoder_names_of_diffusers_before_0_18(parts, tmp_path):
-    """In files of these versions, the text encoder's projections are called to_q, to_k, to_v and to_out."""
+    """Diffusers before 0.18 called the projections of the text encoder to_q, to_k, to_v and to_out."""
     down, up = torch.ones(1, 32) * 0.1, torch.ones(32, 1)
     changed = copy.deepcopy(parts)
     stem = "text_encoder.text_model.encoder.layers.0.self_attn"

@@ -36,7 +36,7 @@ def prior(file):
 
 @pytest.fixture(scope="module")
 def folder(file, prior, tmp_path_factory):
-    """Return a folder with the same model in the layout of the class MultiViewUNetModel."""
+    """Return a folder with the model of `file`, whose denoiser is in the layout of MultiViewUNetModel."""
     from diffusers import AutoencoderKL, DDIMScheduler
 
     folder, weights = tmp_path_factory.mktemp("folder") / "model", load_file(file)
@@ -65,7 +65,8 @@ def test_every_tensor_of_the_full_size_maps_one_to_one():
     assert len(named) == len(layout.part(weights, layout.UNET)) == 690
     unet.load_state_dict(named, strict=True, assign=True)
     assert tuple(unet.class_embedding.linear_1.weight.shape) == (1280, 16)
-    # The denoiser of version 2.1, plus 16 · 1280 + 1280 + 1280² + 1280 parameters of the camera embedding.
+    # The count is that of the denoiser of version 2.1, plus 16 · 1280 + 1280 + 1280² + 1280 parameters of the
+    # camera embedding.
     assert sum(p.numel() for p in unet.parameters()) == 865_910_724 + 1_661_440
 
 

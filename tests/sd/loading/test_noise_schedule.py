@@ -23,7 +23,7 @@ def test_abar_is_that_of_the_scheduler_class(name, extra):
     expected = getattr(diffusers, name)(**settings).alphas_cumprod
     found = load_noise_schedule({"_class_name": name, **settings})
     assert torch.equal(found.alphas_cumprod, expected) and found.prediction_type == "epsilon"
-    # The closed form is the cumulative product of 1 − beta, with the betas of the settings.
+    # The expected values are the cumulative products of 1 − beta.
     if "trained_betas" in extra:
         assert torch.allclose(found.alphas_cumprod, torch.tensor([0.9, 0.72, 0.504]))
         assert found.num_train_timesteps == 3

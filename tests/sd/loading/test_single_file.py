@@ -43,8 +43,8 @@ def files(tmp_path_factory):
     return {version: write_file(root / version, version, **metadata) for version in VERSIONS}
 
 
-# Published counts: number of tensors of the denoiser, then numbers of parameters of the denoiser, the VAE
-# encoder and the text encoder.
+# PUBLISHED contains the published number of tensors of the denoiser, and the published numbers of parameters
+# of the denoiser, the VAE encoder and the text encoder.
 PUBLISHED = {
     "1.5": (686, 859_520_964, 34_163_664, 123_060_480),
     "2.1": (686, 865_910_724, 34_163_664, 340_387_840),
@@ -139,7 +139,7 @@ def test_single_file_loads_as_a_prior(files, version):
 
 
 def write_folder_as_published(folder, version, file):
-    """Write the same model in the diffusers layout, with the older tensor names of the published folders."""
+    """Write the model of `file` in the diffusers layout, with the tensor names of the published folders."""
     from diffusers import PNDMScheduler
 
     prior = StableDiffusion.from_pretrained(str(file), CPU)
