@@ -49,8 +49,8 @@ class Command:
 
     paths: the config files; empty for the demo pair. files: the flat values of each config file, in order.
     options: dict from option name to value. An option applies to all configs ("iter") or to one stage
-    ("geometry.iter"). quick: whether the demo pair runs with fewer steps. The other fields are the options of
-    the same name.
+    ("geometry.iter"). quick: whether the demo pair runs with fewer steps. Each other field has the value of
+    the option with its name.
     """
 
     paths: tuple[str, ...]
@@ -75,7 +75,7 @@ class Command:
 
     @property
     def shared_out_dir(self) -> object:
-        """The out_dir for all results of the command. The value is not checked yet."""
+        """The out_dir that contains all results of the command. The value is not checked yet."""
         if "out_dir" in self.options:
             return self.options["out_dir"]
         if self.paths:
@@ -91,7 +91,8 @@ class Command:
     ) -> list[Config]:
         """Apply `options` to the config files and return the checked configs.
 
-        say: function that logs the consequences of the options. warn: function that logs keys without effect.
+        say: function that logs each value that differs from both the file and the options. warn: function
+        that logs keys without effect.
 
         Raises:
             ConfigError: if a value is not allowed. The message is one line with the file or option, the key,
@@ -109,8 +110,8 @@ class Command:
             given = _given_names(file, names)
             config = _checked(path, values, given, found)
             found.append(config)
-            # An option applies to every config of the command, also to configs that do not use it. So with
-            # several configs, only the keys in a file can cause a warning.
+            # With several configs, an option also applies to configs that do not use it. This is not a
+            # mistake of the user, so only the keys in the files can cause a warning.
             used = {*file, *given} if len(files) == 1 else set(file)
             keys, flat = known_keys(), config.to_json()
             changed = [key for key in keys if key in used and flat[key] != keys[key].default]
@@ -118,7 +119,7 @@ class Command:
         return found
 
     def warn_of_keys_without_effect(self) -> None:
-        """Log one line with the given keys that are accepted but have no effect."""
+        """Log one line with the keys in files and options that are accepted but have no effect."""
         ignored = sorted({key for values in (*self.files, self.options) for key in values} & NO_EFFECT)
         if ignored:
             logger.warning("these keys are accepted and have no effect: %s", ", ".join(ignored))
@@ -127,7 +128,8 @@ class Command:
 def load_configs(argv: Sequence[str]) -> list[Config]:
     """Return the checked configs of the command line `argv` (without the program's name), in order.
 
-    --help and --dry-run print and raise SystemExit(0). --dry-run also reads the input files.
+    --help prints the help text, and --dry-run reads the input files and prints the configs. Both raise
+    SystemExit(0).
 
     Raises:
         ConfigError: if a value is not allowed. The message is one line with the file or option, the key, the
@@ -165,7 +167,7 @@ def _given_names(file: Mapping[str, object], options: Mapping[str, object]) -> d
 
 
 def _refuse_idle_stages(files: Sequence[Mapping[str, object]], options: Mapping[str, object]) -> None:
-    # Use a list and not a set: an invalid mode may not be hashable. It is rejected later.
+    # Use a list and not a set, because an invalid mode may be unhashable. `parse_config` rejects it later.
     modes = [mode_of(file, options) for file in files]
     for name in options:
         stage, mark, _ = name.partition(STAGE_MARK)
@@ -180,7 +182,8 @@ def _checked(
 ) -> Config:
     """Return the checked config of a file.
 
-    names: dict from a key to the option that replaced it. earlier: the previous configs of the command.
+    names: dict from a key to the option that replaced its value. earlier: the previous configs of the
+    command.
     """
     config = parse_config(values, path, overridden=names)
     written = [previous.run.mesh_path for previous in earlier]

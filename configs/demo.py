@@ -1,4 +1,7 @@
-"""Config files, folders and start shape of the demo pair. --text without --config runs this pair."""
+"""Config files, folders and start shape of the demo pair.
+
+The pair consists of a geometry config and an appearance config. --text without --config runs it.
+"""
 
 import json
 from collections.abc import Mapping
@@ -13,8 +16,8 @@ HERE = Path(__file__).parent
 # Config file of each stage, in the order of the run. Each stage writes to a folder with the stage's name.
 PAIR = {"geometry": "pineapple_demo_geometry.json", "appearance": "pineapple_demo_appearance.json"}
 START_SHAPES = HERE / "prompts" / "start_shapes.json"
-# Values that --quick sets: fewer steps, and fewer and smaller pictures. Both stages together take about two
-# minutes on two cores.
+# Values that --quick sets: fewer steps, and fewer and smaller pictures. With these values, both stages
+# together take about two minutes on two cores.
 QUICK = {
     "geometry": {
         "iter": 700,
@@ -59,9 +62,9 @@ def demo_files(folder: str, text: str | None, quick: bool) -> tuple[dict[str, ob
 
 
 def start_shape(text: str) -> dict[str, object]:
-    """Return the start shape's config keys for the category in `text`.
+    """Return the config values of the start shape for the category in `text`, as a dict from key to value.
 
-    The dict is empty if the table has no start shape for this category.
+    The dict is empty if `text` contains no category of START_SHAPES.
     """
     table = _start_shapes()
     category = find_category(text, table)
@@ -70,6 +73,6 @@ def start_shape(text: str) -> dict[str, object]:
 
 @cache
 def _start_shapes() -> Mapping[str, list[float]]:
-    """Return a dict from each category in the table to the scale of its start shape."""
+    """Return a dict from each category in START_SHAPES to the scale of its start shape."""
     shapes = json.loads(START_SHAPES.read_text(encoding="utf-8")).values()
     return {category: shape["sdf_init_shape_scale"] for shape in shapes for category in shape["categories"]}

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from render.read_errors import printable
 
-# Names that other programs use for our keys.
+# Dict from the name of a key in other programs to its name in this program.
 SYNONYMS = {
     "prompt": "text",
     "negative_prompt": "negative_text",
@@ -63,8 +63,8 @@ def shown(value: object, limit: int = 200) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the known word that is most similar to `word`.
 
-    A synonym is returned if there is one. Otherwise a known word that is a prefix of `word`, or of which
-    `word` is a prefix, is preferred. Case and the difference between - and _ are ignored.
+    If SYNONYMS contains a known word for `word`, it is returned. Otherwise known words that begin with
+    `word`, or with which `word` begins, are preferred. Case and the difference between - and _ are ignored.
     """
     known = sorted(known)
     folded = word.lower().lstrip("-").replace("-", "_")

@@ -14,7 +14,8 @@ NUMBER_RULE = "write numbers as JSON does: 0.5, not .5; 1.0, not 1.; no + and no
 def read_object(path: str | Path) -> dict[str, object]:
     """Return the JSON object in `path`.
 
-    NaN and infinities are accepted here. `parse_config` rejects them, and its message contains the key.
+    NaN and infinities are accepted here. `parse_config` rejects them, because its message can contain the
+    key.
 
     Raises:
         ConfigError: if the file is missing, unreadable, not UTF-8, not exactly one JSON object, or has a

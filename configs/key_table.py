@@ -2,7 +2,7 @@
 
     python3 -m configs.key_table
 
-The table is between two markers. The rest of the page is not changed.
+The table is between the markers BEGIN and END. The rest of the page is not changed.
 """
 
 import json

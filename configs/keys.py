@@ -43,7 +43,8 @@ class Key:
     def from_words(self, words: Sequence[str]) -> object:
         """Convert command-line arguments to the value of this key.
 
-        Arguments that cannot be converted to an allowed type are returned as text.
+        Arguments that cannot be converted to an allowed type are returned as text, which `parse_config`
+        rejects.
         """
         if self.admits("null") and list(words) == ["null"]:
             return None
@@ -63,7 +64,7 @@ def _from_json(word: str) -> object:
         return json.loads(word)
     except (ValueError, RecursionError):
         pass
-    # .5 and 2. are not valid JSON but are common on a command line, also in lists of numbers.
+    # Accept .5 and 2., which are not valid JSON but common on a command line, also in lists of numbers.
     if re.fullmatch(r"\[[\d\s.,e+-]*\]", word, re.I | re.ASCII):
         return [_from_json(part.strip()) for part in word[1:-1].split(",")]
     return float(word) if re.fullmatch(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", word, re.I | re.ASCII) else word

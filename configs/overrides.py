@@ -1,6 +1,9 @@
-"""Apply the options of a command to its configs: output folders, and meshes that a later config reads.
+"""Apply the options of a command to its configs.
 
-A config is a mapping of flat values here. `files` are the values as read, `values` those after the options.
+If an option changes the output folder of a config, later configs read meshes from the new folder.
+
+Here a config is a mapping of flat values. `files` are the values in the files, `values` the values after the
+options are applied.
 """
 
 import hashlib
@@ -55,7 +58,9 @@ def expand_home(values: Values) -> dict[str, object]:
 def resolve_chain(
     files: Sequence[Values], options: Values, say: Callable[..., None] = logger.info
 ) -> list[dict[str, object]]:
-    """Apply the options and return the new values of every file. `say` logs each value that this changes.
+    """Apply the options and return the new values of every file.
+
+    `say` logs each value that differs from both the file and the options.
 
     - --geometry.KEY and --appearance.KEY apply to the configs of that mode and take precedence over --KEY.
     - --text without --out_dir: a config whose text changes writes to a new folder next to the old one
@@ -64,7 +69,8 @@ def resolve_chain(
       begins with that of the first, the beginning is replaced by X (pineapple_demo, pineapple_demo_appearance
       → X, X_appearance). Otherwise the later config writes to X_NAME, where NAME is its old folder name.
     - If base_mesh is written by an earlier config of the command, it is read from that config's new folder.
-    - --iter below coarse_iter without --coarse_iter: the run ends within its coarse phase.
+    - --iter below coarse_iter without --coarse_iter: coarse_iter is reduced to iter, so the run ends within
+      its coarse phase.
     """
     own = [options_for(file, options) for file in files]
     resolved = [{**file, **options} for file, options in zip(files, own, strict=True)]
@@ -150,7 +156,7 @@ def _follow_meshes(
     own: Sequence[Values],
     say: Callable[..., None],
 ) -> None:
-    """Replace each base_mesh that an earlier config writes by its new path; skip it if an option sets it."""
+    """Replace each base_mesh that an earlier config writes by its new path, if no option sets base_mesh."""
     moves: dict[str, dict[str, object]] = {}
     for file, values, options in zip(files, resolved, own, strict=True):
         named = values.get("base_mesh")

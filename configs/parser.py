@@ -88,7 +88,7 @@ def build_parser() -> ArgumentParser:
         count = _word_count(keys[name.partition(".")[2]])
         parser.add_argument(f"--{name}", dest=name, nargs=count, help=argparse.SUPPRESS)
     for name in sorted(NO_EFFECT):
-        # The launcher of torch.distributed passes --local-rank=N.
+        # Accept both spellings, because the launcher of torch.distributed passes --local-rank=N.
         names = ("--local-rank", "--local_rank") if name == "local_rank" else (f"--{name}",)
         parser.add_argument(*names, dest=name, nargs="*", help=argparse.SUPPRESS)
     return parser
@@ -155,7 +155,7 @@ def add_ui_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _word_count(key: Key) -> str:
-    """Return the argparse nargs of a key: any number of words for a flag, at least one for any other key."""
+    """Return the argparse nargs of a key: any number of words if true-or-false, otherwise at least one."""
     return "*" if key.admits("boolean") else "+"
 
 

@@ -1,4 +1,4 @@
-"""Command-line forms and key names of the published program, translated to the names of this one."""
+"""Convert options and keys of the published Fantasia3D program to those of this program."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence

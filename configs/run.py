@@ -50,9 +50,9 @@ def output_folder(out_dir: str) -> Path:
 
 
 def written_mesh(name: str | Path) -> str:
-    """Return the absolute path of a mesh.
+    """Return the absolute path of a mesh, to compare it with the meshes that configs write.
 
-    For the mesh.glb of a run, the path of its mesh.obj is returned, because both files are written together.
+    For the mesh.glb of a run, the path of its mesh.obj is returned, because a run writes both files.
     """
     path = Path(os.path.abspath(name))
     own = path.parent.name == MESH_FILE.parent.name and path.name == MESH_FILE.with_suffix(".glb").name
@@ -161,7 +161,7 @@ class RunConfig:
 
     @property
     def output_folder(self) -> Path:
-        """The output folder of this run. Relative paths are relative to the current directory."""
+        """The output folder of this run. A relative path starts at the current directory."""
         return output_folder(self.out_dir)
 
     @property
@@ -186,5 +186,5 @@ class RunConfig:
 
     @property
     def effective_learning_rate(self) -> float:
-        """The learning rate, or the mode's default if it is null."""
+        """The learning rate: the key's value, or the mode's default if the value is null."""
         return self.learning_rate or self.traits.learning_rate

@@ -1,6 +1,6 @@
 """Convert flat JSON values to a `Config`. Every key is checked here.
 
-Each component declares its own section. Only train.py and training/ use the whole `Config`.
+The section of each component is declared in its module. Only train.py and training/ use the whole `Config`.
 """
 
 import dataclasses
@@ -144,7 +144,7 @@ def _section(name: str, kind: type, values: Mapping[str, object], place) -> obje
         first = error.errors(include_url=False)[0]
     reason = " ".join(first["msg"].removeprefix("Value error, ").split())
     if not first["loc"]:
-        # The validator of the whole section failed. Its message contains the keys.
+        # The validator of the whole section failed, so the key is searched for in its message.
         named = max(
             (key for key in own if key in reason), key=lambda key: place(key) != place(""), default=""
         )

@@ -47,8 +47,8 @@ GEOMETRY_ONLY = (
     "min_component_area",
     "if_flip_the_normal",
 )
-# DMTET_ONLY: keys that geometry_modeling does not use if surface is "mesh". MESH_SURFACE_ONLY: keys that it
-# uses only then.
+# DMTET_ONLY: keys that geometry_modeling does not use if surface is "mesh". MESH_SURFACE_ONLY: keys that
+# geometry_modeling uses only if surface is "mesh".
 DMTET_ONLY = (
     *GRID_KEYS,
     "hash_n_levels",
@@ -84,7 +84,7 @@ APPEARANCE_ONLY = (
 
 
 def check_together(config: Config, place: Place) -> None:
-    """Reject combinations of values that are not allowed although each value is valid.
+    """Reject combinations of values that are not allowed although each value by itself is valid.
 
     Raises:
         ConfigError: if a combination is not allowed. The message contains both keys and their values.
@@ -139,7 +139,7 @@ def check_together(config: Config, place: Place) -> None:
 def warn_without_effect(config: Config, changed: Collection[str], say: Callable[..., None]) -> None:
     """Log the keys of `changed` that have no effect because of another key's value.
 
-    changed: the given keys that differ from their default.
+    changed: the keys whose given value differs from the default.
     """
     paints = config.run.traits.paints_base_mesh
     moves_vertices = config.surface.keeps_faces and not paints
@@ -165,8 +165,8 @@ def warn_without_effect(config: Config, changed: Collection[str], say: Callable[
 def check_files(config: Config, place: Place, written: Collection[Path]) -> None:
     """Reject input files that do not exist and an out_dir that cannot be created.
 
-    An environment map that `resolve_map` replaces by the default map is accepted.
-    written: the meshes that earlier configs of the same command write before this config runs.
+    An environment map that `resolve_map` replaces by the default map is accepted. written: the meshes that
+    earlier configs of the same command write before this config runs. They need not exist yet.
 
     Raises:
         ConfigError: if a path is not usable. The message contains the key and the path.

@@ -1,4 +1,4 @@
-"""Render the picture of render/README.md: a shaded object, and its control images for a ControlNet.
+"""Render the picture in render/README.md: a shaded object, and its control images for a ControlNet.
 
 python3 -m data.make_control_picture --out assets/control_images.png
 """

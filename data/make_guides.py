@@ -1,7 +1,7 @@
 """Generate the guide meshes that configs use as start shapes.
 
 Run `python3 -m data.make_guides` in the root folder. A guide is the mesh of a figure or an object of
-dataset.procedural. It is extracted from a tetrahedral grid. The result is deterministic.
+dataset.procedural. The mesh is extracted from a tetrahedral grid. The result is deterministic.
 """
 
 import logging
@@ -39,13 +39,13 @@ class Guide:
 
 
 def _of_category(category: str, seed: int, resolution: int) -> Guide:
-    """Return the object of a category with this seed, in a box of the object's size."""
+    """Return the guide for the object of a category with this seed; its box encloses the object closely."""
     solid = make_object(category, torch.Generator().manual_seed(seed))
     return Guide(solid, 2 * REACH * 1.06, resolution)
 
 
 def guides() -> dict[str, Guide]:
-    """Return a dict from the path in data/ to the guide.
+    """Return a dict from the path of each guide in data/ to the guide.
 
     Of the first few seeds of a category, the seed that gives the simplest object is used.
     """
@@ -58,7 +58,7 @@ def guides() -> dict[str, Guide]:
 
 
 def march_guide(guide: Guide) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
-    """Return the zero level set as a closed mesh. Its faces are oriented outwards."""
+    """Return the object's surface as a closed mesh with faces oriented outwards."""
     grid = make_tet_grid(guide.resolution, guide.box)
     sdf = guide.solid.signed_distance(grid.v_pos)
     return marching_tetrahedra(grid.v_pos, sdf, grid.tets, grid.edges, grid.tet_edges)

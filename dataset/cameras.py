@@ -99,11 +99,11 @@ def normal_rotations(uniform: Float[Tensor, "2 B"]) -> Float[Tensor, "B 3 3"]:
 
 
 def around(azimuth: Float[Tensor, " G"], views: int) -> Float[Tensor, " N"]:
-    """Return the azimuths of a group of `views` equally spaced views for each given azimuth, in degrees.
+    """Return, for each element of `azimuth`, the azimuths of `views` equally spaced views, in degrees.
 
-    The first view of the group of azimuth a has the azimuth a / views, because a rotation by 360° / views
-    gives the same group. So uniform azimuths give uniformly distributed groups. The first view of each group
-    is the one nearest to the front.
+    The views of an element form a group. For an element a, the first view has the azimuth a / views, because
+    a rotation by 360° / views gives the same group. So uniform elements give uniformly distributed groups.
+    The first view of each group is the one nearest to the front.
     """
     return (azimuth[:, None] / views + torch.arange(views) * (360.0 / views)).flatten()
 

@@ -1,4 +1,4 @@
-"""Train the classifier that evaluates finished runs, data/judge.
+"""Train the classifier data/judge, which evaluates finished runs.
 
 python3 -m data.make_classifier --out data/judge --minutes 2
 """

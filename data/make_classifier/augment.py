@@ -1,7 +1,8 @@
 """Augmentation of the classifier's training images: distortion, noise, blur, holes, scale and colour.
 
 The augmentation makes clean renders similar to renders of optimised surfaces. Each image of a batch is
-augmented independently, on its device. In shapes, B is the number of images and S the pixels per side.
+augmented independently, on the device of the batch. In shapes, B is the number of images and S the pixels per
+side.
 """
 
 import math
@@ -12,14 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)
-# Each part of a batch is downsampled to this share of S and upsampled again.
+# Resolutions, as shares of S, to which the parts of a batch are downsampled before they are upsampled again.
 BLURS = (1.0, 0.6, 0.4, 0.28)
 
 
 def augment(
     images: Float[Tensor, "B 3 S S"], domain: str, generator: torch.Generator
 ) -> Float[Tensor, "B 3 S S"]:
-    """Augment images in [−1, 1] randomly, including mirroring. domain: normal or shaded."""
+    """Return randomly augmented images, some of them mirrored, in [−1, 1]. domain: normal or shaded."""
     empty = 0.0 if domain == "normal" else -1.0
     images = _warp(images - empty, domain, generator)
     images = _roughen(images, generator) if domain == "normal" else _recolour(images, generator)
@@ -35,7 +36,7 @@ def _uniform(count: int, low: float, high: float, generator: torch.Generator) ->
 def _waves(
     count: int, channels: int, cells: int, side: int, generator: torch.Generator
 ) -> Float[Tensor, "B C S S"]:
-    """Return smooth noise with `cells` waves across the image and a standard deviation of about 1."""
+    """Return smooth noise, upsampled from cells × cells values, with a standard deviation of about 1."""
     noise = torch.randn(count, channels, cells, cells, generator=generator, device=generator.device)
     return F.interpolate(noise, (side, side), mode="bicubic", align_corners=False)
 
@@ -76,9 +77,9 @@ def _roughen(normals: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _recolour(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Change exposure, gamma and saturation of images in [0, 2], and add spots and noise.
+    """Change exposure, gamma and saturation of the images, and add spots and noise.
 
-    Black stays black.
+    Values are in [0, 2]. Black (0) stays black.
     """
     count, side = len(images), images.shape[-1]
     colour = (images / 2).clamp(0, 1)
@@ -106,7 +107,7 @@ def _cut_holes(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Downsample each part of the batch to one of the sizes BLURS and upsample it again."""
+    """Blur the images: downsample each part of the batch to one of BLURS and upsample it again."""
     side, parts = images.shape[-1], []
     for part, share in zip(images.chunk(len(BLURS)), BLURS, strict=False):
         if share < 1:

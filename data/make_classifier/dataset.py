@@ -60,7 +60,7 @@ MATERIALS_PER_INSTANCE, OWN_SHARE = 4, 0.2
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Selection and rendering of the objects.
+    """Settings for the selection and the rendering of the objects.
 
     categories: may contain NOTHING. training: whether to use random cameras near the evaluation cameras and a
     random rotation of the light. Otherwise the evaluation cameras and light are used. perturbation: amplitude
@@ -128,7 +128,7 @@ def concatenate(parts: Iterable[Images]) -> Images:
 def perturbed_mesh(
     subject: ProceduralObject, renderer: ObjectRenderer, amplitude: float, generator: torch.Generator
 ) -> Mesh:
-    """Return the surface of an object with added waves of about `amplitude` world units."""
+    """Return the mesh of an object whose surface is displaced by waves of about `amplitude` world units."""
     grid = renderer.grid
     distance = subject.signed_distance(grid.v_pos)
     if amplitude > 0:
@@ -141,7 +141,7 @@ def perturbed_mesh(
 
 
 def render_instance(config: DatasetConfig, renderer: ObjectRenderer, category: int, instance: int) -> Images:
-    """Render all images of one object. They are on the CPU and depend only on the arguments."""
+    """Render all images of one object. The images are on the CPU and depend only on the arguments."""
 
     def stream(number: int) -> torch.Generator:
         return step_generator(config.seed, category, instance, number)
@@ -202,8 +202,8 @@ def render_share(
 ) -> list[dict[str, np.ndarray]]:
     """Render the instances share, share + shares, … of every category of each config until the time is up.
 
-    Every config gets at least one instance per category if the share contains one. The result consists of
-    arrays, because arrays can be pickled between processes without shared memory.
+    The first instance of the share is rendered for every config even if the time is up. The result consists
+    of NumPy arrays, because unlike tensors they are sent between processes without shared memory.
     """
     begun = time.monotonic()
     renderer = ObjectRenderer(configs[0].data, torch.device(device))
@@ -228,9 +228,9 @@ def render_datasets(
 ) -> list[Images]:
     """Render all images of each config and return them on the device.
 
-    The configs may differ only in settings that ObjectRenderer ignores. Several worker processes share one
-    GPU, because generating the objects is CPU-bound. With 0 workers, this process renders. An exception in a
-    worker is raised here.
+    One ObjectRenderer renders all configs of a process, so they may differ only in settings that it ignores.
+    Several worker processes share one GPU, because generating the objects is CPU-bound. With 0 workers, this
+    process renders. An exception in a worker is raised here.
     """
     if workers == 0:
         shares = [render_share(configs, 0, 1, str(device), seconds)]

@@ -1,4 +1,4 @@
-"""Make a classifier: render objects, train both networks, measure the accuracy, write the folder.
+"""Make a classifier: render objects, train a network per image domain, measure the accuracy, write a folder.
 
 The accuracy is measured on objects that are not in the training data.
 """
@@ -30,7 +30,7 @@ from training.evaluation.views import IMAGE_SIZE, LIGHT
 
 logger = logging.getLogger(__name__)
 
-# These seeds differ from 1 and 2, the seeds of the prior's training data.
+# These seeds differ from 1 and 2, the seeds of the prior's training data, so the objects differ too.
 TRAINING_SEED, HELD_OUT_SEED = 7001, 7002
 RENDERING_SHARE = 0.5
 PERTURBED = 0.04
@@ -40,8 +40,8 @@ PERTURBED = 0.04
 class MakeConfig:
     """Settings of one classifier.
 
-    minutes: total time. steps: training steps per network; None trains until the time is up. The classifier
-    is also trained on the category NOTHING.
+    minutes: total time. steps: training steps per network; None trains until the time is up. In addition to
+    `categories`, the classifier is trained on the category NOTHING.
     """
 
     out: Path
@@ -60,7 +60,7 @@ class MakeConfig:
 
 
 def make_classifier(config: MakeConfig, device: torch.device) -> Classifier:
-    """Train a classifier and write its folder."""
+    """Train a classifier, write its folder and return the classifier."""
     started = time.monotonic()
     seconds = 60 * config.minutes
     torch.manual_seed(config.seed)

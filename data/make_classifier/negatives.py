@@ -1,4 +1,4 @@
-"""Surfaces of no category. The classifier must assign them to NOTHING.
+"""Surfaces that belong to no category. The classifier must assign them to NOTHING.
 
 They are similar to the results of two failures of the optimisation: noise, and unchanged start shapes
 (ellipsoids and cylinders).
@@ -18,7 +18,7 @@ NOISE_SHARE, WAVES = 0.6, 20
 
 
 def make_negative(generator: torch.Generator) -> ProceduralObject:
-    """Return random noise or a random start shape with the size of an object and random colours."""
+    """Return an ellipsoid or cylinder of random radii and colours, with strong noise or almost none."""
     draw = Draw(generator)
     radii = [draw.uniform(0.35, 0.75) for _ in range(3)]
     noisy, round_ = draw.chance(NOISE_SHARE), draw.chance(0.6)
@@ -40,7 +40,7 @@ def make_negative(generator: torch.Generator) -> ProceduralObject:
 
 
 def _wave(draw: Draw, log_frequency: float):
-    """Return a random function of position: a sum of waves in all directions with standard deviation 1."""
+    """Return a random function of position: a sum of waves in random directions with standard deviation 1."""
     waves = []
     for _ in range(WAVES):
         up, turn = draw.uniform(-1.0, 1.0), draw.angle()

@@ -70,7 +70,7 @@ def train_network(
 def total_loss(
     output: ClassifierOutput, images: Images, rows: Tensor, categories: tuple[str, ...]
 ) -> Float[Tensor, ""]:
-    """Return the sum of the cross entropies of category, material and side.
+    """Return the weighted sum of the cross entropies of category, material and side.
 
     The material is omitted for a network without material output. The side is omitted for categories that
     look similar from all sides.
@@ -88,8 +88,9 @@ def total_loss(
 
 
 def accuracies(classifier: Classifier, images: Images) -> dict[str, dict[str, float]]:
-    """Return the accuracies of categories and materials and the rate of false two-faced detections per
-    domain.
+    """Return, for each domain, the accuracies and the rate of false two-faced detections.
+
+    The accuracies are those of category, material and side.
 
     An object is two-faced if its front is visible from two sides (Janus problem). images: rendered with the
     evaluation cameras, sorted by asset.

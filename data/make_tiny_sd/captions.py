@@ -15,7 +15,7 @@ from sd.prompts import VIEW_SUFFIXES
 VIEW_SHARE = 0.6
 DROPPED_SHARE = 0.12
 
-# The plain form is the usual prompt. It is listed twice, which doubles its probability.
+# The first form is listed twice, which doubles its probability, because it is the most usual prompt.
 TEMPLATES = (
     "{article} {name}",
     "{article} {name}",
@@ -45,7 +45,8 @@ def article(name: str) -> str:
 def descriptions(category: str, material: Material | None = None) -> list[str]:
     """Return all wordings for a category without the view. A wording that is repeated is drawn more often.
 
-    The number of wordings is the same for all materials, and also without a material.
+    The number of wordings is the same for all materials, and also without a material, so that CaptionTable
+    can compute the row of a caption.
     """
     plain = readable_name(category)
     name = f"{material.adjective} {plain}" if material else plain
@@ -97,7 +98,8 @@ class CaptionTable:
     ) -> torch.Tensor:
         """Draw the indices [B] of captions for images of these categories, views and materials [B].
 
-        The result is on their device. view_share: share of the captions that end with the view.
+        The result is on the device of the arguments. view_share: share of the captions that end with the
+        view.
         """
         device, count = category_index.device, len(category_index)
 

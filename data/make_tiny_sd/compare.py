@@ -1,9 +1,9 @@
-"""Compare finished runs with procedural objects that the embedded prior was trained on, in one image.
+"""Show finished runs next to procedural objects like those in the embedded prior's training data.
 
     python3 -m data.make_tiny_sd.compare --out mug.png mug=out/mug,out/mug_appearance
 
-Each CATEGORY=GEOMETRY,APPEARANCE gives one row: a random object of the category with its own colours, the
-normals of the geometry run, and the result of the appearance run. The last two are frames of the runs'
+Each CATEGORY=GEOMETRY,APPEARANCE gives one row: a random object of the category with its original colours,
+the normals of the geometry run, and the result of the appearance run. The last two are frames of the runs'
 turntables in validate/.
 """
 
@@ -23,13 +23,13 @@ from render.image_io.image import grid, read_image, write_png
 from render.scene import pictures
 from render.shade.brdf import linear_to_srgb, shade
 
-# Frames of the turntable, which has 100 frames: the front, and the view after 54 degrees.
+# Numbers of the frames shown, of the 100 of a turntable: the front, and the view after 54 degrees.
 FRAMES = (0, 15)
 
 
 @torch.no_grad()
 def reference(category: str, renderer: ObjectRenderer, seed: int, side: int) -> list[Float[Tensor, "S S 3"]]:
-    """Render a random object of the category, shaded on white, from the turntable cameras of FRAMES."""
+    """Render a random object of the category, shaded on white, from the cameras of the turntable FRAMES."""
     subject = make_object(category, torch.Generator().manual_seed(seed))
     mesh = renderer.mesh(subject)
     found, cameras = [], orbit(100, (side, side))
@@ -51,9 +51,9 @@ def frames(folder: Path, layer: str) -> list[Float[Tensor, "S S 3"]]:
 
 
 def middle(image: Float[Tensor, "S S 3"]) -> Float[Tensor, "s s 3"]:
-    """Return the central part of an image with 3/4 of its side.
+    """Return the central part of an image, 3/4 as wide and as high.
 
-    It contains the prior's objects completely.
+    The objects are small enough to be completely in this part.
     """
     margin = len(image) // 8
     return image[margin:-margin, margin:-margin]

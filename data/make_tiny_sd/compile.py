@@ -1,8 +1,8 @@
-"""torch.compile for the denoiser's training step. A second process compiles it in advance.
+"""Compile the denoiser's training step with torch.compile, in advance in a child process.
 
-Compilation takes about a minute, which is as long as rendering and VAE training together. During this time a
-child process compiles the same network for the same shapes and so fills inductor's cache on disk. If
-compilation fails, training runs in eager mode.
+Compilation takes about a minute, as long as rendering and VAE training together. While these run, a child
+process compiles the same network for the same shapes. This fills inductor's cache on disk, which the training
+process then uses. If compilation fails, training runs in eager mode.
 """
 
 import json
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def autocast_for(device: torch.device):
-    """Return a factory of autocast contexts: bf16 on CUDA.
+    """Return a function that creates autocast contexts: bf16 on CUDA.
 
     Autocast is disabled on CPUs, where bf16 is slower.
     """
@@ -50,7 +50,7 @@ def example(shape: Shape, batch: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 def start_warm_up(shape: Shape, batch: int) -> subprocess.Popen:
-    """Compile in a child process. Exit status 0 means that compilation works."""
+    """Start a child process that compiles the denoiser. Its exit status is 0 if compilation works."""
     command = [
         sys.executable,
         "-m",

@@ -79,7 +79,7 @@ def check(folder: Path, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> 
 
 
 def write_sample_sheet(paths: list[Path], tile: int, folder: Path) -> None:
-    """Write samples.jpg of the model card. It shows the grids side by side with TILE pixels per image."""
+    """Write samples.jpg, the picture in the model card: the grids side by side with TILE pixels per image."""
     grids = [Image.open(path) for path in paths]
     scaled = [
         grid.resize((grid.width * TILE // tile, grid.height * TILE // tile), Image.BOX) for grid in grids
@@ -134,7 +134,7 @@ def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], t
     try:
         for network, name in ((unet, "unet"), (vae, "vae")):
             weights = load_file(folder / name / "diffusion_pytorch_model.safetensors")
-            # The folder may have no camera embedding. A denoiser of several views keeps its new one.
+            # If the folder has no camera embedding, a denoiser of several views keeps its untrained one.
             camera = {key: v for key, v in network.state_dict().items() if key.startswith("class_embedding.")}
             network.load_state_dict(camera | weights)
         from transformers import CLIPTextModel

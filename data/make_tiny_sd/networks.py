@@ -32,7 +32,7 @@ LATENT_CHANNELS = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths of the three networks. The side of an image is four times the side of its latent."""
+    """Sizes of the three networks. The side of an image is four times the side of its latent."""
 
     latent_size: int = 32
     unet: tuple[int, ...] = (48, 96, 128, 128)
@@ -62,7 +62,8 @@ TOY_SHAPE = Shape(
 def build_unet(shape: Shape):
     """Build the denoiser.
 
-    With several views it has a camera embedding, which has no effect before training.
+    For several views it has a camera embedding. The last layer of the embedding is initialised with 0, so it
+    has no effect before training.
     """
     from diffusers import UNet2DConditionModel
 
@@ -158,7 +159,7 @@ def embed(text_encoder, tokens: torch.Tensor) -> torch.Tensor:
 def save_pretrained(
     folder: Path, unet: nn.Module, vae: nn.Module, text_encoder: nn.Module, tokenizer, dtype=torch.float16
 ) -> None:
-    """Write the five components and model_index.json. The networks are written as `dtype`."""
+    """Write the five components of the pipeline and model_index.json. The networks are written as `dtype`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, network in (("unet", unet), ("vae", vae), ("text_encoder", text_encoder)):
         as_dtype(network, dtype).save_pretrained(folder / name, safe_serialization=True)

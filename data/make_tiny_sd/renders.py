@@ -37,7 +37,8 @@ from training.distributed import SINGLE_PROCESS, Distributed
 
 logger = logging.getLogger(__name__)
 
-# Streams of `step_generator`: shapes, cameras and materials of an instance are independent.
+# Values of `stream` for `step_generator`, so that shape, cameras and materials of an instance are drawn
+# independently.
 SHAPE_STREAM, CAMERA_STREAM, MATERIAL_STREAM = 1, 2, 3
 MATERIAL_NAMES = tuple(MATERIALS)
 
@@ -46,12 +47,12 @@ MATERIAL_NAMES = tuple(MATERIALS)
 class DataConfig:
     """Settings of the rendered views.
 
-    box: side of the tetrahedral grid's cube. Objects have the radius 0.75. own_share: share of the views with
-    the object's original colours. The other views have one of `materials` materials that are drawn for each
-    instance. Pairs (category, material) in held_out are excluded. cameras: they show the whole object,
-    because a prior that was trained on cropped objects generates parts without an end. group: number of
-    consecutive views that form a group around the object and have the same material (see `sample_cameras`).
-    depth: whether depth images for a ControlNet are also rendered.
+    box: side of the tetrahedral grid's cube, which contains the objects (radius 0.75). own_share: share of
+    the views with the object's original colours. The other views have one of `materials` materials that are
+    drawn for each instance. Pairs (category, material) in held_out are excluded. cameras: they show the whole
+    object, because a prior that was trained on cropped objects generates parts that continue beyond the
+    image. group: number of consecutive views that form a group around the object and have the same material
+    (see `sample_cameras`). depth: whether depth images for a ControlNet are also rendered.
     """
 
     categories: tuple[str, ...] = CATEGORIES
@@ -108,7 +109,7 @@ class Views:
         return self.shaded[rows].float() / 127.5 - 1
 
     def coarse_images(self, rows: Tensor) -> Float[Tensor, "B 4 S S"]:
-        """Return (normal, mask). The coarse geometry phase downsamples this image to a latent."""
+        """Return images of normal and mask, which the coarse geometry phase downsamples to latents."""
         return torch.cat([self.normal_images(rows), self.mask[rows].float() / 255], dim=1)
 
 
@@ -131,7 +132,10 @@ class ObjectRenderer:
 
     @torch.no_grad()
     def render_instance(self, category_index: int, instance: int) -> Views:
-        """Render all views of one instance. They are on the CPU and depend only on config and arguments."""
+        """Render all views of one instance.
+
+        The views are on the CPU and depend only on config and arguments.
+        """
         seed = self.config.seed
         generator = step_generator(seed, category_index, instance, SHAPE_STREAM)
         subject = make_object(self.config.categories[category_index], generator)

@@ -17,7 +17,7 @@ from training.distributed import SINGLE_PROCESS, Distributed
 
 @dataclass(frozen=True)
 class Run:
-    """The resolved settings of one call."""
+    """The settings of one call, derived from its options."""
 
     options: argparse.Namespace
     device: torch.device
@@ -39,10 +39,10 @@ class Run:
 
     @property
     def view_share(self) -> float:
-        """The share of captions with the view. It is 0 for a denoiser of several views."""
+        """The share of captions that contain the view, which is 0 for a denoiser of several views."""
         return 0.0 if self.options.no_view_words or self.shape.views > 1 else VIEW_SHARE
 
     def generator(self, stream: int, step: int = 0) -> torch.Generator:
-        """Return a generator on the device. stream: number of the stage. step: where the stage resumes."""
+        """Return a generator on the device. stream: number of the stage. step: first step of this call."""
         seeded = step_generator(self.options.seed, self.distributed.rank, step, stream)
         return torch.Generator(self.device).manual_seed(seeded.initial_seed())

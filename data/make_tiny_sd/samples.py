@@ -81,7 +81,7 @@ def sample_grids(
     *,
     seed: int = 0,
 ) -> None:
-    """Write samples_<domain>.png with one row per category and one column per caption ending in ENDINGS.
+    """Write samples_<domain>.png with one row per category and one column per element of ENDINGS.
 
     networks: unet, text encoder, vae. For a denoiser of several views, a row consists of groups of views
     around an object, and captions do not contain the view.

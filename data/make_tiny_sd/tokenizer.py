@@ -2,7 +2,7 @@
 
 The method is that of Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016),
 in the variant of CLIP: text is converted to lower case, and words end with "</w>". The vocabulary contains
-all 256 bytes, both inside and at the end of a word, so it can encode any text. Each word of the captions is
+all 256 bytes, both inside and at the end of a word, so any text can be encoded. Each word of the captions is
 one token.
 """
 
@@ -15,11 +15,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
 MAX_MERGES = 1400
 
-# CLIP's splitting pattern without special tokens.
+# CLIP's regular expression for the words of a text, without special tokens.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
-# Words that are common in prompts but do not occur in the captions. Each gets its own token, so that it is
-# not split into letters.
+# Words that are common in prompts, even if they do not occur in the captions. Each gets its own token, so
+# that it is not split into letters.
 EXTRA_WORDS = (
     "red green blue yellow orange brown black white grey pink purple wooden metal golden small big old new "
     "highly detailed beautiful the of on with and in made from out top bottom left right"

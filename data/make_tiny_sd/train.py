@@ -5,17 +5,18 @@
 The command has four stages: it renders views of procedural objects, trains the VAE, encodes all views, and
 trains the denoiser with its text encoder. Each stage saves its result in the work folder, and the denoiser
 saves a checkpoint every minute. The same command resumes an interrupted run. The command is meant for one
-large GPU. `--toy` runs the same code on a CPU in seconds.
+large GPU. `--toy` runs the same code with tiny networks on a CPU in seconds.
 
 Under torchrun the data and each batch are divided among the GPUs (training/distributed.py).
 
 --minutes is the total time from start to export. --stop-after ends this call earlier, so that the next call
-resumes it. --init starts from the weights of an exported folder and keeps its VAE unchanged. --export-only
-exports the last checkpoint.
+resumes the training. --init starts from the weights of an exported folder and keeps its VAE unchanged.
+--export-only exports the last checkpoint.
 
 --views-together 4 trains a prior that denoises four views together (sd/multi_view.py). It should be combined
-with --init data/tiny-sd. --camera-group trains a prior of single views on the same pictures. --front-share
-and --no-view-words train a prior without information about the visible side, for comparison.
+with --init data/tiny-sd. For comparison, --camera-group trains a prior of single views on the same pictures
+as --views-together, --front-share trains a prior on more front views, and --no-view-words trains one without
+the view in its captions.
 """
 
 import argparse
@@ -165,7 +166,7 @@ def rendered_views(run: Run) -> Views:
 
 
 def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module:
-    """Return the trained VAE on the device. Rank 0 trains it unless its file exists."""
+    """Return the trained VAE on the device. Rank 0 trains it unless its file exists or --init is given."""
     path = run.work / "vae.pt"
     vae = vae.to(run.device, memory_format=torch.channels_last)
     if run.distributed.is_main and not path.exists():
@@ -219,7 +220,10 @@ def checkpoint(run: Run, denoiser: Denoiser, previous_seconds: float) -> None:
 
 
 def fit(run: Run, denoiser: Denoiser, data: TrainingData, select_unet: Callable) -> None:
-    """Train until the time is up. If training diverges, return to the last checkpoint."""
+    """Train the denoiser until the time is up.
+
+    If the loss diverges, training continues from the last checkpoint with half the learning rate.
+    """
     left = run.distributed.broadcast_value(max(run.seconds - _elapsed() - EXPORT_SECONDS, 1.0))
     if denoiser.planned_seconds == 0:
         denoiser.planned_seconds = left

@@ -112,7 +112,7 @@ def rendered_views(options: argparse.Namespace, image_size: int, device: torch.d
         data = replace(data, categories=tuple(options.categories))
     if options.toy:
         data = replace(data, instances=1, views=4, grid=32, environment=LightConfig(env_resolution=64))
-    # The set held_out is omitted, because its order is not reproducible.
+    # held_out is omitted, because it is a set, and the order of a set is not reproducible.
     settings, path = str(replace(data, held_out=frozenset())), options.work / "settings.txt"
     if not path.exists() or path.read_text() != settings:
         shutil.rmtree(options.work, ignore_errors=True)

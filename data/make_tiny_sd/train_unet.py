@@ -1,8 +1,8 @@
 """Training of the denoiser and its text encoder on all three image domains.
 
-The network predicts the noise (epsilon) at uniform t. Each batch has a third of coarse images (with random
-rotations of their normals), a third of latents of normal images, and a third of latents of shaded images. The
-exported weights are a moving average.
+The network predicts the noise (epsilon) at a uniformly random t. Each batch has a third of coarse images
+(with random rotations of their normals), a third of latents of normal images, and a third of latents of
+shaded images. The exported weights are moving averages of the trained ones.
 """
 
 import copy
@@ -48,7 +48,7 @@ class Denoiser:
     # Training time in seconds that was planned at the start. A resumed run trains for the remaining time.
     planned_seconds: float = 0.0
     rate_factor: float = 1.0
-    # Training time in seconds of all calls together, up to the checkpoint.
+    # Time in seconds of all calls together, including rendering, up to the checkpoint.
     spent_seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
 
@@ -104,9 +104,9 @@ def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device
 class TrainingData:
     """Latents of all views, the scaling factor of the VAE's latents, and the tokenized captions.
 
-    views: number of views that the denoiser processes together. If it exceeds 1, captions do not contain the
-    view. front_share: share of the images that are drawn from the front views only. view_share: share of the
-    captions that contain the view.
+    views: number of views that the denoiser processes together. If it exceeds 1, these views have one
+    caption, so view_share should be 0. front_share: share of the images that are drawn from the front views
+    only. view_share: share of the captions that contain the view.
     """
 
     latents: Latents
@@ -268,7 +268,10 @@ def _report(denoiser: Denoiser, losses: list[float], rate: float, speed: float) 
 
 @torch.no_grad()
 def _update_averages(denoiser: Denoiser) -> None:
-    """Update the exponential moving averages. The time constant is shorter in the first steps."""
+    """Update the exponential moving averages.
+
+    The decay factor is smaller in the first steps, so the averages soon forget the initial weights.
+    """
     decay = min(AVERAGE_DECAY, (1 + denoiser.step) / (10 + denoiser.step))
     for average, network in zip(denoiser.averages, denoiser.trained, strict=True):
         torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)

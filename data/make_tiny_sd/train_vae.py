@@ -52,12 +52,15 @@ def random_rotations(count: int, generator: torch.Generator) -> Float[Tensor, "c
 def rotate_normals(
     normals: Float[Tensor, "B 3 S S"], rotation: Float[Tensor, "B 3 3"]
 ) -> Float[Tensor, "B 3 S S"]:
-    """Rotate all normals of each image by its rotation. A background of 0 stays 0."""
+    """Rotate all normals of each image by the rotation of this image. A background of 0 stays 0."""
     return torch.einsum("bij,bjhw->bihw", rotation, normals)
 
 
 def recolour(images: Float[Tensor, "B 3 S S"], generator: torch.Generator) -> Float[Tensor, "B 3 S S"]:
-    """Permute the channels (equally for all images) and scale each by U(0.5, 1.3). Black stays black."""
+    """Permute the channels and scale each channel by a random factor from U(0.5, 1.3).
+
+    The permutation is the same for all images. Black stays black.
+    """
     order = torch.rand(3, generator=generator, device=images.device).argsort()
     gain = 0.5 + 0.8 * torch.rand(len(images), 3, 1, 1, generator=generator, device=images.device)
     return (((images[:, order] + 1) * gain).clamp(0, 2)) - 1
