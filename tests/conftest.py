@@ -16,8 +16,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# The test modules import most packages, and imported modules are never freed. The garbage collector would
-# take a quarter of the time until the first test.
+# The test modules import most packages, and imported modules are never freed. The garbage collector is
+# disabled during the imports, where it would take a quarter of the time until the first test.
 gc.disable()
 
 # Without a GPU, kernels run on CPU tensors in Triton's interpreter. Triton reads TRITON_INTERPRET on import.
@@ -92,8 +92,8 @@ CHECKED = [
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
-# Restore the default signal handlers. With nohup, the tests and their child processes would ignore SIGHUP.
-# With "&" in a script, they would ignore SIGINT.
+# Restore the default signal handlers. Otherwise the tests and their child processes would ignore SIGHUP if
+# they are started with nohup, and SIGINT if they are started with "&" in a script.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

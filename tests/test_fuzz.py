@@ -399,7 +399,7 @@ HUGE = {"count": 2**33, "componentType": 5126, "type": "VEC3"}
 
 @pytest.mark.parametrize("escape", ["../secret.bin", "/etc/hostname", "sub/../../secret.bin", "link.bin"])
 def test_a_mesh_reads_nothing_outside_its_folder(escape, tmp_path):
-    """References to files outside the folder are not read.
+    """Files outside the folder of the mesh are not read, even if the mesh file refers to them.
 
     The references are glTF buffers, glTF and PLY textures, and OBJ material files.
     """

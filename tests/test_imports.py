@@ -30,8 +30,8 @@ FLOORS = {
 # Modules that configs/ must not import, because a config contains only data. Code for processes, signals and
 # process groups belongs in training/.
 RUNTIME_MODULES = {"torch.distributed", "signal", "subprocess", "multiprocessing"}
-# These packages must be imported inside the functions that use them. The other functions then work even if a
-# package is missing.
+# These packages must be imported inside the functions that use them. All other functions therefore work even
+# if a package is missing.
 HEAVY = {
     "nvdiffrast",
     "kaolin",
@@ -48,8 +48,8 @@ HEAVY = {
     "tokenizers",
     "scipy",
 }
-# Packages that take long to import, in addition to HEAVY. A start imports them after the config has been
-# checked, or not at all.
+# Packages that take long to import, in addition to HEAVY. train.py imports them only after the config has
+# been checked, or not at all.
 SLOW = {"transformers", "accelerate", "numba", "triton", "sympy", "torch._dynamo", "torch._inductor"}
 # Python code that prints the names of all modules that the module in argv[1] imports.
 LIST_IMPORTS = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sys.modules)"

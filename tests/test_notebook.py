@@ -75,7 +75,7 @@ def test_repository_is_cloned(tmp_path):
 
 def test_failing_program_stops_the_notebook(tmp_path):
     found = notebook(cells=7, OUT=str(tmp_path / "run"), OPTIONS=["--itr", "3"])
-    # Skip the environment check, which takes 15 s and is tested above.
+    # Skip the environment check, which takes 15 s and is part of another test.
     found.cells = [cell for cell in found.cells if cell.id != "install"]
     with pytest.raises(CellExecutionError, match="exit code 2"):
         execute(found, ROOT)

@@ -5,8 +5,8 @@
 There are four point sets: all vertices of the tetrahedral grid 128, all vertices of grid 256, the vertices of
 grid 256 near a sphere, and random points. The third set represents a run, in which only vertices near the
 surface receive a gradient. The number of random points is about the number of covered pixels in four images
-of 512² pixels. The second table contains the other operations of the mesh extraction. Times are medians after
-a warm-up, measured between two CUDA events.
+of 512² pixels. The first printed table is about the encoding, the second about the other operations of the
+mesh extraction. Times are medians after a warm-up, measured between two CUDA events.
 """
 
 import argparse

@@ -169,7 +169,7 @@ def separate_norm(x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
 
 
 def convolutions(bench, batch: int, side: int) -> None:
-    """Measure the gradient of the VAE's 3 × 3 convolutions on their input in two ways."""
+    """Measure two ways to compute the gradient of the VAE's 3 × 3 convolutions to their input."""
     for channels, more, scale in ((128, 128, 1), (256, 256, 2), (512, 512, 4), (512, 512, 8), (256, 512, 4)):
         dy = torch.randn(batch, more, side // scale, side // scale, device=bench.device, dtype=torch.float16)
         dy = dy.contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.json"))
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Make an empty folder the current directory and return it."""
+    """Make the empty folder tmp_path the current directory, and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -18,7 +18,7 @@ TABLE = json.loads(START_SHAPES.read_text())
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Make an empty folder outside the repository the current directory and return it."""
+    """Make tmp_path, an empty folder outside the repository, the current directory, and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -21,7 +21,7 @@ from sd.stable_diffusion import StableDiffusion
 from training import tasks
 
 ROOT = Path(__file__).parents[2]
-# The recipes for a user's own mesh are tested in test_recipes.py.
+# The recipes, which are configs for the mesh of a user, are tested in test_recipes.py.
 GALLERY = [
     path for path in sorted((ROOT / "configs/gallery").glob("*.json")) if not path.stem.startswith("recipe_")
 ]
@@ -122,8 +122,8 @@ SMALL = {
     "preview_res": [16, 16],
     "video_interval": 0,
     "validate": False,
-    # All parts of a step are executed. The weights are small because large gradients would remove the small
-    # surface.
+    # The guidance weight and the learning rate are small, because large gradients would remove the small
+    # surface. All parts of a step are executed nevertheless.
     "guidance_weight": 1,
     "learning_rate": 2e-3,
 }
@@ -152,8 +152,8 @@ def test_every_pair_runs_two_steps_of_each_kind(geometry, appearance, made_once,
         (geometry, {"iter": FIT + 2, "coarse_iter": FIT + 1, "save_interval": 0}),
         (appearance, {"iter": 2, "coarse_iter": 1, "save_interval": 2, "base_mesh": str(mesh)}),
     ):
-        # These values replace those of the file. Command-line options are not used, because each of the two
-        # configs needs its own values.
+        # These values replace those of the file. They are not given as command-line options, because the two
+        # configs need different values.
         values = {**read_object(path), **SMALL, **own, "out_dir": str(tmp_path / path.stem)}
         commands.append(tmp_path / path.name)
         commands[-1].write_text(json.dumps(values))

@@ -1,4 +1,7 @@
-"""Test the recipes for a user's own mesh in configs/gallery: each pair runs at toy size with a toy prior."""
+"""Test the recipes in configs/gallery, which are configs for the mesh of a user.
+
+Each pair of recipes runs at toy size with a toy prior.
+"""
 
 import functools
 import json

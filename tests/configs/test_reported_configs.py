@@ -1,4 +1,4 @@
-"""Test config mistakes from bug reports. The name of each test is the name of its case."""
+"""Test config mistakes from bug reports. Each test is named after the reported case."""
 
 import json
 from pathlib import Path

@@ -112,6 +112,7 @@ def test_side_loss_only_for_directional_categories():
 
 
 def test_random_streams_differ_from_the_prior():
-    # The training objects of the prior are generated with seeds 1 and 2.
+    # The training objects of the prior are generated with seeds 1 and 2, and those of the classifier with
+    # others.
     first = [step_generator(seed, 0, 0, 1).initial_seed() for seed in (1, 2, 7001, 7002, 7003)]
     assert len(set(first)) == 5

@@ -84,7 +84,7 @@ def test_animal_has_four_legs_and_head_in_front():
     low, high = mesh.bounds
     assert len(mesh.section(plane_origin=[0, low[1] + 0.2, 0], plane_normal=[0, 1, 0]).discrete) == 4
     assert mesh.extents[2] > 1.8 * mesh.extents[0]
-    # The ears at the top are above the front legs, and the body is lower.
+    # The highest points are those of the ears, which are above the front legs.
     assert mesh.vertices[mesh.vertices[:, 1] > high[1] - 0.05][:, 2].min() > 0.2
 
 

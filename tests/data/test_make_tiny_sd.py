@@ -121,7 +121,7 @@ def test_drawn_captions_match_labels_and_shares():
     with_view = [(text, v) for text, _, v, _ in described if text.endswith(" view")]
     assert len(with_view) / len(described) == pytest.approx(VIEW_SHARE, abs=0.015)
     assert all(text.endswith((", front view", ", side view", ", back view")[v]) for text, v in with_view)
-    # The caption contains words of the view's own material and of no other material.
+    # The caption names the material of the view and no other material.
     for text, _, _, m in described:
         words = set(text.replace(",", "").split())
         named = {
@@ -231,7 +231,7 @@ def test_progress_and_learning_rate():
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Run the command at toy size. Return the folder of its outputs, and its arguments."""
+    """Run the training program at toy size. Return the folder of its outputs, and its arguments."""
     root = tmp_path_factory.mktemp("toy")
     arguments = ["--toy", "--device", "cpu", "--categories", "mug", "chair", "--keep-data"]
     arguments += ["--out", str(root / "tiny-sd"), "--work", str(root / "work"), "--minutes", "30"]
@@ -300,7 +300,7 @@ def test_init_from_a_folder_and_rejection_of_other_settings(toy, capsys):
     root, arguments = toy
     assert program.main([*arguments, "--seed", "2"]) == 2
     assert "--work" in capsys.readouterr().out
-    # Later options override earlier ones.
+    # The second --work and --out options override those in `arguments`.
     fresh = [*arguments, "--work", str(root / "work2"), "--out", str(root / "second")]
     assert program.main([*fresh, "--export-only"]) == 2
     assert program.main([*fresh, "--init", str(root / "tiny-sd")]) == 0
@@ -348,7 +348,7 @@ def test_groups_of_views_have_one_row_block_one_rotation_and_no_mixed_domains():
     assert torch.equal(turned, turned[:, :1].expand(3, 4, 3)) and not torch.equal(turned[0], turned[1])
     assert x0[12:, 0, 0, 0].tolist() == [1.0] * 4 + [3.0] * 4
     rows = draw_rows(latents, 4000, torch.Generator().manual_seed(0), front_share=0.8)
-    # A fifth of the rows is drawn from all 16 views, of which 8 are front views.
+    # With front_share = 0.8, a fifth of the rows is drawn from all 16 views, of which 8 are front views.
     assert (latents.view[rows] == 0).float().mean().item() == pytest.approx(0.8 + 0.2 * 0.5, abs=0.02)
 
 

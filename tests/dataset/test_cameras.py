@@ -145,7 +145,7 @@ def test_spin_turns_about_y_first_and_then_about_x():
     """The closed form is n' = R_x(b) R_y(a) n.
 
     n = +y gives n' = (0, cos b, sin b). n = +x gives n' = (cos a, sin a sin b, −sin a cos b). The variance of
-    a sine or cosine is 1/2. The variance of a product of two is 1/4.
+    the sine or cosine of a random angle is 1/2. That of a product of two is 1/4.
     """
     rotation = normal_rotations(torch.rand(2, 40_000, generator=step_generator(0, 0, 0)))
     up, right = rotation[:, :, 1], rotation[:, :, 0]
@@ -163,7 +163,8 @@ def test_spin_turns_about_y_first_and_then_about_x():
 def test_ranges_are_kept_and_reached():
     config = CameraConfig(camera_random_jitter=0.2, fovy_range=(30.0, 40.0), elevation_range=(10.0, 20.0))
     cameras = sample_cameras(config, 3000, (8, 8), step_generator(0, 0, 0))
-    # The rotation part of world_to_clip does not depend on the jitter of the object.
+    # The rotation part of world_to_clip does not depend on the jitter of the object, so the angles are
+    # computed from this part.
     focal = cameras.world_to_clip[:, :2, :3].norm(dim=-1)[:, 0]
     fovy = 2 * torch.atan(1 / focal).rad2deg()
     assert fovy.min() >= 30 - 1e-3 and fovy.max() <= 40 + 1e-3 and fovy.max() - fovy.min() > 9.9

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# The flags enable WebGL without a GPU and disable the browser's own requests.
+# The flags enable WebGL without a GPU, and disable requests that the browser sends by itself.
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -33,7 +33,7 @@ FLAGS = (
 
 
 def find() -> str | None:
-    """Return the path of the browser, or None if it is not installed."""
+    """Return the path of Chromium or Chrome, or None if neither is installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -124,7 +124,7 @@ class Page:
         path.write_bytes(base64.b64decode(picture["data"]))
 
     def call(self, method: str, **parameters: object) -> dict:
-        """Send a command of the protocol and return its result."""
+        """Send a DevTools command and return its result."""
         self._number += 1
         number = self._number
         message: dict = {"id": number, "method": method, "params": parameters}

@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def is_closed(faces: Int[Tensor, "F 3"]) -> bool:
-    """Return whether the surface has no boundary and a consistent orientation.
+    """Return whether the surface is consistently oriented and has no boundary.
 
-    Both hold if each directed edge occurs as often as its reverse.
+    This is the case if each directed edge occurs as often as its reverse.
     """
     start = faces.reshape(-1).long()
     end = faces.roll(-1, dims=1).reshape(-1).long()

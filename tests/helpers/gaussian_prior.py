@@ -21,7 +21,7 @@ class GaussianLora(nn.Module):
 
 
 class GaussianPrior:
-    """A prior with latents [B, 4, 4, 4].
+    """A prior with normally distributed latents [B, 4, 4, 4].
 
     In a call of `embed`, prompt n has mean n / 4, and an empty prompt has mean EMPTY.
 

@@ -1,7 +1,7 @@
 """Run train.py in several processes.
 
 The processes are forked from a process that has already imported the packages. As in torchrun, the parent
-process hosts the rendezvous store. `launch` runs torch's own launcher. ForkedTrial is a trial of a sweep.
+process hosts the rendezvous store. `launch` runs torch.distributed.launch. ForkedTrial is a trial of a sweep.
 """
 
 import contextlib
@@ -30,7 +30,8 @@ def start(target, *arguments):
     """Start a process that calls target(*arguments)."""
     process = CONTEXT.Process(target=target, args=arguments)
     with pytest.MonkeyPatch.context() as patch:
-        # The fork server starts with the first process. In Python 3.11 it does not use its parent's sys.path.
+        # The fork server starts with the first process. In Python 3.11 it uses PYTHONPATH and not its
+        # parent's sys.path.
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
         process.start()
     return process
@@ -87,7 +88,7 @@ def _at_step(rank, step, act):
 
 def launch(argv):
     """Run `python -m torch.distributed.launch` with the arguments `argv`. The workers are forked."""
-    # torch removes this module in a later version.
+    # A later version of torch removes this module, so it is imported only where it is needed.
     from torch.distributed import launch as launcher
     from torch.distributed import run
 
@@ -128,7 +129,8 @@ def _member(main, argv, variables, output, fault, folder=None):
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     logging.root.handlers.clear()
     os.environ.update(variables)
-    # The fork server has imported this module. An error of the module is raised here.
+    # The fork server preloads this module but hides an error of the import. The import here raises such an
+    # error.
     import warm_process  # noqa: F401
 
     if fault and fault[0] == int(variables.get("RANK", 0)):

@@ -4,7 +4,7 @@ import pytest
 
 
 def refusal(path, read) -> str:
-    """Return the error message. Check that it is one printable line that contains the file's name."""
+    """Return the error message of `read`, after checking that it is one line with the name of the file."""
     with pytest.raises(ValueError) as caught:
         read(str(path))
     message = str(caught.value)

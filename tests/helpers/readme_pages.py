@@ -73,7 +73,10 @@ def missing_paths(page: str) -> list[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    """Return each shell command in bash blocks and inline code as a list of words with expanded variables."""
+    """Return the shell commands in bash blocks and in inline code.
+
+    Each command is a list of words, in which variables are expanded.
+    """
     lines, variables = [], {}
     for block in code_blocks(read(page), "bash"):
         lines += block.replace("\\\n", " ").splitlines()
@@ -85,6 +88,7 @@ def commands(page: str) -> list[list[str]]:
             continue
         for name, value in variables.items():
             line = line.replace(f"${name}", value)
-        # An ellipsis represents further arguments that the user adds.
+        # An ellipsis represents further arguments that the user adds, so the command is read up to the
+        # ellipsis.
         found += [part for command in line.split(" && ") if (part := shlex.split(command.partition("…")[0]))]
     return found

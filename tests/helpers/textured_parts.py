@@ -21,7 +21,7 @@ def plate(corner: tuple[float, float, float], mirrored: bool = False) -> tuple[n
         # The uv are mirrored, and the list of corners starts with the second corner.
         uv[:, 0] = 1 - uv[:, 0]
         v_pos, uv = v_pos[[1, 2, 3, 0]], uv[[1, 2, 3, 0]]
-    # v increases downwards.
+    # In the returned uv, v increases downwards.
     return v_pos, uv * [1, -1] + [0, 1]
 
 

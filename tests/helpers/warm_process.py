@@ -1,7 +1,7 @@
 """Load the packages and compiled kernels of a run. Processes that are forked afterwards start faster.
 
-The work of a run is also reduced. Only the fork server imports this module. No thread may survive: a fork
-copies only the thread that calls it.
+The work of a run is also reduced. Only the fork server imports this module. All threads must end before a
+fork, because a fork copies only the thread that calls it.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from render.camera import orbit
 from render.shade import brdf
 from training.tasks import build_task
 
-# The program imports these packages inside functions.
+# The program imports these packages only inside functions, so they are imported here by name.
 LATE = (
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d_condition",
@@ -34,7 +34,7 @@ f 1/1 3/5 2/3\nf 1/1 2/2 4/5\nf 1/2 4/4 3/5\nf 2/3 3/5 4/4
 
 
 def render_once(folder: Path) -> None:
-    """Render a painted tetrahedron, and compute its gradient."""
+    """Render a painted tetrahedron, and compute the gradient of the image."""
     (folder / "mesh.obj").write_text(TETRAHEDRON)
     values = {"mode": "appearance_modeling", "base_mesh": str(folder / "mesh.obj"), "out_dir": str(folder)}
     task, _, _ = build_task(parse_config({**TINY, **values}, "warm"))

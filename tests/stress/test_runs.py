@@ -1,4 +1,4 @@
-"""Test whole runs with random kills, double starts and full disks. The full setting takes hours.
+"""Test whole runs with random kills, double starts and full disks. The following command takes hours:
 
     STRESS_KILLS=100 STRESS_FILES=2000 python -m pytest -n 0 -m slow tests/stress
 

@@ -91,7 +91,7 @@ def test_castle_tower_is_grey_with_battlements_and_its_door_in_front(seed):
     assert mesh.extents[1] > 1.35 * mesh.extents[0]
     battlements = next(part for part in instance("castle_tower", seed).parts if part.name == "battlements")
     own = torch.cartesian_prod(torch.linspace(0.2, 0.5, 31), torch.linspace(0.6, 1.2, 61))
-    # These points lie in the plane x = 0.
+    # `own` contains points (z, y) of the plane x = 0.
     within = own[battlements.distance((own[:, 0] * 0, own[:, 1], own[:, 0])) < 0]
     radius, top = within[:, 0].mean(), within[:, 1].max() - 0.05
     turn = torch.linspace(0, 2 * torch.pi, 720)

@@ -228,7 +228,7 @@ def test_prediction_type_from_the_metadata():
 @pytest.mark.parametrize(
     ("version", "metadata", "requested", "expected", "size"),
     [
-        ("2.1", {}, "auto", "v_prediction", 96),  # the output of random weights has no correlation
+        ("2.1", {}, "auto", "v_prediction", 96),  # the output does not correlate with the input
         ("2.1", {"modelspec.prediction_type": "v"}, "auto", "v_prediction", 96),
         ("2.1", {}, "epsilon", "epsilon", 64),
         ("1.5", {}, "auto", "epsilon", 64),
