@@ -90,7 +90,7 @@ def quadruped(draw: Draw) -> ProceduralObject:
 
     def ears(p: Coordinates) -> Distance:
         x, y, z = mirror_x(p)
-        # The ears are flat. Their thickness is about half of their width.
+        # One axis is scaled, because the ears are flat: their thickness is about half of their width.
         if floppy:
             local = ((x - 0.98 * skull) * 1.8 + 0.98 * skull, y, z)
             top = (0.90 * skull, crown[1] + 0.62 * skull, crown[2] - 0.02)
@@ -197,10 +197,10 @@ def fish(draw: Draw) -> ProceduralObject:
         return union(upright(p, back), upright(p, under))
 
     def side_fins(p: Coordinates) -> Distance:
-        """Return the distance to the pectoral fins behind the gills and the pelvic fins below them."""
+        """Return the distance to the pectoral fins behind the gills and the pelvic fins at the belly."""
         x, y, z = mirror_x(p)
         root = (0.88 * wide, -0.09, 0.5 * 0.20)
-        # The z axis is halved, so the width of the fins is twice their thickness.
+        # z is halved, because the width of the fins along z is twice their thickness.
         half_z = (x, y, 0.5 * z)
         chest = round_cone(half_z, root, (wide + flap * 0.8, -0.09 - drop, -0.02), 0.035, 0.062)
         belly = round_cone(
@@ -229,7 +229,8 @@ def fish(draw: Draw) -> ProceduralObject:
         elif pattern == "patched":
             wave = torch.sin(6 * p[2] + phase) + torch.sin(7 * p[1] + 2 * phase)
             own = over(own, accent, ramp(wave, 0.3, 0.45))
-        # Scales are discs. Their centres form a brick pattern, and each scale overlaps the scale behind it.
+        # Scales are discs. Their centres are staggered like bricks, and each scale overlaps the scale behind
+        # it.
         row = torch.floor(p[2] / size)
         along = p[2] / size - row
         height = torch.remainder(p[1] / (1.5 * size) + 0.5 * torch.remainder(row, 2.0), 1.0) - 0.5
@@ -293,7 +294,8 @@ def bird(draw: Draw) -> ProceduralObject:
 
     def wings(p: Coordinates) -> Distance:
         x, y, z = mirror_x(p)
-        # The wings are flat along x. They cover the sides of the body and taper backwards.
+        # x is scaled, because the wings are thin along x. They cover the sides of the body and taper
+        # backwards.
         local = ((x - 0.90 * plump + 0.12 * (z + 0.1).abs()) * 2.2, y, z)
         return round_cone(local, (0.0, 0.06, 0.02), (0.0, -0.02, -long - 0.26), 0.21, 0.11) * 0.5
 

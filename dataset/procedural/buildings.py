@@ -44,7 +44,7 @@ def blocks(along: Tensor, up: Tensor, long: float, high: float) -> tuple[Tensor,
 
 
 def masonry(base: Colour, joint: Colour, edge: Tensor, own: Tensor, contrast: float) -> Tensor:
-    """Return the albedo of a wall: a random shade of `base` within ±contrast for each block, and the joints.
+    """Return the albedo of a wall: joints, and blocks with random shades of `base` within ±contrast.
 
     edge, own: the results of `blocks`.
     """
@@ -110,7 +110,7 @@ def cottage(draw: Draw) -> ProceduralObject:
     def opening(p: Coordinates, grow: float, out: float) -> Distance:
         """Return the distance to the windows, enlarged by `grow` and extending `out` from the wall.
 
-        They are rectangles at (±window_x, window_y) in the front and the back, and in the gables.
+        The front and back walls have windows at (±window_x, window_y). Each gable has two at z = 0.
         """
         size = (pane + grow, 1.1 * pane + grow)
         flat = box2(p[0].abs() - window_x, p[1] - window_y, size, 0.01)
@@ -164,7 +164,7 @@ def cottage(draw: Draw) -> ProceduralObject:
     def tiling(p: Coordinates) -> Tensor:
         """Return the albedo of rows of tiles.
 
-        Rows are shifted by half a tile, and each tile has its own shade.
+        Each row is shifted by half a tile relative to the next row, and each tile has a random shade.
         """
         drop = (ridge - p[1]) / (slope * steep)
         row = torch.floor(drop / course)
@@ -238,7 +238,7 @@ def castle_tower(draw: Draw) -> ProceduralObject:
         x, _, z = sectors(p, merlons)
         gap = torch.maximum(x.abs() - 0.25 * rim, -z)
         solid = torch.maximum(ring, gap)
-        if turret:  # keep a distance from the turret, so that no gap is narrower than a grid cell
+        if turret:  # avoid gaps at the turret that are narrower than a grid cell
             solid = torch.maximum(solid, girth + 0.08 - norm(p[0] - at[0], p[2] - at[2]))
         return solid
 
@@ -264,7 +264,7 @@ def castle_tower(draw: Draw) -> ProceduralObject:
         return extrude(leaf, p[2] - radius - 0.5 * batter, 0.03 + out)
 
     def windows(p: Coordinates, grow: float, out: float) -> Distance:
-        """Return the distance to the arched windows: four below the crown and four lower ones."""
+        """Return the distance to the arched windows: four in the upper part and four in the lower part."""
 
         def slit(x: Tensor, y: Tensor, z: Tensor, height: float) -> Distance:
             flat = box2(x, y - height, (0.052 + grow, 0.105 + grow), 0.05 + grow)
@@ -280,7 +280,7 @@ def castle_tower(draw: Draw) -> ProceduralObject:
     wood = tint(draw, colour("#6e3f20"))
 
     def stones(p: Coordinates) -> Tensor:
-        """Return the albedo of rows of blocks with dark joints. Each block has its own shade."""
+        """Return the albedo of rows of blocks with dark joints. Each block has a random shade."""
         step = 2 * math.pi / block
         edge, own = blocks(torch.atan2(p[0], p[2]) / step * 0.17, p[1], 0.17, course)
         return masonry(stone, shade(stone, 0.45), edge, own, 0.24)

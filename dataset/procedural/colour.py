@@ -11,7 +11,8 @@ from dataset.procedural.primitives import Coordinates
 from dataset.procedural.random_draw import Draw
 
 Colour = tuple[float, float, float]
-# Upper limit of every albedo channel. Highlights are added to the albedo, and their sum must not clip.
+# Upper limit of every albedo channel. It is below 1, because shading adds highlights, and the sum must not
+# clip.
 BRIGHTEST = 0.85
 
 
@@ -54,7 +55,7 @@ def over(
 
 
 def grain(base: Colour, depth: float) -> Callable[[Coordinates], Tensor]:
-    """Return an albedo function of wood: annual rings that are cut lengthwise, and fine fibres.
+    """Return an albedo function of wood that is cut lengthwise, with annual rings and fine fibres.
 
     The fibres are parallel to the y-z plane. depth: relative darkening of each ring's late wood, in [0, 1].
     """
@@ -69,7 +70,7 @@ def grain(base: Colour, depth: float) -> Callable[[Coordinates], Tensor]:
 
 
 def ramp(value: Tensor, low: float, high: float) -> Tensor:
-    """Return 0 below `low`, 1 above `high` and linear values in between. `low` may be greater than `high`."""
+    """Return a linear ramp, 0 at `low` and 1 at `high`, and constant outside. It falls if `low` > `high`."""
     return ((value - low) / (high - low)).clamp(0, 1)
 
 
@@ -89,7 +90,7 @@ def spots(
 ) -> tuple[Tensor, Tensor]:
     """Return the offset from the nearest spot on a sphere, in radians along the meridian and the parallel.
 
-    The spots are on parallels at the distance `spacing`. The first spot is at the pole (polar = 0). Each
+    The spots are on parallels that are `spacing` apart. The first spot is at the pole (polar = 0). Each
     parallel has as many spots as fit at distances of at least `spacing`, and is rotated by the golden angle
     relative to the previous one. jitter: displacement of the spots along the meridian, in units of `spacing`.
     A pattern is continuous if the radius of its spots is less than (1 − 2·jitter)·spacing / 2.
@@ -100,7 +101,7 @@ def spots(
     turned = azimuth - phase - row * 2.39996
     column = torch.round(turned * count / (2 * math.pi))
     across = turned - column * 2 * math.pi / count
-    # The displacement depends only on the row and on the column modulo the number of spots in the row.
+    # Using the column modulo the number of spots in the row makes the displacement periodic in azimuth.
     wobble = jitter * spacing * torch.sin(2.1 * row + 4.3 * (column % count))
     along = polar - height - torch.where(row > 0, wobble, torch.zeros_like(wobble))
     return along, across * height.sin()

@@ -163,7 +163,10 @@ def boat(draw: Draw) -> ProceduralObject:
     outline = [*plan, *[(-x, z) for x, z in reversed(plan) if x]]
 
     def deck(p: Coordinates) -> Distance:
-        """Return the distance above the rim. The rim rises towards the bow, and less towards the stern."""
+        """Return the signed distance to the surface at the rim's height, negative below it.
+
+        The rim rises towards the bow, and less towards the stern.
+        """
         z = (p[2] / length).clamp(-1.1, 1.1)
         return (p[1] - sheer * z * z * (0.65 + 0.35 * z)) * 0.85
 
@@ -191,7 +194,7 @@ def boat(draw: Draw) -> ProceduralObject:
         return box(p, (0.0, tall + 0.02, back + 0.02), (house + 0.045, 0.035, long + 0.055), 0.03)
 
     def rigging(p: Coordinates) -> Distance:
-        """Return the distance to a mast, a boom and a short yard. All are thick enough for a coarse grid."""
+        """Return the distance to a mast, a boom and a short yard, all thick enough for a coarse grid."""
         pole = round_cone(p, (0.0, -0.05, ahead), (0.0, mast, ahead), 0.036, 0.030)
         towards = 1.0 if back < 0 else -1.0
         boom = round_cone(p, (0.0, 0.14, ahead), (0.0, 0.42, ahead + 0.34 * towards), 0.032, 0.028)

@@ -1,4 +1,4 @@
-"""Figures that are used as start shapes and are no category of the prior.
+"""Figures that are used as start shapes but do not belong to a category of the prior.
 
 Units are metres; the ground is y = 0.
 """
@@ -57,7 +57,7 @@ def mannequin() -> ProceduralObject:
     def leg(p: Coordinates) -> Distance:
         limb = chain(p, (hip, knee, ankle), (0.098, 0.064, 0.046))
         limb = smooth_union(limb, ellipsoid(p, calf, (0.066, 0.14, 0.07)), 0.05)
-        # The sole of the foot is flat and on the ground.
+        # The intersection with y >= 0 makes the sole of the foot flat and places it on the ground.
         foot = smooth_intersection(round_cone(p, heel, toes, 0.052, 0.045), -p[1], 0.02)
         return smooth_union(limb, foot, 0.05)
 

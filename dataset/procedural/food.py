@@ -1,6 +1,7 @@
 """Category hamburger.
 
-It is rotationally symmetric about +y except for the cheese, so its azimuth is random.
+A hamburger is rotationally symmetric about +y except for the cheese. It has no front, so its azimuth is
+random.
 """
 
 import torch
@@ -38,7 +39,7 @@ def hamburger(draw: Draw) -> ProceduralObject:
         return cylinder(p, (0.0, bottom + 0.5 * heel, 0.0), 0.98 * radius, 0.5 * heel, 0.10)
 
     def patty(p: Coordinates) -> Distance:
-        """Return the distance to the meat and a solid core that fills the space between the layers."""
+        """Return the distance to the union of the meat and a core that fills the space between the layers."""
         slab = cylinder(p, (0.0, patty_at - 0.01, 0.0), 1.05 * radius, 0.5 * meat + 0.02, 0.06)
         low = bottom + 0.5 * heel
         middle, half = 0.5 * (low + crown_at), 0.5 * (crown_at - low)

@@ -34,7 +34,7 @@ def pineapple(draw: Draw) -> ProceduralObject:
     relief, squareness = draw.uniform(0.036, 0.044), draw.uniform(0.05, 0.09)
 
     def scales(p: Coordinates) -> Tensor:
-        """Return the height of the diamond pattern in [0, 1]. It is the product of two sets of spirals."""
+        """Return the height of the diamond pattern in [0, 1], computed from two opposite spiral waves."""
         azimuth = torch.atan2(p[0], p[2]) * (around / 2)
         climb = p[1] * (math.pi * pitch)
         ridge = ((azimuth + climb).cos() * (azimuth - climb).cos()).abs()
@@ -81,7 +81,7 @@ def pineapple(draw: Draw) -> ProceduralObject:
         return over(face, bract, ramp(height, 0.93, 0.98) * ramp(norm(p[0], p[2]), 0.1, 0.2))
 
     def foliage(p: Coordinates) -> Tensor:
-        """Return the albedo of the leaves. It is dark near the axis; each leaf has a pale middle vein."""
+        """Return the albedo of the leaves, which are dark near the axis and have a pale middle vein."""
         radial = norm(p[0], p[2])
         tone = ramp(p[1], base - 0.02, base + 0.6 * crown_height) * 0.6 + 0.4 * ramp(radial, 0.08, 0.26)
         blades = mix(shade(leaf, 0.45), shade(leaf, 1.1), tone)
@@ -138,7 +138,7 @@ def strawberry(draw: Draw) -> ProceduralObject:
 
 
 def apple(draw: Draw) -> ProceduralObject:
-    """Return an apple: a ball with a pit at each pole that is narrower at the bottom, a stalk and a leaf."""
+    """Return an apple: a ball that narrows downwards, with a pit at each pole, a stalk and usually a leaf."""
     offset, tube = draw.vary(0.20, 0.08), draw.vary(0.37, 0.04)
     tall, taper = draw.uniform(1.20, 1.32), draw.uniform(0.14, 0.22)
 
@@ -179,23 +179,24 @@ def apple(draw: Draw) -> ProceduralObject:
 
 
 def banana(draw: Draw) -> ProceduralObject:
-    """Return a banana: an arc in the plane z = 0 with rounded edges along it. The middle is the lowest point.
+    """Return a banana: an arc in the plane z = 0 with rounded edges along its length.
 
-    The stalk is at +x and the dark tip at −x.
+    The middle of the banana is its lowest point, the stalk is at +x, and the dark tip is at −x.
     """
     bend, half_angle = draw.vary(0.62, 0.08), draw.uniform(0.98, 1.15)
     thick, ends = draw.vary(0.18, 0.08), draw.uniform(0.45, 0.52)
     edges, phase = draw.uniform(0.010, 0.016), draw.angle()
 
     def body(p: Coordinates) -> Distance:
-        """Return the distance to spheres along an arc with centre (0, bend).
+        """Return the distance to the union of spheres along an arc with centre (0, bend).
 
-        Their radius decreases to the ends.
+        The radius of the spheres decreases towards the ends of the arc.
         """
         radius, angle = norm(p[0], p[1] - bend), torch.atan2(p[0], bend - p[1])
         nearest = angle.clamp(-half_angle, half_angle)
         fraction = (nearest / half_angle).abs()
-        # At the arc's centre all spheres have the same distance, so the radii blend to one value there.
+        # All points of the arc are equally far from its centre, so the nearest sphere is not unique there.
+        # Blending the radii to one value keeps the distance continuous.
         apart = ramp(radius, 0.0, 0.6 * bend)
         size = thick * (1 - ends * (0.35 + (fraction**2.6 - 0.35) * apart))
         across, off = norm(p[0] - bend * nearest.sin(), p[1] - bend + bend * nearest.cos()), p[2]
@@ -206,7 +207,7 @@ def banana(draw: Draw) -> ProceduralObject:
     sin, cos = math.sin(half_angle), math.cos(half_angle)
 
     def beyond(distance: float, rise: float = 0.0) -> tuple[float, float, float]:
-        """Return the point at `distance` beyond the arc's end at +x, along its tangent, and `rise` higher."""
+        """Return the point `distance` beyond the arc's end at +x along the tangent, raised by `rise`."""
         return bend * sin + cos * distance, bend * (1 - cos) + sin * distance + rise, 0.0
 
     length = draw.uniform(0.20, 0.28)

@@ -124,7 +124,8 @@ def lamp(draw: Draw) -> ProceduralObject:
     height, foot = draw.uniform(0.62, 0.74), draw.uniform(0.27, 0.33)
     bellied = draw.chance(0.4)
     wall = 0.09
-    # The shade's lower edge is at y = 0. The outlines extend across the axis and are enlarged by `edge`.
+    # The shade's lower edge is at y = 0. Both outlines extend across the axis, so that no edge of a polygon
+    # is on the axis. `cover` enlarges `cone` by `edge`.
     edge, ceiling = 0.02, 0.55 * shade_height
     cone = [
         (-0.3, edge),

@@ -27,7 +27,8 @@ class Material:
     """Colour and surface properties of an object, and the words that describe them in a caption.
 
     adjective: word before the object's name ("wooden"). substance: words after the name ("made of wood") or
-    None. grain: function from coordinates in the object's frame to a factor that multiplies the colour.
+    None. grain: function from coordinates in the object's frame and a random phase to a factor that
+    multiplies the colour.
     """
 
     adjective: str
@@ -39,7 +40,7 @@ class Material:
 
 
 def _wood_grain(p: Coordinates, phase: float) -> Tensor:
-    """Return the colour factor of wood: the annual rings of a trunk along +y that is cut lengthwise.
+    """Return the colour factor of wood: annual rings of a trunk along +y, as they appear in a lengthwise cut.
 
     The late wood of each ring is narrow and dark, and the early wood is wide and bright.
     """
@@ -76,8 +77,8 @@ MATERIALS: dict[str, Material] = {
     "stone": Material("stone", colour("#9a978f"), (0.8, 0.9), 0.0, "stone", _stone_grain),
 }
 
-# Pairs (category, material) that are excluded from the training data. They test whether the prior can combine
-# a known category with a known material.
+# Pairs (category, material) that are excluded from the training data. They are used to test whether the prior
+# can combine a known category with a known material.
 HELD_OUT: frozenset[tuple[str, str]] = frozenset(
     {
         ("pineapple", "blue"),

@@ -34,7 +34,7 @@ LEAVES = tuple(colour(c) for c in ("#6faa3a", "#2f7a3a", "#8aa83a"))
 
 
 def mushroom(draw: Draw) -> ProceduralObject:
-    """Return a mushroom: a spotted cap with a hollow underside on a stem with a ring and a thick foot."""
+    """Return a mushroom: a spotted, hollow cap on a stem with a thick foot and sometimes a ring."""
     radius, dome = draw.vary(0.60, 0.07), draw.vary(0.50, 0.08)
     spacing, phase, spot = draw.uniform(0.60, 0.70), draw.angle(), draw.uniform(0.20, 0.23)
     brown = draw.chance(0.25)
@@ -102,7 +102,7 @@ def cactus(draw: Draw) -> ProceduralObject:
     def flutes(p: Coordinates) -> Tensor:
         """Return the height of the column's ribs in [−1, 1].
 
-        It fades out at the axis, where the ribs meet.
+        The height is reduced to 0 towards the axis, where the ribs meet.
         """
         return torch.cos(torch.atan2(p[0], p[2]) * ribs) * ramp(norm(p[0], p[2]), 0.02, 0.2)
 
@@ -230,7 +230,7 @@ def tree(draw: Draw) -> ProceduralObject:
             centre = (out * math.sin(azimuth), lift + up - 0.04, out * math.cos(azimuth))
             solid = smooth_union(solid, sphere(p, centre, size), 0.05)
         solid = smooth_union(solid, sphere(p, (0.0, lift + 0.30, 0.0), top), 0.05)
-        # Tufts of leaves displace the surface. The displacement fades out inside the solid.
+        # A wave displaces the surface to form tufts of leaves. The displacement fades out inside the solid.
         tuft = torch.sin(17 * p[0] + phase) * torch.sin(18 * p[1]) * torch.sin(16 * p[2] + 2.0)
         return (solid - 0.035 * tuft * ramp(solid, -0.15, -0.05)) * 0.85
 
@@ -245,7 +245,7 @@ def tree(draw: Draw) -> ProceduralObject:
     leaf, bark = tint(draw, draw.usually(colour("#4c9a3c"), LEAVES, 0.6)), tint(draw, colour("#7a5032"))
 
     def foliage(p: Coordinates) -> Tensor:
-        """Return the albedo of the leaves. It is brighter at the top of the tree and on the tufts."""
+        """Return the albedo of the leaves, which are brighter at the top of the tree and on the tufts."""
         tuft = torch.sin(17 * p[0] + phase) * torch.sin(18 * p[1]) * torch.sin(16 * p[2] + 2.0)
         bend = 3 * torch.sin(7 * p[1] + 5 * p[0]) + 2 * torch.sin(9 * p[2])
         leaves = torch.sin(47 * p[0] + bend) * torch.sin(43 * p[1] + bend) * torch.sin(51 * p[2] - bend)

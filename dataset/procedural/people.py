@@ -161,7 +161,7 @@ def head(draw: Draw) -> ProceduralObject:
     def hair(p: Coordinates) -> Distance:
         cap = ellipsoid(p, (0.0, 0.16, -0.07), (wide + puff, 0.85 * tall + puff, deep + puff))
         # The hair is behind a plane that leans backwards, so it does not cover the forehead and the ears. The
-        # edge is wavy.
+        # edge of the hair is wavy.
         locks = 0.03 * torch.sin(13 * p[0] + phase)
         cut = (p[2] - 0.75 * (p[1] - fringe) - 0.34 + locks) * 0.8
         tuft = smooth_intersection(cap, cut, 0.08)
@@ -180,13 +180,13 @@ def head(draw: Draw) -> ProceduralObject:
         return round_cone(mirror_x(p), *ends, 0.05, 0.042)
 
     def lips(p: Coordinates) -> Distance:
-        # The lips are raised skin within a bar whose ends bend upwards.
+        # The lips are raised skin within a horizontal bar whose ends bend upwards.
         bend = 1.2 * p[0].abs().clamp(max=0.2).square()
         outline = box2(p[0], p[1] + 0.36 - bend, (0.16, 0.052), 0.045) * 0.9
         return smooth_intersection(skull(p) - 0.045, torch.maximum(outline, 0.1 - p[2]), 0.03)
 
     def beard(p: Coordinates) -> Distance:
-        # The upper edge rises from the corners of the mouth to the ears.
+        # The upper edge of the beard rises from the corners of the mouth to the ears.
         edge = (p[1] + 0.27 - 0.7 * (0.38 - p[2]).clamp(0.0, 0.45)) * 0.8
         return smooth_intersection(smooth_intersection(skull(p) - 0.03, edge, 0.05), -(p[2] + 0.08), 0.05)
 
@@ -206,7 +206,7 @@ def head(draw: Draw) -> ProceduralObject:
         return over(ball, shade(flesh, 0.35), ramp(p[1] - level, 0.040, 0.052))
 
     def face(p: Coordinates) -> Tensor:
-        """Return the albedo of the skin. Cheeks and ears are redder."""
+        """Return the albedo of the skin, which is redder on the cheeks and the ears."""
         cheek = norm(p[0].abs() - 0.24, p[1] + 0.16, p[2] - 0.40)
         blush = (flesh[0], flesh[1] * 0.72, flesh[2] * 0.66)
         warm = torch.maximum(0.6 * ramp(cheek, 0.20, 0.05), 0.5 * ramp(p[0].abs(), wide, wide + 0.05))

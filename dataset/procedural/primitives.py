@@ -23,18 +23,18 @@ def shift(p: Coordinates, centre: Vector) -> Coordinates:
 
 
 def mirror_x(p: Coordinates) -> Coordinates:
-    """Replace x by |x|, so that a solid at +x also appears at −x."""
+    """Replace x by |x|, so that a solid at +x appears a second time, mirrored, at −x."""
     return p[0].abs(), p[1], p[2]
 
 
 def turn_x(p: Coordinates, angle: float) -> Coordinates:
-    """Return point coordinates that rotate a solid by `angle` radians about +x, from +y towards +z."""
+    """Return coordinates in which a solid appears rotated by `angle` radians about +x, from +y towards +z."""
     c, s = math.cos(angle), math.sin(angle)
     return p[0], c * p[1] + s * p[2], c * p[2] - s * p[1]
 
 
 def turn_y(p: Coordinates, angle: float) -> Coordinates:
-    """Return point coordinates that rotate a solid by `angle` radians about +y, from +z towards +x."""
+    """Return coordinates in which a solid appears rotated by `angle` radians about +y, from +z towards +x."""
     c, s = math.cos(angle), math.sin(angle)
     return c * p[0] - s * p[2], p[1], s * p[0] + c * p[2]
 
@@ -42,7 +42,7 @@ def turn_y(p: Coordinates, angle: float) -> Coordinates:
 def sectors(p: Coordinates, count: int, phase: float = 0.0) -> Coordinates:
     """Map all sectors around +y to the sector at +z, so that a solid in this sector appears `count` times.
 
-    The solid must be symmetric in x. Then the distance is continuous at the borders between sectors.
+    The solid must be symmetric in x, so that the distance is continuous at the borders between sectors.
     """
     radius = torch.hypot(p[0], p[2])
     angle = torch.atan2(p[0], p[2]) - phase
@@ -95,7 +95,8 @@ def ellipsoid(p: Coordinates, centre: Vector, radii: Vector) -> Distance:
     x, y, z = shift(p, centre)
     scaled = norm(x / radii[0], y / radii[1], z / radii[2])
     slope = norm(x / radii[0] ** 2, y / radii[1] ** 2, z / radii[2] ** 2)
-    # `scaled` and `slope` are 0 at the centre. The limit along the shortest axis is −min(radii).
+    # The formula is undefined at the centre, where `scaled` and `slope` are 0. The limit along the shortest
+    # axis, −min(radii), is used there.
     return torch.where(
         slope > 1e-6, scaled * (scaled - 1) / slope.clamp(min=1e-6), torch.full_like(x, -min(radii))
     ).clamp(min=-min(radii))
@@ -183,7 +184,7 @@ def polygon(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]], roundi
         px, py = x - ax, y - ay
         t = ((px * ex + py * ey) / (ex * ex + ey * ey)).clamp(0, 1)
         squared = torch.minimum(squared, (px - t * ex).square() + (py - t * ey).square())
-        if ey != 0:  # even-odd rule for the ray towards +x
+        if ey != 0:  # even-odd rule: count the edges that a ray towards +x crosses
             inside = inside ^ (((y >= ay) != (y >= by)) & (px < py * (ex / ey)))
     distance = squared.sqrt()
     return torch.where(inside, -distance, distance) - rounding

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from dataset.procedural.primitives import Coordinates, Distance, Vector, turn_y
 
-# Largest distance of every object's surface from the origin. It is constant, so all categories have about the
-# same size in a picture.
+# Largest distance of every object's surface from the origin. It is the same for all objects, so that all
+# categories have about the same size in a picture.
 REACH = 0.75
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of an object, in the object's own frame.
+    """One part of an object. Coordinates are in the frame of the parts (see ProceduralObject).
 
     distance: function from coordinates to signed distances [N]. albedo: function from coordinates to linear
     RGB in [0, 0.85], [N,3].
@@ -76,7 +76,7 @@ class ProceduralObject:
 
 
 def place(kind: str, parts: tuple[Part, ...], turn: float = 0.0) -> ProceduralObject:
-    """Rotate the parts about +y, centre their bounding box on the origin and scale them to REACH."""
+    """Return an object of the parts: rotated about +y, its box centred on the origin, scaled to REACH."""
     surface = _surface_points(ProceduralObject(kind, parts, turn).signed_distance)
     centre = (surface.amin(0) + surface.amax(0)) / 2
     reach = torch.linalg.vector_norm(surface - centre, dim=-1).max()
@@ -86,9 +86,9 @@ def place(kind: str, parts: tuple[Part, ...], turn: float = 0.0) -> ProceduralOb
 def _surface_points(distance: Callable[[Tensor], Tensor], extent: float = 1.6, cells: int = 32) -> Tensor:
     """Return points on the zero level set. They are dense near the extreme points of the surface.
 
-    Grid points near the surface are projected onto it. Then the outermost points of each direction are
-    perturbed and projected again, with decreasing noise. This finds thin tips. The parts must be within
-    ±extent.
+    Grid points near the surface are projected onto it. Then the outermost points in each direction are
+    perturbed and projected again three times, with decreasing noise. This finds thin tips between grid
+    points. The parts must be within ±extent.
     """
     axis = torch.linspace(-extent, extent, cells + 1)
     grid = torch.cartesian_prod(axis, axis, axis)

@@ -97,10 +97,10 @@ def donut(draw: Draw) -> ProceduralObject:
         return ring(p, tube)
 
     def sprinkle(p: Coordinates) -> tuple[Tensor, Tensor]:
-        """Return the distance to the nearest sprinkle along the icing, and its random number in [0, 1).
+        """Return the distance along the icing to the nearest sprinkle, and a random number in [0, 1) for it.
 
         The icing is divided into rows x columns cells of (angle around the tube, azimuth). Each cell contains
-        one sprinkle with a random offset and angle. A sprinkle never crosses the border of its cell.
+        at most one sprinkle, with a random offset and angle. A sprinkle never crosses the border of its cell.
         """
         r = norm(p[0], p[1])
         around, tilt = torch.atan2(p[0], p[1]), torch.atan2(r - radius, p[2])
@@ -114,7 +114,7 @@ def donut(draw: Draw) -> ProceduralObject:
         y = (tilt * (rows / math.pi) + 0.5 * rows - row - 0.5) * size[1] + 0.02 * (own - 0.5)
         c, s = torch.cos(math.pi * other), torch.sin(math.pi * other)
         along, across = c * x + s * y, c * y - s * x
-        # The cells near the hole are too short for a whole sprinkle.
+        # The cells near the hole are too short for a whole sprinkle, so they stay empty.
         row_length = (radius + tube * torch.sin((row + 0.5) * (math.pi / rows) - 0.5 * math.pi)) / columns
         missing = ((own > 0.82) | (row_length < 0.0175)).to(own)
         return norm((along.abs() - grain_length).clamp(min=0), across) - grain_width + missing, own

@@ -28,7 +28,7 @@ METALS = tuple(colour(c) for c in ("#c3c8ce", "#b97b45", "#5f646b"))
 
 
 def hammer(draw: Draw) -> ProceduralObject:
-    """Return a claw hammer: a round face at +x, a split claw at −x, and a handle of wood or with a grip."""
+    """Return a claw hammer: a round face at +x, a split claw at −x, a wooden handle, and sometimes a grip."""
     length, thick = draw.vary(1.02, 0.07), draw.uniform(0.068, 0.080)
     face, half = draw.uniform(0.160, 0.185), draw.uniform(0.150, 0.165)
     reach, claw = draw.uniform(0.33, 0.39), draw.uniform(0.42, 0.50)
@@ -46,7 +46,7 @@ def hammer(draw: Draw) -> ProceduralObject:
         return round_cone(p, (0.0, -0.52 * length, 0.0), (0.0, -length, 0.0), thick * 1.25, thick * 1.5)
 
     def head(p: Coordinates) -> Distance:
-        along = (p[1], p[0], p[2])  # the axis of the face is x
+        along = (p[1], p[0], p[2])  # swap x and y, because the axis of the face is x
         cheek = box(p, (0.0, 0.0, 0.0), (0.13, 0.135, half), 0.04)
         neck = box2(norm(p[1], p[2]), p[0] - 0.5 * reach, (0.72 * face, 0.5 * reach), 0.02)
         poll = box2(norm(along[0], along[2]), p[0] - reach, (face, 0.085), 0.035)

@@ -67,7 +67,7 @@ def car(draw: Draw) -> ProceduralObject:
     def wall(p: Coordinates) -> Distance:
         """Return the distance from the side walls of the cabin.
 
-        They lean inwards by 0.3 per unit of height.
+        The walls lean inwards by 0.3 per unit of height.
         """
         return (p[0].abs() + 0.3 * (p[1] - belt) - (half - 0.02)) * 0.95
 
@@ -96,12 +96,16 @@ def car(draw: Draw) -> ProceduralObject:
     lamp = draw.uniform(0.055, 0.075)
 
     def slope(p: Coordinates, foot: float, top: float, outwards: float) -> Tensor:
-        """Return the distance from the plane of a screen through (z, y) = (foot, belt) and (top, roof)."""
+        """Return the distance from the plane of the windscreen or the rear window.
+
+        The plane contains (z, y) = (foot, belt) and (top, roof). outwards: 1 for the windscreen, −1 for the
+        rear window.
+        """
         y, z = roof - belt, (foot - top) * outwards
         return (z * (p[1] - belt) + y * (p[2] - foot) * outwards) / math.hypot(y, z)
 
     def window(p: Coordinates) -> Tensor:
-        """Return 1 on the windows and 0 on the pillars. The pillars are where two walls of the cabin meet."""
+        """Return 1 on the windows and 0 on the pillars, at the corners of the cabin and between the doors."""
         side = -wall(p)
         ahead = -slope(p, screen + 0.01, roof_front, 1.0)
         behind = -slope(p, boot, roof_rear, -1.0)
@@ -114,7 +118,7 @@ def car(draw: Draw) -> ProceduralObject:
     def painted(p: Coordinates) -> Tensor:
         x, y, z = p[0].abs(), p[1], p[2]
         skin = plain(paint)(p)
-        # Paint the gaps around the doors, the bonnet and the boot, and the door handles.
+        # Paint the gaps at the front and rear edges of the doors, and the door handles.
         flank = ramp(x, half - 0.05, half - 0.04) * ramp(y, belt + 0.02, belt + 0.01) * ramp(y, -0.14, -0.13)
         gaps = torch.minimum(
             torch.minimum((z - screen + 0.05).abs(), (z - pillar).abs()), (z - rear - 0.19).abs()

@@ -1,6 +1,7 @@
 """Categories mug, teapot and vase.
 
-The mug's handle is at +x. The teapot's spout is at +x and its handle at −x. The vase is symmetric about +y.
+The mug's handle is at +x. The teapot's spout is at +x and its handle at −x. The vase is rotationally
+symmetric about +y.
 """
 
 import math
@@ -33,7 +34,7 @@ MUG_COLOURS = tuple(colour(c) for c in ("#d8382c", "#e9e4d8", "#3f9a57", "#eebb2
 
 
 def mug(draw: Draw) -> ProceduralObject:
-    """Return a mug: a cup of constant thickness with a round rim, a handle at +x and sometimes a motif."""
+    """Return a mug: a cup with a constant wall thickness, a round rim, a handle at +x, sometimes a motif."""
     radius, half_height = draw.vary(0.40, 0.05), draw.vary(0.47, 0.06)
     wall = draw.uniform(0.044, 0.05)  # half of the wall's thickness
     flare, corner = draw.uniform(-0.01, 0.04), draw.uniform(0.06, 0.16)
@@ -71,7 +72,7 @@ def mug(draw: Draw) -> ProceduralObject:
         """Return the albedo: the motif outside, and the inner colour up to the middle of the rim."""
         r, y = revolve(p)
         skin = plain(outside)(p)
-        beyond = r - radius - flare * (y / half_height)  # the middle of the wall
+        beyond = r - radius - flare * (y / half_height)  # distance from the middle of the wall
         on_wall = ramp(beyond, wall + 0.03, wall + 0.015)
         if motif == "band":
             skin = over(skin, second, on_wall * ramp((y + 0.02).abs(), 0.17, 0.155))
