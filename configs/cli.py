@@ -36,7 +36,7 @@ from configs.validation import check_files, check_inputs, warn_without_effect
 
 logger = logging.getLogger(__name__)
 
-# Matches a value that argparse would read as an option: a negative number or a signed axis.
+# Matches a value that argparse would read as an option: a negative number or a negative axis such as -y.
 NEGATIVE_VALUE = re.compile(r"-(\d|\.\d|inf|nan|Infinity|NaN|[xyz]$)", re.ASCII)
 
 SWITCHES = ("dry-run", "check", "export-only", "quick", "help", "ui")

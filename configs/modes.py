@@ -1,4 +1,4 @@
-"""Labels and defaults that differ between the two modes."""
+"""Labels and defaults that differ between geometry_modeling and appearance_modeling."""
 
 from __future__ import annotations
 

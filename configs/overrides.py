@@ -104,7 +104,7 @@ def mode_of(file: Values, options: Values) -> object:
 
 
 def stage_option_names() -> list[str]:
-    """Return all options that apply to one stage: geometry.iter, appearance.iter, …"""
+    """Return the names of all options that apply to one stage: geometry.iter, appearance.iter, …"""
     keys = [name for name in known_keys() if name not in NOT_FOR_ONE_STAGE]
     return [f"{stage}{STAGE_MARK}{name}" for stage in STAGES for name in keys]
 

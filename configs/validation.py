@@ -1,6 +1,7 @@
 """Checks that need several keys, and checks of input files.
 
-`place(key)` returns where the value of the key was set (file or option). It is used in error messages.
+`place(key)` returns where the value of the key was set (file or option). The result is used in error
+messages.
 """
 
 from __future__ import annotations
@@ -165,8 +166,8 @@ def warn_without_effect(config: Config, changed: Collection[str], say: Callable[
 def check_files(config: Config, place: Place, written: Collection[Path]) -> None:
     """Reject input files that do not exist and an out_dir that cannot be created.
 
-    An environment map that `resolve_map` replaces by the default map is accepted. written: the meshes that
-    earlier configs of the same command write before this config runs. They need not exist yet.
+    A missing environment map is accepted if `resolve_map` replaces it by the default map. written: the meshes
+    that earlier configs of the same command write before this config runs. They need not exist yet.
 
     Raises:
         ConfigError: if a path is not usable. The message contains the key and the path.

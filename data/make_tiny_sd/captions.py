@@ -11,7 +11,7 @@ from configs.modes import MODES
 from dataset.procedural.materials import MATERIALS, Material
 from sd.prompts import VIEW_SUFFIXES
 
-# Share of captions that end with the view, and share of empty captions.
+# Share of captions that end with the view, and share of captions from EMPTY_CAPTIONS.
 VIEW_SHARE = 0.6
 DROPPED_SHARE = 0.12
 

@@ -30,7 +30,7 @@ LEARNING_RATE = 8e-4
 AVERAGE_DECAY = 0.999
 DOMAINS = ("coarse", "normal", "shaded")
 REPORT_EVERY = 100
-# Number of steps after which the ranks synchronise the elapsed time.
+# Number of steps after which the ranks synchronise their progress, so that all stop at the same step.
 SYNC_EVERY = 10
 
 

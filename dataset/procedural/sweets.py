@@ -46,8 +46,7 @@ def ice_cream_cone(draw: Draw) -> ProceduralObject:
 
     def cone(p: Coordinates) -> Distance:
         solid = round_cone(p, (0.0, 0.0, 0.0), (0.0, -length, 0.0), radius, 0.055)
-        # The distance between the spirals decreases towards the axis and the tip, so the relief fades out
-        # there.
+        # The spirals are close to each other near the axis and the tip, so the relief is faded out there.
         fade = ramp(norm(p[0], p[2]), 0.0, 0.2) * ramp(p[1], -length, 0.3 - length)
         return (solid - 0.015 * waffle(p) * fade) * 0.85
 
