@@ -111,9 +111,9 @@ def test_the_readme_has_a_row_for_each_pair():
 SMALL = {
     "sd_model": "data/tiny-sd",
     "device": "cpu",
-    "batch": 2,
-    "train_res": [32, 32],
-    "dmtet_grid": 32,
+    "batch": 1,
+    "train_res": [16, 16],
+    "dmtet_grid": 24,
     "hash_n_levels": 3,
     "hash_log2_hashmap_size": 10,
     "hash_max_resolution": 32,
@@ -127,7 +127,7 @@ SMALL = {
     "guidance_weight": 1,
     "learning_rate": 2e-3,
 }
-FIT = 100
+FIT = 50
 
 
 @pytest.fixture(scope="module")
