@@ -19,7 +19,7 @@ def test_one_parameter_varies_at_a_time_and_every_row_exists(model_folder, tmp_p
     words = (
         "--device cpu --grids 8 12 --batches 1 2 --resolutions 24 --side 16 --faces 300 --steps 2 --fit 30"
     )
-    words += " --hash_log2_hashmap_size 8"
+    words += " --hash_log2_hashmap_size 8 --env_resolution 64"
     file = tmp_path / "rows.json"
     assert main(["--model", str(model_folder), "--json", str(file), *words.split()]) == 0
     got = {

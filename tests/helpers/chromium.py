@@ -40,8 +40,8 @@ def find() -> str | None:
 class Page:
     """A context manager that opens a page in a new browser.
 
-    requests: the first 200 characters of each requested address. errors: console errors and uncaught
-    exceptions.
+    requests: the first 200 characters of each address that the page has requested. errors: console errors and
+    uncaught exceptions of the page.
     """
 
     def __init__(self, size: tuple[int, int] = (1280, 900), dark: bool = False) -> None:
@@ -73,7 +73,7 @@ class Page:
             self.call(f"{domain}.enable")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if self._dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self._resize(*self._size)
+        self.resize(*self._size)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -91,6 +91,7 @@ class Page:
     def open_address(self, address: str, timeout: float = 60) -> None:
         """Open an address and wait until all its resources are loaded."""
         self._loaded = False
+        self.requests, self.errors = [], []
         self.call("Page.navigate", url=address)
         self._listen(lambda: self._loaded, timeout, "the page to load")
 
@@ -118,7 +119,7 @@ class Page:
     def screenshot(self, path: Path, whole: bool = True) -> None:
         """Save the page as a PNG. If `whole`, the image has the full height of the page."""
         if whole:
-            self._resize(self._size[0], int(self.evaluate("document.documentElement.scrollHeight")))
+            self.resize(self._size[0], int(self.evaluate("document.documentElement.scrollHeight")))
             time.sleep(1)
         picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(picture["data"]))
@@ -136,7 +137,8 @@ class Page:
         assert "error" not in reply, f"{method}: {reply['error']}"
         return reply["result"]
 
-    def _resize(self, width: int, height: int) -> None:
+    def resize(self, width: int, height: int) -> None:
+        """Set the size of the page in pixels."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,

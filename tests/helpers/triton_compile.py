@@ -1,18 +1,32 @@
 """Compile Triton kernels for a GPU on a machine without a GPU.
 
-The compiler rejects invalid kernels that Triton's interpreter accepts. `compile_for_gpu(code)` runs code in a
+This finds invalid kernels, which Triton's interpreter accepts. `compile_for_gpu(code)` runs code in a
 subprocess with CPU tensors. Every launch compiles the kernel for a GPU of compute capability 9.0 instead of
-running it.
+running it. The subprocesses are forked from a process that has imported torch and Triton without Triton's
+interpreter.
 """
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 TYPES |= {"uint8": "u8", "int16": "i16", "int32": "i32", "int64": "i64"}
+COMPILE = """
+import json
+import sys
+import triton_compile
+from triton.runtime.jit import JITFunction
+compiled = {}
+JITFunction.run = triton_compile.compile_instead(compiled)
+exec(sys.argv[1])
+print(json.dumps(compiled))
+"""
 
 
 def compile_for_gpu(code: str) -> dict[str, int]:
@@ -20,16 +34,31 @@ def compile_for_gpu(code: str) -> dict[str, int]:
 
     Raise AssertionError with the output of the process if the process fails.
     """
+    return json.loads(run_without_interpreter(COMPILE, code)[-1])
+
+
+def run_without_interpreter(code: str, *arguments: str) -> list[str]:
+    """Run code in a process without Triton's interpreter. Return the lines that it prints.
+
+    arguments: the values of sys.argv[1:]. Raise AssertionError with the output if the process fails.
+    """
+    server = _server()
+    server.stdin.write(json.dumps([code, *arguments]) + "\n")
+    server.stdin.flush()
+    failed, output = json.loads(server.stdout.readline())
+    assert not failed, output[-4000:]
+    return output.splitlines()
+
+
+@functools.cache
+def _server() -> subprocess.Popen:
+    """Start the process that `serve` runs in. It ends when its standard input is closed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, __file__],
-        input=code,
-        text=True,
-        capture_output=True,
-        env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    here = Path(__file__).parent
+    environment["PYTHONPATH"] = os.pathsep.join([str(here.parents[1]), str(here)])
+    return subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def compile_instead(found: dict[str, int]):
@@ -66,10 +95,36 @@ def compile_instead(found: dict[str, int]):
     return run
 
 
-if __name__ == "__main__":
-    from triton.runtime.jit import JITFunction
+def serve() -> None:
+    """Fork a process for each line of the standard input. Write whether it failed, and its output."""
+    import torch
+    import triton.runtime.jit  # noqa: F401
 
-    compiled: dict[str, int] = {}
-    JITFunction.run = compile_instead(compiled)
-    exec(sys.stdin.read())
-    sys.stdout.write(json.dumps(compiled) + "\n")
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        with tempfile.TemporaryFile("w+") as output:
+            if (child := os.fork()) == 0:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                os._exit(_execute(*json.loads(line)))
+            _, status = os.waitpid(child, 0)
+            output.seek(0)
+            sys.stdout.write(json.dumps([status != 0, output.read()]) + "\n")
+            sys.stdout.flush()
+
+
+def _execute(code: str, *arguments: str) -> int:
+    sys.argv[1:] = arguments
+    try:
+        exec(code, {"__name__": "compiled"})
+        return 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,19 +1,14 @@
 """Compile the Triton rasteriser, and compare faces, values, pixel pairs and gradients with the reference."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from triton_compile import run_without_interpreter
 
 from render.camera import orbit, transform_points
 from render.raster import silhouette
 from render.raster.reference import ReferenceRasteriser
 
 backend = pytest.importorskip("render.raster.triton.backend", exc_type=ImportError)
-ROOT = Path(__file__).parents[3]
 
 
 def small_and_large_faces(bumpy_sphere):
@@ -236,19 +231,9 @@ print(*sorted(name for name, fused in compiled.items() if any(fused)))
 """
 
 
-def test_kernels_compile_for_a_gpu(tmp_path):
+def test_kernels_compile_for_a_gpu():
     """All kernels of a step compile without a GPU. Kernels that assign pixels use no fused multiply-adds."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    names, fused = done.stdout.splitlines()
+    names, fused = run_without_interpreter(COMPILE)[-2:]
     drawn = {"draw_small_faces", "draw_listed_faces", "resolve"}
     seen = {"count_half_edges", "group_half_edges", "mark_faces", "list_silhouettes", "find_crossings"}
     backward = {"resolve_backward", "interpolate_backward", "blend_backward"}

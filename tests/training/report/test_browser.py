@@ -14,6 +14,7 @@ from report_run import NASTY, example_info, write_run
 from render.image_io.hdr import write_hdr
 from training.report.run_page import RunState, run_page
 
+SIZE = (1280, 900)
 MODEL = "document.querySelector('model-viewer')"
 
 pytestmark = pytest.mark.skipif(
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium.Page() as page:
+    with chromium.Page(SIZE) as page:
         yield page
 
 
@@ -57,27 +58,28 @@ def test_a_finished_run(browser, folder):
 
 
 @pytest.mark.parametrize("width", [1400, 400])
-def test_the_page_fits_its_width(folder, width):
+def test_the_page_fits_its_width(browser, folder, width):
     (folder / "fit.html").write_text(run_page(example_info(folder), RunState("done", 100)), encoding="utf-8")
-    with chromium.Page((width, 900)) as page:
-        page.open(folder / "fit.html")
-        page.wait_for(f"{MODEL}.loaded")
-        page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    browser.resize(width, 900)
+    browser.open(folder / "fit.html")
+    browser.wait_for(f"{MODEL}.loaded")
+    browser.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+    found = browser.evaluate("document.documentElement.scrollWidth")
+    browser.resize(*SIZE)
+    assert found <= width
 
 
-def test_the_model_is_lit_by_the_environment_of_the_run(folder, tmp_path):
+def test_the_model_is_lit_by_the_environment_of_the_run(browser, folder, tmp_path):
     """A red environment map gives a red image."""
     map_file = tmp_path / "red.hdr"
     write_hdr(map_file, torch.tensor([1.0, 0.0, 0.0]).expand(16, 32, 3).contiguous())
     info = replace(example_info(folder), envmap=str(map_file))
     (folder / "red.html").write_text(run_page(info, RunState("done", 100)), encoding="utf-8")
-    with chromium.Page() as page:
-        page.open(folder / "red.html")
-        page.wait_for(f"{MODEL}.loaded && {MODEL}.environmentImage !== null")
-        page.wait_for(f"{MODEL}.modelIsVisible")
-        address = page.evaluate(f"{MODEL}.toDataURL('image/png')")
-        assert not page.errors
+    browser.open(folder / "red.html")
+    browser.wait_for(f"{MODEL}.loaded && {MODEL}.environmentImage !== null")
+    browser.wait_for(f"{MODEL}.modelIsVisible")
+    address = browser.evaluate(f"{MODEL}.toDataURL('image/png')")
+    assert not browser.errors
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGBA"))
     red, green, _ = pixels[pixels[..., 3] == 255][:, :3].astype(float).mean(0)
     assert red > 60 and green < red / 10
@@ -118,11 +120,10 @@ def test_page_of_a_running_run_shows_its_age(browser, folder):
     assert no_request_left_and_no_error(browser)
 
 
-def test_browser_check_detects_errors_and_requests(folder):
+def test_browser_check_detects_errors_and_requests(browser, folder):
     (folder / "bad.html").write_text(
         '<img src="http://127.0.0.1:9/x.png"><script>console.error("oh"); undefined.x</script>'
     )
-    with chromium.Page() as browser:
-        browser.open(folder / "bad.html")
-        assert "http://127.0.0.1:9/x.png" in browser.requests
-        assert len([error for error in browser.errors if "oh" in error or "TypeError" in error]) == 2
+    browser.open(folder / "bad.html")
+    assert "http://127.0.0.1:9/x.png" in browser.requests
+    assert len([error for error in browser.errors if "oh" in error or "TypeError" in error]) == 2
