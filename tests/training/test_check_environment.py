@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def check(*words, python=(), **environment):
-    """Run the command in a subprocess and capture its output."""
+    """Run `train.py --check` in a subprocess, and return the completed process with its output."""
     command = [sys.executable, *python, str(ROOT / "train.py"), "--check", *words]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)

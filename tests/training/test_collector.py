@@ -1,4 +1,4 @@
-"""The pause of Python's garbage collector."""
+"""Test the pause of Python's garbage collector."""
 
 import gc
 

@@ -186,7 +186,8 @@ def test_an_export_is_recorded_by_step_and_not_by_file_time(tmp_path):
     assert not is_exported(config, 10)
     record_export(config, 10)
     assert is_exported(config, 10)
-    # A checkpoint that was copied or restored from a backup has a newer file time.
+    # A checkpoint that was copied or restored from a backup has a newer file time, but its export is up to
+    # date.
     for file in checkpoint_folder(config).rglob("*.*"):
         file.touch()
     assert is_exported(config, 10)

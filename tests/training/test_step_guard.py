@@ -56,7 +56,7 @@ def test_the_run_ends_after_too_many_bad_steps_in_a_row_and_names_the_cause(capl
     with caplog.at_level(logging.WARNING):
         for step in range(1, MAX_BAD_STEPS):
             guard.decide(step, [1, 1])
-        guard.decide(MAX_BAD_STEPS, [0, 0])  # This step has finite gradients.
+        guard.decide(MAX_BAD_STEPS, [0, 0])  # Finite gradients reset the count.
         for step in range(MAX_BAD_STEPS - 1):
             guard.decide(step, [2, 0])
         with pytest.raises(ValueError, match=f"gradient of the weights .* in {MAX_BAD_STEPS} steps in a row"):
@@ -166,7 +166,7 @@ def test_run_with_injected_nan_continues_and_resumes_bit_for_bit(model_folder, b
     assert whole.step == parts.step == 8 and whole.tensors.keys() == parts.tensors.keys()
     for name, tensor in whole.tensors.items():
         assert torch.equal(tensor, parts.tensors[name]) and tensor.isfinite().all(), name
-    # Four of the eight steps were skipped.
+    # Four of the eight steps were skipped, so the optimizer counted four steps.
     steps = [tensor for name, tensor in whole.tensors.items() if name.endswith(".step")]
     assert steps and all(tensor == 4 for tensor in steps)
     lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]

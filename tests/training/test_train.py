@@ -144,7 +144,7 @@ def test_the_report_shows_both_stages(pair):
         assert shlex.quote(str(pair / name / "config.json")) in page
 
 
-# Enable all guidance options that may keep state between steps.
+# GUIDED enables all guidance options that may keep state between steps.
 GUIDED = {
     "score": "vsd",
     "perp_neg": True,
@@ -200,8 +200,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 
 def test_gradients_of_shared_values_repeat_bit_for_bit_on_several_threads():
-    # The gradient of indexing uses atomic additions if several threads share the work. Several threads are
-    # used for meshes of about 12,000 or more faces.
+    # If several threads share the work, the gradient of indexing uses atomic additions, whose order varies.
+    # Several threads are used for meshes of about 12,000 or more faces.
     values, rows = torch.randn(3, 3), torch.randint(3, (200_000,))
     weight, threads = torch.randn(200_000, 3), torch.get_num_threads()
     tasks.set_deterministic(torch.device("cpu"))

@@ -103,7 +103,7 @@ def test_a_z_up_file_moves_like_the_upright_file(whole, model_folder):
 
 
 def test_a_shape_that_starts_from_a_z_up_file_is_exported_in_its_axes(whole, model_folder, monkeypatch):
-    """The file is twice as long along z as along x and y."""
+    """The mesh in the file is twice as long along z as along x and y."""
     shorten_fit(100, monkeypatch.setattr)
     v_pos, faces = _sphere(rings=8, segments=16)
     lines = [f"v {x:.9g} {y:.9g} {2 * z:.9g}" for x, y, z in v_pos.tolist()]

@@ -66,7 +66,7 @@ def test_values_and_gradient(flip, count, kernel_device):
     points, rotation = random_covered_pixels(kernel_device, count), rotations(3).to(kernel_device)
     points.normal.requires_grad_()
     found = values_and_gradients(normal_image_triton.normal_image, points, rotation, flip)
-    # These matrices are column-major, as in a batch of transposed matrices.
+    # The kernel must also accept column-major matrices, as in a batch of transposed matrices.
     again = values_and_gradients(normal_image_triton.normal_image, points, rotation.mT.contiguous().mT, flip)
     expected = values_and_gradients(normal_image, points, rotation, flip)
     for one, two, three in zip(found, again, expected, strict=True):

@@ -106,7 +106,7 @@ def test_trimesh_reads_the_same_surface_and_pictures(mesh, textures, tmp_path):
     assert len(scene.geometry) == 1
     loaded = next(iter(scene.geometry.values()))
     assert np.array_equal(np.float32(loaded.triangles), mesh.v_pos[mesh.faces].numpy())
-    # trimesh flips v when it reads a file.
+    # trimesh flips v when it reads a file, so v is flipped back.
     theirs = loaded.visual.uv[loaded.faces] * [1, -1] + [0, 1]
     assert np.abs(theirs - mesh.uv[mesh.uv_faces].numpy()).max() < 1e-6
     material = loaded.visual.material

@@ -18,7 +18,7 @@ def as_trimesh(mesh):
 
 
 def torn_plate():
-    """Return a thin plate with noise. The plate is closed and has hundreds of holes and handles."""
+    """Return a thin plate with noise. Its surface is closed and has hundreds of tunnels and handles."""
     grid = make_tet_grid(64, 2.0)
     noise = 0.002 * torch.randn(len(grid.v_pos), generator=torch.Generator().manual_seed(0))
     half = torch.tensor([0.6, 0.02, 0.6])

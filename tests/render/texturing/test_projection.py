@@ -227,7 +227,7 @@ def test_packed_rectangles_do_not_overlap_and_margins_are_free(count, padding):
 
 
 def test_packing_uses_the_largest_scale():
-    """The side of four equal squares is half that of the texture. 100 rectangles fill most of the texture."""
+    """Each of four equal squares is half as wide as the texture. 100 rectangles fill most of the texture."""
     scale, _ = pack_rectangles(np.ones((4, 2)), 256, 0)
     assert scale == pytest.approx(128, rel=1e-3)
     sizes = np.sort(np.random.default_rng(2).uniform(0.5, 1, (100, 2)))[:, ::-1]

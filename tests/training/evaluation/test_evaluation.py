@@ -123,8 +123,8 @@ def test_azimuths_of_cameras():
 
 
 def test_rotated_normals_of_a_sphere_do_not_depend_on_the_azimuth(renderer):
-    # With rotated normals, the image of a sphere is the same from all sides. World-space normals would
-    # differ.
+    # With rotated normals, the image of a sphere is the same from all sides. With world-space normals, the
+    # images would differ.
     sphere = perturbed_mesh(Ball(), renderer, 0.0, torch.Generator())
     views = render_views(sphere, evaluation_cameras(48), renderer.rasteriser, renderer.light)
     assert views.shaded is None
@@ -133,8 +133,8 @@ def test_rotated_normals_of_a_sphere_do_not_depend_on_the_azimuth(renderer):
     # The sphere is a mesh, so its outlines in the views differ by some pixels.
     assert spread.flatten(1).quantile(0.97, dim=1).max() < 0.12
     middle = views.normal[:, :, 24, 24]
-    # The normal at the centre points to the camera. After the rotation of the normals, it is approximately
-    # +z. The normal also points slightly up, because the camera is above the sphere.
+    # The normal at the centre points to the camera. The rotation of the normals maps this normal
+    # approximately to +z. It also points slightly up, because the camera is above the sphere.
     assert (middle[:, 2] > 0.9).all() and (middle[:, 1] > 0.2).all()
 
 

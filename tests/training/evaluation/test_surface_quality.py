@@ -40,8 +40,8 @@ def test_roughness_is_the_mean_angle_weighted_by_length():
     expected = 90 * 12 / (12 + 6 * math.sqrt(2))
     assert roughness(cube()) == pytest.approx(expected, rel=1e-5)
     assert roughness(cube(3.0)) == pytest.approx(expected, rel=1e-5)
-    # All edges of the small second cube have a tenth of the length. Both cubes have the same roughness, so
-    # the mean does not change.
+    # The edges of the second cube are a tenth as long as those of the first cube. Both cubes have the same
+    # roughness, so the mean does not change.
     assert roughness(both(cube(), cube(0.1, 5.0))) == pytest.approx(expected, rel=1e-5)
     flat = make_mesh(
         torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]), torch.tensor([[0, 1, 2], [0, 2, 3]])

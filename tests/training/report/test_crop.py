@@ -11,7 +11,7 @@ from training.report.media import sheet_box, shrunk
 
 
 def sheet(*boxes, columns=2, rows=1, side=100):
-    """Return white views of side x side pixels with black boxes.
+    """Return a picture of white views of side x side pixels with black boxes.
 
     boxes: one box for each view, (left, top, right, bottom) in pixels of the view.
     """

@@ -87,7 +87,8 @@ class Reader(HTMLParser):
 def folder(tmp_path):
     """Return a folder with two results.
 
-    One result is finished and has all optional files. The other run failed before its first picture.
+    One result is finished and has all optional files. The other result is a run that failed before its first
+    picture.
     """
     (tmp_path / "a mug%").mkdir()
     for name in ("report.html", "dmtet_mesh/mesh.glb"):
@@ -138,7 +139,7 @@ def test_a_thumbnail_is_filled_with_the_object(tmp_path):
     strip = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
     for k in range(number):
         rows = (strip[:, k * SIDE : (k + 1) * SIDE, 1] < 128).any(1)
-        # The height of the object is a quarter of the frame, and at least two thirds of the thumbnail.
+        # The object is only a quarter as high as the frame, but at least two thirds as high as the thumbnail.
         assert rows.sum() > SIDE * 2 / 3
 
 

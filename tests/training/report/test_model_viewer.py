@@ -29,7 +29,7 @@ def test_embed_returns_none_for_models_above_the_limit(monkeypatch):
 
 
 def test_the_environment_is_scaled_and_turned_for_the_viewer(tmp_path):
-    """In our map, +x is at three quarters of the width. In the viewer's map, it is at the centre.
+    """+x is at three quarters of the width of our map, and at the centre of the viewer's map.
 
     The viewer's equirectangular mapping is u = atan2(z, x) / 2 pi + 1/2.
     """

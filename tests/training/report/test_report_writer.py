@@ -66,7 +66,8 @@ def test_page_updates_are_limited_by_their_duration(folder, monkeypatch):
         for step in range(2, 101):
             clock[0] += 1.0
             report.update(step)
-    # Writing a page takes 0.2 s, so the next page is written 10 s later. The last page is always written.
+    # Writing a page takes 0.19 s and is followed by a pause of 50 times this duration, so a page is written
+    # at every tenth step of 1 s. The last page is always written.
     assert written == [*range(1, 101, 10), 100]
 
 

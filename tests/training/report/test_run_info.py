@@ -29,7 +29,7 @@ def test_only_changed_keys_are_marked(config):
     changed = {setting.key: (setting.value, setting.default) for setting in settings if setting.changed}
     assert changed.keys() == {"out_dir", "text", "seed", "kd_min"}
     assert changed["seed"] == ("7", "42") and changed["kd_min"] == ("[0.1, 0.0, 0.0]", "[0.0, 0.0, 0.0]")
-    # The value 100 in the file is equal to the default 100.0.
+    # The value 100 in the file is equal to the default 100.0, so it is not marked.
     assert next(setting for setting in settings if setting.key == "guidance_weight").value == "100.0"
 
 

@@ -1,6 +1,6 @@
 """Test real runs of train.py: a grid on an existing mesh, and two-stage trials, one of which fails.
 
-The processes are forked instead of started. test_sweep_run.py tests their start.
+The processes of the trials are forked. test_sweep_run.py tests how a sweep starts new processes.
 """
 
 import json

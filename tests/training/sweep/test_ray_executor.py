@@ -58,5 +58,6 @@ def test_a_sweep_on_ray(stub, monkeypatch):
         ray.shutdown()
     assert stub.states() == {"done": "done", "broken": "failed", "crash": "failed"}
     tries = [run["out_dir"] for run in stub.runs()]
-    # A trial is not retried after an error that the user can fix. It is retried twice if its process died.
+    # A trial is not retried after an error that the user can fix. A trial is retried twice if its process
+    # died.
     assert [tries.count(f"toy/{name}") for name in ("done", "broken", "crash")] == [1, 1, 3]

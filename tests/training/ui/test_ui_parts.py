@@ -171,7 +171,7 @@ def test_a_job_ends_fails_and_is_stopped(runner, tmp_path):
     wait_for(lambda: job.state == "done")
     failed = start(runner, tmp_path, "fail")
     wait_for(lambda: failed.state == "failed")
-    # The file also contains the output of the earlier job, which is not part of the output of this job.
+    # console.log also contains the output of the earlier job, which is not part of the output of this job.
     assert failed.reason == "no such mug" and failed.output().count("started") == 1
     page = job_html(failed)
     assert 'data-state="failed"' in page and "no such mug" in page and "A &lt;mug&gt;" in page
