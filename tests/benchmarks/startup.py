@@ -23,8 +23,8 @@ from functools import wraps
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Functions outside of the steps, {part: [module:attribute]}. The parts are measured in addition to imports,
-# the steps of the fit, and the first step.
+# PARTS is {part: [module:attribute]} for functions outside of the steps. The imports, the steps of the fit
+# and the first step are measured in addition to these parts.
 PARTS = {
     "check of the config": ["train:load_configs", "train:check_config"],
     "rasteriser": ["training.tasks:choose_rasteriser"],
@@ -48,7 +48,7 @@ STEPS = {"training.loop:fit_step": "fit", "training.loop:train_step": "step"}
 
 
 class Clock:
-    """Wall and CPU seconds of each part, without nested parts: {part: [wall, CPU]}."""
+    """Measure the wall and CPU seconds of each part, without nested parts: {part: [wall, CPU]}."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -99,7 +99,7 @@ def step_namer(kind: str) -> Callable[[], str]:
 
 
 def import_packages(clock: Clock) -> None:
-    """Import what a run imports. The garbage collector is off meanwhile, as in train.py."""
+    """Import what a run imports. The garbage collector is off during the imports, as in train.py."""
     gc.disable()
     with clock.part("import torch"):
         import torch  # noqa: F401
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # As in train.py, idle OpenMP threads do not wait actively.
+    # As in train.py, idle OpenMP threads do not wait in a busy loop.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.path.insert(0, str(ROOT))
     sys.exit(main())

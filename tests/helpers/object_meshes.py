@@ -11,7 +11,7 @@ from dataset.procedural import ProceduralObject, make_object
 
 CELLS = 72
 EXTENT = 0.9
-# The signed distances change at most this fast; test_objects.py checks it.
+# SLOPE is an upper bound of the slope of the signed distances, which test_objects.py checks.
 SLOPE = 2.0
 
 
@@ -31,8 +31,8 @@ def grid_points() -> Tensor:
 def grid_values(shape: ProceduralObject) -> Tensor:
     """Return the signed distances [n³] at the nodes near the surface, and values of the right sign elsewhere.
 
-    From a coarse grid to the finest grid, a node takes the value of a coarser node next to it. It is computed
-    only if the surface could be in a cell of the node.
+    On each grid, from the coarsest to the finest, a node takes the value of an adjacent node of the coarser
+    grid. The distance of a node is computed only if the surface could be in a cell of the node.
     """
     size, step = CELLS + 1, 8
     points, width = grid_points().view(size, size, size, 3), 2 * EXTENT / CELLS

@@ -184,7 +184,7 @@ def test_leaves_are_green_above_a_warm_body(name, kind):
 
 def test_default_colours_lead(monkeypatch):
     """About half of the mugs are blue."""
-    # The placement takes most of the time and does not change the colours.
+    # The placement is omitted, because it takes most of the time and does not change the colours.
     monkeypatch.setattr(vessels, "place", ProceduralObject)
     on_handle = (torch.full((1,), 0.65), torch.zeros(1), torch.zeros(1))
     mugs = [make_object("mug", torch.Generator().manual_seed(seed)) for seed in range(40)]
