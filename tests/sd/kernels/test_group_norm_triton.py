@@ -119,7 +119,7 @@ def test_both_kernels_without_gradient_agree(monkeypatch, kernel_device):
 @pytest.mark.parametrize("group_elements", [0, 32768])
 @pytest.mark.parametrize(("first", "second", "groups"), [(64, 32, 3), (32, 32, 4), (8, 4, 2), (32, 128, 5)])
 def test_group_norm_of_pair(first, second, groups, group_elements, monkeypatch, kernel_device):
-    """Test pairs of tensors with different numbers of channels.
+    """Test pairs of tensors with several combinations of channel counts.
 
     The pairs have a group with channels of both tensors, equal sizes, sizes that no tile size separates, and
     several tiles for one tensor.
