@@ -3,8 +3,9 @@
     python3 train.py --config configs/pineapple_demo_geometry.json configs/pineapple_demo_appearance.json
 
 The JSON configs are run in order. Each run optimizes a shape or the material of a mesh. A step depends only
-on the weights, the seed, the rank and the index of the step, so the same command resumes a stopped run. Under
-torchrun, all processes perform every step together, and only rank 0 writes files.
+on the state in the checkpoint, the seed, the rank and the step number, so running the same command again
+continues a stopped run. Under torchrun, all processes perform every step together, and only rank 0 writes
+files.
 """
 
 import gc
@@ -18,15 +19,16 @@ from training import check_environment, signals
 if __name__ == "__main__":
     signals.die_on_interrupt()
     gc.disable()
-# The check runs before packages that may be missing are imported, so it reports them without a traceback.
+# --check runs before the imports below, so that it can report a missing package without a traceback.
 if __name__ == "__main__" and check_environment.OPTION in sys.argv[1:]:
     sys.exit(check_environment.main(sys.argv[1:]))
 
-# Must be set before torch is imported. By default, idle OpenMP threads wait in a busy loop. A step is then
-# eight times slower if another process is busy.
+# Must be set before torch is imported. By default, idle OpenMP threads wait in a busy loop, which makes a
+# step eight times slower if another process is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# The sizes of surface tensors change in every step. Without this setting they would fragment GPU memory.
-# torch reads the older variable first, so it must not be set if the user has set the newer variable.
+# The sizes of the surface's tensors change in every step, which would fragment GPU memory without this
+# setting. torch reads PYTORCH_CUDA_ALLOC_CONF first, so it must not be set if the user has set the newer
+# PYTORCH_ALLOC_CONF.
 if "PYTORCH_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -88,7 +90,7 @@ def run_config(
             train_loop(state, config, task, guidance, report, distributed)
         if distributed.is_main:
             export_run(config, task, report)
-    # Wait for rank 0, because the next config may read the mesh that it exports.
+    # Wait until rank 0 has exported the mesh, because the next config may read it.
     distributed.barrier()
     cost = f"{time.monotonic() - started:.0f} s, {peak_memory()}"
     log_end(config, progress.label, cost, report.path)
@@ -101,8 +103,8 @@ def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distrib
             with explain_out_of_memory(config):
                 export_again(config, open_report(config, argv))
         return
-    # One process of each machine checks first, so that the other processes find the downloaded files in the
-    # cache.
+    # The check may download models. One process of each machine checks first, so that the others find the
+    # downloaded files in the cache.
     for first in (True, False):
         if (distributed.local_rank == 0) is first:
             for config in configs:

@@ -29,8 +29,8 @@ PRIOR = Path(__file__).resolve().parents[1] / PRIOR_NAME
 # Disk space in bytes that the demo needs for its output.
 DEMO_DISK = 0.3e9
 
-# Distributions whose module has another name or loads its parts lazily. The value is the module to import, or
-# "module:attribute" to load a lazy part.
+# Distributions whose module has another name or loads its parts only when they are accessed. The value is the
+# module to import, or "module:attribute" to load such a part too.
 MODULES = {
     "diffusers": "diffusers:UNet2DConditionModel",
     "transformers": "transformers:CLIPTextModel",
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def survey(argv: Sequence[str] = ()) -> Iterator[Row]:
-    """Yield all rows in the order of the table. argv: the other options of the command line, as for a run."""
+    """Yield all rows in the order of the table. argv: the options of the command line without --check."""
     yield check_python()
     yield check_disk(Path("out"))
     yield from check_packages(read_requirements())
@@ -106,7 +106,7 @@ def check_disk(folder: Path) -> Row:
 
 
 def read_requirements(path: Path | None = None) -> dict[str, str]:
-    """Return the distributions in requirements.txt with their lines: {"numba": "numba==0.68.1"}."""
+    """Return a dict from each distribution in requirements.txt to its line: {"numba": "numba==0.68.1"}."""
     path = path or Path(__file__).parents[1] / "requirements.txt"
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return {re.split(r"[=<>!~\[; ]", line)[0]: line for line in lines if line}
@@ -163,7 +163,10 @@ def check_gpu() -> Row:
 
 
 def check_rasterisers() -> Iterator[Row]:
-    """Build the rasterisers as in a run. On CUDA, nvdiffrast may compile for a minute."""
+    """Build each rasteriser as in a run, and yield its row.
+
+    On CUDA, compiling nvdiffrast may take a minute.
+    """
     try:
         from render.raster import select
 
@@ -243,7 +246,7 @@ def check_configs(argv: Sequence[str]) -> Iterator[Row]:
 
 
 def free_out_dir(argv: Sequence[str]) -> str:
-    """Return an unused out_dir for the command line `argv`: NAME_2, NAME_3, …"""
+    """Return the first unused of the out_dirs NAME_2, NAME_3, … for the command line `argv`."""
     from configs.cli import load_configs, read_command
 
     taken = str(read_command(argv).shared_out_dir).rstrip("/")

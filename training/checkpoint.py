@@ -2,8 +2,8 @@
 
 A checkpoint is written to a hidden folder, flushed to disk and then renamed. state.json contains the size and
 the SHA-256 of the tensor file, and a SHA-256 of its own values. If a checkpoint is damaged, the previous one
-is used. If a checkpoint cannot be read or has another format version, an error is raised, because it may be
-intact and the next save would delete it.
+is used. If a checkpoint cannot be read or has another format version, an error is raised: the checkpoint may
+be intact, and the next save would delete it.
 """
 
 import errno
@@ -55,10 +55,10 @@ class UnreadableCheckpoint(ValueError):
 def save_checkpoint(
     folder: Path | str, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Write folder/step_000123 and remove all but the newest `keep` checkpoints. Return its path.
+    """Write the checkpoint folder/step_000123 and return its path. Keep only the newest `keep` checkpoints.
 
-    Checkpoints of later steps are also removed, because they belong to a run that was replaced. meta: JSON
-    values.
+    Checkpoints of later steps are also removed, because they belong to an earlier run that this run replaces.
+    meta: JSON values.
 
     Raises:
         OSError: if the disk is full or not writable. The message is one line. Older checkpoints are kept.
@@ -94,7 +94,7 @@ def load_latest(folder: Path | str) -> Checkpoint | None:
     """Return the newest intact checkpoint, or None if no checkpoint exists. Log a warning for damaged ones.
 
     Raises:
-        UnreadableCheckpoint: if a checkpoint cannot be read, has another format version, or none is intact.
+        UnreadableCheckpoint: if one cannot be read or has another format version, or if none is intact.
     """
     numbered = _numbered(Path(folder))
     reasons = []
@@ -123,7 +123,7 @@ def newest_step(folder: Path | str) -> int | None:
 
 
 def newest_digest(folder: Path | str) -> str | None:
-    """Read the SHA-256 of the newest tensor file from state.json. Return None if there is no checkpoint."""
+    """Return the SHA-256 of the newest tensor file as stored in state.json, or None if it cannot be read."""
     numbered = _numbered(Path(folder))
     try:
         state = json.loads((numbered[max(numbered)] / STATE).read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ def restore_optimizer(
     """Restore an optimizer from the result of flatten_optimizer. All values are restored exactly.
 
     Raises:
-        ValueError: if the number or the shapes of the parameters differ.
+        ValueError: if the number or the shapes of the parameters differ from the saved ones.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -199,7 +199,7 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the tensors directly to disk. Serialising to memory first would take three times as long."""
-    # Copy the tensors, because safetensors rejects shared storage and strided tensors.
+    # Copy the tensors, because safetensors rejects tensors that share storage or are not contiguous.
     copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     try:
         save_file(copies, path)
@@ -215,7 +215,7 @@ def _read(folder: Path, step: int) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        DamagedCheckpoint: if it is damaged. The message contains the file and the damage.
+        DamagedCheckpoint: if the checkpoint is damaged. The message contains the file and the damage.
         UnreadableCheckpoint: if it has another format version.
         OSError: if a file exists but cannot be read.
     """
@@ -236,8 +236,8 @@ def _read(folder: Path, step: int) -> Checkpoint:
     if state.get("version") != VERSION or state.get("step") != step:
         raise DamagedCheckpoint(f"{folder / STATE} is of version {version!r} and step {state.get('step')!r}")
     expected, meta = state.get("tensors"), state.get("meta")
-    # A missing digest is accepted, because the first checkpoints of this version have no digest of
-    # state.json.
+    # A missing digest is accepted, because the program wrote the first checkpoints of this format version
+    # without a digest of state.json.
     if state.pop("sha256", None) not in (None, _digest(state)) or not (
         isinstance(expected, dict) and isinstance(meta, dict)
     ):
@@ -263,7 +263,7 @@ def _non_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
-    """Return the checkpoint folders with their steps as keys, in ascending order."""
+    """Return a dict from step to checkpoint folder, in ascending order."""
     if not folder.is_dir():
         return {}
     matches = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Pause the garbage collector. Afterwards it skips all objects that exist at that time.
+    """Pause the garbage collector during the block.
 
-    Imports and the set-up create half a million objects that live until the process ends. Without the pause,
-    the collector traverses them several times, which takes 1 s of the 10 s of a start. `gc.unfreeze` includes
-    the skipped objects again.
+    Objects that exist at the end of the block are excluded from later collections. Imports and the set-up
+    create half a million objects that live until the process ends. Without the pause, the collector would
+    traverse them several times, which takes 1 s of the 10 s that the program needs to start. `gc.unfreeze`
+    includes them again.
     """
     gc.disable()
     try:

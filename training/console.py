@@ -49,7 +49,7 @@ class LossyStream:
 
 
 class LineFormatter(logging.Formatter):
-    """A log formatter that escapes control characters, which may occur in the content of a file.
+    """A log formatter that escapes control characters, because a message may contain text from a file.
 
     The line of a warning starts with "warning: ".
     """
@@ -61,12 +61,12 @@ class LineFormatter(logging.Formatter):
         return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-# Libraries whose log messages are not shown. The messages are about hub requests or parts of a mesh file.
+# Libraries whose log messages are not shown, because the messages are details of hub requests or mesh files.
 QUIET_LIBRARIES = {"httpx", "httpcore", "trimesh", "DracoPy"}
 
 
 def is_for_the_user(record: logging.LogRecord) -> bool:
-    """Return whether a message is shown. Messages of QUIET_LIBRARIES are not shown."""
+    """Return whether a log message is shown, which is false for messages of QUIET_LIBRARIES."""
     return record.name.partition(".")[0] not in QUIET_LIBRARIES
 
 
@@ -87,7 +87,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def run_tool(act: Callable[[], object]) -> int:
-    """Run the work of a command-line program other than train.py and return its exit code.
+    """Call `act`, the work of a command-line program other than train.py, and return the exit code.
 
     Log messages go to standard output. On a GPU, matrix products and convolutions use TF32. The exit code is
     0 on success, and 2 after a ValueError or FileNotFoundError, which is logged in one line.

@@ -21,7 +21,7 @@ class PeerLost(RuntimeError):
 
 
 class ReplicasDiffer(RuntimeError):
-    """Raised if the weights of the ranks differ. They should be equal."""
+    """Raised if the weights differ between ranks. They are equal unless there is a fault."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Distributed:
     def average_gradients(self, parameters: Sequence[nn.Parameter], grad_accum: int = 1) -> None:
         """Replace each gradient by its mean over ranks and micro-batches, with one all-reduce.
 
-        grad_accum: the number of gradients that each rank has summed. Call this right after a Gloo exchange.
+        grad_accum: number of micro-batches whose gradients each rank has summed. Call this right after a Gloo
+        exchange, which detects lost processes.
         """
         gradients = [_flat(parameter.grad) for parameter in parameters if parameter.grad is not None]
         if self.world_size * grad_accum == 1 or not gradients:
@@ -95,7 +96,7 @@ class Distributed:
     def assert_replicas_equal(self, parameters: Sequence[nn.Parameter]) -> None:
         """Raise ReplicasDiffer on every rank if the weights differ between ranks.
 
-        Two sums over the bits of the weights are compared.
+        Only two sums over the bits of the weights are exchanged and compared.
         """
         if self.world_size == 1:
             return
@@ -143,13 +144,13 @@ class Distributed:
         try:
             return self.store.add("error reports", 1) == 1
         except RuntimeError:
-            # The store cannot be reached, because the process that hosts it has ended.
+            # The process that hosts the store has ended, so this rank cannot ask it and reports the error.
             return True
 
     def shut_down(self) -> None:
         """Wait for all ranks, then leave the group.
 
-        An earlier exit would break connections of other ranks.
+        If a rank left earlier, connections of other ranks would break.
         """
         if self.world_size > 1:
             self.barrier()

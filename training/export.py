@@ -29,8 +29,7 @@ def export_run(config: Config, task: Task, report: RunReport) -> None:
             task.export()
             record_export(config, step)
     with report.timed("videos"):
-        # A run that was stopped after its last step reaches this line when it is started again. Its video is
-        # written then.
+        # If a run was stopped after its last step, its video is written when the run is started again.
         with warn_on_error(config.run.output_folder / "video_log.mp4"):
             training_video(config, step).assemble()
         if config.run.validate:
@@ -59,8 +58,8 @@ def export_again(config: Config, report: RunReport) -> None:
 def configs_to_export(configs: Sequence[Config]) -> list[Config]:
     """Return the configs that `--export-only` exports.
 
-    A mesh is skipped if another config of the command generates textures for it: the textures depend on the
-    exact bytes of the mesh, and export_faces applies to the textured mesh.
+    A config is skipped if another config of the command paints its mesh: the textures depend on the exact
+    bytes of the mesh, and export_faces takes effect in the export of the painted mesh.
 
     Raises:
         ValueError: if a config has no checkpoint, or a checkpoint of a run with other settings.

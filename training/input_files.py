@@ -1,6 +1,7 @@
 """The files that a run reads, and fingerprints of their content.
 
-The fingerprints are stored in every checkpoint. A run cannot be resumed if the content of its files changed.
+The fingerprints are stored in every checkpoint. A run cannot be resumed if the content of its files has
+changed.
 """
 
 import hashlib
@@ -28,9 +29,9 @@ TEXTURES = "the textures of base_mesh"
 class InputFiles:
     """The fingerprints of a run's input files as a dict from config key to fingerprint.
 
-    Each fingerprint is computed when its file is read. hashes: whether fingerprints are computed; only rank 0
-    saves and compares them. expected: the fingerprints in the checkpoint from which the run resumes; empty
-    for a new run.
+    Each fingerprint is computed when its file is read. hashes: whether fingerprints are computed; false on
+    other ranks than 0, because only rank 0 saves and compares them. expected: the fingerprints in the
+    checkpoint from which the run resumes; empty for a new run.
     """
 
     def __init__(self, hashes: bool = True) -> None:
@@ -44,10 +45,10 @@ class InputFiles:
         """Hash the files of a config key, run the block that reads them, and check for changes.
 
         The content is hashed once, before the block. Without paths, nothing is done. Errors of the block are
-        not changed, because their messages already contain the file (render/read_errors.py).
+        passed on unchanged, because their messages already contain the file (render/read_errors.py).
 
         Raises:
-            ValueError: if size or time of a file changed while it was read.
+            ValueError: if the size or the modification time of a file changed while it was read.
             ConfigError: if the content differs from the fingerprint in the checkpoint.
         """
         if not paths or not self.hashes:
@@ -63,7 +64,10 @@ class InputFiles:
         self.check()
 
     def expect(self, recorded: Mapping[str, str], out_dir: str) -> None:
-        """Compare all inputs with the fingerprints of a checkpoint, including those that are read later."""
+        """Compare the inputs read so far with the fingerprints of a checkpoint.
+
+        Inputs that are read later are compared when they are read.
+        """
         self.expected, self.out_dir = recorded, out_dir
         self.check()
 
@@ -78,7 +82,7 @@ class InputFiles:
 
 
 def _files(paths: Sequence[Path | str]) -> list[Path]:
-    """Return the files, and for each folder its model files."""
+    """Return the paths, with each folder replaced by the model files in it."""
     return [file for path in map(Path, paths) for file in (_model_files(path) if path.is_dir() else [path])]
 
 
@@ -89,8 +93,8 @@ def _sizes_and_times(files: Sequence[Path]) -> list[tuple[int, int]]:
 def fingerprint(paths: Sequence[Path | str]) -> str:
     """Return the SHA-256 over the content of files and of the model files in folders, in this order.
 
-    In files larger than FULL_BYTES, only the size and SAMPLES evenly spaced parts are hashed. They include
-    the first and the last part.
+    In files larger than FULL_BYTES, only the size and SAMPLES evenly spaced parts are hashed. The first part
+    is the start of the file, and the last part is its end.
     """
     total = hashlib.sha256()
     for path in map(Path, paths):
@@ -140,7 +144,7 @@ def input_paths(config: Config) -> dict[str, list[Path]]:
 
 
 def model_paths(config: Config, key: str = "sd_model") -> list[Path]:
-    """Return the files or the folder of the prior in the config key `key`, and its LoRA files.
+    """Return the file or folder of the prior in the config key `key`, and for sd_model also the LoRA files.
 
     The prior is downloaded if necessary.
     """
@@ -155,7 +159,10 @@ def control_model(config: Config) -> str | None:
 
 
 def fingerprint_inputs(config: Config) -> dict[str, str]:
-    """Compute the current fingerprint of the input files of each config key. Missing files are omitted."""
+    """Compute the current fingerprints of the input files by config key.
+
+    Keys with missing files are omitted.
+    """
     found = {}
     for key, paths in input_paths(config).items():
         with suppress(OSError):

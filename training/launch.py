@@ -39,7 +39,7 @@ LAUNCHED = "TORCHELASTIC_RUN_ID"
 class LauncherRank:
     """Rank and world size of this process, in the run and on this machine.
 
-    The launcher (torchrun) sets them.
+    The values come from the launcher (torchrun).
     """
 
     rank: int = 0
@@ -88,11 +88,11 @@ class Store(Protocol):
 
 
 def rendezvous(store: Store, rank: int, world_size: int, seconds: float) -> str:
-    """Return a new name for this round. The name is equal on all `world_size` processes.
+    """Return a new name for this start ("round") of the workers, equal on all `world_size` processes.
 
     When torchrun restarts its workers, it uses the same store, which still contains the addresses of the
-    previous workers. Therefore each process writes a nonce, and rank 0 publishes all nonces. A rank that
-    finds its own nonce among them belongs to this round.
+    previous workers. Therefore each process writes a nonce (a random text), and rank 0 publishes all nonces.
+    A rank that finds its own nonce among them belongs to this round.
 
     Raises:
         TimeoutError: if not all processes arrive within `seconds`.
@@ -156,7 +156,7 @@ def init_distributed(on_gpus: bool) -> Distributed:
 
 @contextmanager
 def distributed_session(on_gpus: bool) -> Iterator[Distributed]:
-    """Open the process group of a command. An error on one rank ends all ranks, and one rank reports it."""
+    """Open the process group of a command. An error on one rank ends all ranks. Only one rank reports it."""
     distributed = init_distributed(on_gpus)
     if not distributed.is_main:
         logging.getLogger().setLevel(logging.ERROR)
@@ -182,7 +182,7 @@ def distributed_session(on_gpus: bool) -> Iterator[Distributed]:
 def setup_rank_logging(errors: str = "%(message)s (rank {rank})") -> None:
     """Log progress and warnings on rank 0 only. Errors of other ranks are logged with the rank.
 
-    Before the process group exists, one rank of each machine logs errors.
+    Until the process group exists, only one rank of each machine logs errors.
     """
     launcher = read_launcher_rank(os.environ)
     if launcher.rank:

@@ -13,7 +13,8 @@ from render.image_io.atomic import remove_temporaries
 from render.image_io.file_lock import try_lock
 
 LOCK_FILE = ".lock"
-# A sweep locks a folder briefly to test whether a run holds the lock. A failed attempt is therefore repeated.
+# A sweep locks a folder briefly to test whether a run holds the lock. A run therefore tries several times to
+# lock it.
 ATTEMPTS, PAUSE_SECONDS = 5, 0.1
 
 
@@ -36,7 +37,9 @@ def lock_out_dirs(configs: Sequence[Config]) -> Iterator[None]:
 
 @contextmanager
 def lock_folder(folder: Path, label: str, name: str = LOCK_FILE) -> Iterator[None]:
-    """Hold the lock folder/name. label: the start of the error message, for example "out_dir = 'a'".
+    """Hold a lock on the file folder/name.
+
+    label: the start of the error message, for example "out_dir = 'a'".
 
     Raises:
         ValueError: if another process holds the lock, or if the folder cannot be written to.
@@ -53,7 +56,7 @@ def lock_folder(folder: Path, label: str, name: str = LOCK_FILE) -> Iterator[Non
             "or choose another out_dir"
         )
     with file:
-        # If the disk is full, the lock still works, but the file does not contain the process that holds it.
+        # If the disk is full, the lock still works, but the file does not name the process that holds it.
         with suppress(OSError):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())

@@ -50,8 +50,8 @@ def train_step(
 ) -> Stats:
     """Perform one step of score distillation on all ranks. Return the means of the loss and its parts.
 
-    A micro-batch depends only on the seed, its index and the step. So the result depends on the number of
-    micro-batches and not on which rank computes each of them.
+    A micro-batch depends only on the seed, its index and the step. Therefore the result depends on the number
+    of micro-batches, but not on which rank computes which of them.
     """
     optimizers = [state.optimizer, *guidance.optimizers]
     for optimizer in optimizers:
@@ -68,8 +68,8 @@ def train_step(
             loss, stats = loss + regulariser, {**stats, **values}
         scalars.append(AsyncScalars({**stats, "loss": loss}))
         loss.backward()
-    # The GPU is still computing this step. During this time, the CPU draws the next step in a few
-    # milliseconds.
+    # While the GPU is still computing this step, the CPU draws the random numbers of the next step, which
+    # takes a few milliseconds.
     prefetch_next(state, micro_batches)
     # The values are read as late as possible, because reading waits for the GPU.
     count = distributed.world_size * config.run.grad_accum
@@ -94,7 +94,10 @@ def complete_sample(
 
 
 def fit_step(state: TrainState, config: Config, task: Task, distributed: Distributed) -> Stats:
-    """Perform one step of the start-shape regression on rank 0 only. Other ranks receive the result later."""
+    """Perform one step of the start-shape regression on rank 0.
+
+    The other ranks receive the weights before the first step of score distillation.
+    """
     state.optimizer.zero_grad(set_to_none=True)
     scalars = []
     if distributed.is_main:
@@ -115,7 +118,7 @@ def train_loop(
     report: RunReport,
     distributed: Distributed,
 ) -> None:
-    """Continue the training after `state.step` finished steps until the schedule's last step."""
+    """Train from step `state.step` + 1 to the schedule's last step."""
     video = training_video(config, state.step)
     with ExitStack() as stack:
         log = image_writer = None
@@ -185,7 +188,7 @@ def sample_micro_batch(
 def prefetch_next(state: TrainState, micro_batches: range) -> None:
     """Draw the micro-batches of the next step.
 
-    Do nothing after the last step and before a step of the fit.
+    Nothing is drawn if there is no next step, or if it is a step of the fit.
     """
     step = state.step + 1
     if step <= state.schedule.last_step and not state.schedule.phase(step).fit:
@@ -201,9 +204,9 @@ def mean_stats(
 ) -> Stats:
     """Compute the means over the micro-batches of all ranks.
 
-    The flags of the ranks for stopping and for skipped steps are reduced in the same exchange. Counts of
-    non-finite numbers are summed, and they are omitted if they are 0. latent_values: number of latent values
-    of a micro-batch.
+    The same exchange between the ranks also sums the flags of `StopRequest` and `StepGuard`. The numbers of
+    replaced values and of skipped steps are totals, and are omitted if they are 0. latent_values: number of
+    latent values of a micro-batch.
 
     Raises:
         ValueError: after too many consecutive bad steps (see `StepGuard`).

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # Thickness of the slab of vertices at each end of an axis, relative to the length of the mesh along the axis.
 SLAB = 0.03
 # STANDING: minimum difference between base area and top area along an up axis, relative to the cross-section.
-# ADVANTAGE: this difference must exceed the difference along the other axis by at least this value.
+# ADVANTAGE: the difference along z must exceed the difference along y by at least this value.
 STANDING, ADVANTAGE = 0.25, 0.25
 GROUND, CENTRED = 0.01, 0.05
 DIRECTIONS = 64
@@ -74,7 +74,7 @@ def looks_z_up(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> bool:
 
 
 def _end_area(unit: Float[Tensor, "N 3"], axis: int) -> float:
-    """Compute the area of the convex hull of the points at the low end of an axis, within [0, 1]^2.
+    """Return the area of the convex hull of the points at the low end of an axis, seen along the axis.
 
     unit: points in [0, 1]^3. Only the extreme points in DIRECTIONS directions are used for the hull.
     """
@@ -120,7 +120,7 @@ def _in_obj(path: Path) -> list[str]:
 def _in_gltf(path: Path) -> list[str]:
     content = path.read_bytes()
     if content[:4] == b"glTF":
-        # The header has 12 bytes. The length of the JSON chunk and its type follow.
+        # The JSON begins at byte 20, after the header (12 bytes) and the length and type of the JSON chunk.
         content = content[20 : 20 + int.from_bytes(content[12:16], "little")]
     document = json.loads(content)
     counts = {noun: len(document.get(f"{noun}s", ())) for noun in ("material", "texture")}

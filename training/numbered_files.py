@@ -20,9 +20,10 @@ def numbered_files(folder: Path, suffix: str) -> list[tuple[int, Path]]:
 
 @contextmanager
 def warn_on_error(path: Path, warned: set[Path] | None = None) -> Iterator[None]:
-    """Log an error of the block as a warning with `path`. An error in a picture must not end a run.
+    """If the block fails, log a warning with `path`: a picture that is not written must not end a run.
 
-    warned: the paths for which a warning was already logged. A warning is logged once for each path.
+    warned: the paths for which a warning was already logged; if given, only one warning is logged for each
+    path.
     """
     try:
         yield

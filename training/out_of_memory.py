@@ -23,7 +23,7 @@ class OutOfMemory(ValueError):
 def peak_memory() -> str:
     """Return the peak memory of this process as text.
 
-    On a GPU, torch's peak since the last reset is added. This value includes CUDA graphs.
+    On a GPU, the text also contains torch's peak of GPU memory since the last reset, including CUDA graphs.
     """
     # Linux reports ru_maxrss in kibibytes.
     peak = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.1f} GB"

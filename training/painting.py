@@ -24,17 +24,17 @@ from training.input_files import TEXTURES, InputFiles, input_paths
 
 logger = logging.getLogger(__name__)
 
-# If a mesh has more materials than this, separate textures are probably not wanted.
+# If a mesh has more materials than this, a warning suggests `atlas`, which writes one set of textures.
 MANY = 16
 
 
 def paints_parts(config: Config, fixed: FixedMesh) -> bool:
-    """Return whether the parts of base_mesh are painted and exported separately, or its textures are used."""
+    """Return whether base_mesh has several parts, which are painted separately, or its textures are used."""
     return config.textures.used or fixed.structure.several
 
 
 def read_parts(config: Config, fixed: FixedMesh, rasteriser: Rasteriser, inputs: InputFiles) -> PaintedParts:
-    """Call `build_parts` with the materials of base_mesh and the paint mask of the config."""
+    """Read the materials of base_mesh and the paint mask of the config, and return the parts of the mesh."""
     paths, mesh = input_paths(config), config.run.base_mesh
     with inputs.reading(TEXTURES, *paths.get(TEXTURES, ())):
         materials = read_materials(config.textures, mesh)
@@ -46,7 +46,7 @@ def read_parts(config: Config, fixed: FixedMesh, rasteriser: Rasteriser, inputs:
 def texture_fit(
     config: Config, parts: PaintedParts | None, material: MaterialField, rasteriser: Rasteriser
 ) -> TextureFit | None:
-    """Return the loss that fits the material to the given textures, or None without init_textures."""
+    """Return the loss that fits the material to the textures of base_mesh, or None without init_textures."""
     if parts is None or not config.textures.init_textures:
         return None
     fit = TextureFit(parts, material, rasteriser)
@@ -60,9 +60,9 @@ def build_parts(
     given: tuple[tuple[SurfaceMaterial, ...], PaintMask | None],
     rasteriser: Rasteriser,
 ) -> PaintedParts:
-    """Build the parts of a mesh with texture coordinates for the appearance stage.
+    """Build the parts of a mesh for the appearance stage, with texture coordinates for all faces.
 
-    given: the materials of the file and the paint mask.
+    given: the materials of the mesh file, and the paint mask.
     """
     mesh, structure, (materials, mask) = fixed.mesh, fixed.structure, given
     device = mesh.v_pos.device
@@ -103,7 +103,7 @@ def _with_all_uv(
     if mesh.uv is None:
         mesh = replace(mesh, uv=mesh.v_pos.new_zeros(0, 2), uv_faces=torch.zeros_like(mesh.faces))
     count, settings = len(mesh.uv), replace(config.export, texture_res=PAINTING_RES)
-    # Tangents and handedness are placeholders here. The final values are computed afterwards.
+    # Tangents and handedness are placeholders here. `split_by_handedness` computes the final values.
     mesh = replace(mesh, tangents=mesh.v_pos.new_zeros(count, 3), handedness=mesh.v_pos.new_zeros(count))
     for number in torch.unique(face_material[~has_uv]).tolist():
         faces = torch.nonzero((face_material == number) & ~has_uv)[:, 0]

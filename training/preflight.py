@@ -24,7 +24,8 @@ def check_config(
 ) -> None:
     """Raise ValueError or OSError if the config cannot run on this machine.
 
-    Files and the output folder are checked on rank 0 only. written: meshes that this command will write.
+    Files and the output folder are checked on rank 0 only. written: meshes that this command will write, so
+    they need not exist yet.
     """
     select_device(config.run.device, distributed)
     if config.run.log == "tensorboard":
@@ -47,7 +48,7 @@ def check_config(
 
 
 def check_models(config: Config) -> None:
-    """Check that the models of the config exist and that `batch` is a multiple of their views."""
+    """Check that the models of the config exist and that `batch` is a multiple of the views of a model."""
     guidance = config.guidance
     views = check_model(guidance.sd_model)
     if guidance.second_sd_model is not None:
@@ -62,6 +63,7 @@ def check_models(config: Config) -> None:
 def check_model(name: str) -> int:
     """Check that a model exists, and return the number of views that it processes together.
 
-    The result is cached for all trials of a sweep, because a hub id needs a network request.
+    The result is cached for all trials of a sweep, because checking a model on the hub needs a network
+    request.
     """
     return model_views(resolve_model(name))

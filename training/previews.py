@@ -1,7 +1,7 @@
 """Pictures of a run: stills, the turntable (orbit) and the training video.
 
-The scene is a function from cameras to a dict of layers: shaded, kd, ks, normal, mask … Each layer is
-[B,H,W,C] with C = 1 or 3, in [0,1], on white. Colours are sRGB. The first layer is the main layer. It is
+`render` is a function from cameras to a dict of layers: shaded, kd, ks, normal, mask … Each layer is
+[B,H,W,C] with C = 1 or 3, in [0,1], on white. Colours are sRGB. The first layer is the main layer, which is
 shown in the videos. If a picture or video cannot be written, a warning is logged and the run continues.
 """
 
@@ -46,7 +46,7 @@ def views_in_batches(cameras: Cameras, batch: int) -> Iterator[Cameras]:
 
 @dataclass(frozen=True)
 class Stills:
-    """A picture of four views. rows: name of the layer in each row."""
+    """A picture of four views with a row for each layer. rows: names of the layers."""
 
     picture: Float[Tensor, "H W 3"]
     rows: tuple[str, ...]
@@ -65,9 +65,9 @@ def take_stills(
 ) -> Stills:
     """Render a column for each of four azimuths, 90 degrees apart, and a row for each layer.
 
-    The result is on the CPU. panels: the layers below the main layer, in this order; empty means all layers.
-    LATLONG means the environment (a cube map of linear radiance). Layers that the scene does not have are
-    omitted.
+    The result is on the CPU. panels: the layers in the rows after the main layer, in this order; empty means
+    all layers. The name LATLONG selects `environment` (a cube map of linear radiance). Layers that the scene
+    does not have are omitted.
     """
     layers = render(orbit(4, resolution, ELEVATION_DEGREES, FOVY_DEGREES))
     main, *others = layers
@@ -84,7 +84,8 @@ class AsyncImageWriter:
     """A context manager that writes stills in a thread, because PNG compression takes as long as many steps.
 
     written: function that is called with (step, path) in the caller's thread after each still is on disk. If
-    a still cannot be written, a warning is logged. If the run is killed while a still is written, it is lost.
+    a still cannot be written, a warning is logged. If the run is killed while a still is written, this still
+    is lost.
     """
 
     def __init__(self, written: Callable[[int, Path], None]) -> None:
@@ -94,12 +95,12 @@ class AsyncImageWriter:
         self._warned: set[Path] = set()
 
     def submit(self, step: int, path: Path, stills: Stills) -> None:
-        """Write the stills of `step` after the previous ones."""
+        """Wait until the previous stills are written, then start to write those of `step`."""
         self.finish()
         self._latest = step, path, self._pool.submit(stills.write, path)
 
     def collect(self) -> bool:
-        """If the latest still was written since the last call, call `written` and return True, else False."""
+        """If the latest still is written by now, call `written` and return True, otherwise return False."""
         if self._latest is None or not self._latest[2].done():
             return False
         self.finish()
@@ -202,7 +203,7 @@ def _write_frame(path: Path, pixels: UInt8[np.ndarray, "H W C"]) -> Image.Image:
     """Write the frame as PNG. Return a copy for the GIF, at most GIF_SIDE pixels in height and width."""
     picture = to_pillow(pixels)
     with atomic_path(path) as temporary:
-        # The default level 6 takes twice as long, and its files are a quarter smaller.
+        # The default level 6 would take twice as long, for files that are a quarter smaller.
         picture.save(temporary, format="PNG", compress_level=3)
     small = picture.convert("RGB")
     small.thumbnail((GIF_SIDE, GIF_SIDE), Image.Resampling.LANCZOS)
@@ -219,8 +220,8 @@ class TrainingVideo:
     """The training video, out_dir/video_log.mp4. It has a frame every `interval` steps.
 
     The camera rotates by one degree per frame. Frames are stored as JPEGs in out_dir/video_frames/, and the
-    file name is the step. The view of a frame depends only on its step. A resumed run deletes the frames
-    after `resumed_step`. If a frame cannot be written, a warning is logged.
+    file name is the step. The view of a frame depends only on its step, so a resumed run continues the
+    rotation. It deletes the frames after `resumed_step`. If a frame cannot be written, a warning is logged.
     """
 
     def __init__(
@@ -258,7 +259,7 @@ class TrainingVideo:
                 Image.fromarray(to_bytes(as_rgb(main)[0])).save(temporary, format="JPEG", quality=92)
 
     def assemble(self, fps: int = 25) -> Path | None:
-        """Join the frames.
+        """Write the video from the stored frames.
 
         Return the path of the video, or None if frames or the video writer are missing.
         """
@@ -289,7 +290,7 @@ def _pixels(paths: list[Path], resolution: tuple[int, int]) -> Iterator[UInt8[np
 
 
 def training_video(config: Config, step: int) -> TrainingVideo:
-    """Return the run's video with the existing frames up to `step`."""
+    """Return the run's video, and delete its frames after `step`."""
     return TrainingVideo(
         config.run.output_folder, max(config.run.video_interval, 1), config.run.preview_res, step
     )

@@ -55,7 +55,7 @@ def load_priors(config: Config, device: torch.device, inputs: InputFiles) -> lis
 def make_guidance(
     config: Config, priors: Sequence[StableDiffusion], device: torch.device
 ) -> Guidance | MixedGuidance:
-    """Build the guidance with the result of `load_priors`."""
+    """Build the guidance from the result of `load_priors`."""
     settings, default_negative_text = config.guidance, config.run.traits.negative_prompt
     parts = [Guidance(prior, settings, default_negative_text, device, config.run.seed) for prior in priors]
     if len(parts) == 1:
@@ -64,7 +64,7 @@ def make_guidance(
 
 
 def _load_prior(config: Config, device: torch.device, inputs: InputFiles, key: str) -> StableDiffusion:
-    """Load the prior in the config key `key`."""
+    """Load the prior that the config key `key` names."""
     settings = config.guidance
     with inputs.reading(key, *model_paths(config, key)), naming_key(key):
         return StableDiffusion.from_pretrained(
@@ -78,7 +78,10 @@ def _load_prior(config: Config, device: torch.device, inputs: InputFiles, key: s
 
 
 def check_batch(config: Config, views: int) -> None:
-    """Raise ValueError if `batch` is not a multiple of `views`, which the prior processes together."""
+    """Raise ValueError if `batch` is not a multiple of `views`.
+
+    views: number of views that the prior processes together.
+    """
     if config.run.batch % views:
         raise ValueError(
             f"batch = {config.run.batch}: the prior takes groups of {views} views of one object; use a "
@@ -99,7 +102,7 @@ def _log_memory(priors: Sequence[StableDiffusion]) -> None:
 
 @contextmanager
 def naming_key(key: str) -> Iterator[None]:
-    """Replace sd_model in the message of an error by the config key whose model is loaded."""
+    """In the message of an error, replace sd_model by `key`, the config key whose model is loaded."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:

@@ -84,7 +84,7 @@ def _export_record(config: Config, step: int) -> dict[str, object]:
 
 
 def settings(config: Config) -> dict[str, object]:
-    """Return the keys that must not change when a run is resumed: the keys of its mode without MAY_CHANGE."""
+    """Return the keys and values that must not change on resuming: those of the mode except MAY_CHANGE."""
     unused = unused_keys(config)
     return {
         key: value for key, value in config.to_json().items() if key not in MAY_CHANGE and key not in unused
@@ -107,10 +107,11 @@ def unused_keys(config: Config) -> set[str]:
 
 
 def latest_checkpoint(config: Config) -> Checkpoint | None:
-    """Return the checkpoint to resume from. If there is none, return None, and the run starts from step 1.
+    """Return the checkpoint to resume from, or None if the run starts from step 1.
 
     Raises:
-        ValueError: if out_dir contains a run with other settings, or if its checkpoints cannot be read.
+        ValueError: if out_dir contains a run with other settings or more steps, or if its checkpoints cannot
+            be read.
     """
     checkpoint = load_latest(checkpoint_folder(config))
     if checkpoint is None:
@@ -151,11 +152,12 @@ def save_state(
     inputs: InputFiles,
     guidance: Guidance | None = None,
 ) -> None:
-    """Atomically write a checkpoint with all data on which the next step depends. Only one rank may call
-    this.
+    """Atomically write a checkpoint with all data on which the next step depends.
+
+    Only one rank may call this.
 
     inputs: the files that the run has read. Their fingerprints are saved in the checkpoint. guidance: if it
-    is given, VSD's LoRA and its optimizer are also saved.
+    is given and uses VSD, the LoRA and its optimizer are also saved.
     """
     tensors, meta = flatten_optimizer(optimizer)
     weights = {f"scene.{name}": value for name, value in scene.state_dict().items()}
@@ -183,9 +185,9 @@ def restore_state(
 ) -> int:
     """Restore the last checkpoint. Return its step, or 0 if there is no checkpoint.
 
-    Rank 0 reads the checkpoint and sends it to the other ranks, because they may have no access to its disk.
-    inputs: the input files. They are compared with the fingerprints in the checkpoint, also if they are read
-    later.
+    Rank 0 reads the checkpoint and sends it to the other ranks, because they may have no access to the disk
+    of rank 0. inputs: the input files, which are compared with the fingerprints in the checkpoint. Files that
+    are not read yet are compared when they are read.
     """
     step = _read_state(config, scene, optimizer, distributed, inputs) if distributed.is_main else 0
     return distributed.broadcast_state(scene, optimizer, step)
@@ -216,7 +218,7 @@ def _read_state(
 
 
 def restore_lora(config: Config, guidance: Guidance, step: int, distributed: Distributed) -> None:
-    """Restore VSD's LoRA from the checkpoint of `step` on every rank. With other scores, do nothing."""
+    """Restore VSD's LoRA from the checkpoint of `step` on every rank. If score is not vsd, do nothing."""
     if guidance.lora is None or step == 0:
         return
     if distributed.is_main:

@@ -45,7 +45,7 @@ class TensorBoardLog:
     """
 
     def __init__(self, out_dir: Path | str, resumed_step: int = 0) -> None:
-        # Import it here, because the import is slow and the package is optional.
+        # This import is not at the top of the file, because it is slow and the package is optional.
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(out_dir), purge_step=resumed_step + 1)
@@ -109,7 +109,7 @@ class RunLog:
         )
 
     def record(self, step: int, phase: Phase, values: Mapping[str, float]) -> None:
-        """Log a finished step (the first step is 1) with its phase and values. The progress shows "loss"."""
+        """Log a finished step (the first step is 1) with its phase and values, and show the loss."""
         seconds = self._seconds_before + time.monotonic() - self._start
         self._write({"step": step, "phase": phase.name, "seconds": round(seconds, 3), **values})
         if self._mirror:
@@ -170,7 +170,7 @@ def _jsonable(value: object) -> object:
 
 
 def _drop_lines_past(path: Path, step: int) -> float:
-    """Delete the lines of a log after `step`, and an incomplete last line if the run was killed.
+    """Delete the lines of a log after `step`, and the incomplete last line of a killed run.
 
     Return the value "seconds" of the last remaining line, or 0 if no line remains.
     """

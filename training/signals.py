@@ -13,12 +13,13 @@ from typing import Self
 
 logger = logging.getLogger(__name__)
 
-# The order is the precedence. Schedulers send SIGTERM, and a closed terminal sends SIGHUP.
+# If ranks receive different signals, the first in this order counts. Schedulers send SIGTERM, and a closed
+# terminal sends SIGHUP.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 PR_SET_PDEATHSIG = 1
-# The function is loaded when this module is imported. Loading it between fork and exec could cause a
-# deadlock, because another thread may hold the lock of the loader.
+# prctl is loaded when this module is imported. Loading it between fork and exec could cause a deadlock,
+# because another thread may hold the lock of the loader.
 PRCTL = ctypes.CDLL(None).prctl
 
 
@@ -73,14 +74,14 @@ class StopRequest(SignalRecorder):
         self.requested = next((number for number, count in zip(SIGNALS, sums, strict=True) if count), None)
 
     def exit_if_requested(self, step: int) -> None:
-        """Raise SystemExit(128 + signal) if a signal was received."""
+        """Raise SystemExit(128 + signal) if `requested` is set. step: for the log message."""
         if self.requested is not None:
             logger.info("stopped after step %d, saved; run the same command again to resume", step)
             raise SystemExit(128 + self.requested)
 
 
 def die_on_interrupt() -> None:
-    """Let Ctrl-C end the process immediately and without a traceback, until `raise_on_interrupt`.
+    """Let Ctrl-C end the process immediately and without a traceback, until `raise_on_interrupt` is called.
 
     This is used during the imports, which take seconds. If SIGINT is ignored, it stays ignored.
     """

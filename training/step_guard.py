@@ -23,8 +23,9 @@ MAX_BAD_STEPS = 20
 class StepGuard:
     """Perform optimizer steps only if all gradients are finite.
 
-    skipped: number of skipped steps that the host has read so far. A step is bad if it was skipped, or if its
-    whole latent gradient was replaced by 0. After MAX_BAD_STEPS consecutive bad steps, ValueError is raised.
+    skipped: number of skipped steps that the host has read so far. A step is bad if it was skipped, or if all
+    values of its latent gradient were replaced by 0. After MAX_BAD_STEPS consecutive bad steps, ValueError is
+    raised.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,10 @@ class StepGuard:
         self._image_gradients: list[Tensor] = []
 
     def watch(self, image: Tensor) -> None:
-        """Register a check of the images' gradient. The check runs when the backward pass computes it."""
+        """Register a check of the images' gradient.
+
+        The check runs when the backward pass computes this gradient.
+        """
         if image.requires_grad:
             flags = self._image_gradients
             image.register_hook(lambda grad: flags.append(grad.isfinite().all()))
@@ -70,10 +74,11 @@ class StepGuard:
         return [values["skip"], values["image"]]
 
     def decide(self, step: int, flags: Sequence[float], replaced: float = 0.0, values: int = 1) -> None:
-        """Count a step. All arguments are equal on every rank.
+        """Count skipped and bad steps, and log them.
 
-        flags: the flags of the previous step, summed over ranks. values: number of values in the latent
-        gradient of this step. replaced: number of these values that were replaced by 0.
+        All arguments are equal on every rank, so all ranks raise the same error. flags: the flags of the
+        previous step, summed over ranks. values: number of values in the latent gradient of this step.
+        replaced: number of these values that were replaced by 0.
 
         Raises:
             ValueError: after MAX_BAD_STEPS consecutive bad steps. The message contains the cause.

@@ -41,7 +41,7 @@ from training.painting import paints_parts, read_parts, texture_fit
 
 logger = logging.getLogger(__name__)
 
-# Random streams. Stream 0 of each step is used to draw the cameras, t and the noise.
+# Random streams of the set-up and of the fit. Stream 0 is used for the cameras, t and the noise of each step.
 SETUP_STREAM, FIT_STREAM = 1, 2
 # Maximum distance from the start shape in grid cells, if there is no coarse phase.
 DETAIL_CELLS = 0.25
@@ -168,8 +168,8 @@ def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, in
 
     @cache
     def pool() -> FitPool:
-        # The pool is built on first use. Ranks other than 0 and runs that resume after the fit do not need
-        # it.
+        # The pool is built on first use, because ranks other than 0 and runs that resume after the fit do not
+        # need it.
         generator = step_generator(config.run.seed, 0, 0, FIT_STREAM)
         return make_fit_pool(shape, surface.v_pos, generator).to(device)
 
@@ -308,7 +308,7 @@ def set_deterministic(device: torch.device) -> None:
     """Make multithreaded sums on the CPU reproducible bit for bit. On a GPU this would cost too much time."""
     # torch.use_deterministic_algorithms would set the same mode, but it also imports torch's compiler.
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
-    # Turn off the filling of new memory, which the mode also does: no code here reads uninitialised memory.
+    # The mode also fills new memory. Turn this off, because no code here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 

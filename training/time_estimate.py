@@ -106,7 +106,8 @@ def parts_of(number: int, config: Config) -> list[Part]:
         parts.append(Part(number, phase.name, f"{label} {kind}", units, before + 1, step_units))
         before = last
     texture = config.export.texture_res[0] * config.export.texture_res[1] / DEMO_TEXTURE
-    # The export of a shape unwraps the faces. The export of a material also bakes textures.
+    # The export of a shape unwraps the faces, whose number grows with the square of the grid. The export of a
+    # material also bakes textures, which is assumed to take half of its time at the demo's texture size.
     export = 0.5 + 0.5 * texture if run.traits.paints_base_mesh else (config.geometry.dmtet_grid / 64) ** 2
     frames = run.preview_res[0] * run.preview_res[1] / DEMO_FRAME if run.validate else 0.1
     parts.append(Part(number, "export", f"{label} export", export))
@@ -144,7 +145,7 @@ class CommandProgress:
 
     @property
     def label(self) -> str:
-        """The result of the current config and its position in the command: "shape, 1 of 2"."""
+        """The kind of the current config's result and its position in the command: "shape, 1 of 2"."""
         place = f", {self._config + 1} of {len(self._labels)}" if len(self._labels) > 1 else ""
         return self._labels[self._config] + place
 
@@ -224,8 +225,8 @@ class CommandProgress:
         """Return the ratio of measured to reference time for parts like `kind`.
 
         For a phase, this is the ratio of the phase that was measured last. For other parts, it is the ratio
-        of the measured exports and videos. If none are measured, it is the ratio of the phases on a CPU, and
-        1 on a GPU.
+        of the measured exports and videos. If none of these are measured, it is the ratio of the phases on a
+        CPU, and 1 on a GPU.
         """
         speed = self._factor
         if self._latest_kind:
@@ -259,8 +260,7 @@ def command_progress(configs: Sequence[Config], distributed: Distributed = SINGL
 
 
 def step_factor(sd_model: str, device: str, threads: int) -> float:
-    """Return the expected time of a step relative to the reference, or 1.0 if the prior is not on this
-    machine.
+    """Return the expected time of a step relative to the reference, or 1.0 without a local prior.
 
     The work of a denoiser is assumed to be proportional to the size of its weights times the area of its
     latents. device: "cpu" or "cuda". threads: number of CPU threads of torch.

@@ -1,4 +1,4 @@
-"""Finished runs: find their prompts and load their exported files with the reader for mesh files."""
+"""Finished runs: find their prompts, and load their exported meshes and textures."""
 
 import json
 import re
@@ -34,7 +34,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Run:
-    """The folder and target of a run.
+    """The folder of a run, its prompt, and the target in the prompt.
 
     domain: "shaded" for an asset with textures, "normal" for a shape without textures. steps: step of the
     last checkpoint, None if there is no checkpoint.
@@ -65,7 +65,9 @@ class Textures:
 
 
 def find_run(argument: str, categories: tuple[str, ...]) -> Run:
-    """Return the run of FOLDER or FOLDER=PROMPT. Without PROMPT, use the prompt in the run's checkpoint.
+    """Return the run of an argument FOLDER or FOLDER=PROMPT.
+
+    Without PROMPT, use the prompt in the checkpoint.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -73,7 +75,8 @@ def find_run(argument: str, categories: tuple[str, ...]) -> Run:
     """
     name, given, prompt = argument, "", ""
     before, sign, after = argument.rpartition("=")
-    # Folder names of a sweep may contain "=".
+    # Folder names of a sweep may contain "=", so PROMPT is split off only if the whole argument is not a
+    # folder.
     if before and Path(before).is_dir() and not Path(argument).is_dir():
         name, given, prompt = before, sign, after
     folder = Path(name)

@@ -58,8 +58,8 @@ class Block(nn.Module):
 class ClassifierNetwork(nn.Module):
     """A residual network for one domain.
 
-    Its layers are a stem at half resolution, one block per width, the mean and the maximum over the image,
-    and three heads.
+    Its layers are a stem of stride 2, one block per width, the mean and the maximum over the image, and a
+    linear head for each output.
     """
 
     def __init__(self, categories: int, materials: int, widths: tuple[int, ...] = WIDTHS):
@@ -84,9 +84,9 @@ class ClassifierNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """Names of the outputs in the order of the logits.
+    """Names of the categories and materials in the order of the logits, and sizes of images and layers.
 
-    One category is "nothing". Material 0 means the original colours of the category.
+    One category is "nothing". Material 0 stands for the original colours of an object.
     """
 
     categories: tuple[str, ...]
@@ -165,7 +165,7 @@ def load_classifier(folder: Path, device: torch.device) -> Classifier:
 
 
 def directional(categories: tuple[str, ...], category: Tensor) -> Bool[Tensor, " B"]:
-    """Return the mask of images whose category (an index) is in DIRECTIONAL."""
+    """Return for each image whether its category is in DIRECTIONAL. category: indices into `categories`."""
     table = torch.tensor([name in DIRECTIONAL for name in categories], device=category.device)
     return table[category]
 
@@ -180,14 +180,14 @@ class Prediction:
 
 
 def predict_assets(classifier: Classifier, domain: str, pictures: Float[Tensor, "N 3 S S"]) -> Prediction:
-    """Predict from images of assets. Each asset has VIEWS consecutive images."""
+    """Classify images of assets. VIEWS consecutive images show the same asset."""
     outputs = [classifier.predict(domain, part.to(classifier.device)) for part in pictures.split(256)]
     stacked = {name: torch.cat([getattr(a, name) for a in outputs]) for name in vars(outputs[0])}
     return Prediction(**{name: value.unflatten(0, (-1, VIEWS)).cpu() for name, value in stacked.items()})
 
 
 def two_faced(side: Float[Tensor, "A V 3"]) -> Bool[Tensor, " A"]:
-    """Return whether each asset shows a front both at azimuth 0 and at azimuth 180 degrees."""
+    """Return for each asset whether a front is visible both at azimuth 0 and at azimuth 180 degrees."""
     seen = side.argmax(-1)
     front = SIDES.index("front")
     return (seen[:, 0] == front) & (seen[:, back_view()] == front)

@@ -43,7 +43,7 @@ def write_contact_sheet(
 
 
 def _pictures(evaluation: Evaluation) -> Image.Image:
-    """Return the selected views side by side on white. The image is empty if the evaluation failed."""
+    """Return the views SHOWN_VIEWS side by side on white, or an empty grey image if the evaluation failed."""
     strip = Image.new(
         "RGB", (len(SHOWN_VIEWS) * SIDE, SIDE), "#f2f2f2" if evaluation.views is None else "white"
     )
@@ -83,7 +83,10 @@ def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], asset: dict) ->
 
 
 def _result_text(asset: dict, what: str) -> tuple[str, str]:
-    """Return text and colour of the evaluated category or material. Without a target, the colour is TEXT."""
+    """Return text and colour of the evaluated category or material.
+
+    If the prompt contains no material, the evaluated material has the colour TEXT.
+    """
     text = f"{asset['evaluation'][what].replace('_', ' ')} {asset['probability'][what]:.2f}"
     if f"{what}_right" not in asset:
         return text, TEXT

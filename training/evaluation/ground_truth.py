@@ -17,8 +17,8 @@ from render.mesh import Mesh, make_mesh
 from training.evaluation.surface_quality import roughness
 
 SHAPE_STREAM, MATERIAL_STREAM = 21, 22
-# INSTANCES: number of objects of a category for the mean roughness. MATERIAL_DRAWS: number of objects for a
-# mean material.
+# INSTANCES: number of objects over which the roughness of a category is averaged. MATERIAL_DRAWS: number of
+# random draws over which a material is averaged.
 INSTANCES, MATERIAL_DRAWS = 3, 8
 
 # A function from world points [N,3] to linear albedo kd and ks (occlusion, roughness, metallic).
@@ -40,20 +40,23 @@ def true_mesh(subject: ProceduralObject, config: GeometryConfig, device: torch.d
 
 
 def true_roughness(category: str, config: GeometryConfig) -> float:
-    """Compute the mean roughness of INSTANCES objects of a category, in degrees."""
+    """Return the mean surface roughness of INSTANCES objects of a category, in degrees (see `roughness`)."""
     cpu = torch.device("cpu")
     values = [roughness(true_mesh(true_object(category, seed), config, cpu)) for seed in range(INSTANCES)]
     return sum(values) / len(values)
 
 
 def material_name(category: str, seed: int) -> str:
-    """Return the material for a trial's prompt. Adjacent categories and seeds have different materials."""
+    """Return the name of a trial's material.
+
+    Consecutive categories and consecutive seeds have different materials.
+    """
     names = list(MATERIALS)
     return names[(5 * CATEGORIES.index(category) + seed) % len(names)]
 
 
 def true_material(subject: ProceduralObject, name: str) -> TrueMaterial:
-    """Return the mean of MATERIAL_DRAWS random draws of this material. Their shades vary by ±10 %."""
+    """Return the mean of MATERIAL_DRAWS random draws of a material, because the shades vary by ±10 %."""
     draw = Draw(step_generator(0, CATEGORIES.index(subject.kind), 0, MATERIAL_STREAM))
     material_draws = [dressed(subject, name, draw) for _ in range(MATERIAL_DRAWS)]
 

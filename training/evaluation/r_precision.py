@@ -56,7 +56,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """The classifier with a rasteriser and the prior's default environment light."""
+    """Evaluates runs with a classifier, a rasteriser and an environment light."""
 
     def __init__(self, classifier: Classifier, environment: LightConfig = LIGHT):
         self.classifier = classifier
@@ -136,7 +136,7 @@ def _add_decision(record: dict, what: str, probabilities: Tensor, names: Sequenc
 
 
 def _views(prediction: Prediction, categories: tuple[str, ...], expected: str) -> list[dict]:
-    """Return a record with the prediction for each view."""
+    """Return a list with the prediction for each view, as JSON values."""
     found = []
     for view in range(VIEWS):
         category, side = prediction.category[0, view].exp(), prediction.side[0, view].exp()
@@ -192,7 +192,7 @@ def _wrong(asset: dict) -> str:
 
 
 def _precision(assets: list[dict]) -> dict:
-    """Return the shares of correct evaluations. Materials are counted if the prompt contains one."""
+    """Return the share of correct categories, and of correct materials among prompts with a material."""
     right: dict[str, list[bool]] = {}
     for asset in assets:
         right.setdefault(asset["expected"]["category"], []).append(asset["category_right"])
@@ -208,7 +208,7 @@ def _precision(assets: list[dict]) -> dict:
 
 
 def _composition(assets: list[dict]) -> dict:
-    """Return the share of textured assets with correct category and material for each pair in HELD_OUT."""
+    """Return the share of textured assets with correct category and material, for the pairs in HELD_OUT."""
     found: dict[str, list[bool]] = {}
     for asset in assets:
         category, material = asset["expected"]["category"], asset["expected"]["material"]
@@ -236,7 +236,7 @@ def _two_faced(assets: list[dict]) -> dict:
 
 
 def _confusions(assets: list[dict]) -> list[dict]:
-    """Return the pairs of expected and evaluated names, most frequent first."""
+    """Return the pairs of expected and wrongly evaluated names with their counts, most frequent first."""
     counts = Counter(
         (what, a["expected"][what], a["evaluation"][what])
         for a in assets

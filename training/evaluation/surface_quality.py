@@ -66,13 +66,17 @@ def non_manifold_share(faces: Int[Tensor, "F 3"], vertices: int) -> float:
 
 
 def connected_parts(faces: Int[Tensor, "F 3"], vertices: int) -> Int[Tensor, " V"]:
-    """Return a label for each vertex by label propagation. Vertices that edges connect have equal labels."""
+    """Return a label for each vertex by label propagation.
+
+    All vertices of a connected part get the same label.
+    """
     label = torch.arange(vertices, device=faces.device)
     corners = faces.long()
     while True:
         lowest = label[corners].amin(1, keepdim=True).expand(-1, 3)
         spread = label.scatter_reduce(0, corners.flatten(), lowest.flatten(), "amin")
-        # Labels are vertex indices. Replacing each label by the label of that vertex speeds up convergence.
+        # Labels are vertex indices. Replacing each label by the label of the vertex with this index speeds up
+        # convergence.
         spread = spread[spread]
         if torch.equal(spread, label):
             return label

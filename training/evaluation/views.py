@@ -69,7 +69,7 @@ def evaluation_cameras(side: int) -> Cameras:
 
 
 def azimuths(views: Cameras) -> Float[Tensor, " B"]:
-    """Compute azimuths in radians from camera axes: R_x(elevation) R_y(azimuth) has a row (cos, 0, sin)."""
+    """Return the azimuths in radians, from the first row (cos, 0, sin) of R_x(elevation) R_y(azimuth)."""
     right = camera_rotation(views.world_to_clip)[:, 0]
     return torch.atan2(right[:, 2], right[:, 0])
 

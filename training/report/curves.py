@@ -52,7 +52,7 @@ class Curve:
 
 
 def read_log(path: Path | str) -> list[Record]:
-    """Read the valid lines of a log file. A run may still append to it.
+    """Read the valid lines of a log file. A run may still append to the file.
 
     The list is empty if the file does not exist.
     """

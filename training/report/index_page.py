@@ -53,7 +53,7 @@ class Card:
     """One result of a sweep.
 
     changed: the keys whose values differ from those of other results. note: one line about the state.
-    next_commands: a dict from label to shell command. The commands continue with this result.
+    next_commands: a dict from label to a shell command that continues with this result.
     """
 
     name: str

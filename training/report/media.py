@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 STILL_WIDTH, STILLS_BYTES, MOST_STILLS = 1280, 2_100_000, 24
 STILL_VIEWS = 4
-# Rows of a sheet of stills whose background is not white.
+# Rows of a sheet of stills whose background is not white, so they are not searched for the object.
 NOT_ON_WHITE = (LATLONG, "mask")
 VIDEO_BYTES = 900_000
 
@@ -156,7 +156,7 @@ def slider(paths: list[Path]) -> str:
 
 
 def video(out_dir: Path, names: list[str], caption: str) -> str:
-    """Return the first existing file of `names` as an HTML figure. Files over VIDEO_BYTES are linked."""
+    """Return the first existing file of `names` as an HTML figure. A file over VIDEO_BYTES is only linked."""
     path = next((out_dir / name for name in names if (out_dir / name).is_file()), None)
     if path is None:
         return ""

@@ -25,8 +25,8 @@ from training.report.page import HERE, escape, link
 
 # Limits for an unchanged GLB and for a reduced copy, in deflated bytes. base64 adds a third.
 AS_IT_IS, LIGHTER = 4_000_000, 6_400_000
-# A file larger than FAR times the limit is not compressed. Compression takes seconds, and the result would
-# exceed the limit: meshes shrink to a third at best, and textures hardly shrink.
+# A file larger than FAR times the limit is not compressed, because compression takes seconds and the result
+# would exceed the limit: meshes shrink to a third at best, and textures hardly shrink.
 FAR = 4
 TEXTURE_SIDE, TEXTURE_QUALITY = 1024, 88
 # Height and width of the environment map in the page.
@@ -131,7 +131,7 @@ def lighter(content: bytes) -> bytes:
     viewers compute them from the UVs. Textures are JPEGs with at most TEXTURE_SIDE pixels per side.
 
     If the file has several primitives, only the textures are changed, because the nodes already have
-    transforms.
+    transforms, which quantisation would replace.
     """
     document, binary = read_glb(content)
     single = (
@@ -156,7 +156,7 @@ def lighter(content: bytes) -> bytes:
             kind = SHORT
             accessor["min"], accessor["max"] = integers.min(0).tolist(), integers.max(0).tolist()
         elif name == "TEXCOORD_0":
-            # The UVs of this program are in [0, 1].
+            # The UVs of this program are in [0, 1], so they are stored as unsigned integers.
             integers, kind = np.round(values.clip(0, 1) * 65535).astype("<u2"), UNSIGNED_SHORT
         else:
             integers, kind = np.round(values.clip(-1, 1) * 127).astype("i1"), BYTE
@@ -218,7 +218,7 @@ def _in_words(values: np.ndarray) -> tuple[bytes, int]:
 
 
 def _packed(document: dict, parts: list[bytes]) -> bytes:
-    """Return a GLB file of the document with new contents of its buffer views."""
+    """Return the GLB file of a document, with `parts` as the contents of its buffer views."""
     binary = bytearray()
     for view, part in zip(document["bufferViews"], parts, strict=True):
         binary.extend(bytes(-len(binary) % 4))

@@ -26,7 +26,7 @@ def escape(text: object) -> str:
 
 
 def embedded_json(value: object) -> str:
-    """Return JSON for the content of a script element. It cannot contain the end tag of the element."""
+    """Return JSON for the content of a script element. The JSON cannot contain the element's end tag."""
     return json.dumps(value).replace("<", "\\u003c")
 
 

@@ -25,7 +25,7 @@ PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 50.0
 
 @dataclass
 class RunReport:
-    """A context manager around a run. `step` is the number of finished steps.
+    """A context manager that writes the page of a run. `step` is the number of finished steps.
 
     If the folder has no page, the page is written at the start. The page of an earlier run is kept until
     `begin`, so a command that fails in its set-up does not replace it.
@@ -69,7 +69,7 @@ class RunReport:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Measure the time of a part of the run outside the loop and show it on the page."""
+        """Measure the time of a part of the run that is not a step, and show it on the page."""
         self._doing = name
         self.update(self.step)
         started = time.monotonic()
@@ -111,7 +111,7 @@ class RunReport:
         """Log an error of the block as a warning, once per file, and continue the run."""
         try:
             yield
-        except Exception as error:  # Any file of the run may be damaged.
+        except Exception as error:  # A damaged file of the run can raise any exception.
             if name not in self._failed_files:
                 logger.warning("%s cannot be written: %s", self.info.out_dir / name, error)
             self._failed_files.add(name)

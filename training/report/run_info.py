@@ -10,7 +10,7 @@ from training.report.run_page import CONFIG_FILE, RunInfo, Setting
 
 
 def settings_of(config: Config) -> list[Setting]:
-    """Return all keys in the order of the sections."""
+    """Return all keys of the config, in the order of the sections."""
     values, keys = config.to_json(), known_keys()
     return [
         Setting(

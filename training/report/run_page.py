@@ -72,7 +72,7 @@ class RunState:
     """The state of a run.
 
     name: running, done, exported, stopped or failed. doing: the current activity, or the error. seconds: a
-    dict from each part outside the loop to its duration. written: seconds since 1970.
+    dict from each part outside the training loop to its duration. written: seconds since 1970.
     """
 
     name: str
@@ -139,7 +139,10 @@ def _header(info: RunInfo, state: RunState) -> str:
 
 
 def _model_and_videos(info: RunInfo, state: RunState, model_bytes: int) -> tuple[str, list[str]]:
-    """Return HTML and scripts for model and videos of an exported run. Omit files of an earlier run."""
+    """Return HTML and scripts for model and videos of an exported run.
+
+    Files of an earlier run are omitted.
+    """
     mesh = info.out_dir / "dmtet_mesh" / "mesh.glb"
     if state.name not in ("done", "exported") or not mesh.is_file():
         return "", []
@@ -160,7 +163,7 @@ def _environment(info: RunInfo) -> bytes | None:
     """
     probe = info.out_dir / "dmtet_mesh" / "probe.hdr"
     try:
-        # The probe already includes env_scale and the changes made by learn_light.
+        # The probe already includes env_scale and the changes made by learn_light, so it is not scaled again.
         path, scale = (probe, 1.0) if probe.is_file() else (resolve_map(info.envmap), info.env_scale)
         return environment_map(path, path.stat().st_mtime_ns, scale)
     except (OSError, ValueError):

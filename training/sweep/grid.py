@@ -1,6 +1,6 @@
 """Parse --grid and --prompts into all combinations of their values, each with a folder name.
 
-The functions only process text. The output folder of a trial is determined in training/sweep/trials.py.
+This module only determines values and names. training/sweep/trials.py determines the output folders.
 """
 
 import hashlib
@@ -33,7 +33,8 @@ def choices(grid: Sequence[str], prompts: Sequence[str]) -> list[Choice]:
     """Return all combinations of the prompts and of the axes KEY=VALUE,VALUE …; the last axis varies fastest.
 
     The name of a combination consists of the slug of its prompt and the KEY=VALUE parts, joined by "_":
-    a-mug_seed=2. Its name and its folder do not change when prompts or values are added to the command.
+    a-mug_seed=2. The name and the folder of a combination do not change when prompts or values are added to
+    the command.
 
     Raises:
         ConfigError: if an axis cannot be parsed, or if two combinations have the same name.
@@ -98,7 +99,7 @@ def split_values(text: str) -> Iterator[str]:
 
 
 def read_prompts(path: str) -> list[str]:
-    """Return the lines of a file except blank lines and lines that begin with #.
+    """Return the prompts in a file: its lines except blank lines and lines that begin with #.
 
     Raises:
         ConfigError: if the file cannot be read as UTF-8 text, contains no prompt, or contains a prompt twice.

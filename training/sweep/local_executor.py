@@ -18,11 +18,11 @@ from training.sweep.trials import CONSOLE_FILE, DONE, FAILED, QUEUED, RUNNING, S
 PROGRAM = Path(__file__).parents[2] / "train.py"
 POLL_SECONDS = 0.1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# A trial of a killed sweep may still run, because it saves a checkpoint before it exits. A new sweep waits
-# this many seconds until the trial's folder is no longer locked.
+# A trial of a killed sweep may still run, because it saves a checkpoint before it exits. A new sweep waits at
+# most this many seconds until the folder of such a trial is no longer locked.
 LOCK_SECONDS = 120.0
 
-# Variables that torchrun sets for its ranks. The run of a trial is a single process.
+# Variables that torchrun sets for its ranks. They are removed for a trial, because it is a single process.
 LAUNCHER_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 LAUNCHER_PREFIXES = ("TORCHELASTIC_", "GROUP_", "ROLE_")
 
@@ -60,7 +60,7 @@ class Running:
 
 
 def start(trial: Trial, environment: Mapping[str, str]) -> Running:
-    """Start the trial's process in its own process group, so that Ctrl-C is not sent to it directly."""
+    """Start the trial's process in a new process group, so that Ctrl-C is not sent to it directly."""
     console = (trial.folder / CONSOLE_FILE).open("ab")
     begin = console.seek(0, os.SEEK_END)
     process = subprocess.Popen(
@@ -92,7 +92,8 @@ def outcome(run: Running, stopping: bool) -> Record:
 def failure_reason(code: int, output: str) -> str:
     """Return why a process failed, in one line.
 
-    This is the signal that ended it, otherwise its last line "error: …", otherwise its last line of output.
+    The reason is the signal that ended the process, otherwise its last line "error: …", otherwise its last
+    line of output.
     """
     number = -code if code < 0 else code - 128
     if number in set(signal.Signals):
@@ -133,9 +134,9 @@ def run_locally(
 
 
 def _next_unlocked(waiting: list[Trial], late: bool) -> Trial | None:
-    """Return the first waiting trial whose folders are not locked, and remove it from `waiting`.
+    """Remove the first trial whose folders are not locked from `waiting` and return it, or return None.
 
-    late: if true, locks are ignored. The result is None if there is no such trial.
+    late: if true, locks are ignored.
     """
     for number, trial in enumerate(waiting):
         if late or not is_locked(config.run.output_folder for config in trial.configs):
@@ -154,7 +155,10 @@ class SignalForwarder(SignalRecorder):
         self._forwarded = 0
 
     def forward_signal(self, processes: Iterable[subprocess.Popen]) -> None:
-        """Send the signal that arrived since the last call, if any, to all processes."""
+        """If a signal arrived since the last call, forward it to all processes.
+
+        The second signal is replaced by SIGKILL.
+        """
         if self.count == self._forwarded:
             return
         self._forwarded = self.count

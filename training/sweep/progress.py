@@ -40,8 +40,9 @@ TAIL_BYTES = 4096
 class SweepProgress:
     """Context manager that writes the trial records, the progress bar and the overview page.
 
-    done: names of the trials that are already finished. todo: the trials of this process. The states of the
-    trials of other processes are read from their folders. If the page cannot be written, a warning is logged.
+    done: names of the trials that are already finished. todo: the trials that this process runs. The states
+    of other processes' trials are read from the trials' folders. If the page cannot be written, a warning is
+    logged.
     """
 
     def __init__(self, sweep: Sweep, done: Collection[str], todo: Sequence[Trial]) -> None:
@@ -108,7 +109,7 @@ class SweepProgress:
 
     def _write_page(self, last: bool) -> None:
         cards = [self._card(trial) for trial in self._sweep.trials]
-        # Trials of other ranks may still run after this rank has finished.
+        # The page stays live while trials of other ranks are running.
         live = not last or any(card.state == RUNNING for card in cards)
         write_index(self.page, f"Results in {self._sweep.folder}", self._sweep.command, cards, live)
 
@@ -139,7 +140,7 @@ class SweepProgress:
 def next_commands(trial: Trial) -> dict[str, str]:
     """Return a dict from label to shell command for a finished trial.
 
-    The command optimizes the appearance of a shape, or exports a painted mesh with larger textures.
+    The commands paint a shape or continue its training, or export a painted mesh with larger textures.
     """
     last = trial.configs[-1]
     if last.run.traits.paints_base_mesh:

@@ -58,7 +58,7 @@ def run_on_ray(
 ) -> int | None:
     """Run the trials in order. Return the signal that stopped the sweep, or None.
 
-    jobs: number of concurrent runs. None means one for each GPU of the cluster, and at least one.
+    jobs: number of concurrent runs. None means one run for each GPU of the cluster, and at least one run.
     """
     found = ray.cluster_resources()
     gpus = found.get("GPU", 0) if on_gpus else 0
@@ -119,8 +119,8 @@ def run_trial(trial: Trial, folder: str, threads: int) -> Record:
     """
     os.chdir(folder)
     trial.folder.mkdir(parents=True, exist_ok=True)
-    # Ray cancels a task with SIGINT. A background worker ignores SIGINT by default, so the handler is set
-    # here.
+    # Ray cancels a task with SIGINT. A background worker ignores SIGINT by default, so Python's handler is
+    # set here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run = start(trial, child_environment(os.environ, None, threads))
     try:
@@ -129,7 +129,7 @@ def run_trial(trial: Trial, folder: str, threads: int) -> Record:
         while run.process.poll() is None:
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        # Send SIGTERM, because Ray's workers and their child processes block SIGINT.
+        # Send SIGTERM instead of SIGINT, because Ray's workers and their child processes block SIGINT.
         run.process.send_signal(signal.SIGTERM)
         run.process.wait()
     record = outcome(run, stopping=False)

@@ -1,6 +1,7 @@
 """Run the trials of a sweep: check all configs, assign trials to GPUs and ranks, log a summary.
 
-This process starts and monitors other processes. It never creates a CUDA context.
+This process only starts and monitors other processes. It never creates a CUDA context, which would take GPU
+memory from the trials.
 """
 
 import logging
@@ -25,8 +26,8 @@ logger = logging.getLogger(__name__)
 SOME_FAILED = 1
 # Name of the lock file of each rank of a sweep, in the common folder of the trials.
 SWEEP_LOCK = ".sweep-{rank}.lock"
-# The timeout must be longer than the longest sweep. It cannot exceed about 24 days, because torch.distributed
-# keeps timeouts as 32-bit milliseconds.
+# A rank that has finished waits for the others, so the timeout must be longer than the longest sweep. It
+# cannot exceed about 24 days, because torch.distributed keeps timeouts as 32-bit milliseconds.
 RANK_TIMEOUT = timedelta(days=14)
 
 
@@ -129,8 +130,8 @@ def visible_gpus(environment: Mapping[str, str], count: int) -> list[str]:
 def gpu_slots_for(jobs: int | None, gpus: Sequence[str], trials: int) -> list[str | None]:
     """Return the GPU of each concurrent run. GPUs are assigned cyclically; without GPUs each entry is None.
 
-    jobs: number of concurrent runs. None means one for each GPU, and at least one. The number of runs is at
-    most the number of trials.
+    jobs: number of concurrent runs. None means one run for each GPU, and at least one run. The number of runs
+    is at most the number of trials.
     """
     number = max(1, min(jobs or len(gpus) or 1, trials))
     return [gpus[slot % len(gpus)] if gpus else None for slot in range(number)]

@@ -52,7 +52,8 @@ class Trial:
 class Sweep:
     """The trials of a command.
 
-    folder: the common parent of their folders. jobs: number of concurrent runs; None selects the default.
+    folder: the common parent of the trials' folders. jobs: number of concurrent runs; None selects the
+    default.
     """
 
     command: str
@@ -120,7 +121,7 @@ def is_done(trial: Trial) -> bool:
 
 
 def _agree(then: object, now: Sequence[Mapping[str, object]]) -> bool:
-    """Return whether the settings are equal. A key that is missing in the record has its default value."""
+    """Return whether the settings are equal. A missing key counts as its default value."""
     if not (isinstance(then, list) and all(isinstance(values, dict) for values in then)):
         return False
     defaults = {name: key.default for name, key in known_keys().items()}
@@ -138,7 +139,7 @@ def read_record(trial: Trial) -> Record:
 
 
 def write_record(trial: Trial, record: Record) -> None:
-    """Write the record to the trial's folder. If the trial is done, the settings are added."""
+    """Write the record to the trial's folder. If the trial is done, add the settings for `is_done`."""
     done = {"settings": _settings(trial)} if record.state == DONE else {}
     write_text(trial.folder / RECORD_FILE, json.dumps({**asdict(record), **done}, indent=1) + "\n")
 

@@ -44,7 +44,8 @@ class Request:
 def result_folder(request: Request) -> Path:
     """Return the folder of a new result.
 
-    Its name is the given name. If this is empty, it is the slug of the text with the first unused number.
+    The name of the folder is the name in the request. If this is empty, it is the slug of the text with the
+    first unused number.
 
     Raises:
         ConfigError: if the name contains other characters than letters, digits, spaces, dots, - and _.
@@ -99,10 +100,10 @@ def command_line(request: Request, folder: Path, mesh: Path | None, common: Sequ
 
 
 def _quick_painting(request: Request) -> dict[str, object]:
-    """Return the values that --quick would set. train.py accepts --quick only for the demo pair."""
+    """Return the values that --quick would set, because train.py accepts --quick only for the demo pair."""
     values = dict(QUICK["appearance"])
     if request.settings.get("appearance.iter"):
-        # Omit coarse_iter, because the requested number of steps may be smaller than it.
+        # Omit coarse_iter, because it may exceed the requested number of steps.
         del values["coarse_iter"]
     return values
 
@@ -125,7 +126,10 @@ def _mesh_options(task: str, mesh: str) -> list[str]:
 
 
 def _options(values: Mapping[str, object]) -> list[str]:
-    """Convert values to options. Text that begins with - is passed as --KEY=TEXT, so it stays a value."""
+    """Convert values to options.
+
+    Text that begins with - is passed as --KEY=TEXT, so it is read as a value.
+    """
     found = []
     for key, value in values.items():
         parts = value if isinstance(value, list | tuple) else [value]
@@ -140,7 +144,7 @@ def _inside(folder: Path) -> str:
 
 
 def _relative(path: str | Path) -> str:
-    """Return a path relative to the current directory if it is inside of it, otherwise the absolute path."""
+    """Return the path relative to the current directory, or the absolute path if it is outside."""
     absolute = os.path.abspath(path)
     relative = os.path.relpath(absolute)
     return absolute if relative.startswith("..") else relative

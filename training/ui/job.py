@@ -1,4 +1,4 @@
-"""The run that was started from the page. It is a child process of train.py; only one can run at a time."""
+"""The run that was started from the page. It is a child process of the server; only one can run at a time."""
 
 import os
 import signal
@@ -133,7 +133,7 @@ def _start(job: Job) -> subprocess.Popen:
 
 
 def _in_child() -> None:
-    # If the server was started in the background, it ignores SIGINT, and a child process inherits this
-    # setting.
+    # If the server was started in the background, it ignores SIGINT. A child process inherits this setting,
+    # so it is reset here.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_with_parent()

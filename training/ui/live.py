@@ -16,8 +16,7 @@ from training.ui.job import Job
 STILL_WIDTH, CONSOLE_LINES = 900, 12
 # The values that are plotted while a run is in progress.
 PLOTTED = ("loss",)
-# CSS of the page. It includes the line styles of the plots. In a report, they come from
-# training/report/page.css.
+# CSS of the page. It includes the styles of the plots, which a report takes from training/report/page.css.
 STYLE = """
 .ui-live img { width: 100%; border-radius: 6px; background: #fff; }
 .ui-live pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; max-height: 14rem;
@@ -86,7 +85,8 @@ def _plots(folder: Path) -> list[str]:
         for curve in curves(members):
             if curve.name in PLOTTED:
                 caption = f"{folder.name}: {PLOT_NAMES[curve.name].lower()}, {' and '.join(names)}"
-                # Remove the script element with the data of the tooltip. Only the report has tooltips.
+                # Remove the script element with the data of the tooltips, because only the report has
+                # tooltips.
                 found.append(draw(curve, inside, caption).partition("<script")[0] + "</figure>")
     return found
 

@@ -28,7 +28,7 @@ TITLE = "Text to a textured 3D mesh"
 RESULTS_ADDRESS = "/results"
 REFRESH_SECONDS = 1.0
 UNCHANGED = "default"
-# Files that belong to a mesh, besides the meshes themselves.
+# Suffixes of the files that can be uploaded together with a mesh.
 MATERIAL_FILES = (".mtl", ".bin", ".png", ".jpg", ".jpeg")
 
 
@@ -39,7 +39,10 @@ class Page:
     """
 
     def __init__(self, runner: JobRunner, uploads: Path, run_options: Sequence[str]) -> None:
-        """Create the handlers. uploads: the only folder for input files. run_options: options of all runs."""
+        """Create the handlers.
+
+        uploads: folder that contains all input files. run_options: options of all runs.
+        """
         self.runner, self.uploads, self.run_options = runner, uploads.resolve(), tuple(run_options)
 
     def start(
@@ -144,7 +147,7 @@ def build_page(page: Page) -> gradio.Blocks:
         seen, timer = gr.State(None), gr.Timer(REFRESH_SECONDS)
 
         def refresh(before: str | None) -> list[Any]:
-            """Return the new outputs that depend on the job. If nothing has changed, skip all of them."""
+            """Return the outputs that depend on the job, or skip all of them if nothing has changed."""
             job = page.runner.job
             now = fingerprint(job)
             if now == before:
@@ -221,7 +224,7 @@ def _input(gr: Any, setting: Setting) -> Any:
 
 
 def _only_uploads(move: Any) -> Any:
-    """Wrap gradio's function that copies a file, so that it rejects URLs. gradio would download them."""
+    """Wrap gradio's function that copies a file, so that it rejects URLs, which gradio would download."""
 
     async def checked(name: str, *arguments: object) -> str | None:
         if "://" in str(name):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from training.report.run_page import FILES, REPORT_FILE
 
-# Maximum depth of a result's folder in the output folder. Sweeps have out/NAME/TRIAL/STAGE.
+# Maximum depth of a result's folder in the output folder. The deepest results are those of sweeps, in
+# out/NAME/TRIAL/STAGE.
 DEPTH = 3
 SHOWN_FILES = {REPORT_FILE, *FILES}
 HEAD_BYTES = 4096
@@ -49,7 +50,7 @@ def find_results(root: Path) -> list[Result]:
 
 
 def result_file(root: Path, name: str) -> Path | None:
-    """Return the path of a result's file for a URL, or None if the URL is not the file of a result.
+    """Return the path of a result's file for a URL, or None if the URL does not name such a file.
 
     name: the path in the URL: "FOLDER/FILE", relative to `root`, with FILE in SHOWN_FILES.
     """

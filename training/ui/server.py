@@ -32,7 +32,8 @@ POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob:; "
     "form-action 'self'; frame-ancestors 'self'"
 )
-# Environment variables that gradio and its packages read when they are imported.
+# Environment variables that turn off telemetry and the run history. gradio and its packages read them when
+# they are imported.
 OFFLINE = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
@@ -181,10 +182,10 @@ ASGI = Callable[[dict, Callable, Callable], Awaitable[None]]
 
 
 def guarded(app: ASGI, options: UIOptions) -> ASGI:
-    """Return the application with checks: it sends a content security policy and may check the host name.
+    """Return the application with a content security policy and, for a local address, a check of host names.
 
-    On a local address, only requests with a local host name are accepted. Otherwise, a page of another site
-    could access the server through a domain name that resolves to this machine (DNS rebinding).
+    On a local address, only requests with a local host name are accepted. Without this check, a page of
+    another site could access the server through a domain name that resolves to this machine (DNS rebinding).
     """
 
     async def checked(scope: dict, receive: Callable, send: Callable) -> None:

@@ -7,7 +7,7 @@ procedural object whose true mesh and material are known. Three files are writte
 OUT/trials.jsonl (one line per trial), OUT/results.json (means of each setting), OUT/table.md. OUT/sheet.jpg
 is written at the end, with --suite janus also OUT/curve.png. Run the same command again to continue: trials
 in trials.jsonl are not repeated.
-Arguments after -- are config keys for all trials.
+Arguments KEY=VALUE after -- are config values for all trials.
 """
 
 import argparse
@@ -113,8 +113,8 @@ def benchmark(options: argparse.Namespace) -> int:
     threads = max(1, usable_cores() // options.jobs)
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(threads)
     if not options.no_cost:
-        # These trials run first and one at a time, so other trials do not affect their times. They also
-        # fill Triton's cache.
+        # The COST trials run first and one at a time, so that other trials do not affect their times. They
+        # also fill Triton's cache for the other trials.
         costs = Queue([trial for trial in todo if trial.stage == COST], deadline)
         run_queue(costs, store, 1, threads, options.common)
     queue = Queue([trial for trial in todo if trial.stage != COST], deadline)

@@ -39,7 +39,7 @@ class ResultStore:
         return self.out / "trials.jsonl"
 
     def read(self) -> set[str]:
-        """Load the results of earlier calls and return the names of their trials."""
+        """Load the results of earlier calls and return the names of the trials that did not fail."""
         if self.log.is_file():
             lines = self.log.read_text(encoding="utf-8").splitlines()
             known = [json.loads(line) for line in lines if line.endswith("}")]
@@ -59,7 +59,7 @@ class ResultStore:
         )
 
     def latest(self) -> list[dict]:
-        """Return the last result of each trial. A failed trial may have been repeated."""
+        """Return the last result of each trial. A repeated trial has several results."""
         return list({result["name"]: result for result in self.results}.values())
 
     def summary(self) -> dict[str, dict]:
@@ -77,8 +77,8 @@ class ResultStore:
 class Queue:
     """A queue of trials. `next` returns None if no trial is left or if the remaining time is too short.
 
-    The expected time of a trial is the median of the finished trials with its stage and setting, otherwise
-    the longest time of any finished trial.
+    The expected time of a trial is the median of the finished trials with its stage and setting, or, if there
+    is none, the longest time of any finished trial.
     """
 
     def __init__(self, trials: Sequence[Trial], deadline: float):
@@ -117,7 +117,7 @@ def prepare_worker(log: str, threads: int) -> None:
 def work(slot: int, queue: Queue, store: ResultStore, threads: int, common: Mapping[str, object]) -> None:
     """Run trials in one worker process until `Queue.next` returns None.
 
-    If the process ends unexpectedly, a new one is started.
+    If the process ends unexpectedly, its trial counts as failed and a new process is started.
     """
     log = store.out / f"worker_{slot}.log"
 

@@ -1,7 +1,7 @@
-"""Dose-response curve of two-faced shapes: priors trained with more and more front views, and remedies.
+"""Share of two-faced shapes by the share of front views in the prior's training data, for several remedies.
 
-`python3 -m data.make_tiny_sd.train --front-share SHARE --out out/front-SHARE` makes the priors. They are not
-part of the repository.
+`python3 -m data.make_tiny_sd.train --front-share SHARE --out out/front-SHARE` trains a prior. These priors
+are not part of the repository.
 """
 
 from collections.abc import Mapping
@@ -66,7 +66,8 @@ def draw_curve(summary: Mapping[str, dict], path: Path) -> None:
     draw.text((WIDTH // 2 - 100, HEIGHT - 24), "front views in the training data", fill="black")
     draw.text((8, 8), "two-faced shapes", fill="black")
     for number, (remedy, points) in enumerate(two_faced_shares(summary).items()):
-        # Lines at the same height stay visible with an offset of 2 pixels each.
+        # Each line is drawn 2 pixels higher than the previous one, so that lines with equal values stay
+        # visible.
         line = [(x, y - 2 * number) for x, y in map(pixel, points)]
         draw.line(line, fill=COLOURS[number], width=3)
         for x, y in line:

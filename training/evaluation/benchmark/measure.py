@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 # Training uses the default environment. This environment is used only to compare the relit images.
 UNSEEN_LIGHT = LightConfig(envmap=str(MAP_FOLDER / "studio.hdr"), env_resolution=128)
-# The indices of the views in the pictures, 45° to the side of the front and of the back.
+# Indices of the views in the pictures: 45° from the front and 45° from the back.
 PICTURE_VIEWS = (1, 5)
 # Cache of loaded priors. The key contains all settings that the priors depend on.
 _priors: dict[tuple, list[StableDiffusion]] = {}
@@ -78,7 +78,7 @@ def run_trial(
 ) -> Result:
     """Run a trial and measure its result. Errors of the run are recorded in the result.
 
-    folder: the output folder for the files of the run and for PICTURE.
+    folder: the output folder of the benchmark; the files of the trial are written to folder/runs/NAME.
     """
     started = time.monotonic()
     try:
@@ -126,7 +126,7 @@ def trained(config: Config) -> Task:
 def cached_priors(config: Config, device: torch.device) -> list[StableDiffusion]:
     """Return the priors of a config. They are kept in memory for later trials with the same models.
 
-    The cache saves time: loading and CUDA graph capture take longer than many trials.
+    The cache saves time: for many trials, loading and CUDA graph capture would take longer than the training.
     """
     settings = config.guidance
     names = (settings.sd_model, settings.second_sd_model, control_model(config), settings.lora)
@@ -226,7 +226,7 @@ def _mean(difference: Tensor) -> float:
 
 @torch.no_grad()
 def classified(mesh: Mesh, evaluator: Evaluator, trial: Trial, paint: Paint | None, picture: Path) -> dict:
-    """Classify a surface. picture: the path for an image of PICTURE_VIEWS."""
+    """Classify a surface and return the results. Write an image of its views PICTURE_VIEWS to `picture`."""
     settings = evaluator.classifier.settings
     cameras = evaluation_cameras(SUPERSAMPLE * settings.image_size).to(evaluator.classifier.device)
     views = render_views(mesh, cameras, evaluator.rasteriser, evaluator.light, paint)

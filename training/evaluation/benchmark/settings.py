@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parents[3]
 SHAPE, PAINT, COST = "shape", "paint", "cost"
 CONFIG_FILES = {SHAPE: "pineapple_demo_geometry.json", PAINT: "pineapple_demo_appearance.json"}
 
-# Number of steps of each phase in a COST trial. The first half is the warm-up.
+# Number of steps of each phase in a COST trial. The first half of the steps is the warm-up.
 COST_STEPS = 40
 
-# Semi-axes of the start ellipsoid. The key is the name of the file in configs/prompts with the category.
+# Semi-axes of the start ellipsoid. The key is the name of the file in configs/prompts that contains the
+# category.
 START_SCALES = {"tall": (0.45, 0.65, 0.45), "round": (0.55, 0.55, 0.55), "long": (0.45, 0.45, 0.65)}
 
 TWELVE = "car chair quadruped person head fish airplane boat mug pineapple bird hamburger".split()
@@ -68,9 +69,10 @@ class Trial:
 def trials_of(
     settings: Sequence[str], categories: Sequence[str], seeds: Sequence[int], stages: Sequence[str]
 ) -> list[Trial]:
-    """Return all trials in order.
+    """Return all trials in the order in which they run.
 
-    The setting varies fastest, so results of different settings are comparable if the benchmark ends early.
+    The setting varies fastest, so that all settings have run on nearly the same objects if the benchmark ends
+    early.
     """
     costs = [Trial(COST, setting, categories[0], seeds[0]) for setting in settings]
     return costs + [
@@ -119,7 +121,7 @@ def readable(category: str) -> str:
 
 
 def prompt(trial: Trial) -> str:
-    """Return the prompt of a trial, for example "A car". Appearance trials also contain a material."""
+    """Return the prompt of a trial, for example "A car", or "A golden car" for an appearance trial."""
     words = readable(trial.category)
     if trial.stage == PAINT:
         words = f"{MATERIALS[material_name(trial.category, trial.seed)].adjective} {words}"
@@ -129,9 +131,9 @@ def prompt(trial: Trial) -> str:
 def config_of(
     trial: Trial, changed: Mapping[str, object], common: Mapping[str, object], out_dir: Path
 ) -> Config:
-    """Return the demo's config for the stage of a trial, without pictures and checkpoints.
+    """Return the config of a trial: the demo's config for its stage, without pictures and checkpoints.
 
-    changed: the values of the setting. common: values for all trials. They override those of the setting.
+    changed: the values of the setting. common: values for all trials, which override `changed`.
     """
     stage = PAINT if trial.stage == PAINT else SHAPE
     path = ROOT / "configs" / CONFIG_FILES[stage]
