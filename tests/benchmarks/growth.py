@@ -22,7 +22,7 @@ from pathlib import Path
 
 # This file is run as a script, so the repository root and tests/ are added to the import path.
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
 
 # ruff: noqa: E402
 import torch
