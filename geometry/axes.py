@@ -15,7 +15,7 @@ FRONT: Axis = "+z"
 
 
 def axis_vector(axis: Axis) -> Float[Tensor, "3"]:
-    """Return the unit vector of a signed axis in float64."""
+    """Return the unit vector of a signed axis as a float64 tensor."""
     vector = torch.zeros(3, dtype=torch.float64)
     vector["xyz".index(axis[1])] = 1.0 if axis[0] == "+" else -1.0
     return vector
@@ -24,7 +24,7 @@ def axis_vector(axis: Axis) -> Float[Tensor, "3"]:
 def frame_rotation(up: Axis, front: Axis) -> Float[Tensor, "3 3"] | None:
     """Return the rotation R from file coordinates to this program's frame, or None if it is the identity.
 
-    The rotation satisfies p = R · p_file.
+    A point p_file of the file becomes p = R · p_file.
 
     Raises:
         ValueError: if both axes are parallel.
@@ -40,5 +40,7 @@ def frame_rotation(up: Axis, front: Axis) -> Float[Tensor, "3 3"] | None:
 
 
 def rotated(vectors: Float[Tensor, "N 3"], rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "N 3"]:
-    """Return rotation · v for each row v. The result is exact for the rotations of this module."""
+    """Return rotation · v for each row v. The rotations of this module only swap and negate components, so
+    the result is exact.
+    """
     return vectors @ rotation.to(vectors).T

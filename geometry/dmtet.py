@@ -47,7 +47,7 @@ class GeometryConfig:
 
 
 class EmptySurfaceError(ValueError):
-    """Error for a field without a sign change. Its surface has no triangles."""
+    """Error for a field that has the same sign at all vertices, so that its surface has no triangles."""
 
 
 class DMTet(nn.Module):
@@ -55,9 +55,9 @@ class DMTet(nn.Module):
 
     `mesh()` extracts the surface. The mesh is differentiable with respect to all parameters. A grid vertex is
     moved by tanh(d) / resolution along each axis (world units), where d is the raw offset from the network
-    and resolution is the nominal grid resolution (64, 128, 256). Vertices on the boundary of the grid are
-    always outside, so the surface is always closed. Move the module to its device before the first call of
-    mesh(), because the encoding of the vertices is computed once per device.
+    and resolution is the nominal grid resolution (64, 128, 256). Vertices on the boundary of the grid always
+    count as outside the surface, so the surface is always closed. Move the module to its device before the
+    first call of mesh(). Otherwise, the encoding of the vertices is computed again for the new device.
     """
 
     def __init__(self, config: GeometryConfig, generator: torch.Generator | None = None):
@@ -70,8 +70,8 @@ class DMTet(nn.Module):
         margin = 1e-4 * (high - low)
         on_wall = ((grid.v_pos <= low + margin) | (grid.v_pos >= high - margin)).any(-1)
         self.register_buffer("on_wall", on_wall, persistent=False)
-        # This distance is half the edge of a nominal cell, so the surface at the boundary is in the outermost
-        # cells.
+        # Negative field values on the boundary of the grid are replaced by this distance, so that the surface
+        # there lies in the outermost cells. It is half the edge of a nominal cell.
         self.wall_distance = 0.5 * config.mesh_scale / config.dmtet_grid
         encoding = HashGrid(
             low,
@@ -105,10 +105,10 @@ class DMTet(nn.Module):
         """Return the zero level set with smooth normals.
 
         The topology follows from the signs of the field at all vertices. The positions depend only on the
-        vertices of crossed edges, so the field is evaluated with gradients only at these vertices. The
-        gradient is the same as with all vertices, but it takes a tenth of the time.
+        ends of the edges that the surface crosses, so the field is evaluated with gradients only at these
+        vertices. This gives the same gradient as an evaluation at all vertices, in a tenth of the time.
 
-        Raises EmptySurfaceError if the field has no change of sign.
+        Raises EmptySurfaceError if the field has the same sign at all vertices.
         """
         with torch.no_grad():
             encoded = self._points()()
@@ -142,8 +142,8 @@ class DMTet(nn.Module):
             return edge_crossings_triton.crossings(raw_output, *fixed, vertices, ends, self.reach)
         sdf, v_pos = self.field(vertices, encoded)
         sdf = self._closed(sdf, vertices)
-        # The values of `everywhere` are used. Recomputed values could have another sign, because rounding
-        # depends on the batch.
+        # The result has the values of `everywhere` and the gradient of the recomputed values. Recomputed
+        # values could have another sign, because rounding depends on the batch.
         sdf = _rows(everywhere, vertices) + (sdf - sdf.detach())
         return crossing_points(v_pos, sdf, ends)
 
@@ -169,9 +169,9 @@ class DMTet(nn.Module):
         """Keep the surface within `band` (world units) of a given shape.
 
         distances: the signed distances d of the shape at the grid vertices. The limited field is s = d +
-        band/2 · tanh((field − d) / (band/2)), so half of the band is for the field and half is for the vertex
-        offsets. A field that equals d, as after the fit, is not changed. The surface cannot leave the band,
-        and the gradient is nonzero everywhere.
+        band/2 · tanh((field − d) / (band/2)), so the field moves the surface by at most band/2, and the
+        vertex offsets move it by at most band/2. A field that equals d, as after the fit, is not changed. The
+        surface cannot leave the band, and the gradient is nonzero everywhere.
         """
         self.start, self.band = distances, max(band / 2, 1e-9)
         self.reach = min(self.reach, self.band / math.sqrt(3))

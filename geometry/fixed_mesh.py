@@ -16,11 +16,11 @@ from render.mesh_io.structure import Structure
 
 logger = logging.getLogger(__name__)
 
-# The largest distance from the origin after normalisation. The training objects of the embedded prior have
-# the same value.
+# The distance of the farthest vertex from the origin after normalisation. It is the same for the training
+# objects of the embedded prior.
 REACH = 0.75
-# The range of the largest distance from the origin. Below it a mesh is too small in the images. Above it a
-# mesh does not fit into the images.
+# The accepted distances of the farthest vertex from the origin. With a smaller distance, a mesh is too small
+# in the images. With a larger distance, it does not fit into the images.
 REACHES_IN_VIEW = (0.25, 1.5)
 
 
@@ -50,12 +50,12 @@ class FixedMesh:
 def load_fixed_mesh(path: str | Path) -> Mesh:
     """Load a mesh file with smooth normals and consistent orientation.
 
-    Faces that point inwards or that disagree with their neighbours are flipped. uv and uv_faces are None
-    unless every face has texture coordinates. The caller must check or replace the uv and compute the
-    tangents. v_pos is float32, or float64 if the mesh is so far from the origin that float32 would be too
-    coarse. A mesh in float64 must be converted with `placement` before rendering.
+    Faces that point inwards or whose orientation differs from that of their neighbours are flipped. uv and
+    uv_faces are None unless every face has texture coordinates. The caller must check or replace the uv and
+    compute the tangents. v_pos is float32, or float64 if the mesh is so far from the origin that float32
+    would be too coarse. A mesh in float64 must be converted with `Placement.into_view` before rendering.
 
-    Raises FileNotFoundError or ValueError with the file and its error.
+    Raises FileNotFoundError or ValueError. The message contains the file and the fault.
     """
     return _oriented(load_mesh(path), path)
 
@@ -100,7 +100,7 @@ def rotate_mesh(mesh: Mesh, rotation: Float[Tensor, "3 3"] | None) -> Mesh:
 class Placement:
     """The map from normalised coordinates to file coordinates: file = centre + size · normalised.
 
-    centre has the precision of the file coordinates: float32, or float64 far from the origin.
+    centre has the precision of the file coordinates: float32, or float64 if the mesh is far from the origin.
     """
 
     centre: Float[Tensor, " 3"]
@@ -117,11 +117,11 @@ class Placement:
 
 
 def placement(mesh: Mesh, normalise: bool) -> Placement:
-    """Return the Placement that centres a mesh's bounding box and scales the farthest vertex to distance
-    REACH.
+    """Return the Placement that moves the centre of a mesh's bounding box to the origin and the farthest
+    vertex to the distance REACH.
 
-    If `normalise` is False, the Placement is the identity. A warning is then logged if the mesh is too small
-    or too large for the images.
+    If `normalise` is False, the Placement is the identity, and a warning is logged if the mesh is too small
+    or too large for the images or if its bounding box does not contain the origin.
     """
     if mesh.v_pos.dtype == torch.float64:
         rounding = float(mesh.v_pos.abs().max()) * 2**-24

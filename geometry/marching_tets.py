@@ -1,8 +1,8 @@
 """Marching tetrahedra on a fixed grid with precomputed unique edges.
 
-A surface vertex lies on each edge whose ends differ in the sign of s, where the linear interpolation of s is
-zero. Each tet that the surface crosses gives one or two triangles. s < 0 is inside. Faces are
-counter-clockwise from outside.
+The input is a signed distance s at each grid vertex, with s < 0 inside. Each edge whose ends differ in the
+sign of s gets a surface vertex at the point where the linear interpolation of s is zero. Each tet that the
+surface crosses gives one or two triangles. Their corners are counter-clockwise as seen from outside.
 """
 
 from functools import cache
@@ -20,8 +20,8 @@ def _triangle_table() -> list[list[int]]:
 
     Bit v of a pattern is 1 if vertex v is inside. An edge slot is an index into TET_EDGES.
 
-    The table assumes tets of positive volume. The edge midpoints of a reference tet determine the
-    orientation.
+    The orientation of the triangles is computed for a reference tet of positive volume, so the table is valid
+    only for tets of positive volume.
     """
     corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     slot = {frozenset(edge): number for number, edge in enumerate(TET_EDGES)}
@@ -82,7 +82,7 @@ def compact_topology_torch(
     edges: Int[Tensor, "E 2"],
     tet_edges: Int[Tensor, "T 6"],
 ) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"]]:
-    """Return the result of `compact_topology`. The computation works on any device."""
+    """Return the result of `compact_topology`, computed with torch on any device."""
     ends, faces = surface_topology(inside, tets, edges, tet_edges)
     used = torch.zeros(len(inside), dtype=torch.bool, device=ends.device)
     used[ends.reshape(-1)] = True
@@ -121,13 +121,13 @@ def _corners_inside(inside: Bool[Tensor, " V"], simplices: Int[Tensor, "S K"]) -
 def crossing_points(
     v_pos: Float[Tensor, "V 3"], sdf: Float[Tensor, " V"], ends: Int[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """Return the zeros of sdf on edges whose ends differ in sign.
+    """Return the zeros of sdf on edges whose ends differ in the sign of sdf.
 
     The result is differentiable with respect to v_pos and sdf.
     """
     start, end = ends.unbind(-1)
-    # The backward pass of index_select uses additions. The backward pass of indexing uses a sort, which is
-    # slower.
+    # index_select is used because its backward pass uses additions. The backward pass of indexing uses a
+    # sort, which is slower.
     s_start, s_end = sdf.index_select(0, start), sdf.index_select(0, end)
     # The two values differ in sign, so the difference is never zero.
     fraction = (s_start / (s_start - s_end))[:, None]
@@ -144,8 +144,9 @@ def marching_tetrahedra(
 ) -> tuple[Float[Tensor, "N 3"], Int[Tensor, "M 3"]]:
     """Return vertices [N,3] and faces [M,3] of the zero level set of sdf.
 
-    The vertices are differentiable with respect to v_pos and sdf. N and M are 0 if the sign of sdf does not
-    change. The tets must have positive volume. The surface is closed except at the boundary of the grid.
+    The vertices are differentiable with respect to v_pos and sdf. N and M are 0 if sdf has the same sign at
+    all vertices. The tets must have positive volume. The surface is closed except at the boundary of the
+    grid.
     """
     ends, faces = surface_topology(sdf < 0, tets, edges, tet_edges)
     return crossing_points(v_pos, sdf, ends), faces

@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 def flipped_faces(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Bool[Tensor, " F"]:
-    """Return a mask of the faces to flip so that the mesh is consistently oriented and faces outwards.
+    """Return a mask of the faces to flip so that all faces are consistently oriented and point outwards.
 
     A patch is a set of faces that are connected by edges with exactly two faces. All faces of a patch get the
-    orientation that most of its area has. Then each closed patch with negative volume is flipped, except a
-    patch inside another patch. Such a patch bounds a cavity.
+    orientation that most of its area has. After this, each closed patch with negative volume is flipped. A
+    patch inside another patch is not flipped, because it bounds a cavity.
     """
     patch, flipped = (torch.from_numpy(part) for part in _agreed(faces.cpu().numpy().astype(np.int64)))
     v_pos, faces = v_pos.cpu().double(), faces.cpu().long()
@@ -59,7 +59,7 @@ def _inverted(
     start, end = faces.reshape(-1), faces.roll(-1, dims=1).reshape(-1)
     low, high, owner = torch.minimum(start, end), torch.maximum(start, end), patch.repeat_interleave(3)
     # Patches may share an edge, so the key of an edge includes the patch. unique is called twice, because one
-    # key from all three numbers would overflow.
+    # key from both vertices and the patch would overflow.
     _, edge = (low * len(v_pos) + high).unique(return_inverse=True)
     edges, number = (edge * count + owner).unique(return_inverse=True)
     # In a closed surface, each directed edge occurs as often as the reversed edge.
@@ -69,7 +69,7 @@ def _inverted(
     volume = torch.zeros(count, dtype=v_pos.dtype).index_add(
         0, patch, (a * torch.linalg.cross(b, c, dim=-1)).sum(-1)
     )
-    # A closed surface has at least four faces.
+    # A closed surface has at least four faces, so smaller patches do not count as closed.
     return ((open_edges == 0) & (volume < 0) & (patch.bincount(minlength=count) >= 4)).nonzero()[:, 0]
 
 
@@ -79,10 +79,10 @@ def _enclosed(
     patch: Int[Tensor, " F"],
     closed: Int[Tensor, " N"],
 ) -> Bool[Tensor, " N"]:
-    """Return which of these closed patches lie inside the rest of the surface.
+    """Return which of the patches `closed` lie inside the rest of the surface.
 
-    The winding number is evaluated just outside the outermost vertex of each patch along x. At this point,
-    the contribution of the patch itself is zero.
+    The winding number is evaluated at a point just beyond the vertex of the patch with the largest x. The
+    contribution of the patch itself is zero there.
     """
     import igl
 

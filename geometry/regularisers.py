@@ -22,9 +22,9 @@ Weight = Annotated[float, Ge(0)]
 # and is `end` afterwards.
 WeightSchedule = Weight | tuple[Weight, Weight]
 
-# If a face of a pair is smaller than this share of the mean face area, the weight of the pair is proportional
-# to the area of that face. Marching tetrahedra creates thin faces whose normals have gradients proportional
-# to 1 / height. Without the lower weight, these faces would dominate the gradient.
+# If one of the two faces at an edge is smaller than this share of the mean face area, the weight of the edge
+# is proportional to the area of this face. Marching tetrahedra creates thin faces whose normals have
+# gradients proportional to 1 / height. With the full weight, these faces would dominate the gradient.
 FULL_WEIGHT_AREA = 0.5
 
 
@@ -69,7 +69,7 @@ def normal_consistency(mesh: Mesh) -> Float[Tensor, ""]:
     """Return Σ over edges of c (1 − n_a · n_b), where n_a and n_b are the unit normals of the edge's faces.
 
     c = min(1, min(area_a, area_b) / (FULL_WEIGHT_AREA · mean area)). It has no gradient. An edge with k > 2
-    faces contributes k − 1 pairs. A boundary edge contributes none.
+    faces contributes k − 1 pairs of faces. A boundary edge contributes none.
     """
     faces, same = _edge_neighbours(mesh.faces, len(mesh.v_pos))
     cross = face_cross(mesh.v_pos, mesh.faces)
@@ -116,7 +116,8 @@ def surface_loss(mesh: Mesh, weights: dict[str, float]) -> tuple[Float[Tensor, "
 def sorted_edges(
     faces: Int[Tensor, "F 3"], vertices: int
 ) -> tuple[Int[Tensor, " E"], Int[Tensor, " E"], Int[Tensor, " E"]]:
-    """Return the smaller vertex, larger vertex and face of each of the E = 3F face sides, sorted by edge.
+    """Return the smaller and larger vertex index and the face of each of the E = 3F face sides, sorted by
+    edge.
 
     The sides of one edge are adjacent in the result. The output shapes do not depend on the values, so no
     synchronisation with a GPU is needed.
@@ -136,6 +137,6 @@ def _same_as_previous(low: Int[Tensor, " E"], high: Int[Tensor, " E"]) -> Bool[T
 def _edge_neighbours(
     faces: Int[Tensor, "F 3"], vertices: int
 ) -> tuple[Int[Tensor, " E"], Bool[Tensor, " P"]]:
-    """Return the face of each sorted side, and whether sides i and i + 1 are the same edge (P = E − 1)."""
+    """Return the face of each sorted side, and whether sides i and i + 1 belong to one edge (P = E − 1)."""
     low, high, face = sorted_edges(faces, vertices)
     return face, _same_as_previous(low, high)[1:]

@@ -1,9 +1,10 @@
 """The start shape of the geometry, and the points at which the field is fitted to it.
 
-Every shape is a triangle mesh with small triangles in curved parts. The mesh is scaled, rotated and moved.
-The signed distance to the mesh is exact even if the scale differs between the axes. The magnitude is the
-distance to the nearest triangle. The sign is negative if the winding number is above 0.5 (Barill et al.
-2018). This rule also works for open meshes. The faces of a mesh file are first oriented consistently.
+Every shape is a triangle mesh, which is scaled, rotated and moved. The built-in shapes have small triangles
+in curved parts. The signed distance is computed from the transformed mesh, so it is exact even if the scale
+differs between the axes. Its magnitude is the distance to the nearest triangle. Its sign is negative if the
+winding number is above 0.5 (Barill et al. 2018). This rule also works for open meshes. It requires consistent
+orientation, so the faces of a mesh file are oriented first.
 """
 
 import math
@@ -63,8 +64,8 @@ class StartShapeConfig:
 
     @property
     def rotation(self) -> Float[Tensor, "3 3"] | None:
-        """Return the rotation of base_mesh to this program's frame. None means the identity or another start
-        shape.
+        """Return the rotation of base_mesh to this program's frame. Return None if it is the identity or if
+        the start shape is not custom_mesh.
         """
         if self.sdf_init_shape != "custom_mesh":
             return None
@@ -73,7 +74,7 @@ class StartShapeConfig:
 
 @record(frozen=True)
 class StartShape:
-    """A closed triangle mesh in world space (CPU, float64)."""
+    """A triangle mesh in world space (CPU, float64)."""
 
     v_pos: Float[Tensor, "V 3"]
     faces: Int[Tensor, "F 3"]
@@ -106,8 +107,8 @@ class StartShape:
         draw = torch.rand(count, generator=generator, dtype=torch.float64) * edges[-1]
         face = torch.searchsorted(edges, draw).clamp_max(len(edges) - 1)
         u, v = torch.rand(2, count, 1, generator=generator, dtype=torch.float64)
-        # Points beyond the diagonal of the parallelogram are reflected into the triangle, so the density
-        # stays uniform.
+        # (u, v) is uniform in a parallelogram of two equal triangles. Points in the second triangle are
+        # reflected into the first, so the density stays uniform.
         u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
         a, b, c = (self.v_pos[self.faces[face, corner]] for corner in range(3))
         return (a + u * (b - a) + v * (c - a)).float()
@@ -164,7 +165,8 @@ def _cylinder(radius: float, height: float, segments: int = 256) -> tuple[Tensor
     the exact cylinder.
     """
     half = height / 2
-    # The caps and the side are divided into rings, because long thin triangles make the search tree slow.
+    # The caps and the lateral surface are divided into rings, because long thin triangles make the search
+    # tree slow.
     out = torch.linspace(0, radius, 17, dtype=torch.float64)[1:]
     up = torch.linspace(-half, half, 21, dtype=torch.float64)[1:-1]
     ring_radius = torch.cat([out, torch.full_like(up, radius), out.flip(0)])
@@ -177,7 +179,7 @@ def _revolve(
 ) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
     """Return a surface of revolution about z with outward faces.
 
-    The profile (radius, z) is given from the lower pole to the upper pole.
+    radius, z: the profile from the lower to the upper pole, without the poles. poles: z of both poles.
     """
     rings = len(radius)
     angle = torch.arange(segments, dtype=torch.float64) * (2 * math.pi / segments)
@@ -208,7 +210,7 @@ class FitPool:
     them.
 
     The first surface_count points lie on the surface, the next surface_count points lie near it, and the rest
-    lie in the box.
+    are grid vertices in the box.
     """
 
     points: Float[Tensor, "P 3"]

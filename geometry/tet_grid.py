@@ -1,8 +1,9 @@
 """Tetrahedral grids that fill a cube. A grid is a body-centred cubic lattice or is read from an `.npz` file.
 
 The lattice has n³ cells. Its vertices are the (n+1)³ cell corners and the n³ cell centres. Each inner face
-between two cells gives four tets (both centres and one edge of the face). Each face on the boundary of the
-cube gives two tets (the centre and half of the face). All 12 n³ tets have the volume (size / n)³ / 12.
+between two cells gives four tets (the centres of both cells and one edge of the face). Each face on the
+boundary of the cube gives two tets (the centre of the cell and three corners of the face). All 12 n³ tets
+have the volume (size / n)³ / 12, where size is the side of the cube.
 """
 
 import math
@@ -19,7 +20,8 @@ from render.read_errors import FileError, reading
 
 # Vertex pairs of the six edges of a tet, in the order of `tet_edges`.
 TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-# The upper limit of a file's compression ratio. The maximum ratio of the deflate method is about 1000.
+# Arrays with a higher compression ratio are rejected, because the maximum ratio of the deflate method is
+# about 1000.
 MOST_COMPRESSED = 1100
 
 
@@ -27,7 +29,8 @@ MOST_COMPRESSED = 1100
 class TetGrid:
     """V vertices, T tets of positive volume and E unique edges. tet_edges follows the order of TET_EDGES.
 
-    resolution is the nominal resolution of published grids (64, 128, 256). It scales the vertex offsets.
+    resolution is the nominal resolution, as for published grids (64, 128, 256). The largest vertex offset is
+    1 / resolution.
     """
 
     v_pos: Float[Tensor, "V 3"]
@@ -40,7 +43,8 @@ class TetGrid:
 def cells_per_axis(resolution: int) -> int:
     """Return the number of cells per axis: 26, 51 and 102 for the nominal resolutions 64, 128 and 256.
 
-    The number of vertices is then about that of the published grid of this resolution.
+    With this number of cells, the lattice has about as many vertices as the published grid of the same
+    resolution.
     """
     return max(2, round(resolution * 0.4))
 
@@ -51,7 +55,8 @@ def make_tet_grid(resolution: int, scale: float) -> TetGrid:
     The lattice fills [−0.5, 0.5]³ · scale. The tensors are on the CPU, with int32 indices.
     """
     n = cells_per_axis(resolution)
-    # Lattice coordinates times two, from 0 to 2n. Corners have even coordinates, and centres have odd ones.
+    # Lattice coordinates are multiplied by two, so they are integers from 0 to 2n. Corners have even
+    # coordinates, and centres have odd ones.
     corners = _lattice(np.arange(0, 2 * n + 1, 2))
     centres = _lattice(np.arange(1, 2 * n, 2))
     doubled = np.concatenate([corners, centres])
@@ -70,19 +75,19 @@ def make_tet_grid(resolution: int, scale: float) -> TetGrid:
 def _lattice(ticks: np.ndarray) -> np.ndarray:
     """Return all points of a cubic lattice, [len(ticks)³, 3] int32.
 
-    x varies fastest, so points next to each other along x use adjacent table rows of the hash encoding.
+    x varies fastest, so that consecutive points use adjacent table rows of the hash encoding.
     """
     z, y, x = np.meshgrid(ticks, ticks, ticks, indexing="ij")
     return np.stack([x, y, z], -1).reshape(-1, 3).astype(np.int32)
 
 
 def _axis_tets(n: int, axis: int) -> np.ndarray:
-    """Return the tets at all faces perpendicular to `axis`, [4 n³, 4] int32."""
-    corner_step = np.roll([1, n + 1, (n + 1) ** 2], -axis)  # strides along axis and the next two
+    """Return the tets at all cell faces perpendicular to `axis`, [4 n³, 4] int32."""
+    corner_step = np.roll([1, n + 1, (n + 1) ** 2], -axis)  # vertex strides along axis and the next two
     centre_step = np.roll([1, n, n * n], -axis)
     i, j, k = (part.reshape(-1).astype(np.int32) for part in np.indices((n + 1, n, n)))
     base = (i * corner_step[0] + j * corner_step[1] + k * corner_step[2]).astype(np.int32)
-    ring = [base + offset for offset in _ring(corner_step)]  # counter-clockwise seen from +axis
+    ring = [base + offset for offset in _ring(corner_step)]  # counter-clockwise as seen from +axis
     above = (n + 1) ** 3 + i * centre_step[0] + j * centre_step[1] + k * centre_step[2]
     below = above - centre_step[0]
     inner, floor, ceiling = (i > 0) & (i < n), i == 0, i == n
@@ -105,7 +110,7 @@ def _ring(step: np.ndarray) -> tuple[int, int, int, int]:
 def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the unique edges of the lattice and the edges of each tet.
 
-    No sorting is needed. The midpoint of an edge is unique, so it is used as the edge's key.
+    The midpoint of an edge is unique, so it is used as the edge's key, and no sorting is needed.
     """
     size = 4 * n + 1  # the sum of two doubled coordinates is 0 … 4n
     key = doubled[:, 0] + doubled[:, 1] * np.int32(size) + doubled[:, 2] * np.int32(size * size)
@@ -136,7 +141,7 @@ def edge_table(tets: Int[Tensor, "T 4"]) -> tuple[Int[Tensor, "E 2"], Int[Tensor
 
 
 def tet_volumes(v_pos: Float[Tensor, "V 3"], tets: Int[Tensor, "T 4"]) -> Float[Tensor, " T"]:
-    """Return the signed volumes (b − a) × (c − a) · (d − a) / 6."""
+    """Return the signed volumes (b − a) × (c − a) · (d − a) / 6 of tets with the corners a, b, c, d."""
     a, b, c, d = (v_pos[tets[:, corner]] for corner in range(4))
     return (torch.linalg.cross(b - a, c - a, dim=-1) * (d - a)).sum(-1) / 6
 
@@ -144,8 +149,8 @@ def tet_volumes(v_pos: Float[Tensor, "V 3"], tets: Int[Tensor, "T 4"]) -> Float[
 def load_tet_grid(path: str | Path, scale: float, resolution: int) -> TetGrid:
     """Load a grid from an `.npz` file with `vertices` [V,3], which fill [−0.5, 0.5]³, and `indices` [T,4].
 
-    Tets of negative volume are reoriented. Raises FileNotFoundError, or ValueError with the file and its
-    error.
+    Tets of negative volume are reoriented. Raises FileNotFoundError or ValueError. The message contains the
+    file and the fault.
     """
     path = Path(path)
     if not path.is_file():

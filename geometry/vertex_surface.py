@@ -41,13 +41,13 @@ class SurfaceConfig:
 class VertexSurface(nn.Module):
     """A mesh whose vertices are parameters and whose faces are fixed.
 
-    The positions are v = v₀ + (I + λL)⁻¹ d, where d is 0 at the start. They equal v = (I + λL)⁻¹ u with u =
-    (I + λL) v₀ + d. An optimizer changes d in the same way as u. With d, the start positions v₀ are not
-    rounded.
+    The positions are v = v₀ + (I + λL)⁻¹ d, where d is 0 at the start. This equals v = (I + λL)⁻¹ u of
+    large_steps.py with u = (I + λL) v₀ + d. u and d differ by a constant, so an optimizer changes both in the
+    same way. d is used because the start positions are then exactly v₀, without rounding.
     """
 
     def __init__(self, v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], weight: float):
-        """v_pos: in world units. weight: λ."""
+        """v_pos: the start positions in world units. weight: λ."""
         super().__init__()
         self.register_buffer("start", v_pos, persistent=False)
         self.register_buffer("faces", faces, persistent=False)

@@ -1,7 +1,7 @@
 """Fused CUDA kernels for `DMTet.crossings`, which compute the surface vertices from the network output.
 
-One forward and one backward kernel each replace about twenty operations. The gradients of edge ends are
-summed with atomic additions, so their last bits vary between runs, as with index_add_.
+The forward and the backward kernel each replace about twenty tensor operations. The gradients of edge ends
+are summed with atomic additions, so their last bits vary between runs, as with index_add_.
 """
 
 import torch
@@ -34,8 +34,8 @@ def _edge_ends(ends, edge, mask):
 def _end(raw, level, v_pos, vertices, row, reach, mask):
     """Return vertex index, field value, moved position and tanh of the raw offset for one end of an edge."""
     vertex = tl.load(vertices + row, mask=mask, other=0)
-    # tanh is computed with sigmoid, because every Triton backend has sigmoid. The error is below 1e-7 of
-    # `reach`.
+    # tanh is computed with sigmoid, because every Triton backend has sigmoid. The error of an offset is below
+    # 1e-7 · reach.
     x, y, z = load_vec3(raw + 4 * row + 1, mask)
     tanh_offset = 2 * tl.sigmoid(2 * x) - 1, 2 * tl.sigmoid(2 * y) - 1, 2 * tl.sigmoid(2 * z) - 1
     position = add(load_vec3(v_pos + 3 * vertex, mask), scale(tanh_offset, reach))
@@ -58,7 +58,8 @@ def _cross(raw, level, v_pos, vertices, ends, points, reach, count, BLOCK: tl.co
 def _add_gradient(grad, raw, on_wall, vertex, row, grad_level, grad_point, tanh_offset, reach, mask):
     """Add the gradient of one edge end to the vertex's row of grad [U,4].
 
-    If the field of a vertex is clamped at the boundary, the field gets no gradient.
+    If a negative field value was replaced because the vertex is on the boundary of the grid, the field gets
+    no gradient.
     """
     walled = tl.load(on_wall + vertex, mask=mask, other=0) != 0
     clamped = walled & (tl.load(raw + 4 * row, mask=mask, other=0.0) < 0)
@@ -73,7 +74,9 @@ def _add_gradient(grad, raw, on_wall, vertex, row, grad_level, grad_point, tanh_
 def _cross_backward(
     raw, level, v_pos, on_wall, vertices, ends, grad_output, grad, reach, count, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Add the gradients of the crossings p + f (q − p) with f = s / (s − t) to grad [U,4].
+    """Add the gradients of the crossings p + f (q − p) to grad [U,4].
+
+    p and q are the ends of an edge, s and t are the field values there, and f = s / (s − t).
 
     The derivatives are ∂f/∂s = −t / (s − t)² and ∂f/∂t = s / (s − t)².
     """

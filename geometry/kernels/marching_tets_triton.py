@@ -1,9 +1,10 @@
 """CUDA kernels for marching_tets.compact_topology.
 
-There are four kernels and one synchronisation, in which the host reads the sizes of the outputs. Edges, tets
-and vertices are divided into blocks. Each element to be listed gets a rank within its block. All other
-elements get −1. A prefix sum over the blocks gives the offset of each block. The index of an element in its
-list is offset + rank, so the lists are in ascending order.
+There are four kernels and one synchronisation, in which the host reads the lengths of the three output lists:
+crossed edges, faces, and vertices of crossed edges. The edges, tets and vertices of the grid are divided into
+blocks. An element with entries in a list gets the number of preceding entries from its block as its rank, and
+all other elements get −1. A prefix sum over the blocks gives the offset of each block in the list. The index
+of an entry is offset + rank, so the lists are in ascending order.
 """
 
 import torch
@@ -31,7 +32,7 @@ def _corners(simplices, inside, index, mask, K: tl.constexpr):
 def _rank(amount, ranks, counts, block, BLOCK: tl.constexpr):
     """Store the rank of each element within its block, and the number of list entries of the block.
 
-    amount: the number of list entries per element.
+    amount: the number of list entries of each element.
     """
     count = tl.sum(amount, 0)
     tl.store(counts + block, count)
@@ -65,8 +66,8 @@ def _crossed(edges, inside, used, index, total):
 
 @triton.jit
 def _triangle_count(tets, inside, index, total):
-    """Return the number of triangles of each tet: 1 if one corner differs from the others, 2 if two are
-    inside.
+    """Return the number of triangles of each tet: 1 if one or three corners are inside, 2 if two are inside,
+    otherwise 0.
     """
     _, bit = _corners(tets, inside, index, index < total, 4)
     corners = tl.sum(bit, 1)
@@ -80,7 +81,8 @@ def _find_crossed(
     """Count the crossed edges and triangles of each block. Mark the ends of crossed edges in used [V]."""
     block = tl.program_id(0)
     offset = tl.arange(0, BLOCK)
-    # In Triton, a variable must have the same type in both branches, so each branch is a function.
+    # In Triton, a variable must have the same type in both branches, so the code of each branch is in its own
+    # function.
     if block < edge_blocks:
         amount = _crossed(edges, inside, used, block * BLOCK + offset, edge_count)
     else:
@@ -170,8 +172,8 @@ def topology(
     """Return the vertices of crossed edges, the ends of each crossed edge as indices into these vertices, and
     the faces.
 
-    triangles: the edge indices within a tet of up to two triangles for each sign pattern, as in
-    marching_tets.
+    triangles: up to two triangles for each sign pattern of a tet, as indices of the tet's edges (see
+    `_triangle_table` in marching_tets).
     """
     device = inside.device
     sides = inside.contiguous().view(torch.uint8)

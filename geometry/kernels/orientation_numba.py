@@ -6,12 +6,13 @@ import numpy as np
 
 @numba.njit(cache=True, nogil=True)
 def propagate_orientation(neighbour, inconsistent, patch, flipped):
-    """Number the connected patches of faces. Orient all faces of a patch consistently with its first face.
+    """Number the connected patches of faces, and mark the faces whose orientation differs from that of the
+    first face of their patch.
 
     neighbour [F,3]: the face on the other side of each edge, −1 if there is none. inconsistent [F,3]: whether
     both faces traverse the edge in the same direction, so that one of them must be flipped. patch [F]:
     receives the patch index of each face; it must be filled with −1. flipped [F]: receives whether the face
-    is flipped; it must be filled with False.
+    must be flipped; it must be filled with False.
     """
     queue = np.empty(len(patch), dtype=np.int64)
     count = 0

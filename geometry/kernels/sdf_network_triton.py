@@ -1,8 +1,8 @@
 """The MLP of the SDF network in fused Triton kernels.
 
 The matrix products run on tensor cores in three TF32 passes, which gives about float32 precision. The
-backward pass recomputes the hidden layers. Its programs sum their shares of the weight gradients separately,
-so the result does not depend on the order in which the programs run.
+backward pass recomputes the hidden layers. Each of its programs writes a separate partial sum of the weight
+gradients, so the result does not depend on the order in which the programs run.
 """
 
 import torch
@@ -17,8 +17,8 @@ BLOCK = 128
 PADDED_OUTPUTS = 16
 # Rows per step of the backward pass. More rows do not fit into the registers.
 BACKWARD_BLOCK = 32
-# Number of programs of the backward pass, each of which processes several blocks. An H100 runs two on each
-# multiprocessor.
+# Number of programs of the backward pass, each of which processes several blocks. An H100 runs two programs
+# on each of its 132 multiprocessors.
 BACKWARD_PROGRAMS = 264
 
 
@@ -120,7 +120,8 @@ def _backward(
 def can_run(first: Float[Tensor, "H W"], second: Float[Tensor, "H H"], last: Float[Tensor, "O H"]) -> bool:
     """Return whether the kernels support these sizes.
 
-    The hidden width must be a power of two. The encoding may have any width, because it is padded.
+    The hidden width must be a power of two and at least 16. The encoding may have any width, because it is
+    padded.
     """
     hidden = len(first)
     power_of_two = hidden >= 16 and hidden & (hidden - 1) == 0
@@ -157,7 +158,9 @@ def mlp(
     second: Float[Tensor, "H H"],
     last: Float[Tensor, "O H"],
 ) -> Float[Tensor, "N O"]:
-    """Return last · relu(second · relu(first · encoded)) for every row. Differentiable in all arguments."""
+    """Return last · relu(second · relu(first · encoded)) for every row. The result has gradients for all
+    inputs.
+    """
     return _Mlp.apply(encoded, first, second, last)
 
 
