@@ -97,7 +97,7 @@ def run_config(
 
 
 def run_all(configs: Sequence[Config], argv: Sequence[str], distributed: Distributed) -> None:
-    """Run all configs of a command on all ranks. `--export-only` runs on rank 0 only."""
+    """Run all configs of a command on all ranks. With `--export-only`, only rank 0 works."""
     if EXPORT_ONLY in argv:
         for config in configs_to_export(configs) if distributed.is_main else []:
             with explain_out_of_memory(config):

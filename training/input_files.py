@@ -44,8 +44,9 @@ class InputFiles:
     def reading(self, key: str, *paths: Path | str) -> Iterator[None]:
         """Hash the files of a config key, run the block that reads them, and check for changes.
 
-        The content is hashed once, before the block. Without paths, nothing is done. Errors of the block are
-        passed on unchanged, because their messages already contain the file (render/read_errors.py).
+        The content is hashed once, before the block. Without paths, only the block is run. Errors of the
+        block are passed on unchanged, because their messages already contain the file
+        (render/read_errors.py).
 
         Raises:
             ValueError: if the size or the modification time of a file changed while it was read.

@@ -33,8 +33,8 @@ def warn_about_mesh(
     """Log a warning if the mesh looks Z-up, and a warning if its textures and materials are not used.
 
     Meshes that this program has written are not checked. path: the file, for messages and to read its
-    materials. v_pos: positions after any rotation. fix: text of the message that tells how to correct a Z-up
-    mesh. textures_used: if true, there is no warning about textures.
+    materials. v_pos: positions after the rotation that the config specifies, if any. fix: text of the message
+    that tells how to correct a Z-up mesh. textures_used: if true, there is no warning about textures.
     """
     warn_about_axes(path, v_pos, faces, fix)
     if not textures_used and not _is_own(path) and (unused := unused_appearance(path)):

@@ -1,4 +1,4 @@
-"""The appearance stage for a mesh that has several parts or given textures."""
+"""The appearance stage for a mesh with several parts, or with textures that the config uses."""
 
 import logging
 from dataclasses import replace

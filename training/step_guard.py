@@ -66,7 +66,7 @@ class StepGuard:
     def flags(self) -> list[float]:
         """Return two flags (0 or 1) of the previous step on this rank.
 
-        The first is 1 if the step was skipped. The second is 1 if its image gradient was not finite.
+        The first is 1 if the step was skipped. The second is 1 if the gradient of its images was not finite.
         """
         if self._pending is None:
             return [0.0, 0.0]

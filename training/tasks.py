@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 # Random streams of the set-up and of the fit. Stream 0 is used for the cameras, t and the noise of each step.
 SETUP_STREAM, FIT_STREAM = 1, 2
-# Maximum distance from the start shape in grid cells, if there is no coarse phase.
+# Maximum distance of the surface from the start shape in grid cells, if there is no coarse phase.
 DETAIL_CELLS = 0.25
 Z_UP_FIX = "add --base_mesh_up +z --base_mesh_front -y"
 

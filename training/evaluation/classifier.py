@@ -86,7 +86,8 @@ class ClassifierNetwork(nn.Module):
 class ClassifierSettings:
     """Names of the categories and materials in the order of the logits, and sizes of images and layers.
 
-    One category is "nothing". Material 0 stands for the original colours of an object.
+    One category is "nothing": noisy or smooth ellipsoids and cylinders. Material 0 stands for the original
+    colours of an object.
     """
 
     categories: tuple[str, ...]

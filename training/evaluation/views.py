@@ -55,7 +55,7 @@ class RenderedViews:
     shaded: Float[Tensor, "B 3 S S"] | None
 
     def downsample(self, times: int) -> "RenderedViews":
-        """Average each image over blocks of times × times pixels."""
+        """Return smaller images, in which each pixel is the mean over a block of times × times pixels."""
 
         def pool(image: Tensor | None) -> Tensor | None:
             return None if image is None else F.avg_pool2d(image, times)

@@ -23,7 +23,7 @@ from render.image_io.hdr import read_latlong, write_hdr
 from render.mesh_io.write_glb import GENERATOR, pack_glb
 from training.report.page import HERE, escape, link
 
-# Limits for an unchanged GLB and for a reduced copy, in deflated bytes. base64 adds a third.
+# Limits for an unchanged GLB and for a reduced copy, in deflated bytes. base64 adds a third to these sizes.
 AS_IT_IS, LIGHTER = 4_000_000, 6_400_000
 # A file larger than FAR times the limit is not compressed, because compression takes seconds and the result
 # would exceed the limit: meshes shrink to a third at best, and textures hardly shrink.

@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ResultStore:
-    """The results of the finished trials, which are stored in OUT. The methods are thread-safe."""
+    """The results of the finished trials, which are stored in the folder `out`.
+
+    The methods are thread-safe.
+    """
 
     out: Path
     settings: Mapping[str, Mapping[str, object]]
