@@ -14,10 +14,10 @@ ALIGNMENT = 16
 def to_device_async(
     tensors: Sequence[Shaped[Tensor, "..."]], device: torch.device | str
 ) -> list[Shaped[Tensor, "..."]]:
-    """Copy tensors to a device. From the host to a GPU, all tensors are copied in one transfer without
-    blocking.
+    """Copy tensors to a device.
 
-    The results share one buffer. If any tensor is not on the host, each tensor is copied separately.
+    If all tensors are on the host and the device is a GPU, they are copied in one transfer that does not
+    block the host, and the results share one buffer. Otherwise, each tensor is copied separately.
     """
     if torch.device(device).type != "cuda" or any(tensor.device.type != "cpu" for tensor in tensors):
         return [tensor.to(device) for tensor in tensors]
@@ -41,7 +41,7 @@ def _parts(buffer: Tensor, starts: Sequence[int], like: Sequence[Tensor]) -> lis
 class AsyncScalars:
     """Named scalars that are copied to the host asynchronously.
 
-    `read` does not wait for kernels that are launched later.
+    `read` does not wait for kernels that were launched after this object was created.
     """
 
     def __init__(self, values: Mapping[str, Float[Tensor, ""]]) -> None:

@@ -1,10 +1,10 @@
 """Control images for ControlNets (arXiv 2302.05543) with the depth or the normals of a mesh.
 
-Depth images contain inverse depth as computed by MiDaS, because the public ControlNets were trained with it.
-Near points are bright, and the background is black. Normal images contain camera-space normals with x to the
-right, y up and z towards the viewer, encoded as n · 0.5 + 0.5. In the kind "normal_bae", x points to the
-left. This is the convention of ControlNet 1.1. The normal of the background points to the viewer. Outlines
-are antialiased.
+Depth images contain inverse depth, like the output of MiDaS, because the public ControlNets were trained with
+this output. Near points are bright, and the background is black. Normal images contain camera-space normals
+with x to the right, y up and z towards the viewer, encoded as n · 0.5 + 0.5. In the kind "normal_bae", x
+points to the left. This is the convention of ControlNet 1.1. The normal of the background points to the
+viewer. Outlines are antialiased.
 """
 
 from typing import Literal
@@ -43,10 +43,11 @@ def control_image(
 
 
 def depth_values(points: SurfacePoints, cameras: Cameras) -> Float[Tensor, "N 3"]:
-    """Return the inverse depth of each point. It is 1 at the nearest vertex of a view and 0 at the farthest.
+    """Return the inverse depth of each point, scaled to 1 at the nearest vertex of a view and 0 at the
+    farthest.
 
-    The farthest vertex is usually hidden, so the object is brighter than the background. All points are 1 if
-    all vertices have the same depth.
+    The farthest vertex is usually hidden, so the visible points are brighter than the background. All points
+    are 1 if all vertices have the same depth.
     """
     # Clip-space w is the distance along the viewing direction.
     inverse = 1 / points.clip[..., 3]

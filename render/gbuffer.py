@@ -60,11 +60,11 @@ class SurfacePoints:
         return safe_normalize(face_cross(mesh.v_pos, mesh.faces)).index_select(0, face)
 
     def shading_normal(self, mesh: Mesh) -> Float[Tensor, "N 3"]:
-        """Return `normal` for points that were created without it."""
+        """Return the value of the attribute `normal` for points that were created without normals."""
         return shading_normal(self.smooth_normal(), self.face_normal(mesh), self.to_viewer)
 
     def mask(self) -> Float[Tensor, "B H W 1"]:
-        # rast stores face index + 1.
+        # rast stores face index + 1, and 0 in the background.
         return self.rast.detach()[..., 3:].clamp(max=1)
 
 
@@ -78,7 +78,7 @@ def rasterize_gbuffer(
     clip = transform_points(views.world_to_clip, mesh.v_pos)
     rast = rasteriser.rasterize(clip, mesh.faces, views.resolution)
     values = rasteriser.interpolate(torch.cat([mesh.v_pos, mesh.v_nrm], dim=-1), rast, mesh.faces)
-    # On a GPU, this is the only synchronisation. The host waits for the number of covered pixels.
+    # On a GPU, this is the only synchronisation: the host waits for the number of covered pixels.
     pixel = rast.detach()[..., 3].flatten().nonzero()[:, 0]
     gather = surface_points
     if triton_available(values, rast, mesh.v_pos, views.position) and not views.position.requires_grad:
@@ -102,7 +102,7 @@ def surface_points(
     """Return position, normal and to_viewer at the covered pixels, as defined in SurfacePoints.
 
     values: the interpolated positions and smooth normals. camera: the camera position of each image. normals:
-    whether to compute the normal. If it is False, the normal is None.
+    whether to compute the normal, which is None otherwise.
     """
     view = pixel // (rast.shape[1] * rast.shape[2])
     position, smooth = values.flatten(0, 2).index_select(0, pixel).split(3, dim=-1)

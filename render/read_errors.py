@@ -12,7 +12,9 @@ LONGEST = 400
 
 
 class FileError(ValueError):
-    """Error for a fault in a file's content. The message contains the fix. `reading` adds the file's name."""
+    """Error for a fault in a file's content. The message contains the fault and the fix. `reading` adds the
+    file's name.
+    """
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def reading(path: str | Path, kind: str, format_name: str) -> Iterator[None]:
     except MemoryError as error:
         reason = f"reading it as {format_name} needs more memory than this machine has"
         raise ValueError(printable(f"{kind} {path}: {reason}")) from error
-    # For a damaged file, libraries raise errors of many types.
+    # All exceptions are caught, because libraries raise errors of many types for a damaged file.
     except Exception as error:
         reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
         text = (

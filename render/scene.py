@@ -1,4 +1,4 @@
-"""Scenes. These modules render the training images and the preview images for given cameras.
+"""Scenes: modules that render the training images and the preview images for given cameras.
 
 `GeometryScene` renders the normals and the mask of the surface that is optimised (geometry modeling of
 Fantasia3D, arXiv 2303.13873). `AppearanceScene` renders a fixed mesh under the environment light (appearance
@@ -35,7 +35,7 @@ class GeometryScene(nn.Module):
     """A module that renders the normals of a surface.
 
     surface: a module whose `mesh()` returns the current Mesh. flip_normal: whether to negate every positive x
-    component of the normals. This is a measure against objects with several faces (the Janus problem).
+    component of the normals. This is a measure against objects with more than one front (the Janus problem).
     """
 
     def __init__(
@@ -88,12 +88,13 @@ class GeometryScene(nn.Module):
 def normal_image(
     points: SurfacePoints, rotation: Float[Tensor, "B 3 3"], flip: bool
 ) -> Float[Tensor, "B H W 4"]:
-    """Return the image of the normals and the mask. Normals are rotated per view. The background is 0.
+    """Return the image of the normals and the mask. The normals are rotated by the rotation of their view.
+    The background is 0.
 
     flip: whether to negate every positive x component after the rotation.
     """
     normal = points.scatter(points.normal)
-    # There is one matrix product per image. It does not change the background, which is 0.
+    # One matrix product per image rotates all pixels. It does not change the background, which is 0.
     turned = (normal.flatten(1, 2) @ rotation.mT).view_as(normal)
     if flip:
         turned = torch.cat([-turned[..., :1].abs(), turned[..., 1:]], dim=-1)
@@ -115,9 +116,10 @@ class AppearanceScene(nn.Module):
         relight: EnvironmentLight | None = None,
         surface: PaintedSurface | None = None,
     ):
-        """mesh: has uv and tangents. background: grey level of training images, 0 (black) to 1 (white).
-        relight: a second light, used only for preview images. surface: of a mesh with parts or given
-        textures."""
+        """mesh: with uv and tangents. background: grey level of training images, 0 (black) to 1 (white).
+        relight: a second light, used only for preview images. surface: the painted surface, if the mesh has
+        parts or given textures.
+        """
         super().__init__()
         self.mesh = mesh
         self.material = material
@@ -158,7 +160,7 @@ class AppearanceScene(nn.Module):
 
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
-        """Return the preview images "shaded", "kd", "ks", "normal", "mask" and, if it has a light,
+        """Return the preview images "shaded", "kd", "ks", "normal", "mask" and, if there is a second light,
         "relight".
         """
         views = views.to(self.mesh.v_pos.device)

@@ -14,10 +14,11 @@ TEMPORARY = ".writing_"
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path with the same folder and suffix. It is renamed to `path` if the block succeeds.
+    """Yield a temporary path in the folder of `path` with the same suffix. If the block succeeds, the
+    temporary file is renamed to `path`.
 
-    Missing parent folders are created. On an exception the temporary file is removed and an older `path` is
-    unchanged. An OSError without a file name is raised again with the name `path`.
+    Missing parent folders are created. After an exception, the temporary file is removed, and an existing
+    file at `path` is unchanged. An OSError without a file name is raised again with the name `path`.
     """
     path = Path(path)
     with naming_errors(path):
@@ -30,7 +31,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     try:
         with naming_errors(path):
             yield temporary
-            # mkstemp creates files that only the owner can read. The file gets the mode that open() would
+            # mkstemp creates files that only the owner can read, so the file gets the mode that open() would
             # give.
             temporary.chmod(0o666 & ~_current_umask())
             os.replace(temporary, path)
@@ -40,10 +41,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged_folder(folder: Path | str) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`. If the block succeeds, its files are moved into `folder`.
+    """Yield an empty folder beside `folder`. If the block succeeds, the files in it are moved into `folder`.
 
-    Files in subfolders are moved to the same subfolders. Files that belong together are thus replaced within
-    milliseconds. Other files in `folder` are kept. After an exception, `folder` is unchanged.
+    Files in subfolders are moved to the same subfolders. All files are moved at the end, so files that belong
+    together are replaced within milliseconds. Other files in `folder` are kept. After an exception, `folder`
+    is unchanged.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ def remove_temporaries(folder: Path | str, boundary: str = ".lock") -> None:
 
 @contextlib.contextmanager
 def naming_errors(path: Path) -> Iterator[None]:
-    """Add the file name `path` to an OSError that has no file name or that of a temporary file."""
+    """Set the file name of an OSError to `path` if the error has no file name or names a temporary file."""
     try:
         yield
     except OSError as error:
@@ -106,8 +108,8 @@ def write_text(path: Path | str, content: str) -> None:
 
 @cache
 def _current_umask() -> int:
-    # The umask is read only once. Reading it requires setting it for a moment, which affects files that other
-    # threads create.
+    # The umask is read only once, because reading it requires setting it for a moment, which affects files
+    # that other threads create.
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""OpenEXR pictures: parts, layers, windows and chromaticities.
+"""Reader of OpenEXR pictures with parts, layers, windows and chromaticities.
 
 Sources: "Technical Introduction to OpenEXR"; SMPTE RP 177 for the conversion matrix of chromaticities; K. M.
 Lam, 1985 (Bradford) for the adaptation of the white point.
@@ -22,7 +22,8 @@ CUBE = 1
 
 
 def read_exr(path: Path) -> Float[np.ndarray, "H W 3"]:
-    """Return the first part with channels R, G and B as linear Rec. 709 RGB. The image is the display window.
+    """Return the first part with channels R, G and B as linear Rec. 709 RGB. The image covers the display
+    window.
 
     If no part has channels that are named R, G and B, the first layer with these channels is read. Pixels
     outside of the data window are 0.
@@ -61,7 +62,9 @@ def _window(header: dict, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _choose(parts: list[list[str]]) -> tuple[int, list[str]]:
-    """Return the part and the names of its R, G and B channels. Names without a layer are preferred."""
+    """Return the index of a part with R, G and B channels, and the names of these channels. Names without a
+    layer are preferred.
+    """
     for layered in (False, True):
         for number, names in enumerate(parts):
             for name in names:

@@ -29,8 +29,8 @@ def try_lock(path: Path | str) -> BinaryIO | None:
             if error.errno not in NO_LOCKS:
                 file.close()
                 raise
-        # Another process may have deleted the file between the two calls. The lock is valid only if the file
-        # still exists.
+        # Another process may have deleted the file between open and flock, and the lock is valid only if the
+        # file still exists.
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()

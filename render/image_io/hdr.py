@@ -42,7 +42,7 @@ SHORTEST_RUN = 4
 def read_latlong(path: str | Path) -> Float[Tensor, "H W 3"]:
     """Return the linear radiance of a .hdr or .exr file.
 
-    Negative values are replaced by 0. Resampling filters can produce them.
+    Negative values, which resampling filters can produce, are replaced by 0.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -88,7 +88,8 @@ def _encode_rgbe(image: Float[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 4"
     image = np.maximum(image, 0)
     largest = image.max(-1)
     _, exponent = np.frexp(largest)
-    # If the mantissa is rounded up to 256, the pixel is stored with the next exponent.
+    # If the largest mantissa would be rounded up to 256, which does not fit into a byte, the exponent is
+    # increased by 1.
     exponent = exponent + (np.rint(np.ldexp(largest, 8 - exponent)) > 255)
     visible = exponent >= -127
     mantissas = np.rint(np.ldexp(image, (8 - exponent)[..., None]))
@@ -137,8 +138,8 @@ def _read_rgbe(path: Path) -> Float[np.ndarray, "H W 3"]:
     if size[1].endswith(b"X"):
         rgbe = rgbe.transpose(1, 0, 2)
     signs = {size[1][1:]: size[1][:1], size[3][1:]: size[3][:1]}
-    # Rows go downward (-Y) and columns to the right (+X) in the result. Rows and columns of other orders are
-    # reversed.
+    # In the result, rows go downward (-Y) and columns go to the right (+X), so rows and columns in another
+    # order are reversed.
     rgbe = rgbe[:: 1 if signs[b"Y"] == b"-" else -1, :: 1 if signs[b"X"] == b"+" else -1]
     return _decode_rgbe(rgbe)
 
@@ -187,7 +188,8 @@ def _read_new_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
 def _read_old_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
     """Read a line of pixels in the old encoding. A pixel (1, 1, 1, n) repeats the previous pixel n times.
 
-    For the k-th of consecutive repeats, n is multiplied by 256^(k − 1). Returns the offset of the next line.
+    If several such pixels follow each other, the n of the k-th is multiplied by 256^(k − 1). Returns the
+    offset of the next line.
     """
     done, shift, width = 0, 0, len(out)
     while done < width:

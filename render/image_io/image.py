@@ -60,7 +60,7 @@ def png_bytes(
 def encode_pngs(images: Sequence[Float[Tensor, "_ _ _"] | UInt8[np.ndarray, "_ _ _"]]) -> list[bytes]:
     """Return images of any size as PNG files in memory.
 
-    The images are compressed in parallel, because a large texture takes a second.
+    The images are compressed in parallel, because the compression of a large texture takes a second.
     """
     with ThreadPoolExecutor(thread_name_prefix="png") as pool:
         return list(pool.map(png_bytes, images))
@@ -150,9 +150,9 @@ def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) ->
     """Write RGB frames of one size as a looping GIF with one palette for all frames.
 
     A single palette without dithering avoids flicker. Each frame stores only the pixels that change. For
-    renders, the file has 2/3 of the size that imageio's method with one palette per frame gives. The mean
-    error is 1.5 of 255. Pillow writes the file, because imageio converts the frames back to RGB and takes
-    five times as long.
+    rendered frames, the file is 2/3 as large as with imageio's method, which uses one palette per frame. The
+    mean error of a colour is 1.5 of 255. Pillow writes the file, because imageio converts the frames back to
+    RGB and takes five times as long.
     """
     assert frames, "a GIF needs at least one frame"
     palette = _shared_palette(frames)
@@ -172,13 +172,13 @@ def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) ->
 
 
 def _shared_palette(frames: Sequence[Image.Image], samples: int = 25, side: int = 128) -> Image.Image:
-    """Return a palette of black, white and 254 colours that represent the colours of sampled frames."""
+    """Return a palette of black, white and up to 254 colours that represent the colours of sampled frames."""
     count = min(samples, len(frames))
     chosen = [frames[len(frames) * k // count] for k in range(count)]
     small = [np.asarray(frame.resize((side, side), Image.Resampling.NEAREST)) for frame in chosen]
     pixels = np.stack(small).reshape(-1, 3)
-    # One pixel is kept per colour (6 bits per channel). Otherwise, white pixels would determine most of the
-    # palette.
+    # Only one pixel of each colour (6 bits per channel) is kept. Otherwise, white pixels would determine most
+    # of the palette.
     _, first = np.unique((pixels >> 2) @ np.array([4096, 64, 1]), return_index=True)
     covering = pixels[first].reshape(-1).tolist()
     if len(first) > 254:

@@ -4,7 +4,7 @@ from render.read_errors import FileError
 
 MOST_PIXELS = 2**27
 # A byte of a run-length encoded file represents at most 16 pixels. Pictures of up to FREE_PIXELS pixels are
-# not checked.
+# not compared with the file size.
 PIXELS_PER_BYTE, FREE_PIXELS = 16, 2**24
 
 

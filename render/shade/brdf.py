@@ -40,10 +40,10 @@ def _table_on(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "R R 2"
 @cache
 def _quadrature() -> tuple[Float[Tensor, "P 1"], Float[Tensor, "P 1"], Float[Tensor, " P"]]:
     """Return the points of the quadrature over a spherical cap: height in [0, 1], angle in [0, π], weight."""
-    # Gauss-Legendre points are used because they are denser near the ends of the interval. They resolve the
-    # long tail of GGX.
+    # Gauss-Legendre points are used because they are denser near the ends of the interval, where they resolve
+    # the long tail of GGX.
     nodes, shares = (torch.from_numpy(part).float() for part in np.polynomial.legendre.leggauss(HEIGHT_NODES))
-    # Half a turn is sufficient, because the integrand is symmetric about the plane of n and v.
+    # Angles up to π are sufficient, because the integrand is symmetric about the plane of n and v.
     angles = (torch.arange(ANGLE_NODES) + 0.5) * (math.pi / ANGLE_NODES)
     height = (nodes * 0.5 + 0.5).repeat_interleave(ANGLE_NODES)[:, None]
     share = (shares * (0.5 / ANGLE_NODES)).repeat_interleave(ANGLE_NODES)
@@ -51,7 +51,7 @@ def _quadrature() -> tuple[Float[Tensor, "P 1"], Float[Tensor, "P 1"], Float[Ten
 
 
 def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
-    """Return the quadrature over visible half vectors for one roughness and every n·v."""
+    """Return the row of the table for one roughness, computed by quadrature over visible half vectors."""
     alpha = roughness * roughness
     height, angle, share = _quadrature()
     view_x, view_z = (1 - cosine.square()).sqrt(), cosine
@@ -105,8 +105,8 @@ def shade(
 
     kd: linear albedo. ks: (occlusion, roughness, metallic), each in [0, 1]; occlusion 0 means unoccluded.
     normal: unit normal. view: unit vector from the surface to the viewer. table: a result of
-    `split_sum_table`; None selects the default table. The light is fixed in the coordinate system of normal
-    and view. For a light that moves with the camera, rotate both vectors to camera axes
+    `split_sum_table`; None selects the default table. The light must be given in the coordinate system of
+    normal and view. For a light that moves with the camera, rotate both vectors to camera axes
     (light.camera_rotation).
     """
     if table is None:

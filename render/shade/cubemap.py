@@ -6,9 +6,9 @@ A lat-long map (equirectangular) has +y in row 0 and −y in the last row. The c
 direction in which a camera at azimuth 0 (on +z) looks. The direction +x is a quarter of the width to the
 right of the centre. The left and right borders are both +z.
 
-A cube map [6,R,R,3] has the faces +x, −x, +y, −y, +z, −z. `FACE_AXES` contains the axes of rows and columns.
-A cube is sampled from a table in which every face has a border of one texel from the adjacent faces, so that
-bilinear lookups are continuous over edges and corners.
+A cube map [6,R,R,3] has the faces +x, −x, +y, −y, +z, −z. `FACE_AXES` contains the directions of the rows and
+columns of each face. A cube is sampled from a table in which every face has a border of one texel from the
+adjacent faces, so that bilinear lookups are continuous over edges and corners.
 """
 
 import math
@@ -34,7 +34,7 @@ def _axes(like: Tensor) -> Float[Tensor, "6 3 3"]:
 
 
 def texel_directions(size: int) -> Float[Tensor, "6 R R 3"]:
-    """Return unit directions of the texel centres of a cube with faces of size²."""
+    """Return unit directions of the texel centres of a cube with faces of size² texels."""
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * (2 / size) - 1
     rows, columns = torch.meshgrid(centres, centres, indexing="ij")
     local = torch.nn.functional.normalize(torch.stack([torch.ones_like(rows), columns, rows], -1), dim=-1)
@@ -64,7 +64,8 @@ def face_coordinates(
 
     The coordinates are differentiable with respect to the direction.
     """
-    # The six signed components are in the order of the faces. The index of the largest component is the face.
+    # The six signed components are in the order of the faces. The index of the largest component is the face
+    # index.
     signed = torch.stack([direction, -direction], -1).flatten(-2)
     face = signed.detach().argmax(-1)
     local = signed.gather(-1, _signed_axes(direction.device).index_select(0, face))
@@ -114,7 +115,11 @@ def sample_bordered(
     size: int | Int[Tensor, " N"],
     offset: int | Int[Tensor, " N"] = 0,
 ) -> Float[Tensor, "N 3"]:
-    """Sample tables made by `bordered` bilinearly. size and offset may differ between points."""
+    """Sample cubes from `bordered` bilinearly.
+
+    table: the texels of one or several cubes. size: the size of the cube to sample. offset: its first row in
+    the table. size and offset may differ between points.
+    """
     limit = size[:, None] if isinstance(size, Tensor) else size
     # Texel i of a face is texel i + 1 of the bordered face.
     position = (coordinates + 1) * (0.5 * limit) + 0.5
@@ -157,7 +162,7 @@ def sample_latlong(image: Float[Tensor, "H W 3"], direction: Float[Tensor, "N 3"
 
 
 def latlong_to_cube(image: Float[Tensor, "H W 3"], size: int) -> Float[Tensor, "6 R R 3"]:
-    """Resample a lat-long map to a cube with faces of size².
+    """Resample a lat-long map to a cube with faces of size² texels.
 
     A map with a much higher resolution is first reduced by averaging, so that no small bright source is
     missed.

@@ -22,14 +22,15 @@ logger = logging.getLogger(__name__)
 MAP_FOLDER = Path(__file__).resolve().parents[2] / "data" / "irrmaps"
 DEFAULT_MAP = MAP_FOLDER / "overcast_city.hdr"
 # The factor on the default map if it replaces a missing map of data/irrmaps. Published configs use an open
-# sky with a low sun and env_scale 2. On an upward surface, irradiance / π is 1.34 under the default map, and
-# 0.56 and 0.70 under the sunrise and sunset skies of Blender 3.4 (Poly Haven).
+# sky with a low sun and env_scale 2. On an upward surface, irradiance / π is 0.56 and 0.70 under the sunrise
+# and sunset skies of Blender 3.4 (Poly Haven). It is 1.34 under the default map, so the factor 0.5 makes it
+# similar (0.67).
 REPLACEMENT_SCALE = 0.5
 # The lower bound of the radiance of a learned light. It is needed because the light is stored as a logarithm.
 DARKEST = 1e-4
 LEARNING_LOOKUPS = 2**19
 # The accepted ratios of width to height. A latitude-longitude map has the ratio 2. Other layouts have other
-# ratios.
+# ratios and are rejected.
 LATLONG_RATIOS = (1.9, 2.1)
 OTHER_LAYOUTS = {
     1.0: "a square picture is an angular map or a mirror ball",
@@ -64,9 +65,9 @@ class EnvironmentLight(nn.Module):
     """The environment light as a cube map. It is fixed or learned.
 
     The prefiltered tables of a fixed light are computed once. The tables of a learned light are computed in
-    every call with fewer samples. On a CPU, env_resolution 64 or 128 is recommended for a learned light. A
-    learned light is optimised as the logarithm of radiance, so radiance stays positive and updates are
-    relative.
+    every call of `prefiltered`, with fewer samples. On a CPU, env_resolution 64 or 128 is recommended for a
+    learned light. A learned light is optimised as the logarithm of radiance, so radiance stays positive and
+    updates are relative.
     """
 
     def __init__(self, cube: Float[Tensor, "6 R R 3"], learn: bool = False):
@@ -97,7 +98,9 @@ def load_environment(config: LightConfig) -> EnvironmentLight:
 
 
 def load_cube(path: str | None, resolution: int, scale: float = 1.0) -> Float[Tensor, "6 R R 3"]:
-    """Return the linear radiance of a lat-long file times scale. The path None selects the default map."""
+    """Return the linear radiance of a lat-long file, multiplied by `scale`, as a cube map. The path None
+    selects the default map.
+    """
     return latlong_to_cube(read_environment_map(path), resolution) * scale
 
 
@@ -127,8 +130,9 @@ def read_environment_map(path: str | None) -> Float[Tensor, "H W 3"]:
 def resolve_map(path: str | None) -> Path:
     """Return the path of the map file to read.
 
-    Published configs refer to maps in data/irrmaps that are not included. For such a map, the default map is
-    returned and a warning is logged. Any other path is returned unchanged, even if the file does not exist.
+    Published configs refer to maps in data/irrmaps that are not included in this repository. For such a map,
+    the default map is returned and a warning is logged. Any other path is returned unchanged, even if the
+    file does not exist.
     """
     return _find_map(path)[0]
 
@@ -139,8 +143,8 @@ def _find_map(path: str | None) -> tuple[Path, float]:
         _log_once(logging.INFO, f"light: no envmap given, using the default {DEFAULT_MAP.name}")
         return DEFAULT_MAP, 1.0
     given = Path(path)
-    # os.path.exists is used because it returns False for invalid paths (with a NUL character). Path's methods
-    # may raise an error for them.
+    # os.path.exists is used because it returns False for invalid paths (with a NUL character), for which
+    # Path's methods may raise an error.
     here = os.path.exists(given.parent) and given.parent.resolve() == MAP_FOLDER
     if not os.path.exists(given) and (here or given.parent == Path("data/irrmaps")):
         shipped = MAP_FOLDER / given.name

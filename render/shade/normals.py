@@ -32,7 +32,7 @@ def bump(
 
     normal: unit normal. tangent: vector along +u; it is orthogonalised to normal. The bitangent is
     cross(normal, tangent), which points up in the texture image (glTF 2.0, w = +1). local: tangent-space
-    normal with z ≥ 0. For the value (0, 0, 1), the result is normal.
+    normal with z ≥ 0. If local is (0, 0, 1), the result is `normal`.
     """
     along = safe_normalize(tangent - normal * (normal * tangent).sum(-1, keepdim=True))
     axes = torch.stack([along, torch.linalg.cross(normal, along, dim=-1), normal], dim=1)
@@ -45,7 +45,9 @@ def safe_normalize(vector: Float[Tensor, "*N 3"]) -> Float[Tensor, "*N 3"]:
 
 
 class _Unit(torch.autograd.Function):
-    """v / |v| with an explicit gradient. It needs a third of the operations that autograd needs."""
+    """v / |v| with an explicit gradient. The gradient needs a third of the operations that autograd would
+    need.
+    """
 
     @staticmethod
     def forward(ctx, vector):

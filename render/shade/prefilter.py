@@ -2,12 +2,14 @@
 maps.
 
 The diffuse value is irradiance / π, the mean of the light under a cosine lobe. The specular value is the mean
-under the GGX lobe at normal incidence (n = v = r), weighted by n·l. It is the first sum of the split-sum
-approximation (B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2013 course notes). alpha = roughness².
+of the light under the GGX lobe at normal incidence (n = v = r), weighted by n·l. It is the first sum of the
+split-sum approximation (B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2013 course notes). alpha =
+roughness².
 
-Each lobe is a fixed set of directions on a spiral with equal probabilities. Each sample is read from the mip
-of the source whose texel solid angle matches the solid angle of the sample (M. Colbert and J. Krivanek,
-"GPU-based importance sampling", GPU Gems 3). This avoids noise with few samples.
+Each lobe is sampled at a fixed set of directions on a spiral. All directions have the same probability. Each
+sample is read from the mip of the source whose texel solid angle matches the solid angle of the sample (M.
+Colbert and J. Krivanek, "GPU-based importance sampling", GPU Gems 3). This avoids noise although there are
+few samples.
 """
 
 import logging
@@ -106,14 +108,14 @@ def roughness_to_level(roughness: Float[Tensor, "N 1"], levels: int) -> Float[Te
 
 
 def cosine_lobe(samples: int) -> Lobe:
-    """Return directions with the density cos θ / π."""
+    """Return a lobe of directions with the density cos θ / π."""
     u = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
     cosine = (1 - u).sqrt()
     return Lobe(_spiral(cosine), torch.full((samples,), 1 / samples), (math.pi / (samples * cosine)).float())
 
 
 def ggx_lobe(roughness: float, samples: int) -> Lobe:
-    """Return mirror directions at GGX half vectors for n = v.
+    """Return a lobe of the directions into which GGX half vectors reflect v, for n = v.
 
     The density is D(h) / 4, and the weights are proportional to n·l. Only directions with n·l > 0 are
     returned.
@@ -227,8 +229,8 @@ def _weighted_lookups(
     weight: Float[Tensor, " S"],
     axes: Float[Tensor, "3 N 3"],
 ) -> Float[Tensor, "N 3"]:
-    """Return the weighted sum of lookups in one mip over S directions, which are given in N coordinate
-    frames.
+    """Return, for each of N coordinate frames, the weighted sum of lookups in one mip over S directions in
+    this frame.
     """
     count = axes.shape[1]
     at_once = max(1, CHUNK // count)

@@ -1,6 +1,6 @@
 """Convolution of a fixed light on the CPU with numba. The result is that of prefilter.convolve_torch.
 
-Each thread computes whole texels, so the result does not depend on the number of threads.
+All samples of a texel are summed by one thread, so the result does not depend on the number of threads.
 """
 
 import functools
@@ -71,7 +71,7 @@ def convolve(
     groups: list[tuple[Float[Tensor, "T 3"], int, Float[Tensor, "S 3"], Float[Tensor, " S"]]],
     frames: Float[Tensor, "3 N 3"],
 ) -> Float[Tensor, "N 3"]:
-    """Return prefilter.convolve_torch for float32 CPU tensors, without gradients."""
+    """Return the result of prefilter.convolve_torch for float32 CPU tensors, without gradients."""
     count, threads = frames.shape[1], torch.get_num_threads()
     out = torch.zeros(count, 3)
     axes, target = frames.contiguous().numpy(), out.numpy()
@@ -86,6 +86,6 @@ def convolve(
 
     step = max(1, -(-count // (threads * PARTS_PER_THREAD)))
     parts = [(first, min(first + step, count)) for first in range(0, count, step)]
-    # list() raises the exceptions of the threads.
+    # list() waits for the threads and raises their exceptions.
     list(_pool(threads).map(convolve_part, parts))
     return out
