@@ -23,7 +23,7 @@ HIDDEN = 32
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True))
 class MaterialConfig:
-    """Config keys of the material. The keys that end in _min and _max are the bounds of the field's channels."""
+    """Config keys of the material. Keys that end in _min or _max are bounds of the field's channels."""
 
     bump: bool = Field(True, alias="if_use_bump", description="learn a tangent-space normal map")
     kd_min: Albedo = Field((0.0, 0.0, 0.0), description="smallest albedo, linear; a fourth number is ignored")

@@ -27,9 +27,10 @@ def bake(
 ) -> dict[str, Float[Tensor, "H W C"]]:
     """Return textures with the field at the surface point of every texel. texture_res is (height, width).
 
-    Texels just outside a chart are read by bilinear lookups. They get the field at a point on the extended
-    plane of the face. All other texels are filled smoothly from the charts, so that mip levels show no seams.
-    `field` is evaluated at chunks of world-space points. There is one texture for each name in its result.
+    Texels just outside a chart are read by bilinear lookups near its edge, so they get the field at a point
+    on the extended plane of the nearest face. All other texels are filled smoothly from the charts, so that
+    mip levels show no seams. `field` is evaluated at chunks of world-space points. There is one texture for
+    each name in its result.
     """
     owner = texel_owners(mesh, texture_res, rasteriser)
     texels = torch.nonzero(owner.reshape(-1) >= 0)[:, 0]
@@ -117,7 +118,9 @@ def _surface_points(
     texture_res: tuple[int, int],
     stretch: Float[Tensor, ""],
 ) -> Float[Tensor, "N 3"]:
-    """Return the world points at the centres of texels. They are on the planes of the given faces."""
+    """Return the world points at the centres of texels. Each point is on the plane of the face that the texel
+    belongs to.
+    """
     height, width = texture_res
     centre = torch.stack([(texels % width + 0.5) / width, (texels // width + 0.5) / height], -1)
     a, b, c = mesh.uv[mesh.uv_faces[faces]].double().unbind(1)
@@ -127,8 +130,8 @@ def _surface_points(
     corners = mesh.v_pos[mesh.faces[faces]]
     on_face = (corners * inside[..., None]).sum(1)
     beyond = (corners * weights[..., None]).sum(1) - on_face
-    # The extended plane of a thin face can reach far, so the distance from the face is limited to the
-    # distance of the texels.
+    # For a thin face, the point on the extended plane can be far away, so its distance from the face is
+    # limited to the typical length of 2 · REACH texels.
     longest = REACH * 2 * stretch / min(height, width)
     length = beyond.norm(dim=-1, keepdim=True)
     return on_face + beyond * (longest / length.clamp(min=1e-30)).clamp(max=1)
@@ -137,7 +140,9 @@ def _surface_points(
 def _barycentric(
     p: Float[Tensor, "N 2"], a: Float[Tensor, "N 2"], b: Float[Tensor, "N 2"], c: Float[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """Return barycentric weights of p. They are negative outside the triangle, and 1/3 if it has no area."""
+    """Return barycentric weights of p. At least one is negative if p is outside the triangle. All are 1/3 if
+    the triangle has no area.
+    """
     ab, ac, ap = b - a, c - a, p - a
     area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
     flat = area.abs() < 1e-14
@@ -149,10 +154,11 @@ def _barycentric(
 
 
 def fill_unknown(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Float[Tensor, "H W C"]:
-    """Fill each unknown texel with the mean of known texels in the smallest aligned block that contains any.
+    """Fill each unknown texel with the mean of the known texels in its smallest aligned block that contains
+    any.
 
-    Blocks have 2^k × 2^k texels. A mip level is the mean of such blocks, so it depends only on known texels.
-    The result is zero if no texel is known.
+    Blocks have 2^k × 2^k texels. A texel of a mip level is the mean of such a block, so it depends only on
+    known texels. The result is zero if no texel is known.
     """
     weight = known.to(values.dtype)[None, None]
     return _pull_push((values * known[..., None]).permute(2, 0, 1)[None], weight)[0].permute(1, 2, 0)

@@ -12,10 +12,11 @@ logger = logging.getLogger(__name__)
 
 
 def decimate(mesh: Mesh, faces: int) -> Mesh:
-    """Return the surface with about `faces` triangles, without texture coordinates. The result is logged.
+    """Return the surface with about `faces` triangles, without texture coordinates. The old and new numbers
+    of faces are logged.
 
-    Edge collapses keep the surface manifold, so a closed mesh stays closed. If no edge can be collapsed, more
-    triangles remain. A mesh with fewer faces is returned unchanged.
+    Edge collapses keep the surface manifold, so a closed mesh stays closed. If no other edge can be
+    collapsed, more triangles remain. A mesh with fewer faces is returned unchanged.
     """
     assert faces > 0, "a surface needs faces"
     if len(mesh.faces) <= faces:

@@ -1,5 +1,7 @@
 """A table of the texels of a mesh's given textures and paint mask, for lookups.
 
+The given textures and the given material are those of the mesh file.
+
 A texel has ten bytes: base colour in sRGB (3); occlusion, roughness and metallic (3), where occlusion 0 means
 unoccluded as in `render.shade.brdf`; the tangent-space normal as n · 0.5 + 0.5 (3); and the mask (1). A mask
 of 255 means that the texel is painted. A mask of 0 means that the given texel is kept.
@@ -56,7 +58,7 @@ class PaintMask:
 
 
 def mask_at(mask: PaintMask | None, material: SurfaceMaterial, size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
-    """Return the mask of a material at a texture size. If `mask` is None, it is 255 everywhere."""
+    """Return the mask of a material at a texture size. If `mask` is None, the result is 255 everywhere."""
     if mask is None:
         return torch.full(size, 255, dtype=torch.uint8)
     picture = mask.of(material)
@@ -66,9 +68,11 @@ def mask_at(mask: PaintMask | None, material: SurfaceMaterial, size: tuple[int, 
 
 
 def given_texture(material: SurfaceMaterial, size: tuple[int, int]) -> UInt8[Tensor, "H W 9"]:
-    """Return base colour, ks and normal of a material at a texture size. The factors are applied.
+    """Return base colour, ks and normal of a material at a texture size. The factors of the material are
+    applied.
 
-    A picture of this size with factor 1 is returned bit for bit. Other pictures are resampled and rounded.
+    A picture that has this size and the factor 1 is returned bit for bit. Other pictures are resampled and
+    rounded.
     """
     return torch.cat([_kd(material, size), _ks(material, size), _normal(material, size)], -1)
 
@@ -119,7 +123,9 @@ def to_byte(values: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 
 
 def resample(picture: Float[Tensor, "H W C"], size: tuple[int, int]) -> Float[Tensor, "H2 W2 C"]:
-    """Resample a picture bilinearly to another size. The filter is wider if the picture is reduced."""
+    """Resample a picture bilinearly to another size. If the picture is reduced, the filter is wider, which
+    avoids aliasing.
+    """
     if tuple(picture.shape[:2]) == size:
         return picture
     resized = F.interpolate(picture.permute(2, 0, 1)[None], size, mode="bilinear", antialias=True)
@@ -177,7 +183,7 @@ def wrapped(
 ) -> Int[Tensor, "N 2"]:
     """Return texel indices inside the image, according to the wrap modes.
 
-    wraps: the index in WRAPS for each material and axis.
+    wraps: the index in WRAPS for each point and axis.
     """
     repeated = index.remainder(sizes)
     twice = index.remainder(2 * sizes)
@@ -187,7 +193,7 @@ def wrapped(
 
 
 def _table_size(material: SurfaceMaterial, mask: PaintMask | None) -> tuple[int, int]:
-    """Return height and width of the largest picture of a material (including its mask), at most
+    """Return the largest height and the largest width of a material's pictures and mask, each at most
     LARGEST_SIDE.
     """
     sizes = [material.size] + ([] if mask is None else [tuple(mask.of(material).shape)])

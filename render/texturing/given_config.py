@@ -1,4 +1,6 @@
-"""Config section for the textures of a mesh file, and the functions that read the files."""
+"""Config section for the textures of a mesh file, and the functions that read the materials and the paint
+mask.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tga", ".bmp", ".tif", ".tiff")
 
 
 def _listed(value: object) -> object:
-    """Convert a single text or a list to a tuple. JSON has lists, but strict validation needs tuples."""
+    """Convert a single string or a list to a tuple. JSON has lists, but strict validation needs tuples."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 

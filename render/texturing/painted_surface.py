@@ -1,4 +1,4 @@
-"""The painted surface. It defines where the field is evaluated and which given textures the field replaces.
+"""The painted surface. It defines where the field is evaluated and where it replaces the given textures.
 
 With a paint mask m, the material at a point is m · field + (1 − m) · given.
 """
@@ -29,7 +29,7 @@ class Located:
 
 
 class PaintedSurface(nn.Module):
-    """A mesh with parts as a function from points on its faces to materials.
+    """A mesh with parts. It maps points on its faces to materials.
 
     The buffers are not part of checkpoints, because they depend only on the input files.
 
@@ -75,7 +75,7 @@ class PaintedSurface(nn.Module):
 
     def field_points(self, located: Located) -> Float[Tensor, "N 3"]:
         """Return the points at which the field is evaluated. Surface points that share a texel have the same
-        point.
+        evaluation point.
         """
         return (self.corners[located.face] * located.weights[..., None]).sum(1)
 
@@ -102,6 +102,8 @@ class PaintedSurface(nn.Module):
         return Material(kd, ks, normal)
 
     def unmirrored(self, located: Located, local: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-        """Negate y of tangent-space normals where the texture is mirrored, so that the handedness is 1."""
+        """Negate y of tangent-space normals where the texture is mirrored, so that the normals are valid for
+        handedness 1.
+        """
         x, y, z = local.unbind(-1)
         return torch.stack([x, y * self.face_handedness[located.face], z], -1)

@@ -1,8 +1,8 @@
 """The export of a painted mesh with parts. Each material has its own textures, or all share one atlas.
 
 A material keeps its uv if a texture can represent it (see uv_spaces.py). Otherwise, its faces are unwrapped
-again and the material is transferred to the new uv. For an atlas or with fewer faces, this is done for all
-materials. A material that is not painted at all is exported with its given uv and pictures.
+again and the material is transferred to the new uv. A material that is not painted at all is exported with
+its given uv and pictures. If an atlas or fewer faces are requested, all materials are transferred to new uv.
 """
 
 import logging
@@ -94,7 +94,7 @@ def _unkept(parts: PaintedParts, number: int, faces: Int[Tensor, " N"], config: 
 def _export_rebuilt(
     parts: PaintedParts, field: MaterialField, config: ExportConfig, rasteriser: Rasteriser
 ) -> Asset:
-    """Return the export with fewer faces or an atlas. All faces get new uv, and the material is
+    """Return the exported mesh with fewer faces or an atlas. All faces get new uv, and the material is
     transferred.
     """
     fewer = 0 < config.export_faces < len(parts.mesh.faces)
@@ -178,7 +178,9 @@ def _material_of(
     with_normal: bool,
     wrap: tuple[str, str],
 ) -> SurfaceMaterial:
-    """Return the material with new pictures and factors of 1. Alpha and settings are those of the file."""
+    """Return the material with new pictures and factors of 1. Alpha and the other settings are those of the
+    file.
+    """
     given, pixels = parts.materials[number], painted.numpy()
     kd = pixels[..., :3]
     if given.kd is not None and given.kd.shape[-1] == 4:
@@ -218,14 +220,14 @@ def _new_material(
 
 
 def unwrapped(mesh: Mesh, faces: Int[Tensor, " N"], config: ExportConfig) -> Mesh:
-    """Return a mesh of some faces, with new uv and tangents."""
+    """Return a mesh of the faces with the indices `faces`, with new uv and tangents."""
     used, local = torch.unique(mesh.faces[faces], return_inverse=True)
     chosen = Mesh(mesh.v_pos[used], local, mesh.v_nrm[used])
     return unwrap(chosen, config.unwrap, config.texture_res, config.uv_padding_block)
 
 
 def with_chart(mesh: Mesh, faces: Int[Tensor, " N"], chart: Mesh) -> Mesh:
-    """Return the mesh in which some faces have the uv and tangents of `chart`."""
+    """Return `mesh`, in which the faces with the indices `faces` get the uv and tangents of `chart`."""
     uv_faces = mesh.uv_faces.clone()
     uv_faces[faces] = chart.uv_faces + len(mesh.uv)
     return replace(
@@ -245,16 +247,16 @@ def _transferred(
     config: ExportConfig,
     rasteriser: Rasteriser,
 ) -> Textures:
-    """Return the material of some painted faces, baked into the uv of `chart`."""
+    """Return the material of the painted faces with the indices `faces`, baked into the uv of `chart`."""
     return bake(chart, transferred_field(parts, field, faces, chart), config.texture_res, rasteriser)
 
 
 def transferred_field(
     parts: PaintedParts, field: MaterialField, faces: Int[Tensor, " N"], chart: Mesh
 ) -> Callable[[Float[Tensor, "N 3"]], PointValues]:
-    """Return a function from points to the material at the nearest points of some painted faces.
+    """Return a function from points to the material at the nearest points of the painted faces `faces`.
 
-    Its normals are in the tangent space of `chart`.
+    The normals of this material are in the tangent space of `chart`.
     """
     mesh, surface = parts.mesh, parts.surface
     find = nearest_finder(Mesh(mesh.v_pos, mesh.faces[faces], mesh.v_nrm))

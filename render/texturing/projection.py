@@ -1,10 +1,10 @@
 """UV unwrapping by projection. It works for any triangle mesh in time linear in the number of faces.
 
-The projection is used for surfaces on which the libraries fail or take too long. These are torn or noisy
-surfaces with thousands of components. A chart is a patch of faces with similar normals, projected onto a
-plane (projection_numba.py). The charts are packed in rows in the texture. The result has more seams than that
-of a library. A face at an angle a to its chart's direction gets only cos a times as many texels as a face at
-angle 0.
+The projection is used for surfaces on which xatlas and uvunwrap fail or take too long. These are torn or
+noisy surfaces with thousands of components. A chart is a patch of faces with similar normals, projected onto
+a plane (projection_numba.py). The charts are packed in rows in the texture. The result has more seams than
+that of xatlas or uvunwrap. A face at an angle a to its chart's direction gets only cos a times as many texels
+as a face at angle 0.
 """
 
 import logging
@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 
 logger = logging.getLogger(__name__)
 
-# The minimum cosine between a face and its chart's direction. It allows 60 degrees, at which the face has
-# half the texture area.
+# The minimum cosine between a face's normal and its chart's direction. It allows an angle of 60 degrees, at
+# which a face gets half as much texture area as at angle 0.
 MIN_COSINE = 0.5
-# Charts with at most this many faces are fragments. Their faces are merged into larger charts. In these, a
-# face may deviate from the chart's direction by 81 degrees.
+# Charts with at most this many faces are fragments. Their faces are moved to larger charts. For this, the
+# angle between a face's normal and the larger chart's direction may be up to 81 degrees.
 MAX_FRAGMENT_FACES, FRAGMENT_MIN_COSINE = 8, 0.15
 # The number of rounds in which normals are averaged over neighbours before they are used as chart directions.
 SMOOTHING_ROUNDS = 4
@@ -29,7 +29,8 @@ SMOOTHING_ROUNDS = 4
 # rectangle.
 ROTATIONS = 12
 
-# The minimum share of the side of a cell that a chart of mean size has after padding.
+# Padding is limited so that a chart of mean size keeps at least this share of the side of its cell in the
+# texture.
 CHART_SHARE = 2 / 3
 # The approximate share of the texture that rectangles fill if they are sorted by height and packed in rows.
 FILL = 0.8
@@ -88,7 +89,8 @@ def project(
     flat = corners.reshape(-1, 3, 2) / projection_numba.LATTICE
     flat, sizes = _rotate_to_rectangles(flat, chart_of, charts)
     padding = affordable_padding(charts, side, padding)
-    # If there are more charts than texels, several charts share a texel.
+    # If the texture has fewer than four texels per chart, the charts are packed into a larger square, so that
+    # several charts share a texel.
     side = max(side, math.ceil(2 * charts**0.5))
     scale, places = pack_rectangles(sizes, side, padding)
     placed = (flat * scale + places[chart_of][:, None]) / side
@@ -139,7 +141,7 @@ def _chart_directions(positions, faces, normals, areas, neighbours) -> tuple[np.
     extent = np.concatenate([(corners.max(1) - corners.min(1)).max(1)[:, None], [[0.0]]])
     count = np.concatenate([np.ones((len(faces), 1)), [[0.0]]])
     for _ in range(SMOOTHING_ROUNDS):
-        # The index −1 selects the last row, which is zero.
+        # The index −1 selects the last row, which is zero, so missing neighbours add nothing.
         for values in (weighted, extent, count):
             values[:-1] += values[neighbours].sum(1)
     mean = weighted[:-1] / np.maximum(np.linalg.norm(weighted[:-1], axis=1), 1e-300)[:, None]
@@ -158,7 +160,8 @@ def _renumber_charts(chart_of: Int[np.ndarray, " F"]) -> int:
 def _rotate_to_rectangles(
     flat: Float[np.ndarray, "F 3 2"], chart_of: Int[np.ndarray, " F"], charts: int
 ) -> tuple[Float[np.ndarray, "F 3 2"], Float[np.ndarray, "C 2"]]:
-    """Rotate each chart so that its bounding rectangle is smallest and wider than high. Move it to (0, 0).
+    """Rotate each chart so that its bounding rectangle is smallest and wider than high. Move the corner of
+    the rectangle to (0, 0).
 
     Returns the moved corners and the sizes of the rectangles.
     """
@@ -209,7 +212,7 @@ def _index_uv(
 def affordable_padding(count: int, side: int, wanted: int) -> int:
     """Return the padding in texels around each of `count` charts. It is at most `wanted`.
 
-    With this padding, a chart of mean size has at least CHART_SHARE of the side of its cell.
+    With this padding, a chart of mean size has at least CHART_SHARE of the side of its cell in the texture.
     """
     place = side * (FILL / max(count, 1)) ** 0.5
     return min(wanted, int(place * (1 - CHART_SHARE) / 2))
@@ -218,11 +221,11 @@ def affordable_padding(count: int, side: int, wanted: int) -> int:
 def pack_rectangles(
     sizes: Float[np.ndarray, "N 2"], side: int, padding: int
 ) -> tuple[float, Int[np.ndarray, "N 2"]]:
-    """Return (scale, corners) of rectangles of sizes · scale texels in a square of side² texels.
+    """Pack rectangles of sizes · scale texels into a square of side² texels. Return (scale, corners).
 
     sizes: width and height. The packing is best for width ≥ height. corners: the lower texel corner of each
-    rectangle. There are `padding` free texels on all sides. Rectangles do not overlap, and no two rectangles
-    touch the same texel. The result is deterministic.
+    rectangle. There are `padding` free texels on all sides of a rectangle. Rectangles do not overlap, and no
+    two rectangles touch the same texel. The result is deterministic.
     """
     order = np.lexsort((-sizes[:, 0], -sizes[:, 1]))
     area = (sizes[:, 0] * sizes[:, 1]).sum()

@@ -1,9 +1,10 @@
-"""numba kernels for unwrapping by projection. They grow charts of faces that are flat enough to project.
+"""numba kernels for unwrapping by projection. They combine faces into charts that are flat enough to be
+projected.
 
 A chart is a connected set of faces with similar normals, projected along one direction onto an integer
 lattice. On the lattice, every face has a positive area and no two faces overlap. Both properties hold
-exactly, because corners at the same position have equal coordinates, and products of coordinates (below 2²³)
-fit into an int64.
+exactly, because they are tested with integers: coordinates are below 2²³, so their products fit into an
+int64, and corners at the same position have equal coordinates.
 """
 
 import numpy as np
@@ -28,7 +29,9 @@ def dot(a, b):
 
 @kernel
 def lattice_cell(size):
-    """Return the side of the cells of a chart, in lattice steps."""
+    """Return the side of the cells into which a chart's plane is divided for the hash table, in lattice
+    steps.
+    """
     return max(np.int64(size * LATTICE), 1)
 
 
@@ -75,8 +78,8 @@ def hash_slot(chart, column, row, mask):
 
 @kernel
 def project_face(positions, face, axes, out):
-    """Write the corners of a face on the lattice to out [6]. Returns whether the projected face is high
-    enough and not flipped.
+    """Write the corners of a face on the lattice to out [6]. Returns whether the projected face is neither
+    too thin nor flipped.
     """
     for k in range(3):
         x, y, z = positions[face[k], 0], positions[face[k], 1], positions[face[k], 2]
@@ -120,7 +123,9 @@ def make_table(count):
 
 @kernel
 def fits(table, chart, triangle, cell, chart_of, corners):
-    """Return whether a projected face overlaps no face of a chart."""
+    """Return whether a projected face overlaps no face of a chart. If it touches more than MAX_CELLS cells or
+    needs more than MAX_TESTS tests, return False.
+    """
     head, following, face_of, _ = table
     left, right, low, high = cell_range(triangle, cell)
     if (right - left + 1) * (high - low + 1) > MAX_CELLS:
@@ -142,7 +147,7 @@ def fits(table, chart, triangle, cell, chart_of, corners):
 
 @kernel
 def insert_face(table, chart, face, triangle, cell):
-    """Insert a face of a chart. Returns False if the face is too large or the table is full."""
+    """Insert a face of a chart into the table. Returns False if it is too large or the table is full."""
     head, following, face_of, length = table
     left, right, low, high = cell_range(triangle, cell)
     cells = (right - left + 1) * (high - low + 1)
@@ -176,8 +181,8 @@ def make_charts(
     chart that starts at the face. sizes [F]: mean extent of the faces around the face. neighbours [F,3]: the
     face across each edge, −1 if there is none. seeds: the faces in the order in which they may start a chart.
     A face is added to a chart if the cosine between its normal and the chart's direction is at least
-    min_cosine. Then faces of charts with at most max_fragment_faces faces are moved to larger charts if this
-    cosine is at least fragment_min_cosine.
+    min_cosine. After all charts are complete, faces of charts with at most max_fragment_faces faces are moved
+    to larger charts if this cosine is at least fragment_min_cosine.
     """
     count = len(faces)
     mesh = positions, faces, normals, directions, sizes, neighbours
@@ -211,7 +216,7 @@ def grow(mesh, charts, table, seeds, min_cosine):
             if face != seed and not fits(table, chart, triangle, cell, chart_of, corners):
                 continue
             inserted = insert_face(table, chart, face, triangle, cell)
-            # A face that does not fit into the table starts a new chart later.
+            # A face that does not fit into the table is skipped, and it starts a new chart later.
             if not inserted and face != seed:
                 continue
             chart_of[face], corners[face] = chart, triangle
@@ -233,7 +238,7 @@ def grow(mesh, charts, table, seeds, min_cosine):
 def merge_fragments(mesh, charts, table, max_fragment_faces, fragment_min_cosine):
     """Move faces of charts with at most `max_fragment_faces` faces to larger neighbouring charts if they fit.
 
-    About half of the charts are such fragments between larger ones.
+    Without this step, about half of the charts would be such fragments between larger charts.
     """
     positions, faces, normals, directions, sizes, neighbours = mesh
     chart_of, corners, seed_of, population = charts

@@ -15,8 +15,8 @@ def remove_small_components(mesh: Mesh, share: float) -> Mesh:
     area.
 
     A component is a set of faces that are connected by shared vertices. Optimisation often produces small
-    floating components. If no component is removed, the mesh is returned unchanged. Otherwise, it has no
-    texture coordinates. The result is logged.
+    floating components. If no component is removed, the mesh is returned unchanged. Otherwise, the result has
+    no texture coordinates, and the number of removed components is logged.
     """
     if share <= 0 or len(mesh.faces) == 0:
         return mesh

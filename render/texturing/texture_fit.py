@@ -1,7 +1,8 @@
 """The regression that fits a material field to the given textures of a mesh before painting.
 
 The loss is the mean over surface points of ‖field(p) − texture(uv(p))‖². All values are in the encoding of
-textures (base colour in sRGB, normals as n · 0.5 + 0.5), so −10 log10 of a term is the PSNR of its texture.
+textures (base colour in sRGB, normals as n · 0.5 + 0.5), so −10 log10 of the mean squared error of a channel
+is the PSNR of this channel.
 """
 
 import logging
@@ -26,10 +27,10 @@ logger = logging.getLogger(__name__)
 FEWEST_POINTS, MOST_POINTS = 2**11, 2**16
 # The maximum number of texels in memory. If the textures have more texels, a random subset is used.
 MOST_TEXELS = 2**21
-# The minimum distance of targets from the bounds of the field. At the bounds, the gradient of the field's
-# sigmoid vanishes.
+# The targets keep this distance from the bounds of the field, because the gradient of the field's sigmoid
+# vanishes at the bounds.
 MARGIN = 0.005
-# A channel is reported if a texture value is this far outside of the field's bounds.
+# A channel is reported if more than 1 % of its values are this far outside of the field's bounds.
 CLIPPED = 0.03
 SEED = 0
 CHANNELS = (
@@ -42,9 +43,9 @@ CHANNELS = (
 class TextureFit:
     """The loss that compares a field with the given textures at random surface points.
 
-    Half of the points are texel centres of the materials that keep their uv. They include the texels around
-    each chart that baking fills. The other half are uniform over the surface. The pool of texels is built on
-    first use, because a run that resumes after the fit and ranks other than 0 do not need it.
+    One half of the points are texel centres of the materials that keep their uv, including the baked texels
+    around each chart. The other half are uniform over the surface. The texels are collected at the first use,
+    because a run that resumes after the fit and ranks other than 0 do not need it.
     """
 
     def __init__(self, parts: PaintedParts, field: MaterialField, rasteriser: Rasteriser):
@@ -59,7 +60,8 @@ class TextureFit:
         self.low, self.high = low + margin, high - margin
 
     def __call__(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss at random points, and the PSNR of the worst channel of each texture.
+        """Return the loss at random points, and the values to log: the loss and the PSNR of the worst channel
+        of each texture.
 
         The generator must be a CPU generator.
         """
@@ -85,12 +87,14 @@ class TextureFit:
     def on_surface(
         self, count: int, generator: torch.Generator
     ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 9"]]:
-        """Return random points, uniform by area, and the given values at these points."""
+        """Return random points, uniform by area, and the encoded values of the given textures at these
+        points.
+        """
         drawn = torch.rand(count, generator=generator, dtype=torch.float64) * self.edges[-1]
         face = torch.searchsorted(self.edges, drawn).clamp_max(len(self.edges) - 1)
         u, v = torch.rand(2, count, generator=generator)
-        # Points beyond the diagonal of the parallelogram are reflected into the triangle, so the density
-        # stays uniform.
+        # (u, v) is uniform in a parallelogram of two equal triangles. Points in the second triangle are
+        # reflected into the first, so the density stays uniform.
         u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
         device = self.surface.corners.device
         located = Located(face.to(device), torch.stack([u, v, 1 - u - v], -1).to(device))
@@ -99,8 +103,8 @@ class TextureFit:
     @cached_property
     @torch.no_grad()
     def texels(self) -> tuple[Float[Tensor, "T 3"], UInt8[Tensor, "T 9"]]:
-        """Return field points and bytes at texel centres of all materials that keep their uv, at most
-        MOST_TEXELS.
+        """Return the field points at texel centres and the bytes of these texels, for all materials that keep
+        their uv. At most about MOST_TEXELS texels are returned.
         """
         parts, table = self.parts, self.surface.table
         generator = torch.Generator().manual_seed(SEED)

@@ -68,8 +68,8 @@ def tangent_space(
 
 
 def frame_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Return a function from points [N,3] to nearest points [N,3] of the mesh, smooth normals and unit
-    tangents.
+    """Return a function from points [N,3] to the nearest points [N,3] of the mesh, and to the unit smooth
+    normals and unit tangents there.
     """
     find = nearest_finder(mesh)
 
@@ -109,7 +109,7 @@ def nearest_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tenso
         _, face, nearest = tree.squared_distance(positions, triangles, queries)
         corners = [np.asfortranarray(positions[triangles[face, corner]]) for corner in range(3)]
         weights = igl.barycentric_coordinates(np.asfortranarray(nearest), *corners)
-        # If a face has no area, any corner is correct.
+        # If a face has no area, the weights are not finite and are replaced by those of a corner.
         weights = np.where(np.isfinite(weights).all(1, keepdims=True), weights, [1.0, 0.0, 0.0])
         row = torch.from_numpy(np.array(face, dtype=np.int64)).to(device)
         place = torch.from_numpy(np.array(nearest)).to(device, dtype)

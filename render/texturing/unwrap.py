@@ -24,7 +24,8 @@ WORKER = Path(__file__).with_name("unwrap_worker.py")
 TIMEOUT, TIMEOUT_PER_FACE = 60.0, {"xatlas": 5e-3, "uvunwrap": 5e-5}
 # This text is in the message of a uvunwrap thread that has panicked.
 PANIC = b"panicked at"
-# The minimum share of the texture that the charts must fill. Below it, margins fill most of the texture.
+# The minimum share of the texture that the charts must fill. If they fill less, margins fill most of the
+# texture.
 MIN_FILL = 0.05
 
 
@@ -58,8 +59,8 @@ def unwrap_with(
         input_file, output_file, errors = (Path(name) / file for file in ("in.npz", "out.npz", "errors.txt"))
         arrays = {"positions": positions.astype(np.float32), "faces": faces.astype(np.uint32)}
         np.savez(input_file, **arrays, side=side, padding=padding)
-        # With -P, modules in the folder of the script are not imported. These modules have names that other
-        # packages also use.
+        # -P prevents imports from the folder of the script, because modules in this folder have names that
+        # other packages also use.
         _run([sys.executable, "-P", str(WORKER), library, str(input_file), str(output_file)], errors, timeout)
         with np.load(output_file) as record:
             uv, uv_faces = record["uv"], record["uv_faces"]

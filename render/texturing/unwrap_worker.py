@@ -1,8 +1,8 @@
 """Script that unwraps one mesh in a subprocess: `python unwrap_worker.py LIBRARY IN OUT`.
 
 IN is an .npz file with positions [V,3] float32, faces [F,3] uint32, side and padding. OUT is an .npz file
-with uv [U,2], uv_faces [F,3], charts and pages. To start fast, this script imports no other module of the
-program.
+with uv [U,2], uv_faces [F,3] and the numbers of charts and pages. To start fast, this script imports no other
+module of the program.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ def with_xatlas(positions: np.ndarray, faces: np.ndarray, side: int, padding: in
     chart_options = xatlas.ChartOptions()
     chart_options.fix_winding = True
     pack_options = xatlas.PackOptions()
-    # Rotation is disabled, because xatlas rotates a chart by swapping u and v. This mirrors the chart.
+    # Rotation is disabled, because xatlas rotates a chart by swapping u and v, which mirrors the chart.
     pack_options.rotate_charts = False
     pack_options.resolution = side
     pack_options.padding = padding
@@ -55,6 +55,6 @@ def with_uvunwrap(positions: np.ndarray, faces: np.ndarray, side: int, padding: 
 
 
 if __name__ == "__main__":
-    # The kernel kills the worker if its parent process is killed.
+    # After this call, Linux kills the worker if the parent process is killed.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     main(*sys.argv[1:])

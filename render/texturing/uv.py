@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 Method = Literal["auto", "xatlas", "uvunwrap", "projection"]
 TextureSide = Annotated[int, Field(ge=16, le=16384)]
 
-# The maximum number of faces for xatlas. Its time grows faster than linearly: 6.5 s for 20,000 faces, 45 s
-# for 61,000 and 161 s for 199,000 on 2 cores. uvunwrap takes 0.6 s, 1.6 s and 6.9 s.
+# The maximum number of faces for which `auto` selects xatlas. The time of xatlas grows faster than linearly:
+# 6.5 s for 20,000 faces, 45 s for 61,000 and 161 s for 199,000 on 2 cores. uvunwrap takes 0.6 s, 1.6 s and
+# 6.9 s.
 XATLAS_MAX_FACES = 20_000
 
 # A surface is torn if it has more edges than this with a fold of over 60 degrees. A trained surface has no
@@ -131,7 +132,7 @@ def _unwrapped(
 
 
 def _choose(method: Method, positions: np.ndarray, faces: np.ndarray) -> str:
-    """Return the method for `auto`, or the alternative if a library is missing."""
+    """Return the method to use. For `auto`, select it. If its library is missing, use the other library."""
     if method == "projection":
         return method
     preferred = method
@@ -183,8 +184,8 @@ def tangents(mesh: Mesh) -> Float[Tensor, "U 3"]:
     p0, p1, p2 = (mesh.v_pos[mesh.faces[:, corner]] for corner in range(3))
     t0, t1, t2 = (mesh.uv[mesh.uv_faces[:, corner]] for corner in range(3))
     dv1, dv2 = (t1 - t0)[:, 1:], (t2 - t0)[:, 1:]
-    # The vector is ∂p/∂u · det for the linear map p(u, v) of the face. The sign of the determinant orients it
-    # along +u.
+    # The first factor is ∂p/∂u · det, where p(u, v) is the linear map of the face and det is the determinant
+    # of its uv edges. The product with the sign of det points along +u.
     along_u = ((p1 - p0) * dv2 - (p2 - p0) * dv1) * -torch.sign(uv_areas(mesh))[:, None]
     summed = mesh.v_pos.new_zeros(len(mesh.uv), 3)
     for corner in range(3):
@@ -207,8 +208,8 @@ def orthonormal_tangents(tangent: Float[Tensor, "N 3"], normal: Float[Tensor, "N
     flat = tangent - normal * (tangent * normal).sum(-1, keepdim=True)
     length = flat.norm(dim=-1, keepdim=True)
     usable = length > 1e-4 * tangent.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-    # The replacement is based on the axis with the smallest normal component, because this axis is never
-    # parallel to the normal.
+    # An unusable tangent is replaced by the cross product of the normal and the axis with the smallest normal
+    # component, because this axis is never parallel to the normal.
     axis = torch.nn.functional.one_hot(normal.abs().argmin(-1), 3).to(normal.dtype)
     fallback = torch.linalg.cross(normal, axis, dim=-1)
     chosen = torch.where(usable, flat / length.clamp(min=1e-30), fallback)
@@ -216,7 +217,7 @@ def orthonormal_tangents(tangent: Float[Tensor, "N 3"], normal: Float[Tensor, "N
 
 
 def prepare_uv(mesh: Mesh, config: ExportConfig, rasteriser: Rasteriser) -> Mesh:
-    """Return the mesh with uv and tangents for baking. If its own uv are not usable, it gets new uv."""
+    """Return the mesh with uv and tangents for baking. If its uv are not usable, it gets new uv."""
     fault = uv_fault(mesh, rasteriser)
     if fault is None:
         return replace(mesh, tangents=tangents(mesh))
@@ -231,9 +232,9 @@ def uv_fault(mesh: Mesh, rasteriser: Rasteriser, side: int = 761, allow_mirrored
     allow_mirrored: charts may be mirrored, because the mesh has a handedness.
 
     Overlaps are detected from areas: overlapping charts have a larger total area than the pixels that they
-    cover in a side × side image. The side has no common factor with usual texture sizes. Small charts are
-    often aligned with texels. With a common factor, all pixels would have the same position relative to the
-    texels, and the measured area would be wrong.
+    cover in a side × side image. The default side has no common factor with usual texture sizes. With a
+    common factor, all pixels would have the same position relative to the texels, and the measured area would
+    be wrong, because small charts are often aligned with texels.
     """
     if mesh.uv is None or mesh.uv_faces is None:
         return "it has no texture coordinates"

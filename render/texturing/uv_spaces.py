@@ -19,8 +19,8 @@ from render.mesh_io.surface_material import SurfaceMaterial
 from render.raster.interface import Rasteriser
 from render.texturing.uv import tangents, uv_areas, uv_fault
 
-# The number of steps to which uv are rounded before they are compared. A step is a sixteenth of a texel of a
-# 4096² texture.
+# Before uv are compared, they are rounded to this number of steps per unit. A step is a sixteenth of a texel
+# of a 4096² texture.
 STEPS = 2**16
 OUTSIDE = 1e-4
 
@@ -43,7 +43,7 @@ class UVSpaces:
 
     @property
     def own(self) -> Bool[Tensor, " F"]:
-        """Return the faces whose source is the face itself."""
+        """Return for each face whether its source is the face itself."""
         return self.source == torch.arange(len(self.source), device=self.source.device)
 
 
@@ -139,7 +139,7 @@ def _fault(
 
 
 def own_uv_mesh(mesh: Mesh, tile_uv: Float[Tensor, "F 3 2"], faces: Int[Tensor, " M"]) -> Mesh:
-    """Return a mesh of some faces. Each corner has its own uv vertex in [0, 1]."""
+    """Return a mesh of the faces with the indices `faces`. Each corner has a separate uv vertex in [0, 1]."""
     count = len(faces)
     return Mesh(
         mesh.v_pos,
