@@ -22,6 +22,7 @@ from sd.scores import (
     vsd,
     x0_gradient,
 )
+from sd.vsd import azimuths
 
 CPU = torch.device("cpu")
 SHAPE = (3, 4, 5, 5)
@@ -257,3 +258,10 @@ def test_distillation_with_the_x0_loss_reaches_the_guided_mean():
         guidance(x, sample, phase)[0].backward()
         image = image - 0.2 * x.grad
     assert image.mean().item() == pytest.approx(0.25, abs=0.05)
+
+
+def test_azimuths_are_those_of_the_camera_positions():
+    """At azimuth a, the camera is in the direction (−sin a, ·, cos a) from the origin."""
+    cameras = orbit(7, (8, 8), 25.0)
+    expected = torch.atan2(-cameras.position[:, 0], cameras.position[:, 2])
+    assert torch.allclose(azimuths(cameras.world_to_clip), expected, atol=1e-5)

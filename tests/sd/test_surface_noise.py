@@ -9,7 +9,7 @@ from render.camera import look_at_origin
 from render.gbuffer import rasterize_gbuffer
 from render.mesh import make_mesh
 from render.raster.reference import ReferenceRasteriser
-from sd.surface_noise import cell_noise, latent_pixel, surface_noise, visible_cells
+from sd.surface_noise import CELL_PIXELS, FRAME_HEIGHT, cell_noise, latent_pixel, surface_noise, visible_cells
 
 RENDER, LATENT, CHANNELS = 96, 24, 4
 FOVY = math.radians(40)
@@ -130,3 +130,14 @@ def test_latent_pixel_of_a_projected_centre():
     expected = int((1 - 0.9 / half) * 12) * 24 + int((1 + 0.5 / half) * 12)
     assert number[:2].tolist() == [11 * 24 + 12, expected]
     assert inside.tolist() == [True, True, False]
+
+
+def test_a_cell_belongs_to_the_pixel_of_its_centre():
+    """With cells of side 0.12, the point is in the cell from 0.48 to 0.60. Pixel 3 begins at 0.5."""
+    independent = torch.full((1, CHANNELS, 4, 4), 7.0)
+    position, pixel = torch.tensor([[0.49, 0.49, 0.0]]), torch.zeros(1, dtype=torch.long)
+    side = CELL_PIXELS * FRAME_HEIGHT / 22
+    assert side == pytest.approx(0.12)
+    noise = surface_noise(independent, position, pixel, (22, 22), torch.eye(4)[None], 0)
+    changed = (noise != independent).all(1)[0]
+    assert changed.nonzero().tolist() == [[3, 3]]
