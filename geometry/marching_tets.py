@@ -1,8 +1,9 @@
 """Marching tetrahedra on a fixed grid with precomputed unique edges.
 
-The input is a signed distance s at each grid vertex, with s < 0 inside. Each edge whose ends differ in the
-sign of s gets a surface vertex at the point where the linear interpolation of s is zero. Each tet that the
-surface crosses gives one or two triangles. Their corners are counter-clockwise as seen from outside.
+The input is a signed distance s at each grid vertex, with s < 0 inside. An edge whose ends differ in the sign
+of s is a crossed edge. It gets a surface vertex at the point where the linear interpolation of s is zero.
+Each tet that the surface crosses gives one or two triangles. Their corners are counter-clockwise as seen from
+outside.
 """
 
 from functools import cache

@@ -35,7 +35,7 @@ def _agreed(faces: Int[np.ndarray, "F 3"]) -> tuple[Int[np.ndarray, " F"], Bool[
     """Return the patch index of each face, and which faces must be flipped to agree with the patch's first
     face.
 
-    Memory is linear in the number of faces. Edges with more than two faces do not connect patches.
+    Memory is linear in the number of faces. Edges with more than two faces do not connect faces.
     """
     from geometry.kernels.orientation_numba import propagate_orientation
 

@@ -1,6 +1,7 @@
 """The G-buffer. It contains position, normal and view direction of the surface point at each covered pixel.
 
-Only the N covered pixels of a batch are stored, as one list. `scatter` writes values per point to B images.
+Only the N covered pixels of a batch are stored, as one list. `scatter` writes the values of these pixels to B
+images.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Writing of images and videos with imageio: PNG, GIF, MP4 and contact sheets.
+"""Writing of images and videos as PNG, GIF and MP4, and of contact sheets.
 
 An image is [H,W,C] with C = 1 (grey) or 3. Values outside of [0,1] are clipped. Files are written atomically.
 """

@@ -81,13 +81,13 @@ class PrefilteredLight:
         return diffuse, lower.lerp(upper, level - fine)
 
     def diffuse(self, normal: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-        """Return only the diffuse part of `both`."""
+        """Return only the diffuse value of `both`."""
         return self.both(normal, normal, torch.ones_like(normal[:, :1]))[0]
 
     def specular(
         self, direction: Float[Tensor, "N 3"], roughness: Float[Tensor, "N 1"]
     ) -> Float[Tensor, "N 3"]:
-        """Return only the specular part of `both`."""
+        """Return only the specular value of `both`."""
         return self.both(direction, direction, roughness)[1]
 
 

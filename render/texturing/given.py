@@ -21,8 +21,8 @@ from render.mesh_io.surface_material import SurfaceMaterial
 from render.shade.brdf import linear_to_srgb, srgb_to_linear
 from render.shade.normals import safe_normalize
 
-# The maximum side of a picture in the table. Larger pictures are reduced. The exported textures keep their
-# size.
+# The maximum side of a picture in the table. Larger pictures are reduced. The size of exported textures is
+# not limited by this.
 LARGEST_SIDE = 4096
 WRAPS = ("repeat", "clamp", "mirror")
 KD, KS, NORMAL, MASK = slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)

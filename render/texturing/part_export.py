@@ -40,8 +40,9 @@ PointValues = dict[str, Float[Tensor, "N C"]]
 class PaintedParts:
     """A mesh with parts that is being painted.
 
-    mesh: a mesh with uv, tangents and handedness, in painting coordinates. has_uv: whether the uv of a face
-    are those of the file. materials: the materials of the file.
+    mesh: a mesh with uv, tangents and handedness, in the coordinates in which it is painted (see
+    `Placement.into_view`). has_uv: whether the uv of a face are those of the file. materials: the materials
+    of the file.
     """
 
     mesh: Mesh
@@ -59,7 +60,7 @@ class PaintedParts:
 def export_parts(
     parts: PaintedParts, field: MaterialField, config: ExportConfig, rasteriser: Rasteriser
 ) -> Asset:
-    """Return the painted mesh with its textures, in painting coordinates."""
+    """Return the painted mesh with its textures, in the coordinates of `parts.mesh`."""
     if config.atlas or 0 < config.export_faces < len(parts.mesh.faces):
         return _export_rebuilt(parts, field, config, rasteriser)
     target, materials = parts.mesh, list(parts.materials)
