@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ def unwrap_with(
     """
     if timeout is None:
         timeout = TIMEOUT + TIMEOUT_PER_FACE[library] * len(faces)
-    with tempfile.TemporaryDirectory(prefix="unwrap-") as name:
+    _remove_leftovers()
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name, _locked(Path(name)):
         input_file, output_file, errors = (Path(name) / file for file in ("in.npz", "out.npz", "errors.txt"))
         arrays = {"positions": positions.astype(np.float32), "faces": faces.astype(np.uint32)}
         np.savez(input_file, **arrays, side=side, padding=padding)
@@ -72,6 +74,17 @@ def unwrap_with(
     if not filled >= MIN_FILL:
         raise UnwrapError(f"its {charts} charts fill {100 * filled:.1f} % of the texture")
     return uv, uv_faces, charts
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a temporary folder, so that other processes do not remove the folder.
+
+    The lock file gets its name after it is locked. Otherwise, another process could lock it first.
+    """
+    with try_lock(folder / f"{LOCK}.new"):
+        (folder / f"{LOCK}.new").rename(folder / LOCK)
+        yield
 
 
 def _remove_leftovers() -> None:

@@ -55,6 +55,7 @@ def with_uvunwrap(positions: np.ndarray, faces: np.ndarray, side: int, padding: 
 
 
 if __name__ == "__main__":
-    # After this call, Linux kills the worker if the parent process is killed.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        # After this call, Linux kills the worker if the parent process is killed.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     main(*sys.argv[1:])

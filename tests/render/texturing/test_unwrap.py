@@ -87,13 +87,24 @@ def test_result_that_does_not_fill_one_texture_is_rejected(worker, pages, size, 
         unwrap_with("xatlas", *ball(), 256, 2)
 
 
-def test_leftovers_after_kill_of_an_unwrapper(tmp_path, monkeypatch):
-    """Folders of ended processes are removed. A locked folder and a folder without a lock are kept."""
-    monkeypatch.setattr(unwrap.tempfile, "gettempdir", lambda: str(tmp_path))
+def test_leftovers_after_kill_of_an_unwrapper(tmp_path, monkeypatch, worker):
+    """Folders of killed processes are removed. A locked folder and a folder without a lock are kept.
+
+    The worker writes the names of all folders. Its own folder is locked at this time.
+    """
+    monkeypatch.setattr(unwrap.tempfile, "tempdir", str(tmp_path))
     for name in ("unwrap-dead", "unwrap-alive", "unwrap-foreign"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "in.npz").write_bytes(b"mesh")
     (tmp_path / "unwrap-dead" / "lock").touch()
+    worker(
+        "import fcntl, pathlib\nown = pathlib.Path(sys.argv[2]).parent\n"
+        "try:\n    fcntl.flock(open(own / 'lock'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n    state = 'free'\n"
+        "except BlockingIOError:\n    state = 'locked'\n"
+        "names = sorted(path.name for path in own.parent.glob('unwrap-*') if path != own)\n"
+        "sys.exit(' '.join([state, *names]))"
+    )
     with try_lock(tmp_path / "unwrap-alive" / "lock"):
-        unwrap._remove_leftovers()
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["unwrap-alive", "unwrap-foreign"]
+        with pytest.raises(UnwrapError, match="locked unwrap-alive unwrap-foreign"):
+            unwrap_with("xatlas", *ball(), 256, 2)
+    assert sorted(path.name for path in tmp_path.glob("unwrap-*")) == ["unwrap-alive", "unwrap-foreign"]
