@@ -227,7 +227,7 @@ class FitPool:
             box_start, len(self.points), (box,), generator=generator, device=generator.device
         )
         index = torch.cat([on, on + self.surface_count, in_box]).to(self.points.device)
-        return self.points[index], self.distances[index]
+        return self.points.index_select(0, index), self.distances.index_select(0, index)
 
     def to(self, device: torch.device | str) -> "FitPool":
         return FitPool(self.points.to(device), self.distances.to(device), self.surface_count)
