@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from configs.run import written_mesh
 from configs.schema import Config
+from training.collector import collector_paused
 from training.distributed import SINGLE_PROCESS
 from training.numbered_files import warn_on_error
 from training.previews import training_video, write_orbit
@@ -40,8 +41,10 @@ def export_run(config: Config, task: Task, report: RunReport) -> None:
 def export_again(config: Config, report: RunReport) -> None:
     """Export mesh and textures from the last checkpoint, without changing checkpoints and pictures."""
     with report:
-        task, optimizer, _ = build_task(config)
-        report.begin(restore_state(config, task.scene, optimizer, SINGLE_PROCESS, inputs=task.inputs))
+        with collector_paused():
+            task, optimizer, _ = build_task(config)
+            step = restore_state(config, task.scene, optimizer, SINGLE_PROCESS, inputs=task.inputs)
+        report.begin(step)
         folder = config.run.mesh_path.parent
         logger.info("exporting step %d of %d to %s", report.step, task.schedule.last_step, folder)
         with report.timed("export"):
