@@ -6,12 +6,13 @@ Masked loads return 0. Square roots and quotients are rounded as in torch.
 import triton
 from triton import language as tl
 
+from render.shade import normals
+
 # Number of points, faces or vertices per program.
 BLOCK = 128
 # Fused multiply-adds are disabled, so that a product that is 0 in the reference is also 0 here.
 OPTIONS = {"BLOCK": BLOCK, "enable_fp_fusion": False}
-# Lower bound of the divisor in safe_normalize.
-MIN_LENGTH = tl.constexpr(1e-10)
+MIN_LENGTH = tl.constexpr(normals.MIN_LENGTH)
 
 
 @triton.jit
@@ -68,18 +69,19 @@ def dot(a, b):
 
 @triton.jit
 def unit(vector):
-    """Return the unit vector, as shade.normals.safe_normalize does, and the factor that the vector is scaled
-    by.
+    """Return the unit vector, as shade.normals.safe_normalize does, and the factor of its gradient.
+
+    The factor is 1 / length. For a vector shorter than MIN_LENGTH, it is 0.
     """
     length = tl.sqrt_rn(dot(vector, vector))
     inverse = tl.div_rn(1.0, tl.maximum(length, MIN_LENGTH))
-    return scale(vector, inverse), inverse
+    return scale(vector, inverse), tl.where(length > MIN_LENGTH, inverse, 0.0)
 
 
 @triton.jit
-def unit_backward(grad_unit, direction, inverse):
-    """Return the gradient of a vector, given the gradient of its unit vector."""
-    return scale(subtract(grad_unit, scale(direction, dot(grad_unit, direction))), inverse)
+def unit_backward(grad_unit, direction, factor):
+    """Return the gradient of a vector, given the gradient of its unit vector and the factor from `unit`."""
+    return scale(subtract(grad_unit, scale(direction, dot(grad_unit, direction))), factor)
 
 
 @triton.jit

@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 GRAZING = 0.1
+# Lower bound of the divisor in safe_normalize.
+MIN_LENGTH = 1e-10
 
 
 def shading_normal(
@@ -40,25 +42,30 @@ def bump(
 
 
 def safe_normalize(vector: Float[Tensor, "*N 3"]) -> Float[Tensor, "*N 3"]:
-    """Return unit vectors. For a vector of length 0, the result is 0 and the gradient is finite."""
+    """Return unit vectors. For a vector of length 0, the result and the gradient are 0."""
     return _Unit.apply(vector)
 
 
 class _Unit(torch.autograd.Function):
     """v / |v| with an explicit gradient. The gradient needs a third of the operations that autograd would
     need.
+
+    A vector shorter than MIN_LENGTH has no gradient. The derivative of the formula would be 1 / MIN_LENGTH,
+    which turns rounding errors of the incoming gradient into large numbers.
     """
 
     @staticmethod
     def forward(ctx, vector):
-        inverse = torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp_min_(1e-10).reciprocal_()
+        length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+        inverse = length.clamp_min(MIN_LENGTH).reciprocal_()
         unit = vector * inverse
-        ctx.save_for_backward(unit, inverse)
+        ctx.save_for_backward(unit, inverse, length)
         return unit
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        unit, inverse = ctx.saved_tensors
+        unit, inverse, length = ctx.saved_tensors
         along = (grad * unit).sum(-1, keepdim=True)
-        return torch.addcmul(grad, unit, along, value=-1).mul_(inverse)
+        factor = inverse.masked_fill(length <= MIN_LENGTH, 0.0)
+        return torch.addcmul(grad, unit, along, value=-1).mul_(factor)

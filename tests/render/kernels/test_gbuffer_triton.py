@@ -172,8 +172,14 @@ def test_degenerate_faces_and_zero_normals(kernel_device):
         smooth, torch.tensor([line, line, SLANTED, [[1.0, 2.0, 3.0]] * 3]), kernel_device
     )
     found = values_and_gradients(gbuffer_triton.surface_points, given)
-    assert_agree(found, values_and_gradients(surface_points, given))
-    assert all(value.isfinite().all() for value in found.values())
+    expected = values_and_gradients(surface_points, given)
+    assert_agree(found, expected)
+    for grads in (found, expected):
+        assert all(value.isfinite().all() for value in grads.values())
+        # A vector without a direction gets no gradient. The third normal and the normals of all other faces
+        # are zero vectors.
+        assert not grads["values"][0, 0, 2, 3:].any() and grads["values"][0, 0, 1, 3:].any()
+        assert not grads["v_pos"].view(4, 3, 3)[[0, 1, 3]].any() and grads["v_pos"].any()
 
 
 def test_gradient_equals_finite_differences(kernel_device):
