@@ -260,10 +260,38 @@ def test_crossings_compile_for_a_gpu():
     assert compile_for_gpu(COMPILE_CROSSINGS).keys() == {"_cross", "_cross_backward"}
 
 
+def near_relu_zero(network: SdfNetwork, encoded: torch.Tensor) -> torch.Tensor:
+    """Return a mask [N] of the rows in which the input of a ReLU is close to 0.
+
+    The input's rounding error then determines its sign and so the derivative of the ReLU, which is 0 or 1.
+    """
+    first, second, _ = network._weights()
+    near = torch.zeros(len(encoded), dtype=torch.bool, device=encoded.device)
+    hidden = encoded
+    for weight in (first, second):
+        hidden = hidden @ weight.T
+        near |= (hidden.abs() < 1e-5 * hidden.abs().mean()).any(-1)
+        hidden = hidden.relu()
+    return near
+
+
+@torch.no_grad()
+def crossings_with_defined_gradient(surface: DMTet) -> torch.Tensor:
+    """Return a mask [N,1] of the surface vertices whose edges have no end in near_relu_zero."""
+    encoded = surface.network.encoding.precompute(surface.v_pos)()
+    inside = surface._closed(surface.network.distances(encoded)) < 0
+    vertices, ends, _ = compact_topology(inside, surface.tets, surface.edges, surface.tet_edges)
+    return ~near_relu_zero(surface.network, encoded[vertices])[ends].any(-1, keepdim=True)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("grid", [64, 256])
 def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
-    """The mesh of all kernels together equals that of torch, which computes gradients at all vertices."""
+    """The mesh of all kernels together equals that of torch, which computes gradients at all vertices.
+
+    The loss excludes surface vertices whose gradient depends on the sign of a rounding error. Edges with
+    nearly equal distances at both ends dominate the gradient, so one such vertex can change it by 1e-4.
+    """
     torch.manual_seed(0)
     surface = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0))
     with torch.no_grad():
@@ -271,8 +299,9 @@ def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
     surface = surface.cuda()
     weights = torch.randn(3, 1, device="cuda")
     signed = surface.network.distances(surface.network.encoding.precompute(surface.v_pos)())
-    mesh = surface.mesh()
-    (mesh.v_pos @ weights).square().sum().backward()
+    mesh, defined = surface.mesh(), crossings_with_defined_gradient(surface)
+    assert 0.99 < defined.float().mean() < 1
+    (mesh.v_pos @ weights * defined).square().sum().backward()
     grads = [parameter.grad.clone() for parameter in surface.parameters()]
 
     for module in (available, marching_tets, sdf_network):
@@ -287,7 +316,7 @@ def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
     sdf = sdf.masked_fill(surface.on_wall & (sdf < 0), surface.wall_distance)
     tables = surface.tets, surface.edges, surface.tet_edges
     verts, faces = marching_tetrahedra(v_pos, sdf, *tables)
-    (verts @ weights).square().sum().backward()
+    (verts @ weights * defined).square().sum().backward()
     assert torch.equal(mesh.faces, faces) and len(faces) > 10_000
     assert torch.allclose(mesh.v_pos, verts, atol=1e-5)
     for grad, parameter in zip(grads, surface.parameters(), strict=True):
