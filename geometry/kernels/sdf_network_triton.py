@@ -15,8 +15,9 @@ from triton import language as tl
 BLOCK = 128
 # The matrix product needs at least 16 columns, so the outputs of the last layer are padded to 16.
 PADDED_OUTPUTS = 16
-# Rows per step of the backward pass. More rows do not fit into the registers.
-BACKWARD_BLOCK = 32
+# Rows per step of the backward pass. The matrix product needs at least 16. More rows need more registers per
+# program, which makes the pass slower.
+BACKWARD_BLOCK = 16
 # Number of programs of the backward pass, each of which processes several blocks. An H100 runs two programs
 # on each of its 132 multiprocessors.
 BACKWARD_PROGRAMS = 264
@@ -85,12 +86,13 @@ def _forward(
 
 @triton.jit(do_not_specialize=["count"])
 def _backward(
-    encoded, first, second, last, grad_out, grad_encoded, grad_first, grad_second, grad_last,
-    count, width, outputs,
+    encoded, first, second, last, grad_out, grad_encoded, grad_weights, count, width, outputs,
     INPUTS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write grad_encoded [N,width], and the weight gradients of each program: grad_first [P,HIDDEN,width],
-    grad_second [P,HIDDEN,HIDDEN] and grad_last [P,outputs,HIDDEN].
+    """Write grad_encoded [N,width], and one row of grad_weights per program.
+
+    A row contains the program's share of the gradients of first [HIDDEN,width], second [HIDDEN,HIDDEN] and
+    last [outputs,HIDDEN].
     """
     program = tl.program_id(0)
     first = _matrix(first, HIDDEN, width, HIDDEN, INPUTS)
@@ -111,10 +113,12 @@ def _backward(
         sum_first += _product(tl.trans(grad), values)
         _store_rows(grad_encoded, _product(grad, first), index, count, width, INPUTS)
     row = tl.arange(0, HIDDEN)
-    _store_rows(grad_first + program * HIDDEN * width, sum_first, row, HIDDEN, width, INPUTS)
-    _store_rows(grad_second + program * HIDDEN * HIDDEN, sum_second, row, HIDDEN, HIDDEN, HIDDEN)
+    grad_first = grad_weights + program * HIDDEN * (width + HIDDEN + outputs)
+    grad_second = grad_first + HIDDEN * width
+    _store_rows(grad_first, sum_first, row, HIDDEN, width, INPUTS)
+    _store_rows(grad_second, sum_second, row, HIDDEN, HIDDEN, HIDDEN)
     row = tl.arange(0, OUTPUTS)
-    _store_rows(grad_last + program * outputs * HIDDEN, sum_last, row, outputs, HIDDEN, HIDDEN)
+    _store_rows(grad_second + HIDDEN * HIDDEN, sum_last, row, outputs, HIDDEN, HIDDEN)
 
 
 def can_run(first: Float[Tensor, "H W"], second: Float[Tensor, "H H"], last: Float[Tensor, "O H"]) -> bool:
@@ -185,11 +189,14 @@ class _Mlp(torch.autograd.Function):
         (count, width), outputs = encoded.shape, len(last)
         programs = min(triton.cdiv(count, BACKWARD_BLOCK), BACKWARD_PROGRAMS)
         grad_encoded = torch.empty_like(encoded)
-        sums = [weight.new_empty(programs, *weight.shape) for weight in (first, second, last)]
+        weights = first, second, last
+        # One row per program and one reduction for all weights.
+        sums = first.new_empty(programs, sum(weight.numel() for weight in weights))
         if count:
             with torch.cuda.device_of(encoded):
                 _backward[(programs,)](
-                    *inputs, grad_out.contiguous(), grad_encoded, *sums, count, width, outputs,
+                    *inputs, grad_out.contiguous(), grad_encoded, sums, count, width, outputs,
                     OUTPUTS=PADDED_OUTPUTS, **_sizes(width, len(first), BACKWARD_BLOCK),
                 )  # fmt: skip
-        return grad_encoded, *(part.sum(0) for part in sums)
+        grads = sums.sum(0).split([weight.numel() for weight in weights])
+        return grad_encoded, *(grad.view_as(weight) for grad, weight in zip(grads, weights, strict=True))

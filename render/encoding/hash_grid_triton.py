@@ -19,7 +19,9 @@ from triton import language as tl
 
 from render.encoding.hash_levels import GridLevel
 
-BLOCK = 128
+# Points per program of the forward and of the backward pass.
+BLOCK = 64
+BACKWARD_BLOCK = 128
 # The number of levels per program. Four levels with two floats each fill one 32-byte sector of the output.
 LEVELS_PER_PROGRAM = 4
 # Multipliers of y and z in the spatial hash. The multiplier of x is 1.
@@ -223,7 +225,7 @@ def encode_backward(
     grad: Float[Tensor, "N LF"],
     levels: tuple[GridLevel, ...],
     runs: bool = True,
-    block: int = BLOCK,
+    block: int = BACKWARD_BLOCK,
 ) -> Float[Tensor, "T F"]:
     """Compute the gradient with respect to the table; see reference.encode_backward.
 

@@ -82,7 +82,7 @@ def operations(points: torch.Tensor, grid: HashGrid) -> dict[str, Callable[[], o
 
     for order, given in (("as they come", points), ("in cell order", ordered)):
         for group in (1, 4, 16):
-            for block in (128, 256):
+            for block in (64, 128, 256):
                 name = f"forward: {order}, {group} levels a program, block {block}"
                 add(name, hash_grid_triton.encode, given, table, levels, group=group, block=block)
         for runs in (False, True):

@@ -56,10 +56,10 @@ class LaunchConfig:
 GPU_CONFIG = LaunchConfig(
     # One warp per program, because the program runs as long as its largest face needs.
     faces=32,
-    edges=128,
+    edges=256,
     half_edges=256,
     pixels=128,
-    blend_pixels=32,
+    blend_pixels=64,
     silhouettes_per_program=32,
     lines_per_step=4,
     many_faces=100_000,
@@ -69,7 +69,7 @@ GPU_CONFIG = LaunchConfig(
     # A fragmented surface may have a million medium faces. Half a warp is enough for one medium face.
     medium=ListLaunch((2, 8, 8), (4096, 1), 1),
     large=ListLaunch((1, 8, 32), (256, 8), 4),
-    silhouette_programs=4096,
+    silhouette_programs=8192,
     silhouette_warps=1,
     blend_programs=1024,
 )
