@@ -59,11 +59,6 @@ class MeshFile:
     structure: Structure = field(default_factory=lambda: single_part(False))
     face_part: Int[Tensor, " F"] | None = None
 
-    @property
-    def has_own_appearance(self) -> bool:
-        """Return whether the format has parts and materials."""
-        return self.face_part is not None
-
 
 def load_mesh(path: str | Path, partial_uv: bool = False) -> MeshFile:
     """Read all objects and materials of a mesh file as one triangle mesh.

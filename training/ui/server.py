@@ -9,7 +9,6 @@ import importlib.metadata
 import logging
 import os
 import socket
-import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,10 +213,3 @@ def _is_local(scope: dict) -> bool:
     origin = headers.get(b"origin", b"").decode("latin-1")
     same = not origin or origin.partition("://")[2] == host
     return same and is_loopback(name)
-
-
-def serve_in_thread(server: UIServer) -> threading.Thread:
-    """Run a server in a thread until its method `stop` is called."""
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    return thread

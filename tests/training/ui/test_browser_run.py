@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import threading
 import urllib.error
 import urllib.request
 
@@ -14,7 +15,7 @@ from training.ui.options import UIOptions
 if importlib.util.find_spec("gradio") is None:
     pytest.skip("gradio is not installed (optional package of train.py --ui)", allow_module_level=True)
 
-from training.ui.server import UIServer, serve_in_thread
+from training.ui.server import UIServer
 
 needs_browser = pytest.mark.skipif(
     chromium.find() is None, reason=f"no browser: none of {', '.join(chromium.NAMES)} is on this machine"
@@ -40,7 +41,8 @@ def server(model_folder, tmp_path_factory):
     options = words({**tiny, "sd_model": model_folder, "save_interval": 1, "video_interval": 0, **STEPS})
     try:
         with UIServer(UIOptions("127.0.0.1", 0, tuple(options))) as server:
-            thread = serve_in_thread(server)
+            thread = threading.Thread(target=server.run, daemon=True)
+            thread.start()
             yield server
             server.stop()
             thread.join(30)
