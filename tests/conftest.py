@@ -135,10 +135,15 @@ def restore_root_logger():
 
 
 @pytest.fixture(autouse=True)
-def restore_matmul_precision():
-    """Restore the TF32 settings, because programs under test enable TF32 for the whole process."""
+def exact_float32():
+    """Disable TF32 before each test, and restore the settings after it.
+
+    torch uses TF32 for convolutions by default, and some programs under test enable it for the process. TF32
+    has 11 significant bits, so results of equal float32 functions would differ by about 5e-4.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     yield
     matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 

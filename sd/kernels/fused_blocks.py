@@ -5,6 +5,8 @@ the backward pass, a residual block stores its input and the input of its second
 unsupported structure are not replaced.
 """
 
+from functools import cached_property
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from sd.kernels.reference import Kernels
 
 # The largest number of input values of a 3 × 3 convolution for which `Kernels.image_convolution` is used.
 MAX_IMAGE_VALUES = 64
+# Whether the gradient of a convolution is computed as a convolution with turned weights where possible.
+TURN_WEIGHTS = True
 # See `WideHeadAttention`. 4096 tokens are an image of 512² pixels.
 STORED_TOKENS, JOINT_SAMPLES = 4096, 2
 
@@ -144,18 +148,21 @@ class InputGradientConv2d(torch.autograd.Function):
     torch's convolution also saves its input, which is only needed for the gradient of the weight.
 
     convolve: a function (x, weight, bias) that returns the convolution with this stride and padding.
+    gradient: a function of the output's gradient that returns that of the input, or None for torch's.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding, convolve):
+    def forward(ctx, x, weight, bias, stride, padding, convolve, gradient):
         ctx.save_for_backward(weight)
-        ctx.sizes, ctx.stride, ctx.padding = x.shape[2:], stride, padding
+        ctx.sizes, ctx.stride, ctx.padding, ctx.gradient = x.shape[2:], stride, padding, gradient
         return convolve(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         (weight,) = ctx.saved_tensors
+        if ctx.gradient is not None:
+            return ctx.gradient(dy), None, None, None, None, None, None
         # The convolution does not read the last (size + 2 padding − kernel) mod stride rows and columns of
         # the padded input.
         output_padding = [
@@ -165,7 +172,7 @@ class InputGradientConv2d(torch.autograd.Function):
             )
         ]
         dx = F.conv_transpose2d(dy, weight, None, ctx.stride, ctx.padding, output_padding)
-        return dx, None, None, None, None, None
+        return dx, None, None, None, None, None, None
 
 
 class FrozenConv2d(nn.Module):
@@ -180,16 +187,36 @@ class FrozenConv2d(nn.Module):
         sizes = convolution.kernel_size, self.stride, self.padding
         few_values = convolution.in_channels * 9 <= MAX_IMAGE_VALUES
         self._is_of_image = few_values and sizes == ((3, 3), (1, 1), (1, 1))
+        # cuDNN's kernels for tensor cores need a multiple of 8 channels. With other numbers, they pad images.
+        is_same_size = all(size == 2 * padding + 1 for size, padding in zip(sizes[0], sizes[2], strict=True))
+        self._has_turned_weight = (
+            TURN_WEIGHTS and is_same_size and self.stride == (1, 1) and convolution.in_channels % 8 == 0
+        )
 
     def forward(self, x: Float[Tensor, "B C H W"], with_bias: bool = True) -> Float[Tensor, "B D h w"]:
         bias = self.bias if with_bias else None
-        return InputGradientConv2d.apply(x, self.weight, bias, self.stride, self.padding, self._convolve)
+        gradient = self._input_gradient if self._has_turned_weight else None
+        return InputGradientConv2d.apply(
+            x, self.weight, bias, self.stride, self.padding, self._convolve, gradient
+        )
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._is_of_image and bias is not None:
             return self._kernels.image_convolution(x, weight, bias)
         y = F.conv2d(x, weight, None, self.stride, self.padding)
         return y if bias is None else self._kernels.add_bias(y, bias)
+
+    def _input_gradient(self, dy: Tensor) -> Tensor:
+        """Return the gradient of the input. cuDNN's forward convolutions are faster than its gradients."""
+        return F.conv2d(dy, self.turned_weight, padding=self.padding)
+
+    @cached_property
+    def turned_weight(self) -> Float[Tensor, "C D h w"]:
+        """The weight, turned by 180° and with exchanged channels. It is created in the first backward pass,
+        which a denoiser never has.
+        """
+        turned = self.weight.detach().flip(2, 3).transpose(0, 1)
+        return turned.contiguous(memory_format=torch.channels_last)
 
 
 class PadBottomRightFunction(torch.autograd.Function):

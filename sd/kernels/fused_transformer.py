@@ -19,7 +19,7 @@ from sd.kernels.fused_blocks import (
     is_supported_convolution,
     is_supported_norm,
 )
-from sd.kernels.reference import Kernels
+from sd.kernels.reference import Kernels, alternated
 from sd.multi_view import JointAttention
 
 
@@ -118,7 +118,7 @@ class FusedGEGLU(nn.Module):
 
     def __init__(self, proj: nn.Linear, kernels: Kernels):
         super().__init__()
-        self.weight, self.bias = proj.weight, proj.bias
+        self.weight, self.bias = frozen(alternated(proj.weight)), frozen(alternated(proj.bias))
         self._kernel = kernels.gated_linear
 
     def forward(self, x: Float[Tensor, "*M C"]) -> Float[Tensor, "*M I"]:
@@ -225,7 +225,6 @@ class FusedTransformerBlock(nn.Module):
         missing = missing + attn2.to_out[0].bias.float()
         self.norm3 = ShiftedLayerNorm(block.norm3, missing, kernels)
         self.register_buffer("missing_bias", missing + last.bias.float(), persistent=False)
-        self._attention = kernels.attention
 
     def forward(
         self, tokens: Float[Tensor, "B N C"], text: Float[Tensor, "T L C2"]
@@ -241,13 +240,13 @@ class FusedTransformerBlock(nn.Module):
         """The attention is joint over the tokens of `views` consecutive samples."""
         joined = F.linear(x, self.self_weight).view(len(x) // self.views, -1, 3 * self.heads, self.head_width)
         q, k, v = joined.transpose(1, 2).chunk(3, dim=1)
-        return self._attention(q, k, v).transpose(1, 2).reshape(len(x), x.shape[1], -1)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(x), x.shape[1], -1)
 
     def _text_attention(self, x: Float[Tensor, "B N C"], text: Float[Tensor, "B L C2"]) -> Tensor:
         heads = (self.text_heads, -1)
         q = F.linear(x, self.query_weight).unflatten(-1, heads).transpose(1, 2)
         k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in text.chunk(2, dim=-1))
-        return self._attention(q, k, v).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     @property
     def head_width(self) -> int:

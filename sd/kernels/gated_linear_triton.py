@@ -1,24 +1,24 @@
 """A linear layer and GEGLU in one Triton kernel.
 
-The linear layer's output has 8 times as many channels as its input. The kernel never writes it to memory.
+The linear layer's output has 8 times as many channels as its input. The kernel never writes it to memory. The
+rows of the weight alternate between value and gate, so one matrix product gives both, and each thread has a
+value and its gate next to each other.
 """
 
-from functools import partial
+import functools
 
 import torch
 import triton
-from torch import Tensor
-from torch.nn import functional as F
 from triton import language as tl
 
-from sd.kernels.fastest import Fastest
-from sd.kernels.pointwise_triton import geglu
 from sd.kernels.triton_math import gelu
 
 # Number of row blocks whose programs run next to each other, so that they share the weights in the cache.
 GROUP = 8
-# Tile sizes (rows, output channels, input channels), warps and stages of the software pipeline.
-LARGE, SMALL = (128, 128, 64, 8, 3), (128, 64, 64, 4, 3)
+# Tile sizes (rows, rows of the weight, input channels), warps, and stages of the software pipeline.
+TILE, WARPS, STAGES = (128, 128, 64), 4, 3
+# An upper bound of the shared memory that the kernel needs in addition to its tiles, in bytes.
+RESERVED_BYTES = 1024
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -27,8 +27,8 @@ def _gated_linear(
     EXACT: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """x: [M, K]. weight: [2N, K], first the N rows of the value, then those of the gate. y: [M, N]. EXACT:
-    whether N and K are multiples of the tile.
+    """x: [M, K]. weight: [N, K], value and gate in turn. y: [M, N / 2]. EXACT: whether N and K are multiples
+    of the tile.
     """
     program, row_blocks, column_blocks = tl.program_id(0), tl.cdiv(M, ROWS), tl.cdiv(N, COLUMNS)
     first_block = program // (GROUP * column_blocks) * GROUP
@@ -42,58 +42,53 @@ def _gated_linear(
     x += (row % M).to(tl.int64)[:, None] * K + depth[None, :]
     weight_column = column if EXACT else column % N
     weight += weight_column[None, :] * K + depth[:, None]
-    value = tl.zeros([ROWS, COLUMNS], tl.float32)
-    gate = tl.zeros([ROWS, COLUMNS], tl.float32)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, K, DEPTH):
         if EXACT:
-            x_tile = tl.load(x + start)
-            value_tile = tl.load(weight + start)
-            gate_tile = tl.load(weight + start + N * K)
+            x_tile, weight_tile = tl.load(x + start), tl.load(weight + start)
         else:
             mask = start + depth < K
             x_tile = tl.load(x + start, mask=mask[None, :], other=0.0)
-            value_tile = tl.load(weight + start, mask=mask[:, None], other=0.0)
-            gate_tile = tl.load(weight + start + N * K, mask=mask[:, None], other=0.0)
-        value = tl.dot(x_tile, value_tile, value, input_precision="ieee")
-        gate = tl.dot(x_tile, gate_tile, gate, input_precision="ieee")
-    value += tl.load(bias + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
-    gate += tl.load(bias + N + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
+            weight_tile = tl.load(weight + start, mask=mask[:, None], other=0.0)
+        total = tl.dot(x_tile, weight_tile, total, input_precision="ieee")
+    total += tl.load(bias + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
+    value, gate = tl.split(tl.reshape(total, (ROWS, COLUMNS // 2, 2)))
     value = value * gelu(gate)
-    mask = (row < M)[:, None] & (column < N)[None, :]
-    offsets = row.to(tl.int64)[:, None] * N + column[None, :]
+    column = column_block * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
+    mask = (row < M)[:, None] & (column < N // 2)[None, :]
+    offsets = row.to(tl.int64)[:, None] * (N // 2) + column[None, :]
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
 
 
-def fused_gated_linear(tile: tuple[int, ...], x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """See `sd.kernels.reference.gated_linear`. The result is not differentiable. tile: see LARGE."""
+def gated_linear(x, weight, bias):
+    """See `sd.kernels.reference.gated_linear`. The result is not differentiable."""
     assert not (x.requires_grad and torch.is_grad_enabled())
     x, weight = x.contiguous(), weight.contiguous()
-    rows, columns, depth, warps, stages = tile
-    inner, channels = len(weight) // 2, x.shape[-1]
-    y = x.new_empty(*x.shape[:-1], inner)
-    count = y.numel() // inner
-    grid = (triton.cdiv(count, rows) * triton.cdiv(inner, columns),)
+    rows, columns, depth = TILE
+    outputs, channels = weight.shape
+    y = x.new_empty(*x.shape[:-1], outputs // 2)
+    count = x.numel() // channels
+    grid = (triton.cdiv(count, rows) * triton.cdiv(outputs, columns),)
     with torch.cuda.device_of(x):
         _gated_linear[grid](
-            x, weight, bias, y, count, inner, channels,
-            EXACT=inner % columns == 0 and channels % depth == 0, GROUP=GROUP,
-            ROWS=rows, COLUMNS=columns, DEPTH=depth, num_warps=warps, num_stages=stages,
+            x, weight, bias, y, count, outputs, channels,
+            EXACT=outputs % columns == 0 and channels % depth == 0, GROUP=GROUP,
+            ROWS=rows, COLUMNS=columns, DEPTH=depth, num_warps=WARPS, num_stages=stages_for(x),
         )  # fmt: skip
     return y
 
 
-def two_step_gated_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """See `sd.kernels.reference.gated_linear`. The linear layer is torch's. GEGLU is a Triton kernel."""
-    return geglu(F.linear(x, weight, bias))
+def stages_for(x):
+    """Return the number of pipeline stages whose tiles fit into the shared memory of the GPU of x."""
+    if not x.is_cuda:
+        return STAGES
+    rows, columns, depth = TILE
+    tile_bytes = (rows + columns) * depth * x.element_size()
+    shared = device_properties(x.device.index)["max_shared_mem"]
+    return max(1, min(STAGES, (shared - RESERVED_BYTES) // tile_bytes))
 
 
-def fastest_gated_linear() -> Fastest:
-    """Return a function that computes `sd.kernels.reference.gated_linear`."""
-    return Fastest(
-        "GEGLU",
-        {
-            "two steps": two_step_gated_linear,
-            "one kernel, large tile": partial(fused_gated_linear, LARGE),
-            "one kernel, small tile": partial(fused_gated_linear, SMALL),
-        },
-    )
+@functools.cache
+def device_properties(index):
+    """Return Triton's dictionary of the properties of a GPU."""
+    return triton.runtime.driver.active.utils.get_device_properties(index)

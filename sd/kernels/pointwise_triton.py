@@ -7,32 +7,7 @@ import torch
 import triton
 from triton import language as tl
 
-from sd.kernels.triton_math import gelu
-
 BLOCK = 1024
-
-
-@triton.jit
-def _geglu(x, y, inner, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = column < inner
-    value = tl.load(x + row * 2 * inner + column, mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(x + row * 2 * inner + inner + column, mask=mask, other=0.0).to(tl.float32)
-    value = value * gelu(gate)
-    tl.store(y + row * inner + column, value.to(y.dtype.element_ty), mask=mask)
-
-
-def geglu(x):
-    """See `sd.kernels.reference.geglu`. The result is not differentiable."""
-    assert not (x.requires_grad and torch.is_grad_enabled())
-    x = x.contiguous()
-    inner = x.shape[-1] // 2
-    y = x.new_empty(*x.shape[:-1], inner)
-    block = min(triton.next_power_of_2(inner), BLOCK)
-    with torch.cuda.device_of(x):
-        _geglu[(y.numel() // inner, triton.cdiv(inner, block))](x, y, inner, BLOCK=block)
-    return y
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -18,7 +18,6 @@ class Kernels:
     group_norm_of_pair: Callable[..., Tensor]
     layer_norm: Callable[..., Tensor]
     gated_linear: Callable[[Tensor, Tensor, Tensor], Tensor]
-    attention: Callable[[Tensor, Tensor, Tensor], Tensor]
     biased_sum: Callable[..., Tensor]
     add_bias: Callable[[Tensor, Tensor], Tensor]
     interleave: Callable[[Tensor, Tensor], Tensor]
@@ -81,18 +80,19 @@ def layer_norm(
 def gated_linear(
     x: Float[Tensor, "*M C"], weight: Float[Tensor, "I2 C"], bias: Float[Tensor, " I2"]
 ) -> Float[Tensor, "*M I"]:
-    """Apply a linear layer, then multiply the first half of the channels by GELU of the second half (GEGLU,
-    arXiv 2002.05202). The result is not differentiable.
+    """Apply a linear layer, then multiply its even channels by GELU of its odd channels (GEGLU, arXiv
+    2002.05202). The result is not differentiable.
+
+    In the paper, the values are the first half of the channels, and the gates are the second half. See
+    `alternated`.
     """
-    value, gate = F.linear(x, weight, bias).chunk(2, dim=-1)
+    value, gate = F.linear(x, weight, bias).unflatten(-1, (-1, 2)).unbind(-1)
     return value * F.gelu(gate)
 
 
-def attention(
-    q: Float[Tensor, "B H N D"], k: Float[Tensor, "B H L D"], v: Float[Tensor, "B H L D"]
-) -> Float[Tensor, "B H N D"]:
-    """Return softmax(q kᵀ / sqrt(D)) v (arXiv 1706.03762). The result is not differentiable."""
-    return F.scaled_dot_product_attention(q, k, v)
+def alternated(rows: Float[Tensor, "I2 ..."]) -> Float[Tensor, "I2 ..."]:
+    """Return the rows 0, I, 1, I + 1, 2, …, where I is half of their number."""
+    return torch.stack(rows.chunk(2), dim=1).flatten(0, 1)
 
 
 def biased_sum(
@@ -136,7 +136,6 @@ REFERENCE = Kernels(
     group_norm_of_pair,
     layer_norm,
     gated_linear,
-    attention,
     biased_sum,
     add_bias,
     interleave,

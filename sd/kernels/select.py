@@ -71,15 +71,13 @@ def triton_kernels() -> Kernels:
         image_convolution_triton,
         pointwise_triton,
     )
-    from sd.kernels.attention import fastest_attention
 
     return Kernels(
         "triton",
         group_norm_triton.group_norm_and_skip,
         group_norm_triton.group_norm_of_pair,
         pointwise_triton.layer_norm,
-        gated_linear_triton.fastest_gated_linear(),
-        fastest_attention(),
+        gated_linear_triton.gated_linear,
         pointwise_triton.biased_sum,
         pointwise_triton.add_bias,
         pointwise_triton.interleave,
@@ -108,7 +106,6 @@ def self_test(kernels: Kernels, device: torch.device) -> None:
         tokens = torch.linspace(-2, 2, 9 * 64, device=device, dtype=dtype).reshape(9, 64)
         weight = torch.linspace(-0.02, 0.02, 256 * 64, device=device, dtype=dtype).reshape(256, 64)
         image, taps = x.detach()[:, :3], 5 * weight[:16, :27].reshape(16, 3, 3, 3)
-        heads = rows.view(1, 2, 9, 16)
         results.append(
             {
                 "group_norm": total.detach(),
@@ -125,7 +122,6 @@ def self_test(kernels: Kernels, device: torch.device) -> None:
                 "layer_norm": tested.layer_norm(rows, one, one, 1e-5, one),
                 "gated_linear": tested.gated_linear(tokens, weight, weight[:, 0].contiguous()),
                 "image_convolution": tested.image_convolution(image, taps, one),
-                "attention": tested.attention(heads, heads, heads),
                 "interleave": tested.interleave(x.detach(), one[:4]),
                 "add_bias": tested.add_bias(x.detach().clone(), one),
             }

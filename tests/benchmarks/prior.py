@@ -126,11 +126,6 @@ def encoder(bench: Bench, parts: Parts, kernels: Kernels, batches: list[int]) ->
         for count in batches:
             x = torch.rand(count, 3, side, side, device=bench.device, dtype=vae.dtype) * 2 - 1
             bench.measure_both(f"VAE B={count}", way, module, x.contiguous(memory_format=layout))
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        for count in batches:
-            x = torch.rand(count, 3, side, side, device=bench.device, dtype=vae.dtype) * 2 - 1
-            x = x.contiguous(memory_format=torch.channels_last)
-            bench.measure_both(f"VAE B={count}", "+ cudnn.benchmark", vae.encoder, x)
 
 
 def whole(bench: Bench, parts: Parts, batches: list[int]) -> None:
@@ -266,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
             (encoder, kernels, [6, 4, 3]),
             (whole, [6, 4, 1]),
         )
-        from prior_changes import convolutions, denoiser_changes, encoder_changes
+        from prior_changes import denoiser_changes, encoder_changes, gated_linears
 
         changes = ((denoiser_changes, kernels, 6), (encoder_changes, kernels, 6), (whole, [6, 4]))
         for act, *sizes in changes if options.changes else everything:
@@ -277,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
             del parts, part
             torch.cuda.empty_cache()
     if options.changes:
-        convolutions(bench, 6, 512)
+        gated_linears(bench, 12)
     if options.json:
         record = {"hardware": gpu, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
         options.json.write_text(json.dumps(record | {"rows": bench.rows}, indent=2) + "\n")

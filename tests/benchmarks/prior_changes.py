@@ -13,17 +13,14 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sd.kernels import fused_blocks, fused_denoiser, group_norm_triton
 from sd.kernels.cuda_graphs import DifferentiableCUDAGraph, InferenceCUDAGraph
-from sd.kernels.fastest import Fastest
-from sd.kernels.gated_linear_triton import two_step_gated_linear
-from sd.kernels.reference import Kernels
+from sd.kernels.reference import REFERENCE, Kernels
 from sd.loading.weights import Parts
 from sd.stable_diffusion import noise_of
 
-LISTED_KERNELS = 45
+LISTED_KERNELS, GEGLU_CALLS = 45, 16
 Tensors = tuple[Tensor, ...]
 
 
@@ -89,20 +86,13 @@ def denoiser_changes(bench, parts: Parts, kernels: Kernels, batch: int) -> None:
     measure("all changes, again", kernels, shared)
     measure("without shared latents", kernels, repeated)
     measure("without diffusers' forward pass replaced", kernels, repeated, joint=False)
-    attention = replace(kernels, attention=F.scaled_dot_product_attention)
-    measure("without the choice of attention", attention, shared)
-    measure("without GEGLU in one kernel", replace(kernels, gated_linear=two_step_gated_linear), shared)
+    measure("without GEGLU in one kernel", replace(kernels, gated_linear=REFERENCE.gated_linear), shared)
     with patched(fused_blocks.FusedResnetBlock, "forward_pair", concatenated):
         measure("with concatenated skip connections", kernels, shared)
     with patched(group_norm_triton, "GROUP_ELEMENTS", 0):
         measure("without the norm in one kernel", kernels, shared)
     with patched(fused_denoiser, "is_supported_upsampler", never):
         measure("without 2 x 2 convolutions for upsampling", kernels, shared)
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        measure("with cudnn.benchmark", kernels, shared)
-    for function in (kernels.attention, kernels.gated_linear):
-        if isinstance(function, Fastest):
-            list_choices(bench, function)
 
 
 def encoder_changes(bench, parts: Parts, kernels: Kernels, batch: int) -> None:
@@ -160,37 +150,42 @@ def encoder_changes(bench, parts: Parts, kernels: Kernels, batch: int) -> None:
             measure(f"attention: {samples} samples, stored up to {tokens} tokens", kernels)
     with patched(fused_blocks, "MAX_IMAGE_VALUES", 0):
         measure("without the kernel for the first convolution", kernels)
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        measure("with cudnn.benchmark", kernels)
+    with patched(fused_blocks, "TURN_WEIGHTS", False):
+        measure("without turned weights in the backward pass", kernels)
 
 
 def separate_norm(x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return group_norm_triton.group_norm(x, *others), x
 
 
-def convolutions(bench, batch: int, side: int) -> None:
-    """Measure two ways to compute the gradient of the VAE's 3 × 3 convolutions to their input."""
-    for channels, more, scale in ((128, 128, 1), (256, 256, 2), (512, 512, 4), (512, 512, 8), (256, 512, 4)):
-        dy = torch.randn(batch, more, side // scale, side // scale, device=bench.device, dtype=torch.float16)
-        dy = dy.contiguous(memory_format=torch.channels_last)
-        weight = torch.randn(more, channels, 3, 3, device=bench.device, dtype=torch.float16)
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-        name = f"gradient of convolution {channels} to {more}, {side // scale}²"
-        for benchmark in (False, True):
-            with torch.backends.cudnn.flags(enabled=True, benchmark=benchmark):
-                note = ", cudnn.benchmark" if benchmark else ""
-                bench.measure(name, "transposed" + note, partial(F.conv_transpose2d, dy, weight, padding=1))
-                bench.measure(name, "turned weights" + note, partial(F.conv2d, dy, turned, padding=1))
+def gated_linears(bench, samples: int) -> None:
+    """Measure the kernel of GEGLU with several tiles, for the sizes of the denoiser."""
+    from sd.kernels import gated_linear_triton
 
+    for tokens, channels in ((4096, 320), (1024, 640), (256, 1280), (64, 1280)):
+        x = torch.randn(samples, tokens, channels, device=bench.device, dtype=torch.float16)
+        weight = torch.randn(8 * channels, channels, device=bench.device, dtype=torch.float16)
+        weight, bias = weight / channels**0.5, weight[:, 0].contiguous()
+        for tile, warps, stages in (
+            ((128, 128, 64), 4, 3),
+            ((128, 128, 64), 4, 2),
+            ((128, 128, 64), 8, 3),
+            ((128, 256, 64), 8, 3),
+            ((256, 128, 64), 8, 3),
+        ):
+            with (
+                patched(gated_linear_triton, "TILE", tile),
+                patched(gated_linear_triton, "WARPS", warps),
+                patched(gated_linear_triton, "STAGES", stages),
+            ):
 
-def list_choices(bench, function: Fastest) -> None:
-    for key, times in function.times.items():
-        shapes = [tuple(shape) for shape, *_ in key]
-        for name, value in times.items():
-            chosen = " (chosen)" if function.choices[key] == name else ""
-            bench.rows.append({"what": f"{function.name} {shapes}", "way": name + chosen, "ms": value})
-            print(f"{function.name} {shapes} {name}{chosen}: {value:.4f} ms", flush=True)
+                def act(*given: Tensor) -> None:
+                    for _ in range(GEGLU_CALLS):
+                        gated_linear_triton.gated_linear(*given)
+
+                name = f"{GEGLU_CALLS} x GEGLU {samples} x {tokens} x {channels}"
+                way = f"tile {tile}, {warps} warps, {stages} stages"
+                bench.measure(name, way, partial(act, x, weight, bias))
 
 
 def list_kernels(bench, act: Callable[[], object], what: str) -> None:

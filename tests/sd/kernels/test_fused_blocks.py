@@ -138,19 +138,28 @@ def test_fused_resnet_block_with_time_embedding_and_scale(scale, channels):
 
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize(
-    "options", [{"padding": 1}, {"stride": 2}, {"stride": 2, "padding": 1}, {"stride": (3, 2)}]
+    ("channels", "options"),
+    [
+        (3, {"padding": 1}),
+        (8, {"padding": 1}),
+        (8, {"padding": 0}),
+        (8, {"stride": 2}),
+        (3, {"stride": 2, "padding": 1}),
+        (3, {"stride": (3, 2)}),
+    ],
 )
-def test_frozen_convolution_saves_only_its_weight(size, options):
-    convolution = frozen(nn.Conv2d(3, 4, 3, **options), "cpu")
-    x = torch.randn(2, 3, size, size + 1, generator=torch.Generator().manual_seed(0))
+def test_frozen_convolution_saves_only_its_weight(size, channels, options):
+    convolution = frozen(nn.Conv2d(channels, 4, 3, **options), "cpu")
+    x = torch.randn(2, channels, size, size + 1, generator=torch.Generator().manual_seed(0))
     fused = fused_blocks.FrozenConv2d(convolution, REFERENCE)
+    assert fused._has_turned_weight == ((channels, options) == (8, {"padding": 1}))
     assert_close(value_and_gradient(fused, x), value_and_gradient(convolution, x))
     saved_bytes = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda saved: saved_bytes.append(saved.shape), lambda saved: saved
     ):
         fused(x.requires_grad_())
-    assert saved_bytes == [(4, 3, 3, 3)]
+    assert saved_bytes == [(4, channels, 3, 3)]
 
 
 @pytest.mark.parametrize(("stored_tokens", "joint_samples"), [(10, 1), (9, 2), (10, 2), (10, 3)])
@@ -209,7 +218,6 @@ def test_self_test_finds_a_faulty_kernel(kernel_device):
     for name, faulty in {
         "gated_linear": lambda x, *_: torch.cat([x, x], -1),
         "layer_norm": lambda x, *_: x,
-        "attention": lambda q, k, v: q,
         "group_norm_of_pair": lambda x, other, *_: torch.cat([x, other], 1),
         "image_convolution": lambda x, *_: x[:, :1].expand(-1, 16, -1, -1),
         "interleave": lambda x, _: 2 * x[:, :4, :2, :2].repeat_interleave(2, 2).repeat_interleave(2, 3),

@@ -4,22 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sd.kernels.pointwise_triton import add_bias, biased_sum, geglu, interleave, layer_norm
+from sd.kernels.pointwise_triton import add_bias, biased_sum, interleave, layer_norm
 from sd.kernels.reference import interleave as reference_interleave
 
-# The tolerance is half a unit in the last place, plus the error of exp and erf in float32.
+# The tolerance is half a unit in the last place, plus the error of sums in float32.
 ROUNDING = {torch.float32: 1e-6, torch.float16: 6e-4}
-
-
-@pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("shape", [(3, 2), (2, 5, 48), (1, 3, 2 * 1500)])
-def test_geglu(shape, dtype, kernel_device):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(kernel_device, dtype) * 3
-    found = geglu(x)
-    value, gate = x.double().chunk(2, dim=-1)
-    expected = value * gate * 0.5 * (1 + torch.special.erf(gate / 2**0.5))
-    assert found.dtype == dtype and found.shape == expected.shape
-    assert torch.allclose(found.double(), expected, rtol=ROUNDING[dtype], atol=1e-6 * expected.abs().max())
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
@@ -93,9 +82,6 @@ def test_sizes_of_the_prior(dtype):
     check_layer_norm((12, 4096, 320), True, dtype, "cuda")
     check_layer_norm((12, 64, 1280), True, dtype, "cuda")
     check_interleave((12, 4 * 640, 33, 33), dtype, "cuda")
-    x = torch.randn(12 * 4096, 2 * 1280, device="cuda", dtype=dtype)
-    expected = x[:, :1280].double() * F.gelu(x[:, 1280:].double())
-    assert torch.allclose(geglu(x).double(), expected, rtol=ROUNDING[dtype], atol=1e-5)
     x, y = torch.randn(2, 6, 128, 512, 512, device="cuda", dtype=dtype)
     bias = torch.randn(128, device="cuda", dtype=dtype)
     expected = x.double() + y.double() + bias.double()[:, None, None]

@@ -18,10 +18,9 @@ for (dtype, shape), silu, shifted in ((big, True, True), (big, True, False), (od
 """
 OTHERS = """
 import torch
-from sd.kernels.pointwise_triton import add_bias, biased_sum, geglu, interleave, layer_norm
+from sd.kernels.pointwise_triton import add_bias, biased_sum, interleave, layer_norm
 for dtype in (torch.float16, torch.float32):
     for channels in (320, 12):
-        geglu(torch.zeros(4, 2 * channels, dtype=dtype))
         x = torch.zeros(2, channels, 8, 8, dtype=dtype)
         bias = x[0, :, 0, 0]
         biased_sum(x, x, bias, 0.5)
@@ -33,10 +32,10 @@ for dtype in (torch.float16, torch.float32):
 """
 GATED = """
 import torch
-from sd.kernels.gated_linear_triton import LARGE, SMALL, fused_gated_linear
-for tile, channels, inner in ((LARGE, 320, 1280), (SMALL, 320, 1280), (SMALL, 20, 40)):
+from sd.kernels.gated_linear_triton import gated_linear
+for channels, inner in ((320, 1280), (20, 40)):
     weight = torch.zeros(2 * inner, channels, dtype=torch.float16)
-    fused_gated_linear(tile, torch.zeros(3, channels, dtype=torch.float16), weight, weight[:, 0].contiguous())
+    gated_linear(torch.zeros(3, channels, dtype=torch.float16), weight, weight[:, 0].contiguous())
 """
 IMAGE = """
 import torch
@@ -55,7 +54,7 @@ NORMS = {
     "_grad_input",
     "_normalise_groups",
 }
-POINTWISE = {"_geglu", "_biased_sum", "_add_bias", "_layer_norm", "_interleave"}
+POINTWISE = {"_biased_sum", "_add_bias", "_layer_norm", "_interleave"}
 
 
 @pytest.mark.parametrize(
