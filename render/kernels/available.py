@@ -1,7 +1,9 @@
-"""Test whether Triton kernels can run."""
+"""Test whether Triton kernels and numba functions can run."""
 
+import importlib
 import logging
 from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -34,3 +36,18 @@ def triton_works(device: torch.device) -> bool:
         logger.warning("Triton cannot run (%s); torch's slower kernels are used; pip install triton", reason)
         return False
     return True
+
+
+@cache
+def numba_module(name: str, consequence: str) -> ModuleType | None:
+    """Import a module of numba functions. Return None if numba is missing or unusable.
+
+    consequence: what happens without the module. It is logged once together with the reason.
+    """
+    try:
+        return importlib.import_module(name)
+    # numba raises errors of many types if it does not support the installed version of NumPy.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("%s, because numba cannot run: %s; pip install numba", consequence, reason)
+        return None

@@ -12,20 +12,17 @@ Colbert and J. Krivanek, "GPU-based importance sampling", GPU Gems 3). This avoi
 few samples.
 """
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from render.kernels.available import numba_module
 from render.shade.cubemap import bordered, face_coordinates, halve, sample_bordered, texel_directions
-
-logger = logging.getLogger(__name__)
 
 # A bordered cube, its size, lookup directions in the frame of a texel, and the weight of each direction.
 LookupGroup = tuple[Tensor, int, Tensor, Tensor]
@@ -199,17 +196,10 @@ def choose_convolution(light: Tensor) -> Callable[[list[LookupGroup], Tensor], T
     return compiled or convolve_torch
 
 
-@cache
 def numba_convolution() -> Callable[[list[LookupGroup], Tensor], Tensor] | None:
-    """Return the numba function, or None if numba is missing or unusable. The reason is logged once."""
-    try:
-        from render.shade import prefilter_numba
-    # numba raises errors of many types if it does not support the installed version of NumPy.
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.warning("light: using torch (slower), because numba cannot run: %s; pip install numba", reason)
-        return None
-    return prefilter_numba.convolve
+    """Return the numba function, or None if numba is missing or unusable."""
+    module = numba_module("render.shade.prefilter_numba", "light: using torch (slower)")
+    return module and module.convolve
 
 
 def convolve_torch(groups: list[LookupGroup], frames: Float[Tensor, "3 N 3"]) -> Float[Tensor, "N 3"]:

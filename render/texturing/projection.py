@@ -7,15 +7,13 @@ that of xatlas or uvunwrap. A face at an angle a to its chart's direction gets o
 as a face at angle 0.
 """
 
-import logging
 import math
-from functools import cache
 from types import ModuleType
 
 import numpy as np
 from jaxtyping import Float, Int
 
-logger = logging.getLogger(__name__)
+from render.kernels.available import numba_module
 
 # The minimum cosine between a face's normal and its chart's direction. It allows an angle of 60 degrees, at
 # which a face gets half as much texture area as at angle 0.
@@ -36,21 +34,9 @@ CHART_SHARE = 2 / 3
 FILL = 0.8
 
 
-@cache
 def compiled_kernels() -> ModuleType | None:
-    """Return the module projection_numba, or None if numba is missing or unusable. The reason is logged
-    once.
-    """
-    try:
-        from render.texturing import projection_numba
-    # numba raises errors of many types if it does not support the installed version of NumPy.
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.warning(
-            "projection unwrapping is not available, because numba cannot run: %s; pip install numba", reason
-        )
-        return None
-    return projection_numba
+    """Return the module projection_numba, or None if numba is missing or unusable."""
+    return numba_module("render.texturing.projection_numba", "projection unwrapping is not available")
 
 
 def project(

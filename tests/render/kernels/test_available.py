@@ -3,7 +3,7 @@
 import torch
 
 from render.kernels import available, probe_triton
-from render.kernels.available import triton_available, triton_works
+from render.kernels.available import numba_module, triton_available, triton_works
 
 
 def test_probe_kernel_runs(kernel_device):
@@ -22,3 +22,21 @@ def test_cpu_and_half_precision_tensors_are_not_supported(monkeypatch):
     meta = torch.zeros(2)
     assert not triton_available(meta)
     assert not triton_available(meta, meta.half())
+
+
+def test_a_numba_module_that_cannot_run_is_logged_once(monkeypatch, caplog):
+    """numba raises ImportError or SystemError if it does not support the version of NumPy."""
+
+    def broken(name):
+        raise SystemError("initialization of _internal failed")
+
+    monkeypatch.setattr(available.importlib, "import_module", broken)
+    for _ in range(2):
+        assert numba_module("render.no_such_module", "light: using torch (slower)") is None
+    assert caplog.messages == [
+        "light: using torch (slower), because numba cannot run: SystemError: initialization of _internal "
+        "failed; pip install numba"
+    ]
+    assert numba_module("render.kernels.available", "never") is None
+    monkeypatch.undo()
+    assert numba_module("render.kernels.probe_triton", "never") is not None
