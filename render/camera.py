@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from render.async_copy import to_device_async
+from render.kernels.available import triton_available
 
 
 @dataclass(frozen=True)
@@ -133,5 +134,15 @@ def transform_points(
     matrices: Float[Tensor, "B 4 4"], points: Float[Tensor, "V 3"]
 ) -> Float[Tensor, "B V 4"]:
     """Transform world points to homogeneous clip-space positions by each of B matrices."""
+    if triton_available(matrices, points) and not matrices.requires_grad:
+        from render.kernels import transform_triton
+
+        return transform_triton.transform_points(matrices, points)
+    return transform_points_torch(matrices, points)
+
+
+def transform_points_torch(
+    matrices: Float[Tensor, "B 4 4"], points: Float[Tensor, "V 3"]
+) -> Float[Tensor, "B V 4"]:
     many = points.expand(len(matrices), -1, -1)
     return torch.baddbmm(matrices[:, None, :, 3], many, matrices[:, :, :3].transpose(1, 2))

@@ -39,10 +39,15 @@ def add_vec3(pointer, value, mask):
 
 
 @triton.jit
+def rows_of_four(x, y, z, w):
+    """Return a block [N,4] with the given columns [N]."""
+    return tl.reshape(tl.join(tl.join(x, z), tl.join(y, w)), [x.shape[0], 4])
+
+
+@triton.jit
 def add_vec4(pointer, x, y, z, w, mask):
     """Add rows of four floats to memory atomically, by one operation of 16 bytes per row."""
-    rows = tl.join(tl.join(x, z), tl.join(y, w))
-    rows = tl.reshape(rows, [x.shape[0], 4])
+    rows = rows_of_four(x, y, z, w)
     pointers = pointer[:, None] + tl.arange(0, 4)[None, :]
     tl.atomic_add(pointers, rows, mask=mask[:, None], sem="relaxed")
 

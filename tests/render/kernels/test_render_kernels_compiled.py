@@ -34,6 +34,11 @@ points = SurfacePoints(clip, rast, values, torch.arange(20), normal, normal, nor
 for flip in (False, True):
     normal_image(points, torch.ones(2, 3, 3), flip).sum().backward()
 """
+TRANSFORM = """
+import torch
+from render.kernels.transform_triton import transform_points
+transform_points(torch.ones(2, 4, 4), torch.rand(5, 3, requires_grad=True)).sum().backward()
+"""
 
 
 @pytest.mark.parametrize(
@@ -42,8 +47,9 @@ for flip in (False, True):
         (NORMALS, {"_sum_faces": 2, "_normalize": 1, "_backward": 2}),
         (POINTS, {"_forward": 4, "_backward": 12}),
         (IMAGE, {"_forward": 2, "_backward": 2}),
+        (TRANSFORM, {"_transform": 1, "_transform_backward": 1}),
     ],
-    ids=["normals", "points", "image"],
+    ids=["normals", "points", "image", "transform"],
 )
 def test_every_kernel_compiles(code, kernels):
     assert compile_for_gpu(code) == kernels
