@@ -14,11 +14,11 @@ from render.kernels.available import triton_available
 class Mesh:
     """Triangles with smooth normals and, after unwrapping, texture coordinates.
 
-    v_pos [V,3]: positions in world units. faces [F,3]: vertex indices, counter-clockwise from outside. v_nrm
-    [V,3]: area-weighted unit normals. uv [U,2]: in [0,1] with (0,0) at the top left of the texture. tangents
-    [U,3]: unit vectors along +u. uv_faces [F,3]: indices into uv and tangents, so a vertex on a seam can have
-    several uv. handedness [U]: −1 where the texture is mirrored, otherwise 1; None means 1 everywhere. The
-    bitangent is handedness · cross(normal, tangent).
+    v_pos [V,3]: positions in world units. faces [F,3]: vertex indices, counter-clockwise as seen from
+    outside. v_nrm [V,3]: area-weighted unit normals. uv [U,2]: in [0,1] with (0,0) at the top left of the
+    texture. tangents [U,3]: unit vectors along +u. uv_faces [F,3]: indices into uv and tangents, so a vertex
+    on a seam can have several uv. handedness [U]: −1 where the texture is mirrored, otherwise 1; None means 1
+    everywhere. The bitangent is handedness · cross(normal, tangent).
     """
 
     v_pos: Float[Tensor, "V 3"]
@@ -40,15 +40,15 @@ class Mesh:
 
 def face_cross(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F 3"]:
     """Return face normals [F,3]. Their length is twice the area of the face."""
-    # index_select is used because its backward pass uses additions. The backward pass of indexing needs a
-    # sort, which is slower.
+    # index_select is used because its backward pass only adds values. The backward pass of indexing also
+    # sorts the indices, which is slower.
     a, b, c = (v_pos.index_select(0, faces[:, corner]) for corner in range(3))
     return torch.linalg.cross(b - a, c - a, dim=-1)
 
 
 @cache
 def _up(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "3"]:
-    """Return +z on a device. The result is cached, because a copy from the host blocks the host."""
+    """Return +z on a device. The result is cached, because each copy to a GPU makes the program wait."""
     return torch.tensor([0.0, 0.0, 1.0], dtype=dtype, device=device)
 
 
@@ -67,7 +67,7 @@ def smooth_normals_torch(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"])
     for corner in range(3):
         summed.index_add_(0, faces[:, corner], weighted)
     squared = summed.square().sum(-1, keepdim=True)
-    # Zero vectors are replaced before the square root, because its gradient at 0 is infinite.
+    # Zero vectors are replaced before normalize, because the gradient of its square root is infinite at 0.
     summed = torch.where(squared > 1e-20, summed, _up(v_pos.dtype, v_pos.device))
     return torch.nn.functional.normalize(summed, dim=-1)
 

@@ -1,6 +1,7 @@
 """Multiresolution hash encoding of points as a module. The formulas are in reference.py.
 
-Only the points are saved for the backward pass. It recomputes the 8 indices and weights per point and level.
+Only the points are saved for the backward pass, which computes the 8 indices and weights per point and level
+again.
 """
 
 import warnings
@@ -35,7 +36,7 @@ class _Encode(torch.autograd.Function):
 
 
 class _Reuse(torch.autograd.Function):
-    """Return features of points that are already computed. The gradient is that of `_Encode`."""
+    """Return already computed features of points. The gradient is that of `_Encode`."""
 
     @staticmethod
     def forward(ctx, features, points, table, levels, encoder):
@@ -51,7 +52,7 @@ class _Reuse(torch.autograd.Function):
 
 
 class _SparseProduct(torch.autograd.Function):
-    """Compute matrix @ table. The backward pass uses the given transpose of the matrix."""
+    """Compute matrix @ table. The backward pass multiplies by `transpose`, the transposed matrix."""
 
     @staticmethod
     def forward(ctx, table, matrix, transpose):
@@ -68,7 +69,7 @@ class HashGrid(nn.Module):
     """Learnable features over the box [box_min, box_max]. Points outside are clamped to the box.
 
     The table [T, n_features] contains the rows of all levels and is initialised from U(−1e−4, 1e−4). Only the
-    table receives gradients, so the points must not require any.
+    table receives gradients, so points that require gradients are rejected.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class HashGrid(nn.Module):
         box_min = torch.as_tensor(box_min, dtype=torch.float32)
         box_max = torch.as_tensor(box_max, dtype=torch.float32)
         self.register_buffer("box_min", box_min.clone(), persistent=False)
-        # The box of a planar mesh has size 0 along one axis.
+        # The box of a planar mesh has size 0 along one axis, but `to_unit` divides by the size.
         self.register_buffer("box_size", (box_max - box_min).clamp_min(1e-6), persistent=False)
         table = torch.empty(self.levels[-1].offset + self.levels[-1].entries, n_features)
         self.table = nn.Parameter(table.uniform_(-1e-4, 1e-4, generator=generator))
@@ -103,8 +104,8 @@ class HashGrid(nn.Module):
         return self._encoder
 
     def _apply(self, fn, recurse=True):
-        """Convert the module and select the encoder again. `to`, `cuda`, `double` and similar methods call
-        this.
+        """Convert the module, and clear the encoder because the device or dtype may change. `to`, `cuda`,
+        `double` and similar methods call this.
         """
         self._encoder = None
         return super()._apply(fn, recurse)
@@ -122,8 +123,8 @@ class HashGrid(nn.Module):
         return _Encode.apply(unit, self.table, self.levels, self.encoder)
 
     def precompute(self, points: Float[Tensor, "N 3"]) -> "PrecomputedEncoding":
-        """Return the encoding of fixed points, which is faster on a CPU. Call `to(device)` before this
-        method.
+        """Return the encoding of fixed points, which is faster on a CPU. Move the grid to its device first,
+        because the encoding does not move with it.
         """
         return PrecomputedEncoding(self, points)
 
@@ -134,7 +135,8 @@ class PrecomputedEncoding:
 
     On a CPU, a constant sparse matrix A and its transpose are stored. Each row (point, level) of A has eight
     weights. The forward pass computes A @ table. The backward pass computes Aᵀ @ gradient. On a GPU, or with
-    more than MAX_PRECOMPUTED_WEIGHTS weights, only the points in box coordinates are stored.
+    more than MAX_PRECOMPUTED_WEIGHTS weights, only the points in box coordinates are stored, and each call
+    encodes them.
     """
 
     def __init__(self, grid: HashGrid, points: Float[Tensor, "N 3"]):
@@ -154,8 +156,9 @@ class PrecomputedEncoding:
     ) -> Float[Tensor, "R LF"]:
         """Return the features of all points, or of the points with the indices `rows`.
 
-        everywhere: the features of all points for the current table, without gradient. On a GPU, the rows are
-        copied from it instead of encoded again. The values and the gradient of the table are the same.
+        everywhere: the features of all points for the current table, without gradient. If no matrix is
+        stored, the rows are copied from `everywhere` instead of encoded again. Neither the result nor the
+        gradient of the table depends on this.
         """
         if rows is not None:
             points = self.points.index_select(0, rows)
@@ -172,8 +175,8 @@ class PrecomputedEncoding:
 def interpolation_matrices(
     points: Float[Tensor, "N 3"], levels: tuple[GridLevel, ...]
 ) -> tuple[Float[Tensor, "NL T"], Float[Tensor, "T NL"]]:
-    """Return the interpolation of points in [0, 1]³ as a CSR matrix, and its transpose. The matrix has one
-    row per point and level, and one column per table row.
+    """Return the CSR matrix that interpolates the table at points in [0, 1]³, and its transpose. The matrix
+    has one row per point and level, and one column per table row.
     """
     rows, entries = len(points) * len(levels), levels[-1].offset + levels[-1].entries
     column = torch.empty(len(points), len(levels), 8, dtype=torch.int32)

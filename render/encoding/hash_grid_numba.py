@@ -26,8 +26,8 @@ def _corner_row(x, y, z, resolution, entries, dense, offset):
 
 @kernel
 def _cell(value, resolution):
-    """Return the cell index and the fraction inside the cell along one axis. The coordinate 1 belongs to the
-    last cell.
+    """Return the cell index along one axis, and the position inside the cell from 0 to 1. The coordinate 1
+    belongs to the last cell.
     """
     scaled = value * np.float32(resolution)
     cell = min(np.int64(np.floor(scaled)), resolution - 1)
@@ -87,8 +87,8 @@ def _each_level(level_kernel, points, source, levels, target, features):
             number * features,
         )
 
-    # list() raises the exceptions of the threads. The finest levels take the longest, so they are started
-    # first.
+    # list() waits for the threads and raises their exceptions. The finest levels take the longest, so they
+    # are started first.
     list(_pool(torch.get_num_threads()).map(encode_level, reversed(range(len(levels)))))
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GridLevel:
-    """One level with `resolution` cells per axis. Its table rows are offset to offset + entries − 1.
+    """One level with `resolution` cells per axis. Its table rows have the indices offset to offset + entries
+    − 1.
 
     dense: whether each vertex has its own row. Otherwise a hash of the vertex selects the row.
     """

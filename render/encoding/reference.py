@@ -22,7 +22,7 @@ HASH_PRIMES = (1, 2654435761, 805459861)
 
 @dataclass(frozen=True)
 class Encoder:
-    """One implementation of `encode` and `encode_backward` below."""
+    """One implementation of the functions `encode` and `encode_backward`, which this module defines."""
 
     name: str
     encode: Callable[..., Tensor]

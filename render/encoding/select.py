@@ -1,7 +1,8 @@
 """Selection of the hash encoding: Triton on CUDA, numba on the CPU, otherwise the reference in torch.
 
-All implementations have the interface `Encoder` in reference.py. The implementation is selected once, for the
-device of the table. The rasteriser and the prior's kernels are selected in the same way.
+All implementations have the interface `Encoder` in reference.py. The implementation is selected once for each
+device and dtype of the table, not in each call. The rasteriser and the prior's kernels are selected in the
+same way.
 """
 
 import logging
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 # The encoders to try on each device type, best first. If none is usable, the reference is used.
 AUTOMATIC = {"cuda": ("triton",), "cpu": ("numba",)}
-# Tests set OVERRIDE to a key of BUILDERS. It replaces the automatic choice.
+# A key of BUILDERS that replaces the automatic choice. Only tests set it.
 OVERRIDE: str | None = None
 
 

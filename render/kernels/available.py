@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def triton_available(*values: Tensor) -> bool:
-    """Return whether all tensors are float32 and are on one CUDA device on which Triton works."""
+    """Return whether all tensors are float32 and the first is on a CUDA device on which Triton works."""
     device = values[0].device
     if device.type != "cuda" or any(value.dtype != torch.float32 for value in values):
         return False
@@ -30,7 +30,7 @@ def triton_works(device: torch.device) -> bool:
         probe_triton.run_probe(device)
     except torch.OutOfMemoryError:
         raise
-    # A missing compiler, driver or cache folder raises errors of many types.
+    # All errors are caught, because a missing compiler, driver or cache folder raises errors of many types.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         logger.warning("Triton cannot run (%s); torch's slower kernels are used; pip install triton", reason)

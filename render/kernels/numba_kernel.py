@@ -1,7 +1,8 @@
 """Compilation with numba and a disk cache. Damaged cache files and full or read-only disks are tolerated.
 
-numba stores compiled functions as pickles beside the sources. It raises an error at every start if a file is
-damaged. The cache in this module replaces damaged files. It logs a warning if it cannot be written.
+numba stores compiled functions as pickles beside the sources. If such a file is damaged, numba's own cache
+raises an error at every start. The cache in this module replaces damaged files, and logs a warning if it
+cannot write a file.
 """
 
 import logging
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class SafeCache(FunctionCache):
-    """A function cache that treats errors as cache misses."""
+    """A cache of compiled functions. If a function cannot be read from the cache, it is compiled again."""
 
     def load_overload(self, signature: object, target_context: object) -> object | None:
         """Return the compiled function, or None if it is not in the cache or cannot be read."""
@@ -42,7 +43,7 @@ class SafeCache(FunctionCache):
 
 
 def kernel(function: Callable) -> Callable:
-    """Compile a function in nopython mode. It releases the GIL and is cached on the disk."""
+    """Compile a function in nopython mode. The result releases the GIL and is cached on the disk."""
     compiled = numba.njit(nogil=True)(function)
     try:
         compiled._cache = SafeCache(function)

@@ -1,4 +1,4 @@
-"""A finished mesh with parts. It is the input of the writers of all formats."""
+"""A mesh with parts and materials. It is the input of the writers of all formats."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,8 @@ from render.mesh import Mesh
 from render.mesh_io.structure import Structure
 from render.mesh_io.surface_material import SurfaceMaterial
 
-# A node transform with a smaller scale cannot be inverted in 32-bit numbers.
+# The smallest allowed scale of a node transform. With a smaller scale, it cannot be inverted in 32-bit
+# numbers.
 LEAST_SCALE = 1e-9
 
 
@@ -20,7 +21,7 @@ class Asset:
     """A mesh in file coordinates with uv, tangents and handedness, and its parts.
 
     face_part: the index of each face's part in the structure. materials: one material for each material index
-    of the structure. Writers may omit an unused default material at the end.
+    of the structure. Writers may omit the last material if it is an unused default material.
     """
 
     mesh: Mesh
@@ -33,7 +34,7 @@ class Asset:
         return torch.nonzero(self.face_part == part)[:, 0]
 
     def part_mesh(self, part: int) -> Mesh:
-        """Return a mesh with the faces of a part and the vertices and uv of the whole mesh."""
+        """Return a mesh with the faces of a part, and with all vertices and uv."""
         mesh, chosen = self.mesh, self.faces_of(part)
         uv_faces = None if mesh.uv_faces is None else mesh.uv_faces[chosen]
         return Mesh(
@@ -43,7 +44,7 @@ class Asset:
     def node_matrices(self) -> Float[np.ndarray, "N 4 4"] | None:
         """Return the transform of each node to world coordinates.
 
-        The result is None if the transform of a node with a mesh cannot be inverted.
+        The result is None if some node has a mesh and a transform that cannot be inverted.
         """
         world = self.structure.world_matrices()
         used = sorted({part.node for part in self.structure.parts})

@@ -1,11 +1,11 @@
-"""Ear clipping of planar polygons, including concave, touching and degenerate ones.
+"""Ear clipping of planar polygons, which may be concave or degenerate or touch themselves.
 
 The method is that of G. H. Meisters, "Polygons have ears", 1975. A polygon of n corners gives n − 2
 triangles. A corner is an ear if the outline turns left at the corner and no other corner lies in the triangle
 of the corner and its two neighbours. After an ear is cut off, the next corner is skipped, so a large polygon
 is divided into compact triangles instead of a fan. Corners are sorted into a uniform grid, so that only the
-grid cells below a triangle are tested. The compiled functions use only scalars, which keeps the compilation
-short.
+corners in the grid cells that a triangle overlaps are tested. The compiled functions use only operations on
+scalars, because these compile fast.
 """
 
 import numba
@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 # The maximum number of tests of corners and cells for all polygons of a file. This number of tests takes a
 # few seconds.
 MOST_TESTS = 300_000_000
-# The rules of the ear test. If no ear is found, the next rule is used. STRICT: a corner inside the triangle
-# or on its outline prevents an ear. LAX: only a corner inside the triangle prevents an ear. ANY: no corner
-# prevents an ear.
+# The rules of the ear test, strictest first. If a rule finds no ear, the next rule is used. STRICT: a corner
+# inside the triangle or on its outline prevents an ear. LAX: only a corner inside the triangle prevents an
+# ear. ANY: no corner prevents an ear.
 STRICT, LAX, ANY = 0, 1, 2
 
 
@@ -32,8 +32,8 @@ def clip_ears(
     """
     after, before = np.arange(len(points)) + 1, np.arange(len(points)) - 1
     after[starts + sizes - 1], before[starts] = starts, starts + sizes - 1
-    # Each polygon has a grid with `side` cells along each axis. For each cell, `first` is the index of its
-    # first corner in `order`.
+    # Each polygon has a grid with `side` cells along each axis. `order` contains the corners of one cell
+    # after the other, and `first` is the start of each cell in `order`.
     side = np.maximum(1, np.sqrt(sizes / 2).astype(np.int64))
     low = np.minimum.reduceat(points, starts)
     extent = np.maximum((np.maximum.reduceat(points, starts) - low).max(1), 1e-300)
@@ -111,7 +111,7 @@ def _cells(start, end, low, size, cells):
 
 @numba.njit(cache=True, nogil=True)
 def _blocks(x, y, previous, p, following, a, b, c, rule):
-    """Return whether corner p prevents abc from being an ear. A corner with a left turn never prevents it."""
+    """Return whether corner p prevents abc from being an ear. A corner p with a left turn never does."""
     one, two, three = _turn(x, y, a, b, p), _turn(x, y, b, c, p), _turn(x, y, c, a, p)
     if one < 0 or two < 0 or three < 0 or _turn(x, y, previous, p, following) > 0:
         return False

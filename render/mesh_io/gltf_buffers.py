@@ -11,7 +11,7 @@ from render.read_errors import FileError
 
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
-# The maximum number of elements of an accessor without stored values. All its values are zero.
+# The maximum number of elements of an accessor that has no stored values and therefore contains only zeros.
 MOST_PROMISED = 2**22
 MESHOPT = (
     "it is compressed with meshopt (EXT_meshopt_compression), which is not read; save it without compression "
@@ -28,7 +28,7 @@ class Buffers:
         self._arrays: dict[int, np.ndarray] = {}
 
     def stored_bytes(self) -> int:
-        """Return the total size in bytes of all buffers that have been read."""
+        """Read all buffers that have data, and return their total size in bytes."""
         for number in {view.get("buffer", 0) for view in self.tree.get("bufferViews", [])}:
             if not self._is_fallback(number):
                 self._buffer(number)
@@ -143,7 +143,7 @@ class Buffers:
         return data[start : start + length].tobytes()
 
     def files(self) -> list[Path]:
-        """Return the files of the buffers beside the mesh."""
+        """Return the buffer files that the mesh file refers to."""
         uris = [buffer.get("uri", "data:") for buffer in self.tree.get("buffers", [])]
         return [self.file(uri, "buffer") for uri in uris if not uri.startswith("data:")]
 

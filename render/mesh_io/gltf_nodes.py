@@ -36,8 +36,8 @@ class Nodes:
         return nodes[node]
 
     def _walk(self, roots: list[int], world: dict[int, np.ndarray] | None) -> list[int]:
-        """Return `roots` and all nodes below them, parents before children. Fill `world` with their
-        transforms.
+        """Return `roots` and all their descendants, parents before children. If `world` is not None, write
+        their world transforms to it.
         """
         found, seen, pending = [], set(), [(root, np.eye(4)) for root in reversed(roots)]
         while pending:
@@ -85,7 +85,7 @@ class Nodes:
     def joint_matrices(self, skin: int) -> Float[np.ndarray, "J 4 4"]:
         """Return the world transform of each joint times its inverse bind matrix.
 
-        The transform of the skinned node itself is not used.
+        As glTF specifies, the transform of the skinned node itself is not used.
         """
         entry = self.tree["skins"][skin]
         joints = np.stack([self.place(joint) for joint in entry["joints"]])
@@ -127,5 +127,5 @@ def trs_matrices(
 def transform_points(
     matrices: Float[np.ndarray, "I 4 4"], points: Float[np.ndarray, "V 3"]
 ) -> Float[np.ndarray, "I V 3"]:
-    """Return the points after each transform."""
+    """Return the points transformed by each matrix."""
     return points @ matrices[:, :3, :3].transpose(0, 2, 1) + matrices[:, None, :3, 3]

@@ -1,4 +1,4 @@
-"""Loading of mesh files: the choice of the reader by format, and the processing of all formats.
+"""Loading of mesh files. Each format has a reader, and the further processing is the same for all formats.
 
 To add a format, write a function in a new file that maps a path to `Polygons` and raises `FileError`. Then
 add the function to READERS.
@@ -34,8 +34,8 @@ READERS: dict[str, Callable[[Path], Polygons]] = {
     ".off": read_off,
 }
 LARGEST = 1e9
-# The maximum ratio of a mesh's distance from the origin to its size. At this ratio, 8 of the 24 bits of
-# float32 are lost.
+# The maximum ratio of a mesh's distance from 0 to its size. A mesh with a larger ratio gets another origin,
+# because more than 8 of the 24 bits of float32 would be lost.
 FAR = 256
 
 
@@ -43,12 +43,12 @@ FAR = 256
 class MeshFile:
     """All triangles of a file as one mesh on the CPU.
 
-    Equal positions are merged into one vertex, also if the file splits vertices along uv seams or contains
+    Equal positions are merged into one vertex, even if the file splits vertices along uv seams or contains
     unconnected triangles. face_part: the index of each face's part in `structure`, or None if the format has
     no parts. v_pos: positions relative to `origin`. The origin is 0 unless the mesh is so far away from 0
     that float32 would be too coarse. uv [U,2], uv_faces [F,3]: texture coordinates with (0,0) at the top left
-    of the texture. Both are None unless every face has uv. A uv vertex belongs to one position. A position on
-    a seam has one uv vertex per chart.
+    of the texture. Both are None unless every face has uv. Each uv vertex belongs to one position. A position
+    on a seam has one uv vertex per chart.
     """
 
     v_pos: Float[Tensor, "V 3"]
@@ -64,8 +64,8 @@ def load_mesh(path: str | Path, partial_uv: bool = False) -> MeshFile:
     """Read all objects and materials of a mesh file as one triangle mesh.
 
     Polygons are divided into triangles. Faces that contain a position twice, faces with the same positions as
-    an earlier face, and unused vertices are removed. partial_uv: whether to keep the texture coordinates of
-    parts that have them if other parts have none. The other parts get the coordinates 0 and `has_uv` False.
+    an earlier face, and unused vertices are removed. partial_uv: whether to keep texture coordinates if only
+    some parts have them. The other parts then get the coordinates 0 and `has_uv` = False.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -89,14 +89,15 @@ def load_mesh(path: str | Path, partial_uv: bool = False) -> MeshFile:
 
 
 def vertices_of_file(path: str | Path, mesh: MeshFile) -> Int[np.ndarray, " N"]:
-    """Return the row in `mesh.v_pos` of each vertex of the reader's result, −1 for unused vertices.
+    """For each vertex that the reader returns, return its row in `mesh.v_pos`, or −1 if it is unused.
 
     mesh: the result of `load_mesh(path)`.
     """
     path = Path(path)
     polygons = READERS[path.suffix.lower()](path)
     positions, welded = _weld(_centred(polygons.v_pos)[0])
-    # This works because both arrays have the same sort order and mesh.v_pos is a subset of `positions`.
+    # Both arrays have the same sort order, and mesh.v_pos is a subset of `positions`. The row of a used
+    # position in mesh.v_pos is therefore the number of used positions before it.
     kinds = [np.ascontiguousarray(values).view("S12")[:, 0] for values in (positions, mesh.v_pos.numpy())]
     used = np.isin(*kinds)
     return np.where(used, np.cumsum(used) - 1, -1)[welded]
@@ -107,8 +108,8 @@ def _check(polygons: Polygons) -> None:
         raise FileError("it holds no vertices")
     if len(polygons.sizes) == 0:
         raise points_only(len(polygons.v_pos))
-    # Positions beyond LARGEST are rejected, because areas would overflow. The comparison is also false for
-    # NaN.
+    # Positions beyond LARGEST are rejected, because areas would overflow. The comparison is false for NaN, so
+    # NaN is also rejected.
     broken = ~(np.abs(polygons.v_pos) <= LARGEST).all(-1)
     if broken.any():
         vertex = int(broken.argmax()) + 1
@@ -182,10 +183,10 @@ def _zero_where_missing(polygons: Polygons, structure: Structure | None) -> tupl
 
 
 def _centred(v_pos: Float[np.ndarray, "V 3"]) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Return positions as float32, and their origin.
+    """Return positions relative to an origin as float32, and the origin.
 
-    The origin is the centre of the bounding box if it is far away compared with the size of the box.
-    Otherwise it is 0.
+    The origin is the centre of the bounding box if this centre is far from 0 compared with the size of the
+    box. Otherwise the origin is 0.
     """
     low, high = v_pos.min(0), v_pos.max(0)
     middle = (low + high) / 2
@@ -196,7 +197,7 @@ def _centred(v_pos: Float[np.ndarray, "V 3"]) -> tuple[np.ndarray, tuple[float, 
 
 def _weld(v_pos: Float[np.ndarray, "V 3"]) -> tuple[Float[np.ndarray, "P 3"], Int[np.ndarray, " V"]]:
     """Return the unique positions, sorted, and for each vertex the index of its position."""
-    # The addition changes −0 to 0.
+    # The addition changes −0 to 0, because `vertices_of_file` compares the bytes of positions.
     v_pos = v_pos + np.float32(0)
     order = np.lexsort(v_pos.T[::-1])
     in_order = v_pos[order]

@@ -46,8 +46,8 @@ def moved_gltf(
 ) -> bytes | None:
     """Return the content of a GLB file with moved vertices.
 
-    The result is None if a node of the file has several instances of its mesh (EXT_mesh_gpu_instancing). The
-    vertices of such instances cannot be moved separately.
+    The result is None if a node of the file has several instances of its mesh (EXT_mesh_gpu_instancing). Such
+    instances share their vertices, so they cannot be moved separately.
 
     welded: for each vertex of the file, in the order of `read_gltf`, its row in v_pos and shift. v_pos,
     shift: the positions and their displacements in world coordinates.
@@ -66,7 +66,7 @@ def moved_gltf(
 
 
 def _primitives(scene: _Scene) -> Iterator[_Primitive | None]:
-    """Yield the primitives with faces in the order of `read_gltf`. Yield None for several instances."""
+    """Yield the primitives with faces in the order of `read_gltf`. Yield None for one with several instances."""
     start = 0
     for node in scene.nodes.visible:
         if "mesh" not in scene.nodes.entry(node):
@@ -90,8 +90,8 @@ def _mesh_of(scene: _Scene, node: int) -> dict:
 def _linear(
     scene: _Scene, node: int, primitive: dict, vertices: int, place: Float[np.ndarray, "4 4"]
 ) -> Float[np.ndarray, "V 3 3"]:
-    """Return the linear part of each vertex's transform. The transform is that of the node or of the skin's
-    joints.
+    """Return the linear part of the transform of each vertex to world coordinates. The transform is that of
+    the node or of the skin's joints.
     """
     skin = scene.nodes.entry(node).get("skin")
     if skin is None or "JOINTS_0" not in primitive["attributes"]:
@@ -164,7 +164,9 @@ class _MovedDocument:
         return pack_glb(self.tree, bytes(binary))
 
     def _own_mesh(self, node: int) -> int:
-        """Return the mesh index of a node. If the mesh was already moved for another node, it is copied."""
+        """Return the mesh index of a node. If the mesh was already moved for another node, the original mesh
+        is copied.
+        """
         if node not in self._mesh_of_node:
             mesh = self.tree["nodes"][node]["mesh"]
             if mesh in self._mesh_of_node.values():
@@ -174,7 +176,9 @@ class _MovedDocument:
         return self._mesh_of_node[node]
 
     def _replace(self, mesh: int, accessor: int, values: Float[np.ndarray, "V 3"], bounds: bool) -> int:
-        """Return the index of an accessor with new values. `accessor` is reused if no other mesh uses it."""
+        """Return the index of an accessor with new values. `accessor` is overwritten if no other mesh uses
+        it.
+        """
         if (mesh, accessor) not in self._accessors:
             array = np.ascontiguousarray(values, dtype="<f4")
             entry = {"componentType": FLOAT, "count": len(array), "type": "VEC3"}
@@ -191,7 +195,9 @@ class _MovedDocument:
         return self._accessors[mesh, accessor]
 
     def _users(self, accessor: int) -> set[int]:
-        """Return the meshes of the file that use an accessor, and −1 if a mesh uses it as a morph target."""
+        """Return the indices of the meshes that use an accessor, and also −1 if a mesh uses it as a morph
+        target.
+        """
         found = set()
         for number, mesh in enumerate(self._original["meshes"]):
             for primitive in mesh["primitives"]:
@@ -214,8 +220,8 @@ class _MovedDocument:
                 number = self._add_view(view, content)
             self.tree["accessors"][accessor]["bufferView"] = number
         for number in free:
-            # The remaining unused views are not removed. They get minimal content, because a view must have
-            # at least one byte.
+            # The remaining unused views are not removed, because that would change the indices of other
+            # views. They get minimal content, because a view must have at least one byte.
             self._views[number] = bytes(4)
 
     def _add_view(self, view: dict, content: bytes) -> int:

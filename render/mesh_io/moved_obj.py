@@ -49,8 +49,8 @@ def moved_obj(
         elif kind == "vn":
             continue
         elif kind in ("f", "fo"):
-            # The normals are written here, because some readers require a normal before the faces that use
-            # it.
+            # All normals are written before the first face, because some readers require a normal before the
+            # faces that use it.
             out, pending = out + pending, []
             corners = number[corner : corner + len(words) - 1].tolist()
             corner += len(corners)
@@ -123,7 +123,7 @@ def _normal_indices(lines: list[str]) -> tuple[Float[np.ndarray, "M 3"], Int[np.
 
 
 def _with_normal(word: str, normal: int) -> str:
-    """Return a corner of a face with the given normal index. If the index is −1, the corner has no normal."""
+    """Return the text of a face corner with another normal index, or without one if `normal` is −1."""
     position, uv = (word.split("/") + [""])[:2]
     if normal < 0:
         return f"{position}/{uv}" if uv else position

@@ -11,7 +11,7 @@ from render.read_errors import FileError
 
 @dataclass(frozen=True)
 class Polygons:
-    """The unchanged polygons of all objects of a mesh file.
+    """The polygons of all objects of a mesh file, as the file contains them.
 
     corners: the position indices of all polygons, one polygon after the other. sizes: the number of corners
     of each polygon. uv: texture coordinates with (0,0) at the top left of the texture, NaN for corners
@@ -50,7 +50,7 @@ class Polygons:
         )
 
     def parts_of_triangles(self) -> Int[np.ndarray, " T"] | None:
-        """Return the part of each triangle that `triangulate` returns."""
+        """Return the index of the part of each triangle, in the order of `triangulate`."""
         return None if self.parts is None else np.repeat(self.parts, np.maximum(self.sizes - 2, 0))
 
 
@@ -65,7 +65,7 @@ def points_only(count: int, what: str = "points") -> FileError:
 def repeated(polygons: Polygons) -> Bool[np.ndarray, " P"]:
     """Return which polygons have the same positions as an earlier polygon, in any order.
 
-    Equal positions must have the same index.
+    Equal positions must already share one index.
     """
     found = np.zeros(len(polygons.sizes), dtype=bool)
     starts = np.cumsum(polygons.sizes) - polygons.sizes
@@ -77,7 +77,7 @@ def repeated(polygons: Polygons) -> Bool[np.ndarray, " P"]:
 
 
 def _repeated_rows(rows: Int[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
-    """Return which rows are equal to an earlier row. Rows are sorted by a 64-bit hash."""
+    """Return which rows are equal to an earlier row. Equal rows are adjacent after a sort by a 64-bit hash."""
     key = np.zeros(len(rows), dtype=np.uint64)
     for column in rows.T:
         key = (key ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
@@ -91,12 +91,12 @@ def _repeated_rows(rows: Int[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
 
 
 def triangulate(polygons: Polygons) -> Int[np.ndarray, "T 3"]:
-    """Divide each polygon of n corners into n − 2 triangles, as indices into `corners`, in the given order.
+    """Divide each polygon of n corners into n − 2 triangles.
 
-    Triangles are unchanged. A quadrilateral is divided along the diagonal for which both triangles face the
-    outer side of the quadrilateral. If this holds for both diagonals, the first one is used. Larger polygons
-    are divided by ear clipping (see `render/mesh_io/ear_clipping.py`). Polygons with fewer than 3 corners are
-    ignored.
+    Returns indices into `corners`, in the order of the polygons. Triangles are unchanged. A quadrilateral is
+    divided along the diagonal for which both triangles face the same way as the quadrilateral. If this holds
+    for both diagonals, the first one is used. Larger polygons are divided by ear clipping (see
+    `render/mesh_io/ear_clipping.py`). Polygons with fewer than 3 corners are ignored.
 
     Raises:
         FileError: if the division of a polygon takes too long.
@@ -129,7 +129,7 @@ def ranges(counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " C"]:
 def _divide_large(
     polygons: Polygons, starts: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
 ) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, "T 3"]]:
-    """Divide some polygons of more than 4 corners.
+    """Divide the polygons with these starts and sizes. Each has more than 4 corners.
 
     Returns their corners as indices into `corners`, and their triangles as indices into the first result.
     """
@@ -161,8 +161,8 @@ def _project(
     # If the mean normal of a polygon is 0, the polygon is projected along the shortest side of its box.
     normal[length < 1e-15] = np.eye(3)[(high - low)[length < 1e-15].argmin(1)]
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    # u is computed from the axis that is farthest from the normal. The result is then exact for polygons in
-    # coordinate planes.
+    # u is computed from the coordinate axis with the largest angle to the normal, so that the projection is
+    # exact for polygons in coordinate planes.
     u = np.eye(3)[np.abs(normal).argmin(1)]
     u -= np.vecdot(normal, u)[:, None] * normal
     u /= np.linalg.norm(u, axis=1, keepdims=True)
@@ -176,7 +176,7 @@ def _second_diagonal(corners: Float[np.ndarray, "Q 4 3"]) -> Bool[np.ndarray, " 
     ac, bd = c - a, d - b
     normal = np.cross(ac, bd)
     # These values are twice the areas of the four possible triangles, times |normal|. They are positive for
-    # triangles that face the outer side.
+    # triangles that face the same way as the quadrilateral.
     abc, acd = (np.vecdot(np.cross(b - a, ac), normal), np.vecdot(np.cross(ac, d - a), normal))
     abd, bcd = (np.vecdot(np.cross(b - a, d - a), normal), np.vecdot(np.cross(c - b, bd), normal))
     least = 1e-12 * np.vecdot(normal, normal)

@@ -42,7 +42,8 @@ FIXES = {
     "EXT_meshopt_compression": MESHOPT,
     "KHR_meshopt_compression": MESHOPT,
 }
-# The maximum number of vertices or triangles of a small file after its instances are expanded.
+# The maximum number of vertices or triangles of a small file after its instances are expanded. A large file
+# may have one for every 3 bytes.
 MOST_EXPANDED = 2**22
 
 
@@ -65,7 +66,7 @@ def read_gltf(path: Path) -> Polygons:
         for primitive in tree["meshes"][scene.nodes.entry(node)["mesh"]]["primitives"]:
             vertices, faces = scene.size(primitive)
             points += vertices * (faces == 0)
-            # The total is checked before the instances are expanded.
+            # The total is checked before the instances are expanded, because these may not fit into memory.
             total += max(vertices, faces) * len(places)
             if total > most:
                 raise FileError(
@@ -81,7 +82,7 @@ def read_gltf(path: Path) -> Polygons:
 
 
 def read_gltf_materials(path: Path, pictures: bool = True) -> tuple[SurfaceMaterial, ...]:
-    """Read the materials of a file in order, followed by `DEFAULT_MATERIAL`. See `GltfMaterials.read`."""
+    """Return the materials in the order of the file, then `DEFAULT_MATERIAL`. See `GltfMaterials.read`."""
     found = _materials(path)
     return (*(found.read(number, pictures) for number in range(len(found))), DEFAULT_MATERIAL)
 
@@ -175,7 +176,7 @@ class _Scene:
 
     def material(self, primitive: dict) -> int:
         """Return the material index of a primitive. For a primitive without a material, the result is the
-        number of materials.
+        number of materials, which is the index of `DEFAULT_MATERIAL`.
         """
         materials = len(self.tree.get("materials", []))
         number = primitive.get("material", materials)
@@ -248,8 +249,8 @@ class _Scene:
             for joint, weight in zip(joints.T, weights.T, strict=True):
                 blended += weight[:, None, None] * matrices[joint, :3]
                 total += weight
-        # In a valid file, the weights of a vertex add up to 1. A vertex without weights is moved by the first
-        # joint.
+        # The division is for invalid files, in which the weights of a vertex do not add up to 1. A vertex
+        # without weights is moved by the first joint.
         blended[total == 0] = matrices[0, :3]
         blended /= np.where(total == 0, 1, total)[:, None, None]
         moved = np.einsum("vij,vj->vi", blended[:, :, :3], v_pos) + blended[:, :, 3]

@@ -35,7 +35,8 @@ class GltfMaterials:
         return len(self.tree.get("materials", []))
 
     def read(self, number: int, pictures: bool = True) -> SurfaceMaterial:
-        """Return the material with the index `number`. If `pictures` is False, it has no pictures.
+        """Return the material with the index `number`. If `pictures` is False, only name and settings are
+        read.
 
         Raises:
             FileError: if a texture cannot be read. The message contains the material and the texture.
@@ -119,7 +120,8 @@ class GltfMaterials:
     def _wrap(self, surface: dict, entry: dict) -> tuple[Wrap, Wrap]:
         """Return the wrap modes of the base colour texture.
 
-        If the material has no base colour texture, the wrap modes of the next texture are used.
+        If the material has no base colour texture, the first of its metallic-roughness, normal and occlusion
+        textures is used.
         """
         places = (
             surface.get("baseColorTexture"),

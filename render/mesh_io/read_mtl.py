@@ -37,8 +37,8 @@ OPTIONS = {
     "-type": 1,
 }
 MAPS = ("map_kd", "map_pr", "map_pm", "norm", "bump", "map_bump")
-# A picture is a normal map if its mean blue value exceeds its mean red value by more than this threshold. A
-# height map is grey.
+# A picture is a normal map if its mean blue value exceeds its mean red value by more than this threshold. In
+# a height map, which is grey, both are equal.
 BLUE = 16
 
 
@@ -66,7 +66,7 @@ def read_mtl_materials(path: Path, pictures: bool = True) -> tuple[SurfaceMateri
 
 
 def obj_files(path: Path) -> list[Path]:
-    """Return the existing MTL libraries of an OBJ file, and the pictures in them."""
+    """Return the existing MTL libraries of an OBJ file, and the picture files that they name."""
     used = {file: None for file in _library_paths(path)}
     for folder, entry in _libraries(path).values():
         for key in MAPS:
@@ -175,7 +175,9 @@ def _picture(
 
 
 def _picture_path(folder: Path, value: str) -> Path:
-    """Return the file of a map statement. It follows the options. Backslashes also separate folders."""
+    """Return the picture file of a map statement. The file name follows the options of the statement.
+    Backslashes also separate folders.
+    """
     words = value.split()
     while words and words[0] in OPTIONS:
         count, words = OPTIONS[words[0]], words[1:]
@@ -183,7 +185,8 @@ def _picture_path(folder: Path, value: str) -> Path:
             count, words = count - 1, words[1:]
     file = folder / " ".join(words).replace("\\", "/")
     if not file.is_file() and (folder / file.name).is_file():
-        # Some programs write absolute paths, which are valid only on the machine that wrote the file.
+        # Some programs write absolute paths, which are valid only on the machine that wrote the file. A
+        # picture with this name beside the library is used instead.
         file = folder / file.name
     return _inside(file, folder)
 

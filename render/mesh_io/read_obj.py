@@ -17,9 +17,10 @@ from render.mesh_io.polygons import Polygons
 from render.mesh_io.structure import Node, Part, Structure
 from render.read_errors import FileError
 
-# Statements with white space before the name or a tab after the name.
+# This matches statements with white space before the name or a tab after it. Files that contain such
+# statements or the bytes in RARE are read line by line.
 INDENTED = re.compile(rb"(?m)^[ \t]+(?:v|vt|f)[ \t]|^(?:v|vt|f)\t")
-# Line continuations, rare line endings and control characters.
+# These are line continuations, rare line endings and control characters.
 RARE = (b"\\", b"\r", b"\0", b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", b"\x85", b"\xe2\x80")
 SPACE, NEWLINE, SLASH, NINE = b" \n/9"
 NO_UV = -1
@@ -116,7 +117,7 @@ def _changes(text: bytes) -> list[Change]:
 
 
 def _in_bulk(text: bytes) -> Polygons | None:
-    """Parse a file with array operations. Return None unless all corners have one form and positive
+    """Parse a file with array operations. Return None unless all corners have the same form and positive
     indices.
     """
     if any(mark in text for mark in RARE):
@@ -178,7 +179,7 @@ def _word_starts(data: np.ndarray) -> Int[np.ndarray, " W"]:
 
 
 def _corners(text: bytes) -> tuple[Int[np.ndarray, "C K"], Int[np.ndarray, " F"]] | None:
-    """Return zero-based (position) or (position, uv) of each corner, and the number of corners of each face.
+    """Return the zero-based indices (position) or (position, uv) of each corner, and the corners per face.
 
     The result is None if not all corners have the same form.
     """
@@ -234,7 +235,7 @@ def _line_by_line(text: bytes) -> Polygons:
     if not uv or (table[:, 1] == NO_UV).all():
         return Polygons(v_pos, table[:, 0], counts)
     if (table[:, 1] == NO_UV).any():
-        # The added row is for corners without uv. NO_UV is the index of the last row.
+        # The added row is for corners without uv. NO_UV is −1, the index of the last row.
         uv.append([np.nan, np.nan])
     return Polygons(v_pos, table[:, 0], counts, np.array(uv) * [1, -1] + [0, 1], table[:, 1])
 
@@ -274,7 +275,7 @@ def _numbers(words: list[str], least: int, most: int) -> list[float]:
 
 
 def _face(words: list[str], positions: int, uvs: int) -> list[tuple[int, int]]:
-    """Return (position, uv) of each corner. Positive indices may refer to later statements."""
+    """Return the indices (position, uv) of each corner. Positive indices may refer to later statements."""
     if len(words) < 4:
         raise ValueError(f"a face needs 3 corners or more, it has {len(words) - 1}")
     return [_corner(word, positions, uvs) for word in words[1:]]
@@ -287,7 +288,7 @@ def _corner(word: str, positions: int, uvs: int) -> tuple[int, int]:
 
 
 def _index(word: str, count: int, what: str) -> int:
-    """Return the zero-based index.
+    """Return the zero-based index of an element, given its index in the file.
 
     Indices in OBJ start at 1. Negative indices count backward from the latest element.
     """

@@ -9,7 +9,8 @@ from render.mesh_io.numbers import parse_numbers
 from render.mesh_io.polygons import Polygons
 from render.read_errors import FileError
 
-# The optional letters mean texture coordinates, colours, normals, a fourth coordinate and n dimensions.
+# The optional letters before OFF mean texture coordinates, colours, normals, a fourth coordinate and n
+# dimensions.
 KEYWORD = re.compile(r"(ST)?(C)?(N)?(4)?(n)?OFF(?:\s+BINARY)?", re.I)
 
 
@@ -70,7 +71,7 @@ def _header(lines: list[tuple[int, bytes]]) -> tuple[int, list[int]]:
 
 
 def _vertices(lines: list[tuple[int, bytes]], uv_columns: int) -> np.ndarray:
-    """Return the vertices [V, 3 + uv_columns]. Texture coordinates are the last two numbers of a line."""
+    """Return the vertices [V, 3 + uv_columns]. Any texture coordinates are the last two numbers of a line."""
     rows = [line.split() for _, line in lines]
     least = 3 + uv_columns
     for (number, _), row in zip(lines, rows, strict=True):
@@ -83,7 +84,9 @@ def _vertices(lines: list[tuple[int, bytes]], uv_columns: int) -> np.ndarray:
 
 
 def _faces(lines: list[tuple[int, bytes]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners and sizes of the faces. Numbers after the indices of a face are a colour."""
+    """Return the corners and sizes of the faces. Numbers after the indices of a face are a colour, which is
+    ignored.
+    """
     sizes, words = np.zeros(len(lines), dtype=np.int64), []
     for row, (number, line) in enumerate(lines):
         parts = line.split()

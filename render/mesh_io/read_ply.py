@@ -26,14 +26,14 @@ TYPES = {
     **dict.fromkeys(("double", "float64"), "f8"),
 }
 FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-# The names of texture coordinates of positions in files from Blender, MeshLab and other programs.
+# The names of the texture coordinates of vertices in files from Blender, MeshLab and other programs.
 UV_NAMES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"), ("texture_s", "texture_t"))
 LONGEST_HEADER = 2**16
 
 
 @dataclass(frozen=True)
 class Property:
-    """A property of an element. It is a scalar or a list. The length of a list has the type `count`."""
+    """A property of an element. For a list, `count` is the type of its length. For a scalar, `count` is None."""
 
     name: str
     kind: str
@@ -49,7 +49,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Table:
-    """The values of an element. A scalar has an array [rows], and a list has (values, lengths [rows])."""
+    """The values of an element: an array [rows] for each scalar, and (values, lengths [rows]) for each list."""
 
     scalars: dict[str, np.ndarray]
     lists: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -240,7 +240,9 @@ def _faces(v_pos: np.ndarray, tables: dict[str, Table]) -> Polygons:
 
 
 def strip_triangles(strip: np.ndarray) -> np.ndarray:
-    """Return the triangles [T,3] of strips that are separated by −1. Every second triangle is reversed."""
+    """Return the triangles [T,3] of strips that are separated by −1. Every second triangle of a strip is
+    reversed, so that all have the same orientation.
+    """
     breaks = np.flatnonzero(strip < 0)
     begin = np.zeros(len(strip) + 1, dtype=np.int64)
     begin[breaks + 1] = breaks + 1

@@ -12,8 +12,8 @@ from render.read_errors import FileError
 
 logger = logging.getLogger(__name__)
 
-# The sizes in a binary file, in bytes. The header contains 80 bytes of comment and the number of triangles. A
-# triangle has 50 bytes.
+# The sizes of the header and of a triangle in a binary file, in bytes. The header contains 80 bytes of
+# comment and the number of triangles.
 HEADER, RECORD = 84, 50
 RECORD_TYPE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 VERTEX = re.compile(rb"\bvertex[ \t]+([^\r\n]*)", re.I)
@@ -21,7 +21,7 @@ FACET = re.compile(rb"(?<!end)facet\b", re.I)
 
 
 def read_stl(path: Path) -> Polygons:
-    """Read the triangles of an STL file. Binary files may also begin with 'solid'.
+    """Read the triangles of an STL file. A binary file may begin with 'solid', as an ASCII file does.
 
     Raises:
         FileError: if the file is faulty.
@@ -36,7 +36,8 @@ def read_stl(path: Path) -> Polygons:
     count = int.from_bytes(content[HEADER - 4 : HEADER], "little")
     stored = (len(content) - HEADER) // RECORD
     if count == 0 and stored and (len(content) - HEADER) % RECORD == 0:
-        # If a program writes triangles one by one, the number of triangles in the header may be 0.
+        # A program that writes triangles one by one may leave the number in the header at 0. The number is
+        # then computed from the file size.
         count = stored
     if count > stored:
         raise FileError(f"its header counts {count} triangles, and the file holds {stored}; it is cut short")
@@ -50,7 +51,8 @@ def read_stl(path: Path) -> Polygons:
 def _is_ascii(content: bytes) -> bool:
     """Return whether a file is ASCII.
 
-    An ASCII file begins with 'solid' or 'facet', and its length is not that of a binary file.
+    An ASCII file begins with 'solid' or 'facet'. Its length differs from that of a binary file with the same
+    header.
     """
     count = int.from_bytes(content[HEADER - 4 : HEADER], "little")
     if len(content) == HEADER + RECORD * count:

@@ -18,7 +18,7 @@ White = (1.0, 1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class SurfaceMaterial:
-    """The appearance of a material.
+    """A material with its pictures, factors and settings.
 
     Pictures are bytes with row 0 at the top. If a picture is None, only the factor is used.
 

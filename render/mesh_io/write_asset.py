@@ -1,4 +1,4 @@
-"""Write a finished mesh in every format."""
+"""Write a mesh in all export formats."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ def write_asset(
     """Write mesh.glb, mesh.obj with its material and textures (see `write_obj`) and, if `usd` is True,
     mesh.usd.
 
-    The mesh must have uv and tangents. mesh.usd requires OpenUSD.
+    Textures require a mesh with uv, and a normal map also requires tangents. mesh.usd requires OpenUSD.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="asset") as pool:
         glb = pool.submit(write_glb, folder / "mesh.glb", mesh, textures)

@@ -34,8 +34,8 @@ def write_glb(
 
     textures: a dict with the optional keys kd, ks and normal. kd is the linear RGB albedo. It is written as
     sRGB base colour. ks is (occlusion, roughness, metallic). It is written as one image with 1 − occlusion in
-    red, because 1 means unoccluded in glTF. normal is in tangent space and in [−1,1]. Without textures, the
-    surface is mid-grey, rough and not metallic.
+    red, because 1 means unoccluded in glTF. normal is in tangent space with components in [−1,1]. Without
+    textures, the surface is mid-grey, rough and not metallic.
     """
     textures = dict(textures or {})
     assert not textures or mesh.uv is not None, "textures need texture coordinates"

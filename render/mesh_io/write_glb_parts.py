@@ -32,9 +32,9 @@ WRAP_CODES = {"repeat": 10497, "clamp": 33071, "mirror": 33648}
 def write_glb_parts(path: Path | str, asset: Asset) -> None:
     """Write the asset as one GLB file.
 
-    Each node keeps its name, parent and transform. The parts of a node are written as its primitives, in the
-    same order. All materials are written with their names and in the same order. The default material is
-    written only if a part uses it.
+    Each node keeps its name, parent and transform. The parts of a node are written in order, as the
+    primitives of its mesh. Materials keep their names and their order. An unused default material at the end
+    is omitted.
     """
     document = GlbDocument()
     pictures = Pictures(document)
@@ -123,7 +123,7 @@ def _in_node(mesh: Mesh, world: Float[np.ndarray, "4 4"]) -> Mesh:
 
 
 class Pictures:
-    """The pictures of a document. Each picture is written once. There is one sampler for each pair of wrap
+    """The pictures of a document. Equal pictures are written once. There is one sampler for each pair of wrap
     modes.
     """
 

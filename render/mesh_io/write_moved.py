@@ -67,7 +67,7 @@ def _with_zero(values: Float[Tensor, "V 3"]) -> Float[np.ndarray, "W 3"]:
 
 
 def _digits(file: MeshFile) -> int:
-    """Return the number of significant digits that distinguish all float32 values. For a mesh far from the
-    origin, it is the number for float64 values.
+    """Return the number of significant digits of a position. 9 digits distinguish all float32 values.
+    Positions of a mesh far from 0 are in float64 and have 15 digits.
     """
     return 15 if any(file.origin) else 9

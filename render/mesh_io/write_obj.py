@@ -15,7 +15,7 @@ from render.shade.brdf import linear_to_srgb
 
 MATERIAL = "surface"
 KD_FILE, KS_FILE, NORMAL_FILE = "texture_kd.png", "texture_ks.png", "texture_n.png"
-# The files of two channels of ks as grey pictures, for map_Pr and map_Pm of MTL's PBR extension.
+# Two channels of ks are also written as grey pictures, for map_Pr and map_Pm of MTL's PBR extension.
 ROUGHNESS_FILE, METALLIC_FILE = "texture_roughness.png", "texture_metallic.png"
 
 
@@ -51,8 +51,7 @@ def write_obj(
 
 def _material(textures: Mapping[str, Tensor]) -> str:
     albedo = "1 1 1" if "kd" in textures else "0.5 0.5 0.5"
-    # Some readers interpret map_Ks as a specular colour and multiply it by Ks. With Ks 0, it has no effect
-    # there.
+    # Ks is 0, because some readers interpret map_Ks as a specular colour and multiply it by Ks.
     lines = [f"newmtl {MATERIAL}", "Ka 0 0 0", f"Kd {albedo}", "Ks 0 0 0", "Ns 1", "d 1", "illum 1"]
     if "kd" in textures:
         lines.append(f"map_Kd {KD_FILE}")
@@ -69,7 +68,8 @@ def _geometry(mesh: Mesh) -> str:
 
 def vertex_rows(mesh: Mesh) -> str:
     """Return the v, vt and vn statements of a mesh."""
-    # Nine digits represent every float32 value uniquely. Meshes far from the origin are in float64.
+    # Nine digits represent every float32 value uniquely. Meshes far from the origin are in float64 and get 15
+    # digits.
     position = "v %.15g %.15g %.15g\n" if mesh.v_pos.dtype == torch.float64 else "v %.9g %.9g %.9g\n"
     parts = [_rows(position, _array(mesh.v_pos))]
     if mesh.uv is not None and mesh.uv_faces is not None:

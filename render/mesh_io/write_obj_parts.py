@@ -96,8 +96,7 @@ def _material(material: SurfaceMaterial, name: str, files: dict[str, str]) -> st
         f"newmtl {name}",
         "Ka 0 0 0",
         f"Kd {red:.6g} {green:.6g} {blue:.6g}",
-        # Some readers interpret map_Ks as a specular colour and multiply it by Ks. With Ks 0, it has no
-        # effect there.
+        # Ks is 0, because some readers interpret map_Ks as a specular colour and multiply it by Ks.
         "Ks 0 0 0",
         "Ns 1",
         f"d {alpha:.6g}",

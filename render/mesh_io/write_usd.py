@@ -1,7 +1,7 @@
 """Write USD: one mesh with a PBR material (UsdPreviewSurface). Its textures are files in the same folder.
 
-The file is written with pxr, the Python package of OpenUSD. It is part of NVIDIA's kaolin and of usd-core.
-The package is optional. `require_usd` checks at startup whether it is installed.
+The file is written with pxr, the Python package of OpenUSD, which is part of NVIDIA's kaolin and of usd-core.
+pxr is optional, so `require_usd` checks at startup whether it is installed.
 """
 
 import importlib.metadata
@@ -16,7 +16,7 @@ from render.mesh_io.asset import Asset
 from render.mesh_io.write_obj import KD_FILE, KS_FILE, METALLIC_FILE, NORMAL_FILE, ROUGHNESS_FILE
 
 USD_FILE = "mesh.usd"
-# The file of each texture. Two channels of ks are also written as grey pictures.
+# The file of each texture. roughness and metallic are channels of ks as grey pictures.
 FILES = {
     "kd": KD_FILE,
     "ks": KS_FILE,
@@ -117,7 +117,7 @@ def _stage(mesh: Mesh):
     shape.CreateExtentAttr(UsdGeom.PointBased.ComputeExtent(points))
     shape.CreateFaceVertexCountsAttr(Vt.IntArray([3] * len(mesh.faces)))
     shape.CreateFaceVertexIndicesAttr(integers(mesh.faces))
-    # Subdivision is disabled, because the triangles are the surface itself.
+    # Subdivision is disabled, because a USD mesh is a subdivision surface by default.
     shape.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
     shape.CreateNormalsAttr(vectors(mesh.v_nrm, Vt.Vec3fArray))
     shape.SetNormalsInterpolation(UsdGeom.Tokens.vertex)
