@@ -66,7 +66,9 @@ def moved_gltf(
 
 
 def _primitives(scene: _Scene) -> Iterator[_Primitive | None]:
-    """Yield the primitives with faces in the order of `read_gltf`. Yield None for one with several instances."""
+    """Yield the primitives with faces in the order of `read_gltf`. Yield None for a primitive with several
+    instances.
+    """
     start = 0
     for node in scene.nodes.visible:
         if "mesh" not in scene.nodes.entry(node):

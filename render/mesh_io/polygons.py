@@ -77,7 +77,7 @@ def repeated(polygons: Polygons) -> Bool[np.ndarray, " P"]:
 
 
 def _repeated_rows(rows: Int[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
-    """Return which rows are equal to an earlier row. Equal rows are adjacent after a sort by a 64-bit hash."""
+    """Return which rows are equal to an earlier row. Equal rows are adjacent after sorting by a hash."""
     key = np.zeros(len(rows), dtype=np.uint64)
     for column in rows.T:
         key = (key ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)

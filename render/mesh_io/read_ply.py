@@ -33,7 +33,7 @@ LONGEST_HEADER = 2**16
 
 @dataclass(frozen=True)
 class Property:
-    """A property of an element. For a list, `count` is the type of its length. For a scalar, `count` is None."""
+    """A property of an element. `count` is the type of the length of a list, and None for a scalar."""
 
     name: str
     kind: str
@@ -49,7 +49,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Table:
-    """The values of an element: an array [rows] for each scalar, and (values, lengths [rows]) for each list."""
+    """The values of an element: an array [rows] per scalar, and (values, lengths [rows]) per list."""
 
     scalars: dict[str, np.ndarray]
     lists: dict[str, tuple[np.ndarray, np.ndarray]]

@@ -5,7 +5,8 @@ Notation of all backends (nvdiffrast's layout):
                    left of column 0; the centre of pixel (row i, column j) lies at y/w = (i + 0.5)·2/H − 1,
                    x/w = (j + 0.5)·2/W − 1. A point is visible if −1 ≤ z/w ≤ 1 and w > 0; a smaller z/w is
                    nearer.
-  faces  [F,3]     vertex indices, F < 2²⁴ (a float32 must hold F). Both sides of a face are drawn.
+  faces  [F,3]     vertex indices, F < 2²⁴, because rast stores face indices as float32. Both sides of a face
+                   are drawn.
   rast   [B,H,W,4] (u, v, z/w, face index + 1), all 0 in the background. u and v are perspective-correct
                    barycentric coordinates: attribute = u·a0 + v·a1 + (1 − u − v)·a2 for the face's corners
                    0, 1, 2.
@@ -42,9 +43,9 @@ class Rasteriser(Protocol):
     ) -> Float[Tensor, "B H W C"]:
         """Interpolate vertex attributes at the pixel centres. The result is 0 in the background.
 
-        `faces` contains indices into `attributes`. It may differ from the rasterised faces, for example at
-        texture seams, if row f describes the same face. The result is differentiable with respect to
-        attributes, u and v.
+        `faces` contains indices into `attributes`. These may differ from the rasterised vertex indices, for
+        example at texture seams, but row f must describe the same face. The result is differentiable with
+        respect to attributes, u and v.
         """
 
     def antialias(

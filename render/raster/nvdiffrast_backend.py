@@ -23,7 +23,7 @@ class NvdiffrastRasteriser:
         device: torch.device | str = "cuda",
         antialias: Literal["nvdiffrast", "edge"] = "nvdiffrast",
     ) -> None:
-        # nvdiffrast is optional, because its installation needs the CUDA toolkit.
+        # nvdiffrast is imported only here. It is optional, because its installation needs the CUDA toolkit.
         import nvdiffrast.torch as dr
 
         if antialias not in ("nvdiffrast", "edge"):

@@ -1,11 +1,11 @@
 """The reference rasteriser in torch. It runs on any device. Tests compare the fast backends with it.
 
 It uses homogeneous edge functions (Olano and Greer, "Triangle scan conversion using 2D homogeneous
-coordinates", 1997). With vᵢ = (xᵢ, yᵢ, wᵢ) and a pixel centre p = (x, y, 1), solve p = Σ cᵢ vᵢ. The pixel
-lies in the triangle if all cᵢ ≥ 0. No clipping at w = 0 is needed, the weights cᵢ / Σc are
+coordinates", 1997). For vᵢ = (xᵢ, yᵢ, wᵢ) and a pixel centre p = (x, y, 1), the cᵢ are the solution of p = Σ
+cᵢ vᵢ. The pixel lies in the triangle if all cᵢ ≥ 0. No clipping at w = 0 is needed, the weights cᵢ / Σc are
 perspective-correct, and z/w = Σ cᵢ zᵢ. By Cramer's rule cᵢ = eᵢ / det with eᵢ = p · (vᵢ₊₁ × vᵢ₊₂). For two
 triangles with a common edge, the two values of eᵢ for this edge are exact negatives, because float32 products
-are exact in float64. Adjacent triangles therefore have no gaps and no overlaps.
+are exact in float64. Adjacent triangles therefore have neither gaps nor overlaps.
 """
 
 import torch
@@ -85,7 +85,8 @@ def sample_bilinear(
 ) -> Float[Tensor, "B H W C"]:
     """Sample a texture bilinearly, clamped at the border. The texel centres are at (i + 0.5)/N."""
     batch, height, width, _ = uv.shape
-    # The images are stacked along the height, so that the one texture is not copied for each image.
+    # The images are stacked along the height, because grid_sample would need a copy of the texture for each
+    # image.
     grid = (2 * uv - 1).reshape(1, batch * height, width, 2)
     image = texture.permute(2, 0, 1)[None]
     sampled = torch.nn.functional.grid_sample(
@@ -111,7 +112,7 @@ def edge_normals(corners: Float[Tensor, "N 3 4"]) -> Float[Tensor, "N 3 3"]:
 
 
 def determinant(corners: Float[Tensor, "N 3 4"]) -> Float[Tensor, " N"]:
-    """Return v₀ · (v₁ × v₂) over (x, y, w). The sign determines which side of the face is visible."""
+    """Return v₀ · (v₁ × v₂) over (x, y, w). Its sign determines which side of the face is seen."""
     a, b, c = corners[..., [0, 1, 3]].unbind(-2)
     return (a * torch.linalg.cross(b, c, dim=-1)).sum(-1)
 
@@ -163,7 +164,8 @@ def nearest_face(
 
 
 def is_top_left(normal: Float[Tensor, "... 3"]) -> Bool[Tensor, "..."]:
-    """Return whether a triangle contains points exactly on its edge with this inward normal (top-left rule).
+    """Return whether points exactly on an edge with this inward normal belong to the triangle (top-left
+    rule).
 
     The result is true for exactly one of n and −n, and therefore for one of the two triangles at an edge.
     """
@@ -180,7 +182,7 @@ def pixel_boxes(
     in_front = (w > 0).all(-1)[:, None]
     projected = corners[..., :2] / torch.where(in_front, w, 1)[..., None]
     position = (projected + 1) * limit / 2 - 0.5
-    # The tolerance includes centres that lie exactly on the outline.
+    # The tolerance of 1e-6 includes centres that lie exactly on the outline.
     low = (position.amin(1) - 1e-6).ceil().clamp(min=0)
     high = torch.minimum((position.amax(1) + 1e-6).floor(), limit - 1.0)
     # A triangle that extends behind the camera has an unbounded projection, so its box is the whole image.

@@ -25,10 +25,10 @@ REQUIREMENTS = {
 # Exceptions that are raised if a package is missing or incompatible with other packages.
 UNUSABLE = (ImportError, RuntimeError, OSError, AttributeError, SystemError)
 # The rasterisers to try on each device type, best first. If none is usable, the reference is used. Triton and
-# nvdiffrast have the same speed. For triangles as small as pixels, nvdiffrast's antialiasing gives 2 % of the
-# outline gradient, while Triton's gives all of it (tests/benchmarks/raster.py).
+# nvdiffrast have the same speed. Triton is preferred because for triangles as small as pixels, nvdiffrast's
+# antialiasing gives 2 % of the outline gradient, while Triton's gives all of it (tests/benchmarks/raster.py).
 AUTOMATIC = {"cuda": ("triton", "nvdiffrast"), "cpu": ("numba",)}
-# Tests set OVERRIDE to a key of BUILDERS. It replaces the choice of the caller.
+# A key of BUILDERS that replaces the choice of the caller. Only tests set it.
 OVERRIDE: str | None = None
 RasteriserName = Literal["auto", "nvdiffrast", "triton", "numba", "reference"]
 NAMES = get_args(RasteriserName)
@@ -40,7 +40,7 @@ def choose_rasteriser(device: torch.device | str, preferred: str = "auto") -> Ra
     preferred: one of NAMES. "auto" selects the first usable rasteriser of AUTOMATIC, or the reference if none
     is usable. The automatic choice and its reason are logged once.
 
-    Raises ValueError if `preferred` is unknown, or is not "auto" and not usable.
+    Raises ValueError if `preferred` is unknown, or if it names a rasteriser that is not usable.
     """
     device = torch.device(device)
     if preferred not in NAMES:
@@ -82,14 +82,14 @@ def build_nvdiffrast(device: torch.device) -> Rasteriser:
 def build_triton(device: torch.device) -> Rasteriser:
     """Return the Triton rasteriser. Raises RuntimeError or ImportError if it is not usable.
 
-    A small test image is rendered. On first use this compiles the kernels.
+    The function renders a small test image. This compiles the kernels if they are not in the cache.
     """
     if device.type != "cuda":
         raise RuntimeError(f"it does not support {device.type}")
     module = importlib.import_module("render.raster.triton.backend")
     try:
         module.self_test(device)
-    # A missing compiler, driver or cache folder raises errors of many types.
+    # All errors are caught, because a missing compiler, driver or cache folder raises errors of many types.
     except Exception as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return module.TritonRasteriser()

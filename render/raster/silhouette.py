@@ -2,14 +2,14 @@
 
 An edge is a silhouette if all its faces project to one side of it, as at a fold or an open border. If a
 silhouette passes between the centres of two neighbouring pixels, the pixel that contains the crossing is
-partly covered. The inner pixel is the one on the object's side. Let d in [0, 1] be the distance of
-the crossing from its centre:
+partly covered. The inner pixel is the one on the object's side. Let d in [0, 1] be the distance of the
+crossing from the centre of the inner pixel:
   d < 0.5: the inner pixel gets the colour of the outer pixel with weight 0.5 − d;
   d > 0.5: the outer pixel gets the colour of the inner pixel with weight d − 0.5.
 Steep edges are tested between horizontal neighbours and flat edges between vertical neighbours, so a slanted
-edge counts only once. nvdiffrast searches only the edges of triangles that are visible at a pixel centre. The
-search over all edges gives the whole gradient even if the triangles at the outline are so small that they
-contain no pixel centre.
+edge counts only once. nvdiffrast searches only the edges of triangles that are visible at a pixel centre.
+This module searches all edges, which gives the whole gradient even if the triangles at the outline are so
+small that they contain no pixel centre.
 
 The search is not differentiable. The blend computes the crossings again and is differentiable with respect to
 colour and clip. Coordinates are in pixels. Positions and weights are computed in float64.
@@ -26,10 +26,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Edges:
-    """E edges of a mesh with the opposite corners of their faces.
+    """E edges of a mesh, and for each face of an edge the corner that is opposite the edge.
 
-    vertices [E,2]: both ends of each edge. opposite [N]: the opposite corners of all edges. opposite[start[e]
-    : start[e + 1]] belongs to edge e. start [E+1]: offsets into opposite.
+    vertices [E,2]: both ends of each edge. opposite [N]: the opposite corners, edge by edge.
+    opposite[start[e] : start[e + 1]] belongs to edge e. start [E+1]: offsets into opposite.
     """
 
     vertices: Int[Tensor, "E 2"]
@@ -65,8 +65,11 @@ class CachedByFaces:
         self._built = None
 
     def __call__(self, faces: Int[Tensor, "F 3"], *arguments):
-        """Return `build(faces, *arguments)`. The arguments must be functions of the mesh."""
-        # Tensors created in inference mode have no version counter, so a modification would not be detected.
+        """Return `build(faces, *arguments)`. A change of the other arguments alone is not detected, so they
+        must depend only on the mesh.
+        """
+        # Nothing is cached for tensors created in inference mode. They have no version counter, so a
+        # modification would not be detected.
         if faces.is_inference():
             return self._build(faces, *arguments)
         if self._faces is None or self._faces() is not faces or self._version != faces._version:
@@ -112,7 +115,7 @@ class Crossings:
 def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edges: Edges) -> Pairs:
     """Find the pixel pairs that a visible silhouette edge crosses.
 
-    If several edges cross a pair, the outermost one is used.
+    If several edges cross a pair, the one whose crossing is farthest from the inner pixel is used.
     """
     height, width = rast.shape[1:3]
     found = find_crossings(clip.detach().double(), edges, (height, width))
@@ -131,7 +134,8 @@ def find_pairs(rast: Float[Tensor, "B H W 4"], clip: Float[Tensor, "B V 4"], edg
     keep = (cell >= 0) & (cell < torch.where(steep, width, height) - 1)
     keep = keep.nonzero()[:, 0]
     keep = keep[is_edge_visible(rast, inner[keep], outer[keep], found.depth[keep])]
-    # The order is by view, axis and first pixel. If a pair has several crossings, the outermost comes first.
+    # The order is by view, axis and first pixel. If a pair has several crossings, the one farthest from the
+    # inner pixel comes first.
     keep = keep[torch.sort(distance[keep], descending=True, stable=True).indices]
     key = (2 * found.view + found.axis) * height * width + first % (height * width)
     key, order = torch.sort(key[keep], stable=True)
@@ -150,11 +154,12 @@ def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple
     start, end = segment.unbind(1)
     extent = (end - start).abs()
     axis = (extent[:, 0] > extent[:, 1]).long()
-    # The coordinate that the loop runs over is y for steep edges and x for flat edges.
+    # The lines of pixel centres are rows, counted along y, for steep edges and columns, counted along x, for
+    # flat edges.
     along_axis = 1 - axis[:, None]
     start_along, end_along = start.gather(1, along_axis)[:, 0], end.gather(1, along_axis)[:, 0]
-    # The interval is half-open. A line of pixel centres through the common vertex of two edges therefore
-    # crosses only one of them.
+    # The interval of lines is half-open. A line of pixel centres through the common vertex of two edges
+    # therefore crosses only one of them.
     first = (torch.minimum(start_along, end_along) - 0.5).ceil().clamp(min=0)
     stop = (torch.maximum(start_along, end_along) - 0.5).ceil()
     stop = torch.minimum(stop, torch.where(axis == 0, resolution[0], resolution[1]))
@@ -259,7 +264,8 @@ def blend_pairs(
 
     The result is differentiable with respect to colour and clip. A pixel may belong to several pairs. Let a
     be the sum of its horizontal weights and b the sum of its vertical weights. The weight of the pixel's own
-    colour is (1 − a)(1 − b). This product is exact for a corner and is never negative.
+    colour is (1 − a)(1 − b). This product is exact at the corner of a horizontal and a vertical silhouette,
+    and it is never negative.
     """
     height, width = colour.shape[1:3]
     steep = pairs.axis == 0
@@ -283,7 +289,7 @@ def blend_pairs(
         (target_index, pairs.axis), weight, accumulate=True
     )[target_index]
     weight_sum = total_weights.sum(-1)
-    # The factor satisfies (a + b) · factor = 1 − (1 − a)(1 − b).
+    # The factor makes the sum of the weights of all neighbours 1 − (1 − a)(1 − b).
     factor = 1 - total_weights.prod(-1) / torch.where(weight_sum > 0, weight_sum, 1)
     change = (factor * weight).to(colour.dtype)[:, None] * (flat[source] - flat[target])
     return flat.index_add(0, target, change).view_as(colour)

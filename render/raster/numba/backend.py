@@ -1,6 +1,7 @@
 """The CPU rasteriser with numba kernels. A thread pool processes the views in parallel.
 
-The kernels release the GIL. Each kernel call writes only to the output of its own view.
+The threads run in parallel, because the kernels release the GIL. Each kernel call writes only to the output
+of its view.
 """
 
 from collections.abc import Callable
@@ -101,7 +102,7 @@ class _Rasterize(torch.autograd.Function):
         clip, faces, rast = ctx.saved_tensors
         arrays = to_numpy(clip), to_numpy(rast), to_numpy(grad_rast)
         triangles = to_numpy(faces.long())
-        # The gradient is summed in float64, because a small triangle adds large numbers of opposite signs.
+        # The gradient is summed in float64, because a small triangle adds large numbers that nearly cancel.
         grad = np.zeros(clip.shape)
 
         def one_view(b: int) -> None:

@@ -29,8 +29,8 @@ def pixel_range(p, q, r, size):
     """Return the first and last pixel whose centre is within the range of three coordinates x/w (or y/w)."""
     low = (min(p, q, r) + 1) * size / 2 - 0.5
     high = (max(p, q, r) + 1) * size / 2 - 0.5
-    # The tolerance includes centres on the outline. Values are clamped before the conversion to integers,
-    # because they may be as large as 1e30.
+    # The tolerance of 1e-6 includes centres that lie exactly on the outline. Values are clamped before the
+    # conversion to integers, because they may be as large as 1e30.
     first = np.ceil(min(max(low - 1e-6, 0.0), float(size)))
     last = np.floor(max(min(high + 1e-6, size - 1.0), -1.0))
     return int(first), int(last)
@@ -97,10 +97,11 @@ def rasterize(clip, faces, rast):
 
 @kernel
 def rasterize_backward(clip, faces, rast, grad_rast, grad_clip):
-    """Add the gradient of u, v with respect to x, y, w of the corners to grad_clip [V,4].
+    """Add the gradient with respect to x, y, w of the corners to grad_clip [V,4], given that of u and v.
 
-    Let eᵢ = p · (vᵢ₊₁ × vᵢ₊₂), u = e₀/Σe and v = e₁/Σe. Then ∂u/∂eᵢ = (δᵢ₀ − u)/Σe. With gᵢ = ∂L/∂eᵢ, ∂L/∂v₀
-    = p × (g₁ v₂ − g₂ v₁). The gradients of v₁ and v₂ follow by cyclic permutation of the indices.
+    Let p = (x, y, 1) be the pixel centre, eᵢ = p · (vᵢ₊₁ × vᵢ₊₂), u = e₀/Σe and v = e₁/Σe. Then ∂u/∂eᵢ = (δᵢ₀
+    − u)/Σe. With gᵢ = ∂L/∂eᵢ, ∂L/∂v₀ = p × (g₁ v₂ − g₂ v₁). The gradients of v₁ and v₂ follow by cyclic
+    permutation of the indices.
     """
     height, width = rast.shape[0], rast.shape[1]
     for row in range(height):
@@ -155,7 +156,9 @@ def interpolate(attributes, rast, faces, out):
 
 @kernel
 def interpolate_backward(attributes, rast, faces, grad_out, grad_attributes, grad_rast):
-    """Add to grad_attributes [V,C] and set u, v of grad_rast [H,W,4]. Both start at zero."""
+    """Add to the gradient grad_attributes [V,C], and write the gradient of u and v to grad_rast [H,W,4]. Both
+    arrays start at zero.
+    """
     for row in range(rast.shape[0]):
         for column in range(rast.shape[1]):
             face = int(rast[row, column, 3]) - 1
