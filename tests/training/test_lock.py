@@ -7,10 +7,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,10 +23,6 @@ from training.sweep.run import SWEEP_LOCK, run_sweep
 from training.sweep.trials import load_sweep
 
 ROOT = Path(__file__).parents[2]
-HOLD = (
-    "import sys, time; from pathlib import Path; from training.lock import lock_folder\n"
-    "with lock_folder(Path(sys.argv[1]), 'x'):\n print('locked', flush=True); time.sleep(600)"
-)
 
 
 def config(folder):
@@ -36,13 +31,28 @@ def config(folder):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Start another process that holds the lock of tmp_path / "out"."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"locked\n"
+    """Return the id of another process, which holds the lock of tmp_path / "out"."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            with lock_folder(tmp_path / "out", "x"):
+                os.write(writing, b"locked")
+                time.sleep(600)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    assert os.read(reading, 10) == b"locked"
+    os.close(reading)
     yield process
-    process.kill()
-    process.wait()
+    kill(process)
+
+
+def kill(process):
+    with suppress(ChildProcessError):
+        os.waitpid(process, os.WNOHANG)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
 
 
 def test_two_runs_one_out_dir(holder, tmp_path):
@@ -51,12 +61,11 @@ def test_two_runs_one_out_dir(holder, tmp_path):
     The second run can start after the first run was killed.
     """
     assert is_locked([tmp_path, tmp_path / "out"]) and not is_locked([tmp_path])
-    with pytest.raises(ValueError, match=f"another run \\(process {holder.pid} on .*writes to") as error:
+    with pytest.raises(ValueError, match=f"another run \\(process {holder} on .*writes to") as error:
         with lock_out_dirs([config(tmp_path / "out")]):
             pass
     assert "\n" not in str(error.value) and "out_dir = " in str(error.value)
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    kill(holder)
     with lock_out_dirs([config(tmp_path / "out")]):
         assert is_locked([tmp_path / "out"])
     assert not is_locked([tmp_path / "out"])

@@ -199,10 +199,9 @@ def test_cuda_equals_cpu():
         assert torch.allclose(grid.table.grad.cpu(), expected_grad, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("fault", ["ImportError('needs an older numpy')", "AttributeError('no\\nsuch')"])
-def test_broken_numba_is_logged_once_and_torch_is_used(tmp_path, fault):
-    (tmp_path / "numba.py").write_text(f"raise {fault}")
-    lines = log_lines_of(
+def test_broken_numba_is_logged_once_and_torch_is_used(tmp_path):
+    faults = ["ImportError('needs an older numpy')", "AttributeError('no\\nsuch')"]
+    for lines in log_lines_of(
         """
 from render.encoding.hash_grid import HashGrid
 from render.encoding.reference import encode
@@ -213,40 +212,59 @@ for _ in range(2):
     assert torch.equal(grid(points), encode(points, grid.table, grid.levels))
 assert choose_rasteriser("cpu").name == "reference"
 """,
-        tmp_path,
-    )
-    assert len(lines) == 2 and lines[0].startswith(
-        "hash encoding: using torch (slower), because numba cannot run: "
-    )
-    assert lines[1].startswith("rasteriser: reference (slower)")
+        tmp_path / "numba.py",
+        faults,
+    ):
+        assert len(lines) == 2 and lines[0].startswith(
+            "hash encoding: using torch (slower), because numba cannot run: "
+        )
+        assert lines[1].startswith("rasteriser: reference (slower)")
 
 
-@pytest.mark.parametrize("fault", ["ModuleNotFoundError('no triton')", "RuntimeError('old\\ndriver')"])
-def test_cuda_without_triton_uses_torch_and_logs_it_once(tmp_path, fault):
-    (tmp_path / "triton.py").write_text(f"raise {fault}")
-    lines = log_lines_of(
+def test_cuda_without_triton_uses_torch_and_logs_it_once(tmp_path):
+    faults = ["ModuleNotFoundError('no triton')", "RuntimeError('old\\ndriver')"]
+    for lines in log_lines_of(
         """
 from render.encoding.reference import REFERENCE
 from render.encoding.select import choose_encoder
 for _ in range(2):
     assert choose_encoder(torch.device("cuda"), torch.float32, 2) is REFERENCE
 """,
-        tmp_path,
-    )
-    assert len(lines) == 2 and lines[0].startswith("Triton cannot run (")
-    assert lines[1].startswith("hash encoding: using torch (slower), because triton cannot run: ")
+        tmp_path / "triton.py",
+        faults,
+    ):
+        assert len(lines) == 2 and lines[0].startswith("Triton cannot run (")
+        assert lines[1].startswith("hash encoding: using torch (slower), because triton cannot run: ")
 
 
-def log_lines_of(program: str, first_on_path: Path) -> list[str]:
-    """Run a program in a new process and return its log lines."""
-    head = 'import logging, torch\nlogging.basicConfig(format="%(message)s", level=logging.INFO)\n'
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(first_on_path), str(ROOT)])}
+EACH_FAULT = """
+import logging, os, sys, torch
+logging.basicConfig(format="%(message)s", level=logging.INFO)
+program, module, *faults = sys.argv[1:]
+for fault in faults:
+    open(module, "w").write(f"raise {fault}")
+    if (child := os.fork()) == 0:
+        exec(program)
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    print("----", file=sys.stderr, flush=True)
+"""
+
+
+def log_lines_of(program: str, module: Path, faults: list[str]) -> list[list[str]]:
+    """Run a program once for each fault, and return the log lines of each run.
+
+    module: a module that is imported instead of the installed one, and raises the fault.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(module.parent), str(ROOT)])}
     done = subprocess.run(
-        [sys.executable, "-c", head + program],
+        [sys.executable, "-B", "-c", EACH_FAULT, program, str(module), *faults],
         capture_output=True,
         text=True,
         env=environment,
-        cwd=first_on_path,
+        cwd=module.parent,
     )
     assert done.returncode == 0, done.stderr
-    return done.stderr.splitlines()
+    *parts, rest = done.stderr.split("----\n")
+    assert len(parts) == len(faults) and not rest
+    return [part.splitlines() for part in parts]

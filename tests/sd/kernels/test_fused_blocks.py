@@ -63,7 +63,7 @@ def test_fused_encoder_equals_diffusers(encoder, kernels, kernel_device):
     old = (ResnetBlock2D, nn.GroupNorm, nn.Conv2d, Attention)
     before = count_modules(encoder, *old)
     assert min(before) > 0
-    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(kernel_device)
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)).to(kernel_device)
     expected = value_and_gradient(encoder, x)
     fused_blocks.fuse_encoder_blocks(encoder, kernels)
     assert count_modules(encoder, *old) == [0] * 4

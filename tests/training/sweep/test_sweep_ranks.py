@@ -69,7 +69,7 @@ def test_failure_of_one_rank_fails_all():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     results = context.Queue()
     ranks = [context.Process(target=_rank_result, args=(k, port, k == 1, results)) for k in range(2)]
     for rank in ranks:
