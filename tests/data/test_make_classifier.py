@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from multiprocess_harness import warm_context
 from toy_dataset import CATEGORIES, CPU, DATASET, Ball, make_renderer
 
+from data.make_classifier import dataset as dataset_module
 from data.make_classifier.augment import augment
 from data.make_classifier.dataset import (
     MATERIAL_NAMES,
@@ -59,7 +61,8 @@ def test_instance_is_deterministic(renderer):
     assert len(first.material.unique()) > 1
 
 
-def test_shares_and_workers_equal_one_process():
+def test_shares_and_workers_equal_one_process(monkeypatch):
+    monkeypatch.setattr(dataset_module.multiprocessing, "get_context", warm_context)
     dataset = replace(DATASET, categories=("mug",), instances=3, views=4, grid=24, image_size=16)
     whole = render_datasets([dataset], CPU, 1e9, 0)[0]
     assert whole.asset.tolist() == [n for n in range(3) for _ in range(4)]

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import sys
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,19 @@ CONTEXT.set_forkserver_preload(["multiprocess_harness", "warm_process"])
 FIT = 30
 
 
+def warm_context(_method=None):
+    """Return the multiprocessing context of the fork server. It can replace multiprocessing.get_context."""
+    with pytest.MonkeyPatch.context() as patch:
+        # In Python 3.11 the server does not use its parent's sys.path.
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
+        forkserver.ensure_running()
+    return CONTEXT
+
+
 def start(target, *arguments):
     """Start a process that calls target(*arguments)."""
-    process = CONTEXT.Process(target=target, args=arguments)
-    with pytest.MonkeyPatch.context() as patch:
-        # The fork server starts with the first process. In Python 3.11 it uses PYTHONPATH and not its
-        # parent's sys.path.
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
-        process.start()
+    process = warm_context().Process(target=target, args=arguments)
+    process.start()
     return process
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from reduced_work import shorten_fit
 
 import train
 from geometry.start_shape import StartShapeConfig, build_start_shape
@@ -37,6 +38,7 @@ SMALL = {
     "video_interval": 0,
     "validate": False,
 }
+FIT = 200
 PAINT = {"mode": "appearance_modeling", "iter": 3, "coarse_iter": 2, "learning_rate": 0.006}
 
 
@@ -61,7 +63,8 @@ def in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_a_mesh_with_a_hole_ten_times_too_large_and_off_centre(tmp_path, in_the_repository):
+def test_a_mesh_with_a_hole_ten_times_too_large_and_off_centre(tmp_path, in_the_repository, monkeypatch):
+    shorten_fit(FIT, monkeypatch.setattr)
     mug = trimesh.creation.cylinder(radius=5, height=12, sections=48).subdivide().subdivide()
     mug.apply_transform(trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0]))
     hole = (mug.triangles_center @ [0.6, 0, 0.8] > 4) & (np.abs(mug.triangles_center[:, 1]) < 3)
@@ -74,7 +77,7 @@ def test_a_mesh_with_a_hole_ten_times_too_large_and_off_centre(tmp_path, in_the_
         "base_mesh": str(tmp_path / "mug.ply"),
         "sdf_init_shape_scale": [0.75, 0.75, 0.75],
     }
-    shape = {"iter": 404, "coarse_iter": 402, "dmtet_grid": 40, "mesh_scale": 2.0, **start}
+    shape = {"iter": FIT + 4, "coarse_iter": FIT + 2, "dmtet_grid": 32, "mesh_scale": 2.0, **start}
     mesh_file = tmp_path / "shape/dmtet_mesh/mesh.obj"
     command(tmp_path, ("shape", shape), ("paint", {**PAINT, "base_mesh": str(mesh_file)}))
     made = load_mesh(mesh_file)
@@ -124,7 +127,7 @@ def test_only_adding_detail_keeps_the_silhouette(tmp_path, in_the_repository):
     }
     values = {
         "text": "A chair",
-        "iter": 415,
+        "iter": 410,
         "coarse_iter": 400,
         "dmtet_grid": 96,
         "mesh_scale": 2.0,

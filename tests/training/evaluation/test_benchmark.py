@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from multiprocess_harness import warm_context
 from PIL import Image
 from reduced_work import shorten_fit
 from toy_config import TINY
@@ -185,7 +186,8 @@ def test_a_shape_at_toy_size_is_measured(model_folder, tmp_path, monkeypatch):
     assert result.to_json()["roughness_ratio"] > 0 and "recognised" in result.to_json()
 
 
-def test_a_benchmark_at_toy_size_runs_in_a_process_and_continues(model_folder, tmp_path):
+def test_a_benchmark_at_toy_size_runs_in_a_process_and_continues(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(executor, "get_context", warm_context)
     out = tmp_path / "b"
     call = ["--setting", "baseline", "--categories", "mug", "--no-cost", "--out", str(out), "--stages", PAINT]
     call += ["--", *words(**TOY, iter=2, coarse_iter=1, sd_model=str(model_folder))]
