@@ -127,7 +127,7 @@ def test_only_adding_detail_keeps_the_silhouette(tmp_path, in_the_repository):
     }
     values = {
         "text": "A chair",
-        "iter": 410,
+        "iter": 415,
         "coarse_iter": 400,
         "dmtet_grid": 96,
         "mesh_scale": 2.0,
