@@ -31,10 +31,25 @@ def fuse_encoder_blocks(encoder: nn.Module, kernels: Kernels) -> None:
             elif is_supported_attention(child):
                 setattr(parent, name, SingleHeadAttention(child, kernels))
             elif is_supported_downsampler(child):
-                setattr(parent, name, nn.Sequential(PadBottomRight(), FrozenConv2d(child.conv, kernels)))
+                padding = nn.ZeroPad2d((0, 1, 0, 1))
+                setattr(parent, name, nn.Sequential(padding, FrozenConv2d(child.conv, kernels)))
             elif is_supported_convolution(child):
                 setattr(parent, name, FrozenConv2d(child, kernels))
+    for block in encoder.modules():
+        pad_in_last_resnet(block)
     fuse_output_norm(encoder, kernels)
+
+
+def pad_in_last_resnet(block: nn.Module) -> None:
+    """Let the last residual block of a `DownEncoderBlock2D` write a padded image, if a downsampler follows.
+    A separate padding would copy the image.
+    """
+    from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D
+
+    if type(block) is DownEncoderBlock2D and block.downsamplers is not None and len(block.downsamplers) == 1:
+        resnet, downsampler = block.resnets[-1], block.downsamplers[0]
+        if type(resnet) is FusedResnetBlock and type(downsampler) is nn.Sequential:
+            resnet.pad, block.downsamplers[0] = True, downsampler[1]
 
 
 def fuse_output_norm(module: nn.Module, kernels: Kernels) -> None:
@@ -219,42 +234,6 @@ class FrozenConv2d(nn.Module):
         return turned.contiguous(memory_format=torch.channels_last)
 
 
-class PadBottomRightFunction(torch.autograd.Function):
-    """Pad one row of zeros at the bottom and one column at the right. The output is channels-last.
-
-    If the size of a pixel is a multiple of 16 bytes, memory is copied in words of 16 bytes. torch's padding
-    copies single elements, which takes about four times as long.
-    """
-
-    @staticmethod
-    def forward(ctx, x):
-        x = x.permute(0, 2, 3, 1).contiguous()
-        batch, height, width, channels = x.shape
-        y = x.new_empty(batch, height + 1, width + 1, channels)
-        y[:, height] = 0
-        y[:, :height, width] = 0
-        as_16_byte_words(y[:, :height, :width]).copy_(as_16_byte_words(x))
-        return y.permute(0, 3, 1, 2)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        dy = dy.permute(0, 2, 3, 1).contiguous()
-        return as_16_byte_words(dy[:, :-1, :-1]).contiguous().view(dy.dtype).permute(0, 3, 1, 2)
-
-
-def as_16_byte_words(x: Tensor) -> Tensor:
-    """Return a view of x with 16-byte elements, or x if its last dimension is not a multiple of 16 bytes."""
-    return x.view(torch.complex128) if x.shape[-1] * x.element_size() % 16 == 0 else x
-
-
-class PadBottomRight(nn.Module):
-    """`PadBottomRightFunction` as a module."""
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H+1 W+1"]:
-        return PadBottomRightFunction.apply(x)
-
-
 class FusedResnetBlock(nn.Module):
     """Replacement for diffusers' `ResnetBlock2D`. The kernel after each convolution adds the convolution's
     bias.
@@ -273,6 +252,8 @@ class FusedResnetBlock(nn.Module):
             bias += self.shortcut.bias
         self.register_buffer("last_bias", bias, persistent=False)
         self.scale = 1.0 / block.output_scale_factor
+        # Whether the output has another row of zeros at the bottom, and another column at the right.
+        self.pad = False
         self._sum = kernels.biased_sum
 
     def forward(
@@ -280,7 +261,7 @@ class FusedResnetBlock(nn.Module):
         x: Float[Tensor, "B C H W"],
         temb: Float[Tensor, "B E"] | None = None,
         shift: Float[Tensor, "#B D"] | None = None,
-    ) -> Float[Tensor, "B D H W"]:
+    ) -> Float[Tensor, "B D H2 W2"]:
         """temb: the time embedding, None for a block without one. shift: the bias of the first convolution
         plus the projected time embedding, if it has been computed already.
         """
@@ -309,7 +290,7 @@ class FusedResnetBlock(nn.Module):
         """Return the block's output for the output x of the shortcut and the output of the first norm."""
         inner = self.conv1(inner, with_bias=False)
         inner = self.conv2(self.norm2(inner, shift), with_bias=False)
-        return self._sum(x, inner, self.last_bias, self.scale)
+        return self._sum(x, inner, self.last_bias, self.scale, self.pad)
 
 
 class WideHeadAttention(torch.autograd.Function):

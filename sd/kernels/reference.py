@@ -96,10 +96,18 @@ def alternated(rows: Float[Tensor, "I2 ..."]) -> Float[Tensor, "I2 ..."]:
 
 
 def biased_sum(
-    x: Float[Tensor, "B C H W"], y: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"], scale: float = 1.0
-) -> Float[Tensor, "B C H W"]:
-    """Return (x + y + bias) · scale. The result is differentiable with respect to x and y."""
-    return (x + (y + bias.detach()[:, None, None])) * scale
+    x: Float[Tensor, "B C H W"],
+    y: Float[Tensor, "B C H W"],
+    bias: Float[Tensor, " C"],
+    scale: float = 1.0,
+    pad: bool = False,
+) -> Float[Tensor, "B C H2 W2"]:
+    """Return (x + y + bias) · scale. The result is differentiable with respect to x and y.
+
+    pad: whether to add one row of zeros at the bottom and one column at the right.
+    """
+    total = (x + (y + bias.detach()[:, None, None])) * scale
+    return F.pad(total, (0, 1, 0, 1)) if pad else total
 
 
 def add_bias(x: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"]) -> Float[Tensor, "B C H W"]:

@@ -69,6 +69,9 @@ def test_fused_encoder_equals_diffusers(encoder, kernels, kernel_device):
     assert count_modules(encoder, *old) == [0] * 4
     fused = fused_blocks.FusedResnetBlock, fused_blocks.FusedGroupNorm, fused_blocks.SingleHeadAttention
     assert count_modules(encoder, *fused) == [before[0], before[1], before[3]]
+    # No padding is separate from a residual block.
+    assert count_modules(encoder, nn.ZeroPad2d, nn.Sequential) == [0, 0]
+    assert any(getattr(module, "pad", False) for module in encoder.modules())
     assert_close(value_and_gradient(encoder, x), expected)
 
 
@@ -106,19 +109,6 @@ def test_unsupported_blocks_are_not_replaced(kernel_device):
         assert not fused_blocks.is_supported_downsampler(
             Downsample2D(8, **{"use_conv": True, "padding": 0} | other)
         )
-
-
-@pytest.mark.parametrize("channels", [8, 3])
-def test_pad_bottom_right(channels):
-    x = torch.randn(2, channels, 4, 5, generator=torch.Generator().manual_seed(1))
-    assert_close(
-        value_and_gradient(fused_blocks.PadBottomRight(), x),
-        value_and_gradient(lambda x: F.pad(x, (0, 1, 0, 1)), x),
-    )
-    assert fused_blocks.PadBottomRight()(x).is_contiguous(memory_format=torch.channels_last)
-    # Slices of a batch are tested because their addresses are not always aligned to 16 bytes.
-    for part in (x.contiguous(memory_format=torch.channels_last)[1:], x.half()[1:]):
-        assert torch.equal(fused_blocks.PadBottomRight()(part), F.pad(part, (0, 1, 0, 1)))
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])

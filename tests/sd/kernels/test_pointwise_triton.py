@@ -13,18 +13,26 @@ ROUNDING = {torch.float32: 1e-6, torch.float16: 6e-4}
 
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize(
-    ("shape", "scale"), [((2, 8, 3, 5), 1.0), ((1, 20, 9, 7), 0.5), ((2, 160, 2, 7), 1.0)]
+    ("shape", "scale", "pad"),
+    [
+        ((2, 8, 3, 5), 1.0, True),
+        ((1, 20, 9, 7), 0.5, False),
+        ((2, 3, 4, 5), 0.5, True),
+        ((2, 160, 2, 7), 1.0, False),
+    ],
 )
-def test_biased_sum_and_its_gradients(shape, scale, dtype, kernel_device):
+def test_biased_sum_and_its_gradients(shape, scale, pad, dtype, kernel_device):
     generator = torch.Generator().manual_seed(0)
     x, y, grad_output = (torch.randn(shape, generator=generator).to(kernel_device, dtype) for _ in range(3))
     bias = torch.randn(shape[1], generator=generator).to(kernel_device, dtype)
+    padding = (0, 1, 0, 1) if pad else (0, 0)
     x, y = x.requires_grad_(), y.contiguous(memory_format=torch.channels_last).requires_grad_()
-    found = biased_sum(x, y, bias, scale)
-    expected = (x.double() + y.double() + bias.double()[:, None, None]) * scale
+    found = biased_sum(x, y, bias, scale, pad)
+    expected = F.pad((x.double() + y.double() + bias.double()[:, None, None]) * scale, padding)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(found.double(), expected, rtol=ROUNDING[dtype], atol=1e-6)
-    for grad_input in torch.autograd.grad(found, (x, y), grad_output):
+    # The gradient of the padding has no effect.
+    for grad_input in torch.autograd.grad(found, (x, y), F.pad(grad_output, padding, value=9.0)):
         assert torch.allclose(grad_input, grad_output * scale)
 
 

@@ -24,6 +24,7 @@ for dtype in (torch.float16, torch.float32):
         x = torch.zeros(2, channels, 8, 8, dtype=dtype)
         bias = x[0, :, 0, 0]
         biased_sum(x, x, bias, 0.5)
+        biased_sum(x, x, bias, 1.0, True)
         add_bias(x, bias)
         rows = torch.zeros(6, channels, dtype=dtype)
         interleave(torch.zeros(2, 4 * channels, 3, 4, dtype=dtype), bias)
