@@ -1,12 +1,12 @@
 """Hash encoding on CUDA with the interface of reference.py. There is one forward and one backward kernel.
 
 Each program encodes a block of points at a few levels. All blocks of one group of levels run before the
-blocks of the next group, so that the table rows of these levels stay in the L2 cache. A level with 2^19 rows
-has 4 MB.
+blocks of the next group, so that the table rows of the group stay in the L2 cache. There, a level with 2^19
+rows takes 4 MB.
 
 The gradient of the table is summed with atomic additions, so its last bits vary between runs, as with
-index_add_. On dense levels, consecutive points often share a cell. Their contributions are first summed
-within the program. Then one atomic addition per corner follows.
+index_add_. On dense levels, consecutive points often share a cell. Their contributions are therefore first
+summed within the program, so that one atomic addition per corner is enough.
 """
 
 import functools
@@ -22,12 +22,13 @@ from render.encoding.hash_levels import GridLevel
 # Points per program of the forward and of the backward pass.
 BLOCK = 64
 BACKWARD_BLOCK = 128
-# The number of levels per program. Four levels with two floats each fill one 32-byte sector of the output.
+# The number of levels per program. Four levels with two floats each fill one 32-byte sector in the output row
+# of a point.
 LEVELS_PER_PROGRAM = 4
 # Multipliers of y and z in the spatial hash. The multiplier of x is 1.
 PRIMES = (2654435761, 805459861)
-# Fused multiply-adds are disabled. Near cell boundaries, they would round p · resolution − cell differently
-# from the reference.
+# Fused multiply-adds are disabled, because near cell boundaries they would round p · resolution − cell
+# differently from the reference.
 OPTIONS = {"enable_fp_fusion": False}
 
 
@@ -41,8 +42,8 @@ def _position(points, index, inside):
 
 @triton.jit
 def _axis(value, resolution):
-    """Return the cell index and the fraction inside the cell along one axis. NaN is mapped to the last cell,
-    so that no memory outside the table is read.
+    """Return the cell index along one axis, and the position inside the cell from 0 to 1. NaN is mapped to
+    the last cell, so that no memory outside the table is read.
     """
     scaled = value * resolution.to(tl.float32)
     cell, last = tl.floor(scaled), (resolution - 1).to(tl.float32)
@@ -93,7 +94,9 @@ def _corner(cell, fraction, level, right, UP: tl.constexpr, FAR: tl.constexpr):
 
 @triton.jit
 def _encode(position, inside, right, table, level, F: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the features [BLOCK, F] of one level. Elements 2n and 2n + 1 are the two sides of point n."""
+    """Return the features [BLOCK, F] of one level. For point n, element 2n adds up the corners with the
+    smaller x, and element 2n + 1 those with the larger x.
+    """
     cell, fraction = _cell(position, level[0])
     feature = tl.arange(0, F)[None, :]
     total = tl.zeros([2 * BLOCK, F], tl.float32)
@@ -159,7 +162,8 @@ def _backward(
     """Add the gradient of level first + program_id(1) to grad_table.
 
     RUNS: whether the contributions of consecutive points in one cell are summed before one atomic addition.
-    Otherwise, elements 2n and 2n + 1 add to the corners on the two sides of point n.
+    Otherwise, for point n, element 2n adds to the corners with the smaller x, and element 2n + 1 to those
+    with the larger x.
     """
     SIDES: tl.constexpr = 1 if RUNS else 2
     element = tl.arange(0, SIDES * BLOCK)
@@ -195,7 +199,8 @@ def level_table(levels: tuple[GridLevel, ...], device: torch.device) -> Int[Tens
         stride = level.resolution + 1
         factors = (stride, stride * stride) if level.dense else PRIMES
         rows.append([level.resolution, level.offset, level.entries - 1, *factors, level.dense])
-    # The rows are first converted to int64, because the primes use all 32 bits.
+    # The rows are first int64, because the primes are too large for int32. int32 then keeps their low 32
+    # bits.
     return torch.tensor(rows, dtype=torch.int64).to(torch.int32).to(device)
 
 
@@ -229,8 +234,8 @@ def encode_backward(
 ) -> Float[Tensor, "T F"]:
     """Compute the gradient with respect to the table; see reference.encode_backward.
 
-    runs: whether contributions of consecutive points in one cell are summed before the atomic addition on
-    dense levels.
+    runs: whether, on dense levels, contributions of consecutive points in one cell are summed before the
+    atomic addition.
     """
     count, features = len(points), grad.shape[1] // len(levels)
     grad_table = grad.new_zeros(levels[-1].offset + levels[-1].entries, features)

@@ -59,7 +59,7 @@ def _blend_normals(smooth, face, view):
     facing = tl.div_rn(dot(smooth, scale(view, side)), GRAZING)
     blend = tl.minimum(tl.maximum(facing, 0.0), 1.0)
     difference = subtract(smooth, face)
-    # The formula is that of torch.lerp. It is exact at both ends.
+    # The formula is that of torch.lerp, which is exact for the weights 0 and 1.
     blended = add(face, scale(difference, blend))
     from_smooth = subtract(smooth, scale(difference, 1 - blend))
     x = tl.where(blend < 0.5, blended[0], from_smooth[0])

@@ -13,7 +13,7 @@ from render.kernels.vec3_triton import BLOCK, OPTIONS, dot, load_vec3, store_vec
 
 @triton.jit(do_not_specialize=["view_pixels", "count"])
 def _forward(normals, pixel, rotation, image, view_pixels, count, FLIP: tl.constexpr, BLOCK: tl.constexpr):
-    """Write the covered pixels to image [B*H*W,4]."""
+    """Write the rotated normal and the value 1 to the covered pixels of image [B*H*W,4]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
     pixel_index = tl.load(pixel + index, mask=mask, other=0)

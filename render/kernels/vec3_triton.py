@@ -10,7 +10,7 @@ from render.shade import normals
 
 # Number of points, faces or vertices per program.
 BLOCK = 128
-# Fused multiply-adds are disabled, so that a product that is 0 in the reference is also 0 here.
+# Fused multiply-adds are disabled, so that a dot or cross product that is 0 in the reference is also 0 here.
 OPTIONS = {"BLOCK": BLOCK, "enable_fp_fusion": False}
 MIN_LENGTH = tl.constexpr(normals.MIN_LENGTH)
 

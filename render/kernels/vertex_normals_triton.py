@@ -25,13 +25,14 @@ from render.kernels.vec3_triton import (
 )
 from render.raster.triton.triangles import cross, load_face
 
-# A vertex normal is undefined if the squared length of its sum of face normals is at most this value.
+# A vertex normal is undefined if the squared length of its sum of face normals is at most this value. It is
+# then set to +z.
 DEGENERATE = tl.constexpr(1e-20)
 
 
 @triton.jit
 def _add_to_corners(rows, vertices, a, b, c, mask):
-    """Add one vector per corner to rows [V,4]."""
+    """Add the vectors a, b, c of the corners of each face to the rows [V,4] of its vertices."""
     zero = tl.zeros_like(a[0])
     add_vec4(rows + 4 * vertices[0].to(tl.int64), a[0], a[1], a[2], zero, mask)
     add_vec4(rows + 4 * vertices[1].to(tl.int64), b[0], b[1], b[2], zero, mask)
@@ -40,7 +41,9 @@ def _add_to_corners(rows, vertices, a, b, c, mask):
 
 @triton.jit(do_not_specialize=["count"])
 def _sum_faces(v_pos, faces, summed, count, BLOCK: tl.constexpr):
-    """Add the vector of each face to the rows of its vertices in summed [V,4], which starts at zero."""
+    """Add the area-weighted normal of each face to the rows of its vertices in summed [V,4], which starts at
+    zero.
+    """
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = face < count
     vertices = load_face(faces, face, mask)
@@ -74,8 +77,8 @@ def _normalize(summed, normals, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _normalize_backward(summed, grad, vertex, mask):
-    """Return the gradient of a vertex's sum, given the gradient of its normal. It is recomputed for each
-    face, because this saves a kernel launch.
+    """Return the gradient of a vertex's sum, given the gradient of its normal. The gradient is computed again
+    for each face of the vertex, which saves a kernel launch.
     """
     row = vertex.to(tl.int64)
     valid, direction, length = _direction(load_vec3(summed + 4 * row, mask))
@@ -89,7 +92,9 @@ def _normalize_backward(summed, grad, vertex, mask):
 
 @triton.jit(do_not_specialize=["count"])
 def _backward(v_pos, faces, summed, grad, grad_v_pos, count, BLOCK: tl.constexpr):
-    """Add to grad_v_pos [V,4], which starts at zero. For f = p × q: ∂L/∂p = q × ∂L/∂f, ∂L/∂q = ∂L/∂f × p."""
+    """Add the gradient to grad_v_pos [V,4], which starts at zero. For a face normal f = p × q: ∂L/∂p = q ×
+    ∂L/∂f, ∂L/∂q = ∂L/∂f × p.
+    """
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = face < count
     vertices = load_face(faces, face, mask)

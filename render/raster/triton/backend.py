@@ -159,7 +159,7 @@ class _Rasterize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_rast):
         clip, faces, rast = ctx.saved_tensors
-        # The gradient is summed in float64, because a small triangle adds large numbers of opposite signs.
+        # The gradient is summed in float64, because a small triangle adds large numbers that nearly cancel.
         grad = torch.zeros_like(clip, dtype=torch.float64)
         block, pixel_count = launch_config_for(clip).pixels, rast.numel() // 4
         with on_device_of(clip):
@@ -208,7 +208,7 @@ class _Interpolate(torch.autograd.Function):
 
 
 def build_edge_table(faces: Int[Tensor, "F 3"], vertex_count: int) -> EdgeTable:
-    """Group the half-edges of a mesh."""
+    """Return the half-edges of a mesh, grouped by their smaller vertex."""
     faces = faces.contiguous()
     half_edges, device = faces.numel(), faces.device
     counts = torch.zeros(vertex_count + 1, dtype=torch.int32, device=device)
@@ -241,7 +241,7 @@ def find_pairs(
         faces, edges.starts, edges.groups, marks, items, counts[:1], len(faces), half_edges, batch,
         BLOCK=config.half_edges,
     )  # fmt: skip
-    # The edges of small faces cross few lines.
+    # If a mesh has many faces, these are small and their edges cross few lines, so LINES is 1.
     many = len(faces) >= config.many_faces
     silhouette.find_crossings[(config.silhouette_programs,)](
         clip, rast, faces, items, counts[:1], winners, vertex_count, height, width,

@@ -4,7 +4,7 @@ Each row of a block contains one pixel and its four neighbours in the order righ
 formulas are those of render/raster/silhouette.py, blend_pairs. wₖ is the weight of the pair with neighbour k.
 a and b are the sums of the weights along the row and along the column of the pixel, and f = 1 − ab / (a + b).
 Δₖ is the colour of neighbour k minus the colour of the pixel. The colour of the pixel changes by f Σ wₖ Δₖ.
-Only listed pixels are processed.
+Only the pixels that `list_pixels` has listed are processed.
 """
 
 import triton
@@ -37,7 +37,9 @@ def load_winners(winners, pixel, in_image, height, width):
 
 @triton.jit
 def list_pixels(winners, pixels, count, pixel_count, height, width, BLOCK: tl.constexpr):
-    """Append the pixels that belong to a pair to pixels [N] int64. count [1] int32 must start at zero."""
+    """Append to pixels [N] int64 all pixels that belong to a pair. count [1] int32, their number, must start
+    at zero.
+    """
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     _, key, _ = load_winners(winners, pixel[:, None], (pixel < pixel_count)[:, None], height, width)
     is_listed = (tl.max(key, 1) >= 0).to(tl.int32)
@@ -49,7 +51,8 @@ def list_pixels(winners, pixels, count, pixel_count, height, width, BLOCK: tl.co
 
 @triton.jit
 def load_crossings(clip, faces, key, row, column, height, width, vertical, first):
-    """Mask of the pairs [N,4] that change the pixel, their weights, and values for the backward pass.
+    """Return the mask of the pairs [N,4] that change the pixel, their weights, and values for the backward
+    pass.
 
     The values are ∂weight/∂position of the crossing, the line of the edge as (n_across, n_along, w), and the
     ends of the edge as (x, y, w) and as vertex indices.
@@ -83,8 +86,8 @@ def total_weights(weight, vertical):
 
 @triton.jit
 def load_colours(colour, pixel, step, mask, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
-    """Return offsets and masks of the pixel colours [N,1,C] and neighbour colours [N,4,C], pixel colours, and
-    Δ.
+    """Return the offsets and the masks of the pixel colours [N,1,C] and of the neighbour colours [N,4,C], the
+    pixel colours, and Δ.
     """
     channel = tl.arange(0, PADDED)[None, None, :]
     own_offset = pixel[:, :, None] * CHANNELS + channel
@@ -102,7 +105,7 @@ def blend(
     colour, clip, faces, winners, pixels, count, out, vertex_count, height, width,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the listed pixels whose colour changes to out [B,H,W,C], which must be a copy of colour at the
+    """Write to out [B,H,W,C] the listed pixels whose colour changes. out must be a copy of colour at the
     start.
     """
     pixel_count = tl.load(count)
@@ -165,7 +168,7 @@ def blend_backward(
 def edge_backward(
     grad_clip, grad_position, normal, ends, vertices, row, column, height, width, vertical, mask
 ):
-    """Add the gradient of the crossing positions to the gradient of the ends of the edges.
+    """Add the gradient of the ends of the edges to grad_clip, given the gradient of the crossing positions.
 
     The position is (1 − (n_along · centre + w) / n_across) · size / 2. The line is a × b, so ∂L/∂a = b ×
     ∂L/∂line.

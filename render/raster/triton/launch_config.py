@@ -25,13 +25,13 @@ class ListLaunch:
 class LaunchConfig:
     """Block sizes of all kernels.
 
-    faces, edges, pixels, silhouettes_per_program: elements per program. half_edges: half-edges per program
-    whose marks are combined. blend_pixels: pixels of pairs per program. lines_per_step: pixel lines per
-    silhouette that are processed at a time. For meshes with at least many_faces it is 1. values: attribute
-    or colour values per program, over all channels. small_box, medium_box: A face whose bounding box has
-    more than small_box pixels is listed as medium. A face with more than medium_box pixels is listed as
-    large. medium, large: the launches for the listed faces. silhouette_programs, blend_programs: The list
-    lengths are known only on the GPU, so a fixed number of programs processes each list. silhouette_warps:
+    faces, edges, pixels, silhouettes_per_program: elements per program. half_edges: half-edges per program of
+    the kernel that combines marks. blend_pixels: pixels per program of the blend kernels. lines_per_step:
+    pixel lines per silhouette that are processed at a time. A mesh with at least many_faces faces uses 1
+    instead. values: attribute or colour values per program, over all channels. small_box, medium_box: a face
+    is listed as medium if its bounding box has more than small_box pixels, and as large if it has more than
+    medium_box pixels. medium, large: the launches for the listed faces. silhouette_programs, blend_programs:
+    numbers of programs. They are fixed, because the list lengths are known only on the GPU. silhouette_warps:
     warps per program.
     """
 
@@ -54,7 +54,7 @@ class LaunchConfig:
 
 
 GPU_CONFIG = LaunchConfig(
-    # One warp per program, because the program runs as long as its largest face needs.
+    # A program has one warp and one face per thread, because it runs as long as its largest face needs.
     faces=32,
     edges=256,
     half_edges=256,
@@ -66,7 +66,7 @@ GPU_CONFIG = LaunchConfig(
     values=1024,
     small_box=64,
     medium_box=1024,
-    # A fragmented surface may have a million medium faces. Half a warp is enough for one medium face.
+    # A fragmented surface may have a million medium faces, so one warp processes two of them at a time.
     medium=ListLaunch((2, 8, 8), (4096, 1), 1),
     large=ListLaunch((1, 8, 32), (256, 8), 4),
     silhouette_programs=8192,

@@ -1,14 +1,16 @@
 """Triton kernels that find the pixel pairs that silhouettes cross; see render/raster/silhouette.py.
 
-The half-edges of all faces are grouped by the smaller of their two vertices. No sort and no hash table is
-needed, and any number of faces per edge is allowed. A half-edge has the number 3 · face + corner, where the
+The half-edges of all faces are grouped by the smaller of their two vertices. This needs neither a sort nor a
+hash table, and allows any number of faces per edge. A half-edge has the number 3 · face + corner, where the
 corner is opposite the edge. The half-edge with the smallest number represents the edge.
 
-First, each face is marked with its side in each view. Then each representative combines the marks of all
-faces of its edge. An edge with marks of only one side is a silhouette. The silhouettes are listed, and their
-crossings with pixel rows or columns are computed. `winners` [B,2,H,W] int64 stores the outermost crossing of
-each pixel pair at its axis and first pixel, −1 if there is none: 36 bits for the distance from the inner
-pixel, 26 bits for the half-edge, and one bit that is set if the inner pixel is the second.
+First, each face is marked with the side that each view sees. Then the representative of each edge combines
+the marks of its faces, which show on which side of the edge each face is projected. If all faces are on one
+side, the edge is a silhouette. The silhouettes are listed, and their crossings with pixel rows or columns are
+computed. `winners` [B,2,H,W] int64 stores, at the axis and first pixel of each pair, the crossing that is
+farthest from the inner pixel. The value is −1 if there is no crossing. Otherwise it consists of 36 bits for
+the distance from the inner pixel, 26 bits for the half-edge, and one bit that is set if the inner pixel is
+the second.
 """
 
 import triton
@@ -37,10 +39,10 @@ def load_half_edge(faces, half, mask):
 
 @triton.jit(do_not_specialize=["half_edges"])
 def count_half_edges(faces, counts, ranks, half_edges, BLOCK: tl.constexpr):
-    """Count the half-edges of each smaller vertex v in counts[v + 1], which starts at zero: [V+1] int32.
+    """Count the half-edges of each smaller vertex v in counts[v + 1]. counts [V+1] int32 must start at zero.
 
     ranks [3F] int32 receives the number of half-edges of the same vertex that were counted before. The order
-    varies between runs. A half-edge whose ends are equal is not counted.
+    of counting varies between runs. A half-edge whose ends are equal is not counted.
     """
     half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = half < half_edges
@@ -54,7 +56,8 @@ def count_half_edges(faces, counts, ranks, half_edges, BLOCK: tl.constexpr):
 def group_half_edges(faces, starts, ranks, groups, half_edges, BLOCK: tl.constexpr):
     """Write each half-edge to groups [3F] int64, as larger vertex << 32 | half-edge << 1 | ascends.
 
-    The group of vertex v is starts[v] to starts[v + 1]. starts: the cumulative sum of counts, [V+1] int32.
+    ascends: whether the face traverses the edge from the smaller to the larger vertex. The group of vertex v
+    is starts[v] to starts[v + 1]. starts: the cumulative sum of counts, [V+1] int32.
     """
     half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = half < half_edges
@@ -92,7 +95,7 @@ def mark_faces(clip, faces, marks, face_count, vertex_count, batch, BLOCK: tl.co
 def combine_marks(groups, marks, half, low, high, begin, length, BLOCK: tl.constexpr):
     """Return the smallest half-edge of each edge, and the marks of all faces of the edge.
 
-    The marks refer to the sign of (low × high) · third corner.
+    The mark of each face is first converted to the sign of (low × high) · third corner.
     """
     smallest, combined = half, tl.zeros([BLOCK], tl.int32)
     for step in range(0, tl.max(length)):
@@ -110,9 +113,10 @@ def combine_marks(groups, marks, half, low, high, begin, length, BLOCK: tl.const
 def list_silhouettes(
     faces, starts, groups, marks, items, item_count, face_count, half_edges, batch, BLOCK: tl.constexpr
 ):
-    """Append view << 32 | half-edge << 1 | (its faces lie on the plus side) to items for each silhouette.
+    """Append view << 32 | half-edge << 1 | plus to items for each silhouette.
 
-    items: [B·3F] int64. item_count [1]: int32, starts at zero. Grid: (blocks of half-edges, words of views).
+    plus: whether the faces of the edge lie on its plus side. items: [B·3F] int64. item_count [1]: int32,
+    starts at zero. Grid: (blocks of half-edges, words of views).
     """
     half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = half < half_edges
@@ -162,7 +166,7 @@ def to_screen(p, z, in_front, height, width):
 
 @triton.jit
 def load_edge(clip, faces, half, mask):
-    """Both ends of an edge as (x, y, w) and z, and their vertex indices."""
+    """Return both ends of an edge as (x, y, w) and z, and their vertex indices."""
     low, high, _ = load_half_edge(faces, half, mask)
     a, az = load_corner(clip, low, mask)
     b, bz = load_corner(clip, high, mask)
@@ -182,7 +186,9 @@ def find_crossings(
     clip, rast, faces, items, item_count, winners, vertex_count, height, width,
     ITEMS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """Compute the crossings of each listed edge with pixel rows or columns. Grid: any number of programs."""
+    """Write the visible crossings of the listed edges with pixel rows or columns to winners. Grid: any number
+    of programs.
+    """
     count = tl.load(item_count)
     for begin in range(tl.program_id(0) * ITEMS, count, tl.num_programs(0) * ITEMS):
         index = begin + tl.arange(0, ITEMS)
@@ -206,8 +212,8 @@ def find_crossings(
         along, across = tl.where(flat, width, height), tl.where(flat, height, width)
         n_along, n_across = tl.where(flat, normal[0], normal[1]), tl.where(flat, normal[1], normal[0])
         inner_is_second = (n_across > 0) == plus
-        # The interval is half-open. A line of pixel centres through the common vertex of two edges therefore
-        # crosses only one of them.
+        # The interval of lines is half-open. A line of pixel centres through the common vertex of two edges
+        # therefore crosses only one of them.
         first = tl.ceil(tl.minimum(start, end) - 0.5)
         stop = tl.ceil(tl.maximum(start, end) - 0.5)
         first = tl.minimum(tl.maximum(tl.where(valid, first, 0.0), 0.0), along * 1.0).to(tl.int32)
@@ -246,5 +252,5 @@ def find_crossings(
 
 @triton.jit
 def crossing_position(n_along, n_across, n_w, line, along, across):
-    """Coordinate in pixels at which an edge crosses a line of pixel centres."""
+    """Return the coordinate in pixels at which an edge crosses a line of pixel centres."""
     return (1 - (n_along * centre(line, along) + n_w) / n_across) * (across * 0.5)

@@ -1,11 +1,12 @@
 """Triton kernels of rasterize. They compute the nearest face, u, v and z/w at each pixel, and the gradient.
 
 The formulas, the order of operations and the precision (float64) are those of reference.py. Fused
-multiply-adds must be disabled. Then the edge functions of two adjacent triangles are exact negatives, and
-both backends assign each pixel to the same face.
+multiply-adds must be disabled, so that the edge functions of two adjacent triangles are exact negatives, and
+each pixel gets the same face as in reference.py.
 
-Each pixel has a 64-bit key with 39 bits of depth above 24 bits of face index. An atomic minimum selects the
-nearest face. Depths within 2⁻³⁸ count as equal. At equal depth, the face with the smallest index is selected.
+Each pixel has a 64-bit key that consists of 39 bits of depth and 24 lower bits of face index. An atomic
+minimum selects the nearest face. Depths within 2⁻³⁸ count as equal. At equal depth, the face with the
+smallest index is selected.
 """
 
 import triton
@@ -40,8 +41,8 @@ def centre(index, size):
 def loop_centre(index, size, EXACT: tl.constexpr):
     """Return `centre(index, size)`.
 
-    EXACT: `size` is a power of two, so a product with 2 / size gives the same bits as the quotient. The
-    compiler computes 2 / size before the loop.
+    EXACT: whether `size` is a power of two. A product with 2 / size then has the same bits as the quotient.
+    It is faster, because the compiler computes 2 / size before the loop.
     """
     if EXACT:
         return (index.to(tl.float64) + 0.5) * (tl.full([], 2.0, tl.float64) / size) - 1
@@ -93,8 +94,8 @@ def pixel_range(p, q, r, size):
     half = size * 0.5
     low = (tl.minimum(tl.minimum(p, q), r) + 1) * half - 0.5
     high = (tl.maximum(tl.maximum(p, q), r) + 1) * half - 0.5
-    # The tolerance includes centres on the outline. Values are clamped before the conversion to integers,
-    # because they may be as large as 1e30.
+    # The tolerance of 1e-6 includes centres that lie exactly on the outline. Values are clamped before the
+    # conversion to integers, because they may be as large as 1e30.
     first = tl.ceil(tl.minimum(tl.maximum(low - 1e-6, 0.0), size * 1.0))
     last = tl.floor(tl.maximum(tl.minimum(high + 1e-6, size - 1.0), -1.0))
     return first.to(tl.int32), last.to(tl.int32)
@@ -114,7 +115,8 @@ def set_up_triangles(corners, depths, mask, height, width):
 
     in_front = (a[2] > 0) & (b[2] > 0) & (c[2] > 0)
     one = tl.full([], 1.0, tl.float64)
-    # The rounding errors of the reciprocals are far below the tolerance of pixel_range.
+    # Products with reciprocals are accurate enough, because their errors are far below the tolerance of
+    # pixel_range.
     ra, rb, rc = (
         one / tl.where(in_front, a[2], 1.0),
         one / tl.where(in_front, b[2], 1.0),
@@ -122,7 +124,7 @@ def set_up_triangles(corners, depths, mask, height, width):
     )
     left, right = pixel_range(a[0] * ra, b[0] * rb, c[0] * rc, width)
     top, bottom = pixel_range(a[1] * ra, b[1] * rb, c[1] * rc, height)
-    # The projection of a triangle that extends behind the camera is unbounded.
+    # The projection of a triangle that extends behind the camera is unbounded, so its box is the whole image.
     left, top = tl.where(in_front, left, 0), tl.where(in_front, top, 0)
     right, bottom = tl.where(in_front, right, width - 1), tl.where(in_front, bottom, height - 1)
     valid = (det > 0) & (det < float("inf")) & ((a[2] > 0) | (b[2] > 0) | (c[2] > 0)) & mask
@@ -148,8 +150,8 @@ def draw_pixel(
 ):  # fmt: skip
     """Store the face in the pixel if it covers the centre at a visible depth and no nearer face is stored.
 
-    The depth is a product with 1 / |det|. Its error is far below the depth step of the key, and the
-    comparison with |det| is equal to a comparison of the quotient with 1.
+    The depth is a product of `scaled` and 1 / |det|. Its error is far below the depth step of the key. The
+    comparison of `scaled` with |det| is equal to a comparison of the quotient with 1.
     """
     det, inverse = determinant
     x, y = loop_centre(column, width, EXACT), loop_centre(row, height, EXACT)
@@ -209,7 +211,7 @@ def draw_small_faces(
 
 @triton.jit
 def next_list_indices(count, selected):
-    """Return the next free list index for each selected face. `count` is incremented atomically."""
+    """Return a free list index for each selected face. `count` is atomically increased by their number."""
     selected = selected.to(tl.int32)
     found = tl.sum(selected)
     first = tl.atomic_add(count, found, mask=found > 0, sem="relaxed")
@@ -291,7 +293,7 @@ def resolve(
 
 @triton.jit
 def add_corner_gradient(grad_clip, vertex, point, cotangent, mask):
-    """Add p × cotangent to the gradient of x, y, w of a vertex."""
+    """Add p × cotangent to the gradient of x, y, w of a vertex, where p is the pixel centre."""
     gx, gy, gw = cross((point[0], point[1], 1.0), cotangent)
     target = grad_clip + 4 * vertex.to(tl.int64)
     tl.atomic_add(target, gx, mask=mask, sem="relaxed")
@@ -303,7 +305,8 @@ def add_corner_gradient(grad_clip, vertex, point, cotangent, mask):
 def resolve_backward(
     clip, faces, rast, grad_rast, grad_clip, vertex_count, pixel_count, height, width, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Add the gradient of u, v with respect to x, y, w of the corners to grad_clip [B,V,4] (float64).
+    """Add the gradient with respect to x, y, w of the corners to grad_clip [B,V,4] (float64), given that of u
+    and v.
 
     As in numba/triangles.py, ∂L/∂v₀ = p × (g₁ v₂ − g₂ v₁) with gᵢ = ∂L/∂eᵢ. The gradients of v₁ and v₂ follow
     by cyclic permutation of the indices.
