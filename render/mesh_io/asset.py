@@ -11,8 +11,7 @@ from render.mesh import Mesh
 from render.mesh_io.structure import Structure
 from render.mesh_io.surface_material import SurfaceMaterial
 
-# The smallest allowed scale of a node transform. With a smaller scale, it cannot be inverted in 32-bit
-# numbers.
+# The lower bound of the scale of a node transform. A smaller scale cannot be inverted in 32-bit numbers.
 LEAST_SCALE = 1e-9
 
 

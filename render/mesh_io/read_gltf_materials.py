@@ -120,8 +120,8 @@ class GltfMaterials:
     def _wrap(self, surface: dict, entry: dict) -> tuple[Wrap, Wrap]:
         """Return the wrap modes of the base colour texture.
 
-        If the material has no base colour texture, the first of its metallic-roughness, normal and occlusion
-        textures is used.
+        If the material has no base colour texture, those of the first of its metallic-roughness, normal and
+        occlusion textures are used.
         """
         places = (
             surface.get("baseColorTexture"),

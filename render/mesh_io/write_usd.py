@@ -16,7 +16,7 @@ from render.mesh_io.asset import Asset
 from render.mesh_io.write_obj import KD_FILE, KS_FILE, METALLIC_FILE, NORMAL_FILE, ROUGHNESS_FILE
 
 USD_FILE = "mesh.usd"
-# The file of each texture. roughness and metallic are channels of ks as grey pictures.
+# The file of each texture. The files of roughness and metallic are grey pictures of two channels of ks.
 FILES = {
     "kd": KD_FILE,
     "ks": KS_FILE,

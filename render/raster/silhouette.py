@@ -154,8 +154,8 @@ def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple
     start, end = segment.unbind(1)
     extent = (end - start).abs()
     axis = (extent[:, 0] > extent[:, 1]).long()
-    # The lines of pixel centres are rows, counted along y, for steep edges and columns, counted along x, for
-    # flat edges.
+    # Steep edges cross rows of pixel centres, which are numbered along y. Flat edges cross columns, which are
+    # numbered along x.
     along_axis = 1 - axis[:, None]
     start_along, end_along = start.gather(1, along_axis)[:, 0], end.gather(1, along_axis)[:, 0]
     # The interval of lines is half-open. A line of pixel centres through the common vertex of two edges
