@@ -22,6 +22,9 @@ from triton import language as tl
 from sd.kernels.triton_math import sigmoid
 
 TILE, WARPS = 4096, 4
+# Number of stages of the software pipeline: a program loads one tile less than this number in advance. 1: no
+# pipeline. The first number is for the kernels that compute sums, the second for those that write a tensor.
+SUM_STAGES, OUTPUT_STAGES = 2, 1
 MAX_TILE_CHANNELS = 128
 # The target number of programs: several per multiprocessor of a large GPU. More programs only increase the
 # work of the second kernel.
@@ -35,8 +38,9 @@ SIZES = ["N", "rows", "width", "groups", "chunks", "shift_stride"]
 
 @triton.jit(do_not_specialize=SIZES)
 def _channel_sums(
-    x, other, sums, N, C, first, rows, OTHER: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
-):
+    x, other, sums, N, C, first, rows,
+    OTHER: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Write each channel's sums of x − pivot and (x − pivot)² over a chunk to sums [B, chunks, 2, C].
 
     OTHER: the channels from `first` on are those of another tensor, and no program reads both tensors.
@@ -53,7 +57,7 @@ def _channel_sums(
     pivot = tl.load(x + source, mask=channel_mask, other=0.0).to(tl.float32)
     total = tl.zeros([ROWS, CHANNELS], tl.float32)
     square = tl.zeros([ROWS, CHANNELS], tl.float32)
-    for start in range(0, rows, ROWS):
+    for start in tl.range(0, rows, ROWS, num_stages=STAGES):
         row = chunk * rows + start + tl.arange(0, ROWS)
         mask = (row[:, None] < N) & channel_mask[None, :]
         value = tl.load(x + row[:, None].to(tl.int64) * stride + source[None, :], mask=mask, other=0.0)
@@ -161,7 +165,8 @@ def _load_channel_values(
 @triton.jit(do_not_specialize=SIZES)
 def _normalise(
     x, other, y, moments, weight, bias, shift, N, C, first, groups, width, rows, shift_stride,
-    OTHER: tl.constexpr, SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    OTHER: tl.constexpr, SILU: tl.constexpr, SHIFT: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -176,7 +181,7 @@ def _normalise(
             x, stride, source = other, C - first, channel - first
     x += sample * N * stride
     y += sample * N * C
-    for start in range(0, rows, ROWS):
+    for start in tl.range(0, rows, ROWS, num_stages=STAGES):
         row = chunk * rows + start + tl.arange(0, ROWS)
         mask = (row[:, None] < N) & channel_mask[None, :]
         offsets = row[:, None].to(tl.int64) * C + channel[None, :]
@@ -200,7 +205,8 @@ def _grad_pre_activation(centred, dy, scale, bias_value, SILU: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def _grad_sums(
     x, dy, moments, weight, bias, shift, sums, N, C, groups, width, rows, shift_stride,
-    SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    SILU: tl.constexpr, SHIFT: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write each channel's sums of a and a · xhat over a chunk to sums [B, chunks, 2, C]."""
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
@@ -215,7 +221,7 @@ def _grad_sums(
     # The sums of a / weight and of a / weight · (x − mean).
     first = tl.zeros([ROWS, CHANNELS], tl.float32)
     second = tl.zeros([ROWS, CHANNELS], tl.float32)
-    for start in range(0, rows, ROWS):
+    for start in tl.range(0, rows, ROWS, num_stages=STAGES):
         row = chunk * rows + start + tl.arange(0, ROWS)
         mask = (row[:, None] < N) & channel_mask[None, :]
         offsets = row[:, None].to(tl.int64) * C + channel[None, :]
@@ -246,7 +252,8 @@ def _grad_means(sums, means, N, C, width, chunks, CHUNKS: tl.constexpr, WIDTH: t
 @triton.jit(do_not_specialize=SIZES)
 def _grad_input(
     x, dy, skip, dx, moments, means, weight, bias, shift, N, C, groups, width, rows, shift_stride,
-    SILU: tl.constexpr, SHIFT: tl.constexpr, SKIP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    SILU: tl.constexpr, SHIFT: tl.constexpr, SKIP: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient to dx. skip: another gradient of x that is added to it, read only if SKIP."""
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
@@ -262,7 +269,7 @@ def _grad_input(
     dy += sample * N * C
     skip += sample * N * C
     dx += sample * N * C
-    for start in range(0, rows, ROWS):
+    for start in tl.range(0, rows, ROWS, num_stages=STAGES):
         row = chunk * rows + start + tl.arange(0, ROWS)
         mask = (row[:, None] < N) & channel_mask[None, :]
         offsets = row[:, None].to(tl.int64) * C + channel[None, :]
@@ -352,14 +359,14 @@ class GroupNorm(torch.autograd.Function):
         options = ctx.flags | config.tile_block
         with torch.cuda.device_of(x):
             _grad_sums[config.tile_grid](
-                x, dy, moments, weight, bias, shift, sums, *sizes, *more_sizes, **options
+                x, dy, moments, weight, bias, shift, sums, *sizes, *more_sizes, STAGES=SUM_STAGES, **options
             )
             _grad_means[config.group_grid](
                 sums, means, *sizes, config.width, config.chunks, **config.group_block
             )
             _grad_input[config.tile_grid](
                 x, dy, dy if skip is None else skip, dx, moments, means, weight, bias, shift,
-                *sizes, *more_sizes, SKIP=skip is not None, **options,
+                *sizes, *more_sizes, SKIP=skip is not None, STAGES=OUTPUT_STAGES, **options,
             )  # fmt: skip
         return dx, None, None, None, None, None, None
 
@@ -373,7 +380,7 @@ def normalise(config, tensors, parameters, buffers, shift_stride, eps, SHIFT, SI
     sizes = (config.rows, config.channels, config.first)
     with torch.cuda.device_of(x):
         _channel_sums[config.tile_grid](
-            x, other, sums, *sizes, config.chunk_rows, OTHER=has_other, **config.tile_block
+            x, other, sums, *sizes, config.chunk_rows, OTHER=has_other, STAGES=SUM_STAGES, **config.tile_block
         )
         _moments[config.group_grid](
             x, other, shift, sums, moments, *sizes, config.width, config.chunks, shift_stride, eps,
@@ -381,7 +388,8 @@ def normalise(config, tensors, parameters, buffers, shift_stride, eps, SHIFT, SI
         )  # fmt: skip
         _normalise[config.tile_grid](
             x, other, y, moments, weight, bias, shift, *sizes, config.groups, config.width,
-            config.chunk_rows, shift_stride, OTHER=has_other, SHIFT=SHIFT, SILU=SILU, **config.tile_block,
+            config.chunk_rows, shift_stride, OTHER=has_other, SHIFT=SHIFT, SILU=SILU, STAGES=OUTPUT_STAGES,
+            **config.tile_block,
         )  # fmt: skip
 
 

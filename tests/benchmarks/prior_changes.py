@@ -142,6 +142,12 @@ def encoder_changes(bench, parts: Parts, kernels: Kernels, batch: int) -> None:
             patched(group_norm_triton, "PROGRAMS", programs),
         ):
             measure(f"norm: tile {tile}, {warps} warps, {programs} programs", kernels)
+    for stages in ((1, 1), (3, 1), (2, 2), (3, 3)):
+        with (
+            patched(group_norm_triton, "SUM_STAGES", stages[0]),
+            patched(group_norm_triton, "OUTPUT_STAGES", stages[1]),
+        ):
+            measure(f"norm: {stages[0]} stages for sums, {stages[1]} for outputs", kernels)
     for tokens, samples in ((0, 1), (4096, 1), (4096, 3), (4096, 6), (0, 2)):
         with (
             patched(fused_blocks, "STORED_TOKENS", tokens),
