@@ -103,7 +103,28 @@ def pytest_collection_finish():
     gc.enable()
 
 
+# The files that take longest, in this order. They start first, so that both processes end at the same time.
+LONG = (
+    "test_distributed",
+    "test_train",
+    "test_gallery",
+    "test_notebook",
+    "test_user_mesh",
+    "test_make_tiny_sd",
+)
+LONG += (
+    "test_objects",
+    "test_triton_backend",
+    "test_evaluation",
+    "test_geometry_kernels",
+    "test_make_classifier",
+)
+LONG += ("test_interface", "test_browser", "test_group_norm_triton", "test_fuzz", "test_end_to_end")
+
+
 def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
     if torch.cuda.is_available():
         return
     for item in items:
