@@ -1,7 +1,7 @@
 """Test with random files that every reader returns a valid result or raises an expected error.
 
 The error message is one line that contains the file name. Other exceptions, hangs and unbounded memory use
-are failures. Each test runs 200 cases, or 2,000 cases with `-m slow`.
+are failures. Each test runs 120 cases, or 2,000 cases with `-m slow`.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from training.checkpoint import UnreadableCheckpoint, load_latest
 from training.input_files import InputFiles
 from training.resume import checkpoint_folder, restore_state, save_state
 
-CASES = [200, pytest.param(2000, marks=pytest.mark.slow)]
+CASES = [120, pytest.param(2000, marks=pytest.mark.slow)]
 OURS = (ValueError, ConfigError, FileNotFoundError)
 SECONDS, BYTES = 20, 2 * 2**30
 
@@ -91,13 +91,13 @@ def bounded():
 def fuzz(strategy, cases, attempt):
     """Call `attempt` with `cases` random inputs.
 
-    In the short suite (at most 200 cases), the inputs are the same in every run.
+    In the short suite (at most 120 cases), the inputs are the same in every run.
     """
 
     @settings(
         max_examples=cases,
         deadline=None,
-        derandomize=cases <= 200,
+        derandomize=cases <= 120,
         database=None,
         suppress_health_check=list(HealthCheck),
     )

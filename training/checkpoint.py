@@ -238,9 +238,9 @@ def _read(folder: Path, step: int) -> Checkpoint:
     expected, meta = state.get("tensors"), state.get("meta")
     # A missing digest is accepted, because the program wrote the first checkpoints of this format version
     # without a digest of state.json.
-    if state.pop("sha256", None) not in (None, _digest(state)) or not (
-        isinstance(expected, dict) and isinstance(meta, dict)
-    ):
+    signed = "sha256" in state
+    digest = state.pop("sha256", None)
+    if (signed and digest != _digest(state)) or not (isinstance(expected, dict) and isinstance(meta, dict)):
         raise DamagedCheckpoint(f"{folder / STATE} is damaged (its own SHA-256 differs)")
     if not path.is_file():
         raise DamagedCheckpoint(f"{path} is missing")

@@ -173,6 +173,14 @@ def test_kill_during_a_save_loses_no_checkpoint(interrupted, tmp_path, monkeypat
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_state_file_without_its_digest_value_is_damaged(tmp_path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, tensors(step), {"step": step})
+    path = tmp_path / "step_000002" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": None, "meta": {"step": 3}}))
+    assert load_latest(tmp_path).meta == {"step": 1}
+
+
 def test_random_kills_lose_no_saved_checkpoint(tmp_path):
     chance, saved = random.Random(0), 0
     for _ in range(20):

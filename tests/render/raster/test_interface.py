@@ -31,7 +31,7 @@ def test_tiled_square_covers_each_centre_once(rasteriser):
     """All corners of the random fans lie on pixel centres, so edges pass through many centres."""
     size = 16
     generator = torch.Generator().manual_seed(0)
-    for _ in range(8):
+    for _ in range(3):
         middle = torch.randint(2, 14, (2,), generator=generator) + 0.5
         square = torch.tensor([[1, 1], [8, 1], [14, 1], [14, 8], [14, 14], [8, 14], [1, 14], [1, 8]]) + 0.5
         clip = to_clip(torch.cat([square, middle[None]]), (size, size))
@@ -146,11 +146,11 @@ def test_interpolated_positions_are_the_points_hit(rasteriser, soup):
 
 
 def test_views_of_a_batch_are_independent(rasteriser, soup):
-    clip = torch.cat([soup["clip"], soup["clip"].flip(1), soup["clip"] * 0.5])
-    attributes = torch.randn(3, 180, 5, generator=torch.Generator().manual_seed(0))
+    clip = torch.cat([soup["clip"], soup["clip"].flip(1) * 0.5])
+    attributes = torch.randn(2, 180, 5, generator=torch.Generator().manual_seed(0))
     rast = rasteriser.rasterize(clip, soup["faces"].int(), soup["resolution"])
     image = rasteriser.interpolate(attributes, rast, soup["faces"].int())
-    for view in range(3):
+    for view in range(2):
         alone = rasteriser.rasterize(clip[view, None], soup["faces"], soup["resolution"])
         assert torch.equal(rast[view], alone[0])
         drawn = rasteriser.interpolate(attributes[view, None], alone, soup["faces"])

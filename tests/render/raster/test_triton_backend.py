@@ -163,6 +163,7 @@ def list_silhouettes(clip, faces):
     return lists[0]
 
 
+@pytest.mark.parametrize("scene", ["soup"], indirect=True)
 def test_no_gradient_is_computed_for_fixed_inputs(scene):
     clip, faces, resolution = scene
     rasteriser = backend.TritonRasteriser()
