@@ -96,7 +96,8 @@ class SDSSample:
 
 
 class Guidance(nn.Module):
-    """The loss of images. The module stores the prompt embeddings. The prior's weights get no gradient.
+    """The score distillation loss of a batch of images. The module stores the prompt embeddings. The prior's
+    weights get no gradient.
 
     lora, lora_optimizer: VSD's trained denoiser and its optimizer, or None for all other scores.
     """
@@ -183,7 +184,8 @@ class Guidance(nn.Module):
             sums = {name: sums.get(name, 0) + value for name, value in stats.items()}
         if self.lora is not None:
             sums["lora_loss"] = sums["lora_loss"] / len(pieces)
-        # The added term has the value 0. Its gradient on the image is the stored gradient of each view.
+        # The added term is 0 and does not change the loss. Its gradient on the image is the stored gradient
+        # of each view.
         loss = total + ((image - image.detach()) * torch.cat(gradients)).sum()
         return loss, {"loss": total, "gradient_norm": squares.sqrt() / len(image), **sums}
 
@@ -342,8 +344,8 @@ class Guidance(nn.Module):
                 self.lora, noisy, sample.timesteps, self.text[sample.view_index], conditions
             )
             squares = (predicted - sample.noise).square()
-            # The sum is used because the gradients of the mean underflow in half precision. The factor has no
-            # effect on the steps of Adam.
+            # The sum is used because the gradients of the mean underflow in half precision. Sum and mean
+            # differ by a constant factor, which has no effect on the steps of Adam.
             squares.sum().backward()
         return predicted.detach(), squares.detach().mean()
 

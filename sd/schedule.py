@@ -2,7 +2,7 @@
 
 Steps are numbered from 1 to `iter`. In the geometry stage, the first FIT_STEPS steps fit the start shape. In
 the appearance stage with init_textures, they fit the given textures. These steps are included in `iter` and
-`coarse_iter`. The phase changes again at step coarse_iter + 1 (Fantasia3D, arXiv 2303.13873).
+`coarse_iter`. The phase also changes at step coarse_iter + 1 (Fantasia3D, arXiv 2303.13873).
 """
 
 import dataclasses
@@ -164,7 +164,8 @@ def annealed_number(value: float | tuple[float, float], annealing: float) -> flo
 def geometry_schedule(config: ScheduleConfig, fit: bool = True) -> Schedule:
     """Return the phases fit, coarse and fine.
 
-    In the coarse phase, normal and mask are the latent. In the fine phase, the VAE encodes the normals.
+    In the coarse phase, the 4-channel image of normal and mask is used as the latent. In the fine phase, the
+    VAE encodes the normals.
 
     fit: whether there is a fit phase. It is False if the surface has no start shape.
     """

@@ -69,8 +69,8 @@ class StableDiffusion(nn.Module):
                 # The method of nn.Module is called, because diffusers' own `to` would log an irrelevant
                 # warning here.
                 nn.Module.to(part, torch.bfloat16)
-        # The tuple prevents the registration as a submodule. The weights are already registered with
-        # self.unet.
+        # The network is in a tuple so that it is not registered as a submodule, because its weights are
+        # already registered with self.unet.
         self._trainable = (share_weights(self.unet),) if keep_trainable else ()
         if device.type == "cuda":
             # Tensor cores are fastest with channels-last. The eager denoiser of SD 2.1 takes 39 ms instead of
@@ -82,7 +82,8 @@ class StableDiffusion(nn.Module):
             fuse_encoder_blocks(self.vae.encoder, kernels)
         else:
             denoiser = self.unet
-        # The network that is called. Its modules are those of self.unet, so it is not a submodule.
+        # The network that computes the noise. It is in a tuple so that it is not registered as a submodule,
+        # because its modules are already registered with self.unet.
         self._denoiser = (denoiser,)
         # The dtypes are read only once. diffusers' `dtype` iterates over all weights, which takes longer than
         # a kernel.
@@ -224,7 +225,7 @@ class StableDiffusion(nn.Module):
 
         The `views` views of an object must be consecutive. conditions: the cameras and the control image that
         this model needs. If the batch consists of several copies (`ViewConditions.copies`), everything except
-        the text is read from the first.
+        the text is read from the first copy.
         """
         some = slice(len(noisy) // conditions.copies)
         given = noisy[some].to(self._unet_dtype, memory_format=self._layout)

@@ -27,8 +27,8 @@ def unit_gradient(
 
 
 class _Scale(torch.autograd.Function):
-    """The identity function for the output. The backward pass stores the factors and divides the gradient by
-    them.
+    """The identity function that is applied to the output. The backward pass stores the factors and divides
+    the gradient by them.
     """
 
     @staticmethod
@@ -48,7 +48,8 @@ class _Scale(torch.autograd.Function):
 
 
 class _Unscale(torch.autograd.Function):
-    """The identity function for the input. The backward pass multiplies the gradient by the factors."""
+    """The identity function that is applied to the input. The backward pass multiplies the gradient by the
+    factors."""
 
     @staticmethod
     def forward(ctx, x, factors):

@@ -11,8 +11,8 @@ from sd.multi_view import stated_views
 
 logger = logging.getLogger(__name__)
 
-# The maximum number of layers and the maximum of other sizes. All published models are below these limits.
-# Larger models take minutes to build or do not fit into memory.
+# The maximum number of layers, and the maximum of the other sizes in config.json. All published models are
+# below these limits. Larger models take minutes to build or do not fit into memory.
 MOST_LAYERS, MOST = 200, 1_000_000
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -38,8 +38,8 @@ def check_sizes(folder: Path) -> None:
 def model_views(path: str | Path) -> int:
     """Return the number of views that a model denoises together. The weights are not read.
 
-    path: a folder in diffusers layout or a single file. If a file is damaged, the result is 1. The error is
-    raised later, when the model is loaded.
+    path: a folder in diffusers layout or a single file. If a file is damaged, the result is 1. The error for
+    a damaged file is raised when the model is loaded.
 
     Raises:
         ValueError: if the denoiser's settings are not supported (see `stated_views`).

@@ -99,7 +99,7 @@ def local_model(name: str) -> str | None:
 
 
 class _LocationError(FileNotFoundError):
-    """Error for a location that does not contain the model, or for an incomplete download."""
+    """The error for a location that does not contain the model or contains only a part of it."""
 
 
 def _resolve_location(location: str, local_files_only: bool = False) -> str:

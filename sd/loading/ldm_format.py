@@ -105,8 +105,7 @@ def _denoiser_name(name: str) -> str:
         name = f"down_blocks.{block}.{kind}.{name[found.end() :]}"
     elif found := re.match(r"output_blocks\.(\d+)\.([012])\.(conv\.)?", name):
         block, layer = divmod(int(found[1]), 3)
-        # In a block without attention, the upsampling layer has the index that the attention layer has in
-        # other blocks.
+        # Index 1 is the attention layer, or the upsampling layer in a block without attention.
         kind = "upsamplers.0.conv" if found[3] else f"{('resnets', 'attentions')[int(found[2])]}.{layer}"
         name = f"up_blocks.{block}.{kind}.{name[found.end() :]}"
     return _renamed(name, RESNET) if ".resnets." in name else name

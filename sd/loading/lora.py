@@ -82,8 +82,8 @@ def parse_lora(entry: str) -> tuple[Path, float]:
 def apply_lora(unet: nn.Module, text_encoder: nn.Module, entries: Sequence[str]) -> None:
     """Add the updates of each file (see `parse_lora`) to the weights of the denoiser and the text encoder.
 
-    Raises ValueError if a file is not a LoRA file or belongs to another model. The weights may then be
-    partly updated.
+    Raises ValueError if a file is not a LoRA file or belongs to another model. After this
+    error, some weights may already be updated.
     """
     if not entries:
         return

@@ -3,7 +3,8 @@
 Such a file contains neither a vocabulary nor a noise schedule. CLIP's vocabulary is loaded from a folder
 `tokenizer` next to the file, or from the hub. The schedule is the same for 1.x and 2.x. The prediction type
 (noise or v) is read from the file's metadata. If the metadata does not contain it, the type is noise for a
-1.x model. For a 2.x model, the type is then found by an evaluation of the denoiser with pure noise.
+1.x model. For a 2.x model without this entry, the type is determined by an evaluation of the denoiser with
+pure noise.
 """
 
 import logging

@@ -29,7 +29,7 @@ class Parts:
     """The parts of a prior. The VAE has no decoder.
 
     schedule: abar(t) and the prediction type. categories: the object categories in the training set of a
-    small prior. It is empty for a general prior.
+    small prior. categories is empty for a general prior.
     """
 
     unet: nn.Module
