@@ -26,7 +26,7 @@ def small_dmtet(**changes) -> DMTet:
 
 
 def with_field(dmtet: DMTet, sdf: torch.Tensor, offset: torch.Tensor | None = None) -> DMTet:
-    """Replace the output of the network by the given field, and return the same object."""
+    """Replace the output of the network of `dmtet` by the given field, and return `dmtet`."""
     offset = torch.zeros_like(dmtet.v_pos) if offset is None else offset
     dmtet.network.forward = lambda points, rows, _: (
         (sdf, offset) if rows is None else (sdf[rows], offset[rows])
@@ -198,8 +198,8 @@ def test_surface_stays_within_the_band(band):
             parameter.mul_(30)
     mesh = surface.mesh()
     away = (mesh.v_pos.norm(dim=-1) - 0.6).abs()
-    # The distance is not linear along a grid edge. This adds an error of about (a fifth of a cell)² /
-    # diameter.
+    # The tolerance 0.02 is needed because the distance is not linear along a grid edge. This adds an error of
+    # about (a fifth of a cell)² / diameter.
     assert 0.3 * band < away.max() < band + 0.02
     mesh.v_pos.square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in surface.network.parameters())

@@ -145,7 +145,7 @@ def test_cuda_equals_cpu():
 def kaolin_or_skip():
     """Return NVIDIA's kaolin, or skip the test if it is missing or older than 0.17.
 
-    Version 0.1 on PyPI contains no code.
+    Version 0.1 on PyPI is a placeholder without code.
     """
     kaolin = pytest.importorskip("kaolin", reason="kaolin is not installed; it is optional")
     version = tuple(int(part) for part in re.findall(r"\d+", getattr(kaolin, "__version__", "0.1"))[:2])

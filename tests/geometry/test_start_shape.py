@@ -78,7 +78,7 @@ def test_scale_then_rotation_then_translation():
     )
     points = box_points_in(200)
     angle = math.radians(30)
-    # Invert the translation first, then the rotation.
+    # To transform the points back, invert the translation first, then the rotation.
     x, y, z = (points - torch.tensor([0.0, -0.3, 0.2])).unbind(-1)
     back = torch.stack(
         [x, math.cos(angle) * y + math.sin(angle) * z, -math.sin(angle) * y + math.cos(angle) * z], -1
@@ -132,8 +132,8 @@ def test_custom_mesh_is_centred_and_normalised(ball):
 
 def test_mesh_with_a_hole_keeps_its_sign(ball):
     shape = ball(keep=lambda centre: centre[:, 2] < 0.9)
-    # Without the cap the mean of the vertices is not the centre of the sphere, so the centre is computed
-    # here.
+    # A start shape is moved so that the mean of its vertices is 0. Without the cap this mean is not the
+    # centre of the sphere, so the centre is computed here.
     sphere_centre = (shape.v_pos.amax(0) + shape.v_pos.amin(0)) / 2
     points = box_points_in(4000)
     points = points[points[:, 2] < 0.75]

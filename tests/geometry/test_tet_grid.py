@@ -76,7 +76,7 @@ def test_loaded_grid_is_scaled_and_negative_tets_are_reoriented(tmp_path):
 
 
 def test_loaded_grid_is_in_c_order(tmp_path):
-    """Kernels need arrays in C order. numpy keeps the memory order of the file, so the loader changes it."""
+    """Kernels need arrays in C order. numpy keeps the memory order of the file, so the loader converts it."""
     grid = make_tet_grid(5, 1.0)
     np.savez(tmp_path / "grid.npz", vertices=np.asfortranarray(grid.v_pos.numpy()), indices=grid.tets.numpy())
     loaded = load_tet_grid(tmp_path / "grid.npz", scale=1.0, resolution=64)
@@ -84,7 +84,7 @@ def test_loaded_grid_is_in_c_order(tmp_path):
 
 
 def test_vertices_are_numbered_along_x_first():
-    """Neighbours along x then use neighbouring rows of the hash tables, which makes the encoding faster."""
+    """Consecutive vertices use neighbouring rows of the hash tables, which makes the encoding faster."""
     n = cells_per_axis(16)
     v_pos = make_tet_grid(16, 1.0).v_pos
     for first, row in ((0, n + 1), ((n + 1) ** 3, n)):

@@ -59,7 +59,7 @@ def test_gradient_of_a_point_prior_is_the_closed_form(guidance_weight, fraction,
     loss.backward()
     abar = prior.alphas_cumprod[int(1000 * fraction)]
     negative, text = 0.75, 0.25 * view_index.float()
-    # e is affine in the mean, so applying guidance to e is equivalent to applying it to the mean.
+    # The predicted noise e is affine in the mean, so guidance of e is equivalent to guidance of the mean.
     mean = negative + guidance_weight * (text - negative)
     scale = weight(abar) * (abar / (1 - abar)).sqrt()
     expected = scale * (image.detach() - mean[:, None, None, None])

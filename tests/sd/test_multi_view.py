@@ -46,7 +46,7 @@ def make_unet(**settings):
 
 @pytest.fixture(scope="module")
 def unet():
-    """Return a denoiser with camera input. Its self-attention is still separate for each view."""
+    """Return a denoiser with camera input. In this denoiser, self-attention is separate for each view."""
     return make_unet(**CAMERA_SETTINGS)
 
 

@@ -133,7 +133,10 @@ def test_latent_pixel_of_a_projected_centre():
 
 
 def test_a_cell_belongs_to_the_pixel_of_its_centre():
-    """With cells of side 0.12, the point is in the cell from 0.48 to 0.60. Pixel 3 begins at 0.5."""
+    """With cells of side 0.12, the point 0.49 is in the cell from 0.48 to 0.60.
+
+    The centre 0.54 of this cell is in pixel 3, which begins at 0.5.
+    """
     independent = torch.full((1, CHANNELS, 4, 4), 7.0)
     position, pixel = torch.tensor([[0.49, 0.49, 0.0]]), torch.zeros(1, dtype=torch.long)
     side = CELL_PIXELS * FRAME_HEIGHT / 22

@@ -263,7 +263,8 @@ def test_crossings_compile_for_a_gpu():
 def near_relu_zero(network: SdfNetwork, encoded: torch.Tensor) -> torch.Tensor:
     """Return a mask [N] of the rows in which the input of a ReLU is close to 0.
 
-    The input's rounding error then determines its sign and so the derivative of the ReLU, which is 0 or 1.
+    In such a row, rounding errors determine the sign of the input and so the derivative of the ReLU, which is
+    0 or 1.
     """
     first, second, _ = network._weights()
     near = torch.zeros(len(encoded), dtype=torch.bool, device=encoded.device)
@@ -290,7 +291,8 @@ def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
     """The mesh of all kernels together equals that of torch, which computes gradients at all vertices.
 
     The loss excludes surface vertices whose gradient depends on the sign of a rounding error. Edges with
-    nearly equal distances at both ends dominate the gradient, so one such vertex can change it by 1e-4.
+    nearly equal distances at both ends dominate the gradient, so one such vertex can change the gradient by
+    1e-4.
     """
     torch.manual_seed(0)
     surface = DMTet(GeometryConfig(dmtet_grid=grid, mesh_scale=2.0))
@@ -310,8 +312,8 @@ def test_mesh_on_cuda_equals_torch(grid, monkeypatch):
     surface.zero_grad()
     sdf, v_pos = surface.field()
     assert (signed - sdf).abs().max() < 2e-5 * sdf.abs().max()
-    # The reference uses the values that the kernels computed. Otherwise a rounding error could change a sign
-    # or move a crossing far.
+    # The reference uses the values that the kernels computed. If torch computed them again, a rounding error
+    # could change the sign of a distance or move a crossing far.
     sdf = signed + (sdf - sdf.detach())
     sdf = sdf.masked_fill(surface.on_wall & (sdf < 0), surface.wall_distance)
     tables = surface.tets, surface.edges, surface.tet_edges

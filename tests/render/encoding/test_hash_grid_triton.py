@@ -85,7 +85,7 @@ def test_gradient_equals_the_reference(runs, ordered, kernel_device):
 
 
 def test_equal_points_in_one_run(kernel_device):
-    """All points lie in the same cell. The number of points exceeds the block size."""
+    """All points lie in the same cell, and they fill more than one block of the kernel."""
     _, levels = table_and_levels(kernel_device)
     unit = torch.full((40, 3), 0.3, device=kernel_device)
     grad = cotangent(40, 10, kernel_device)

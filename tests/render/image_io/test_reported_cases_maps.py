@@ -24,8 +24,8 @@ def grey(value: int) -> bytes:
 
 
 def test_hdr_old_rle(tmp_path):
-    # Each line has 264 pixels: the value 200 once, four repetitions, the value 100 once, and 2 + 256
-    # repetitions.
+    # Each line has 264 pixels: the value 200, four repetitions of it, the value 100, and 2 + 256 repetitions
+    # of it.
     line = grey(200) + b"\1\1\1\4" + grey(100) + b"\1\1\1\2" + b"\1\1\1\1"
     (tmp_path / "a.hdr").write_bytes(HEADER + b"-Y 2 +X 264\n" + 2 * line)
     image = read_latlong(tmp_path / "a.hdr")

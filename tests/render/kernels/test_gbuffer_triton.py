@@ -176,14 +176,17 @@ def test_degenerate_faces_and_zero_normals(kernel_device):
     assert_agree(found, expected)
     for grads in (found, expected):
         assert all(value.isfinite().all() for value in grads.values())
-        # A vector without a direction gets no gradient. The third normal and the normals of all other faces
-        # are zero vectors.
+        # A zero vector has no direction and gets no gradient. The third smooth normal is a zero vector, and
+        # so are the normals of all faces except the third.
         assert not grads["values"][0, 0, 2, 3:].any() and grads["values"][0, 0, 1, 3:].any()
         assert not grads["v_pos"].view(4, 3, 3)[[0, 1, 3]].any() and grads["v_pos"].any()
 
 
 def test_gradient_equals_finite_differences(kernel_device):
-    """The finite differences use float32. Pixels near the bounds of the blend factor's clamp are excluded."""
+    """The finite differences use float32.
+
+    Pixels with a blend factor near the bounds of its clamp are excluded, because the gradient jumps there.
+    """
     given = random_points(kernel_device)
     away = facing_ratios(given)
     away = (away.abs() > 0.1) & ((away - 1).abs() > 0.1)
@@ -214,8 +217,8 @@ def points_from_kernels_and_torch(device, size, batch, subdivisions, monkeypatch
         v_pos = places.clone().requires_grad_()
         points = rasterize_gbuffer(make_mesh(v_pos, faces), views, choose_rasteriser(device))
         weights = torch.randn(len(points.pixel), 9, generator=torch.Generator().manual_seed(2)).to(device)
-        # If a face is almost parallel to the view direction, its visible side depends on rounding. Such
-        # pixels have weight 0.
+        # If a face is almost parallel to the view direction, rounding decides which of its sides is visible.
+        # Pixels of such faces have weight 0, because the kernels and torch can differ there.
         number = points.gather(points.rast.detach())[:, 3].long() - 1
         face = torch.nn.functional.normalize(face_cross(places, faces)[number], dim=-1)
         weights[(face * points.to_viewer.detach()).sum(-1).abs() < 1e-4] = 0

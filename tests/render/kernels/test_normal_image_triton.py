@@ -29,7 +29,8 @@ def random_covered_pixels(device, count: int) -> SurfacePoints:
     rast = torch.zeros(3 * 9 * 8, 4)
     rast[pixel, 3] = torch.randint(1, 1000, (count,), generator=generator).float()
     normal = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-    # The rotated x component of these normals is exactly 0, where the flip to −|x| has a kink.
+    # Zero normals are included, because their rotated x component is exactly 0, where the flip to −|x| has a
+    # kink.
     normal[::7] = 0
     fields = {"clip": torch.zeros(3, 1, 4), "rast": rast.view(3, 9, 8, 4), "pixel": pixel}
     fields["values"] = torch.zeros(3, 9, 8, 6)
@@ -120,7 +121,7 @@ def test_full_size_scene_equals_torch_on_cuda(monkeypatch):
     assert available.triton_available(torch.zeros(1, device="cuda"))
     (found, grad), (expected, exact) = scenes(torch.device("cuda"), (512, 512), 7, monkeypatch)
     assert (expected[..., 3] > 0).sum() > 200_000
-    # If a face is almost parallel to the view direction, its visible side depends on rounding, so a few
-    # pixels may differ.
+    # If a face is almost parallel to the view direction, rounding decides which of its sides is visible, so a
+    # few pixels may differ.
     assert ((found - expected).abs() > 1e-3).any(-1).sum() < 40
     assert (grad - exact).norm() < 1e-2 * exact.norm()

@@ -89,7 +89,8 @@ def test_front_is_plus_z_right_plus_x_and_up_plus_y(opened, kind):
         assert middle.argmax() == colour and middle[colour] > np.delete(middle, colour).max() + 0.3, view
     front = render(folder, kind, "front")
     top, right = front[:, 30:60], front[30:60]
-    # In the front view, the blue side is above the red side, and the green side is to the right of it.
+    # In the front view, the blue side is above the red side, and the green side is to the right of the red
+    # side.
     rows = [np.argmax((top[..., c] - top.mean(-1)).mean(1)) for c in (2, 0)]
     columns = [np.argmax((right[..., c] - right.mean(-1)).mean(0)) for c in (1, 0)]
     assert rows[0] < rows[1] and columns[0] > columns[1]

@@ -114,7 +114,8 @@ def test_glb_uv_points_down_like_ours(tmp_path):
     plane.visual = trimesh.visual.TextureVisuals(uv=[[0.0, 0.1], [1.0, 0.1], [0.0, 0.9]])
     plane.export(tmp_path / "plane.glb")
     mesh = load_mesh(tmp_path / "plane.glb")
-    # In trimesh, v points up, so the top corner of the triangle is near the top of the image.
+    # In trimesh, v points up, and after loading it points down, so v of the top corner changes from 0.9 to
+    # 0.1.
     top = mesh.uv[mesh.uv_faces[mesh.v_pos[mesh.faces][..., 1] == 1]]
     assert top.reshape(-1).tolist() == pytest.approx([0.0, 0.1])
 

@@ -208,8 +208,8 @@ def test_the_transform_of_texture_coordinates_is_applied(tmp_path):
     by_position = dict(
         zip(map(tuple, mesh.v_pos[mesh.faces[0]].tolist()), mesh.uv[mesh.uv_faces[0]].tolist(), strict=True)
     )
-    # The result is offset + rotation · scale · uv. By the specification, a rotation by 90 degrees maps (1, 0)
-    # to (0, -1).
+    # The transformed uv are offset + rotation · scale · uv. By the specification, a rotation by 90 degrees
+    # maps (1, 0) to (0, -1).
     assert by_position[(0, 0, 0)] == pytest.approx([0.5, 0.25])
     assert by_position[(1, 0, 0)] == pytest.approx([0.5, 0.25 - 16 / 64], abs=1e-6)
     assert by_position[(0, 1, 0)] == pytest.approx([0.5 + 8 / 64, 0.25], abs=1e-6)

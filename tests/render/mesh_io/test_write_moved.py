@@ -121,7 +121,8 @@ def test_normals_of_a_gltf_stay_hard_and_follow_the_surface(scene, tmp_path):
         cross = np.cross(b - a, c - a)
         cross /= np.linalg.norm(cross, axis=1, keepdims=True)
         assert np.allclose(np.linalg.norm(normal, axis=1), 1, atol=1e-5)
-        # At a corner only the one or two triangles on the same side of the cube contribute to the normal.
+        # Edges are hard: only the one or two triangles at a vertex on one side of the cube contribute to its
+        # normal, so the normal is close to those of the triangles.
         assert (np.einsum("fkx,fx->fk", normal[faces], cross) > 0.9).all()
         assert len(np.unique(normal.round(4), axis=0)) >= 12
 

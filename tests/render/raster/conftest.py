@@ -54,7 +54,10 @@ def rasteriser(request):
 
 @pytest.fixture(params=["reference", "numba", *(["triton"] if torch.cuda.is_available() else [])])
 def fast_rasteriser(request):
-    """Return each backend that is fast enough for many calls. Triton's interpreter is too slow."""
+    """Return each backend that is fast enough for many calls.
+
+    Without a GPU, Triton is excluded, because its interpreter is too slow.
+    """
     return build_rasteriser(request.param, request)
 
 

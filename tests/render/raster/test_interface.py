@@ -9,7 +9,8 @@ import torch
 
 from render.camera import perspective
 
-# The following tests need exact coverage, although corners and edges of triangles lie on pixel centres.
+# The following tests check that the coverage is exact even if corners and edges of triangles lie on pixel
+# centres.
 
 
 def to_clip(pixels, resolution, z=0.0):
@@ -36,7 +37,7 @@ def test_tiled_square_covers_each_centre_once(rasteriser):
         square = torch.tensor([[1, 1], [8, 1], [14, 1], [14, 8], [14, 14], [8, 14], [1, 14], [1, 8]]) + 0.5
         clip = to_clip(torch.cat([square, middle[None]]), (size, size))
         faces = torch.tensor([[i, (i + 1) % 8, 8] for i in range(8)])
-        # Each view has one of the faces.
+        # Each view shows one of the faces.
         alone = rasteriser.rasterize(clip[0, faces], torch.tensor([[0, 1, 2]]), (size, size))
         count = alone[..., 3].sum(0)
         # By the top-left rule, the square contains the pixel centres on its top and left border, but not
@@ -52,7 +53,7 @@ def test_coverage_equals_exact_half_planes(rasteriser):
     generator = torch.Generator().manual_seed(1)
     height, width = 8, 16
     triangles = torch.randint(-8, 40, (40, 3, 2), generator=generator) / 2
-    # Each view has one of the triangles.
+    # Each view shows one of the triangles.
     clip = torch.cat([to_clip(corners, (height, width)) for corners in triangles])
     rast = rasteriser.rasterize(clip, torch.tensor([[0, 1, 2]]), (height, width))
     for view, corners in enumerate(triangles):
@@ -222,7 +223,10 @@ def test_empty_mesh(rasteriser):
 
 
 def test_degenerate_triangles_are_skipped(rasteriser):
-    """Only the valid face is drawn. The others have no area, contain NaN or infinity, or are not in view."""
+    """Only the valid face is drawn.
+
+    The other faces have no area, contain NaN or infinity, or are not in view.
+    """
     sound = [[-0.5, -0.5, 0, 1], [0.5, -0.5, 0, 1], [0, 0.5, 0, 1]]
     odd = [[math.nan, 0, 0, 1], [math.inf, 0, 0, 1], [0, 0, 0, 0], [0.3, 0.1, 0, -1], [1e30, 1e30, 0, 1e-30]]
     clip = torch.tensor([sound + odd], requires_grad=True)
@@ -240,7 +244,10 @@ def test_degenerate_triangles_are_skipped(rasteriser):
 
 
 def test_depth_and_clipping_planes(rasteriser):
-    """The nearest face is drawn, at equal depth the first one. Nothing is drawn at depths beyond ±1."""
+    """The nearest face is drawn.
+
+    If several faces have this depth, the first of them is drawn. Nothing is drawn at depths beyond ±1.
+    """
     square = [[-1.0, -1], [3, -1], [-1, 3]]
     depths = [0.5, -0.5, 0.0, -0.5, 1.5, -1.5]
     clip = torch.tensor([[[x, y, z, 1.0] for z in depths for x, y in square]])

@@ -46,8 +46,8 @@ def test_upright_rectangle_is_covered_exactly(rasteriser, sides):
     across = (torch.minimum(grid + 1, sides[2]) - torch.maximum(grid, sides[0])).clamp(min=0)
     down = (torch.minimum(grid + 1, sides[3]) - torch.maximum(grid, sides[1])).clamp(min=0)
     exact = down[:, None] * across[None]
-    # Corner pixels are excluded if less than half of their row or column is covered, because they are drawn
-    # empty or full.
+    # A pixel that contains a corner is excluded if the rectangle covers less than half of its width or less
+    # than half of its height, because such a pixel is drawn completely empty or full.
     rough = (down < 0.5)[:, None] & (across[None] > 0) | (across < 0.5)[None] & (down[:, None] > 0)
     corner = ((down > 0) & (down < 1))[:, None] & ((across > 0) & (across < 1))[None]
     counts = (~(rough & corner)).float()
@@ -60,7 +60,7 @@ def test_upright_rectangle_is_covered_exactly(rasteriser, sides):
 
 
 def test_strip_narrower_than_a_pixel(rasteriser):
-    """If both edges of the strip lie within one pixel, the sum of their weights is the width of the strip."""
+    """If both edges of the strip lie within one pixel, the value of the pixel is the width of the strip."""
     sides = torch.tensor([4.2, 0.0, 4.6, 16.0])
     mask = mask_of(rasteriser, rectangle(*sides, 16)[None], QUAD, (16, 16))
     torch.testing.assert_close(mask[0, 1:-1, 4, 0], torch.full((14,), 0.4), atol=1e-5, rtol=0)
@@ -167,7 +167,8 @@ def test_fit_of_a_moved_disc(numba_rasteriser, disc):
 def test_hidden_silhouettes_do_not_blend(rasteriser, disc):
     """A disc behind a larger one has no effect and no gradient."""
     front, faces = disc(0.7)
-    # The front disc is tilted, so that the pixels on both sides of a hidden edge differ in depth.
+    # The front disc is tilted, so its pixels on both sides of a hidden edge differ in depth. This difference
+    # must not cause a blend.
     front[..., 2] = 0.1 * front[..., 0] + 0.07 * front[..., 1]
     behind = disc(0.4)[0] + torch.tensor([0.0, 0.0, 0.5, 0.0])
     clip = torch.cat([front, behind], 1).requires_grad_()
@@ -196,7 +197,7 @@ def test_sliver_between_pixel_centres(rasteriser):
 def test_object_in_front_of_an_object(rasteriser, disc):
     """The outline of the front disc blends the colours of disc and wall.
 
-    Its gradient equals that of the disc's area.
+    The gradient that results from this outline equals that of the area of the front disc.
     """
     front, faces = disc(0.53)
     wall = disc(1.2)[0] + torch.tensor([0.0, 0.0, 0.5, 0.0])

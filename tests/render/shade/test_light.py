@@ -92,7 +92,10 @@ def test_fixed_light_is_prefiltered_once_and_is_not_in_checkpoints():
 
 
 def test_learned_light_follows_the_gradient():
-    """A uniform light is fitted to one that is brighter towards +y. The loss compares diffuse lighting."""
+    """A uniform light is fitted to a light that is brighter towards +y.
+
+    The loss compares diffuse lighting.
+    """
     target = EnvironmentLight(1 + 0.9 * texel_directions(64)[..., 1:2].expand(6, 64, 64, 3)).prefiltered()
     light = EnvironmentLight(torch.ones(6, 64, 64, 3), learn=True)
     normal = torch.nn.functional.normalize(

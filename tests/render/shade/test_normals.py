@@ -55,7 +55,10 @@ def test_flat_bump_is_the_identity_and_x_points_along_the_tangent():
 
 
 def test_y_points_up_in_the_texture_image():
-    """In glTF, +y of the normal map points up in the image. For normal +z and tangent +x, this is +y."""
+    """In glTF, +y of the normal map points up in the image.
+
+    For normal +z and tangent +x, this direction is +y in space.
+    """
     up = torch.tensor([[0.0, 0.6, 0.8]])
     assert torch.allclose(bump(VIEW, torch.tensor([[2.0, 0, 0]]), up), up, atol=1e-6)
 

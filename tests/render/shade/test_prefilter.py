@@ -93,7 +93,7 @@ def test_irradiance_of_the_first_band_and_of_a_hemisphere():
 def test_irradiance_of_a_squared_cosine():
     """For light x², irradiance / π = 1/4 + n_x² / 4.
 
-    Band 0 contributes 1/3. Band 2 contributes 1/4 of (n_x² − 1/3).
+    In spherical harmonics, band 0 contributes 1/3. Band 2 contributes 1/4 of (n_x² − 1/3).
     """
     squared = texel_directions(64) ** 2
     normal = unit_vectors(2000)

@@ -105,7 +105,7 @@ def pair(request, tmp_path_factory):
 def test_exported_files_render_like_the_field(pair):
     painted, baked = (scene.layers(VIEWS) for scene in pair)
     seen = painted["mask"] > 0.99
-    # Colour and roughness vary on the object, so the comparison below is meaningful.
+    # Colour and roughness vary on the object, so the comparison of the two renders is meaningful.
     assert painted["kd"][seen[..., 0]].std() > 0.15 and painted["ks"][..., 1][seen[..., 0]].std() > 0.1
     for name in ("shaded", "kd", "ks", "normal"):
         each = [psnr(painted[name][k], baked[name][k], seen[k]) for k in range(8)]

@@ -75,7 +75,8 @@ def test_export_mesh_depends_on_the_config(painted):
         config = ExportConfig(unwrap="xatlas", **values)
         return prepare_export(painted, smooth_field, config, own_uv)
 
-    # The uv of the input file are kept, because they are suitable for every texture size.
+    # If `own_uv`, the uv come from the input file. They are kept, because they are suitable for every texture
+    # size.
     assert choose(True, texture_res=(64, 64)) == (painted, smooth_field)
     assert choose(False, texture_res=PAINTING_RES) == (painted, smooth_field)
     assert choose(True, export_faces=len(painted.faces))[0] is painted

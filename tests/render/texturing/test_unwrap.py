@@ -90,7 +90,7 @@ def test_result_that_does_not_fill_one_texture_is_rejected(worker, pages, size, 
 def test_leftovers_after_kill_of_an_unwrapper(tmp_path, monkeypatch, worker):
     """Folders of killed processes are removed. A locked folder and a folder without a lock are kept.
 
-    The worker writes the names of all folders. Its own folder is locked at this time.
+    The worker writes the names of all folders. While it runs, its own folder is locked.
     """
     monkeypatch.setattr(unwrap.tempfile, "tempdir", str(tmp_path))
     for name in ("unwrap-dead", "unwrap-alive", "unwrap-foreign"):

@@ -119,12 +119,12 @@ def test_tangents_follow_u_and_the_bitangent_goes_up_the_image():
     tangent = tangents(mesh)
     expected = torch.stack([torch.cos(angle), torch.zeros_like(u), -torch.sin(angle)], -1).reshape(-1, 3)
     inner = slice(rows + 1, -(rows + 1))
-    # A vertex on the upper or lower rim has more faces on one side. The direction of each face differs by
-    # half of 360°/64, so the tolerance is 0.02.
+    # A vertex on the upper or lower rim has more faces on one side. The direction of each face differs from
+    # the expected tangent by half of 360°/64, so the tolerance is 0.02.
     assert (tangent - expected)[inner].abs().max() < 0.02
     up = torch.linalg.cross(mesh.v_nrm, tangent)
     assert (up[:, 1] > 0.999).all()
-    # The tangents of mirrored charts also point along +u.
+    # The tangents of mirrored charts also point along +u, so their directions are reversed here.
     mirrored = replace(mesh, uv=torch.stack([1 - u, v], -1).reshape(-1, 2))
     assert (tangents(mirrored) + expected)[inner].abs().max() < 0.02
 
@@ -226,7 +226,10 @@ def test_faults_of_user_uv_are_found(unwrapped):
 
 
 def test_aligned_small_charts_are_not_reported_as_overlapping():
-    """The squares contain no texel centre of a 512² image, with which the check would report an overlap."""
+    """The squares contain no texel centre of a 512² image.
+
+    A check with 512² texels would report an overlap.
+    """
     place = torch.stack(torch.meshgrid(torch.arange(0, 512, 4), torch.arange(0, 512, 4), indexing="ij"), -1)
     square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]) * 0.8 + 0.6
     uv = ((place.reshape(-1, 1, 2) + square) / 512).reshape(-1, 2)

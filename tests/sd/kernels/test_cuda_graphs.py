@@ -86,7 +86,7 @@ def test_function_that_cannot_be_captured_runs_eagerly(caplog):
 def test_out_of_memory_in_a_capture_is_raised_by_the_eager_call(caplog):
     """If memory runs out in a capture, the memory is freed and the function is called eagerly.
 
-    The eager call also runs out of memory, so its error is raised.
+    In this test, the eager call also runs out of memory, so the error of this call is raised.
     """
     calls = []
 

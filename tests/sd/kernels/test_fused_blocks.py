@@ -69,7 +69,7 @@ def test_fused_encoder_equals_diffusers(encoder, kernels, kernel_device):
     assert count_modules(encoder, *old) == [0] * 4
     fused = fused_blocks.FusedResnetBlock, fused_blocks.FusedGroupNorm, fused_blocks.SingleHeadAttention
     assert count_modules(encoder, *fused) == [before[0], before[1], before[3]]
-    # No padding is separate from a residual block.
+    # The encoder contains no separate padding modules, because the fused blocks do the padding.
     assert count_modules(encoder, nn.ZeroPad2d, nn.Sequential) == [0, 0]
     assert any(getattr(module, "pad", False) for module in encoder.modules())
     assert_close(value_and_gradient(encoder, x), expected)

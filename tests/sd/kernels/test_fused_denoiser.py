@@ -1,4 +1,4 @@
-"""Values of the fused denoiser and its transformers equal those of diffusers."""
+"""Test that the values of the fused denoiser and of its transformers equal those of diffusers."""
 
 import copy
 
@@ -101,7 +101,8 @@ def test_half_precision_error_of_the_fused_denoiser(unet, kernel_device):
 def test_fused_denoiser_keeps_channels_last_memory(unet, kernel_device):
     """With any other memory layout, the next kernel would have to copy its input.
 
-    On a GPU, torch's own group normalisation always returns contiguous memory, and the prior uses Triton's.
+    On a GPU, torch's own group normalisation always returns contiguous memory, so the prior uses Triton's
+    normalisation there.
     """
     kernels = TRITON if kernel_device.type == "cuda" else REFERENCE
     denoiser = fused_denoiser.fuse_denoiser(unet.to(memory_format=torch.channels_last), kernels)

@@ -54,7 +54,8 @@ def test_number_of_stages_depends_on_the_shared_memory(monkeypatch):
             gated_linear_triton, "device_properties", lambda index, properties=properties: properties
         )
         found[name] = [stages_for(FakeTensor(size)) for size in (2, 4)]
-    # A stage of half precision takes 32 KB.
+    # A pipeline stage takes 32 KB in half precision, and the shared memory of each GPU limits the number of
+    # stages.
     assert found == {"H100": [3, 3], "RTX 4090": [3, 1], "T4": [1, 1]}
 
 

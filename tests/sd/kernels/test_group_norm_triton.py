@@ -121,8 +121,8 @@ def test_both_kernels_without_gradient_agree(monkeypatch, kernel_device):
 def test_group_norm_of_pair(first, second, groups, group_elements, monkeypatch, kernel_device):
     """Test pairs of tensors with several combinations of channel counts.
 
-    The pairs have a group with channels of both tensors, equal sizes, sizes that no tile size separates, and
-    several tiles for one tensor.
+    The cases are: a group with channels of both tensors, equal channel counts, channel counts for which no
+    tile ends at the border between the tensors, and several tiles for one tensor.
     """
     monkeypatch.setattr(group_norm_triton, "GROUP_ELEMENTS", group_elements)
     check_pair((2, first + second, 5, 3, groups), first, torch.float32, kernel_device)

@@ -39,7 +39,7 @@ def half_folder(model_folder, tmp_path):
 def hub(monkeypatch, tmp_path):
     """Replace the hub with a fake hub that uses the download filters of the real client.
 
-    Return its models {id: folder}, to which a test adds models, and the list of requested ids.
+    Return the hub's models {id: folder}, to which a test adds models, and the list of requested ids.
     """
     import huggingface_hub
 
