@@ -70,8 +70,9 @@ class DMTet(nn.Module):
         margin = 1e-4 * (high - low)
         on_wall = ((grid.v_pos <= low + margin) | (grid.v_pos >= high - margin)).any(-1)
         self.register_buffer("on_wall", on_wall, persistent=False)
-        # Negative field values on the boundary of the grid are replaced by this distance, so that the surface
-        # there lies in the outermost cells. It is half the edge of a nominal cell.
+        # Negative field values on the boundary of the grid are replaced by this positive distance, so that
+        # the surface stays closed and lies in the outermost cells there. The edge of a nominal cell is
+        # mesh_scale / dmtet_grid, and the distance is half of it.
         self.wall_distance = 0.5 * config.mesh_scale / config.dmtet_grid
         encoding = HashGrid(
             low,
@@ -93,7 +94,7 @@ class DMTet(nn.Module):
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 3"]]:
         """Return the signed distance [N] and the moved position [N,3] of the grid vertices.
 
-        In contrast to the meshed field, the distance may be negative on the boundary of the grid.
+        The distance is the output of the network, without the corrections of `_closed`.
 
         vertices: indices of the vertices to evaluate, or None for all vertices. encoded: the encoding of all
         V grid vertices, if it is already computed.
@@ -142,8 +143,8 @@ class DMTet(nn.Module):
             return edge_crossings_triton.crossings(raw_output, *fixed, vertices, ends, self.reach)
         sdf, v_pos = self.field(vertices, encoded)
         sdf = self._closed(sdf, vertices)
-        # The result has the values of `everywhere` and the gradient of the recomputed values. Recomputed
-        # values could have another sign, because rounding depends on the batch.
+        # sdf gets the values of `everywhere` and the gradient of the recomputed values. The recomputed values
+        # are not used, because rounding depends on the batch and could change their sign.
         sdf = _rows(everywhere, vertices) + (sdf - sdf.detach())
         return crossing_points(v_pos, sdf, ends)
 
@@ -166,12 +167,12 @@ class DMTet(nn.Module):
         return sdf.masked_fill(open_wall, self.wall_distance)
 
     def limit_to_band(self, distances: Float[Tensor, " V"], band: float) -> None:
-        """Keep the surface within `band` (world units) of a given shape.
+        """Keep the surface within `band` (world units) of a shape.
 
-        distances: the signed distances d of the shape at the grid vertices. The limited field is s = d +
+        distances: the signed distances d of this shape at the grid vertices. The limited field is s = d +
         band/2 · tanh((field − d) / (band/2)), so the field moves the surface by at most band/2, and the
-        vertex offsets move it by at most band/2. A field that equals d, as after the fit, is not changed. The
-        surface cannot leave the band, and the gradient is nonzero everywhere.
+        vertex offsets move it by at most band/2. If the field equals d, as after the fit, the limited field
+        equals d too. The surface cannot leave the band, and the gradient is nonzero everywhere.
         """
         self.start, self.band = distances, max(band / 2, 1e-9)
         self.reach = min(self.reach, self.band / math.sqrt(3))

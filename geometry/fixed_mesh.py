@@ -16,8 +16,8 @@ from render.mesh_io.structure import Structure
 
 logger = logging.getLogger(__name__)
 
-# The distance of the farthest vertex from the origin after normalisation. It is the same for the training
-# objects of the embedded prior.
+# The distance of the farthest vertex from the origin after normalisation. The training objects of the
+# embedded prior have the same value, so a normalised mesh has the size of these objects.
 REACH = 0.75
 # The accepted distances of the farthest vertex from the origin. With a smaller distance, a mesh is too small
 # in the images. With a larger distance, it does not fit into the images.
@@ -28,7 +28,7 @@ REACHES_IN_VIEW = (0.25, 1.5)
 class FixedMesh:
     """A mesh from a file, and the index of the file's part that each face belongs to.
 
-    face_part is None if the file format has no parts. If a part's `has_uv` is False, its uv are 0.
+    face_part is None if the file format has no parts. The uv of a part whose `has_uv` is False are 0.
     """
 
     mesh: Mesh
@@ -37,7 +37,7 @@ class FixedMesh:
 
     @property
     def merged(self) -> Mesh:
-        """Return the mesh as one part. It has no uv unless all parts have uv."""
+        """Return the mesh as one part. The result has uv only if all parts have uv."""
         if all(part.has_uv for part in self.structure.parts):
             return self.mesh
         return replace(self.mesh, uv=None, uv_faces=None)
@@ -117,8 +117,8 @@ class Placement:
 
 
 def placement(mesh: Mesh, normalise: bool) -> Placement:
-    """Return the Placement that moves the centre of a mesh's bounding box to the origin and the farthest
-    vertex to the distance REACH.
+    """Return the Placement whose normalised coordinates have the centre of the mesh's bounding box at the
+    origin and the farthest vertex at the distance REACH.
 
     If `normalise` is False, the Placement is the identity, and a warning is logged if the mesh is too small
     or too large for the images or if its bounding box does not contain the origin.

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from geometry.regularisers import sorted_edges
 
-# The relative residual at which conjugate gradients stop, and the number of iterations between two tests of
-# the residual. Tests are rare because each test waits for the device.
+# The relative residual at which the conjugate gradient method stops, and the number of iterations between two
+# tests of the residual. Tests are rare because each test waits for the device.
 TOLERANCE, TEST_INTERVAL = 1e-7, 16
 MAX_ITERATIONS = 2000
 
@@ -100,7 +100,7 @@ def conjugate_gradients(
 
 
 class _Solve(torch.autograd.Function):
-    """The product (I + λL)⁻¹ x. The matrix is symmetric, so the backward pass is the same multiplication."""
+    """The product (I + λL)⁻¹ x. The matrix is symmetric, so the backward pass is the same product."""
 
     @staticmethod
     def forward(ctx, x: Float[Tensor, "V 3"], solver: Solver) -> Float[Tensor, "V 3"]:
@@ -118,11 +118,12 @@ def smooth(x: Float[Tensor, "V 3"], solver: Solver) -> Float[Tensor, "V 3"]:
 
 
 class UniformAdam(torch.optim.Optimizer):
-    """Adam whose steps are divided by the square root of the largest second moment of a parameter tensor.
+    """Adam that divides all steps of a parameter tensor by the square root of the tensor's largest second
+    moment.
 
     All values of a tensor are divided by the same number, so the direction of the smoothed gradient is kept
-    (section 3.3 of the paper). If `fused` is true and the attribute `found_inf` is 1, the step is skipped on
-    the device, as in torch's fused optimizers.
+    (Nicolet et al., section 3.3). If `fused` is true and the attribute `found_inf` is 1, the step is skipped
+    on the device, as in torch's fused optimizers.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class UniformAdam(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         beta1, beta2 = group["betas"]
         gradient = parameter.grad
-        # A checkpoint from another device may have restored the step count on the CPU.
+        # The step count is moved, because a checkpoint from another device may have restored it on the CPU.
         state["step"] = state["step"].to(parameter.device)
         step = state["step"] + 1
         mean = torch.lerp(state["exp_avg"], gradient, 1 - beta1)

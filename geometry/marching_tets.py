@@ -17,7 +17,8 @@ from render.kernels.available import triton_works
 
 
 def _triangle_table() -> list[list[int]]:
-    """Return two triangles for each of the 16 sign patterns of a tet as six edge slots, −1 if unused.
+    """Return six edge slots, the corners of up to two triangles, for each of the 16 sign patterns of a tet.
+    Unused slots are −1.
 
     Bit v of a pattern is 1 if vertex v is inside. An edge slot is an index into TET_EDGES.
 
@@ -67,7 +68,7 @@ def compact_topology(
     """Return the vertices of crossed edges in ascending order, and the surface topology for these vertices.
 
     The result is (vertices [U], ends [N,2] of each crossed edge as indices into vertices, faces [M,3] as
-    indices of crossed edges). All are int64 and identical on every device.
+    indices of crossed edges). All three tensors are int64 and identical on every device.
     """
     # The Triton kernels are used only if Triton works on the device.
     if inside.device.type == "cuda" and triton_works(inside.device):
@@ -103,7 +104,8 @@ def surface_topology(
     crossing = (_corners_inside(inside, edges) == 1).nonzero()[:, 0]
     crossing_of_edge = torch.empty(len(edges), dtype=torch.int64, device=edges.device)
     crossing_of_edge[crossing] = torch.arange(len(crossing), device=edges.device)
-    # The condition selects tets with 1 to 3 corners inside, because 0 − 1 is 255 in uint8 arithmetic.
+    # The condition selects tets with 1 to 3 corners inside. It excludes tets with 0 corners inside, because
+    # the uint8 result of 0 − 1 is 255.
     active = (_corners_inside(inside, tets) - 1 < 3).nonzero()[:, 0]
     bits = inside[tets.index_select(0, active)].to(torch.uint8) << _corner_numbers(tets.device)
     slots = _triangles(tets.device).index_select(0, bits.sum(-1))  # [A, 2, 3]

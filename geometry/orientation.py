@@ -16,8 +16,8 @@ def flipped_faces(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Boo
     """Return a mask of the faces to flip so that all faces are consistently oriented and point outwards.
 
     A patch is a set of faces that are connected by edges with exactly two faces. All faces of a patch get the
-    orientation that most of its area has. After this, each closed patch with negative volume is flipped. A
-    patch inside another patch is not flipped, because it bounds a cavity.
+    orientation that most of the patch's area has. After this, each closed patch with negative volume is
+    flipped. A patch inside another patch is not flipped, because it bounds a cavity.
     """
     patch, flipped = (torch.from_numpy(part) for part in _agreed(faces.cpu().numpy().astype(np.int64)))
     v_pos, faces = v_pos.cpu().double(), faces.cpu().long()
@@ -62,7 +62,8 @@ def _inverted(
     # key from both vertices and the patch would overflow.
     _, edge = (low * len(v_pos) + high).unique(return_inverse=True)
     edges, number = (edge * count + owner).unique(return_inverse=True)
-    # In a closed surface, each directed edge occurs as often as the reversed edge.
+    # In a closed surface, each directed edge occurs as often as the reversed edge, so a surplus that is not 0
+    # means that the patch is open.
     surplus = torch.zeros(len(edges), dtype=torch.long).index_add(0, number, (end - start).sign())
     open_edges = torch.zeros(count, dtype=torch.long).index_add(0, edges % count, surplus.abs())
     a, b, c = v_pos[faces].unbind(1)
@@ -81,8 +82,8 @@ def _enclosed(
 ) -> Bool[Tensor, " N"]:
     """Return which of the patches `closed` lie inside the rest of the surface.
 
-    The winding number is evaluated at a point just beyond the vertex of the patch with the largest x. The
-    contribution of the patch itself is zero there.
+    For each patch, the winding number is evaluated at a point just outside of the patch, next to its vertex
+    with the largest x. The patch itself contributes 0 to the winding number at this point.
     """
     import igl
 

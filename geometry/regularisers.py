@@ -68,8 +68,8 @@ def _as_pair(value: float | tuple[float, float]) -> tuple[float, float]:
 def normal_consistency(mesh: Mesh) -> Float[Tensor, ""]:
     """Return Σ over edges of c (1 − n_a · n_b), where n_a and n_b are the unit normals of the edge's faces.
 
-    c = min(1, min(area_a, area_b) / (FULL_WEIGHT_AREA · mean area)). It has no gradient. An edge with k > 2
-    faces contributes k − 1 pairs of faces. A boundary edge contributes none.
+    c = min(1, min(area_a, area_b) / (FULL_WEIGHT_AREA · mean area)). c is treated as a constant in the
+    gradient. An edge with k > 2 faces contributes k − 1 pairs of faces, and a boundary edge contributes none.
     """
     faces, same = _edge_neighbours(mesh.faces, len(mesh.v_pos))
     cross = face_cross(mesh.v_pos, mesh.faces)
@@ -116,11 +116,11 @@ def surface_loss(mesh: Mesh, weights: dict[str, float]) -> tuple[Float[Tensor, "
 def sorted_edges(
     faces: Int[Tensor, "F 3"], vertices: int
 ) -> tuple[Int[Tensor, " E"], Int[Tensor, " E"], Int[Tensor, " E"]]:
-    """Return the smaller and larger vertex index and the face of each of the E = 3F face sides, sorted by
-    edge.
+    """Return the smaller vertex index, the larger vertex index and the face of each of the E = 3F face sides.
+    A face side is an edge of one face.
 
-    The sides of one edge are adjacent in the result. The output shapes do not depend on the values, so no
-    synchronisation with a GPU is needed.
+    The sides are sorted by edge, so the sides of one edge are adjacent in the result. The output shapes do
+    not depend on the values, so the host need not wait for a GPU.
     """
     faces = faces.long()
     start, end = faces.flatten(), faces.roll(-1, 1).flatten()

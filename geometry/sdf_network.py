@@ -70,7 +70,7 @@ class SdfNetwork(nn.Module):
         return [layer.weight for layer in self.mlp[::2]]
 
     def _kernels(self, encoded: Float[Tensor, "N W"]) -> ModuleType | None:
-        """Return the module with the fused kernels of the MLP, None if they cannot run on the tensor."""
+        """Return the module with the fused kernels of the MLP, or None if they cannot run."""
         # The Triton kernels are used only if Triton works on the device.
         if encoded.device.type != "cuda" or not triton_works(encoded.device):
             return None

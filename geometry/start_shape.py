@@ -1,10 +1,10 @@
 """The start shape of the geometry, and the points at which the field is fitted to it.
 
 Every shape is a triangle mesh, which is scaled, rotated and moved. The built-in shapes have small triangles
-in curved parts. The signed distance is computed from the transformed mesh, so it is exact even if the scale
-differs between the axes. Its magnitude is the distance to the nearest triangle. Its sign is negative if the
-winding number is above 0.5 (Barill et al. 2018). This rule also works for open meshes. It requires consistent
-orientation, so the faces of a mesh file are oriented first.
+in curved parts, so they are close to the exact shapes. The signed distance is computed from the transformed
+mesh, so it is exact even if the scale differs between the axes. Its magnitude is the distance to the nearest
+triangle. Its sign is negative if the winding number is above 0.5 (Barill et al. 2018). This rule also works
+for open meshes. It requires consistent orientation, so the faces of a mesh file are oriented first.
 """
 
 import math
@@ -27,7 +27,8 @@ from render.mesh_io.load import load_mesh
 
 Positive = Annotated[float, Field(gt=0)]
 # A start shape is a function of the config. It returns v_pos [V,3] (float64) and faces [F,3] of a closed
-# mesh. The faces are counter-clockwise from outside. The largest distance from the origin is about 1.
+# mesh. The faces are counter-clockwise as seen from outside. The largest distance of a vertex from the origin
+# is about 1.
 START_SHAPES: dict[str, Callable[["StartShapeConfig"], tuple[Tensor, Tensor]]] = {
     "ellipsoid": lambda config: _sphere(),
     "cylinder": lambda config: _cylinder(radius=0.75, height=0.8),
@@ -108,7 +109,7 @@ class StartShape:
         face = torch.searchsorted(edges, draw).clamp_max(len(edges) - 1)
         u, v = torch.rand(2, count, 1, generator=generator, dtype=torch.float64)
         # (u, v) is uniform in a parallelogram of two equal triangles. Points in the second triangle are
-        # reflected into the first, so the density stays uniform.
+        # reflected into the first, which keeps the density uniform.
         u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
         a, b, c = (self.v_pos[self.faces[face, corner]] for corner in range(3))
         return (a + u * (b - a) + v * (c - a)).float()
@@ -117,7 +118,8 @@ class StartShape:
 def _cell_order(points: Float[Tensor, "N 3"], cells: int = 16) -> Int[Tensor, " N"]:
     """Return indices that sort points by the cells of a grid with `cells` cells per axis.
 
-    Consecutive queries of a search tree then visit the same nodes, which reduces the time by a third.
+    In this order, consecutive queries of a search tree visit the same nodes, which reduces the time by a
+    third.
     """
     if len(points) == 0:
         return torch.empty(0, dtype=torch.long)
@@ -139,8 +141,8 @@ def build_start_shape(config: StartShapeConfig) -> StartShape:
 
 
 def _unit_mesh(path: str | Path, rotation: Float[Tensor, "3 3"] | None) -> tuple[Tensor, Tensor]:
-    """Load a mesh and rotate it. Move the mean of its vertices to 0, and scale the farthest vertex to
-    distance 1.
+    """Load a mesh and rotate it. Move the mean of its vertices to 0, and scale the mesh so that its farthest
+    vertex has the distance 1 from 0.
     """
     mesh = load_mesh(path)
     v_pos = mesh.v_pos.double()
@@ -244,12 +246,13 @@ def make_fit_pool(
     """Return a pool on the CPU. It contains `surface` points on the surface, the same points with added noise
     N(0, noise²), and box points.
 
-    box_points: the grid vertices, which fill the box evenly. At most box_limit random vertices are used. Grid
-    vertices are used because the field is only evaluated there. After a fit at other points, the error at the
-    grid vertices is 60 times as large, because the fine levels of the encoding do not interpolate between
-    points. generator: a CPU generator.
+    box_points: the grid vertices, which fill the box evenly. If there are more than box_limit grid vertices,
+    a random subset of this size is used. Grid vertices are used because the field is evaluated only at grid
+    vertices. After a fit at other points, the error at the grid vertices is 60 times as large, because the
+    fine levels of the encoding do not interpolate between points. generator: a CPU generator.
 
-    Raises ValueError if no point is inside, i.e. the shape lies outside the box or encloses no volume.
+    Raises ValueError if no point is inside the shape, i.e. if the shape lies outside the box or encloses no
+    volume.
     """
     box = box_points.detach().cpu()
     if len(box) > box_limit:

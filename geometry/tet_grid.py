@@ -20,8 +20,8 @@ from render.read_errors import FileError, reading
 
 # Vertex pairs of the six edges of a tet, in the order of `tet_edges`.
 TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-# Arrays with a higher compression ratio are rejected, because the maximum ratio of the deflate method is
-# about 1000.
+# Arrays with a higher compression ratio than this are rejected, because the maximum ratio of the deflate
+# method is about 1000.
 MOST_COMPRESSED = 1100
 
 
@@ -83,7 +83,7 @@ def _lattice(ticks: np.ndarray) -> np.ndarray:
 
 def _axis_tets(n: int, axis: int) -> np.ndarray:
     """Return the tets at all cell faces perpendicular to `axis`, [4 n³, 4] int32."""
-    corner_step = np.roll([1, n + 1, (n + 1) ** 2], -axis)  # vertex strides along axis and the next two
+    corner_step = np.roll([1, n + 1, (n + 1) ** 2], -axis)  # strides along `axis` and the next two axes
     centre_step = np.roll([1, n, n * n], -axis)
     i, j, k = (part.reshape(-1).astype(np.int32) for part in np.indices((n + 1, n, n)))
     base = (i * corner_step[0] + j * corner_step[1] + k * corner_step[2]).astype(np.int32)
@@ -101,8 +101,8 @@ def _axis_tets(n: int, axis: int) -> np.ndarray:
 
 
 def _ring(step: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the index offsets of a face's corners, counter-clockwise as seen from the positive end of its
-    axis.
+    """Return the index offsets of a face's corners, counter-clockwise as seen from the positive end of the
+    axis that is perpendicular to the face.
     """
     return 0, int(step[1]), int(step[1] + step[2]), int(step[2])
 
@@ -112,7 +112,7 @@ def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.nd
 
     The midpoint of an edge is unique, so it is used as the edge's key, and no sorting is needed.
     """
-    size = 4 * n + 1  # the sum of two doubled coordinates is 0 … 4n
+    size = 4 * n + 1  # the sum of two doubled coordinates is in 0 … 4n
     key = doubled[:, 0] + doubled[:, 1] * np.int32(size) + doubled[:, 2] * np.int32(size * size)
     number = np.full(size**3, -1, dtype=np.int32)
     for a, b in TET_EDGES:

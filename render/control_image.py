@@ -1,9 +1,9 @@
-"""Control images for ControlNets (arXiv 2302.05543) with the depth or the normals of a mesh.
+"""Control images for ControlNets (arXiv 2302.05543) that show the depth or the normals of a mesh.
 
 Depth images contain inverse depth, like the output of MiDaS, because the public ControlNets were trained with
 this output. Near points are bright, and the background is black. Normal images contain camera-space normals
 with x to the right, y up and z towards the viewer, encoded as n · 0.5 + 0.5. In the kind "normal_bae", x
-points to the left. This is the convention of ControlNet 1.1. The normal of the background points to the
+points to the left, which is the convention of ControlNet 1.1. The normal of the background points to the
 viewer. Outlines are antialiased.
 """
 
@@ -49,7 +49,7 @@ def depth_values(points: SurfacePoints, cameras: Cameras) -> Float[Tensor, "N 3"
     The farthest vertex is usually hidden, so the visible points are brighter than the background. All points
     are 1 if all vertices have the same depth.
     """
-    # Clip-space w is the distance along the viewing direction.
+    # Clip-space w is the distance along the viewing direction, so 1 / w is the inverse depth.
     inverse = 1 / points.clip[..., 3]
     near, far = inverse.amax(1)[points.view_of_point], inverse.amin(1)[points.view_of_point]
     forward = cameras.world_to_clip[points.view_of_point, 3]

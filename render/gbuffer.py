@@ -79,7 +79,8 @@ def rasterize_gbuffer(
     clip = transform_points(views.world_to_clip, mesh.v_pos)
     rast = rasteriser.rasterize(clip, mesh.faces, views.resolution)
     values = rasteriser.interpolate(torch.cat([mesh.v_pos, mesh.v_nrm], dim=-1), rast, mesh.faces)
-    # On a GPU, this is the only synchronisation: the host waits for the number of covered pixels.
+    # On a GPU, this is the only synchronisation of this function: the host waits for the number of covered
+    # pixels.
     pixel = rast.detach()[..., 3].flatten().nonzero()[:, 0]
     gather = surface_points
     if triton_available(values, rast, mesh.v_pos, views.position) and not views.position.requires_grad:

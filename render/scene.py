@@ -3,7 +3,8 @@
 `GeometryScene` renders the normals and the mask of the surface that is optimised (geometry modeling of
 Fantasia3D, arXiv 2303.13873). `AppearanceScene` renders a fixed mesh under the environment light (appearance
 modeling of the same paper). A call with `Cameras` returns the input image of the guidance. `.layers` returns
-a dict from names to preview images, which are sRGB in [0, 1] on a white background.
+a dict from names to preview images, which are sRGB in [0, 1] on a white background. The mask has a black
+background.
 """
 
 from dataclasses import replace
@@ -88,13 +89,14 @@ class GeometryScene(nn.Module):
 def normal_image(
     points: SurfacePoints, rotation: Float[Tensor, "B 3 3"], flip: bool
 ) -> Float[Tensor, "B H W 4"]:
-    """Return the image of the normals and the mask. The normals are rotated by the rotation of their view.
-    The background is 0.
+    """Return images of the normals (3 channels) and the mask (1 channel). The normals are rotated by the
+    rotation of their view. The background is 0.
 
     flip: whether to negate every positive x component after the rotation.
     """
     normal = points.scatter(points.normal)
-    # One matrix product per image rotates all pixels. It does not change the background, which is 0.
+    # One matrix product per image rotates the normals of all pixels. The product does not change the
+    # background, which is 0.
     turned = (normal.flatten(1, 2) @ rotation.mT).view_as(normal)
     if flip:
         turned = torch.cat([-turned[..., :1].abs(), turned[..., 1:]], dim=-1)
@@ -148,9 +150,9 @@ class AppearanceScene(nn.Module):
         return linear_to_srgb(image) * 2 - 1
 
     def control_image(self, kind: ControlKind, views: Cameras) -> Float[Tensor, "B H W 3"]:
-        """Return the control image of the last rendering, in [0, 1].
+        """Return the control image of the views that were rendered last, in [0, 1].
 
-        views: the cameras of the last rendering.
+        views: the cameras of these views.
         """
         views = views.to(self.mesh.v_pos.device)
         points = self.points
@@ -178,8 +180,8 @@ class AppearanceScene(nn.Module):
         return pictures(colours, points, self.mesh, self.rasteriser)
 
     def _surface_points(self, views: Cameras) -> SurfacePoints:
-        """Return the visible points. If the material is bumpy, they have no normals, because `_bumped`
-        computes them.
+        """Return the visible points. If the material is bumpy, the points have no normals, because `_bumped`
+        computes the normals.
         """
         return rasterize_gbuffer(self.mesh, views, self.rasteriser, normals=not self.material.bumpy)
 
@@ -224,8 +226,8 @@ class AppearanceScene(nn.Module):
 def pictures(
     colours: dict[str, Float[Tensor, "N 3"]], points: SurfacePoints, mesh: Mesh, rasteriser: Rasteriser
 ) -> dict[str, Float[Tensor, "B H W 3"]]:
-    """Return images of the layers and the mask on white. Outlines are antialiased. Values are clamped to [0,
-    1].
+    """Return images of the layers on a white background, and of the mask on a black background. Outlines are
+    antialiased. Values are clamped to [0, 1].
     """
     stacked = torch.cat([*colours.values(), torch.zeros_like(points.position)], dim=-1)
     image = points.scatter(stacked, background=1.0)

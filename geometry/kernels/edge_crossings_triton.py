@@ -58,8 +58,8 @@ def _cross(raw, level, v_pos, vertices, ends, points, reach, count, BLOCK: tl.co
 def _add_gradient(grad, raw, on_wall, vertex, row, grad_level, grad_point, tanh_offset, reach, mask):
     """Add the gradient of one edge end to the vertex's row of grad [U,4].
 
-    If a negative field value was replaced because the vertex is on the boundary of the grid, the field gets
-    no gradient.
+    If a negative field value was replaced because the vertex is on the boundary of the grid, the field at
+    this vertex gets no gradient.
     """
     walled = tl.load(on_wall + vertex, mask=mask, other=0) != 0
     clamped = walled & (tl.load(raw + 4 * row, mask=mask, other=0.0) < 0)
@@ -108,8 +108,8 @@ def crossings(
     raw: the network output (s, d) [U,4] at the vertices of crossed edges: field and offset. The result is
     differentiable with respect to raw.
 
-    level: the field at all vertices, which determines the topology. Its values are used for the crossings,
-    but the gradient is that of s.
+    level: the field at all vertices, which determines the topology. The crossings are computed from level,
+    and their gradient is passed to s.
     """
     return _Crossings.apply(raw, level, v_pos, on_wall, vertices, ends, reach)
 

@@ -2,9 +2,9 @@
 
 There are four kernels and one synchronisation, in which the host reads the lengths of the three output lists:
 crossed edges, faces, and vertices of crossed edges. The edges, tets and vertices of the grid are divided into
-blocks. An element with entries in a list gets the number of preceding entries from its block as its rank, and
-all other elements get −1. A prefix sum over the blocks gives the offset of each block in the list. The index
-of an entry is offset + rank, so the lists are in ascending order.
+blocks. The rank of an element that has entries in a list is the number of preceding list entries of its
+block. The rank of all other elements is −1. A prefix sum over the blocks gives the offset of each block in
+the list. The index of an entry is offset + rank, so the lists are in ascending order.
 """
 
 import torch
@@ -55,7 +55,9 @@ def _list_index(number, first_block, ranks, starts, BLOCK: tl.constexpr, mask):
 
 @triton.jit
 def _crossed(edges, inside, used, index, total):
-    """Return 1 for each edge with exactly one end inside and 0 for other edges. Mark both ends in `used`."""
+    """Return 1 for each crossed edge (exactly one end inside), otherwise 0. Mark the ends of crossed edges in
+    `used`.
+    """
     vertex, bit = _corners(edges, inside, index, index < total, 2)
     crossed = (tl.sum(bit, 1) == 1).to(tl.int32)
     # Most blocks have no crossed edge, so the store is skipped for them.
@@ -81,8 +83,8 @@ def _find_crossed(
     """Count the crossed edges and triangles of each block. Mark the ends of crossed edges in used [V]."""
     block = tl.program_id(0)
     offset = tl.arange(0, BLOCK)
-    # In Triton, a variable must have the same type in both branches, so the code of each branch is in its own
-    # function.
+    # In Triton, a variable must have the same type in both branches, so the code of each branch is in a
+    # separate function.
     if block < edge_blocks:
         amount = _crossed(edges, inside, used, block * BLOCK + offset, edge_count)
     else:
@@ -191,7 +193,7 @@ def topology(
         )
         _find_used[(vertex_blocks,)](used, ranks, counts, len(inside), vertex_block, BLOCK)
         _sum_blocks[(3,)](counts, starts, totals, edge_blocks, tet_blocks, vertex_blocks, WIDTH, num_warps=8)
-        # This is the only synchronisation. It is needed because the outputs are allocated with these sizes.
+        # This is the only synchronisation. The host needs these lengths to allocate the outputs.
         ends_found, faces_found, vertices_found = totals.tolist()
         ends = torch.empty(ends_found, 2, dtype=torch.int64, device=device)
         faces = torch.empty(faces_found, 3, dtype=torch.int64, device=device)

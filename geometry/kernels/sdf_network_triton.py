@@ -1,8 +1,8 @@
 """The MLP of the SDF network in fused Triton kernels.
 
 The matrix products run on tensor cores in three TF32 passes, which gives about float32 precision. The
-backward pass recomputes the hidden layers. Each of its programs writes a separate partial sum of the weight
-gradients, so the result does not depend on the order in which the programs run.
+backward pass recomputes the hidden layers. Each program of this pass writes a separate partial sum of the
+weight gradients, so the result does not depend on the order in which the programs run.
 """
 
 import torch
@@ -15,11 +15,11 @@ from triton import language as tl
 BLOCK = 128
 # The matrix product needs at least 16 columns, so the outputs of the last layer are padded to 16.
 PADDED_OUTPUTS = 16
-# Rows per step of the backward pass. The matrix product needs at least 16. More rows need more registers per
-# program, which makes the pass slower.
+# Rows per step of the backward pass. The matrix product needs at least 16 rows. More rows need more registers
+# per program, which makes the pass slower.
 BACKWARD_BLOCK = 16
-# Number of programs of the backward pass, each of which processes several blocks. An H100 runs two programs
-# on each of its 132 multiprocessors.
+# Number of programs of the backward pass, each of which processes several blocks. The number is 2 · 132,
+# because an H100 runs two programs on each of its 132 multiprocessors.
 BACKWARD_PROGRAMS = 264
 
 
@@ -190,7 +190,7 @@ class _Mlp(torch.autograd.Function):
         programs = min(triton.cdiv(count, BACKWARD_BLOCK), BACKWARD_PROGRAMS)
         grad_encoded = torch.empty_like(encoded)
         weights = first, second, last
-        # One row per program and one reduction for all weights.
+        # Each program writes one row, so that one reduction sums the gradients of all weights.
         sums = first.new_empty(programs, sum(weight.numel() for weight in weights))
         if count:
             with torch.cuda.device_of(encoded):

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-# The prefix of temporary files and folders. They remain on the disk if a run is killed.
+# The prefix of temporary files and folders. If a run is killed, they remain on the disk, and
+# `remove_temporaries` finds them by this prefix.
 TEMPORARY = ".writing_"
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path` with the same suffix. If the block succeeds, the
-    temporary file is renamed to `path`.
+    """Yield a temporary path with the folder and the suffix of `path`. If the block succeeds, the temporary
+    file is renamed to `path`.
 
     Missing parent folders are created. After an exception, the temporary file is removed, and an existing
     file at `path` is unchanged. An OSError without a file name is raised again with the name `path`.
@@ -41,11 +42,12 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged_folder(folder: Path | str) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`. If the block succeeds, the files in it are moved into `folder`.
+    """Yield an empty folder beside `folder`. If the block succeeds, the files in the yielded folder are moved
+    into `folder`.
 
-    Files in subfolders are moved to the same subfolders. All files are moved at the end, so files that belong
-    together are replaced within milliseconds. Other files in `folder` are kept. After an exception, `folder`
-    is unchanged.
+    Files in subfolders are moved to subfolders of `folder` with the same names. All files are moved at the
+    end, so files that belong together are replaced within milliseconds. Other files in `folder` are kept.
+    After an exception, `folder` is unchanged.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,8 @@ OTHER_PICTURES = {
 # A line such as "-Y H +X W". It contains sign, axis and number of the scan lines, then sign, axis and number
 # of the pixels in a scan line. -Y means downward.
 RESOLUTION = re.compile(rb"([+-][XY]) +(\d{1,9}) +([+-][XY]) +(\d{1,9})\n")
-# The new run-length encoding stores the width in 15 bits. It is not used for lines of fewer than 8 pixels.
+# The widths of lines in the new run-length encoding. This encoding stores the width in 15 bits and is not
+# used for lines of fewer than 8 pixels.
 RLE_WIDTHS = range(8, 0x8000)
 LONGEST_LITERAL = 128
 LONGEST_RUN = 127
@@ -188,8 +189,8 @@ def _read_new_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
 def _read_old_rle(data: bytes, at: int, out: UInt8[np.ndarray, "W 4"]) -> int:
     """Read a line of pixels in the old encoding. A pixel (1, 1, 1, n) repeats the previous pixel n times.
 
-    If several such pixels follow each other, the n of the k-th is multiplied by 256^(k − 1). Returns the
-    offset of the next line.
+    If several such pixels follow each other, the n of the k-th pixel is multiplied by 256^(k − 1). Returns
+    the offset of the next line.
     """
     done, shift, width = 0, 0, len(out)
     while done < width:

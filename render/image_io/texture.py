@@ -15,7 +15,7 @@ READ = "PNG, JPEG, WebP, TGA, BMP and TIFF"
 
 
 def decode_texture(content: bytes) -> UInt8[np.ndarray, "H W C"]:
-    """Decode a picture file. 16 bits per channel are rounded to 8. C is 3, or 4 with an alpha channel.
+    """Decode a picture file. Channels of 16 bits are rounded to 8 bits. C is 3, or 4 with an alpha channel.
 
     Raises:
         FileError: if the content is not a picture of a known format, is too large or is damaged.

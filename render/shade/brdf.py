@@ -81,7 +81,7 @@ def _smith_lambda(alpha: float, cosine: Tensor) -> Tensor:
 def lookup_split_sum(
     table: Float[Tensor, "R R 2"], cosine: Float[Tensor, "N 1"], roughness: Float[Tensor, "N 1"]
 ) -> Float[Tensor, "N 2"]:
-    """Return (scale, bias) by bilinear interpolation, clamped at the outer texel centres.
+    """Return (scale, bias) by bilinear interpolation in the table, clamped at the outer texel centres.
 
     The result is differentiable with respect to cosine and roughness.
     """
@@ -106,7 +106,7 @@ def shade(
     kd: linear albedo. ks: (occlusion, roughness, metallic), each in [0, 1]; occlusion 0 means unoccluded.
     normal: unit normal. view: unit vector from the surface to the viewer. table: a result of
     `split_sum_table`; None selects the default table. The light must be given in the coordinate system of
-    normal and view. For a light that moves with the camera, rotate both vectors to camera axes
+    normal and view. For a light that moves with the camera, rotate normal and view to camera axes
     (light.camera_rotation).
     """
     if table is None:

@@ -117,8 +117,8 @@ def sample_bordered(
 ) -> Float[Tensor, "N 3"]:
     """Sample cubes from `bordered` bilinearly.
 
-    table: the texels of one or several cubes. size: the size of the cube to sample. offset: its first row in
-    the table. size and offset may differ between points.
+    table: the texels of one or several cubes. size: the size of the cube to sample. offset: the first row of
+    this cube in the table. size and offset may differ between points.
     """
     limit = size[:, None] if isinstance(size, Tensor) else size
     # Texel i of a face is texel i + 1 of the bordered face.

@@ -23,8 +23,8 @@ MAP_FOLDER = Path(__file__).resolve().parents[2] / "data" / "irrmaps"
 DEFAULT_MAP = MAP_FOLDER / "overcast_city.hdr"
 # The factor on the default map if it replaces a missing map of data/irrmaps. Published configs use an open
 # sky with a low sun and env_scale 2. On an upward surface, irradiance / π is 0.56 and 0.70 under the sunrise
-# and sunset skies of Blender 3.4 (Poly Haven). It is 1.34 under the default map, so the factor 0.5 makes it
-# similar (0.67).
+# and sunset skies of Blender 3.4 (Poly Haven). The value under the default map is 1.34, so the factor 0.5
+# gives a similar value (0.67).
 REPLACEMENT_SCALE = 0.5
 # The lower bound of the radiance of a learned light. It is needed because the light is stored as a logarithm.
 DARKEST = 1e-4
@@ -65,9 +65,9 @@ class EnvironmentLight(nn.Module):
     """The environment light as a cube map. It is fixed or learned.
 
     The prefiltered tables of a fixed light are computed once. The tables of a learned light are computed in
-    every call of `prefiltered`, with fewer samples. On a CPU, env_resolution 64 or 128 is recommended for a
-    learned light. A learned light is optimised as the logarithm of radiance, so radiance stays positive and
-    updates are relative.
+    every call of `prefiltered`, with fewer samples. This is slow on a CPU, where env_resolution 64 or 128 is
+    recommended for a learned light. A learned light is optimised as the logarithm of radiance, so radiance
+    stays positive and updates are relative.
     """
 
     def __init__(self, cube: Float[Tensor, "6 R R 3"], learn: bool = False):
@@ -107,7 +107,7 @@ def load_cube(path: str | None, resolution: int, scale: float = 1.0) -> Float[Te
 def read_environment_map(path: str | None) -> Float[Tensor, "H W 3"]:
     """Return the linear radiance of the map at `path`. None selects the default map.
 
-    If the default map replaces a missing published map, it is multiplied by REPLACEMENT_SCALE.
+    If the default map replaces a missing published map, the radiance is multiplied by REPLACEMENT_SCALE.
 
     Raises:
         FileNotFoundError, ValueError: the errors of `read_latlong`.

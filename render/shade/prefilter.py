@@ -7,9 +7,8 @@ split-sum approximation (B. Karis, "Real Shading in Unreal Engine 4", SIGGRAPH 2
 roughness².
 
 Each lobe is sampled at a fixed set of directions on a spiral. All directions have the same probability. Each
-sample is read from the mip of the source whose texel solid angle matches the solid angle of the sample (M.
-Colbert and J. Krivanek, "GPU-based importance sampling", GPU Gems 3). This avoids noise although there are
-few samples.
+sample is read from the mip of the light whose texels have about the solid angle of the sample (M. Colbert and
+J. Krivanek, "GPU-based importance sampling", GPU Gems 3). This avoids noise although there are few samples.
 """
 
 import math
@@ -28,7 +27,8 @@ from render.shade.cubemap import bordered, face_coordinates, halve, sample_borde
 LookupGroup = tuple[Tensor, int, Tensor, Tensor]
 SMALLEST_MIP = 16
 LOWEST_ROUGHNESS, MIDDLE_ROUGHNESS = 0.08, 0.5
-# The number of points per lookup. It is so small that intermediate values fit into the processor cache.
+# The maximum number of points that are looked up at once. It is so small that intermediate values fit into
+# the processor cache.
 CHUNK = 2**15
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
@@ -70,7 +70,7 @@ class PrefilteredLight:
         fine = level.detach().long().clamp(0, levels - 2)
         cube = torch.cat([fine, fine + 1, torch.full_like(fine, levels)])[:, 0]
         face, coordinates = face_coordinates(torch.cat([mirrored, normal]))
-        # The mirror direction is sampled in the two mips next to the fractional mip level.
+        # The mirror direction is sampled in the two mips next to the fractional mip level, so it is repeated.
         face, coordinates = (torch.cat([part[: len(fine)], part]) for part in (face, coordinates))
         size, offset = self.sizes.index_select(0, cube), self.offsets.index_select(0, cube)
         found = sample_bordered(self.table, face, coordinates, size, offset)

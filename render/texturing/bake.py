@@ -16,8 +16,8 @@ from render.texturing.uv import uv_areas, uv_clip
 
 SurfaceField = Callable[[Float[Tensor, "N 3"]], dict[str, Float[Tensor, "N C"]]]
 
-# The number of texels around a chart that are baked. Bilinear lookups inside a chart read texels up to one
-# texel outside along each axis.
+# The width in texels of the baked border around a chart. Bilinear lookups inside a chart read texels up to
+# one texel outside along each axis.
 REACH = 2
 
 
@@ -30,7 +30,7 @@ def bake(
     Texels just outside a chart are read by bilinear lookups near its edge, so they get the field at a point
     on the extended plane of the nearest face. All other texels are filled smoothly from the charts, so that
     mip levels show no seams. `field` is evaluated at chunks of world-space points. There is one texture for
-    each name in its result.
+    each name in the result of `field`.
     """
     owner = texel_owners(mesh, texture_res, rasteriser)
     texels = torch.nonzero(owner.reshape(-1) >= 0)[:, 0]
@@ -95,7 +95,8 @@ def owned_texels(
 ) -> tuple[Int[Tensor, " T"], Float[Tensor, "T 3"]]:
     """Return the flat indices of the texels that `bake` computes, and the world points at their centres.
 
-    share: the fraction of the texels that is returned. If it is below 1, they are selected at random.
+    share: the fraction of the texels that is returned. If `share` is below 1, the texels are selected at
+    random.
     """
     owner = texel_owners(mesh, texture_res, rasteriser).reshape(-1)
     texels = torch.nonzero(owner >= 0)[:, 0]
@@ -140,8 +141,8 @@ def _surface_points(
 def _barycentric(
     p: Float[Tensor, "N 2"], a: Float[Tensor, "N 2"], b: Float[Tensor, "N 2"], c: Float[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """Return barycentric weights of p. At least one is negative if p is outside the triangle. All are 1/3 if
-    the triangle has no area.
+    """Return barycentric weights of p. At least one weight is negative if p is outside the triangle. All
+    weights are 1/3 if the triangle has no area.
     """
     ab, ac, ap = b - a, c - a, p - a
     area = ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
@@ -154,11 +155,11 @@ def _barycentric(
 
 
 def fill_unknown(values: Float[Tensor, "H W C"], known: Bool[Tensor, "H W"]) -> Float[Tensor, "H W C"]:
-    """Fill each unknown texel with the mean of the known texels in its smallest aligned block that contains
-    any.
+    """Fill each unknown texel with the mean of the known texels in its block.
 
-    Blocks have 2^k × 2^k texels. A texel of a mip level is the mean of such a block, so it depends only on
-    known texels. The result is zero if no texel is known.
+    The block is the smallest aligned block of 2^k × 2^k texels that contains the unknown texel and at least
+    one known texel. A texel of a mip level is the mean of such a block, so it depends only on known texels.
+    The result is zero if no texel is known.
     """
     weight = known.to(values.dtype)[None, None]
     return _pull_push((values * known[..., None]).permute(2, 0, 1)[None], weight)[0].permute(1, 2, 0)

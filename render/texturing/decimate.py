@@ -15,8 +15,9 @@ def decimate(mesh: Mesh, faces: int) -> Mesh:
     """Return the surface with about `faces` triangles, without texture coordinates. The old and new numbers
     of faces are logged.
 
-    Edge collapses keep the surface manifold, so a closed mesh stays closed. If no other edge can be
-    collapsed, more triangles remain. A mesh with fewer faces is returned unchanged.
+    Edge collapses keep the surface manifold, so a closed mesh stays closed. If no more edges can be
+    collapsed, more than `faces` triangles remain. A mesh with at most `faces` triangles is returned
+    unchanged.
     """
     assert faces > 0, "a surface needs faces"
     if len(mesh.faces) <= faces:
@@ -28,7 +29,7 @@ def decimate(mesh: Mesh, faces: int) -> Mesh:
     positions = np.asfortranarray(mesh.v_pos.detach().cpu().numpy(), dtype=np.float64)
     triangles = np.asfortranarray(mesh.faces.cpu().numpy(), dtype=np.int32)
     if not igl.is_edge_manifold(triangles)[0]:
-        # Edges with more than two faces are split, because libigl only collapses edges of manifolds.
+        # Edges with more than two faces are split, because libigl collapses only edges of manifolds.
         triangles, origin = igl.split_nonmanifold(triangles)[:2]
         positions = np.asfortranarray(positions[origin])
         triangles = np.asfortranarray(triangles, dtype=np.int32)

@@ -21,8 +21,8 @@ from render.mesh_io.surface_material import SurfaceMaterial
 from render.shade.brdf import linear_to_srgb, srgb_to_linear
 from render.shade.normals import safe_normalize
 
-# The maximum side of a picture in the table. Larger pictures are reduced. The size of exported textures is
-# not limited by this.
+# The maximum side of a picture in the table. Larger pictures are reduced. This does not limit the size of
+# exported textures.
 LARGEST_SIDE = 4096
 WRAPS = ("repeat", "clamp", "mirror")
 KD, KS, NORMAL, MASK = slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)
@@ -51,7 +51,7 @@ class PaintMask:
     materials: frozenset[str] = frozenset()
 
     def of(self, material: SurfaceMaterial) -> UInt8[Tensor, "H W"]:
-        """Return the mask of a material. Its size is 1 × 1 if it is constant."""
+        """Return the mask of a material. Without a picture, the mask is constant, and its size is 1 × 1."""
         if self.picture is not None:
             return torch.from_numpy(self.picture)
         return torch.full((1, 1), 255 * (material.name in self.materials), dtype=torch.uint8)
@@ -71,8 +71,7 @@ def given_texture(material: SurfaceMaterial, size: tuple[int, int]) -> UInt8[Ten
     """Return base colour, ks and normal of a material at a texture size. The factors of the material are
     applied.
 
-    A picture that has this size and the factor 1 is returned bit for bit. Other pictures are resampled and
-    rounded.
+    A picture of this size whose factor is 1 is returned unchanged. Other pictures are resampled and rounded.
     """
     return torch.cat([_kd(material, size), _ks(material, size), _normal(material, size)], -1)
 

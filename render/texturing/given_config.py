@@ -84,7 +84,8 @@ def read_mask(
     """Return the paint mask of a config, or None if it has no mask.
 
     Raises:
-        ValueError, OSError: if the picture cannot be read, or if the mesh has no material with a given name.
+        ValueError, OSError: if the picture cannot be read, or if paint_mask contains a name that no material
+            of the mesh has.
     """
     if not config.paint_mask:
         return None

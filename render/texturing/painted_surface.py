@@ -1,6 +1,7 @@
-"""The painted surface. It defines where the field is evaluated and where it replaces the given textures.
+"""The painted surface. It defines where the field is evaluated and where the field replaces the given
+textures, which are those of the mesh file.
 
-With a paint mask m, the material at a point is m · field + (1 − m) · given.
+With a paint mask m, the material at a point is m · field + (1 − m) · given material.
 """
 
 from collections.abc import Callable
@@ -33,10 +34,10 @@ class PaintedSurface(nn.Module):
 
     The buffers are not part of checkpoints, because they depend only on the input files.
 
-    mesh: a mesh with uv, tangents and handedness. has_uv: whether the uv of a face are those of the file. All
-    other faces use the texel at uv (0, 0). table: the given textures and the mask, or None if neither is
-    used. masked: whether the given textures are mixed in where the mask is below 1. given_normals: whether
-    the given normals are used, because the field has no normals.
+    mesh: a mesh with uv, tangents and handedness. has_uv: whether the uv of a face are those of the file.
+    Faces without uv in the file use the texel at uv (0, 0). table: the given textures and the mask, or None
+    if neither is used. masked: whether the given textures are mixed in where the mask is below 1.
+    given_normals: whether the given normals are used, because the field has no normals.
     """
 
     def __init__(

@@ -2,7 +2,8 @@
 
 A material keeps its uv if a texture can represent it (see uv_spaces.py). Otherwise, its faces are unwrapped
 again and the material is transferred to the new uv. A material that is not painted at all is exported with
-its given uv and pictures. If an atlas or fewer faces are requested, all materials are transferred to new uv.
+its uv and pictures from the file. If an atlas or fewer faces are requested, all materials are transferred to
+new uv.
 """
 
 import logging
@@ -137,7 +138,7 @@ def _baked_material(
     config: ExportConfig,
     rasteriser: Rasteriser,
 ) -> SurfaceMaterial:
-    """Bake the field into the given uv of a material. Where the mask is 0, the given bytes are kept."""
+    """Bake the field into the uv that a material keeps. Where the mask is 0, the file's texels are kept."""
     own = torch.nonzero((parts.face_material == number) & parts.spaces.own)[:, 0]
     flat = own_uv_mesh(parts.mesh, parts.spaces.tile_uv, own)
     size, given = config.texture_res, parts.materials[number]
@@ -228,7 +229,7 @@ def unwrapped(mesh: Mesh, faces: Int[Tensor, " N"], config: ExportConfig) -> Mes
 
 
 def with_chart(mesh: Mesh, faces: Int[Tensor, " N"], chart: Mesh) -> Mesh:
-    """Return `mesh`, in which the faces with the indices `faces` get the uv and tangents of `chart`."""
+    """Return `mesh` with the uv and tangents of `chart` for the faces with the indices `faces`."""
     uv_faces = mesh.uv_faces.clone()
     uv_faces[faces] = chart.uv_faces + len(mesh.uv)
     return replace(

@@ -23,12 +23,12 @@ MIN_COSINE = 0.5
 MAX_FRAGMENT_FACES, FRAGMENT_MIN_COSINE = 8, 0.15
 # The number of rounds in which normals are averaged over neighbours before they are used as chart directions.
 SMOOTHING_ROUNDS = 4
-# The number of rotations of a chart over a quarter turn that are tested to find the smallest bounding
-# rectangle.
+# The number of rotations within a quarter turn that are tested to find the smallest bounding rectangle of a
+# chart.
 ROTATIONS = 12
 
-# Padding is limited so that a chart of mean size keeps at least this share of the side of its cell in the
-# texture.
+# Padding is limited so that a chart of mean size keeps at least this share of the side of its cell (the chart
+# with its padding).
 CHART_SHARE = 2 / 3
 # The approximate share of the texture that rectangles fill if they are sorted by height and packed in rows.
 FILL = 0.8
@@ -75,8 +75,8 @@ def project(
     flat = corners.reshape(-1, 3, 2) / projection_numba.LATTICE
     flat, sizes = _rotate_to_rectangles(flat, chart_of, charts)
     padding = affordable_padding(charts, side, padding)
-    # If the texture has fewer than four texels per chart, the charts are packed into a larger square, so that
-    # several charts share a texel.
+    # If the texture has fewer than four texels per chart, the charts are packed into a larger square, which
+    # is scaled down to the texture, so several charts share a texel.
     side = max(side, math.ceil(2 * charts**0.5))
     scale, places = pack_rectangles(sizes, side, padding)
     placed = (flat * scale + places[chart_of][:, None]) / side
@@ -119,8 +119,8 @@ def folded_edges(positions: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 
 
 
 def _chart_directions(positions, faces, normals, areas, neighbours) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each face the projection direction [F,3] of a chart that starts there, and the mean extent
-    [F] of the faces around it.
+    """Return for each face the projection direction [F,3] of a chart that starts at this face, and the mean
+    extent [F] of the faces around this face.
     """
     weighted = np.concatenate([normals * areas[:, None], np.zeros((1, 3))])
     corners = positions[faces]
@@ -146,8 +146,8 @@ def _renumber_charts(chart_of: Int[np.ndarray, " F"]) -> int:
 def _rotate_to_rectangles(
     flat: Float[np.ndarray, "F 3 2"], chart_of: Int[np.ndarray, " F"], charts: int
 ) -> tuple[Float[np.ndarray, "F 3 2"], Float[np.ndarray, "C 2"]]:
-    """Rotate each chart so that its bounding rectangle is smallest and wider than high. Move the corner of
-    the rectangle to (0, 0).
+    """Rotate each chart so that its bounding rectangle is smallest and wider than high. Move the lower left
+    corner of the rectangle to (0, 0).
 
     Returns the moved corners and the sizes of the rectangles.
     """
@@ -198,7 +198,8 @@ def _index_uv(
 def affordable_padding(count: int, side: int, wanted: int) -> int:
     """Return the padding in texels around each of `count` charts. It is at most `wanted`.
 
-    With this padding, a chart of mean size has at least CHART_SHARE of the side of its cell in the texture.
+    With this padding, the side of a chart of mean size is at least CHART_SHARE of the side of its cell (the
+    chart with its padding).
     """
     place = side * (FILL / max(count, 1)) ** 0.5
     return min(wanted, int(place * (1 - CHART_SHARE) / 2))
@@ -209,9 +210,9 @@ def pack_rectangles(
 ) -> tuple[float, Int[np.ndarray, "N 2"]]:
     """Pack rectangles of sizes · scale texels into a square of side² texels. Return (scale, corners).
 
-    sizes: width and height. The packing is best for width ≥ height. corners: the lower texel corner of each
-    rectangle. There are `padding` free texels on all sides of a rectangle. Rectangles do not overlap, and no
-    two rectangles touch the same texel. The result is deterministic.
+    sizes: width and height. The packing is best for width ≥ height. corners: for each rectangle, the texel
+    corner with the smallest coordinates. There are `padding` free texels on all sides of a rectangle.
+    Rectangles do not overlap, and no two rectangles touch the same texel. The result is deterministic.
     """
     order = np.lexsort((-sizes[:, 0], -sizes[:, 1]))
     area = (sizes[:, 0] * sizes[:, 1]).sum()

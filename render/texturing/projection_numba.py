@@ -17,7 +17,7 @@ LATTICE = 2**22
 # they are rounded to float32.
 MIN_HEIGHT = 16
 # A face is not added to a chart if it must be compared with more than MAX_TESTS faces or touches more than
-# MAX_CELLS cells. These limits bound the time for any mesh.
+# MAX_CELLS cells of the hash table. These limits bound the time for any mesh.
 MAX_TESTS = 256
 MAX_CELLS = 64
 
@@ -123,8 +123,8 @@ def make_table(count):
 
 @kernel
 def fits(table, chart, triangle, cell, chart_of, corners):
-    """Return whether a projected face overlaps no face of a chart. If it touches more than MAX_CELLS cells or
-    needs more than MAX_TESTS tests, return False.
+    """Return whether a projected face overlaps no face of a chart. If the face touches more than MAX_CELLS
+    cells or needs more than MAX_TESTS tests, return False.
     """
     head, following, face_of, _ = table
     left, right, low, high = cell_range(triangle, cell)
@@ -147,7 +147,7 @@ def fits(table, chart, triangle, cell, chart_of, corners):
 
 @kernel
 def insert_face(table, chart, face, triangle, cell):
-    """Insert a face of a chart into the table. Returns False if it is too large or the table is full."""
+    """Insert a face of a chart into the table. Returns False if the face is too large or the table full."""
     head, following, face_of, length = table
     left, right, low, high = cell_range(triangle, cell)
     cells = (right - left + 1) * (high - low + 1)
@@ -182,7 +182,8 @@ def make_charts(
     face across each edge, −1 if there is none. seeds: the faces in the order in which they may start a chart.
     A face is added to a chart if the cosine between its normal and the chart's direction is at least
     min_cosine. After all charts are complete, faces of charts with at most max_fragment_faces faces are moved
-    to larger charts if this cosine is at least fragment_min_cosine.
+    to larger charts if the cosine between the face's normal and the larger chart's direction is at least
+    fragment_min_cosine.
     """
     count = len(faces)
     mesh = positions, faces, normals, directions, sizes, neighbours
@@ -196,7 +197,9 @@ def make_charts(
 
 @kernel
 def grow(mesh, charts, table, seeds, min_cosine):
-    """Grow charts breadth-first from the seeds, one after the other, until every seed has a chart."""
+    """Grow charts breadth-first from the seeds, one after the other, until every seed that can be projected
+    has a chart.
+    """
     positions, faces, normals, directions, sizes, neighbours = mesh
     chart_of, corners, seed_of, population = charts
     tried, queue = np.full(len(faces), -1, np.int64), np.empty(len(faces), np.int64)

@@ -1,4 +1,4 @@
-"""The regression that fits a material field to the given textures of a mesh before painting.
+"""The regression that fits a material field to the textures of a mesh file before painting.
 
 The loss is the mean over surface points of ‖field(p) − texture(uv(p))‖². All values are in the encoding of
 textures (base colour in sRGB, normals as n · 0.5 + 0.5), so −10 log10 of the mean squared error of a channel
@@ -44,8 +44,9 @@ class TextureFit:
     """The loss that compares a field with the given textures at random surface points.
 
     One half of the points are texel centres of the materials that keep their uv, including the baked texels
-    around each chart. The other half are uniform over the surface. The texels are collected at the first use,
-    because a run that resumes after the fit and ranks other than 0 do not need it.
+    around each chart. The other half is distributed uniformly over the surface. The texels are collected at
+    the first use, because two kinds of processes do not need them: a run that resumes after the fit, and
+    ranks other than 0.
     """
 
     def __init__(self, parts: PaintedParts, field: MaterialField, rasteriser: Rasteriser):
@@ -94,7 +95,7 @@ class TextureFit:
         face = torch.searchsorted(self.edges, drawn).clamp_max(len(self.edges) - 1)
         u, v = torch.rand(2, count, generator=generator)
         # (u, v) is uniform in a parallelogram of two equal triangles. Points in the second triangle are
-        # reflected into the first, so the density stays uniform.
+        # reflected into the first, which keeps the density uniform.
         u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
         device = self.surface.corners.device
         located = Located(face.to(device), torch.stack([u, v, 1 - u - v], -1).to(device))
@@ -104,7 +105,7 @@ class TextureFit:
     @torch.no_grad()
     def texels(self) -> tuple[Float[Tensor, "T 3"], UInt8[Tensor, "T 9"]]:
         """Return the field points at texel centres and the bytes of these texels, for all materials that keep
-        their uv. At most about MOST_TEXELS texels are returned.
+        their uv. The number of texels is limited to about MOST_TEXELS.
         """
         parts, table = self.parts, self.surface.table
         generator = torch.Generator().manual_seed(SEED)

@@ -58,8 +58,8 @@ def transfer_field(painted: Mesh, target: Mesh, field: SurfaceField) -> SurfaceF
 def tangent_space(
     world: Float[Tensor, "N 3"], normal: Float[Tensor, "N 3"], tangent: Float[Tensor, "N 3"]
 ) -> Float[Tensor, "N 3"]:
-    """Convert unit world-space normals to the tangent space of unit normals and tangents. The result has z ≥
-    0.
+    """Convert unit world-space normals to the tangent space with the unit vectors `normal` and `tangent`. The
+    result has z ≥ 0.
     """
     across = torch.linalg.cross(normal, tangent, dim=-1)
     local = torch.stack([(world * axis).sum(-1) for axis in (tangent, across, normal)], -1)
@@ -69,7 +69,7 @@ def tangent_space(
 
 def frame_finder(mesh: Mesh) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
     """Return a function from points [N,3] to the nearest points [N,3] of the mesh, and to the unit smooth
-    normals and unit tangents there.
+    normals and unit tangents at these nearest points.
     """
     find = nearest_finder(mesh)
 

@@ -20,13 +20,13 @@ from render.image_io.file_lock import try_lock
 
 WORKER = Path(__file__).with_name("unwrap_worker.py")
 # The time limit in seconds is a constant plus an amount per face. It is several times the time measured on
-# two cores, so that the result is the same on a busy machine. Measured: 6.5 s for 20,000 faces and 161 s for
-# 199,000 faces with xatlas; 0.6 s and 6.9 s with uvunwrap.
+# two cores, so that unwrapping also finishes on a busy machine. Measured: 6.5 s for 20,000 faces and 161 s
+# for 199,000 faces with xatlas; 0.6 s and 6.9 s with uvunwrap.
 TIMEOUT, TIMEOUT_PER_FACE = 60.0, {"xatlas": 5e-3, "uvunwrap": 5e-5}
 # This text is in the message of a uvunwrap thread that has panicked.
 PANIC = b"panicked at"
 # The minimum share of the texture that the charts must fill. If they fill less, margins fill most of the
-# texture.
+# texture, and the result is rejected.
 MIN_FILL = 0.05
 
 
@@ -80,7 +80,7 @@ def unwrap_with(
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a temporary folder, so that other processes do not remove the folder.
 
-    The lock file gets its name after it is locked. Otherwise, another process could lock it first.
+    The lock file gets its final name only after it is locked, so that no other process can lock it first.
     """
     with try_lock(folder / f"{LOCK}.new"):
         (folder / f"{LOCK}.new").rename(folder / LOCK)
@@ -88,7 +88,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_leftovers() -> None:
-    """Remove the temporary folders of killed processes. Their lock files are not locked."""
+    """Remove the temporary folders of killed processes, whose lock files are no longer locked."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):
             if (folder / LOCK).exists() and (file := try_lock(folder / LOCK)) is not None:
@@ -97,7 +97,9 @@ def _remove_leftovers() -> None:
 
 
 def _run(command: list[str], errors: Path, timeout: float) -> None:
-    """Run a command until it ends. Raises UnwrapError after `timeout` seconds, a panic or a failure."""
+    """Run a command until it ends. Raises UnwrapError if it panics, fails or takes longer than `timeout`
+    seconds.
+    """
     with errors.open("wb") as sink:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
     deadline = time.monotonic() + timeout

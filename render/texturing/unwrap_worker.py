@@ -15,7 +15,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(library: str, input_file: str, output_file: str) -> None:
-    """Unwrap with "xatlas" or "uvunwrap". If it fails, an exception ends the script."""
+    """Unwrap with "xatlas" or "uvunwrap". If the library fails, an exception ends the script."""
     with np.load(input_file) as record:
         arguments = record["positions"], record["faces"], int(record["side"]), int(record["padding"])
     uv, uv_faces, charts, pages = (with_xatlas if library == "xatlas" else with_uvunwrap)(*arguments)

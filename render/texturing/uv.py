@@ -30,14 +30,15 @@ Method = Literal["auto", "xatlas", "uvunwrap", "projection"]
 TextureSide = Annotated[int, Field(ge=16, le=16384)]
 
 # The maximum number of faces for which `auto` selects xatlas. The time of xatlas grows faster than linearly:
-# 6.5 s for 20,000 faces, 45 s for 61,000 and 161 s for 199,000 on 2 cores. uvunwrap takes 0.6 s, 1.6 s and
-# 6.9 s.
+# 6.5 s for 20,000 faces, 45 s for 61,000 and 161 s for 199,000 on 2 cores. For the same meshes, uvunwrap
+# takes 0.6 s, 1.6 s and 6.9 s.
 XATLAS_MAX_FACES = 20_000
 
-# A surface is torn if it has more edges than this with a fold of over 60 degrees. A trained surface has no
-# such edges. A surface from random weights has about 400,000. On torn surfaces, uvunwrap makes charts of a
-# few faces. Their margins fill one texture or several textures, and uvunwrap may panic. For example, it takes
-# 70 s and 3 textures for 1.5 million faces with 60,000 such edges on 2 cores.
+# A surface is torn if it has more than this number of edges with a fold of over 60 degrees. A trained surface
+# has no such edges. A surface from random weights has about 400,000 such edges. On torn surfaces, uvunwrap
+# makes charts of a few faces. The margins of these charts fill one texture or several textures, and uvunwrap
+# may panic. For example, uvunwrap takes 70 s and 3 textures for 1.5 million faces with 60,000 such edges on 2
+# cores.
 MAX_FOLDED_EDGES = 10_000
 
 
@@ -94,7 +95,7 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
     start = time.perf_counter()
     uv, uv_faces, how = _unwrapped(positions, faces, method, max(resolution), padding)
     logger.info("unwrapped %d faces into %s in %.1f s", len(faces), how, time.perf_counter() - start)
-    # In the results of all methods, v increases upward. In this program, v increases downward.
+    # v increases upward in the results of all methods, but downward in this program.
     uv[:, 1] = 1 - uv[:, 1]
     device = mesh.v_pos.device
     unwrapped = replace(
@@ -109,7 +110,7 @@ def unwrap(mesh: Mesh, method: Method, resolution: tuple[int, int], padding: int
 def _unwrapped(
     positions: np.ndarray, faces: np.ndarray, method: Method, side: int, padding: int
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return uv, uv_faces and a description of charts and method for the log."""
+    """Return uv, uv_faces and a text for the log, which contains the number of charts and the method."""
     chosen = _choose(method, positions, faces)
     if chosen != "projection":
         try:
@@ -132,7 +133,9 @@ def _unwrapped(
 
 
 def _choose(method: Method, positions: np.ndarray, faces: np.ndarray) -> str:
-    """Return the method to use. For `auto`, select it. If its library is missing, use the other library."""
+    """Return the method to use. For `auto`, the mesh determines the method. If the library of the method is
+    missing, the other library is used.
+    """
     if method == "projection":
         return method
     preferred = method

@@ -2,9 +2,9 @@
 uv.
 
 A texture can represent a material if every texel belongs to one surface point, or to points of faces with
-equal uv triangles (mirrored halves, repeated copies). Faces with equal uv triangles share the field at the
-points of the first of these faces. uv in another tile of a repeating texture are treated as the corresponding
-uv in [0, 1].
+equal uv triangles (for example, mirrored or repeated parts). For faces with equal uv triangles, the field is
+evaluated at the points of the first of these faces. uv in another tile of a repeating texture are treated as
+the corresponding uv in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -48,8 +48,8 @@ class UVSpaces:
 
 
 def split_by_handedness(mesh: Mesh, group: Int[Tensor, " F"]) -> Mesh:
-    """Return the mesh with tangents and handedness. uv vertices are split between faces of different
-    handedness or `group`.
+    """Return the mesh with tangents and handedness. A uv vertex of faces with different handedness or `group`
+    is split.
     """
     assert mesh.uv is not None and mesh.uv_faces is not None, "the mesh has no texture coordinates"
     mirrored = (uv_areas(mesh) < 0).long()
@@ -101,8 +101,8 @@ def find_uv_spaces(
 def _shared(
     tile_uv: Float[Tensor, "F 3 2"], face_material: Int[Tensor, " F"]
 ) -> tuple[Int[Tensor, " F"], Int[Tensor, "F 3"]]:
-    """Return for each face the first face with the same material and uv triangle, and its corresponding
-    corners.
+    """Return for each face the first face with the same material and uv triangle, and the corresponding
+    corners of this first face.
     """
     steps = (tile_uv.double() * STEPS).round().long()
     # The corners are sorted by uv, so that the order is the same for each rotation and reflection of a
