@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 # The distance of the farthest vertex from the origin after normalisation. The training objects of the
 # embedded prior have the same value, so a normalised mesh has the size of these objects.
 REACH = 0.75
-# The accepted distances of the farthest vertex from the origin. With a smaller distance, a mesh is too small
-# in the images. With a larger distance, it does not fit into the images.
+# A warning is logged if the distance of the farthest vertex from the origin is not between these values. With
+# a smaller distance, a mesh is too small in the images. With a larger distance, it does not fit into the
+# images.
 REACHES_IN_VIEW = (0.25, 1.5)
 
 

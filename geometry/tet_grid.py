@@ -1,9 +1,9 @@
 """Tetrahedral grids that fill a cube. A grid is a body-centred cubic lattice or is read from an `.npz` file.
 
 The lattice has n³ cells. Its vertices are the (n+1)³ cell corners and the n³ cell centres. Each inner face
-between two cells gives four tets (the centres of both cells and one edge of the face). Each face on the
-boundary of the cube gives two tets (the centre of the cell and three corners of the face). All 12 n³ tets
-have the volume (size / n)³ / 12, where size is the side of the cube.
+between two cells gives four tets (each with the centres of both cells and one edge of the face). Each face on
+the boundary of the cube gives two tets (each with the centre of the cell and three corners of the face). All
+12 n³ tets have the volume (size / n)³ / 12, where size is the side of the cube.
 """
 
 import math

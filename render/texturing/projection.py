@@ -42,7 +42,8 @@ def compiled_kernels() -> ModuleType | None:
 def project(
     positions: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], side: int, padding: int
 ) -> tuple[Float[np.ndarray, "U 2"], Int[np.ndarray, "F 3"], int, int]:
-    """Return (uv, uv_faces, number of charts, padding). Faces are counter-clockwise and do not overlap.
+    """Return (uv, uv_faces, number of charts, padding). In uv, faces are counter-clockwise and do not
+    overlap.
 
     positions: in [0,1]. uv: in [0,1] with v upward. The texture has side² texels. The padding is reduced if
     margins would cover more area than the charts. A face without area is mapped to one point of a neighbour.

@@ -46,7 +46,8 @@ def unwrap_with(
     padding: int,
     timeout: float | None = None,
 ) -> tuple[Float[np.ndarray, "U 2"], Int[np.ndarray, "F 3"], int]:
-    """Return uv, uv_faces and the number of charts. Counter-clockwise faces stay counter-clockwise.
+    """Return uv, uv_faces and the number of charts. Faces that are counter-clockwise as seen from outside are
+    counter-clockwise in uv.
 
     uv is in [0,1] with v upward.
 
