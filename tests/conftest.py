@@ -17,7 +17,7 @@ import torch
 from jaxtyping import install_import_hook
 
 # The test modules import most packages, and imported modules are never freed. The garbage collector is
-# disabled during the imports, where it would take a quarter of the time until the first test.
+# disabled during the imports, because it would take a quarter of the time until the first test.
 gc.disable()
 
 # Without a GPU, kernels run on CPU tensors in Triton's interpreter. Triton reads TRITON_INTERPRET on import.
@@ -103,7 +103,8 @@ def pytest_collection_finish():
     gc.enable()
 
 
-# The files that take longest, in this order. They start first, so that both processes end at the same time.
+# The test files that take longest. They are started first, in this order, so that the test processes end at
+# about the same time.
 LONG = (
     "test_distributed",
     "test_train",

@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# FLOORS is {package: packages of this project that it may import}. The longest matching name is used.
+# FLOORS is {package: packages of this project that it may import}. For a module, the longest matching package
+# name is used.
 FLOORS = {
     "train": {"training", "configs", "sd", "dataset", "geometry", "render"},
     "training": {"training", "configs", "sd", "dataset", "geometry", "render"},
@@ -76,8 +77,8 @@ def imports(path: Path, known: set[str], nested: bool = True, types: bool = True
     """Return the names of the modules that a file imports.
 
     Args:
-        known: the modules of this project. `from package import module` gives "package.module" if that is one
-            of them.
+        known: the modules of this project. `from package import module` gives "package.module" if this is a
+            known module.
         nested: whether to include the imports inside functions and blocks.
         types: whether to include the imports under `if TYPE_CHECKING`.
     """

@@ -133,8 +133,8 @@ def test_command_check_finds_a_fault(command, fault, tmp_path, monkeypatch, caps
 def command_fault(words: list[str], capsys) -> str:
     """Return the reason why a command fails, or "" if it succeeds.
 
-    train.py is called with --dry-run. Later commands read the config and the mesh that a real run would have
-    written, so both are created in the current folder. The mesh is a single triangle.
+    train.py is called with --dry-run. A later command of a page reads the config and the mesh that a real run
+    would have written, so config and mesh are created in the current folder. The mesh is a single triangle.
     """
     if words[0] == "taskset":
         words = words[3:]

@@ -1,7 +1,8 @@
-"""Measure times and errors of the fused prior with one optimization switched off (prior.py --changes).
+"""Measure the fused prior with one optimization at a time switched off (prior.py --changes).
 
-Each time is that of the replay of a CUDA graph. The error is relative to diffusers' modules in float32, in
-the Euclidean norm. The last rows list the GPU kernels with the largest times.
+The results are times and errors. A timed call replays a CUDA graph. The error is the Euclidean norm of the
+difference from the result of diffusers' modules in float32, divided by the norm of that result. The last rows
+list the GPU kernels with the largest times.
 """
 
 import copy

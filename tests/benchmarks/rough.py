@@ -1,4 +1,4 @@
-"""Time of a training step on a rough surface without the prior, in total and by GPU kernel.
+"""Measure a training step on a rough surface without the prior: the total time, and that of each GPU kernel.
 
     python3 tests/benchmarks/rough.py [--grid 256] [--batch 4] [--faces 1000000] [--json FILE]
     python3 tests/benchmarks/rough.py --code OTHER_CHECKOUT --save STATE.pt
@@ -66,7 +66,10 @@ def build_surface(config: GeometryConfig, device: torch.device) -> DMTet:
 
 
 def set_field(surface: DMTet, field: torch.Tensor) -> None:
-    """Replace the distances [V] of the network by the field. The network is still evaluated."""
+    """Replace the distances [V] of the network by the field.
+
+    The network is still evaluated, so that its time is measured.
+    """
     distances = type(surface.network).distances
     surface.network.distances = lambda points: 0 * distances(surface.network, points) + field
 
@@ -94,7 +97,7 @@ class RoughStep:
     def __init__(self, surface: DMTet, batch: int, size: int):
         device = surface.v_pos.device
         self.surface = surface
-        # The light is used for previews only.
+        # Only previews use the light, so its values do not matter here.
         light = EnvironmentLight(torch.ones(6, 2, 2, 3))
         self.scene = GeometryScene(surface, choose_rasteriser(device), light, False)
         self.optimizer = torch.optim.AdamW(

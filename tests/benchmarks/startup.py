@@ -6,7 +6,7 @@
 Other options are config keys. The run ends after the fit of the start shape and two steps in each phase, and
 it writes to a temporary folder. For each part, the table contains wall time and CPU time in seconds. The time
 of a nested part is not counted in the outer part. CPU time includes subprocesses, for example of xatlas.
-Start the command twice: in the first run, numba and Triton compile their kernels.
+Start the command twice, because numba and Triton compile their kernels in the first run.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def import_packages(clock: Clock) -> None:
 
 
 def write_model(folder: str) -> str:
-    """Write the model in another process, so that this one still initialises CUDA in the measured parts."""
+    """Write the model in another process, so that this process initialises CUDA in the measured parts."""
     code = "import sys; from pathlib import Path; from full_size_model import write_full_size_model as write"
     command = [sys.executable, "-c", f"{code}; write(Path(sys.argv[1]))", folder]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])

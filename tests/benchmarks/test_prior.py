@@ -31,7 +31,7 @@ def test_every_way_is_measured(model_folder, capsys):
 
 
 def test_every_change_is_measured_with_its_error(model_folder, monkeypatch):
-    # The reference replaces this function, because Triton's interpreter is slow.
+    # `separate_norm` is replaced by the reference, because Triton's interpreter is slow.
     monkeypatch.setattr(prior_changes, "separate_norm", REFERENCE.group_norm_and_skip)
     cpu = torch.device("cpu")
     bench, parts = Bench(cpu, 1), load_parts(str(model_folder), cpu)

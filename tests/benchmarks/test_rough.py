@@ -1,4 +1,4 @@
-"""The benchmark of rough surfaces at toy size: noise adds faces, and two runs of one state are equal."""
+"""Test the benchmark of rough surfaces at toy size: noise adds faces, and two runs of one state are equal."""
 
 import json
 

@@ -35,7 +35,7 @@ def imported_modules(tree: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_every_import_of_a_script_is_found(script):
-    """pytest's own import path contains more folders than that of a script, so these are left out."""
+    """The sys.path of a script lacks the folders of this project that pytest adds, so they are left out."""
     tree = ast.parse(script.read_text())
     outside = [folder for folder in sys.path if ROOT not in (Path(folder), *Path(folder).parents)]
     path = [str(HERE), *added_folders(tree), *outside]

@@ -43,7 +43,7 @@ def test_shipped_file_equals_the_script_output(name):
         for start in ("f ", "v ")
     )
     assert faces[0] == faces[1]
-    # The last digit can differ between processors.
+    # The last digit of a position can differ between processors.
     np.testing.assert_allclose(*(np.array(lines, dtype=float) for lines in positions), atol=3e-5)
 
 
@@ -64,7 +64,8 @@ def test_guide_is_one_closed_component_that_fits_the_scene(name):
         },
         "example.json",
     )
-    # Start meshes are normalised to the unit ball about the mean of their vertices.
+    # The mean of the vertices of a start mesh is moved to 0, and its farthest vertex to distance 1. The mesh
+    # is then scaled by 0.8, so no coordinate exceeds 0.8.
     assert 0.6 < build_start_shape(config.start_shape).v_pos.abs().max() < 0.8
     centre = mesh.bounds.mean(0)
     np.testing.assert_allclose(centre, 0, atol=0.02)

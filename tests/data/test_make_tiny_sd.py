@@ -167,7 +167,8 @@ def test_denoiser_has_the_stated_size():
 
 def test_sampling_recovers_a_single_image():
     # If all data equals mu, the noise in x_t is (x_t − sqrt(abar) mu) / sqrt(1 − abar). DDIM steps do not
-    # change this noise, so the last image is mu plus the noise of SD's first step, which is sqrt(0.00085).
+    # change this noise, so the last image is mu plus this noise times sqrt(0.00085), its standard deviation
+    # at SD's first step.
     abar = build_scheduler().alphas_cumprod
     mu = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 

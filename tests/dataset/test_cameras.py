@@ -145,7 +145,7 @@ def test_spin_turns_about_y_first_and_then_about_x():
     """The closed form is n' = R_x(b) R_y(a) n.
 
     n = +y gives n' = (0, cos b, sin b). n = +x gives n' = (cos a, sin a sin b, −sin a cos b). The variance of
-    the sine or cosine of a random angle is 1/2. That of a product of two is 1/4.
+    the sine or cosine of a random angle is 1/2. The variance of a product of two such values is 1/4.
     """
     rotation = normal_rotations(torch.rand(2, 40_000, generator=step_generator(0, 0, 0)))
     up, right = rotation[:, :, 1], rotation[:, :, 0]

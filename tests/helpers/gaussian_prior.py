@@ -23,7 +23,8 @@ class GaussianLora(nn.Module):
 class GaussianPrior:
     """A prior with normally distributed latents [B, 4, 4, 4].
 
-    In a call of `embed`, prompt n has mean n / 4, and an empty prompt has mean EMPTY.
+    `embed` assigns a mean of the latents to each prompt: n / 4 to the prompt at index n of the list, and
+    EMPTY to an empty prompt.
 
     calls: the batch size of each call of predict_noise.
     """

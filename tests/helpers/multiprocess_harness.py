@@ -28,7 +28,10 @@ FIT = 30
 
 
 def warm_context(_method=None):
-    """Return the multiprocessing context of the fork server. It can replace multiprocessing.get_context."""
+    """Return the multiprocessing context of the fork server.
+
+    This function can replace multiprocessing.get_context.
+    """
     with pytest.MonkeyPatch.context() as patch:
         # In Python 3.11 the server does not use its parent's sys.path.
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
@@ -135,7 +138,7 @@ def _member(main, argv, variables, output, fault, folder=None):
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     logging.root.handlers.clear()
     os.environ.update(variables)
-    # The fork server preloads this module but hides an error of the import. The import here raises such an
+    # The fork server preloads warm_process but hides an error of this import. The import here raises the
     # error.
     import warm_process  # noqa: F401
 

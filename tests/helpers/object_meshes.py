@@ -31,8 +31,9 @@ def grid_points() -> Tensor:
 def grid_values(shape: ProceduralObject) -> Tensor:
     """Return the signed distances [n³] at the nodes near the surface, and values of the right sign elsewhere.
 
-    On each grid, from the coarsest to the finest, a node takes the value of an adjacent node of the coarser
-    grid. The distance of a node is computed only if the surface could be in a cell of the node.
+    The grids are refined step by step. A node of a finer grid first takes the value of an adjacent node of
+    the coarser grid. The signed distance at a node is computed only if the surface could be in one of the
+    adjacent cells.
     """
     size, step = CELLS + 1, 8
     points, width = grid_points().view(size, size, size, 3), 2 * EXTENT / CELLS

@@ -1,7 +1,8 @@
 """Write Stable Diffusion 1.x, 2.x and MVDream as single files, based on their published architecture.
 
 Names and shapes are generated from the settings of the original program (model_channels, channel_mult, …), in
-the order in which it builds its modules. The files depend neither on the code under test nor on diffusers.
+the order in which that program builds its modules. The files depend neither on the code under test nor on
+diffusers.
 """
 
 import torch

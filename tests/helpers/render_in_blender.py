@@ -64,8 +64,8 @@ def pictures(material):
             node = pending.pop()
             if node.type == "TEX_IMAGE":
                 found[name] = {"size": list(node.image.size), "space": node.image.colorspace_settings.name}
-                # Blender's OBJ importer reads every image as sRGB, so users must also correct the colour
-                # space.
+                # Blender's OBJ importer reads every image as sRGB, so this script corrects the colour space,
+                # as users must.
                 node.image.colorspace_settings.name = "sRGB" if name == "Base Color" else "Non-Color"
             pending += [link.from_node for socket in node.inputs for link in socket.links]
     return found

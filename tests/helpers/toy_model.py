@@ -33,7 +33,8 @@ CAMERAS = {"class_embed_type": "projection", "projection_class_embeddings_input_
 def write_model(folder, prediction_type="epsilon", views=1):
     """Write the model in diffusers layout. Return the folder.
 
-    views: the number of views that the denoiser takes. With more than one view, it also takes their cameras.
+    views: the number of views that the denoiser takes. With more than one view, the denoiser also takes the
+    cameras.
     """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel

@@ -96,7 +96,10 @@ def compile_instead(found: dict[str, int]):
 
 
 def serve() -> None:
-    """Fork a process for each line of the standard input. Write whether it failed, and its output."""
+    """Fork a process for each line of the standard input.
+
+    Write whether the process failed, and its output.
+    """
     import torch
     import triton.runtime.jit  # noqa: F401
 

@@ -1,7 +1,7 @@
 """Load the packages and compiled kernels of a run. Processes that are forked afterwards start faster.
 
-The work of a run is also reduced. Only the fork server imports this module. All threads must end before a
-fork, because a fork copies only the thread that calls it.
+This module also reduces the work of a run. Only the fork server imports this module. All threads must end
+before a fork, because a fork copies only the thread that calls it.
 """
 
 import importlib
@@ -26,7 +26,7 @@ LATE = (
     "diffusers.schedulers.scheduling_ddpm",
     "transformers.models.clip.modeling_clip",
 )
-# The faces of this tetrahedron do not overlap in the texture, so it is not unwrapped.
+# The faces of this tetrahedron do not overlap in the texture, so a run does not unwrap it again.
 TETRAHEDRON = """v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1
 vt 0 0\nvt 1 0\nvt 0 1\nvt 1 1\nvt 0.5 0.5\nvt 0.5 0
 f 1/1 3/5 2/3\nf 1/1 2/2 4/5\nf 1/2 4/4 3/5\nf 2/3 3/5 4/4

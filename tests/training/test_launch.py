@@ -54,8 +54,8 @@ def test_all_ranks_get_the_same_new_name_in_every_round(world):
 def test_entries_of_ended_workers_are_ignored(came):
     store = FakeStore()
     meet(store, 3)
-    # Rank 0 waits for all ranks. If rank 0 is missing, another rank may complete the rendezvous, but this
-    # rank waits at the next barrier.
+    # Rank 0 waits for all ranks. If rank 0 is missing, another rank may complete the rendezvous, but then
+    # waits at the next barrier.
     found = meet(store, 3, came)
     assert found.get(0) is None and (0 in came or set(found.values()) == {None})
     (name,) = set(meet(store, 3).values())

@@ -295,7 +295,8 @@ def test_mirrored_copies_share_the_field_and_have_opposite_handedness(parts):
     assert surface.shares and len(wings) == 4
     weights = torch.tensor([[0.2, 0.3, 0.5]]).expand(2, -1)
     uv = (surface.uv[wings] * weights[0, :, None]).sum(1)
-    # Find the point with the same texel on the other copy. The uv of both points differ by whole tiles.
+    # On the other plate with the same texture, find the point that reads the same texel. The uv of the two
+    # points differ by whole tiles.
     copy = next(k for k in range(2, 4) if same_triangle(surface.uv[wings[0]], surface.uv[wings[k]]))
     first = Located(wings[:1], weights[:1])
     other = Located(wings[copy : copy + 1], matching_weights(surface.uv[wings[copy]], uv[0])[None])

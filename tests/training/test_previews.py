@@ -233,7 +233,10 @@ def test_a_resumed_video_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_videos_that_fail_do_not_end_the_run(tmp_path, caplog, monkeypatch):
-    """The mesh and the export record are written. Each failure is a warning with the file name."""
+    """If videos cannot be written, the mesh and the export record still are.
+
+    Each failure is a warning with the file name.
+    """
     config = parse_config({"out_dir": str(tmp_path / "out"), "iter": 5, "coarse_iter": 5}, "config")
     scene = torch.nn.Module()
     scene.layers = None

@@ -16,8 +16,8 @@ PUBLISHED = [
     str(ROOT / "configs/pineapple_geometry_single_gpu.json"),
     str(ROOT / "configs/pineapple_appearance_strategy0_single_gpu.json"),
 ]
-# The allowed error after the first tenth of the run is RELATIVE times the remaining time, or SHARE times the
-# total time if this is larger. The second value applies near the end.
+# The allowed error after the first tenth of the run is the larger of two values: RELATIVE times the remaining
+# time, and SHARE times the total time. The second value is larger near the end.
 RELATIVE, SHARE = 0.25, 0.02
 
 

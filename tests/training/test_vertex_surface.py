@@ -55,7 +55,8 @@ def test_vertices_move_and_faces_and_uv_are_kept(whole):
     kept = [[line for line in text.splitlines() if line[:2] != "v "] for text in texts]
     assert kept[0] == kept[1] and len(kept[0]) > 200
     moved = (before.v_pos.sort(0).values - after.v_pos.sort(0).values).abs().max()
-    # Each of the four steps moves a vertex by up to 0.01. The radius 0.75 corresponds to 4 units of the file.
+    # Each of the four steps moves a vertex by up to 0.01. The factor 4 / 0.75 converts this length to the
+    # units of the file, because the radius 0.75 is 4 units of the file.
     assert 0.005 < moved < 0.04 * 4 / 0.75
     log = [json.loads(line) for line in (whole / "whole/log.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in log if "phase" in line][:LAST] == ["coarse", "coarse", "fine", "fine"]

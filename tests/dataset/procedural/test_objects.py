@@ -103,7 +103,7 @@ def test_follows_the_dtype_of_the_points(kind):
     shape, points = instance(kind, 0), random_points(5000)
     coarse, fine = shape.signed_distance(points.float()), shape.signed_distance(points)
     assert coarse.dtype == torch.float32 and fine.dtype == torch.float64
-    # Rounding can move a few points across the border of a cell.
+    # Rounding can move a few points across the border of a cell, so the values of these points differ more.
     assert ((coarse - fine).abs() > 1e-4).sum() <= 3
 
 
@@ -303,7 +303,7 @@ def test_a_material_repaints_and_keeps_the_shape(name):
     assert 0 <= kd.min() and kd.max() <= 0.86
     assert (ks[:, 2] == (1.0 if name in ("golden", "silver") else 0.0)).all()
     assert 0.3 <= ks[:, 1].min() and ks[:, 1].max() <= 0.9
-    # The material has one hue, so the colour of each point is a multiple of one colour.
+    # Only the brightness varies within the material, so the colour of each point is a multiple of one colour.
     unit = torch.nn.functional.normalize(kd[kd.max(1).values < 0.84], dim=-1)
     assert (unit - unit[0]).norm(dim=-1).max() < 1e-3
 

@@ -82,7 +82,7 @@ def test_queue_ends_if_the_time_is_too_short_for_a_trial():
 
 
 def test_queue_expects_the_time_of_the_same_stage_and_setting(monkeypatch):
-    """The queue must not start a geometry trial too late because the times of appearance trials are short."""
+    """Short times of appearance trials must not make the queue start a geometry trial too late."""
     monkeypatch.setattr(executor.time, "monotonic", lambda: 50.0)
     shape, paint = (Trial(stage, "a", "mug", 1) for stage in (SHAPE, PAINT))
     queue = Queue([shape] * 2, deadline=100.0)

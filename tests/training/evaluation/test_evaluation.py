@@ -134,7 +134,7 @@ def test_rotated_normals_of_a_sphere_do_not_depend_on_the_azimuth(renderer):
     assert spread.flatten(1).quantile(0.97, dim=1).max() < 0.12
     middle = views.normal[:, :, 24, 24]
     # The normal at the centre points to the camera. The rotation of the normals maps this normal
-    # approximately to +z. It also points slightly up, because the camera is above the sphere.
+    # approximately to +z. The rotated normal also points slightly up, because the camera is above the sphere.
     assert (middle[:, 2] > 0.9).all() and (middle[:, 1] > 0.2).all()
 
 
@@ -160,7 +160,7 @@ def test_toy_classifier_recognises_held_out_objects(classifier):
     assert whole["assets"] == 6
     assert whole["normal"]["category_of_a_view"] > 0.8
     assert whole["shaded"]["category_of_a_view"] > 0.6
-    # A random guess is correct with probability 1 / 15.
+    # The bound is three times the probability 1 / 15 that a random guess is correct.
     assert whole["shaded"]["material_of_a_view"] > 0.2
     assert set(record["held_out"]) == {"whole", "perturbed"}
     assert record["seeds"]["training"] not in (1, 2) and record["seeds"]["held_out"] not in (1, 2, 7001)
@@ -285,7 +285,7 @@ def test_textures_equal_the_baked_material(tmp_path, renderer):
 
 
 def test_views_are_averaged_as_log_probabilities():
-    # A confident view has more weight than an uncertain view, because 0.9 · 0.001 is less than 0.1 · 0.999.
+    # The second view is more confident and decides the result: 0.9 · 0.001 is less than 0.1 · 0.999.
     views = torch.tensor([[0.9, 0.1], [0.001, 0.999]]).log()[None]
     odds = (0.9 * 0.001 / (0.1 * 0.999)) ** 0.5
     assert mean_probabilities(views)[0].item() == pytest.approx(odds / (1 + odds), rel=1e-4)
@@ -322,8 +322,8 @@ def test_evaluation_of_shapes(tmp_path, renderer, classifier):
 
 
 def test_evaluation_of_painted_assets(tmp_path, renderer, fixed_classifier):
-    # All painted surfaces are classified as red mugs, so two categories and one material are correct. Run "d"
-    # has no mesh.
+    # All painted surfaces are classified as red mugs, so the category is correct for two prompts and the
+    # material for one. Run "d" has no mesh.
     for name, prompt in (("a", "a red mug"), ("b", "a blue mug"), ("c", "a car"), ("d", "a golden car")):
         export(tmp_path / name, renderer, "mug", "green", with_checkpoint=False)
         write_state(tmp_path / name, prompt, "appearance_modeling", step=500)

@@ -41,7 +41,7 @@ def test_roughness_is_the_mean_angle_weighted_by_length():
     assert roughness(cube()) == pytest.approx(expected, rel=1e-5)
     assert roughness(cube(3.0)) == pytest.approx(expected, rel=1e-5)
     # The edges of the second cube are a tenth as long as those of the first cube. Both cubes have the same
-    # roughness, so the mean does not change.
+    # roughness, so the roughness of the two cubes together has the same value.
     assert roughness(both(cube(), cube(0.1, 5.0))) == pytest.approx(expected, rel=1e-5)
     flat = make_mesh(
         torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]), torch.tensor([[0, 1, 2], [0, 2, 3]])

@@ -139,7 +139,8 @@ def test_a_thumbnail_is_filled_with_the_object(tmp_path):
     strip = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
     for k in range(number):
         rows = (strip[:, k * SIDE : (k + 1) * SIDE, 1] < 128).any(1)
-        # The object is only a quarter as high as the frame, but at least two thirds as high as the thumbnail.
+        # Thumbnails are cropped: the object is only a quarter as high as the frame, but at least two thirds
+        # as high as the thumbnail.
         assert rows.sum() > SIDE * 2 / 3
 
 

@@ -13,7 +13,8 @@ from training.report import model_viewer
 
 def test_embed_returns_none_for_models_above_the_limit(monkeypatch):
     most = 1000
-    # Zeros can be compressed, but random bytes cannot.
+    # The limit applies to the compressed size: zeros can be compressed below the limit, but random bytes
+    # cannot.
     assert zlib.decompress(model_viewer._deflated(bytes(model_viewer.FAR * most), most)) == bytes(
         model_viewer.FAR * most
     )
