@@ -12,8 +12,8 @@ class ViewConditions:
     """Conditions of N views. A condition that the prior does not use is None.
 
     world_to_clip: the camera matrices. control: the control images of a ControlNet, in [0, 1].
-    control_weight: the factor on the residuals of the ControlNet. copies: the number of equal parts of the
-    batch. All parts have the same latents, timesteps and conditions. Only their texts differ.
+    control_weight: the factor on the residuals of the ControlNet. copies: the number of consecutive parts of
+    the batch, one for each text of the guidance. All parts have the same latents, timesteps and conditions.
     """
 
     world_to_clip: Float[Tensor, "N 4 4"] | None = None

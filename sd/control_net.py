@@ -26,7 +26,8 @@ def residuals_of(
     """Return the residuals for the down blocks and the middle block, multiplied by the ControlNet's weight.
 
     conditions: the control image [B, 3, S, S] in [0, 1] and the weight [], followed by the camera [B, 16] if
-    the prior takes cameras. N is a multiple of B. The views are repeated N / B times.
+    the prior takes cameras. The number of texts N is a multiple of the number of views B. The views are
+    repeated N / B times.
     """
     control, weight, *camera = conditions
     down, middle = control_net(
@@ -49,7 +50,7 @@ def controlled_noise_of(
     text: Tensor,
     *conditions: Tensor,
 ) -> Tensor:
-    """Return the output of a denoiser with the added residuals of a ControlNet.
+    """Add the residuals of a ControlNet in a denoiser, and return the output of the denoiser.
 
     denoiser, noisy, timesteps, text: see `call_denoiser`. conditions: see `residuals_of`.
     """
@@ -59,9 +60,9 @@ def controlled_noise_of(
 
 
 def check_control_net(control_net, unet, pixels_per_latent: int) -> None:
-    """Raise ValueError if a ControlNet does not fit the denoiser. The arguments are the configs of both.
+    """Raise ValueError if a ControlNet does not fit the denoiser.
 
-    pixels_per_latent: image size divided by latent size.
+    control_net, unet: the configs of both networks. pixels_per_latent: image size divided by latent size.
     """
     same = (
         "in_channels",

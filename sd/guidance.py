@@ -1,4 +1,4 @@
-"""Score distillation. The loss of an image has the gradient w(t) · score on the latents.
+"""Score distillation. The gradient of an image's loss on the latent is w(t) · score.
 
 The noisy latent is x_t = sqrt(abar) x + sqrt(1 − abar) noise, where x is the latent of an image. The losses
 of a batch are summed. The scores are in sd/scores.py. The default is SDS (DreamFusion, arXiv 2209.14988,
@@ -99,7 +99,8 @@ class Guidance(nn.Module):
     """The score distillation loss of a batch of images. The module stores the prompt embeddings. The prior's
     weights get no gradient.
 
-    lora, lora_optimizer: VSD's trained denoiser and its optimizer, or None for all other scores.
+    lora, lora_optimizer: the denoiser that VSD trains and the optimizer of this denoiser, or None for all
+    other scores.
     """
 
     def __init__(
@@ -110,11 +111,13 @@ class Guidance(nn.Module):
         device: torch.device,
         seed: int = 0,
     ):
-        """default_negative_text: used if the config's negative_text is empty. seed: for VSD's LoRA."""
+        """default_negative_text: used if the config's negative_text is empty. seed: the seed of VSD's initial
+        LoRA.
+        """
         super().__init__()
         if prior.views > 1 and config.add_directional_text:
-            # A multi-view prior was trained with cameras. Its training prompts contained no view words such
-            # as "front view".
+            # View words such as "front view" are not added to the prompts of a multi-view prior, because such
+            # a prior was trained with cameras and with prompts without view words.
             logger.info(
                 "the prior takes %d views with their cameras, so add_directional_text has no effect on it",
                 prior.views,
@@ -149,7 +152,9 @@ class Guidance(nn.Module):
 
     @property
     def control(self) -> str | None:
-        """Return the type of the prior's control image (a value of the config key `control`), or None."""
+        """Return the type of the prior's control image (a value of the config key `control`), or None without
+        a ControlNet.
+        """
         return None if self.prior.control_net is None else self.config.control
 
     @property
@@ -164,12 +169,12 @@ class Guidance(nn.Module):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the loss and the logged statistics.
 
-        The statistics are loss, gradient_norm (of the gradient on the latents, per view), lora_loss (VSD
-        only) and replaced_values (the number of NaN and infinities in the gradient on the latents; they are
-        replaced by 0). With VSD, the LoRA's gradient is also accumulated.
+        The statistics are loss, gradient_norm (the norm of the gradient on the latents divided by the number
+        of views), lora_loss (VSD only) and replaced_values (the number of NaN and infinities in the gradient
+        on the latents; they are replaced by 0). With VSD, the LoRA's gradient is also accumulated.
 
-        image: In the coarse phase, it has 4 channels: normal in [−1, 1] and mask in [0, 1]. In a phase with
-        the VAE, only the first 3 channels are used. Their range is [−1, 1].
+        image: In the coarse phase, the image has 4 channels: normal in [−1, 1] and mask in [0, 1]. In a phase
+        with the VAE, only the first 3 channels of the image are used, and their range is [−1, 1].
         """
         if not self.config.low_memory:
             loss, gradient, stats = self._distillation_loss(image, sample, phase)
@@ -202,7 +207,7 @@ class Guidance(nn.Module):
     ) -> SDSSample:
         """Draw the random values for a batch of views, and copy them to the prior's device asynchronously.
 
-        generator, view_index and world_to_clip must be on the CPU, so the noise of a step is the same on
+        generator, view_index and world_to_clip must be on the CPU, so that the noise of a step is the same on
         every device and in low_memory mode. The views of one object have the same t.
         """
         count, size = len(view_index), self.prior.latent_size
@@ -274,7 +279,9 @@ class Guidance(nn.Module):
         sample: SDSSample,
         phase: Phase,
     ) -> Float[Tensor, "B C h w"]:
-        """Return the gradient on the latents, w(t) · score or that of the x0 loss. It may contain NaN."""
+        """Return the gradient on the latents: w(t) · score, or the gradient of the x0 loss. The result may
+        contain NaN.
+        """
         config = self.config
         if config.score == "x0":
             return x0_gradient(
@@ -313,7 +320,9 @@ class Guidance(nn.Module):
     def _predict(
         self, noisy: Float[Tensor, "B C h w"], sample: SDSSample, conditions: ViewConditions
     ) -> Predictions:
-        """Return the noise predictions that the score needs. All texts are computed in one batch."""
+        """Return the noise predictions that the score needs. The predictions for all texts are computed in
+        one batch.
+        """
         texts = [self.negative.expand(len(noisy), -1, -1), self.text[sample.view_index]]
         if self.empty is not None:
             texts.append(self.empty.expand(len(noisy), -1, -1))
@@ -338,7 +347,9 @@ class Guidance(nn.Module):
     def _train_lora(
         self, noisy: Float[Tensor, "B C h w"], sample: SDSSample, conditions: ViewConditions
     ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, ""]]:
-        """Return e_φ(x_t) and the mean of ‖e_φ − ε‖². The gradient of the loss is accumulated in the LoRA."""
+        """Return e_φ(x_t) and the mean of (e_φ − ε)². The gradient of the sum of (e_φ − ε)² is accumulated in
+        the LoRA.
+        """
         with torch.enable_grad():
             predicted = self.prior.predict_lora_noise(
                 self.lora, noisy, sample.timesteps, self.text[sample.view_index], conditions
@@ -359,8 +370,8 @@ def add_noise(
 
 
 def resized(image: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C S S"]:
-    """Resize images to `side` × `side` pixels (bilinear, antialiased). Images of this size are not
-    changed.
+    """Resize images to `side` × `side` pixels (bilinear, antialiased). Images that already have this size are
+    returned unchanged.
     """
     if image.shape[-2:] == (side, side):
         return image

@@ -16,7 +16,8 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# The maximum number of recorded input shapes per function. A run uses fewer shapes.
+# The maximum number of recorded input shapes per function. A run uses fewer shapes, so all of them are
+# recorded.
 MAX_SHAPES = 4
 WARM_UP_CALLS = 3
 
@@ -24,11 +25,13 @@ R = TypeVar("R")
 
 
 class GraphCache(Generic[R]):
-    """A cache of the CUDA graphs of one function. Its keys contain the shapes and dtypes of the inputs.
+    """A cache of the CUDA graphs of one function. The keys of the cache are the shapes and dtypes of the
+    inputs.
 
-    All other tensors that the function reads, such as weights, must keep their memory addresses. If a capture
-    fails, one warning is logged, no further capture is tried, and the caller must run the function eagerly.
-    The eager call raises an error if it also needs more memory than is available.
+    All other tensors that the function reads, such as weights, must keep their memory addresses, because a
+    graph reads fixed addresses. If a capture fails, one warning is logged, no further capture is tried, and
+    the caller must run the function eagerly. If the available memory is too small even for the eager call,
+    this call raises an error.
 
     capture: a function of the inputs and an earlier recording (None for the first) that returns a recording.
     """
@@ -39,8 +42,8 @@ class GraphCache(Generic[R]):
         self._enabled = True
 
     def __call__(self, *inputs: Tensor) -> R | None:
-        """Return the recording for the shapes of the inputs, or None if none can be captured. The first call
-        with new shapes captures the graph.
+        """Return the recording for the shapes of the inputs, or None if no graph can be captured. The first
+        call with new shapes captures the graph.
         """
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if key in self.recordings or not self._enabled or len(self.recordings) == MAX_SHAPES:
@@ -51,7 +54,7 @@ class GraphCache(Generic[R]):
             logger.warning("CUDA graphs are disabled, which is slower: %s", str(error).splitlines()[0])
             self._enabled = False
         # The error's stack frames keep the tensors of the failed capture in memory until the except block
-        # ends. The return statement is therefore outside of it.
+        # ends. The return statement is after this block, so that the memory is free for the eager call.
         return self.recordings.get(key)
 
 
@@ -65,7 +68,9 @@ class Recording:
 
 
 class InferenceCUDAGraph:
-    """A function from tensors to one tensor without gradients. On CUDA, it is replayed as a graph."""
+    """A function from tensors to one tensor, without gradients. On CUDA, a call of the function replays a
+    graph.
+    """
 
     def __init__(self, function: Callable[..., Tensor]):
         self._function = function
@@ -83,7 +88,7 @@ class InferenceCUDAGraph:
             for static_input, value in zip(recording.inputs, inputs, strict=True):
                 static_input.copy_(value)
             recording.graph.replay()
-            # The next replay overwrites the output buffer.
+            # A copy is returned, because the next replay overwrites the output buffer.
             return recording.output.clone()
 
 
@@ -92,13 +97,14 @@ def capture(
 ) -> Recording:
     """Capture one call of `function`.
 
-    If an earlier recording is given, the graph shares its memory pool. The sharing is safe because the two
-    graphs never run at the same time and their outputs are copied.
+    If an earlier recording is given, the new graph shares the memory pool of this recording. The sharing is
+    safe because the two graphs never run at the same time and their outputs are copied.
     """
     static_inputs = tuple(tensor.clone() for tensor in inputs)
     stream = warm_up(lambda: function(*static_inputs))
     graph = torch.cuda.CUDAGraph()
-    # The stream is passed because torch's default capture stream belongs to the device of the first capture.
+    # The stream is passed because torch's default capture stream belongs to the device of the first capture,
+    # which can be another device.
     with torch.cuda.graph(graph, pool=earlier and earlier.graph.pool(), stream=stream):
         output = function(*static_inputs)
     return Recording(graph, static_inputs, output)
@@ -107,7 +113,7 @@ def capture(
 def warm_up(function: Callable[[], object]) -> torch.cuda.Stream:
     """Run `function` several times on a new stream of the current device, and return the stream.
 
-    In these calls, libraries select algorithms and compile kernels. They cannot do this during a capture.
+    In these calls, libraries select algorithms and compile kernels, which is not possible during a capture.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -173,10 +179,12 @@ class ReplayFunction(torch.autograd.Function):
 
 
 class DifferentiableCUDAGraph:
-    """A function of one tensor with a gradient for its input. On CUDA, it is replayed as a graph.
+    """A function of one tensor that is differentiable with respect to this tensor. On CUDA, the function and
+    its gradient are replayed as graphs.
 
     The graphs keep the activations permanently, so inputs of more than `max_elements` elements run eagerly.
-    There is one activation buffer, so a call before the previous call's backward pass also runs eagerly.
+    The graphs of an input shape store the activations of one call. A second call with this shape before the
+    backward pass of the first call therefore also runs eagerly.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], max_elements: int):

@@ -1,4 +1,4 @@
-"""Fused replacements for convolutional blocks of diffusers, which make fewer passes over memory.
+"""Fused replacements for convolutional blocks of diffusers. They make fewer passes over memory.
 
 The replacements use the original weight tensors. The weights are frozen, so only inputs get gradients. For
 the backward pass, a residual block stores its input and the input of its second normalisation. Blocks with an
@@ -14,11 +14,13 @@ from torch.nn import functional as F
 
 from sd.kernels.reference import Kernels
 
-# The largest number of input values of a 3 × 3 convolution for which `Kernels.image_convolution` is used.
+# `Kernels.image_convolution` is used for a 3 × 3 convolution if an output value depends on at most this
+# number of input values (9 per input channel).
 MAX_IMAGE_VALUES = 64
-# Whether the gradient of a convolution is computed as a convolution with turned weights where possible.
+# Whether the gradient of a convolution is computed, where possible, as a convolution with the weights rotated
+# by 180°.
 TURN_WEIGHTS = True
-# See `WideHeadAttention`. 4096 tokens are an image of 512² pixels.
+# See `WideHeadAttention`. 4096 tokens (64² latent pixels) correspond to an image of 512² pixels.
 STORED_TOKENS, JOINT_SAMPLES = 4096, 2
 
 
@@ -53,7 +55,9 @@ def pad_in_last_resnet(block: nn.Module) -> None:
 
 
 def fuse_output_norm(module: nn.Module, kernels: Kernels) -> None:
-    """Replace the last norm and its SiLU of a denoiser or encoder in place, if they are supported."""
+    """Replace the last norm of a denoiser or encoder and the SiLU after this norm in place, if both are
+    supported.
+    """
     if is_supported_norm(module.conv_norm_out) and isinstance(module.conv_act, nn.SiLU):
         module.conv_norm_out = FusedGroupNorm(module.conv_norm_out, kernels, silu=True)
         module.conv_act = nn.Identity()
@@ -124,7 +128,7 @@ def is_supported_attention(module: nn.Module) -> bool:
 
 
 def add_product(total: Float[Tensor, "*M C"], x: Float[Tensor, "*L K"], weight: Float[Tensor, "C K"]) -> None:
-    """Add x weightᵀ to `total`, in place. `total` is contiguous. Both have the same number of rows."""
+    """Add x weightᵀ to `total`, in place. `total` is contiguous. x has the same number of rows as `total`."""
     total.view(-1, total.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.T)
 
 
@@ -163,7 +167,7 @@ class InputGradientConv2d(torch.autograd.Function):
     torch's convolution also saves its input, which is only needed for the gradient of the weight.
 
     convolve: a function (x, weight, bias) that returns the convolution with this stride and padding.
-    gradient: a function of the output's gradient that returns that of the input, or None for torch's.
+    gradient: a function from the output's gradient to the input's gradient, or None to use torch's function.
     """
 
     @staticmethod
@@ -179,7 +183,8 @@ class InputGradientConv2d(torch.autograd.Function):
         if ctx.gradient is not None:
             return ctx.gradient(dy), None, None, None, None, None, None
         # The convolution does not read the last (size + 2 padding − kernel) mod stride rows and columns of
-        # the padded input.
+        # the padded input. output_padding adds these rows and columns to dx, which would otherwise be smaller
+        # than x.
         output_padding = [
             (size + 2 * padding - kernel) % stride
             for size, padding, kernel, stride in zip(
@@ -202,7 +207,8 @@ class FrozenConv2d(nn.Module):
         sizes = convolution.kernel_size, self.stride, self.padding
         few_values = convolution.in_channels * 9 <= MAX_IMAGE_VALUES
         self._is_of_image = few_values and sizes == ((3, 3), (1, 1), (1, 1))
-        # cuDNN's kernels for tensor cores need a multiple of 8 channels. With other numbers, they pad images.
+        # cuDNN's kernels for tensor cores need a multiple of 8 channels. With another number of channels,
+        # cuDNN pads the images, so torch's gradient is used.
         is_same_size = all(size == 2 * padding + 1 for size, padding in zip(sizes[0], sizes[2], strict=True))
         self._has_turned_weight = (
             TURN_WEIGHTS and is_same_size and self.stride == (1, 1) and convolution.in_channels % 8 == 0
@@ -222,13 +228,15 @@ class FrozenConv2d(nn.Module):
         return y if bias is None else self._kernels.add_bias(y, bias)
 
     def _input_gradient(self, dy: Tensor) -> Tensor:
-        """Return the gradient of the input. cuDNN's forward convolutions are faster than its gradients."""
+        """Return the gradient of the input, computed as a forward convolution. cuDNN's forward convolutions
+        are faster than its gradient kernels.
+        """
         return F.conv2d(dy, self.turned_weight, padding=self.padding)
 
     @cached_property
     def turned_weight(self) -> Float[Tensor, "C D h w"]:
-        """The weight, turned by 180° and with exchanged channels. It is created in the first backward pass,
-        which a denoiser never has.
+        """The weight rotated by 180°, with input and output channels exchanged. It is created in the first
+        backward pass, so a denoiser, whose blocks have no backward pass, needs no memory for it.
         """
         turned = self.weight.detach().flip(2, 3).transpose(0, 1)
         return turned.contiguous(memory_format=torch.channels_last)
@@ -252,7 +260,8 @@ class FusedResnetBlock(nn.Module):
             bias += self.shortcut.bias
         self.register_buffer("last_bias", bias, persistent=False)
         self.scale = 1.0 / block.output_scale_factor
-        # Whether the output has another row of zeros at the bottom, and another column at the right.
+        # Whether the output has an additional row of zeros at the bottom and an additional column of zeros at
+        # the right.
         self.pad = False
         self._sum = kernels.biased_sum
 
@@ -262,8 +271,8 @@ class FusedResnetBlock(nn.Module):
         temb: Float[Tensor, "B E"] | None = None,
         shift: Float[Tensor, "#B D"] | None = None,
     ) -> Float[Tensor, "B D H2 W2"]:
-        """temb: the time embedding, None for a block without one. shift: the bias of the first convolution
-        plus the projected time embedding, if it has been computed already.
+        """temb: the time embedding, or None for a block without time embedding. shift: the bias of the first
+        convolution plus the projected time embedding, or None to compute this sum from temb.
         """
         inner, x = self.norm1.with_skip(x)
         if shift is None:
@@ -287,7 +296,7 @@ class FusedResnetBlock(nn.Module):
         return self._residual(image.permute(0, 3, 1, 2), inner, shift)
 
     def _residual(self, x: Tensor, inner: Tensor, shift: Tensor) -> Tensor:
-        """Return the block's output for the output x of the shortcut and the output of the first norm."""
+        """Return the block's output. x: the output of the shortcut. inner: the output of the first norm."""
         inner = self.conv1(inner, with_bias=False)
         inner = self.conv2(self.norm2(inner, shift), with_bias=False)
         return self._sum(x, inner, self.last_bias, self.scale, self.pad)
@@ -298,7 +307,7 @@ class WideHeadAttention(torch.autograd.Function):
 
     The N × N attention weights are stored for the backward pass if N is at most STORED_TOKENS. Otherwise, the
     backward pass computes them again. Products of JOINT_SAMPLES samples are computed together. Fewer samples
-    do not fill a large GPU, and the weights of more samples do not fit into its cache.
+    do not fill a large GPU, and the attention weights of more samples do not fit into its cache.
     """
 
     @staticmethod

@@ -2,8 +2,8 @@
 differentiable.
 
 The texts of classifier-free guidance share the latents, the timesteps and the cameras. All layers before the
-first cross-attention are computed once for them. The time shifts of all residual blocks are one matrix
-product, and so are the keys and values of all cross-attentions.
+first cross-attention are computed once for all texts. One matrix product computes the projected time
+embeddings of all residual blocks, and another the keys and values of all cross-attentions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ from sd.kernels.reference import Kernels
 def fuse_denoiser(unet: nn.Module, kernels: Kernels) -> nn.Module:
     """Replace the supported blocks of a `UNet2DConditionModel` in place, and return the network to call.
 
-    It is a `FusedDenoiser`, or `unet` if its structure is not supported.
+    This network is a `FusedDenoiser`, or `unet` if the structure of `unet` is not supported.
     """
     fuse_control_net_blocks(unet, kernels)
     fuse_output_norm(unet, kernels)
@@ -72,11 +72,12 @@ def call_denoiser(
     camera: Float[Tensor, "B K"] | None = None,
     residuals: tuple[Sequence[Tensor], Tensor] | tuple[None, None] = (None, None),
 ) -> Float[Tensor, "N C h w"]:
-    """Return the output of a denoiser for N texts, where N is a multiple of B. The views are repeated N / B
-    times.
+    """Return the output of a denoiser for B views and N texts, where N is a multiple of B. The views are
+    repeated N / B times.
 
-    denoiser: a diffusers denoiser or a `FusedDenoiser`. camera: for a denoiser that takes cameras, else None.
-    residuals: of a ControlNet, for the down blocks and the middle block, with N samples.
+    denoiser: a diffusers denoiser or a `FusedDenoiser`. camera: the camera input, or None for a denoiser that
+    takes no cameras. residuals: a ControlNet's residuals for the down blocks and the middle block, with N
+    samples each.
     """
     if not isinstance(denoiser, FusedDenoiser):
         noisy, timesteps = repeated(noisy, len(text)), repeated(timesteps, len(text))
@@ -93,7 +94,7 @@ def call_denoiser(
 
 
 def layers_of(block: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Return the residual blocks of a block of a denoiser, and the transformer after each of them."""
+    """Return the residual blocks in a block of a denoiser, and the transformers that follow them."""
     return list(getattr(block, "resnets", ())), list(getattr(block, "attentions", ()))
 
 
@@ -146,10 +147,12 @@ def is_timed_resnet(module: nn.Module) -> bool:
 class FusedUpsampler(nn.Module):
     """diffusers' `Upsample2D`: repeat every pixel twice along both axes, then apply a 3 × 3 convolution.
 
-    The rows 2i − 1, 2i and 2i + 1 of the enlarged image are the rows i − 1, i and i of the input. So a pixel
-    of the output depends on 2 × 2 pixels of the input. Which rows and columns of the weights are added to
-    each other depends on whether its row and its column are even. One 2 × 2 convolution computes the four
-    kinds of pixels, with 4/9 of the operations.
+    The rows 2i − 1, 2i and 2i + 1 of the enlarged image are the rows i − 1, i and i of the input. In row 2i
+    of the output, the last two rows of the weights are therefore applied to the same row of the input and can
+    be added to each other. In row 2i + 1, this holds for the first two rows of the weights. Columns are
+    treated in the same way. A pixel of the output thus depends on 2 × 2 pixels of the input, with different
+    weights for even and odd rows and columns. One 2 × 2 convolution with four sets of weights computes all
+    pixels, with 4/9 of the operations.
     """
 
     def __init__(self, convolution: nn.Conv2d, kernels: Kernels):
@@ -169,7 +172,7 @@ class FusedUpsampler(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C H W"], output_size: Sequence[int] | None = None
     ) -> Float[Tensor, "B D H2 W2"]:
-        """output_size: (2H, 2W), or None for this size."""
+        """output_size: (2H, 2W) or None. No other size is supported."""
         assert output_size is None or tuple(output_size) == (2 * x.shape[2], 2 * x.shape[3])
         return self._interleave(F.conv2d(x, self.weight, padding=1), self.bias)
 
@@ -211,8 +214,9 @@ class FusedDenoiser(nn.Module):
         mid_block_additional_residual: Tensor | None = None,
         return_dict: bool = False,
     ) -> tuple[Float[Tensor, "N C h w"]]:
-        """The arguments are those of diffusers' denoiser, but N can be a multiple of B. The latents are then
-        repeated N / B times. The residuals have N samples.
+        """The arguments are those of diffusers' denoiser, but the number of texts N can be a multiple of the
+        number of latents B. The latents are then repeated N / B times. The ControlNet's residuals have N
+        samples.
         """
         assert not return_dict
         unet, count = self.unet, len(encoder_hidden_states)
@@ -254,7 +258,8 @@ class FusedDenoiser(nn.Module):
         skips: list[Tensor] | None = None,
     ) -> list[Tensor]:
         """Return the output after each residual block and its transformer. skips: the stack of skip
-        connections whose last elements are concatenated with the inputs, None for a block without them.
+        connections, or None for a block without skip connections. Each residual block takes the last element
+        of the stack and concatenates it with its input.
         """
         outputs = []
         for resnet, transformer in zip_longest(*layers_of(block)):
@@ -270,8 +275,8 @@ class FusedDenoiser(nn.Module):
     def _time_shifts(
         self, noisy: Tensor, timesteps: Tensor, class_labels: Tensor | None, count: int
     ) -> Iterator[Float[Tensor, "N D"]]:
-        """Return the shift of each residual block, in the order of use: embedding of time and camera, and the
-        bias of the first convolution.
+        """Return the shift of each residual block, in the order in which the blocks are called. A shift is
+        the projected embedding of time and camera plus the bias of the block's first convolution.
         """
         unet = self.unet
         embedding = unet.time_embedding(unet.get_time_embed(noisy, timesteps))
@@ -281,6 +286,8 @@ class FusedDenoiser(nn.Module):
         return iter(shifts.split([len(layer.conv1.bias) for layer in self._resnets], dim=1))
 
     def _keys_and_values(self, text: Float[Tensor, "N L D"]) -> Iterator[Sequence[Tensor]]:
-        """Return the keys and values of each block of each transformer, in the order of use."""
+        """Return the keys and values of the blocks of each transformer, in the order in which they are
+        called.
+        """
         parts = iter(self._per_block(F.linear(text, self.text_weight), 2))
         return iter([[next(parts) for _ in transformer.blocks] for transformer in self._transformers])

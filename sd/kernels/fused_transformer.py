@@ -1,8 +1,8 @@
 """A fused replacement for the transformers of diffusers' denoiser. It is not differentiable.
 
-A residual sum is part of the matrix product before it: the product is added to the residual stream in place.
-The product's bias is not added there. Instead, the next norm adds the sum of all missing biases to its input,
-and the last layer of the transformer adds their image to its own bias.
+Each matrix product that ends a residual branch is added to the residual stream in place, but the bias of this
+product is left out. Instead, each norm adds the sum of all biases that were left out before it to its input.
+The last layer of the transformer multiplies this sum by its weight and adds the result to its own bias.
 """
 
 from collections.abc import Sequence
@@ -37,16 +37,16 @@ def is_supported_transformer(module: nn.Module | None) -> bool:
 
 
 def is_pointwise(module: nn.Module) -> bool:
-    """Return whether a layer is a linear layer or a 1 × 1 convolution, with a bias: one matrix is applied to
-    every pixel.
+    """Return whether a layer is a linear layer or a 1 × 1 convolution, with a bias. Such a layer applies one
+    matrix to every pixel.
     """
     is_convolution = is_supported_convolution(module) and module.kernel_size == module.stride == (1, 1)
     return (type(module) is nn.Linear or is_convolution) and module.bias is not None
 
 
 def is_supported_transformer_block(module: nn.Module) -> bool:
-    """Return whether a block is (norm, self-attention), (norm, cross-attention to a text), (norm, GEGLU
-    network).
+    """Return whether a block consists of (norm, self-attention), (norm, cross-attention to a text) and (norm,
+    GEGLU network).
     """
     from diffusers.models.attention import BasicTransformerBlock
 
@@ -68,8 +68,8 @@ def is_supported_transformer_block(module: nn.Module) -> bool:
 
 
 def is_supported_head_attention(module: nn.Module) -> bool:
-    """Return whether a layer is attention with projections without bias, and nothing else. The
-    self-attention may be joint over views (sd/multi_view.py).
+    """Return whether a layer is attention without other operations, in which the projections of queries, keys
+    and values have no bias. Self-attention may be joint over views (sd/multi_view.py).
     """
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
@@ -141,8 +141,8 @@ class ShiftedLayerNorm(nn.Module):
 class FusedTransformer(nn.Module):
     """diffusers' `Transformer2DModel`.
 
-    The tokens are a view of the channels-last image, and the output is channels-last. The output of
-    diffusers' block is channels-first, so every later kernel would have to convert it.
+    The tokens share the memory of the channels-last image, and the output is also channels-last. diffusers'
+    block returns a channels-first image, which every later kernel would have to convert.
     """
 
     def __init__(self, module: nn.Module, kernels: Kernels):
@@ -161,8 +161,8 @@ class FusedTransformer(nn.Module):
         self.register_buffer("shift", None, persistent=False)
 
     def take_biased_input(self, resnet: FusedResnetBlock) -> None:
-        """Let the preceding block add the output's bias, so that the last product can be added to the input
-        in place.
+        """Let the preceding residual block add the bias of the transformer's last layer, so that the product
+        of the last layer can be added to the transformer's input in place.
         """
         assert resnet.scale == 1.0 and not self.bias_is_in_input
         resnet.last_bias += self.out_bias
@@ -201,14 +201,15 @@ class FusedTransformer(nn.Module):
 
 
 class FusedTransformerBlock(nn.Module):
-    """diffusers' `BasicTransformerBlock` on a residual stream without the biases of its outputs.
+    """diffusers' `BasicTransformerBlock` without the biases of the three products that are added to the
+    residual stream.
 
     missing_bias: the sum of the biases that the output lacks, in float32. text_weight: the weights of the
-    keys, then those of the values, of the cross-attention.
+    cross-attention's keys, followed by the weights of its values.
     """
 
     def __init__(self, block: nn.Module, missing: Float[Tensor, " C"] | None, kernels: Kernels):
-        """missing: the sum of the biases that the input lacks, None if there are none."""
+        """missing: the sum of the biases that the input lacks, or None if it lacks no biases."""
         super().__init__()
         attn1, attn2 = block.attn1, block.attn2
         gated, last = (layer for layer in block.ff.net if not isinstance(layer, nn.Dropout))
@@ -229,7 +230,9 @@ class FusedTransformerBlock(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "B N C"], text: Float[Tensor, "T L C2"]
     ) -> Float[Tensor, "T N C"]:
-        """tokens: overwritten. text: keys and values of the texts. See `FusedTransformer.transform`."""
+        """tokens: overwritten by this call. text: keys and values of the texts. See
+        `FusedTransformer.transform`.
+        """
         add_product(tokens, self._self_attention(self.norm1(tokens)), self.self_out)
         tokens = repeated(tokens, len(text))
         add_product(tokens, self._text_attention(self.norm2(tokens), text), self.text_out)

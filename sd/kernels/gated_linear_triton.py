@@ -1,8 +1,8 @@
 """A linear layer and GEGLU in one Triton kernel.
 
-The linear layer's output has 8 times as many channels as its input. The kernel never writes it to memory. The
-rows of the weight alternate between value and gate, so one matrix product gives both, and each thread has a
-value and its gate next to each other.
+The linear layer's output has 8 times as many channels as its input. The kernel never writes this output to
+memory. The rows of the weight alternate between value and gate, so one matrix product gives both, and a value
+and its gate are in the same thread.
 """
 
 import functools
@@ -13,7 +13,8 @@ from triton import language as tl
 
 from sd.kernels.triton_math import gelu
 
-# Number of row blocks whose programs run next to each other, so that they share the weights in the cache.
+# Number of row blocks whose programs have consecutive numbers, so that these programs share the weights in
+# the cache.
 GROUP = 8
 # Tile sizes (rows, rows of the weight, input channels), warps, and stages of the software pipeline.
 TILE, WARPS, STAGES = (128, 128, 64), 4, 3
@@ -27,8 +28,8 @@ def _gated_linear(
     EXACT: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """x: [M, K]. weight: [N, K], value and gate in turn. y: [M, N / 2]. EXACT: whether N and K are multiples
-    of the tile.
+    """x: [M, K]. weight: [N, K], whose rows alternate between value and gate. y: [M, N / 2]. EXACT: whether N
+    and K are multiples of the tile sizes.
     """
     program, row_blocks, column_blocks = tl.program_id(0), tl.cdiv(M, ROWS), tl.cdiv(N, COLUMNS)
     first_block = program // (GROUP * column_blocks) * GROUP
@@ -38,7 +39,8 @@ def _gated_linear(
     row = row_block * ROWS + tl.arange(0, ROWS)
     column = column_block * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
-    # Rows and columns outside the output repeat others. They are not stored.
+    # Rows and columns outside the output are replaced by valid ones for the loads. Their results are not
+    # stored.
     x += (row % M).to(tl.int64)[:, None] * K + depth[None, :]
     weight_column = column if EXACT else column % N
     weight += weight_column[None, :] * K + depth[:, None]

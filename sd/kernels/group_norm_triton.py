@@ -2,14 +2,15 @@
 
 A sample is a contiguous matrix with N = H·W rows and C channels. A group has few channels (4 of 128 at the
 VAE's full resolution). Each Triton program therefore reads a chunk of rows of several adjacent channels and
-sums each channel. A second, small kernel adds the sums of the chunks for each group. The sums are in float32.
-The sample's first row is subtracted before summation, so precision is kept even if the mean is far above the
-standard deviation. The backward pass needs only x and the moments. With xhat = (x − mean) · rstd, u = xhat ·
-weight + bias and a = dy · silu'(u) · weight, the gradient is
+sums each channel. A second, small kernel adds the sums of the chunks for each group and computes the moments
+of the group: the mean and rstd = 1 / standard deviation. The sums are in float32. The sample's first row is
+subtracted before summation, so precision is kept even if the mean is far above the standard deviation. The
+backward pass needs only x and the moments. With xhat = (x − mean) · rstd, u = xhat · weight + bias and a = dy
+· silu'(u) · weight, the gradient is
 
     dx = rstd · (a − mean(a) − xhat · mean(a · xhat)),
-where rstd is 1 / standard deviation and the means are over the group. If no gradient is needed and a group of
-a sample fits into the registers of one program, a single kernel is used.
+where mean(…) is the mean over the group. If no gradient is needed and a group of a sample fits into the
+registers of one program, a single kernel computes the whole normalisation.
 """
 
 import math
@@ -22,14 +23,15 @@ from triton import language as tl
 from sd.kernels.triton_math import sigmoid
 
 TILE, WARPS = 4096, 4
-# Number of stages of the software pipeline: a program loads one tile less than this number in advance. 1: no
-# pipeline. The first number is for the kernels that compute sums, the second for those that write a tensor.
+# Numbers of stages of the software pipelines, for the kernels that compute sums and for the kernels that
+# write a tensor. With n stages, a program loads n − 1 tiles in advance, so 1 means no pipeline.
 SUM_STAGES, OUTPUT_STAGES = 2, 1
 MAX_TILE_CHANNELS = 128
 # The target number of programs: several per multiprocessor of a large GPU. More programs only increase the
-# work of the second kernel.
+# number of chunks whose sums the second kernel adds.
 PROGRAMS = 2048
-# The largest number of elements (rows and channels rounded up to powers of two) of a group in one program.
+# A group is normalised by a single program if it has at most this number of elements, with rows and channels
+# rounded up to powers of two.
 GROUP_ELEMENTS = 32768
 # Arguments that Triton must not specialise. Otherwise, separate kernels are compiled for the value 1 and for
 # multiples of 16.
@@ -41,9 +43,11 @@ def _channel_sums(
     x, other, sums, N, C, first, rows,
     OTHER: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Write each channel's sums of x − pivot and (x − pivot)² over a chunk to sums [B, chunks, 2, C].
+    """Write each channel's sums of x − pivot and (x − pivot)² over a chunk to sums [B, chunks, 2, C]. The
+    pivot is the value in the sample's first row.
 
-    OTHER: the channels from `first` on are those of another tensor, and no program reads both tensors.
+    OTHER: whether the channels from `first` on are those of the tensor `other`. Each program reads only one
+    of the two tensors.
     """
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -83,7 +87,7 @@ def _load_pair(x, other, row, C, first, channel, mask, OTHER: tl.constexpr):
 
 @triton.jit
 def _sum_over_chunks(sums, chunks, C, channel, channel_mask, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
-    """Return both sums of the given channels over all chunks of a sample."""
+    """Return the two sums of each channel, added over all chunks of a sample."""
     first = tl.zeros([CHUNKS, WIDTH], tl.float32)
     second = tl.zeros([CHUNKS, WIDTH], tl.float32)
     for start in range(0, chunks, CHUNKS):
@@ -110,7 +114,8 @@ def _moments(
     if SHIFT:
         means += tl.load(shift + sample * shift_stride + channel, mask=channel_mask, other=0.0).to(tl.float32)
     mean = tl.sum(tl.where(channel_mask, means, 0.0), 0) / width
-    # The sum of the squared deviations within each channel and the squared deviations of the channel means.
+    # The sum of the squared deviations of each channel from the group's mean: the deviations from the
+    # channel's mean plus N times the deviation of the channel's mean.
     deviations = square - total * total / N + N * (means - mean) * (means - mean)
     variance = tl.sum(tl.where(channel_mask, deviations, 0.0), 0) / width / N
     moments += (sample * tl.num_programs(0) + group) * 2
@@ -123,8 +128,8 @@ def _normalise_groups(
     x, other, y, weight, bias, shift, N, C, first, shift_stride, eps, WIDTH: tl.constexpr,
     OTHER: tl.constexpr, SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Normalise one group of WIDTH channels of one sample. ROWS and CHANNELS: powers of two, at least N and
-    WIDTH.
+    """Normalise one group of WIDTH channels of one sample. ROWS: a power of two, at least N. CHANNELS: a
+    power of two, at least WIDTH.
     """
     group, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     index, row = tl.arange(0, CHANNELS), tl.arange(0, ROWS)
@@ -151,7 +156,9 @@ def _load_channel_values(
     moments, weight, bias, shift, sample, groups, width, shift_stride, channel, channel_mask,
     SHIFT: tl.constexpr,
 ):  # fmt: skip
-    """Return the offset that is subtracted from x, rstd, rstd · weight and bias of each channel."""
+    """Return four values for each channel: mean − shift (which is subtracted from x), rstd, rstd · weight,
+    and bias.
+    """
     offsets = moments + (sample * groups + channel // width) * 2
     mean = tl.load(offsets, mask=channel_mask, other=0.0)
     rstd = tl.load(offsets + 1, mask=channel_mask, other=0.0)
@@ -218,7 +225,8 @@ def _grad_sums(
     weight_value = tl.load(weight + channel, mask=channel_mask, other=0.0).to(tl.float32)
     x += sample * N * C
     dy += sample * N * C
-    # The sums of a / weight and of a / weight · (x − mean).
+    # The sums of a / weight and of a / weight · (x − mean). After the loop, the first is multiplied by weight
+    # and the second by rstd · weight.
     first = tl.zeros([ROWS, CHANNELS], tl.float32)
     second = tl.zeros([ROWS, CHANNELS], tl.float32)
     for start in tl.range(0, rows, ROWS, num_stages=STAGES):
@@ -226,7 +234,7 @@ def _grad_sums(
         mask = (row[:, None] < N) & channel_mask[None, :]
         offsets = row[:, None].to(tl.int64) * C + channel[None, :]
         centred = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) - mean[None, :]
-        # dy is 0 outside the tensor, so its gradient is 0 there too.
+        # Outside the tensor, dy is loaded as 0, so the values there add nothing to the sums.
         grad = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
         grad = _grad_pre_activation(centred, grad, scale, bias_value, SILU)
         first += grad
@@ -255,7 +263,9 @@ def _grad_input(
     SILU: tl.constexpr, SHIFT: tl.constexpr, SKIP: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient to dx. skip: another gradient of x that is added to it, read only if SKIP."""
+    """Write the gradient of x to dx. skip: a second gradient of x, which is added to the first only if SKIP
+    is true.
+    """
     chunk, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < C
@@ -326,7 +336,7 @@ class LaunchConfig:
 class GroupNorm(torch.autograd.Function):
     """Return the normalised x, and x. See `sd.kernels.reference.group_norm_and_skip`.
 
-    The gradients of both outputs are added by the kernel that computes the first.
+    The kernel that computes the gradient of the normalisation also adds the gradient of the second output.
     """
 
     @staticmethod
@@ -334,7 +344,8 @@ class GroupNorm(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         config = LaunchConfig(x, groups)
         sums, moments, y = config.empty_sums(x), config.empty_pairs(x), torch.empty_like(x)
-        # A shift that is the same for all samples has stride 0. If the shift is None, it is not read.
+        # A shift that is the same for all samples has stride 0. If the shift is None, x is passed instead,
+        # but the kernels do not read it as a shift.
         shift_stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
         shift_or_x = x if shift is None else shift
         flags = {"SHIFT": shift is not None, "SILU": silu}
@@ -372,8 +383,8 @@ class GroupNorm(torch.autograd.Function):
 
 
 def normalise(config, tensors, parameters, buffers, shift_stride, eps, SHIFT, SILU):
-    """Compute moments and output. tensors: x, a tensor that is concatenated with x (x if there is none), and
-    the output. parameters: weight, bias and shift. buffers: sums and moments.
+    """Compute moments and output. tensors: x, a tensor that is concatenated with x (x again if there is
+    none), and the output. parameters: weight, bias and shift. buffers: sums and moments.
     """
     (x, other, y), (weight, bias, shift), (sums, moments) = tensors, parameters, buffers
     has_other = config.first < config.channels
@@ -394,7 +405,7 @@ def normalise(config, tensors, parameters, buffers, shift_stride, eps, SHIFT, SI
 
 
 def normalise_groups(x, weight, bias, groups, eps, silu, shift, other=None):
-    """Return the normalised x, computed by one kernel, or None if a group is too large for it.
+    """Return the normalised x, computed by one kernel, or None if a group is too large for one program.
 
     other: a tensor that is concatenated with x.
     """

@@ -1,7 +1,7 @@
 """A 3 × 3 convolution of an image with few channels, in Triton.
 
-Such a convolution is limited by the memory traffic of its output. cuDNN's kernels pad the input channels and
-do not add the bias, and they take several times as long.
+The speed of such a convolution is limited by the writing of its output to memory. cuDNN's kernels pad the
+input channels and do not add the bias, and they take several times as long.
 """
 
 import torch
@@ -18,7 +18,7 @@ def _image_convolution(
     DEPTH: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """x: [B, H, W, C], with N = B · H · W pixels. weight: [DEPTH, D], whose row 3C · i + C · j + c belongs to
-    the pixel in row i and column j of the neighbourhood. y: [B, H, W, D].
+    channel c of the pixel in row i and column j of the 3 × 3 neighbourhood. y: [B, H, W, D].
     """
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -45,7 +45,7 @@ def image_convolution(x, weight, bias):
     samples, channels, height, width = x.shape
     out_channels = len(weight)
     depth = max(triton.next_power_of_2(TAPS * channels), 16)
-    # [i, j, c, d], padded to a power of two.
+    # The weights in the order [i, j, c, d]. The number of rows (i, j, c) is padded to a power of two.
     rows = weight.detach().permute(2, 3, 1, 0).reshape(TAPS * channels, out_channels)
     rows = torch.nn.functional.pad(rows, (0, 0, 0, depth - len(rows)))
     shape = (samples, out_channels, height, width)

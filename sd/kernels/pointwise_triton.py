@@ -78,8 +78,8 @@ def interleave(x, bias):
 def _biased_sum(
     x, y, bias, total, N, C, H, W, scale, PAD: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """x, y: [B, H, W, C], with N = B · H · W pixels. total: [B, H + 1, W + 1, C] with PAD, whose last row and
-    column are not written.
+    """x, y: [B, H, W, C], with N = B · H · W pixels. total: [B, H, W, C], or [B, H + 1, W + 1, C] with PAD.
+    With PAD, the kernel does not write the last row and the last column.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)

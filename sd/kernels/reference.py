@@ -47,7 +47,7 @@ def group_norm_and_skip(
     x: Float[Tensor, "B C H W"], *others: object
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
     """Return `group_norm(x, *others)` and x for a residual connection. Fast kernels add the gradients of both
-    in one pass.
+    outputs in one pass.
     """
     return group_norm(x, *others), x
 
@@ -83,15 +83,15 @@ def gated_linear(
     """Apply a linear layer, then multiply its even channels by GELU of its odd channels (GEGLU, arXiv
     2002.05202). The result is not differentiable.
 
-    In the paper, the values are the first half of the channels, and the gates are the second half. See
-    `alternated`.
+    In the paper, the values are the first half of the channels, and the gates are the second half.
+    `alternated` converts weights from this order.
     """
     value, gate = F.linear(x, weight, bias).unflatten(-1, (-1, 2)).unbind(-1)
     return value * F.gelu(gate)
 
 
 def alternated(rows: Float[Tensor, "I2 ..."]) -> Float[Tensor, "I2 ..."]:
-    """Return the rows 0, I, 1, I + 1, 2, …, where I is half of their number."""
+    """Return the rows 0, I, 1, I + 1, 2, …, where I is half of the number of rows."""
     return torch.stack(rows.chunk(2), dim=1).flatten(0, 1)
 
 
@@ -111,7 +111,7 @@ def biased_sum(
 
 
 def add_bias(x: Float[Tensor, "B C H W"], bias: Float[Tensor, " C"]) -> Float[Tensor, "B C H W"]:
-    """Return x + bias. The sum is written into x if possible. It is not differentiable."""
+    """Return x + bias. x may be overwritten with the sum. The result is not differentiable."""
     return x.add_(bias[:, None, None])
 
 

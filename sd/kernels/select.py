@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 # Keys of BUILDERS for each device type, in order of preference. If none is usable, the reference is used.
 AUTOMATIC = {"cuda": ("triton",)}
-# Tests set OVERRIDE to a key of BUILDERS. It replaces the automatic choice.
+# Tests set OVERRIDE to a key of BUILDERS, which replaces the automatic choice.
 OVERRIDE: str | None = None
 
 
@@ -33,7 +33,8 @@ def choose_kernels(device: torch.device) -> Kernels:
             return BUILDERS[name](device)
         except torch.OutOfMemoryError:
             raise
-        # A missing compiler, driver or cache folder raises errors of many types.
+        # All types are caught, because a missing compiler, driver or cache folder raises errors of many
+        # types.
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             logger.warning("prior: using torch's kernels (slower), because %s cannot run: %s", name, reason)
@@ -42,6 +43,7 @@ def choose_kernels(device: torch.device) -> Kernels:
 
 def build_triton(device: torch.device) -> Kernels:
     """Return Triton's kernels after a test on the device.
+
     Raises:
         ImportError: if Triton is not installed.
         ArithmeticError: if a result of the kernels is wrong.
@@ -100,9 +102,11 @@ def self_test(kernels: Kernels, device: torch.device) -> None:
             normalised, skip = tested.group_norm_and_skip(x, one, one, 4, 1e-5, True, one[None])
             total = tested.biased_sum(skip, normalised, one)
             (grad_x,) = torch.autograd.grad(total, x, torch.ones_like(total))
-        # These rows have a large standard deviation, so the rounding of half precision is relatively small.
+        # These rows have a large standard deviation, compared with which the rounding errors of half
+        # precision are small.
         rows = x.detach().reshape(16, -1).T.contiguous()
-        # The sizes are multiples of a tile, as those of a denoiser, so no other kernels are compiled.
+        # The numbers of channels are multiples of the tile sizes, as in a denoiser, so the test compiles the
+        # same kernel as a denoiser.
         tokens = torch.linspace(-2, 2, 9 * 64, device=device, dtype=dtype).reshape(9, 64)
         weight = torch.linspace(-0.02, 0.02, 256 * 64, device=device, dtype=dtype).reshape(256, 64)
         image, taps = x.detach()[:, :3], 5 * weight[:16, :27].reshape(16, 3, 3, 3)

@@ -1,7 +1,8 @@
 """Functions for Triton kernels, computed by the fast instructions of NVIDIA GPUs.
 
 Triton's own division and exp2 also handle subnormal numbers, which takes several times as many instructions.
-The relative error of the fast instructions is about 2e-7. Triton's interpreter uses Triton's own functions.
+The relative error of the fast instructions is about 2e-7. In Triton's interpreter, which cannot run these
+instructions, Triton's own functions are used.
 """
 
 import triton
