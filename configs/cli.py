@@ -49,8 +49,8 @@ class Command:
 
     paths: the config files; empty for the demo pair. files: the flat values of each config file, in order.
     options: dict from option name to value. An option applies to all configs ("iter") or to one stage
-    ("geometry.iter"). quick: whether the demo pair runs with fewer steps. Each other field has the value of
-    the option with its name.
+    ("geometry.iter"). quick: whether the demo pair runs with fewer steps. Every other field has the value of
+    the option that has the field's name.
     """
 
     paths: tuple[str, ...]
@@ -65,12 +65,12 @@ class Command:
 
     @property
     def many(self) -> bool:
-        """Whether the command produces several results."""
+        """Whether the command produces several results, because it has --grid or --prompts."""
         return bool(self.grid) or self.prompts is not None
 
     @property
     def source_words(self) -> tuple[str, ...]:
-        """The arguments that select the configs: --config with its files, or --quick."""
+        """The arguments that select the configs: --config with its files, --quick, or no arguments."""
         return ("--config", *self.paths) if self.paths else ("--quick",) * self.quick
 
     @property
@@ -126,7 +126,7 @@ class Command:
 
 
 def load_configs(argv: Sequence[str]) -> list[Config]:
-    """Return the checked configs of the command line `argv` (without the program's name), in order.
+    """Return the checked configs of the command line `argv` (without the program's name) in run order.
 
     --help prints the help text, and --dry-run reads the input files and prints the configs. Both raise
     SystemExit(0).
@@ -147,7 +147,10 @@ def load_configs(argv: Sequence[str]) -> list[Config]:
 
 
 def check_chain_inputs(configs: Sequence[Config]) -> None:
-    """Call `check_inputs` for each config of a command, in order."""
+    """Call `check_inputs` for each config of a command.
+
+    A config may read meshes that earlier configs write.
+    """
     for number, config in enumerate(configs):
         check_inputs(config, [earlier.run.mesh_path for earlier in configs[:number]])
 
@@ -167,7 +170,8 @@ def _given_names(file: Mapping[str, object], options: Mapping[str, object]) -> d
 
 
 def _refuse_idle_stages(files: Sequence[Mapping[str, object]], options: Mapping[str, object]) -> None:
-    # Use a list and not a set, because an invalid mode may be unhashable. `parse_config` rejects it later.
+    # Use a list and not a set, because an invalid mode may be unhashable. `parse_config` rejects such a mode
+    # later.
     modes = [mode_of(file, options) for file in files]
     for name in options:
         stage, mark, _ = name.partition(STAGE_MARK)

@@ -1,6 +1,6 @@
 """Config files, folders and start shape of the demo pair.
 
-The pair consists of a geometry config and an appearance config. --text without --config runs it.
+The pair consists of a geometry config and an appearance config. --text without --config runs the pair.
 """
 
 import json
@@ -37,7 +37,7 @@ QUICK = {
 
 
 def demo_paths() -> tuple[str, ...]:
-    """Return the paths of the pair's config files, in order."""
+    """Return the paths of the pair's config files in the order of the run."""
     return tuple(str(HERE / name) for name in PAIR.values())
 
 

@@ -1,4 +1,4 @@
-"""The error class for invalid configs, and functions that format values for its message."""
+"""The error class for invalid configs, and functions that make parts of an error message."""
 
 import difflib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from render.read_errors import printable
 
-# Dict from the name of a key in other programs to its name in this program.
+# Dict from the name of a key in other programs to the key's name in this program.
 SYNONYMS = {
     "prompt": "text",
     "negative_prompt": "negative_text",
@@ -63,8 +63,8 @@ def shown(value: object, limit: int = 200) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the known word that is most similar to `word`.
 
-    If SYNONYMS contains a known word for `word`, it is returned. Otherwise known words that begin with
-    `word`, or with which `word` begins, are preferred. Case and the difference between - and _ are ignored.
+    If SYNONYMS maps `word` to a known word, that word is returned. Otherwise a known word is preferred if it
+    begins with `word` or if `word` begins with it. Case and the difference between - and _ are ignored.
     """
     known = sorted(known)
     folded = word.lower().lstrip("-").replace("-", "_")

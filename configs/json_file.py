@@ -1,4 +1,7 @@
-"""Read a config file: strict JSON, one object, no duplicate keys. Errors contain file, line and fix."""
+"""Read a config file: strict JSON, one object, no duplicate keys.
+
+The message for a syntax error contains the file, the line and the fix.
+"""
 
 import json
 import re
@@ -14,8 +17,8 @@ NUMBER_RULE = "write numbers as JSON does: 0.5, not .5; 1.0, not 1.; no + and no
 def read_object(path: str | Path) -> dict[str, object]:
     """Return the JSON object in `path`.
 
-    NaN and infinities are accepted here. `parse_config` rejects them, because its message can contain the
-    key.
+    NaN and infinities are accepted here. They are rejected by `parse_config`, whose error message can name
+    the key.
 
     Raises:
         ConfigError: if the file is missing, unreadable, not UTF-8, not exactly one JSON object, or has a

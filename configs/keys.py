@@ -64,7 +64,7 @@ def _from_json(word: str) -> object:
         return json.loads(word)
     except (ValueError, RecursionError):
         pass
-    # Accept .5 and 2., which are not valid JSON but common on a command line, also in lists of numbers.
+    # Accept .5 and 2. as numbers, also within lists. They are not valid JSON but common on a command line.
     if re.fullmatch(r"\[[\d\s.,e+-]*\]", word, re.I | re.ASCII):
         return [_from_json(part.strip()) for part in word[1:-1].split(",")]
     return float(word) if re.fullmatch(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", word, re.I | re.ASCII) else word
@@ -72,7 +72,7 @@ def _from_json(word: str) -> object:
 
 @cache
 def adapter(section: type) -> TypeAdapter:
-    """Return the validator of a section. It is cached because building one is slow."""
+    """Return the validator of a section. Validators are cached, because building one is slow."""
     return TypeAdapter(section)
 
 

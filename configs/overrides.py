@@ -1,6 +1,6 @@
 """Apply the options of a command to its configs.
 
-If an option changes the output folder of a config, later configs read meshes from the new folder.
+If an option changes the output folder of a config, later configs read the config's mesh from the new folder.
 
 Here a config is a mapping of flat values. `files` are the values in the files, `values` the values after the
 options are applied.
@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 Values = Mapping[str, object]
 SLUG_LENGTH = 40
-# --geometry.iter applies to the configs of the mode geometry_modeling.
+# Separates stage and key in an option: --geometry.iter sets iter in the configs of the mode
+# geometry_modeling.
 STAGE_MARK = "."
 STAGES = {mode.removesuffix("_modeling"): mode for mode in MODES}
 # Keys that cannot be set for one stage only: the output folders depend on each other, and the mode determines
@@ -62,15 +63,16 @@ def resolve_chain(
 
     `say` logs each value that differs from both the file and the options.
 
-    - --geometry.KEY and --appearance.KEY apply to the configs of that mode and take precedence over --KEY.
+    - --geometry.KEY applies to the configs of the mode geometry_modeling, --appearance.KEY to those of
+      appearance_modeling. Both take precedence over --KEY.
     - --text without --out_dir: a config whose text changes writes to a new folder next to the old one
       (pineapple_demo → pineapple_demo-a-mug).
     - --out_dir X for several configs: the first config writes to X. If the folder name of a later config
       begins with that of the first, the beginning is replaced by X (pineapple_demo, pineapple_demo_appearance
       → X, X_appearance). Otherwise the later config writes to X_NAME, where NAME is its old folder name.
     - If base_mesh is written by an earlier config of the command, it is read from that config's new folder.
-    - --iter below coarse_iter without --coarse_iter: coarse_iter is reduced to iter, so the run ends within
-      its coarse phase.
+    - --iter less than coarse_iter without --coarse_iter: coarse_iter is reduced to iter, so the run ends
+      within its coarse phase.
     """
     own = [options_for(file, options) for file in files]
     resolved = [{**file, **options} for file, options in zip(files, own, strict=True)]
@@ -140,7 +142,10 @@ def _folder(file: Values, first: Values, options: Values) -> object:
 
 
 def slug(text: str) -> str:
-    """Convert a prompt to a folder name: "A mug" → "a-mug". A hash is appended if characters are lost."""
+    """Convert a prompt to a folder name: "A mug" → "a-mug".
+
+    A hash of the prompt is appended if the name is shortened or the prompt contains special characters.
+    """
     words = re.findall(r"[a-z0-9]+", text.lower())
     name = "-".join(words)
     plain = re.fullmatch(r"[A-Za-z0-9 ]+", text) and len(name) <= SLUG_LENGTH
@@ -156,7 +161,10 @@ def _follow_meshes(
     own: Sequence[Values],
     say: Callable[..., None],
 ) -> None:
-    """Replace each base_mesh that an earlier config writes by its new path, if no option sets base_mesh."""
+    """Replace each base_mesh that an earlier config writes by the new path of this mesh.
+
+    A base_mesh that an option sets is not replaced.
+    """
     moves: dict[str, dict[str, object]] = {}
     for file, values, options in zip(files, resolved, own, strict=True):
         named = values.get("base_mesh")

@@ -155,7 +155,7 @@ def add_ui_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _word_count(key: Key) -> str:
-    """Return the argparse nargs of a key: any number of words if true-or-false, otherwise at least one."""
+    """Return the argparse nargs of a key: any number of words for a true-or-false key, else at least one."""
     return "*" if key.admits("boolean") else "+"
 
 

@@ -52,7 +52,7 @@ def output_folder(out_dir: str) -> Path:
 def written_mesh(name: str | Path) -> str:
     """Return the absolute path of a mesh, to compare it with the meshes that configs write.
 
-    For the mesh.glb of a run, the path of its mesh.obj is returned, because a run writes both files.
+    For the mesh.glb of a run, the path of the run's mesh.obj is returned, because a run writes both files.
     """
     path = Path(os.path.abspath(name))
     own = path.parent.name == MESH_FILE.parent.name and path.name == MESH_FILE.with_suffix(".glb").name

@@ -1,6 +1,7 @@
 """Convert flat JSON values to a `Config`. Every key is checked here.
 
-The section of each component is declared in its module. Only train.py and training/ use the whole `Config`.
+The section of each component is declared in the component's module. Only train.py and training/ use the whole
+`Config`.
 """
 
 import dataclasses
@@ -77,7 +78,7 @@ class Config:
         return self.run.traits.paints_base_mesh or custom or self.surface.keeps_faces
 
     def to_json(self) -> dict[str, object]:
-        """Return a dict from each key to its value. `parse_config` converts it to an equal Config."""
+        """Return a dict from each key to its value. `parse_config` converts the dict to an equal Config."""
         values: dict[str, object] = {}
         for name, kind in section_types().items():
             values.update(adapter(kind).dump_python(getattr(self, name), mode="json", by_alias=True))
@@ -144,7 +145,7 @@ def _section(name: str, kind: type, values: Mapping[str, object], place) -> obje
         first = error.errors(include_url=False)[0]
     reason = " ".join(first["msg"].removeprefix("Value error, ").split())
     if not first["loc"]:
-        # The validator of the whole section failed, so the key is searched for in its message.
+        # The validator of the whole section failed, so its error message is searched for the name of a key.
         named = max(
             (key for key in own if key in reason), key=lambda key: place(key) != place(""), default=""
         )

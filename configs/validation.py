@@ -167,7 +167,7 @@ def check_files(config: Config, place: Place, written: Collection[Path]) -> None
     """Reject input files that do not exist and an out_dir that cannot be created.
 
     A missing environment map is accepted if `resolve_map` replaces it by the default map. written: the meshes
-    that earlier configs of the same command write before this config runs. They need not exist yet.
+    that earlier configs of the same command write before this config runs. These meshes need not exist yet.
 
     Raises:
         ConfigError: if a path is not usable. The message contains the key and the path.

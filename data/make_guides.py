@@ -47,7 +47,7 @@ def _of_category(category: str, seed: int, resolution: int) -> Guide:
 def guides() -> dict[str, Guide]:
     """Return a dict from the path of each guide in data/ to the guide.
 
-    Of the first few seeds of a category, the seed that gives the simplest object is used.
+    For each category, the first few seeds were compared. The seed that gives the simplest object is used.
     """
     return {
         "person/person.obj": Guide(mannequin(), HEIGHT * 1.06, 92, "Metres"),

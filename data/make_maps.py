@@ -41,7 +41,7 @@ def studio() -> Float[Tensor, "H W 3"]:
 
 
 def main() -> None:
-    """Write the map to its file."""
+    """Write the map to the file STUDIO."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     write_hdr(STUDIO, studio())
     logger.info("%s: %d x %d pixels", STUDIO, SIZE[1], SIZE[0])

@@ -68,8 +68,9 @@ def draw_azimuths(
     """Draw the azimuths of one batch, in degrees.
 
     spread: 'rank' draws uniformly in the sector of the rank. 'batch' divides the circle into equal intervals,
-    one for each view of all ranks, in the order of the ranks. The first interval is centred on the front, and
-    each azimuth is uniform in its interval. 'auto' is 'rank' if world_size > 1, otherwise 'batch'.
+    one for each view of all ranks; rank 0 has the first intervals, rank 1 the next, and so on. The first
+    interval is centred on the front, and each azimuth is uniform in its interval. 'auto' is 'rank' if
+    world_size > 1, otherwise 'batch'.
     """
     if spread == "auto":
         spread = "rank" if world_size > 1 else "batch"
@@ -101,9 +102,9 @@ def normal_rotations(uniform: Float[Tensor, "2 B"]) -> Float[Tensor, "B 3 3"]:
 def around(azimuth: Float[Tensor, " G"], views: int) -> Float[Tensor, " N"]:
     """Return, for each element of `azimuth`, the azimuths of `views` equally spaced views, in degrees.
 
-    The views of an element form a group. For an element a, the first view has the azimuth a / views, because
-    a rotation by 360° / views gives the same group. So uniform elements give uniformly distributed groups.
-    The first view of each group is the one nearest to the front.
+    The views of an element form a group. The first view of the element a has the azimuth a / views. The
+    division makes uniform elements in [0°, 360°) give uniformly distributed groups, because a rotation by
+    360° / views gives the same group.
     """
     return (azimuth[:, None] / views + torch.arange(views) * (360.0 / views)).flatten()
 
@@ -122,7 +123,7 @@ def sample_cameras(
     """Draw `count` training cameras. The result is on the CPU.
 
     rank, world_size: the batch is divided into `world_size` parts, and this call draws part `rank` (see
-    `draw_azimuths`). rotate_normals: each view gets a rotation from `normal_rotations`, otherwise the
+    `draw_azimuths`). rotate_normals: whether each view gets a rotation from `normal_rotations` instead of the
     identity. views: number of consecutive cameras in a group. The cameras of a group have equally spaced
     azimuths and the same elevation, field of view, shift and rotation of the normals. `count` is a multiple
     of `views`.

@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-# Must be set before torch is imported. By default, idle OpenMP threads wait in a busy loop, which slows down
-# the program if other processes are busy.
+# This variable must be set before torch is imported. Without it, idle OpenMP threads wait in a busy loop,
+# which slows down the program if other processes are busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch

@@ -42,7 +42,7 @@ def _waves(
 
 
 def _warp(images: Tensor, domain: str, generator: torch.Generator) -> Tensor:
-    """Scale, shift and distort the images and mirror half of them. Pixels from outside the image are 0."""
+    """Scale, shift and distort the images and mirror half of them. Pixels outside the source image are 0."""
     count, side = len(images), images.shape[-1]
     size = torch.exp(_uniform(count, -math.log(1.25), math.log(1.25), generator))
     axis = (torch.arange(side, device=images.device) + 0.5) * (2 / side) - 1
@@ -65,7 +65,7 @@ def _warp(images: Tensor, domain: str, generator: torch.Generator) -> Tensor:
 def _roughen(normals: Tensor, generator: torch.Generator) -> Tensor:
     """Add noise of several wavelengths to the directions of normals.
 
-    The length of each normal is kept, so the outlines do not change.
+    The length of each normal is kept. So the background, where the length is 0, does not change.
     """
     count, side = len(normals), normals.shape[-1]
     noise = sum(

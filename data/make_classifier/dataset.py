@@ -63,8 +63,8 @@ class DatasetConfig:
     """Settings for the selection and the rendering of the objects.
 
     categories: may contain NOTHING. training: whether to use random cameras near the evaluation cameras and a
-    random rotation of the light. Otherwise the evaluation cameras and light are used. perturbation: amplitude
-    in world units; None draws it at random.
+    random rotation of the light. If false, the evaluation cameras and light are used. perturbation: amplitude
+    of the waves in world units; None draws it at random.
     """
 
     seed: int
@@ -176,7 +176,7 @@ def render_instance(config: DatasetConfig, renderer: ObjectRenderer, category: i
 
 
 def _views(config: DatasetConfig, generator: torch.Generator) -> tuple[Cameras, Tensor, Tensor]:
-    """Return the cameras, and the rotation of the light about +y and the visible side for each view."""
+    """Return the cameras, and for each view the rotation of the light about +y and the visible side."""
     side = SUPERSAMPLE * config.image_size
     if config.training:
         cameras = sample_cameras(TRAINING_CAMERAS, config.views, (side, side), generator)
@@ -203,7 +203,7 @@ def render_share(
     """Render the instances share, share + shares, … of every category of each config until the time is up.
 
     The first instance of the share is rendered for every config even if the time is up. The result consists
-    of NumPy arrays, because unlike tensors they are sent between processes without shared memory.
+    of NumPy arrays, because arrays, unlike tensors, are sent between processes without shared memory.
     """
     begun = time.monotonic()
     renderer = ObjectRenderer(configs[0].data, torch.device(device))
@@ -228,9 +228,10 @@ def render_datasets(
 ) -> list[Images]:
     """Render all images of each config and return them on the device.
 
-    One ObjectRenderer renders all configs of a process, so they may differ only in settings that it ignores.
-    Several worker processes share one GPU, because generating the objects is CPU-bound. With 0 workers, this
-    process renders. An exception in a worker is raised here.
+    Each process renders all configs with one ObjectRenderer that is made for the first config, so the configs
+    may differ only in settings that ObjectRenderer ignores. Several worker processes share one GPU, because
+    generating the objects is CPU-bound. With 0 workers, this process renders. An exception in a worker is
+    raised here.
     """
     if workers == 0:
         shares = [render_share(configs, 0, 1, str(device), seconds)]

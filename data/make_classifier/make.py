@@ -30,7 +30,7 @@ from training.evaluation.views import IMAGE_SIZE, LIGHT
 
 logger = logging.getLogger(__name__)
 
-# These seeds differ from 1 and 2, the seeds of the prior's training data, so the objects differ too.
+# The prior's training data has the seeds 1 and 2. Other seeds give the classifier other objects.
 TRAINING_SEED, HELD_OUT_SEED = 7001, 7002
 RENDERING_SHARE = 0.5
 PERTURBED = 0.04

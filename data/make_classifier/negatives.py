@@ -1,6 +1,6 @@
 """Surfaces that belong to no category. The classifier must assign them to NOTHING.
 
-They are similar to the results of two failures of the optimisation: noise, and unchanged start shapes
+The surfaces are similar to the results of two failures of the optimisation: noise, and unchanged start shapes
 (ellipsoids and cylinders).
 """
 
@@ -40,7 +40,7 @@ def make_negative(generator: torch.Generator) -> ProceduralObject:
 
 
 def _wave(draw: Draw, log_frequency: float):
-    """Return a random function of position: a sum of waves in random directions with standard deviation 1."""
+    """Return a random function of position with standard deviation 1: a sum of waves in random directions."""
     waves = []
     for _ in range(WAVES):
         up, turn = draw.uniform(-1.0, 1.0), draw.angle()

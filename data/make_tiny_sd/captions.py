@@ -15,7 +15,7 @@ from sd.prompts import VIEW_SUFFIXES
 VIEW_SHARE = 0.6
 DROPPED_SHARE = 0.12
 
-# The first form is listed twice, which doubles its probability, because it is the most usual prompt.
+# The first template is listed twice, which doubles its probability, because most prompts have this form.
 TEMPLATES = (
     "{article} {name}",
     "{article} {name}",
@@ -24,7 +24,7 @@ TEMPLATES = (
     "a 3D model of {article} {name}",
     "{name}",
 )
-# Additional wordings for a material that has a noun, such as "wood".
+# Additional templates for a material that has a noun, such as "wood".
 SUBSTANCE_TEMPLATES = (
     "{article} {name} made of {substance}",
     "a DSLR photo of {article} {name} made of {substance}",

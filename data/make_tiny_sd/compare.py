@@ -3,8 +3,8 @@
     python3 -m data.make_tiny_sd.compare --out mug.png mug=out/mug,out/mug_appearance
 
 Each CATEGORY=GEOMETRY,APPEARANCE gives one row: a random object of the category with its original colours,
-the normals of the geometry run, and the result of the appearance run. The last two are frames of the runs'
-turntables in validate/.
+the normals of the geometry run, and the result of the appearance run. The normals and the result are frames
+of the runs' turntables in validate/.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from render.image_io.image import grid, read_image, write_png
 from render.scene import pictures
 from render.shade.brdf import linear_to_srgb, shade
 
-# Numbers of the frames shown, of the 100 of a turntable: the front, and the view after 54 degrees.
+# Numbers of the shown frames of a turntable, which has 100 frames: 0 is the front, 15 the view after 54
+# degrees.
 FRAMES = (0, 15)
 
 
@@ -53,7 +54,7 @@ def frames(folder: Path, layer: str) -> list[Float[Tensor, "S S 3"]]:
 def middle(image: Float[Tensor, "S S 3"]) -> Float[Tensor, "s s 3"]:
     """Return the central part of an image, 3/4 as wide and as high.
 
-    The objects are small enough to be completely in this part.
+    Only background is removed, because the objects are completely in this part.
     """
     margin = len(image) // 8
     return image[margin:-margin, margin:-margin]

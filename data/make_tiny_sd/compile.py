@@ -1,8 +1,8 @@
 """Compile the denoiser's training step with torch.compile, in advance in a child process.
 
-Compilation takes about a minute, as long as rendering and VAE training together. While these run, a child
-process compiles the same network for the same shapes. This fills inductor's cache on disk, which the training
-process then uses. If compilation fails, training runs in eager mode.
+Compilation takes about a minute, as long as rendering and VAE training together. While these stages run, a
+child process compiles the denoiser for the tensor shapes of the training. This fills inductor's cache on
+disk, which the training process then uses. If compilation fails, training runs in eager mode.
 """
 
 import json
@@ -50,7 +50,7 @@ def example(shape: Shape, batch: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 def start_warm_up(shape: Shape, batch: int) -> subprocess.Popen:
-    """Start a child process that compiles the denoiser. Its exit status is 0 if compilation works."""
+    """Start a child process that compiles the denoiser and exits with status 0 if compilation works."""
     command = [
         sys.executable,
         "-m",

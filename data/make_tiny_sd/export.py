@@ -123,7 +123,8 @@ def _figures(run: Run, denoiser: Denoiser, vae: nn.Module, views: Views) -> dict
 def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], tokenizer) -> None:
     """Copy the weights of an exported folder into (unet, vae, text encoder).
 
-    Token embeddings are matched by token, because the vocabulary depends on the categories.
+    A token embedding is copied to the token with the same text, because the numbers of the tokens depend on
+    the categories.
 
     Raises:
         ValueError: if the sizes of the networks differ.
@@ -134,7 +135,8 @@ def start_from(folder: Path, networks: tuple[nn.Module, nn.Module, nn.Module], t
     try:
         for network, name in ((unet, "unet"), (vae, "vae")):
             weights = load_file(folder / name / "diffusion_pytorch_model.safetensors")
-            # If the folder has no camera embedding, a denoiser of several views keeps its untrained one.
+            # If the folder has no camera embedding, a denoiser of several views keeps its untrained
+            # embedding.
             camera = {key: v for key, v in network.state_dict().items() if key.startswith("class_embedding.")}
             network.load_state_dict(camera | weights)
         from transformers import CLIPTextModel

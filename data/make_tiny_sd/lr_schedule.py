@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 class StageSchedule:
     """Progress of a stage from `start` to 1. It reaches 1 after `steps` if given, otherwise after `seconds`.
 
-    The learning rate depends on the progress, so its schedule is always complete at the end of a stage.
+    The learning rate depends on the progress, so the decay of the rate is always complete at the end of a
+    stage.
     """
 
     seconds: float

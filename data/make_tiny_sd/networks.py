@@ -3,7 +3,8 @@
 The layout of the denoiser was selected by its run time on 2 CPU cores (batch of 8 latents of 32×32×4, 77
 tokens). Two layouts were compared. The selected one has four levels (48, 96, 128, 128), attention at 8×8 and
 4×4, and 7.4 M parameters. The other has three levels (48, 96, 192), attention at 16×16 and 8×8, and 9.4 M
-parameters. The selected layout takes 0.7 of the other's time, because attention at 16×16 dominates the time.
+parameters. The selected layout takes 0.7 of the time of the other layout, in which attention at 16×16 takes
+most of the time.
 """
 
 import copy
@@ -62,8 +63,8 @@ TOY_SHAPE = Shape(
 def build_unet(shape: Shape):
     """Build the denoiser.
 
-    For several views it has a camera embedding. The last layer of the embedding is initialised with 0, so it
-    has no effect before training.
+    For several views the denoiser has a camera embedding. The last layer of the embedding is initialised with
+    0, so that the embedding has no effect before training.
     """
     from diffusers import UNet2DConditionModel
 

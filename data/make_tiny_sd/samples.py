@@ -27,8 +27,9 @@ ENDINGS = ("", "", *(ending for ending in VIEW_SUFFIXES for _ in range(2)))
 def domain_means(latents: Latents, scaling_factor: float) -> dict[str, Float[Tensor, "1 4 s s"]]:
     """Return the mean x_0 of each domain. Sampling starts from noise around this mean.
 
-    Stable Diffusion's schedule ends at abar = 0.0047 and not at 0. So the image at the last diffusion step
-    still contains a small part of x_0, and this part determines the domain (the background) of a sample.
+    In Stable Diffusion's noise schedule, abar (the share of x_0 in the variance) ends at 0.0047 and not at 0.
+    So the image at the last diffusion step still contains a small part of x_0, and this part determines the
+    domain (the background) of a sample.
     """
     coarse = latents.coarse.float().mean(0, keepdim=True)
     # Randomly rotated normals have the mean 0, so only the mean of the mask is kept.

@@ -18,7 +18,7 @@ MAX_MERGES = 1400
 # CLIP's regular expression for the words of a text, without special tokens.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
-# Words that are common in prompts, even if they do not occur in the captions. Each gets its own token, so
+# Words that are common in prompts, even if they do not occur in the captions. Each word becomes one token, so
 # that it is not split into letters.
 EXTRA_WORDS = (
     "red green blue yellow orange brown black white grey pink purple wooden metal golden small big old new "

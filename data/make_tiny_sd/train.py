@@ -10,13 +10,13 @@ large GPU. `--toy` runs the same code with tiny networks on a CPU in seconds.
 Under torchrun the data and each batch are divided among the GPUs (training/distributed.py).
 
 --minutes is the total time from start to export. --stop-after ends this call earlier, so that the next call
-resumes the training. --init starts from the weights of an exported folder and keeps its VAE unchanged.
---export-only exports the last checkpoint.
+resumes the training. --init starts from the weights of an exported folder and keeps the VAE of this folder
+unchanged. --export-only exports the last checkpoint.
 
 --views-together 4 trains a prior that denoises four views together (sd/multi_view.py). It should be combined
 with --init data/tiny-sd. For comparison, --camera-group trains a prior of single views on the same pictures
-as --views-together, --front-share trains a prior on more front views, and --no-view-words trains one without
-the view in its captions.
+as --views-together, --front-share trains a prior on more front views, and --no-view-words trains a prior
+whose captions do not contain the view.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-# Must be set before torch is imported. By default, idle OpenMP threads wait in a busy loop, which slows down
-# the program if other processes are busy.
+# This variable must be set before torch is imported. Without it, idle OpenMP threads wait in a busy loop,
+# which slows down the program if other processes are busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch

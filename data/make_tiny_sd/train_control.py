@@ -16,8 +16,8 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-# Must be set before torch is imported. By default, idle OpenMP threads wait in a busy loop, which slows down
-# the program if other processes are busy.
+# This variable must be set before torch is imported. Without it, idle OpenMP threads wait in a busy loop,
+# which slows down the program if other processes are busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -105,14 +105,14 @@ def load_prior(folder: Path, device: torch.device) -> Prior:
 def rendered_views(options: argparse.Namespace, image_size: int, device: torch.device) -> Views:
     """Return views with depth images.
 
-    They are loaded if an earlier call rendered them with these settings.
+    Views that an earlier call rendered with the same settings are loaded and not rendered again.
     """
     data = DataConfig(instances=options.instances, image_size=image_size, seed=options.seed, depth=True)
     if options.categories:
         data = replace(data, categories=tuple(options.categories))
     if options.toy:
         data = replace(data, instances=1, views=4, grid=32, environment=LightConfig(env_resolution=64))
-    # held_out is omitted, because it is a set, and the order of a set is not reproducible.
+    # held_out is omitted from the text of the settings, because the order of a set is not reproducible.
     settings, path = str(replace(data, held_out=frozenset())), options.work / "settings.txt"
     if not path.exists() or path.read_text() != settings:
         shutil.rmtree(options.work, ignore_errors=True)

@@ -104,9 +104,9 @@ def make_denoiser(unet: nn.Module, text_encoder: nn.Module, device: torch.device
 class TrainingData:
     """Latents of all views, the scaling factor of the VAE's latents, and the tokenized captions.
 
-    views: number of views that the denoiser processes together. If it exceeds 1, these views have one
-    caption, so view_share should be 0. front_share: share of the images that are drawn from the front views
-    only. view_share: share of the captions that contain the view.
+    views: number of views that the denoiser processes together. If it exceeds 1, these views have a common
+    caption, which cannot name one view, so view_share should be 0. front_share: share of the images that are
+    drawn from the front views only. view_share: share of the captions that contain the view.
     """
 
     latents: Latents
@@ -270,7 +270,8 @@ def _report(denoiser: Denoiser, losses: list[float], rate: float, speed: float) 
 def _update_averages(denoiser: Denoiser) -> None:
     """Update the exponential moving averages.
 
-    The decay factor is smaller in the first steps, so the averages soon forget the initial weights.
+    The decay factor is smaller in the first steps, so the initial weights soon have little effect on the
+    averages.
     """
     decay = min(AVERAGE_DECAY, (1 + denoiser.step) / (10 + denoiser.step))
     for average, network in zip(denoiser.averages, denoiser.trained, strict=True):

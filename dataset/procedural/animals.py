@@ -254,7 +254,7 @@ def fish(draw: Draw) -> ProceduralObject:
     def eye_paint(p: Coordinates) -> Tensor:
         """Return the albedo of the eyes: a black pupil in a pale ring.
 
-        The eyes face outwards and slightly forwards.
+        The pupils point outwards and slightly forwards.
         """
         x, y, z = (p[0].abs() - eye[0]) / 0.075, (p[1] - eye[1]) / 0.075, (p[2] - eye[2]) / 0.075
         facing = (0.88 * x + 0.1 * y + 0.46 * z) / norm(x, y, z).clamp(min=1e-6)

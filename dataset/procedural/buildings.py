@@ -55,8 +55,8 @@ def masonry(base: Colour, joint: Colour, edge: Tensor, own: Tensor, contrast: fl
 def cottage(draw: Draw) -> ProceduralObject:
     """Return a cottage with plastered, half-timbered or stone walls, a steep tiled roof and a chimney.
 
-    The ridge is parallel to x, and the chimney is at one end of it. The door is in the middle of the front at
-    +z, between two windows. The back and each gable also have two windows.
+    The ridge is parallel to x, and the chimney is near one end of the ridge. The door is in the middle of the
+    front at +z, between two windows. The back and each gable also have two windows.
     """
     half, depth = draw.vary(0.60, 0.05), draw.vary(0.42, 0.06)
     eaves, rise = draw.vary(0.55, 0.06), draw.vary(0.40, 0.08)
@@ -110,7 +110,8 @@ def cottage(draw: Draw) -> ProceduralObject:
     def opening(p: Coordinates, grow: float, out: float) -> Distance:
         """Return the distance to the windows, enlarged by `grow` and extending `out` from the wall.
 
-        The front and back walls have windows at (±window_x, window_y). Each gable has two at z = 0.
+        The front and back walls have windows at (±window_x, window_y). Each gable has two windows at z = 0,
+        one above the other.
         """
         size = (pane + grow, 1.1 * pane + grow)
         flat = box2(p[0].abs() - window_x, p[1] - window_y, size, 0.01)

@@ -89,7 +89,7 @@ def airplane(draw: Draw) -> ProceduralObject:
     step = draw.uniform(0.062, 0.072)
 
     def livery(p: Coordinates) -> Tensor:
-        """Return the albedo of the fuselage: windows on both sides, a stripe below, a windscreen, doors."""
+        """Return the albedo of the fuselage: side windows, a stripe below them, a windscreen, doors."""
         skin = over(plain(white)(p), belly, ramp(p[1], -0.42 * girth, -0.48 * girth))
         if striped:
             skin = over(skin, trim, ramp((p[1] + 0.22 * girth).abs(), 0.21 * girth, 0.15 * girth))
@@ -165,7 +165,7 @@ def boat(draw: Draw) -> ProceduralObject:
     def deck(p: Coordinates) -> Distance:
         """Return the signed distance to the surface at the rim's height, negative below it.
 
-        The rim rises towards the bow, and less towards the stern.
+        The rim rises towards the bow and the stern, but less towards the stern.
         """
         z = (p[2] / length).clamp(-1.1, 1.1)
         return (p[1] - sheer * z * z * (0.65 + 0.35 * z)) * 0.85

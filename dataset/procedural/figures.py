@@ -1,6 +1,6 @@
 """Figures that are used as start shapes but do not belong to a category of the prior.
 
-Units are metres; the ground is y = 0.
+Units are metres. In the frame of the parts, the ground is y = 0.
 """
 
 from dataset.procedural.colour import colour, plain
@@ -24,7 +24,7 @@ HEIGHT = 1.8
 def mannequin() -> ProceduralObject:
     """Return a human figure with arms and legs apart.
 
-    Its height is HEIGHT, and its centre is at HEIGHT / 2.
+    The figure is HEIGHT tall, and its centre, at half of this height, is the origin of the object.
     """
     # (centre, radii) of the torso's ellipsoids, from the hips to the chest.
     trunk: list[tuple[Vector, Vector]] = [

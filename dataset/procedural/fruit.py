@@ -1,6 +1,6 @@
 """Categories pineapple, strawberry, apple and banana.
 
-The azimuth about +y is random, except that the banana's stalk is at +x.
+Each fruit has a random azimuth about +y except the banana, whose stalk is at +x.
 """
 
 import math
@@ -195,8 +195,8 @@ def banana(draw: Draw) -> ProceduralObject:
         radius, angle = norm(p[0], p[1] - bend), torch.atan2(p[0], bend - p[1])
         nearest = angle.clamp(-half_angle, half_angle)
         fraction = (nearest / half_angle).abs()
-        # All points of the arc are equally far from its centre, so the nearest sphere is not unique there.
-        # Blending the radii to one value keeps the distance continuous.
+        # At the centre of the arc the nearest sphere is not unique, because all points of the arc are equally
+        # far away. Blending the radii to one value near the centre keeps the distance continuous.
         apart = ramp(radius, 0.0, 0.6 * bend)
         size = thick * (1 - ends * (0.35 + (fraction**2.6 - 0.35) * apart))
         across, off = norm(p[0] - bend * nearest.sin(), p[1] - bend + bend * nearest.cos()), p[2]

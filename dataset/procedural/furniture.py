@@ -42,7 +42,7 @@ def chair(draw: Draw) -> ProceduralObject:
     def legs(p: Coordinates) -> Distance:
         top = (width - leg, 0.0, depth - leg)
         bottom = (width - leg + splay, -height, depth - leg + splay)
-        # abs(x) and abs(z) repeat one leg four times. The seat connects the legs.
+        # abs(x) and abs(z) repeat one leg at the four corners of the seat, which connects the legs.
         return round_cone((p[0].abs(), p[1], p[2].abs()), top, bottom, leg * 1.08, leg * 0.94)
 
     def seat(p: Coordinates) -> Distance:
@@ -124,8 +124,8 @@ def lamp(draw: Draw) -> ProceduralObject:
     height, foot = draw.uniform(0.62, 0.74), draw.uniform(0.27, 0.33)
     bellied = draw.chance(0.4)
     wall = 0.09
-    # The shade's lower edge is at y = 0. Both outlines extend across the axis, so that no edge of a polygon
-    # is on the axis. `cover` enlarges `cone` by `edge`.
+    # The shade's lower edge is at y = 0. Both outlines extend across the axis, because the distance would be
+    # 0 along an edge on the axis. `cover` enlarges `cone` by `edge`.
     edge, ceiling = 0.02, 0.55 * shade_height
     cone = [
         (-0.3, edge),

@@ -80,7 +80,8 @@ def person(draw: Draw) -> ProceduralObject:
 
     def hair(p: Coordinates) -> Distance:
         cap = ellipsoid(p, (0.0, face + 0.03, -0.03), (skull + 0.02, skull + 0.03, skull + 0.02))
-        # The hair is behind a plane that leans backwards, so the forehead is visible below the fringe.
+        # A plane that leans forwards cuts off the hair in front of it, so the forehead is visible below the
+        # fringe.
         cut = 0.66 * p[2] - 0.75 * (p[1] - face) + 0.02
         tuft = smooth_intersection(cap, cut, 0.05)
         if not long_hair:
@@ -160,8 +161,8 @@ def head(draw: Draw) -> ProceduralObject:
 
     def hair(p: Coordinates) -> Distance:
         cap = ellipsoid(p, (0.0, 0.16, -0.07), (wide + puff, 0.85 * tall + puff, deep + puff))
-        # The hair is behind a plane that leans backwards, so it does not cover the forehead and the ears. The
-        # edge of the hair is wavy.
+        # A plane that leans forwards cuts off the hair in front of it, so the hair does not cover the
+        # forehead and the ears. The edge of the hair is wavy.
         locks = 0.03 * torch.sin(13 * p[0] + phase)
         cut = (p[2] - 0.75 * (p[1] - fringe) - 0.34 + locks) * 0.8
         tuft = smooth_intersection(cap, cut, 0.08)

@@ -140,7 +140,7 @@ def round_cone(
     """Return the distance to the convex hull of two spheres.
 
     The hull is a union of spheres with centres t0 on the axis. For a point at t along the axis and at the
-    distance ρ from it, the nearest sphere has t0 = t − ρ·tan α, where
+    distance ρ from the axis, the nearest sphere has t0 = t − ρ·tan α, where
     sin α = (radius_start − radius_end) / length.
     """
     axis = [e - s for s, e in zip(start, end, strict=True)]

@@ -76,7 +76,11 @@ class ProceduralObject:
 
 
 def place(kind: str, parts: tuple[Part, ...], turn: float = 0.0) -> ProceduralObject:
-    """Return an object of the parts: rotated about +y, its box centred on the origin, scaled to REACH."""
+    """Return an object that consists of `parts`, rotated by `turn` about +y.
+
+    The object is shifted and scaled: the bounding box is centred on the origin, and the largest distance of
+    the surface from the origin is REACH.
+    """
     surface = _surface_points(ProceduralObject(kind, parts, turn).signed_distance)
     centre = (surface.amin(0) + surface.amax(0)) / 2
     reach = torch.linalg.vector_norm(surface - centre, dim=-1).max()

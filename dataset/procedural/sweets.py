@@ -38,7 +38,7 @@ def ice_cream_cone(draw: Draw) -> ProceduralObject:
     def waffle(p: Coordinates) -> Tensor:
         """Return 1 on the ribs of the waffle and 0 between them.
 
-        The ribs are two sets of crossing spirals.
+        The ribs are two sets of spirals that cross each other.
         """
         azimuth, climb = torch.atan2(p[0], p[2]) * around, p[1] * (math.pi * 5.0)
         ribs = torch.maximum((azimuth + climb).cos().abs(), (azimuth - climb).cos().abs())

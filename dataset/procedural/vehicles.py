@@ -65,7 +65,7 @@ def car(draw: Draw) -> ProceduralObject:
         return union(*(box2(norm(p[1] - axle, p[2] - z), across, size, rounding) for z in (front, rear)))
 
     def wall(p: Coordinates) -> Distance:
-        """Return the distance from the side walls of the cabin.
+        """Return the signed distance to the side walls of the cabin, negative between them.
 
         The walls lean inwards by 0.3 per unit of height.
         """
@@ -96,7 +96,9 @@ def car(draw: Draw) -> ProceduralObject:
     lamp = draw.uniform(0.055, 0.075)
 
     def slope(p: Coordinates, foot: float, top: float, outwards: float) -> Tensor:
-        """Return the distance from the plane of the windscreen or the rear window.
+        """Return the signed distance to the plane of the windscreen or the rear window.
+
+        The distance is positive outside the cabin.
 
         The plane contains (z, y) = (foot, belt) and (top, roof). outwards: 1 for the windscreen, −1 for the
         rear window.
@@ -105,7 +107,10 @@ def car(draw: Draw) -> ProceduralObject:
         return (z * (p[1] - belt) + y * (p[2] - foot) * outwards) / math.hypot(y, z)
 
     def window(p: Coordinates) -> Tensor:
-        """Return 1 on the windows and 0 on the pillars, at the corners of the cabin and between the doors."""
+        """Return 1 on the windows and 0 on the pillars.
+
+        The pillars are at the corners of the cabin and between the doors.
+        """
         side = -wall(p)
         ahead = -slope(p, screen + 0.01, roof_front, 1.0)
         behind = -slope(p, boot, roof_rear, -1.0)

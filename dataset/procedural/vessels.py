@@ -170,7 +170,7 @@ def vase(draw: Draw) -> ProceduralObject:
         ],
         steps=7,
     )
-    # Both outlines extend across the axis, so that no edge of a polygon is on the axis.
+    # Both outlines extend across the axis, because the distance would be 0 along an edge on the axis.
     outside = [(-0.3, -tall), *profile, (-0.3, tall)]
     floor = 0.13 - tall
     inner = [(max(r - wall, 0.08), y) for r, y in profile if y > floor]
