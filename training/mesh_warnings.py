@@ -42,7 +42,7 @@ def warn_about_mesh(
         hint = (
             "a painting with --init_textures true starts from them" if with_materials else "only the shape is"
         )
-        logger.warning("base_mesh %s: %s of the file are not used; %s", path, unused, hint)
+        logger.warning("base_mesh %s: the run does not use %s of the file; %s", path, unused, hint)
 
 
 def warn_about_axes(path: str, v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], fix: str) -> None:

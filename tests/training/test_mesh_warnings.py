@@ -118,7 +118,8 @@ def test_each_fault_is_one_warning_with_its_fix(tmp_path, caplog):
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
     assert "looks Z-up" in lines[0] and lines[0].endswith("turn it")
-    assert "1 material, 1 texture of the file are not used" in lines[1] and "--init_textures true" in lines[1]
+    assert "the run does not use 1 material, 1 texture of the file" in lines[1]
+    assert "--init_textures true" in lines[1]
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
 
