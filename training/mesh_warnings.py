@@ -64,7 +64,10 @@ def looks_z_up(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> bool:
     """
     points = v_pos[faces.unique()].double().cpu()
     low, high = points.amin(0), points.amax(0)
-    size = (high - low).clamp_min(1e-12)
+    size = high - low
+    if float(size.min()) == 0.0:
+        # A flat mesh has no base.
+        return False
     unit = (points - low) / size
     y_standing, z_standing = (_end_area(unit, axis) - _end_area(1 - unit, axis) for axis in (1, 2))
     if z_standing > STANDING and z_standing > y_standing + ADVANTAGE:

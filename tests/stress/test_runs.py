@@ -225,3 +225,16 @@ def test_interrupts_at_any_moment(model_folder, mesh, tmp_path):
         assert "Traceback" not in text, text
         assert process.returncode in (-number, 128 + number), (number, process.returncode, text)
     print(f"interrupts: {codes}")
+
+
+def test_torchrun_paints_and_exports(model_folder, mesh, tmp_path):
+    """The default tests run torch's launcher with forked workers. This test runs the command itself."""
+    config = painting(tmp_path, "paint", model_folder, mesh, iter=4, coarse_iter=2)
+    words = ["-m", "torch.distributed.run", "--nproc_per_node=2", "train.py", "--config", config]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert log_length(tmp_path / "paint") == 4 and (tmp_path / "paint/dmtet_mesh/mesh.glb").is_file()
+    assert "Traceback" not in done.stderr

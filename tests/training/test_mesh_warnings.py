@@ -55,6 +55,14 @@ def turned(shape):
     return copy
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("corners", [3, 4])
+def test_a_flat_mesh_has_no_base(axis, corners):
+    square = torch.tensor([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]).roll(axis + 1, 1)
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]])[: corners - 2]
+    assert not looks_z_up(square, faces)
+
+
 @pytest.mark.parametrize("make", [cone, table])
 def test_a_mesh_that_stands_on_its_lowest_z_looks_z_up(make):
     assert not looks_z_up(*tensors(make()))
