@@ -162,7 +162,7 @@ def print_and_leave(printed: object) -> NoReturn:
 
 
 def _given_names(file: Mapping[str, object], options: Mapping[str, object]) -> dict[str, str]:
-    """Return the options that replace keys of a file, as a dict from key to option ("--geometry.iter")."""
+    """Return a dict from each key that an option sets for this file to the option ("--geometry.iter")."""
     mode = mode_of(file, options)
     prefix = next((stage + STAGE_MARK for stage in STAGES if STAGES[stage] == mode), "")
     own = options_for(file, options)

@@ -15,7 +15,7 @@ from configs.schema import NO_EFFECT, known_keys, section_types
 PAGE = Path(__file__).with_name("README.md")
 BEGIN = "<!-- keys: written by python3 -m configs.key_table -->"
 END = "<!-- end of keys -->"
-# An unescaped vertical bar would end a table cell.
+# Replaces a vertical bar in a table cell, because an unescaped bar would end the cell.
 BAR = "\\|"
 
 

@@ -231,7 +231,7 @@ def render_datasets(
     Each process renders all configs with one ObjectRenderer that is made for the first config, so the configs
     may differ only in settings that ObjectRenderer ignores. Several worker processes share one GPU, because
     generating the objects is CPU-bound. With 0 workers, this process renders. An exception in a worker is
-    raised here.
+    raised again in this process.
     """
     if workers == 0:
         shares = [render_share(configs, 0, 1, str(device), seconds)]

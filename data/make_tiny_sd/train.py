@@ -189,8 +189,8 @@ def trained_vae(run: Run, vae: torch.nn.Module, views: Views) -> torch.nn.Module
 def unet_selector(run: Run) -> Callable[[torch.nn.Module], torch.nn.Module]:
     """Return a function that selects the denoiser to run.
 
-    The function returns the uncompiled denoiser until the child process has finished compilation, and the
-    compiled denoiser afterwards.
+    A child process compiles the denoiser. The function returns the uncompiled denoiser until this process has
+    finished, and the compiled denoiser afterwards.
     """
     if run.options.no_compile or run.device.type != "cuda" or run.shape.views > 1:
         return lambda unet: unet

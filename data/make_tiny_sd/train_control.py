@@ -60,7 +60,7 @@ without it. {millions:.2f} M parameters in half precision.
 
 @dataclass(frozen=True)
 class Prior:
-    """The frozen networks of a prior in single precision, and its tokenizer."""
+    """The frozen networks of a prior in single precision, and the prior's tokenizer."""
 
     unet: nn.Module
     vae: nn.Module

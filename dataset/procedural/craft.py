@@ -163,7 +163,7 @@ def boat(draw: Draw) -> ProceduralObject:
     outline = [*plan, *[(-x, z) for x, z in reversed(plan) if x]]
 
     def deck(p: Coordinates) -> Distance:
-        """Return the signed distance to the surface at the rim's height, negative below it.
+        """Return the signed distance to the curved surface at the rim's height, negative below the surface.
 
         The rim rises towards the bow and the stern, but less towards the stern.
         """

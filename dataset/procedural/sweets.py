@@ -96,7 +96,7 @@ def donut(draw: Draw) -> ProceduralObject:
         return ring(p, tube)
 
     def sprinkle(p: Coordinates) -> tuple[Tensor, Tensor]:
-        """Return the distance along the icing to the nearest sprinkle, and a random number in [0, 1) for it.
+        """Return the distance along the icing to the nearest sprinkle, and its random number in [0, 1).
 
         The icing is divided into rows x columns cells of (angle around the tube, azimuth). Each cell contains
         at most one sprinkle, with a random offset and angle. A sprinkle never crosses the border of its cell.
