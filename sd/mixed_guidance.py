@@ -19,7 +19,8 @@ Samples = tuple[SDSSample, ...]
 class MixedGuidance(nn.Module):
     """Several `Guidance` modules, each with a weight. The interface is the same as that of `Guidance`.
 
-    A sample is a tuple with one sample per prior. VSD is not supported, so there is no LoRA to train.
+    A sample is a tuple with one sample per prior. VSD is not supported, so `lora` and `lora_optimizer` are
+    None.
     """
 
     lora = lora_optimizer = None

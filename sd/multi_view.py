@@ -53,9 +53,9 @@ def camera_matrices(world_to_clip: Float[Tensor, "N 4 4"]) -> Float[Tensor, "N 1
     The columns are the camera's right, up and backward axes and its position on the unit sphere. The distance
     and the shift of the camera are ignored, so the position equals the backward axis.
 
-    world_to_clip: as in `render.camera.Cameras`. Its rows 0, 1 and 3 are multiples of the camera's right,
-    down and forward axes. In MVDream's frame, x points to the front and z points up. The point (x, y, z) of
-    this program is (z, x, y) in MVDream's frame.
+    world_to_clip: as in `render.camera.Cameras`. The rows 0, 1 and 3 of this matrix are multiples of the
+    camera's right, down and forward axes. In MVDream's frame, x points to the front and z points up. The
+    point (x, y, z) of this program is (z, x, y) in MVDream's frame.
     """
     right, down, forward = (nn.functional.normalize(world_to_clip[:, row, :3], dim=-1) for row in (0, 1, 3))
     columns = torch.stack([right, -down, -forward, -forward], dim=-1).roll(1, dims=1)
@@ -65,8 +65,8 @@ def camera_matrices(world_to_clip: Float[Tensor, "N 4 4"]) -> Float[Tensor, "N 1
 
 
 class JointAttention:
-    """Attention processor for diffusers. Self-attention runs over the tokens of `views` consecutive
-    samples.
+    """An attention processor for diffusers, with which self-attention runs over the tokens of `views`
+    consecutive samples.
     """
 
     def __init__(self, views: int, processor: object):

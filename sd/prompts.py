@@ -12,7 +12,8 @@ def directional_prompts(text: str, directional: bool) -> list[str]:
 
 
 def find_category(text: str, categories: Iterable[str]) -> str | None:
-    """Return the category whose words occur in `text` as whole words, singular or plural, or None.
+    """Return the category whose words occur in `text` as whole words, in the singular or plural. Return None
+    if no category occurs.
 
     If several categories occur, the first one in the text is returned. If several categories start at the
     same word, the longest one is returned.

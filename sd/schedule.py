@@ -1,8 +1,9 @@
 """The schedule of a run. It defines the phase, the time range and the weight w(t) of each step.
 
 Steps are numbered from 1 to `iter`. In the geometry stage, the first FIT_STEPS steps fit the start shape. In
-the appearance stage with init_textures, they fit the given textures. These steps are included in `iter` and
-`coarse_iter`. The phase also changes at step coarse_iter + 1 (Fantasia3D, arXiv 2303.13873).
+the appearance stage with init_textures, they fit the material to the textures of base_mesh. These steps are
+included in `iter` and `coarse_iter`. The phase also changes at step coarse_iter + 1 (Fantasia3D, arXiv
+2303.13873).
 """
 
 import dataclasses
@@ -34,7 +35,9 @@ def one_minus_abar(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 
 
 def damped(abar: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Return w = sqrt(abar) (1 − abar). It is smaller at large t, which reduces over-saturation."""
+    """Return w = sqrt(abar) (1 − abar). The factor sqrt(abar) reduces the weight at large t, and with it
+    over-saturation.
+    """
     return abar.sqrt() * (1 - abar)
 
 
@@ -89,8 +92,8 @@ class Phase:
     name: the name in logs. t_range: range of t at this step, as a fraction of the diffusion steps. weight:
     the function from abar(t) to w(t). latents_from: "image" (the 4-channel image is the latent) or "vae".
     rotate_normals: whether the normals of each view are rotated at random. fit: whether the phase is a
-    regression without the prior. annealing: 0 at the first step after the fit. It increases to 1 at the end
-    of the first phase after the fit and is 1 afterwards.
+    regression without the prior. annealing: a number that increases from 0 at the first step after the fit to
+    1 at the end of the first phase after the fit, and then stays 1.
     """
 
     name: str

@@ -1,8 +1,9 @@
 """The scores of the distillation methods. A score is the gradient on the latent divided by the weight w(t).
 
-The x0 loss is an exception: it has no weight. Notation: e_c, e_u and e_n are the noise predictions for the
-prompt, the empty text and the negative text. e_cfg = e_n + s (e_c − e_n) with the guidance weight s. ε is the
-noise in x_t. All tensors are [B, C, h, w], except numbers per view, which are [B].
+The x0 loss has no weight w(t) and therefore no score (see `x0_gradient`). Notation: e_c, e_u and e_n are the
+noise predictions for the prompt, the empty text and the negative text. e_cfg = e_n + s (e_c − e_n) with the
+guidance weight s. ε is the noise in x_t. All tensors are [B, C, h, w], except numbers per view, which are
+[B].
 
 To add a score, define its function here, add its name to `Score` and add a branch to `score_of`.
 """
@@ -53,7 +54,9 @@ def nfsd(e_c: Noise, e_u: Noise, e_n: Noise, guidance_weight: float, time: Float
 
 
 def vsd(e_cfg: Noise, e_phi: Noise) -> Noise:
-    """Return e_cfg − e_φ (ProlificDreamer, arXiv 2305.16213). φ predicts the noise of the renders."""
+    """Return e_cfg − e_φ (ProlificDreamer, arXiv 2305.16213). The denoiser φ predicts the noise in noisy
+    renders.
+    """
     return e_cfg - e_phi
 
 
@@ -84,11 +87,11 @@ def perp_neg(
 ) -> Noise:
     """Return e_u + Δ+ + Σ w_i Δi⊥ with Δ+ = e_c − e_u and Δi = e_i − e_u (Perp-Neg, arXiv 2304.04968).
 
-    The result replaces e_c in every score. Classifier-free guidance then becomes the formula of the paper,
-    e_u + s [Δ+ + Σ w_i Δi⊥].
+    The result replaces e_c in every score. With it, classifier-free guidance becomes the formula of the
+    paper, e_u + s [Δ+ + Σ w_i Δi⊥].
 
-    e_views: e_i, the predictions for the prompts of the sides front, side and back. weights: w_i <= 0 per
-    view.
+    e_views: e_i, the predictions for the prompts of the two sides (of front, side and back) that the view
+    does not show. weights: w_i <= 0 per view.
     """
     positive = e_c - e_u
     total = positive

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# The side of a cell in render pixels. With this size, nearly every visible cell of a surface that faces the
-# camera contains a pixel centre. A latent pixel is 4 to 8 render pixels wide, so it contains several cells.
+# The edge length of a cell in render pixels. With this size, nearly every visible cell of a surface that
+# faces the camera contains a pixel centre. A latent pixel is 4 to 8 render pixels wide, so it contains
+# several cells.
 CELL_PIXELS = 1.2
 # The height of the visible frame at the origin in world units, for a camera at distance 3 with a field of
 # view of 40°.
@@ -34,8 +35,8 @@ def surface_noise(
 ) -> Float[Tensor, "B C h w"]:
     """Return the noise of each view. Latent pixels without a visible cell keep the value of `independent`.
 
-    position: world positions at the covered render pixels. pixel: their flat indices over all B images of
-    render_size (height, width). seed: the seed of the cell noise, which is the same at every step.
+    position: world positions at the covered render pixels. pixel: the flat indices of these pixels over all B
+    images of render_size (height, width). seed: the seed of the cell noise, which is the same at every step.
     """
     views, channels, height, width = independent.shape
     side = CELL_PIXELS * FRAME_HEIGHT / render_size[0]
@@ -70,8 +71,8 @@ def latent_pixel(
     world_to_clip: Float[Tensor, "B 4 4"],
     size: tuple[int, int],
 ) -> tuple[Int[Tensor, " M"], Bool[Tensor, " M"]]:
-    """Return the latent pixel of each centre (flat index over all views), and whether it is inside the
-    image.
+    """Return the latent pixel of each centre (flat index over all views), and whether the centre is inside
+    the image.
     """
     clip = (world_to_clip[view] @ torch.nn.functional.pad(centre, (0, 1), value=1.0)[:, :, None])[:, :, 0]
     scale = clip.new_tensor([size[1], size[0]])

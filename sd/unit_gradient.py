@@ -1,8 +1,8 @@
-"""Scaling of gradients to unit norm before the backward pass of a function, and back afterwards.
+"""Scaling of gradients to about unit norm before a function's backward pass, and reverse scaling after it.
 
-Half precision has only 5 bits of exponent. In the layers of an encoder, a small gradient underflows to 0 and
-a large gradient overflows. Each sample of a batch has its own factor. The factor is a power of two, so the
-scaling is exact.
+Half precision has only 5 bits of exponent, so in the layers of an encoder, a small gradient underflows to 0
+and a large gradient overflows. Each sample of a batch has its own factor. The factor is a power of two, so
+the scaling is exact.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        # float64 is used because the sum of squares of float32 numbers cannot overflow in it.
+        # float64 is used, because in float64 the sum of squares of float32 numbers cannot overflow.
         norm = torch.linalg.vector_norm(grad.flatten(1), dim=1, dtype=torch.float64)
         exponent = torch.where((norm > 0) & norm.isfinite(), torch.frexp(norm)[1], 0)
         exponent = exponent.clamp(-120, 120).view(-1, *[1] * (grad.ndim - 1))

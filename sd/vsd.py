@@ -1,8 +1,8 @@
 """The denoiser φ that VSD trains (arXiv 2305.16213). It is the prior with a LoRA and a camera embedding.
 
 φ is trained to predict the noise in noisy renders. Its loss is ‖e_φ(x_t; t, text, camera) − ε‖². The score
-uses the same x_t, so one evaluation of φ serves for the loss and the score. At the start, φ predicts the same
-noise as the prior with the prompt.
+uses the same x_t, so one evaluation of φ serves for the loss and the score. Before the first training step,
+the LoRA and the camera embedding have no effect, so φ predicts the same noise as the prior with the prompt.
 """
 
 import copy
@@ -81,7 +81,8 @@ class LoraDenoiser(nn.Module):
                     parameter.data = start.to(device)
                 elif "lora_B" in name:
                     parameter.data = parameter.data.float()
-            # class_embedding is used because diffusers adds its output to the time embedding.
+            # The camera embedding is stored as class_embedding, because diffusers adds the output of
+            # class_embedding to the time embedding.
             camera = CameraEmbedding(unet.time_embedding.linear_2.out_features).to(device)
             own = unet.class_embedding
             unet.class_embedding = camera if own is None else AddedEmbedding(own, camera)
@@ -115,8 +116,8 @@ class LoraDenoiser(nn.Module):
 
 
 def share_weights(unet: nn.Module) -> nn.Module:
-    """Return a copy of a network that shares the weight tensors, so it needs no additional memory for
-    weights.
+    """Return a copy of a network that shares the original's weight tensors, so the copy needs no additional
+    memory for weights.
 
     Call this function before the blocks of the original are fused, because fused blocks have no gradients for
     a LoRA.

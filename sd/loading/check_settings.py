@@ -70,7 +70,8 @@ def check_parts(path: str | Path, parts: object) -> None:
     encoder = parts.text_encoder.config
     limit = parts.tokenizer.model_max_length
     if not isinstance(limit, int) or limit > encoder.max_position_embeddings:
-        # transformers sets the limit to 1e30 if tokenizer_config.json contains no limit.
+        # The text encoder's limit is used here, because transformers sets the tokenizer's limit to 1e30 if
+        # tokenizer_config.json contains no limit.
         parts.tokenizer.model_max_length = limit = encoder.max_position_embeddings
     if limit < 3:
         raise ValueError(f"{path}: tokenizer: model_max_length = {limit}; at least 3 tokens are needed")

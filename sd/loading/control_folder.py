@@ -27,7 +27,7 @@ def resolve_control_net(name: str) -> Path:
         try:
             folder = fetch(name, [CONFIG, "*.safetensors"], ["*.fp16.*", "*/*"])
             if not control_files(folder)[1:]:
-                # Some repositories contain only half-precision weights.
+                # Half-precision weights are downloaded here, because some repositories contain no others.
                 folder = fetch(name, [CONFIG, "*.fp16.safetensors"], ["*/*"])
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
@@ -85,7 +85,7 @@ def load_control_net(folder: Path, dtype: torch.dtype) -> nn.Module:
             use_safetensors=True,
             output_loading_info=True,
         )
-    # For damaged files, the loader raises errors of many types.
+    # All types are caught, because the loader raises errors of many types for damaged files.
     except Exception as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise ValueError(f"control_model: cannot be loaded from {folder}: {reason}") from error

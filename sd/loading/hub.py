@@ -75,8 +75,8 @@ def resolve_model(name: str) -> str:
 def local_locations(name: str) -> dict[str, str | None]:
     """Return a dict from the locations of the model `name`, in search order, to error texts.
 
-    The text names the missing files. It is None if the location is complete. The network is not used. For a
-    hub id, only the local cache is checked.
+    An error text names the missing files. The value is None if the location is complete. The network is not
+    used. For a hub id, only the local cache is checked.
     """
     found: dict[str, str | None] = {}
     for location in MODEL_LOCATIONS.get(name, (name,)):
@@ -89,7 +89,9 @@ def local_locations(name: str) -> dict[str, str | None]:
 
 
 def local_model(name: str) -> str | None:
-    """Return the local folder or file of the model `name`, or None. The network is not used."""
+    """Return the local folder or file of the model `name`, or None if the model is not on this machine. The
+    network is not used.
+    """
     for location in MODEL_LOCATIONS.get(name, (name,)):
         try:
             return _resolve_location(location, local_files_only=True)
@@ -141,10 +143,10 @@ def repository_path(location: str) -> Path:
 def fetch(
     hub_id: str, patterns: list[str], ignored: list[str] | None = None, local_files_only: bool = False
 ) -> Path:
-    """Return the folder of the hub cache that contains these files of a repository.
+    """Return the folder of the hub cache that contains the selected files of a repository.
 
-    The hub's client downloads the files. Its cache and its offline mode are respected. Raises OSError or
-    ValueError if the files are not available.
+    The hub's client downloads files that are not in its cache, unless local_files_only is set or the client's
+    offline mode is on. Raises OSError or ValueError if the files are not available.
     """
     from huggingface_hub import snapshot_download
 
@@ -229,8 +231,8 @@ def is_hub_id(location: str) -> bool:
 def _download(hub_id: str, local_files_only: bool) -> Path:
     if not local_files_only:
         logger.info("sd_model: looking up %s on the hub", hub_id)
-    # Only the folders of the five parts are downloaded. Repositories also contain other files, for example a
-    # single-file checkpoint and a safety checker.
+    # Only the folders of the five parts and the list of categories are downloaded, because repositories also
+    # contain other files, for example a single-file checkpoint and a safety checker.
     wanted = [f"{part}/*.{suffix}" for part in COMPONENTS for suffix in ("json", "txt", "safetensors")]
     wanted.append(CATEGORIES_FILE)
     halves = [variant for variant in PREFERRED if variant]
@@ -238,7 +240,7 @@ def _download(hub_id: str, local_files_only: bool) -> Path:
     folder = fetch(hub_id, wanted, [*ignored, "*non_ema*"], local_files_only)
     unweighted = [part for part in WEIGHTED if not any((folder / part).glob("*.safetensors"))]
     if unweighted:
-        # Some repositories contain only half-precision weights.
+        # Half-precision weights are downloaded here, because some repositories contain no others.
         half = [f"{part}/*.{variant}*.safetensors" for part in unweighted for variant in halves]
         folder = fetch(hub_id, half, ["*non_ema*"], local_files_only)
     return folder

@@ -20,8 +20,8 @@ UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CLIP = "cond_stage_model.transformer."
 OPEN_CLIP = "cond_stage_model.model."
-# The name of the key projection of the first cross-attention. Its width depends on the version. XL models
-# have no tensor with this name.
+# The name of the weight of the key projection in the first cross-attention. The width of this weight depends
+# on the version (1.x or 2.x). XL models have no tensor with this name.
 READS = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 NEEDED = (READS, f"{UNET}input_blocks.0.0.weight", f"{VAE}quant_conv.weight", f"{VAE}encoder.conv_in.weight")
 
@@ -117,7 +117,8 @@ def encoder_weights(weights: Weights) -> dict[str, Tensor]:
     for name, value in part(weights, VAE).items():
         if name.startswith(("encoder.", "quant_conv.")):
             name = _renamed(name, ENCODER)
-            # The original layout stores the projections of attention as 1 × 1 convolutions.
+            # The original layout stores the projections of attention as 1 × 1 convolutions, and diffusers
+            # stores them as matrices.
             is_attention = ".attentions." in name and value.ndim == 4
             found[name] = value[:, :, 0, 0] if is_attention else value
     return found
@@ -174,7 +175,7 @@ def denoiser_config(weights: Weights) -> dict[str, object]:
         "down_block_types": tuple(down),
         "up_block_types": tuple(up),
         "cross_attention_dim": weights[READS].shape[1],
-        # diffusers interprets this argument as the number of heads, despite the name.
+        # diffusers interprets this argument as the number of heads, despite its name.
         "attention_head_dim": [width // HEAD_WIDTH_2 for width in channels] if second else HEADS_1,
         "use_linear_projection": own["input_blocks.1.1.proj_in.weight"].ndim == 2,
         **camera,

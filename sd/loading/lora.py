@@ -39,8 +39,8 @@ PREFIXES = {
     "base_model.model.": "unet",
 }
 PEFT_PREFIX = "base_model.model."
-# peft's names for the layers of a CLIPTextModel. No layer name of a denoiser begins with one of these
-# strings.
+# The beginnings of peft's names for the layers of a CLIPTextModel. They are needed because peft uses the same
+# prefix for the text encoder and the denoiser. No layer name of a denoiser begins with one of these strings.
 TEXT_ENCODER_LAYER = re.compile(r"(text_model\.|encoder\.layers\.|embeddings\.|final_layer_norm$)")
 # peft settings that change the formula W + scale · (alpha / rank) · up @ down. Files with these settings are
 # rejected.
@@ -96,7 +96,7 @@ def apply_lora(unet: nn.Module, text_encoder: nn.Module, entries: Sequence[str])
             if str(path) in str(error):
                 raise
             raise ValueError(f"lora: {path}: {error}") from error
-        except Exception as error:  # Metadata and tensors can have any type and shape.
+        except Exception as error:  # Wrong types and shapes raise errors of many types.
             raise ValueError(f"lora: {path}: cannot be read: {type(error).__name__}: {error}") from error
         logger.info("lora: %s changes %d layers, scale %g", path, count, scale)
 

@@ -1,5 +1,5 @@
 """The noise schedule abar(t) of a model. The model's files name the diffusers scheduler class that defines
-it.
+the schedule.
 """
 
 import inspect
@@ -23,7 +23,7 @@ SCHEDULE_KEYS = (
     "snr_shift_scale",
     "use_flow_sigmas",
 )
-# If abar is below this value, x_t is equal to the noise in float32.
+# If abar is below this value, x_t is equal to the noise in float32, so the prediction type cannot be epsilon.
 ZERO_ABAR = 1e-7
 MOST_TIMESTEPS = 100_000
 DEFAULT_CLASS = "DDPMScheduler"
@@ -33,8 +33,7 @@ DEFAULT_CLASS = "DDPMScheduler"
 class NoiseSchedule:
     """The noise schedule and the prediction type of a model.
 
-    The array abar [T] is float32, with T training timesteps. The prediction type is "epsilon" or
-    "v_prediction".
+    alphas_cumprod: abar in float32 for T training timesteps. prediction_type: "epsilon" or "v_prediction".
     """
 
     alphas_cumprod: Float[Tensor, " T"]
@@ -48,7 +47,7 @@ class NoiseSchedule:
 def load_noise_schedule(settings: Mapping[str, object], prediction: str | None = None) -> NoiseSchedule:
     """Return the schedule that scheduler_config.json defines.
 
-    settings: the content of the file. prediction: replaces the file's prediction_type.
+    settings: the content of the file. prediction: replaces the file's prediction_type if it is not None.
 
     Raises:
         ValueError: if the scheduler's class or a key is not supported. The message contains key and value.

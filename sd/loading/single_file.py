@@ -2,9 +2,8 @@
 
 Such a file contains neither a vocabulary nor a noise schedule. CLIP's vocabulary is loaded from a folder
 `tokenizer` next to the file, or from the hub. The schedule is the same for 1.x and 2.x. The prediction type
-(noise or v) is read from the file's metadata. If the metadata does not contain it, the type is noise for a
-1.x model. For a 2.x model without this entry, the type is determined by an evaluation of the denoiser with
-pure noise.
+(noise or v) is read from the file's metadata. If the metadata contains no type, a 1.x model predicts noise,
+and the type of a 2.x model is determined by an evaluation of the denoiser with pure noise.
 """
 
 import logging
@@ -164,7 +163,7 @@ def prediction_from_output(unet: nn.Module) -> str:
 
     At this t, x_t is nearly pure noise. A prediction of the noise is therefore nearly equal to the input. A
     prediction of v = sqrt(abar) noise − sqrt(1 − abar) x is nearly −x, which is uncorrelated with the input.
-    The function compares the correlation of input and output with 0.5.
+    The type is epsilon if the correlation of input and output is above 0.5.
     """
     parameter = next(unet.parameters())
     shape = (1, unet.config.in_channels, LATENT // 2, LATENT // 2)

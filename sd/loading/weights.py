@@ -56,7 +56,8 @@ def load_parts(path: str, device: torch.device, prediction: str = "auto") -> Par
         return parts
     except (FileNotFoundError, WeightsMissing):
         raise
-    # For damaged files, the loaders raise errors of many types, including plain Exception.
+    # All types are caught, because the loaders raise errors of many types for damaged files, including plain
+    # Exception.
     except Exception as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")
         raise ValueError(f"sd_model: cannot be loaded from {path}: {reason}") from error
@@ -79,7 +80,8 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: torch.device, predict
         _check_complete(folder, part, report["missing_keys"])
         return loaded
 
-    # low_cpu_mem_usage is False, because True has no effect except a warning without the package accelerate.
+    # low_cpu_mem_usage is False, because True only causes a warning if the package accelerate is not
+    # installed.
     plain = {"torch_dtype": dtype, "low_cpu_mem_usage": False}
     settings = json.loads((folder / "unet/config.json").read_text(encoding="utf-8"))
     if mvdream_folder.is_mvdream(settings):
@@ -127,14 +129,15 @@ def views_accepted() -> Iterator[None]:
 
 
 def _latent_size(folder: Path, unet: Mapping[str, object], prediction: str) -> object:
-    """Return the side of the latents with which the denoiser was trained, according to its config.json.
+    """Return the height and width of the latents with which the denoiser was trained, according to its
+    config.json. Only square latents are supported.
 
-    A sample_size of [64, 64] means 64. If sample_size is missing, the side is computed from the VAE's image
-    size. If the image size is missing too, the side is 64 as in 1.x and 2.x-base, or 96 for a 2.x model that
-    predicts v.
+    A sample_size of [64, 64] means 64. If sample_size is missing, the size is computed from the VAE's image
+    size. If the image size is missing too, the result is 64 as in 1.x and 2.x-base, or 96 for a 2.x model
+    that predicts v.
 
     Raises:
-        ValueError: if the two sides in sample_size differ.
+        ValueError: if the two numbers in sample_size differ.
     """
     size = unet.get("sample_size")
     if isinstance(size, list | tuple) and len(size) == 2:
