@@ -295,7 +295,8 @@ def has_bfloat16_instructions() -> bool:
 def max_graph_elements(vae: nn.Module, device: torch.device) -> int:
     """Return the maximum number of elements of an image batch for which the VAE uses CUDA graphs.
 
-    The graphs need 16 bytes per pixel and per channel at full resolution (measured in half precision).
+    The graphs need 16 bytes per pixel and per channel at full resolution (measured in half precision), and
+    may use GRAPH_SHARE of the GPU's memory.
     """
     if device.type != "cuda":
         return 0

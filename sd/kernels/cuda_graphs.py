@@ -125,7 +125,9 @@ def warm_up(function: Callable[[], object]) -> torch.cuda.Stream:
 
 
 class ReplayToken:
-    """An object that exists while the output of a forward replay may still need its backward replay."""
+    """An object that exists as long as the backward replay for the output of a forward replay may still
+    follow.
+    """
 
 
 @dataclass
@@ -145,7 +147,7 @@ class DifferentiableRecording:
 
     @property
     def backward_pending(self) -> bool:
-        """Return whether there is an output whose backward pass has not run yet."""
+        """Return whether an output of the forward graph exists whose backward pass has not run yet."""
         return self.current_token() is not None
 
     def start_forward(self) -> ReplayToken:

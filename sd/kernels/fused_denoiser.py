@@ -286,7 +286,7 @@ class FusedDenoiser(nn.Module):
         return iter(shifts.split([len(layer.conv1.bias) for layer in self._resnets], dim=1))
 
     def _keys_and_values(self, text: Float[Tensor, "N L D"]) -> Iterator[Sequence[Tensor]]:
-        """Return the keys and values of the blocks of each transformer, in the order in which they are
+        """Return the keys and values of the blocks of each transformer, in the order in which the blocks are
         called.
         """
         parts = iter(self._per_block(F.linear(text, self.text_weight), 2))

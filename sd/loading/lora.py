@@ -105,7 +105,8 @@ def _apply_file(path: Path, scale: float, layers: dict[str, dict[str, nn.Paramet
     """Add the updates of one file and return the number of updated layers."""
     changes = read_lora(path)
     for (part, name), change in changes.items():
-        # The output projection of attention is item 0 of a list. Some files omit this index.
+        # The output projection of attention is item 0 of a list. Some files omit this index, so both names
+        # are tried.
         weight = layers[part].get(name, layers[part].get(f"{name}_0"))
         _add(path, weight, change, scale)
     return len(changes)

@@ -146,8 +146,8 @@ def find_vocabulary(path: Path) -> Path:
 
 
 def prediction_from_metadata(metadata: dict[str, str], second_version: bool) -> str | None:
-    """Return the prediction type in the metadata. If there is none, return "epsilon" for 1.x and None for
-    2.x.
+    """Return the prediction type in the metadata. If the metadata contains no type, return "epsilon" for 1.x
+    and None for 2.x.
     """
     if stated := metadata.get("modelspec.prediction_type"):
         return "v_prediction" if stated.startswith("v") else stated
