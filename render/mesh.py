@@ -40,15 +40,17 @@ class Mesh:
 
 def face_cross(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F 3"]:
     """Return face normals [F,3]. Their length is twice the area of the face."""
-    # index_select is used because its backward pass only adds values. The backward pass of indexing also
-    # sorts the indices, which is slower.
+    # index_select is used instead of v_pos[faces], because its backward pass only adds values. The backward
+    # pass of v_pos[faces] also sorts the indices, which is slower.
     a, b, c = (v_pos.index_select(0, faces[:, corner]) for corner in range(3))
     return torch.linalg.cross(b - a, c - a, dim=-1)
 
 
 @cache
 def _up(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "3"]:
-    """Return +z on a device. The result is cached, because each copy to a GPU makes the program wait."""
+    """Return the vector +z on a device. The vector is cached, because each copy to a GPU makes the program
+    wait.
+    """
     return torch.tensor([0.0, 0.0, 1.0], dtype=dtype, device=device)
 
 
@@ -67,7 +69,8 @@ def smooth_normals_torch(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"])
     for corner in range(3):
         summed.index_add_(0, faces[:, corner], weighted)
     squared = summed.square().sum(-1, keepdim=True)
-    # Zero vectors are replaced before normalize, because the gradient of its square root is infinite at 0.
+    # Zero vectors are replaced before normalize, because the square root in normalize has an infinite
+    # gradient at 0.
     summed = torch.where(squared > 1e-20, summed, _up(v_pos.dtype, v_pos.device))
     return torch.nn.functional.normalize(summed, dim=-1)
 

@@ -1,7 +1,7 @@
 """Multiresolution hash encoding of points as a module. The formulas are in reference.py.
 
-Only the points are saved for the backward pass, which computes the 8 indices and weights per point and level
-again.
+Only the points are saved for the backward pass. The 8 indices and weights per point and level are computed
+again from the points.
 """
 
 import warnings
@@ -36,7 +36,9 @@ class _Encode(torch.autograd.Function):
 
 
 class _Reuse(torch.autograd.Function):
-    """Return already computed features of points. The gradient is that of `_Encode`."""
+    """Return features of points that are already computed. The table receives the same gradient as from
+    `_Encode`.
+    """
 
     @staticmethod
     def forward(ctx, features, points, table, levels, encoder):
@@ -98,7 +100,9 @@ class HashGrid(nn.Module):
 
     @property
     def encoder(self) -> Encoder:
-        """Return the implementation. It is selected once for each device and dtype of the table."""
+        """Return the implementation of the encoding, which is selected once for each device and dtype of the
+        table.
+        """
         if self._encoder is None:
             self._encoder = choose_encoder(self.table.device, self.table.dtype, self.table.shape[1])
         return self._encoder
@@ -123,8 +127,8 @@ class HashGrid(nn.Module):
         return _Encode.apply(unit, self.table, self.levels, self.encoder)
 
     def precompute(self, points: Float[Tensor, "N 3"]) -> "PrecomputedEncoding":
-        """Return the encoding of fixed points, which is faster on a CPU. Move the grid to its device first,
-        because the encoding does not move with it.
+        """Return the encoding of fixed points, which is faster on a CPU than encoding them in each call. Move
+        the grid to its device before this call, because the returned encoding stays on the current device.
         """
         return PrecomputedEncoding(self, points)
 
@@ -157,8 +161,8 @@ class PrecomputedEncoding:
         """Return the features of all points, or of the points with the indices `rows`.
 
         everywhere: the features of all points for the current table, without gradient. If no matrix is
-        stored, the rows are copied from `everywhere` instead of encoded again. Neither the result nor the
-        gradient of the table depends on this.
+        stored, the rows are copied from `everywhere` instead of encoded again. The result and the gradient of
+        the table are the same with and without `everywhere`.
         """
         if rows is not None:
             points = self.points.index_select(0, rows)

@@ -1,7 +1,7 @@
 """Hash encoding on the CPU with numba. The functions are 3 to 10 times faster than those of reference.py.
 
-Each thread processes whole levels. Two levels never share a table row, so the order of summation does not
-depend on the number of threads. Runs are therefore bit-reproducible.
+Each thread processes whole levels. Two levels never share a table row, so the order in which gradients are
+summed does not depend on the number of threads, and runs are bit-reproducible.
 """
 
 import functools

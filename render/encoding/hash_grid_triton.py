@@ -1,12 +1,12 @@
 """Hash encoding on CUDA with the interface of reference.py. There is one forward and one backward kernel.
 
 Each program encodes a block of points at a few levels. All blocks of one group of levels run before the
-blocks of the next group, so that the table rows of the group stay in the L2 cache. There, a level with 2^19
-rows takes 4 MB.
+blocks of the next group, so that the table rows of the group stay in the L2 cache. A level with 2^19 rows
+takes 4 MB of this cache.
 
 The gradient of the table is summed with atomic additions, so its last bits vary between runs, as with
-index_add_. On dense levels, consecutive points often share a cell. Their contributions are therefore first
-summed within the program, so that one atomic addition per corner is enough.
+index_add_. On dense levels, consecutive points often share a cell. The contributions of these points are
+therefore first summed within the program, so that one atomic addition per corner is enough.
 """
 
 import functools
@@ -79,7 +79,7 @@ def _level(levels, number):
 def _corner(cell, fraction, level, right, UP: tl.constexpr, FAR: tl.constexpr):
     """Return the table row and weight of one corner. right: 1 for the corner with the larger x, otherwise 0.
 
-    uint32 suffices, because only the low bits of the hash are used.
+    The hash is computed in uint32, because only its low bits are used.
     """
     _, offset, mask, factor_y, factor_z, dense = level
     x = (cell[0] + right).to(tl.uint32)
@@ -199,8 +199,8 @@ def level_table(levels: tuple[GridLevel, ...], device: torch.device) -> Int[Tens
         stride = level.resolution + 1
         factors = (stride, stride * stride) if level.dense else PRIMES
         rows.append([level.resolution, level.offset, level.entries - 1, *factors, level.dense])
-    # The rows are first int64, because the primes are too large for int32. int32 then keeps their low 32
-    # bits.
+    # The rows are created as int64, because the primes are too large for int32. The conversion to int32 keeps
+    # the low 32 bits of the primes.
     return torch.tensor(rows, dtype=torch.int64).to(torch.int32).to(device)
 
 

@@ -22,7 +22,9 @@ HASH_PRIMES = (1, 2654435761, 805459861)
 
 @dataclass(frozen=True)
 class Encoder:
-    """One implementation of the functions `encode` and `encode_backward`, which this module defines."""
+    """An implementation of the hash encoding. The functions have the parameters and results of `encode` and
+    `encode_backward` in this module.
+    """
 
     name: str
     encode: Callable[..., Tensor]

@@ -42,7 +42,8 @@ def triton_works(device: torch.device) -> bool:
 def numba_module(name: str, consequence: str) -> ModuleType | None:
     """Import a module of numba functions. Return None if numba is missing or unusable.
 
-    consequence: what happens without the module. It is logged once together with the reason.
+    consequence: what happens without the module. If the module is unusable, this text and the reason are
+    logged once.
     """
     try:
         return importlib.import_module(name)

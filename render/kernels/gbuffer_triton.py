@@ -1,8 +1,8 @@
 """Fused CUDA kernels of gbuffer.surface_points: one for the forward and one for the backward pass.
 
 The gradients of vertices are summed with atomic additions, so their last bits vary between runs, as with
-index_add_. Only points at grazing angles contribute to these gradients, because the face normal is used only
-at these points.
+index_add_. Only points at grazing angles contribute to these gradients, because only their shading normals
+depend on the face normal, and thereby on the vertex positions.
 """
 
 import torch
@@ -98,8 +98,8 @@ def _backward(
     """Write the covered pixels of grad_values [B*H*W,6], and add to grad_v_pos [V,3], which must start at
     zero.
 
-    An input gradient of None counts as 0. An output gradient of None is not computed. The side (±1) has no
-    gradient.
+    An input gradient of None counts as 0. An output gradient of None is not computed. The factor `side` (±1)
+    of the shading normal has no gradient.
     """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count

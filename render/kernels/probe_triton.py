@@ -13,7 +13,7 @@ def _double(source, target, count, BLOCK: tl.constexpr):
 
 
 def run_probe(device: torch.device) -> None:
-    """Run a kernel on the device. Raises ArithmeticError if its result is wrong."""
+    """Run a small kernel on the device. Raises ArithmeticError if the result of the kernel is wrong."""
     source = torch.arange(1.0, 9.0, device=device)
     target = torch.zeros_like(source)
     _double[(1,)](source, target, len(source), BLOCK=16)

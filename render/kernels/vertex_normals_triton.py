@@ -1,7 +1,8 @@
 """CUDA kernels of mesh.smooth_normals: two for the forward pass, one for the backward pass.
 
-The vectors of faces are added to the vertices atomically, so the last bits of the result vary between runs,
-as with index_add_. The rows of sums are padded to four numbers, which one atomic operation adds.
+The normals and gradients of faces are added to the vertices atomically, so the last bits of the result vary
+between runs, as with index_add_. Each sum is stored in a row of four numbers, because one atomic operation
+adds four numbers.
 """
 
 import torch
@@ -77,8 +78,8 @@ def _normalize(summed, normals, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _normalize_backward(summed, grad, vertex, mask):
-    """Return the gradient of a vertex's sum, given the gradient of its normal. The gradient is computed again
-    for each face of the vertex, which saves a kernel launch.
+    """Return the gradient of a vertex's sum, given the gradient of its normal. This gradient is computed
+    again for each face of the vertex, because storing it would need another kernel launch.
     """
     row = vertex.to(tl.int64)
     valid, direction, length = _direction(load_vec3(summed + 4 * row, mask))

@@ -19,8 +19,8 @@ LEAST_SCALE = 1e-9
 class Asset:
     """A mesh in file coordinates with uv, tangents and handedness, and its parts.
 
-    face_part: the index of each face's part in the structure. materials: one material for each material index
-    of the structure. Writers may omit the last material if it is an unused default material.
+    face_part: the index of each face's part in the structure. materials: the materials in the order of the
+    material indices of the structure. Writers may omit the last material if it is an unused default material.
     """
 
     mesh: Mesh
@@ -43,7 +43,7 @@ class Asset:
     def node_matrices(self) -> Float[np.ndarray, "N 4 4"] | None:
         """Return the transform of each node to world coordinates.
 
-        The result is None if some node has a mesh and a transform that cannot be inverted.
+        The result is None if the transform of a node with a mesh cannot be inverted.
         """
         world = self.structure.world_matrices()
         used = sorted({part.node for part in self.structure.parts})

@@ -1,11 +1,11 @@
 """Ear clipping of planar polygons, which may be concave or degenerate or touch themselves.
 
 The method is that of G. H. Meisters, "Polygons have ears", 1975. A polygon of n corners gives n − 2
-triangles. A corner is an ear if the outline turns left at the corner and no other corner lies in the triangle
-of the corner and its two neighbours. After an ear is cut off, the next corner is skipped, so a large polygon
-is divided into compact triangles instead of a fan. Corners are sorted into a uniform grid, so that only the
-corners in the grid cells that a triangle overlaps are tested. The compiled functions use only operations on
-scalars, because these compile fast.
+triangles. A corner is an ear if the outline turns left at this corner and no other corner lies in the
+triangle that this corner forms with its two neighbours. After an ear is cut off, the next corner is skipped,
+so a large polygon is divided into compact triangles instead of a fan. Corners are sorted into a uniform grid,
+so that only the corners in the grid cells that a triangle overlaps are tested. The compiled functions use
+only operations on scalars, because these compile fast.
 """
 
 import numba
@@ -28,7 +28,7 @@ def clip_ears(
 
     points: the corners of all polygons, one polygon after the other, counter-clockwise, in a box of unit
     size. starts: the index of the first corner of each polygon. sizes: the number of corners of each polygon,
-    at least 3. If MOST_TESTS is exceeded, the remaining polygons are not divided.
+    at least 3. If the number of tests exceeds MOST_TESTS, the remaining polygons are not divided.
     """
     after, before = np.arange(len(points)) + 1, np.arange(len(points)) - 1
     after[starts + sizes - 1], before[starts] = starts, starts + sizes - 1
@@ -111,7 +111,9 @@ def _cells(start, end, low, size, cells):
 
 @numba.njit(cache=True, nogil=True)
 def _blocks(x, y, previous, p, following, a, b, c, rule):
-    """Return whether corner p prevents abc from being an ear. A corner p with a left turn never does."""
+    """Return whether corner p prevents the triangle abc from being an ear. If the outline turns left at p,
+    the result is always False.
+    """
     one, two, three = _turn(x, y, a, b, p), _turn(x, y, b, c, p), _turn(x, y, c, a, p)
     if one < 0 or two < 0 or three < 0 or _turn(x, y, previous, p, following) > 0:
         return False

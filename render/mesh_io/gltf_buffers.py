@@ -20,7 +20,9 @@ MESHOPT = (
 
 
 class Buffers:
-    """The accessors of a file. A buffer is read only once, when an accessor needs it for the first time."""
+    """The accessors of a file. Each buffer is read only once, when an accessor needs the buffer for the first
+    time.
+    """
 
     def __init__(self, tree: dict, chunk: bytes | None, folder: Path):
         self.tree, self.chunk, self.folder = tree, chunk, folder
@@ -150,7 +152,7 @@ class Buffers:
     def file(self, uri: str, what: str = "image") -> Path:
         """Return the file of a URI in the folder of the mesh. The URI may be percent-encoded.
 
-        what: the noun for the file in messages.
+        what: the name of the kind of file in error messages.
 
         Raises:
             FileError: if the file does not exist or lies outside of the folder.

@@ -37,7 +37,7 @@ class Nodes:
 
     def _walk(self, roots: list[int], world: dict[int, np.ndarray] | None) -> list[int]:
         """Return `roots` and all their descendants, parents before children. If `world` is not None, write
-        their world transforms to it.
+        the world transforms of these nodes to `world`.
         """
         found, seen, pending = [], set(), [(root, np.eye(4)) for root in reversed(roots)]
         while pending:
@@ -91,7 +91,7 @@ class Nodes:
         joints = np.stack([self.place(joint) for joint in entry["joints"]])
         if "inverseBindMatrices" not in entry:
             return joints
-        # The matrices are transposed, because they are stored column by column.
+        # The inverse bind matrices are transposed, because glTF stores matrices column by column.
         inverse = self.buffers.array(entry["inverseBindMatrices"], 16).reshape(-1, 4, 4).transpose(0, 2, 1)
         if len(inverse) < len(joints):
             raise FileError(f"skin {skin} has {len(joints)} joints and {len(inverse)} inverse bind matrices")

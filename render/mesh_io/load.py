@@ -1,4 +1,4 @@
-"""Loading of mesh files. Each format has a reader, and the further processing is the same for all formats.
+"""Loading of mesh files. Each format has a reader. All steps after the reader are the same for all formats.
 
 To add a format, write a function in a new file that maps a path to `Polygons` and raises `FileError`. Then
 add the function to READERS.
@@ -46,9 +46,9 @@ class MeshFile:
     Equal positions are merged into one vertex, even if the file splits vertices along uv seams or contains
     unconnected triangles. face_part: the index of each face's part in `structure`, or None if the format has
     no parts. v_pos: positions relative to `origin`. The origin is 0 unless the mesh is so far away from 0
-    that float32 would be too coarse. uv [U,2], uv_faces [F,3]: texture coordinates with (0,0) at the top left
-    of the texture. Both are None unless every face has uv. Each uv vertex belongs to one position. A position
-    on a seam has one uv vertex per chart.
+    that float32 positions would be too coarse. uv [U,2], uv_faces [F,3]: texture coordinates with (0,0) at
+    the top left of the texture. Both are None unless every face has uv. Each uv vertex belongs to one
+    position. A position on a seam has one uv vertex per chart.
     """
 
     v_pos: Float[Tensor, "V 3"]
@@ -89,7 +89,8 @@ def load_mesh(path: str | Path, partial_uv: bool = False) -> MeshFile:
 
 
 def vertices_of_file(path: str | Path, mesh: MeshFile) -> Int[np.ndarray, " N"]:
-    """For each vertex that the reader returns, return its row in `mesh.v_pos`, or −1 if it is unused.
+    """Return, for each vertex that the reader of the format returns, the row of the vertex in `mesh.v_pos`,
+    or −1 for a vertex that no triangle uses.
 
     mesh: the result of `load_mesh(path)`.
     """
@@ -197,7 +198,8 @@ def _centred(v_pos: Float[np.ndarray, "V 3"]) -> tuple[np.ndarray, tuple[float, 
 
 def _weld(v_pos: Float[np.ndarray, "V 3"]) -> tuple[Float[np.ndarray, "P 3"], Int[np.ndarray, " V"]]:
     """Return the unique positions, sorted, and for each vertex the index of its position."""
-    # The addition changes −0 to 0, because `vertices_of_file` compares the bytes of positions.
+    # The addition of 0 changes −0 to 0. This is necessary, because `vertices_of_file` compares the bytes of
+    # positions.
     v_pos = v_pos + np.float32(0)
     order = np.lexsort(v_pos.T[::-1])
     in_order = v_pos[order]

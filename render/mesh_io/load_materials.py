@@ -12,8 +12,8 @@ WITH_MATERIALS = (*GLTF, *OBJ)
 
 
 def load_materials(path: str | Path, pictures: bool = True) -> tuple[SurfaceMaterial, ...]:
-    """Read the materials of a mesh file. The result is only `DEFAULT_MATERIAL` for a format without
-    materials.
+    """Read the materials of a mesh file. If the format has no materials, the only element of the result is
+    `DEFAULT_MATERIAL`.
 
     pictures: whether to read pictures. If it is False, only names and settings are read.
 

@@ -1,7 +1,8 @@
 """Write a copy of a glTF file with moved vertices, as GLB.
 
-Positions and normals are replaced. Tangents are removed, because viewers compute them from the texture
-coordinates. Nodes, names, materials, pictures, indices, texture coordinates, skins and animations are kept.
+Positions and normals are replaced. Tangents are removed, because viewers compute missing tangents from the
+texture coordinates. Nodes, names, materials, pictures, indices, texture coordinates, skins and animations are
+kept.
 """
 
 import copy
@@ -30,8 +31,9 @@ MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg",
 class _Primitive:
     """A primitive of a visible node.
 
-    rows: the range of its vertices in the list of all vertices of the file. faces: indices into this range.
-    linear: the derivative of each vertex's world position with respect to its position in the file.
+    rows: the range of the primitive's vertices in the list of all vertices of the file. faces: vertex indices
+    relative to the start of this range. linear: the derivative of each vertex's world position with respect
+    to its position in the file.
     """
 
     node: int
@@ -46,11 +48,11 @@ def moved_gltf(
 ) -> bytes | None:
     """Return the content of a GLB file with moved vertices.
 
-    The result is None if a node of the file has several instances of its mesh (EXT_mesh_gpu_instancing). Such
-    instances share their vertices, so they cannot be moved separately.
+    The result is None if a node of the file has several instances of its mesh (EXT_mesh_gpu_instancing).
+    These instances have the same vertices, so one instance cannot be moved without the others.
 
-    welded: for each vertex of the file, in the order of `read_gltf`, its row in v_pos and shift. v_pos,
-    shift: the positions and their displacements in world coordinates.
+    welded: the row in v_pos and shift of each vertex of the file, in the order of `read_gltf`. v_pos, shift:
+    the positions and their displacements in world coordinates.
     """
     tree, chunk = _parse(source.read_bytes())
     buffers = Buffers(tree, chunk, source.parent)
@@ -66,8 +68,8 @@ def moved_gltf(
 
 
 def _primitives(scene: _Scene) -> Iterator[_Primitive | None]:
-    """Yield the primitives with faces in the order of `read_gltf`. Yield None for a primitive with several
-    instances.
+    """Yield the primitives with faces in the order of `read_gltf`. For a primitive with several instances,
+    None is yielded.
     """
     start = 0
     for node in scene.nodes.visible:
@@ -115,7 +117,7 @@ def _world_normals(
         attributes = _mesh_of(scene, primitive.node)["primitives"][primitive.number]["attributes"]
         if "NORMAL" in attributes:
             local = scene.buffers.array(attributes["NORMAL"], 3)
-            # The inverse is needed because normals are transformed by the inverse transpose.
+            # Normals are transformed by the transposed inverse of the matrix.
             inverse = np.linalg.pinv(primitive.linear)
             old[primitive.rows] = np.einsum("vji,vj->vi", inverse, local)
     corners = np.concatenate(faces)
@@ -210,7 +212,9 @@ class _MovedDocument:
         return found
 
     def _place_new_views(self) -> None:
-        """Assign a buffer view to each new array. Views that are no longer used are assigned first."""
+        """Assign a buffer view to each new array. Views that the copy no longer uses are assigned before new
+        views are added.
+        """
         named = set(_named_views(self.tree))
         free = sorted(set(_named_views(self._original)) - named)
         for accessor, content in self._new:
@@ -223,7 +227,7 @@ class _MovedDocument:
             self.tree["accessors"][accessor]["bufferView"] = number
         for number in free:
             # The remaining unused views are not removed, because that would change the indices of other
-            # views. They get minimal content, because a view must have at least one byte.
+            # views. Unused views get 4 bytes of content, because a view must have at least one byte.
             self._views[number] = bytes(4)
 
     def _add_view(self, view: dict, content: bytes) -> int:

@@ -12,9 +12,10 @@ def corner_normals(
 ) -> tuple[Float[np.ndarray, "G 3"], Int[np.ndarray, "F 3"]]:
     """Return new unit normals, and the index of the normal of each corner.
 
-    v_pos: the moved positions. Faces that meet at a position share its vertex. old: the normals of the
-    corners before the move. If the old normals of several corners of a vertex agree, these corners share one
-    new normal. It is the area-weighted sum of their face normals. If the sum is 0, the old normal is kept.
+    v_pos: the moved positions. Faces that meet at a position use the same vertex. old: the normals of the
+    corners before the vertices were moved. Corners of a vertex whose old normals agree share one new normal.
+    The new normal is the direction of the area-weighted sum of the face normals of these corners. If this sum
+    is 0, the old normal is kept.
     """
     a, b, c = (v_pos[faces[:, corner]] for corner in range(3))
     cross = np.repeat(np.cross(b - a, c - a), 3, axis=0)
@@ -24,7 +25,7 @@ def corner_normals(
     count, pending = 0, np.arange(len(vertex))
     while len(pending):
         # Each iteration forms one group of corners for each vertex. The group contains the corners whose old
-        # normals agree with that of the vertex's first pending corner.
+        # normals agree with the old normal of the first pending corner of the vertex.
         _, first, group = np.unique(vertex[pending], return_index=True, return_inverse=True)
         model = old[pending[first]]
         joins = np.vecdot(old[pending], model[group]) > SAME

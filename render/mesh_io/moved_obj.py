@@ -17,7 +17,8 @@ from render.mesh_io.read_obj import read_obj
 
 logger = logging.getLogger(__name__)
 
-# The statements of a material library that contain the name of a picture, besides those that begin with map_.
+# The statements of a material library that contain the name of a picture. The names of other such statements
+# begin with map_.
 PICTURES = ("bump", "norm", "disp", "decal", "refl")
 
 
@@ -30,7 +31,7 @@ def moved_obj(
 ) -> bytes:
     """Return the content of an OBJ file with moved vertices.
 
-    welded: for each `v` statement, its row in v_pos and shift. v_pos, shift: the positions and their
+    welded: the row in v_pos and shift of each `v` statement. v_pos, shift: the positions and their
     displacements. digits: the number of significant digits of a position.
     """
     lines = _lines(source.read_bytes())
@@ -89,7 +90,9 @@ def _lines(content: bytes) -> list[str]:
 def _corner_normals(
     source: Path, lines: list[str], welded: Int[np.ndarray, " N"], moved: Float[np.ndarray, "V 3"]
 ) -> tuple[Float[np.ndarray, "G 3"], Int[np.ndarray, " C"]]:
-    """Return the new normals, and the normal index of each polygon corner, −1 for a corner without normal."""
+    """Return the new normals and the normal index of each polygon corner. The index is −1 for a corner
+    without normal.
+    """
     table, indices = _normal_indices(lines)
     none = np.zeros((0, 3)), np.full(len(indices), -1)
     if not len(table) or (indices < 0).all():
@@ -106,7 +109,7 @@ def _corner_normals(
 def _normal_indices(lines: list[str]) -> tuple[Float[np.ndarray, "M 3"], Int[np.ndarray, " C"]]:
     """Return the normals of the `vn` statements and the normal index of each corner.
 
-    An index is −1 if it is missing or out of range.
+    The index is −1 if it is missing in the file or out of range.
     """
     table, indices = [], []
     for line in lines:

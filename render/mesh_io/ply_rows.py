@@ -42,7 +42,7 @@ def list_lengths(data, start, rows, widths, counts, signed, big_endian):
 
 @numba.njit(cache=True, nogil=True)
 def list_lengths_of_numbers(values, start, rows, is_list):
-    """Return the list lengths [rows, lists] in the numbers of an ASCII file; see `list_lengths`."""
+    """Return the list lengths [rows, lists], given the numbers in an ASCII file; see `list_lengths`."""
     out = np.zeros((rows, is_list.sum()), dtype=np.int64)
     at, end = start, len(values)
     for row in range(rows):
