@@ -19,7 +19,8 @@ from training import check_environment, signals
 if __name__ == "__main__":
     signals.die_on_interrupt()
     gc.disable()
-# --check runs before the imports below, so that it can report a missing package without a traceback.
+# --check runs before the other modules are imported, so that a missing package is reported without a
+# traceback.
 if __name__ == "__main__" and check_environment.OPTION in sys.argv[1:]:
     sys.exit(check_environment.main(sys.argv[1:]))
 
@@ -27,8 +28,8 @@ if __name__ == "__main__" and check_environment.OPTION in sys.argv[1:]:
 # step eight times slower if another process is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The sizes of the surface's tensors change in every step, which would fragment GPU memory without this
-# setting. torch reads PYTORCH_CUDA_ALLOC_CONF first, so it must not be set if the user has set the newer
-# PYTORCH_ALLOC_CONF.
+# setting. torch prefers PYTORCH_CUDA_ALLOC_CONF to the newer PYTORCH_ALLOC_CONF, so the older variable is not
+# set if the user has set the newer one.
 if "PYTORCH_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 

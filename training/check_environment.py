@@ -30,7 +30,7 @@ PRIOR = Path(__file__).resolve().parents[1] / PRIOR_NAME
 DEMO_DISK = 0.3e9
 
 # Distributions whose module has another name or loads its parts only when they are accessed. The value is the
-# module to import, or "module:attribute" to load such a part too.
+# module to import, or "module:attribute" to also load a part of the module.
 MODULES = {
     "diffusers": "diffusers:UNet2DConditionModel",
     "transformers": "transformers:CLIPTextModel",
@@ -163,7 +163,7 @@ def check_gpu() -> Row:
 
 
 def check_rasterisers() -> Iterator[Row]:
-    """Build each rasteriser as in a run, and yield its row.
+    """Build each rasteriser as a run does, and yield its row of the table.
 
     On CUDA, compiling nvdiffrast may take a minute.
     """
@@ -246,7 +246,7 @@ def check_configs(argv: Sequence[str]) -> Iterator[Row]:
 
 
 def free_out_dir(argv: Sequence[str]) -> str:
-    """Return the first unused of the out_dirs NAME_2, NAME_3, … for the command line `argv`."""
+    """Return the first of NAME_2, NAME_3, … that is not used as out_dir. NAME: the out_dir of `argv`."""
     from configs.cli import load_configs, read_command
 
     taken = str(read_command(argv).shared_out_dir).rstrip("/")

@@ -48,7 +48,7 @@ class DamagedCheckpoint(ValueError):
 class UnreadableCheckpoint(ValueError):
     """Raised if checkpoints exist but none can be used.
 
-    They may be intact, so the run must not start from step 1 and replace them.
+    The checkpoints may be intact, so the run must not start from step 1 and replace them.
     """
 
 
@@ -91,10 +91,11 @@ def save_checkpoint(
 
 
 def load_latest(folder: Path | str) -> Checkpoint | None:
-    """Return the newest intact checkpoint, or None if no checkpoint exists. Log a warning for damaged ones.
+    """Return the newest intact checkpoint, or None if no checkpoint exists. Warn about damaged ones.
 
     Raises:
-        UnreadableCheckpoint: if one cannot be read or has another format version, or if none is intact.
+        UnreadableCheckpoint: if a checkpoint cannot be read or has another format version, or if none is
+            intact.
     """
     numbered = _numbered(Path(folder))
     reasons = []
@@ -123,7 +124,7 @@ def newest_step(folder: Path | str) -> int | None:
 
 
 def newest_digest(folder: Path | str) -> str | None:
-    """Return the SHA-256 of the newest tensor file as stored in state.json, or None if it cannot be read."""
+    """Return the newest tensor file's SHA-256 from state.json, or None if state.json cannot be read."""
     numbered = _numbered(Path(folder))
     try:
         state = json.loads((numbered[max(numbered)] / STATE).read_text(encoding="utf-8"))
@@ -216,7 +217,7 @@ def _read(folder: Path, step: int) -> Checkpoint:
 
     Raises:
         DamagedCheckpoint: if the checkpoint is damaged. The message contains the file and the damage.
-        UnreadableCheckpoint: if it has another format version.
+        UnreadableCheckpoint: if the checkpoint has another format version.
         OSError: if a file exists but cannot be read.
     """
     path = folder / TENSORS

@@ -11,8 +11,8 @@ def collector_paused() -> Iterator[None]:
 
     Objects that exist at the end of the block are excluded from later collections. Imports and the set-up
     create half a million objects that live until the process ends. Without the pause, the collector would
-    traverse them several times, which takes 1 s of the 10 s that the program needs to start. `gc.unfreeze`
-    includes them again.
+    traverse these objects several times, which takes 1 s of the 10 s that the program needs to start. After
+    `gc.unfreeze`, the collector traverses them again.
     """
     gc.disable()
     try:

@@ -21,7 +21,7 @@ class PeerLost(RuntimeError):
 
 
 class ReplicasDiffer(RuntimeError):
-    """Raised if the weights differ between ranks. They are equal unless there is a fault."""
+    """Raised if the weights differ between ranks. A difference is a fault."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,14 @@ class Distributed:
         try:
             return self.store.add("error reports", 1) == 1
         except RuntimeError:
-            # The process that hosts the store has ended, so this rank cannot ask it and reports the error.
+            # The process that hosts the store has ended, so this rank cannot find out whether another rank
+            # has reported the error. It reports the error itself.
             return True
 
     def shut_down(self) -> None:
         """Wait for all ranks, then leave the group.
 
-        If a rank left earlier, connections of other ranks would break.
+        The wait is necessary because the connections of the other ranks would break if a rank left earlier.
         """
         if self.world_size > 1:
             self.barrier()

@@ -30,7 +30,8 @@ def export_run(config: Config, task: Task, report: RunReport) -> None:
             task.export()
             record_export(config, step)
     with report.timed("videos"):
-        # If a run was stopped after its last step, its video is written when the run is started again.
+        # The video is written here, so a run that was stopped after its last step gets its video when it is
+        # started again.
         with warn_on_error(config.run.output_folder / "video_log.mp4"):
             training_video(config, step).assemble()
         if config.run.validate:

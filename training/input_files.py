@@ -29,8 +29,8 @@ TEXTURES = "the textures of base_mesh"
 class InputFiles:
     """The fingerprints of a run's input files as a dict from config key to fingerprint.
 
-    Each fingerprint is computed when its file is read. hashes: whether fingerprints are computed; false on
-    other ranks than 0, because only rank 0 saves and compares them. expected: the fingerprints in the
+    Each fingerprint is computed when its file is read. hashes: whether fingerprints are computed; true only
+    on rank 0, because the other ranks do not save or compare them. expected: the fingerprints in the
     checkpoint from which the run resumes; empty for a new run.
     """
 
@@ -92,7 +92,9 @@ def _sizes_and_times(files: Sequence[Path]) -> list[tuple[int, int]]:
 
 
 def fingerprint(paths: Sequence[Path | str]) -> str:
-    """Return the SHA-256 over the content of files and of the model files in folders, in this order.
+    """Return one SHA-256 over the contents of all `paths`, in the order of `paths`.
+
+    For a folder, only its model files are hashed, sorted by path.
 
     In files larger than FULL_BYTES, only the size and SAMPLES evenly spaced parts are hashed. The first part
     is the start of the file, and the last part is its end.

@@ -24,14 +24,15 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-# The limit is long, because all other ranks wait while rank 0 unwraps, exports and writes videos.
+# The Gloo limit is long, because all other ranks wait while rank 0 unwraps, exports and writes videos.
 GLOO_TIMEOUT = timedelta(hours=2)
-# The limit can be short: each NCCL exchange directly follows a Gloo exchange, so the ranks are synchronised.
+# The NCCL limit can be short: each NCCL exchange directly follows a Gloo exchange, so the ranks are
+# synchronised.
 NCCL_TIMEOUT = timedelta(minutes=10)
 # Maximum time between the start of the first process and the start of the last process.
 RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
 MUTED = logging.CRITICAL + 1
-# torchrun sets this variable for its workers.
+# torchrun sets this variable for its workers, so its presence means that a launcher started the process.
 LAUNCHED = "TORCHELASTIC_RUN_ID"
 
 
@@ -194,9 +195,9 @@ def setup_rank_logging(errors: str = "%(message)s (rank {rank})") -> None:
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
     """Run `main` and end the process with its exit code.
 
-    A worker of a launcher receives SIGTERM when the launcher ends. It then saves a checkpoint and exits. If
-    the run has several processes, the interpreter shutdown is skipped, because a thread of torch could block
-    it or abort the process.
+    A worker of a launcher receives SIGTERM when the launcher ends. The worker then saves a checkpoint and
+    exits. If the run has several processes, the interpreter shutdown is skipped, because a thread of torch
+    could block it or abort the process.
     """
     if LAUNCHED in os.environ or "RANK" in os.environ:
         end_with_parent()
@@ -206,7 +207,7 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
     try:
         alone = read_launcher_rank(os.environ).world_size == 1
     except ConfigError:
-        # `main` reports this error.
+        # `main` reads the variables again and reports the error.
         alone = True
     if alone:
         code = main()

@@ -22,8 +22,8 @@ ATTEMPTS, PAUSE_SECONDS = 5, 0.1
 def lock_out_dirs(configs: Sequence[Config]) -> Iterator[None]:
     """Lock the out_dir of every config and remove the temporary files of earlier runs that were killed.
 
-    The locks are held until the block ends, so a second start of the same command fails immediately.
-    Folders that are created here and are still empty at the end are removed.
+    The locks are held until the block ends, so a second start of the same command fails immediately. Folders
+    that this function creates are removed at the end if they are still empty.
 
     Raises:
         ValueError: if another process holds a lock, or if out_dir cannot be written to.

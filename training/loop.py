@@ -71,7 +71,7 @@ def train_step(
     # While the GPU is still computing this step, the CPU draws the random numbers of the next step, which
     # takes a few milliseconds.
     prefetch_next(state, micro_batches)
-    # The values are read as late as possible, because reading waits for the GPU.
+    # The losses are read only after the prefetch, because reading waits for the GPU.
     count = distributed.world_size * config.run.grad_accum
     stats = mean_stats(state, scalars, distributed, count, guidance.latent_values(config.run.batch))
     # Averaging propagates NaN and infinity to all ranks, so all ranks skip the same steps.
@@ -84,7 +84,7 @@ def train_step(
 def complete_sample(
     config: Config, task: Task, guidance: Guidance, sample: SDSSample, cameras: Cameras
 ) -> SDSSample:
-    """Add the values that depend on the last rendering of the scene: surface noise and the control image."""
+    """Add surface noise and the control image, which depend on the scene's last rendering, to the sample."""
     if config.guidance.noise == "surface":
         matrices, size = cameras.world_to_clip.to(guidance.device), cameras.resolution
         sample = guidance.with_surface_noise(sample, task.scene.visible, matrices, size, config.run.seed)
@@ -188,7 +188,7 @@ def sample_micro_batch(
 def prefetch_next(state: TrainState, micro_batches: range) -> None:
     """Draw the micro-batches of the next step.
 
-    Nothing is drawn if there is no next step, or if it is a step of the fit.
+    Nothing is drawn if there is no next step, or if the next step belongs to the start-shape regression.
     """
     step = state.step + 1
     if step <= state.schedule.last_step and not state.schedule.phase(step).fit:
@@ -204,9 +204,9 @@ def mean_stats(
 ) -> Stats:
     """Compute the means over the micro-batches of all ranks.
 
-    The same exchange between the ranks also sums the flags of `StopRequest` and `StepGuard`. The numbers of
-    replaced values and of skipped steps are totals, and are omitted if they are 0. latent_values: number of
-    latent values of a micro-batch.
+    The same exchange between the ranks also sums the flags of `StopRequest` and `StepGuard`. The number of
+    replaced values and the number of skipped steps are sums instead of means, and are omitted if they are 0.
+    latent_values: number of latent values of a micro-batch.
 
     Raises:
         ValueError: after too many consecutive bad steps (see `StepGuard`).

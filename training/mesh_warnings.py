@@ -77,7 +77,7 @@ def looks_z_up(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> bool:
 
 
 def _end_area(unit: Float[Tensor, "N 3"], axis: int) -> float:
-    """Return the area of the convex hull of the points at the low end of an axis, seen along the axis.
+    """Project the points at the low end of an axis along the axis, and return the area of their convex hull.
 
     unit: points in [0, 1]^3. Only the extreme points in DIRECTIONS directions are used for the hull.
     """
@@ -96,7 +96,7 @@ def unused_appearance(path: str) -> str:
     try:
         return ", ".join(reader(Path(path))) if reader else ""
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # Ignore the error, because the mesh itself has already been read.
+        # Ignore the error, because the result is only used in a warning and the mesh has already been read.
         return ""
 
 

@@ -11,8 +11,8 @@ from configs.schema import Config
 from training.checkpoint import newest_step
 from training.resume import checkpoint_folder, unused_keys
 
-# Parts of the error messages of allocators that have no exception type for this error: cuBLAS, the driver,
-# nvdiffrast (error 2 of the driver) and torch on the CPU.
+# Parts of the out-of-memory messages of allocators that have no exception type for this error: cuBLAS, the
+# driver, nvdiffrast (error 2 of the driver) and torch on the CPU.
 WORDINGS = ("CUBLAS_STATUS_ALLOC_FAILED", "out of memory", "Cuda error: 2[", "DefaultCPUAllocator")
 
 

@@ -29,7 +29,7 @@ MANY = 16
 
 
 def paints_parts(config: Config, fixed: FixedMesh) -> bool:
-    """Return whether base_mesh has several parts, which are painted separately, or its textures are used."""
+    """Return whether base_mesh has several parts (painted separately) or the config uses its textures."""
     return config.textures.used or fixed.structure.several
 
 
@@ -103,7 +103,7 @@ def _with_all_uv(
     if mesh.uv is None:
         mesh = replace(mesh, uv=mesh.v_pos.new_zeros(0, 2), uv_faces=torch.zeros_like(mesh.faces))
     count, settings = len(mesh.uv), replace(config.export, texture_res=PAINTING_RES)
-    # Tangents and handedness are placeholders here. `split_by_handedness` computes the final values.
+    # Tangents and handedness are placeholders, because `split_by_handedness` computes the final values.
     mesh = replace(mesh, tangents=mesh.v_pos.new_zeros(count, 3), handedness=mesh.v_pos.new_zeros(count))
     for number in torch.unique(face_material[~has_uv]).tolist():
         faces = torch.nonzero((face_material == number) & ~has_uv)[:, 0]

@@ -84,8 +84,8 @@ class AsyncImageWriter:
     """A context manager that writes stills in a thread, because PNG compression takes as long as many steps.
 
     written: function that is called with (step, path) in the caller's thread after each still is on disk. If
-    a still cannot be written, a warning is logged. If the run is killed while a still is written, this still
-    is lost.
+    a still cannot be written, a warning is logged. If the run is killed while a still is being written, that
+    still is lost.
     """
 
     def __init__(self, written: Callable[[int, Path], None]) -> None:
@@ -131,7 +131,7 @@ class AsyncImageWriter:
 def _latlong_row(
     environment: Float[Tensor, "6 R R 3"], resolution: tuple[int, int]
 ) -> Float[Tensor, "H sheet 3"]:
-    """Return the environment in sRGB as a lat-long map on white.
+    """Return the environment in sRGB as a lat-long map on a white row of the sheet.
 
     The map has the height of a view unless it would be wider than the sheet.
     """
@@ -180,7 +180,7 @@ def write_orbit(
 def _write_frames(
     render: Render, cameras: Cameras, folder: Path, batch: int, pool: ThreadPoolExecutor
 ) -> dict[str, list[Image.Image]]:
-    """Write folder/<layer>/000.png … Return the frames of each layer for its GIF."""
+    """Write folder/<layer>/000.png … Return a dict from layer to the small frames for its GIF."""
     tasks: dict[str, list[Future[Image.Image]]] = {}
     pending: list[Future[Image.Image]] = []
     number, frames = 0, len(cameras.position)
@@ -203,7 +203,8 @@ def _write_frame(path: Path, pixels: UInt8[np.ndarray, "H W C"]) -> Image.Image:
     """Write the frame as PNG. Return a copy for the GIF, at most GIF_SIDE pixels in height and width."""
     picture = to_pillow(pixels)
     with atomic_path(path) as temporary:
-        # The default level 6 would take twice as long, for files that are a quarter smaller.
+        # Level 3 is used for speed: the default level 6 would take twice as long for files that are a quarter
+        # smaller.
         picture.save(temporary, format="PNG", compress_level=3)
     small = picture.convert("RGB")
     small.thumbnail((GIF_SIDE, GIF_SIDE), Image.Resampling.LANCZOS)
@@ -221,7 +222,7 @@ class TrainingVideo:
 
     The camera rotates by one degree per frame. Frames are stored as JPEGs in out_dir/video_frames/, and the
     file name is the step. The view of a frame depends only on its step, so a resumed run continues the
-    rotation. It deletes the frames after `resumed_step`. If a frame cannot be written, a warning is logged.
+    rotation. Frames after `resumed_step` are deleted. If a frame cannot be written, a warning is logged.
     """
 
     def __init__(

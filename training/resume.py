@@ -63,8 +63,9 @@ def record_export(config: Config, step: int) -> None:
 def is_exported(config: Config, step: int) -> bool:
     """Return whether the exported mesh was made from the checkpoint of `step`.
 
-    An appearance run can be resumed only if the bytes of its mesh are unchanged. A second export may change
-    them, because the UVs depend on texture_res and sums on a GPU differ in their last bits.
+    The bytes of an exported shape must not change, because an appearance run can be resumed only with an
+    unchanged mesh. A second export may change the bytes, because the UVs depend on texture_res and sums on a
+    GPU differ in their last bits.
     """
     folder = config.run.mesh_path.parent
     try:
@@ -84,7 +85,7 @@ def _export_record(config: Config, step: int) -> dict[str, object]:
 
 
 def settings(config: Config) -> dict[str, object]:
-    """Return the keys and values that must not change on resuming: those of the mode except MAY_CHANGE."""
+    """Return the mode's keys except MAY_CHANGE, with their values, which must not change on resuming."""
     unused = unused_keys(config)
     return {
         key: value for key, value in config.to_json().items() if key not in MAY_CHANGE and key not in unused
@@ -156,8 +157,8 @@ def save_state(
 
     Only one rank may call this.
 
-    inputs: the files that the run has read. Their fingerprints are saved in the checkpoint. guidance: if it
-    is given and uses VSD, the LoRA and its optimizer are also saved.
+    inputs: the files that the run has read. Their fingerprints are saved in the checkpoint. guidance: if the
+    guidance uses VSD, its LoRA and the LoRA's optimizer are also saved.
     """
     tensors, meta = flatten_optimizer(optimizer)
     weights = {f"scene.{name}": value for name, value in scene.state_dict().items()}
@@ -185,9 +186,9 @@ def restore_state(
 ) -> int:
     """Restore the last checkpoint. Return its step, or 0 if there is no checkpoint.
 
-    Rank 0 reads the checkpoint and sends it to the other ranks, because they may have no access to the disk
-    of rank 0. inputs: the input files, which are compared with the fingerprints in the checkpoint. Files that
-    are not read yet are compared when they are read.
+    Rank 0 reads the checkpoint and sends it to the other ranks, because the other ranks may have no access to
+    the disk of rank 0. inputs: the input files, which are compared with the fingerprints in the checkpoint.
+    Files that are not read yet are compared when they are read.
     """
     step = _read_state(config, scene, optimizer, distributed, inputs) if distributed.is_main else 0
     return distributed.broadcast_state(scene, optimizer, step)

@@ -24,8 +24,8 @@ class StepGuard:
     """Perform optimizer steps only if all gradients are finite.
 
     skipped: number of skipped steps that the host has read so far. A step is bad if it was skipped, or if all
-    values of its latent gradient were replaced by 0. After MAX_BAD_STEPS consecutive bad steps, ValueError is
-    raised.
+    values of its latent gradient were NaN or infinite and therefore replaced by 0. After MAX_BAD_STEPS
+    consecutive bad steps, ValueError is raised.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,8 @@ class StepGuard:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not gradients:
             return
-        # Use the maximum norm. It propagates NaN, and unlike a sum of squares it does not overflow.
+        # Use the maximum norm: it propagates NaN, and unlike the Euclidean norm it does not overflow for
+        # large gradients.
         skip = get_total_norm(gradients, math.inf).isfinite().logical_not().float()
         finite = torch.stack(self._image_gradients).all() if self._image_gradients else torch.ones_like(skip)
         self._pending = AsyncScalars({"skip": skip, "image": 1 - finite.float()})

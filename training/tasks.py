@@ -41,7 +41,8 @@ from training.painting import paints_parts, read_parts, texture_fit
 
 logger = logging.getLogger(__name__)
 
-# Random streams of the set-up and of the fit. Stream 0 is used for the cameras, t and the noise of each step.
+# Numbers of the random streams of the set-up and of the start-shape regression. Stream 0 is used for the
+# cameras, t and the noise of each step.
 SETUP_STREAM, FIT_STREAM = 1, 2
 # Maximum distance of the surface from the start shape in grid cells, if there is no coarse phase.
 DETAIL_CELLS = 0.25
@@ -305,10 +306,11 @@ def _relight(config: Config, device: torch.device) -> EnvironmentLight | None:
 
 
 def set_deterministic(device: torch.device) -> None:
-    """Make multithreaded sums on the CPU reproducible bit for bit. On a GPU this would cost too much time."""
+    """Make multithreaded sums on the CPU reproducible bit for bit. On a GPU, this is too slow."""
     # torch.use_deterministic_algorithms would set the same mode, but it also imports torch's compiler.
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
-    # The mode also fills new memory. Turn this off, because no code here reads uninitialised memory.
+    # The mode also fills new memory. Turn the filling off, because no code of the program reads uninitialised
+    # memory.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 

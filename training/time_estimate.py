@@ -63,8 +63,8 @@ REFERENCE: Mapping[str, Mapping[str, float]] = {
 REFERENCE_WORK = {"cpu": 14.8e6 * 32**2, "cuda": 1.73e9 * 64**2}
 STEP_PARTS = ("fit", "image", "vae")
 SET_UP_PARTS = ("set-up", "the prior's set-up")
-# The speed of a kind is the mean over the latest WINDOW_STEPS steps, if there are at least FEWEST_STEPS. The
-# first WARM_UP_STEPS steps of a phase are excluded, because they also compile kernels.
+# The time per unit of a phase is averaged over its latest WINDOW_STEPS steps, if more than FEWEST_STEPS steps
+# were measured. The first WARM_UP_STEPS steps of a phase are excluded, because they also compile kernels.
 WINDOW_STEPS, WARM_UP_STEPS, FEWEST_STEPS = 200, 2, 5
 # Sizes of the demo in pixels: the turntable has 100 frames of 384 x 384, and a texture has 1024 x 1024.
 DEMO_FRAME, DEMO_TEXTURE = 384 * 384, 1024 * 1024
@@ -107,7 +107,8 @@ def parts_of(number: int, config: Config) -> list[Part]:
         before = last
     texture = config.export.texture_res[0] * config.export.texture_res[1] / DEMO_TEXTURE
     # The export of a shape unwraps the faces, whose number grows with the square of the grid. The export of a
-    # material also bakes textures, which is assumed to take half of its time at the demo's texture size.
+    # material also bakes textures. At the demo's texture size, the baking is assumed to take half of the
+    # export time.
     export = 0.5 + 0.5 * texture if run.traits.paints_base_mesh else (config.geometry.dmtet_grid / 64) ** 2
     frames = run.preview_res[0] * run.preview_res[1] / DEMO_FRAME if run.validate else 0.1
     parts.append(Part(number, "export", f"{label} export", export))
@@ -222,11 +223,12 @@ class CommandProgress:
         return self._reference[kind] * self._scale(kind)
 
     def _scale(self, kind: str) -> float:
-        """Return the ratio of measured to reference time for parts like `kind`.
+        """Return the measured time divided by the reference time, for parts like `kind`.
 
-        For a phase, this is the ratio of the phase that was measured last. For other parts, it is the ratio
-        of the measured exports and videos. If none of these are measured, it is the ratio of the phases on a
-        CPU, and 1 on a GPU.
+        For a phase, this is the quotient of the phase that was measured last, or `factor` before any phase
+        was measured. For other parts, it is the sum of the measured times of exports and videos divided by
+        the sum of their reference times. Before an export or video was measured, it is the quotient of the
+        last phase on a CPU (1 if no phase was measured), and 1 on a GPU.
         """
         speed = self._factor
         if self._latest_kind:
@@ -270,7 +272,7 @@ def step_factor(sd_model: str, device: str, threads: int) -> float:
         ratio = _denoiser_work(Path(model)) / REFERENCE_WORK[device] if model else 1.0
     except (OSError, ValueError, KeyError):
         return 1.0
-    # On a GPU, kernel launches dominate the time of a small denoiser, so the ratio has a lower limit.
+    # On a GPU, the ratio has a lower limit, because kernel launches dominate the time of a small denoiser.
     return max(ratio, 0.3) if device == "cuda" else ratio * (2 / threads) ** 0.7
 
 

@@ -56,7 +56,7 @@ class Textures:
     """Textures of an asset.
 
     kd: linear albedo. ks: (occlusion, roughness, metallic). normal: tangent space in [−1, 1]. ks and normal
-    are None if the export has none.
+    are None if the export has no such texture.
     """
 
     kd: Float[Tensor, "H W 3"]

@@ -86,8 +86,8 @@ class ClassifierNetwork(nn.Module):
 class ClassifierSettings:
     """Names of the categories and materials in the order of the logits, and sizes of images and layers.
 
-    One category is "nothing": noisy or smooth ellipsoids and cylinders. Material 0 stands for the original
-    colours of an object.
+    The category "nothing" stands for noisy or smooth ellipsoids and cylinders. Material 0 stands for the
+    original colours of an object.
     """
 
     categories: tuple[str, ...]
@@ -188,7 +188,7 @@ def predict_assets(classifier: Classifier, domain: str, pictures: Float[Tensor, 
 
 
 def two_faced(side: Float[Tensor, "A V 3"]) -> Bool[Tensor, " A"]:
-    """Return for each asset whether a front is visible both at azimuth 0 and at azimuth 180 degrees."""
+    """Return for each asset whether it shows a front both at azimuth 0 and at azimuth 180 degrees."""
     seen = side.argmax(-1)
     front = SIDES.index("front")
     return (seen[:, 0] == front) & (seen[:, back_view()] == front)

@@ -208,7 +208,10 @@ def _precision(assets: list[dict]) -> dict:
 
 
 def _composition(assets: list[dict]) -> dict:
-    """Return the share of textured assets with correct category and material, for the pairs in HELD_OUT."""
+    """Return the share of textured assets with correct category and material.
+
+    Only prompts whose category and material are a pair in HELD_OUT are counted.
+    """
     found: dict[str, list[bool]] = {}
     for asset in assets:
         category, material = asset["expected"]["category"], asset["expected"]["material"]
@@ -236,7 +239,7 @@ def _two_faced(assets: list[dict]) -> dict:
 
 
 def _confusions(assets: list[dict]) -> list[dict]:
-    """Return the pairs of expected and wrongly evaluated names with their counts, most frequent first."""
+    """Return the confused pairs (expected name, wrong name) with their counts, most frequent first."""
     counts = Counter(
         (what, a["expected"][what], a["evaluation"][what])
         for a in assets

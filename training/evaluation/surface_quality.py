@@ -86,7 +86,7 @@ def connected_parts(faces: Int[Tensor, "F 3"], vertices: int) -> Int[Tensor, " V
 def _edges(faces: Int[Tensor, "F 3"], vertices: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the result of `sorted_edges` and the number of faces of each edge.
 
-    The number is given at the first occurrence of an edge. It is 0 at later occurrences.
+    An edge occurs once for each of its faces. The number is at the first occurrence, and later ones have 0.
     """
     low, high, face = sorted_edges(faces, vertices)
     key = low * vertices + high

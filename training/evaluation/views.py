@@ -28,7 +28,7 @@ IMAGE_SIZE = 96
 # Supersampling factor, which avoids aliasing of fine textures.
 SUPERSAMPLE = 2
 VIEWS, ELEVATION_DEGREES, FOVY_DEGREES = 8, 18.0, 36.0
-# Distribution of the random cameras for training images. They are near the evaluation cameras.
+# Distribution of the random cameras for training images. The random cameras are near the evaluation cameras.
 TRAINING_CAMERAS = CameraConfig(
     camera_random_jitter=0.12,
     fovy_range=(32.0, 41.0),
@@ -83,7 +83,7 @@ def render_views(
     paint: Paint | None = None,
     light_yaw: Float[Tensor, " B"] | None = None,
 ) -> RenderedViews:
-    """Render the surface from these views.
+    """Render the surface from the given cameras.
 
     paint returns (kd linear albedo [N,3], ks [N,3], world-space unit shading normal [N,3]) at the visible
     points. light_yaw rotates the environment about +y by this many radians in each view.

@@ -62,7 +62,7 @@ def embed(path: Path, most: int = LIGHTER) -> Embedded:
 
 
 def _deflated(content: bytes, most: int) -> bytes | None:
-    """Return the deflated content, or None if it exceeds `most` bytes or is expected to (see FAR)."""
+    """Return the deflated content, or None if it is (or is expected to be, see FAR) above `most` bytes."""
     if len(content) > FAR * most:
         return None
     packed = zlib.compress(content, 6)
@@ -73,8 +73,8 @@ def _deflated(content: bytes, most: int) -> bytes | None:
 def environment_map(path: Path, changed: int, scale: float) -> bytes:
     """Return a lat-long map of MAP_SIZE, multiplied by `scale`, as a .hdr file for the viewer.
 
-    The centre of the project's maps is the direction -z. The viewer expects +x there, so the map is shifted
-    by a quarter of its width. changed: the modification time of the file, for the cache.
+    The centre of the project's maps is the direction -z, but the viewer expects +x at the centre, so the map
+    is shifted by a quarter of its width. changed: the modification time of the file, for the cache.
     """
     pixels = read_latlong(path).permute(2, 0, 1)[None] * scale
     small = torch.nn.functional.interpolate(pixels, MAP_SIZE, mode="area")[0].permute(1, 2, 0)
@@ -125,7 +125,7 @@ def needs_network(document: dict) -> bool:
 
 
 def lighter(content: bytes) -> bytes:
-    """Return a copy of a GLB of this program with the same triangles and about half the size.
+    """Copy a GLB that this program has written, with the same triangles and about half the size.
 
     Positions and UVs have 16 bits and normals 8 bits (KHR_mesh_quantization). Tangents are removed, because
     viewers compute them from the UVs. Textures are JPEGs with at most TEXTURE_SIDE pixels per side.

@@ -19,7 +19,8 @@ from training.time_estimate import CommandProgress
 
 logger = logging.getLogger(__name__)
 
-# Minimum time between two page updates, in seconds and as a multiple of the duration of the last update.
+# The pause between two page updates is at least PAUSE_SECONDS, and at least PAUSE_FACTOR times the duration
+# of the last update.
 PAUSE_SECONDS, PAUSE_FACTOR = 2.0, 50.0
 
 
@@ -62,7 +63,7 @@ class RunReport:
         self.update(step)
 
     def update(self, step: int) -> None:
-        """Write the page after `step` finished steps, unless the last update is too recent."""
+        """Write the page after `step` finished steps, unless the pause since the last update is too short."""
         self.step = step
         if time.monotonic() >= self._not_before:
             self._write("running", self._doing)

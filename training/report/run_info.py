@@ -30,7 +30,7 @@ def config_file(config: Config) -> Path:
 
 
 def commands_of(config: Config, argv: Sequence[str]) -> dict[str, str]:
-    """Return a dict from label to shell command for the current directory. argv: this run's command line."""
+    """Return a dict from label to shell command for the current directory. argv: this run's arguments."""
 
     def line(*arguments: str) -> str:
         return shlex.join(["python3", "train.py", *arguments])

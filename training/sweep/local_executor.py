@@ -92,8 +92,8 @@ def outcome(run: Running, stopping: bool) -> Record:
 def failure_reason(code: int, output: str) -> str:
     """Return why a process failed, in one line.
 
-    The reason is the signal that ended the process, otherwise its last line "error: …", otherwise its last
-    line of output.
+    The reason is the signal that ended the process. Without a signal, it is the last output line that starts
+    with "error: ", or, if there is none, the last output line.
     """
     number = -code if code < 0 else code - 128
     if number in set(signal.Signals):
@@ -136,7 +136,7 @@ def run_locally(
 def _next_unlocked(waiting: list[Trial], late: bool) -> Trial | None:
     """Remove the first trial whose folders are not locked from `waiting` and return it, or return None.
 
-    late: if true, locks are ignored.
+    late: whether the time to wait for locks is over; if true, locks are ignored.
     """
     for number, trial in enumerate(waiting):
         if late or not is_locked(config.run.output_folder for config in trial.configs):

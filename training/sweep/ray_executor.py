@@ -27,12 +27,12 @@ WAIT_SECONDS = 0.2
 class TrialDied(RuntimeError):
     """Raised if a run failed with an error that the user cannot fix.
 
-    Ray repeats the run from its checkpoint.
+    Ray then repeats the task, which resumes the run from its checkpoint.
     """
 
 
 def connect() -> ModuleType:
-    """Connect to the Ray cluster of RAY_ADDRESS or to a running one. Otherwise start Ray on this machine.
+    """Connect to the Ray cluster of RAY_ADDRESS or to a running one, or start Ray on this machine.
 
     Raises:
         ConfigError: if Ray is not installed.

@@ -44,8 +44,8 @@ class Request:
 def result_folder(request: Request) -> Path:
     """Return the folder of a new result.
 
-    The name of the folder is the name in the request. If this is empty, it is the slug of the text with the
-    first unused number.
+    The name of the folder is the name in the request. If the request has no name, the folder is named by the
+    slug of the text and the first unused number.
 
     Raises:
         ConfigError: if the name contains other characters than letters, digits, spaces, dots, - and _.

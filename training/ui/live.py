@@ -101,5 +101,5 @@ def _progress(job: Job) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Split the text of a terminal into lines. Only the last version of an overwritten line is returned."""
+    """Split the text of a terminal into lines. Of an overwritten line, return the last version."""
     return [line.rpartition("\r")[2] for line in re.split(r"\r?\n", text) if line.strip()]

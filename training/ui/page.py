@@ -35,13 +35,13 @@ MATERIAL_FILES = (".mtl", ".bin", ".png", ".jpg", ".jpeg")
 class Page:
     """Event handlers of the page.
 
-    The runner's job is their only state, so all open pages show the same run.
+    The only state of the handlers is the runner's job, so all open pages show the same run.
     """
 
     def __init__(self, runner: JobRunner, uploads: Path, run_options: Sequence[str]) -> None:
         """Create the handlers.
 
-        uploads: folder that contains all input files. run_options: options of all runs.
+        uploads: folder of the uploaded files; files outside are rejected. run_options: options of all runs.
         """
         self.runner, self.uploads, self.run_options = runner, uploads.resolve(), tuple(run_options)
 

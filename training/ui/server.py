@@ -87,7 +87,7 @@ class UIServer:
         try:
             self._server.run(sockets=[self._socket])
         except KeyboardInterrupt:
-            # uvicorn raises SIGINT again after it has closed all connections.
+            # After SIGINT, uvicorn closes all connections and raises the signal again. This is a normal end.
             logger.info("the page is closed")
 
     def stop(self) -> None:

@@ -6,7 +6,8 @@ from configs.keys import Key
 from configs.overrides import STAGE_MARK
 from configs.schema import known_keys
 
-# Options on the page, in order. An option with a stage applies only to this stage.
+# Options on the page, in order. An option that begins with a stage ("geometry.iter") applies only to this
+# stage.
 MAIN_SETTINGS = (
     "seed",
     "guidance_weight",

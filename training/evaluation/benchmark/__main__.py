@@ -5,9 +5,9 @@
 Each trial optimizes either the geometry of a category with the demo's settings, or the appearance of a
 procedural object whose true mesh and material are known. Three files are written after each trial:
 OUT/trials.jsonl (one line per trial), OUT/results.json (means of each setting), OUT/table.md. OUT/sheet.jpg
-is written at the end, with --suite janus also OUT/curve.png. Run the same command again to continue: trials
-in trials.jsonl are not repeated.
-Arguments KEY=VALUE after -- are config values for all trials.
+is written at the end. With --suite janus, OUT/curve.png is also written. Run the same command again to
+continue: trials in trials.jsonl are not repeated. Arguments KEY=VALUE after -- are config values for all
+trials.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def benchmark(options: argparse.Namespace) -> int:
 
 
 def run_info(options: argparse.Namespace) -> dict:
-    """Return command and date, and the commit, versions and hardware from `machine`."""
+    """Return the command, the date, and the result of `machine` (commit, versions and hardware)."""
     device = select_device(str(options.common.get("device", "auto")))
     return {
         "command": f"python3 -m training.evaluation.benchmark {' '.join(sys.argv[1:])}",

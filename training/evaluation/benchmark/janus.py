@@ -1,7 +1,9 @@
-"""Share of two-faced shapes by the share of front views in the prior's training data, for several remedies.
+"""Plot the share of two-faced shapes against the share of front views in the prior's training data.
 
-`python3 -m data.make_tiny_sd.train --front-share SHARE --out out/front-SHARE` trains a prior. These priors
-are not part of the repository.
+Several remedies are compared. A two-faced shape shows a front both at azimuth 0 and at azimuth 180 degrees.
+
+`python3 -m data.make_tiny_sd.train --front-share SHARE --out out/front-SHARE` trains a prior. The trained
+priors are not part of the repository.
 """
 
 from collections.abc import Mapping

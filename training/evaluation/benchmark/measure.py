@@ -48,7 +48,7 @@ from training.tasks import Task, build_task, select_device
 
 logger = logging.getLogger(__name__)
 
-# Training uses the default environment. This environment is used only to compare the relit images.
+# UNSEEN_LIGHT is used only to compare the relit images. Training uses the default environment.
 UNSEEN_LIGHT = LightConfig(envmap=str(MAP_FOLDER / "studio.hdr"), env_resolution=128)
 # Indices of the views in the pictures: 45° from the front and 45° from the back.
 PICTURE_VIEWS = (1, 5)
@@ -85,7 +85,7 @@ def run_trial(
         values, error = _measured(trial, changed, common, folder / "runs" / trial.name), None
     except (ValueError, OSError, RuntimeError) as failure:
         if isinstance(failure, RuntimeError) and "CUDA error" in str(failure):
-            # The CUDA context is unusable after this error, so the process must end.
+            # The CUDA context is unusable after a CUDA error, so the process must end.
             raise
         logger.exception("%s failed", trial.name)
         values, error = {}, f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"

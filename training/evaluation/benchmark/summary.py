@@ -46,7 +46,7 @@ def summarise(results: Sequence[dict], settings: Sequence[str]) -> dict[str, dic
 
 
 def _stage(trials: Sequence[dict], means: Sequence[tuple[str, int]]) -> dict:
-    """Compute the means of a stage. A failed trial counts as not recognised; other means exclude it."""
+    """Compute the means of a stage. Failed trials count as not recognised. Other means exclude them."""
     whole = [trial for trial in trials if not trial["error"]]
     found: dict = {"trials": len(trials), "failed": len(trials) - len(whole)}
     for name, decimals in means:
