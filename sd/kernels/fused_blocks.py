@@ -1,8 +1,8 @@
 """Fused replacements for convolutional blocks of diffusers. They make fewer passes over memory.
 
 The replacements use the original weight tensors. The weights are frozen, so only inputs get gradients. For
-the backward pass, a residual block stores only its input and the input of its second normalisation. Blocks
-with an unsupported structure are not replaced.
+the backward pass, a residual block stores its input and the input of its second normalisation. Blocks with an
+unsupported structure are not replaced.
 """
 
 from functools import cached_property
