@@ -51,13 +51,16 @@ def frames(folder: Path, layer: str) -> list[Float[Tensor, "S S 3"]]:
     return [read_image(folder / "validate" / layer / f"{frame:03d}.png") for frame in FRAMES]
 
 
-def middle(image: Float[Tensor, "S S 3"]) -> Float[Tensor, "s s 3"]:
-    """Return the central part of an image, 3/4 as wide and as high.
-
-    Only background is removed, because the objects are completely in this part.
-    """
-    margin = len(image) // 8
-    return image[margin:-margin, margin:-margin]
+def crop(images: list[Float[Tensor, "S S 3"]]) -> list[Float[Tensor, "s s 3"]]:
+    """Return the smallest central square of the images that contains everything that is not white."""
+    size = len(images[0])
+    margin = size // 2 - 1
+    for image in images:
+        rows, columns = (image < 0.99).any(-1).nonzero(as_tuple=True)
+        for index in (rows, columns):
+            if len(index):
+                margin = min(margin, int(index.min()), size - 1 - int(index.max()))
+    return [image[margin : size - margin, margin : size - margin] for image in images]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
             cells += [*reference(category, renderer, options.seed, normals[0].shape[0]), *normals, *painted]
         except (ValueError, FileNotFoundError) as error:
             parser.error(str(error))
-    write_png(options.out, grid([middle(cell) for cell in cells], columns=3 * len(FRAMES)))
+    write_png(options.out, grid(crop(cells), columns=3 * len(FRAMES)))
     return 0
 
 

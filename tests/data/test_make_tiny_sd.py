@@ -19,6 +19,7 @@ from data.make_tiny_sd.captions import (
     CaptionTable,
     descriptions,
 )
+from data.make_tiny_sd.compare import crop
 from data.make_tiny_sd.compile import predict
 from data.make_tiny_sd.lr_schedule import StageSchedule, cosine_learning_rate
 from data.make_tiny_sd.networks import (
@@ -423,3 +424,14 @@ def test_a_depth_control_net_is_trained_and_used(toy, capsys):
     assert views.depth.shape == (4, 1, 32, 32) and views.depth.amax((1, 2, 3)).min() > 150
     outside = torch.nn.functional.max_pool2d(views.mask.float(), 3, 1, 1) == 0
     assert views.depth[outside].max() == 0
+
+
+def test_the_crop_of_a_comparison_keeps_every_object_whole():
+    """The objects reach 2 pixels from the top of one image and 5 pixels from the right side of the other."""
+    images = [torch.ones(40, 40, 3) for _ in range(2)]
+    images[0][2:20, 15:25] = 0.5
+    images[1][15:25, 15:35, 1] = 0.2
+    first, second = crop(images)
+    assert first.shape == second.shape == (36, 36, 3)
+    assert (first < 0.99).sum() == (images[0] < 0.99).sum() and (second < 0.99).sum() == 10 * 20
+    assert torch.equal(crop([torch.ones(8, 8, 3)])[0], torch.ones(2, 2, 3))
