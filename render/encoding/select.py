@@ -1,8 +1,8 @@
 """Selection of the hash encoding: Triton on CUDA, numba on the CPU, otherwise the reference in torch.
 
-All implementations have the interface `Encoder` in reference.py. The implementation is selected once for each
-device and dtype of the table, not in each call. The rasteriser and the prior's kernels are selected in the
-same way.
+All implementations have the interface `Encoder` in reference.py. The implementation is selected only once for
+each device and dtype of a table of features. The rasteriser and the prior's kernels are selected in the same
+way.
 """
 
 import logging

@@ -76,7 +76,7 @@ def dot(a, b):
 def unit(vector):
     """Return the unit vector, as shade.normals.safe_normalize does, and the factor of its gradient.
 
-    The factor is 1 / length. For a vector shorter than MIN_LENGTH, it is 0.
+    The factor is 1 / length. For a vector of at most MIN_LENGTH, the factor is 0.
     """
     length = tl.sqrt_rn(dot(vector, vector))
     inverse = tl.div_rn(1.0, tl.maximum(length, MIN_LENGTH))

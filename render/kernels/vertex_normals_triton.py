@@ -55,8 +55,8 @@ def _sum_faces(v_pos, faces, summed, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _direction(summed):
-    """Return whether the sum has a direction, its unit vector and its length. Without a direction, the unit
-    vector is +z and the length is 1.
+    """Return whether the sum has a direction, its unit vector and its length. If the sum has no direction,
+    the unit vector is +z and the length is 1.
     """
     squared = dot(summed, summed)
     valid = squared > DEGENERATE

@@ -59,8 +59,8 @@ class Nodes:
         return self.world[node]
 
     def instances(self, node: int) -> Float[np.ndarray, "I 4 4"]:
-        """Return the world transforms of a node's mesh. There are several transforms if the node uses
-        EXT_mesh_gpu_instancing.
+        """Return the world transforms of a node's mesh. If the node uses EXT_mesh_gpu_instancing, there is
+        one transform per instance; otherwise there is only one.
         """
         instancing = self.entry(node).get("extensions", {}).get("EXT_mesh_gpu_instancing")
         if not instancing:

@@ -11,7 +11,8 @@ from render.read_errors import FileError
 
 @dataclass(frozen=True)
 class Polygons:
-    """The polygons of all objects of a mesh file, as the file contains them.
+    """The polygons of all objects of a mesh file, before the steps of `load_mesh` that merge, remove or
+    divide them.
 
     corners: the position indices of all polygons, one polygon after the other. sizes: the number of corners
     of each polygon. uv: texture coordinates with (0,0) at the top left of the texture, NaN for corners
@@ -77,7 +78,9 @@ def repeated(polygons: Polygons) -> Bool[np.ndarray, " P"]:
 
 
 def _repeated_rows(rows: Int[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
-    """Return which rows are equal to an earlier row. Equal rows are adjacent after sorting by a hash."""
+    """Return which rows are equal to an earlier row. The rows are sorted by a hash, so that equal rows are
+    adjacent.
+    """
     key = np.zeros(len(rows), dtype=np.uint64)
     for column in rows.T:
         key = (key ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
@@ -95,8 +98,9 @@ def triangulate(polygons: Polygons) -> Int[np.ndarray, "T 3"]:
 
     Returns indices into `corners`, in the order of the polygons. Triangles are unchanged. A quadrilateral is
     divided along the diagonal for which both triangles face the same way as the quadrilateral. If this holds
-    for both diagonals, the first one is used. Larger polygons are divided by ear clipping (see
-    `render/mesh_io/ear_clipping.py`). Polygons with fewer than 3 corners are ignored.
+    for both diagonals or for none, the diagonal from the first to the third corner is used. Larger polygons
+    are divided by ear clipping (see `render/mesh_io/ear_clipping.py`). Polygons with fewer than 3 corners are
+    ignored.
 
     Raises:
         FileError: if the division of a polygon takes too long.
@@ -129,9 +133,10 @@ def ranges(counts: Int[np.ndarray, " N"]) -> Int[np.ndarray, " C"]:
 def _divide_large(
     polygons: Polygons, starts: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
 ) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, "T 3"]]:
-    """Divide the polygons with these starts and sizes. Each has more than 4 corners.
+    """Divide the polygons with the given starts and sizes. Each polygon has more than 4 corners.
 
-    Returns their corners as indices into `corners`, and their triangles as indices into the first result.
+    Returns the corners of the polygons as indices into `corners`, and the triangles as indices into the first
+    result.
     """
     from render.mesh_io.ear_clipping import clip_ears
 
@@ -175,8 +180,8 @@ def _second_diagonal(corners: Float[np.ndarray, "Q 4 3"]) -> Bool[np.ndarray, " 
     a, b, c, d = (corners[:, k] for k in range(4))
     ac, bd = c - a, d - b
     normal = np.cross(ac, bd)
-    # These values are twice the areas of the four possible triangles, times |normal|. They are positive for
-    # triangles that face the same way as the quadrilateral.
+    # For each of the four possible triangles, the value is twice the area of the triangle times |normal|. The
+    # value is positive if the triangle faces the same way as the quadrilateral.
     abc, acd = (np.vecdot(np.cross(b - a, ac), normal), np.vecdot(np.cross(ac, d - a), normal))
     abd, bcd = (np.vecdot(np.cross(b - a, d - a), normal), np.vecdot(np.cross(c - b, bd), normal))
     least = 1e-12 * np.vecdot(normal, normal)

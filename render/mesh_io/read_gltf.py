@@ -22,7 +22,8 @@ from render.mesh_io.surface_material import DEFAULT_MATERIAL, SurfaceMaterial
 from render.read_errors import FileError
 
 TRIANGLES, TRIANGLE_STRIP, TRIANGLE_FAN = 4, 5, 6
-# The supported extensions that change geometry. Extensions of materials, textures and lights are ignored.
+# The supported extensions that change geometry. Extensions with a prefix in HARMLESS do not change geometry,
+# so the mesh is read without them.
 READ = {"KHR_mesh_quantization", "EXT_mesh_gpu_instancing"}
 HARMLESS = (
     "KHR_materials_",
@@ -43,7 +44,7 @@ FIXES = {
     "KHR_meshopt_compression": MESHOPT,
 }
 # The maximum number of vertices or triangles of a small file after its instances are expanded. A large file
-# may have one for every 3 bytes.
+# may have one vertex or triangle for every 3 bytes.
 MOST_EXPANDED = 2**22
 
 
@@ -66,7 +67,8 @@ def read_gltf(path: Path) -> Polygons:
         for primitive in tree["meshes"][scene.nodes.entry(node)["mesh"]]["primitives"]:
             vertices, faces = scene.size(primitive)
             points += vertices * (faces == 0)
-            # The total is checked before the instances are expanded, because these may not fit into memory.
+            # The total is checked before the instances are expanded, because the expanded instances may not
+            # fit into memory.
             total += max(vertices, faces) * len(places)
             if total > most:
                 raise FileError(
@@ -222,7 +224,9 @@ class _Scene:
         return faces
 
     def _uv(self, primitive: dict, v_pos: np.ndarray) -> Float[np.ndarray, "V 2"] | None:
-        """Return the transformed texture coordinates of the base colour. The default set is TEXCOORD_0."""
+        """Return the transformed texture coordinates of the base colour. If the material selects no set of
+        coordinates, TEXCOORD_0 is used.
+        """
         materials = self.tree.get("materials", [])
         material = materials[primitive["material"]] if "material" in primitive else {}
         texture = material.get("pbrMetallicRoughness", {}).get("baseColorTexture", {})
@@ -238,7 +242,7 @@ class _Scene:
         return uv + change.get("offset", [0, 0])
 
     def _skinned(self, skin: int, attributes: dict, v_pos: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Return the positions moved by the joints of a skin, and whether this movement mirrors them."""
+        """Return the positions moved by the joints of a skin, and whether this movement mirrors the mesh."""
         matrices = self.nodes.joint_matrices(skin)
         blended, total = np.zeros((len(v_pos), 3, 4)), np.zeros(len(v_pos))
         for number in range(len(attributes)):
@@ -249,8 +253,8 @@ class _Scene:
             for joint, weight in zip(joints.T, weights.T, strict=True):
                 blended += weight[:, None, None] * matrices[joint, :3]
                 total += weight
-        # The division is for invalid files, in which the weights of a vertex do not add up to 1. A vertex
-        # without weights is moved by the first joint.
+        # The weighted sum is divided by the sum of the weights, because the weights of a vertex may not add
+        # up to 1 in invalid files. A vertex without weights is moved by the first joint.
         blended[total == 0] = matrices[0, :3]
         blended /= np.where(total == 0, 1, total)[:, None, None]
         moved = np.einsum("vij,vj->vi", blended[:, :, :3], v_pos) + blended[:, :, 3]

@@ -23,8 +23,8 @@ BASIS = "it is in Basis Universal format (KHR_texture_basisu), which is not read
 
 
 class GltfMaterials:
-    """A reader of the materials of a parsed file. A picture is decoded only once, when a material needs
-    it.
+    """A reader of the materials of a parsed file. Each picture is decoded only once, when a material needs
+    the picture for the first time.
     """
 
     def __init__(self, tree: dict, buffers: Buffers, path: Path):
@@ -120,8 +120,8 @@ class GltfMaterials:
     def _wrap(self, surface: dict, entry: dict) -> tuple[Wrap, Wrap]:
         """Return the wrap modes of the base colour texture.
 
-        If the material has no base colour texture, those of the first of its metallic-roughness, normal and
-        occlusion textures are used.
+        If the material has no base colour texture, the wrap modes of the first existing texture of these are
+        used: metallic-roughness, normal, occlusion.
         """
         places = (
             surface.get("baseColorTexture"),

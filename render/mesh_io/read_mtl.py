@@ -1,8 +1,8 @@
 """Read the materials of an OBJ file's MTL libraries as `SurfaceMaterial`.
 
 These statements are read: Kd and map_Kd; Pr, Pm, map_Pr and map_Pm of the PBR extension; norm; and bump if
-its picture is a normal map. As in Blender, a picture of the base colour replaces Kd, and the roughness is 1 −
-√(Ns / 1000) if Pr is missing. Names of pictures are relative to the MTL file.
+the picture of the statement is a normal map. As in Blender, a picture of the base colour replaces Kd, and the
+roughness is 1 − √(Ns / 1000) if Pr is missing. Names of pictures are relative to the MTL file.
 """
 
 import logging
@@ -38,7 +38,7 @@ OPTIONS = {
 }
 MAPS = ("map_kd", "map_pr", "map_pm", "norm", "bump", "map_bump")
 # A picture is a normal map if its mean blue value exceeds its mean red value by more than this threshold. In
-# a height map, which is grey, both are equal.
+# a height map, which is grey, both mean values are equal.
 BLUE = 16
 
 
@@ -89,7 +89,7 @@ def _library_paths(path: Path) -> list[Path]:
 
 
 def _inside(file: Path, folder: Path) -> Path:
-    """Return `file`. Raises FileError if it lies outside of `folder`."""
+    """Return `file`. Raises FileError if `file` lies outside of `folder`."""
     if not file.resolve().is_relative_to(folder.resolve()):
         raise FileError(f"its file '{file.name}' lies outside of the mesh's folder; put it beside the mesh")
     return file
@@ -119,7 +119,7 @@ def _material(name: str, folder: Path, entry: Mapping[str, str]) -> SurfaceMater
         "roughness": (_numbers(name, entry, "pr", 1) or (1 - min(max(shininess, 0) / 1000, 1) ** 0.5,))[0],
         "metallic": (_numbers(name, entry, "pm", 1) or (0.0,))[0],
     }
-    # The picture replaces the number, so the factor is 1.
+    # If there is a picture, its values replace the number in the file, so the factor is 1.
     factors["roughness"] = 1.0 if roughness is not None else factors["roughness"]
     factors["metallic"] = 1.0 if metallic is not None else factors["metallic"]
     return SurfaceMaterial(

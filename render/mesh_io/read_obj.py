@@ -17,10 +17,10 @@ from render.mesh_io.polygons import Polygons
 from render.mesh_io.structure import Node, Part, Structure
 from render.read_errors import FileError
 
-# This matches statements with white space before the name or a tab after it. Files that contain such
-# statements or the bytes in RARE are read line by line.
+# This pattern matches statements with white space before the name or a tab after the name. Files that contain
+# such statements or the bytes in RARE are read line by line.
 INDENTED = re.compile(rb"(?m)^[ \t]+(?:v|vt|f)[ \t]|^(?:v|vt|f)\t")
-# These are line continuations, rare line endings and control characters.
+# The bytes of line continuations, rare line endings and control characters.
 RARE = (b"\\", b"\r", b"\0", b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", b"\x85", b"\xe2\x80")
 SPACE, NEWLINE, SLASH, NINE = b" \n/9"
 NO_UV = -1
@@ -122,7 +122,7 @@ def _in_bulk(text: bytes) -> Polygons | None:
     """
     if any(mark in text for mark in RARE):
         return None
-    # The pattern takes seconds on a large file, so it is used only if a match is possible.
+    # Searching for INDENTED takes seconds in a large file, so the search is skipped if no match is possible.
     if (b"\t" in text or b"\n " in text or text.startswith(b" ")) and INDENTED.search(text):
         return None
     lines = text.split(b"\n")
@@ -235,7 +235,7 @@ def _line_by_line(text: bytes) -> Polygons:
     if not uv or (table[:, 1] == NO_UV).all():
         return Polygons(v_pos, table[:, 0], counts)
     if (table[:, 1] == NO_UV).any():
-        # The added row is for corners without uv. NO_UV is −1, the index of the last row.
+        # A row of NaN is added for corners without uv. NO_UV is −1, which is the index of this last row.
         uv.append([np.nan, np.nan])
     return Polygons(v_pos, table[:, 0], counts, np.array(uv) * [1, -1] + [0, 1], table[:, 1])
 
@@ -263,7 +263,7 @@ def _statements(
 
 
 def _numbers(words: list[str], least: int, most: int) -> list[float]:
-    """Return `most` numbers of a statement. It must have at least `least` numbers. Missing numbers are 0."""
+    """Return `most` numbers of a statement, which must have at least `least`. Missing numbers are 0."""
     if len(words) <= least:
         raise ValueError(f"'{words[0]}' needs {least} numbers, it has {len(words) - 1}")
     try:
@@ -275,7 +275,9 @@ def _numbers(words: list[str], least: int, most: int) -> list[float]:
 
 
 def _face(words: list[str], positions: int, uvs: int) -> list[tuple[int, int]]:
-    """Return the indices (position, uv) of each corner. Positive indices may refer to later statements."""
+    """Return the indices (position, uv) of each corner. A positive index may refer to a statement that comes
+    after the face.
+    """
     if len(words) < 4:
         raise ValueError(f"a face needs 3 corners or more, it has {len(words) - 1}")
     return [_corner(word, positions, uvs) for word in words[1:]]

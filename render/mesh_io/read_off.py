@@ -71,7 +71,9 @@ def _header(lines: list[tuple[int, bytes]]) -> tuple[int, list[int]]:
 
 
 def _vertices(lines: list[tuple[int, bytes]], uv_columns: int) -> np.ndarray:
-    """Return the vertices [V, 3 + uv_columns]. Any texture coordinates are the last two numbers of a line."""
+    """Return the vertices [V, 3 + uv_columns]. If there are texture coordinates, they are the last two
+    numbers of a line.
+    """
     rows = [line.split() for _, line in lines]
     least = 3 + uv_columns
     for (number, _), row in zip(lines, rows, strict=True):

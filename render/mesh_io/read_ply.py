@@ -156,7 +156,7 @@ def _has_lists(element: Element) -> bool:
 def _list_lengths(data: np.ndarray, start: int, order: str, element: Element) -> np.ndarray:
     """Return the lengths [rows, lists] of all lists of an element.
 
-    Rows may have different sizes, so they are read one after the other.
+    Rows may have different sizes, so the rows are read one after the other.
     """
     from render.mesh_io.ply_rows import list_lengths
 
@@ -241,7 +241,7 @@ def _faces(v_pos: np.ndarray, tables: dict[str, Table]) -> Polygons:
 
 def strip_triangles(strip: np.ndarray) -> np.ndarray:
     """Return the triangles [T,3] of strips that are separated by −1. Every second triangle of a strip is
-    reversed, so that all have the same orientation.
+    reversed, so that all triangles have the same orientation.
     """
     breaks = np.flatnonzero(strip < 0)
     begin = np.zeros(len(strip) + 1, dtype=np.int64)

@@ -51,8 +51,8 @@ def read_stl(path: Path) -> Polygons:
 def _is_ascii(content: bytes) -> bool:
     """Return whether a file is ASCII.
 
-    An ASCII file begins with 'solid' or 'facet'. Its length differs from that of a binary file with the same
-    header.
+    An ASCII file begins with 'solid' or 'facet'. In addition, the length of the file must differ from the
+    length of a binary file with the same header.
     """
     count = int.from_bytes(content[HEADER - 4 : HEADER], "little")
     if len(content) == HEADER + RECORD * count:

@@ -57,7 +57,7 @@ class SurfaceMaterial:
 
     @property
     def is_default(self) -> bool:
-        """Return whether the appearance is that of `DEFAULT_MATERIAL`."""
+        """Return whether the material has the same appearance as `DEFAULT_MATERIAL`."""
         factors = (self.kd_factor, self.roughness, self.metallic)
         default = (DEFAULT_MATERIAL.kd_factor, DEFAULT_MATERIAL.roughness, DEFAULT_MATERIAL.metallic)
         return not self.pictures and factors == default

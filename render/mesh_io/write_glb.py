@@ -33,9 +33,9 @@ def write_glb(
     """Write the mesh as one GLB file with vertex normals. With a normal map, the file also contains tangents.
 
     textures: a dict with the optional keys kd, ks and normal. kd is the linear RGB albedo. It is written as
-    sRGB base colour. ks is (occlusion, roughness, metallic). It is written as one image with 1 − occlusion in
-    red, because 1 means unoccluded in glTF. normal is in tangent space with components in [−1,1]. Without
-    textures, the surface is mid-grey, rough and not metallic.
+    sRGB base colour. ks is (occlusion, roughness, metallic). These three values are written as one image with
+    1 − occlusion in red, because 1 means unoccluded in glTF. normal is in tangent space with components in
+    [−1,1]. Without textures, the surface is mid-grey, rough and not metallic.
     """
     textures = dict(textures or {})
     assert not textures or mesh.uv is not None, "textures need texture coordinates"
@@ -71,7 +71,8 @@ def vertex_arrays(mesh: Mesh, with_tangents: bool) -> tuple[dict[str, np.ndarray
     if with_tangents:
         assert mesh.tangents is not None, "a normal map needs tangents"
         tangent = orthonormal_tangents(mesh.tangents[coordinate], normal)
-        # w is 1 if cross(normal, tangent) points up in the image. It is −1 where the texture is mirrored.
+        # The fourth component of a tangent is 1 if cross(normal, tangent) points up in the image, and −1
+        # where the texture is mirrored.
         w = torch.ones_like(tangent[:, 0]) if mesh.handedness is None else mesh.handedness[coordinate]
         attributes["TANGENT"] = torch.cat([tangent, w[:, None].to(tangent)], -1)
     return {name: _array(value) for name, value in attributes.items()}, _indices(corner.reshape(-1, 3))

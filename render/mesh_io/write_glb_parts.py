@@ -99,7 +99,7 @@ def _add_mesh(document: GlbDocument, asset: Asset, number: int, world: Float[np.
 def _in_node(mesh: Mesh, world: Float[np.ndarray, "4 4"]) -> Mesh:
     """Convert a mesh from world coordinates to the coordinates of a node.
 
-    If the node's transform mirrors, the faces and the handedness are reversed.
+    If the node's transform mirrors the mesh, the faces and the handedness are reversed.
     """
     if np.array_equal(world, np.eye(4)):
         return mesh

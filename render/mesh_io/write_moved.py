@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 def write_moved(folder: Path, source: str | Path, shift: Float[Tensor, "V 3"]) -> None:
     """Write mesh.glb and mesh.obj to `folder`: the mesh of the file `source` with vertices moved by `shift`.
 
-    The file in the format of `source` is a copy in which only positions and normals differ. The other file
-    contains the same faces and texture coordinates, but no materials. If `source` is neither GLB/glTF nor
-    OBJ, both files contain no materials. shift: displacements in the order of `load_mesh(source).v_pos`, in
-    the units of the file.
+    If `source` is GLB/glTF or OBJ, the file in the same format is a copy in which only positions and normals
+    differ. The other file contains the same faces and texture coordinates, but no materials. If `source` is
+    neither GLB/glTF nor OBJ, both files contain no materials. shift: displacements in the order of
+    `load_mesh(source).v_pos`, in the units of the file.
     """
     source = Path(source)
     file = load_mesh(source)
@@ -32,7 +32,7 @@ def write_moved(folder: Path, source: str | Path, shift: Float[Tensor, "V 3"]) -
     kind = source.suffix.lower()
     if kind not in (".glb", ".gltf", ".obj"):
         return
-    # The last row (index −1) is for vertices that no triangle uses. They are not moved.
+    # A row of zeros is added for vertices that no triangle uses. Their index is −1, so they are not moved.
     v_pos, moves = (_with_zero(values) for values in (file.v_pos, shift))
     welded = vertices_of_file(source, file)
     if kind == ".obj":

@@ -26,9 +26,9 @@ def write_obj(
 
     textures: a dict with the optional keys kd, ks and normal. kd is the linear RGB albedo and is written as
     sRGB. ks is (occlusion, roughness, metallic) and is written without conversion. normal is in tangent space
-    with components in [−1,1] and is written as n · 0.5 + 0.5, with green along −v. In addition to ks,
-    roughness and metallic are written as grey pictures for map_Pr and map_Pm. Positions are written with
-    enough digits to be exact. v increases upward in OBJ, so v is written as 1 − v. mesh.obj is written last.
+    with components in [−1,1] and is written as n · 0.5 + 0.5, with green along −v. Roughness and metallic are
+    also written as separate grey pictures for map_Pr and map_Pm. Positions are written with enough digits to
+    be exact. v increases upward in OBJ, so v is written as 1 − v. mesh.obj is written last.
     """
     folder, textures = Path(folder), dict(textures or {})
     assert not textures or mesh.uv is not None, "textures need texture coordinates"
@@ -73,7 +73,7 @@ def vertex_rows(mesh: Mesh) -> str:
     position = "v %.15g %.15g %.15g\n" if mesh.v_pos.dtype == torch.float64 else "v %.9g %.9g %.9g\n"
     parts = [_rows(position, _array(mesh.v_pos))]
     if mesh.uv is not None and mesh.uv_faces is not None:
-        # 1 − v is computed in float64, because it is exact there.
+        # 1 − v is computed in float64, because the difference is exact in float64.
         parts.append(_rows("vt %.9g %.9g\n", _array(mesh.uv).astype(np.float64) * [1, -1] + [0, 1]))
     return "".join([*parts, _rows("vn %.9g %.9g %.9g\n", _array(mesh.v_nrm))])
 

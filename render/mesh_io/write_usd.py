@@ -49,9 +49,9 @@ def require_usd() -> None:
 def write_usd(path: Path | str, mesh: Mesh, textures: Collection[str] = ()) -> None:
     """Write the mesh as binary USD, with +y up and in metres.
 
-    textures: those of kd, ks and normal that `write_obj` has written to the same folder. The USD file refers
-    to their files. Without textures, the surface is mid-grey and rough. v increases upward in USD, so v is
-    written as 1 − v.
+    textures: the textures among kd, ks and normal that `write_obj` has written to the same folder. The USD
+    file refers to the files of these textures. Without textures, the surface is mid-grey and rough. v
+    increases upward in USD, so v is written as 1 − v.
     """
     from pxr import UsdShade
 

@@ -43,9 +43,9 @@ class Rasteriser(Protocol):
     ) -> Float[Tensor, "B H W C"]:
         """Interpolate vertex attributes at the pixel centres. The result is 0 in the background.
 
-        `faces` contains indices into `attributes`. These may differ from the rasterised vertex indices, for
-        example at texture seams, but row f must describe the same face. The result is differentiable with
-        respect to attributes, u and v.
+        `faces` contains indices into `attributes`. These indices may differ from the vertex indices that were
+        rasterised, for example at texture seams, but row f must belong to the same face in both arrays. The
+        result is differentiable with respect to attributes, u and v.
         """
 
     def antialias(

@@ -23,7 +23,8 @@ class NvdiffrastRasteriser:
         device: torch.device | str = "cuda",
         antialias: Literal["nvdiffrast", "edge"] = "nvdiffrast",
     ) -> None:
-        # nvdiffrast is imported only here. It is optional, because its installation needs the CUDA toolkit.
+        # nvdiffrast is imported only when this object is created. It is an optional package, because its
+        # installation needs the CUDA toolkit.
         import nvdiffrast.torch as dr
 
         if antialias not in ("nvdiffrast", "edge"):

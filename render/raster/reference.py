@@ -164,7 +164,7 @@ def nearest_face(
 
 
 def is_top_left(normal: Float[Tensor, "... 3"]) -> Bool[Tensor, "..."]:
-    """Return whether points exactly on an edge with this inward normal belong to the triangle (top-left
+    """Return whether a point exactly on an edge with this inward normal belongs to the triangle (top-left
     rule).
 
     The result is true for exactly one of n and −n, and therefore for one of the two triangles at an edge.

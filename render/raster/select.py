@@ -82,7 +82,7 @@ def build_nvdiffrast(device: torch.device) -> Rasteriser:
 def build_triton(device: torch.device) -> Rasteriser:
     """Return the Triton rasteriser. Raises RuntimeError or ImportError if it is not usable.
 
-    The function renders a small test image. This compiles the kernels if they are not in the cache.
+    The function renders a small test image, which compiles the kernels if the cache does not contain them.
     """
     if device.type != "cuda":
         raise RuntimeError(f"it does not support {device.type}")

@@ -39,7 +39,7 @@ class Edges:
 
 @dataclass(frozen=True)
 class Pairs:
-    """K pixel pairs that visible silhouettes cross. They are unique and sorted by view, axis and pixel.
+    """K pixel pairs that visible silhouettes cross. The pairs are unique and sorted by view, axis and pixel.
 
     inner, outer [K]: flat pixel indices over (B, H, W); the inner pixel is on the object's side. edge [K,2]:
     vertex indices. view [K]: image index. axis [K]: 0 for a horizontal pair, 1 for a vertical pair.
@@ -65,10 +65,10 @@ class CachedByFaces:
         self._built = None
 
     def __call__(self, faces: Int[Tensor, "F 3"], *arguments):
-        """Return `build(faces, *arguments)`. A change of the other arguments alone is not detected, so they
+        """Return `build(faces, *arguments)`. A change of `arguments` alone is not detected, so `arguments`
         must depend only on the mesh.
         """
-        # Nothing is cached for tensors created in inference mode. They have no version counter, so a
+        # Nothing is cached for tensors created in inference mode. These tensors have no version counter, so a
         # modification would not be detected.
         if faces.is_inference():
             return self._build(faces, *arguments)
@@ -158,8 +158,8 @@ def find_crossings(clip: Float[Tensor, "B V 4"], edges: Edges, resolution: tuple
     # numbered along x.
     along_axis = 1 - axis[:, None]
     start_along, end_along = start.gather(1, along_axis)[:, 0], end.gather(1, along_axis)[:, 0]
-    # The interval of lines is half-open. A line of pixel centres through the common vertex of two edges
-    # therefore crosses only one of them.
+    # The interval of lines is half-open, so that a line of pixel centres through the common vertex of two
+    # consecutive edges crosses only one of the edges.
     first = (torch.minimum(start_along, end_along) - 0.5).ceil().clamp(min=0)
     stop = (torch.maximum(start_along, end_along) - 0.5).ceil()
     stop = torch.minimum(stop, torch.where(axis == 0, resolution[0], resolution[1]))
@@ -217,7 +217,9 @@ def visible_segments(
 def edge_normal(
     clip: Float[Tensor, "B V 4"], view: Int[Tensor, " N"], edge: Int[Tensor, "N 2"]
 ) -> Float[Tensor, "N 3"]:
-    """Return the homogeneous line a × b over (x, y, w) of each edge. On it, normal · (x/w, y/w, 1) = 0."""
+    """Return the homogeneous line a × b over (x, y, w) of each edge. At points on this line, normal · (x/w,
+    y/w, 1) = 0.
+    """
     a, b = clip[view[:, None], edge][..., [0, 1, 3]].unbind(1)
     return torch.linalg.cross(a, b, dim=-1)
 
@@ -289,7 +291,7 @@ def blend_pairs(
         (target_index, pairs.axis), weight, accumulate=True
     )[target_index]
     weight_sum = total_weights.sum(-1)
-    # The factor makes the sum of the weights of all neighbours 1 − (1 − a)(1 − b).
+    # With this factor, the weights of all neighbours of a pixel add up to 1 − (1 − a)(1 − b).
     factor = 1 - total_weights.prod(-1) / torch.where(weight_sum > 0, weight_sum, 1)
     change = (factor * weight).to(colour.dtype)[:, None] * (flat[source] - flat[target])
     return flat.index_add(0, target, change).view_as(colour)

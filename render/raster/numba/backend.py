@@ -1,7 +1,7 @@
 """The CPU rasteriser with numba kernels. A thread pool processes the views in parallel.
 
 The threads run in parallel, because the kernels release the GIL. Each kernel call writes only to the output
-of its view.
+of one view, so no locks are needed.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,9 @@ class NumbaRasteriser:
         return sample_bilinear(texture, uv)
 
     def _map_views(self, task: Callable[[int], object], count: int) -> list:
-        """Return [task(0), …, task(count − 1)], computed by the pool. Exceptions of tasks are raised here."""
+        """Return [task(0), …, task(count − 1)], computed by the pool. If a task raises an exception, this
+        method raises the exception.
+        """
         return list(self._pool.map(task, range(count)))
 
     def _find_pairs(

@@ -51,8 +51,8 @@ def build_edges(faces, vertex_count):
 
 @kernel
 def silhouette_side(clip, nx, ny, nw, opposite):
-    """Return on which side (±1) of the line n of an edge all its faces lie, or 0 if there is no such side.
-    Faces seen exactly edge-on are ignored.
+    """Return the side (±1) of the line n of an edge on which all faces of the edge lie, or 0 if there is no
+    such side. Faces seen exactly edge-on are ignored.
     """
     lowest, highest = 0, 0
     for vertex in opposite:
@@ -120,8 +120,8 @@ def find_pairs(clip, rast, vertices, start, opposite):
         else:
             axis, begin, end, along, across = 0, ay, by, height, width
             n_along, n_across = ny, nx
-        # The interval of lines is half-open. A line of pixel centres through the common vertex of two edges
-        # therefore crosses only one of them.
+        # The interval of lines is half-open, so that a line of pixel centres through the common vertex of two
+        # consecutive edges crosses only one of the edges.
         first = int(min(max(np.ceil(min(begin, end) - 0.5), 0.0), float(along)))
         stop = int(max(min(np.ceil(max(begin, end) - 0.5), float(along)), 0.0))
         inner_is_second = side * n_across > 0

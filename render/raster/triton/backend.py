@@ -241,7 +241,8 @@ def find_pairs(
         faces, edges.starts, edges.groups, marks, items, counts[:1], len(faces), half_edges, batch,
         BLOCK=config.half_edges,
     )  # fmt: skip
-    # If a mesh has many faces, these are small and their edges cross few lines, so LINES is 1.
+    # If a mesh has many faces, the faces are small and their edges cross few lines of pixel centres, so LINES
+    # is 1.
     many = len(faces) >= config.many_faces
     silhouette.find_crossings[(config.silhouette_programs,)](
         clip, rast, faces, items, counts[:1], winners, vertex_count, height, width,

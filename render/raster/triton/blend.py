@@ -86,8 +86,8 @@ def total_weights(weight, vertical):
 
 @triton.jit
 def load_colours(colour, pixel, step, mask, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
-    """Return the offsets and the masks of the pixel colours [N,1,C] and of the neighbour colours [N,4,C], the
-    pixel colours, and Δ.
+    """Return the offsets of the colours of the pixels [N,1,C] and of the neighbours [N,4,C], the masks of
+    both, the colours of the pixels, and Δ.
     """
     channel = tl.arange(0, PADDED)[None, None, :]
     own_offset = pixel[:, :, None] * CHANNELS + channel

@@ -10,8 +10,8 @@ from render.raster.triton.triangles import load_face
 def load_pixels(
     rast, faces, pixel_count, view_pixels, view_stride, CHANNELS, BLOCK: tl.constexpr, PADDED: tl.constexpr
 ):
-    """Return pixels, channels, whether each pixel exists, whether it is covered, u, v, and the offsets of its
-    three attribute rows.
+    """Return pixels, channels, whether each pixel is in the image, whether each pixel is covered, u, v, and
+    the offsets of the three attribute rows of each pixel.
 
     PADDED is the next power of two of CHANNELS. view_stride is 0 if all views share the attributes.
     """

@@ -27,12 +27,12 @@ class LaunchConfig:
 
     faces, edges, pixels, silhouettes_per_program: elements per program. half_edges: half-edges per program of
     the kernel that combines marks. blend_pixels: pixels per program of the blend kernels. lines_per_step:
-    pixel lines per silhouette that are processed at a time. A mesh with at least many_faces faces uses 1
-    instead. values: attribute or colour values per program, over all channels. small_box, medium_box: a face
-    is listed as medium if its bounding box has more than small_box pixels, and as large if it has more than
-    medium_box pixels. medium, large: the launches for the listed faces. silhouette_programs, blend_programs:
-    numbers of programs. They are fixed, because the list lengths are known only on the GPU. silhouette_warps:
-    warps per program.
+    pixel lines per silhouette that are processed at a time. For a mesh with at least many_faces faces, one
+    line is processed at a time. values: attribute or colour values per program, over all channels. small_box,
+    medium_box: a face is listed as medium if its bounding box has more than small_box pixels, and as large if
+    it has more than medium_box pixels. medium, large: the launches for the listed faces. silhouette_programs,
+    blend_programs: numbers of programs. These numbers do not depend on the lengths of the lists, because the
+    lengths are known only on the GPU. silhouette_warps: warps per program.
     """
 
     faces: int
@@ -54,7 +54,8 @@ class LaunchConfig:
 
 
 GPU_CONFIG = LaunchConfig(
-    # A program has one warp and one face per thread, because it runs as long as its largest face needs.
+    # A program has only one warp and one face per thread, because the whole program takes as long as its
+    # largest face.
     faces=32,
     edges=256,
     half_edges=256,
@@ -66,7 +67,7 @@ GPU_CONFIG = LaunchConfig(
     values=1024,
     small_box=64,
     medium_box=1024,
-    # A fragmented surface may have a million medium faces, so one warp processes two of them at a time.
+    # A fragmented surface may have a million medium faces, so one warp processes two medium faces at a time.
     medium=ListLaunch((2, 8, 8), (4096, 1), 1),
     large=ListLaunch((1, 8, 32), (256, 8), 4),
     silhouette_programs=8192,
@@ -95,7 +96,9 @@ INTERPRETER_CONFIG = LaunchConfig(
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
-    """Return a context in which the tensor's device is current. Triton launches on the current device."""
+    """Return a context in which the tensor's device is current, because Triton launches kernels on the
+    current device.
+    """
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 

@@ -1,16 +1,16 @@
 """Triton kernels that find the pixel pairs that silhouettes cross; see render/raster/silhouette.py.
 
-The half-edges of all faces are grouped by the smaller of their two vertices. This needs neither a sort nor a
-hash table, and allows any number of faces per edge. A half-edge has the number 3 · face + corner, where the
-corner is opposite the edge. The half-edge with the smallest number represents the edge.
+The half-edges of all faces are grouped by the smaller of their two vertices. This grouping needs neither a
+sort nor a hash table, and allows any number of faces per edge. A half-edge has the number 3 · face + corner,
+where the corner is opposite the edge. The half-edge with the smallest number represents the edge.
 
-First, each face is marked with the side that each view sees. Then the representative of each edge combines
-the marks of its faces, which show on which side of the edge each face is projected. If all faces are on one
-side, the edge is a silhouette. The silhouettes are listed, and their crossings with pixel rows or columns are
-computed. `winners` [B,2,H,W] int64 stores, at the axis and first pixel of each pair, the crossing that is
-farthest from the inner pixel. The value is −1 if there is no crossing. Otherwise it consists of 36 bits for
-the distance from the inner pixel, 26 bits for the half-edge, and one bit that is set if the inner pixel is
-the second.
+First, each face is marked with the side of the face that each view sees. Then the representative of each edge
+combines the marks of its faces, which show on which side of the edge each face is projected. If all faces are
+on one side, the edge is a silhouette. The silhouettes are listed, and their crossings with pixel rows or
+columns are computed. `winners` [B,2,H,W] int64 stores, at the axis and first pixel of each pair, the crossing
+that is farthest from the inner pixel. The value is −1 if there is no crossing. Otherwise the value consists
+of 36 bits for the distance from the inner pixel, 26 bits for the half-edge, and one bit that is set if the
+inner pixel is the second.
 """
 
 import triton
@@ -41,8 +41,9 @@ def load_half_edge(faces, half, mask):
 def count_half_edges(faces, counts, ranks, half_edges, BLOCK: tl.constexpr):
     """Count the half-edges of each smaller vertex v in counts[v + 1]. counts [V+1] int32 must start at zero.
 
-    ranks [3F] int32 receives the number of half-edges of the same vertex that were counted before. The order
-    of counting varies between runs. A half-edge whose ends are equal is not counted.
+    ranks [3F] int32 receives, for each half-edge, the number of half-edges of the same vertex that were
+    counted before this half-edge. This number varies between runs. A half-edge whose ends are equal is not
+    counted.
     """
     half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = half < half_edges
@@ -115,8 +116,8 @@ def list_silhouettes(
 ):
     """Append view << 32 | half-edge << 1 | plus to items for each silhouette.
 
-    plus: whether the faces of the edge lie on its plus side. items: [B·3F] int64. item_count [1]: int32,
-    starts at zero. Grid: (blocks of half-edges, words of views).
+    plus: whether the faces of the edge lie on the side with (low × high) · p > 0. items: [B·3F] int64.
+    item_count [1]: int32, starts at zero. Grid: (blocks of half-edges, words of views).
     """
     half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = half < half_edges
@@ -212,8 +213,8 @@ def find_crossings(
         along, across = tl.where(flat, width, height), tl.where(flat, height, width)
         n_along, n_across = tl.where(flat, normal[0], normal[1]), tl.where(flat, normal[1], normal[0])
         inner_is_second = (n_across > 0) == plus
-        # The interval of lines is half-open. A line of pixel centres through the common vertex of two edges
-        # therefore crosses only one of them.
+        # The interval of lines is half-open, so that a line of pixel centres through the common vertex of two
+        # consecutive edges crosses only one of the edges.
         first = tl.ceil(tl.minimum(start, end) - 0.5)
         stop = tl.ceil(tl.maximum(start, end) - 0.5)
         first = tl.minimum(tl.maximum(tl.where(valid, first, 0.0), 0.0), along * 1.0).to(tl.int32)

@@ -42,7 +42,7 @@ def loop_centre(index, size, EXACT: tl.constexpr):
     """Return `centre(index, size)`.
 
     EXACT: whether `size` is a power of two. A product with 2 / size then has the same bits as the quotient.
-    It is faster, because the compiler computes 2 / size before the loop.
+    The product is faster, because the compiler computes 2 / size before the loop.
     """
     if EXACT:
         return (index.to(tl.float64) + 0.5) * (tl.full([], 2.0, tl.float64) / size) - 1
@@ -150,8 +150,8 @@ def draw_pixel(
 ):  # fmt: skip
     """Store the face in the pixel if it covers the centre at a visible depth and no nearer face is stored.
 
-    The depth is a product of `scaled` and 1 / |det|. Its error is far below the depth step of the key. The
-    comparison of `scaled` with |det| is equal to a comparison of the quotient with 1.
+    The depth is a product of `scaled` and 1 / |det|. Its error is far below the depth step of the key.
+    `scaled` is compared with |det|, which has the same result as comparing the quotient with 1.
     """
     det, inverse = determinant
     x, y = loop_centre(column, width, EXACT), loop_centre(row, height, EXACT)
@@ -178,8 +178,9 @@ def draw_small_faces(
 ):  # fmt: skip
     """Draw faces with a bounding box of at most SMALL pixels, and list the others.
 
-    Faces with at most MEDIUM pixels are written to list_items from its start. Larger faces are written from
-    its end. Grid: (blocks of faces, views). keys [B,H,W] int64; list_items [B·F] int64; counts [2] int32.
+    Of the listed faces, those with at most MEDIUM pixels are written to list_items from the start, and larger
+    faces are written from the end. Grid: (blocks of faces, views). keys [B,H,W] int64; list_items [B·F]
+    int64; counts [2] int32.
     """
     view = tl.program_id(1).to(tl.int64)
     face = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -211,7 +212,9 @@ def draw_small_faces(
 
 @triton.jit
 def next_list_indices(count, selected):
-    """Return a free list index for each selected face. `count` is atomically increased by their number."""
+    """Return a free list index for each selected face. `count` is atomically increased by the number of
+    selected faces.
+    """
     selected = selected.to(tl.int32)
     found = tl.sum(selected)
     first = tl.atomic_add(count, found, mask=found > 0, sem="relaxed")
