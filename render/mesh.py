@@ -39,7 +39,7 @@ class Mesh:
 
 
 def face_cross(v_pos: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "F 3"]:
-    """Return face normals [F,3]. Their length is twice the area of the face."""
+    """Return face normals [F,3]. The length of each normal is twice the area of the face."""
     # index_select is used instead of v_pos[faces], because its backward pass only adds values. The backward
     # pass of v_pos[faces] also sorts the indices, which is slower.
     a, b, c = (v_pos.index_select(0, faces[:, corner]) for corner in range(3))

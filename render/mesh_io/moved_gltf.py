@@ -168,8 +168,8 @@ class _MovedDocument:
         return pack_glb(self.tree, bytes(binary))
 
     def _own_mesh(self, node: int) -> int:
-        """Return the mesh index of a node. If the mesh was already moved for another node, the original mesh
-        is copied.
+        """Return the mesh index of a node. If the mesh was already moved for another node, the node gets a
+        copy of the original mesh.
         """
         if node not in self._mesh_of_node:
             mesh = self.tree["nodes"][node]["mesh"]

@@ -22,7 +22,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Part:
-    """The triangles of one node with one material. has_uv: whether they have texture coordinates."""
+    """The triangles of one node with one material. has_uv: whether the triangles have texture coordinates."""
 
     node: int
     material: int

@@ -1,4 +1,4 @@
-"""Rasteriser backend for NVIDIA's nvdiffrast on CUDA. It is imported only if nvdiffrast is selected."""
+"""Rasteriser for NVIDIA's nvdiffrast on CUDA. This module is imported only if nvdiffrast is selected."""
 
 from typing import Literal
 
@@ -12,8 +12,9 @@ from render.raster.silhouette import CachedByFaces, blend_pairs, build_edges, fi
 class NvdiffrastRasteriser:
     """Rasteriser on nvdiffrast's CUDA context (no OpenGL), float32 on one CUDA device.
 
-    antialias: "nvdiffrast" selects nvdiffrast's own method. It is fast, but it loses most of the silhouette
-    gradient if triangles are about as small as one pixel. "edge" selects the method of silhouette.py.
+    antialias: "nvdiffrast" selects nvdiffrast's own method. This method is fast, but loses most of the
+    silhouette gradient if triangles are about as small as one pixel. "edge" selects the method of
+    silhouette.py.
     """
 
     name = "nvdiffrast"

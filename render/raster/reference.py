@@ -1,11 +1,11 @@
 """The reference rasteriser in torch. It runs on any device. Tests compare the fast backends with it.
 
-It uses homogeneous edge functions (Olano and Greer, "Triangle scan conversion using 2D homogeneous
-coordinates", 1997). For vᵢ = (xᵢ, yᵢ, wᵢ) and a pixel centre p = (x, y, 1), the cᵢ are the solution of p = Σ
-cᵢ vᵢ. The pixel lies in the triangle if all cᵢ ≥ 0. No clipping at w = 0 is needed, the weights cᵢ / Σc are
-perspective-correct, and z/w = Σ cᵢ zᵢ. By Cramer's rule cᵢ = eᵢ / det with eᵢ = p · (vᵢ₊₁ × vᵢ₊₂). For two
-triangles with a common edge, the two values of eᵢ for this edge are exact negatives, because float32 products
-are exact in float64. Adjacent triangles therefore have neither gaps nor overlaps.
+The rasteriser uses homogeneous edge functions (Olano and Greer, "Triangle scan conversion using 2D
+homogeneous coordinates", 1997). For vᵢ = (xᵢ, yᵢ, wᵢ) and a pixel centre p = (x, y, 1), the cᵢ are the
+solution of p = Σ cᵢ vᵢ. The pixel lies in the triangle if all cᵢ ≥ 0. No clipping at w = 0 is needed, the
+weights cᵢ / Σc are perspective-correct, and z/w = Σ cᵢ zᵢ. By Cramer's rule cᵢ = eᵢ / det with eᵢ = p · (vᵢ₊₁
+× vᵢ₊₂). For two triangles with a common edge, the two values of eᵢ for this edge are exact negatives, because
+float32 products are exact in float64. Adjacent triangles therefore have neither gaps nor overlaps.
 """
 
 import torch

@@ -55,7 +55,7 @@ class Pairs:
 class CachedByFaces:
     """A function `build` with a cache of its last result, for meshes with fixed topology.
 
-    The result is built again for a new tensor and for a tensor that was modified in place.
+    The result is built again if `faces` is a new tensor or was modified in place.
     """
 
     def __init__(self, build: Callable) -> None:

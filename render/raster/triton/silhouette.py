@@ -71,7 +71,8 @@ def group_half_edges(faces, starts, ranks, groups, half_edges, BLOCK: tl.constex
 
 @triton.jit(do_not_specialize=["face_count", "vertex_count", "batch"])
 def mark_faces(clip, faces, marks, face_count, vertex_count, batch, BLOCK: tl.constexpr):
-    """Write marks [words,F] int32: two bits per view, 1 if det > 0, 2 if det < 0, and 0 if seen edge-on.
+    """Write marks [words,F] int32: two bits per view, 1 if det > 0, 2 if det < 0, and 0 if the face is seen
+    edge-on.
 
     det = v₀ · (v₁ × v₂) over (x, y, w). Grid: (blocks of faces, words of VIEWS_PER_WORD views).
     """
