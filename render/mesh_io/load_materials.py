@@ -15,7 +15,7 @@ def load_materials(path: str | Path, pictures: bool = True) -> tuple[SurfaceMate
     """Read the materials of a mesh file. If the format has no materials, the only element of the result is
     `DEFAULT_MATERIAL`.
 
-    pictures: whether to read pictures. If it is False, only names and settings are read.
+    pictures: whether to read pictures. If `pictures` is False, only names and settings are read.
 
     Raises:
         ValueError, OSError: if a material cannot be read. The message contains the file, the material and the

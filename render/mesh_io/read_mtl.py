@@ -46,7 +46,7 @@ def read_mtl_materials(path: Path, pictures: bool = True) -> tuple[SurfaceMateri
     """Read the materials that the faces of an OBJ file use, in the order of their first use.
 
     Materials that no library defines and faces without a material have the default appearance. pictures:
-    whether to read appearances. If it is False, only the names are read.
+    whether to read appearances. If `pictures` is False, only the names are read.
 
     Raises:
         FileError: if a picture is missing or cannot be read, or a value is not a number.

@@ -1,4 +1,4 @@
-"""Rasteriser for NVIDIA's nvdiffrast on CUDA. This module is imported only if nvdiffrast is selected."""
+"""Rasteriser with NVIDIA's nvdiffrast on CUDA. This module is imported only if nvdiffrast is selected."""
 
 from typing import Literal
 

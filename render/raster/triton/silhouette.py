@@ -117,8 +117,8 @@ def list_silhouettes(
 ):
     """Append view << 32 | half-edge << 1 | plus to items for each silhouette.
 
-    plus: whether the faces of the edge lie on the side with (low × high) · p > 0. items: [B·3F] int64.
-    item_count [1]: int32, starts at zero. Grid: (blocks of half-edges, words of views).
+    plus: whether the faces of the edge lie on the side where (low × high) · p > 0 for points p = (x, y, w).
+    items: [B·3F] int64. item_count [1]: int32, starts at zero. Grid: (blocks of half-edges, words of views).
     """
     half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = half < half_edges
