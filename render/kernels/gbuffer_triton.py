@@ -95,8 +95,8 @@ def _backward(
     values, rast, pixel, faces, v_pos, camera, grad_position, grad_normal, grad_to_viewer,
     grad_values, grad_v_pos, view_pixels, count, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the covered pixels of grad_values [B*H*W,6], and add to grad_v_pos [V,3], which must start at
-    zero.
+    """Write the covered pixels of grad_values [B*H*W,6], and add the gradients of the vertex positions to
+    grad_v_pos [V,3], which must be zero at the start.
 
     An input gradient of None counts as 0. An output gradient of None is not computed. The factor `side` (±1)
     of the shading normal has no gradient.

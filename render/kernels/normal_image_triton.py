@@ -58,7 +58,10 @@ def _backward(
 def normal_image(
     points: SurfacePoints, rotation: Float[Tensor, "B 3 3"], flip: bool
 ) -> Float[Tensor, "B H W 4"]:
-    """Return scene.normal_image for float32 tensors. It is differentiable with respect to points.normal."""
+    """Return the same image as the function `normal_image` in render/scene.py. The tensors must be float32.
+
+    The image is differentiable with respect to points.normal.
+    """
     return _NormalImage.apply(points.normal, points.pixel, rotation, tuple(points.rast.shape[:3]), flip)
 
 

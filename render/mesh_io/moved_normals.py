@@ -13,7 +13,8 @@ def corner_normals(
     """Return new unit normals, and the index of the normal of each corner.
 
     v_pos: the moved positions. Faces that meet at a position use the same vertex. old: the normals of the
-    corners before the vertices were moved. Corners of a vertex whose old normals agree share one new normal.
+    corners before the vertices were moved. If corners of the same vertex have nearly equal old normals, they
+    share one new normal.
     The new normal is the direction of the area-weighted sum of the face normals of these corners. If this sum
     is 0, the old normal is kept.
     """

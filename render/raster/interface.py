@@ -58,8 +58,8 @@ class Rasteriser(Protocol):
         """Blend the pixels along visible silhouettes by coverage.
 
         The result is differentiable with respect to colour and clip. Only this function gives gradients for
-        an object's outline. Vertices at the same position must share an index, because an edge with only one
-        face counts as an open border.
+        an object's outline. Vertices at the same position must share an index. Otherwise an inner edge
+        consists of two edges with one face each, and these are blended like an outline.
         """
 
     def texture(

@@ -37,7 +37,7 @@ class PaintedSurface(nn.Module):
     mesh: a mesh with uv, tangents and handedness. has_uv: whether the uv of a face are those of the file.
     Faces without uv in the file use the texel at uv (0, 0). table: the given textures and the mask, or None
     if neither is used. masked: whether the given textures are mixed in where the mask is below 1.
-    given_normals: whether the given normals are used, because the field has no normals.
+    given_normals: whether the normals of the given textures are used. Requires a field without normals.
     """
 
     def __init__(

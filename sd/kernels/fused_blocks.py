@@ -78,7 +78,10 @@ def is_supported_convolution(module: nn.Module | None) -> bool:
 
 
 def is_supported_downsampler(module: nn.Module | None) -> bool:
-    """Return whether a block pads one row at the bottom and one column at the right before a convolution."""
+    """Return whether a module is a `Downsample2D` of the VAE.
+
+    Before its convolution, it pads one row at the bottom and one column at the right.
+    """
     from diffusers.models.downsampling import Downsample2D
 
     return (

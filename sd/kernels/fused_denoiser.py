@@ -115,7 +115,10 @@ def is_supported_upsampler(module: nn.Module | None) -> bool:
 
 
 def is_supported_denoiser(unet: nn.Module) -> bool:
-    """Return whether `FusedDenoiser` supports a `UNet2DConditionModel` with fused blocks."""
+    """Return whether `FusedDenoiser` supports this network.
+
+    It must be a `UNet2DConditionModel` whose blocks are already fused.
+    """
     from diffusers.models.unets import unet_2d_blocks
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 

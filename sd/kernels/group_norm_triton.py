@@ -225,8 +225,8 @@ def _grad_sums(
     weight_value = tl.load(weight + channel, mask=channel_mask, other=0.0).to(tl.float32)
     x += sample * N * C
     dy += sample * N * C
-    # The sums of a / weight and of a / weight · (x − mean). After the loop, the first is multiplied by weight
-    # and the second by rstd · weight.
+    # `first` is the sum of a / weight, and `second` is the sum of (a / weight) · (x − mean). After the loop,
+    # `first` is multiplied by weight and `second` by rstd · weight.
     first = tl.zeros([ROWS, CHANNELS], tl.float32)
     second = tl.zeros([ROWS, CHANNELS], tl.float32)
     for start in tl.range(0, rows, ROWS, num_stages=STAGES):
@@ -304,7 +304,7 @@ class LaunchConfig:
         common = math.gcd(self.first, self.channels)
         power = common & -common
         channels_per_tile = power if power >= 32 else triton.next_power_of_2(self.channels)
-        # Whether no tile contains channels of both tensors.
+        # True if each tile contains channels of only one of the two concatenated tensors.
         self.separable = not other_channels or power >= 32
         self.tile_block = {"CHANNELS": min(channels_per_tile, MAX_TILE_CHANNELS), "num_warps": WARPS}
         self.tile_block["ROWS"] = TILE // self.tile_block["CHANNELS"]

@@ -355,7 +355,8 @@ def test_a_section_that_a_mode_does_not_read_may_change(pair, model_folder, tmp_
     task, _, device = tasks.build_task(config)
     guidance = make_guidance(config, load_priors(config, device, task.inputs), device)
     loop.make_prefetcher(config, guidance, task.schedule, SINGLE_PROCESS)
-    unread = sections - read - {"camera", "export"}  # These sections are read only in or after training.
+    # The sections camera and export are read during or after training, and this test only builds the run.
+    unread = sections - read - {"camera", "export"}
     assert unread and unread <= set(config.run.traits.unused_sections)
 
 

@@ -178,8 +178,8 @@ def draw_small_faces(
 ):  # fmt: skip
     """Draw faces with a bounding box of at most SMALL pixels, and list the others.
 
-    Of the listed faces, those with at most MEDIUM pixels are written to list_items from the start, and larger
-    faces are written from the end. Grid: (blocks of faces, views). keys [B,H,W] int64; list_items [B·F]
+    Listed faces with a box of at most MEDIUM pixels fill list_items forwards from its start. Larger faces
+    fill it backwards from its end. Grid: (blocks of faces, views). keys [B,H,W] int64; list_items [B·F]
     int64; counts [2] int32.
     """
     view = tl.program_id(1).to(tl.int64)
@@ -308,8 +308,8 @@ def add_corner_gradient(grad_clip, vertex, point, cotangent, mask):
 def resolve_backward(
     clip, faces, rast, grad_rast, grad_clip, vertex_count, pixel_count, height, width, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Add the gradient with respect to x, y, w of the corners to grad_clip [B,V,4] (float64), given that of u
-    and v.
+    """Compute the gradient with respect to x, y, w of the corners from the gradient with respect to u and v
+    in grad_rast, and add it to grad_clip [B,V,4] (float64).
 
     As in numba/triangles.py, ∂L/∂v₀ = p × (g₁ v₂ − g₂ v₁) with gᵢ = ∂L/∂eᵢ. The gradients of v₁ and v₂ follow
     by cyclic permutation of the indices.

@@ -226,9 +226,9 @@ def test_faults_of_user_uv_are_found(unwrapped):
 
 
 def test_aligned_small_charts_are_not_reported_as_overlapping():
-    """The squares contain no texel centre of a 512² image.
+    """The squares contain no texel centre of a 512² image, so in such an image they cover an area of 0.
 
-    A check with 512² texels would report an overlap.
+    A check with 512² texels therefore reports an overlap that does not exist.
     """
     place = torch.stack(torch.meshgrid(torch.arange(0, 512, 4), torch.arange(0, 512, 4), indexing="ij"), -1)
     square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]) * 0.8 + 0.6

@@ -65,8 +65,8 @@ def test_every_tensor_of_the_full_size_maps_one_to_one():
     assert len(named) == len(layout.part(weights, layout.UNET)) == 690
     unet.load_state_dict(named, strict=True, assign=True)
     assert tuple(unet.class_embedding.linear_1.weight.shape) == (1280, 16)
-    # The count is that of the denoiser of version 2.1, plus 16 · 1280 + 1280 + 1280² + 1280 parameters of the
-    # camera embedding.
+    # The first number is the parameter count of SD 2.1's denoiser. The camera embedding has
+    # 16 · 1280 + 1280 + 1280² + 1280 parameters.
     assert sum(p.numel() for p in unet.parameters()) == 865_910_724 + 1_661_440
 
 

@@ -198,8 +198,8 @@ def test_the_second_stop_kills(runner, tmp_path):
 def test_a_job_outlasts_the_thread_that_asks_for_it(runner, tmp_path):
     threading.Thread(target=start, args=(runner, tmp_path)).start()
     wait_for(lambda: runner.job is not None and "started" in runner.job.output())
-    # Without a countermeasure, the system would send a signal to the process when the thread that started it
-    # ends, a few milliseconds later.
+    # Linux sends the parent-death signal to a process when the thread that started the process ends. The
+    # runner therefore starts processes from a thread of its own. The calling thread ends during this sleep.
     time.sleep(0.3)
     assert runner.job.state == "running"
 
