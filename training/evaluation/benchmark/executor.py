@@ -70,9 +70,8 @@ class ResultStore:
 
     def write(self) -> None:
         """Write results.json and table.md. If a trial was repeated, only its last result is used."""
-        latest = list({result["name"]: result for result in self.results}.values())
-        summary = summarise(latest, list(self.settings))
-        content = {**self.run_info, "settings": self.settings, "summary": summary, "trials": latest}
+        summary = self.summary()
+        content = {**self.run_info, "settings": self.settings, "summary": summary, "trials": self.latest()}
         write_text(self.out / "results.json", json.dumps(content, indent=1) + "\n")
         write_text(self.out / "table.md", table(summary) + "\n")
 

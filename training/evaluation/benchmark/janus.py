@@ -15,8 +15,6 @@ from training.evaluation.benchmark.settings import SHAPE
 
 # Shares of front views in the training data of the priors.
 FRONT_SHARES = ("0.5", "0.75", "0.9", "0.99")
-# The categories with a distinct front.
-CATEGORIES = ("car", "chair", "quadruped", "person", "head")
 REMEDIES: dict[str, dict[str, object]] = {
     "nothing": {"add_directional_text": False},
     "view words": {"add_directional_text": True},
