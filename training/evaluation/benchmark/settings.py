@@ -26,14 +26,15 @@ START_SCALES = {"tall": (0.45, 0.65, 0.45), "round": (0.55, 0.55, 0.55), "long":
 TWELVE = "car chair quadruped person head fish airplane boat mug pineapple bird hamburger".split()
 
 EARLY_LATE = {"early_time_step_range": [0.5, 0.98], "late_time_step_range": [0.02, 0.5]}
+# The settings without values are those of the demo configs, with normal_consistency 0.03.
 SUITES: dict[str, dict[str, dict[str, object]]] = {
     "regularisers": {
         "baseline": {},
-        "nc 0.03": {"normal_consistency": 0.03},
+        "none": {"normal_consistency": 0.0},
         "nc 0.1": {"normal_consistency": 0.1},
         "nc 0.3": {"normal_consistency": 0.3},
-        "laplacian 30": {"laplacian": 30.0},
-        "laplacian 100": {"laplacian": 100.0},
+        "laplacian 30": {"normal_consistency": 0.0, "laplacian": 30.0},
+        "laplacian 100": {"normal_consistency": 0.0, "laplacian": 100.0},
     },
     "scores": {
         "sds": {},
