@@ -1,17 +1,22 @@
 """Execute assets/demo.ipynb in a kernel with the embedded prior and few steps."""
 
 import base64
+import contextlib
+import io
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from training import check_environment
+
 ROOT = Path(__file__).parents[1]
-TOY = "--iter 12 --coarse_iter 12 --batch 1 --train_res 32 32 --preview_res 32 32 --texture_res 64 64 "
-TOY += "--dmtet_grid 24 --save_interval 6 --video_interval 0 --device cpu --validate false "
+TOY = "--iter 4 --coarse_iter 4 --batch 1 --train_res 32 32 --preview_res 32 32 --texture_res 64 64 "
+TOY += "--dmtet_grid 24 --save_interval 4 --video_interval 0 --device cpu --validate false "
 TOY += "--env_resolution 64"
 
 
@@ -56,16 +61,39 @@ def test_notebook_has_no_outputs_and_names_existing_files():
     assert len(named) > 4 and all((ROOT / name).is_file() for name in named)
 
 
-def test_run_in_a_checkout_shows_images_and_mesh(tmp_path):
-    done = execute(notebook(OUT=str(tmp_path / "run"), OPTIONS=TOY.split()), ROOT / "assets")
+CHECKED = [pytest.param(False, id="without --check"), pytest.param(True, id="whole", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("checked", CHECKED)
+def test_run_in_a_checkout_shows_images_and_mesh(checked, tmp_path):
+    found = notebook(OUT=str(tmp_path / "run"), OPTIONS=TOY.split())
+    if not checked:
+        found.cells = [cell for cell in found.cells if cell.id != "install"]
+    done = execute(found, ROOT / "assets")
     text = outputs(done, "text")
-    assert f"working in {ROOT}\n" in text and "ready: the demo can run" in text
+    assert f"working in {ROOT}\n" in text and ("ready: the demo can run" in text) is checked
     mesh = tmp_path / "run_appearance" / "dmtet_mesh" / "mesh.glb"
     assert str(mesh) in text
     assert len(outputs(done, "image/png")) >= 1
     (page,) = (page for page in outputs(done, "text/html") if "model-viewer" in page)
     assert base64.b64encode(mesh.read_bytes()).decode("ascii") in page
     assert "http://" not in page.partition("<model-viewer")[2]
+
+
+def test_install_cell_prints_the_environment_check(monkeypatch, capsys):
+    """The check is called in this process, because a new process would import all packages again."""
+
+    def run_here(command, **options):
+        assert command == [sys.executable, "train.py", "--check"] and options["capture_output"]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            code = check_environment.main(command[2:])
+        return subprocess.CompletedProcess(command, code, printed.getvalue())
+
+    found = notebook()
+    found.cells = [cell for cell in found.cells if cell.id in ("checkout", "install")]
+    monkeypatch.setattr(subprocess, "run", run_here)
+    run_cells(found, ROOT, monkeypatch)
+    assert capsys.readouterr().out.endswith("ready: the demo can run\n\n")
 
 
 def test_outside_a_checkout_repository_is_required(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def table(text):
 
 
 def test_complete_installation_is_ready_and_all_requirements_have_rows(capsys, monkeypatch):
-    # The command is called in this process, because test_notebook.py already runs it in a new process.
+    # The command is called in this process, because test_notebook.py runs it in a new process with `-m slow`.
     monkeypatch.chdir(ROOT)
     code = check_environment.main(["--check"])
     printed = capsys.readouterr().out

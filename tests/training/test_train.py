@@ -31,7 +31,7 @@ from training.priors import load_priors, make_guidance
 from training.step_guard import MAX_BAD_STEPS
 
 ROOT = Path(__file__).parents[2]
-FIT = 70
+FIT = 40
 
 
 @pytest.fixture(autouse=True, scope="module")
