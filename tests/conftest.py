@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import signal
+from pathlib import Path
 
 # By default, idle OpenMP threads wait in a busy loop. A step is then eight times slower if another process
 # is busy.
@@ -121,6 +122,36 @@ LONG += (
     "test_make_classifier",
 )
 LONG += ("test_interface", "test_browser", "test_group_norm_triton", "test_fuzz", "test_end_to_end")
+
+# The files of a group run in the same test process, because they share a process that takes seconds to start:
+# the fork server of multiprocess_harness.py, and the compiler process of triton_compile.py.
+GROUPS = {
+    "test_distributed": "fork server",
+    "test_make_tiny_sd": "fork server",
+    "test_make_classifier": "fork server",
+    "test_end_to_end": "fork server",
+    "test_benchmark": "fork server",
+    "test_signals": "fork server",
+    "test_triton_backend": "compiler",
+    "test_geometry_kernels": "compiler",
+    "test_sd_kernels_compiled": "compiler",
+    "test_render_kernels_compiled": "compiler",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Return a scheduler for --dist loadfile that runs the files of a group in one test process."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class GroupScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return GROUPS.get(Path(file).stem, file)
+
+    return GroupScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):

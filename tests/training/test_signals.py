@@ -1,4 +1,4 @@
-"""Test recorded signals, Ctrl-C during the imports, and processes that end when their parent ends."""
+"""Test recorded signals, Ctrl-C, and processes that end when their parent ends."""
 
 import os
 import signal
@@ -7,8 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import multiprocess_harness
 import pytest
+from test_train import geometry
 
+from training.checkpoint import load_latest
 from training.signals import SIGNALS, SignalRecorder, StopRequest
 
 ROOT = Path(__file__).parents[2]
@@ -79,3 +82,19 @@ def test_workers_end_with_a_killed_launcher():
     while Path(f"/proc/{worker}").exists() and " Z " not in Path(f"/proc/{worker}/stat").read_text():
         assert time.monotonic() < deadline, "the worker outlives its launcher"
         time.sleep(0.05)
+
+
+def test_interrupt_saves_and_the_same_command_resumes(model_folder, tmp_path):
+    fit = multiprocess_harness.FIT
+    settings = {"iter": fit + 400, "coarse_iter": fit + 200, "learning_rate": 5e-3, "video_interval": 0}
+    config = geometry(tmp_path, model_folder, **settings)
+    log = tmp_path / "shape/log.jsonl"
+    with multiprocess_harness.ProcessGroup(1, ["--config", config], tmp_path) as processes:
+        while not log.exists() or log.read_text().count("\n") <= fit + 5:
+            assert processes.members[0].is_alive(), processes.text()
+            time.sleep(0.02)
+        os.kill(processes.members[0].pid, signal.SIGINT)
+        assert processes.wait() == [128 + signal.SIGINT], processes.text()
+        assert "resume" in processes.text()
+    step = load_latest(tmp_path / "shape/checkpoints").step
+    assert step == log.read_text().count("\n") > fit

@@ -5,14 +5,11 @@ import importlib.util
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
-import multiprocess_harness
 import pytest
 import torch
 import trimesh
@@ -258,22 +255,6 @@ def test_a_folder_with_another_run_is_rejected_and_unchanged(pair, model_folder,
     )
     assert "text" in message and "a car" in message and "out_dir" in message
     assert all(path.read_bytes() == content for path, content in before.items())
-
-
-def test_interrupt_saves_and_the_same_command_resumes(model_folder, tmp_path):
-    fit = multiprocess_harness.FIT
-    settings = {"iter": fit + 400, "coarse_iter": fit + 200, "learning_rate": 5e-3, "video_interval": 0}
-    config = geometry(tmp_path, model_folder, **settings)
-    log = tmp_path / "shape/log.jsonl"
-    with multiprocess_harness.ProcessGroup(1, ["--config", config], tmp_path) as processes:
-        while not log.exists() or log.read_text().count("\n") <= fit + 5:
-            assert processes.members[0].is_alive(), processes.text()
-            time.sleep(0.02)
-        os.kill(processes.members[0].pid, signal.SIGINT)
-        assert processes.wait() == [128 + signal.SIGINT], processes.text()
-        assert "resume" in processes.text()
-    step = load_latest(tmp_path / "shape/checkpoints").step
-    assert step == log.read_text().count("\n") > fit
 
 
 def test_empty_surface_stops_with_advice(model_folder, tmp_path, capsys, caplog, monkeypatch):

@@ -54,7 +54,7 @@ def classifier(tmp_path_factory):
         instances=4,
         held_out_instances=2,
         batch=24,
-        steps=80,
+        steps=50,
         widths=(8, 16, 24, 32),
         image_size=32,
         grid=40,
