@@ -40,7 +40,7 @@ run_and_exit(main)
 """
 
 
-@pytest.mark.parametrize("target", ["closed pipe", "/dev/full"])
+@pytest.mark.parametrize("target", ["closed pipe", pytest.param("/dev/full", marks=pytest.mark.slow)])
 def test_stderr_pipe_closed(target, tmp_path):
     """A run completes and exits with 0 even if its log lines cannot be written."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -53,6 +53,17 @@ def test_stderr_pipe_closed(target, tmp_path):
     os.close(stderr)
     assert done.returncode == 0
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300
+
+
+def test_lossy_stream_ignores_a_full_device():
+    with open("/dev/full", "w") as full:
+        lossy = LossyStream(full)
+        lossy.write("a")
+        lossy.flush()
+        with pytest.raises(OSError, match="No space left"):
+            full.flush()
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), full.fileno())
 
 
 def test_lossy_stream_writes_the_encodable_part():

@@ -49,21 +49,28 @@ def test_tiled_square_covers_each_centre_once(rasteriser):
         assert torch.equal(together, expected > 0)
 
 
-def test_coverage_equals_exact_half_planes(rasteriser):
-    generator = torch.Generator().manual_seed(1)
-    height, width = 8, 16
-    triangles = torch.randint(-8, 40, (40, 3, 2), generator=generator) / 2
+@pytest.fixture(scope="module")
+def exact_coverage():
+    """Return triangles [N,3,2], and two masks [N,H,W] of the pixel centres inside and outside of each."""
+    triangles = torch.randint(-8, 40, (40, 3, 2), generator=torch.Generator().manual_seed(1)) / 2
+    inside, outside = torch.zeros(2, 40, 8, 16, dtype=torch.bool)
+    for (view, row, column), _ in np.ndenumerate(inside):
+        corners, p = triangles[view], (column + 0.5, row + 0.5)
+        sides = {exact_side(corners[i], corners[(i + 1) % 3], p) for i in range(3)}
+        inside[view, row, column] = len(sides) == 1 and 0 not in sides
+        outside[view, row, column] = {1, -1} <= sides
+    return triangles, inside, outside
+
+
+def test_coverage_equals_exact_half_planes(rasteriser, exact_coverage):
+    triangles, inside, outside = exact_coverage
+    height, width = inside.shape[1:]
     # Each view shows one of the triangles.
     clip = torch.cat([to_clip(corners, (height, width)) for corners in triangles])
     rast = rasteriser.rasterize(clip, torch.tensor([[0, 1, 2]]), (height, width))
-    for view, corners in enumerate(triangles):
-        for row in range(height):
-            for column in range(width):
-                p = (column + 0.5, row + 0.5)
-                sides = [exact_side(corners[i], corners[(i + 1) % 3], p) for i in range(3)]
-                inside, outside = len(set(sides)) == 1 and 0 not in sides, {1, -1} <= set(sides)
-                if inside or outside:
-                    assert (rast[view, row, column, 3] > 0) == inside
+    covered = rast[..., 3] > 0
+    assert inside.any() and outside.any()
+    assert covered[inside].all() and not covered[outside].any()
 
 
 # The following tests compare perspective with a reference that intersects rays with triangles in world space.
