@@ -10,7 +10,7 @@ from reduced_work import shorten_fit
 from toy_config import TINY
 
 from training.evaluation.benchmark import __main__ as command
-from training.evaluation.benchmark import executor
+from training.evaluation.benchmark import chart, executor, measure
 from training.evaluation.benchmark.executor import Queue, ResultStore, run_queue
 from training.evaluation.benchmark.janus import HEIGHT, MARGIN, draw_curve, two_faced_shares
 from training.evaluation.benchmark.measure import run_trial
@@ -152,6 +152,58 @@ def test_the_curve_has_a_point_for_each_prior_that_was_measured(tmp_path):
     assert rows.min() == HEIGHT - 2 * MARGIN - round(0.75 * (HEIGHT - 2 * MARGIN)) - 4
 
 
+CHART = {
+    "a": {SHAPE: {"roughness_ratio": 2.0}, PAINT: {"relit_error": 0.1}},
+    "b": {SHAPE: {"roughness_ratio": 0.5}, PAINT: {}},
+    "c": {SHAPE: {"failed": 1}, PAINT: {"relit_error": 0.05}},
+    "d": {"cost": {}},
+}
+
+
+def bar_lengths(image, panel, rows, colour):
+    """Return the number of pixels of a colour in the middle line of each bar of a panel."""
+    across = slice(panel * chart.PANEL, (panel + 1) * chart.PANEL)
+    lines = [chart.TITLE + chart.ROW * row + chart.BAR_HEIGHT // 2 for row in range(rows)]
+    return [int((image[line, across] == colour).all(-1).sum()) for line in lines]
+
+
+def test_the_chart_s_bars_are_proportional_to_the_means(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"summary": CHART}))
+    path = tmp_path / "chart.png"
+    assert chart.main([str(tmp_path / "results.json"), "--out", str(path)]) == 0
+    image = np.asarray(Image.open(path))
+    assert image.shape == (chart.TITLE + 2 * chart.ROW, 2 * chart.PANEL, 3)
+    blue, red = (0x24, 0x71, 0xA3), (0xC0, 0x39, 0x2B)
+    # The line at the ratio 1 covers one pixel of the first bar. The second bar ends left of it.
+    assert bar_lengths(image, 0, 2, blue) == [chart.BAR - 1, round(chart.BAR / 4)]
+    assert bar_lengths(image, 1, 2, red) == [chart.BAR, chart.BAR // 2]
+    gap = image[chart.TITLE + chart.BAR_HEIGHT + 4, chart.LABEL :]
+    assert np.flatnonzero((gap == 0).all(-1)).tolist() == [chart.BAR // 2 - 1]
+
+
+def test_a_chart_needs_a_summary(tmp_path, capsys):
+    (tmp_path / "other.json").write_text("[]")
+    assert chart.main([str(tmp_path / "other.json"), "--out", str(tmp_path / "chart.png")]) == 2
+    assert "other.json: no summary" in capsys.readouterr().out
+    chart.draw_chart({"d": {"cost": {}}}, tmp_path / "chart.png")
+    assert not (tmp_path / "chart.png").exists()
+
+
+@pytest.mark.parametrize(("stage", "kept"), [(COST, []), (SHAPE, ["earlier"])])
+def test_the_memory_of_a_step_excludes_priors_of_earlier_trials(stage, kept, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stopped(config):
+        raise Stop
+
+    monkeypatch.setattr(measure, "_priors", {"earlier": []})
+    monkeypatch.setattr(measure, "trained", stopped)
+    with pytest.raises(Stop):
+        run_trial(Trial(stage, "a", "car", 1), {}, {}, tmp_path)
+    assert list(measure._priors) == kept
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -199,6 +251,7 @@ def test_a_benchmark_at_toy_size_runs_in_a_process_and_continues(model_folder, t
     assert 0 < paint["albedo_error"] < 1 and 0 < paint["relit_error"] < 1 and "roughness_error" in paint
     assert content["machine"]["torch"] and content["command"] and content["date"]
     assert (out / "sheet.jpg").stat().st_size > 1000
+    assert Image.open(out / "chart.png").width == chart.PANEL
     assert "| baseline |" in (out / "table.md").read_text()
     lines = (out / "trials.jsonl").read_text()
     assert lines.count("\n") == 1

@@ -4,10 +4,10 @@
 
 Each trial optimizes either the geometry of a category with the demo's settings, or the appearance of a
 procedural object whose true mesh and material are known. Three files are written after each trial:
-OUT/trials.jsonl (one line per trial), OUT/results.json (means of each setting), OUT/table.md. OUT/sheet.jpg
-is written at the end. With --suite janus, OUT/curve.png is also written. Run the same command again to
-continue: trials in trials.jsonl are not repeated. Arguments KEY=VALUE after -- are config values for all
-trials.
+OUT/trials.jsonl (one line per trial), OUT/results.json (means of each setting), OUT/table.md. OUT/chart.png
+and OUT/sheet.jpg are written at the end. With --suite janus, OUT/curve.png is also written. Run the same
+command again to continue: trials in trials.jsonl are not repeated. Arguments KEY=VALUE after -- are config
+values for all trials.
 """
 
 import argparse
@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from configs.errors import ConfigError
 from dataset.procedural import CATEGORIES
+from training.evaluation.benchmark.chart import draw_chart
 from training.evaluation.benchmark.executor import Queue, ResultStore, run_queue
 from training.evaluation.benchmark.janus import draw_curve, janus_settings
 from training.evaluation.benchmark.settings import (
@@ -123,6 +124,7 @@ def benchmark(options: argparse.Namespace) -> int:
     store.write()
     if options.suite == JANUS:
         draw_curve(store.summary(), options.out / "curve.png")
+    draw_chart(store.summary(), options.out / "chart.png")
     contact_sheet(store.results, list(settings), options.out / "runs", options.out / "sheet.jpg")
     logger.info("%s", (options.out / "table.md").read_text(encoding="utf-8"))
     if len(queue):

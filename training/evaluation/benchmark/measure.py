@@ -100,6 +100,10 @@ def _measured(trial: Trial, changed: Mapping[str, object], common: Mapping[str, 
     subject = true_object(trial.category, trial.seed)
     if trial.stage == PAINT:
         write_obj(out, true_mesh(subject, config.geometry, torch.device("cpu")))
+    if trial.stage == COST:
+        # The peak memory of the step must not include the priors and CUDA graphs of earlier trials.
+        _priors.clear()
+        gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     task = trained(config)
