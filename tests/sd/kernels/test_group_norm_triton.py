@@ -75,18 +75,24 @@ def assert_matches_float64(function, shape, dtype, device, silu, shifted, mean=0
         assert error(grad_x, expected[1]) < tolerance
 
 
+VARIANTS = [
+    (torch.float32, True, None),
+    (torch.float32, False, "each"),
+    (torch.float16, True, "common"),
+    (torch.bfloat16, False, None),
+]
+# By default, each variant is tested with the first shape and with half of the other shapes.
+CASES = [
+    pytest.param(shape, variant, marks=[pytest.mark.slow] if i and (i + j) % 2 else [])
+    for i, shape in enumerate(SHAPES)
+    for j, variant in enumerate(VARIANTS)
+]
+
+
 @pytest.mark.parametrize("function", [reference, group_norm])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    ("dtype", "silu", "shifted"),
-    [
-        (torch.float32, True, None),
-        (torch.float32, False, "each"),
-        (torch.float16, True, "common"),
-        (torch.bfloat16, False, None),
-    ],
-)
-def test_group_norm_equals_float64(function, shape, dtype, silu, shifted, kernel_device):
+@pytest.mark.parametrize(("shape", "variant"), CASES)
+def test_group_norm_equals_float64(function, shape, variant, kernel_device):
+    dtype, silu, shifted = variant
     assert_matches_float64(function, shape, dtype, kernel_device, silu, shifted)
 
 
