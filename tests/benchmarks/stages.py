@@ -38,6 +38,7 @@ import torch
 
 import geometry.dmtet
 import render.scene
+import training.tasks
 from configs.cli import load_configs
 from configs.schema import Config
 from geometry.dmtet import DMTet
@@ -118,6 +119,8 @@ def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[s
         ("shade", render.scene, "shade"),
         ("VAE encode", StableDiffusion, "encode"),
         ("UNet", StableDiffusion, "predict_noise"),
+        ("VSD's denoiser", StableDiffusion, "predict_lora_noise"),
+        ("surface terms", training.tasks, "surface_loss"),
         ("backward", torch.Tensor, "backward"),
         ("optimiser", optimizer, "step"),
     ]
@@ -150,7 +153,10 @@ class SteppedRun:
         if prior is None:
             settings = config.guidance
             prior = StableDiffusion.from_pretrained(
-                settings.sd_model, self.device, cpu_bfloat16=settings.cpu_bfloat16
+                settings.sd_model,
+                self.device,
+                cpu_bfloat16=settings.cpu_bfloat16,
+                keep_trainable=settings.score == "vsd",
             )
         self.guidance = Guidance(prior, config.guidance, config.run.traits.negative_prompt, self.device)
         self.state = TrainState(0, self.task.schedule, self.optimizer, None)

@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from reduced_work import shorten_fit
+from toy_config import TINY
 
-from benchmarks.stages import Stopwatch, sphere, table
+from benchmarks.stages import SteppedRun, Stopwatch, phases_of, sphere, stages, table
+from configs.schema import parse_config
 from render.mesh import face_cross
 from render.raster.select import choose_rasteriser
 from render.texturing.uv import uv_fault
@@ -45,3 +48,19 @@ def test_table_has_a_row_per_stage_and_the_lower_bound():
     lines = table({"phases": {"fit": {"total_ms": 1.0}, "fine": phase}}).splitlines()
     assert lines[0] == "| ms a step | fine |"
     assert "| UNet | 2.50 |" in lines and "| beyond the floor | 2.00 |" in lines
+
+
+def test_stages_of_vsd_and_of_the_surface_terms_are_timed(model_folder, tmp_path, monkeypatch):
+    shorten_fit(1, monkeypatch.setattr)
+    keys = {"score": "vsd", "normal_consistency": 0.1, "batch": 1, "iter": 3, "coarse_iter": 2}
+    folders = {"sd_model": str(model_folder), "out_dir": str(tmp_path)}
+    run = SteppedRun(parse_config({**TINY, **keys, **folders}, "test"))
+
+    def measure(run):
+        watch = Stopwatch(torch.device("cpu"))
+        with watch.watching(stages(run.task.scene.rasteriser, run.optimizer)):
+            run.step()
+        return {name: len(seconds) for name, seconds in watch.seconds.items()}
+
+    counts = phases_of(run, 1, False, measure)["phases"]["coarse"]
+    assert counts["VSD's denoiser"] == counts["surface terms"] == 1
