@@ -158,6 +158,14 @@ def test_every_start_shape_that_is_named_is_shipped():
             assert (ROOT / run.base_mesh).is_file(), f"{path.stem}: {run.base_mesh} is not there"
 
 
+def test_control_net_of_the_demo_is_shipped_and_is_its_only_change():
+    path = ROOT / "configs" / "pineapple_demo_control_appearance.json"
+    plain = read_object(path.with_name("pineapple_demo_appearance.json"))
+    changed = {key: value for key, value in read_object(path).items() if plain.get(key) != value}
+    assert changed.keys() == {"out_dir", "control_model", "control"}
+    assert changed["control"] == "depth" and (ROOT / changed["control_model"] / "config.json").is_file()
+
+
 def test_gallery_configs_write_to_different_folders():
     folders = [load(path).run.output_folder for path in PATHS]
     assert len(set(folders)) == len(folders)
@@ -165,7 +173,7 @@ def test_gallery_configs_write_to_different_folders():
 
 @pytest.mark.parametrize("path", [path for path in PATHS if "appearance" in path.stem], ids=lambda p: p.stem)
 def test_each_pair_runs_in_one_command(path, tmp_path, monkeypatch):
-    stem = path.stem.replace("appearance", "geometry").replace("_strategy0", "")
+    stem = path.stem.replace("appearance", "geometry").replace("_strategy0", "").replace("_control", "")
     geometry = ROOT / "configs" / f"{stem}.json"
     monkeypatch.chdir(tmp_path)
     start = json.loads(geometry.read_text()).get("base_mesh")
