@@ -119,8 +119,9 @@ def run_locally(
                 if slot not in running and signals.number is None:
                     trial = _next_unlocked(waiting, time.monotonic() > lock_deadline)
                 if trial is not None:
-                    running[slot] = start(trial, child_environment(os.environ, gpu, threads))
+                    # The record is written first, because the process removes temporary files in its folder.
                     progress.update(trial, Record(RUNNING))
+                    running[slot] = start(trial, child_environment(os.environ, gpu, threads))
             time.sleep(POLL_SECONDS)
             signals.forward_signal(run.process for run in running.values())
             for slot, run in list(running.items()):

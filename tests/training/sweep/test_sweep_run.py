@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError
+from training.sweep import local_executor
 from training.sweep import run as sweep_run
 from training.sweep.local_executor import child_environment, failure_reason
 from training.sweep.run import gpu_slots_for, usable_cores, visible_gpus
@@ -131,6 +132,19 @@ def test_the_same_command_skips_done_trials_and_repeats_failed_ones(stub, caplog
     assert stub.run("--grid", "seed=1,2") == 0
     assert stub.run("--grid", "seed=1,2,3") == 0
     assert [run["out_dir"] for run in stub.runs()][7:] == ["toy/seed=1", "toy/seed=2", "toy/seed=3"]
+
+
+def test_a_trial_is_recorded_as_running_before_its_process_starts(stub, monkeypatch):
+    """The process removes the temporary files in its folder, so the sweep must not write there then."""
+    states, start = [], local_executor.start
+
+    def note_state(trial, environment):
+        states.append(json.loads((trial.folder / "trial.json").read_text())["state"])
+        return start(trial, environment)
+
+    monkeypatch.setattr(local_executor, "start", note_state)
+    assert stub.run("--grid", "seed=1") == 0
+    assert states == ["running"]
 
 
 def test_all_are_checked_before_the_first_one_runs(stub):
