@@ -12,6 +12,7 @@ from configs.schema import parse_config
 from render.mesh import face_cross
 from render.raster.select import choose_rasteriser
 from render.texturing.uv import uv_fault
+from sd.stable_diffusion import StableDiffusion
 
 
 def test_stage_time_excludes_nested_stages():
@@ -55,10 +56,12 @@ def test_stages_of_vsd_and_of_the_surface_terms_are_timed(model_folder, tmp_path
     keys = {"score": "vsd", "normal_consistency": 0.1, "batch": 1, "iter": 3, "coarse_iter": 2}
     folders = {"sd_model": str(model_folder), "out_dir": str(tmp_path)}
     run = SteppedRun(parse_config({**TINY, **keys, **folders}, "test"))
+    untimed = StableDiffusion.predict_lora_noise
 
     def measure(run):
         watch = Stopwatch(torch.device("cpu"))
         with watch.watching(stages(run.task.scene.rasteriser, run.optimizer)):
+            assert StableDiffusion.predict_lora_noise is not untimed
             run.step()
         return {name: len(seconds) for name, seconds in watch.seconds.items()}
 
