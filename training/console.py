@@ -90,7 +90,7 @@ def run_tool(act: Callable[[], object]) -> int:
     """Call `act`, the work of a command-line program other than train.py, and return the exit code.
 
     Log messages go to standard output. On a GPU, matrix products and convolutions use TF32. The exit code is
-    0 on success, and 2 after a ValueError or FileNotFoundError, which is logged in one line.
+    0 on success, and 2 after a ValueError or OSError, which is logged in one line.
     """
     import torch
 
@@ -100,7 +100,7 @@ def run_tool(act: Callable[[], object]) -> int:
     torch.backends.cudnn.benchmark = True
     try:
         act()
-    except (ValueError, FileNotFoundError) as error:
-        logger.error("error: %s", error)
+    except (ValueError, OSError) as error:
+        logger.error("error: %s", describe_error(error))
         return 2
     return 0

@@ -13,7 +13,7 @@ import pytest
 
 from render.image_io.atomic import atomic_path, staged_folder, write_bytes, write_text
 from sd.schedule import ScheduleConfig, geometry_schedule
-from training.console import LineFormatter, LossyStream, describe_error, setup_logging
+from training.console import LineFormatter, LossyStream, describe_error, run_tool, setup_logging
 from training.report.index_page import write_index
 from training.report.page import document, escape, link
 from training.run_log import RunLog
@@ -161,3 +161,8 @@ def test_log_messages_of_libraries_are_not_shown(name, capsys, monkeypatch):
     logging.getLogger("sd.loading.hub").info("ours")
     logging.getLogger("another_library").warning("theirs")
     assert capsys.readouterr().err.splitlines() == ["ours", "warning: theirs"]
+
+
+def test_a_tool_names_a_folder_that_was_given_instead_of_a_file(tmp_path, capsys):
+    assert run_tool(tmp_path.read_text) == 2
+    assert capsys.readouterr().out == f"error: {tmp_path}: Is a directory\n"

@@ -7,16 +7,14 @@ Several result files are drawn in one chart. If two files contain the same setti
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from training.console import run_tool
 from training.evaluation.benchmark.settings import PAINT, SHAPE
-
-logger = logging.getLogger(__name__)
 
 # The panels from left to right: stage, measure, title, colour of the bars, and the value of the vertical
 # reference line or None.
@@ -68,27 +66,30 @@ def means(summary: Mapping[str, dict], stage: str, name: str) -> dict[str, float
     return {setting: value for setting, value in found.items() if value is not None}
 
 
+def draw_results(results: Sequence[Path], out: Path) -> None:
+    """Draw the chart of several result files.
+
+    Raises:
+        ValueError: if a file is not a result of the benchmark.
+        OSError: if a file cannot be read or written.
+    """
+    summary: dict[str, dict] = {}
+    for path in results:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("summary"), dict):
+            raise ValueError(f"{path}: no summary; give the results.json of a benchmark")
+        summary |= content["summary"]
+    draw_chart(summary, out)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0 on success, 2 if a file is not a result of the benchmark."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     parser = argparse.ArgumentParser(
         prog="training.evaluation.benchmark.chart", description=__doc__.split("\n")[0], allow_abbrev=False
     )
     parser.add_argument("results", nargs="+", type=Path, help="results.json of a benchmark")
     parser.add_argument("--out", type=Path, default=Path("chart.png"))
     options = parser.parse_args(arguments)
-    summary: dict[str, dict] = {}
-    try:
-        for path in options.results:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or not isinstance(content.get("summary"), dict):
-                raise ValueError(f"{path}: no summary; give the results.json of a benchmark")
-            summary |= content["summary"]
-        draw_chart(summary, options.out)
-    except (ValueError, OSError) as error:
-        logger.error("error: %s", " ".join(str(error).split()))
-        return 2
-    return 0
+    return run_tool(lambda: draw_results(options.results, options.out))
 
 
 if __name__ == "__main__":
