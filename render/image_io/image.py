@@ -4,8 +4,10 @@ An image is [H,W,C] with C = 1 (grey) or 3. Values outside of [0,1] are clipped.
 """
 
 import importlib.util
+import io
 import logging
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -49,18 +51,39 @@ def png_bytes(
     image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"], notes: Mapping[str, str] | None = None
 ) -> bytes:
     """Return the image as a PNG file in memory, 8 bits per channel. `notes` are stored as text chunks."""
-    import imageio.v3 as imageio
-
     text = PngInfo()
     for name, note in (notes or {}).items():
         text.add_text(name, note)
-    return imageio.imwrite("<bytes>", _pixels(image), extension=".png", plugin="pillow", pnginfo=text)
+    pixels = _pixels(image)
+    return _png(pixels, compress_type=_png_strategy(pixels), pnginfo=text)
+
+
+def _png(pixels: UInt8[np.ndarray, "..."], **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", **options)
+    return buffer.getvalue()
+
+
+def _png_strategy(pixels: UInt8[np.ndarray, "..."], strips: int = 8, height: int = 8) -> int:
+    """Return the strategy of zlib for a picture.
+
+    For rendered pictures and baked textures, Z_RLE takes a quarter of the time of the default strategy, and
+    the sizes are similar (0.9 to 1.06). For repeated patterns and text, Z_RLE can be ten times as large.
+    Therefore both are tried on evenly spaced strips of `height` rows, and Z_RLE is used if it is at most a
+    tenth larger there.
+    """
+    sample = pixels
+    if len(pixels) > strips * height:
+        starts = np.linspace(0, len(pixels) - height, strips).astype(int)
+        sample = np.concatenate([pixels[start : start + height] for start in starts])
+    fast, default = (len(_png(sample, compress_type=kind)) for kind in (zlib.Z_RLE, zlib.Z_DEFAULT_STRATEGY))
+    return zlib.Z_RLE if fast <= 1.1 * default else zlib.Z_FILTERED
 
 
 def encode_pngs(images: Sequence[Float[Tensor, "_ _ _"] | UInt8[np.ndarray, "_ _ _"]]) -> list[bytes]:
     """Return images of any size as PNG files in memory.
 
-    The images are compressed in parallel, because the compression of a large texture takes a second.
+    The images are compressed in parallel, because the compression of a large texture takes 0.3 s.
     """
     with ThreadPoolExecutor(thread_name_prefix="png") as pool:
         return list(pool.map(png_bytes, images))

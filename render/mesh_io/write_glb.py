@@ -12,36 +12,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from render.image_io.atomic import write_bytes
-from render.image_io.image import encode_normal, encode_pngs
 from render.mesh import Mesh
-from render.shade.brdf import linear_to_srgb
+from render.mesh_io.texture_pngs import TexturePngs, Textures
 from render.texturing.uv import orthonormal_tangents
 
 GENERATOR = "render/mesh_io/write_glb.py"
 FLOAT, UINT32 = 5126, 5125
 VERTICES, INDICES = 34962, 34963
 LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
+# The name in the file of each picture of `TexturePngs` that is used.
+IMAGES = {"kd": "base colour", "gltf_ks": "occlusion roughness metallic", "normal": "normal"}
 
 
 def write_glb(
-    path: Path | str, mesh: Mesh, textures: Mapping[str, Float[Tensor, "H W 3"]] | None = None
+    path: Path | str, mesh: Mesh, textures: Textures | None = None, pngs: TexturePngs | None = None
 ) -> None:
     """Write the mesh as one GLB file with vertex normals. With a normal map, the file also contains tangents.
 
-    textures: a dict with the optional keys kd, ks and normal. kd is the linear RGB albedo. It is written as
-    sRGB base colour. ks is (occlusion, roughness, metallic). These three values are written as one image with
-    1 − occlusion in red, because 1 means unoccluded in glTF. normal is in tangent space with components in
-    [−1,1]. Without textures, the surface is mid-grey, rough and not metallic.
+    textures: see `TexturePngs`. ks is written as one image with 1 − occlusion in red, because 1 means
+    unoccluded in glTF. Without textures, the surface is mid-grey, rough and not metallic. pngs: the textures
+    if they are already encoded.
     """
-    textures = dict(textures or {})
-    assert not textures or mesh.uv is not None, "textures need texture coordinates"
-    assert textures.keys() <= {"kd", "ks", "normal"}, f"unknown texture among {sorted(textures)}"
+    pngs = TexturePngs(textures) if pngs is None else pngs
+    assert not pngs.names or mesh.uv is not None, "textures need texture coordinates"
     document = GlbDocument()
-    attributes, indices = vertex_arrays(mesh, with_tangents="normal" in textures)
+    attributes, indices = vertex_arrays(mesh, with_tangents="normal" in pngs.names)
     primitive = {
         "attributes": {name: document.accessor(array, VERTICES) for name, array in attributes.items()},
         "indices": document.accessor(indices, INDICES),
@@ -49,7 +47,7 @@ def write_glb(
         "mode": 4,
     }
     document.json["meshes"] = [{"primitives": [primitive]}]
-    document.json["materials"] = [_material(document, textures)]
+    document.json["materials"] = [_material(document, pngs)]
     write_bytes(path, document.pack())
 
 
@@ -86,26 +84,18 @@ def _indices(faces: Tensor) -> np.ndarray:
     return np.ascontiguousarray(faces.numpy().reshape(-1), dtype="<u4")
 
 
-def _material(document: "GlbDocument", textures: Mapping[str, Tensor]) -> dict:
+def _material(document: "GlbDocument", pngs: TexturePngs) -> dict:
     surface: dict = {"baseColorFactor": [0.5, 0.5, 0.5, 1], "metallicFactor": 0, "roughnessFactor": 0.9}
     material: dict = {"name": "surface", "pbrMetallicRoughness": surface}
-    pictures = {}
-    if "kd" in textures:
-        pictures["base colour"] = linear_to_srgb(textures["kd"])
-    if "ks" in textures:
-        occlusion, roughness_metallic = textures["ks"][..., :1], textures["ks"][..., 1:]
-        pictures["occlusion roughness metallic"] = torch.cat([1 - occlusion, roughness_metallic], -1)
-    if "normal" in textures:
-        pictures["normal"] = encode_normal(textures["normal"])
-    used = document.textures(pictures)
-    if "kd" in textures:
+    used = document.textures({name: pngs[picture] for picture, name in IMAGES.items() if picture in pngs})
+    if "kd" in pngs.names:
         surface["baseColorFactor"] = [1, 1, 1, 1]
         surface["baseColorTexture"] = used["base colour"]
-    if "ks" in textures:
+    if "ks" in pngs.names:
         surface["metallicFactor"] = surface["roughnessFactor"] = 1
         surface["metallicRoughnessTexture"] = used["occlusion roughness metallic"]
         material["occlusionTexture"] = dict(used["occlusion roughness metallic"])
-    if "normal" in textures:
+    if "normal" in pngs.names:
         material["normalTexture"] = used["normal"]
     return material
 
@@ -148,10 +138,10 @@ class GlbDocument:
         self.json["accessors"].append(accessor)
         return len(self.json["accessors"]) - 1
 
-    def textures(self, pictures: Mapping[str, Float[Tensor, "H W 3"]]) -> dict[str, dict]:
-        """Append images as PNGs, and return a dict from their names to texture references."""
+    def textures(self, pngs: Mapping[str, bytes]) -> dict[str, dict]:
+        """Append PNG files, and return a dict from their names to texture references."""
         used = {}
-        for name, content in zip(pictures, encode_pngs(list(pictures.values())), strict=True):
+        for name, content in pngs.items():
             images = self.json.setdefault("images", [])
             images.append({"name": name, "mimeType": "image/png", "bufferView": self.view(content)})
             self.json["samplers"] = [

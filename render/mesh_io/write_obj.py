@@ -1,55 +1,52 @@
 """Write Wavefront OBJ: mesh.obj, mesh.mtl and the textures."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from render.image_io.atomic import write_bytes, write_text
-from render.image_io.image import encode_normal, encode_pngs
 from render.mesh import Mesh
-from render.shade.brdf import linear_to_srgb
+from render.mesh_io.texture_pngs import TexturePngs, Textures
 
 MATERIAL = "surface"
 KD_FILE, KS_FILE, NORMAL_FILE = "texture_kd.png", "texture_ks.png", "texture_n.png"
 # Two channels of ks are also written as grey pictures, for map_Pr and map_Pm of MTL's PBR extension.
 ROUGHNESS_FILE, METALLIC_FILE = "texture_roughness.png", "texture_metallic.png"
+# The file of each picture of `TexturePngs`.
+FILES = {
+    "kd": KD_FILE,
+    "ks": KS_FILE,
+    "roughness": ROUGHNESS_FILE,
+    "metallic": METALLIC_FILE,
+    "normal": NORMAL_FILE,
+}
 
 
 def write_obj(
-    folder: Path | str, mesh: Mesh, textures: Mapping[str, Float[Tensor, "H W 3"]] | None = None
+    folder: Path | str, mesh: Mesh, textures: Textures | None = None, pngs: TexturePngs | None = None
 ) -> Path:
     """Write mesh.obj, mesh.mtl and the given textures to `folder`. Returns the path of mesh.obj.
 
-    textures: a dict with the optional keys kd, ks and normal. kd is the linear RGB albedo and is written as
-    sRGB. ks is (occlusion, roughness, metallic) and is written without conversion. normal is in tangent space
-    with components in [−1,1] and is written as n · 0.5 + 0.5, with green along −v. Roughness and metallic are
-    also written as separate grey pictures for map_Pr and map_Pm. Positions are written with enough digits to
-    be exact. v increases upward in OBJ, so v is written as 1 − v. mesh.obj is written last.
+    textures: see `TexturePngs`. The normal map has green along −v. Roughness and metallic are also written as
+    separate grey pictures for map_Pr and map_Pm. Positions are written with enough digits to be exact. v
+    increases upward in OBJ, so v is written as 1 − v. mesh.obj is written last. pngs: the textures if they
+    are already encoded.
     """
-    folder, textures = Path(folder), dict(textures or {})
-    assert not textures or mesh.uv is not None, "textures need texture coordinates"
-    assert textures.keys() <= {"kd", "ks", "normal"}, f"unknown texture among {sorted(textures)}"
-    pictures = {}
-    if "kd" in textures:
-        pictures[KD_FILE] = linear_to_srgb(textures["kd"])
-    if "ks" in textures:
-        pictures[KS_FILE] = textures["ks"]
-        pictures[ROUGHNESS_FILE] = textures["ks"][..., 1:2]
-        pictures[METALLIC_FILE] = textures["ks"][..., 2:3]
-    if "normal" in textures:
-        pictures[NORMAL_FILE] = encode_normal(textures["normal"])
-    for name, content in zip(pictures, encode_pngs(list(pictures.values())), strict=True):
-        write_bytes(folder / name, content)
-    write_text(folder / "mesh.mtl", _material(textures))
-    write_text(folder / "mesh.obj", _geometry(mesh))
+    folder, pngs = Path(folder), TexturePngs(textures) if pngs is None else pngs
+    assert not pngs.names or mesh.uv is not None, "textures need texture coordinates"
+    geometry = _geometry(mesh)
+    for picture, file in FILES.items():
+        if picture in pngs:
+            write_bytes(folder / file, pngs[picture])
+    write_text(folder / "mesh.mtl", _material(pngs.names))
+    write_text(folder / "mesh.obj", geometry)
     return folder / "mesh.obj"
 
 
-def _material(textures: Mapping[str, Tensor]) -> str:
+def _material(textures: Collection[str]) -> str:
     albedo = "1 1 1" if "kd" in textures else "0.5 0.5 0.5"
     # Ks is 0, because some readers interpret map_Ks as a specular colour and multiply it by Ks.
     lines = [f"newmtl {MATERIAL}", "Ka 0 0 0", f"Kd {albedo}", "Ks 0 0 0", "Ns 1", "d 1", "illum 1"]

@@ -13,17 +13,9 @@ import numpy as np
 
 from render.mesh import Mesh
 from render.mesh_io.asset import Asset
-from render.mesh_io.write_obj import KD_FILE, KS_FILE, METALLIC_FILE, NORMAL_FILE, ROUGHNESS_FILE
+from render.mesh_io.write_obj import FILES
 
 USD_FILE = "mesh.usd"
-# The file of each texture. The files of roughness and metallic are grey pictures of two channels of ks.
-FILES = {
-    "kd": KD_FILE,
-    "ks": KS_FILE,
-    "roughness": ROUGHNESS_FILE,
-    "metallic": METALLIC_FILE,
-    "normal": NORMAL_FILE,
-}
 PLACEHOLDER = "0.1"
 
 

@@ -1,13 +1,25 @@
 """Test PNG, GIF and MP4 files by reading them with Pillow and imageio."""
 
+import io
+import zlib
+
 import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from render.image_io import image
 from render.image_io.atomic import atomic_path, write_text
-from render.image_io.image import encode_normal, grid, to_bytes, write_gif, write_mp4, write_png
+from render.image_io.image import (
+    encode_normal,
+    grid,
+    png_bytes,
+    to_bytes,
+    write_gif,
+    write_mp4,
+    write_png,
+)
 
 
 def gradient(height: int = 12, width: int = 10) -> torch.Tensor:
@@ -31,6 +43,24 @@ def test_png_is_exact_to_half_a_step(tmp_path):
     write_png(tmp_path / "grey.png", gradient()[..., :1] * 3 - 1)
     assert Image.open(tmp_path / "grey.png").mode == "L"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def default_png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_png_strategy_follows_the_picture():
+    """Runs suit smooth noise, and the default strategy suits a repeated tile. Both are stored exactly."""
+    noise = np.random.default_rng(0).normal(size=(256, 256, 3)).cumsum(1) * 2 + 128
+    smooth = noise.clip(0, 255).astype(np.uint8)
+    tiled = np.tile(np.random.default_rng(1).integers(0, 255, (32, 32, 3), dtype=np.uint8), (8, 8, 1))
+    for pixels, strategy in ((smooth, zlib.Z_RLE), (tiled, zlib.Z_FILTERED), (smooth[:3], zlib.Z_RLE)):
+        assert image._png_strategy(pixels) == strategy
+        content = png_bytes(pixels)
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels)
+        assert len(content) < 1.1 * len(default_png(pixels))
 
 
 def test_bytes_are_the_nearest_and_clipped():
