@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from render.image_io.image import write_gif
+from render.image_io.gif import write_gif
 from training.console import run_tool
 
 

@@ -7,7 +7,9 @@ a dict from names to preview images, which are sRGB in [0, 1] on a white backgro
 background.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -74,9 +76,17 @@ class GeometryScene(nn.Module):
         return self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
 
     @torch.no_grad()
-    def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:
-        """Return the preview images "shaded" (grey material), "normal" and "mask"."""
-        mesh = self.surface.mesh()
+    def fixed_layers(self) -> Callable[[Cameras], dict[str, Float[Tensor, "B H W 3"]]]:
+        """Return the function `layers` for the current surface. The mesh is extracted only once."""
+        return partial(self.layers, mesh=self.surface.mesh())
+
+    @torch.no_grad()
+    def layers(self, views: Cameras, mesh: Mesh | None = None) -> dict[str, Float[Tensor, "B H W 3"]]:
+        """Return the preview images "shaded" (grey material), "normal" and "mask".
+
+        mesh: the current surface, if it is already extracted.
+        """
+        mesh = self.surface.mesh() if mesh is None else mesh
         views = views.to(mesh.v_pos.device)
         points = rasterize_gbuffer(mesh, views, self.rasteriser)
         clay = points.position.new_tensor(CLAY).expand_as(points.position)
@@ -159,6 +169,10 @@ class AppearanceScene(nn.Module):
         if points.normal is None:
             points = replace(points, normal=points.shading_normal(self.mesh))
         return control_image(kind, points, views, self.mesh, self.rasteriser)
+
+    def fixed_layers(self) -> Callable[[Cameras], dict[str, Float[Tensor, "B H W 3"]]]:
+        """Return the function `layers`. The mesh of this scene never changes."""
+        return self.layers
 
     @torch.no_grad()
     def layers(self, views: Cameras) -> dict[str, Float[Tensor, "B H W 3"]]:

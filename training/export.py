@@ -9,10 +9,11 @@ from configs.schema import Config
 from training.collector import collector_paused
 from training.distributed import SINGLE_PROCESS
 from training.numbered_files import warn_on_error
-from training.previews import training_video, write_orbit
+from training.previews import training_video
 from training.report.report_writer import RunReport
 from training.resume import checkpoint_folder, is_exported, latest_checkpoint, record_export, restore_state
 from training.tasks import Task, build_task
+from training.turntable import views_per_batch, write_orbit
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ def export_run(config: Config, task: Task, report: RunReport) -> None:
             training_video(config, step).assemble()
         if config.run.validate:
             with warn_on_error(config.run.output_folder / "validate"):
-                write_orbit(task.scene.layers, config.run.output_folder, config.run.preview_res)
+                batch = views_per_batch(task.scene.light.cube.device, config.run.preview_res)
+                render = task.scene.fixed_layers()
+                write_orbit(render, config.run.output_folder, config.run.preview_res, batch=batch)
 
 
 def export_again(config: Config, report: RunReport) -> None:

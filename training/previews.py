@@ -1,4 +1,4 @@
-"""Pictures of a run: stills, the turntable (orbit) and the training video.
+"""Pictures of a run: stills and the training video. The turntable is in turntable.py.
 
 `render` is a function from cameras to a dict of layers: shaded, kd, ks, normal, mask … Each layer is
 [B,H,W,C] with C = 1 or 3, in [0,1], on white. Colours are sRGB. The first layer is the main layer, which is
@@ -19,13 +19,12 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from configs.run import LATLONG
 from configs.schema import Config
 from render.camera import Cameras, look_at_origin, orbit
 from render.image_io.atomic import atomic_path
-from render.image_io.image import as_rgb, grid, to_bytes, to_pillow, write_gif, write_mp4, write_png
+from render.image_io.image import as_rgb, grid, to_bytes, write_mp4, write_png
 from render.shade.brdf import linear_to_srgb
 from render.shade.cubemap import cube_to_latlong
 from training.numbered_files import numbered_files, warn_on_error
@@ -35,13 +34,6 @@ logger = logging.getLogger(__name__)
 Render = Callable[[Cameras], dict[str, Float[Tensor, "B H W C"]]]
 
 ELEVATION_DEGREES, FOVY_DEGREES = 20.0, 45.0
-GIF_SIDE = 256
-
-
-def views_in_batches(cameras: Cameras, batch: int) -> Iterator[Cameras]:
-    """Split the views into groups of at most `batch`."""
-    for start in range(0, len(cameras.position), batch):
-        yield cameras.select(slice(start, start + batch))
 
 
 @dataclass(frozen=True)
@@ -144,77 +136,6 @@ def _latlong_row(
     row = torch.ones(height, 4 * width, 3)
     row[:high, : 2 * high] = linear_to_srgb(small[0].permute(1, 2, 0)).cpu()
     return row
-
-
-@torch.no_grad()
-def write_orbit(
-    render: Render,
-    out_dir: Path | str,
-    resolution: tuple[int, int],
-    frames: int = 100,
-    batch: int = 4,
-    fps: int = 25,
-) -> list[Path]:
-    """Write validate/<layer>/000.png …, validate/<layer>.gif, and turntable.mp4 of the main layer.
-
-    Return the paths of the GIFs and the video. Frames are rendered in batches of `batch` and written
-    immediately. The small copies for the GIFs are kept in memory and take 0.2 MB each.
-    """
-    validate = Path(out_dir) / "validate"
-    cameras = orbit(frames, resolution, ELEVATION_DEGREES, FOVY_DEGREES)
-    # Writing takes longer than rendering, so threads write one batch while the next batch is rendered.
-    with ThreadPoolExecutor(thread_name_prefix="orbit") as pool:
-        small = _write_frames(render, cameras, validate, batch, pool)
-        gifs = [validate / f"{name}.gif" for name in small]
-        pending = [
-            pool.submit(write_gif, gif, pictures, fps)
-            for gif, pictures in zip(gifs, small.values(), strict=True)
-        ]
-        main = validate / next(iter(small))
-        video = Path(out_dir) / "turntable.mp4"
-        write_mp4(video, _pixels([main / f"{number:03d}.png" for number in range(frames)], resolution), fps)
-        finished(pending)
-    return [gifs[0], video, *gifs[1:]]
-
-
-def _write_frames(
-    render: Render, cameras: Cameras, folder: Path, batch: int, pool: ThreadPoolExecutor
-) -> dict[str, list[Image.Image]]:
-    """Write folder/<layer>/000.png … Return a dict from layer to the small frames for its GIF."""
-    tasks: dict[str, list[Future[Image.Image]]] = {}
-    pending: list[Future[Image.Image]] = []
-    number, frames = 0, len(cameras.position)
-    with tqdm(total=frames, desc="orbit", unit="frame", mininterval=1.0, disable=None) as bar:
-        for some in views_in_batches(cameras, batch):
-            layers = {name: to_bytes(images) for name, images in render(some).items()}
-            finished(pending)
-            pending = []
-            for name, images in layers.items():
-                paths = [folder / name / f"{number + k:03d}.png" for k in range(len(images))]
-                new = [pool.submit(_write_frame, *frame) for frame in zip(paths, images, strict=True)]
-                tasks.setdefault(name, []).extend(new)
-                pending += new
-            number += len(some.position)
-            bar.update(len(some.position))
-    return {name: [task.result() for task in written] for name, written in tasks.items()}
-
-
-def _write_frame(path: Path, pixels: UInt8[np.ndarray, "H W C"]) -> Image.Image:
-    """Write the frame as PNG. Return a copy for the GIF, at most GIF_SIDE pixels in height and width."""
-    picture = to_pillow(pixels)
-    with atomic_path(path) as temporary:
-        # Level 3 is used for speed: the default level 6 would take twice as long for files that are a quarter
-        # smaller.
-        picture.save(temporary, format="PNG", compress_level=3)
-    small = picture.convert("RGB")
-    small.thumbnail((GIF_SIDE, GIF_SIDE), Image.Resampling.LANCZOS)
-    return small
-
-
-def finished(tasks: list[Future]) -> None:
-    """Wait for all tasks. Raise the first error."""
-    for task in tasks:
-        task.result()
 
 
 class TrainingVideo:

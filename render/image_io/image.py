@@ -1,4 +1,4 @@
-"""Writing of images and videos as PNG, GIF and MP4, and of contact sheets.
+"""Writing of images and videos as PNG and MP4, and of contact sheets.
 
 An image is [H,W,C] with C = 1 (grey) or 3. Values outside of [0,1] are clipped. Files are written atomically.
 """
@@ -167,46 +167,3 @@ def write_mp4(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fp
             writer.append_data(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
             count += 1
     return count
-
-
-def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) -> None:
-    """Write RGB frames of one size as a looping GIF with one palette for all frames.
-
-    A single palette without dithering avoids flicker. Each frame stores only the pixels that change. For
-    rendered frames, the file is 2/3 as large as with imageio's method, which uses one palette per frame. The
-    mean error of a colour is 1.5 of 255. Pillow writes the file, because imageio converts the frames back to
-    RGB and takes five times as long.
-    """
-    assert frames, "a GIF needs at least one frame"
-    palette = _shared_palette(frames)
-    first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    # The duration is rounded, because GIF durations are multiples of 10 ms.
-    duration = round(100 / fps) * 10
-    with atomic_path(path) as temporary:
-        first.save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=others,
-            duration=duration,
-            loop=0,
-            optimize=True,
-        )
-
-
-def _shared_palette(frames: Sequence[Image.Image], samples: int = 25, side: int = 128) -> Image.Image:
-    """Return a palette of black, white and up to 254 colours that represent the colours of sampled frames."""
-    count = min(samples, len(frames))
-    chosen = [frames[len(frames) * k // count] for k in range(count)]
-    small = [np.asarray(frame.resize((side, side), Image.Resampling.NEAREST)) for frame in chosen]
-    pixels = np.stack(small).reshape(-1, 3)
-    # Only one pixel of each colour (6 bits per channel) is kept. Otherwise, white pixels would determine most
-    # of the palette.
-    _, first = np.unique((pixels >> 2) @ np.array([4096, 64, 1]), return_index=True)
-    covering = pixels[first].reshape(-1).tolist()
-    if len(first) > 254:
-        few = Image.fromarray(pixels[first][None]).quantize(colors=254, method=Image.Quantize.MAXCOVERAGE)
-        covering = few.getpalette()[: 254 * 3]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([0, 0, 0, 255, 255, 255, *covering])
-    return palette

@@ -125,6 +125,25 @@ def test_shading_normals_are_computed_once(material, monkeypatch):
     assert torch.allclose(scene.control_image("normal", views), expected, atol=1e-6)
 
 
+def test_fixed_layers_are_the_layers_of_one_mesh():
+    """The mesh is extracted once for all views, and the pictures are the same."""
+    rasteriser, views = choose_rasteriser("cpu"), orbit(3, (SIDE, SIDE))
+    extracted = []
+    surface = Surface(ball(1))
+    mesh = surface.mesh
+    surface.mesh = lambda: extracted.append(1) or mesh()
+    painted = AppearanceScene(with_tangents(ball(1)), White(), EVEN_LIGHT, rasteriser)
+    for scene in (GeometryScene(surface, rasteriser, EVEN_LIGHT, False), painted):
+        expected = scene.layers(views)
+        extracted.clear()
+        render = scene.fixed_layers()
+        parts = [render(views.select(slice(k, k + 1))) for k in range(3)]
+        assert len(extracted) == (scene is not painted)
+        assert expected.keys() == parts[0].keys()
+        for name, images in expected.items():
+            assert torch.equal(torch.cat([part[name] for part in parts]), images)
+
+
 def test_outline_is_antialiased_on_linear_colours():
     """For white on black, an outline pixel with coverage c is sRGB(c · white) and not c · sRGB(white)."""
     views = orbit(1, (SIDE, SIDE))

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio.v2 as imageio
 import numpy as np
@@ -17,13 +18,14 @@ from PIL import Image
 from configs.schema import parse_config
 from render.camera import Cameras, orbit
 from sd.schedule import geometry_schedule
-from training import export
+from training import export, turntable
 from training.input_files import InputFiles
-from training.previews import AsyncImageWriter, TrainingVideo, take_stills, views_in_batches, write_orbit
+from training.previews import AsyncImageWriter, TrainingVideo, take_stills
 from training.report.index_page import Stage, thumbnail
 from training.report.media import slider, stills_up_to
 from training.report.report_writer import RunReport
 from training.tasks import Task
+from training.turntable import views_in_batches, views_per_batch, write_orbit
 
 
 class Scene:
@@ -178,13 +180,47 @@ def test_orbit_writes_frames_gifs_and_the_turntable(tmp_path):
         pngs = sorted((tmp_path / "validate" / layer).glob("*.png"))
         assert [path.name for path in pngs] == [f"{number:03d}.png" for number in range(10)]
         with Image.open(tmp_path / "validate" / f"{layer}.gif") as gif:
-            # Pillow merges equal consecutive frames, so the GIF of the constant mask has one frame.
-            assert gif.n_frames == (10 if layer == "shaded" else 1)
+            assert gif.n_frames == 10
     with Image.open(tmp_path / "validate/shaded/004.png") as frame:
         assert frame.size == (16, 16) and frame.getpixel((8, 8)) == (102, 255, 255)
     frames = film_frames(tmp_path / "turntable.mp4")
     assert len(frames) == 10
     assert np.abs([frame[8, 8, 0] / 255 - k / 10 for k, frame in enumerate(frames)]).max() < 0.05
+
+
+def test_a_turntable_that_fails_leaves_no_video(tmp_path):
+    """The error of the renderer is raised, and the earlier video is kept."""
+    scene = Scene()
+
+    def fails(cameras: Cameras) -> dict[str, torch.Tensor]:
+        if scene.batches:
+            raise ZeroDivisionError
+        return scene(cameras)
+
+    (tmp_path / "turntable.mp4").write_bytes(b"earlier")
+    with pytest.raises(ZeroDivisionError):
+        write_orbit(fails, tmp_path, (16, 16), frames=10, batch=4)
+    assert (tmp_path / "turntable.mp4").read_bytes() == b"earlier"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["turntable.mp4"]
+
+
+def test_small_copies_keep_the_shape_and_the_colours():
+    """A picture of 2 x 2 areas is reduced to GIF_SIDE. The centres of the areas keep their colours."""
+    areas = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
+    large = areas.repeat(300, 0).repeat(400, 1)[None]
+    (copy,) = turntable._small_copies(large)
+    assert copy.size == (256, 192) and copy.mode == "RGB"
+    assert [copy.getpixel(at) for at in ((64, 48), (192, 48), (64, 144), (192, 144))] == [
+        tuple(colour) for colour in areas.reshape(-1, 3).tolist()
+    ]
+    (same,) = turntable._small_copies(areas[None, ..., :1])
+    assert np.array_equal(np.asarray(same), areas[..., :1].repeat(3, -1))
+
+
+def test_views_per_batch_depend_on_the_device_and_the_resolution():
+    assert views_per_batch(torch.device("cpu"), (16, 16)) == 1
+    gpu = torch.device("cuda")
+    assert [views_per_batch(gpu, (side, side)) for side in (512, 1024, 4096)] == [10, 2, 1]
 
 
 def test_batches_are_the_same_views():
@@ -239,13 +275,13 @@ def test_videos_that_fail_do_not_end_the_run(tmp_path, caplog, monkeypatch):
     """
     config = parse_config({"out_dir": str(tmp_path / "out"), "iter": 5, "coarse_iter": 5}, "config")
     scene = torch.nn.Module()
-    scene.layers = None
+    scene.fixed_layers, scene.light = lambda: None, SimpleNamespace(cube=torch.zeros(1))
     schedule = geometry_schedule(config.schedule)
     task = Task(scene, schedule, None, lambda: None, lambda: exported.append(1), True, InputFiles())
     exported, report = [], RunReport(None, quiet=True)
     report.timed = lambda name: contextlib.nullcontext()
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(export, "write_orbit", fail)

@@ -16,7 +16,6 @@ from render.image_io.image import (
     grid,
     png_bytes,
     to_bytes,
-    write_gif,
     write_mp4,
     write_png,
 )
@@ -99,16 +98,6 @@ def test_no_frames_is_an_error_and_keeps_the_old_video(tmp_path):
     with pytest.raises(ValueError, match="no frames"):
         write_mp4(tmp_path / "film.mp4", [])
     assert (tmp_path / "film.mp4").read_bytes() == b"old"
-
-
-def test_gif_loops_and_keeps_colours(tmp_path):
-    frames = moving_squares(9, 30, 40)
-    write_gif(tmp_path / "a.gif", [Image.fromarray(frame) for frame in frames], fps=25)
-    with Image.open(tmp_path / "a.gif") as gif:
-        assert gif.n_frames == 9 and gif.info["loop"] == 0 and gif.info["duration"] == 40
-        for k, frame in enumerate(frames):
-            gif.seek(k)
-            assert np.abs(np.asarray(gif.convert("RGB")).astype(float) - frame).max() < 12
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):

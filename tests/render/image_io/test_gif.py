@@ -1,0 +1,55 @@
+"""Test GIF files by reading them with Pillow and with the decoder of ffmpeg."""
+
+import imageio_ffmpeg
+import numpy as np
+from PIL import Image
+
+from render.image_io.gif import TRANSPARENT, _shared_palette, write_gif
+
+
+def moving_squares(count: int, height: int, width: int) -> list[np.ndarray]:
+    frames = []
+    for k in range(count):
+        frame = np.full((height, width, 3), 255, np.uint8)
+        frame[4:20, 2 * k : 2 * k + 16] = (200, 40, 10 * k)
+        frames.append(frame)
+    return frames
+
+
+def test_gif_loops_and_keeps_colours(tmp_path):
+    frames = moving_squares(9, 30, 40)
+    write_gif(tmp_path / "a.gif", [Image.fromarray(frame) for frame in frames], fps=25)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 9 and gif.info["loop"] == 0 and gif.info["duration"] == 40
+        for k, frame in enumerate(frames):
+            gif.seek(k)
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(float) - frame).max() < 12
+
+
+def test_gif_shows_each_frame_in_the_colours_of_the_palette(tmp_path):
+    """Noise uses all colours, parts of the frames repeat, and two frames are equal."""
+    generator = np.random.default_rng(0)
+    arrays = list(generator.integers(0, 255, (4, 33, 47, 3), dtype=np.uint8))
+    arrays[2][10:, :20] = arrays[1][10:, :20]
+    arrays.insert(3, arrays[2])
+    frames = [Image.fromarray(array) for array in arrays]
+    write_gif(tmp_path / "a.gif", frames, fps=10)
+    palette = _shared_palette(frames)
+    indices = [np.asarray(frame.quantize(palette=palette, dither=Image.Dither.NONE)) for frame in frames]
+    assert max(index.max() for index in indices) < TRANSPARENT
+    colours = np.array(palette.getpalette(), dtype=np.uint8).reshape(-1, 3)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 5 and gif.info["duration"] == 100
+        for k, index in enumerate(indices):
+            gif.seek(k)
+            assert np.array_equal(np.asarray(gif.convert("RGB")), colours[index])
+    _, *others = imageio_ffmpeg.read_frames(tmp_path / "a.gif")
+    assert others == [colours[index].tobytes() for index in indices]
+
+
+def test_single_frame_gif(tmp_path):
+    frame = Image.fromarray(moving_squares(1, 8, 20)[0])
+    write_gif(tmp_path / "a.gif", [frame])
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 1 and gif.size == (20, 8)
+        assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - np.asarray(frame)).max() < 12
