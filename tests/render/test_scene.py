@@ -141,7 +141,7 @@ def test_fixed_layers_are_the_layers_of_one_mesh():
         assert len(extracted) == (scene is not painted)
         assert expected.keys() == parts[0].keys()
         for name, images in expected.items():
-            assert torch.equal(torch.cat([part[name] for part in parts]), images)
+            torch.testing.assert_close(torch.cat([part[name] for part in parts]), images, atol=1e-5, rtol=0)
 
 
 def test_outline_is_antialiased_on_linear_colours():
