@@ -34,6 +34,7 @@ from render.texturing.small_components import remove_small_components
 from render.texturing.transfer import PAINTING_RES, prepare_export
 from render.texturing.uv import prepare_uv, unwrap
 from sd.schedule import FIT_STEPS, Phase, Schedule
+from training.adamw import AdamW
 from training.distributed import SINGLE_PROCESS, Distributed
 from training.input_files import InputFiles, input_paths
 from training.mesh_warnings import warn_about_axes, warn_about_mesh
@@ -86,7 +87,7 @@ def build_task(
     learning_rate = config.run.effective_learning_rate
     if task.make_optimizer is not None:
         return task, task.make_optimizer(learning_rate), device
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         parameters,
         lr=learning_rate,
         betas=(0.9, 0.99),

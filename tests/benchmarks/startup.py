@@ -107,8 +107,9 @@ def import_packages(clock: Clock) -> None:
     with clock.part("import the program"):
         import train  # noqa: F401
     with clock.part("import the prior's packages"):
-        from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
-        from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+        from sd.loading.lean_imports import import_prior_packages
+
+        import_prior_packages()
     gc.freeze()
     gc.enable()
 

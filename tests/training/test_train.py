@@ -22,6 +22,7 @@ from configs.cli import load_configs
 from configs.schema import Config
 from sd.guidance import Guidance
 from training import loop, signals, tasks
+from training.adamw import AdamW
 from training.checkpoint import load_latest
 from training.distributed import SINGLE_PROCESS
 from training.priors import load_priors, make_guidance
@@ -280,7 +281,7 @@ def test_empty_surface_stops_with_advice(model_folder, tmp_path, capsys, caplog,
 
 def test_a_state_without_a_surface_is_not_saved(model_folder, tmp_path, capsys, caplog, monkeypatch):
     config = geometry(tmp_path, model_folder, checkpoint_interval=1, video_interval=0, save_interval=0)
-    steps, real = [], torch.optim.AdamW.step
+    steps, real = [], AdamW.step
 
     def lethal(self, *arguments):
         real(self, *arguments)
@@ -289,7 +290,7 @@ def test_a_state_without_a_surface_is_not_saved(model_folder, tmp_path, capsys, 
             with torch.no_grad():
                 self.param_groups[0]["params"][-1].zero_()
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", lethal)
+    monkeypatch.setattr(AdamW, "step", lethal)
     message = refused(["--config", config], capsys, caplog)
     assert f"step {FIT + 2}" in message and f"step {FIT + 1}" in message
     assert load_latest(tmp_path / "shape/checkpoints").step == FIT + 1
