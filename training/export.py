@@ -2,12 +2,15 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from configs.run import written_mesh
 from configs.schema import Config
+from render.image_io.atomic import staged_folder
 from training.collector import collector_paused
 from training.distributed import SINGLE_PROCESS
+from training.last_checkpoint import LastCheckpoint
 from training.numbered_files import warn_on_error
 from training.previews import training_video
 from training.report.report_writer import RunReport
@@ -20,16 +23,21 @@ logger = logging.getLogger(__name__)
 OPTION = "--export-only"
 
 
-def export_run(config: Config, task: Task, report: RunReport) -> None:
-    """Write mesh, textures and videos of a trained task. If a video cannot be written, log a warning."""
+def export_run(config: Config, task: Task, report: RunReport, last_checkpoint: LastCheckpoint) -> None:
+    """Write mesh, textures and videos of a trained task. If a video cannot be written, log a warning.
+
+    The files are prepared in memory while the last checkpoint is written. No file is written before it is on
+    disk.
+    """
     step = task.schedule.last_step
     with report.timed("export"):
-        if task.export_once and is_exported(config, step):
+        if task.export_once and not last_checkpoint.started and is_exported(config, step):
             logger.info("%s is already exported (%s writes it again)", config.run.mesh_path, OPTION)
         else:
             logger.info("exporting to %s", config.run.mesh_path.parent)
-            task.export()
-            record_export(config, step)
+            write_files = task.export()
+            last_checkpoint.finish()
+            _write(config, write_files, step)
     with report.timed("videos"):
         # The video is written here, so a run that was stopped after its last step gets its video when it is
         # started again.
@@ -42,6 +50,13 @@ def export_run(config: Config, task: Task, report: RunReport) -> None:
                 write_orbit(render, config.run.output_folder, config.run.preview_res, batch=batch)
 
 
+def _write(config: Config, write_files: Callable[[Path], None], step: int) -> None:
+    """Write the files of the mesh, and record the step. An error leaves all earlier files unchanged."""
+    with staged_folder(config.run.mesh_path.parent) as folder:
+        write_files(folder)
+    record_export(config, step)
+
+
 def export_again(config: Config, report: RunReport) -> None:
     """Export mesh and textures from the last checkpoint, without changing checkpoints and pictures."""
     with report:
@@ -52,8 +67,7 @@ def export_again(config: Config, report: RunReport) -> None:
         folder = config.run.mesh_path.parent
         logger.info("exporting step %d of %d to %s", report.step, task.schedule.last_step, folder)
         with report.timed("export"):
-            task.export()
-            record_export(config, report.step)
+            _write(config, task.export(), report.step)
     logger.info("report: %s", report.path)
     logger.info("mesh: %s", config.run.mesh_path.with_suffix(".glb"))
     if task.export_once:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from sd.guidance import Guidance, SDSSample
 from sd.schedule import Phase, Schedule
 from training.checkpoint import newest_step
 from training.distributed import Distributed, optimized_parameters
+from training.last_checkpoint import LastCheckpoint
 from training.prefetch import Prefetcher
 from training.previews import AsyncImageWriter, save_previews, training_video
 from training.report.report_writer import RunReport
@@ -30,7 +32,11 @@ MicroBatch = tuple[Cameras, SDSSample]
 
 @dataclass
 class TrainState:
-    """The state that changes in each step. step: the current step; between steps, the last finished step."""
+    """The state that changes in each step.
+
+    step: the current step; between steps, the last finished step. last_checkpoint: writer of the checkpoint
+    of the last step. If it is None, this checkpoint is written like the others.
+    """
 
     step: int
     schedule: Schedule
@@ -38,6 +44,7 @@ class TrainState:
     prefetcher: Prefetcher[MicroBatch]
     stop: StopRequest = field(default_factory=StopRequest)
     guard: StepGuard = field(default_factory=StepGuard)
+    last_checkpoint: LastCheckpoint | None = None
 
     @property
     def phase(self) -> Phase:
@@ -151,6 +158,8 @@ def train_loop(
             if due or new_still:
                 report.update(state.step)
             stop.exit_if_requested(state.step)
+    if state.last_checkpoint is not None:
+        state.last_checkpoint.hold_signals()
 
 
 def make_prefetcher(
@@ -227,7 +236,10 @@ def mean_stats(
 def save_checkpoint(
     state: TrainState, config: Config, task: Task, guidance: Guidance, distributed: Distributed
 ) -> None:
-    """Check that the weights are equal on all ranks, then write a checkpoint on rank 0."""
+    """Check that the weights are equal on all ranks, then write a checkpoint on rank 0.
+
+    The last checkpoint is written in a thread, unless the run is stopped after its last step.
+    """
     phase, last = state.phase, state.step == state.schedule.last_step
     if not phase.fit:
         for optimizer in (state.optimizer, *guidance.optimizers):
@@ -238,9 +250,20 @@ def save_checkpoint(
         # Raise an error if the surface has vanished, so that the previous checkpoint is kept.
         with vanishing_explained(config, state.step):
             task.verify()
-    save_state(
-        config, task.scene, state.optimizer, state.step, distributed, inputs=task.inputs, guidance=guidance
+    save = partial(
+        save_state,
+        config,
+        task.scene,
+        state.optimizer,
+        state.step,
+        distributed,
+        inputs=task.inputs,
+        guidance=guidance,
     )
+    if last and state.last_checkpoint is not None and not state.stop.requested:
+        state.last_checkpoint.start(save)
+    else:
+        save()
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from geometry.fixed_mesh import load_fixed_mesh, load_fixed_parts, placement, ro
 from geometry.regularisers import surface_loss
 from geometry.start_shape import FitPool, build_start_shape, make_fit_pool
 from geometry.vertex_surface import VertexSurface
-from render.image_io.atomic import staged_folder
 from render.image_io.hdr import write_hdr
 from render.mesh import Mesh
+from render.mesh_io.texture_pngs import TexturePngs
 from render.mesh_io.write_asset import write_asset, write_parts
 from render.mesh_io.write_moved import write_moved
 from render.raster.interface import Rasteriser
@@ -56,18 +57,19 @@ class Task:
 
     scene: module that renders images from cameras. fit: function that returns the loss of the start-shape
     regression, or None if there is no regression. verify: function that raises EmptySurfaceError if the
-    surface has vanished. export: function that writes mesh and textures. export_once: whether a state must be
-    exported only once, because other runs depend on the exact bytes of the mesh. inputs: fingerprints of the
-    files that were read. regularise: function that returns the weighted surface terms of the scene's last
-    mesh and their values, or None if all weights are 0. make_optimizer: function that returns the optimizer
-    for a learning rate, or None for AdamW on all parameters of the scene.
+    surface has vanished. export: function that prepares mesh and textures in memory. It returns a function
+    that writes the files to a folder. export_once: whether a state must be exported only once, because other
+    runs depend on the exact bytes of the mesh. inputs: fingerprints of the files that were read. regularise:
+    function that returns the weighted surface terms of the scene's last mesh and their values, or None if all
+    weights are 0. make_optimizer: function that returns the optimizer for a learning rate, or None for AdamW
+    on all parameters of the scene.
     """
 
     scene: nn.Module
     schedule: Schedule
     fit: Callable[[torch.Generator], tuple[Tensor, dict[str, Tensor]]] | None
     verify: Callable[[], object]
-    export: Callable[[], None]
+    export: Callable[[], Callable[[Path], None]]
     export_once: bool
     inputs: InputFiles
     regularise: Callable[[Phase], tuple[Tensor, dict[str, Tensor]]] | None = None
@@ -122,13 +124,16 @@ def build_vertex_surface(
     surface = VertexSurface(start.v_pos, start.faces, config.surface.large_steps_lambda).to(device)
     scene = geometry_scene(config, surface, rasteriser)
 
-    def export() -> None:
+    def export() -> Callable[[Path], None]:
         moved = replace(start, v_pos=surface.mesh().v_pos.detach())
         shift = place.back(moved).v_pos - place.back(start).v_pos
         shift = shift if rotation is None else rotated(shift, rotation.T)
-        with inputs.reading("base_mesh", *paths["base_mesh"]):
-            with staged_folder(config.run.mesh_path.parent) as folder:
+
+        def write(folder: Path) -> None:
+            with inputs.reading("base_mesh", *paths["base_mesh"]):
                 write_moved(folder, config.run.base_mesh, shift.cpu())
+
+        return write
 
     return Task(
         scene,
@@ -158,15 +163,14 @@ def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, in
 
     rotation = config.start_shape.rotation
 
-    def export() -> None:
+    def export() -> Callable[[Path], None]:
         settings = config.export
         mesh = remove_small_components(surface.mesh().detach(), settings.min_component_area)
         if settings.export_faces:
             mesh = decimate(mesh, settings.export_faces)
         mesh = unwrap(mesh, settings.unwrap, settings.texture_res, settings.uv_padding_block)
         mesh = rotate_mesh(mesh, None if rotation is None else rotation.T)
-        with staged_folder(config.run.mesh_path.parent) as folder:
-            write_asset(folder, mesh, usd=settings.export_usd)
+        return partial(write_asset, mesh=mesh, usd=settings.export_usd)
 
     @cache
     def pool() -> FitPool:
@@ -270,20 +274,22 @@ def build_appearance(
     def into_file(mesh: Mesh) -> Mesh:
         return rotate_mesh(place.back(mesh), None if rotation is None else rotation.T)
 
-    def export() -> None:
+    def export() -> Callable[[Path], None]:
+        usd = config.export.export_usd
+        probe = cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu()
         if parts is not None:
             asset = export_parts(parts, material, config.export, rasteriser)
-            asset = replace(asset, mesh=into_file(asset.mesh))
+            write_mesh = partial(write_parts, asset=replace(asset, mesh=into_file(asset.mesh)), usd=usd)
         else:
             target, painting = prepare_export(mesh, field, config.export, own_uv=mesh.uv is own.uv)
-            textures = bake(target, painting, config.export.texture_res, rasteriser)
-            target = into_file(target)
-        with staged_folder(config.run.mesh_path.parent) as folder:
-            write_hdr(folder / "probe.hdr", cube_to_latlong(light.cube.detach(), light.cube.shape[1]).cpu())
-            if parts is not None:
-                write_parts(folder, asset, config.export.export_usd)
-            else:
-                write_asset(folder, target, textures, config.export.export_usd)
+            textures = TexturePngs(bake(target, painting, config.export.texture_res, rasteriser))
+            write_mesh = partial(write_asset, mesh=into_file(target), textures=textures, usd=usd)
+
+        def write(folder: Path) -> None:
+            write_hdr(folder / "probe.hdr", probe)
+            write_mesh(folder)
+
+        return write
 
     return Task(
         scene,

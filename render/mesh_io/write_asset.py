@@ -13,13 +13,15 @@ from render.mesh_io.write_obj_parts import write_obj_parts
 from render.mesh_io.write_usd import USD_FILE, write_usd, write_usd_parts
 
 
-def write_asset(folder: Path, mesh: Mesh, textures: Textures | None = None, usd: bool = False) -> None:
+def write_asset(
+    folder: Path, mesh: Mesh, textures: Textures | TexturePngs | None = None, usd: bool = False
+) -> None:
     """Write mesh.glb, mesh.obj with its material and textures (see `write_obj`) and, if `usd` is True,
     mesh.usd.
 
     Textures require a mesh with uv, and a normal map also requires tangents. mesh.usd requires OpenUSD.
     """
-    pngs = TexturePngs(textures)
+    pngs = textures if isinstance(textures, TexturePngs) else TexturePngs(textures)
     with ThreadPoolExecutor(1, thread_name_prefix="asset") as pool:
         glb = pool.submit(write_glb, folder / "mesh.glb", mesh, pngs=pngs)
         write_obj(folder, mesh, pngs=pngs)

@@ -114,7 +114,8 @@ def painted(folder: Path, source: Path, steps: int, **values: object) -> Result:
     config = config_for(folder / "run", source, init_textures=True, **values)
     task, optimizer, _ = build_task(config)
     fit(task, optimizer, steps)
-    task.export()
+    (folder / "run/dmtet_mesh").mkdir(parents=True)
+    task.export()(folder / "run/dmtet_mesh")
     return Result(source, folder / "run/dmtet_mesh", task, config)
 
 
