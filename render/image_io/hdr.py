@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from render.image_io.atomic import write_bytes
@@ -75,13 +75,7 @@ def write_hdr(path: str | Path, image: Float[Tensor, "H W 3"]) -> None:
     rgbe = _encode_rgbe(image.detach().cpu().float().numpy())
     height, width = rgbe.shape[:2]
     header = f"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y {height} +X {width}\n".encode()
-    if width in RLE_WIDTHS:
-        marker = bytes([2, 2, width >> 8, width & 255])
-        body = b"".join(
-            marker + b"".join(_compress(line[:, channel]) for channel in range(4)) for line in rgbe
-        )
-    else:
-        body = rgbe.tobytes()
+    body = _compress(rgbe) if width in RLE_WIDTHS else rgbe.tobytes()
     write_bytes(path, header + body)
 
 
@@ -103,23 +97,50 @@ def _decode_rgbe(rgbe: UInt8[np.ndarray, "H W 4"]) -> Float[np.ndarray, "H W 3"]
     return np.where(rgbe[..., 3:] > 0, np.ldexp(rgbe[..., :3].astype(np.float32), exponent), 0)
 
 
-def _compress(line: UInt8[np.ndarray, " W"]) -> bytes:
-    """Compress one channel of one line. (128 + n, value) is a run of n bytes. (n, values) are n literal
-    bytes.
+def _compress(rgbe: UInt8[np.ndarray, "H W 4"]) -> bytes:
+    """Compress lines with the new run-length encoding.
+
+    A line is (2, 2, width / 256, width % 256) and its four channels. (128 + n, value) is a run of n bytes.
+    (n, values) are n literal bytes. All lines are compressed at once by array operations.
     """
-    starts = np.flatnonzero(np.diff(line, prepend=~line[:1]))
-    lengths = np.diff(starts, append=len(line))
-    data, packed, literal_from = line.tobytes(), bytearray(), 0
-    worth_it = lengths >= SHORTEST_RUN
-    ends = [(int(s), int(n)) for s, n in zip(starts[worth_it], lengths[worth_it], strict=True)]
-    for start, length in [*ends, (len(line), 0)]:
-        for at in range(literal_from, start, LONGEST_LITERAL):
-            literal = data[at : min(at + LONGEST_LITERAL, start)]
-            packed += bytes([len(literal)]) + literal
-        for done in range(0, length, LONGEST_RUN):
-            packed += bytes([128 + min(LONGEST_RUN, length - done), data[start]])
-        literal_from = start + length
-    return bytes(packed)
+    width = rgbe.shape[1]
+    data = rgbe.transpose(0, 2, 1).reshape(-1)
+    at_channel = np.zeros(len(data), bool)
+    at_channel[::width] = True
+    # Equal neighbours form runs. Short runs are literal bytes.
+    starts = np.flatnonzero(at_channel | np.concatenate([[True], data[1:] != data[:-1]]))
+    lengths = np.diff(starts, append=len(data))
+    run_start = np.zeros(len(data), bool)
+    run_start[starts[lengths >= SHORTEST_RUN]] = True
+    in_run = np.repeat(lengths >= SHORTEST_RUN, lengths)
+    literal_start = ~in_run & (at_channel | np.concatenate([[True], in_run[:-1]]))
+    start, length, is_run = _chunks(np.flatnonzero(run_start | literal_start), in_run)
+    # `place` is the offset of each chunk in the output. The first chunk of a line follows the line's marker.
+    at_line = start % (4 * width) == 0
+    sizes = np.where(is_run, 2, 1 + length) + 4 * at_line
+    place = np.cumsum(sizes) - sizes + 4 * at_line
+    packed = np.empty(int(sizes.sum()), np.uint8)
+    packed[place] = np.where(is_run, 128 + length, length)
+    packed[place[is_run] + 1] = data[start[is_run]]
+    literal = np.flatnonzero(~in_run)
+    packed[literal + np.repeat((place + 1 - start)[~is_run], length[~is_run])] = data[literal]
+    packed[place[at_line][:, None] + np.arange(-4, 0)] = [2, 2, width >> 8, width & 255]
+    return packed.tobytes()
+
+
+def _chunks(
+    starts: Int[np.ndarray, " S"], in_run: Bool[np.ndarray, " N"]
+) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, " C"], Bool[np.ndarray, " C"]]:
+    """Split runs and literals, which begin at `starts`, into chunks of at most LONGEST_RUN or LONGEST_LITERAL
+    bytes. Return their starts, their lengths, and whether they are runs.
+    """
+    lengths, is_run = np.diff(starts, append=len(in_run)), in_run[starts]
+    longest = np.where(is_run, LONGEST_RUN, LONGEST_LITERAL)
+    counts = -(-lengths // longest)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    before = number * np.repeat(longest, counts)
+    length = np.minimum(np.repeat(longest, counts), np.repeat(lengths, counts) - before)
+    return np.repeat(starts, counts) + before, length, np.repeat(is_run, counts)
 
 
 def _read_rgbe(path: Path) -> Float[np.ndarray, "H W 3"]:

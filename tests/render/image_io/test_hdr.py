@@ -54,6 +54,22 @@ def test_runs_compress_and_decode(tmp_path):
     assert torch.equal(read_latlong(tmp_path / "a.hdr"), image)
 
 
+def test_the_bytes_of_runs_and_literals(tmp_path):
+    """A run of 200 is split after 127, literals are split after 128, and three equal bytes are literals."""
+    ramp = torch.arange(130.0) % 2
+    line = torch.cat([torch.ones(200), ramp, torch.full((3,), 0.5), torch.full((4,), 0.25)])
+    image = torch.stack([torch.ones_like(line), line, line], -1).expand(2, -1, 3)
+    write_hdr(tmp_path / "a.hdr", image)
+    literal = [128 if value else 0 for value in ramp.tolist()] + [64] * 3
+    # The 200 ones are followed by the ramp, whose first value is 0.
+    changing = [255, 128, 128 + 73, 128, 128, *literal[:128], 5, *literal[128:], 132, 32]
+    width = len(line)
+    runs = [byte for value in (128, 129) for byte in [255, value] * 2 + [128 + width - 254, value]]
+    line_bytes = [2, 2, width >> 8, width & 255, *runs[:6], *changing, *changing, *runs[6:]]
+    assert (tmp_path / "a.hdr").read_bytes().endswith(bytes(line_bytes * 2))
+    assert torch.equal(read_latlong(tmp_path / "a.hdr"), image)
+
+
 def test_flat_file_written_by_hand(tmp_path):
     pixels = bytes([128, 64, 0, 129, 255, 0, 1, 128, 0, 0, 0, 0])
     header = b"#?RADIANCE\n# by hand\nEXPOSURE=1\nFORMAT=32-bit_rle_rgbe\n\n-Y 1 +X 3\n"
