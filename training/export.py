@@ -38,6 +38,7 @@ def export_run(config: Config, task: Task, report: RunReport, last_checkpoint: L
             write_files = task.export()
             last_checkpoint.finish()
             _write(config, write_files, step)
+    report.prepare_model()
     with report.timed("videos"):
         # The video is written here, so a run that was stopped after its last step gets its video when it is
         # started again.

@@ -11,6 +11,7 @@ import json
 import struct
 import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,13 +46,22 @@ class Embedded:
 
 
 def embed(path: Path, most: int = LIGHTER) -> Embedded:
-    """Compress a GLB file to at most `most` deflated bytes. Only files of this program can be reduced."""
+    """Compress a GLB file to at most `most` deflated bytes. Only files of this program can be reduced.
+
+    The last result is cached. The key contains the path, the modification time, the size and the inode.
+    """
+    file = path.stat()
+    return _embed(path, (file.st_mtime_ns, file.st_size, file.st_ino), most)
+
+
+@lru_cache(maxsize=1)
+def _embed(path: Path, version: tuple[int, ...], most: int) -> Embedded:
     original = path.read_bytes()
     document, _ = read_glb(original)
     size = f"{path.name}, {len(original) / 1e6:.0f} MB"
     if needs_network(document):
         return Embedded(None, f"The model has parts that a viewer would have to download: {size}.")
-    if packed := _deflated(original, min(AS_IT_IS, most)):
+    if _picture_bytes(document) <= AS_IT_IS and (packed := _deflated(original, min(AS_IT_IS, most))):
         return Embedded(packed, "")
     own = document["asset"].get("generator") == GENERATOR
     if own and (packed := _deflated(lighter(original), most)):
@@ -59,6 +69,12 @@ def embed(path: Path, most: int = LIGHTER) -> Embedded:
             packed, f"A lighter copy: rounded positions, textures as JPEG. The model itself: {size}."
         )
     return Embedded(None, f"The model is too large to show inside this page: {size}.")
+
+
+def _picture_bytes(document: dict) -> int:
+    """Return the size of the pictures of a GLB file. They are compressed already."""
+    views = [image.get("bufferView") for image in document.get("images", ())]
+    return sum(document["bufferViews"][view]["byteLength"] for view in views if view is not None)
 
 
 def _deflated(content: bytes, most: int) -> bytes | None:
@@ -140,8 +156,11 @@ def lighter(content: bytes) -> bytes:
     if single:
         _forget_tangents(document)
     parts = [_part(view, binary) for view in document["bufferViews"]]
-    for image in document.get("images", ()):
-        parts[image["bufferView"]] = _as_jpeg(parts[image["bufferView"]])
+    images = document.get("images", ())
+    with ThreadPoolExecutor(thread_name_prefix="jpeg") as pool:
+        jpegs = list(pool.map(_as_jpeg, [parts[image["bufferView"]] for image in images]))
+    for image, jpeg in zip(images, jpegs, strict=True):
+        parts[image["bufferView"]] = jpeg
         image["mimeType"] = "image/jpeg"
     if not single:
         return _packed(document, parts)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from configs.schema import Config
 from render.image_io.atomic import write_text
 from training.distributed import SINGLE_PROCESS, Distributed
 from training.report.run_info import run_info
-from training.report.run_page import CONFIG_FILE, REPORT_FILE, RunInfo, RunState, run_page
+from training.report.run_page import CONFIG_FILE, REPORT_FILE, RunInfo, RunState, prepare_model, run_page
 from training.report.system_info import machine
 from training.tasks import select_device
 from training.time_estimate import CommandProgress
@@ -46,6 +47,7 @@ class RunReport:
     _doing: str = ""
     _not_before: float = 0.0
     _failed_files: set[str] = field(default_factory=set)
+    _model: Future[None] | None = None
 
     @property
     def path(self) -> Path:
@@ -82,6 +84,14 @@ class RunReport:
             self.progress.end(name)
         self._doing = ""
 
+    def prepare_model(self) -> None:
+        """Start to compress the exported model for the final page in a thread, because it takes a second."""
+        if not self.quiet:
+            pool = ThreadPoolExecutor(1, thread_name_prefix="report")
+            self._model = pool.submit(prepare_model, self.info)
+            # The thread ends after the model.
+            pool.shutdown(wait=False)
+
     def __enter__(self) -> "RunReport":
         self._begun = self._begun or not self.path.exists()
         self.update(self.step)
@@ -91,6 +101,9 @@ class RunReport:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is None:
+            if self._model is not None:
+                # An error is repeated, and logged, when the page is written.
+                wait([self._model])
             self._write("done" if self.step == self.info.last_step else "exported", "")
         elif isinstance(error, SystemExit | KeyboardInterrupt):
             self._write("stopped", "Stopped by a signal. The command below resumes from the last checkpoint.")

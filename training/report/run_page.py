@@ -8,12 +8,13 @@ from pathlib import Path
 from render.shade.light import resolve_map
 from training.report.curves import PhaseTime, curves, draw, groups, phase_times, read_log
 from training.report.media import slider, stills_up_to, video
-from training.report.model_viewer import LIGHTER, environment_map, viewer
+from training.report.model_viewer import LIGHTER, embed, environment_map, viewer
 from training.report.page import document, escape, link, section, table
 
 REPORT_FILE, CONFIG_FILE = "report.html", "config.json"
+MODEL_FILE = "dmtet_mesh/mesh.glb"
 FILES = (
-    "dmtet_mesh/mesh.glb",
+    MODEL_FILE,
     "dmtet_mesh/mesh.obj",
     "dmtet_mesh/mesh.mtl",
     "dmtet_mesh/texture_kd.png",
@@ -143,7 +144,7 @@ def _model_and_videos(info: RunInfo, state: RunState, model_bytes: int) -> tuple
 
     Files of an earlier run are omitted.
     """
-    mesh = info.out_dir / "dmtet_mesh" / "mesh.glb"
+    mesh = info.out_dir / MODEL_FILE
     if state.name not in ("done", "exported") or not mesh.is_file():
         return "", []
     model, scripts = viewer(mesh, f"3D model: {info.title}", model_bytes, _environment(info))
@@ -154,6 +155,13 @@ def _model_and_videos(info: RunInfo, state: RunState, model_bytes: int) -> tuple
     wide = f'<section class="{"wide" if videos else ""}"><h2>Model</h2>{model}</section>'
     narrow = f'<section class="narrow"><h2>Videos</h2>{videos}</section>' if videos else ""
     return f'<div class="look">{wide}{narrow}</div>', scripts
+
+
+def prepare_model(info: RunInfo) -> None:
+    """Compress the exported model and its environment map. `run_page` uses the cached results."""
+    if (info.out_dir / MODEL_FILE).is_file():
+        embed(info.out_dir / MODEL_FILE)
+        _environment(info)
 
 
 def _environment(info: RunInfo) -> bytes | None:

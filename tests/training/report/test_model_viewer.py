@@ -29,6 +29,25 @@ def test_embed_returns_none_for_models_above_the_limit(monkeypatch):
         model_viewer._deflated(bytes(model_viewer.FAR * most), most)
 
 
+def test_pictures_above_the_limit_are_not_compressed_again(tmp_path, monkeypatch):
+    """The pictures of a GLB are compressed already, so a lighter copy is made at once."""
+    pictures = os.urandom(2000)
+    document = {
+        "asset": {"version": "2.0"},
+        "images": [{"bufferView": 1}, {"uri": "data:,"}],
+        "bufferViews": [{"byteLength": 1000}, {"byteLength": 1000}],
+    }
+    path = tmp_path / "mesh.glb"
+    path.write_bytes(pack_glb(document, pictures))
+    tried = []
+    monkeypatch.setattr(model_viewer, "_deflated", lambda content, most: tried.append(most))
+    for limit, count in ((1000, 1), (999, 0)):
+        monkeypatch.setattr(model_viewer, "AS_IT_IS", limit)
+        model_viewer._embed.cache_clear()
+        tried.clear()
+        assert model_viewer.embed(path).content is None and len(tried) == count
+
+
 def test_the_environment_is_scaled_and_turned_for_the_viewer(tmp_path):
     """+x is at three quarters of the width of our map, and at the centre of the viewer's map.
 

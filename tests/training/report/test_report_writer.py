@@ -1,11 +1,13 @@
 """Test when the page of a run is written, and which final state it shows."""
 
 import logging
+import threading
+import zlib
 
 import pytest
 from report_run import example_info, write_run
 
-from training.report import report_writer
+from training.report import model_viewer, report_writer
 from training.report.report_writer import RunReport
 
 
@@ -69,6 +71,27 @@ def test_page_updates_are_limited_by_their_duration(folder, monkeypatch):
     # Writing a page takes 0.19 s and is followed by a pause of 50 times this duration, so a page is written
     # at every tenth step of 1 s. The last page is always written.
     assert written == [*range(1, 101, 10), 100]
+
+
+def test_the_model_is_compressed_once_and_before_the_final_page(folder, monkeypatch, caplog):
+    compressed = []
+
+    def deflated(content: bytes, most: int) -> bytes:
+        compressed.append(threading.current_thread().name)
+        return zlib.compress(content)
+
+    monkeypatch.setattr(model_viewer, "_deflated", deflated)
+    model_viewer._embed.cache_clear()
+    with RunReport(example_info(folder)) as report:
+        report.begin(100)
+        report.prepare_model()
+    assert len(compressed) == 1 and compressed[0].startswith("report")
+    assert state_of(folder) == "done" and 'id="model"' in (folder / "report.html").read_text()
+    monkeypatch.setattr(report_writer, "prepare_model", lambda info: 1 / 0)
+    with RunReport(example_info(folder)) as report:
+        report.begin(100)
+        report.prepare_model()
+    assert state_of(folder) == "done" and caplog.text == ""
 
 
 def test_a_page_that_cannot_be_written_is_one_warning(folder, monkeypatch, caplog):
