@@ -10,9 +10,17 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from geometry.marching_tets import compact_topology, crossing_points
+from geometry.marching_tets import (
+    check_not_empty,
+    compact_topology,
+    crossing_points,
+    padded_topology,
+    topology_kernels_available,
+)
+from geometry.pending_mesh import PendingMesh, TopologySpace
 from geometry.sdf_network import SdfNetwork
 from geometry.tet_grid import TetGrid, cells_per_axis, load_tet_grid, make_tet_grid
+from render.async_copy import AsyncCopy
 from render.encoding.hash_grid import HashGrid, PrecomputedEncoding
 from render.kernels.available import triton_available
 from render.mesh import Mesh, make_mesh
@@ -44,10 +52,6 @@ class GeometryConfig:
         description="largest distance of the surface from the start shape, in grid cells; null: 0.25 if "
         "coarse_iter is 400 or less, so that only detail is added, otherwise no limit",
     )
-
-
-class EmptySurfaceError(ValueError):
-    """Error for a field that has the same sign at all vertices, so that its surface has no triangles."""
 
 
 class DMTet(nn.Module):
@@ -88,6 +92,7 @@ class DMTet(nn.Module):
         # The largest offset of a vertex along each axis, in world units.
         self.reach = 1 / self.resolution
         self._encoding: PrecomputedEncoding | None = None
+        self._space = TopologySpace((len(self.edges), 2 * len(self.tets), len(self.v_pos)))
 
     def field(
         self, vertices: Int[Tensor, " N"] | None = None, encoded: Float[Tensor, "V W"] | None = None
@@ -111,15 +116,32 @@ class DMTet(nn.Module):
 
         Raises EmptySurfaceError if the field has the same sign at all vertices.
         """
-        with torch.no_grad():
-            encoded = self._points()()
-            everywhere = self._closed(self.network.distances(encoded))
+        encoded, everywhere = self._everywhere()
         vertices, ends, faces = compact_topology(everywhere < 0, self.tets, self.edges, self.tet_edges)
-        if len(faces) == 0:
-            raise EmptySurfaceError(
-                "the surface vanished: try a lower guidance_weight, a larger start shape or another seed"
-            )
+        check_not_empty(len(faces))
+        self._space.update((len(ends), len(faces), len(vertices)))
         return make_mesh(self.crossings(everywhere, vertices, ends, encoded), faces)
+
+    def pending_mesh(self) -> PendingMesh:
+        """Return the mesh of `mesh()`. On a GPU, the host does not wait for the size of the mesh.
+
+        The first call waits, because the space for the mesh follows from the size in an earlier call.
+        """
+        rows = self._space.rows
+        if rows is None or not topology_kernels_available(self.v_pos.device):
+            return PendingMesh(self.mesh())
+        encoded, everywhere = self._everywhere()
+        tables = self.tets, self.edges, self.tet_edges
+        vertices, ends, faces, lengths = padded_topology(everywhere < 0, *tables, rows)
+        lengths = AsyncCopy(lengths)
+        mesh = make_mesh(self.crossings(everywhere, vertices, ends, encoded), faces)
+        return PendingMesh(mesh, lengths, rows, self._space)
+
+    @torch.no_grad()
+    def _everywhere(self) -> tuple[Float[Tensor, "V W"], Float[Tensor, " V"]]:
+        """Return the encoding of all grid vertices, and the field whose zero level set is meshed."""
+        encoded = self._points()()
+        return encoded, self._closed(self.network.distances(encoded))
 
     def crossings(
         self,

@@ -16,6 +16,18 @@ from geometry.tet_grid import TET_EDGES
 from render.kernels.available import triton_works
 
 
+class EmptySurfaceError(ValueError):
+    """Error for a field that has the same sign at all vertices, so that its surface has no triangles."""
+
+
+def check_not_empty(faces: int) -> None:
+    """Raise EmptySurfaceError if the number of triangles is 0."""
+    if faces == 0:
+        raise EmptySurfaceError(
+            "the surface vanished: try a lower guidance_weight, a larger start shape or another seed"
+        )
+
+
 def _triangle_table() -> list[list[int]]:
     """Return six edge slots, the corners of up to two triangles, for each of the 16 sign patterns of a tet.
     Unused slots are −1.
@@ -59,6 +71,11 @@ def _corner_numbers(device: torch.device) -> UInt8[Tensor, "4"]:
     return torch.arange(4, dtype=torch.uint8, device=device)
 
 
+def topology_kernels_available(device: torch.device) -> bool:
+    """Return whether the Triton kernels of this module can run on the device."""
+    return device.type == "cuda" and triton_works(device)
+
+
 def compact_topology(
     inside: Bool[Tensor, " V"],
     tets: Int[Tensor, "T 4"],
@@ -70,12 +87,30 @@ def compact_topology(
     The result is (vertices [U], ends [N,2] of each crossed edge as indices into vertices, faces [M,3] as
     indices of crossed edges). All three tensors are int64 and identical on every device.
     """
-    # The Triton kernels are used only if Triton works on the device.
-    if inside.device.type == "cuda" and triton_works(inside.device):
+    if topology_kernels_available(inside.device):
         from geometry.kernels import marching_tets_triton
 
         return marching_tets_triton.topology(inside, tets, edges, tet_edges, _triangles(inside.device))
     return compact_topology_torch(inside, tets, edges, tet_edges)
+
+
+def padded_topology(
+    inside: Bool[Tensor, " V"],
+    tets: Int[Tensor, "T 4"],
+    edges: Int[Tensor, "E 2"],
+    tet_edges: Int[Tensor, "T 6"],
+    rows: tuple[int, int, int],
+) -> tuple[Int[Tensor, " U"], Int[Tensor, "N 2"], Int[Tensor, "M 3"], Int[Tensor, " 3"]]:
+    """Return the result of `compact_topology` with N, M, U = rows, and the actual N, M, U, on a CUDA device
+    on which Triton works.
+
+    The host does not wait for the GPU. See `marching_tets_triton.padded_topology`.
+    """
+    from geometry.kernels import marching_tets_triton
+
+    return marching_tets_triton.padded_topology(
+        inside, tets, edges, tet_edges, _triangles(inside.device), rows
+    )
 
 
 def compact_topology_torch(

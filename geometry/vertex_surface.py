@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from geometry.large_steps import Solver, UniformAdam, make_solver, smooth
+from geometry.pending_mesh import PendingMesh
 from render.mesh import Mesh, make_mesh
 
 # This value is λ = α / (1 − α) with α = 0.95, as in Nicolet et al.
@@ -58,6 +59,10 @@ class VertexSurface(nn.Module):
     def mesh(self) -> Mesh:
         """Return the current mesh with smooth normals. It is differentiable with respect to `change`."""
         return make_mesh(self.start + self.displacement(), self.faces)
+
+    def pending_mesh(self) -> PendingMesh:
+        """Return the mesh of `mesh()`. Its size is known."""
+        return PendingMesh(self.mesh())
 
     def displacement(self) -> Float[Tensor, "V 3"]:
         """Return v − v₀ in world units."""

@@ -38,20 +38,30 @@ def _parts(buffer: Tensor, starts: Sequence[int], like: Sequence[Tensor]) -> lis
     ]
 
 
-class AsyncScalars:
-    """Named scalars that are copied to the host asynchronously.
+class AsyncCopy:
+    """A small tensor that is copied to the host asynchronously.
 
     `read` does not wait for kernels that were launched after this object was created.
     """
 
-    def __init__(self, values: Mapping[str, Float[Tensor, ""]]) -> None:
-        self._names = list(values)
-        stacked = torch.stack([value.detach() for value in values.values()])
-        self._host = stacked.to("cpu", non_blocking=True)
-        self._copied = torch.cuda.current_stream(stacked.device).record_event() if stacked.is_cuda else None
+    def __init__(self, values: Shaped[Tensor, "..."]) -> None:
+        self._host = values.detach().to("cpu", non_blocking=True)
+        self._copied = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> Shaped[Tensor, "..."]:
         """Wait until the values have been copied, and return them."""
         if self._copied:
             self._copied.synchronize()
-        return dict(zip(self._names, self._host.tolist(), strict=True))
+        return self._host
+
+
+class AsyncScalars:
+    """Named scalars that are copied to the host asynchronously (see `AsyncCopy`)."""
+
+    def __init__(self, values: Mapping[str, Float[Tensor, ""]]) -> None:
+        self._names = list(values)
+        self._copy = AsyncCopy(torch.stack([value.detach() for value in values.values()]))
+
+    def read(self) -> dict[str, float]:
+        """Wait until the values have been copied, and return them."""
+        return dict(zip(self._names, self._copy.read().tolist(), strict=True))

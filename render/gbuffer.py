@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from render.async_copy import AsyncCopy
 from render.camera import Cameras, transform_points
 from render.kernels.available import triton_available
 from render.mesh import Mesh, face_cross
@@ -18,17 +19,51 @@ from render.shade.normals import safe_normalize, shading_normal
 
 
 @dataclass(frozen=True)
-class SurfacePoints:
-    """The N covered pixels of B images.
+class Fragments:
+    """The rasterised mesh in B images.
 
     clip [B,V,4] and rast [B,H,W,4] are described in raster/interface.py. values [B,H,W,6]: the interpolated
-    positions and smooth normals. pixel [N]: flat pixel indices over (B, H, W). position [N,3], normal [N,3]
-    (unit, from `shading_normal`, None if not requested) and to_viewer [N,3] (unit) are in world space.
+    positions and smooth normals, 0 in the background.
     """
 
     clip: Float[Tensor, "B V 4"]
     rast: Float[Tensor, "B H W 4"]
     values: Float[Tensor, "B H W 6"]
+
+    def covered(self) -> Int[Tensor, " N"]:
+        """Return the flat indices of the covered pixels over (B, H, W), in ascending order.
+
+        On a GPU, the host waits for the number of covered pixels.
+        """
+        return self.rast.detach()[..., 3].flatten().nonzero()[:, 0]
+
+    def mask(self) -> Float[Tensor, "B H W 1"]:
+        # rast stores face index + 1, and 0 in the background.
+        return self.rast.detach()[..., 3:].clamp(max=1)
+
+
+class PendingPixels:
+    """The result of `Fragments.covered`, computed without waiting for the GPU."""
+
+    def __init__(self, fragments: Fragments) -> None:
+        face = fragments.rast.detach()[..., 3].flatten()
+        self._count = AsyncCopy(torch.count_nonzero(face))
+        # The list has space for all pixels. Its end is filled with −1.
+        self._pixels = torch.nonzero_static(face, size=len(face))[:, 0]
+
+    def indices(self) -> Int[Tensor, " N"]:
+        """Wait for the number of covered pixels, and return their flat indices."""
+        return self._pixels[: int(self._count.read())]
+
+
+@dataclass(frozen=True)
+class SurfacePoints(Fragments):
+    """The N covered pixels of B images.
+
+    pixel [N]: flat pixel indices over (B, H, W). position [N,3], normal [N,3]
+    (unit, from `shading_normal`, None if not requested) and to_viewer [N,3] (unit) are in world space.
+    """
+
     pixel: Int[Tensor, " N"]
     position: Float[Tensor, "N 3"]
     normal: Float[Tensor, "N 3"] | None
@@ -64,9 +99,13 @@ class SurfacePoints:
         """Return the value of the attribute `normal` for points that were created without normals."""
         return shading_normal(self.smooth_normal(), self.face_normal(mesh), self.to_viewer)
 
-    def mask(self) -> Float[Tensor, "B H W 1"]:
-        # rast stores face index + 1, and 0 in the background.
-        return self.rast.detach()[..., 3:].clamp(max=1)
+
+def rasterize(mesh: Mesh, views: Cameras, rasteriser: Rasteriser) -> Fragments:
+    """Rasterise the mesh. The result is differentiable with respect to v_pos."""
+    clip = transform_points(views.world_to_clip, mesh.v_pos)
+    rast = rasteriser.rasterize(clip, mesh.faces, views.resolution)
+    values = rasteriser.interpolate(torch.cat([mesh.v_pos, mesh.v_nrm], dim=-1), rast, mesh.faces)
+    return Fragments(clip, rast, values)
 
 
 def rasterize_gbuffer(
@@ -74,21 +113,32 @@ def rasterize_gbuffer(
 ) -> SurfacePoints:
     """Rasterise the mesh and return its surface points. They are differentiable with respect to v_pos.
 
-    normals: whether to compute the shading normals.
+    normals: whether to compute the shading normals. On a GPU, the host waits for the number of covered pixels
+    and for nothing else.
     """
-    clip = transform_points(views.world_to_clip, mesh.v_pos)
-    rast = rasteriser.rasterize(clip, mesh.faces, views.resolution)
-    values = rasteriser.interpolate(torch.cat([mesh.v_pos, mesh.v_nrm], dim=-1), rast, mesh.faces)
-    # On a GPU, this is the only synchronisation of this function: the host waits for the number of covered
-    # pixels.
-    pixel = rast.detach()[..., 3].flatten().nonzero()[:, 0]
+    return covered_points(rasterize(mesh, views, rasteriser), mesh, views, normals)
+
+
+def covered_points(
+    fragments: Fragments,
+    mesh: Mesh,
+    views: Cameras,
+    normals: bool = True,
+    pixel: Int[Tensor, " N"] | None = None,
+) -> SurfacePoints:
+    """Return the surface points of a rasterised mesh (see `rasterize_gbuffer`).
+
+    pixel: the result of `fragments.covered()`, if it is already known.
+    """
+    rast, values = fragments.rast, fragments.values
+    pixel = fragments.covered() if pixel is None else pixel
     gather = surface_points
     if triton_available(values, rast, mesh.v_pos, views.position) and not views.position.requires_grad:
         from render.kernels import gbuffer_triton
 
         gather = gbuffer_triton.surface_points
     found = gather(values, rast, pixel, mesh.faces, mesh.v_pos, views.position, normals=normals)
-    return SurfacePoints(clip, rast, values, pixel, *found)
+    return SurfacePoints(fragments.clip, rast, values, pixel, *found)
 
 
 def surface_points(

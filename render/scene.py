@@ -17,10 +17,17 @@ from torch import Tensor, nn
 
 from render.camera import Cameras
 from render.control_image import ControlKind, control_image
-from render.gbuffer import SurfacePoints, rasterize_gbuffer
+from render.gbuffer import (
+    Fragments,
+    PendingPixels,
+    SurfacePoints,
+    covered_points,
+    rasterize,
+    rasterize_gbuffer,
+)
 from render.image_io.image import encode_normal
-from render.kernels.available import triton_available
 from render.mesh import Mesh
+from render.normal_image import normal_image
 from render.raster.interface import Rasteriser
 from render.shade.brdf import linear_to_srgb, shade
 from render.shade.light import EnvironmentLight, camera_rotation
@@ -37,7 +44,8 @@ VisiblePoints = tuple[Float[Tensor, "N 3"], Int[Tensor, " N"]]
 class GeometryScene(nn.Module):
     """A module that renders the normals of a surface.
 
-    surface: a module whose `mesh()` returns the current Mesh. flip_normal: whether to negate every positive x
+    surface: a module whose `mesh()` returns the current Mesh, and whose `pending_mesh()` returns it without
+    waiting for its size (see geometry/pending_mesh.py). flip_normal: whether to negate every positive x
     component of the normals. This is a measure against objects with more than one front (the Janus problem).
     """
 
@@ -54,26 +62,43 @@ class GeometryScene(nn.Module):
         self.light = light
         self.flip_normal = flip_normal
         self.mesh: Mesh | None = None
-        self.visible: VisiblePoints | None = None
+        self._pending = None
+        self._fragments: Fragments | None = None
 
-    def forward(self, views: Cameras) -> Float[Tensor, "B H W 4"]:
+    def prepare(self, views: Cameras) -> None:
+        """Do nothing. The surface is different in every step, so nothing can be rendered in advance."""
+
+    def forward(self, views: Cameras, wait: bool = True) -> Float[Tensor, "B H W 4"]:
         """Return the normals in [−1, 1] (3 channels, background 0) and the antialiased mask in [0, 1] (1
         channel).
 
-        The mesh of this step with its autograd graph is stored in `mesh`, and the visible points in
-        `visible`.
-        """
-        mesh = self.mesh = self.surface.mesh()
-        views = views.to(mesh.v_pos.device)
-        points = rasterize_gbuffer(mesh, views, self.rasteriser)
-        self.visible = points.position.detach(), points.pixel
-        rotation, place = views.normal_rotation, normal_image
-        if triton_available(points.normal, rotation) and not rotation.requires_grad:
-            from render.kernels import normal_image_triton
+        The mesh of this step with its autograd graph is stored in `mesh`.
 
-            place = normal_image_triton.normal_image
-        image = place(points, rotation, self.flip_normal)
-        return self.rasteriser.antialias(image, points.rast, points.clip, mesh.faces)
+        wait: whether the host waits for the size of the mesh. If not, a part of the surface may be missing in
+        the image, and `is_complete` must be called before `mesh` and the image are used.
+        """
+        self._pending = None if wait else self.surface.pending_mesh()
+        mesh = self.mesh = self.surface.mesh() if wait else self._pending.mesh
+        views = views.to(mesh.v_pos.device)
+        fragments = self._fragments = rasterize(mesh, views, self.rasteriser)
+        image = normal_image(fragments, mesh, views, self.flip_normal)
+        return self.rasteriser.antialias(image, fragments.rast, fragments.clip, mesh.faces)
+
+    def is_complete(self) -> bool:
+        """Wait for the size of the last mesh, and return whether the last image shows the whole surface. If
+        it does not, it must be rendered again.
+
+        Raises EmptySurfaceError if the surface has no triangles.
+        """
+        if self._pending is not None:
+            self.mesh, self._pending = self._pending.finished(), None
+        return self.mesh is not None
+
+    @property
+    def visible(self) -> VisiblePoints:
+        """Return the visible points of the last image. On a GPU, the host waits for their number."""
+        pixel = self._fragments.covered()
+        return self._fragments.values.detach()[..., :3].flatten(0, 2).index_select(0, pixel), pixel
 
     @torch.no_grad()
     def fixed_layers(self) -> Callable[[Cameras], dict[str, Float[Tensor, "B H W 3"]]]:
@@ -94,23 +119,6 @@ class GeometryScene(nn.Module):
         shaded = shade(clay, rough, points.normal, points.to_viewer, self.light.prefiltered())
         colours = {"shaded": linear_to_srgb(shaded), "normal": encode_normal(points.normal)}
         return pictures(colours, points, mesh, self.rasteriser)
-
-
-def normal_image(
-    points: SurfacePoints, rotation: Float[Tensor, "B 3 3"], flip: bool
-) -> Float[Tensor, "B H W 4"]:
-    """Return images of the normals (3 channels) and the mask (1 channel). The normals are rotated by the
-    rotation of their view. The background is 0.
-
-    flip: whether to negate every positive x component after the rotation.
-    """
-    normal = points.scatter(points.normal)
-    # One matrix product per image rotates the normals of all pixels. The product does not change the
-    # background, which is 0.
-    turned = (normal.flatten(1, 2) @ rotation.mT).view_as(normal)
-    if flip:
-        turned = torch.cat([-turned[..., :1].abs(), turned[..., 1:]], dim=-1)
-    return torch.cat([turned, points.mask()], dim=-1)
 
 
 class AppearanceScene(nn.Module):
@@ -141,23 +149,43 @@ class AppearanceScene(nn.Module):
         self.light_follows_camera = light_follows_camera
         self.relight = relight
         self.surface = surface
-        self.visible: VisiblePoints | None = None
         self.points: SurfacePoints | None = None
+        self._prepared: tuple[Cameras, Fragments, PendingPixels] | None = None
 
-    def forward(self, views: Cameras) -> Float[Tensor, "B H W 3"]:
+    def prepare(self, views: Cameras) -> None:
+        """Rasterise the views that will be rendered next, without waiting for the GPU.
+
+        The next call of `forward` then does not wait for the number of covered pixels, because the GPU
+        computes it before the backward pass of the current step.
+        """
+        fragments = rasterize(self.mesh, views.to(self.mesh.v_pos.device), self.rasteriser)
+        self._prepared = views, fragments, PendingPixels(fragments)
+
+    def forward(self, views: Cameras, wait: bool = True) -> Float[Tensor, "B H W 3"]:
         """Return the shaded image in sRGB, mapped to [−1, 1]. Outlines are antialiased in linear colours.
 
-        The visible points are stored in `visible` and the G-buffer in `points`.
+        The G-buffer is stored in `points`. The views are rasterised only if `prepare` was not called with the
+        same object. wait: has no effect, because the size of the mesh is known.
         """
+        prepared, self._prepared = self._prepared, None
+        ahead = prepared[1:] if prepared is not None and prepared[0] is views else None
         views = views.to(self.mesh.v_pos.device)
-        points = self._surface_points(views)
-        self.visible, self.points = (points.position.detach(), points.pixel), points
+        points = self.points = self._surface_points(views, ahead)
         material, normal = self.material_and_normal(points)
         # The background needs no conversion, because 0 (black) and 1 (white) are the same in linear colours
         # and sRGB.
         image = points.scatter(self._lit(points, views, material, normal), self.background)
         image = self.rasteriser.antialias(image, points.rast, points.clip, self.mesh.faces)
         return linear_to_srgb(image) * 2 - 1
+
+    def is_complete(self) -> bool:
+        """Return True, because the mesh does not change."""
+        return True
+
+    @property
+    def visible(self) -> VisiblePoints:
+        """Return the visible points of the last image."""
+        return self.points.position.detach(), self.points.pixel
 
     def control_image(self, kind: ControlKind, views: Cameras) -> Float[Tensor, "B H W 3"]:
         """Return the control image of the views that were rendered last, in [0, 1].
@@ -193,11 +221,19 @@ class AppearanceScene(nn.Module):
             colours["relight"] = linear_to_srgb(relit)
         return pictures(colours, points, self.mesh, self.rasteriser)
 
-    def _surface_points(self, views: Cameras) -> SurfacePoints:
+    def _surface_points(
+        self, views: Cameras, prepared: tuple[Fragments, PendingPixels] | None = None
+    ) -> SurfacePoints:
         """Return the visible points. If the material is bumpy, the points have no normals, because `_bumped`
         computes the normals.
+
+        prepared: the rasterised mesh, if it is already known.
         """
-        return rasterize_gbuffer(self.mesh, views, self.rasteriser, normals=not self.material.bumpy)
+        normals = not self.material.bumpy
+        if prepared is None:
+            return rasterize_gbuffer(self.mesh, views, self.rasteriser, normals)
+        fragments, pixels = prepared
+        return covered_points(fragments, self.mesh, views, normals, pixels.indices())
 
     def material_and_normal(self, points: SurfacePoints) -> tuple[Material, Float[Tensor, "N 3"]]:
         """Return the material and the world-space shading normal at each point."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from configs.schema import Config
 from dataset.cameras import sample_cameras, step_generator
-from geometry.dmtet import EmptySurfaceError
+from geometry.marching_tets import EmptySurfaceError
 from render.async_copy import AsyncScalars
 from render.camera import Cameras
 from sd.guidance import Guidance, SDSSample
@@ -66,26 +67,43 @@ def train_step(
     micro_batches, scalars = distributed.micro_batches(config.run.grad_accum), []
     for micro_batch in micro_batches:
         cameras, sample = state.prefetcher.next(state.step, micro_batch)
-        image = task.scene(cameras)  # [B, H, W, C]
-        state.guard.watch(image)
-        sample = complete_sample(config, task, guidance, sample, cameras)
-        loss, stats = guidance(image, sample, state.phase)
+        loss, stats = distillation_loss(state, config, task, guidance, cameras, sample)
+        if micro_batch == micro_batches[-1]:
+            # While the GPU computes the noise predictions, the CPU draws the random numbers of the next step,
+            # which takes a few milliseconds.
+            prefetch_next(state, task, micro_batches)
         if task.regularise is not None:
             regulariser, values = task.regularise(state.phase)
             loss, stats = loss + regulariser, {**stats, **values}
         scalars.append(AsyncScalars({**stats, "loss": loss}))
         loss.backward()
-    # While the GPU is still computing this step, the CPU draws the random numbers of the next step, which
-    # takes a few milliseconds.
-    prefetch_next(state, micro_batches)
-    # The losses are read only after the prefetch, because reading waits for the GPU.
-    count = distributed.world_size * config.run.grad_accum
-    stats = mean_stats(state, scalars, distributed, count, guidance.latent_values(config.run.batch))
+    flags = exchange_flags(state, distributed)
     # Averaging propagates NaN and infinity to all ranks, so all ranks skip the same steps.
     parameters = [parameter for optimizer in optimizers for parameter in optimized_parameters(optimizer)]
     distributed.average_gradients(parameters, config.run.grad_accum)
     state.guard.step(*optimizers)
-    return stats
+    # The losses are read last, because reading waits for the GPU.
+    count = distributed.world_size * config.run.grad_accum
+    return mean_stats(state, scalars, flags, distributed, count, guidance.latent_values(config.run.batch))
+
+
+def distillation_loss(
+    state: TrainState, config: Config, task: Task, guidance: Guidance, cameras: Cameras, sample: SDSSample
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Render the views and return the loss and the statistics of the guidance.
+
+    The host does not wait for the size of the mesh before all kernels have been started. If the image is
+    incomplete, all is computed again. A guidance that trains a network must not be called twice, so the host
+    waits first.
+    """
+    wait = bool(guidance.optimizers)
+    while True:
+        image = task.scene(cameras, wait)  # [B, H, W, C]
+        completed = complete_sample(config, task, guidance, sample, cameras)
+        loss, stats = guidance(image, completed, state.phase)
+        if task.scene.is_complete():
+            state.guard.watch(image)
+            return loss, stats
 
 
 def complete_sample(
@@ -111,10 +129,10 @@ def fit_step(state: TrainState, config: Config, task: Task, distributed: Distrib
         loss, stats = task.fit(step_generator(config.run.seed, 0, state.step))
         scalars.append(AsyncScalars({**stats, "loss": loss}))
         loss.backward()
-    prefetch_next(state, distributed.micro_batches(config.run.grad_accum))
-    stats = mean_stats(state, scalars, distributed, 1)
+    prefetch_next(state, task, distributed.micro_batches(config.run.grad_accum))
+    flags = exchange_flags(state, distributed)
     state.guard.step(state.optimizer)
-    return stats
+    return mean_stats(state, scalars, flags, distributed, 1)
 
 
 def train_loop(
@@ -194,28 +212,42 @@ def sample_micro_batch(
     return cameras.to(guidance.device), sample
 
 
-def prefetch_next(state: TrainState, micro_batches: range) -> None:
-    """Draw the micro-batches of the next step.
+def prefetch_next(state: TrainState, task: Task, micro_batches: range) -> None:
+    """Draw the micro-batches of the next step, and prepare the scene for the first of them.
 
     Nothing is drawn if there is no next step, or if the next step belongs to the start-shape regression.
     """
     step = state.step + 1
     if step <= state.schedule.last_step and not state.schedule.phase(step).fit:
-        state.prefetcher.prepare(step, micro_batches)
+        (cameras, _), *_ = state.prefetcher.prepare(step, micro_batches)
+        task.scene.prepare(cameras)
+
+
+def exchange_flags(state: TrainState, distributed: Distributed) -> list[float]:
+    """Sum the flags of `StopRequest` and `StepGuard` over the ranks, and return those of `StepGuard`.
+
+    The flags belong to the previous step, so the host does not wait for the GPU. The exchange precedes the
+    exchange of the gradients (see training/distributed.py).
+    """
+    stop, guard = state.stop.flags(), state.guard.flags()
+    totals = distributed.all_reduce_sum([*stop, *guard])
+    state.stop.decide(totals[: len(stop)])
+    return totals[len(stop) :]
 
 
 def mean_stats(
     state: TrainState,
     scalars: Sequence[AsyncScalars],
+    flags: Sequence[float],
     distributed: Distributed,
     micro_batches: int,
     latent_values: int = 1,
 ) -> Stats:
     """Compute the means over the micro-batches of all ranks.
 
-    The same exchange between the ranks also sums the flags of `StopRequest` and `StepGuard`. The number of
-    replaced values and the number of skipped steps are sums instead of means, and are omitted if they are 0.
-    latent_values: number of latent values of a micro-batch.
+    The number of replaced values and the number of skipped steps are sums instead of means, and are omitted
+    if they are 0. flags: the result of `exchange_flags`. latent_values: number of latent values of a
+    micro-batch.
 
     Raises:
         ValueError: after too many consecutive bad steps (see `StepGuard`).
@@ -223,12 +255,10 @@ def mean_stats(
     sums = {"loss": 0.0}
     for values in (pending.read() for pending in scalars):
         sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
-    stop, guard = state.stop.flags(), state.guard.flags()
-    totals = distributed.all_reduce_sum([*sums.values(), *stop, *guard])
-    state.stop.decide(totals[len(sums) : len(sums) + len(stop)])
-    stats = {name: total / micro_batches for name, total in zip(sums, totals, strict=False)}
+    totals = distributed.all_reduce_sum(list(sums.values()))
+    stats = {name: total / micro_batches for name, total in zip(sums, totals, strict=True)}
     replaced = stats.pop("replaced_values", 0.0) * micro_batches
-    state.guard.decide(state.step, totals[len(sums) + len(stop) :], replaced, latent_values * micro_batches)
+    state.guard.decide(state.step, flags, replaced, latent_values * micro_batches)
     counts = {"replaced_values": replaced, "skipped_steps": float(state.guard.skipped)}
     return stats | {name: count for name, count in counts.items() if count}
 

@@ -22,6 +22,9 @@ class Prefetcher(Generic[Draw]):
             return self._ready.pop((step, micro_batch))
         return self._draw(step, micro_batch)
 
-    def prepare(self, step: int, micro_batches: Iterable[int]) -> None:
-        """Compute the draws of these micro-batches now. Discard all draws that were prepared earlier."""
+    def prepare(self, step: int, micro_batches: Iterable[int]) -> list[Draw]:
+        """Compute and return the draws of these micro-batches. Discard all draws that were prepared
+        earlier.
+        """
         self._ready = {(step, number): self._draw(step, number) for number in micro_batches}
+        return list(self._ready.values())

@@ -33,12 +33,12 @@ GRAZING = tl.constexpr(normals.GRAZING)
 
 
 @triton.jit
-def _load_points(values, rast, pixel, faces, v_pos, camera, index, mask, view_pixels):
-    """Return pixel index, position, (smooth normal, face normal, to_viewer), face vertices, two face edges.
+def load_pixels(values, rast, pixel_index, faces, v_pos, camera, mask, view_pixels):
+    """Return position, (smooth normal, face normal, to_viewer), face vertices and two face edges of covered
+    pixels.
 
     The normals and to_viewer are not normalised.
     """
-    pixel_index = tl.load(pixel + index, mask=mask, other=0)
     position = load_vec3(values + 6 * pixel_index, mask)
     smooth = load_vec3(values + 6 * pixel_index + 3, mask)
     # rast stores face index + 1.
@@ -47,11 +47,11 @@ def _load_points(values, rast, pixel, faces, v_pos, camera, index, mask, view_pi
     a, b, c = load_corners(v_pos, vertices, mask)
     p, q = subtract(b, a), subtract(c, a)
     to_viewer = subtract(load_vec3(camera + 3 * (pixel_index // view_pixels), mask), position)
-    return pixel_index, position, (smooth, cross(p, q), to_viewer), vertices, (p, q)
+    return position, (smooth, cross(p, q), to_viewer), vertices, (p, q)
 
 
 @triton.jit
-def _blend_normals(smooth, face, view):
+def blend_normals(smooth, face, view):
     """Return the terms of shading_normal: side (±1), view·smooth / GRAZING, the same value clamped to [0, 1],
     and the blended normal before normalisation.
     """
@@ -68,6 +68,45 @@ def _blend_normals(smooth, face, view):
     return side, facing, blend, (x, y, z)
 
 
+@triton.jit
+def shading_normal(vectors):
+    """Return the shading normal for the smooth normal, the face normal and to_viewer, which need not have
+    unit length.
+    """
+    smooth, _ = unit(vectors[0])
+    face, _ = unit(vectors[1])
+    view, _ = unit(vectors[2])
+    side, _, _, blended = blend_normals(smooth, face, view)
+    shading, _ = unit(scale(blended, side))
+    return shading
+
+
+@triton.jit
+def shading_normal_backward(vectors, edges, d_normal, d_view):
+    """Return the gradients of the smooth normal, of to_viewer and of the three face corners, and whether the
+    gradient of the corners can be nonzero.
+
+    d_normal: gradient of `shading_normal(vectors)`. d_view: gradient of the unit vector of to_viewer, apart
+    from that of the shading normal. The factor `side` (±1) of the shading normal has no gradient.
+    """
+    smooth, inv_smooth = unit(vectors[0])
+    face, inv_face = unit(vectors[1])
+    view, inv_view = unit(vectors[2])
+    side, facing, blend, blended = blend_normals(smooth, face, view)
+    shading, inv_shading = unit(scale(blended, side))
+    d_normal = scale(unit_backward(d_normal, shading, inv_shading), side)
+    unclamped = (facing >= 0) & (facing <= 1)
+    d_facing = tl.where(unclamped, tl.div_rn(dot(d_normal, subtract(smooth, face)), GRAZING), 0.0)
+    d_to_viewer = unit_backward(add(d_view, scale(smooth, d_facing * side)), view, inv_view)
+    d_smooth = add(scale(d_normal, blend), scale(view, d_facing * side))
+    d_smooth = unit_backward(d_smooth, smooth, inv_smooth)
+    d_face = unit_backward(scale(d_normal, 1 - blend), face, inv_face)
+    # For f = p × q, the gradients are ∂L/∂p = q × ∂L/∂f and ∂L/∂q = ∂L/∂f × p.
+    d_b, d_c = cross(edges[1], d_face), cross(d_face, edges[0])
+    d_a = scale(add(d_b, d_c), -1.0)
+    return d_smooth, d_to_viewer, (d_a, d_b, d_c), blend < 1
+
+
 @triton.jit(do_not_specialize=["view_pixels", "count"])
 def _forward(
     values, rast, pixel, faces, v_pos, camera, positions, normals, to_viewers, view_pixels, count,
@@ -75,19 +114,14 @@ def _forward(
 ):  # fmt: skip
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
-    _, position, vectors, _, _ = _load_points(
-        values, rast, pixel, faces, v_pos, camera, index, mask, view_pixels
-    )
+    pixel_index = tl.load(pixel + index, mask=mask, other=0)
+    position, vectors, _, _ = load_pixels(values, rast, pixel_index, faces, v_pos, camera, mask, view_pixels)
     view, _ = unit(vectors[2])
     row = 3 * index.to(tl.int64)
     store_vec3(positions + row, position, mask)
     store_vec3(to_viewers + row, view, mask)
     if normals is not None:
-        smooth, _ = unit(vectors[0])
-        face, _ = unit(vectors[1])
-        side, _, _, blended = _blend_normals(smooth, face, view)
-        shading, _ = unit(scale(blended, side))
-        store_vec3(normals + row, shading, mask)
+        store_vec3(normals + row, shading_normal(vectors), mask)
 
 
 @triton.jit(do_not_specialize=["view_pixels", "count"])
@@ -98,19 +132,15 @@ def _backward(
     """Write the covered pixels of grad_values [B*H*W,6], and add the gradients of the vertex positions to
     grad_v_pos [V,3], which must be zero at the start.
 
-    An input gradient of None counts as 0. An output gradient of None is not computed. The factor `side` (±1)
-    of the shading normal has no gradient.
+    An input gradient of None counts as 0. An output gradient of None is not computed.
     """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
     row = 3 * index.to(tl.int64)
-    pixel_index, position, vectors, vertices, edges = _load_points(
-        values, rast, pixel, faces, v_pos, camera, index, mask, view_pixels
+    pixel_index = tl.load(pixel + index, mask=mask, other=0)
+    position, vectors, vertices, edges = load_pixels(
+        values, rast, pixel_index, faces, v_pos, camera, mask, view_pixels
     )
-    smooth, inv_smooth = unit(vectors[0])
-    face, inv_face = unit(vectors[1])
-    view, inv_view = unit(vectors[2])
-    side, facing, blend, blended = _blend_normals(smooth, face, view)
     zero = scale(position, 0.0)
     d_normal, d_view, d_position = zero, zero, zero
     if grad_normal is not None:
@@ -119,23 +149,12 @@ def _backward(
         d_view = load_vec3(grad_to_viewer + row, mask)
     if grad_position is not None:
         d_position = load_vec3(grad_position + row, mask)
-
-    shading, inv_shading = unit(scale(blended, side))
-    d_normal = scale(unit_backward(d_normal, shading, inv_shading), side)
-    unclamped = (facing >= 0) & (facing <= 1)
-    d_facing = tl.where(unclamped, tl.div_rn(dot(d_normal, subtract(smooth, face)), GRAZING), 0.0)
-    d_view = add(d_view, scale(smooth, d_facing * side))
-    d_to_viewer = unit_backward(d_view, view, inv_view)
+    d_smooth, d_to_viewer, d_corners, grazing = shading_normal_backward(vectors, edges, d_normal, d_view)
     if grad_values is not None:
-        d_smooth = add(scale(d_normal, blend), scale(view, d_facing * side))
         store_vec3(grad_values + 6 * pixel_index, subtract(d_position, d_to_viewer), mask)
-        store_vec3(grad_values + 6 * pixel_index + 3, unit_backward(d_smooth, smooth, inv_smooth), mask)
+        store_vec3(grad_values + 6 * pixel_index + 3, d_smooth, mask)
     if grad_v_pos is not None:
-        d_face = unit_backward(scale(d_normal, 1 - blend), face, inv_face)
-        # For f = p × q, the gradients are ∂L/∂p = q × ∂L/∂f and ∂L/∂q = ∂L/∂f × p.
-        d_b, d_c = cross(edges[1], d_face), cross(d_face, edges[0])
-        d_a = scale(add(d_b, d_c), -1.0)
-        add_to_corners(grad_v_pos, vertices, d_a, d_b, d_c, mask & (blend < 1))
+        add_to_corners(grad_v_pos, vertices, d_corners[0], d_corners[1], d_corners[2], mask & grazing)
 
 
 def surface_points(

@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,10 +23,11 @@ import torch
 
 from benchmarks.hash_grid import milliseconds
 from benchmarks.stages import sphere
-from render import gbuffer, mesh, scene
+from render import gbuffer, mesh
 from render.camera import orbit
 from render.kernels import gbuffer_triton, normal_image_triton, vertex_normals_triton
 from render.mesh import Mesh
+from render.normal_image import normal_image_torch
 from render.raster.select import choose_rasteriser
 
 WARM_UP = 3
@@ -65,7 +67,9 @@ def ways(surface: Mesh, batch: int, size: int) -> dict[str, Callable[[], object]
     inputs = torch.cat([surface.v_pos, surface.v_nrm], -1)
     values = rasteriser.interpolate(inputs, points.rast, surface.faces).detach().requires_grad_()
     v_pos, rotation = surface.v_pos.clone().requires_grad_(), views.normal_rotation
-    points.normal.requires_grad_()
+    fragments = gbuffer.Fragments(points.clip, points.rast, values)
+    moved = replace(surface, v_pos=v_pos)
+    dense = values, points.rast, surface.faces, v_pos, views.position, rotation
     given = values, points.rast, points.pixel, surface.faces, v_pos, views.position
 
     parts = {
@@ -76,11 +80,11 @@ def ways(surface: Mesh, batch: int, size: int) -> dict[str, Callable[[], object]
         ),
         "surface points: torch": (lambda: gbuffer.surface_points(*given)[1], (values, v_pos)),
         "surface points: kernels": (lambda: gbuffer_triton.surface_points(*given)[1], (values, v_pos)),
-        "image: torch": (lambda: scene.normal_image(points, rotation, True), (points.normal,)),
-        "image: kernels": (
-            lambda: normal_image_triton.normal_image(points, rotation, True),
-            (points.normal,),
+        "image: torch": (
+            lambda: normal_image_torch(fragments, moved, views, True),
+            (values, v_pos),
         ),
+        "image: kernels": (lambda: normal_image_triton.normal_image(*dense, True), (values, v_pos)),
     }
     found = {}
     for name, (function, leaves) in parts.items():

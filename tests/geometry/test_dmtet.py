@@ -4,8 +4,8 @@ import pytest
 import torch
 from closed_surface import is_closed
 
-from geometry.dmtet import DMTet, EmptySurfaceError, GeometryConfig
-from geometry.marching_tets import marching_tetrahedra
+from geometry.dmtet import DMTet, GeometryConfig
+from geometry.marching_tets import EmptySurfaceError, marching_tetrahedra
 from geometry.orientation import signed_volume
 from geometry.sdf_network import SdfNetwork
 from geometry.start_shape import StartShapeConfig, build_start_shape, make_fit_pool

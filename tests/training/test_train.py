@@ -259,7 +259,8 @@ def test_a_folder_with_another_run_is_rejected_and_unchanged(pair, model_folder,
 
 
 def test_empty_surface_stops_with_advice(model_folder, tmp_path, capsys, caplog, monkeypatch):
-    from geometry.dmtet import DMTet, EmptySurfaceError
+    from geometry.dmtet import DMTet
+    from geometry.marching_tets import EmptySurfaceError
 
     config = geometry(tmp_path, model_folder, checkpoint_interval=FIT + 1)
     calls, real = [], DMTet.mesh

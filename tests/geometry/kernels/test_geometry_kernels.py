@@ -94,6 +94,52 @@ def test_topology_of_each_sign_pattern(kernel_device):
             assert_same_topology(bits.repeat(count), tables)
 
 
+def padded(inside, tables, rows):
+    """Return the padded lists (ends, faces, vertices), the exact lists, and the lengths from the kernels."""
+    triangles = _triangles(inside.device)
+    vertices, ends, faces, totals = marching_tets_triton.padded_topology(inside, *tables, triangles, rows)
+    exact_vertices, exact_ends, exact_faces = compact_topology_torch(inside, *tables)
+    return (ends, faces, vertices), (exact_ends, exact_faces, exact_vertices), totals.tolist()
+
+
+@pytest.mark.parametrize("extra", [(700, 1500, 40), (0, 0, 0), (1, 0, 600)])
+def test_padded_topology_with_enough_space(extra, lattice):
+    v_pos, tables = lattice
+    inside = v_pos.norm(dim=-1) < 0.3
+    lengths = [len(part) for part in padded(inside, tables, (1, 1, 1))[1]]
+    rows = tuple(length + more for length, more in zip(lengths, extra, strict=True))
+    (ends, faces, vertices), exact, totals = padded(inside, tables, rows)
+    assert totals == lengths and [len(part) for part in (ends, faces, vertices)] == list(rows)
+    for ours, expected in zip((ends, faces, vertices), exact, strict=True):
+        assert torch.equal(ours[: len(expected)], expected)
+    # The additional edges are crossed, the additional faces have no area, and all indices are valid.
+    sides = inside[vertices][ends]
+    assert (sides[:, 0] != sides[:, 1]).all()
+    assert (faces[lengths[1] :] == faces[lengths[1] :, :1]).all() and int(faces.max()) < lengths[0]
+    assert len(vertices[lengths[2] :].unique()) == extra[2]
+
+
+@pytest.mark.parametrize("share", [1, 3, 50])
+def test_padded_topology_with_too_little_space(share, lattice):
+    """The lists contain the first entries, and indices that refer to missing entries are replaced."""
+    v_pos, tables = lattice
+    inside = v_pos.norm(dim=-1) < 0.5
+    lengths = [len(part) for part in padded(inside, tables, (1, 1, 1))[1]]
+    rows = tuple(max(length * share // 100, 1) for length in lengths)
+    (ends, faces, vertices), exact, totals = padded(inside, tables, rows)
+    assert totals == lengths and all(row < length for row, length in zip(rows, lengths, strict=True))
+    assert torch.equal(vertices, exact[2][: rows[2]])
+    assert torch.equal(ends, exact[0][: rows[0]].clamp(max=rows[2] - 1))
+    assert torch.equal(faces, exact[1][: rows[1]].clamp(max=rows[0] - 1))
+
+
+def test_padded_topology_of_an_empty_surface(lattice):
+    v_pos, tables = lattice
+    (ends, faces, vertices), _, totals = padded(torch.zeros_like(v_pos[:, 0]) > 0, tables, (5, 600, 7))
+    assert totals == [0, 0, 0] and not ends.any() and not faces.any()
+    assert torch.equal(vertices.cpu(), torch.arange(7))
+
+
 COMPILE_TOPOLOGY = """
 import torch
 from geometry.kernels import marching_tets_triton
@@ -103,6 +149,8 @@ from geometry.tet_grid import edge_table, make_tet_grid
 def compile_on(tets, edges, tet_edges, vertices):
     inside = torch.zeros(vertices, dtype=torch.bool)
     marching_tets_triton.topology(inside, tets, edges, tet_edges, _triangles(inside.device))
+    rows = (5, 32, 4)
+    marching_tets_triton.padded_topology(inside, tets, edges, tet_edges, _triangles(inside.device), rows)
 
 # Nothing is run here: every number is one.
 torch.empty = torch.ones
@@ -117,7 +165,7 @@ compile_on(tets, *edge_table(tets), 4)
 def test_topology_compiles_for_a_gpu():
     """The inputs are a small and a large grid with int32 indices, and a single tet with int64 indices."""
     found = compile_for_gpu(COMPILE_TOPOLOGY)
-    assert found.keys() == {"_find_crossed", "_find_used", "_sum_blocks", "_write"}
+    assert found.keys() == {"_find_crossed", "_find_used", "_sum_blocks", "_write", "_pad"}
     assert found["_find_crossed"] > 1 and found["_write"] > 1
 
 

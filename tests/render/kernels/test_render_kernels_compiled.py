@@ -26,13 +26,14 @@ for index in (torch.int32, torch.int64):
 """
 IMAGE = """
 import torch
-from render.gbuffer import SurfacePoints
 from render.kernels.normal_image_triton import normal_image
-rast, normal = torch.ones(2, 4, 4, 4), torch.rand(20, 3, requires_grad=True)
-clip, values = torch.zeros(2, 5, 4), torch.ones(2, 4, 4, 6)
-points = SurfacePoints(clip, rast, values, torch.arange(20), normal, normal, normal)
-for flip in (False, True):
-    normal_image(points, torch.ones(2, 3, 3), flip).sum().backward()
+rast, camera, rotation = torch.ones(2, 4, 4, 4), torch.ones(2, 3), torch.ones(2, 3, 3)
+for index in (torch.int32, torch.int64):
+    values, v_pos = (torch.rand(shape, requires_grad=True) for shape in ((2, 4, 4, 6), (5, 3)))
+    faces = torch.tensor([[0, 1, 2], [2, 3, 4]], dtype=index)
+    for flip in (False, True):
+        normal_image(values, rast, faces, v_pos, camera, rotation, flip).sum().backward()
+    normal_image(values.detach(), rast, faces, v_pos, camera, rotation, True).sum().backward()
 """
 TRANSFORM = """
 import torch
@@ -46,7 +47,7 @@ transform_points(torch.ones(2, 4, 4), torch.rand(5, 3, requires_grad=True)).sum(
     [
         (NORMALS, {"_sum_faces": 2, "_normalize": 1, "_backward": 2}),
         (POINTS, {"_forward": 4, "_backward": 12}),
-        (IMAGE, {"_forward": 2, "_backward": 2}),
+        (IMAGE, {"_forward": 4, "_backward": 6}),
         (TRANSFORM, {"_transform": 1, "_transform_backward": 1}),
     ],
     ids=["normals", "points", "image", "transform"],

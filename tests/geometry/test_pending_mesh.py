@@ -1,0 +1,99 @@
+"""Test that a mesh of unknown size renders and differentiates like the mesh of known size."""
+
+import pytest
+import torch
+
+from geometry import dmtet
+from geometry.dmtet import DMTet, GeometryConfig
+from geometry.kernels import marching_tets_triton
+from geometry.marching_tets import EmptySurfaceError, _triangles
+from geometry.pending_mesh import GRANULE, TopologySpace
+from geometry.regularisers import TERMS
+from render.camera import orbit
+from render.raster.reference import ReferenceRasteriser
+from render.scene import GeometryScene
+from render.shade.light import EnvironmentLight
+
+
+@pytest.fixture
+def scene(kernel_device, monkeypatch):
+    """Return a scene with a small random surface, whose padded topology is computed by the kernels."""
+
+    def padded(inside, *given):
+        *tables, rows = given
+        return marching_tets_triton.padded_topology(inside, *tables, _triangles(inside.device), rows)
+
+    monkeypatch.setattr(dmtet, "padded_topology", padded)
+    monkeypatch.setattr(dmtet, "topology_kernels_available", lambda device: True)
+    torch.manual_seed(0)
+    surface = DMTet(GeometryConfig(dmtet_grid=8, mesh_scale=2.0, hash_n_levels=3, hash_log2_hashmap_size=8))
+    with torch.no_grad():
+        surface.network.encoding.table.normal_(std=0.1)
+    light = EnvironmentLight(torch.ones(6, 4, 4, 3))
+    return GeometryScene(surface, ReferenceRasteriser(), light, flip_normal=False).to(kernel_device)
+
+
+def image_and_gradients(scene, wait):
+    """Return the image and the gradients of its sum and of the surface terms."""
+    scene.zero_grad()
+    image = scene(orbit(2, (24, 24)), wait)
+    assert scene.is_complete()
+    weights = torch.randn(image.shape, generator=torch.Generator().manual_seed(1)).to(image)
+    terms = sum(term(scene.mesh) for term in TERMS.values())
+    ((image * weights).sum() + terms).backward()
+    return image.detach(), [parameter.grad for parameter in scene.parameters() if parameter.grad is not None]
+
+
+def test_image_and_gradients_equal_those_of_the_known_mesh(scene):
+    expected, gradients = image_and_gradients(scene, wait=True)
+    vertices, faces = len(scene.mesh.v_pos), len(scene.mesh.faces)
+    found, found_gradients = image_and_gradients(scene, wait=False)
+    assert torch.equal(found, expected) and (expected[..., 3] > 0).sum() > 100
+    assert (len(scene.mesh.v_pos), len(scene.mesh.faces), len(scene.mesh.v_nrm)) == (
+        vertices,
+        faces,
+        vertices,
+    )
+    for ours, exact in zip(found_gradients, gradients, strict=True):
+        assert exact.abs().max() > 0 and torch.allclose(ours, exact, rtol=1e-4, atol=1e-6 * exact.abs().max())
+
+
+def test_mesh_that_outgrows_its_space_is_reported_and_fits_in_the_next_call(scene):
+    expected, _ = image_and_gradients(scene, wait=True)
+    exact = scene.surface._space.rows
+    scene.surface._space.rows = tuple(row // 30 for row in exact)
+    assert not torch.equal(scene(orbit(2, (24, 24)), False), expected) and not scene.is_complete()
+    assert scene.surface._space.rows == exact
+    assert torch.equal(scene(orbit(2, (24, 24)), False), expected) and scene.is_complete()
+
+
+def test_first_mesh_has_a_known_size(scene):
+    mesh = scene.surface.pending_mesh()
+    assert mesh.lengths is None and mesh.finished() is mesh.mesh
+    assert len(scene.surface.pending_mesh().mesh.faces) > len(mesh.mesh.faces)
+
+
+def test_empty_surface_raises_when_its_size_is_read(scene):
+    scene(orbit(1, (8, 8)))
+    with torch.no_grad():
+        scene.surface.network.mlp[-1].weight.zero_()
+    # The field is 0 at all vertices, which counts as outside.
+    scene(orbit(1, (8, 8)), False)
+    with pytest.raises(EmptySurfaceError, match="guidance_weight"):
+        scene.is_complete()
+
+
+def test_space_grows_before_it_is_full_and_shrinks_if_it_is_almost_empty():
+    space = TopologySpace((100_000, 200_000, 50_000))
+    space.update((40_000, 80_000, 30_000))
+    first = space.rows
+    assert first[0] >= 45_000 and first[1] >= 90_000 and first[2] >= 33_750
+    assert all(row % GRANULE == 0 for row in first)
+    space.update((42_000, 84_000, 31_000))
+    assert space.rows == first
+    space.update((40_000, int(0.98 * first[1]), 30_000))
+    assert space.rows[1] > 1.1 * first[1] and space.rows[0] == first[0]
+    space.update((10_000, 20_000, 8_000))
+    assert max(space.rows) < 30_000
+    space.update((99_999, 10, 49_999))
+    assert space.rows == (100_000, GRANULE, 50_000)
