@@ -144,6 +144,22 @@ def test_fixed_layers_are_the_layers_of_one_mesh():
             torch.testing.assert_close(torch.cat([part[name] for part in parts]), images, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("material", [RandomBumps(), White()], ids=["bumpy", "smooth"])
+def test_prepared_views_give_the_same_image(material, monkeypatch):
+    scene = AppearanceScene(with_tangents(ball(1)), material, EVEN_LIGHT, choose_rasteriser("cpu"))
+    views, other = orbit(2, (SIDE, SIDE)), orbit(3, (SIDE, SIDE), 30.0)
+    expected_other, expected, pixels = scene(other), scene(views), scene.visible[1]
+    calls = []
+    rasterize = scene_module.rasterize
+    monkeypatch.setattr(scene_module, "rasterize", lambda *given: calls.append(1) or rasterize(*given))
+    scene.prepare(views)
+    assert torch.equal(scene(views), expected) and torch.equal(scene.visible[1], pixels)
+    # Other views do not use the prepared result, and the result is used once.
+    scene.prepare(views)
+    assert torch.equal(scene(other), expected_other)
+    assert torch.equal(scene(views), expected) and len(calls) == 2
+
+
 def test_outline_is_antialiased_on_linear_colours():
     """For white on black, an outline pixel with coverage c is sRGB(c · white) and not c · sRGB(white)."""
     views = orbit(1, (SIDE, SIDE))
