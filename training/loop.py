@@ -1,6 +1,6 @@
 """The training loop: phases, steps, checkpoints and previews."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,12 +31,29 @@ Stats = dict[str, float]
 MicroBatch = tuple[Cameras, SDSSample]
 
 
+@dataclass(frozen=True)
+class PendingStats:
+    """The statistics of a step that a GPU may still be computing.
+
+    scalars: those of the micro-batches of this rank. flags: the result of `exchange_flags` in this step.
+    micro_batches: their number on all ranks. latent_values: the number of latent values of a micro-batch.
+    """
+
+    step: int
+    phase: Phase
+    scalars: Sequence[AsyncScalars]
+    flags: Sequence[float]
+    micro_batches: int
+    latent_values: int = 1
+
+
 @dataclass
 class TrainState:
     """The state that changes in each step.
 
     step: the current step; between steps, the last finished step. last_checkpoint: writer of the checkpoint
-    of the last step. If it is None, this checkpoint is written like the others.
+    of the last step. If it is None, this checkpoint is written like the others. on_stats: function that
+    receives step, phase and statistics of each step. pending: the statistics that it has not received yet.
     """
 
     step: int
@@ -46,6 +63,8 @@ class TrainState:
     stop: StopRequest = field(default_factory=StopRequest)
     guard: StepGuard = field(default_factory=StepGuard)
     last_checkpoint: LastCheckpoint | None = None
+    on_stats: Callable[[int, Phase, Stats], None] = lambda *_: None
+    pending: PendingStats | None = None
 
     @property
     def phase(self) -> Phase:
@@ -55,11 +74,12 @@ class TrainState:
 
 def train_step(
     state: TrainState, config: Config, task: Task, guidance: Guidance, distributed: Distributed
-) -> Stats:
-    """Perform one step of score distillation on all ranks. Return the means of the loss and its parts.
+) -> None:
+    """Perform one step of score distillation on all ranks.
 
     A micro-batch depends only on the seed, its index and the step. Therefore the result depends on the number
-    of micro-batches, but not on which rank computes which of them.
+    of micro-batches, but not on which rank computes which of them. Reading the statistics of a step waits for
+    the GPU, so they are reported when the kernels of the next step have been started.
     """
     optimizers = [state.optimizer, *guidance.optimizers]
     for optimizer in optimizers:
@@ -67,7 +87,11 @@ def train_step(
     micro_batches, scalars = distributed.micro_batches(config.run.grad_accum), []
     for micro_batch in micro_batches:
         cameras, sample = state.prefetcher.next(state.step, micro_batch)
-        loss, stats = distillation_loss(state, config, task, guidance, cameras, sample)
+        image, loss, stats = distillation_loss(config, task, guidance, cameras, sample, state.phase)
+        report_stats(state, distributed)
+        while not task.scene.is_complete():
+            image, loss, stats = distillation_loss(config, task, guidance, cameras, sample, state.phase)
+        state.guard.watch(image)
         if micro_batch == micro_batches[-1]:
             # While the GPU computes the noise predictions, the CPU draws the random numbers of the next step,
             # which takes a few milliseconds.
@@ -82,28 +106,22 @@ def train_step(
     parameters = [parameter for optimizer in optimizers for parameter in optimized_parameters(optimizer)]
     distributed.average_gradients(parameters, config.run.grad_accum)
     state.guard.step(*optimizers)
-    # The losses are read last, because reading waits for the GPU.
+    values = guidance.latent_values(config.run.batch)
     count = distributed.world_size * config.run.grad_accum
-    return mean_stats(state, scalars, flags, distributed, count, guidance.latent_values(config.run.batch))
+    state.pending = PendingStats(state.step, state.phase, scalars, flags, count, values)
 
 
 def distillation_loss(
-    state: TrainState, config: Config, task: Task, guidance: Guidance, cameras: Cameras, sample: SDSSample
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Render the views and return the loss and the statistics of the guidance.
+    config: Config, task: Task, guidance: Guidance, cameras: Cameras, sample: SDSSample, phase: Phase
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Render the views. Return the image [B,H,W,C], and the loss and the statistics of the guidance.
 
-    The host does not wait for the size of the mesh before all kernels have been started. If the image is
-    incomplete, all is computed again. A guidance that trains a network must not be called twice, so the host
-    waits first.
+    The result is valid only if the scene's `is_complete` returns True. The host does not wait for the size of
+    the mesh, unless the guidance trains a network. Such a guidance must be called only once.
     """
-    wait = bool(guidance.optimizers)
-    while True:
-        image = task.scene(cameras, wait)  # [B, H, W, C]
-        completed = complete_sample(config, task, guidance, sample, cameras)
-        loss, stats = guidance(image, completed, state.phase)
-        if task.scene.is_complete():
-            state.guard.watch(image)
-            return loss, stats
+    image = task.scene(cameras, wait=bool(guidance.optimizers))
+    sample = complete_sample(config, task, guidance, sample, cameras)
+    return image, *guidance(image, sample, phase)
 
 
 def complete_sample(
@@ -118,7 +136,7 @@ def complete_sample(
     return sample
 
 
-def fit_step(state: TrainState, config: Config, task: Task, distributed: Distributed) -> Stats:
+def fit_step(state: TrainState, config: Config, task: Task, distributed: Distributed) -> None:
     """Perform one step of the start-shape regression on rank 0.
 
     The other ranks receive the weights before the first step of score distillation.
@@ -129,10 +147,11 @@ def fit_step(state: TrainState, config: Config, task: Task, distributed: Distrib
         loss, stats = task.fit(step_generator(config.run.seed, 0, state.step))
         scalars.append(AsyncScalars({**stats, "loss": loss}))
         loss.backward()
+    report_stats(state, distributed)
     prefetch_next(state, task, distributed.micro_batches(config.run.grad_accum))
     flags = exchange_flags(state, distributed)
     state.guard.step(state.optimizer)
-    return mean_stats(state, scalars, flags, distributed, 1)
+    state.pending = PendingStats(state.step, state.phase, scalars, flags, 1)
 
 
 def train_loop(
@@ -152,25 +171,26 @@ def train_loop(
                 open_run_log(config, state.schedule.last_step, state.step, report.progress)
             )
             image_writer = stack.enter_context(AsyncImageWriter(log.still))
+            state.on_stats = log.record
         stop = stack.enter_context(state.stop)
         while state.step < state.schedule.last_step:
             state.step += 1
             phase, new_still = state.phase, False
-            with vanishing_explained(config, state.step):
+            with vanishing_explained(state, config, distributed):
                 if phase.fit:
-                    stats = fit_step(state, config, task, distributed)
+                    fit_step(state, config, task, distributed)
                 else:
                     if state.step > 1 and state.schedule.phase(state.step - 1).fit:
                         distributed.broadcast_state(task.scene, state.optimizer)
-                    stats = train_step(state, config, task, guidance, distributed)
+                    train_step(state, config, task, guidance, distributed)
                 if distributed.is_main:
-                    log.record(state.step, phase, stats)
                     new_still = image_writer.collect()
                     if not phase.fit:
                         save_previews(config, task.scene, video, image_writer, state.step)
             interval, last = config.run.checkpoint_interval, state.step == state.schedule.last_step
             due = bool(interval) and state.step % interval == 0
             if due or last or stop.requested:
+                report_stats(state, distributed)
                 save_checkpoint(state, config, task, guidance, distributed)
             report.step = state.step
             if due or new_still:
@@ -235,32 +255,29 @@ def exchange_flags(state: TrainState, distributed: Distributed) -> list[float]:
     return totals[len(stop) :]
 
 
-def mean_stats(
-    state: TrainState,
-    scalars: Sequence[AsyncScalars],
-    flags: Sequence[float],
-    distributed: Distributed,
-    micro_batches: int,
-    latent_values: int = 1,
-) -> Stats:
-    """Compute the means over the micro-batches of all ranks.
+def report_stats(state: TrainState, distributed: Distributed) -> None:
+    """Read the pending statistics on all ranks, and pass their means over the micro-batches to `on_stats`.
 
     The number of replaced values and the number of skipped steps are sums instead of means, and are omitted
-    if they are 0. flags: the result of `exchange_flags`. latent_values: number of latent values of a
-    micro-batch.
+    if they are 0.
 
     Raises:
         ValueError: after too many consecutive bad steps (see `StepGuard`).
     """
+    pending, state.pending = state.pending, None
+    if pending is None:
+        return
     sums = {"loss": 0.0}
-    for values in (pending.read() for pending in scalars):
+    for values in (scalars.read() for scalars in pending.scalars):
         sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
     totals = distributed.all_reduce_sum(list(sums.values()))
-    stats = {name: total / micro_batches for name, total in zip(sums, totals, strict=True)}
-    replaced = stats.pop("replaced_values", 0.0) * micro_batches
-    state.guard.decide(state.step, flags, replaced, latent_values * micro_batches)
+    count = pending.micro_batches
+    stats = {name: total / count for name, total in zip(sums, totals, strict=True)}
+    replaced = stats.pop("replaced_values", 0.0) * count
+    state.guard.decide(pending.step, pending.flags, replaced, pending.latent_values * count)
     counts = {"replaced_values": replaced, "skipped_steps": float(state.guard.skipped)}
-    return stats | {name: count for name, count in counts.items() if count}
+    stats |= {name: number for name, number in counts.items() if number}
+    state.on_stats(pending.step, pending.phase, stats)
 
 
 def save_checkpoint(
@@ -278,7 +295,7 @@ def save_checkpoint(
         return
     if not phase.fit or last:
         # Raise an error if the surface has vanished, so that the previous checkpoint is kept.
-        with vanishing_explained(config, state.step):
+        with vanishing_explained(state, config, distributed):
             task.verify()
     save = partial(
         save_state,
@@ -297,11 +314,13 @@ def save_checkpoint(
 
 
 @contextmanager
-def vanishing_explained(config: Config, step: int) -> Iterator[None]:
-    """Add the step and the last checkpoint to the message of EmptySurfaceError."""
+def vanishing_explained(state: TrainState, config: Config, distributed: Distributed) -> Iterator[None]:
+    """Add the step and the last checkpoint to the message of EmptySurfaceError, and log the previous step."""
     try:
         yield
     except EmptySurfaceError as error:
+        report_stats(state, distributed)
         kept, folder = newest_step(checkpoint_folder(config)), checkpoint_folder(config)
         left = "" if kept is None else f"the checkpoint of step {kept} is kept in {folder}"
-        raise EmptySurfaceError(f"step {step}: {error}; {left or 'no checkpoint was due yet'}") from error
+        advice = left or "no checkpoint was due yet"
+        raise EmptySurfaceError(f"step {state.step}: {error}; {advice}") from error

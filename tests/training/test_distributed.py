@@ -16,7 +16,7 @@ from multiprocess_harness import FIT, ProcessGroup, drift, fail, hold, launch, r
 from test_train import ROOT, log_without_times
 from toy_config import TINY
 
-from training.checkpoint import load_latest
+from training.checkpoint import load_latest, newest_step
 
 FAST = {**TINY, "batch": 1, "video_interval": 0, "save_interval": 0}
 
@@ -54,9 +54,9 @@ def lines(path):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def wait_for_line(processes, log, count, seconds=120):
+def wait_until(processes, condition, seconds=120):
     until = time.monotonic() + seconds
-    while lines(log) < count:
+    while not condition():
         assert all(member.is_alive() for member in processes.members) and time.monotonic() < until, (
             processes.text()
         )
@@ -143,7 +143,7 @@ def assert_same_state_and_log(first, second):
 def test_two_processes_stop_together_and_resume_bit_for_bit(uninterrupted, model_folder, mesh, tmp_path):
     argv = paint(tmp_path, "parts", model_folder, mesh, **OFTEN)
     with ProcessGroup(2, argv, tmp_path) as processes:
-        wait_for_line(processes, tmp_path / "parts/log.jsonl", 3)
+        wait_until(processes, lambda: lines(tmp_path / "parts/log.jsonl") >= 3)
         os.kill(processes.members[1].pid, signal.SIGTERM)
         assert processes.wait() == [128 + signal.SIGTERM] * 2, processes.text()
         assert processes.text().count("stopped after step") == 1 and not errors(processes.text())
@@ -170,7 +170,7 @@ def test_an_error_of_one_rank_ends_all_with_one_line(rank, model_folder, mesh, t
 def test_a_killed_rank_ends_the_other_with_one_line(rank, model_folder, mesh, tmp_path):
     argv = paint(tmp_path, "run", model_folder, mesh, iter=9, checkpoint_interval=2)
     with ProcessGroup(2, argv, tmp_path, hold(rank, 4)) as processes:
-        wait_for_line(processes, tmp_path / "run/log.jsonl", 3)
+        wait_until(processes, lambda: newest_step(tmp_path / "run/checkpoints") == 2)
         processes.members[rank].kill()
         codes = processes.wait()
         assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 1
