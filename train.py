@@ -51,8 +51,9 @@ from training.export import configs_to_export, export_again, export_run
 from training.last_checkpoint import LastCheckpoint
 from training.launch import distributed_session, run_and_exit, setup_rank_logging
 from training.lock import lock_out_dirs
-from training.loop import TrainState, make_prefetcher, train_loop
+from training.loop import TrainState, train_loop
 from training.out_of_memory import explain_out_of_memory, peak_memory
+from training.prefetch import make_prefetcher
 from training.preflight import check_config
 from training.priors import build_guidance
 from training.report.report_writer import open_report

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import Config
-from dataset.cameras import sample_cameras, step_generator
+from dataset.cameras import step_generator
 from geometry.marching_tets import EmptySurfaceError
 from render.async_copy import AsyncScalars
 from render.camera import Cameras
@@ -18,7 +18,7 @@ from sd.schedule import Phase, Schedule
 from training.checkpoint import newest_step
 from training.distributed import Distributed, optimized_parameters
 from training.last_checkpoint import LastCheckpoint
-from training.prefetch import Prefetcher
+from training.prefetch import MicroBatch, Prefetcher
 from training.previews import AsyncImageWriter, save_previews, training_video
 from training.report.report_writer import RunReport
 from training.resume import checkpoint_folder, save_state
@@ -28,7 +28,6 @@ from training.step_guard import StepGuard
 from training.tasks import Task
 
 Stats = dict[str, float]
-MicroBatch = tuple[Cameras, SDSSample]
 
 
 @dataclass(frozen=True)
@@ -198,38 +197,6 @@ def train_loop(
             stop.exit_if_requested(state.step)
     if state.last_checkpoint is not None:
         state.last_checkpoint.hold_signals()
-
-
-def make_prefetcher(
-    config: Config, guidance: Guidance, schedule: Schedule, distributed: Distributed
-) -> Prefetcher[MicroBatch]:
-    """Return a prefetcher that draws the cameras and the SDS sample of (step, micro-batch)."""
-    count = distributed.world_size * config.run.grad_accum
-
-    def draw(step: int, micro_batch: int) -> MicroBatch:
-        return sample_micro_batch(config, guidance, schedule.phase(step), step, (micro_batch, count))
-
-    return Prefetcher(draw)
-
-
-def sample_micro_batch(
-    config: Config, guidance: Guidance, phase: Phase, step: int, micro_batch: tuple[int, int]
-) -> MicroBatch:
-    """Draw cameras, t and noise of micro-batch (index, count) of a step, on the guidance's device."""
-    number, count = micro_batch
-    generator = step_generator(config.run.seed, number, step)
-    cameras = sample_cameras(
-        config.camera,
-        config.run.batch,
-        config.run.train_res,
-        generator,
-        rank=number,
-        world_size=count,
-        rotate_normals=phase.rotate_normals,
-        views=guidance.views,
-    )
-    sample = guidance.sample(cameras.view_index, phase, generator, cameras.world_to_clip)
-    return cameras.to(guidance.device), sample
 
 
 def prefetch_next(state: TrainState, task: Task, micro_batches: range) -> None:

@@ -38,6 +38,7 @@ import torch
 
 import geometry.dmtet
 import render.scene
+import training.prefetch
 import training.tasks
 from configs.cli import load_configs
 from configs.schema import Config
@@ -54,7 +55,8 @@ from sd.schedule import Phase, Schedule
 from sd.stable_diffusion import StableDiffusion
 from training import loop as training_loop
 from training.distributed import SINGLE_PROCESS
-from training.loop import TrainState, make_prefetcher
+from training.loop import TrainState
+from training.prefetch import make_prefetcher
 from training.tasks import build_task
 
 WARM_UP = 4
@@ -103,7 +105,7 @@ class Stopwatch:
 def stages(rasteriser: object, optimizer: torch.optim.Optimizer) -> list[tuple[str, object, str]]:
     kind = type(rasteriser)
     return [
-        ("draws", training_loop, "sample_micro_batch"),
+        ("draws", training.prefetch, "sample_micro_batch"),
         ("field", SdfNetwork, "raw_output"),
         ("field", SdfNetwork, "distances"),
         ("encoding", PrecomputedEncoding, "__call__"),

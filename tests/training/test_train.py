@@ -21,7 +21,7 @@ import train
 from configs.cli import load_configs
 from configs.schema import Config
 from sd.guidance import Guidance
-from training import loop, signals, tasks
+from training import prefetch, signals, tasks
 from training.adamw import AdamW
 from training.checkpoint import load_latest
 from training.distributed import SINGLE_PROCESS
@@ -337,7 +337,7 @@ def test_a_section_that_a_mode_does_not_read_may_change(pair, model_folder, tmp_
     config = RecordedConfig(**{name: getattr(plain, name) for name in sections})
     task, _, device = tasks.build_task(config)
     guidance = make_guidance(config, load_priors(config, device, task.inputs), device)
-    loop.make_prefetcher(config, guidance, task.schedule, SINGLE_PROCESS)
+    prefetch.make_prefetcher(config, guidance, task.schedule, SINGLE_PROCESS)
     # The sections camera and export are read during or after training, and this test only builds the run.
     unread = sections - read - {"camera", "export"}
     assert unread and unread <= set(config.run.traits.unused_sections)

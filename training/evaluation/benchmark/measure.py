@@ -41,7 +41,8 @@ from training.evaluation.r_precision import Evaluator, mean_probabilities
 from training.evaluation.surface_quality import surface_quality
 from training.evaluation.views import SUPERSAMPLE, Paint, evaluation_cameras, render_views
 from training.input_files import InputFiles, control_model
-from training.loop import TrainState, make_prefetcher, train_loop
+from training.loop import TrainState, train_loop
+from training.prefetch import make_prefetcher
 from training.priors import check_batch, load_priors, make_guidance
 from training.report.report_writer import open_report
 from training.tasks import Task, build_task, select_device
