@@ -108,24 +108,58 @@ def _ring(step: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _lattice_edges(doubled: np.ndarray, tets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the unique edges of the lattice and the edges of each tet.
+    """Return the unique edges of the lattice, smaller vertex first, and the edges of each tet.
 
     The midpoint of an edge is unique, so it is used as the edge's key, and no sorting is needed.
     """
     size = 4 * n + 1  # the sum of two doubled coordinates is in 0 … 4n
-    key = doubled[:, 0] + doubled[:, 1] * np.int32(size) + doubled[:, 2] * np.int32(size * size)
+    used = np.flatnonzero(_is_midpoint(n))
     number = np.full(size**3, -1, dtype=np.int32)
-    for a, b in TET_EDGES:
-        number[key[tets[:, a]] + key[tets[:, b]]] = 0
-    used = np.flatnonzero(number == 0)
     number[used] = np.arange(len(used), dtype=np.int32)
-    edges = np.empty((len(used), 2), dtype=np.int32)
-    tet_edges = np.empty((len(tets), 6), dtype=np.int32)
+    key = doubled @ np.array([1, size, size * size], dtype=np.int32)
+    # torch is used here because it uses all cores and has no slow path for int32 indices.
+    number, corners = torch.from_numpy(number), torch.from_numpy(tets).view(-1)
+    corner_keys = torch.from_numpy(key).index_select(0, corners).view(-1, 4)
+    tet_edges = torch.empty((len(tets), 6), dtype=torch.int32)
     for slot, (a, b) in enumerate(TET_EDGES):
-        low, high = np.minimum(tets[:, a], tets[:, b]), np.maximum(tets[:, a], tets[:, b])
-        tet_edges[:, slot] = number[key[low] + key[high]]
-        edges[tet_edges[:, slot], 0], edges[tet_edges[:, slot], 1] = low, high
-    return edges, tet_edges
+        tet_edges[:, slot] = number.index_select(0, corner_keys[:, a] + corner_keys[:, b])
+    ends = _edge_ends(np.stack(np.unravel_index(used, (size,) * 3)[::-1]).astype(np.int32), n)
+    vertex = np.empty((2 * n + 1) ** 3, dtype=np.int32)
+    steps = np.array([1, 2 * n + 1, (2 * n + 1) ** 2], dtype=np.int32)
+    vertex[doubled @ steps] = np.arange(len(doubled), dtype=np.int32)
+    return np.stack([vertex[steps @ end] for end in ends], -1), tet_edges.numpy()
+
+
+def _is_midpoint(n: int) -> np.ndarray:
+    """Return which sums of two doubled coordinates are the sums of the ends of an edge, [4n + 1]³ bool.
+
+    If all coordinates of the sum are odd, the edge joins a corner and a centre. If all are even, one or two
+    coordinates of the midpoint are odd: one on an edge between corners, and two on an edge between centres or
+    on the diagonal of a face of the cube.
+    """
+    total = np.arange(4 * n + 1)
+    odd, halves = total % 2 == 1, total // 2 % 2
+    odd_halves = halves[:, None, None] + halves[:, None] + halves
+    even = ~odd[:, None, None] & ~odd[:, None] & ~odd
+    return odd[:, None, None] & odd[:, None] & odd | even & (odd_halves > 0) & (odd_halves < 3)
+
+
+def _edge_ends(total: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the doubled coordinates of the smaller and the larger vertex of each edge, [3, E] int32.
+
+    total: the sums of the doubled coordinates of both ends, [3, E].
+    """
+    half = total >> 1
+    odd = half & 1
+    two_odd = odd.sum(0, dtype=np.int32) == 2
+    on_boundary = two_odd & ((half == 0) | (half == 2 * n)).any(0)
+    # Half of the vector from the smaller to the larger vertex, for edges between two corners or two centres.
+    step = odd ^ (two_odd & ~on_boundary)
+    # A corner has even coordinates, so the remainder by 4 is 1 or 3 where the centre's coordinate is larger or
+    # smaller.
+    from_corner = total[0] & 1 == 1
+    smaller = np.where(from_corner, (total - 2 + (total & 3)) >> 1, half - step)
+    return smaller, total - smaller
 
 
 def edge_table(tets: Int[Tensor, "T 4"]) -> tuple[Int[Tensor, "E 2"], Int[Tensor, "T 6"]]:

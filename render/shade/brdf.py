@@ -20,21 +20,39 @@ DIELECTRIC_REFLECTANCE = 0.04
 HEIGHT_NODES, ANGLE_NODES = 32, 12
 
 
+# Number of rows of the table that are computed at once on a GPU, where the time depends on the number of
+# kernels. On the CPU, the intermediate values of a single row fit into the cache.
+GPU_ROWS = 32
+
+
 @lru_cache(maxsize=4)
-def split_sum_table(size: int = 256) -> Float[Tensor, "R R 2"]:
+def split_sum_table(size: int = 256, device: torch.device | str = "cpu") -> Float[Tensor, "R R 2"]:
     """Return (scale, bias) with ∫ brdf · cos θ = F0 · scale + bias for a light that is 1 everywhere.
 
-    Row i is for the roughness (i + 0.5) / size. Column j is for n·v = (j + 0.5) / size. The table is computed
-    on the CPU.
+    Row i is for the roughness (i + 0.5) / size. Column j is for n·v = (j + 0.5) / size.
     """
-    centres = (torch.arange(size, dtype=torch.float32) + 0.5) / size
-    rows = [_integrate_row(float(roughness), centres) for roughness in centres]
-    return torch.stack(rows)
+    centres = (torch.arange(size, dtype=torch.float32, device=device) + 0.5) / size
+    if centres.device.type == "cpu":
+        return torch.stack([_integrate_row(float(roughness), centres) for roughness in centres])
+    return torch.cat([_integrate_rows(some, centres) for some in centres.split(GPU_ROWS)])
 
 
 @lru_cache(maxsize=4)
 def _table_on(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "R R 2"]:
-    return split_sum_table().to(device, dtype)
+    return split_sum_table(device=device).to(dtype)
+
+
+def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
+    """Return the row of the table for one roughness."""
+    share = _quadrature()[2]
+    return torch.stack([share @ part for part in _integrand(roughness * roughness, cosine)], -1)
+
+
+def _integrate_rows(roughness: Float[Tensor, " R"], cosine: Float[Tensor, " V"]) -> Float[Tensor, "R V 2"]:
+    """Return rows of the table. A matrix product is not used, because a GPU would round it to TF32."""
+    share = _quadrature()[2].to(cosine.device)[:, None]
+    parts = _integrand(roughness.square()[:, None, None], cosine)
+    return torch.stack([(share * part).sum(1) for part in parts], -1)
 
 
 @cache
@@ -50,10 +68,13 @@ def _quadrature() -> tuple[Float[Tensor, "P 1"], Float[Tensor, "P 1"], Float[Ten
     return height, angles.repeat(HEIGHT_NODES)[:, None], share
 
 
-def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
-    """Return the row of the table for one roughness, computed by quadrature over visible half vectors."""
-    alpha = roughness * roughness
-    height, angle, share = _quadrature()
+def _integrand(alpha: float | Tensor, cosine: Float[Tensor, " V"]) -> tuple[Tensor, Tensor]:
+    """Return the integrands of (scale, bias) at the points of the quadrature over visible half vectors.
+
+    alpha: roughness², a number or a tensor of shape [R, 1, 1]. The results have the shape [P, V] or
+    [R, P, V].
+    """
+    height, angle = (part.to(cosine.device) for part in _quadrature()[:2])
     view_x, view_z = (1 - cosine.square()).sqrt(), cosine
     stretch = (alpha * alpha * view_x.square() + view_z.square()).sqrt()
     std_x, std_z = alpha * view_x / stretch, view_z / stretch
@@ -71,10 +92,10 @@ def _integrate_row(roughness: float, cosine: Float[Tensor, " V"]) -> Float[Tenso
     masked = visible / (visible + _smith_lambda(alpha, light_z.clamp_min(1e-6)))
     masked = torch.where(light_z > 0, masked, 0.0)
     fresnel = (1 - view_half) ** 5
-    return torch.stack([share @ (masked * (1 - fresnel)), share @ (masked * fresnel)], -1)
+    return masked * (1 - fresnel), masked * fresnel
 
 
-def _smith_lambda(alpha: float, cosine: Tensor) -> Tensor:
+def _smith_lambda(alpha: float | Tensor, cosine: Tensor) -> Tensor:
     return 0.5 * ((1 + alpha * alpha * (1 / cosine.square() - 1)).sqrt() - 1)
 
 

@@ -27,9 +27,9 @@ from render.shade.cubemap import bordered, face_coordinates, halve, sample_borde
 LookupGroup = tuple[Tensor, int, Tensor, Tensor]
 SMALLEST_MIP = 16
 LOWEST_ROUGHNESS, MIDDLE_ROUGHNESS = 0.08, 0.5
-# The maximum number of points that are looked up at once. It is so small that intermediate values fit into
-# the processor cache.
-CHUNK = 2**15
+# The maximum number of points that are looked up at once. On the CPU, intermediate values fit into the
+# processor cache. On a GPU, fewer and larger kernels are faster.
+CHUNK, GPU_CHUNK = 2**15, 2**20
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
 
@@ -208,7 +208,10 @@ def convolve_torch(groups: list[LookupGroup], frames: Float[Tensor, "3 N 3"]) ->
     The result is differentiable. groups: tuples of a bordered cube, its size, S directions in the frame, and
     the weight of each direction. frames: tangent, bitangent and normal of each texel.
     """
-    parts = [sum(_weighted_lookups(*group, axes) for group in groups) for axes in frames.split(CHUNK, dim=1)]
+    chunk = CHUNK if frames.device.type == "cpu" else GPU_CHUNK
+    parts = [
+        sum(_weighted_lookups(*group, axes, chunk) for group in groups) for axes in frames.split(chunk, dim=1)
+    ]
     return torch.cat(parts)
 
 
@@ -218,12 +221,13 @@ def _weighted_lookups(
     direction: Float[Tensor, "S 3"],
     weight: Float[Tensor, " S"],
     axes: Float[Tensor, "3 N 3"],
+    chunk: int,
 ) -> Float[Tensor, "N 3"]:
     """Return, for each of N coordinate frames, the weighted sum of lookups in one mip over S directions in
-    this frame.
+    this frame. At most `chunk` points are looked up at once.
     """
     count = axes.shape[1]
-    at_once = max(1, CHUNK // count)
+    at_once = max(1, chunk // count)
     total = 0
     for some, weights in zip(direction.split(at_once), weight.split(at_once), strict=True):
         world = (some @ axes.reshape(3, -1)).reshape(-1, 3)

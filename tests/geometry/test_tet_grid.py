@@ -63,6 +63,14 @@ def test_lattice_edges_equal_sorted_unique_edges():
     assert torch.equal(edges[tet_edges.long()].long(), expected)
 
 
+def test_lattice_edges_are_ordered_by_their_midpoints():
+    """The hash encoding is faster if consecutive edges are neighbours along x."""
+    grid = make_tet_grid(8, 1.0)
+    x, y, z = grid.v_pos[grid.edges.long()].double().mean(1).mul(4 * cells_per_axis(8)).round().long().T
+    key = (z * 100 + y) * 100 + x
+    assert (key.diff() > 0).all()
+
+
 def test_loaded_grid_is_scaled_and_negative_tets_are_reoriented(tmp_path):
     grid = make_tet_grid(5, 1.0)
     tets = grid.tets.numpy().copy()

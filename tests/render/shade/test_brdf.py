@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from render.shade import brdf
 from render.shade.brdf import linear_to_srgb, lookup_split_sum, shade, split_sum_table
 from render.shade.cubemap import texel_directions
 from render.shade.prefilter import prefilter
@@ -64,6 +65,14 @@ def test_split_sum_table_conserves_energy():
     assert total.max() <= 1 + 1e-5 and split_sum_table().min() >= 0
     # At normal incidence, single scattering loses more light if the roughness is higher.
     assert (total[:, 255].diff() <= 1e-4).all() and total[255, 255] < 0.5
+
+
+def test_rows_of_a_gpu_equal_those_of_the_cpu():
+    """A GPU computes several rows at once, with a roughness in float32 and another order of the sums."""
+    cosine = (torch.arange(256) + 0.5) / 256
+    rows = brdf._integrate_rows(torch.tensor([10.5, 200.5]) / 256, cosine)
+    assert rows.shape == (2, 256, 2)
+    torch.testing.assert_close(rows, split_sum_table()[[10, 200]], atol=1e-5, rtol=0)
 
 
 def test_white_furnace(white):

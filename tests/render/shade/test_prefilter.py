@@ -209,6 +209,13 @@ def test_numba_equals_torch(size, monkeypatch):
     torch.testing.assert_close(compiled.table, reference.table, rtol=1e-4, atol=1e-5)
 
 
+def test_convolution_does_not_depend_on_the_number_of_points_at_once(monkeypatch):
+    light = torch.rand(6, 64, 64, 3, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    expected = prefilter(light, lookups=20_000).table
+    monkeypatch.setattr(prefilter_module, "CHUNK", prefilter_module.GPU_CHUNK)
+    torch.testing.assert_close(prefilter(light, lookups=20_000).table, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_learned_light_uses_the_differentiable_convolution():
     light = torch.rand(6, 64, 64, 3)
     assert prefilter_module.choose_convolution(light) is numba_convolution()
