@@ -155,8 +155,8 @@ def _edge_ends(total: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     on_boundary = two_odd & ((half == 0) | (half == 2 * n)).any(0)
     # Half of the vector from the smaller to the larger vertex, for edges between two corners or two centres.
     step = odd ^ (two_odd & ~on_boundary)
-    # A corner has even coordinates, so the remainder by 4 is 1 or 3 where the centre's coordinate is larger or
-    # smaller.
+    # A corner has even coordinates, so the remainder by 4 is 1 where the centre's coordinate is larger, and 3
+    # where it is smaller.
     from_corner = total[0] & 1 == 1
     smaller = np.where(from_corner, (total - 2 + (total & 3)) >> 1, half - step)
     return smaller, total - smaller
