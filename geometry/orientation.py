@@ -35,21 +35,44 @@ def _agreed(faces: Int[np.ndarray, "F 3"]) -> tuple[Int[np.ndarray, " F"], Bool[
     """Return the patch index of each face, and which faces must be flipped to agree with the patch's first
     face.
 
-    Memory is linear in the number of faces. Edges with more than two faces do not connect faces.
+    Memory is linear in the number of faces. Edges with more than two faces do not connect faces. The compiled
+    function is used only if some faces disagree, because loading numba takes most of a second.
     """
-    from geometry.kernels.orientation_numba import propagate_orientation
-
     start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
     edge = np.minimum(start, end) * (int(faces.max()) + 1) + np.maximum(start, end)
     order = np.argsort(edge, kind="stable")
     _, first, count = np.unique(edge[order], return_index=True, return_counts=True)
     one, other = order[first[count == 2]], order[first[count == 2] + 1]
+    opposed = start[one] == start[other]
+    if not opposed.any():
+        return _patches(len(faces), one // 3, other // 3), np.zeros(len(faces), dtype=bool)
+    from geometry.kernels.orientation_numba import propagate_orientation
+
     neighbour, inconsistent = np.full(len(edge), -1), np.zeros(len(edge), dtype=bool)
     neighbour[one], neighbour[other] = other // 3, one // 3
-    inconsistent[one] = inconsistent[other] = start[one] == start[other]
+    inconsistent[one] = inconsistent[other] = opposed
     patch, flipped = np.full(len(faces), -1), np.zeros(len(faces), dtype=bool)
     propagate_orientation(neighbour.reshape(-1, 3), inconsistent.reshape(-1, 3), patch, flipped)
     return patch, flipped
+
+
+def _patches(count: int, one: Int[np.ndarray, " P"], other: Int[np.ndarray, " P"]) -> Int[np.ndarray, " F"]:
+    """Return the patch index of each of `count` faces. Patches are numbered by their first face.
+
+    one, other: pairs of connected faces.
+    """
+    pairs = torch.from_numpy(np.concatenate([one, other]))
+    # The label of a face is a face of its patch with a smaller or equal index. In every round, the label of
+    # each patch's part decreases to the smallest adjacent label.
+    label = torch.arange(count)
+    while True:
+        near = label[pairs].view(2, -1)
+        smallest = near.amin(0)
+        if bool((near == smallest).all()):
+            return np.unique(label.numpy(), return_inverse=True)[1]
+        label = label.scatter_reduce(0, near.reshape(-1), smallest.repeat(2), "amin")
+        while not torch.equal(followed := label[label], label):
+            label = followed
 
 
 def _inverted(
@@ -85,10 +108,10 @@ def _enclosed(
     For each patch, the winding number is evaluated at a point just outside of the patch, next to its vertex
     with the largest x. The patch itself contributes 0 to the winding number at this point.
     """
-    import igl
-
     if len(closed) == 0:
         return torch.zeros(0, dtype=torch.bool)
+    import igl
+
     x = v_pos[faces, 0].amax(1)
     farthest = x.new_full((int(patch.max()) + 1,), -torch.inf).scatter_reduce(0, patch, x, "amax")
     outermost = torch.zeros(len(farthest), dtype=torch.long)

@@ -2,12 +2,14 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 import trimesh
 
 from geometry.fixed_mesh import REACH, load_fixed_mesh, placement
-from geometry.orientation import flipped_faces, signed_volume
+from geometry.kernels.orientation_numba import propagate_orientation
+from geometry.orientation import _patches, flipped_faces, signed_volume
 from geometry.start_shape import StartShapeConfig, build_start_shape
 
 
@@ -40,6 +42,23 @@ def test_cavities_stay_and_separate_bodies_are_flipped(ball):
     assert not hollow.any()
     beside = flipped_faces(torch.cat([v_pos, 0.5 * v_pos + 3]), torch.cat([faces, inner]))
     assert not beside[: len(faces)].any() and beside[len(faces) :].all()
+
+
+def test_patches_equal_those_of_the_compiled_function():
+    """The pairs connect faces in chains and in trees, with several patches and single faces."""
+    generator = np.random.default_rng(0)
+    for _ in range(30):
+        count = int(generator.integers(2, 60))
+        neighbour, pairs = np.full((count, 3), -1), []
+        for one, other in generator.integers(0, count, (count, 2)):
+            free = neighbour[one, 2] < 0 and neighbour[other, 2] < 0
+            if free and one != other:
+                for face, beside in ((one, other), (other, one)):
+                    neighbour[face, (neighbour[face] >= 0).sum()] = beside
+                pairs.append((one, other))
+        patch, flipped = np.full(count, -1), np.zeros(count, dtype=bool)
+        propagate_orientation(neighbour, np.zeros((count, 3), dtype=bool), patch, flipped)
+        assert np.array_equal(_patches(count, *np.array(pairs).reshape(-1, 2).T), patch)
 
 
 def test_many_bodies_equal_single_bodies(ball):
