@@ -48,7 +48,7 @@ from training.console import describe_error, setup_logging
 from training.distributed import Distributed
 from training.export import OPTION as EXPORT_ONLY
 from training.export import configs_to_export, export_again, export_run
-from training.last_checkpoint import LastCheckpoint
+from training.last_outputs import LastOutputs
 from training.launch import distributed_session, run_and_exit, setup_rank_logging
 from training.lock import lock_out_dirs
 from training.loop import TrainState, train_loop
@@ -79,7 +79,7 @@ def run_config(
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with open_report(config, argv, distributed, progress) as report, LastCheckpoint() as last_checkpoint:
+    with open_report(config, argv, distributed, progress) as report, LastOutputs() as last_outputs:
         log_start(config, progress, report.path)
         with report.timed("set-up"), collector_paused():
             task, optimizer, device = build_task(config, distributed)
@@ -89,10 +89,10 @@ def run_config(
             guidance = build_guidance(config, device, report, task.inputs)
             restore_lora(config, guidance, step, distributed)
             prefetcher = make_prefetcher(config, guidance, task.schedule, distributed)
-            state = TrainState(step, task.schedule, optimizer, prefetcher, last_checkpoint=last_checkpoint)
+            state = TrainState(step, task.schedule, optimizer, prefetcher, last_outputs=last_outputs)
             train_loop(state, config, task, guidance, report, distributed)
         if distributed.is_main:
-            export_run(config, task, report, last_checkpoint)
+            export_run(config, task, report, last_outputs)
     # Wait until rank 0 has exported the mesh, because the next config may read it.
     distributed.barrier()
     cost = f"{time.monotonic() - started:.0f} s, {peak_memory()}"

@@ -10,7 +10,7 @@ from configs.schema import Config
 from render.image_io.atomic import staged_folder
 from training.collector import collector_paused
 from training.distributed import SINGLE_PROCESS
-from training.last_checkpoint import LastCheckpoint
+from training.last_outputs import LastOutputs
 from training.numbered_files import warn_on_error
 from training.previews import training_video
 from training.report.report_writer import RunReport
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 OPTION = "--export-only"
 
 
-def export_run(config: Config, task: Task, report: RunReport, last_checkpoint: LastCheckpoint) -> None:
+def export_run(config: Config, task: Task, report: RunReport, last_outputs: LastOutputs) -> None:
     """Write mesh, textures and videos of a trained task. If a video cannot be written, log a warning.
 
     The files are prepared in memory while the last checkpoint is written. No file is written before it is on
@@ -31,12 +31,12 @@ def export_run(config: Config, task: Task, report: RunReport, last_checkpoint: L
     """
     step = task.schedule.last_step
     with report.timed("export"):
-        if task.export_once and not last_checkpoint.started and is_exported(config, step):
+        if task.export_once and not last_outputs.started and is_exported(config, step):
             logger.info("%s is already exported (%s writes it again)", config.run.mesh_path, OPTION)
         else:
             logger.info("exporting to %s", config.run.mesh_path.parent)
             write_files = task.export()
-            last_checkpoint.finish()
+            last_outputs.finish_checkpoint()
             _write(config, write_files, step)
     report.prepare_model()
     with report.timed("videos"):

@@ -17,7 +17,7 @@ from sd.guidance import Guidance, SDSSample
 from sd.schedule import Phase, Schedule
 from training.checkpoint import newest_step
 from training.distributed import Distributed, optimized_parameters
-from training.last_checkpoint import LastCheckpoint
+from training.last_outputs import LastOutputs
 from training.prefetch import MicroBatch, Prefetcher
 from training.previews import AsyncImageWriter, save_previews, training_video
 from training.report.report_writer import RunReport
@@ -50,7 +50,7 @@ class PendingStats:
 class TrainState:
     """The state that changes in each step.
 
-    step: the current step; between steps, the last finished step. last_checkpoint: writer of the checkpoint
+    step: the current step; between steps, the last finished step. last_outputs: writer of the checkpoint
     of the last step. If it is None, this checkpoint is written like the others. on_stats: function that
     receives step, phase and statistics of each step. pending: the statistics that it has not received yet.
     """
@@ -61,7 +61,7 @@ class TrainState:
     prefetcher: Prefetcher[MicroBatch]
     stop: StopRequest = field(default_factory=StopRequest)
     guard: StepGuard = field(default_factory=StepGuard)
-    last_checkpoint: LastCheckpoint | None = None
+    last_outputs: LastOutputs | None = None
     on_stats: Callable[[int, Phase, Stats], None] = lambda *_: None
     pending: PendingStats | None = None
 
@@ -163,7 +163,7 @@ def train_loop(
 ) -> None:
     """Train from step `state.step` + 1 to the schedule's last step."""
     video = training_video(config, state.step)
-    with ExitStack() as stack:
+    with ExitStack() as stack, state.stop as stop:
         log = image_writer = None
         if distributed.is_main:
             log = stack.enter_context(
@@ -171,7 +171,6 @@ def train_loop(
             )
             image_writer = stack.enter_context(AsyncImageWriter(log.still))
             state.on_stats = log.record
-        stop = stack.enter_context(state.stop)
         while state.step < state.schedule.last_step:
             state.step += 1
             phase, new_still = state.phase, False
@@ -192,11 +191,14 @@ def train_loop(
                 report_stats(state, distributed)
                 save_checkpoint(state, config, task, guidance, distributed)
             report.step = state.step
-            if due or new_still:
+            if (due or new_still) and not last:
                 report.update(state.step)
             stop.exit_if_requested(state.step)
-    if state.last_checkpoint is not None:
-        state.last_checkpoint.hold_signals()
+        if log is not None and state.last_outputs is not None:
+            log.close_bar()
+            state.last_outputs.close_later(stack.pop_all())
+    if state.last_outputs is not None:
+        state.last_outputs.hold_signals()
 
 
 def prefetch_next(state: TrainState, task: Task, micro_batches: range) -> None:
@@ -274,8 +276,8 @@ def save_checkpoint(
         inputs=task.inputs,
         guidance=guidance,
     )
-    if last and state.last_checkpoint is not None and not state.stop.requested:
-        state.last_checkpoint.start(save)
+    if last and state.last_outputs is not None and not state.stop.requested:
+        state.last_outputs.start_checkpoint(save)
     else:
         save()
 

@@ -135,6 +135,10 @@ class RunLog:
         if self._mirror:
             self._mirror.still(step, path)
 
+    def close_bar(self) -> None:
+        """End the progress bar, because other lines follow."""
+        self._bar.close()
+
     def close(self) -> None:
         if self._mirror:
             self._mirror.close()

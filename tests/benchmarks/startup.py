@@ -37,7 +37,7 @@ PARTS = {
     "weights of the prior": ["sd.stable_diffusion:load_parts"],
     "other set-up of the prior": ["train:build_guidance"],
     "previews": ["training.loop:save_previews"],
-    "checkpoints": ["training.loop:save_checkpoint", "training.last_checkpoint:LastCheckpoint.finish"],
+    "checkpoints": ["training.loop:save_checkpoint", "training.last_outputs:LastOutputs.finish_checkpoint"],
     "unwrapping": ["training.tasks:unwrap", "training.tasks:prepare_export"],
     "baking": ["training.tasks:bake"],
     "files of the mesh": ["training.tasks:write_asset", "training.tasks:write_parts"],

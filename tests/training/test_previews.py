@@ -20,7 +20,7 @@ from render.camera import Cameras, orbit
 from sd.schedule import geometry_schedule
 from training import export, turntable
 from training.input_files import InputFiles
-from training.last_checkpoint import LastCheckpoint
+from training.last_outputs import LastOutputs
 from training.previews import AsyncImageWriter, TrainingVideo, take_stills
 from training.report.index_page import Stage, thumbnail
 from training.report.media import slider, stills_up_to
@@ -287,7 +287,7 @@ def test_videos_that_fail_do_not_end_the_run(tmp_path, caplog, monkeypatch):
 
     monkeypatch.setattr(export, "write_orbit", fail)
     monkeypatch.setattr(TrainingVideo, "assemble", fail)
-    export.export_run(config, task, report, LastCheckpoint())
+    export.export_run(config, task, report, LastOutputs())
     assert len(exported) == 1 and (tmp_path / "out/dmtet_mesh/export.json").is_file()
     assert f"{tmp_path}/out/validate is not written: No space left on device" in caplog.text
     assert f"{tmp_path}/out/video_log.mp4 is not written: No space left on device" in caplog.text

@@ -2,12 +2,13 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from configs.schema import Config
 from render.image_io.atomic import write_text
@@ -19,6 +20,8 @@ from training.tasks import select_device
 from training.time_estimate import CommandProgress
 
 logger = logging.getLogger(__name__)
+
+Argument = TypeVar("Argument")
 
 # The pause between two page updates is at least PAUSE_SECONDS, and at least PAUSE_FACTOR times the duration
 # of the last update.
@@ -48,6 +51,7 @@ class RunReport:
     _not_before: float = 0.0
     _failed_files: set[str] = field(default_factory=set)
     _model: Future[None] | None = None
+    _page: Future[None] | None = None
 
     @property
     def path(self) -> Path:
@@ -67,14 +71,26 @@ class RunReport:
     def update(self, step: int) -> None:
         """Write the page after `step` finished steps, unless the pause since the last update is too short."""
         self.step = step
+        self.finish_page()
         if time.monotonic() >= self._not_before:
-            self._write("running", self._doing)
+            self._write(self._state("running", self._doing))
+
+    def finish_page(self) -> None:
+        """Wait until the page of a part of the run (see `timed`) is written."""
+        if self._page is not None:
+            self._page.result()
+            self._page = None
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Measure the time of a part of the run that is not a step, and show it on the page."""
+        """Measure the time of a part of the run that is not a step, and show it on the page.
+
+        The page is written in a thread, so the part starts at once.
+        """
         self._doing = name
-        self.update(self.step)
+        self.finish_page()
+        if time.monotonic() >= self._not_before:
+            self._page = _in_thread(self._write, self._state("running", name))
         started = time.monotonic()
         if self.progress:
             self.progress.begin(name)
@@ -87,10 +103,7 @@ class RunReport:
     def prepare_model(self) -> None:
         """Start to compress the exported model for the final page in a thread, because it takes a second."""
         if not self.quiet:
-            pool = ThreadPoolExecutor(1, thread_name_prefix="report")
-            self._model = pool.submit(prepare_model, self.info)
-            # The thread ends after the model.
-            pool.shutdown(wait=False)
+            self._model = _in_thread(prepare_model, self.info)
 
     def __enter__(self) -> "RunReport":
         self._begun = self._begun or not self.path.exists()
@@ -100,21 +113,25 @@ class RunReport:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
-            if self._model is not None:
-                # An error is repeated, and logged, when the page is written.
-                wait([self._model])
-            self._write("done" if self.step == self.info.last_step else "exported", "")
-        elif isinstance(error, SystemExit | KeyboardInterrupt):
-            self._write("stopped", "Stopped by a signal. The command below resumes from the last checkpoint.")
-        else:
-            self._write("failed", f"{type(error).__name__}: {error}")
+        self.finish_page()
+        name, doing = "done" if self.step == self.info.last_step else "exported", ""
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            name = "stopped"
+            doing = "Stopped by a signal. The command below resumes from the last checkpoint."
+        elif error is not None:
+            name, doing = "failed", f"{type(error).__name__}: {error}"
+        elif self._model is not None:
+            # An error is repeated, and logged, when the page is written.
+            wait([self._model])
+        self._write(self._state(name, doing))
 
-    def _write(self, name: str, doing: str) -> None:
+    def _state(self, name: str, doing: str) -> RunState:
+        return RunState(name, self.step, doing, dict(self._seconds), time.time())
+
+    def _write(self, state: RunState) -> None:
         if self.quiet or not self._begun:
             return
         started = time.monotonic()
-        state = RunState(name, self.step, doing, dict(self._seconds), time.time())
         with self._warns_once(REPORT_FILE):
             write_text(self.path, run_page(self.info, state))
         finished = time.monotonic()
@@ -129,6 +146,14 @@ class RunReport:
             if name not in self._failed_files:
                 logger.warning("%s cannot be written: %s", self.info.out_dir / name, error)
             self._failed_files.add(name)
+
+
+def _in_thread(function: Callable[[Argument], None], argument: Argument) -> Future[None]:
+    """Call a function in a thread that ends after the call."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="report")
+    called = pool.submit(function, argument)
+    pool.shutdown(wait=False)
+    return called
 
 
 def open_report(

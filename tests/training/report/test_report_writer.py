@@ -28,9 +28,11 @@ def test_the_page_follows_the_run(folder, monkeypatch):
     page.unlink(missing_ok=True)
     with RunReport(example_info(folder)) as report:
         with report.timed("set-up"):
+            report.finish_page()
             assert "step 0 of 100" in page.read_text()
         report.begin(0)
         with report.timed("the prior's set-up"):
+            report.finish_page()
             assert "step 0 of 100, the prior&#x27;s set-up" in page.read_text()
         report.update(40)
         assert state_of(folder) == "running" and "step 40 of 100." in (folder / "report.html").read_text()

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from configs.schema import parse_config
 from sd.schedule import geometry_schedule
 from training import export
 from training.input_files import InputFiles
-from training.last_checkpoint import LastCheckpoint
+from training.last_outputs import LastOutputs
 from training.report.report_writer import RunReport
 from training.tasks import Task
 
@@ -24,11 +25,11 @@ def full_disk() -> None:
 
 
 def test_an_error_of_the_checkpoint_replaces_a_later_error():
-    with pytest.raises(OSError, match="the disk is full"), LastCheckpoint() as last:
-        last.start(full_disk)
+    with pytest.raises(OSError, match="the disk is full"), LastOutputs() as last:
+        last.start_checkpoint(full_disk)
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError), LastCheckpoint() as last:
-        last.start(lambda: None)
+    with pytest.raises(ZeroDivisionError), LastOutputs() as last:
+        last.start_checkpoint(lambda: None)
         raise ZeroDivisionError
 
 
@@ -39,12 +40,26 @@ def test_the_block_ends_after_the_checkpoint():
         assert begun.wait(WAIT_SECONDS)
         written.append(1)
 
-    with LastCheckpoint() as last:
+    with LastOutputs() as last:
         assert not last.started
-        last.start(save)
+        last.start_checkpoint(save)
         assert last.started and not written
         begun.set()
     assert written == [1]
+
+
+def test_writers_are_closed_after_the_checkpoint_also_after_errors():
+    for save, error in ((lambda: None, ZeroDivisionError), (full_disk, OSError)):
+        closed = []
+        writers = ExitStack()
+        writers.callback(lambda closed=closed: closed.append(1))
+        with pytest.raises(error), LastOutputs() as last:
+            last.start_checkpoint(save)
+            with writers:
+                last.close_later(writers.pop_all())
+            assert not closed
+            raise ZeroDivisionError
+        assert closed == [1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -59,16 +74,18 @@ def test_a_signal_takes_effect_after_the_checkpoint(number):
                 assert proceed.wait(WAIT_SECONDS)
                 written.append(1)
 
-            with pytest.raises(KeyboardInterrupt), LastCheckpoint() as last:
-                last.start(save)
+            with pytest.raises(KeyboardInterrupt), LastOutputs() as last:
+                last.start_checkpoint(save)
                 last.hold_signals()
                 if late:
                     proceed.set()
-                    last.finish()
+                    last.finish_checkpoint()
                 os.kill(os.getpid(), number)
                 assert not written
                 proceed.set()
-                time.sleep(WAIT_SECONDS)
+                until = time.monotonic() + WAIT_SECONDS
+                while time.monotonic() < until:
+                    time.sleep(0.005)
             assert written == [1] and signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, before)
@@ -87,8 +104,8 @@ def test_no_file_is_exported_before_the_checkpoint(tmp_path):
     task = Task(
         None, geometry_schedule(config.schedule), None, lambda: None, lambda: write, True, InputFiles()
     )
-    with pytest.raises(OSError, match="the disk is full"), LastCheckpoint() as last:
-        last.start(full_disk)
+    with pytest.raises(OSError, match="the disk is full"), LastOutputs() as last:
+        last.start_checkpoint(full_disk)
         export.export_run(config, task, RunReport(None, quiet=True), last)
     assert [path.name for path in folder.iterdir()] == ["mesh.obj"]
     assert (folder / "mesh.obj").read_text() == "earlier"

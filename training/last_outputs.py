@@ -1,33 +1,35 @@
-"""The last checkpoint of a run, which is written in a thread while the export is prepared."""
+"""The last checkpoint and stills of a run, which are written in threads while the export is prepared."""
 
-import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 from training.signals import SIGNALS, SignalRecorder
 
 
-class LastCheckpoint(SignalRecorder):
+class LastOutputs(SignalRecorder):
     """A context manager that writes the last checkpoint in a thread. The state must not change afterwards.
 
-    On exit, the checkpoint is finished. If it could not be written, that error replaces an error of the
-    block.
+    On exit, the checkpoint is finished, and then the log and the writer of stills are closed. If the
+    checkpoint could not be written, that error replaces an error of the block.
     """
 
     def __init__(self) -> None:
         super().__init__(SIGNALS)
         self._writing: Future[object] | None = None
         self._previous = {}
+        self._open = ExitStack()
 
     @property
     def started(self) -> bool:
         """Whether this command has trained the last step."""
         return self._writing is not None
 
-    def start(self, save: Callable[[], object]) -> None:
+    def start_checkpoint(self, save: Callable[[], object]) -> None:
         """Call `save` in a thread."""
         assert self._writing is None, "a run has one last checkpoint"
         pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -36,12 +38,16 @@ class LastCheckpoint(SignalRecorder):
         # The thread ends after the checkpoint.
         pool.shutdown(wait=False)
 
+    def close_later(self, writers: ExitStack) -> None:
+        """Close the writers of the training loop on exit instead of at the end of the loop."""
+        self._open.push(writers)
+
     def hold_signals(self) -> None:
         """Delay signals until the checkpoint is on disk. The training loop calls this at its end."""
         if self._writing is not None:
             super().__enter__()
 
-    def finish(self) -> None:
+    def finish_checkpoint(self) -> None:
         """Wait until the checkpoint is on disk. Raise the error if it could not be written."""
         if self._writing is not None:
             self._writing.result()
@@ -52,10 +58,11 @@ class LastCheckpoint(SignalRecorder):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            self.finish()
-        finally:
-            super().__exit__(kind, error, traceback)
+        with self._open:
+            try:
+                self.finish_checkpoint()
+            finally:
+                super().__exit__(kind, error, traceback)
 
     def _record(self, number: int, frame: object) -> None:
         """Record the signal. If the checkpoint is on disk, restore the previous handler and call it."""
@@ -65,6 +72,9 @@ class LastCheckpoint(SignalRecorder):
             signal.raise_signal(number)
 
     def _repeat_signal(self, _: Future[object]) -> None:
-        """Send the recorded signal again, from the thread that has written the checkpoint."""
+        """Send the recorded signal again, from the thread that has written the checkpoint.
+
+        It is sent to the main thread, so that it ends a wait of the main thread.
+        """
         if self.number is not None:
-            os.kill(os.getpid(), self.number)
+            signal.pthread_kill(threading.main_thread().ident, self.number)
