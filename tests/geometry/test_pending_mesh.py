@@ -48,7 +48,8 @@ def test_image_and_gradients_equal_those_of_the_known_mesh(scene):
     expected, gradients = image_and_gradients(scene, wait=True)
     vertices, faces = len(scene.mesh.v_pos), len(scene.mesh.faces)
     found, found_gradients = image_and_gradients(scene, wait=False)
-    assert torch.equal(found, expected) and (expected[..., 3] > 0).sum() > 100
+    # On a GPU, the normals are summed in varying order.
+    assert torch.allclose(found, expected, atol=1e-5) and (expected[..., 3] > 0).sum() > 100
     assert (len(scene.mesh.v_pos), len(scene.mesh.faces), len(scene.mesh.v_nrm)) == (
         vertices,
         faces,
@@ -62,9 +63,10 @@ def test_mesh_that_outgrows_its_space_is_reported_and_fits_in_the_next_call(scen
     expected, _ = image_and_gradients(scene, wait=True)
     exact = scene.surface._space.rows
     scene.surface._space.rows = tuple(row // 30 for row in exact)
-    assert not torch.equal(scene(orbit(2, (24, 24)), False), expected) and not scene.is_complete()
+    views = orbit(2, (24, 24))
+    assert (scene(views, False) - expected).abs().max() > 0.1 and not scene.is_complete()
     assert scene.surface._space.rows == exact
-    assert torch.equal(scene(orbit(2, (24, 24)), False), expected) and scene.is_complete()
+    assert torch.allclose(scene(views, False), expected, atol=1e-5) and scene.is_complete()
 
 
 def test_first_mesh_has_a_known_size(scene):
