@@ -12,11 +12,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sd.conditions import NO_CONDITIONS, ViewConditions
 from sd.guidance_config import GuidanceConfig
 from sd.prompts import directional_prompts
+from sd.resize import resized
 from sd.schedule import Phase, annealed_number, draw_timesteps
 from sd.scores import Predictions, perp_neg, score_of, view_weights, x0_gradient
 from sd.surface_noise import surface_noise
@@ -313,8 +313,7 @@ class Guidance(nn.Module):
         if phase.latents_from == "image":
             # Antialiasing is used so that every rendered pixel, also of thin parts, contributes to the
             # latent.
-            size = (self.prior.latent_size, self.prior.latent_size)
-            return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+            return resized(image, self.prior.latent_size)
         return self.prior.encode(resized(image, self.prior.image_size)[:, :3], encoder_noise)
 
     def _predict(
@@ -367,12 +366,3 @@ def add_noise(
     """Return x_t = sqrt(abar) x + sqrt(1 − abar) ε."""
     abar = abar[:, None, None, None]
     return abar.sqrt() * latents + (1 - abar).sqrt() * noise
-
-
-def resized(image: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C S S"]:
-    """Resize images to `side` × `side` pixels (bilinear, antialiased). Images that already have this size are
-    returned unchanged.
-    """
-    if image.shape[-2:] == (side, side):
-        return image
-    return F.interpolate(image, (side, side), mode="bilinear", align_corners=False, antialias=True)
