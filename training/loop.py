@@ -174,6 +174,9 @@ def train_loop(
         while state.step < state.schedule.last_step:
             state.step += 1
             phase, new_still = state.phase, False
+            last = state.step == state.schedule.last_step
+            if last and distributed.is_main:
+                task.before_last_step()
             with vanishing_explained(state, config, distributed):
                 if phase.fit:
                     fit_step(state, config, task, distributed)
@@ -185,7 +188,7 @@ def train_loop(
                     new_still = image_writer.collect()
                     if not phase.fit:
                         save_previews(config, task.scene, video, image_writer, state.step)
-            interval, last = config.run.checkpoint_interval, state.step == state.schedule.last_step
+            interval = config.run.checkpoint_interval
             due = bool(interval) and state.step % interval == 0
             if due or last or stop.requested:
                 report_stats(state, distributed)

@@ -33,6 +33,7 @@ from render.texturing.decimate import decimate
 from render.texturing.part_export import export_parts
 from render.texturing.small_components import remove_small_components
 from render.texturing.transfer import PAINTING_RES, prepare_export
+from render.texturing.unwrap import start_worker
 from render.texturing.uv import prepare_uv, unwrap
 from sd.schedule import FIT_STEPS, Phase, Schedule
 from training.adamw import AdamW
@@ -62,7 +63,7 @@ class Task:
     runs depend on the exact bytes of the mesh. inputs: fingerprints of the files that were read. regularise:
     function that returns the weighted surface terms of the scene's last mesh and their values, or None if all
     weights are 0. make_optimizer: function that returns the optimizer for a learning rate, or None for AdamW
-    on all parameters of the scene.
+    on all parameters of the scene. before_last_step: function that starts the processes of the export.
     """
 
     scene: nn.Module
@@ -74,6 +75,7 @@ class Task:
     inputs: InputFiles
     regularise: Callable[[Phase], tuple[Tensor, dict[str, Tensor]]] | None = None
     make_optimizer: Callable[[float], torch.optim.Optimizer] | None = None
+    before_last_step: Callable[[], None] = lambda: None
 
 
 def build_task(
@@ -192,6 +194,7 @@ def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, in
         export_once=True,
         inputs=inputs,
         regularise=make_regulariser(config, scene),
+        before_last_step=start_worker,
     )
 
 

@@ -4,6 +4,9 @@ On torn surfaces, uvunwrap can panic in one of its threads and then wait for thi
 is used, because a thread cannot be killed.
 """
 
+import json
+import os
+import select
 import shutil
 import subprocess
 import sys
@@ -23,6 +26,8 @@ WORKER = Path(__file__).with_name("unwrap_worker.py")
 # two cores, so that unwrapping also finishes on a busy machine. Measured: 6.5 s for 20,000 faces and 161 s
 # for 199,000 faces with xatlas; 0.6 s and 6.9 s with uvunwrap.
 TIMEOUT, TIMEOUT_PER_FACE = 60.0, {"xatlas": 5e-3, "uvunwrap": 5e-5}
+# Maximum time in seconds until an interrupt takes effect.
+LONGEST_WAIT = 1.0
 # This text is in the message of a uvunwrap thread that has panicked.
 PANIC = b"panicked at"
 # The minimum share of the texture that the charts must fill. If they fill less, margins fill most of the
@@ -32,6 +37,10 @@ MIN_FILL = 0.05
 
 # The prefix of the temporary folders, and the name of the file in each folder that the process keeps locked.
 PREFIX, LOCK = "unwrap-", "lock"
+
+
+# The process that `start_worker` has started.
+_waiting: list[subprocess.Popen] = []
 
 
 class UnwrapError(Exception):
@@ -59,12 +68,10 @@ def unwrap_with(
         timeout = TIMEOUT + TIMEOUT_PER_FACE[library] * len(faces)
     _remove_leftovers()
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name, _locked(Path(name)):
-        input_file, output_file, errors = (Path(name) / file for file in ("in.npz", "out.npz", "errors.txt"))
+        input_file, output_file = Path(name) / "in.npz", Path(name) / "out.npz"
         arrays = {"positions": positions.astype(np.float32), "faces": faces.astype(np.uint32)}
         np.savez(input_file, **arrays, side=side, padding=padding)
-        # -P prevents imports from the folder of the script, because modules in this folder have names that
-        # other packages also use.
-        _run([sys.executable, "-P", str(WORKER), library, str(input_file), str(output_file)], errors, timeout)
+        _run(_take_worker(), [library, str(input_file), str(output_file)], timeout)
         with np.load(output_file) as record:
             uv, uv_faces = record["uv"], record["uv_faces"]
             charts, pages = int(record["charts"]), int(record["pages"])
@@ -97,25 +104,70 @@ def _remove_leftovers() -> None:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(command: list[str], errors: Path, timeout: float) -> None:
-    """Run a command until it ends. Raises UnwrapError if it panics, fails or takes longer than `timeout`
-    seconds.
+def start_worker() -> None:
+    """Start the process of the next `unwrap_with`, because the start of Python and numpy takes 0.2 s.
+
+    The process waits for its arguments. It ends if this process ends. If it cannot be started, `unwrap_with`
+    tries again.
     """
-    with errors.open("wb") as sink:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
-    deadline = time.monotonic() + timeout
+    if _waiting and _waiting[0].poll() is not None:
+        _waiting.clear()
+    if not _waiting:
+        with suppress(OSError):
+            _waiting.append(_new_worker())
+
+
+def _new_worker() -> subprocess.Popen:
+    # -P prevents imports from the folder of the script, because modules in this folder have names that other
+    # packages also use.
+    command, pipe = [sys.executable, "-P", str(WORKER)], subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT)
+
+
+def _take_worker() -> subprocess.Popen:
+    start_worker()
+    return _waiting.pop() if _waiting else _new_worker()
+
+
+def _run(worker: subprocess.Popen, arguments: list[str], timeout: float) -> None:
+    """Send the arguments to a worker and wait until it ends.
+
+    Raises UnwrapError if it panics, fails or takes longer than `timeout` seconds.
+    """
     try:
-        while process.poll() is None:
-            if PANIC in errors.read_bytes():
-                break
-            if time.monotonic() > deadline:
-                raise UnwrapError(f"not finished after {timeout:.0f} s")
-            time.sleep(0.02)
+        with suppress(BrokenPipeError):
+            worker.stdin.write(json.dumps(arguments).encode() + b"\n")
+            worker.stdin.flush()
+        output = _output(worker, time.monotonic() + timeout)
+        if output is None:
+            raise UnwrapError(f"not finished after {timeout:.0f} s")
     finally:
-        process.kill()
-        process.wait()
-    if process.returncode != 0:
-        raise UnwrapError(_reason(errors.read_text(errors="replace"), process.returncode))
+        worker.kill()
+        worker.wait()
+        with suppress(BrokenPipeError):
+            worker.stdin.close()
+        worker.stdout.close()
+    if worker.returncode != 0:
+        raise UnwrapError(_reason(output.decode(errors="replace"), worker.returncode))
+
+
+def _output(worker: subprocess.Popen, deadline: float) -> bytes | None:
+    """Return the output of a worker after it has panicked or ended, or None at the deadline."""
+    output = b""
+    while PANIC not in output:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            return None
+        if select.select([worker.stdout], [], [], min(remaining, LONGEST_WAIT))[0]:
+            some = os.read(worker.stdout.fileno(), 2**16)
+            output += some
+            if not some:
+                # The worker has closed its output.
+                with suppress(subprocess.TimeoutExpired):
+                    worker.wait(max(deadline - time.monotonic(), 0))
+                    return output
+                return None
+    return output
 
 
 def _reason(text: str, code: int) -> str:

@@ -1,11 +1,13 @@
-"""Script that unwraps one mesh in a subprocess: `python unwrap_worker.py LIBRARY IN OUT`.
+"""Script that unwraps one mesh in a subprocess.
 
-IN is an .npz file with positions [V,3] float32, faces [F,3] uint32, side and padding. OUT is an .npz file
-with uv [U,2], uv_faces [F,3] and the numbers of charts and pages. To start fast, this script imports no other
-module of the program.
+It reads one line from the standard input: a JSON list of LIBRARY, IN and OUT. If the input ends without a
+line, the script ends. IN is an .npz file with positions [V,3] float32, faces [F,3] uint32, side and padding.
+OUT is an .npz file with uv [U,2], uv_faces [F,3] and the numbers of charts and pages. To start fast, this
+script imports no other module of the program.
 """
 
 import ctypes
+import json
 import signal
 import sys
 
@@ -58,4 +60,5 @@ if __name__ == "__main__":
     if sys.platform == "linux":
         # After this call, Linux kills the worker if the parent process is killed.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    main(*sys.argv[1:])
+    if line := sys.stdin.readline():
+        main(*json.loads(line))

@@ -24,7 +24,8 @@ def worker(monkeypatch, tmp_path):
     def put(text: str):
         path = tmp_path / "worker.py"
         path.write_text(
-            f"import os, sys, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n{text}"
+            f"import json, os, sys, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+            f"sys.argv[1:] = json.loads(sys.stdin.readline())\n{text}"
         )
         monkeypatch.setattr(unwrap, "WORKER", path)
         return tmp_path / "pid"
@@ -61,6 +62,38 @@ def test_panic_ends_the_wait(worker):
     assert time.monotonic() - start < 100
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+def test_a_started_worker_is_used_unless_it_has_ended(worker):
+    pid = worker("sys.exit(5)")
+    for ended in (False, True):
+        unwrap.start_worker()
+        unwrap.start_worker()
+        (waiting,) = unwrap._waiting
+        if ended:
+            waiting.kill()
+            waiting.wait()
+        with pytest.raises(UnwrapError, match="exit code 5"):
+            unwrap_with("xatlas", *ball(), 256, 2)
+        assert (int(pid.read_text()) == waiting.pid) is not ended and not unwrap._waiting
+
+
+def test_a_worker_that_cannot_be_started_is_an_error_of_the_unwrapping(monkeypatch):
+    def fails(*_, **__):
+        raise OSError("too many processes")
+
+    monkeypatch.setattr(unwrap.subprocess, "Popen", fails)
+    unwrap.start_worker()
+    with pytest.raises(OSError, match="too many processes"):
+        unwrap_with("xatlas", *ball(), 256, 2)
+
+
+def test_a_worker_without_work_ends_with_its_input():
+    unwrap.start_worker()
+    process = unwrap._waiting.pop()
+    process.stdin.close()
+    assert process.wait(30) == 0 and process.stdout.read() == b""
+    process.stdout.close()
 
 
 @pytest.mark.parametrize(
