@@ -19,8 +19,7 @@ from geometry.start_shape import FitPool, build_start_shape, make_fit_pool
 from geometry.vertex_surface import VertexSurface
 from render.image_io.hdr import write_hdr
 from render.mesh import Mesh
-from render.mesh_io.texture_pngs import TexturePngs
-from render.mesh_io.write_asset import write_asset, write_parts
+from render.mesh_io.write_asset import prepare_asset, write_parts
 from render.mesh_io.write_moved import write_moved
 from render.raster.interface import Rasteriser
 from render.raster.select import choose_rasteriser
@@ -172,7 +171,7 @@ def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, in
             mesh = decimate(mesh, settings.export_faces)
         mesh = unwrap(mesh, settings.unwrap, settings.texture_res, settings.uv_padding_block)
         mesh = rotate_mesh(mesh, None if rotation is None else rotation.T)
-        return partial(write_asset, mesh=mesh, usd=settings.export_usd)
+        return prepare_asset(mesh, usd=settings.export_usd)
 
     @cache
     def pool() -> FitPool:
@@ -285,8 +284,8 @@ def build_appearance(
             write_mesh = partial(write_parts, asset=replace(asset, mesh=into_file(asset.mesh)), usd=usd)
         else:
             target, painting = prepare_export(mesh, field, config.export, own_uv=mesh.uv is own.uv)
-            textures = TexturePngs(bake(target, painting, config.export.texture_res, rasteriser))
-            write_mesh = partial(write_asset, mesh=into_file(target), textures=textures, usd=usd)
+            textures = bake(target, painting, config.export.texture_res, rasteriser)
+            write_mesh = prepare_asset(into_file(target), textures, usd)
 
         def write(folder: Path) -> None:
             write_hdr(folder / "probe.hdr", probe)

@@ -27,16 +27,17 @@ LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
 IMAGES = {"kd": "base colour", "gltf_ks": "occlusion roughness metallic", "normal": "normal"}
 
 
-def write_glb(
-    path: Path | str, mesh: Mesh, textures: Textures | None = None, pngs: TexturePngs | None = None
-) -> None:
-    """Write the mesh as one GLB file with vertex normals. With a normal map, the file also contains tangents.
+def write_glb(path: Path | str, mesh: Mesh, textures: Textures | None = None) -> None:
+    """Write the file of `glb_file`. textures: see `TexturePngs`."""
+    write_bytes(path, glb_file(mesh, TexturePngs(textures)))
 
-    textures: see `TexturePngs`. ks is written as one image with 1 − occlusion in red, because 1 means
-    unoccluded in glTF. Without textures, the surface is mid-grey, rough and not metallic. pngs: the textures
-    if they are already encoded.
+
+def glb_file(mesh: Mesh, pngs: TexturePngs) -> bytes:
+    """Return the mesh as one GLB file with vertex normals. With a normal map, it also contains tangents.
+
+    ks is one image with 1 − occlusion in red, because 1 means unoccluded in glTF. Without textures, the
+    surface is mid-grey, rough and not metallic.
     """
-    pngs = TexturePngs(textures) if pngs is None else pngs
     assert not pngs.names or mesh.uv is not None, "textures need texture coordinates"
     document = GlbDocument()
     attributes, indices = vertex_arrays(mesh, with_tangents="normal" in pngs.names)
@@ -48,7 +49,7 @@ def write_glb(
     }
     document.json["meshes"] = [{"primitives": [primitive]}]
     document.json["materials"] = [_material(document, pngs)]
-    write_bytes(path, document.pack())
+    return document.pack()
 
 
 def vertex_arrays(mesh: Mesh, with_tangents: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from render.image_io.atomic import write_bytes, write_text
+from render.image_io.atomic import write_bytes
 from render.mesh import Mesh
 from render.mesh_io.texture_pngs import TexturePngs, Textures
 
-MATERIAL = "surface"
+MATERIAL, OBJ_FILE = "surface", "mesh.obj"
 KD_FILE, KS_FILE, NORMAL_FILE = "texture_kd.png", "texture_ks.png", "texture_n.png"
 # Two channels of ks are also written as grey pictures, for map_Pr and map_Pm of MTL's PBR extension.
 ROUGHNESS_FILE, METALLIC_FILE = "texture_roughness.png", "texture_metallic.png"
@@ -25,25 +25,24 @@ FILES = {
 }
 
 
-def write_obj(
-    folder: Path | str, mesh: Mesh, textures: Textures | None = None, pngs: TexturePngs | None = None
-) -> Path:
-    """Write mesh.obj, mesh.mtl and the given textures to `folder`. Returns the path of mesh.obj.
+def write_obj(folder: Path | str, mesh: Mesh, textures: Textures | None = None) -> Path:
+    """Write the files of `obj_files` to `folder`. Returns the path of mesh.obj, which is written last."""
+    for name, content in obj_files(mesh, TexturePngs(textures)).items():
+        write_bytes(Path(folder) / name, content)
+    return Path(folder) / OBJ_FILE
 
-    textures: see `TexturePngs`. The normal map has green along −v. Roughness and metallic are also written as
-    separate grey pictures for map_Pr and map_Pm. Positions are written with enough digits to be exact. v
-    increases upward in OBJ, so v is written as 1 − v. mesh.obj is written last. pngs: the textures if they
-    are already encoded.
+
+def obj_files(mesh: Mesh, pngs: TexturePngs) -> dict[str, bytes]:
+    """Return a dict from names to contents: the textures, mesh.mtl and, at the end, mesh.obj.
+
+    The normal map has green along −v. Roughness and metallic are also separate grey pictures, for map_Pr and
+    map_Pm. Positions are written with enough digits to be exact. v increases upward in OBJ, so v is written
+    as 1 − v.
     """
-    folder, pngs = Path(folder), TexturePngs(textures) if pngs is None else pngs
     assert not pngs.names or mesh.uv is not None, "textures need texture coordinates"
-    geometry = _geometry(mesh)
-    for picture, file in FILES.items():
-        if picture in pngs:
-            write_bytes(folder / file, pngs[picture])
-    write_text(folder / "mesh.mtl", _material(pngs.names))
-    write_text(folder / "mesh.obj", geometry)
-    return folder / "mesh.obj"
+    geometry = _geometry(mesh).encode()
+    pictures = {file: pngs[picture] for picture, file in FILES.items() if picture in pngs}
+    return {**pictures, "mesh.mtl": _material(pngs.names).encode(), OBJ_FILE: geometry}
 
 
 def _material(textures: Collection[str]) -> str:

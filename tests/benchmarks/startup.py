@@ -40,7 +40,11 @@ PARTS = {
     "checkpoints": ["training.loop:save_checkpoint", "training.last_outputs:LastOutputs.finish_checkpoint"],
     "unwrapping": ["training.tasks:unwrap", "training.tasks:prepare_export"],
     "baking": ["training.tasks:bake"],
-    "files of the mesh": ["training.tasks:write_asset", "training.tasks:write_parts"],
+    "files of the mesh": [
+        "training.tasks:prepare_asset",
+        "training.tasks:write_parts",
+        "training.export:_write",
+    ],
     "training video": ["training.previews:TrainingVideo.assemble"],
     "turntable": ["training.export:write_orbit"],
     "other export": ["train:export_run"],

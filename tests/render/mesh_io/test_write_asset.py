@@ -8,7 +8,7 @@ from render.mesh_io import write_asset
 from render.texturing.uv import unwrap
 
 
-@pytest.mark.parametrize("writer", ["write_glb", "write_obj"])
+@pytest.mark.parametrize("writer", ["glb_file", "obj_files", "write_bytes"])
 def test_unwritable_export_format_is_rejected(writer, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left")
