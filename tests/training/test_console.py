@@ -21,7 +21,7 @@ from training.run_log import RunLog
 COARSE = geometry_schedule(ScheduleConfig(iter=1000, coarse_iter=500)).phase(450)
 ROOT = Path(__file__).parents[2]
 NOISY = """
-import logging, sys
+import atexit, logging, pathlib, sys, threading, time
 from training.console import setup_logging
 from training.launch import run_and_exit
 from sd.schedule import ScheduleConfig, geometry_schedule
@@ -36,23 +36,29 @@ def main():
             logging.info("x" * 100)
     return 0
 
+atexit.register(pathlib.Path(sys.argv[1], "atexit").touch)
+threading.Thread(target=time.sleep, args=(600,)).start()
 run_and_exit(main)
 """
 
 
 @pytest.mark.parametrize("target", ["closed pipe", pytest.param("/dev/full", marks=pytest.mark.slow)])
 def test_stderr_pipe_closed(target, tmp_path):
-    """A run completes and exits with 0 even if its log lines cannot be written."""
+    """A run completes and exits with 0 even if its log lines cannot be written.
+
+    Functions registered with `atexit` are called, and the end does not wait for threads.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if target == "/dev/full":
         stderr = os.open(target, os.O_WRONLY)
     else:
         reading, stderr = os.pipe()
         os.close(reading)
-    done = subprocess.run([sys.executable, "-c", NOISY, str(tmp_path)], env=environment, stderr=stderr)
+    command = [sys.executable, "-c", NOISY, str(tmp_path)]
+    done = subprocess.run(command, env=environment, stderr=stderr, timeout=120)
     os.close(stderr)
     assert done.returncode == 0
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 300 and (tmp_path / "atexit").exists()
 
 
 def test_lossy_stream_ignores_a_full_device():

@@ -120,7 +120,7 @@ class RunReport:
             doing = "Stopped by a signal. The command below resumes from the last checkpoint."
         elif error is not None:
             name, doing = "failed", f"{type(error).__name__}: {error}"
-        elif self._model is not None:
+        if self._model is not None:
             # An error is repeated, and logged, when the page is written.
             wait([self._model])
         self._write(self._state(name, doing))
