@@ -15,6 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+# Number of values from which on a gradient is exchanged without a copy.
+LARGE_GRADIENT = 1 << 20
+
 
 class PeerLost(RuntimeError):
     """Raised if another process of the run has ended or did not respond in time."""
@@ -48,18 +51,24 @@ class Distributed:
         return range(self.rank * grad_accum, (self.rank + 1) * grad_accum)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter], grad_accum: int = 1) -> None:
-        """Replace each gradient by its mean over ranks and micro-batches, with one all-reduce.
+        """Replace each gradient by its mean over ranks and micro-batches.
 
-        grad_accum: number of micro-batches whose gradients each rank has summed. Call this right after a Gloo
-        exchange, which detects lost processes.
+        All small gradients are exchanged in one all-reduce, and each large gradient in its own, without a
+        copy. grad_accum: number of micro-batches whose gradients each rank has summed. Call this right after
+        a Gloo exchange, which detects lost processes.
         """
         gradients = [_flat(parameter.grad) for parameter in parameters if parameter.grad is not None]
         if self.world_size * grad_accum == 1 or not gradients:
             return
-        buffer = torch.cat(gradients)
-        self._all_reduce(buffer)
-        buffer /= self.world_size * grad_accum
-        torch._foreach_copy_(gradients, buffer.split([len(gradient) for gradient in gradients]))
+        buffers = [gradient for gradient in gradients if len(gradient) >= LARGE_GRADIENT]
+        small = [gradient for gradient in gradients if len(gradient) < LARGE_GRADIENT]
+        if small:
+            buffers.append(torch.cat(small))
+        for buffer in buffers:
+            self._all_reduce(buffer)
+        torch._foreach_div_(buffers, self.world_size * grad_accum)
+        if small:
+            torch._foreach_copy_(small, buffers[-1].split([len(gradient) for gradient in small]))
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Return the sums over the ranks on every rank. This synchronises the ranks.

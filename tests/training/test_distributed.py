@@ -16,6 +16,7 @@ from multiprocess_harness import FIT, ProcessGroup, drift, fail, hold, launch, r
 from test_train import ROOT, log_without_times
 from toy_config import TINY
 
+from training import distributed
 from training.checkpoint import load_latest, newest_step
 
 FAST = {**TINY, "batch": 1, "video_interval": 0, "save_interval": 0}
@@ -104,6 +105,24 @@ def test_a_step_depends_on_its_micro_batches_and_not_on_their_ranks(model_folder
             assert (other.tensors[key] - value).norm() < 1e-3 * value.norm(), key
     assert found["1x1"][1][:FIT] == log[:FIT]
     assert found["1x1"][1][FIT]["loss"] != pytest.approx(log[FIT]["loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize("large", [1, 6, 100])
+def test_gradients_of_all_sizes_are_averaged(large, monkeypatch):
+    """Two ranks have equal gradients, so an all-reduce doubles them, and the mean equals the gradient."""
+    monkeypatch.setattr(distributed, "LARGE_GRADIENT", large)
+    reduced = []
+    monkeypatch.setattr(
+        distributed.Distributed, "_all_reduce", lambda self, tensor: reduced.append(len(tensor.mul_(2)))
+    )
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((5, 2), (3,), (2, 2), (1,))]
+    for number, parameter in enumerate(parameters[:3]):
+        parameter.grad = torch.arange(parameter.numel()).view(parameter.shape) + 10.0 * number
+    expected = [parameter.grad / 3 for parameter in parameters[:3]]
+    distributed.Distributed(world_size=2).average_gradients(parameters, grad_accum=3)
+    assert reduced == {1: [10, 3, 4], 6: [10, 7], 100: [17]}[large]
+    for parameter, mean in zip(parameters, expected, strict=False):
+        assert torch.allclose(parameter.grad, mean)
 
 
 @pytest.mark.slow
