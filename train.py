@@ -86,6 +86,8 @@ def run_config(
             step = restore_state(config, task.scene, optimizer, distributed, inputs=task.inputs)
         report.begin(step)
         if step < task.schedule.last_step:
+            if distributed.is_main and task.schedule.phase(step + 1).fit:
+                task.prepare_fit()
             guidance = build_guidance(config, device, report, task.inputs)
             restore_lora(config, guidance, step, distributed)
             prefetcher = make_prefetcher(config, guidance, task.schedule, distributed)

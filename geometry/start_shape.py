@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from geometry.axes import FRONT, UP, Axis, frame_rotation, rotated
+from geometry.mesh_distance import MANY_POINTS, DistanceProcess, squared_distance_and_winding
 from geometry.orientation import flipped_faces, signed_volume
 from render.camera import rotate_x
 from render.mesh import face_cross
@@ -85,19 +86,28 @@ class StartShape:
 
         The result is float32 on the device of the points.
         """
-        import igl
+        return self.start_signed_distance(points, many=math.inf)()
 
+    def start_signed_distance(
+        self, points: Float[Tensor, "N 3"], many: float | int = MANY_POINTS
+    ) -> Callable[[], Float[Tensor, " N"]]:
+        """Return a function that returns the result of `signed_distance`.
+
+        From `many` points on, another process computes the result from now on. For fewer points, the function
+        computes it.
+        """
         queries = points.detach().cpu().double()
         order = _cell_order(queries)
-        queries = queries[order].numpy()
-        v_pos, faces = self.v_pos.numpy(), self.faces.numpy()
-        tree = igl.AABB()
-        tree.init(v_pos, faces)
-        squared, _, _ = tree.squared_distance(v_pos, faces, queries)
-        distance = torch.from_numpy(squared).sqrt()
-        winding = torch.from_numpy(igl.fast_winding_number(v_pos, faces, queries))
-        signed = torch.where(winding > 0.5, -distance, distance).float()
-        return signed[order.argsort()].to(points.device)
+        arguments = self.v_pos.numpy(), self.faces.numpy(), queries[order].numpy()
+        compute = DistanceProcess(*arguments).result if len(points) >= many else None
+
+        def signed_distance() -> Float[Tensor, " N"]:
+            squared, winding = compute() if compute else squared_distance_and_winding(*arguments)
+            distance = torch.from_numpy(squared).sqrt()
+            signed = torch.where(torch.from_numpy(winding) > 0.5, -distance, distance).float()
+            return signed[order.argsort()].to(points.device)
+
+        return signed_distance
 
     def sample_surface(self, count: int, generator: torch.Generator) -> Float[Tensor, "N 3"]:
         """Draw points uniformly by area. The result is float32 on the CPU. The generator must be a CPU
@@ -235,24 +245,26 @@ class FitPool:
         return FitPool(self.points.to(device), self.distances.to(device), self.surface_count)
 
 
-def make_fit_pool(
+def start_fit_pool(
     shape: StartShape,
     box_points: Float[Tensor, "U 3"],
     generator: torch.Generator,
     surface: int = 50_000,
     box_limit: int = 300_000,
     noise: float = 0.05,
-) -> FitPool:
-    """Return a pool on the CPU. It contains `surface` points on the surface, the same points with added noise
-    N(0, noise²), and box points.
+) -> Callable[[], FitPool]:
+    """Draw the points of a pool, and return a function that returns the pool on the CPU.
+
+    The pool contains `surface` points on the surface, the same points with added noise N(0, noise²), and box
+    points. The computation of many distances starts in another process, see `start_signed_distance`.
 
     box_points: the grid vertices, which fill the box evenly. If there are more than box_limit grid vertices,
     a random subset of this size is used. Grid vertices are used because the field is evaluated only at grid
     vertices. After a fit at other points, the error at the grid vertices is 60 times as large, because the
     fine levels of the encoding do not interpolate between points. generator: a CPU generator.
 
-    Raises ValueError if no point is inside the shape, i.e. if the shape lies outside the box or encloses no
-    volume.
+    The function raises ValueError if no point is inside the shape, i.e. if the shape lies outside the box or
+    encloses no volume.
     """
     box = box_points.detach().cpu()
     if len(box) > box_limit:
@@ -260,10 +272,22 @@ def make_fit_pool(
     on = shape.sample_surface(surface, generator)
     near = on + noise * torch.randn(on.shape, generator=generator)
     points = torch.cat([on, near, box])
-    distances = torch.cat([torch.zeros(surface), shape.signed_distance(points[surface:])])
-    if not (distances[2 * surface :] < 0).any():
-        raise ValueError(
-            "the start shape encloses no point of the grid: use a closed base_mesh, a larger "
-            "sdf_init_shape_scale, or a translation_y and translation_z that leave it in the box"
-        )
-    return FitPool(points, distances, surface)
+    signed_distance = shape.start_signed_distance(points[surface:])
+
+    def pool() -> FitPool:
+        distances = torch.cat([torch.zeros(surface), signed_distance()])
+        if not (distances[2 * surface :] < 0).any():
+            raise ValueError(
+                "the start shape encloses no point of the grid: use a closed base_mesh, a larger "
+                "sdf_init_shape_scale, or a translation_y and translation_z that leave it in the box"
+            )
+        return FitPool(points, distances, surface)
+
+    return pool
+
+
+def make_fit_pool(
+    shape: StartShape, box_points: Float[Tensor, "U 3"], generator: torch.Generator, **options
+) -> FitPool:
+    """Return the pool of `start_fit_pool`."""
+    return start_fit_pool(shape, box_points, generator, **options)()

@@ -15,7 +15,7 @@ from geometry.axes import rotated
 from geometry.dmtet import DMTet, cell_size
 from geometry.fixed_mesh import load_fixed_mesh, load_fixed_parts, placement, rotate_mesh
 from geometry.regularisers import surface_loss
-from geometry.start_shape import FitPool, build_start_shape, make_fit_pool
+from geometry.start_shape import FitPool, build_start_shape, start_fit_pool
 from geometry.vertex_surface import VertexSurface
 from render.image_io.hdr import write_hdr
 from render.mesh import Mesh
@@ -63,6 +63,8 @@ class Task:
     function that returns the weighted surface terms of the scene's last mesh and their values, or None if all
     weights are 0. make_optimizer: function that returns the optimizer for a learning rate, or None for AdamW
     on all parameters of the scene. before_last_step: function that starts the processes of the export.
+    prepare_fit: function that starts the computation of the fit's data. It is called before the guidance is
+    built, so both run at the same time.
     """
 
     scene: nn.Module
@@ -75,6 +77,7 @@ class Task:
     regularise: Callable[[Phase], tuple[Tensor, dict[str, Tensor]]] | None = None
     make_optimizer: Callable[[float], torch.optim.Optimizer] | None = None
     before_last_step: Callable[[], None] = lambda: None
+    prepare_fit: Callable[[], object] = lambda: None
 
 
 def build_task(
@@ -173,12 +176,15 @@ def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, in
         mesh = rotate_mesh(mesh, None if rotation is None else rotation.T)
         return prepare_asset(mesh, usd=settings.export_usd)
 
+    # The pool is not built here, because other ranks and runs that resume after the fit do not need it.
+    @cache
+    def prepare_fit() -> Callable[[], FitPool]:
+        generator = step_generator(config.run.seed, 0, 0, FIT_STREAM)
+        return start_fit_pool(shape, surface.v_pos, generator)
+
     @cache
     def pool() -> FitPool:
-        # The pool is built on first use, because ranks other than 0 and runs that resume after the fit do not
-        # need it.
-        generator = step_generator(config.run.seed, 0, 0, FIT_STREAM)
-        return make_fit_pool(shape, surface.v_pos, generator).to(device)
+        return prepare_fit()().to(device)
 
     def fit(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         loss = surface.fit_loss(*pool().draw(generator))
@@ -194,6 +200,7 @@ def build_dmtet(config: Config, device: torch.device, rasteriser: Rasteriser, in
         inputs=inputs,
         regularise=make_regulariser(config, scene),
         before_last_step=start_worker,
+        prepare_fit=prepare_fit,
     )
 
 

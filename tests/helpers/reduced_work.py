@@ -19,8 +19,8 @@ class SmallFitPool:
         return self.pool.draw(generator, surface=500, box=300)
 
 
-def make_small_pool(shape, box_points, generator):
-    return SmallFitPool(make_fit_pool(shape, box_points, generator, surface=5000))
+def start_small_pool(shape, box_points, generator):
+    return lambda: SmallFitPool(make_fit_pool(shape, box_points, generator, surface=5000))
 
 
 def prefilter_with_few_samples(cube, lookups=600_000):
@@ -32,7 +32,7 @@ def reduce_work(set_attribute=setattr):
 
     The tests of the fit and of the prefilter do not use this function, because they choose their own sizes.
     """
-    set_attribute(tasks, "make_fit_pool", make_small_pool)
+    set_attribute(tasks, "start_fit_pool", start_small_pool)
     set_attribute(light, "prefilter", prefilter_with_few_samples)
 
 
