@@ -12,6 +12,8 @@ from render.image_io.atomic import atomic_path
 
 # The last of the 256 colours is transparent. It marks the pixels that a frame does not change.
 TRANSPARENT = 255
+# The first two colours of the palette.
+BLACK, WHITE = 0, 1
 # Repeat the animation forever (the Netscape application extension).
 LOOP = b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"
 # Flags of a frame: it stays when the next frame is drawn, and one colour is transparent.
@@ -37,10 +39,21 @@ def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) ->
         file.write(struct.pack("<6sHHBBB", b"GIF89a", *frames[0].size, 0xF7, 0, 0) + colours + LOOP)
         shown = None
         for frame in frames:
-            pixels = np.asarray(frame.quantize(palette=palette, dither=Image.Dither.NONE))
+            pixels = _indices(frame, palette)
             file.write(_frame(pixels, shown, duration))
             shown = pixels
         file.write(b";")
+
+
+def _indices(frame: Image.Image, palette: Image.Image) -> UInt8[np.ndarray, "H W"]:
+    """Return the index of the nearest colour of the palette for each pixel. Black and white are exact,
+    although Pillow compares rounded colours.
+    """
+    pixels = np.array(frame.quantize(palette=palette, dither=Image.Dither.NONE))
+    red, green, blue = np.asarray(frame).transpose(2, 0, 1)
+    for index, value in ((BLACK, 0), (WHITE, 255)):
+        pixels[(red == value) & (green == value) & (blue == value)] = index
+    return pixels
 
 
 def _frame(pixels: UInt8[np.ndarray, "H W"], shown: UInt8[np.ndarray, "H W"] | None, duration: int) -> bytes:

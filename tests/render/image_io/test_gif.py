@@ -4,7 +4,7 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
-from render.image_io.gif import TRANSPARENT, _shared_palette, write_gif
+from render.image_io.gif import TRANSPARENT, _indices, _shared_palette, write_gif
 
 
 def moving_squares(count: int, height: int, width: int) -> list[np.ndarray]:
@@ -35,7 +35,7 @@ def test_gif_shows_each_frame_in_the_colours_of_the_palette(tmp_path):
     frames = [Image.fromarray(array) for array in arrays]
     write_gif(tmp_path / "a.gif", frames, fps=10)
     palette = _shared_palette(frames)
-    indices = [np.asarray(frame.quantize(palette=palette, dither=Image.Dither.NONE)) for frame in frames]
+    indices = [_indices(frame, palette) for frame in frames]
     assert max(index.max() for index in indices) < TRANSPARENT
     colours = np.array(palette.getpalette(), dtype=np.uint8).reshape(-1, 3)
     with Image.open(tmp_path / "a.gif") as gif:
@@ -45,6 +45,17 @@ def test_gif_shows_each_frame_in_the_colours_of_the_palette(tmp_path):
             assert np.array_equal(np.asarray(gif.convert("RGB")), colours[index])
     _, *others = imageio_ffmpeg.read_frames(tmp_path / "a.gif")
     assert others == [colours[index].tobytes() for index in indices]
+
+
+def test_black_and_white_are_exact(tmp_path):
+    """The palette contains colours near white, which are nearer to the rounded white."""
+    array = np.full((20, 30, 3), 255, np.uint8)
+    array[:, :10] = 0
+    array[10:, 10:] = np.arange(200).reshape(10, 20, 1) % 4 + [250, 251, 250]
+    write_gif(tmp_path / "a.gif", [Image.fromarray(array)])
+    with Image.open(tmp_path / "a.gif") as gif:
+        shown = np.asarray(gif.convert("RGB"))
+    assert np.array_equal(shown[:10], array[:10]) and np.array_equal(shown[:, :10], array[:, :10])
 
 
 def test_single_frame_gif(tmp_path):
