@@ -81,13 +81,15 @@ def _cross_backward(
     The derivatives are ∂f/∂s = −t / (s − t)² and ∂f/∂t = s / (s − t)².
     """
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = edge < count
+    grad_point = load_vec3(grad_output + 3 * edge, edge < count)
+    # Edges without gradient are skipped. The spare rows of a pending mesh are among them. They all refer to
+    # one edge, and many atomic additions to one address are slow.
+    mask = (edge < count) & ((grad_point[0] != 0) | (grad_point[1] != 0) | (grad_point[2] != 0))
     start, end = _edge_ends(ends, edge, mask)
     vertex, s, p, tanh_offset = _end(raw, level, v_pos, vertices, start, reach, mask)
     other, t, q, tanh_offset_other = _end(raw, level, v_pos, vertices, end, reach, mask)
     gap = tl.where(mask, s - t, 1.0)
     fraction = s / gap
-    grad_point = load_vec3(grad_output + 3 * edge, mask)
     along = dot(grad_point, subtract(q, p)) / (gap * gap)
     near, far = scale(grad_point, 1 - fraction), scale(grad_point, fraction)
     _add_gradient(grad, raw, on_wall, vertex, start, -along * t, near, tanh_offset, reach, mask)

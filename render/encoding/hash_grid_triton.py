@@ -188,7 +188,9 @@ def _backward(
         value = cotangent * weight[:, None]
         if RUNS:
             value, _ = tl.associative_scan((value, begins), 0, _sum_of_run)
-        tl.atomic_add(grad_table + row[:, None] * F + feature, value, mask=adds[:, None], sem="relaxed")
+        # Zeros are not added. Hidden vertices and the spare rows of a pending mesh have no gradient.
+        changes = adds & (tl.max((value != 0).to(tl.int32), 1) > 0)
+        tl.atomic_add(grad_table + row[:, None] * F + feature, value, mask=changes[:, None], sem="relaxed")
 
 
 @functools.cache

@@ -84,6 +84,21 @@ def test_gradient_equals_the_reference(runs, ordered, kernel_device):
     assert_close(found, reference.encode_backward(unit, grad, levels))
 
 
+@pytest.mark.parametrize("runs", [False, True])
+def test_gradient_with_zeros_and_nan(runs, kernel_device):
+    """Zeros are skipped, and NaN is not."""
+    _, levels = table_and_levels(kernel_device)
+    unit, grad = points(45, kernel_device), cotangent(45, 10, kernel_device)
+    grad[::2] = 0
+    grad[7, 3] = 0
+    expected = reference.encode_backward(unit, grad, levels)
+    assert_close(hash_grid_triton.encode_backward(unit, grad, levels, runs=runs, block=32), expected)
+    grad[7] = float("nan")
+    found = hash_grid_triton.encode_backward(unit, grad, levels, runs=runs, block=32)
+    assert torch.equal(found.isnan(), reference.encode_backward(unit, grad, levels).isnan())
+    assert found.isnan().any()
+
+
 def test_equal_points_in_one_run(kernel_device):
     """All points lie in the same cell, and they fill more than one block of the kernel."""
     _, levels = table_and_levels(kernel_device)
