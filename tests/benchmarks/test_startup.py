@@ -29,6 +29,18 @@ def test_the_measured_functions_exist():
         assert callable(attrgetter(path)(import_module(module)))
 
 
-def test_table_has_a_row_per_part_and_the_total():
-    lines = table({"import torch": [1.0, 2.0], "light": [0.5, 0.25]}).splitlines()
+def test_table_has_a_row_per_part_and_the_totals():
+    lines = table({"import torch": [1.0, 2.0], "light": [0.5, 0.25]}, [1.25, 2.5]).splitlines()
     assert "| light | 0.50 | 0.25 |" in lines and lines[-1] == "| **whole command** | 1.50 | 2.25 |"
+    assert lines[-2] == "| **command to the first step** | 1.25 | 2.50 |"
+
+
+def test_time_to_the_first_step(monkeypatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr(Clock, "now", staticmethod(lambda: (next(ticks), 0.0)))
+    clock = Clock()
+    for name in ("other", "first step", "other steps"):
+        with clock.part(name):
+            pass
+    # The clock is read once at the start, twice for the first part, twice for the second, and once more.
+    assert clock.first_step == [5, 0]
