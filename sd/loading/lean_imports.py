@@ -196,7 +196,13 @@ class DeferredModule(ModuleType):
             return importlib.import_module(f"{module}.{name}")
         if sys.modules.get(module) is self:
             del sys.modules[module]
-        return getattr(importlib.import_module(module), name)
+        real = importlib.import_module(module)
+        # An import sets a submodule as an attribute of the package that is in sys.modules at that time.
+        for path, submodule in list(sys.modules.items()):
+            package, _, child = path.rpartition(".")
+            if package == module:
+                vars(real).setdefault(child, submodule)
+        return getattr(real, name)
 
     def _has_submodule(self, name: str) -> bool:
         is_package = self.__spec__.submodule_search_locations is not None

@@ -16,7 +16,7 @@ from sd import schedule
 from sd.guidance import Guidance
 from training import signals
 from training.checkpoint import load_latest
-from training.loop import sample_micro_batch
+from training.prefetch import sample_micro_batch
 
 VIEWS = 4
 FEW = {"video_interval": 0, "save_interval": 0, "train_res": [16, 16]}

@@ -120,7 +120,7 @@ def test_deferred_package_runs_at_the_first_use_of_a_name(package):
     assert "name" not in vars(sys.modules[package])
     assert deferred.name == "whole"
     assert sys.modules[package] is not deferred and sys.modules[package].name == "whole"
-    assert sys.modules[f"{package}.part"] is part is deferred.part
+    assert sys.modules[f"{package}.part"] is part is deferred.part is sys.modules[package].part
     with pytest.raises(AttributeError, match="missing"):
         deferred.missing  # noqa: B018
 
