@@ -65,6 +65,9 @@ class LoraDenoiser(nn.Module):
         embedding.
         """
         super().__init__()
+        if torch.distributed.is_available():
+            # peft uses this module without importing it, because an ordinary import of transformers does so.
+            from torch.distributed import tensor  # noqa: F401
         from peft import LoraConfig, inject_adapter_in_model
 
         device = next(unet.parameters()).device

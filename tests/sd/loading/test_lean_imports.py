@@ -46,7 +46,7 @@ before = lean_imports.importlib.metadata.packages_distributions, torch.compiler.
 lean_imports.import_prior_packages()
 result = {{"failed": state()}}
 lean_imports._import_diffusers = real
-prior = StableDiffusion.from_pretrained({MODEL!r}, torch.device("cpu"))
+prior = StableDiffusion.from_pretrained({MODEL!r}, torch.device("cpu"), keep_trainable=True)
 weight = torch.nn.Parameter(torch.ones(2))
 weight.grad = torch.ones(2)
 optimizer = AdamW([weight])
@@ -63,6 +63,7 @@ result["sums"] = sums(prior)
 import diffusers, transformers
 result["scheduler"] = diffusers.LMSDiscreteScheduler.__module__
 result["same"] = transformers.models.clip.CLIPTextModel is type(prior.text_encoder)
+result["lora"] = len(prior.make_lora(1, 0).trained())
 print(json.dumps(result))
 """
 
@@ -94,6 +95,10 @@ def test_prior_equals_that_of_an_ordinary_import(result):
     exec(SUMS, names)
     prior = StableDiffusion.from_pretrained(MODEL, torch.device("cpu"))
     assert result["sums"] == pytest.approx(names["sums"](prior), rel=1e-6)
+
+
+def test_peft_adds_a_lora_after_the_imports(result):
+    assert result["lora"] > 0
 
 
 def test_later_imports_find_the_same_classes(result):
