@@ -182,6 +182,8 @@ def train_loop(
                     fit_step(state, config, task, distributed)
                 else:
                     if state.step > 1 and state.schedule.phase(state.step - 1).fit:
+                        # The first step of score distillation is slow, so the fit's time is measured before.
+                        report_stats(state, distributed)
                         distributed.broadcast_state(task.scene, state.optimizer)
                     train_step(state, config, task, guidance, distributed)
                 if distributed.is_main:

@@ -1,6 +1,7 @@
 """Test that a step renders incomplete images again, and that the host does not wait for the GPU in a step."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from toy_config import TINY
 from configs.schema import parse_config
 from render.mesh_io.write_obj import write_obj
 from render.scene import GeometryScene
+from training import loop
 
 
 def stepped_run(model_folder, folder, **keys) -> SteppedRun:
@@ -78,3 +80,18 @@ def test_host_does_not_wait_for_the_gpu_in_a_step(mode, model_folder, tmp_path, 
             torch.cuda.set_sync_debug_mode("default")
         found = [str(w.message) for w in caught if "synchronizing CUDA operation" in str(w.message)]
         assert not found, (phase.name, found)
+
+
+def test_statistics_of_the_fit_are_reported_before_the_next_phase(tmp_path, monkeypatch):
+    """The first step of score distillation is slow. Its time does not belong to the fit."""
+    shorten_fit(2, monkeypatch.setattr)
+    calls = []
+    for name in ("report_stats", "fit_step", "train_step", "save_checkpoint"):
+        monkeypatch.setattr(loop, name, lambda state, *_, name=name: calls.append((name, state.step)))
+    keys = {"iter": 4, "coarse_iter": 3, "out_dir": str(tmp_path)}
+    config = parse_config({**TINY, **keys}, "test")
+    other_rank = SimpleNamespace(is_main=False, broadcast_state=lambda *_: None)
+    state = loop.TrainState(0, config.phases, optimizer=None, prefetcher=None)
+    loop.train_loop(state, config, SimpleNamespace(scene=None), None, SimpleNamespace(), other_rank)
+    steps = [("fit_step", 1), ("fit_step", 2), ("report_stats", 3), ("train_step", 3), ("train_step", 4)]
+    assert calls == [*steps, ("report_stats", 4), ("save_checkpoint", 4)]
