@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from geometry import dmtet
+from geometry import dmtet, pending_mesh
 from geometry.dmtet import DMTet, GeometryConfig
 from geometry.kernels import marching_tets_triton
-from geometry.marching_tets import EmptySurfaceError, _triangles
+from geometry.marching_tets import EmptySurfaceError, _triangles, compact_topology_torch
 from geometry.pending_mesh import GRANULE, TopologySpace
 from geometry.regularisers import TERMS
 from render.camera import orbit
@@ -25,6 +25,7 @@ def scene(kernel_device, monkeypatch):
 
     monkeypatch.setattr(dmtet, "padded_topology", padded)
     monkeypatch.setattr(dmtet, "topology_kernels_available", lambda device: True)
+    monkeypatch.setattr(pending_mesh, "GRANULE", 8)
     torch.manual_seed(0)
     surface = DMTet(GeometryConfig(dmtet_grid=8, mesh_scale=2.0, hash_n_levels=3, hash_log2_hashmap_size=8))
     with torch.no_grad():
@@ -59,10 +60,12 @@ def test_image_and_gradients_equal_those_of_the_known_mesh(scene):
         assert exact.abs().max() > 0 and torch.allclose(ours, exact, rtol=1e-4, atol=1e-6 * exact.abs().max())
 
 
-def test_mesh_that_outgrows_its_space_is_reported_and_fits_in_the_next_call(scene):
+@pytest.mark.parametrize("shorter", [(0, 1, 2), (0,), (1,), (2,)])
+def test_mesh_that_outgrows_its_space_is_reported_and_fits_in_the_next_call(shorter, scene):
     expected, _ = image_and_gradients(scene, wait=True)
     exact = scene.surface._space.rows
-    scene.surface._space.rows = tuple(row // 30 for row in exact)
+    rows = [row // 30 if number in shorter else row for number, row in enumerate(exact)]
+    scene.surface._space.rows = tuple(rows)
     views = orbit(2, (24, 24))
     assert (scene(views, False) - expected).abs().max() > 0.1 and not scene.is_complete()
     assert scene.surface._space.rows == exact
@@ -70,9 +73,15 @@ def test_mesh_that_outgrows_its_space_is_reported_and_fits_in_the_next_call(scen
 
 
 def test_first_mesh_has_a_known_size(scene):
-    mesh = scene.surface.pending_mesh()
+    surface = scene.surface
+    mesh = surface.pending_mesh()
     assert mesh.lengths is None and mesh.finished() is mesh.mesh
-    assert len(scene.surface.pending_mesh().mesh.faces) > len(mesh.mesh.faces)
+    vertices, ends, faces = compact_topology_torch(
+        surface._everywhere()[1] < 0, surface.tets, surface.edges, surface.tet_edges
+    )
+    lengths = len(ends), len(faces), len(vertices)
+    assert surface._space.rows == tuple((int(1.125 * length) // 8 + 1) * 8 for length in lengths)
+    assert len(surface.pending_mesh().mesh.faces) == surface._space.rows[1] > len(mesh.mesh.faces)
 
 
 def test_empty_surface_raises_when_its_size_is_read(scene):

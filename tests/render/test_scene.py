@@ -150,14 +150,16 @@ def test_prepared_views_give_the_same_image(material, monkeypatch):
     views, other = orbit(2, (SIDE, SIDE)), orbit(3, (SIDE, SIDE), 30.0)
     expected_other, expected, pixels = scene(other), scene(views), scene.visible[1]
     calls = []
-    rasterize = scene_module.rasterize
-    monkeypatch.setattr(scene_module, "rasterize", lambda *given: calls.append(1) or rasterize(*given))
+    for name in ("rasterize", "rasterize_gbuffer"):
+        real = getattr(scene_module, name)
+        monkeypatch.setattr(scene_module, name, lambda *given, real=real: calls.append(real) or real(*given))
     scene.prepare(views)
     assert torch.equal(scene(views), expected) and torch.equal(scene.visible[1], pixels)
-    # Other views do not use the prepared result, and the result is used once.
-    scene.prepare(views)
-    assert torch.equal(scene(other), expected_other)
+    assert len(calls) == 1 and (scene.points.normal is None) == material.bumpy
+    # The result is used once, and not for other views.
     assert torch.equal(scene(views), expected) and len(calls) == 2
+    scene.prepare(views)
+    assert torch.equal(scene(other), expected_other) and len(calls) == 4
 
 
 def test_outline_is_antialiased_on_linear_colours():

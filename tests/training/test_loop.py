@@ -28,9 +28,12 @@ def stepped_run(model_folder, folder, **keys) -> SteppedRun:
 
 def weights_after_two_steps(run: SteppedRun) -> list[torch.Tensor]:
     run.enter(run.task.schedule.phases[-1][1])
+    before = [parameter.detach().clone() for parameter in run.task.scene.parameters()]
     run.step()
     run.step()
-    return [parameter.detach().clone() for parameter in run.task.scene.parameters()]
+    after = [parameter.detach().clone() for parameter in run.task.scene.parameters()]
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    return after
 
 
 @pytest.mark.parametrize("score", ["sds", "vsd"])
