@@ -10,6 +10,7 @@ import torch
 from configs.schema import Config
 from sd.guidance import Guidance
 from sd.loading.control_folder import control_files, load_control_net, resolve_control_net
+from sd.loading.lean_imports import import_prior_packages
 from sd.mixed_guidance import MixedGuidance
 from sd.stable_diffusion import StableDiffusion
 from training.collector import collector_paused
@@ -41,6 +42,7 @@ def build_guidance(
 
 def load_priors(config: Config, device: torch.device, inputs: InputFiles) -> list[StableDiffusion]:
     """Load the prior of sd_model with its ControlNet, and the prior of second_sd_model if this key is set."""
+    import_prior_packages()
     priors = [_load_prior(config, device, inputs, "sd_model")]
     if (control := control_model(config)) is not None:
         folder = resolve_control_net(control)

@@ -7,6 +7,7 @@ if they are installed. This is most of the time from the command to the first st
 During the import, the optional packages are hidden, so diffusers and transformers treat them as not
 installed. Afterwards, all packages can be imported as usual. In this process, however, those features of
 diffusers and transformers that need an optional package remain unavailable, such as diffusers' pipelines.
+The training program calls `import_prior_packages`. Other programs that use a prior import all packages.
 """
 
 import importlib

@@ -14,7 +14,7 @@ from torch import nn
 from sd.loading import ldm_format, mvdream_folder, single_file
 from sd.loading.check_settings import check_parts, check_sizes, warn_without_merges
 from sd.loading.hub import CATEGORIES_FILE, weights_variant
-from sd.loading.lean_imports import import_prior_packages, layers_without_values
+from sd.loading.lean_imports import layers_without_values
 from sd.loading.noise_schedule import NoiseSchedule, load_noise_schedule
 
 # The width of the text embeddings of 2.x.
@@ -51,7 +51,6 @@ def load_parts(path: str, device: torch.device, prediction: str = "auto") -> Par
     """
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     load = _from_folder if Path(path).is_dir() else _from_file
-    import_prior_packages()
     try:
         parts = load(Path(path), dtype, device, None if prediction == "auto" else prediction)
         check_parts(path, parts)

@@ -7,12 +7,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from toy_config import TINY
 
+from configs.schema import parse_config
 from sd.loading import lean_imports
 from sd.stable_diffusion import StableDiffusion
+from training import priors
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = "data/tiny-sd"
@@ -46,6 +50,7 @@ before = lean_imports.importlib.metadata.packages_distributions, torch.compiler.
 lean_imports.import_prior_packages()
 result = {{"failed": state()}}
 lean_imports._import_diffusers = real
+lean_imports.import_prior_packages()
 prior = StableDiffusion.from_pretrained({MODEL!r}, torch.device("cpu"), keep_trainable=True)
 weight = torch.nn.Parameter(torch.ones(2))
 weight.grad = torch.ones(2)
@@ -104,6 +109,17 @@ def test_peft_adds_a_lora_after_the_imports(result):
 def test_later_imports_find_the_same_classes(result):
     assert result["scheduler"] == "diffusers.schedulers.scheduling_lms_discrete"
     assert result["same"]
+
+
+def test_training_imports_the_packages_before_it_loads_priors(monkeypatch):
+    calls = []
+    prior = SimpleNamespace(views=1)
+    monkeypatch.setattr(priors, "import_prior_packages", lambda: calls.append("import"))
+    monkeypatch.setattr(priors, "_load_prior", lambda *_: calls.append("load") or prior)
+    assert priors.load_priors(
+        parse_config({**TINY, "out_dir": "run"}, "test"), torch.device("cpu"), None
+    ) == [prior]
+    assert calls == ["import", "load"]
 
 
 @pytest.fixture
