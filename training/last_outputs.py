@@ -42,10 +42,15 @@ class LastOutputs(SignalRecorder):
         """Close the writers of the training loop on exit instead of at the end of the loop."""
         self._open.push(writers)
 
-    def hold_signals(self) -> None:
-        """Delay signals until the checkpoint is on disk. The training loop calls this at its end."""
+    def hold_signals(self, received: int | None = None) -> None:
+        """Delay signals until the checkpoint is on disk. The training loop calls this at its end.
+
+        received: a signal that arrived too late in the last step to stop the loop. It is sent again.
+        """
         if self._writing is not None:
             super().__enter__()
+            if received is not None:
+                signal.raise_signal(received)
 
     def finish_checkpoint(self) -> None:
         """Wait until the checkpoint is on disk. Raise the error if it could not be written."""

@@ -203,7 +203,7 @@ def train_loop(
             log.close_bar()
             state.last_outputs.close_later(stack.pop_all())
     if state.last_outputs is not None:
-        state.last_outputs.hold_signals()
+        state.last_outputs.hold_signals(state.stop.number)
 
 
 def prefetch_next(state: TrainState, task: Task, micro_batches: range) -> None:

@@ -91,6 +91,23 @@ def test_a_signal_takes_effect_after_the_checkpoint(number):
         signal.signal(number, before)
 
 
+def test_a_signal_of_the_last_step_takes_effect_after_the_checkpoint():
+    proceed, written = threading.Event(), []
+
+    def save() -> None:
+        assert proceed.wait(WAIT_SECONDS)
+        written.append(1)
+
+    with pytest.raises(KeyboardInterrupt), LastOutputs() as last:
+        last.start_checkpoint(save)
+        last.hold_signals(signal.SIGINT)
+        assert not written
+        proceed.set()
+        last.finish_checkpoint()
+        time.sleep(WAIT_SECONDS)
+    assert written == [1]
+
+
 def test_no_file_is_exported_before_the_checkpoint(tmp_path):
     """If the checkpoint cannot be written, the mesh of an earlier export is kept."""
     config = parse_config({"out_dir": str(tmp_path / "out"), "iter": 5, "coarse_iter": 5}, "config")
