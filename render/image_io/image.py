@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
@@ -148,9 +149,8 @@ def write_mp4(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fp
     if first is None:
         raise ValueError(f"{path}: no frames to write")
     count = 0
-    with (
-        atomic_path(path) as temporary,
-        imageio.get_writer(
+    with atomic_path(path) as temporary:
+        writer = imageio.get_writer(
             temporary,
             format="FFMPEG",
             mode="I",
@@ -160,10 +160,12 @@ def write_mp4(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fp
             macro_block_size=1,
             quality=None,
             output_params=["-crf", "18", "-movflags", "+faststart"],
-        ) as writer,
-    ):
-        for frame in chain([first], frames):
-            height, width = frame.shape[:2]
-            writer.append_data(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
-            count += 1
+        )
+        # As a context manager, the writer does not wait for ffmpeg after an error. ffmpeg would then create
+        # the temporary file again.
+        with closing(writer):
+            for frame in chain([first], frames):
+                height, width = frame.shape[:2]
+                writer.append_data(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
+                count += 1
     return count

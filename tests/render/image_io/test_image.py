@@ -1,5 +1,6 @@
 """Test PNG, GIF and MP4 files by reading them with Pillow and imageio."""
 
+import gc
 import io
 import zlib
 
@@ -98,6 +99,21 @@ def test_no_frames_is_an_error_and_keeps_the_old_video(tmp_path):
     with pytest.raises(ValueError, match="no frames"):
         write_mp4(tmp_path / "film.mp4", [])
     assert (tmp_path / "film.mp4").read_bytes() == b"old"
+
+
+def test_an_error_between_frames_leaves_no_file_of_the_video(tmp_path):
+    """ffmpeg must end before the temporary file is removed. Otherwise, it creates the file again."""
+    frames = moving_squares(3, 24, 40)
+
+    def interrupted():
+        yield from frames
+        raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way") as caught:
+        write_mp4(tmp_path / "film.mp4", interrupted())
+    del caught
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):
