@@ -48,13 +48,15 @@ class TensorBoardLog:
         # This import is not at the top of the file, because it is slow and the package is optional.
         from torch.utils.tensorboard import SummaryWriter
 
+        self._folder = Path(out_dir)
         self._writer = SummaryWriter(str(out_dir), purge_step=resumed_step + 1)
 
     def record(self, step: int, phase: Phase, values: Mapping[str, float]) -> None:
         """Write the values of a step."""
         group = "fit" if phase.fit else "distillation"
-        for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+        with naming_errors(self._folder):
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def still(self, step: int, path: Path) -> None:
         """Write a picture file under the tag "stills"."""
@@ -64,7 +66,8 @@ class TensorBoardLog:
         self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with naming_errors(self._folder):
+            self._writer.close()
 
 
 class RunLog:

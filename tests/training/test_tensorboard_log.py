@@ -1,5 +1,6 @@
 """Test the event files with TensorBoard's own reader."""
 
+import errno
 import importlib.util
 
 import numpy as np
@@ -61,6 +62,21 @@ def test_the_name_of_a_run_is_its_folder(tmp_path):
     """In TensorBoard, the name of a run is the folder of its event files, relative to the log folder."""
     write(tmp_path / "mug", 0, 1)
     assert [path.parent for path in tmp_path.rglob("events.out.tfevents*")] == [tmp_path / "mug"]
+
+
+@pytest.mark.parametrize("call", [lambda log: log.close(), lambda log: log.record(1, FIT, {"loss": 1.0})])
+def test_an_error_names_the_folder(tmp_path, monkeypatch, call):
+    pytest.importorskip("tensorboard")
+    log = TensorBoardLog(tmp_path)
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log._writer, "close", full_disk)
+    monkeypatch.setattr(log._writer, "add_scalar", full_disk)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        call(log)
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_a_missing_package_is_one_line(monkeypatch):
