@@ -1,8 +1,8 @@
 """Import diffusers and transformers without the packages that a prior does not use.
 
 `import_prior_packages` imports the classes of a prior. An ordinary import of these classes also imports
-torch's compiler, every model of diffusers, and optional packages such as peft, scipy, scikit-learn and pandas
-if they are installed. This is most of the time from the command to the first step.
+torch's compiler, and optional packages such as peft, scipy, scikit-learn and pandas if they are installed.
+This is most of the time from the command to the first step.
 
 During the import, the optional packages are hidden, so diffusers and transformers treat them as not
 installed. Afterwards, all packages can be imported as usual. In this process, however, those features of
@@ -41,8 +41,6 @@ OPTIONAL_PACKAGES = (
     "torchaudio",
     "torchvision",
 )
-# The packages of diffusers whose __init__ imports every model of the package.
-MODEL_PACKAGES = ("autoencoders", "controlnets", "transformers", "unets")
 # The packages that diffusers' schedulers import, and use only for rare settings. They are not hidden, because
 # diffusers would then not contain some of its schedulers.
 SCHEDULER_PACKAGES = ("scipy.integrate", "scipy.stats")
@@ -78,8 +76,6 @@ def _import_diffusers() -> None:
     with hidden("transformers"), ExitStack() as stack:
         for name in SCHEDULER_PACKAGES:
             stack.enter_context(deferred(name))
-        for name in MODEL_PACKAGES:
-            defer_module(f"diffusers.models.{name}")
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
 
 
