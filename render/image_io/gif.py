@@ -1,7 +1,7 @@
 """Animated GIFs with one palette for all frames."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,17 @@ LOOP = b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"
 KEEP, HAS_TRANSPARENT = 4, 1
 # The bits of a pixel at the start of the LZW compression.
 CODE_SIZE = 8
+# The longest duration of a frame, in units of 10 ms.
+LONGEST = 65535
 
 
 def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) -> None:
     """Write RGB frames of one size as a looping GIF with one palette for all frames.
 
-    A single palette without dithering avoids flicker. Each frame stores only the pixels that change. The mean
-    error of a colour is 1.5 of 255. Only the LZW compression is done by Pillow, because its GIF writer gives
-    each frame its own palette and compares frames in RGBA.
+    A single palette without dithering avoids flicker. Each frame stores only the pixels that change, and
+    consecutive equal frames are stored once with a longer duration. The mean error of a colour is 1.5 of 255.
+    Only the LZW compression is done by Pillow, because its GIF writer gives each frame its own palette and
+    compares frames in RGBA.
     """
     assert frames, "a GIF needs at least one frame"
     palette = _shared_palette(frames)
@@ -38,11 +41,21 @@ def write_gif(path: Path | str, frames: Sequence[Image.Image], fps: int = 25) ->
         # 0xf7: the file has a palette of 256 colours with 8 bits per channel.
         file.write(struct.pack("<6sHHBBB", b"GIF89a", *frames[0].size, 0xF7, 0, 0) + colours + LOOP)
         shown = None
-        for frame in frames:
-            pixels = _indices(frame, palette)
-            file.write(_frame(pixels, shown, duration))
+        for pixels, count in _runs_of_equal(_indices(frame, palette) for frame in frames):
+            file.write(_frame(pixels, shown, min(count * duration, LONGEST)))
             shown = pixels
         file.write(b";")
+
+
+def _runs_of_equal(frames: Iterable[UInt8[np.ndarray, "H W"]]) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield each frame that differs from the frame before, and how often it is repeated."""
+    last, count = None, 0
+    for pixels in frames:
+        if last is not None and not np.array_equal(pixels, last):
+            yield last, count
+            count = 0
+        last, count = pixels, count + 1
+    yield last, count
 
 
 def _indices(frame: Image.Image, palette: Image.Image) -> UInt8[np.ndarray, "H W"]:
@@ -59,16 +72,16 @@ def _indices(frame: Image.Image, palette: Image.Image) -> UInt8[np.ndarray, "H W
 def _frame(pixels: UInt8[np.ndarray, "H W"], shown: UInt8[np.ndarray, "H W"] | None, duration: int) -> bytes:
     """Return a frame: the box around the pixels that differ from the frame that is shown before.
 
-    duration: in units of 10 ms. If no pixel differs, the box is one transparent pixel.
+    shown: the frame before, which differs, or None. duration: in units of 10 ms.
     """
     top, left, flags = 0, 0, KEEP
     if shown is not None:
         flags |= HAS_TRANSPARENT
         changed = pixels != shown
         down, across = changed.any(1).nonzero()[0], changed.any(0).nonzero()[0]
-        top, bottom = (down[0], down[-1] + 1) if len(down) else (0, 1)
-        left, right = (across[0], across[-1] + 1) if len(across) else (0, 1)
-        pixels = np.where(changed, pixels, TRANSPARENT)[top:bottom, left:right].astype(np.uint8)
+        top, left = down[0], across[0]
+        changes = np.where(changed, pixels, TRANSPARENT).astype(np.uint8)
+        pixels = changes[top : down[-1] + 1, left : across[-1] + 1]
     height, width = pixels.shape
     # A graphic control extension with four bytes, and an image descriptor.
     control = struct.pack("<2sBBHBB", b"!\xf9", 4, flags, duration, TRANSPARENT, 0)

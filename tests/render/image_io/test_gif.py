@@ -39,10 +39,14 @@ def test_gif_shows_each_frame_in_the_colours_of_the_palette(tmp_path):
     assert max(index.max() for index in indices) < TRANSPARENT
     colours = np.array(palette.getpalette(), dtype=np.uint8).reshape(-1, 3)
     with Image.open(tmp_path / "a.gif") as gif:
-        assert gif.n_frames == 5 and gif.info["duration"] == 100
-        for k, index in enumerate(indices):
+        # The two equal frames are stored once.
+        assert gif.n_frames == 4
+        for k, (index, duration) in enumerate(
+            zip(np.delete(indices, 3, 0), (100, 100, 200, 100), strict=True)
+        ):
             gif.seek(k)
             assert np.array_equal(np.asarray(gif.convert("RGB")), colours[index])
+            assert gif.info["duration"] == duration
     _, *others = imageio_ffmpeg.read_frames(tmp_path / "a.gif")
     assert others == [colours[index].tobytes() for index in indices]
 

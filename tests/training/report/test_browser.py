@@ -12,6 +12,7 @@ from PIL import Image
 from report_run import NASTY, example_info, write_run
 
 from render.image_io.hdr import write_hdr
+from training.report import model_viewer
 from training.report.run_page import RunState, run_page
 
 SIZE = (1280, 900)
@@ -103,8 +104,11 @@ def test_the_slider_and_the_layers(browser, folder):
     assert no_request_left_and_no_error(browser)
 
 
-def test_a_lighter_copy_is_the_same_size(browser, folder, monkeypatch):
-    monkeypatch.setattr("training.report.model_viewer.AS_IT_IS", 0)
+def test_a_lighter_copy_is_the_same_size(browser, folder, monkeypatch, request):
+    monkeypatch.setattr(model_viewer, "AS_IT_IS", 0)
+    # The embedded model is cached, and its cache does not depend on this limit.
+    model_viewer._embed.cache_clear()
+    request.addfinalizer(model_viewer._embed.cache_clear)
     show(browser, folder, RunState("done", 100), "lighter.html")
     assert "lighter copy" in browser.evaluate("document.body.textContent")
     browser.wait_for(f"{MODEL}.loaded")
