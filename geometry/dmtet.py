@@ -10,19 +10,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from geometry.marching_tets import (
-    check_not_empty,
-    compact_topology,
-    crossing_points,
-    padded_topology,
-    topology_kernels_available,
-)
+from geometry.marching_tets import check_not_empty, compact_topology, crossing_points, padded_topology
 from geometry.pending_mesh import PendingMesh, TopologySpace
 from geometry.sdf_network import SdfNetwork
 from geometry.tet_grid import TetGrid, cells_per_axis, load_tet_grid, make_tet_grid
 from render.async_copy import AsyncCopy
 from render.encoding.hash_grid import HashGrid, PrecomputedEncoding
-from render.kernels.available import triton_available
+from render.kernels.available import triton_available, triton_runs_on
 from render.mesh import Mesh, make_mesh
 
 
@@ -128,7 +122,7 @@ class DMTet(nn.Module):
         The first call waits, because the space for the mesh follows from the size in an earlier call.
         """
         rows = self._space.rows
-        if rows is None or not topology_kernels_available(self.v_pos.device):
+        if rows is None or not triton_runs_on(self.v_pos.device):
             return PendingMesh(self.mesh())
         encoded, everywhere = self._everywhere()
         tables = self.tets, self.edges, self.tet_edges

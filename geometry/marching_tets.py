@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from geometry.tet_grid import TET_EDGES
-from render.kernels.available import triton_works
+from render.kernels.available import triton_runs_on
 
 
 class EmptySurfaceError(ValueError):
@@ -71,11 +71,6 @@ def _corner_numbers(device: torch.device) -> UInt8[Tensor, "4"]:
     return torch.arange(4, dtype=torch.uint8, device=device)
 
 
-def topology_kernels_available(device: torch.device) -> bool:
-    """Return whether the Triton kernels of this module can run on the device."""
-    return device.type == "cuda" and triton_works(device)
-
-
 def compact_topology(
     inside: Bool[Tensor, " V"],
     tets: Int[Tensor, "T 4"],
@@ -87,7 +82,7 @@ def compact_topology(
     The result is (vertices [U], ends [N,2] of each crossed edge as indices into vertices, faces [M,3] as
     indices of crossed edges). All three tensors are int64 and identical on every device.
     """
-    if topology_kernels_available(inside.device):
+    if triton_runs_on(inside.device):
         from geometry.kernels import marching_tets_triton
 
         return marching_tets_triton.topology(inside, tets, edges, tet_edges, _triangles(inside.device))

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from render.encoding.hash_grid import HashGrid, PrecomputedEncoding
-from render.kernels.available import triton_works
+from render.kernels.available import triton_runs_on
 
 
 class SdfNetwork(nn.Module):
@@ -71,8 +71,7 @@ class SdfNetwork(nn.Module):
 
     def _kernels(self, encoded: Float[Tensor, "N W"]) -> ModuleType | None:
         """Return the module with the fused kernels of the MLP, or None if they cannot run."""
-        # The Triton kernels are used only if Triton works on the device.
-        if encoded.device.type != "cuda" or not triton_works(encoded.device):
+        if not triton_runs_on(encoded.device):
             return None
         from geometry.kernels import sdf_network_triton
 

@@ -13,10 +13,12 @@ logger = logging.getLogger(__name__)
 
 def triton_available(*values: Tensor) -> bool:
     """Return whether all tensors are float32 and the first is on a CUDA device on which Triton works."""
-    device = values[0].device
-    if device.type != "cuda" or any(value.dtype != torch.float32 for value in values):
-        return False
-    return triton_works(device)
+    return all(value.dtype == torch.float32 for value in values) and triton_runs_on(values[0].device)
+
+
+def triton_runs_on(device: torch.device) -> bool:
+    """Return whether the device is a CUDA device on which Triton works."""
+    return device.type == "cuda" and triton_works(device)
 
 
 @cache

@@ -24,7 +24,7 @@ def scene(kernel_device, monkeypatch):
         return marching_tets_triton.padded_topology(inside, *tables, _triangles(inside.device), rows)
 
     monkeypatch.setattr(dmtet, "padded_topology", padded)
-    monkeypatch.setattr(dmtet, "topology_kernels_available", lambda device: True)
+    monkeypatch.setattr(dmtet, "triton_runs_on", lambda device: True)
     monkeypatch.setattr(pending_mesh, "GRANULE", 8)
     torch.manual_seed(0)
     surface = DMTet(GeometryConfig(dmtet_grid=8, mesh_scale=2.0, hash_n_levels=3, hash_log2_hashmap_size=8))
