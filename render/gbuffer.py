@@ -60,8 +60,8 @@ class PendingPixels:
 class SurfacePoints(Fragments):
     """The N covered pixels of B images.
 
-    pixel [N]: flat pixel indices over (B, H, W). position [N,3], normal [N,3]
-    (unit, from `shading_normal`, None if not requested) and to_viewer [N,3] (unit) are in world space.
+    pixel [N]: flat pixel indices over (B, H, W). position [N,3], normal [N,3] (unit, from `shading_normal`,
+    None if not requested) and to_viewer [N,3] (unit) are in world space.
     """
 
     pixel: Int[Tensor, " N"]

@@ -3,17 +3,9 @@
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image
+from test_image import moving_squares
 
 from render.image_io.gif import TRANSPARENT, _indices, _shared_palette, write_gif
-
-
-def moving_squares(count: int, height: int, width: int) -> list[np.ndarray]:
-    frames = []
-    for k in range(count):
-        frame = np.full((height, width, 3), 255, np.uint8)
-        frame[4:20, 2 * k : 2 * k + 16] = (200, 40, 10 * k)
-        frames.append(frame)
-    return frames
 
 
 def test_gif_loops_and_keeps_colours(tmp_path):
