@@ -43,6 +43,8 @@ import torch
 
 from configs.cli import load_configs
 from configs.schema import Config
+from render.kernels.available import triton_started
+from sd.loading.lean_imports import import_prior_packages
 from training.collector import collector_paused
 from training.console import describe_error, setup_logging
 from training.distributed import Distributed
@@ -57,11 +59,11 @@ from training.prefetch import make_prefetcher
 from training.preflight import check_config
 from training.priors import build_guidance
 from training.report.report_writer import open_report
-from training.resume import restore_lora, restore_state
+from training.resume import restore_lora, restore_state, trains
 from training.run_log import log_end, log_start
 from training.sweep.run import run_sweep
 from training.sweep.trials import load_sweep
-from training.tasks import build_task
+from training.tasks import build_task, select_device
 from training.time_estimate import CommandProgress, command_progress
 from training.ui.options import ui_options
 
@@ -82,6 +84,11 @@ def run_config(
     with open_report(config, argv, distributed, progress) as report, LastOutputs() as last_outputs:
         log_start(config, progress, report.path)
         with report.timed("set-up"), collector_paused():
+            if trains(config):
+                # The packages are imported now and not when the prior is loaded, because the GPU starts at
+                # the same time.
+                with triton_started(select_device(config.run.device, distributed)):
+                    import_prior_packages()
             task, optimizer, device = build_task(config, distributed)
             step = restore_state(config, task.scene, optimizer, distributed, inputs=task.inputs)
         report.begin(step)

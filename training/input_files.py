@@ -7,6 +7,7 @@ changed.
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from sd.loading.lora import parse_lora
 # In files larger than FULL_BYTES, only SAMPLES samples of SAMPLE_BYTES each are hashed, because a full
 # SHA-256 takes about a second per gigabyte.
 FULL_BYTES, SAMPLE_BYTES, SAMPLES = 256 << 20, 1 << 20, 16
-
-
+# Each part is read and hashed without the interpreter lock. The parts are large, because a thread waits up to
+# 5 ms for the lock.
+READ_BYTES = 16 << 20
 # Key of the fingerprint of a mesh file together with its pictures, material libraries and buffers.
 TEXTURES = "the textures of base_mesh"
 
@@ -42,11 +44,10 @@ class InputFiles:
 
     @contextmanager
     def reading(self, key: str, *paths: Path | str) -> Iterator[None]:
-        """Hash the files of a config key, run the block that reads them, and check for changes.
+        """Hash the files of a config key in a thread during the block that reads them, and check for changes.
 
-        The content is hashed once, before the block. Without paths, only the block is run. Errors of the
-        block are passed on unchanged, because their messages already contain the file
-        (render/read_errors.py).
+        Without paths, only the block is run. Errors of the block are passed on unchanged, because their
+        messages already contain the file (render/read_errors.py).
 
         Raises:
             ValueError: if the size or the modification time of a file changed while it was read.
@@ -56,12 +57,14 @@ class InputFiles:
             yield
             return
         files = _files(paths)
-        before, digest = _sizes_and_times(files), fingerprint(paths)
-        yield
+        before = _sizes_and_times(files)
+        with ThreadPoolExecutor(1, thread_name_prefix="fingerprint") as pool:
+            digest = pool.submit(fingerprint, paths)
+            yield
         if _sizes_and_times(files) != before:
             names = ", ".join(map(str, paths))
             raise ValueError(f"{key} = {names}: a file changed while it was read; run the command again")
-        self.fingerprints[key] = digest
+        self.fingerprints[key] = digest.result()
         self.check()
 
     def expect(self, recorded: Mapping[str, str], out_dir: str) -> None:
@@ -112,7 +115,10 @@ def _update(total: "hashlib._Hash", path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         if size <= FULL_BYTES:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+            whole = hashlib.sha256()
+            while part := file.read(READ_BYTES):
+                whole.update(part)
+            total.update(whole.digest())
             return
         for number in range(SAMPLES):
             file.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1))

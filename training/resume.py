@@ -18,6 +18,7 @@ from training.checkpoint import (
     flatten_optimizer,
     load_latest,
     newest_digest,
+    newest_step,
     restore_optimizer,
     save_checkpoint,
 )
@@ -135,6 +136,11 @@ def latest_checkpoint(config: Config) -> Checkpoint | None:
             f"{checkpoint.step}; add --iter {checkpoint.step} to export it, or choose another --out_dir"
         )
     return checkpoint
+
+
+def trains(config: Config) -> bool:
+    """Return whether the last step has no checkpoint yet, according to the names of the checkpoints."""
+    return (newest_step(checkpoint_folder(config)) or 0) < config.schedule.iter
 
 
 def _option(key: str, value: object) -> str:

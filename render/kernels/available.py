@@ -2,6 +2,10 @@
 
 import importlib
 import logging
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
@@ -38,6 +42,29 @@ def triton_works(device: torch.device) -> bool:
         logger.warning("Triton cannot run (%s); torch's slower kernels are used; pip install triton", reason)
         return False
     return True
+
+
+@contextmanager
+def triton_started(device: torch.device) -> Iterator[None]:
+    """On a CUDA device, run `triton_works` in a thread during the block, so that later calls return at once.
+
+    The first call takes 1 s, because it starts CUDA and because Triton hashes its library of 460 MB. Most of
+    this time is spent without the interpreter lock. The block must not use Triton. An error of the test is
+    raised by the next call of `triton_works`.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    interval = sys.getswitchinterval()
+    # Triton hashes in parts of 1 MB and takes the interpreter lock for each part. With the default of 5 ms,
+    # it would wait for the lock for seconds.
+    sys.setswitchinterval(1e-4)
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="triton") as pool:
+            pool.submit(triton_works, device)
+            yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @cache

@@ -51,7 +51,8 @@ def import_prior_packages() -> None:
 
     Nothing is done if diffusers or transformers has been imported before. If the import fails, for example
     because another version needs a hidden package, the imported modules are removed again, so that the
-    caller's own import statement imports them as usual. Another thread must not import at the same time.
+    caller's own import statement imports them as usual. Another thread must not import one of
+    OPTIONAL_PACKAGES, scipy or torch's compiler at the same time.
     """
     if {"diffusers", "transformers"} & sys.modules.keys():
         return

@@ -1,6 +1,8 @@
 """Test the rules for resuming from a checkpoint."""
 
+import hashlib
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from training.resume import (
     restore_state,
     save_state,
     settings,
+    trains,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +105,49 @@ def test_only_the_process_that_saves_computes_fingerprints(tmp_path, monkeypatch
             pass
         assert inputs.fingerprints == ({"base_mesh": "digest"} if hashes else {})
     assert len(calls) == 1
+
+
+def test_a_file_is_hashed_while_it_is_read(tmp_path, monkeypatch):
+    file, block_runs = tmp_path / "mesh.obj", threading.Event()
+    file.write_text("v 0 0 1\n")
+    monkeypatch.setattr(input_files, "fingerprint", lambda paths: str(block_runs.wait(30)))
+    inputs = InputFiles()
+    with inputs.reading("base_mesh", file):
+        block_runs.set()
+    assert inputs.fingerprints == {"base_mesh": "True"}
+
+
+def test_a_file_that_cannot_be_hashed_is_an_error(tmp_path, monkeypatch):
+    file = tmp_path / "mesh.obj"
+    file.write_text("v 0 0 1\n")
+
+    def fail(paths):
+        raise PermissionError("not readable")
+
+    monkeypatch.setattr(input_files, "fingerprint", fail)
+    with pytest.raises(PermissionError), InputFiles().reading("base_mesh", file):
+        pass
+    # The error of the block names the file, so it takes precedence.
+    with pytest.raises(ValueError, match="mesh.obj"), InputFiles().reading("base_mesh", file):
+        raise ValueError("mesh.obj is damaged")
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 64, 100])
+def test_a_fingerprint_is_a_sha256_over_names_sizes_and_digests(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(input_files, "READ_BYTES", 32)
+    file, content = tmp_path / "weights", bytes(range(size))
+    file.write_bytes(content)
+    expected = hashlib.sha256(f"\0{size}\0".encode() + hashlib.sha256(content).digest())
+    assert fingerprint([file]) == expected.hexdigest()
+
+
+def test_a_run_trains_until_its_last_step_has_a_checkpoint(tmp_path):
+    config = load(GEOMETRY, tmp_path / "out", "--iter", "1200")
+    assert trains(config)
+    save(config, 1199)
+    assert trains(config)
+    save(config, 1200)
+    assert not trains(config)
 
 
 def test_a_fingerprint_covers_every_file_of_a_model(tmp_path):

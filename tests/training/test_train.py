@@ -215,7 +215,9 @@ def test_gradients_of_shared_values_repeat_bit_for_bit_on_several_threads():
     assert all(torch.equal(gradients[0], other) for other in gradients)
 
 
-def test_a_finished_pair_runs_again_and_bakes_at_another_size(pair):
+def test_a_finished_pair_runs_again_and_bakes_at_another_size(pair, monkeypatch):
+    # A prior is not needed, so its packages, whose import takes a second, are not imported.
+    monkeypatch.setattr(train, "import_prior_packages", lambda: pytest.fail("imported"))
     command = ["--config", str(pair / "shape.json"), str(pair / "paint.json"), "--validate", "false"]
     before = (pair / "shape/dmtet_mesh/mesh.obj").read_bytes()
     assert train.main([*command, "--texture_res", "32", "48"]) == 0

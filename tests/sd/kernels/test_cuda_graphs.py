@@ -1,5 +1,9 @@
 """Test CUDA graphs: the results equal those of the eager function, on CUDA and on the CPU."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,10 +11,13 @@ from sd.kernels.cuda_graphs import (
     MAX_SHAPES,
     WARM_UP_CALLS,
     DifferentiableCUDAGraph,
+    GivenGradient,
     GraphCache,
     InferenceCUDAGraph,
 )
 from sd.stable_diffusion import StableDiffusion
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_function_is_called_directly_on_the_cpu():
@@ -127,6 +134,31 @@ def test_gradient_on_the_cpu_is_that_of_the_function():
     x = torch.arange(3.0, requires_grad=True)
     y = DifferentiableCUDAGraph(lambda x: x**2, 100)(x)
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], 2 * x.detach())
+
+
+def test_given_gradient_is_that_of_a_call_with_the_gradient_of_the_output():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, generator=generator, requires_grad=True)
+    gradient = torch.randn(3, 5, generator=generator)
+    y = x @ torch.randn(4, 5, generator=generator)
+    expected = torch.autograd.grad(y, x, gradient, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(GivenGradient.apply(y, gradient), x)[0], expected)
+
+
+def test_the_gradients_of_the_set_up_do_not_import_sympy(kernel_device):
+    program = f"""
+import sys
+import torch
+from sd.kernels.cuda_graphs import GivenGradient
+from sd.kernels.select import self_test, triton_kernels
+
+self_test(triton_kernels(), torch.device({str(kernel_device)!r}))
+x = torch.ones(2, requires_grad=True)
+torch.autograd.grad(GivenGradient.apply(2 * x, torch.ones(2)), x)
+sys.exit("sympy" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 @pytest.mark.gpu
