@@ -1,4 +1,4 @@
-"""Copies of small tensors between host and device that do not block the host."""
+"""Copies of tensors between host and device that do not block the host."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -39,7 +39,7 @@ def _parts(buffer: Tensor, starts: Sequence[int], like: Sequence[Tensor]) -> lis
 
 
 class AsyncCopy:
-    """A small tensor that is copied to the host asynchronously.
+    """A tensor that is copied to the host asynchronously. A tensor on the host is not copied.
 
     `read` does not wait for kernels that were launched after this object was created.
     """

@@ -26,7 +26,7 @@ from render.image_io.hdr import read_latlong, write_hdr
 from render.mesh_io.load import load_mesh
 from training.checkpoint import UnreadableCheckpoint, load_latest
 from training.input_files import InputFiles
-from training.resume import checkpoint_folder, restore_state, save_state
+from training.resume import checkpoint_folder, prepare_checkpoint, restore_state
 
 CASES = [120, pytest.param(2000, marks=pytest.mark.slow)]
 OURS = (ValueError, ConfigError, FileNotFoundError)
@@ -338,7 +338,7 @@ def save_two(config):
     for step in (4, 5):
         scene.weight.sum().backward()
         optimizer.step()
-        save_state(config, scene, optimizer, step, inputs=InputFiles())
+        prepare_checkpoint(config, scene, optimizer, step, inputs=InputFiles())()
 
 
 def changed(state, changes):

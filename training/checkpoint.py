@@ -24,6 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.file_hash import sha256_of_file
+
 logger = logging.getLogger(__name__)
 
 FORMAT, VERSION = "fantasia3d-checkpoint", 1
@@ -140,7 +142,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     for number, entries in state["state"].items():
         for name, value in entries.items():
             assert isinstance(value, Tensor), f"optimizer state {name} is no tensor"
-            tensors[f"{number}.{name}"] = value.detach().cpu()
+            tensors[f"{number}.{name}"] = value.detach()
     return tensors, {"param_groups": state["param_groups"]}
 
 
@@ -289,12 +291,6 @@ def _write_failure(folder: Path, step: int, error: OSError) -> str:
 def _digest(state: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the values, independent of their order and spacing in the file."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode("utf-8")).hexdigest()
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_through(path: Path, content: bytes) -> None:

@@ -17,13 +17,11 @@ from render.mesh_io.load_materials import appearance_files
 from render.shade.light import resolve_map
 from sd.loading.hub import CATEGORIES_FILE, COMPONENTS, resolve_model
 from sd.loading.lora import parse_lora
+from training.file_hash import sha256_of_file
 
 # In files larger than FULL_BYTES, only SAMPLES samples of SAMPLE_BYTES each are hashed, because a full
 # SHA-256 takes about a second per gigabyte.
 FULL_BYTES, SAMPLE_BYTES, SAMPLES = 256 << 20, 1 << 20, 16
-# Each part is read and hashed without the interpreter lock. The parts are large, because a thread waits up to
-# 5 ms for the lock.
-READ_BYTES = 16 << 20
 # Key of the fingerprint of a mesh file together with its pictures, material libraries and buffers.
 TEXTURES = "the textures of base_mesh"
 
@@ -113,13 +111,10 @@ def fingerprint(paths: Sequence[Path | str]) -> str:
 
 def _update(total: "hashlib._Hash", path: Path) -> None:
     size = path.stat().st_size
+    if size <= FULL_BYTES:
+        total.update(bytes.fromhex(sha256_of_file(path)))
+        return
     with path.open("rb") as file:
-        if size <= FULL_BYTES:
-            whole = hashlib.sha256()
-            while part := file.read(READ_BYTES):
-                whole.update(part)
-            total.update(whole.digest())
-            return
         for number in range(SAMPLES):
             file.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1))
             total.update(file.read(SAMPLE_BYTES))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,12 +15,13 @@ from render.camera import Cameras
 from sd.guidance import Guidance, SDSSample
 from sd.schedule import Phase, Schedule
 from training.checkpoint import newest_step
+from training.checkpoint_writer import CheckpointWriter
 from training.distributed import Distributed, optimized_parameters
 from training.last_outputs import LastOutputs
 from training.prefetch import MicroBatch, Prefetcher
 from training.previews import AsyncImageWriter, save_previews, training_video
 from training.report.report_writer import RunReport
-from training.resume import checkpoint_folder, save_state
+from training.resume import checkpoint_folder, prepare_checkpoint
 from training.run_log import open_run_log
 from training.signals import StopRequest
 from training.step_guard import StepGuard
@@ -50,8 +50,9 @@ class PendingStats:
 class TrainState:
     """The state that changes in each step.
 
-    step: the current step; between steps, the last finished step. last_outputs: writer of the checkpoint
-    of the last step. If it is None, this checkpoint is written like the others. on_stats: function that
+    step: the current step; between steps, the last finished step. checkpoints: writer of all checkpoints but
+    the last. last_outputs: writer of the checkpoint of the last step. If it is None, the loop ends after this
+    checkpoint is written. on_stats: function that
     receives step, phase and statistics of each step. pending: the statistics that it has not received yet.
     """
 
@@ -61,6 +62,7 @@ class TrainState:
     prefetcher: Prefetcher[MicroBatch]
     stop: StopRequest = field(default_factory=StopRequest)
     guard: StepGuard = field(default_factory=StepGuard)
+    checkpoints: CheckpointWriter = field(default_factory=CheckpointWriter)
     last_outputs: LastOutputs | None = None
     on_stats: Callable[[int, Phase, Stats], None] = lambda *_: None
     pending: PendingStats | None = None
@@ -171,6 +173,7 @@ def train_loop(
             )
             image_writer = stack.enter_context(AsyncImageWriter(log.still))
             state.on_stats = log.record
+            stack.enter_context(state.checkpoints)
         while state.step < state.schedule.last_step:
             state.step += 1
             phase, new_still = state.phase, False
@@ -187,6 +190,7 @@ def train_loop(
                         distributed.broadcast_state(task.scene, state.optimizer)
                     train_step(state, config, task, guidance, distributed)
                 if distributed.is_main:
+                    state.checkpoints.check()
                     new_still = image_writer.collect()
                     if not phase.fit:
                         save_previews(config, task.scene, video, image_writer, state.step)
@@ -259,7 +263,7 @@ def save_checkpoint(
 ) -> None:
     """Check that the weights are equal on all ranks, then write a checkpoint on rank 0.
 
-    The last checkpoint is written in a thread, unless the run is stopped after its last step.
+    The checkpoint is written in a thread, unless the loop ends.
     """
     phase, last = state.phase, state.step == state.schedule.last_step
     if not phase.fit:
@@ -271,8 +275,9 @@ def save_checkpoint(
         # Raise an error if the surface has vanished, so that the previous checkpoint is kept.
         with vanishing_explained(state, config, distributed):
             task.verify()
-    save = partial(
-        save_state,
+    # Only one copy of the state is kept at a time.
+    state.checkpoints.finish()
+    write = prepare_checkpoint(
         config,
         task.scene,
         state.optimizer,
@@ -281,10 +286,12 @@ def save_checkpoint(
         inputs=task.inputs,
         guidance=guidance,
     )
-    if last and state.last_outputs is not None and not state.stop.requested:
-        state.last_outputs.start_checkpoint(save)
+    if state.stop.requested or (last and state.last_outputs is None):
+        write()
+    elif last:
+        state.last_outputs.start_checkpoint(write)
     else:
-        save()
+        state.checkpoints.start(write)
 
 
 @contextmanager
@@ -293,6 +300,7 @@ def vanishing_explained(state: TrainState, config: Config, distributed: Distribu
     try:
         yield
     except EmptySurfaceError as error:
+        state.checkpoints.finish()
         report_stats(state, distributed)
         kept, folder = newest_step(checkpoint_folder(config)), checkpoint_folder(config)
         left = "" if kept is None else f"the checkpoint of step {kept} is kept in {folder}"

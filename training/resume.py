@@ -3,7 +3,7 @@
 import json
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from configs.schema import Config, section_keys
 from configs.validation import DMTET_ONLY, MESH_SURFACE_ONLY
+from render.async_copy import AsyncCopy
 from render.image_io.atomic import write_text
 from sd.guidance import Guidance
 from training.checkpoint import (
@@ -149,7 +150,7 @@ def _option(key: str, value: object) -> str:
     return f"--{key} {shlex.quote(words)}"
 
 
-def save_state(
+def prepare_checkpoint(
     config: Config,
     scene: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -158,10 +159,11 @@ def save_state(
     *,
     inputs: InputFiles,
     guidance: Guidance | None = None,
-) -> None:
-    """Atomically write a checkpoint with all data on which the next step depends.
+) -> Callable[[], None]:
+    """Copy all data on which the next step depends. Return a function that atomically writes a checkpoint.
 
-    Only one rank may call this.
+    Only one rank may call this. The copy does not wait for the GPU. The function may be called in a thread
+    while the training goes on.
 
     inputs: the files that the run has read. Their fingerprints are saved in the checkpoint. guidance: if the
     guidance uses VSD, its LoRA and the LoRA's optimizer are also saved.
@@ -179,7 +181,18 @@ def save_state(
         tensors, meta["lora_optimizer"] = flatten_optimizer(guidance.lora_optimizer)
         weights |= {f"lora.{name}": value for name, value in guidance.lora.trained().items()}
         moments |= {f"lora_optimizer.{name}": value for name, value in tensors.items()}
-    save_checkpoint(checkpoint_folder(config), step, weights | moments, meta)
+    copies = {name: _copy(value) for name, value in (weights | moments).items()}
+
+    def write() -> None:
+        tensors = {name: copy.read() for name, copy in copies.items()}
+        save_checkpoint(checkpoint_folder(config), step, tensors, meta)
+
+    return write
+
+
+def _copy(tensor: Tensor) -> AsyncCopy:
+    """Start a copy of a tensor, which may change afterwards."""
+    return AsyncCopy(tensor if tensor.is_cuda else tensor.clone())
 
 
 def restore_state(

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from configs.cli import load_configs
-from training import input_files
+from training import file_hash, input_files
 from training.checkpoint import save_checkpoint
 from training.input_files import InputFiles, fingerprint, model_paths
 from training.resume import (
     checkpoint_folder,
     is_exported,
     latest_checkpoint,
+    prepare_checkpoint,
     record_export,
     restore_state,
-    save_state,
     settings,
     trains,
 )
@@ -36,7 +36,7 @@ def load(path, out, *options):
 def save(config, step=1, inputs=None):
     scene = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(scene.parameters())
-    save_state(config, scene, optimizer, step, inputs=inputs or InputFiles())
+    prepare_checkpoint(config, scene, optimizer, step, inputs=inputs or InputFiles())()
 
 
 def restore(config, inputs):
@@ -134,11 +134,36 @@ def test_a_file_that_cannot_be_hashed_is_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 64, 100])
 def test_a_fingerprint_is_a_sha256_over_names_sizes_and_digests(size, tmp_path, monkeypatch):
-    monkeypatch.setattr(input_files, "READ_BYTES", 32)
+    monkeypatch.setattr(file_hash, "PART_BYTES", 32)
     file, content = tmp_path / "weights", bytes(range(size))
     file.write_bytes(content)
     expected = hashlib.sha256(f"\0{size}\0".encode() + hashlib.sha256(content).digest())
     assert fingerprint([file]) == expected.hexdigest()
+
+
+def test_a_checkpoint_contains_the_state_at_the_time_of_its_preparation(kernel_device, tmp_path):
+    config = load(GEOMETRY, tmp_path / "out")
+    scene = torch.nn.Linear(300, 200).to(kernel_device)
+    optimizer = torch.optim.AdamW(scene.parameters(), lr=0.1)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        scene(torch.ones(1, 300, device=kernel_device)).sum().backward()
+        optimizer.step()
+
+    train()
+    weights = {name: value.clone() for name, value in scene.state_dict().items()}
+    moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
+    write = prepare_checkpoint(config, scene, optimizer, 1, inputs=InputFiles())
+    train()
+    write()
+    saved = latest_checkpoint(config).tensors
+    for name, value in weights.items():
+        assert torch.equal(saved[f"scene.{name}"], value.cpu())
+        assert not torch.equal(scene.state_dict()[name], value)
+    for number, moment in enumerate(moments):
+        assert torch.equal(saved[f"optimizer.{number}.exp_avg"], moment.cpu())
+        assert saved[f"optimizer.{number}.step"] == 1
 
 
 def test_a_run_trains_until_its_last_step_has_a_checkpoint(tmp_path):

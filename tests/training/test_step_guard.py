@@ -13,6 +13,7 @@ import train
 from sd.stable_diffusion import StableDiffusion
 from training import checkpoint, loop
 from training.checkpoint import DamagedCheckpoint, load_latest, save_checkpoint
+from training.file_hash import sha256_of_file
 from training.step_guard import MAX_BAD_STEPS, StepGuard
 
 BAD = (float("nan"), float("inf"), -float("inf"))
@@ -87,7 +88,7 @@ def test_non_finite_weights_are_not_saved_and_not_loaded(tmp_path, caplog):
     save_file(tensors, path)
     state = json.loads((tmp_path / "step_000002/state.json").read_text())
     state.pop("sha256")
-    state["tensors"] = {"bytes": path.stat().st_size, "sha256": checkpoint.sha256_of_file(path)}
+    state["tensors"] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
     (tmp_path / "step_000002/state.json").write_text(json.dumps(state))
     with pytest.raises(DamagedCheckpoint, match="a contains NaN or infinity"):
         checkpoint._read(tmp_path / "step_000002", 2)
