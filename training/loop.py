@@ -14,8 +14,8 @@ from render.async_copy import AsyncScalars
 from render.camera import Cameras
 from sd.guidance import Guidance, SDSSample
 from sd.schedule import Phase, Schedule
+from training.background_writer import BackgroundWriter
 from training.checkpoint import newest_step
-from training.checkpoint_writer import CheckpointWriter
 from training.distributed import Distributed, optimized_parameters
 from training.last_outputs import LastOutputs
 from training.prefetch import MicroBatch, Prefetcher
@@ -62,7 +62,7 @@ class TrainState:
     prefetcher: Prefetcher[MicroBatch]
     stop: StopRequest = field(default_factory=StopRequest)
     guard: StepGuard = field(default_factory=StepGuard)
-    checkpoints: CheckpointWriter = field(default_factory=CheckpointWriter)
+    checkpoints: BackgroundWriter = field(default_factory=BackgroundWriter)
     last_outputs: LastOutputs | None = None
     on_stats: Callable[[int, Phase, Stats], None] = lambda *_: None
     pending: PendingStats | None = None
@@ -164,8 +164,7 @@ def train_loop(
     distributed: Distributed,
 ) -> None:
     """Train from step `state.step` + 1 to the schedule's last step."""
-    video = training_video(config, state.step)
-    with ExitStack() as stack, state.stop as stop:
+    with ExitStack() as stack, state.stop as stop, training_video(config, state.step) as video:
         log = image_writer = None
         if distributed.is_main:
             log = stack.enter_context(

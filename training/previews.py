@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +23,13 @@ from torch import Tensor, nn
 
 from configs.run import LATLONG
 from configs.schema import Config
+from render.async_copy import AsyncCopy
 from render.camera import Cameras, look_at_origin, orbit
 from render.image_io.atomic import atomic_path
-from render.image_io.image import as_rgb, grid, to_bytes, write_mp4, write_png
+from render.image_io.image import as_rgb, grid, to_uint8, write_mp4, write_png
 from render.shade.brdf import linear_to_srgb
 from render.shade.cubemap import cube_to_latlong
+from training.background_writer import BackgroundWriter
 from training.numbered_files import numbered_files, warn_on_error
 
 logger = logging.getLogger(__name__)
@@ -144,6 +147,8 @@ class TrainingVideo:
     The camera rotates by one degree per frame. Frames are stored as JPEGs in out_dir/video_frames/, and the
     file name is the step. The view of a frame depends only on its step, so a resumed run continues the
     rotation. Frames after `resumed_step` are deleted. If a frame cannot be written, a warning is logged.
+
+    A frame is compressed and written in a thread. As a context manager, the object finishes it on exit.
     """
 
     def __init__(
@@ -154,6 +159,7 @@ class TrainingVideo:
         self.folder = Path(out_dir) / "video_frames"
         self.interval, self.resolution = interval, resolution
         self._warned: set[Path] = set()
+        self._writer = BackgroundWriter()
         for step, frame in numbered_files(self.folder, ".jpg"):
             if step > resumed_step:
                 with warn_on_error(frame):
@@ -165,7 +171,7 @@ class TrainingVideo:
 
     @torch.no_grad()
     def record(self, render: Render, step: int) -> None:
-        """Render and write the frame of `step`, if one is due."""
+        """Render the frame of `step`, if one is due, and start to write it."""
         if not self.due(step):
             return
         azimuth = torch.tensor([math.radians(step // self.interval % 360)])
@@ -176,9 +182,23 @@ class TrainingVideo:
             self.resolution,
         )
         main = next(iter(render(camera).values()))
+        self._writer.start(partial(self._write, step, AsyncCopy(to_uint8(as_rgb(main)[0]))))
+
+    def _write(self, step: int, frame: AsyncCopy) -> None:
         with warn_on_error(self.folder, self._warned):
             with atomic_path(self.folder / f"{step:06d}.jpg") as temporary:
-                Image.fromarray(to_bytes(as_rgb(main)[0])).save(temporary, format="JPEG", quality=92)
+                Image.fromarray(frame.read().numpy()).save(temporary, format="JPEG", quality=92)
+
+    def __enter__(self) -> "TrainingVideo":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.finish()
 
     def assemble(self, fps: int = 25) -> Path | None:
         """Write the video from the stored frames.

@@ -33,7 +33,12 @@ def encode_normal(normal: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"
 
 def to_bytes(image: Float[Tensor, "*batch H W C"]) -> UInt8[np.ndarray, "*batch H W C"]:
     """Convert values in [0,1] to the nearest integers in 0 … 255."""
-    return image.detach().clamp(0, 1).mul_(255).add_(0.5).to(torch.uint8).cpu().numpy()
+    return to_uint8(image).cpu().numpy()
+
+
+def to_uint8(image: Float[Tensor, "*batch H W C"]) -> UInt8[Tensor, "*batch H W C"]:
+    """Convert values in [0,1] to the nearest integers in 0 … 255 on the device of the image."""
+    return image.detach().clamp(0, 1).mul_(255).add_(0.5).to(torch.uint8)
 
 
 def to_pillow(image: Float[Tensor, "H W C"] | UInt8[np.ndarray, "H W C"]) -> Image.Image:

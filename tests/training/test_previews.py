@@ -128,9 +128,9 @@ def test_a_still_that_cannot_be_written_is_a_warning_and_hides_no_error(tmp_path
 def test_video_of_two_sizes(tmp_path, caplog):
     """Frames with an earlier preview_res are scaled to the new preview_res, and a warning is logged."""
     for first, last, resolution in ((0, 20, (32, 32)), (20, 40, (48, 64))):
-        video = TrainingVideo(tmp_path, 5, resolution, resumed_step=first)
-        for step in range(first + 1, last + 1):
-            video.record(Scene(), step)
+        with TrainingVideo(tmp_path, 5, resolution, resumed_step=first) as video:
+            for step in range(first + 1, last + 1):
+                video.record(Scene(), step)
     video.assemble()
     frames = film_frames(tmp_path / "video_log.mp4")
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 8
@@ -140,9 +140,9 @@ def test_video_of_two_sizes(tmp_path, caplog):
 
 
 def test_a_damaged_frame_is_skipped_by_name(tmp_path, caplog):
-    video = TrainingVideo(tmp_path, 5, (16, 16))
-    for step in range(1, 21):
-        video.record(Scene(), step)
+    with TrainingVideo(tmp_path, 5, (16, 16)) as video:
+        for step in range(1, 21):
+            video.record(Scene(), step)
     (tmp_path / "video_frames" / "000010.jpg").write_bytes(b"\xff\xd8 no picture")
     assert video.assemble() == tmp_path / "video_log.mp4"
     assert len(film_frames(tmp_path / "video_log.mp4")) == 3
@@ -152,9 +152,9 @@ def test_a_damaged_frame_is_skipped_by_name(tmp_path, caplog):
 def test_foreign_name_in_stills_or_video(tmp_path):
     """The video, the report and the overview ignore files whose names are not numbers."""
     frames, stills = tmp_path / "video_frames", tmp_path / "stills"
-    video = TrainingVideo(tmp_path, 5, (16, 16))
-    for step in range(1, 21):
-        video.record(Scene(), step)
+    with TrainingVideo(tmp_path, 5, (16, 16)) as video:
+        for step in range(1, 21):
+            video.record(Scene(), step)
     stills.mkdir()
     for step in (5, 10):
         take_stills(Scene(), (16, 20)).write(stills / f"{step:06d}.png")
@@ -233,9 +233,10 @@ def test_batches_are_the_same_views():
 
 
 def test_the_video_has_a_frame_every_interval_turned_by_one_degree(tmp_path):
-    scene, video = Scene(), TrainingVideo(tmp_path, 5, (16, 16))
-    for step in range(1, 52):
-        video.record(scene, step)
+    scene = Scene()
+    with TrainingVideo(tmp_path, 5, (16, 16)) as video:
+        for step in range(1, 52):
+            video.record(scene, step)
     assert video.assemble() == tmp_path / "video_log.mp4"
     assert scene.batches == [1] * 10 and max(abs(e - 20) for e in scene.elevation) < 1e-3
     assert len(film_frames(tmp_path / "video_log.mp4")) == 10
@@ -251,13 +252,39 @@ def test_the_video_has_a_frame_every_interval_turned_by_one_degree(tmp_path):
     assert azimuths == pytest.approx([1, 2, 0, 5], abs=1e-3)
 
 
+def test_a_frame_is_written_in_a_thread_and_shows_the_scene_at_its_step(tmp_path, monkeypatch):
+    proceed, begun, grey = threading.Event(), [], torch.zeros(1, 16, 16, 3)
+    save = Image.Image.save
+
+    def slow(*arguments, **keywords):
+        begun.append(proceed.wait(30))
+        save(*arguments, **keywords)
+
+    monkeypatch.setattr(Image.Image, "save", slow)
+    with TrainingVideo(tmp_path, 5, (16, 16)) as video:
+        video.record(lambda _: {"shaded": grey}, 5)
+        grey.fill_(1)
+        assert not (tmp_path / "video_frames/000005.jpg").exists()
+        proceed.set()
+    assert begun == [True]
+    assert np.asarray(Image.open(tmp_path / "video_frames/000005.jpg")).max() == 0
+
+
+def test_a_frame_that_cannot_be_written_is_one_warning(tmp_path, caplog):
+    (tmp_path / "video_frames").write_text("a file instead of a folder")
+    with TrainingVideo(tmp_path, 5, (16, 16)) as video:
+        for step in (5, 10, 15):
+            video.record(Scene(), step)
+    assert len(caplog.messages) == 1 and "video_frames is not written" in caplog.text
+
+
 def test_a_resumed_video_equals_an_uninterrupted_one(tmp_path):
     scene = Scene()
     for folder, runs in (("whole", [(0, 60)]), ("resumed", [(0, 43), (30, 60)])):
         for first, last in runs:
-            video = TrainingVideo(tmp_path / folder, 5, (16, 16), resumed_step=first)
-            for step in range(first + 1, last + 1):
-                video.record(scene, step)
+            with TrainingVideo(tmp_path / folder, 5, (16, 16), resumed_step=first) as video:
+                for step in range(first + 1, last + 1):
+                    video.record(scene, step)
     names = [
         sorted(path.name for path in (tmp_path / folder / "video_frames").iterdir())
         for folder in ("whole", "resumed")

@@ -1,4 +1,4 @@
-"""Writing of checkpoints in a thread while the training goes on."""
+"""Writing of checkpoints and video frames in a thread while the training goes on."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,34 +6,34 @@ from types import TracebackType
 from typing import Self
 
 
-class CheckpointWriter:
-    """A context manager that writes one checkpoint at a time in a thread.
+class BackgroundWriter:
+    """A context manager that calls one function at a time in a thread.
 
-    An error of the thread is raised once, by the next call of any method. On exit, the checkpoint is
-    finished. If it could not be written, that error replaces an error of the block.
+    An error of the function is raised once, by the next call of any method. On exit, the function is
+    finished. Its error replaces an error of the block.
     """
 
     def __init__(self) -> None:
         self._writing: Future[object] | None = None
 
     def start(self, write: Callable[[], object]) -> None:
-        """Wait for the previous checkpoint, then call `write` in a thread.
+        """Wait for the previous function, then call `write` in a thread.
 
         `write` must not read tensors that the training changes.
         """
         self.finish()
-        pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._writing = pool.submit(write)
-        # The thread ends after the checkpoint.
+        # The thread ends after the function.
         pool.shutdown(wait=False)
 
     def check(self) -> None:
-        """Raise the error of the thread if there is one. Do not wait."""
+        """Raise the error of the function if there is one. Do not wait."""
         if self._writing is not None and self._writing.done():
             self.finish()
 
     def finish(self) -> None:
-        """Wait until the checkpoint is on disk."""
+        """Wait until the function has ended."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()

@@ -1,10 +1,10 @@
-"""Test that checkpoints are written while the training goes on, and that no error is lost."""
+"""Test that files are written while the training goes on, and that no error is lost."""
 
 import threading
 
 import pytest
 
-from training.checkpoint_writer import CheckpointWriter
+from training.background_writer import BackgroundWriter
 
 WAIT_SECONDS = 30
 
@@ -13,14 +13,14 @@ def full_disk() -> None:
     raise OSError("the disk is full")
 
 
-def test_the_next_checkpoint_and_the_end_wait_for_the_one_that_is_being_written():
+def test_the_next_file_and_the_end_wait_for_the_one_that_is_being_written():
     proceed, events = threading.Event(), []
 
     def slow() -> None:
         assert proceed.wait(WAIT_SECONDS)
         events.append("first")
 
-    with CheckpointWriter() as writer:
+    with BackgroundWriter() as writer:
         writer.start(slow)
         writer.check()
         assert events == []
@@ -32,7 +32,7 @@ def test_the_next_checkpoint_and_the_end_wait_for_the_one_that_is_being_written(
 
 @pytest.mark.parametrize("method", ["check", "finish", "start", "__exit__"])
 def test_an_error_is_raised_once_by_the_next_call(method):
-    writer, failed = CheckpointWriter(), threading.Event()
+    writer, failed = BackgroundWriter(), threading.Event()
 
     def fail() -> None:
         failed.set()
@@ -54,10 +54,10 @@ def test_an_error_is_raised_once_by_the_next_call(method):
     writer.finish()
 
 
-def test_an_error_of_the_checkpoint_replaces_an_error_of_the_block():
-    with pytest.raises(OSError, match="the disk is full"), CheckpointWriter() as writer:
+def test_an_error_of_the_writer_replaces_an_error_of_the_block():
+    with pytest.raises(OSError, match="the disk is full"), BackgroundWriter() as writer:
         writer.start(full_disk)
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError), CheckpointWriter() as writer:
+    with pytest.raises(ZeroDivisionError), BackgroundWriter() as writer:
         writer.start(lambda: None)
         raise ZeroDivisionError
