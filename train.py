@@ -59,7 +59,7 @@ from training.prefetch import make_prefetcher
 from training.preflight import check_config
 from training.priors import build_guidance
 from training.report.report_writer import open_report
-from training.resume import restore_lora, restore_state, trains
+from training.resume import has_steps_left, restore_lora, restore_state
 from training.run_log import log_end, log_start
 from training.sweep.run import run_sweep
 from training.sweep.trials import load_sweep
@@ -84,7 +84,7 @@ def run_config(
     with open_report(config, argv, distributed, progress) as report, LastOutputs() as last_outputs:
         log_start(config, progress, report.path)
         with report.timed("set-up"), collector_paused():
-            if trains(config):
+            if has_steps_left(config):
                 # The packages are imported now and not when the prior is loaded, because the GPU starts at
                 # the same time.
                 with triton_started(select_device(config.run.device, distributed)):

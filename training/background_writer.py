@@ -1,4 +1,4 @@
-"""Writing of checkpoints and video frames in a thread while the training goes on."""
+"""Writing of checkpoints, stills and video frames in a thread while the training goes on."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +16,11 @@ class BackgroundWriter:
     def __init__(self) -> None:
         self._writing: Future[object] | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether the function is still running."""
+        return self._writing is not None and not self._writing.done()
+
     def start(self, write: Callable[[], object]) -> None:
         """Wait for the previous function, then call `write` in a thread.
 
@@ -28,8 +33,8 @@ class BackgroundWriter:
         pool.shutdown(wait=False)
 
     def check(self) -> None:
-        """Raise the error of the function if there is one. Do not wait."""
-        if self._writing is not None and self._writing.done():
+        """Raise the error of the function if it has ended with one. Do not wait."""
+        if not self.busy:
             self.finish()
 
     def finish(self) -> None:

@@ -202,16 +202,29 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the tensors directly to disk. Serialising to memory first would take three times as long."""
-    # Copy the tensors, because safetensors rejects tensors that share storage or are not contiguous.
-    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     try:
-        save_file(copies, path)
+        save_file(_unshared(tensors), path)
     except SafetensorError as error:
         # safetensors has no exception type for disk errors, so the error number is read from the message.
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors on the CPU and contiguous.
+
+    A tensor that shares its storage with an earlier one is copied, because safetensors rejects it.
+    """
+    result, storages = {}, set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        if value.untyped_storage().data_ptr() in storages:
+            value = value.clone()
+        storages.add(value.untyped_storage().data_ptr())
+        result[name] = value
+    return result
 
 
 def _read(folder: Path, step: int) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""SHA-256 of a file, computed by a thread next to a training loop."""
+"""SHA-256 of a file. The interpreter lock is hardly used, so other threads can work at the same time."""
 
 import hashlib
 from pathlib import Path

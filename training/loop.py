@@ -50,10 +50,10 @@ class PendingStats:
 class TrainState:
     """The state that changes in each step.
 
-    step: the current step; between steps, the last finished step. checkpoints: writer of all checkpoints but
-    the last. last_outputs: writer of the checkpoint of the last step. If it is None, the loop ends after this
-    checkpoint is written. on_stats: function that
-    receives step, phase and statistics of each step. pending: the statistics that it has not received yet.
+    step: the current step; between steps, the last finished step. checkpoints: writer of the checkpoints that
+    are followed by other steps. last_outputs: writer of the checkpoint of the last step. If it is None, the
+    loop writes this checkpoint itself. on_stats: function that receives step, phase and statistics of each
+    step. pending: the statistics that it has not received yet.
     """
 
     step: int
@@ -164,7 +164,9 @@ def train_loop(
     distributed: Distributed,
 ) -> None:
     """Train from step `state.step` + 1 to the schedule's last step."""
-    with ExitStack() as stack, state.stop as stop, training_video(config, state.step) as video:
+    # A signal must not end the process while a checkpoint is being written, so `stop` is left last.
+    video = training_video(config, state.step)
+    with ExitStack() as stack, state.stop as stop, state.checkpoints, video:
         log = image_writer = None
         if distributed.is_main:
             log = stack.enter_context(
@@ -172,7 +174,6 @@ def train_loop(
             )
             image_writer = stack.enter_context(AsyncImageWriter(log.still))
             state.on_stats = log.record
-            stack.enter_context(state.checkpoints)
         while state.step < state.schedule.last_step:
             state.step += 1
             phase, new_still = state.phase, False
@@ -197,6 +198,8 @@ def train_loop(
             due = bool(interval) and state.step % interval == 0
             if due or last or stop.requested:
                 report_stats(state, distributed)
+                # A resumed run does not record the frames up to its checkpoint again.
+                video.finish()
                 save_checkpoint(state, config, task, guidance, distributed)
             report.step = state.step
             if (due or new_still) and not last:
@@ -262,7 +265,7 @@ def save_checkpoint(
 ) -> None:
     """Check that the weights are equal on all ranks, then write a checkpoint on rank 0.
 
-    The checkpoint is written in a thread, unless the loop ends.
+    The checkpoint is written in a thread, unless the run stops or has no `last_outputs`.
     """
     phase, last = state.phase, state.step == state.schedule.last_step
     if not phase.fit:
@@ -274,7 +277,7 @@ def save_checkpoint(
         # Raise an error if the surface has vanished, so that the previous checkpoint is kept.
         with vanishing_explained(state, config, distributed):
             task.verify()
-    # Only one copy of the state is kept at a time.
+    # There is at most one copy of the state.
     state.checkpoints.finish()
     write = prepare_checkpoint(
         config,

@@ -8,7 +8,6 @@ shown in the videos. If a picture or video cannot be written, a warning is logge
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -85,18 +84,19 @@ class AsyncImageWriter:
 
     def __init__(self, written: Callable[[int, Path], None]) -> None:
         self._written = written
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="image-writer")
-        self._latest: tuple[int, Path, Future] | None = None
+        self._writer = BackgroundWriter()
+        self._latest: tuple[int, Path] | None = None
         self._warned: set[Path] = set()
 
     def submit(self, step: int, path: Path, stills: Stills) -> None:
         """Wait until the previous stills are written, then start to write those of `step`."""
         self.finish()
-        self._latest = step, path, self._pool.submit(stills.write, path)
+        self._latest = step, path
+        self._writer.start(partial(stills.write, path))
 
     def collect(self) -> bool:
         """If the latest still is written by now, call `written` and return True, otherwise return False."""
-        if self._latest is None or not self._latest[2].done():
+        if self._latest is None or self._writer.busy:
             return False
         self.finish()
         return True
@@ -105,9 +105,9 @@ class AsyncImageWriter:
         """Wait until the latest still is written, and call `written`."""
         if self._latest is None:
             return
-        (step, path, task), self._latest = self._latest, None
+        (step, path), self._latest = self._latest, None
         with warn_on_error(path, self._warned):
-            task.result()
+            self._writer.finish()
             self._written(step, path)
 
     def __enter__(self) -> "AsyncImageWriter":
@@ -120,7 +120,6 @@ class AsyncImageWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.finish()
-        self._pool.shutdown()
 
 
 def _latlong_row(
@@ -198,6 +197,10 @@ class TrainingVideo:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait until the latest frame is written."""
         self._writer.finish()
 
     def assemble(self, fps: int = 25) -> Path | None:

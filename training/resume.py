@@ -139,8 +139,11 @@ def latest_checkpoint(config: Config) -> Checkpoint | None:
     return checkpoint
 
 
-def trains(config: Config) -> bool:
-    """Return whether the last step has no checkpoint yet, according to the names of the checkpoints."""
+def has_steps_left(config: Config) -> bool:
+    """Return whether the last step has no checkpoint yet, according to the names of the checkpoints.
+
+    A rank that cannot see the folder of rank 0 returns True.
+    """
     return (newest_step(checkpoint_folder(config)) or 0) < config.schedule.iter
 
 

@@ -85,6 +85,9 @@ def build_task(
 ) -> tuple[Task, torch.optim.Optimizer, torch.device]:
     """Return the task of a config, its optimizer and its device."""
     device = select_device(config.run.device, distributed)
+    if device.type == "cuda":
+        # Triton launches kernels on the current device.
+        torch.cuda.set_device(device.index or 0)
     set_deterministic(device)
     rasteriser = choose_rasteriser(device, config.run.rasteriser)
     inputs = InputFiles(hashes=distributed.is_main)

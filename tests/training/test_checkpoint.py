@@ -30,6 +30,16 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
     return {"table": table, "alias": table, "turned": table.T, "counter": counter, "half": table[0].half()}
 
 
+def test_only_tensors_that_share_memory_or_are_not_contiguous_are_copied():
+    """The state is already a copy, so a second copy of all tensors would only need memory."""
+    state = tensors(0)
+    result = checkpoint_module._unshared(state)
+    same = {name for name in state if result[name].data_ptr() == state[name].data_ptr()}
+    assert same == {"table", "counter", "half"}
+    assert len({value.data_ptr() for value in result.values()}) == len(result)
+    assert all(torch.equal(result[name], value) for name, value in state.items())
+
+
 def test_saved_state_is_restored_bit_for_bit(tmp_path):
     meta = {"loss": 0.1 + 0.2, "phase": "coarse", "list": [1, None, True]}
     path = save_checkpoint(tmp_path, 123, tensors(0), meta)

@@ -21,7 +21,7 @@ from sd.schedule import geometry_schedule
 from training import export, turntable
 from training.input_files import InputFiles
 from training.last_outputs import LastOutputs
-from training.previews import AsyncImageWriter, TrainingVideo, take_stills
+from training.previews import AsyncImageWriter, Stills, TrainingVideo, take_stills
 from training.report.index_page import Stage, thumbnail
 from training.report.media import slider, stills_up_to
 from training.report.report_writer import RunReport
@@ -90,7 +90,7 @@ def test_stills_show_the_panels_azimuths_for_in_their_order(tmp_path):
     assert every.picture.shape == (4 * 16, 4 * 20, 3) and every.rows == ("shaded", "kd", "ks", "mask")
 
 
-def test_written_stills_are_reported_in_the_calling_thread(tmp_path):
+def test_written_stills_are_reported_in_the_calling_thread(tmp_path, monkeypatch):
     stills = take_stills(Scene(), (16, 20))
     reported = []
 
@@ -104,9 +104,13 @@ def test_written_stills_are_reported_in_the_calling_thread(tmp_path):
         assert [step for step, *_ in reported] == [10]
     here = threading.current_thread().name
     assert reported == [(10, "10.png", "shaded,mask", here), (20, "20.png", "shaded,mask", here)]
+    proceed, write = threading.Event(), Stills.write
+    monkeypatch.setattr(Stills, "write", lambda self, path: proceed.wait(30) and write(self, path))
     with AsyncImageWriter(written) as writer:
         assert not writer.collect()
         writer.submit(30, tmp_path / "30.png", stills)
+        assert not writer.collect() and reported[-1][0] == 20
+        proceed.set()
         until = time.monotonic() + 30
         while not writer.collect():
             assert time.monotonic() < until

@@ -15,13 +15,13 @@ from training.checkpoint import save_checkpoint
 from training.input_files import InputFiles, fingerprint, model_paths
 from training.resume import (
     checkpoint_folder,
+    has_steps_left,
     is_exported,
     latest_checkpoint,
     prepare_checkpoint,
     record_export,
     restore_state,
     settings,
-    trains,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -168,11 +168,11 @@ def test_a_checkpoint_contains_the_state_at_the_time_of_its_preparation(kernel_d
 
 def test_a_run_trains_until_its_last_step_has_a_checkpoint(tmp_path):
     config = load(GEOMETRY, tmp_path / "out", "--iter", "1200")
-    assert trains(config)
+    assert has_steps_left(config)
     save(config, 1199)
-    assert trains(config)
+    assert has_steps_left(config)
     save(config, 1200)
-    assert not trains(config)
+    assert not has_steps_left(config)
 
 
 def test_a_fingerprint_covers_every_file_of_a_model(tmp_path):

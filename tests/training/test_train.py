@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -326,6 +327,32 @@ def test_an_error_waits_for_the_checkpoint_that_is_being_written(
     monkeypatch.setattr(loop, "train_step", exhausting)
     message = refused(["--config", config], capsys, caplog)
     assert "out of memory" in message and f"the checkpoint of step {FIT + 1} is kept" in message
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_an_error_does_not_end_the_checkpoint_that_is_being_written(
+    number, model_folder, tmp_path, capsys, caplog, monkeypatch
+):
+    config = geometry(tmp_path, model_folder, checkpoint_interval=FIT + 1)
+    write, step, failed = resume.save_checkpoint, loop.train_step, threading.Event()
+
+    def slow(*arguments):
+        assert failed.wait(60)
+        time.sleep(0.2)
+        os.kill(os.getpid(), number)
+        time.sleep(0.2)
+        write(*arguments)
+
+    def failing(state, *rest):
+        if state.step == FIT + 2:
+            failed.set()
+            raise ValueError("the cause")
+        step(state, *rest)
+
+    monkeypatch.setattr(resume, "save_checkpoint", slow)
+    monkeypatch.setattr(loop, "train_step", failing)
+    assert "the cause" in refused(["--config", config], capsys, caplog)
+    assert load_latest(tmp_path / "shape/checkpoints").step == FIT + 1
 
 
 def test_a_full_disk_ends_the_run_before_the_next_checkpoint(

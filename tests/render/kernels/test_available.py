@@ -1,13 +1,17 @@
 """Test the selection of the Triton kernels."""
 
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from render.kernels import available, probe_triton
 from render.kernels.available import numba_module, triton_available, triton_started, triton_works
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_probe_kernel_runs(kernel_device):
@@ -26,6 +30,22 @@ def test_cpu_and_half_precision_tensors_are_not_supported(monkeypatch):
     meta = torch.zeros(2)
     assert not triton_available(meta)
     assert not triton_available(meta, meta.half())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_triton_starts_on_the_second_gpu_and_runs_there():
+    program = """
+import torch
+from render.kernels.available import triton_started, triton_works
+
+with triton_started(torch.device("cuda", 1)):
+    pass
+print(triton_works.cache_info().currsize, triton_works(torch.device("cuda", 1)))
+print(torch.cuda.memory_reserved(0), torch.arange(3, device="cuda:1").sum().item())
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (run.stdout.split(), run.stderr) == (["1", "True", "0", "3"], "")
 
 
 def test_triton_starts_in_a_thread_during_the_block(monkeypatch):
