@@ -1,12 +1,22 @@
 """Writing of checkpoints, stills and video frames in a thread while the training goes on."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Self
+from contextlib import AbstractContextManager
 
 
-class BackgroundWriter:
+class FinishedOnExit(AbstractContextManager):
+    """A context manager that calls its `finish` on exit."""
+
+    @abstractmethod
+    def finish(self) -> None: ...
+
+    def __exit__(self, *exception: object) -> None:
+        self.finish()
+
+
+class BackgroundWriter(FinishedOnExit):
     """A context manager that calls one function at a time in a thread.
 
     An error of the function is raised once, by the next call of any method. On exit, the function is
@@ -42,11 +52,3 @@ class BackgroundWriter:
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.finish()

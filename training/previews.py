@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from render.image_io.atomic import atomic_path
 from render.image_io.image import as_rgb, grid, to_uint8, write_mp4, write_png
 from render.shade.brdf import linear_to_srgb
 from render.shade.cubemap import cube_to_latlong
-from training.background_writer import BackgroundWriter
+from training.background_writer import BackgroundWriter, FinishedOnExit
 from training.numbered_files import numbered_files, warn_on_error
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ def take_stills(
     return Stills(grid(list(rows.values()), columns=1), tuple(rows))
 
 
-class AsyncImageWriter:
+class AsyncImageWriter(FinishedOnExit):
     """A context manager that writes stills in a thread, because PNG compression takes as long as many steps.
 
     written: function that is called with (step, path) in the caller's thread after each still is on disk. If
@@ -110,17 +109,6 @@ class AsyncImageWriter:
             self._writer.finish()
             self._written(step, path)
 
-    def __enter__(self) -> "AsyncImageWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.finish()
-
 
 def _latlong_row(
     environment: Float[Tensor, "6 R R 3"], resolution: tuple[int, int]
@@ -140,7 +128,7 @@ def _latlong_row(
     return row
 
 
-class TrainingVideo:
+class TrainingVideo(FinishedOnExit):
     """The training video, out_dir/video_log.mp4. It has a frame every `interval` steps.
 
     The camera rotates by one degree per frame. Frames are stored as JPEGs in out_dir/video_frames/, and the
@@ -187,17 +175,6 @@ class TrainingVideo:
         with warn_on_error(self.folder, self._warned):
             with atomic_path(self.folder / f"{step:06d}.jpg") as temporary:
                 Image.fromarray(frame.read().numpy()).save(temporary, format="JPEG", quality=92)
-
-    def __enter__(self) -> "TrainingVideo":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.finish()
 
     def finish(self) -> None:
         """Wait until the latest frame is written."""

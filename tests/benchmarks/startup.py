@@ -36,7 +36,7 @@ PARTS = {
     "mesh that is painted": ["training.tasks:load_fixed_parts", "training.tasks:prepare_uv"],
     "light": ["training.tasks:load_environment", "render.shade.light:prefilter"],
     "other set-up": ["train:build_task", "train:restore_state"],
-    "import the prior's packages": ["training.priors:import_prior_packages"],
+    "import the prior's packages": ["train:import_prior_packages", "training.priors:import_prior_packages"],
     "weights of the prior": ["sd.stable_diffusion:load_parts"],
     "kernels of the prior": ["sd.stable_diffusion:choose_kernels"],
     "prompts": ["sd.stable_diffusion:StableDiffusion.embed"],
